@@ -1,0 +1,41 @@
+# `make demo` and `make test` set everything up by themselves; see `make help`.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+VENV := .venv
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export DVC_NO_ANALYTICS := 1
+export DAGSTER_HOME ?= $(CURDIR)/.dagster
+export DAGSTER_DISABLE_TELEMETRY := 1
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test test-slow check dev bench
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP) ## install everything into .venv, pinned by constraints.txt
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed and none was found on PATH; install one, or call make PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { echo "Python's venv module is missing; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## the main job: phantom, shards, pretraining, evidence, report
+	@python -m ace config check && dvc repro && python -m ace summary
+
+test: $(STAMP) ## the tests (everything not marked slow)
+	@python -m pytest
+
+test-slow: $(STAMP) ## the slow tests
+	@python -m pytest -m 'slow and not gpu'
+
+check: $(STAMP) ## ruff, mypy --strict, import-linter
+	@ruff check . && ruff format --check . && mypy && lint-imports
+
+dev: $(STAMP) ## Dagster on http://127.0.0.1:3000
+	@mkdir -p "$(DAGSTER_HOME)" && cp -n pipelines/dagster.yaml "$(DAGSTER_HOME)/dagster.yaml"; dagster dev --host 127.0.0.1 --port 3000
+
+bench: $(STAMP) ## the benchmarks; each prints one JSON object as its last line
+	@for script in benchmarks/[a-z]*.py; do python $$script || exit 1; done

@@ -1,0 +1,1 @@
+"""What is learned: Anatomically Consistent Embeddings (ACE) in composition and decomposition."""

@@ -1,0 +1,113 @@
+"""`python -m ace`: pretrain an encoder, measure what it learned, write the report, choose a configuration."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from shards.cli import add_params_options, run_command, values_of
+
+SHARDS, MODEL, EVIDENCE = Path("data/shards"), Path("models/ace"), Path("data/evidence")
+PROPERTIES, TRAINING, REPORT = Path("metrics/properties.json"), Path("metrics/pretrain"), Path("reports/report.html")
+
+
+def pretrain(arguments: argparse.Namespace) -> None:
+    """Train student and EMA teacher on the shards of every batch; a killed run goes on at its last checkpoint."""
+    from ace.training.params import PretrainParams
+    from ace.training.pretrain import pretrain
+    from shards.params import GridParams, parse_batches
+
+    values = values_of(arguments)
+    pretrain(
+        PretrainParams.from_params(values.get("pretrain"), f"{arguments.params}: pretrain"),
+        GridParams.from_params(values.get("grid"), f"{arguments.params}: grid"),
+        parse_batches(values.get("batches"), f"{arguments.params}: batches"),
+        shards_root=arguments.shards,
+        out=arguments.out,
+        metrics_dir=arguments.metrics,
+    )
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Measure compositionality, decompositionality and correspondence on test patients, trained against untrained."""
+    from ace.evaluation.evidence import evaluate
+    from ace.evaluation.params import EvaluateParams
+
+    params = EvaluateParams.from_params(values_of(arguments).get("evaluate"), f"{arguments.params}: evaluate")
+    evaluate(params, arguments.shards, arguments.model, arguments.metrics, arguments.out)
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """Write the self-contained page."""
+    from ace.report.page import write_report
+    from ace.report.params import ReportParams
+
+    params = ReportParams.from_params(values_of(arguments).get("report"), f"{arguments.params}: report")
+    write_report(params, arguments.out)
+
+
+def summary(arguments: argparse.Namespace) -> None:
+    """Print the key figures, each beside its chance level and the untrained encoder's."""
+    from ace.evaluation.summary import summary_table
+
+    print(summary_table(PROPERTIES))
+    print(f"report: {REPORT.resolve()}")
+
+
+def config_check(arguments: argparse.Namespace) -> None:
+    """Validate the whole params file before any work: keys, grid, backbone, patients."""
+    from ace.config import Config, check_config
+
+    check_config(Config.from_params(values_of(arguments), str(arguments.params)))
+
+
+def config_use(arguments: argparse.Namespace) -> None:
+    """Write a named configuration to params.yaml, comments kept; `batches` stay as they are."""
+    from ace.config import use
+
+    for change in use(arguments.name, arguments.params) or [f"{arguments.params} is '{arguments.name}' already"]:
+        print(change)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of `python -m ace`."""
+    parser = argparse.ArgumentParser(prog="python -m ace", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("pretrain", help="train the encoder", description=pretrain.__doc__)
+    add_params_options(command)
+    command.add_argument("--shards", type=Path, default=SHARDS, metavar="DIR", help=f"default: {SHARDS}")
+    command.add_argument("--out", type=Path, default=MODEL, metavar="DIR", help=f"default: {MODEL}")
+    command.add_argument("--metrics", type=Path, default=TRAINING, metavar="DIR", help=f"default: {TRAINING}")
+    command.set_defaults(run=pretrain)
+
+    command = commands.add_parser("evaluate", help="measure what the encoder learned", description=evaluate.__doc__)
+    add_params_options(command)
+    command.add_argument("--shards", type=Path, default=SHARDS, metavar="DIR", help=f"default: {SHARDS}")
+    command.add_argument("--model", type=Path, default=MODEL, metavar="DIR", help=f"default: {MODEL}")
+    command.add_argument("--metrics", type=Path, default=PROPERTIES, metavar="FILE", help=f"default: {PROPERTIES}")
+    command.add_argument("--out", type=Path, default=EVIDENCE, metavar="DIR", help=f"default: {EVIDENCE}")
+    command.set_defaults(run=evaluate)
+
+    command = commands.add_parser("report", help="write the report", description=report.__doc__)
+    add_params_options(command)
+    command.add_argument("--out", type=Path, default=REPORT, metavar="FILE", help=f"default: {REPORT}")
+    command.set_defaults(run=report)
+
+    command = commands.add_parser("summary", help="print the key figures", description=summary.__doc__)
+    command.set_defaults(run=summary)
+
+    config = commands.add_parser("config", help="check the params file, or choose a named one").add_subparsers(
+        required=True
+    )
+    command = config.add_parser("check", help="validate params.yaml", description=config_check.__doc__)
+    add_params_options(command)
+    command.set_defaults(run=config_check)
+    command = config.add_parser("use", help="write configs/NAME.yaml to params.yaml", description=config_use.__doc__)
+    command.add_argument("name")
+    command.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE")
+    command.set_defaults(run=config_use)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(build_parser()))

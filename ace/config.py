@@ -1,0 +1,140 @@
+"""The whole of params.yaml as one typed tree, checked across sections, and the named configurations under configs/."""
+
+from collections.abc import Mapping, MutableMapping
+from io import StringIO
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+from ruamel.yaml import YAML
+
+from ace.evaluation.params import EvaluateParams
+from ace.report.params import ReportParams
+from ace.training.params import PretrainParams
+from shards.atomic import write_text
+from shards.config import DEFAULT_PARAMS, Section, read_params
+from shards.errors import ConfigError
+from shards.params import BatchParams, GridParams, ShardParams
+from shards.phantom.params import PhantomParams
+
+CONFIGS = Path("configs")
+BASE = "demo"
+KEPT = ("batches",)
+"""Sections that `use` leaves alone: registered deliveries belong to the project, not to a configuration."""
+
+
+class Config(Section):
+    """params.yaml: one section a stage, `grid` shared by all, `batches` with one item per delivery."""
+
+    phantom: PhantomParams
+    grid: GridParams
+    shard: ShardParams
+    batches: dict[str, BatchParams] = Field(min_length=1)
+    pretrain: PretrainParams
+    evaluate: EvaluateParams
+    report: ReportParams
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        if self.evaluate.batch not in self.batches:
+            raise ValueError(f"evaluate.batch is '{self.evaluate.batch}'; batches has {sorted(self.batches)}")
+        if not any(batch.mix.weight > 0 for batch in self.batches.values()):
+            raise ValueError("every batch has weight 0: nothing to train on; give one a mix.weight above 0")
+        return self
+
+
+def load_config(path: Path = DEFAULT_PARAMS) -> Config:
+    """The validated tree.
+
+    Raises:
+        ConfigError: one line per mistake.
+    """
+    return Config.from_params(read_params(path), f"{path}")
+
+
+def check_config(config: Config) -> None:
+    """Checks that need more than the file: the backbone's token grid, and enough test patients in the phantom.
+
+    Raises:
+        ConfigError: saying what was found and what is needed.
+    """
+    from shards.phantom.study import patient_id
+
+    from ace.models.backbone import check_backbone
+    from shards.identity import PUBLIC_KEY, split_of
+
+    check_backbone(config.pretrain.backbone, config.grid.spec)
+    if config.batches[config.evaluate.batch].source.kind != "phantom":
+        return
+    splits = [
+        split_of(patient_id(number), PUBLIC_KEY, config.shard.splits) for number in range(config.phantom.num_patients)
+    ]
+    needed, found = config.evaluate.decomposition.batch, splits.count("test")
+    if found < needed:
+        raise ConfigError(
+            f"phantom.num_patients {config.phantom.num_patients} gives {found} test patients and "
+            f"evaluate.decomposition.batch needs {needed}; raise num_patients or shard.splits.test"
+        )
+
+
+def use(name: str, params: Path = DEFAULT_PARAMS, configs: Path = CONFIGS) -> list[str]:
+    """Write the named configuration to `params`, keeping its comments; returns what changed as `key: old → new`.
+
+    A configuration is an overlay on configs/demo.yaml, so that `use` gives the same file whatever stood there before.
+
+    Raises:
+        ConfigError: no such configuration, or the result is not a valid one (then nothing is written).
+    """
+    values = resolve(name, configs)
+    yaml = YAML()
+    yaml.width = 120
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    document = yaml.load(params.read_text(encoding="utf-8"))
+    changes: list[str] = []
+    _assign(document, {key: value for key, value in values.items() if key not in KEPT}, "", changes)
+    Config.from_params(YAML(typ="safe", pure=True).load(_dump(yaml, document)), f"configuration '{name}'")
+    if changes:
+        write_text(params, _dump(yaml, document))
+    return changes
+
+
+def resolve(name: str, configs: Path = CONFIGS) -> dict[str, Any]:
+    """The complete values of a named configuration: configs/demo.yaml with its overlay.
+
+    Raises:
+        ConfigError: no such configuration.
+    """
+    known = sorted(path.stem for path in configs.glob("*.yaml"))
+    if name not in known:
+        raise ConfigError(f"configuration '{name}' is not in {configs}/; there are: {', '.join(known)}")
+    base = read_params(configs / f"{BASE}.yaml")
+    return base if name == BASE else _merged(base, read_params(configs / f"{name}.yaml"))
+
+
+def _merged(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the overlay's values; an empty mapping in the overlay empties the one in `base`."""
+    nested = {
+        key: _merged(base[key], value)
+        if isinstance(value, Mapping) and value and isinstance(base.get(key), Mapping)
+        else value
+        for key, value in overlay.items()
+    }
+    return {**base, **nested}
+
+
+def _assign(document: MutableMapping[str, Any], values: Mapping[str, Any], where: str, changes: list[str]) -> None:
+    """Make `document` equal to `values` in place, touching only what differs."""
+    for key in [key for key in document if key not in values and where]:
+        changes.append(f"{where}{key}: {document.pop(key)} → (none)")
+    for key, value in values.items():
+        if value and isinstance(value, Mapping) and isinstance(document.get(key), MutableMapping):
+            _assign(document[key], value, f"{where}{key}.", changes)
+        elif key not in document or document[key] != value:
+            changes.append(f"{where}{key}: {document.get(key, '(none)')} → {value}")
+            document[key] = value
+
+
+def _dump(yaml: YAML, document: Any) -> str:
+    text = StringIO()
+    yaml.dump(document, text)
+    return text.getvalue()

@@ -1,0 +1,1 @@
+"""Shards made into batches of crop pairs: windows, resampling, photometric augmentation, sampling order."""

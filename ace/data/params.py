@@ -1,0 +1,62 @@
+"""Parameters of augmentation: a part of the section `pretrain` of params.yaml."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from shards.config import Section
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class BrightnessContrastParams(Section):
+    """Grey levels scaled about their mean, then shifted."""
+
+    probability: Probability
+    """Share of the crops it is applied to; the paper's is 0.5."""
+    max_brightness: float = Field(ge=0, le=1)
+    """Largest shift either way, as a fraction of the grey range."""
+    max_contrast: float = Field(ge=0, lt=1)
+    """Largest change of the contrast factor from 1, either way."""
+
+
+class BlurParams(Section):
+    """Gaussian blur."""
+
+    probability: Probability
+    """Share of the crops it is applied to; the paper's is 0.5."""
+    min_sigma_px: float = Field(gt=0)
+    """Least standard deviation, in crop pixels."""
+    max_sigma_px: float = Field(gt=0)
+    """Greatest standard deviation, in crop pixels."""
+
+
+class SharpenParams(Section):
+    """Unsharp mask: the difference from a slightly blurred crop is added."""
+
+    probability: Probability
+    """Share of the crops it is applied to; the paper's is 0.3."""
+    max_amount: float = Field(ge=0)
+    """Greatest multiple of the difference."""
+    sigma_px: float = Field(gt=0)
+    """Standard deviation of that blur, in crop pixels."""
+
+
+class ClaheParams(Section):
+    """Contrast-limited adaptive histogram equalisation."""
+
+    probability: Probability
+    """Share of the crops it is applied to; the paper's is 0.3."""
+    max_clip_limit: float = Field(ge=1)
+    """Greatest clip limit; the least is 1."""
+    num_tiles: int = Field(ge=1)
+    """Tiles per crop side."""
+
+
+class AugmentParams(Section):
+    """Photometric augmentation, drawn for each crop by itself; no step moves a pixel."""
+
+    brightness_contrast: BrightnessContrastParams
+    blur: BlurParams
+    sharpen: SharpenParams
+    clahe: ClaheParams

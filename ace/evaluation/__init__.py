@@ -1,0 +1,1 @@
+"""What the embeddings show: compositionality, decompositionality, correspondence."""

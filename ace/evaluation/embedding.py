@@ -1,0 +1,87 @@
+"""From pictures to embeddings: E0(x), the mean of the backbone's tokens, and E(x), its direction (method.md §5)."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from shards.grid import GridSpec
+from shards.progress import progress_bar
+
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in grey (ITU-R 601, as Pillow's)."""
+Image = UInt8[np.ndarray, "height width"] | UInt8[np.ndarray, "height width 3"]
+
+
+class Encoder(Protocol):
+    """What the analyses need of a model: a backbone that turns normalised crops into tokens [B, t, t, D]."""
+
+    @property
+    def backbone(self) -> nn.Module: ...  # noqa: D102
+    @property
+    def spec(self) -> GridSpec: ...  # noqa: D102
+    @property
+    def device(self) -> torch.device: ...  # noqa: D102
+    @property
+    def in_channels(self) -> int: ...  # noqa: D102
+
+    def normalisation(self, batch: str) -> tuple[float, float]:
+        """(mean, standard deviation) of the pixels, in [0, 1], of one batch of shards."""
+        ...
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """An encoder applied to crops of one batch of shards.
+
+    Attributes:
+        encoder: The model.
+        batch: Name of the batch, which decides the normalisation.
+        images_per_forward: Crops in one forward pass.
+        name: What progress bars call it, as `trained`.
+    """
+
+    encoder: Encoder
+    batch: str
+    images_per_forward: int
+    name: str
+
+    def tokens(self, crops: Iterable[Image]) -> Iterator[Float[Tensor, "batch t t dim"]]:
+        """The backbone's tokens of each crop, in order, `images_per_forward` crops at a time."""
+        mean, std = self.encoder.normalisation(self.batch)
+        remaining = iter(crops)
+        while chunk := list(islice(remaining, self.images_per_forward)):
+            pixels = torch.from_numpy(np.stack(chunk)).to(self.encoder.device).float() / 255
+            planes = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.movedim(-1, 1)
+            planes = _with_channels(planes, self.encoder.in_channels)
+            with torch.inference_mode():
+                yield self.encoder.backbone((planes - mean) / std).float()
+
+    def pooled(self, crops: Iterable[Image], *, total: int, task: str) -> Float[np.ndarray, "crops dim"]:
+        """E0 of each crop: the mean over its tokens, not normalised; `total` and `task` are for the progress bar."""
+        means = []
+        with progress_bar(total=total, description=f"{task}, {self.name}", unit="crop") as bar:
+            for tokens in self.tokens(crops):
+                means.append(tokens.mean(dim=(1, 2)).cpu().numpy())
+                bar.update(len(tokens))
+        return np.concatenate(means)
+
+
+def _with_channels(planes: Float[Tensor, "batch planes height width"], in_channels: int) -> Tensor:
+    """Grey repeated for a colour model, colour turned to luma for a grey one, as in training."""
+    if in_channels == 1 and planes.shape[1] == 3:
+        return (planes * planes.new_tensor(LUMA)[:, None, None]).sum(dim=1, keepdim=True)
+    return planes.expand(-1, in_channels, -1, -1)
+
+
+def unit(vectors: Float[np.ndarray, "*batch dim"]) -> Float[np.ndarray, "*batch dim"]:
+    """The vectors' directions; a vector of length 0 stays 0, so that its cosine with anything is 0."""
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    directions = np.zeros_like(vectors)
+    np.divide(vectors, lengths, out=directions, where=lengths > 0)
+    return directions

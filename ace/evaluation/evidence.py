@@ -1,0 +1,265 @@
+"""The stage `evaluate`: the three properties of the trained and the untrained encoder, on test patients."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ace.evaluation.cohort import Cohort, Subject, read_cohort
+from ace.evaluation.composition import (
+    CompositionCosines,
+    CompositionPlan,
+    composition_auc,
+    composition_cosines,
+    compositionality,
+    plan_composition,
+)
+from ace.evaluation.correspondence import (
+    Features,
+    LocationAxis,
+    Pair,
+    Points,
+    affine_oracle,
+    canvas_features,
+    draw_pairs,
+    errors_at_reference,
+    find_landmarks,
+    location_axis,
+    pair_mean,
+    points_of,
+    random_guess_errors,
+)
+from ace.evaluation.decomposition import (
+    DecompositionEmbeddings,
+    DecompositionPlan,
+    decomposition_embeddings,
+    decompositionality,
+    plan_decomposition,
+)
+from ace.evaluation.embedding import Embedder, Encoder
+from ace.evaluation.intervals import Measure, difference, estimate, interval, patient_weights
+from ace.evaluation.params import BootstrapParams, EvaluateParams
+from ace.evaluation.pictures import composition_arrays, correspondence_arrays, decomposition_arrays, write_arrays
+from ace.models.encoder import load_encoder, untrained_encoder
+from shards.atomic import replace_directory, write_text
+from shards.errors import ConfigError
+
+CORRESPONDENCE = "correspondence_px_at_1024"
+NO_LANDMARKS = "fewer than two test patients of this batch have landmarks"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is drawn once and asked of every encoder."""
+
+    composition: CompositionPlan
+    decomposition: DecompositionPlan
+    same_position: DecompositionPlan
+    axis: LocationAxis
+    mapped: tuple[Subject, ...]
+    pairs: tuple[Pair, ...]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one encoder answered: cosines, embeddings, dense features of `mapped`, places found for the pairs."""
+
+    composition: CompositionCosines
+    decomposition: DecompositionEmbeddings
+    same_position: DecompositionEmbeddings
+    features: list[Features]
+    found: list[Points]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One figure before its interval."""
+
+    measure: Measure
+    num_patients: int
+    chance: float | None
+    is_error: bool = False
+    """Whether less is better."""
+    facts: Mapping[str, int] = field(default_factory=dict)
+
+
+def evaluate(
+    params: EvaluateParams, shards_root: Path, model_dir: Path, metrics_path: Path, evidence_dir: Path
+) -> None:
+    """Measure what method.md §5 names, write the metrics, and keep the arrays that the report draws.
+
+    Args:
+        params: The section `evaluate`.
+        shards_root: Folder of all shard sets; `params.batch` names the one used.
+        model_dir: The trained model.
+        metrics_path: JSON of figures, each with n, chance and interval.
+        evidence_dir: Folder of .npz files, replaced as a whole.
+
+    Raises:
+        ConfigError: too few test patients, or a model trained on another grid.
+    """
+    cohort = read_cohort(shards_root / params.batch, params.max_patients, params.seed)
+    plan = draw_plan(cohort, params)
+    encoders: dict[str, Encoder] = {
+        "trained": load_encoder(model_dir, which="teacher"),
+        "untrained": untrained_encoder(model_dir, params.seed),
+    }
+    answers = {}
+    for name, encoder in encoders.items():
+        _check_grid(encoder, cohort)
+        answers[name] = ask(Embedder(encoder, cohort.batch, params.images_per_forward, name), cohort, plan)
+    figures = tabulate(cohort, plan, answers, params)
+    write_evidence(cohort, plan, answers, params, evidence_dir)
+    write_text(metrics_path, json.dumps(figures, indent=2) + "\n")
+
+
+def draw_plan(cohort: Cohort, params: EvaluateParams) -> Plan:
+    """Draw regions, draws and pairs; each property has its own generator, so that one leaves the others unchanged."""
+    composition, decomposition, same_position, pairs = np.random.default_rng(params.seed).spawn(4)
+    num_patients, corr = len(cohort.subjects), params.correspondence
+    with_landmarks = tuple(subject for subject in cohort.subjects if subject.landmarks)[: corr.num_patients]
+    has_landmarks = len(with_landmarks) > 1
+    return Plan(
+        decomposition=plan_decomposition(num_patients, params.decomposition, decomposition, same_position=False),
+        same_position=plan_decomposition(num_patients, params.decomposition, same_position, same_position=True),
+        composition=plan_composition(num_patients, params.composition, composition),
+        axis=location_axis(cohort.spec, corr.locations_per_cell, corr.window_step_cells),
+        mapped=with_landmarks if has_landmarks else cohort.subjects[: params.num_examples],
+        pairs=tuple(draw_pairs(with_landmarks, corr.keys_per_query, corr.max_landmarks, pairs)),
+    )
+
+
+def ask(embedder: Embedder, cohort: Cohort, plan: Plan) -> Answers:
+    """Everything that needs the encoder."""
+    canvases = [subject.canvas for subject in cohort.subjects]
+    features = canvas_features(embedder, plan.mapped, plan.axis)
+    return Answers(
+        composition=composition_cosines(embedder, canvases, plan.composition),
+        decomposition=decomposition_embeddings(embedder, canvases, plan.decomposition),
+        same_position=decomposition_embeddings(embedder, canvases, plan.same_position),
+        features=features,
+        found=find_landmarks(plan.mapped, features, plan.axis, plan.pairs),
+    )
+
+
+def tabulate(cohort: Cohort, plan: Plan, answers: Mapping[str, Answers], params: EvaluateParams) -> dict[str, Any]:
+    """The figures of every encoder, what training gained on each one, and the baselines that need no encoder."""
+    readings = {name: _readings(cohort, plan, answer, params) for name, answer in answers.items()}
+    table: dict[str, Any] = {
+        name: {key: _figure(reading, params) for key, reading in of_encoder.items()}
+        for name, of_encoder in readings.items()
+    }
+    table["gain"] = {
+        key: _figure(_gain(reading, readings["untrained"][key]), params) for key, reading in readings["trained"].items()
+    }
+    if plan.pairs:
+        table["baselines"] = {CORRESPONDENCE: {k: _figure(r, params) for k, r in _baselines(cohort, plan).items()}}
+    else:
+        for figures in table.values():
+            figures[CORRESPONDENCE] = {"value": None, "low": None, "high": None, "n": 0, "reason": NO_LANDMARKS}
+    return table
+
+
+def write_evidence(
+    cohort: Cohort, plan: Plan, answers: Mapping[str, Answers], params: EvaluateParams, evidence_dir: Path
+) -> None:
+    """Keep what the report draws, in a folder that appears whole."""
+    fresh = evidence_dir.with_name(f".{evidence_dir.name}.tmp")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    canvases = [subject.canvas for subject in cohort.subjects]
+    size_px, num_examples = cohort.spec.crop_px, params.num_examples
+    write_text(fresh / "protocol.json", params.model_dump_json(indent=2, exclude={"checks"}) + "\n")
+    cosines = {name: answer.composition for name, answer in answers.items()}
+    write_arrays(fresh / "composition.npz", composition_arrays(canvases, plan.composition, cosines, size_px))
+    embeddings = {name: answer.decomposition for name, answer in answers.items()}
+    arrays = decomposition_arrays(canvases, plan.decomposition, embeddings, size_px, num_examples)
+    write_arrays(fresh / "decomposition.npz", arrays)
+    features = {name: answer.features for name, answer in answers.items()}
+    found = {name: answer.found for name, answer in answers.items()}
+    arrays = correspondence_arrays(plan.mapped, plan.axis, plan.pairs, features, found, num_examples)
+    write_arrays(fresh / "correspondence.npz", arrays)
+    replace_directory(fresh, evidence_dir)
+
+
+def _readings(cohort: Cohort, plan: Plan, answers: Answers, params: EvaluateParams) -> dict[str, Reading]:
+    num_patients, success_px = len(cohort.subjects), params.correspondence.success_px
+    num_regions, num_mismatches = len(plan.composition.regions), len(plan.composition.mismatches)
+    regions = {"num_regions": num_regions, "num_mismatches": num_mismatches}
+    draws = {"batch": params.decomposition.batch, "num_draws": params.decomposition.num_draws}
+    by_draw, by_cosine = (plan.decomposition, answers.decomposition), (plan.composition, answers.composition)
+    chance = 1 / params.decomposition.batch
+    readings = {
+        "compositionality": Reading(compositionality(*by_cosine, num_patients), num_patients, 0.0, facts=regions),
+        "compositionality_auc": Reading(composition_auc(*by_cosine, num_patients), num_patients, 0.5, facts=regions),
+        "decompositionality": Reading(decompositionality(*by_draw), num_patients, chance, facts=draws),
+        "decompositionality_same_position": Reading(
+            decompositionality(plan.same_position, answers.same_position), num_patients, chance, facts=draws
+        ),
+    }
+    if not plan.pairs:
+        return readings
+    num_mapped = len(plan.mapped)
+    canvas_px, cell_px = cohort.spec.canvas_px, cohort.spec.cell_px
+    true = [points_of(plan.mapped[pair.key], pair.names) for pair in plan.pairs]
+    errors = [errors_at_reference(found, points, canvas_px) for found, points in zip(answers.found, true, strict=True)]
+    guesses = [
+        random_guess_errors(plan.mapped[pair.key], points, plan.axis, cell_px)
+        for pair, points in zip(plan.pairs, true, strict=True)
+    ]
+    facts = {"num_pairs": len(plan.pairs), "num_landmarks": sum(len(pair.names) for pair in plan.pairs)}
+    expected = estimate(pair_mean(plan.pairs, [guess.mean(axis=0) for guess in guesses], num_mapped), num_mapped)
+    hits = [(guess <= success_px).mean(axis=0) for guess in guesses]
+    readings[CORRESPONDENCE] = Reading(
+        pair_mean(plan.pairs, errors, num_mapped), num_mapped, expected, is_error=True, facts=facts
+    )
+    readings[f"correspondence_within_{success_px:g}px"] = Reading(
+        pair_mean(plan.pairs, [(error <= success_px).astype(float) for error in errors], num_mapped),
+        num_mapped,
+        estimate(pair_mean(plan.pairs, hits, num_mapped), num_mapped),
+        facts=facts,
+    )
+    return readings
+
+
+def _baselines(cohort: Cohort, plan: Plan) -> dict[str, Reading]:
+    same_pixel, affine = [], []
+    for pair in plan.pairs:
+        source, target = (points_of(plan.mapped[place], pair.names) for place in (pair.query, pair.key))
+        same_pixel.append(errors_at_reference(source, target, cohort.spec.canvas_px))
+        affine.append(errors_at_reference(affine_oracle(source, target), target, cohort.spec.canvas_px))
+    num = len(plan.mapped)
+    return {
+        "same_pixel": Reading(pair_mean(plan.pairs, same_pixel, num), num, None, is_error=True),
+        "affine_oracle": Reading(pair_mean(plan.pairs, affine, num), num, None, is_error=True),
+    }
+
+
+def _gain(trained: Reading, untrained: Reading) -> Reading:
+    """By how much training is better, resampled over the same patients; above 0 is better for every figure."""
+    first, second = (untrained, trained) if trained.is_error else (trained, untrained)
+    return Reading(difference(first.measure, second.measure), trained.num_patients, None, facts=trained.facts)
+
+
+def _figure(reading: Reading, params: EvaluateParams) -> dict[str, Any]:
+    bootstrap: BootstrapParams = params.bootstrap
+    rng = np.random.default_rng([params.seed, reading.num_patients])
+    weights = patient_weights(reading.num_patients, bootstrap.num_resamples, rng)
+    low, high = interval(reading.measure, weights, bootstrap.level)
+    figure: dict[str, Any] = {"value": estimate(reading.measure, reading.num_patients), "low": low, "high": high}
+    if reading.chance is not None:
+        figure["chance"] = reading.chance
+    return {k: round(v, 5) for k, v in figure.items()} | {"n": reading.num_patients} | dict(reading.facts)
+
+
+def _check_grid(encoder: Encoder, cohort: Cohort) -> None:
+    trained, found = ((spec.n, spec.cell_px, spec.t) for spec in (encoder.spec, cohort.spec))
+    if trained != found:
+        raise ConfigError(
+            f"the model was trained on a grid (n, cell_px, t) = {trained}, but {cohort.batch} has {found}; "
+            "evaluate on a batch with the model's grid, or train again"
+        )

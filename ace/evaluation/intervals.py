@@ -1,0 +1,60 @@
+"""Confidence intervals by resampling patients.
+
+Every figure is a function of patient weights: weight 1 for each gives the figure itself, the multiplicities of a
+resample give one bootstrap replicate. Figures that share one set of weights can be subtracted, replicate by replicate.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float, Int
+
+Weights = Int[np.ndarray, "resamples patients"]
+Measure = Callable[[Weights], Float[np.ndarray, " resamples"]]
+"""A figure of the patients, each counted as often as its weight says; nan where a resample leaves nothing to count."""
+
+
+def patient_weights(num_patients: int, num_resamples: int, rng: np.random.Generator) -> Weights:
+    """How often each patient occurs in each resample of `num_patients` patients drawn with replacement."""
+    return rng.multinomial(num_patients, np.full(num_patients, 1 / num_patients), size=num_resamples)
+
+
+def per_patient(sums: Float[np.ndarray, " patients"], counts: Float[np.ndarray, " patients"]) -> Measure:
+    """The mean of observations that belong to one patient each, given their sums and counts by patient."""
+
+    def measure(weights: Weights) -> Float[np.ndarray, " resamples"]:
+        return _ratio(weights @ sums, weights @ counts)
+
+    return measure
+
+
+def per_pair(sums: Float[np.ndarray, "patients patients"], counts: Float[np.ndarray, "patients patients"]) -> Measure:
+    """The mean of observations that belong to a pair of patients; a pair counts as often as both its patients do."""
+
+    def measure(weights: Weights) -> Float[np.ndarray, " resamples"]:
+        return _ratio(((weights @ sums) * weights).sum(1), ((weights @ counts) * weights).sum(1))
+
+    return measure
+
+
+def difference(first: Measure, second: Measure) -> Measure:
+    """`first − second`, both over the same resampled patients."""
+    return lambda weights: first(weights) - second(weights)
+
+
+def estimate(measure: Measure, num_patients: int) -> float:
+    """The figure over all patients, each once."""
+    return float(measure(np.ones((1, num_patients), dtype=np.int64))[0])
+
+
+def interval(measure: Measure, weights: Weights, level: float) -> tuple[float, float]:
+    """The percentile bootstrap interval that holds the share `level` of the replicates."""
+    tail = (1 - level) / 2
+    low, high = np.nanquantile(measure(weights), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _ratio(sums: Float[np.ndarray, " n"], counts: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    ratio = np.full(len(counts), np.nan)
+    np.divide(sums, counts, out=ratio, where=counts > 0)
+    return ratio

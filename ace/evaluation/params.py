@@ -1,0 +1,156 @@
+"""The `evaluate` section of params.yaml.
+
+Demo values:
+
+    evaluate:
+      batch: phantom-b000
+      seed: 0
+      max_patients: 256
+      images_per_forward: 64
+      composition:
+        {regions_per_patient: 4, mismatches_per_region: 8, min_side: 0.4, max_side: 0.7, max_mismatch_iou: 0.2}
+      decomposition: {num_draws: 60, batch: 32, regions_per_patient: 4, min_side: 0.3, max_side: 0.8}
+      correspondence:
+        num_patients: 48
+        keys_per_query: 8
+        locations_per_cell: 2
+        window_step_cells: 4
+        max_landmarks: 64
+        success_px: 32.0
+      bootstrap: {num_resamples: 2000, level: 0.95}
+      num_examples: 4
+      checks:
+        trained.compositionality.low: {min: 0.0}
+        trained.decompositionality.low: {min: 0.0625}
+        trained.correspondence_px_at_1024.high: {max: 60.0}
+        gain.compositionality.low: {min: 0.0}
+        gain.decompositionality.low: {min: 0.0}
+        gain.correspondence_px_at_1024.low: {min: 0.0}
+"""
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from shards.config import Section
+
+
+class CompositionParams(Section):
+    """Whole against the mean of its 2×2 parts."""
+
+    regions_per_patient: int = Field(ge=1)
+    """Regions drawn in each patient's canvas."""
+    mismatches_per_region: int = Field(ge=1)
+    """Regions of other patients that each region is compared with."""
+    min_side: float = Field(gt=0, le=1)
+    """Smallest side of a region, as a fraction of the canvas side."""
+    max_side: float = Field(gt=0, le=1)
+    """Largest side of a region, as a fraction of the canvas side."""
+    max_mismatch_iou: float = Field(ge=0, lt=1)
+    """Largest overlap (intersection over union) of a region with the other patient's region it is mismatched with."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        _check_sides(self.min_side, self.max_side)
+        return self
+
+
+class DecompositionParams(Section):
+    """Image minus image-without-region against the region."""
+
+    num_draws: int = Field(ge=20)
+    """Draws of `batch` patients; the accuracy is their mean."""
+    batch: int = Field(ge=2)
+    """Queries and candidates in a draw, each of another patient; chance is 1/batch."""
+    regions_per_patient: int = Field(ge=1)
+    """Regions embedded per patient and case, from which the draws take one; also the number of shared positions."""
+    min_side: float = Field(gt=0, le=1)
+    """Smallest side of a region, as a fraction of the canvas side."""
+    max_side: float = Field(gt=0, le=1)
+    """Largest side of a region, as a fraction of the canvas side."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        _check_sides(self.min_side, self.max_side)
+        return self
+
+
+class CorrespondenceParams(Section):
+    """Landmarks of one patient found in another by the nearest token."""
+
+    num_patients: int = Field(ge=2)
+    """Test patients whose canvases get dense features."""
+    keys_per_query: int = Field(ge=1)
+    """Other patients in which each patient's landmarks are looked for."""
+    locations_per_cell: int = Field(ge=2)
+    """Locations along one side of a cell; 2 is a stride of half a cell."""
+    window_step_cells: int = Field(ge=1)
+    """Distance of neighbouring windows, in cells; 1 sees every location at its window's centre, more is faster."""
+    max_landmarks: int = Field(ge=1)
+    """Landmarks used per query, drawn by seed where an image has more."""
+    success_px: float = Field(gt=0)
+    """Largest error that counts as found, in pixels of a canvas scaled to 1024 px."""
+
+
+class BootstrapParams(Section):
+    """Confidence intervals from resampled patients."""
+
+    num_resamples: int = Field(ge=100)
+    """Resamples of the patients."""
+    level: float = Field(gt=0.5, lt=1)
+    """Share of the resampled figures between `low` and `high`."""
+
+
+class Bound(Section):
+    """What a metric has to keep to; an absent side is unbounded."""
+
+    min: float | None = None
+    """Smallest accepted value."""
+    max: float | None = None
+    """Largest accepted value."""
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Self:
+        if self.min is None and self.max is None:
+            raise ValueError("a bound needs a min, a max, or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}")
+        return self
+
+    def accepts(self, value: float) -> bool:
+        """Whether the value lies within the bound, its ends included."""
+        return (self.min is None or value >= self.min) and (self.max is None or value <= self.max)
+
+
+class EvaluateParams(Section):
+    """The evidence: on which test patients, how it is measured, and what is expected of it."""
+
+    batch: str = Field(min_length=1)
+    """Key in `batches` of the shard set whose test patients are used."""
+    seed: int = Field(ge=0)
+    """Seed of the patients chosen, the regions, the draws, the resamples, and the untrained encoder."""
+    max_patients: int = Field(ge=2)
+    """Largest number of test patients used, one image each."""
+    images_per_forward: int = Field(ge=1)
+    """Images in one forward pass; speed and memory only."""
+    composition: CompositionParams
+    decomposition: DecompositionParams
+    correspondence: CorrespondenceParams
+    bootstrap: BootstrapParams
+    num_examples: int = Field(ge=1)
+    """Examples of each property kept for the report's pictures."""
+    checks: dict[str, Bound]
+    """Dotted path in metrics/properties.json, as `trained.compositionality.low`, and the bound it is held to."""
+
+    @model_validator(mode="after")
+    def _enough_patients(self) -> Self:
+        if self.max_patients < self.decomposition.batch:
+            raise ValueError(
+                f"max_patients {self.max_patients} is below decomposition.batch {self.decomposition.batch}"
+            )
+        return self
+
+
+def _check_sides(min_side: float, max_side: float) -> None:
+    if min_side > max_side:
+        raise ValueError(f"min_side {min_side} is above max_side {max_side}")

@@ -1,0 +1,1 @@
+"""Global consistency and matrix matching, as pure functions on tensors (method.md §4)."""

@@ -1,0 +1,1 @@
+"""Student and teacher: backbone, heads, Composer and Decomposer (method.md §3)."""

@@ -1,0 +1,105 @@
+"""Any timm model with a token grid, behind one layout: images in, tokens [batch, t, t, dim] out (method.md §1, §3)."""
+
+import difflib
+from typing import Any
+
+import timm
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ace.models.params import BackboneParams
+from shards.errors import ConfigError
+from shards.grid import GridSpec
+
+SET_BY_THE_GRID = ("img_size", "in_chans", "num_classes", "global_pool", "drop_path_rate", "pretrained")
+
+
+class Backbone(nn.Module):
+    """A timm model without pooling and classifier.
+
+    Attributes:
+        model: The timm model; its output is taken after the last norm.
+        t: Tokens per crop side.
+        width: Channels of a token.
+    """
+
+    def __init__(self, params: BackboneParams, *, crop_px: int, t: int) -> None:
+        super().__init__()
+        self.model = _create(params, crop_px)
+        self.t = t
+        self.width: int = self.model.num_features
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch t t dim"]:
+        """Tokens after the model's last norm, in rows and columns of the image."""
+        return self._as_rows_and_columns(self.model(images))
+
+    def _as_rows_and_columns(self, features: Tensor) -> Tensor:
+        """Timm's three layouts: NLC with prefix tokens (ViT), NHWC (Swin), NCHW (ConvNeXt)."""
+        if features.ndim == 3:
+            tokens = features[:, getattr(self.model, "num_prefix_tokens", 0) :]
+            return tokens.reshape(len(tokens), self.t, self.t, self.width)
+        return features if getattr(self.model, "output_fmt", "NCHW") == "NHWC" else features.permute(0, 2, 3, 1)
+
+
+def build_backbone(params: BackboneParams, spec: GridSpec) -> Backbone:
+    """A freshly initialised backbone whose tokens are the grid's cells.
+
+    Raises:
+        ConfigError: the name is unknown, timm refuses the arguments, or the token grid is not t×t.
+    """
+    check_backbone(params, spec)
+    return Backbone(params, crop_px=spec.crop_px, t=spec.t)
+
+
+def check_backbone(params: BackboneParams, spec: GridSpec) -> None:
+    """Build and run the backbone on the meta device: no memory, no arithmetic, every shape.
+
+    Raises:
+        ConfigError: the name is unknown, timm refuses the arguments, or the token grid is not t×t.
+    """
+    where = f"backbone {params.name} on {spec.crop_px}-px crops (t·cell_px = {spec.t}·{spec.cell_px})"
+    reserved = sorted(set(params.model_args) & set(SET_BY_THE_GRID))
+    if reserved:
+        raise ConfigError(f"{where}: model_args sets {reserved}, which follow from grid and backbone; remove them")
+    if not timm.is_model(params.name):
+        close = difflib.get_close_matches(params.name, timm.list_models(), n=3)
+        hint = f"did you mean one of {', '.join(close)}?" if close else "timm.list_models() names them all"
+        raise ConfigError(f"{where}: timm has no such model; {hint}")
+    try:
+        with torch.device("meta"):
+            model = _create(params, spec.crop_px)
+            found = _grid_shape(model, model(torch.empty(1, params.in_channels, spec.crop_px, spec.crop_px)))
+    except Exception as error:  # whatever timm does with arguments it does not like
+        raise ConfigError(f"{where}: timm refuses: {error}; check model_args, t and cell_px") from error
+    if found != (spec.t, spec.t):
+        raise ConfigError(
+            f"{where}: the token grid is {found[0]}×{found[1]}, expected t×t = {spec.t}×{spec.t}; "
+            f"its tokens are {spec.crop_px // found[0]} px apart: set cell_px to that or choose another model"
+        )
+
+
+def _create(params: BackboneParams, crop_px: int) -> Any:
+    # timm's own rule for which architectures take img_size: those whose weights fix the input size.
+    config = timm.get_pretrained_cfg(params.name)
+    size = {"img_size": crop_px} if config is not None and config.fixed_input_size else {}
+    return timm.create_model(
+        params.name,
+        pretrained=False,
+        in_chans=params.in_channels,
+        num_classes=0,
+        global_pool="",
+        drop_path_rate=params.drop_path,
+        **size,
+        **params.model_args,
+    )
+
+
+def _grid_shape(model: Any, features: Tensor) -> tuple[int, int]:
+    if features.ndim == 3:
+        rows, cols = model.patch_embed.grid_size
+        return int(rows), int(cols)
+    if features.ndim != 4:
+        raise ValueError(f"its output has the shape {tuple(features.shape)}, no token grid")
+    axes = (1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else (2, 3)
+    return features.shape[axes[0]], features.shape[axes[1]]

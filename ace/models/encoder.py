@@ -1,0 +1,102 @@
+"""A trained backbone read back from a model folder: what evaluation, embedding and export start from."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from ace.models.backbone import Backbone, build_backbone
+from ace.models.params import BackboneParams
+from shards.errors import ConfigError
+from shards.grid import GridSpec
+
+FORMAT_VERSION = 1
+CONFIG = "config.json"
+WEIGHTS = {"teacher": "teacher_backbone.safetensors", "student": "student_backbone.safetensors"}
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A backbone in evaluation mode with what its input must look like.
+
+    Attributes:
+        backbone: Normalised crops [B, C, S, S] to tokens [B, t, t, D] after its last norm.
+        spec: The grid it was trained on; S is `spec.crop_px`.
+        config: config.json of the model.
+    """
+
+    backbone: Backbone
+    spec: GridSpec
+    config: Mapping[str, Any]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.backbone.parameters()).device
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of an input crop, 1 or 3."""
+        return int(self.config["params"]["pretrain"]["backbone"]["in_channels"])
+
+    def normalisation(self, batch: str) -> tuple[float, float]:
+        """(mean, std) of a batch's pixels in [0, 1], as used in training.
+
+        Raises:
+            ConfigError: the model has not seen the batch.
+        """
+        mixes = self.config["params"]["batches"]
+        if batch not in mixes:
+            raise ConfigError(f"batch '{batch}' is unknown to this model; it was trained with {sorted(mixes)}")
+        return float(mixes[batch]["mix"]["mean"]), float(mixes[batch]["mix"]["std"])
+
+
+def load_encoder(model_dir: Path, which: Literal["teacher", "student"] = "teacher") -> Encoder:
+    """The trained encoder, on the accelerator if there is one.
+
+    Raises:
+        ConfigError: the folder is not a model, is of another format version, or its weights do not fit.
+    """
+    config, backbone, spec = _empty_encoder(model_dir)
+    path = model_dir / WEIGHTS[which]
+    try:
+        backbone.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ConfigError(f"{path}: not the weights that {CONFIG} describes: {error}") from None
+    return Encoder(backbone.to(default_device()).eval(), spec, config)
+
+
+def untrained_encoder(model_dir: Path, seed: int) -> Encoder:
+    """An encoder of the same architecture as it was before its first step, with another seed.
+
+    Raises:
+        ConfigError: as for `load_encoder`.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config, backbone, spec = _empty_encoder(model_dir)
+    return Encoder(backbone.to(default_device()).eval(), spec, config)
+
+
+def default_device() -> torch.device:
+    """The accelerator of this machine, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _empty_encoder(model_dir: Path) -> tuple[dict[str, Any], Backbone, GridSpec]:
+    path = model_dir / CONFIG
+    if not path.is_file():
+        raise ConfigError(f"{path}: not found; {model_dir} should be a model that `python -m ace pretrain` wrote")
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("format_version") != FORMAT_VERSION:
+        raise ConfigError(
+            f"{path}: format_version {config.get('format_version')}; this release reads {FORMAT_VERSION}: train again"
+        )
+    spec = GridSpec.from_json(config["params"]["grid"])
+    params = BackboneParams.from_params(config["params"]["pretrain"]["backbone"], f"{path}: backbone")
+    return config, build_backbone(params, spec), spec

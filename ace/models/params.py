@@ -1,0 +1,55 @@
+"""Parameters of the networks: parts of the section `pretrain` of params.yaml."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from shards.config import Section
+
+WholeForm = Literal["mlp", "linear", "mean"]
+PartForm = Literal["mlp", "linear"]
+
+
+class BackboneParams(Section):
+    """An image encoder from timm that yields t×t tokens at crop size."""
+
+    name: str
+    """timm's name of the architecture, as `vit_tiny_patch16_224` or `swin_base_patch4_window7_224`."""
+    model_args: dict[str, Any]
+    """Further arguments of the architecture, as `{depth: 6, class_token: false}`; sizes, channels and heads are set
+    from the grid and may not stand here."""
+    in_channels: Literal[1, 3]
+    """Channels of an input image; grey images are repeated for 3, colour images turned to grey for 1."""
+    drop_path: float = Field(ge=0, lt=1)
+    """Stochastic depth of the student at its last block; the teacher has none."""
+
+
+class GlobalHeadParams(Section):
+    """3-layer MLP, L2-norm, weight-normalised last layer."""
+
+    hidden_dim: int = Field(ge=1)
+    """Width of the two hidden layers; the paper's is 2048."""
+    bottleneck_dim: int = Field(ge=1)
+    """Width of the L2-normalised embedding; the paper's is 256."""
+    out_dim: int = Field(ge=2)
+    """Number of prototypes; the paper's is 65,536."""
+
+
+class LocalHeadParams(Section):
+    """Per-token map from backbone tokens to tokens of the same width, L2-normalised."""
+
+    form: Literal["mlp", "linear"]
+    """`linear` has one layer."""
+    hidden_dim: int = Field(ge=1)
+    """Width of the hidden layer of `mlp`, here and in Composer and Decomposer; unused by `linear` and `mean`."""
+
+
+class LogitParams(Section):
+    """Cosines become logits: `scale · cosine + bias`, one pair for each matching loss."""
+
+    scale: float = Field(gt=0)
+    """At the start; the authors keep 1/0.07."""
+    bias: float
+    """At the start; the authors have none (0)."""
+    learnable: bool
+    """Whether the optimiser moves both (the scale by its logarithm, so that it stays positive)."""

@@ -1,0 +1,128 @@
+"""What the report is made of: files that the other stages left, read once."""
+
+import json
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from platform import machine, python_version, system
+from typing import Any
+
+import numpy as np
+from ruamel.yaml import YAML
+
+from shards.errors import ConfigError
+from shards.read import ShardIndex
+
+VERSIONS = ("torch", "torchvision", "timm", "numpy", "pillow", "webdataset", "dvc")
+Arrays = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project's folder with everything that the stages before `report` wrote."""
+
+    root: Path
+
+    @cached_property
+    def batches(self) -> list[ShardIndex]:
+        """Every shard set, by name.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        folders = sorted(path.parent for path in (self.root / "data/shards").glob("*/index.json"))
+        if not folders:
+            raise ConfigError(f"{self.root / 'data/shards'}: no shard set to report on; run `dvc repro`")
+        return [ShardIndex.open(folder) for folder in folders]
+
+    @cached_property
+    def properties(self) -> dict[str, Any]:
+        """metrics/properties.json."""
+        return self._json("metrics/properties.json", "dvc repro evaluate")
+
+    @cached_property
+    def model_config(self) -> dict[str, Any]:
+        """config.json of the model."""
+        return self._json("models/ace/config.json", "dvc repro pretrain")
+
+    @cached_property
+    def protocol(self) -> dict[str, Any]:
+        """The section `evaluate` as it was when the evidence was made."""
+        return self._json("data/evidence/protocol.json", "dvc repro evaluate")
+
+    @cached_property
+    def log(self) -> list[dict[str, float]]:
+        """Logged rows of the training, oldest first."""
+        text = (self.root / "models/ace/metrics.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+    @cached_property
+    def phantom(self) -> dict[str, Any] | None:
+        """dataset.json of the built-in dataset, if the project has it."""
+        path = self.root / "data/phantom/dataset.json"
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+    def evidence(self, name: str) -> Arrays:
+        """One file of arrays that `evaluate` kept.
+
+        Raises:
+            ConfigError: it is not there.
+        """
+        path = self.root / "data/evidence" / f"{name}.npz"
+        if not path.is_file():
+            raise ConfigError(f"{path}: not found; run `dvc repro evaluate`")
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    @cached_property
+    def params_text(self) -> str:
+        """params.yaml as it is, or nothing."""
+        path = self.root / "params.yaml"
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+    @cached_property
+    def locked_outs(self) -> list[tuple[str, str, str, int]]:
+        """(stage, path, md5, bytes) of every out that dvc.lock records, but for the report itself."""
+        path = self.root / "dvc.lock"
+        lock = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return [
+            (stage, out["path"], out["md5"], int(out.get("size", 0)))
+            for stage, record in (lock or {}).get("stages", {}).items()
+            for out in record.get("outs", [])
+            if stage != "report" and "md5" in out
+        ]
+
+    @cached_property
+    def commit(self) -> str:
+        """The git commit checked out as the report is drawn, and whether tracked files differ from it."""
+        head = self._git("rev-parse", "HEAD")
+        if head is None:
+            return "not a git checkout"
+        changed = self._git("status", "--porcelain", "--untracked-files=no")
+        return f"{head} with uncommitted changes" if changed else head
+
+    @cached_property
+    def versions(self) -> dict[str, str]:
+        """What ran, by name."""
+        return {
+            "python": python_version(),
+            **{name: version(name) for name in VERSIONS},
+            "machine": f"{system()} {machine()}",
+        }
+
+    def _json(self, name: str, command: str) -> dict[str, Any]:
+        path = self.root / name
+        if not path.is_file():
+            raise ConfigError(f"{path}: not found; run `{command}`")
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+
+    def _git(self, *arguments: str) -> str | None:
+        command = ["git", "-C", str(self.root), *arguments]
+        try:
+            result = subprocess.run(command, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return result.stdout.strip()

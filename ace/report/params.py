@@ -1,0 +1,24 @@
+"""The `report` section of params.yaml.
+
+Demo values:
+
+    report:
+      title: "ACE on the phantom: what a small encoder learned about anatomy"
+      seed: 0
+      smoothing_steps: 20
+"""
+
+from pydantic import Field
+
+from shards.config import Section
+
+
+class ReportParams(Section):
+    """How the report reads; nothing here changes a figure."""
+
+    title: str = Field(min_length=1)
+    """Heading of the page."""
+    seed: int = Field(ge=0)
+    """Chooses the image and the crop pair that explain the grid."""
+    smoothing_steps: int = Field(ge=1)
+    """Logged rows averaged in the training curves; the raw curve stays visible behind."""

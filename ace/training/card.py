@@ -1,0 +1,69 @@
+"""The model card: what the encoder is, what it saw, what it may be used for."""
+
+from collections.abc import Mapping
+from typing import Any
+
+CARD = """\
+---
+library_name: timm
+license: other
+tags: [medical-imaging, self-supervised, ACE]
+---
+# ACE encoder ({backbone})
+
+Pretrained without labels by anatomically consistent embeddings in composition and decomposition (ACE, WACV 2025,
+arXiv 2501.10131), an independent implementation written from the paper.
+
+| | |
+|---|---|
+| backbone | `{backbone}` {model_args}, {in_channels} channel(s) |
+| input | {crop_px} × {crop_px} px crops of a {canvas_px} px canvas, {t} × {t} tokens |
+| training | {epochs} epochs, {steps} steps of {batch_size} images |
+| loss weights | global {w_global:g}, decomposition {w_decomposition:g}, composition {w_composition:g} |
+| made with | {versions} |
+
+## Data
+
+{data}
+
+Every shard with its sha256 stands in `config.json` under `shards`.
+
+## Files
+
+`teacher_backbone.safetensors` is the encoder to use; `student_backbone.safetensors` and `heads.safetensors` are what
+training ended with. No file holds pickled code.
+
+## Limits
+
+Not a medical device, not for clinical use. What the encoder learned is bounded by the images above; if they are the
+built-in phantom, that is one person's anatomy in many warps, and says nothing about real radiographs.
+The method is the subject of US patent applications US20250272962 and US20260187795.
+"""
+
+
+def model_card(config: Mapping[str, Any]) -> str:
+    """Markdown from the values of config.json."""
+    pretrain, grid = config["params"]["pretrain"], config["params"]["grid"]
+    rows = [
+        f"| {item['batch']} | {item['num_images']} | {item['num_patients']} | {item['weight']:g} "
+        f"| `{item['fingerprint'][:16]}` |"
+        for item in config["shards"]
+    ]
+    table = ["| batch | training images | patients | weight | index sha256 |", "|---|---|---|---|---|", *rows]
+    weights = pretrain["loss_weights"]
+    return CARD.format(
+        backbone=pretrain["backbone"]["name"],
+        model_args=pretrain["backbone"]["model_args"] or "",
+        in_channels=pretrain["backbone"]["in_channels"],
+        crop_px=grid["t"] * grid["cell_px"],
+        canvas_px=grid["n"] * grid["cell_px"],
+        t=grid["t"],
+        epochs=pretrain["epochs"],
+        steps=config["steps"],
+        batch_size=pretrain["batch_size"],
+        w_global=weights["global"],
+        w_decomposition=weights["decomposition"],
+        w_composition=weights["composition"],
+        versions=", ".join(f"{name} {version}" for name, version in config["versions"].items()),
+        data="\n".join(table),
+    )

@@ -1,0 +1,46 @@
+"""The finished model as a folder: safetensors, the resolved configuration, the shards it saw, a model card."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ace.models.encoder import CONFIG, FORMAT_VERSION, WEIGHTS
+from ace.models.networks import Student, Teacher
+from ace.training.card import model_card
+from shards.atomic import write_text
+
+HEADS, CARD = "heads.safetensors", "README.md"
+
+
+def save_model(folder: Path, student: Student, teacher: Teacher, config: Mapping[str, Any]) -> None:
+    """Write the model's files into an existing, empty folder.
+
+    Args:
+        folder: Where.
+        student: Its backbone and heads.
+        teacher: Its backbone and heads.
+        config: Resolved parameters, shards seen, steps and versions: the content of config.json.
+    """
+    networks = {"student": student.state_dict(), "teacher": teacher.state_dict()}
+    heads: dict[str, Tensor] = {}
+    for name, state in networks.items():
+        backbone = {key.removeprefix("backbone."): value for key, value in state.items() if _is_backbone(key)}
+        _save(backbone, folder / WEIGHTS[name])
+        heads |= {f"{name}.{key}": value for key, value in state.items() if not _is_backbone(key)}
+    _save(heads, folder / HEADS)
+    text = json.dumps({"format_version": FORMAT_VERSION, **config}, indent=2, sort_keys=True)
+    write_text(folder / CONFIG, text + "\n")
+    write_text(folder / CARD, model_card(config))
+
+
+def _is_backbone(key: str) -> bool:
+    return key.startswith("backbone.")
+
+
+def _save(state: Mapping[str, Tensor], path: Path) -> None:
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    save_file(tensors, path, metadata={"format": "pt", "format_version": str(FORMAT_VERSION)})

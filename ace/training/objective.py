@@ -1,0 +1,120 @@
+"""The total loss of one batch as a sum of named terms: `L = w_g·L_g + w_d·L_dec + w_c·L_com` (method.md §4)."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ace.data.batches import PairBatch
+from ace.geometry.overlap import overlap_masks
+from ace.geometry.targets import composition_target, decomposition_target
+from ace.losses.consistency import center_sum, global_consistency
+from ace.losses.matching import matching_accuracy, matching_loss, target_entropy
+from ace.models.heads import LogitScale
+from ace.models.networks import Branches, Student, StudentOutputs, Teacher, TeacherOutputs
+from ace.training.params import LossWeights, MatchingLossParams, PretrainParams
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Loss of one batch with its parts.
+
+    Attributes:
+        loss: What is minimised.
+        terms: Named parts and accuracies, detached.
+        teacher: The teacher's outputs, for the collapse monitors.
+        center_sum: Sum of the teacher's global logits and how many rows it has; None without the global branch.
+    """
+
+    loss: Float[Tensor, ""]
+    terms: dict[str, Float[Tensor, ""]]
+    teacher: TeacherOutputs
+    center_sum: tuple[Tensor, Tensor] | None
+
+
+def branches_of(weights: LossWeights) -> Branches:
+    """The branches with a weight above 0."""
+    return Branches(weights.global_ > 0, weights.decomposition > 0, weights.composition > 0)
+
+
+def compute_loss(
+    student: nn.Module,
+    teacher: Teacher,
+    batch: PairBatch,
+    center: Float[Tensor, " out"],
+    params: PretrainParams,
+    *,
+    t: int,
+    teacher_temperature: float,
+    logit_scales: Student,
+) -> StepResult:
+    """Both networks on one batch, and every term that is switched on.
+
+    Args:
+        student: The student, or its DDP wrapper.
+        teacher: The teacher.
+        batch: Crop pairs on the networks' device.
+        center: Running mean of the teacher's global logits.
+        params: Section `pretrain`.
+        t: Tokens per crop side.
+        teacher_temperature: Of this step.
+        logit_scales: The plain student, whose matching scales and biases the losses use.
+    """
+    k, l = batch.k, batch.l
+    overlap_fine, overlap_coarse = overlap_masks(batch.coarse_origin, batch.fine_origin, t=t, k=k, l=l)
+    coarse, fine = batch.normalised_coarse(), batch.normalised_fine()
+    student_out: StudentOutputs = student(coarse, fine, overlap_coarse, overlap_fine, k=k, l=l)
+    teacher_out: TeacherOutputs = teacher(coarse, fine, overlap_coarse, overlap_fine)
+    weights, matching = params.loss_weights, params.matching_loss
+    terms: dict[str, Tensor] = {}
+    parts: list[Tensor] = []
+    sums = None
+    if weights.global_ > 0:
+        logits = student_out.coarse_logits, student_out.fine_logits, teacher_out.coarse_logits, teacher_out.fine_logits
+        valid = overlap_fine.any(1)
+        total, count = global_consistency(
+            *logits,
+            valid,
+            center,
+            student_temperature=params.global_loss.student_temperature,
+            teacher_temperature=teacher_temperature,
+        )
+        terms["loss_global"] = total / count.clamp_min(1)
+        parts.append(weights.global_ * terms["loss_global"])
+        sums = center_sum(teacher_out.coarse_logits, teacher_out.fine_logits, valid)
+    if weights.decomposition > 0:
+        target = decomposition_target(batch.coarse_origin, batch.fine_origin, t=t, k=k, l=l)
+        tokens = teacher_out.fine_tokens, student_out.decomposed
+        loss = _matching("decomposition", tokens, target, logit_scales.decomposition_logits, matching, terms)
+        parts.append(weights.decomposition * loss)
+    if weights.composition > 0:
+        target = composition_target(batch.coarse_origin, batch.fine_origin, t=t, k=k, l=l)
+        tokens = teacher_out.coarse_tokens, student_out.composed
+        loss = _matching("composition", tokens, target, logit_scales.composition_logits, matching, terms)
+        parts.append(weights.composition * loss)
+    loss = torch.stack(parts).sum()
+    detached = {name: value.detach() for name, value in terms.items()}
+    return StepResult(loss, {"loss": loss.detach(), **detached}, teacher_out, sums)
+
+
+def _matching(
+    name: str,
+    tokens: tuple[Tensor | None, Tensor | None],
+    target: Tensor,
+    logits: LogitScale | None,
+    params: MatchingLossParams,
+    terms: dict[str, Tensor],
+) -> Tensor:
+    """One matching term, with its excess over the soft targets' entropy and its arg-max accuracy beside it."""
+    teacher_tokens, student_tokens = tokens
+    assert teacher_tokens is not None
+    assert student_tokens is not None
+    assert logits is not None
+    scale, bias = logits()
+    alpha = params.alpha_decomposition if name == "decomposition" else params.alpha_composition
+    loss = matching_loss(teacher_tokens, student_tokens, target, scale=scale, bias=bias, alpha=alpha)
+    terms[f"loss_{name}"] = loss
+    terms[f"loss_{name}_excess"] = loss - target_entropy(target, alpha=alpha)
+    terms[f"accuracy_{name}"] = matching_accuracy(teacher_tokens, student_tokens, target)
+    return loss

@@ -1,0 +1,105 @@
+"""Parameters of the stage `pretrain`."""
+
+from pydantic import Field, model_validator
+
+from ace.data.params import AugmentParams
+from ace.models.params import BackboneParams, GlobalHeadParams, LocalHeadParams, LogitParams, PartForm, WholeForm
+from shards.config import Section
+
+
+class LossWeights(Section):
+    """Weights of the three terms of the total loss; 0 switches a branch off (its computation too)."""
+
+    global_: float = Field(ge=0, alias="global")
+    """Global consistency over the overlap (sec. 3.2); the authors use 0.1."""
+    decomposition: float = Field(ge=0)
+    """Decomposition matching (sec. 3.3); the authors use 0.5."""
+    composition: float = Field(ge=0)
+    """Composition matching (sec. 3.3); the authors use 0.5."""
+
+    @model_validator(mode="after")
+    def _one_term_is_on(self) -> "LossWeights":
+        if self.global_ + self.decomposition + self.composition == 0:
+            raise ValueError("all three loss weights are 0: nothing would be learned; set at least one above 0")
+        return self
+
+
+class GlobalLossParams(Section):
+    """Global consistency: cross-entropy between sharpened, centred teacher and student distributions."""
+
+    student_temperature: float = Field(gt=0)
+    teacher_temperature: float = Field(gt=0)
+    """Temperature at the end of its warm-up."""
+    teacher_temperature_start: float = Field(gt=0)
+    """Temperature at step 0; equal to `teacher_temperature` for no warm-up."""
+    teacher_temperature_warmup_epochs: float = Field(ge=0)
+    center_momentum: float = Field(ge=0, le=1)
+    frozen_last_layer_epochs: float = Field(ge=0)
+    """Epochs in which the last layer of the global head gets no gradient."""
+
+
+class MatchingLossParams(Section):
+    """Balanced binary cross-entropy between matching matrices and their Gaussian targets."""
+
+    alpha_decomposition: float = Field(gt=0, lt=1)
+    alpha_composition: float = Field(gt=0, lt=1)
+    logits: LogitParams
+
+
+class OptimizerParams(Section):
+    """AdamW with warm-up and cosine decay."""
+
+    base_lr: float = Field(gt=0)
+    """Learning rate at a global batch of 256; the peak in use is `base_lr * batch_size / 256`."""
+    min_lr: float = Field(ge=0)
+    """Learning rate at the last step."""
+    warmup_epochs: float = Field(ge=0)
+    weight_decay: float = Field(ge=0)
+    weight_decay_end: float = Field(ge=0)
+    clip_norm: float = Field(gt=0)
+    """Largest global gradient norm."""
+    beta1: float = Field(ge=0, lt=1)
+    beta2: float = Field(ge=0, lt=1)
+
+
+class PretrainParams(OptimizerParams):
+    """Section `pretrain` of params.yaml."""
+
+    seed: int = Field(ge=0)
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=2)
+    """Images per optimiser step, over all ranks."""
+    momentum: float = Field(ge=0, le=1)
+    """Teacher momentum at step 0; a cosine takes it to `momentum_end`."""
+    momentum_end: float = Field(ge=0, le=1)
+    backbone: BackboneParams
+    global_head: GlobalHeadParams
+    local_head: LocalHeadParams
+    composer: WholeForm
+    """How k*l fine tokens make one coarse token."""
+    decomposer: PartForm
+    """How one coarse token makes k*l fine tokens."""
+    loss_weights: LossWeights
+    global_loss: GlobalLossParams
+    matching_loss: MatchingLossParams
+    crops: str = Field(pattern="^(fresh|bank)$")
+    """`fresh` draws new crop pairs every epoch; `bank` uses the pairs stored with each sample."""
+    augment: AugmentParams
+    num_workers: int = Field(ge=0)
+    """Loader processes; 0 loads in the training process."""
+    log_every_steps: int = Field(ge=1)
+    checkpoint_every_s: float = Field(ge=0)
+    """Seconds between resumable checkpoints in the scratch folder; 0 writes one after every step."""
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> "PretrainParams":
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs is {self.warmup_epochs:g} and epochs {self.epochs}: warm-up must be shorter"
+            )
+        return self
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate: `base_lr` scaled linearly to this batch size."""
+        return self.base_lr * self.batch_size / 256

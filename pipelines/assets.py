@@ -1,0 +1,108 @@
+"""One Dagster multi_asset per DVC stage, or per foreach family, with one asset per out."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from dagster import (
+    AssetCheckResult,
+    AssetExecutionContext,
+    AssetObservation,
+    AssetsDefinition,
+    AssetSpec,
+    DataVersion,
+    MaterializeResult,
+    multi_asset,
+)
+from dagster._core.definitions.data_version import DATA_VERSION_TAG
+
+from pipelines.graph import Graph, Stage
+from pipelines.lock import asset_key, provenance, read_lock
+from pipelines.metadata import MetricCheck, out_metadata, stage_metadata
+from pipelines.process import reproduce
+from shards.errors import ConfigError
+
+StepEvent = AssetObservation | MaterializeResult[None] | AssetCheckResult
+
+
+def build_assets(root: Path, graph: Graph, checks: Sequence[MetricCheck]) -> list[AssetsDefinition]:
+    """The assets of the whole graph.
+
+    Raises:
+        ConfigError: an out's path, or two of them, cannot be told apart by Dagster.
+    """
+    _check_names(graph)
+    return [_family(root, graph, word, stages, checks) for word, stages in graph.families]
+
+
+def _family(
+    root: Path, graph: Graph, word: str, stages: Sequence[Stage], checks: Sequence[MetricCheck]
+) -> AssetsDefinition:
+    own = {out.path for stage in stages for out in stage.outs}
+    by_name = {check.spec.key: check for check in checks if check.out in own}
+
+    @multi_asset(
+        name=re.sub(r"\W", "_", word),
+        specs=[spec for stage in stages for spec in _specs(stage)],
+        check_specs=[check.spec for check in by_name.values()],
+        can_subset="@" in stages[0].name,
+        pool=stages[0].meta.pool,
+    )
+    def run(context: AssetExecutionContext) -> Iterator[StepEvent]:
+        selected = [
+            (stage, [out for out in stage.outs if asset_key(out.path) in context.selected_asset_keys])
+            for stage in stages
+        ]
+        selected = [(stage, outs) for stage, outs in selected if outs]
+        yield from reproduce(
+            context,
+            root,
+            [stage.name for stage, _ in selected],
+            jobs=stages[0].meta.jobs,
+            observed=asset_key(selected[0][1][0].path),
+        )
+        records = read_lock(root, graph)
+        for stage, outs in selected:
+            tags = provenance(records[stage.name])
+            for out in outs:
+                yield MaterializeResult(
+                    asset_key=asset_key(out.path),
+                    metadata=out_metadata(root, out, records[stage.name].outs[out.path]),
+                    data_version=DataVersion(tags[out.path][DATA_VERSION_TAG]),
+                    tags=tags[out.path],
+                )
+        for key in context.selected_asset_check_keys:
+            done = by_name[key].evaluation(root)
+            yield AssetCheckResult(
+                asset_key=done.asset_key,
+                check_name=done.check_name,
+                passed=done.passed,
+                description=done.description,
+                metadata=done.metadata,
+            )
+
+    return run
+
+
+def _specs(stage: Stage) -> Iterator[AssetSpec]:
+    for out in stage.outs:
+        yield AssetSpec(
+            asset_key(out.path),
+            deps=[asset_key(path) for path in stage.inputs],
+            description=stage.description,
+            group_name=stage.meta.group,
+            code_version=stage.code_version,
+            kinds={"dvc", out.kind},
+            metadata=stage_metadata(stage),
+        )
+
+
+def _check_names(graph: Graph) -> None:
+    """Dagster names a step's outputs after their keys, with `-` and `.` made `_`."""
+    paths: dict[str, str] = {}
+    for path in sorted(graph.produced):
+        name = asset_key(path).to_python_identifier()
+        if not re.fullmatch(r"\w+", name, re.ASCII):
+            raise ConfigError(f"dvc.yaml: out '{path}': only letters, digits, '_', '-', '.' and '/' can name an asset")
+        if paths.setdefault(name, path) != path:
+            raise ConfigError(f"dvc.yaml: outs '{paths[name]}' and '{path}' differ only in '-', '.', '_' or '/'")

@@ -1,0 +1,138 @@
+"""DVC's resolved stage graph as plain dataclasses; the only module that touches DVC's undocumented `Repo.index`."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal
+
+from dvc.dependency import ParamsDependency
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+
+from shards.config import Section
+from shards.errors import ConfigError
+
+
+class DagsterMeta(Section):
+    """What a stage's `meta: {dagster: …}` in dvc.yaml may say."""
+
+    group: str = "default"
+    """Asset group in the UI."""
+    pool: str | None = None
+    """Dagster concurrency pool; stages of one pool share its slots."""
+    jobs: int = 1
+    """dvc processes at once for the items of one foreach stage."""
+
+
+@dataclass(frozen=True)
+class Out:
+    """One output; its path, relative to the repository with `/`, is the asset key."""
+
+    path: str
+    kind: Literal["data", "metric", "plot"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage with templates and foreach resolved, and what its inputs are in the work tree now."""
+
+    name: str
+    """As DVC addresses it: `pretrain`, `shard@phantom-b000`."""
+    cmd: str
+    description: str
+    meta: DagsterMeta
+    params: Mapping[str, Mapping[str, Any]]
+    """Values by params file, then tracked key; None where it is missing."""
+    inputs: tuple[str, ...]
+    """Dependencies that are another stage's outs."""
+    files: Mapping[str, str | None]
+    """md5 of every other dependency (code, manifests, raw data); None where it is missing."""
+    outs: tuple[Out, ...]
+
+    @property
+    def word(self) -> str:
+        """The name without its foreach item."""
+        return self.name.split("@")[0]
+
+    @property
+    def code_version(self) -> str:
+        """Changes whenever something other than an upstream out would make DVC run the stage again."""
+        return code_version(self.cmd, self.params, self.files)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """All stages of the repository's dvc.yaml."""
+
+    stages: tuple[Stage, ...]
+
+    @property
+    def produced(self) -> frozenset[str]:
+        """Paths of all outs."""
+        return frozenset(out.path for stage in self.stages for out in stage.outs)
+
+    @property
+    def families(self) -> list[tuple[str, list[Stage]]]:
+        """Stages by word, in the order of dvc.yaml: all items of one foreach stage together."""
+        return [(word, list(stages)) for word, stages in groupby(self.stages, key=lambda stage: stage.word)]
+
+
+def code_version(cmd: str, params: Mapping[str, Mapping[str, Any]], files: Mapping[str, str | None]) -> str:
+    """md5 over a stage's command, parameter values and the md5s of its files that no stage makes."""
+    return hashlib.md5(json.dumps([cmd, params, files], sort_keys=True, default=str).encode()).hexdigest()
+
+
+def load_graph(root: Path) -> Graph:
+    """Read the graph of the DVC repository at `root`, and hash its code dependencies as `dvc status` would.
+
+    Raises:
+        ConfigError: dvc.yaml or params.yaml does not resolve, a dependency lies inside another stage's out, or a stage
+            tracks a whole params file.
+    """
+    try:
+        with Repo(str(root)) as repo:
+            stages = [stage for stage in repo.index.stages if stage.cmd and stage.path_in_repo == "dvc.yaml"]
+            produced = {_path(out, repo) for stage in stages for out in stage.outs}
+            return Graph(tuple(_stage(stage, repo, produced) for stage in stages))
+    except DvcException as error:
+        raise ConfigError(f"{root}: DVC cannot read the graph: {error}") from error
+
+
+def _stage(stage: Any, repo: Any, produced: set[str]) -> Stage:
+    deps = {_path(dep, repo): dep for dep in stage.deps if not isinstance(dep, ParamsDependency)}
+    for path in deps.keys() - produced:
+        for out in produced:
+            if path.startswith(f"{out}/") or out.startswith(f"{path}/"):
+                raise ConfigError(
+                    f"dvc.yaml: stage '{stage.name}' depends on '{path}', but another stage's out is '{out}': "
+                    "depend on exactly the out, its record in dvc.lock is compared by md5"
+                )
+    outs = [Out(_path(out, repo), "metric" if out.metric else "plot" if out.plot else "data") for out in stage.outs]
+    meta = (stage.meta or {}).get("dagster", {})
+    return Stage(
+        name=stage.name,
+        cmd="\n".join(stage.cmd) if isinstance(stage.cmd, list) else stage.cmd,
+        description=stage.desc or "",
+        meta=DagsterMeta.from_params(meta, f"dvc.yaml: {stage.name}.meta.dagster"),
+        params={dep.def_path: _params(stage, dep) for dep in stage.params},
+        inputs=tuple(sorted(deps.keys() & produced)),
+        files={path: deps[path].get_hash().value if deps[path].exists else None for path in deps.keys() - produced},
+        outs=tuple(outs),
+    )
+
+
+def _params(stage: Any, dep: Any) -> dict[str, Any]:
+    if not dep.params:
+        raise ConfigError(
+            f"dvc.yaml: stage '{stage.name}' tracks the whole of '{dep.def_path}': list the keys it reads"
+        )
+    values = dep.read_params()
+    return {key: values.get(key) for key in dep.params}
+
+
+def _path(item: Any, repo: Any) -> str:
+    path = Path(item.fs_path)
+    return path.relative_to(repo.root_dir).as_posix() if path.is_relative_to(repo.root_dir) else path.as_posix()

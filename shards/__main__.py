@@ -1,0 +1,117 @@
+"""`python -m shards`: make the phantom, build shards, register your own images, manage the identity key."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from shards.cli import add_params_options, run_command, values_of
+
+
+def phantom(arguments: argparse.Namespace) -> None:
+    """Render the built-in dataset."""
+    from shards.phantom.dataset import build_phantom
+    from shards.phantom.params import PhantomParams
+
+    values = values_of(arguments)
+    flags = {
+        "num_patients": arguments.num_patients,
+        "images_per_patient": arguments.images_per_patient,
+        "size_px": arguments.size,
+        "seed": arguments.seed,
+    }
+    section = {**values.get("phantom", {}), **{key: value for key, value in flags.items() if value is not None}}
+    params = PhantomParams.from_params(section, f"{arguments.params}: phantom")
+    build_phantom(params, arguments.out, num_workers=arguments.num_workers)
+
+
+def shard(arguments: argparse.Namespace) -> None:
+    """Build the shards of one delivery."""
+    from shards.build import build_shards
+    from shards.errors import ConfigError
+    from shards.params import GridParams, ShardParams, parse_batches
+
+    values = values_of(arguments)
+    batches = parse_batches(values.get("batches"), f"{arguments.params}: batches")
+    if arguments.batch not in batches:
+        raise ConfigError(f"--batch {arguments.batch}: {arguments.params} has the batches {', '.join(batches)}")
+    grid = GridParams.from_params(values.get("grid"), f"{arguments.params}: grid")
+    params = ShardParams.from_params(values.get("shard"), f"{arguments.params}: shard")
+    out = arguments.out or Path("data/shards") / arguments.batch
+    build_shards(arguments.batch, batches[arguments.batch].source, grid, params, out, num_workers=arguments.num_workers)
+
+
+def register(arguments: argparse.Namespace) -> None:
+    """Register a folder of images as a new batch."""
+    from shards.register import register_batch
+
+    register_batch(
+        arguments.name,
+        arguments.root,
+        labels=arguments.labels,
+        weight=arguments.weight,
+        params_path=arguments.params,
+        dvc_path=arguments.dvc,
+    )
+
+
+def new_key(arguments: argparse.Namespace) -> None:
+    """Write a new secret identity key."""
+    from shards.identity import create_key
+
+    fingerprint = create_key(arguments.path)
+    print(f"wrote {arguments.path}, readable by you alone; keep it out of git and DVC, and keep a copy safe")
+    print(f"now: export {'ACE_ID_KEY_FILE'}={arguments.path}")
+    print(f"and in params.yaml: shard.id_key_fingerprint: {fingerprint}")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of `python -m shards`."""
+    parser = argparse.ArgumentParser(prog="python -m shards", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser(
+        "phantom", help="render the built-in dataset of real anatomy", description=phantom.__doc__
+    )
+    add_params_options(command)
+    command.add_argument("--out", type=Path, default=Path("data/phantom"), metavar="DIR")
+    command.add_argument("--num-patients", type=int, metavar="N")
+    command.add_argument("--images-per-patient", type=int, metavar="M", help="at most M images of each patient")
+    command.add_argument("--size", type=int, metavar="PX", help="height and width of an image, up to 1024")
+    command.add_argument("--seed", type=int, metavar="S")
+    command.add_argument("--num-workers", type=int, metavar="N", help="processes; default: one a core")
+    command.set_defaults(run=phantom)
+
+    command = commands.add_parser("shard", help="build the shards of one batch", description=shard.__doc__)
+    add_params_options(command)
+    command.add_argument("--batch", required=True, metavar="NAME", help="a key of `batches` in the params file")
+    command.add_argument("--out", type=Path, metavar="DIR", help="default: data/shards/NAME")
+    command.add_argument("--num-workers", type=int, metavar="N", help="processes; default: one a core")
+    command.set_defaults(run=shard)
+
+    command = commands.add_parser("register", help="add your own folder of images", description=register.__doc__)
+    command.add_argument("name", help="name of the new batch, as clinic-b000; a batch never changes")
+    command.add_argument("root", type=Path, help="folder with PNG or JPEG images; its files stay where they are")
+    command.add_argument(
+        "--labels",
+        type=Path,
+        metavar="CSV",
+        help="columns path, patient, optional study, view, and labels (1, 0, -1, empty)",
+    )
+    command.add_argument(
+        "--weight", type=float, default=1.0, help="share in training; default: 1, each image once an epoch"
+    )
+    command.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE")
+    command.add_argument("--dvc", type=Path, default=Path("dvc.yaml"), metavar="FILE")
+    command.set_defaults(run=register)
+
+    key = commands.add_parser("key", help="the secret behind patient pseudonyms and splits").add_subparsers(
+        required=True
+    )
+    command = key.add_parser("new", help="write a new key file", description=new_key.__doc__)
+    command.add_argument("path", type=Path)
+    command.set_defaults(run=new_key)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(build_parser()))

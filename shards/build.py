@@ -1,0 +1,168 @@
+"""The stage `shard`: one batch of raw images becomes one set of tars with an index."""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from shards.atomic import atomic_path, write_text
+from shards.errors import ConfigError, SourceError
+from shards.format import LANDMARKS_SUFFIX, sha256_of
+from shards.identity import PUBLIC_KEY, load_id_key
+from shards.index import check_quarantine, describe, index_values, publish
+from shards.parallel import map_in_processes
+from shards.params import GridParams, ShardParams, SourceParams
+from shards.plan import ShardPlan, fingerprint, plan_shards
+from shards.progress import progress_bar
+from shards.sample import Encoded, Encoder, Rejected, Task
+from shards.scratch import scratch_dir
+from shards.sources.registry import open_source
+from shards.tar import Span, TarWriter
+
+_MAX_NAMED = 10
+
+Result = Encoded | Rejected
+
+
+def build_shards(
+    batch: str,
+    source_params: SourceParams,
+    grid: GridParams,
+    params: ShardParams,
+    out: Path,
+    *,
+    num_workers: int | None = None,
+) -> None:
+    """Build the shard set of one batch; `out` appears whole or not at all.
+
+    Finished tars wait in the scratch folder: after a kill the same call goes on with the first unfinished one and
+    leaves the same bytes.
+
+    Args:
+        batch: Its name.
+        source_params: Where its images come from.
+        grid: Section `grid`.
+        params: Section `shard`.
+        out: Folder of the shard set.
+        num_workers: Processes; one per core if None. The result does not depend on it.
+
+    Raises:
+        SourceError: the source's files are not what it expects, changed since they were registered, or too many of them
+            cannot be read.
+        IdKeyError: the project's identity key is missing or another one.
+        ConfigError: the same build is under way in another process.
+    """
+    source = open_source(source_params)
+    key = PUBLIC_KEY if source.has_public_ids else load_id_key(params.id_key_fingerprint)
+    plans = plan_shards(source.records(), key, params)
+    encoder = Encoder(batch, source.channels, grid.spec, params)
+    scratch = scratch_dir(f"shard/{batch}", fingerprint(plans, encoder, key))
+    _name_other_work(scratch)
+    try:
+        with FileLock(scratch / "lock", timeout=0):
+            summaries = _build_tars(plans, encoder, scratch, num_workers)
+            check_quarantine(batch, summaries, params.max_quarantined_fraction)
+            values = index_values(encoder, source_params.kind, key.fingerprint, summaries)
+            publish(values, summaries, scratch, out)
+    except Timeout:
+        raise ConfigError(f"batch {batch} is being built by another process, which holds {scratch / 'lock'}") from None
+    shutil.rmtree(scratch, ignore_errors=True)
+    print(describe(values), file=sys.stderr)
+
+
+def _build_tars(
+    plans: list[ShardPlan], encoder: Encoder, scratch: Path, num_workers: int | None
+) -> list[dict[str, Any]]:
+    """Write the tars that are not there yet; returns a summary of each, in the order of the plans."""
+    summaries = {plan.name: summary for plan in plans if (summary := _finished(plan, scratch))}
+    pending = [plan for plan in plans if plan.name not in summaries]
+    tasks = [task for plan in pending for task in plan.tasks]
+    total = sum(len(plan.tasks) for plan in plans)
+    bar = progress_bar(total=total, initial=total - len(tasks), description=f"shard {encoder.batch}", unit="image")
+    with bar, closing(map_in_processes(encoder, tasks, num_workers)) as results:
+        for plan in pending:
+            summaries[plan.name] = _write_tar(plan, results, scratch, bar)
+    return [summaries[plan.name] for plan in plans]
+
+
+def _finished(plan: ShardPlan, scratch: Path) -> dict[str, Any] | None:
+    """The summary of a tar that an earlier run finished: it is written last, and names the tar's hash."""
+    try:
+        summary = json.loads((scratch / f"{plan.name}.json").read_text(encoding="utf-8"))
+        is_whole = sha256_of(scratch / plan.name) == summary["sha256"]
+    except FileNotFoundError:
+        return None
+    return dict(summary) if is_whole else None
+
+
+def _write_tar(plan: ShardPlan, results: Iterator[Result], scratch: Path, bar: "tqdm[Any]") -> dict[str, Any]:
+    """Write one tar from the next results, then its summary."""
+    samples: list[dict[str, Any]] = []
+    rejected: list[tuple[Task, Rejected]] = []
+    with atomic_path(scratch / plan.name) as temporary:
+        with TarWriter(temporary) as tar:
+            # The tasks come first: zip must not take a result of the next tar.
+            for task, result in zip(plan.tasks, results, strict=False):
+                match result:
+                    case Encoded():
+                        spans = {suffix: tar.add(f"{task.key}.{suffix}", data) for suffix, data in result.members}
+                        samples.append({"row": _row(task, spans), **result.counted})
+                    case Rejected():
+                        rejected.append((task, result))
+                bar.update()
+        _check_unchanged(rejected)
+    summary = {
+        "name": plan.name,
+        "split": plan.split,
+        "bytes": (scratch / plan.name).stat().st_size,
+        "sha256": sha256_of(scratch / plan.name),
+        "samples": samples,
+        "quarantined": [[task.record.place, result.reason] for task, result in rejected],
+    }
+    write_text(scratch / f"{plan.name}.json", json.dumps(summary))
+    return summary
+
+
+def _row(task: Task, spans: dict[str, Span]) -> dict[str, Any]:
+    """The sample's row of the index, but for the number of its tar."""
+    meta, image, *others = spans.values()
+    last = others[-1] if others else image
+    landmarks = spans.get(LANDMARKS_SUFFIX, Span(0, 0))
+    return {
+        "key": task.key,
+        "patient": task.patient,
+        "split": task.split,
+        "start": meta.member_start,
+        "stop": last.member_stop,
+        "image_start": image.start,
+        "image_bytes": image.num_bytes,
+        "meta_start": meta.start,
+        "meta_bytes": meta.num_bytes,
+        "landmarks_start": landmarks.start,
+        "landmarks_bytes": landmarks.num_bytes,
+    }
+
+
+def _check_unchanged(rejected: list[tuple[Task, Rejected]]) -> None:
+    changed = [task.record.place for task, result in rejected if result.has_changed]
+    if changed:
+        raise SourceError(
+            f"{len(changed)} files are missing or changed since they were listed: {', '.join(changed[:_MAX_NAMED])}; "
+            "restore them, or register the folder as a new batch"
+        )
+
+
+def _name_other_work(scratch: Path) -> None:
+    others = sorted(str(path) for path in scratch.parent.iterdir() if path != scratch)
+    if others:
+        print(
+            f"unfinished shards of other parameters, data or code, not used here: {', '.join(others)}; delete them if "
+            "nobody goes on with them",
+            file=sys.stderr,
+        )

@@ -1,0 +1,60 @@
+"""What the commands of `shards` and `ace` share: the params file, overrides, and errors without a traceback."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from shards.config import DEFAULT_PARAMS, read_params
+from shards.errors import ConfigError, ShardError
+
+
+def add_params_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--params FILE` and `--set SECTION.KEY=VALUE`."""
+    parser.add_argument("--params", type=Path, default=DEFAULT_PARAMS, metavar="FILE", help="default: params.yaml")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="use another value than the file's, for a run outside DVC (inside: dvc exp run -S SECTION.KEY=VALUE)",
+    )
+
+
+def values_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The params file with the overrides applied.
+
+    Raises:
+        ConfigError: an override is not of the form SECTION.KEY=VALUE or names a section that is not there.
+    """
+    values = read_params(arguments.params)
+    for assignment in arguments.set:
+        path, separator, text = assignment.partition("=")
+        *parents, key = path.split(".")
+        if not separator or not parents:
+            raise ConfigError(f"--set {assignment}: expected SECTION.KEY=VALUE, as pretrain.epochs=10")
+        section: Any = values
+        for parent in parents:
+            section = section.get(parent) if isinstance(section, dict) else None
+        if not isinstance(section, dict):
+            raise ConfigError(f"--set {assignment}: {arguments.params} has no '{'.'.join(parents)}'")
+        section[key] = YAML(typ="safe", pure=True).load(text)
+    return values
+
+
+def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
+    """Parse, call the subcommand's function, print a user's mistake as one message; returns the exit code."""
+    arguments = parser.parse_args(argv)
+    command: Callable[[argparse.Namespace], None] = arguments.run
+    try:
+        command(arguments)
+    except ShardError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,90 @@
+"""params.yaml read as YAML 1.2 into frozen, typed sections; every mistake is one readable message."""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from shards.errors import ConfigError
+
+DEFAULT_PARAMS = Path("params.yaml")
+SectionT = TypeVar("SectionT", bound="Section")
+
+
+class Section(BaseModel):
+    """One section of params.yaml: frozen, no unknown keys, attribute docstrings become descriptions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @classmethod
+    def from_params(cls, values: Any, where: str) -> Self:
+        """Validate `values`; `where` (as `params.yaml: grid`) opens every message.
+
+        Raises:
+            ConfigError: with one line per mistake: its place, what was found, what was expected.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            lines = [_describe(cls, dict(item), where) for item in error.errors()]
+            raise ConfigError("\n".join(lines)) from None
+
+
+def read_params(path: Path = DEFAULT_PARAMS) -> dict[str, Any]:
+    """The whole of a params file as plain dictionaries.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or is not a mapping.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such params file; run from the project's root or pass --params FILE")
+    try:
+        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path}: expected a mapping of sections, found {type(values).__name__}")
+    return dict(values)
+
+
+def read_section(section: type[SectionT], name: str, path: Path = DEFAULT_PARAMS) -> SectionT:
+    """One section of a params file, validated.
+
+    Raises:
+        ConfigError: the section is missing or wrong.
+    """
+    values = read_params(path)
+    if name not in values:
+        raise ConfigError(f"{path}: section '{name}' is missing; found {sorted(values)}")
+    return section.from_params(values[name], f"{path}: {name}")
+
+
+def _describe(section: type[BaseModel], error: dict[str, Any], where: str) -> str:
+    path = ".".join(str(part) for part in error["loc"])
+    place = f"{where}{'.' if ': ' in where else ': '}{path}" if path else where
+    match error["type"]:
+        case "extra_forbidden":
+            key, known = str(error["loc"][-1]), _keys_beside(section, error["loc"])
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
+            return f"{place}: unknown key; {hint}"
+        case "missing":
+            return f"{place}: missing; every number of a run stands in params.yaml"
+        case "value_error":
+            return f"{place}: {error['msg'].removeprefix('Value error, ')}"
+        case _:
+            return f"{place}: {error['msg']}; found {error['input']!r}"
+
+
+def _keys_beside(section: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The keys allowed where the unknown one stood, as far as nested sections tell."""
+    model: Any = section
+    for part in location[:-1]:
+        field = getattr(model, "model_fields", {}).get(part)
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        model = next((item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)), model)
+    return sorted(getattr(model, "model_fields", {}))

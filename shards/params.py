@@ -1,0 +1,200 @@
+"""The sections `grid`, `shard` and `batches` of params.yaml."""
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from shards.config import DEFAULT_PARAMS, Section, read_params
+from shards.errors import ConfigError, GridError
+from shards.grid import GridSpec, Scale
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+FINGERPRINT = r"^(|idkey-[0-9a-f]{16})$"
+
+
+class ScaleParams(Section):
+    """One (k, l): a coarse token covers k × l cells."""
+
+    k: int = Field(ge=1)
+    """Cells per coarse token, rows; divides t."""
+    l: int = Field(ge=1)
+    """Cells per coarse token, columns; divides t."""
+    weight: float = Field(ge=0)
+    """Share of training steps, relative to the other scales."""
+
+
+class GridParams(Section):
+    """The one grid that shards, training and evaluation share (section `grid`)."""
+
+    n: int
+    """Cells per canvas side."""
+    cell_px: int
+    """Canvas pixels per cell side."""
+    t: int
+    """Tokens per crop side (even); a fine token is one cell."""
+    scales: tuple[ScaleParams, ...] = Field(min_length=1)
+    """The (k, l) in use."""
+    min_overlap: float
+    """Least shared area of two crops, as a fraction of the fine crop."""
+    min_jitter_area: float
+    """Least area of the jitter square, as a fraction of the canvas."""
+
+    @property
+    def spec(self) -> GridSpec:
+        """The grid itself."""
+        scales = tuple(Scale(scale.k, scale.l, scale.weight) for scale in self.scales)
+        return GridSpec(self.n, self.cell_px, self.t, scales, self.min_overlap, self.min_jitter_area)
+
+    @model_validator(mode="after")
+    def _grid_exists(self) -> Self:
+        try:
+            _ = self.spec
+        except GridError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+
+class SplitParams(Section):
+    """Expected fraction of the patients in each split."""
+
+    train: Fraction
+    """Seen by pretraining."""
+    val: Fraction
+    """For choices made while training."""
+    test: Fraction
+    """Seen by the evaluation only."""
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> Self:
+        total = self.train + self.val + self.test
+        if not math.isclose(total, 1.0, abs_tol=1e-9):
+            raise ValueError(f"train {self.train} + val {self.val} + test {self.test} = {total:g}; they must sum to 1")
+        return self
+
+
+class ForegroundParams(Section):
+    """A cell is foreground (not collimation or air) if its mean *or* its standard deviation exceeds its bound."""
+
+    min_mean: float = Field(ge=0, le=255)
+    """Grey levels (0 to 255) a cell's mean must exceed."""
+    min_std: float = Field(ge=0, le=255)
+    """Grey levels a cell's standard deviation must exceed."""
+
+
+class ShardParams(Section):
+    """How records become shards (section `shard`)."""
+
+    image_format: Literal["png", "jpg"]
+    """`png` is lossless."""
+    jpg_quality: int = Field(ge=1, le=100)
+    """Quality of `jpg`; unused by `png`."""
+    num_images_per_shard: int = Field(ge=1)
+    """Samples in a full tar."""
+    num_bank_pairs: int = Field(ge=0)
+    """Crop pairs stored with each sample, per scale."""
+    seed: int = Field(ge=0)
+    """Seed of the stored crop pairs."""
+    splits: SplitParams
+    """Patient-level split; a patient's split depends on nothing but the patient's id and the key."""
+    id_key_fingerprint: str = Field(pattern=FINGERPRINT)
+    """Fingerprint of the secret key behind patient pseudonyms (`python -m shards key new PATH` prints it); empty as
+    long as the phantom is the only source."""
+    foreground: ForegroundParams
+    """Which cells show anatomy."""
+    max_source_megapixels: float = Field(gt=0)
+    """A larger image is quarantined before it is decoded."""
+    max_quarantined_fraction: Fraction
+    """The stage fails when more of a batch than this cannot be read."""
+
+
+class PhantomSourceParams(Section):
+    """The built-in dataset, as `python -m shards phantom` writes it."""
+
+    kind: Literal["phantom"]
+    """Which source reads the batch."""
+    dep: str
+    """Folder of the phantom dataset; what DVC tracks."""
+
+
+class FolderSourceParams(Section):
+    """A user's own folder of PNG and JPEG images; `python -m shards register` writes this item."""
+
+    kind: Literal["folder"]
+    """Which source reads the batch."""
+    dep: str
+    """Manifest of the folder (relative path, bytes, sha256); what DVC tracks."""
+    root: str
+    """The folder; its files stay where they are."""
+    labels: str | None
+    """CSV with the columns path, patient, optional study and view, and one column per label (1, 0, -1, empty)."""
+    labels_sha256: str | None
+    """sha256 of that CSV, so that a changed CSV is noticed."""
+    channels: Literal[1, 3]
+    """1: stored grey. 3: stored in colour."""
+    spacing_mm: tuple[float, float] | None
+    """Size of a source pixel (row, col) in mm, if one holds for all images."""
+
+    @model_validator(mode="after")
+    def _labels_have_a_hash(self) -> Self:
+        if (self.labels is None) != (self.labels_sha256 is None):
+            raise ValueError(f"labels is {self.labels} and labels_sha256 is {self.labels_sha256}; give both or neither")
+        return self
+
+
+SourceParams = Annotated[PhantomSourceParams | FolderSourceParams, Field(discriminator="kind")]
+
+
+class MixParams(Section):
+    """A batch's part in training."""
+
+    weight: float = Field(ge=0)
+    """Multiplies the batch's natural share: 1 shows each image once per epoch, 0 leaves the batch out."""
+    mean: float = Field(ge=0, le=1)
+    """Subtracted from pixels in [0, 1]."""
+    std: float = Field(gt=0)
+    """Pixels are divided by it after."""
+
+
+class BatchParams(Section):
+    """One immutable delivery of images: an item of `batches`."""
+
+    source: SourceParams
+    """Where its images come from."""
+    mix: MixParams
+    """How training uses it."""
+
+
+def read_batches(path: Path = DEFAULT_PARAMS) -> dict[str, BatchParams]:
+    """All items of `batches`, in order.
+
+    Raises:
+        ConfigError: an item is wrong, or there is none.
+    """
+    return parse_batches(read_params(path).get("batches"), f"{path}: batches")
+
+
+def parse_batches(values: Any, where: str) -> dict[str, BatchParams]:
+    """Validate the mapping `batches`; `where` opens every message.
+
+    Raises:
+        ConfigError: it is empty, not a mapping, or an item is wrong.
+    """
+    if not isinstance(values, Mapping) or not values:
+        raise ConfigError(f"{where}: expected a mapping with at least one batch, found {values!r}")
+    for name in values:
+        check_batch_name(str(name))
+    return {str(name): BatchParams.from_params(item, f"{where}.{name}") for name, item in values.items()}
+
+
+def check_batch_name(name: str) -> None:
+    """Batch names are path parts, DVC stage names and YAML keys.
+
+    Raises:
+        ConfigError: the name cannot be all three.
+    """
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
+        raise ConfigError(f"batch name {name!r}: expected a letter, then letters, digits, '-' or '_', as phantom-b000")

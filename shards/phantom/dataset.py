@@ -1,0 +1,238 @@
+"""The stage `phantom`: writes the built-in dataset, in parallel, resumable, every byte decided by the parameters."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import platform
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from importlib.metadata import version
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from PIL import Image
+
+from shards.atomic import replace_directory, write_text
+from shards.phantom.anatomy import ASSET, NOTICE_FILE, Anatomy, asset_hash, load_anatomy, verify
+from shards.phantom.contact_sheet import draw_contact_sheet
+from shards.phantom.findings import KINDS
+from shards.phantom.params import PhantomParams
+from shards.phantom.radiograph import Radiograph, take_radiograph
+from shards.phantom.study import Study, count_images, draw_study, image_id
+from shards.progress import progress_bar
+from shards.scratch import scratch_dir
+
+FORMAT_VERSION = 1
+LABEL_COLUMNS = ("image_id", "patient_id", "study_id", "view", *KINDS, "finding_side")
+LIMITS = (
+    "One subject: the patients are warps of one scanned person and share its signature (a calcified first rib, one "
+    "aorta). A split by seed measures invariance to pose, shape, tone and noise, not generalisation to new people. "
+    "Findings are simulated. Labels of the scan are automatic and unreviewed. Good for a main job without downloads, "
+    "exact dense and landmark correspondence, and relative ablations; not for claims about real radiographs."
+)
+NUM_ON_CONTACT_SHEET = 12
+
+_anatomy: Anatomy
+"""The chest of a worker process, loaded once by its initializer."""
+
+
+def build_phantom(
+    params: PhantomParams, out: Path, *, num_workers: int | None = None, work_dir: Path | None = None
+) -> None:
+    """Write the dataset to `out`; work that a kill interrupted goes on where it stopped.
+
+    Args:
+        params: section `phantom`.
+        out: folder that appears, or is replaced, whole and at the end.
+        num_workers: processes; by default one for each usable core. The bytes do not depend on it.
+        work_dir: where unfinished work waits; by default `scratch_dir`.
+
+    Raises:
+        SourceError: the shipped anatomy is incomplete or damaged.
+        ConfigError: no place for unfinished work, or parameters that no patient can meet.
+    """
+    verify(ASSET)
+    work = work_dir or scratch_dir("phantom", fingerprint(params)[:16])
+    work.mkdir(parents=True, exist_ok=True)
+    with FileLock(work / "lock"):
+        _render(params, work / "dataset", work / "records", num_workers or len(os.sched_getaffinity(0)))
+        _assemble(params, work / "dataset", work / "records")
+        _publish(work / "dataset", out)
+        shutil.rmtree(work / "records")
+    shutil.rmtree(work)
+
+
+def fingerprint(params: PhantomParams) -> str:
+    """Hex digest of all that decides the bytes: parameters, anatomy, this package's code, and the libraries."""
+    digest = hashlib.sha256(params.model_dump_json().encode())
+    digest.update(asset_hash().encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    digest.update(json.dumps(_versions()).encode())
+    return digest.hexdigest()
+
+
+def _render(params: PhantomParams, dataset: Path, records: Path, num_workers: int) -> None:
+    """Render every image that has no complete record yet."""
+    counts = [count_images(params, number) for number in range(params.num_patients)]
+    missing = {
+        number: [index for index in range(count) if not _is_done(dataset, records, image_id(number, index))]
+        for number, count in enumerate(counts)
+    }
+    missing = {number: indices for number, indices in missing.items() if indices}
+    num_missing = sum(len(indices) for indices in missing.values())
+    with progress_bar(total=sum(counts), initial=sum(counts) - num_missing, description="phantom", unit="image") as bar:
+        if not missing:
+            return
+        records.mkdir(parents=True, exist_ok=True)
+        num_workers = min(num_workers, len(missing))
+        with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_start_worker) as pool:
+            jobs = [
+                pool.submit(_render_patient, params, number, indices, dataset, records)
+                for number, indices in missing.items()
+            ]
+            try:
+                for job in as_completed(jobs):
+                    bar.update(job.result())
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def _start_worker() -> None:
+    global _anatomy
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    _anatomy = load_anatomy()
+
+
+def _die_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+@torch.inference_mode()
+def _render_patient(params: PhantomParams, number: int, indices: list[int], dataset: Path, records: Path) -> int:
+    study = draw_study(params, _anatomy, number)
+    for index in indices:
+        radiograph = take_radiograph(_anatomy, study, study.exposures[index], params)
+        _write_image(study, index, radiograph, dataset, records)
+    return len(indices)
+
+
+def _write_image(study: Study, index: int, radiograph: Radiograph, dataset: Path, records: Path) -> None:
+    """Image and masks first, the record last: an image without a record is drawn again."""
+    name = study.image_ids[index]
+    files = {f"images/{name}.png": _png(radiograph.image)}
+    files |= {f"masks/{structure}/{name}.png": _png(mask) for structure, mask in radiograph.masks.items()}
+    for place, content in files.items():
+        (dataset / place).parent.mkdir(parents=True, exist_ok=True)
+        (dataset / place).write_bytes(content)
+    labels: dict[str, Any] = {
+        "image_id": name,
+        "patient_id": study.patient_id,
+        "study_id": study.study_id,
+        "view": study.exposures[index].view,
+        **{kind: int(kind == study.kind) for kind in KINDS},
+        "finding_side": study.side,
+    }
+    record = {
+        "labels": labels,
+        "landmarks": radiograph.landmarks,
+        "files": {place: len(content) for place, content in files.items()},
+    }
+    write_text(records / f"{name}.json", json.dumps(record))
+
+
+def _is_done(dataset: Path, records: Path, name: str) -> bool:
+    record = records / f"{name}.json"
+    if not record.is_file():
+        return False
+    files: dict[str, int] = json.loads(record.read_text(encoding="utf-8"))["files"]
+    paths = {dataset / place: size for place, size in files.items()}
+    return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
+
+
+def _assemble(params: PhantomParams, dataset: Path, records: Path) -> None:
+    """Tables, description and contact sheet, from the records in the order of their names."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(records.glob("*.json"))]
+    rows = [record["labels"] for record in found]
+    write_text(dataset / "labels.csv", _csv(LABEL_COLUMNS, ([row[column] for column in LABEL_COLUMNS] for row in rows)))
+    write_text(
+        dataset / "landmarks.csv",
+        _csv(
+            ("image_id", "landmark", "row", "col"),
+            (
+                [record["labels"]["image_id"], name, f"{row:.3f}", f"{col:.3f}"]
+                for record in found
+                for name, (row, col) in record["landmarks"].items()
+            ),
+        ),
+    )
+    write_text(dataset / "dataset.json", json.dumps(_describe(params, rows), indent=2) + "\n")
+    sheet = draw_contact_sheet(dataset, found, NUM_ON_CONTACT_SHEET)
+    sheet.save(dataset / "contact_sheet.png")
+
+
+def _describe(params: PhantomParams, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "format_version": FORMAT_VERSION,
+        "name": "phantom",
+        "licence": "CC BY 3.0",
+        "notice": (ASSET / NOTICE_FILE).read_text(encoding="utf-8"),
+        "limits": LIMITS,
+        "params": params.model_dump(mode="json"),
+        "asset_sha256": asset_hash(),
+        "versions": _versions(),
+        "spacing_mm": None,
+        "counts": {
+            "patients": len({row["patient_id"] for row in rows}),
+            "images": len(rows),
+            "views": dict(sorted(Counter(row["view"] for row in rows).items())),
+            "findings": {kind: sum(row[kind] for row in rows) for kind in KINDS},
+        },
+    }
+
+
+def _versions() -> dict[str, str]:
+    libraries = ("torch", "numpy", "pillow")
+    return {"python": platform.python_version(), **{name: version(name) for name in libraries}}
+
+
+def _publish(dataset: Path, out: Path) -> None:
+    """Let the finished dataset appear at `out`; copied first when that is another file system."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if dataset.stat().st_dev == out.parent.stat().st_dev:
+        replace_directory(dataset, out)
+        return
+    beside = out.with_name(f".{out.name}.new")
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(dataset, beside)
+    replace_directory(beside, out)
+    shutil.rmtree(dataset)
+
+
+def _png(pixels: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _csv(header: tuple[str, ...], rows: Iterator[list[Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()

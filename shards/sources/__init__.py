@@ -1,0 +1,1 @@
+"""Sources: raw datasets as records."""

@@ -1,0 +1,61 @@
+"""Tar archives with the same bytes on every build, and the place of each member in them."""
+
+import io
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+BLOCK = tarfile.BLOCKSIZE
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where a member's data lies in its tar: first byte and number of bytes. Its header is the block before."""
+
+    start: int
+    num_bytes: int
+
+    @property
+    def member_start(self) -> int:
+        """First byte of the member's header."""
+        return self.start - BLOCK
+
+    @property
+    def member_stop(self) -> int:
+        """One past the member's padding."""
+        return self.start + -(-self.num_bytes // BLOCK) * BLOCK
+
+
+class TarWriter:
+    """A ustar archive whose bytes depend on nothing but names, data and their order (mtime 0, root, mode 0644)."""
+
+    def __init__(self, path: Path) -> None:
+        self._tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 (closed by __exit__)
+
+    def add(self, name: str, data: bytes) -> Span:
+        """Append one member. A ustar name of up to 100 characters has a header of exactly one block."""
+        member = tarfile.TarInfo(name)
+        member.size, member.mode, member.uname, member.gname = len(data), 0o644, "root", "root"
+        start = self._tar.offset + BLOCK
+        self._tar.addfile(member, io.BytesIO(data))
+        return Span(start, len(data))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._tar.close()
+
+
+def walk_members(run: bytes) -> Iterator[tuple[str, bytes]]:
+    """(name, data) of the members in a run of bytes cut from a tar at member boundaries."""
+    with tarfile.open(fileobj=io.BytesIO(run), mode="r:") as tar:
+        for member in tar:
+            file = tar.extractfile(member)
+            if file is not None:
+                yield member.name, file.read()

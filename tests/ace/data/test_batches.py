@@ -1,0 +1,191 @@
+import itertools
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from ace.data.batches import CropPairDataset, PairBatch, StepSampler, build_loader, collate
+from ace.data.params import AugmentParams
+from shards.errors import ConfigError
+from shards.grid import CropPair, scale_of_step
+from shards.params import MixParams
+from shards.read import ShardIndex, ShardReader
+from tests.ace.data.conftest import BuildShards, grid_params
+
+GRID = grid_params((2, 2), (1, 2), t=4, n=9, cell_px=8)
+MIX = MixParams(weight=1.0, mean=0.5, std=0.25)
+AUGMENT = AugmentParams.from_params(
+    {
+        "brightness_contrast": {"probability": 0.5, "max_brightness": 0.2, "max_contrast": 0.3},
+        "blur": {"probability": 0.5, "min_sigma_px": 0.3, "max_sigma_px": 1.5},
+        "sharpen": {"probability": 0.3, "max_amount": 1.0, "sigma_px": 1.0},
+        "clahe": {"probability": 0.3, "max_clip_limit": 3.0, "num_tiles": 4},
+    },
+    "augment",
+)
+
+
+@pytest.fixture(scope="module")
+def indexes(build_painted: BuildShards) -> list[ShardIndex]:
+    """Seven grey and five coloured images of noise."""
+    rng, size = np.random.default_rng(0), GRID.spec.canvas_px
+    grey = {f"{i}.png": rng.integers(0, 256, (size, size), dtype=np.uint8) for i in range(7)}
+    colour = {f"{i}.png": rng.integers(0, 256, (size, size, 3), dtype=np.uint8) for i in range(5)}
+    return [build_painted(grey, GRID), build_painted(colour, GRID)]
+
+
+def dataset_of(indexes: list[ShardIndex], **changes) -> CropPairDataset:
+    mixes = changes.pop("mixes", [MIX] * len(indexes))
+    values = {"crops": "fresh", "augment": AUGMENT, "in_channels": 1, "seed": 3} | changes
+    return CropPairDataset(list(zip(indexes, mixes, strict=True)), GRID.spec, **values)
+
+
+def sampler_of(dataset: CropPairDataset, **changes) -> StepSampler:
+    values = {"batch_size": 2, "rank": 0, "world_size": 1, "first_step": 0, "epochs": 3} | changes
+    return StepSampler(dataset, **values)
+
+
+def load(sampler: StepSampler, num_workers: int = 0) -> list[PairBatch]:
+    return list(build_loader(sampler, num_workers=num_workers, is_pinned=False))
+
+
+def assert_same(first: list[PairBatch], second: list[PairBatch]) -> None:
+    assert len(first) == len(second) > 0
+    for one, other in zip(first, second, strict=True):
+        assert (one.keys, one.k, one.l) == (other.keys, other.k, other.l)
+        for name in ("coarse", "fine", "coarse_origin", "fine_origin", "mean", "std"):
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
+def test_a_batch_has_one_scale_that_of_its_step(indexes: list[ShardIndex]) -> None:
+    batches = load(sampler_of(dataset_of(indexes)))
+    expected = [(scale.k, scale.l) for scale in (scale_of_step(GRID.spec, 3, step) for step in range(len(batches)))]
+    assert [(batch.k, batch.l) for batch in batches] == expected
+    assert len(set(expected)) == 2
+
+
+def test_an_epoch_shows_each_sample_once_and_the_next_epoch_in_another_order(indexes: list[ShardIndex]) -> None:
+    sampler = sampler_of(dataset_of(indexes))
+    batches = load(sampler)
+    assert sampler.steps_per_epoch == 6
+    assert len(batches) == len(sampler) == sampler.num_steps == 18
+    epochs = [list(itertools.chain(*(b.keys for b in batches[6 * e : 6 * e + 6]))) for e in range(3)]
+    assert all(len(set(epoch)) == 12 for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+@pytest.mark.parametrize("first_step", [0, 1, 5, 6, 7, 17])
+def test_a_resumed_run_sees_the_rest_of_what_an_uninterrupted_one_sees(
+    indexes: list[ShardIndex], first_step: int
+) -> None:
+    dataset = dataset_of(indexes)
+    assert_same(load(sampler_of(dataset, first_step=first_step)), load(sampler_of(dataset))[first_step:])
+
+
+def test_skipped_steps_are_not_decoded(indexes: list[ShardIndex], monkeypatch: pytest.MonkeyPatch) -> None:
+    read, reads = ShardReader.read, []
+    monkeypatch.setattr(ShardReader, "read", lambda self, row: reads.append(row) or read(self, row))
+    load(sampler_of(dataset_of(indexes), first_step=16))
+    assert len(reads) == 4
+
+
+def test_the_batches_do_not_depend_on_the_number_of_workers(indexes: list[ShardIndex]) -> None:
+    sampler = sampler_of(dataset_of(indexes), epochs=1)
+    assert_same(load(sampler, num_workers=2), load(sampler))
+
+
+def test_ranks_share_steps_and_scales_but_no_sample(indexes: list[ShardIndex]) -> None:
+    dataset = dataset_of(indexes)
+    ranks = [load(sampler_of(dataset, rank=rank, world_size=2, epochs=1)) for rank in range(2)]
+    assert len(ranks[0]) == len(ranks[1]) == 3
+    assert [(b.k, b.l) for b in ranks[0]] == [(b.k, b.l) for b in ranks[1]]
+    keys = [set(itertools.chain(*(b.keys for b in rank))) for rank in ranks]
+    assert len(keys[0]) == len(keys[1]) == 6
+    assert not keys[0] & keys[1]
+
+
+def test_a_sample_gets_other_crops_and_augmentation_at_every_step_but_the_same_at_the_same(
+    indexes: list[ShardIndex],
+) -> None:
+    dataset = dataset_of(indexes)
+    first, same = (dataset[(0, 2, 4)] for _ in range(2))
+    np.testing.assert_array_equal(first.coarse, same.coarse)
+    assert first.pair == same.pair
+    assert len({dataset[(0, 2, step)].pair.jitter for step in range(8)}) == 8
+    assert dataset[(0, 2, 4)].pair.jitter != dataset[(0, 3, 4)].pair.jitter
+    assert dataset_of(indexes, seed=4)[(0, 2, 4)].pair.jitter != first.pair.jitter
+
+
+def test_augmentation_is_drawn_for_each_crop_by_itself(indexes: list[ShardIndex]) -> None:
+    plain, augmented = dataset_of(indexes, augment=None), dataset_of(indexes)
+    changed = {"coarse": set(), "fine": set()}
+    for step in range(30):
+        before, after = plain[(0, 0, step)], augmented[(0, 0, step)]
+        assert before.pair == after.pair
+        for which, steps in changed.items():
+            if not np.array_equal(getattr(before, which), getattr(after, which)):
+                steps.add(step)
+    assert changed["coarse"] - changed["fine"]
+    assert changed["fine"] - changed["coarse"]
+
+
+def test_bank_crops_are_those_stored_with_the_sample(indexes: list[ShardIndex]) -> None:
+    dataset = dataset_of(indexes, crops="bank")
+    sample = ShardReader(indexes[0]).read(int(indexes[0].select("train")[1]))
+    stored = [CropPair.from_json(item) for item in sample.meta["grid"]["bank"]]
+    drawn = {dataset[(0, 1, step)].pair for step in range(100)}
+    assert drawn == set(stored)
+
+
+def test_an_empty_bank_says_what_to_do(build_painted: BuildShards) -> None:
+    size = GRID.spec.canvas_px
+    index = build_painted({"a.png": np.zeros((size, size), np.uint8)}, GRID, num_bank_pairs=0)
+    with pytest.raises(ConfigError, match=r"no stored crop pair for \(k, l\) = .*set crops to fresh, or raise shard"):
+        dataset_of([index], crops="bank")[(0, 0, 0)]
+
+
+@pytest.mark.parametrize("in_channels", [1, 3])
+def test_grey_and_coloured_images_batch_together(indexes: list[ShardIndex], in_channels: int) -> None:
+    dataset = dataset_of(indexes, in_channels=in_channels, augment=None)
+    batch = collate([dataset[(0, 0, 0)], dataset[(1, 0, 0)]])
+    px = GRID.spec.crop_px
+    assert batch.coarse.shape == batch.fine.shape == (2, in_channels, px, px)
+    assert batch.coarse.dtype == torch.uint8
+    if in_channels == 3:
+        assert torch.equal(batch.fine[0, 0], batch.fine[0, 2]), "grey is repeated"
+        assert not torch.equal(batch.fine[1, 0], batch.fine[1, 2]), "colour is kept"
+
+
+def test_each_sample_is_normalised_with_its_own_shard_sets_mean_and_std(indexes: list[ShardIndex]) -> None:
+    mixes = [MixParams(weight=1.0, mean=0.5, std=0.25), MixParams(weight=1.0, mean=0.2, std=0.1)]
+    dataset = dataset_of(indexes, mixes=mixes)
+    batch = collate([dataset[(0, 0, 0)], dataset[(1, 0, 0)]]).to(torch.device("cpu"))
+    for crops, normalised in ((batch.coarse, batch.normalised_coarse()), (batch.fine, batch.normalised_fine())):
+        assert normalised.dtype == torch.float32
+        for i, mix in enumerate(mixes):
+            torch.testing.assert_close(normalised[i], (crops[i] / 255 - mix.mean) / mix.std)
+
+
+def test_mix_weights_decide_how_often_a_shard_set_is_seen(indexes: list[ShardIndex]) -> None:
+    mixes = [MixParams(weight=2.0, mean=0.5, std=0.25), MixParams(weight=0.0, mean=0.5, std=0.25)]
+    sampler = sampler_of(dataset_of(indexes, mixes=mixes), epochs=1)
+    sets = [shard_set for step in sampler for shard_set, _, _ in step]
+    assert sets == [0] * 14
+
+
+def test_shards_of_another_grid_are_refused_with_both_grids_named(indexes: list[ShardIndex]) -> None:
+    other = grid_params((2, 2), t=4, n=10, cell_px=8).spec
+    with pytest.raises(ConfigError, match=r"built with the grid .*n=9, .*training uses .*n=10, .*dvc repro shard@"):
+        CropPairDataset([(indexes[0], MIX)], other, crops="fresh", augment=None, in_channels=1, seed=0)
+
+
+def test_too_few_images_for_one_batch_are_refused(indexes: list[ShardIndex]) -> None:
+    with pytest.raises(ConfigError, match="12 training samples"):
+        sampler_of(dataset_of(indexes), batch_size=13)
+
+
+def test_the_dataset_can_be_sent_to_another_process(indexes: list[ShardIndex]) -> None:
+    dataset = dataset_of(indexes)
+    copy = pickle.loads(pickle.dumps(dataset))
+    np.testing.assert_array_equal(copy[(1, 2, 3)].fine, dataset[(1, 2, 3)].fine)

@@ -1,0 +1,109 @@
+import pytest
+import torch
+
+from ace.models.backbone import build_backbone, check_backbone
+from ace.models.params import BackboneParams
+from shards.errors import ConfigError
+from shards.grid import GridSpec, Scale
+
+NANO = {"embed_dim": 192, "depth": 6, "num_heads": 3, "class_token": False}
+
+
+def params(name: str, in_channels: int = 3, **model_args: object) -> BackboneParams:
+    values = {"name": name, "model_args": model_args, "in_channels": in_channels, "drop_path": 0.1}
+    return BackboneParams.from_params(values, "backbone")
+
+
+def grid(t: int, cell_px: int) -> GridSpec:
+    return GridSpec(2 * t, cell_px, t, (Scale(2, 2, 1.0),), 0.5, 0.85)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "t", "cell_px", "width"),
+    [
+        (params("swin_base_patch4_window7_224"), 14, 32, 1024),
+        (params("vit_base_patch32_224"), 14, 32, 768),
+        (params("vit_base_patch16_224"), 14, 16, 768),
+        (params("swinv2_base_window8_256"), 16, 32, 1024),
+        (params("convnext_base"), 14, 32, 1024),
+        (params("resnet18"), 14, 32, 512),
+        (params("vit_tiny_patch16_224", in_channels=1, **NANO), 8, 16, 192),
+    ],
+    ids=lambda value: value.name if isinstance(value, BackboneParams) else None,
+)
+def test_the_papers_and_other_backbones_yield_t_by_t_tokens(
+    backbone: BackboneParams, t: int, cell_px: int, width: int
+) -> None:
+    spec = grid(t, cell_px)
+    with torch.device("meta"):
+        built = build_backbone(backbone, spec)
+        tokens = built(torch.empty(2, backbone.in_channels, spec.crop_px, spec.crop_px))
+    assert built.width == width
+    assert tokens.shape == (2, t, t, width)
+
+
+VIT = {"embed_dim": 32, "depth": 1, "num_heads": 2}
+SMALL = {
+    "ViT with prefix tokens": (params("vit_tiny_patch16_224", 1, **VIT, reg_tokens=3), grid(8, 16)),
+    "ViT without": (params("vit_tiny_patch16_224", 1, **VIT, class_token=False), grid(8, 16)),
+    "Swin": (
+        params("swin_tiny_patch4_window7_224", 1, embed_dim=8, depths=[1, 1, 1], num_heads=[1, 2, 4]),
+        grid(8, 16),
+    ),
+    "ConvNeXt": (params("convnext_atto", 1, depths=[1, 1, 1, 1], dims=[8, 8, 16, 32]), grid(8, 32)),
+}
+small = pytest.mark.parametrize(("backbone", "spec"), SMALL.values(), ids=SMALL)
+
+
+@small
+def test_a_change_in_one_patch_changes_the_token_at_its_place_most(backbone: BackboneParams, spec: GridSpec) -> None:
+    torch.manual_seed(0)
+    model = build_backbone(backbone, spec).eval()
+    image = torch.rand(1, 1, spec.crop_px, spec.crop_px)
+    for row, col in [(0, 5), (5, 0), (2, 6), (7, 7)]:
+        changed = image.clone()
+        p = spec.cell_px
+        changed[:, :, row * p : (row + 1) * p, col * p : (col + 1) * p] = torch.rand(p, p)
+        with torch.no_grad():
+            difference = (model(changed) - model(image)).norm(dim=-1)[0]
+        assert divmod(int(difference.argmax()), 8) == (row, col)
+
+
+@small
+def test_tokens_come_after_the_last_norm(backbone: BackboneParams, spec: GridSpec) -> None:
+    model = build_backbone(backbone, spec).eval()
+    with torch.no_grad():
+        tokens = model(torch.rand(1, 1, spec.crop_px, spec.crop_px))
+    torch.testing.assert_close(tokens.mean(-1), torch.zeros(1, 8, 8), atol=1e-4, rtol=0)
+    torch.testing.assert_close(tokens.var(-1, unbiased=False), torch.ones(1, 8, 8), atol=1e-2, rtol=0)
+
+
+@small
+def test_every_parameter_of_a_backbone_gets_a_gradient(backbone: BackboneParams, spec: GridSpec) -> None:
+    model = build_backbone(backbone, spec)
+    model(torch.rand(2, 1, spec.crop_px, spec.crop_px)).square().sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_a_grid_that_does_not_fit_names_both_grids_and_the_size_of_a_token() -> None:
+    with pytest.raises(ConfigError) as error:
+        check_backbone(params("vit_base_patch32_224"), grid(14, 16))
+    assert str(error.value) == (
+        "backbone vit_base_patch32_224 on 224-px crops (t·cell_px = 14·16): the token grid is 7×7, "
+        "expected t×t = 14×14; its tokens are 32 px apart: set cell_px to that or choose another model"
+    )
+
+
+@pytest.mark.parametrize(
+    ("backbone", "message"),
+    [
+        (params("vit_tiny_patch16_24"), "no such model; did you mean one of .*vit_tiny_patch16_224"),
+        (params("vit_tiny_patch16_224", depht=6), "timm refuses: .*depht"),
+        (params("convnext_atto", dims=[8]), "timm refuses: .*index"),
+        (params("vit_tiny_patch16_224", img_size=64, num_classes=2), r"model_args sets \['img_size', 'num_classes'\]"),
+        (params("vit_base_patch14_dinov2"), "grid is 9×9, expected t×t = 8×8; its tokens are 14 px apart"),
+    ],
+)
+def test_a_mistake_in_the_parameters_is_one_clear_message(backbone: BackboneParams, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_backbone(backbone, grid(8, 16))

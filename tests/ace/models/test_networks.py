@@ -1,0 +1,180 @@
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from ace.models.backbone import build_backbone
+from ace.models.networks import Branches, Student, Teacher, overlap_mean
+from ace.models.params import BackboneParams, GlobalHeadParams, LocalHeadParams, LogitParams
+from shards.grid import GridSpec, Scale
+
+T, CELL_PX, WIDTH = 4, 16, 24
+SPEC = GridSpec(8, CELL_PX, T, (Scale(2, 2, 1.0), Scale(1, 2, 1.0), Scale(1, 1, 1.0)), 0.0, 0.85)
+ALL = Branches(True, True, True)
+VIT = {"embed_dim": WIDTH, "depth": 2, "num_heads": 2, "class_token": False}
+SWIN = {"embed_dim": 6, "depths": [1, 1, 1], "num_heads": [1, 2, 4], "window_size": 4}
+
+
+def student(branches: Branches = ALL, *, drop_path: float = 0.0, composer: str = "mlp", swin: bool = False) -> Student:
+    torch.manual_seed(0)
+    name, model_args = ("swin_tiny_patch4_window7_224", SWIN) if swin else ("vit_tiny_patch16_224", VIT)
+    return Student(
+        build_backbone(BackboneParams(name=name, model_args=model_args, in_channels=1, drop_path=drop_path), SPEC),
+        branches=branches,
+        scales=[(scale.k, scale.l) for scale in SPEC.scales],
+        global_head=GlobalHeadParams(hidden_dim=16, bottleneck_dim=8, out_dim=12),
+        local_head=LocalHeadParams(form="mlp", hidden_dim=16),
+        composer=composer,
+        decomposer="mlp",
+        logits=LogitParams(scale=10.0, bias=-5.0, learnable=True),
+    )
+
+
+def inputs(seed: int = 1) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    coarse, fine = (torch.randn(3, 1, T * CELL_PX, T * CELL_PX, generator=generator) for _ in range(2))
+    overlap_coarse, overlap_fine = (torch.rand(3, T * T, generator=generator) > 0.5 for _ in range(2))
+    return coarse, fine, overlap_coarse, overlap_fine
+
+
+@pytest.mark.parametrize(("k", "l"), [(2, 2), (1, 2), (1, 1)])
+def test_tokens_have_norm_1_and_the_shapes_of_the_scale(k: int, l: int) -> None:
+    out = student()(*inputs(), k=k, l=l)
+    assert out.decomposed.shape == (3, k * l * T * T, WIDTH)
+    assert out.composed.shape == (3, T * T // (k * l), WIDTH)
+    for tokens in (out.decomposed, out.composed):
+        torch.testing.assert_close(tokens.norm(dim=-1), torch.ones(tokens.shape[:2]))
+
+
+def test_decomposition_reads_the_coarse_crop_and_composition_the_fine_one() -> None:
+    net = student().eval()
+    coarse, fine, *overlaps = inputs()
+    before = net(coarse, fine, *overlaps, k=2, l=2)
+    other_coarse = net(coarse + 1.0, fine, *overlaps, k=2, l=2)
+    other_fine = net(coarse, fine.flip(-1), *overlaps, k=2, l=2)
+    torch.testing.assert_close(other_coarse.composed, before.composed)
+    torch.testing.assert_close(other_fine.decomposed, before.decomposed)
+    assert not torch.allclose(other_coarse.decomposed, before.decomposed)
+    assert not torch.allclose(other_fine.composed, before.composed)
+
+
+@pytest.mark.parametrize("composer", ["mlp", "mean"])
+@pytest.mark.parametrize(("k", "l"), [(2, 2), (1, 2), (1, 1)])
+def test_every_parameter_gets_a_gradient_in_a_step_of_any_scale(k: int, l: int, composer: str) -> None:
+    net = student(composer=composer)
+    out = net(*inputs(), k=k, l=l)
+    logits = [net.decomposition_logits(), net.composition_logits()]
+    parts = [out.decomposed, out.composed, out.coarse_logits, out.fine_logits, *itertools.chain(*logits)]
+    torch.stack([(part * torch.randn_like(part)).sum() for part in parts]).sum().backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name
+        group, _, scale = name.partition(".")
+        if group in ("composers", "decomposers"):
+            assert bool(parameter.grad.count_nonzero()) == scale.startswith(f"{k}x{l}."), name
+
+
+@pytest.mark.parametrize("flags", [f for f in itertools.product([True, False], repeat=3) if any(f)])
+def test_only_what_a_branch_needs_is_built_and_encoded(flags: tuple[bool, bool, bool]) -> None:
+    branches = Branches(*flags)
+    net = student(branches)
+    teacher = Teacher(net)
+    seen: dict[str, int] = {}
+    for name, backbone in (("student", net.backbone), ("teacher", teacher.backbone)):
+        backbone.register_forward_pre_hook(lambda _, args, name=name: seen.update({name: len(args[0]) // 3}))
+    out, taught = net(*inputs(), k=2, l=2), teacher(*inputs())
+    both = branches.global_ or (branches.decomposition and branches.composition)
+    assert seen == {"student": 2 if both else 1, "teacher": 2 if both else 1}
+    assert (out.decomposed is not None) == (taught.fine_tokens is not None) == branches.decomposition
+    assert (out.composed is not None) == (taught.coarse_tokens is not None) == branches.composition
+    assert (out.fine_logits is not None) == (taught.fine_logits is not None) == branches.global_
+    assert (net.global_head is not None) == branches.global_
+    assert taught.features.shape == (3 * seen["teacher"], WIDTH)
+    outputs = [x for x in (out.decomposed, out.composed, out.fine_logits, out.coarse_logits) if x is not None]
+    torch.stack([x.square().sum() + x.sum() for x in outputs]).sum().backward()
+    without = [n for n, p in net.named_parameters() if p.grad is None]
+    assert all(name.partition(".")[0] in ("decomposition_logits", "composition_logits") for name in without)
+
+
+def test_a_fresh_teacher_sees_what_the_student_sees() -> None:
+    net = student().eval()
+    out, taught = net(*inputs(), k=1, l=1), Teacher(net)(*inputs())
+    torch.testing.assert_close(taught.coarse_tokens, out.decomposed)
+    torch.testing.assert_close(taught.fine_tokens, out.composed)
+    torch.testing.assert_close(taught.coarse_logits, out.coarse_logits)
+    torch.testing.assert_close(taught.fine_logits, out.fine_logits)
+
+
+def test_no_gradient_reaches_the_teacher() -> None:
+    net = student()
+    teacher = Teacher(net)
+    crops = [crop.requires_grad_() for crop in inputs()[:2]]
+    out, taught = net(*inputs(), k=2, l=2), teacher(*crops, *inputs()[2:])
+    (out.decomposed.mean() * taught.fine_tokens.mean() + (out.fine_logits * taught.fine_logits).sum()).backward()
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in teacher.parameters())
+    assert not any(value.requires_grad for value in vars(taught).values())
+
+
+def test_stochastic_depth_is_on_in_the_student_and_off_in_the_teacher() -> None:
+    net = student(drop_path=0.9)
+    teacher = Teacher(net)
+    net.train()
+    teacher.train()
+    first, second = (net(*inputs(), k=2, l=2).decomposed for _ in range(2))
+    assert not torch.allclose(first, second)
+    torch.testing.assert_close(teacher(*inputs()).fine_tokens, teacher(*inputs()).fine_tokens, atol=0, rtol=0)
+    assert not any(module.training for module in teacher.modules())
+
+
+def moved(module: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn_like(parameter))
+        for buffer in module.buffers():
+            buffer.add_(1)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.3, 0.996, 1.0])
+def test_the_teacher_moves_to_the_weighted_mean_and_copies_buffers(momentum: float) -> None:
+    net = student(swin=True)
+    teacher = Teacher(net)
+    moved(net)
+    before = {name: parameter.clone() for name, parameter in teacher.named_parameters()}
+    teacher.update(net, momentum)
+    theirs, buffers = dict(net.named_parameters()), dict(net.named_buffers())
+    for name, parameter in teacher.named_parameters():
+        expected = momentum * before[name].double() + (1 - momentum) * theirs[name].double()
+        tolerance = 0.0 if momentum in (0.0, 1.0) else 1e-6
+        torch.testing.assert_close(parameter.double(), expected, atol=tolerance, rtol=0)
+    copied = dict(teacher.named_buffers())
+    assert any(not buffer.is_floating_point() for buffer in copied.values()), "Swin has integer buffers"
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in copied.items())
+
+
+def test_the_teacher_has_its_own_copy_of_the_students_backbone_and_heads_and_nothing_else() -> None:
+    net = student()
+    teacher = Teacher(net)
+    ours = {
+        name for name, _ in net.named_parameters() if name.split(".")[0] in ("backbone", "global_head", "local_head")
+    }
+    assert {name for name, _ in teacher.named_parameters()} == ours
+    storages = {parameter.data_ptr() for parameter in net.parameters()}
+    assert not storages & {parameter.data_ptr() for parameter in teacher.parameters()}
+
+
+def test_pooling_averages_the_overlap_and_an_empty_overlap_gives_0() -> None:
+    tokens = torch.randn(2, 2, 2, 5)
+    overlap = torch.tensor([[True, False, False, True], [False] * 4])
+    pooled = overlap_mean(tokens, overlap)
+    torch.testing.assert_close(pooled[0], (tokens[0, 0, 0] + tokens[0, 1, 1]) / 2)
+    assert pooled[1].count_nonzero() == 0
+
+
+def test_an_empty_overlap_gives_finite_outputs_and_gradients() -> None:
+    net = student()
+    coarse, fine, *_ = inputs()
+    nothing = torch.zeros(3, T * T, dtype=torch.bool)
+    out = net(coarse, fine, nothing, nothing, k=2, l=2)
+    (out.coarse_logits.square().sum() + out.fine_logits.square().sum() + out.decomposed.sum()).backward()
+    assert torch.isfinite(out.coarse_logits).all()
+    assert all(torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is not None)

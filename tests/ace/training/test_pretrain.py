@@ -1,0 +1,147 @@
+"""The stage as a whole: what it leaves behind, and that a killed run ends as an uninterrupted one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ace.models.encoder import load_encoder, untrained_encoder
+from ace.training.pretrain import pretrain
+from shards.errors import ConfigError
+from tests.ace.training.conftest import BATCH, ROOT, tiny_batches, tiny_grid, tiny_params
+
+RUN = """
+import sys
+from pathlib import Path
+from ace.training.pretrain import pretrain
+from tests.ace.training.conftest import tiny_batches, tiny_grid, tiny_params
+out = Path(sys.argv[2])
+pretrain(tiny_params(num_workers=int(sys.argv[3])), tiny_grid(), tiny_batches(), shards_root=Path(sys.argv[1]),
+         out=out / "model", metrics_dir=out / "metrics")
+"""
+
+
+def start_run(shards: Path, out: Path, num_workers: int = 0) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "ACE_SCRATCH": str(out / "scratch"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", RUN, str(shards), str(out), str(num_workers)]
+    return subprocess.Popen(command, env=environment, cwd=out, stderr=subprocess.PIPE, text=True)
+
+
+def weights(model: Path) -> dict[str, torch.Tensor]:
+    files = ("teacher_backbone", "student_backbone", "heads")
+    return {f"{name}/{key}": value for name in files for key, value in load_file(model / f"{name}.safetensors").items()}
+
+
+@pytest.fixture(scope="module")
+def finished(noise_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("finished")
+    process = start_run(noise_shards, out)
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    return out
+
+
+def test_a_finished_run_leaves_model_metrics_and_no_scratch(finished: Path) -> None:
+    model = finished / "model"
+    assert sorted(path.name for path in model.iterdir()) == [
+        "README.md",
+        "config.json",
+        "heads.safetensors",
+        "metrics.jsonl",
+        "student_backbone.safetensors",
+        "teacher_backbone.safetensors",
+    ]
+    rows = [json.loads(line) for line in (model / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(len(rows)))
+    wanted = {"loss", "loss_global", "loss_decomposition", "loss_composition", "lr", "momentum", "images_per_s"}
+    assert wanted | {"data_wait_share", "feature_std", "effective_rank", "teacher_entropy"} <= set(rows[0])
+    config = json.loads((model / "config.json").read_text())
+    assert config["format_version"] == 1
+    assert config["shards"][0]["batch"] == BATCH
+    assert all(len(shard["sha256"]) == 64 for shard in config["shards"][0]["shards"])
+    assert json.loads((finished / "metrics/metrics.json").read_text())["step"] == rows[-1]["step"]
+    assert not list((finished / "scratch").glob("pretrain/*/state.pt"))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_run_killed_at_any_moment_ends_with_the_same_weights(
+    finished: Path, noise_shards: Path, tmp_path: Path, num_workers: int
+) -> None:
+    is_resumed = False
+    for rows_before_kill in (3, 11):
+        process = start_run(noise_shards, tmp_path, num_workers)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            logs = list((tmp_path / "scratch/pretrain").glob("*/metrics.jsonl"))
+            if logs and len(logs[0].read_text().splitlines()) >= rows_before_kill:
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.01)
+        process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGKILL
+    process = start_run(noise_shards, tmp_path, num_workers)
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    is_resumed = "resuming after step" in stderr
+    assert is_resumed
+    expected, found = weights(finished / "model"), weights(tmp_path / "model")
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    logged = [json.loads(line)["step"] for line in (tmp_path / "model/metrics.jsonl").read_text().splitlines()]
+    assert logged == list(range(len(logged)))
+
+
+def test_a_second_process_on_the_same_run_is_refused(noise_shards: Path, tmp_path: Path) -> None:
+    first = start_run(noise_shards, tmp_path)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "scratch/pretrain").glob("*/metrics.jsonl")) and time.monotonic() < deadline:
+        assert first.poll() is None
+        time.sleep(0.01)
+    os.kill(first.pid, signal.SIGSTOP)
+    try:
+        second = start_run(noise_shards, tmp_path)
+        _, stderr = second.communicate(timeout=120)
+    finally:
+        os.kill(first.pid, signal.SIGCONT)
+    _, first_stderr = first.communicate(timeout=300)
+    assert "under way in another process" in stderr
+    assert first.returncode == 0, first_stderr
+
+
+def test_trained_and_untrained_encoders_share_the_architecture(finished: Path) -> None:
+    trained, untrained = load_encoder(finished / "model"), untrained_encoder(finished / "model", seed=0)
+    image = torch.rand(2, 1, 16, 16)
+    assert trained.backbone(image).shape == untrained.backbone(image).shape == (2, 2, 2, 32)
+    assert not torch.equal(trained.backbone(image), untrained.backbone(image))
+    again = untrained_encoder(finished / "model", seed=0)
+    assert torch.equal(again.backbone(image), untrained.backbone(image))
+    assert trained.normalisation(BATCH) == (0.5, 0.25)
+    with pytest.raises(ConfigError, match="trained with"):
+        trained.normalisation("other")
+
+
+def test_another_grid_than_the_shards_is_refused_before_any_work(noise_shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="was built with the grid"):
+        pretrain(
+            tiny_params(),
+            tiny_grid(n=10),
+            tiny_batches(),
+            shards_root=noise_shards,
+            out=tmp_path / "model",
+            metrics_dir=tmp_path / "metrics",
+        )
+
+
+def test_a_missing_model_and_an_unknown_format_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not found"):
+        load_encoder(tmp_path)
+    (tmp_path / "config.json").write_text('{"format_version": 99}')
+    with pytest.raises(ConfigError, match="format_version 99"):
+        load_encoder(tmp_path)

@@ -1,0 +1,124 @@
+"""Runs in Dagster: real dvc processes in the toy repository."""
+
+import os
+from pathlib import Path
+
+import pytest
+from dagster import (
+    AssetKey,
+    AssetSelection,
+    DagsterEventType,
+    DagsterInstance,
+    ExecuteInProcessResult,
+    materialize,
+)
+
+from pipelines.definitions import build_definitions
+from pipelines.graph import load_graph
+from pipelines.lock import read_lock
+from pipelines.sensors import lock_events
+from tests.pipelines.toy import edit
+
+
+def run(root: Path, instance: DagsterInstance, *paths: str, raise_on_error: bool = True) -> ExecuteInProcessResult:
+    """Materialize the assets of these out paths, or all, in this process."""
+    definitions = build_definitions(root)
+    keys = [AssetKey(path.split("/")) for path in paths]
+    selection = AssetSelection.assets(*keys) if keys else AssetSelection.all()
+    return materialize(definitions.assets, instance=instance, selection=selection, raise_on_error=raise_on_error)
+
+
+def reported_tags(instance: DagsterInstance, root: Path) -> dict[str, dict[str, str]]:
+    """The latest materialization's tags of every asset, without those that name a run or a storage."""
+    found = {}
+    for path in load_graph(root).produced:
+        entry = instance.get_latest_materialization_event(AssetKey(path.split("/")))
+        assert entry is not None
+        assert entry.asset_materialization is not None
+        found[path] = dict(entry.asset_materialization.tags or {})
+    return found
+
+
+def ran(root: Path) -> list[str]:
+    """What the toy's commands logged since the copy was made."""
+    log = root.parent / "log.txt"
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def test_a_run_and_a_runless_report_leave_the_same_provenance(toy: Path, instance: DagsterInstance) -> None:
+    assert run(toy, instance).success
+    with DagsterInstance.ephemeral() as other:
+        for event in lock_events(other, toy, load_graph(toy), []):
+            other.report_runless_asset_event(event)
+        assert reported_tags(instance, toy) == reported_tags(other, toy)
+    assert ran(toy) == []
+    assert lock_events(instance, toy, load_graph(toy), []) == []
+
+
+def test_an_edit_runs_what_it_affects_and_the_rest_keeps_its_data_version(toy: Path, instance: DagsterInstance) -> None:
+    before = {path: out.md5 for record in read_lock(toy, load_graph(toy)).values() for path, out in record.outs.items()}
+    edit(toy / "manifest.csv", "a.png,1", "b.png,2")
+    edit(toy / "params.yaml", "rate: 1.0e-3", "rate: 1.0e-2")
+    assert run(toy, instance).success
+    assert ran(toy) == ["shard data/shards/own", "train models/toy", "measure models/toy"]
+    after = {path: tags["dagster/data_version"] for path, tags in reported_tags(instance, toy).items()}
+    assert {path for path in before if before[path] != after[path]} == {"models/toy"}
+    assert after["models/toy"] == read_lock(toy, load_graph(toy))["train"].outs["models/toy"].md5
+
+
+def test_one_item_of_a_foreach_family_runs_alone(toy: Path, instance: DagsterInstance) -> None:
+    edit(toy / "params.yaml", "scale: 2", "scale: 3")
+    result = run(toy, instance, "data/shards/own")
+    assert [event.asset_key.to_user_string() for event in result.get_asset_materialization_events() if event.asset_key]
+    assert ran(toy) == ["shard data/shards/own"]
+
+
+def test_the_items_of_a_family_run_side_by_side(
+    toy: Path, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each waits to meet the other, so one after the other would wait for ever."""
+    for name in ("own", "raw-b000"):
+        (tmp_path / name).mkdir()
+    os.mkfifo(tmp_path / "own" / "door")
+    monkeypatch.setenv(
+        "TOY_HOOK", f"if stage == 'shard': open('{tmp_path}/own/door', 'w' if 'own' in out else 'r').close()"
+    )
+    edit(toy / "params.yaml", "scale: 2", "scale: 3")
+    assert run(toy, instance, "data/shards/own", "data/shards/raw-b000").success
+    assert sorted(ran(toy)) == ["shard data/shards/own", "shard data/shards/raw-b000"]
+
+
+def test_a_failing_command_leaves_its_last_lines_in_the_failure(toy: Path, instance: DagsterInstance) -> None:
+    edit(toy / "params.yaml", "fail: false", "fail: true")
+    result = run(toy, instance, "models/toy", "metrics/train.json", "metrics/plots", raise_on_error=False)
+    failure = next(event for event in result.all_events if event.event_type == DagsterEventType.STEP_FAILURE)
+    data = failure.step_failure_data
+    assert data.user_failure_data is not None
+    assert "exit code" in str(data.user_failure_data.description)
+    log = str(data.user_failure_data.metadata["last_lines"].value).splitlines()[1:-1]
+    assert len(log) == 50
+    assert "the data are not to my taste" in log
+    assert "step 99" in log
+    assert "step 0" not in log
+    assert not result.get_asset_materialization_events()
+
+
+def test_metrics_reported_over_pipes_become_observations(
+    toy: Path, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(
+        "TOY_HOOK",
+        (
+            "if stage == 'train':\n"
+            "    from ace.training.pipes import open_reporter\n"
+            "    with open_reporter() as report:\n"
+            "        report({'loss': 3.0, 'images_per_s': 7.0})\n"
+            "        report({'loss': 2.0, 'rate': float('nan')})\n"
+        ),
+    )
+    edit(toy / "params.yaml", "1.0e-3", "2.0e-3")
+    result = run(toy, instance, "models/toy", "metrics/train.json", "metrics/plots")
+    (observation,) = result.get_asset_observation_events()
+    assert observation.asset_key == AssetKey(["models", "toy"])
+    shown = observation.asset_observation_data.asset_observation.metadata
+    assert {name: value.value for name, value in shown.items()} == {"loss": 2.0}

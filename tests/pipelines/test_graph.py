@@ -1,0 +1,70 @@
+"""The contract with DVC: what `load_graph` must go on finding when dvc is upgraded."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from pipelines.graph import Out, load_graph
+from pipelines.lock import read_lock
+from shards.errors import ConfigError
+from tests.pipelines.toy import edit
+
+
+def test_stages_come_resolved_from_templates_and_foreach(toy: Path) -> None:
+    graph = load_graph(toy)
+    stages = {stage.name: stage for stage in graph.stages}
+    assert list(stages) == ["raw", "shard@raw-b000", "shard@own", "train"]
+    assert [(word, len(items)) for word, items in graph.families] == [("raw", 1), ("shard", 2), ("train", 1)]
+    own, train = stages["shard@own"], stages["train"]
+    assert own.cmd == "python -m toy shard data/shards/own manifest.csv"
+    assert own.description == "One delivery"
+    assert (own.meta.group, own.meta.pool, own.meta.jobs) == ("data", "cpu", 2)
+    assert own.params == {"params.yaml": {"shard": {"scale": 2}, "batches.own": {"dep": "manifest.csv"}}}
+    assert own.inputs == ()
+    assert set(own.files) == {"toy", "manifest.csv"}
+    assert own.files["manifest.csv"] == hashlib.md5((toy / "manifest.csv").read_bytes()).hexdigest()
+    assert stages["shard@raw-b000"].inputs == ("data/raw",)
+    assert train.inputs == ("data/shards/own", "data/shards/raw-b000")
+    assert train.params["params.yaml"] == {"train": {"rate": 1e-3, "fail": False}}
+    assert set(train.outs) == {
+        Out("models/toy", "data"),
+        Out("metrics/train.json", "metric"),
+        Out("metrics/plots", "plot"),
+    }
+
+
+def test_the_work_tree_hashes_to_what_dvc_recorded(toy: Path) -> None:
+    graph = load_graph(toy)
+    records = read_lock(toy, graph)
+    for stage in graph.stages:
+        record = records[stage.name]
+        assert (stage.cmd, stage.params, stage.files) == (record.cmd, record.params, record.files)
+        assert set(stage.inputs) == set(record.inputs)
+        assert {out.path for out in stage.outs} == set(record.outs)
+
+
+def test_a_missing_file_changes_the_code_version(toy: Path) -> None:
+    before = {stage.name: stage.code_version for stage in load_graph(toy).stages}
+    (toy / "manifest.csv").unlink()
+    after = {stage.name: stage.code_version for stage in load_graph(toy).stages}
+    assert {name for name in before if before[name] != after[name]} == {"shard@own"}
+
+
+@pytest.mark.parametrize("path", ["data/raw/content.txt", "data"])
+def test_a_dependency_that_is_not_exactly_an_out_is_refused(toy: Path, path: str) -> None:
+    edit(toy / "dvc.yaml", "deps: [toy/__main__.py,", f"deps: [toy/__main__.py, {path},")
+    with pytest.raises(ConfigError, match=r"'train' depends on 'data.*depend on exactly the out"):
+        load_graph(toy)
+
+
+def test_a_misspelt_dagster_setting_is_named(toy: Path) -> None:
+    edit(toy / "dvc.yaml", "pool: gpu", "pol: gpu")
+    with pytest.raises(ConfigError, match=r"train.meta.dagster.pol: unknown key; did you mean 'pool'"):
+        load_graph(toy)
+
+
+def test_a_graph_that_does_not_resolve_is_one_error(toy: Path) -> None:
+    edit(toy / "dvc.yaml", "${item.dep}", "${item.missing}")
+    with pytest.raises(ConfigError, match="cannot read the graph"):
+        load_graph(toy)

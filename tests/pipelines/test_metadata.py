@@ -1,0 +1,126 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+from dagster import AssetKey
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipelines.graph import Out, load_graph
+from pipelines.lock import RecordedOut
+from pipelines.metadata import Threshold, flat_numbers, number_metadata, out_metadata, read_checks
+from shards.errors import ConfigError
+from tests.pipelines.toy import edit
+
+RECORDED = RecordedOut(md5="aa.dir", num_bytes=2_500_000, num_files=4)
+NAMES = st.text("abc", min_size=1, max_size=3)
+
+
+@given(
+    st.recursive(st.floats() | st.integers() | st.text() | st.booleans(), lambda deeper: st.dictionaries(NAMES, deeper))
+)
+def test_every_numeric_leaf_is_found_under_its_dotted_path(tree: object) -> None:
+    for path, value in flat_numbers({"root": tree}).items():
+        leaf: object = {"root": tree}
+        for name in path.split("."):
+            assert isinstance(leaf, dict)
+            leaf = leaf[name]
+        assert leaf is value
+    assert len(flat_numbers({"root": tree})) == _count_numbers(tree)
+
+
+def _count_numbers(tree: object) -> int:
+    if isinstance(tree, dict):
+        return sum(_count_numbers(value) for value in tree.values())
+    return type(tree) in (int, float)
+
+
+def test_what_json_cannot_carry_is_left_out() -> None:
+    assert list(number_metadata({"a": math.nan, "b": -math.inf, "c": 1})) == ["c"]
+
+
+def test_a_metrics_file_becomes_numbers_and_a_table(tmp_path: Path) -> None:
+    figures = {"trained": {"value": 0.5, "low": 0.25}, "untrained": {"value": 0.125}, "steps": 100}
+    (tmp_path / "m.json").write_text(json.dumps(figures))
+    shown = out_metadata(tmp_path, Out("m.json", "metric"), RECORDED)
+    assert shown["trained.value"].value == 0.5
+    assert shown["size_mb"].value == 2.5
+    assert shown["num_files"].value == 4
+    assert shown["table"].value == (
+        "|  | value | low | steps |\n| --- | --- | --- | --- |\n"
+        "| trained | 0.5 | 0.25 |  |\n| untrained | 0.125 |  |  |\n|  |  |  | 100 |"
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "text"), [("plots/loss.tsv", "step\tloss\n0\t3\n1\tnan\n"), ("p.csv", "loss,who\n3,me\n1,you\n")]
+)
+def test_plots_are_summed_up_column_by_column(tmp_path: Path, path: str, text: str) -> None:
+    (tmp_path / path).parent.mkdir(exist_ok=True)
+    (tmp_path / path).write_text(text)
+    table = out_metadata(tmp_path, Out(path.split("/")[0], "plot"), RECORDED)["series"].value
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in str(table).splitlines()[2:]]
+    assert [row[0] for row in rows] == (["loss: step", "loss: loss"] if "tsv" in path else ["p: loss"])
+    assert rows[-1][1:4] == ["2", "3", "nan" if "tsv" in path else "1"]
+
+
+def test_pictures_are_shown_small_and_few(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for name in "abc":
+        Image.new("L", (2000, 1000)).save(tmp_path / "data" / f"{name}.png")
+    shown = out_metadata(tmp_path, Out("data", "data"), RECORDED)
+    assert [name for name in shown if name.endswith(".png")] == ["a.png", "b.png"]
+    assert str(shown["a.png"].value).startswith("![a.png](data:image/png;base64,")
+    assert len(str(shown["a.png"].value)) < 10_000
+
+
+def test_an_out_that_is_not_in_the_work_tree_still_has_its_record(tmp_path: Path) -> None:
+    for kind in ("data", "metric", "plot"):
+        assert out_metadata(tmp_path, Out("gone", kind), RECORDED)["md5"].value == "aa.dir"
+
+
+def test_checks_hold_metrics_against_thresholds(toy: Path) -> None:
+    results = {check.metric: check.evaluation(toy) for check in read_checks(toy, load_graph(toy))}
+    assert {metric: result.passed for metric, result in results.items()} == {
+        "trained.accuracy": True,
+        "trained.loss": True,
+        "untrained.accuracy": False,
+    }
+    loss = results["trained.loss"]
+    assert (loss.asset_key, loss.check_name) == (AssetKey(["metrics", "train.json"]), "trained_loss")
+    assert loss.description == "trained.loss = 1.25, expected within [0.5, 2.0]"
+
+
+def test_a_metric_that_is_missing_fails_its_check(toy: Path) -> None:
+    edit(toy / "params.yaml", "untrained.accuracy", "untrained.acuracy")
+    check = read_checks(toy, load_graph(toy))[-1]
+    assert not check.evaluation(toy).passed
+    assert "acuracy = None" in str(check.evaluation(toy).description)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "  train:\n    trained",
+            "  raw:\n    trained",
+            r"checks.raw: expected a stage with one metrics file, one of \['train'\]",
+        ),
+        ("min: 0.9", "mim: 0.9", r"checks.train.untrained.accuracy.mim: unknown key; did you mean 'min'"),
+    ],
+)
+def test_a_check_that_cannot_be_is_refused(toy: Path, old: str, new: str, message: str) -> None:
+    edit(toy / "params.yaml", old, new)
+    with pytest.raises(ConfigError, match=message):
+        read_checks(toy, load_graph(toy))
+
+
+@pytest.mark.parametrize(
+    ("threshold", "inside", "outside"),
+    [(Threshold(min=1), [1, math.inf], [0.9, math.nan]), (Threshold(max=1), [1, -math.inf], [1.1, math.nan])],
+)
+def test_an_absent_end_of_a_range_is_open(threshold: Threshold, inside: list[float], outside: list[float]) -> None:
+    assert all(threshold.holds(value) for value in inside)
+    assert not any(threshold.holds(value) for value in outside)

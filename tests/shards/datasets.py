@@ -1,0 +1,105 @@
+"""Small raw datasets in the layouts that the sources read, and the parameters to build them with."""
+
+import csv
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from shards.params import FolderSourceParams, GridParams, PhantomSourceParams, ShardParams
+from shards.sources.manifest import describe_file, find_images, format_manifest
+
+FINDINGS = ("nodule", "pleural_effusion", "pneumothorax", "consolidation", "cardiomegaly")
+PHANTOM_COLUMNS = ("image_id", "patient_id", "study_id", "view", *FINDINGS, "finding_side")
+
+
+def grid_params(**changes: Any) -> GridParams:
+    values = {
+        "n": 6,
+        "cell_px": 8,
+        "t": 2,
+        "scales": [{"k": 2, "l": 2, "weight": 1.0}, {"k": 1, "l": 2, "weight": 0.5}],
+        "min_overlap": 0.5,
+        "min_jitter_area": 0.85,
+    }
+    return GridParams.from_params({**values, **changes}, "test: grid")
+
+
+def shard_params(**changes: Any) -> ShardParams:
+    values = {
+        "image_format": "png",
+        "jpg_quality": 95,
+        "num_images_per_shard": 5,
+        "num_bank_pairs": 2,
+        "seed": 0,
+        "splits": {"train": 0.6, "val": 0.1, "test": 0.3},
+        "id_key_fingerprint": "",
+        "foreground": {"min_mean": 8.0, "min_std": 4.0},
+        "max_source_megapixels": 1.0,
+        "max_quarantined_fraction": 0.2,
+    }
+    return ShardParams.from_params({**values, **changes}, "test: shard")
+
+
+def smooth_image(height: int, width: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(30, 250, (4, 4), dtype=np.uint8))
+    return np.array(coarse.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def write_csv(path: Path, header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def write_phantom(root: Path, num_patients: int = 20, size_px: int = 48) -> PhantomSourceParams:
+    """A dataset in the phantom's layout: patients have one or two images, every second one a nodule."""
+    labels, landmarks = [], []
+    for patient in range(num_patients):
+        for number in range(1 + patient % 2):
+            image_id, study = f"p{patient:04d}-i{number + 1}", f"p{patient:04d}-s1"
+            _save(root / "images" / f"{image_id}.png", smooth_image(size_px, size_px, 10 * patient + number))
+            heart = np.zeros((size_px, size_px), bool)
+            heart[10 + patient % 5 : 30, 12:31] = True
+            _save(root / "masks" / "heart" / f"{image_id}.png", heart)
+            if patient % 2:
+                _save(root / "masks" / "nodule" / f"{image_id}.png", heart.T)
+            labels.append((image_id, f"p{patient:04d}", study, "PA", patient % 2, 0, 0, 0, 0, "left"))
+            landmarks += [(image_id, "carina", 20.25, 24.5), (image_id, "apex_left", 3.125, 30.0 + patient % 3)]
+    write_csv(root / "labels.csv", PHANTOM_COLUMNS, labels)
+    write_csv(root / "landmarks.csv", ("image_id", "landmark", "row", "col"), landmarks)
+    (root / "dataset.json").write_text(json.dumps({"spacing_mm": 1.2}), encoding="utf-8")
+    return PhantomSourceParams(kind="phantom", dep=str(root))
+
+
+def write_folder(root: Path, names: list[str], size: tuple[int, int] = (40, 30)) -> None:
+    for number, name in enumerate(names):
+        _save(root / name, smooth_image(*size, number))
+
+
+def folder_params(root: Path, manifest: Path, labels: Path | None = None, **changes: Any) -> FolderSourceParams:
+    """Write the manifest of a folder as it is now; the params that name it."""
+    manifest.parent.mkdir(parents=True, exist_ok=True)
+    manifest.write_text(format_manifest([describe_file(root, path) for path in find_images(root)]), encoding="utf-8")
+    values = {
+        "kind": "folder",
+        "dep": str(manifest),
+        "root": str(root),
+        "labels": str(labels) if labels else None,
+        "labels_sha256": hashlib.sha256(labels.read_bytes()).hexdigest() if labels else None,
+        "channels": 1,
+        "spacing_mm": None,
+    }
+    return FolderSourceParams.from_params({**values, **changes}, "test: source")
+
+
+def folder_bytes(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def _save(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)

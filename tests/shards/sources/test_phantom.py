@@ -1,0 +1,73 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from shards.errors import SourceError
+from shards.sources.phantom import PhantomSource
+from shards.sources.registry import open_source
+from tests.shards.datasets import FINDINGS, write_phantom
+from tests.shards.sources.battery import check_source
+
+
+def problem(source: PhantomSource) -> str:
+    with pytest.raises(SourceError) as error:
+        source.records()
+    return str(error.value)
+
+
+def test_the_phantom_passes_the_battery(tmp_path: Path) -> None:
+    check_source(open_source(write_phantom(tmp_path / "phantom")))
+
+
+def test_records_hold_what_the_files_say(tmp_path: Path) -> None:
+    source = PhantomSource(write_phantom(tmp_path / "phantom", num_patients=4))
+    records = {record.source_id: record for record in source.records()}
+    assert list(records) == ["p0000-i1", "p0001-i1", "p0001-i2", "p0002-i1", "p0003-i1", "p0003-i2"]
+    record = records["p0003-i2"]
+    assert (record.patient, record.study, record.view) == ("p0003", "p0003-s1", "PA")
+    assert record.labels == {name: int(name == "nodule") for name in FINDINGS}
+    assert record.landmarks == {"carina": (20.25, 24.5), "apex_left": (3.125, 30.0)}
+    assert sorted(record.masks) == ["heart", "nodule"]
+    assert sorted(records["p0002-i1"].masks) == ["heart"]
+    assert record.spacing_mm == (1.2, 1.2)
+    assert source.has_public_ids
+
+
+@pytest.mark.parametrize(("spacing", "expected"), [(None, None), (0.5, (0.5, 0.5)), ([0.5, 0.7], (0.5, 0.7))])
+def test_spacing_is_none_one_number_or_two(spacing: object, expected: object, tmp_path: Path) -> None:
+    params = write_phantom(tmp_path / "phantom", num_patients=1)
+    (tmp_path / "phantom" / "dataset.json").write_text(json.dumps({"spacing_mm": spacing}))
+    assert PhantomSource(params).records()[0].spacing_mm == expected
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "labels.csv", "landmarks.csv"])
+def test_a_missing_file_is_named_with_what_was_looked_for(name: str, tmp_path: Path) -> None:
+    params = write_phantom(tmp_path / "phantom")
+    (tmp_path / "phantom" / name).unlink()
+    assert name in problem(PhantomSource(params))
+
+
+def test_an_empty_folder_names_the_whole_layout(tmp_path: Path) -> None:
+    params = write_phantom(tmp_path / "elsewhere").model_copy(update={"dep": str(tmp_path / "nothing")})
+    text = problem(PhantomSource(params))
+    assert "images/<image_id>.png" in text
+    assert "python -m shards phantom" in text
+
+
+def test_a_lost_image_and_a_stray_one_are_named(tmp_path: Path) -> None:
+    params = write_phantom(tmp_path / "phantom")
+    images = tmp_path / "phantom" / "images"
+    (images / "p0003-i1.png").rename(images / "stray.png")
+    text = problem(PhantomSource(params))
+    assert "without a file: ['p0003-i1']" in text
+    assert "without a row: ['stray']" in text
+
+
+def test_a_missing_column_shows_what_was_found(tmp_path: Path) -> None:
+    params = write_phantom(tmp_path / "phantom")
+    labels = tmp_path / "phantom" / "labels.csv"
+    labels.write_text(labels.read_text().replace("patient_id", "subject"))
+    text = problem(PhantomSource(params))
+    assert "patient_id" in text
+    assert "'subject'" in text

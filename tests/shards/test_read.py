@@ -1,0 +1,228 @@
+import gc
+import json
+import multiprocessing
+import pickle
+import shutil
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from shards.build import build_shards
+from shards.errors import ConfigError, IndexFormatError
+from shards.read import ShardIndex, ShardReader, epoch_order
+from tests.shards.datasets import grid_params, shard_params, write_phantom
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One shard set that no test changes."""
+    root = tmp_path_factory.mktemp("read")
+    source = write_phantom(root / "phantom")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACE_SCRATCH", str(root / "scratch"))
+        build_shards("phantom-b000", source, grid_params(), shard_params(), root / "set", num_workers=1)
+    return root / "set"
+
+
+@pytest.fixture
+def copy(built: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(built, tmp_path / "set"))
+
+
+@st.composite
+def epochs(draw: st.DrawFn) -> dict:
+    sizes = draw(st.lists(st.integers(0, 40), min_size=1, max_size=3))
+    weights = [draw(st.sampled_from([0.0, 0.3, 1.0, 1.7, 3.0])) for _ in sizes]
+    world_size, batch_size = draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    return {"sizes": sizes, "weights": weights, "world_size": world_size, "batch_size": batch_size}
+
+
+def num_draws(values: dict) -> int:
+    return sum(round(size * weight) for size, weight in zip(values["sizes"], values["weights"], strict=True))
+
+
+def orders(values: dict, epoch: int = 0, seed: int = 0) -> list[np.ndarray]:
+    return [epoch_order(**values, seed=seed, epoch=epoch, rank=rank) for rank in range(values["world_size"])]
+
+
+@given(epochs().filter(lambda values: num_draws(values) >= values["world_size"] * values["batch_size"]))
+def test_ranks_get_the_same_number_of_batches_and_share_no_draw(values: dict) -> None:
+    per_rank = orders(values)
+    num_batches = num_draws(values) // (values["world_size"] * values["batch_size"])
+    assert {order.shape for order in per_rank} == {(num_batches, values["batch_size"], 2)}
+    drawn = Counter(map(tuple, np.concatenate(per_rank).reshape(-1, 2).tolist()))
+    for (dataset, position), times in drawn.items():
+        assert 0 <= position < values["sizes"][dataset]
+        assert times <= np.ceil(values["weights"][dataset])
+
+
+@given(st.integers(1, 60), st.integers(1, 3), st.integers(0, 5), st.integers(0, 3))
+def test_ranks_partition_the_samples_when_they_fit(num_each: int, world_size: int, seed: int, epoch: int) -> None:
+    values = {"sizes": [num_each * world_size], "weights": [1.0], "world_size": world_size, "batch_size": num_each}
+    positions = np.concatenate([order[..., 1].ravel() for order in orders(values, epoch, seed)])
+    assert sorted(positions.tolist()) == list(range(num_each * world_size))
+
+
+def test_at_most_one_round_of_batches_is_left_out_and_another_part_in_each_epoch() -> None:
+    values = {"sizes": [50], "weights": [1.0], "world_size": 2, "batch_size": 8}
+    left_out = [
+        set(range(50)) - set(np.concatenate([o[..., 1].ravel() for o in orders(values, epoch)]).tolist())
+        for epoch in range(6)
+    ]
+    assert {len(positions) for positions in left_out} == {2}
+    assert len(set(map(frozenset, left_out))) > 1
+
+
+def test_a_weight_multiplies_a_data_sets_share() -> None:
+    values = {"sizes": [40, 40, 40], "weights": [2.5, 1.0, 0.0], "world_size": 1, "batch_size": 1}
+    drawn = Counter(map(tuple, orders(values)[0].reshape(-1, 2).tolist()))
+    assert [sum(n for (dataset, _), n in drawn.items() if dataset == which) for which in range(3)] == [100, 40, 0]
+    assert sorted(Counter(n for (dataset, _), n in drawn.items() if dataset == 0).items()) == [(2, 20), (3, 20)]
+
+
+def test_a_fraction_draws_other_samples_in_every_epoch() -> None:
+    values = {"sizes": [100], "weights": [0.2], "world_size": 1, "batch_size": 20}
+    drawn = [frozenset(orders(values, epoch)[0][..., 1].ravel().tolist()) for epoch in range(4)]
+    assert all(len(positions) == 20 for positions in drawn)
+    assert len(set(drawn)) == 4
+
+
+def test_the_order_follows_from_seed_and_epoch() -> None:
+    values = {"sizes": [30, 20], "weights": [1.0, 1.3], "world_size": 2, "batch_size": 4}
+    first = orders(values, epoch=2, seed=7)
+    assert all(map(np.array_equal, first, orders(values, epoch=2, seed=7)))
+    assert not np.array_equal(first[0], orders(values, epoch=3, seed=7)[0])
+    assert not np.array_equal(first[0], orders(values, epoch=2, seed=8)[0])
+
+
+@pytest.mark.parametrize("sizes", [[7], [0], [3, 4]])
+def test_too_few_samples_for_one_batch_on_every_rank_show_both_numbers(sizes: list[int]) -> None:
+    with pytest.raises(ConfigError, match=rf"^{sum(sizes)} training samples.*= 8;"):
+        epoch_order(sizes, [1.0] * len(sizes), seed=0, epoch=0, rank=0, world_size=2, batch_size=4)
+
+
+def test_the_index_describes_the_set(built: Path) -> None:
+    index = ShardIndex.open(built)
+    assert (index.name, index.channels) == ("phantom-b000", 1)
+    assert index.spec == grid_params().spec
+    selected = [index.select(split) for split in ("train", "val", "test")]  # type: ignore[arg-type]
+    assert sorted(np.concatenate(selected).tolist()) == list(range(30))
+    for rows in selected:
+        names = [index.shards[number]["name"] for number in index.rows["shard"][rows]]
+        assert names == sorted(names)
+    assert set(index.statistics) >= {"mean", "std", "images", "patients", "labels", "views"}
+    index.verify()
+
+
+def test_the_fingerprint_changes_with_any_content(built: Path, copy: Path) -> None:
+    before = ShardIndex.open(built).fingerprint
+    assert ShardIndex.open(copy).fingerprint == before
+    values = json.loads((copy / "index.json").read_text())
+    values["shards"][0]["sha256"] = "0" * 64
+    (copy / "index.json").write_text(json.dumps(values))
+    assert ShardIndex.open(copy).fingerprint != before
+
+
+# webdataset leaves its tars to the garbage collector.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_webdataset_reads_the_same_samples(built: Path) -> None:
+    index = ShardIndex.open(built)
+    reader = ShardReader(index)
+    ours = {sample.key: sample for sample in (reader.read(row) for row in range(len(index.rows)))}
+    urls = [str(built / shard["name"]) for shard in index.shards]
+    dataset = webdataset.WebDataset(urls, shardshuffle=False).decode("l8", partial=True)
+    theirs = {sample["__key__"]: sample for sample in dataset}
+    del dataset
+    gc.collect()
+    assert list(theirs) == index.rows["key"].tolist()
+    for key, sample in theirs.items():
+        assert np.array_equal(sample["png"], ours[key].image)
+        assert sample["json"] == ours[key].meta
+        landmarks = {name: tuple(point) for name, point in sample["landmarks.json"].items()}
+        assert landmarks == ours[key].landmarks
+        masks = {name.split(".")[1]: value > 0 for name, value in sample.items() if name.startswith("mask.")}
+        assert sorted(masks) == sorted(ours[key].masks())
+        assert all(np.array_equal(mask, ours[key].masks()[name]) for name, mask in masks.items())
+
+
+def test_a_sample_without_masks_and_landmarks_has_empty_ones(tmp_path: Path, scratch: Path) -> None:
+    source = write_phantom(tmp_path / "phantom", num_patients=4)
+    shutil.rmtree(tmp_path / "phantom" / "masks")
+    (tmp_path / "phantom" / "landmarks.csv").write_text("image_id,landmark,row,col\n")
+    build_shards("a", source, grid_params(), shard_params(num_bank_pairs=0), tmp_path / "set", num_workers=1)
+    sample = ShardReader(ShardIndex.open(tmp_path / "set")).read(0)
+    assert sample.masks() == {}
+    assert sample.landmarks == {}
+    assert sample.meta["grid"]["bank"] == []
+
+
+def test_a_reader_works_pickled_in_processes_and_in_threads(built: Path) -> None:
+    reader = ShardReader(ShardIndex.open(built))
+    expected = [reader.read(row).key for row in range(30)]
+    assert pickle.loads(pickle.dumps(reader)).read(3).key == expected[3]
+    with ThreadPoolExecutor(4) as threads:
+        assert [sample.key for sample in threads.map(reader.read, range(30))] == expected
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as processes:
+        assert [sample.key for sample in processes.map(reader.read, range(30))] == expected
+
+
+def test_a_folder_without_an_index_says_how_to_build_one(tmp_path: Path) -> None:
+    with pytest.raises(IndexFormatError, match=r"no shard set.*dvc repro shard@clinic-b000"):
+        ShardIndex.open(tmp_path / "clinic-b000")
+
+
+def test_another_format_version_is_refused(copy: Path) -> None:
+    values = json.loads((copy / "index.json").read_text())
+    (copy / "index.json").write_text(json.dumps({**values, "format_version": 99}))
+    with pytest.raises(IndexFormatError, match="format_version 99, this code reads 1"):
+        ShardIndex.open(copy)
+
+
+def test_rows_of_another_set_are_refused(copy: Path) -> None:
+    rows = np.load(copy / "samples.npy")
+    np.save(copy / "samples.npy", rows[::-1])
+    with pytest.raises(IndexFormatError, match=r"samples\.npy: missing or not the file of this index"):
+        ShardIndex.open(copy)
+
+
+def test_a_missing_or_shortened_tar_is_named(copy: Path) -> None:
+    name = ShardIndex.open(copy).shards[1]["name"]
+    (copy / name).write_bytes((copy / name).read_bytes()[:-512])
+    with pytest.raises(IndexFormatError, match=f"{name}: .* bytes, the index says"):
+        ShardIndex.open(copy)
+    (copy / name).unlink()
+    with pytest.raises(IndexFormatError, match=f"{name}: None bytes"):
+        ShardIndex.open(copy)
+
+
+def test_verify_names_the_tar_with_a_changed_byte(copy: Path) -> None:
+    index = ShardIndex.open(copy)
+    path = copy / index.shards[2]["name"]
+    content = bytearray(path.read_bytes())
+    content[700] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(IndexFormatError, match=f"damaged tars: {path.name};"):
+        ShardIndex.open(copy).verify()
+
+
+def test_a_sample_in_the_place_of_another_is_noticed(copy: Path) -> None:
+    index = ShardIndex.open(copy)
+    rows = np.array(index.rows)
+    swapped = rows[[1, 0, *range(2, len(rows))]]
+    swapped["key"] = rows["key"]
+    with pytest.raises(IndexFormatError, match="in the place of"):
+        ShardReader(ShardIndex(copy, index.values, swapped, index.fingerprint)).read(0)
+
+
+def test_the_contact_sheet_shows_samples_beside_what_is_known_of_them(built: Path) -> None:
+    sheet = np.asarray(Image.open(built / "contact_sheet.png"))
+    coloured = np.ptp(sheet.astype(int), axis=2) > 60
+    assert sheet.std() > 20
+    assert 0.005 < coloured.mean() < 0.3

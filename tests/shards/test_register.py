@@ -1,0 +1,281 @@
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from ruamel.yaml import YAML
+
+from shards.build import build_shards
+from shards.config import read_params
+from shards.errors import ConfigError, IdKeyError, SourceError
+from shards.identity import KEY_FILE_VARIABLE, create_key
+from shards.params import read_batches
+from shards.read import ShardIndex
+from shards.register import register_batch
+from shards.yaml_lines import add_deps, add_item, consumers, fill_empty
+from tests.shards.datasets import folder_bytes, grid_params, shard_params, write_csv, write_folder
+
+REPOSITORY = Path(__file__).parents[2]
+NAMES = [f"patient {number}/{view}.png" for number in range(6) for view in ("a", "b")]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """The repository's own params.yaml and dvc.yaml in a folder of their own."""
+    (tmp_path / "project").mkdir()
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(REPOSITORY / name, tmp_path / "project" / name)
+    return tmp_path / "project"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_folder(tmp_path / "own", NAMES)
+    return tmp_path / "own"
+
+
+def register(
+    project: Path, root: Path, name: str = "clinic-b000", labels: Path | None = None, weight: float = 1.0
+) -> None:
+    register_batch(
+        name,
+        root,
+        labels=labels,
+        weight=weight,
+        params_path=project / "params.yaml",
+        dvc_path=project / "dvc.yaml",
+    )
+
+
+def load(path: Path) -> Any:
+    return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+
+
+def added(before: Path, after: Path) -> list[str]:
+    """Lines of `after` that are not in `before`; fails if any line of `before` is gone or moved."""
+    rest = iter(after.read_text().splitlines())
+    new = []
+    for line in before.read_text().splitlines():
+        for candidate in rest:
+            if candidate == line:
+                break
+            new.append(candidate)
+        else:
+            raise AssertionError(f"lost: {line}")
+    return [*new, *rest]
+
+
+def test_consumers_in_dvc_yaml_depend_on_exactly_the_batches_of_params_yaml() -> None:
+    batches = list(read_batches(REPOSITORY / "params.yaml"))
+    found = consumers((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))
+    assert set(found) == {"pretrain", "report"}
+    assert all(deps == batches for deps in found.values())
+
+
+def test_registering_adds_a_manifest_an_item_and_a_dep_line_for_each_consumer(
+    project: Path, root: Path, id_key: str
+) -> None:
+    register(project, root, weight=2.0)
+    manifest = (project / "data" / "manifests" / "clinic-b000.csv").read_text().splitlines()
+    assert manifest[0] == "path,bytes,sha256"
+    assert [line.split(",")[0] for line in manifest[1:]] == sorted(NAMES)
+    batch = read_batches(project / "params.yaml")["clinic-b000"]
+    assert batch.source.model_dump() == {
+        "kind": "folder",
+        "dep": "data/manifests/clinic-b000.csv",
+        "root": str(root),
+        "labels": None,
+        "labels_sha256": None,
+        "channels": 1,
+        "spacing_mm": None,
+    }
+    assert batch.mix.weight == 2.0
+    batches = list(read_batches(project / "params.yaml"))
+    found = consumers((project / "dvc.yaml").read_text())
+    assert all(deps == batches == [*batches[:-1], "clinic-b000"] for deps in found.values())
+    assert read_params(project / "params.yaml")["shard"]["id_key_fingerprint"] == id_key
+
+
+def test_registering_keeps_every_other_line_and_comment(project: Path, root: Path, id_key: str) -> None:
+    register(project, root)
+    assert set(added(REPOSITORY / "dvc.yaml", project / "dvc.yaml")) == {"      - data/shards/clinic-b000"}
+    before = project / "before.yaml"
+    text = (REPOSITORY / "params.yaml").read_text()
+    before.write_text(text.replace('id_key_fingerprint: ""', f'id_key_fingerprint: "{id_key}"'))
+    assert added(before, project / "params.yaml")[0] == "  clinic-b000:"
+
+
+def test_registering_twice_changes_nothing(
+    project: Path, root: Path, id_key: str, capsys: pytest.CaptureFixture
+) -> None:
+    register(project, root)
+    once = folder_bytes(project)
+    register(project, root)
+    assert folder_bytes(project) == once
+    assert "already registered: clinic-b000" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("killed_after", ["manifest", "dvc.yaml"])
+def test_registering_again_completes_what_a_kill_interrupted(
+    killed_after: str, project: Path, root: Path, id_key: str
+) -> None:
+    originals = {name: (project / name).read_bytes() for name in ("params.yaml", "dvc.yaml")}
+    register(project, root)
+    whole = folder_bytes(project)
+    (project / "params.yaml").write_bytes(originals["params.yaml"])
+    if killed_after == "manifest":
+        (project / "dvc.yaml").write_bytes(originals["dvc.yaml"])
+    register(project, root)
+    assert folder_bytes(project) == whole
+
+
+def test_a_batch_never_changes(project: Path, root: Path, id_key: str) -> None:
+    register(project, root)
+    before = folder_bytes(project)
+    write_folder(root, ["late/arrival.png"])
+    with pytest.raises(ConfigError, match="clinic-b000 exists with other files.*another name"):
+        register(project, root)
+    assert folder_bytes(project) == before
+    register(project, root, name="clinic-b001")
+    assert list(read_batches(project / "params.yaml"))[-2:] == ["clinic-b000", "clinic-b001"]
+
+
+def test_a_weight_edited_later_does_not_make_it_another_batch(project: Path, root: Path, id_key: str) -> None:
+    register(project, root)
+    params = project / "params.yaml"
+    params.write_text(params.read_text().replace("      weight: 1.0\n      mean", "      weight: 3.0\n      mean"))
+    register(project, root)
+    assert read_batches(params)["clinic-b000"].mix.weight == 3.0
+
+
+def test_the_phantoms_name_is_taken(project: Path, root: Path, id_key: str) -> None:
+    with pytest.raises(ConfigError, match="phantom-b000 exists"):
+        register(project, root, name="phantom-b000")
+
+
+def test_a_registered_batch_builds_and_its_mix_is_what_the_index_finds(
+    project: Path, root: Path, id_key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(project, root)
+    batch = read_batches(project / "params.yaml")["clinic-b000"]
+    monkeypatch.chdir(project)
+    params = shard_params(id_key_fingerprint=id_key, splits={"train": 1.0, "val": 0.0, "test": 0.0})
+    values = read_params(project / "params.yaml")["grid"]
+    build_shards("clinic-b000", batch.source, grid_params(**values), params, project / "set", num_workers=1)
+    index = ShardIndex.open(project / "set")
+    assert index.statistics["images"]["train"] == 12
+    assert index.statistics["patients"]["train"] == 6
+    assert index.statistics["mean"] == pytest.approx(batch.mix.mean, abs=1e-4)
+    assert index.statistics["std"] == pytest.approx(batch.mix.std, abs=1e-4)
+
+
+def test_with_a_csv_only_its_images_are_registered(project: Path, root: Path, id_key: str) -> None:
+    labels = project / "labels.csv"
+    write_csv(labels, ("path", "patient", "Effusion"), [(NAMES[3], "x", 1), (NAMES[0], "y", 0)])
+    register(project, root, labels=labels)
+    manifest = (project / "data" / "manifests" / "clinic-b000.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in manifest[1:]] == sorted([NAMES[0], NAMES[3]])
+    source = read_batches(project / "params.yaml")["clinic-b000"].source.model_dump()
+    assert source["labels"] == "labels.csv", "a path in the project is stored relative to it"
+    assert len(source["labels_sha256"]) == 64
+
+
+def test_a_csv_row_without_a_file_is_named_by_number(project: Path, root: Path, id_key: str) -> None:
+    labels = project / "labels.csv"
+    write_csv(labels, ("path", "patient"), [(NAMES[3], "x"), ("gone.png", "y")])
+    with pytest.raises(SourceError, match="1 rows name no file, first: row 2"):
+        register(project, root, labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ([f"p{number}/a.png" for number in range(12)], ["top-level subfolders", "12 images of 12 patients"]),
+        ([f"{number}.png" for number in range(12)], ["file names", "12 images of 12 patients"]),
+        (["NORMAL/a.png", "NORMAL/b.png", "SICK/c.png"], ["only 2 patients: are the folders classes"]),
+    ],
+)
+def test_without_a_csv_it_is_said_where_patients_come_from(
+    names: list[str], words: list[str], project: Path, tmp_path: Path, id_key: str, capsys: pytest.CaptureFixture
+) -> None:
+    write_folder(tmp_path / "other", names)
+    register(project, tmp_path / "other")
+    text = capsys.readouterr().err
+    assert all(word in text for word in ["--labels CSV", *words]), text
+
+
+def test_one_coloured_image_makes_the_batch_coloured(project: Path, root: Path, id_key: str) -> None:
+    grey = np.full((20, 20, 3), 90, np.uint8)
+    Image.fromarray(grey).save(root / "grey as colour.png")
+    register(project, root)
+    grey[4, 4, 0] = 200
+    Image.fromarray(grey).save(root / "stained.png")
+    register(project, root, name="clinic-b001")
+    batches = read_batches(project / "params.yaml")
+    channels = [batches[name].source.model_dump()["channels"] for name in ("clinic-b000", "clinic-b001")]
+    assert channels == [1, 3]
+
+
+def test_unreadable_images_are_left_to_the_stage_but_not_all_of_them(project: Path, root: Path, id_key: str) -> None:
+    (root / NAMES[0]).write_bytes(b"\x89PNG broken")
+    register(project, root)
+    for name in NAMES:
+        (root / name).write_bytes(b"\x89PNG broken")
+    with pytest.raises(SourceError, match="looked at 12 images, could read 0"):
+        register(project, root, name="clinic-b001")
+
+
+def test_registering_needs_the_projects_key(
+    project: Path, root: Path, id_key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(project, root)
+    create_key(tmp_path / "other.key")
+    monkeypatch.setenv(KEY_FILE_VARIABLE, str(tmp_path / "other.key"))
+    with pytest.raises(IdKeyError, match=id_key):
+        register(project, root, name="clinic-b001")
+    monkeypatch.delenv(KEY_FILE_VARIABLE)
+    with pytest.raises(IdKeyError, match="is not set"):
+        register(project, root, name="clinic-b001")
+    assert "clinic-b001" not in read_batches(project / "params.yaml")
+
+
+def test_an_item_goes_to_the_end_of_its_section_before_comments_of_the_next() -> None:
+    text = "a: 1\nbatches:\n  x:\n    k: 1   # why\n    # inside\n\n# the next\nb: [1,\n  2]\n"
+    assert add_item(text, "batches", "y", {"k": None, "m": {"w": 1.0}}) == (
+        "a: 1\nbatches:\n  x:\n    k: 1   # why\n    # inside\n  y:\n    k: null\n    m:\n      w: 1.0\n"
+        "\n# the next\nb: [1,\n  2]\n"
+    )
+    assert add_item("batches:\n    x: 1", "batches", "y", {"k": 2}) == "batches:\n    x: 1\n    y:\n      k: 2\n"
+
+
+@pytest.mark.parametrize("text", ["batches: {x: 1}\n", "other: 1\n", "batches:\n", "- 1\n", "batches: [1]\n"])
+def test_a_section_that_cannot_be_added_to_line_by_line_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="one item a line"):
+        add_item(text, "batches", "y", {})
+
+
+def test_only_the_empty_string_is_replaced() -> None:
+    text = "s:\n  other: ''\n  key: ''   # say why\n"
+    assert fill_empty(text, "s", "key", "value") == "s:\n  other: ''\n  key: \"value\"   # say why\n"
+
+
+def test_dep_lines_are_added_where_batches_are_read_by_name_and_only_there() -> None:
+    text = (
+        "stages:\n  shard:\n    foreach: ${batches}\n    do:\n      outs: [data/shards/${key}]\n"
+        "  one:\n    deps:\n    - data/shards/a   # first\n    - data/other\n"
+        "  two:\n    deps:\n        - models\n        - 'data/shards/a'\n        - data/shards/b\n"
+        "  three:\n    deps: [data/shards/${evaluate.batch}, models]\n"
+    )
+    expected = text.replace("# first\n", "# first\n    - data/shards/b\n")
+    assert add_deps(text, "b") == expected
+    assert add_deps(expected, "b") == expected
+    assert consumers(expected) == {"one": ["a", "b"], "two": ["a", "b"]}
+
+
+def test_deps_in_brackets_are_left_to_the_user() -> None:
+    with pytest.raises(ConfigError, match=r"one\.deps: expected one dep a line"):
+        add_deps("stages:\n  one:\n    deps: [data/shards/a]\n", "b")
+    with pytest.raises(ConfigError, match="no stage has a line '- data/shards/NAME'"):
+        add_deps("stages:\n  one:\n    deps: [models]\n", "b")

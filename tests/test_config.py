@@ -1,0 +1,107 @@
+"""Mistakes in params.yaml: one clear message each, before any work; and named configurations."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from ace.config import Config, check_config, use
+from shards.config import read_params
+from shards.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+
+
+def changed(**overrides: Any) -> dict[str, Any]:
+    """The demo values with dotted keys (double underscore for the dot) replaced."""
+    values = read_params(ROOT / "configs/demo.yaml")
+    for path, value in overrides.items():
+        *parents, key = path.split("__")
+        section = values
+        for parent in parents:
+            section = section[parent]
+        section[key] = value
+    return values
+
+
+def error_of(values: dict[str, Any]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check_config(Config.from_params(values, "params.yaml"))
+    return str(caught.value)
+
+
+def test_the_demo_configuration_passes_every_check() -> None:
+    check_config(Config.from_params(changed(), "params.yaml"))
+
+
+def test_a_misspelt_key_names_its_place_and_the_right_one() -> None:
+    message = error_of(changed(pretrain__base_lrr=1e-3))
+    assert message == "params.yaml: pretrain.base_lrr: unknown key; did you mean 'base_lr'?"
+
+
+def test_a_missing_key_is_named() -> None:
+    values = changed()
+    del values["grid"]["min_overlap"]
+    assert "params.yaml: grid.min_overlap: missing" in error_of(values)
+
+
+def test_every_mistake_is_listed_at_once() -> None:
+    message = error_of(changed(pretrain__batch_size=0, evaluate__seed=-1))
+    assert "pretrain.batch_size" in message
+    assert "evaluate.seed" in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"grid__t": 7}, "t is 7; expected an even number"),
+        ({"grid__n": 12}, "coarse crop larger than the canvas: k·t = 2·8 = 16 cells, n = 12"),
+        ({"grid__cell_px": 8}, "token grid is 4×4, expected t×t = 8×8"),
+        ({"pretrain__backbone__name": "vit_tiny_patch16_22"}, "did you mean"),
+        ({"evaluate__batch": "elsewhere"}, "evaluate.batch is 'elsewhere'; batches has ['phantom-b000']"),
+        ({"phantom__num_patients": 40}, "test patients and evaluate.decomposition.batch needs 32"),
+        ({"batches__phantom-b000__mix__weight": 0}, "every batch has weight 0"),
+        ({"pretrain__warmup_epochs": 1000}, "warm-up must be shorter"),
+        ({"shard__splits__test": 0.5}, "must sum to 1"),
+    ],
+)
+def test_contradictions_are_explained_with_both_numbers(overrides: dict[str, Any], expected: str) -> None:
+    assert expected in error_of(changed(**overrides))
+
+
+def test_numbers_in_scientific_notation_are_numbers(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("a: 1e-4\nb: 8.0e-3\n")
+    assert read_params(tmp_path / "params.yaml") == {"a": 1e-4, "b": 8e-3}
+
+
+def test_use_gives_the_same_file_from_any_other_and_keeps_comments_and_batches(tmp_path: Path) -> None:
+    params = tmp_path / "params.yaml"
+    shutil.copy(ROOT / "params.yaml", params)
+    document = YAML().load(params.read_text())
+    document["batches"]["mine-b000"] = document["batches"]["phantom-b000"]
+    YAML().dump(document, params)
+    assert use("smoke", params, ROOT / "configs")
+    smoke = params.read_text()
+    assert "# cells per canvas side" in smoke
+    assert "mine-b000" in smoke
+    assert use("demo", params, ROOT / "configs")
+    assert use("smoke", params, ROOT / "configs")
+    assert params.read_text() == smoke
+    assert use("smoke", params, ROOT / "configs") == []
+
+
+def test_an_unknown_configuration_lists_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there are: demo"):
+        use("enormous", tmp_path / "params.yaml", ROOT / "configs")
+
+
+def test_a_command_prints_the_mistake_without_a_traceback_and_exits_2(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ace", "config", "check", "--set", "pretrain.epoch=3"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "pretrain.epoch: unknown key; did you mean 'epochs'?" in result.stderr
+    assert "Traceback" not in result.stderr

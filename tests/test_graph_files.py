@@ -1,0 +1,117 @@
+"""dvc.yaml, params.yaml, the typed configuration and the code say the same thing."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from ace.config import Config, load_config, resolve
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("ace", "shards", "pipelines")
+ENTRY = {
+    "phantom": "shards.phantom.dataset",
+    "shard": "shards.build",
+    "pretrain": "ace.training.pretrain",
+    "evaluate": "ace.evaluation.evidence",
+    "report": "ace.report.page",
+}
+
+
+def load_yaml(name: str) -> dict:
+    return YAML(typ="safe", pure=True).load((ROOT / name).read_text(encoding="utf-8"))
+
+
+def stage_body(name: str) -> dict:
+    stage = load_yaml("dvc.yaml")["stages"][name]
+    return stage.get("do", stage)
+
+
+def module_file(module: str) -> Path | None:
+    base = ROOT.joinpath(*module.split("."))
+    for candidate in (base.with_suffix(".py"), base / "__init__.py"):
+        if candidate.exists():
+            return candidate
+    return None
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Names of this project's modules that a file imports, inside functions too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in names if name.split(".")[0] in PACKAGES and module_file(name)}
+
+
+def import_closure(module: str) -> set[str]:
+    """Files, relative to the root, that running `module` can import; package __init__ files hold no code here."""
+    seen: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            path = module_file(name)
+            assert path is not None, name
+            waiting.extend(imported_modules(path))
+    files = {module_file(name).relative_to(ROOT).as_posix() for name in seen}
+    return {file for file in files if not file.endswith("__init__.py")}
+
+
+def code_dependencies(files: set[str]) -> set[str]:
+    """The files, with a folder in the place of its modules where the stage needs every one of them."""
+    folders = {Path(file).parent for file in files}
+    whole = set()
+    for folder in folders:
+        modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).glob("*.py")}
+        if len(folder.parts) > 1 and {name for name in modules if not name.endswith("__init__.py")} <= files:
+            whole.add(folder.as_posix())
+    return whole | {file for file in files if Path(file).parent.as_posix() not in whole}
+
+
+@pytest.mark.parametrize("stage", ENTRY)
+def test_code_dependencies_are_the_import_closure_of_the_stage(stage: str) -> None:
+    declared = {dep for dep in stage_body(stage).get("deps", []) if dep.split("/")[0] in PACKAGES}
+    assert declared - {"shards/phantom/asset"} == code_dependencies(import_closure(ENTRY[stage]))
+
+
+def test_every_stage_has_a_params_section_and_a_command_of_its_name() -> None:
+    stages = load_yaml("dvc.yaml")["stages"]
+    assert list(stages) == list(ENTRY)
+    for name in stages:
+        assert name in Config.model_fields
+        command = stage_body(name)["cmd"]
+        last = command[-1] if isinstance(command, list) else command
+        assert last.split()[:2] == ["python", "-m"]
+        assert last.split()[3] == name
+
+
+def test_params_yaml_is_complete_and_nothing_beside_it_is_known() -> None:
+    assert list(load_yaml("params.yaml")) == list(Config.model_fields)
+    load_config(ROOT / "params.yaml")
+
+
+def test_params_yaml_is_the_demo_configuration() -> None:
+    assert load_yaml("params.yaml") == resolve("demo", ROOT / "configs")
+
+
+def test_every_consumer_depends_on_every_batch() -> None:
+    batches = {f"data/shards/{name}" for name in load_yaml("params.yaml")["batches"]}
+    for stage in ("pretrain", "report"):
+        assert {dep for dep in stage_body(stage)["deps"] if dep.startswith("data/shards/")} == batches
+
+
+def test_commands_run_as_modules_so_that_a_temporary_copy_runs_its_own_code() -> None:
+    for name in ENTRY:
+        commands = stage_body(name)["cmd"]
+        for command in commands if isinstance(commands, list) else [commands]:
+            assert command.startswith("python -m ")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_named_configurations_are_valid(path: Path) -> None:
+    Config.from_params(resolve(path.stem, ROOT / "configs"), path.name)
