@@ -1,4 +1,4 @@
-"""What an asset shows in the UI: figures, tables, small pictures, and checks against thresholds of params.yaml."""
+"""What an asset shows in the UI: figures, tables, small pictures, and checks against bounds of params.yaml."""
 
 import base64
 import csv
@@ -14,9 +14,10 @@ from typing import Any
 from dagster import AssetCheckEvaluation, AssetCheckSpec, MetadataValue
 from PIL import Image
 
+from ace.evaluation.params import Bound
 from pipelines.graph import Graph, Out, Stage
 from pipelines.lock import RecordedOut, asset_key
-from shards.config import Section, read_params
+from shards.config import read_params
 from shards.errors import ConfigError
 
 Metadata = dict[str, MetadataValue[Any]]
@@ -26,29 +27,15 @@ MAX_PICTURES = 2
 PICTURE_PX = 480
 
 
-class Threshold(Section):
-    """The range in which a metric passes its asset check; an absent end is open."""
-
-    min: float | None = None
-    max: float | None = None
-
-    def __str__(self) -> str:
-        return f"[{'-∞' if self.min is None else self.min}, {'∞' if self.max is None else self.max}]"
-
-    def holds(self, value: float) -> bool:
-        """Whether `value` lies within both ends."""
-        return (self.min is None or value >= self.min) and (self.max is None or value <= self.max)
-
-
 @dataclass(frozen=True)
 class MetricCheck:
-    """One threshold of `checks: {STAGE: {METRIC: {min, max}}}` in params.yaml."""
+    """One bound of a stage's `checks: {METRIC: {min, max}}` in params.yaml."""
 
     out: str
     """The metrics file."""
     metric: str
     """Dotted path inside it."""
-    threshold: Threshold
+    bound: Bound
 
     @property
     def name(self) -> str:
@@ -56,11 +43,15 @@ class MetricCheck:
         return re.sub(r"\W", "_", self.metric)
 
     @property
+    def expected(self) -> str:
+        """The bound in words."""
+        sides = self.bound.model_dump(exclude_none=True)
+        return ", ".join(f"{side} {value}" for side, value in sides.items())
+
+    @property
     def spec(self) -> AssetCheckSpec:
         """Its definition."""
-        return AssetCheckSpec(
-            self.name, asset=asset_key(self.out), description=f"{self.metric} within {self.threshold}"
-        )
+        return AssetCheckSpec(self.name, asset=asset_key(self.out), description=f"{self.metric}: {self.expected}")
 
     def evaluation(self, root: Path) -> AssetCheckEvaluation:
         """The metric compared as it stands in its file; a missing one fails."""
@@ -68,8 +59,8 @@ class MetricCheck:
         return AssetCheckEvaluation(
             asset_key=asset_key(self.out),
             check_name=self.name,
-            passed=value is not None and self.threshold.holds(value),
-            description=f"{self.metric} = {value}, expected within {self.threshold}",
+            passed=value is not None and self.bound.accepts(value),
+            description=f"{self.metric} = {value}, expected {self.expected}",
             metadata=number_metadata({} if value is None else {"value": value}),
         )
 
@@ -78,19 +69,20 @@ def read_checks(root: Path, graph: Graph) -> list[MetricCheck]:
     """The checks of params.yaml, each tied to the one metrics file of its stage.
 
     Raises:
-        ConfigError: a check names a stage without exactly one metrics file, or its range is misspelt.
+        ConfigError: a stage has checks but not exactly one metrics file, or a range is misspelt.
     """
     params = root / "params.yaml"
-    sections = read_params(params).get("checks", {}) if params.is_file() else {}
-    metrics = {stage.name: [out.path for out in stage.outs if out.kind == "metric"] for stage in graph.stages}
+    sections = read_params(params) if params.is_file() else {}
     checks = []
-    for name, thresholds in sections.items():
-        if len(metrics.get(name, [])) != 1:
-            able = sorted(stage for stage, paths in metrics.items() if len(paths) == 1)
-            raise ConfigError(f"{params}: checks.{name}: expected a stage with one metrics file, one of {able}")
-        for metric, threshold in thresholds.items():
-            where = f"{params}: checks.{name}.{metric}"
-            checks.append(MetricCheck(metrics[name][0], metric, Threshold.from_params(threshold, where)))
+    for stage in graph.stages:
+        section = sections.get(stage.name)
+        bounds = section.get("checks", {}) if isinstance(section, Mapping) else {}
+        metrics = [out.path for out in stage.outs if out.kind == "metric"]
+        if bounds and len(metrics) != 1:
+            raise ConfigError(f"{params}: {stage.name}.checks: one metrics file is needed, found {metrics}")
+        for metric, bound in bounds.items():
+            where = f"{params}: {stage.name}.checks.{metric}"
+            checks.append(MetricCheck(metrics[0], metric, Bound.from_params(bound, where)))
     return checks
 
 
@@ -114,7 +106,7 @@ def out_metadata(root: Path, out: Out, recorded: RecordedOut) -> Metadata:
         shown["num_files"] = MetadataValue.int(recorded.num_files)
     if out.kind == "metric":
         numbers = flat_numbers(_read_metrics(path))
-        shown |= {"table": MetadataValue.md(_metrics_table(numbers)), **number_metadata(numbers)}
+        shown |= {"table": MetadataValue.md(_metrics_table(numbers)), **number_metadata(_headline(numbers))}
     if out.kind == "plot":
         shown |= {"series": MetadataValue.md(_series_table(path))}
     pictures = [path] if path.suffix == ".png" else sorted(path.glob("*.png"))
@@ -141,13 +133,24 @@ def _read_metrics(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else read_params(path)
 
 
+def _headline(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Of a figure with its interval, n and chance (`{value, low, high, …}`) only the value."""
+    figures = {key.removesuffix(".value") for key in numbers if key.endswith(".value")}
+    return {key: number for key, number in numbers.items() if _owner(key) not in figures or key.endswith(".value")}
+
+
+def _owner(key: str) -> str:
+    return key.rpartition(".")[0]
+
+
 def _metrics_table(numbers: Mapping[str, float]) -> str:
-    """One row per innermost mapping, one column per name of its leaves."""
-    split = {key: key.rpartition(".") for key in numbers}
-    columns = list(dict.fromkeys(leaf for _, _, leaf in split.values()))
+    """One row per innermost mapping and one column per name of its leaves; flat metrics one below the other."""
+    if not any(map(_owner, numbers)):
+        return _markdown(["", "value"], ([key, f"{number:.5g}"] for key, number in numbers.items()))
     rows: dict[str, dict[str, str]] = {}
-    for key, (row, _, leaf) in split.items():
-        rows.setdefault(row, {})[leaf] = f"{numbers[key]:.5g}"
+    for key, number in numbers.items():
+        rows.setdefault(_owner(key), {})[key.rpartition(".")[2]] = f"{number:.5g}"
+    columns = list(dict.fromkeys(leaf for cells in rows.values() for leaf in cells))
     return _markdown(["", *columns], ([row, *(cells.get(name, "") for name in columns)] for row, cells in rows.items()))
 
 
@@ -161,7 +164,7 @@ def _series_table(path: Path) -> str:
 def _series(file: Path) -> Iterator[list[str]]:
     with file.open(newline="", encoding="utf-8") as lines:
         rows = list(csv.DictReader(lines, delimiter="\t" if file.suffix == ".tsv" else ","))
-    for column in rows[0] if rows else ():
+    for column in [name for name in rows[0] if name != "step"] if rows else []:
         try:
             values = [float(row[column]) for row in rows]
         except (TypeError, ValueError):

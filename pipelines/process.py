@@ -43,9 +43,9 @@ class _MessageReader(PipesTempFileMessageReader):
     @contextmanager
     def read_messages(self, handler: PipesMessageHandler) -> Iterator[PipesParams]:
         with super().read_messages(handler) as params:
-            yield params
-        if not handler.received_opened_message:
             handler.handle_message({"__dagster_pipes_version": "0.1", "method": "opened", "params": {}})
+            yield params
+        if not handler.received_closed_message:
             handler.handle_message({"__dagster_pipes_version": "0.1", "method": "closed", "params": {}})
 
 

@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from shards.atomic import atomic_path, write_text
-from shards.errors import ConfigError, SourceError
+from shards.errors import SourceError
 from shards.format import LANDMARKS_SUFFIX, sha256_of
 from shards.identity import PUBLIC_KEY, load_id_key
 from shards.index import check_quarantine, describe, index_values, publish
@@ -21,7 +21,7 @@ from shards.params import GridParams, ShardParams, SourceParams
 from shards.plan import ShardPlan, fingerprint, plan_shards
 from shards.progress import progress_bar
 from shards.sample import Encoded, Encoder, Rejected, Task
-from shards.scratch import scratch_dir
+from shards.scratch import announce_other_work, scratch_dir
 from shards.sources.registry import open_source
 from shards.tar import Span, TarWriter
 
@@ -56,24 +56,36 @@ def build_shards(
         SourceError: the source's files are not what it expects, changed since they were registered, or too many of them
             cannot be read.
         IdKeyError: the project's identity key is missing or another one.
-        ConfigError: the same build is under way in another process.
     """
     source = open_source(source_params)
     key = PUBLIC_KEY if source.has_public_ids else load_id_key(params.id_key_fingerprint)
     plans = plan_shards(source.records(), key, params)
     encoder = Encoder(batch, source.channels, grid.spec, params)
     scratch = scratch_dir(f"shard/{batch}", fingerprint(plans, encoder, key))
-    _name_other_work(scratch)
-    try:
-        with FileLock(scratch / "lock", timeout=0):
-            summaries = _build_tars(plans, encoder, scratch, num_workers)
-            check_quarantine(batch, summaries, params.max_quarantined_fraction)
-            values = index_values(encoder, source_params.kind, key.fingerprint, summaries)
-            publish(values, summaries, scratch, out)
-    except Timeout:
-        raise ConfigError(f"batch {batch} is being built by another process, which holds {scratch / 'lock'}") from None
-    shutil.rmtree(scratch, ignore_errors=True)
+    announce_other_work(scratch)
+    with _only_here(scratch):
+        summaries = _build_tars(plans, encoder, scratch, num_workers)
+        check_quarantine(batch, summaries, params.max_quarantined_fraction)
+        values = index_values(encoder, source_params.kind, key.fingerprint, summaries)
+        publish(values, summaries, scratch, out)
+        shutil.rmtree(scratch)
     print(describe(values), file=sys.stderr)
+
+
+@contextmanager
+def _only_here(scratch: Path) -> Iterator[None]:
+    """Two processes may build the same set (an experiment beside the workspace): the second waits for the first."""
+    # Not in the folder, which goes when the work is done, nor beside it, where other work is looked for.
+    lock = FileLock(scratch.parent.with_name(f"{scratch.parent.name}-{scratch.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"waiting for the process that builds the same shards and holds {lock.lock_file}", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _build_tars(
@@ -155,14 +167,4 @@ def _check_unchanged(rejected: list[tuple[Task, Rejected]]) -> None:
         raise SourceError(
             f"{len(changed)} files are missing or changed since they were listed: {', '.join(changed[:_MAX_NAMED])}; "
             "restore them, or register the folder as a new batch"
-        )
-
-
-def _name_other_work(scratch: Path) -> None:
-    others = sorted(str(path) for path in scratch.parent.iterdir() if path != scratch)
-    if others:
-        print(
-            f"unfinished shards of other parameters, data or code, not used here: {', '.join(others)}; delete them if "
-            "nobody goes on with them",
-            file=sys.stderr,
         )

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
@@ -81,10 +81,21 @@ def _describe(section: type[BaseModel], error: dict[str, Any], where: str) -> st
 
 
 def _keys_beside(section: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The keys allowed where the unknown one stood, as far as nested sections tell."""
-    model: Any = section
+    """The keys allowed where the unknown one stood."""
+    models = [section]
     for part in location[:-1]:
-        field = getattr(model, "model_fields", {}).get(part)
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-        model = next((item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)), model)
-    return sorted(getattr(model, "model_fields", {}))
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        tagged = [model for model in models if part in get_args(_kind(model))]
+        models = [found for field in fields for found in _sections(field.annotation)] or tagged or models
+    return sorted({key for model in models for key in model.model_fields})
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a type is made of, as the members of a union or the values of a mapping."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _sections(part)]
+
+
+def _kind(model: type[BaseModel]) -> Any:
+    return model.model_fields["kind"].annotation if "kind" in model.model_fields else None

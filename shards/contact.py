@@ -1,6 +1,7 @@
 """A contact sheet of a shard set: what the samples look like, with everything the shard knows drawn on them."""
 
 import colorsys
+import hashlib
 from typing import cast
 
 import numpy as np
@@ -9,73 +10,74 @@ from PIL import Image, ImageDraw
 from shards.grid import CropPair
 from shards.read import Sample, ShardIndex, ShardReader
 
-NUM_SAMPLES = 12
-_NUM_COLS = 4
-_TILE_PX = 320
-_CAPTION_PX = 28
+_NUM_SAMPLES = 8
+_NUM_COLS = 6
+_TILE_PX = 288
+_CAPTION_PX = 24
 _GAP_PX = 8
-_COARSE, _FINE, _JITTER, _POINT = (255, 176, 0), (0, 214, 214), (150, 150, 150), (255, 80, 160)
+_COARSE, _FINE, _GRID, _POINT = (255, 176, 0), (0, 214, 214), (130, 130, 130), (255, 255, 255)
 
 
 def draw_contact_sheet(index: ShardIndex) -> Image.Image:
-    """Up to twelve samples spread over the set, half of each pair of tiles plain and half explained.
+    """Up to eight samples spread over the set, three tiles each.
 
-    On the explained tile: mask outlines (one hue a structure), landmarks (dots), background cells (darkened), and the
-    first stored crop pair: its grid grey, coarse crop orange, fine crop cyan.
+    The plain canvas; the first stored crop pair (its grid grey, coarse crop orange, fine crop cyan) with background
+    cells darkened; outlines of the masks (the same hue for the same structure everywhere) with landmarks as dots.
     """
     reader = ShardReader(index)
-    rows = np.unique(np.linspace(0, len(index.rows) - 1, NUM_SAMPLES).round().astype(int))
-    samples = [reader.read(int(row)) for row in rows]
-    width = _NUM_COLS * (_TILE_PX + _GAP_PX) + _GAP_PX
-    num_rows = -(-2 * len(samples) // _NUM_COLS)
-    height = num_rows * (_TILE_PX + _CAPTION_PX + _GAP_PX) + _GAP_PX
-    sheet = Image.new("RGB", (width, height), (18, 18, 20))
-    for number, sample in enumerate(samples):
+    rows = np.unique(np.linspace(0, len(index.rows) - 1, _NUM_SAMPLES).round().astype(int))
+    num_rows = -(-3 * len(rows) // _NUM_COLS)
+    size = (_NUM_COLS * (_TILE_PX + _GAP_PX) + _GAP_PX, num_rows * (_TILE_PX + _CAPTION_PX + _GAP_PX) + _GAP_PX)
+    sheet = Image.new("RGB", size, (18, 18, 20))
+    for number, row in enumerate(rows):
+        sample = reader.read(int(row))
         plain = Image.fromarray(sample.image).convert("RGB").resize((_TILE_PX, _TILE_PX), Image.Resampling.LANCZOS)
-        caption = f"{sample.key}  {sample.row['split']}  {sample.meta['view'] or ''}"
         findings = ", ".join(name for name, value in sample.meta["labels"].items() if value == 1)
-        _paste(sheet, 2 * number, plain, caption)
-        _paste(sheet, 2 * number + 1, _explain(sample, plain), findings or "no finding labelled")
+        _paste(sheet, 3 * number, plain, f"{sample.key}  {sample.row['split']}  {sample.meta['view'] or ''}")
+        _paste(sheet, 3 * number + 1, _with_crops(sample, plain), "grid, foreground, one crop pair")
+        _paste(sheet, 3 * number + 2, _with_structures(sample, plain), findings or "no finding labelled")
     return sheet
 
 
-def _explain(sample: Sample, plain: Image.Image) -> Image.Image:
-    """The tile with masks, landmarks, background cells, grid and first crop pair drawn on it."""
-    canvas_px = sample.image.shape[0]
-    scale = _TILE_PX / canvas_px
+def _with_crops(sample: Sample, plain: Image.Image) -> Image.Image:
+    grid = sample.meta["grid"]
+    foreground = np.kron(grid["foreground"], np.ones((grid["cell_px"], grid["cell_px"])))
     pixels = np.asarray(plain).astype(np.float32)
-    foreground = np.kron(sample.meta["grid"]["foreground"], np.ones((sample.meta["grid"]["cell_px"],) * 2))
-    pixels[_resize(foreground > 0) == 0] *= 0.45
-    masks = sorted(sample.masks().items())
-    for number, (_, mask) in enumerate(masks):
-        hue = colorsys.hsv_to_rgb(number / len(masks), 0.75, 1.0)
-        pixels[_outline(_resize(mask))] = np.array(hue) * 255
+    pixels[~_resize(foreground > 0)] *= 0.45
     tile = Image.fromarray(pixels.astype(np.uint8))
-    draw = ImageDraw.Draw(tile)
-    for row, col in sample.landmarks.values():
-        draw.ellipse((col * scale - 2, row * scale - 2, col * scale + 2, row * scale + 2), fill=_POINT)
-    if sample.meta["grid"]["bank"]:
-        _draw_pair(draw, sample, scale)
+    if grid["bank"]:
+        _draw_pair(ImageDraw.Draw(tile), sample, CropPair.from_json(grid["bank"][0]))
     return tile
 
 
-def _draw_pair(draw: ImageDraw.ImageDraw, sample: Sample, scale: float) -> None:
-    grid = sample.meta["grid"]
-    pair = CropPair.from_json(grid["bank"][0])
-    top, left, side = (scale * value for value in pair.jitter)
-    for line in range(grid["n"] + 1):
-        at = line * side / grid["n"]
-        draw.line((left, top + at, left + side, top + at), fill=_JITTER)
-        draw.line((left + at, top, left + at, top + side), fill=_JITTER)
-    for (row, col), (k, l), colour in ((pair.coarse, (pair.k, pair.l), _COARSE), (pair.fine, (1, 1), _FINE)):
-        cell = side / grid["n"]
-        corners = (
-            left + col * cell,
-            top + row * cell,
-            left + (col + l * grid["t"]) * cell,
-            top + (row + k * grid["t"]) * cell,
-        )
-        draw.rectangle(corners, outline=colour, width=3)
+def _draw_pair(draw: ImageDraw.ImageDraw, sample: Sample, pair: CropPair) -> None:
+    n, t = sample.meta["grid"]["n"], sample.meta["grid"]["t"]
+    top, left, side = (value * _TILE_PX / sample.image.shape[0] for value in pair.jitter)
+    cell = side / n
+    for line in range(n + 1):
+        draw.line((left, top + line * cell, left + side, top + line * cell), fill=_GRID)
+        draw.line((left + line * cell, top, left + line * cell, top + side), fill=_GRID)
+    for (row, col), k, l, colour in ((pair.coarse, pair.k, pair.l, _COARSE), (pair.fine, 1, 1, _FINE)):
+        corner = left + col * cell, top + row * cell
+        draw.rectangle((*corner, corner[0] + l * t * cell, corner[1] + k * t * cell), outline=colour, width=3)
+
+
+def _with_structures(sample: Sample, plain: Image.Image) -> Image.Image:
+    pixels = np.array(plain)
+    for structure, mask in sorted(sample.masks().items()):
+        pixels[_outline(_resize(mask))] = _colour_of(structure)
+    tile = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(tile)
+    scale = _TILE_PX / sample.image.shape[0]
+    for row, col in sample.landmarks.values():
+        draw.ellipse((col * scale - 1, row * scale - 1, col * scale + 1, row * scale + 1), fill=_POINT)
+    return tile
+
+
+def _colour_of(structure: str) -> tuple[int, int, int]:
+    hue = hashlib.sha256(structure.encode()).digest()[0] / 256
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.8, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def _resize(mask: np.ndarray) -> np.ndarray:

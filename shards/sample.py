@@ -172,7 +172,7 @@ def _read_mask(data: bytes, size: tuple[int, ...]) -> np.ndarray:
 
 def _png_bytes(image: Image.Image) -> bytes:
     file = io.BytesIO()
-    image.save(file, "PNG", compress_level=6)
+    image.save(file, "PNG", compress_level=4)  # as small as 6 on radiographs, in half the time
     return file.getvalue()
 
 

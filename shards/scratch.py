@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 from shards.errors import ConfigError
@@ -25,6 +26,17 @@ def scratch_dir(stage: str, fingerprint: str) -> Path:
     folder = scratch_root() / stage / fingerprint
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def announce_other_work(scratch: Path) -> None:
+    """Name the unfinished work of other fingerprints beside `scratch` on standard error: it is never used."""
+    others = sorted(str(path) for path in scratch.parent.iterdir() if path != scratch)
+    if others:
+        print(
+            f"unfinished work of other parameters, data or code, not used here: {', '.join(others)}; delete it if "
+            "nobody goes on with it",
+            file=sys.stderr,
+        )
 
 
 def scratch_root() -> Path:

@@ -43,6 +43,11 @@ def test_a_misspelt_key_names_its_place_and_the_right_one() -> None:
     assert message == "params.yaml: pretrain.base_lrr: unknown key; did you mean 'base_lr'?"
 
 
+def test_a_misspelt_key_of_a_source_is_compared_with_its_own_kind() -> None:
+    message = error_of(changed(**{"batches__phantom-b000__source": {"kind": "folder", "rot": "x"}}))
+    assert "rot: unknown key; did you mean 'root'?" in message
+
+
 def test_a_missing_key_is_named() -> None:
     values = changed()
     del values["grid"]["min_overlap"]

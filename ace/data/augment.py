@@ -3,8 +3,8 @@
 import cv2
 import numpy as np
 
-from ace.data.crops import Pixels
 from ace.data.params import AugmentParams, BlurParams, BrightnessContrastParams, ClaheParams, SharpenParams
+from shards.canvas import Pixels
 
 # One loader process is one thread: OpenCV's own pool would compete with its siblings, and does not survive a fork.
 cv2.setNumThreads(0)

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ace.data.augment import augment
-from ace.data.crops import Pixels, resample
+from ace.data.crops import resample
 from ace.data.params import AugmentParams
-from shards.canvas import with_channels
+from shards.canvas import Pixels, with_channels
 from shards.errors import ConfigError
 from shards.grid import CropPair, GridSpec, draw_crop_pair, scale_of_step
 from shards.params import MixParams

@@ -1,12 +1,10 @@
 """Crops resampled straight from the stored canvas: the jitter is where their windows fall (method.md §1)."""
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 
+from shards.canvas import Pixels
 from shards.grid import Window
-
-Pixels = UInt8[np.ndarray, "height width *rgb"]
 
 
 def resample(image: Pixels, window: Window, size_px: int) -> Pixels:

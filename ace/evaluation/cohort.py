@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool
-from shards.read import ShardIndex, ShardReader
 
 from ace.evaluation.embedding import Image
 from shards.grid import GridSpec
+from shards.read import ShardIndex, ShardReader
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from shards.errors import ConfigError
+
 ROWS = {
     "compositionality": ("compositionality", "cosine, true − mismatched", "{:.3f}"),
     "compositionality_auc": ("", "AUC", "{:.3f}"),
@@ -19,7 +21,12 @@ def summary_table(path: Path) -> str:
 
     Args:
         path: metrics/properties.json.
+
+    Raises:
+        ConfigError: it is not there.
     """
+    if not path.is_file():
+        raise ConfigError(f"{path}: not found; `dvc repro` writes it")
     figures = json.loads(path.read_text(encoding="utf-8"))
     lines = [("property", "measure", "trained [interval]", "untrained [interval]", "chance")]
     for key, (name, measure, number) in ROWS.items():

@@ -37,11 +37,13 @@ STYLE: dict[Any, Any] = {
     "axes.facecolor": "none",
 }
 COLOURS = {"trained": TRAINED, "untrained": UNTRAINED}
+COUNTERS = {"step", "epoch", "images"}
+SCHEDULES = {"lr", "weight_decay", "momentum"}
 Values = Float[np.ndarray, " values"]
 
 
 def density_plot(cosines: dict[str, tuple[Values, Values]]) -> str:
-    """Densities of true and mismatched cosines, one panel per encoder on one axis.
+    """Densities of true and mismatched cosines, each scaled to its peak, one panel per encoder on one axis.
 
     Args:
         cosines: Encoder → (true, mismatched).
@@ -57,12 +59,13 @@ def density_plot(cosines: dict[str, tuple[Values, Values]]) -> str:
                 (true, COLOURS[name], 0.45, "its own parts"),
             ):
                 height = kernel_density(values, grid)
+                height /= height.max()
                 axes.fill_between(grid, height, color=colour, alpha=alpha, linewidth=0, label=label)
                 axes.plot(grid, height, color=colour, linewidth=1.2)
             axes.set_title(name)
             axes.set_yticks([])
             axes.spines["left"].set_visible(False)
-            axes.legend(loc="upper left")
+            axes.legend(loc="upper left", borderaxespad=0, handlelength=1.2)
         panels[-1].set_xlabel("cosine of E(whole) with the mean of E(parts)")
         return _svg(figure, "density")
 
@@ -97,7 +100,7 @@ def error_curves(errors: dict[str, Values], success_px: float) -> str:
         axes.axvline(success_px, color=MUTED, linewidth=0.6)
         axes.annotate(f" {success_px:g} px", (success_px, 0.01), color=MUTED, fontsize=8)
         axes.set(xlim=(0, limit), ylim=(0, 1), xlabel="radius in px of a 1024-px canvas", ylabel="share found within")
-        axes.legend(loc="lower right")
+        figure.legend(loc="outside upper left", ncols=len(errors), columnspacing=1.4, handlelength=1.6)
         return _svg(figure, "errors")
 
 
@@ -154,14 +157,19 @@ def _svg(figure: Figure, salt: str) -> str:
 
 
 def curve_panels(rows: Sequence[dict[str, float]], names: dict[str, str], smoothing: int) -> list[str]:
-    """A curve for every quantity in the rows but the counters; known ones first, in the order and words of `names`."""
-    counters = {"step", "epoch", "images"}
-    logged = [name for row in rows for name in row]
-    order = [name for name in (*names, *dict.fromkeys(logged)) if name in set(logged) - counters]
+    """A curve for every quantity in the rows but the counters; known ones first, in the order and words of `names`.
+
+    A loss that is also logged above its floor (`…_excess`) is left out: it is the same curve.
+    """
+    logged = dict.fromkeys(name for row in rows for name in row)
+    is_shown = {name: name not in COUNTERS and f"{name}_excess" not in logged for name in logged}
     panels = []
-    for name in dict.fromkeys(order):
+    for name in dict.fromkeys((*names, *logged)):
+        if not is_shown.get(name):
+            continue
         present = [(row["step"], row[name]) for row in rows if name in row and np.isfinite(row[name])]
         if len(present) > 1:
             steps, values = np.array(present, dtype=float).T
-            panels.append(curve(names.get(name, name), steps, values, smoothing))
+            width = 1 if name in SCHEDULES else min(smoothing, len(values) // 6)
+            panels.append(curve(names.get(name, name), steps, values, width))
     return panels

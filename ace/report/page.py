@@ -1,5 +1,6 @@
 """The stage `report`: one self-contained page that opens without a network."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,6 @@ CURVES = {
     "loss_global": "global consistency",
     "loss_decomposition_excess": "decomposition, above its floor",
     "loss_composition_excess": "composition, above its floor",
-    "loss_decomposition": "decomposition loss",
-    "loss_composition": "composition loss",
     "accuracy_decomposition": "decomposition arg-max accuracy",
     "accuracy_composition": "composition arg-max accuracy",
     "effective_rank": "effective rank of the features",
@@ -136,7 +135,7 @@ def build_context(params: ReportParams, project: Project) -> dict[str, Any]:
         "splits": SPLITS,
         "batches": [_batch(index) for index in project.batches],
         "phantom": project.phantom,
-        "phantom_sheet": _sheet(project.root / "data/phantom/contact_sheet.png"),
+        "sheets": list(_sheets(project)),
         "curves": curve_panels(project.log, CURVES, params.smoothing_steps),
         "model": project.model_config,
         "density": density_plot(
@@ -173,7 +172,7 @@ def _headline(headline: Headline, properties: dict[str, Any]) -> dict[str, Any]:
 
     return card | {
         "unit": headline.unit.format(batch=trained.get("batch")),
-        "value": headline.number.format(trained["value"]),
+        "value": _with_interval(trained, headline.number)[0],
         "n": trained["n"],
         "is_better": gain["low"] > 0,
         "is_worse": gain["high"] < 0,
@@ -210,14 +209,16 @@ def _figure_rows(properties: dict[str, Any]) -> list[dict[str, Any]]:
         )
     for name, figure in properties.get("baselines", {}).get(CORRESPONDENCE, {}).items():
         label = f"… {name.replace('_', ' ')}, without any encoder"
-        blank = {"untrained": "", "gain": "", "chance": "", "facts": ""}
+        blank = {"untrained": ("", ""), "gain": ("", ""), "chance": "", "facts": ""}
         rows.append({"name": label, "trained": _with_interval(figure, "{:.1f}"), "n": figure["n"], **blank})
     return rows
 
 
-def _with_interval(figure: dict[str, Any], number: str) -> str:
-    value = number.format(figure["value"])
-    return f"{value} [{number.format(figure['low'])}, {number.format(figure['high'])}]" if "low" in figure else value
+def _with_interval(figure: dict[str, Any], number: str) -> tuple[str, str]:
+    """The figure and its interval, which is empty if it has none."""
+    names = [name for name in ("value", "low", "high") if name in figure]
+    value, *ends = (number.format(figure[name]).replace("-", "\N{MINUS SIGN}") for name in names)
+    return value, f"[{', '.join(ends)}]" if ends else ""
 
 
 def _sample(index: ShardIndex, seed: int) -> Any:
@@ -240,7 +241,6 @@ def _batch(index: ShardIndex) -> dict[str, Any]:
         "bytes": sum(shard["bytes"] for shard in index.shards),
         "statistics": index.statistics,
         "fingerprint": index.fingerprint,
-        "sheet": _sheet(index.root / "contact_sheet.png"),
     }
 
 
@@ -250,8 +250,15 @@ def _label_cell(counts: dict[str, int]) -> str:
     return ", ".join([f"{counts.get('1', 0)} of {known}", *notes])
 
 
-def _sheet(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    with Image.open(path) as image:
-        return data_uri(np.asarray(image.convert("RGB")), kind="jpeg", max_px=CONTACT_SHEET_PX)
+def _sheets(project: Project) -> Iterator[dict[str, str]]:
+    """The contact sheets there are: the phantom's, and each shard set's."""
+    phantom = ("phantom", "virtual patients rendered from one chest CT, with their exact masks and landmarks")
+    shards = "samples as the shards hold them, with grid, crops, masks and landmarks"
+    folders = [(project.root / "data/phantom", *phantom)]
+    folders += [(index.root, index.name, shards) for index in project.batches]
+    for folder, name, text in folders:
+        path = folder / "contact_sheet.png"
+        if path.is_file():
+            with Image.open(path) as image:
+                picture = data_uri(np.asarray(image.convert("RGB")), kind="jpeg", max_px=CONTACT_SHEET_PX)
+            yield {"name": name, "text": text, "image": picture}

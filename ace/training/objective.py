@@ -71,10 +71,12 @@ def compute_loss(
     parts: list[Tensor] = []
     sums = None
     if weights.global_ > 0:
-        logits = student_out.coarse_logits, student_out.fine_logits, teacher_out.coarse_logits, teacher_out.fine_logits
+        student_logits = _present(student_out.coarse_logits, student_out.fine_logits)
+        teacher_logits = _present(teacher_out.coarse_logits, teacher_out.fine_logits)
         valid = overlap_fine.any(1)
         total, count = global_consistency(
-            *logits,
+            *student_logits,
+            *teacher_logits,
             valid,
             center,
             student_temperature=params.global_loss.student_temperature,
@@ -82,7 +84,7 @@ def compute_loss(
         )
         terms["loss_global"] = total / count.clamp_min(1)
         parts.append(weights.global_ * terms["loss_global"])
-        sums = center_sum(teacher_out.coarse_logits, teacher_out.fine_logits, valid)
+        sums = center_sum(*teacher_logits, valid)
     if weights.decomposition > 0:
         target = decomposition_target(batch.coarse_origin, batch.fine_origin, t=t, k=k, l=l)
         tokens = teacher_out.fine_tokens, student_out.decomposed
@@ -107,9 +109,7 @@ def _matching(
     terms: dict[str, Tensor],
 ) -> Tensor:
     """One matching term, with its excess over the soft targets' entropy and its arg-max accuracy beside it."""
-    teacher_tokens, student_tokens = tokens
-    assert teacher_tokens is not None
-    assert student_tokens is not None
+    teacher_tokens, student_tokens = _present(*tokens)
     assert logits is not None
     scale, bias = logits()
     alpha = params.alpha_decomposition if name == "decomposition" else params.alpha_composition
@@ -118,3 +118,10 @@ def _matching(
     terms[f"loss_{name}_excess"] = loss - target_entropy(target, alpha=alpha)
     terms[f"accuracy_{name}"] = matching_accuracy(teacher_tokens, student_tokens, target)
     return loss
+
+
+def _present(first: Tensor | None, second: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Outputs of a branch that is on: the networks compute them whenever its weight is above 0."""
+    assert first is not None
+    assert second is not None
+    return first, second

@@ -1,5 +1,7 @@
 """Parameters of the stage `pretrain`."""
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from ace.data.params import AugmentParams
@@ -82,7 +84,7 @@ class PretrainParams(OptimizerParams):
     loss_weights: LossWeights
     global_loss: GlobalLossParams
     matching_loss: MatchingLossParams
-    crops: str = Field(pattern="^(fresh|bank)$")
+    crops: Literal["fresh", "bank"]
     """`fresh` draws new crop pairs every epoch; `bank` uses the pairs stored with each sample."""
     augment: AugmentParams
     num_workers: int = Field(ge=0)

@@ -203,7 +203,7 @@ def train_step(state: TrainState, batch: Any, params: PretrainParams, t: int, st
         logit_scales=state.student,
     )
     state.optimizer.zero_grad(set_to_none=True)
-    result.loss.backward()
+    result.loss.backward()  # type: ignore[no-untyped-call]
     head = state.student.global_head
     if head is not None and step < params.global_loss.frozen_last_layer_epochs * steps_per_epoch:
         head.last_layer.weight.grad = None

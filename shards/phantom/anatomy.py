@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def code_to_hu() -> npt.NDArray[np.float32]:
     return np.interp(np.arange(256), CODE_KNOTS, HU_KNOTS).astype(np.float32)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Anatomy:
     """One chest on a raster with axes up, front, left, as `grid_sample` wants; places are (left, front, up) in mm."""
 
@@ -55,11 +56,6 @@ class Anatomy:
     """Centre of the first voxel: left, front, up."""
     spacing_mm: npt.NDArray[np.float64]
     landmarks_mm: dict[str, npt.NDArray[np.float64]]
-
-    def density(self, bone_weight: float, lung_density: float) -> Float[Tensor, "up front left"]:
-        """Relative attenuation of one patient's tissue."""
-        weighted = torch.add(self.soft, self.bone, alpha=bone_weight)
-        return weighted.add_(self.lung, alpha=lung_density - 1)
 
 
 def load_anatomy(folder: Path = ASSET) -> Anatomy:
@@ -93,6 +89,13 @@ def load_anatomy(folder: Path = ASSET) -> Anatomy:
         spacing_mm=spacing,
         landmarks_mm={name: np.array(place) for name, place in description["landmarks_mm"].items()},
     )
+
+
+@lru_cache(maxsize=1)
+def weigh_tissue(anatomy: Anatomy, bone_weight: float, lung_density: float) -> Float[Tensor, "up front left"]:
+    """Relative attenuation of one patient's tissue; kept for the patient's next image, so not to be written to."""
+    weighted = torch.add(anatomy.soft, anatomy.bone, alpha=bone_weight)
+    return weighted.add_(anatomy.lung, alpha=lung_density - 1)
 
 
 def asset_hash(folder: Path = ASSET) -> str:

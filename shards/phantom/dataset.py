@@ -4,23 +4,23 @@ import csv
 import hashlib
 import io
 import json
-import os
 import platform
 import shutil
-import threading
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing
+from functools import lru_cache, partial
 from importlib.metadata import version
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from PIL import Image
 
 from shards.atomic import replace_directory, write_text
+from shards.errors import ConfigError
+from shards.parallel import map_in_processes
 from shards.phantom.anatomy import ASSET, NOTICE_FILE, Anatomy, asset_hash, load_anatomy, verify
 from shards.phantom.contact_sheet import draw_contact_sheet
 from shards.phantom.findings import KINDS
@@ -28,7 +28,7 @@ from shards.phantom.params import PhantomParams
 from shards.phantom.radiograph import Radiograph, take_radiograph
 from shards.phantom.study import Study, count_images, draw_study, image_id
 from shards.progress import progress_bar
-from shards.scratch import scratch_dir
+from shards.scratch import announce_other_work, scratch_dir
 
 FORMAT_VERSION = 1
 LABEL_COLUMNS = ("image_id", "patient_id", "study_id", "view", *KINDS, "finding_side")
@@ -40,34 +40,31 @@ LIMITS = (
 )
 NUM_ON_CONTACT_SHEET = 12
 
-_anatomy: Anatomy
-"""The chest of a worker process, loaded once by its initializer."""
 
-
-def build_phantom(
-    params: PhantomParams, out: Path, *, num_workers: int | None = None, work_dir: Path | None = None
-) -> None:
-    """Write the dataset to `out`; work that a kill interrupted goes on where it stopped.
+def build_phantom(params: PhantomParams, out: Path, *, num_workers: int | None = None) -> None:
+    """Write the dataset to `out`; work that a kill interrupted goes on in the scratch folder, where it stopped.
 
     Args:
         params: section `phantom`.
         out: folder that appears, or is replaced, whole and at the end.
-        num_workers: processes; by default one for each usable core. The bytes do not depend on it.
-        work_dir: where unfinished work waits; by default `scratch_dir`.
+        num_workers: processes; one for each usable core if None. The bytes do not depend on it.
 
     Raises:
         SourceError: the shipped anatomy is incomplete or damaged.
-        ConfigError: no place for unfinished work, or parameters that no patient can meet.
+        ConfigError: no place for unfinished work, parameters that no patient can meet, or the same dataset is being
+            made by another process.
     """
     verify(ASSET)
-    work = work_dir or scratch_dir("phantom", fingerprint(params)[:16])
-    work.mkdir(parents=True, exist_ok=True)
-    with FileLock(work / "lock"):
-        _render(params, work / "dataset", work / "records", num_workers or len(os.sched_getaffinity(0)))
-        _assemble(params, work / "dataset", work / "records")
-        _publish(work / "dataset", out)
-        shutil.rmtree(work / "records")
-    shutil.rmtree(work)
+    work = scratch_dir("phantom", fingerprint(params)[:16])
+    announce_other_work(work)
+    try:
+        with FileLock(work / "lock", timeout=0):
+            _render(params, work / "dataset", work / "records", num_workers)
+            _assemble(params, work / "dataset", work / "records")
+            _publish(work / "dataset", out)
+    except Timeout:
+        raise ConfigError(f"this phantom is being made by another process, which holds {work / 'lock'}") from None
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def fingerprint(params: PhantomParams) -> str:
@@ -80,54 +77,37 @@ def fingerprint(params: PhantomParams) -> str:
     return digest.hexdigest()
 
 
-def _render(params: PhantomParams, dataset: Path, records: Path, num_workers: int) -> None:
+def _render(params: PhantomParams, dataset: Path, records: Path, num_workers: int | None) -> None:
     """Render every image that has no complete record yet."""
-    counts = [count_images(params, number) for number in range(params.num_patients)]
-    missing = {
-        number: [index for index in range(count) if not _is_done(dataset, records, image_id(number, index))]
-        for number, count in enumerate(counts)
-    }
-    missing = {number: indices for number, indices in missing.items() if indices}
-    num_missing = sum(len(indices) for indices in missing.values())
-    with progress_bar(total=sum(counts), initial=sum(counts) - num_missing, description="phantom", unit="image") as bar:
-        if not missing:
-            return
-        records.mkdir(parents=True, exist_ok=True)
-        num_workers = min(num_workers, len(missing))
-        with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_start_worker) as pool:
-            jobs = [
-                pool.submit(_render_patient, params, number, indices, dataset, records)
-                for number, indices in missing.items()
-            ]
-            try:
-                for job in as_completed(jobs):
-                    bar.update(job.result())
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+    num_images, missing = 0, []
+    for number in range(params.num_patients):
+        indices = range(count_images(params, number))
+        num_images += len(indices)
+        if todo := [index for index in indices if not _is_done(dataset, records, image_id(number, index))]:
+            missing.append((number, todo))
+    num_missing = sum(len(indices) for _, indices in missing)
+    render = partial(_render_patient, params, dataset, records)
+    bar = progress_bar(total=num_images, initial=num_images - num_missing, description="phantom", unit="image")
+    with bar, closing(map_in_processes(render, missing, num_workers)) as finished:
+        for num_finished in finished:
+            bar.update(num_finished)
 
 
-def _start_worker() -> None:
-    global _anatomy
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+@lru_cache(maxsize=1)
+def _chest() -> Anatomy:
+    """The chest of this process, which renders on one thread: more would change the last bits of sums."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    _anatomy = load_anatomy()
-
-
-def _die_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    return load_anatomy()
 
 
 @torch.inference_mode()
-def _render_patient(params: PhantomParams, number: int, indices: list[int], dataset: Path, records: Path) -> int:
-    study = draw_study(params, _anatomy, number)
+def _render_patient(params: PhantomParams, dataset: Path, records: Path, task: tuple[int, list[int]]) -> int:
+    """Write the missing images of one patient; returns how many."""
+    number, indices = task
+    study = draw_study(params, _chest(), number)
     for index in indices:
-        radiograph = take_radiograph(_anatomy, study, study.exposures[index], params)
+        radiograph = take_radiograph(_chest(), study, study.exposures[index], params)
         _write_image(study, index, radiograph, dataset, records)
     return len(indices)
 
@@ -167,6 +147,8 @@ def _is_done(dataset: Path, records: Path, name: str) -> bool:
 
 def _assemble(params: PhantomParams, dataset: Path, records: Path) -> None:
     """Tables, description and contact sheet, from the records in the order of their names."""
+    for leftover in dataset.glob(".*.tmp"):
+        leftover.unlink()  # a kill while a table was written
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(records.glob("*.json"))]
     rows = [record["labels"] for record in found]
     write_text(dataset / "labels.csv", _csv(LABEL_COLUMNS, ([row[column] for column in LABEL_COLUMNS] for row in rows)))

@@ -11,6 +11,7 @@ VERTEBRAE = {
     "L1": 31, "T12": 32, "T11": 33, "T10": 34, "T9": 35, "T8": 36, "T7": 37, "T6": 38, "T5": 39,
     "T4": 40, "T3": 41, "T2": 42, "T1": 43, "C7": 44,
 }  # fmt: skip
+SPINAL_CORD = (79,)
 SPINE = tuple(range(26, 51))
 RIBS_LEFT = tuple(range(92, 104))
 RIBS_RIGHT = tuple(range(104, 116))

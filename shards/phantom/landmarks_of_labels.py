@@ -22,6 +22,7 @@ from shards.phantom.labels import (
     RIBS_RIGHT,
     SCAPULA_LEFT,
     SCAPULA_RIGHT,
+    SPINAL_CORD,
     SPINE,
     SPLEEN,
     STERNUM,
@@ -61,8 +62,9 @@ def _landmarks(
             yield f"rib_{side}_{number:02d}_posterior", start
             yield f"rib_{side}_{number:02d}_middle", along
             yield f"rib_{side}_{number:02d}_anterior", end
+    cord = points(*SPINAL_CORD)
     for name, label in VERTEBRAE.items():
-        yield f"vertebra_{name}", points(label).mean(0)
+        yield f"vertebra_{name}", _body_centre(points(label), cord)
     for side, sign, clavicle, scapula, humerus, lung, below in (
         ("left", 1, CLAVICLE_LEFT, SCAPULA_LEFT, HUMERUS_LEFT, LUNG_LEFT, STOMACH + SPLEEN),
         ("right", -1, CLAVICLE_RIGHT, SCAPULA_RIGHT, HUMERUS_RIGHT, LUNG_RIGHT, LIVER),
@@ -94,6 +96,13 @@ def _landmarks(
 def _extreme(points: Points, direction: Points, num: int = 40) -> Points:
     """Mean of the points that lie furthest in a direction: one voxel alone would be noise."""
     return points[np.argsort(points @ direction)[-num:]].mean(0)  # type: ignore[no-any-return]
+
+
+def _body_centre(vertebra: Points, cord: Points) -> Points:
+    """Centre of the vertebra's body: of what lies in front of the cord."""
+    low, high = vertebra[:, 2].min(), vertebra[:, 2].max()
+    beside = cord[(cord[:, 2] >= low) & (cord[:, 2] <= high)]
+    return vertebra[vertebra[:, 1] > beside[:, 1].max()].mean(0)  # type: ignore[no-any-return]
 
 
 def _ends(rib: Points, spine: Points) -> tuple[Points, Points, Points]:

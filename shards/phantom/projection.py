@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from shards.phantom.anatomy import Anatomy
+from shards.phantom.anatomy import Anatomy, weigh_tissue
 from shards.phantom.labels import LUNG_LEFT, LUNG_RIGHT, STRUCTURES
 from shards.phantom.patients import Exposure, Patient
 from shards.phantom.warp import GRID_NODES, interpolation_matrix, path_length, warp_grid
@@ -62,10 +62,9 @@ class Raster:
     num_depths: int
 
 
-def cast_rays(
-    anatomy: Anatomy, density: Float[Tensor, "up front left"], patient: Patient, exposure: Exposure, raster: Raster
-) -> Rays:
-    """Sample the chest of one patient along the rays of one exposure; `density` is the patient's `Anatomy.density`."""
+def cast_rays(anatomy: Anatomy, patient: Patient, exposure: Exposure, raster: Raster) -> Rays:
+    """Sample the chest of one patient along the rays of one exposure."""
+    density = weigh_tissue(anatomy, patient.bone_weight, patient.lung_density)
     grid = warp_grid(patient, exposure)
     axes = [(np.arange(num) + 0.5) / num for num in (raster.num_rows, raster.num_cols, raster.num_depths)]
     rows, cols, depths = (

@@ -33,7 +33,7 @@ class Radiograph:
 def take_radiograph(anatomy: Anatomy, study: Study, exposure: Exposure, params: PhantomParams) -> Radiograph:
     """Render one exposure of a study."""
     raster = Raster(params.num_ray_rows, params.num_ray_cols, params.num_depth_planes)
-    rays = _cast(anatomy, study.patient, exposure, raster)
+    rays = cast_rays(anatomy, study.patient, exposure, raster)
     density = rays.density
     masks = project_structures(rays)
     if study.finding is not None and study.kind is not None:
@@ -66,10 +66,6 @@ def enlarge(mask: Mask, size_px: int) -> Mask:
     return (_resize(share, size_px, "bilinear") > 0.5)[0, 0].numpy()
 
 
-def _cast(anatomy: Anatomy, patient: Patient, exposure: Exposure, raster: Raster) -> Rays:
-    return cast_rays(anatomy, anatomy.density(patient.bone_weight, patient.lung_density), patient, exposure, raster)
-
-
 def _attenuation(rays: Rays, density: Tensor, patient: Patient, size_px: int) -> Float[Tensor, "row col"]:
     attenuation = integrate(rays, density)
     attenuation = attenuation + soft_layers(rays, patient, integrate(rays, rays.density))
@@ -81,7 +77,7 @@ def _twin_window(
 ) -> Window:
     """Tone window of the same exposure without the finding."""
     if study.healthy is not study.patient:
-        rays = _cast(anatomy, study.healthy, exposure, raster)
+        rays = cast_rays(anatomy, study.healthy, exposure, raster)
     attenuation = _attenuation(rays, rays.density, study.healthy, params.size_px)
     return tone_window(develop(attenuation, exposure), attenuation)
 

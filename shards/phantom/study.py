@@ -97,10 +97,9 @@ def draw_study(params: PhantomParams, anatomy: Anatomy, number: int) -> Study:
 def visible_share(study: Study, anatomy: Anatomy, raster: Raster = REJECTION_RASTER) -> float:
     """Share of the finding's projection that lies in the lung field, in the image where it is smallest."""
     assert study.finding is not None
-    density = anatomy.density(study.patient.bone_weight, study.patient.lung_density)
     shares = []
     for exposure in study.exposures:
-        rays = cast_rays(anatomy, density, study.patient, exposure, raster)
+        rays = cast_rays(anatomy, study.patient, exposure, raster)
         mask = project(lay(study.finding, rays)[1])
         field = project_structures(rays)[f"lungfield_{study.finding.side}"]
         shares.append((mask & field).sum() / max(mask.sum(), 1))

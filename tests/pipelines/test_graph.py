@@ -26,7 +26,7 @@ def test_stages_come_resolved_from_templates_and_foreach(toy: Path) -> None:
     assert own.files["manifest.csv"] == hashlib.md5((toy / "manifest.csv").read_bytes()).hexdigest()
     assert stages["shard@raw-b000"].inputs == ("data/raw",)
     assert train.inputs == ("data/shards/own", "data/shards/raw-b000")
-    assert train.params["params.yaml"] == {"train": {"rate": 1e-3, "fail": False}}
+    assert train.params["params.yaml"] == {"train.rate": 1e-3, "train.fail": False}
     assert set(train.outs) == {
         Out("models/toy", "data"),
         Out("metrics/train.json", "metric"),

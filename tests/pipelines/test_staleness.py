@@ -47,7 +47,10 @@ EDITS: dict[str, tuple[Callable[[Path], None], set[str]]] = {
         {"train"},
     ),
     "a parameter fewer": (lambda root: edit(root / "dvc.yaml", 'params: [shard, "', 'params: ["'), set()),
-    "a parameter more": (lambda root: edit(root / "dvc.yaml", "params: [train]", "params: [raw, train]"), {"train"}),
+    "a parameter more": (
+        lambda root: edit(root / "dvc.yaml", "params: [train.rate,", "params: [raw, train.rate,"),
+        {"train"},
+    ),
     "a new batch": (
         lambda root: edit(root / "params.yaml", "batches:", "batches:\n  more: {dep: manifest.csv}"),
         {"shard@more"},

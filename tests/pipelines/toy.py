@@ -30,7 +30,7 @@ stages:
     cmd:
       - python -m toy train models/toy data/shards/own data/shards/raw-b000
       - python -m toy measure models/toy
-    params: [train]
+    params: [train.rate, train.fail]
     deps: [toy/__main__.py, data/shards/own, data/shards/raw-b000]
     outs: [models/toy]
     metrics:
@@ -46,9 +46,10 @@ shard: {scale: 2}
 batches:
   raw-b000: {dep: data/raw}
   own: {dep: manifest.csv}
-train: {rate: 1.0e-3, fail: false}
-checks:
-  train:
+train:
+  rate: 1.0e-3
+  fail: false
+  checks:
     trained.accuracy: {min: 0.5}
     trained.loss: {min: 0.5, max: 2}
     untrained.accuracy: {min: 0.9}
@@ -76,7 +77,8 @@ if stage == "measure":
 else:
     (out / "content.txt").write_text("".join(sorted(str(pathlib.Path(dep).stat().st_mode) for dep in deps)))
     params = pathlib.Path("params.yaml").read_text().splitlines()
-    (out / "params.txt").write_text(next(line for line in params if line.startswith(stage)))
+    start = next(number for number, line in enumerate(params) if line.startswith(stage))
+    (out / "params.txt").write_text("".join(params[start : start + 3]))
 """
 
 FILES = {

@@ -1,13 +1,15 @@
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from shards.build import build_shards
-from shards.errors import ConfigError, IdKeyError, SourceError
+from shards.errors import IdKeyError, SourceError
 from shards.format import FORMAT_VERSION
 from shards.grid import CropPair, crop_bank
 from shards.identity import PUBLIC_KEY, split_of
@@ -105,7 +107,7 @@ def test_a_shard_set_has_its_files_and_leaves_no_others(tmp_path: Path, scratch:
     others = ["contact_sheet.png", "index.json", "quarantine.csv", "samples.npy"]
     assert sorted(path.name for path in (tmp_path / "sets" / "out").iterdir()) == sorted([*tars, *others])
     assert [path.name for path in (tmp_path / "sets").iterdir()] == ["out"]
-    assert not [path for path in scratch.rglob("*") if path.is_file()]
+    assert {path.suffix for path in scratch.rglob("*") if path.is_file()} <= {".lock"}
     assert {shard["num_samples"] for shard in index.shards} <= {1, 2, 3, 4, 5}
 
 
@@ -287,16 +289,20 @@ def test_wide_and_small_images_are_placed_with_their_affine(tmp_path: Path, id_k
     assert np.sum(sample.meta["grid"]["foreground"]) == 12  # the rows of cells from 16 to 32
 
 
-def test_a_second_build_of_the_same_batch_is_refused_while_the_first_runs(tmp_path: Path, scratch: Path) -> None:
-    from filelock import FileLock
-
+def test_a_second_build_of_the_same_set_waits_for_the_first(
+    tmp_path: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = write_phantom(tmp_path / "phantom")
-    damage(tmp_path / "phantom" / "images" / "p0004-i1.png")
-    with pytest.raises(SourceError):
-        build(source, tmp_path / "out", max_quarantined_fraction=0.0)
-    (lock,) = scratch.rglob("lock")
-    with FileLock(lock), pytest.raises(ConfigError, match="being built by another process"):
-        build(source, tmp_path / "out", max_quarantined_fraction=0.0)
+    build(source, tmp_path / "first")
+    (lock_file,) = scratch.rglob("*.lock")
+    with ThreadPoolExecutor(1) as thread:
+        with FileLock(lock_file):
+            second = thread.submit(build, source, tmp_path / "second")
+            while "waiting for the process that builds the same shards" not in capsys.readouterr().err:
+                assert not second.done()
+            assert not (tmp_path / "second").exists()
+        second.result()
+    assert folder_bytes(tmp_path / "second") == folder_bytes(tmp_path / "first")
 
 
 def test_unfinished_work_of_other_parameters_is_named_and_not_used(

@@ -1,3 +1,4 @@
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,16 @@ NAMES = [f"patient {number}/{view}.png" for number in range(6) for view in ("a",
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """The repository's own params.yaml and dvc.yaml in a folder of their own."""
+    """The repository's own params.yaml, without a key yet, and dvc.yaml in a folder of their own."""
     (tmp_path / "project").mkdir()
-    for name in ("params.yaml", "dvc.yaml"):
-        shutil.copy(REPOSITORY / name, tmp_path / "project" / name)
+    shutil.copy(REPOSITORY / "dvc.yaml", tmp_path / "project")
+    (tmp_path / "project" / "params.yaml").write_text(params_text(""))
     return tmp_path / "project"
+
+
+def params_text(fingerprint: str) -> str:
+    text = (REPOSITORY / "params.yaml").read_text()
+    return re.sub(r'(id_key_fingerprint:) "[^"]*"', rf'\1 "{fingerprint}"', text)
 
 
 @pytest.fixture
@@ -102,8 +108,7 @@ def test_registering_keeps_every_other_line_and_comment(project: Path, root: Pat
     register(project, root)
     assert set(added(REPOSITORY / "dvc.yaml", project / "dvc.yaml")) == {"      - data/shards/clinic-b000"}
     before = project / "before.yaml"
-    text = (REPOSITORY / "params.yaml").read_text()
-    before.write_text(text.replace('id_key_fingerprint: ""', f'id_key_fingerprint: "{id_key}"'))
+    before.write_text(params_text(id_key))
     assert added(before, project / "params.yaml")[0] == "  clinic-b000:"
 
 
@@ -135,7 +140,7 @@ def test_a_batch_never_changes(project: Path, root: Path, id_key: str) -> None:
     register(project, root)
     before = folder_bytes(project)
     write_folder(root, ["late/arrival.png"])
-    with pytest.raises(ConfigError, match="clinic-b000 exists with other files.*another name"):
+    with pytest.raises(ConfigError, match=r"clinic-b000 exists with other files.*another name"):
         register(project, root)
     assert folder_bytes(project) == before
     register(project, root, name="clinic-b001")
@@ -263,10 +268,10 @@ def test_only_the_empty_string_is_replaced() -> None:
 
 def test_dep_lines_are_added_where_batches_are_read_by_name_and_only_there() -> None:
     text = (
-        "stages:\n  shard:\n    foreach: ${batches}\n    do:\n      outs: [data/shards/${key}]\n"
+        'stages:\n  shard:\n    foreach: ${batches}\n    do:\n      outs: ["data/shards/${key}"]\n'
         "  one:\n    deps:\n    - data/shards/a   # first\n    - data/other\n"
         "  two:\n    deps:\n        - models\n        - 'data/shards/a'\n        - data/shards/b\n"
-        "  three:\n    deps: [data/shards/${evaluate.batch}, models]\n"
+        '  three:\n    deps: ["data/shards/${evaluate.batch}", models]\n'
     )
     expected = text.replace("# first\n", "# first\n    - data/shards/b\n")
     assert add_deps(text, "b") == expected

@@ -11,7 +11,7 @@ from shards.errors import ConfigError
 from shards.grid import CropPair, scale_of_step
 from shards.params import MixParams
 from shards.read import ShardIndex, ShardReader
-from tests.ace.data.conftest import BuildShards, grid_params
+from tests.ace.data.painted import BuildShards, grid_params
 
 GRID = grid_params((2, 2), (1, 2), t=4, n=9, cell_px=8)
 MIX = MixParams(weight=1.0, mean=0.5, std=0.25)
@@ -134,8 +134,11 @@ def test_bank_crops_are_those_stored_with_the_sample(indexes: list[ShardIndex]) 
     dataset = dataset_of(indexes, crops="bank")
     sample = ShardReader(indexes[0]).read(int(indexes[0].select("train")[1]))
     stored = [CropPair.from_json(item) for item in sample.meta["grid"]["bank"]]
-    drawn = {dataset[(0, 1, step)].pair for step in range(100)}
-    assert drawn == set(stored)
+    drawn = {step: dataset[(0, 1, step)].pair for step in range(100)}
+    assert set(drawn.values()) == set(stored)
+    for step, pair in drawn.items():
+        scale = scale_of_step(GRID.spec, dataset.seed, step)
+        assert (pair.k, pair.l) == (scale.k, scale.l)
 
 
 def test_an_empty_bank_says_what_to_do(build_painted: BuildShards) -> None:

@@ -11,7 +11,7 @@ from ace.data.batches import CropPairDataset, PairBatch, StepSampler, build_load
 from ace.geometry.overlap import overlap_masks
 from ace.geometry.targets import composition_target, decomposition_target
 from shards.params import GridParams, MixParams
-from tests.ace.data.conftest import BuildShards, grid_params
+from tests.ace.data.painted import BuildShards, grid_params
 
 NUM_IMAGES, EPOCHS = 6, 4
 MIX = MixParams(weight=1.0, mean=0.5, std=0.25)

@@ -23,12 +23,13 @@ FLAGS = (
 # Runs before anything else in the copy of the page under test and leaves its verdict in an attribute.
 PROBE = """<script>
 const problems = [];
-addEventListener("error", e => problems.push(e.message || "broken: " + (e.target.src || e.target.href.baseVal).slice(0, 60)), true);
+const source = element => (element.src || element.href.baseVal).slice(0, 60);
+addEventListener("error", e => problems.push(e.message || "broken: " + source(e.target)), true);
 addEventListener("securitypolicyviolation", e => problems.push("fetched: " + e.blockedURI));
 addEventListener("load", () => {
   const pictures = [...document.images], drawn = [...document.querySelectorAll("svg image")];
   for (const image of pictures)
-    if (!image.complete || !image.naturalWidth) problems.push("broken: " + image.src.slice(0, 60));
+    if (!image.complete || !image.naturalWidth) problems.push("broken: " + source(image));
   const excess = document.documentElement.scrollWidth - innerWidth;
   if (excess > 0) problems.push(`wider than the window by ${excess} px`);
   document.documentElement.dataset.pictures = pictures.length + drawn.length;

@@ -74,8 +74,8 @@ def test_every_key_figure_stands_beside_its_chance_and_the_untrained_encoder(
     for key, number in (("compositionality", "{:.3f}"), ("decompositionality", "{:.1%}")):
         for encoder in ("trained", "untrained"):
             figure = figures[encoder][key]
-            value, low, high = (number.format(figure[name]) for name in ("value", "low", "high"))
-            assert f"{value} [{low}, {high}]" in page
+            value, low, high = (number.format(figure[name]).replace("-", "−") for name in ("value", "low", "high"))
+            assert f"{value} <small>[{low}, {high}]</small>" in page
         assert number.format(figures["trained"][key]["chance"]) in page
     assert f"{figures['baselines']['correspondence_px_at_1024']['same_pixel']['value']:.1f}" in page
 

@@ -1,0 +1,61 @@
+"""Shard sets of painted canvases, built by the real stage `shard` from a user's folder."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shards.build import build_shards
+from shards.identity import create_key
+from shards.params import FolderSourceParams, GridParams, ShardParams
+from shards.read import ShardIndex
+from shards.sources.manifest import describe_file, format_manifest
+
+BuildShards = Callable[..., ShardIndex]
+
+
+def build_shards_of(
+    images: Mapping[str, np.ndarray], grid: GridParams, root: Path, *, num_bank_pairs: int
+) -> ShardIndex:
+    """Put images into a folder below `root`, all of them in `train`, and shard it."""
+    raw, manifest = root / "raw", root / "raw.csv"
+    raw.mkdir()
+    for name, image in images.items():
+        Image.fromarray(image).save(raw / name)
+    manifest.write_text(format_manifest([describe_file(raw, name) for name in images]), encoding="utf-8")
+    channels = 1 if next(iter(images.values())).ndim == 2 else 3
+    source = {"kind": "folder", "dep": str(manifest), "root": str(raw), "labels": None, "labels_sha256": None}
+    source |= {"channels": channels, "spacing_mm": None}
+    params = {
+        "image_format": "png",
+        "jpg_quality": 95,
+        "num_images_per_shard": 3,
+        "num_bank_pairs": num_bank_pairs,
+        "seed": 0,
+        "splits": {"train": 1.0, "val": 0.0, "test": 0.0},
+        "id_key_fingerprint": create_key(root / "key"),
+        "foreground": {"min_mean": 0.0, "min_std": 0.0},
+        "max_source_megapixels": 1.0,
+        "max_quarantined_fraction": 0.0,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACE_ID_KEY_FILE", str(root / "key"))
+        patch.setenv("ACE_SCRATCH", str(root / "scratch"))
+        build_shards(
+            root.name,
+            FolderSourceParams.from_params(source, "source"),
+            grid,
+            ShardParams.from_params(params, "shard"),
+            root / "shards",
+            num_workers=1,
+        )
+    return ShardIndex.open(root / "shards")
+
+
+def grid_params(*scales: tuple[int, int], t: int = 8, n: int = 18, cell_px: int = 16, area: float = 0.85) -> GridParams:
+    """A grid with equally likely scales."""
+    values = {"n": n, "cell_px": cell_px, "t": t, "min_overlap": 0.5, "min_jitter_area": area}
+    values |= {"scales": [{"k": k, "l": l, "weight": 1.0} for k, l in scales]}
+    return GridParams.from_params(values, "grid")

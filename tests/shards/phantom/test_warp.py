@@ -1,0 +1,108 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shards.phantom.anatomy import Anatomy
+from shards.phantom.patients import Exposure, Patient, draw_exposure, draw_patient
+from shards.phantom.projection import Raster, cast_rays, integrate, project
+from shards.phantom.warp import FIELD_BOX_MM, FIELD_KNOTS, interpolation_matrix, locate, smooth_field, warp_grid
+from tests.shards.phantom.settings import phantom_params
+
+NUM_BALLS = 39
+BALL_MM = 7.0
+FIRST_BALL = 200
+SEEDS = st.integers(0, 2**20)
+
+
+def draw(seed: int) -> tuple[Patient, Exposure]:
+    params, rng = phantom_params(), np.random.default_rng(seed)
+    patient = draw_patient(params.anatomy, rng)
+    if seed % 2:
+        patient = dataclasses.replace(patient, heart=params.findings.cardiomegaly_heart[1])
+    return patient, draw_exposure(params.exposure, rng)
+
+
+def interpolate(grid: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The grid at (row, col, depth) in 0..1, by three products of interpolation matrices."""
+    rows, cols, depths = (interpolation_matrix(places[:, axis], num) for axis, num in enumerate(grid.shape[:3]))
+    return np.einsum("ni,nj,nk,ijkc->nc", rows, cols, depths, grid)
+
+
+@given(seed=SEEDS)
+@settings(max_examples=25, deadline=None)
+def test_nobody_is_folded(seed: int) -> None:
+    grid = warp_grid(*draw(seed))
+    steps = [np.diff(grid, axis=axis)[:35, :35, :17] for axis in range(3)]
+    volumes = np.linalg.det(np.stack(steps, axis=-1))
+    assert (volumes / np.median(volumes)).min() > 0.05
+
+
+@given(seed=SEEDS)
+@settings(max_examples=15, deadline=None)
+def test_locating_inverts_the_map_that_images_are_sampled_with(seed: int) -> None:
+    grid = warp_grid(*draw(seed))
+    places = np.random.default_rng(seed).uniform(0.02, 0.98, (60, 3))
+    assert np.abs(locate(grid, interpolate(grid, places)) - places).max() < 1e-7
+
+
+def test_the_random_field_has_the_spread_of_its_control_values() -> None:
+    rng = np.random.default_rng(0)
+    inner = rng.uniform(FIELD_BOX_MM[0] + 70, FIELD_BOX_MM[1] - 70, (400, 3))[:, [0, 2, 1]]
+    fields = np.stack([smooth_field(rng.standard_normal((*FIELD_KNOTS, 3)), inner) for _ in range(60)])
+    assert fields.std() == pytest.approx(1, abs=0.08)
+
+
+def with_balls(anatomy: Anatomy, names: list[str]) -> Anatomy:
+    """The scan with nothing in it but a ball about each of some landmarks, labelled one by one."""
+    labels = np.zeros_like(anatomy.labels)
+    for number, name in enumerate(names):
+        centre = (anatomy.landmarks_mm[name] - anatomy.origin_mm) / anatomy.spacing_mm
+        low = np.floor(centre - BALL_MM / anatomy.spacing_mm).astype(int)
+        high = np.ceil(centre + BALL_MM / anatomy.spacing_mm).astype(int) + 1
+        axes = [np.arange(*ends) for ends in zip(low, high, strict=True)]
+        left, front, up = (
+            (axis - middle) * size for axis, middle, size in zip(axes, centre, anatomy.spacing_mm, strict=True)
+        )
+        inside = up[:, None, None] ** 2 + front[:, None] ** 2 + left**2 < BALL_MM**2
+        region = labels[low[2] : high[2], low[1] : high[1], low[0] : high[0]]
+        region[inside] = FIRST_BALL + number
+    filled = torch.from_numpy(labels > 0).float()
+    empty = torch.zeros_like(filled)
+    return dataclasses.replace(anatomy, labels=labels, soft=filled, bone=empty, lung=empty)
+
+
+def test_landmarks_masks_and_attenuation_agree_on_planted_balls(anatomy: Anatomy) -> None:
+    params = phantom_params()
+    rng = np.random.default_rng(3)
+    patient, exposure = draw_patient(params.anatomy, rng), draw_exposure(params.exposure, rng)
+    size = 512
+    raster = Raster(size, size // 2, 80)
+    everywhere = locate(warp_grid(patient, exposure), np.array(list(anatomy.landmarks_mm.values())))
+    inside = ((everywhere > 0.06) & (everywhere < 0.94)).all(1)
+    apart: list[str] = []
+    for name, is_inside in zip(anatomy.landmarks_mm, inside, strict=True):
+        place = anatomy.landmarks_mm[name]
+        if is_inside and all(np.linalg.norm(place - anatomy.landmarks_mm[other]) > 2.5 * BALL_MM for other in apart):
+            apart.append(name)
+    chosen = apart[:NUM_BALLS]
+    assert len(chosen) == NUM_BALLS
+
+    rays = cast_rays(with_balls(anatomy, chosen), patient, exposure, raster)
+    expected = locate(rays.grid, np.array([anatomy.landmarks_mm[name] for name in chosen]))[:, :2] * size
+    mask_errors, attenuation_errors = [], []
+    for number, (row, col) in enumerate(expected):
+        samples = rays.labels == FIRST_BALL + number
+        for errors, weight in (
+            (mask_errors, project(samples).astype(float)),
+            (attenuation_errors, integrate(rays, rays.density * samples).numpy()),
+        ):
+            rows, cols = np.mgrid[: raster.num_rows, : raster.num_cols]
+            centre = [(axis + 0.5).ravel() @ weight.ravel() / weight.sum() for axis in (rows, cols)]
+            errors.append(np.hypot(centre[0] - row, 2 * centre[1] - col))
+    for errors in (mask_errors, attenuation_errors):
+        assert np.sqrt(np.mean(np.square(errors))) < 0.2
+        assert max(errors) < 0.5
