@@ -35,7 +35,7 @@ check: $(STAMP) ## ruff, mypy --strict, import-linter
 	@ruff check . && ruff format --check . && mypy && lint-imports
 
 dev: $(STAMP) ## Dagster on http://127.0.0.1:3000
-	@mkdir -p "$(DAGSTER_HOME)" && cp -n pipelines/dagster.yaml "$(DAGSTER_HOME)/dagster.yaml"; dagster dev --host 127.0.0.1 --port 3000
+	@mkdir -p "$(DAGSTER_HOME)" && cp pipelines/dagster.yaml "$(DAGSTER_HOME)/dagster.yaml"; dagster dev --host 127.0.0.1 --port 3000
 
 bench: $(STAMP) ## the benchmarks; each prints one JSON object as its last line
 	@for script in benchmarks/[a-z]*.py; do python $$script || exit 1; done

@@ -7,6 +7,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from ace.config import Config, load_config, resolve
+from ace.evaluation.params import EvaluateParams
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("ace", "shards", "pipelines")
@@ -101,6 +102,11 @@ def test_params_yaml_is_the_demo_configuration_but_for_registered_batches() -> N
         values["shard"].pop("id_key_fingerprint")
     assert params.pop("batches").items() >= demo.pop("batches").items()
     assert params == demo
+
+
+def test_evaluate_depends_on_every_key_of_its_section_but_the_checks() -> None:
+    listed = {key.removeprefix("evaluate.") for key in stage_body("evaluate")["params"] if key.startswith("evaluate.")}
+    assert listed == set(EvaluateParams.model_fields) - {"checks"}
 
 
 def test_every_consumer_depends_on_every_batch() -> None:

@@ -1,14 +1,13 @@
 """Heads on backbone tokens: global, local, Composer, Decomposer, and the scale of matching logits (method.md §3)."""
 
 import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ace.models.params import GlobalHeadParams, LocalHeadParams, LogitParams, PartForm, WholeForm
+from ace.models.params import GlobalHeadParams, LocalForm, LocalHeadParams, LogitParams, PartForm, WholeForm
 
 
 class GlobalHead(nn.Module):
@@ -92,12 +91,14 @@ class LogitScale(nn.Module):
         return self.log_scale.exp(), self.bias
 
 
-def _token_map(form: Literal["mlp", "linear"], in_dim: int, hidden_dim: int, out_dim: int) -> nn.Module:
-    layers = (
-        nn.Linear(in_dim, out_dim)
-        if form == "linear"
-        else nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, out_dim))
-    )
+def _token_map(form: LocalForm | PartForm, in_dim: int, hidden_dim: int, out_dim: int) -> nn.Module:
+    match form:
+        case "identity":
+            return nn.Identity()
+        case "linear":
+            layers: nn.Module = nn.Linear(in_dim, out_dim)
+        case "mlp":
+            layers = nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, out_dim))
     _initialise(layers)
     return layers
 

@@ -8,6 +8,7 @@ from shards.config import Section
 
 WholeForm = Literal["mlp", "linear", "mean"]
 PartForm = Literal["mlp", "linear"]
+LocalForm = Literal["mlp", "linear", "identity"]
 
 
 class BackboneParams(Section):
@@ -38,8 +39,8 @@ class GlobalHeadParams(Section):
 class LocalHeadParams(Section):
     """Per-token map from backbone tokens to tokens of the same width, L2-normalised."""
 
-    form: Literal["mlp", "linear"]
-    """`linear` has one layer."""
+    form: LocalForm
+    """`linear` has one layer; `identity` puts the matching losses on the backbone's tokens themselves."""
     hidden_dim: int = Field(ge=1)
     """Width of the hidden layer of `mlp`, here and in Composer and Decomposer; unused by `linear` and `mean`."""
 

@@ -99,10 +99,11 @@ def _extreme(points: Points, direction: Points, num: int = 40) -> Points:
 
 
 def _body_centre(vertebra: Points, cord: Points) -> Points:
-    """Centre of the vertebra's body: of what lies in front of the cord."""
-    low, high = vertebra[:, 2].min(), vertebra[:, 2].max()
-    beside = cord[(cord[:, 2] >= low) & (cord[:, 2] <= high)]
-    return vertebra[vertebra[:, 1] > beside[:, 1].max()].mean(0)  # type: ignore[no-any-return]
+    """Centre of the vertebra's body: of what lies in front of the cord, slice by slice."""
+    heights = np.unique(cord[:, 2])
+    cord_front = np.array([cord[cord[:, 2] == height, 1].max() for height in heights])
+    slices = np.searchsorted(heights, vertebra[:, 2] - 1e-6).clip(max=len(heights) - 1)
+    return vertebra[vertebra[:, 1] > cord_front[slices]].mean(0)  # type: ignore[no-any-return]
 
 
 def _ends(rib: Points, spine: Points) -> tuple[Points, Points, Points]:

@@ -175,7 +175,7 @@ def prepare(wheel: Path, folder: Path) -> None:
         "origin_mm": [round(place, 6) for place in origin_mm],
         "landmarks_mm": {name: [round(float(value), 2) for value in place] for name, place in landmarks.items()},
     }
-    (folder / SPACING_FILE).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    (folder / SPACING_FILE).write_text(json.dumps(description, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     write_hashes(folder)
 
 

