@@ -58,10 +58,9 @@ def check_config(config: Config) -> None:
     Raises:
         ConfigError: saying what was found and what is needed.
     """
-    from shards.phantom.study import patient_id
-
     from ace.models.backbone import check_backbone
     from shards.identity import PUBLIC_KEY, split_of
+    from shards.phantom.study import patient_id
 
     check_backbone(config.pretrain.backbone, config.grid.spec)
     if config.batches[config.evaluate.batch].source.kind != "phantom":

@@ -13,7 +13,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,9 +78,10 @@ def main() -> None:
     alone = build_state(params, config.grid, device)
     optimizer = torch.optim.AdamW(alone.student.backbone.parameters(), lr=1e-3, fused=True)
     batch = random_batch(config, np.random.default_rng(0)).to(device)
-    batch = replace(batch)
     full, backbone = [], []
-    for step in progress(range(arguments.num_steps + 2), total=arguments.num_steps + 2, description="step", unit="pair"):
+    for step in progress(
+        range(arguments.num_steps + 2), total=arguments.num_steps + 2, description="step", unit="pair"
+    ):
         seconds = timed(lambda: train_step(state, batch, params, config.grid.t, steps_per_epoch=10), device)
         seconds_alone = timed(lambda: backbone_step(alone, optimizer, batch, params.clip_norm), device)
         if step >= 2:

@@ -67,6 +67,7 @@ def test_every_mistake_is_listed_at_once() -> None:
         ({"grid__n": 12}, "coarse crop larger than the canvas: k·t = 2·8 = 16 cells, n = 12"),
         ({"grid__cell_px": 8}, "token grid is 4×4, expected t×t = 8×8"),
         ({"pretrain__backbone__name": "vit_tiny_patch16_22"}, "did you mean"),
+        ({"pretrain__backbone__model_args__depth": None}, "gives no value for ['depth']"),
         ({"evaluate__batch": "elsewhere"}, "evaluate.batch is 'elsewhere'; batches has ['phantom-b000']"),
         ({"phantom__num_patients": 40}, "test patients and evaluate.decomposition.batch needs 32"),
         ({"batches__phantom-b000__mix__weight": 0}, "every batch has weight 0"),

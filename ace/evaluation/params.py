@@ -11,7 +11,7 @@ Demo values:
         {regions_per_patient: 4, mismatches_per_region: 8, min_side: 0.4, max_side: 0.7, max_mismatch_iou: 0.2}
       decomposition: {num_draws: 60, batch: 32, regions_per_patient: 4, min_side: 0.3, max_side: 0.8}
       correspondence:
-        num_patients: 48
+        num_patients: 32
         keys_per_query: 8
         locations_per_cell: 2
         window_step_cells: 4

@@ -62,6 +62,9 @@ def check_backbone(params: BackboneParams, spec: GridSpec) -> None:
     reserved = sorted(set(params.model_args) & set(SET_BY_THE_GRID))
     if reserved:
         raise ConfigError(f"{where}: model_args sets {reserved}, which follow from grid and backbone; remove them")
+    absent = sorted(name for name, value in params.model_args.items() if value is None)
+    if absent:
+        raise ConfigError(f"{where}: model_args gives no value for {absent}, which timm would ignore; remove them")
     if not timm.is_model(params.name):
         close = difflib.get_close_matches(params.name, timm.list_models(), n=3)
         hint = f"did you mean one of {', '.join(close)}?" if close else "timm.list_models() names them all"

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from shards.read import ShardIndex
 
 from ace.data.batches import CropPairDataset, StepSampler, build_loader
 from ace.losses.consistency import update_center
@@ -32,6 +31,7 @@ from shards.atomic import replace_directory
 from shards.errors import ConfigError
 from shards.params import BatchParams, GridParams
 from shards.progress import progress_bar
+from shards.read import ShardIndex
 from shards.scratch import scratch_dir
 
 STATE, ROWS, LOCK = "state.pt", "metrics.jsonl", "run.lock"
@@ -144,7 +144,9 @@ def build_state(params: PretrainParams, grid: GridParams, device: torch.device) 
     return TrainState(student, teacher, build_optimizer(student, params), center, step=0)
 
 
-def train(state: TrainState, sampler: StepSampler, params: PretrainParams, t: int, log: RunLog, checkpoint: Path) -> None:
+def train(
+    state: TrainState, sampler: StepSampler, params: PretrainParams, t: int, log: RunLog, checkpoint: Path
+) -> None:
     """Run the remaining steps; saves a checkpoint at times and after the last step."""
     device, num_steps = state.center.device, sampler.num_steps
     bar = progress_bar(total=num_steps, initial=state.step, description="pretrain", unit="step")

@@ -20,8 +20,10 @@ DEPTH_MARGIN_MM = 10.0
 DOME_MM = -195.0
 DOME_WIDTH_MM = 55.0
 HEART_MM = np.array([22.0, 20.0, -150.0])
-HEART_RADII_MM = np.array([62.0, 62.0, 58.0])
-HEART_GAIN = np.array([0.54, 0.22, 0.14])
+HEART_REACH_MM = np.array([98.0, 80.0, 90.0])
+"""Growth of the heart moves nothing outside of this ellipsoid: the chest wall stays."""
+HEART_GAIN = np.array([0.62, 0.2, 0.14])
+"""Relative growth of the heart's core for a heart parameter of 1."""
 FIELD_BOX_MM = np.array([[-190.0, -340.0, -145.0], [175.0, 10.0, 140.0]])
 """Corners of the random field's box: left, up, front."""
 NUM_NEWTON_STEPS = 30
@@ -81,7 +83,8 @@ def shape_to_scan(patient: Patient, body: Points) -> Points:
     scan[..., 2] -= lift * np.exp(-(((scan[..., 2] - DOME_MM) / DOME_WIDTH_MM) ** 2))
     scan = scan + smooth_field(patient.field_mm, scan)
     offset = scan - HEART_MM
-    near = np.exp(-0.5 * np.sum((offset / HEART_RADII_MM) ** 2, axis=-1, keepdims=True))
+    share = np.sum((offset / HEART_REACH_MM) ** 2, axis=-1, keepdims=True)
+    near = (1 - np.minimum(share, 1) ** 2) ** 2
     return scan - patient.heart * HEART_GAIN * near * offset  # type: ignore[no-any-return]
 
 

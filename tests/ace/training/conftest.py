@@ -36,7 +36,11 @@ def tiny_params(**changes: Any) -> PretrainParams:
         "drop_path": 0.2,
     }
     values |= {"epochs": 6, "warmup_epochs": 1, "batch_size": 8, "num_workers": 0, "log_every_steps": 1}
-    values |= {"global_head": {"hidden_dim": 16, "bottleneck_dim": 8, "out_dim": 32}, "checkpoint_every_s": 0, **changes}
+    values |= {
+        "global_head": {"hidden_dim": 16, "bottleneck_dim": 8, "out_dim": 32},
+        "checkpoint_every_s": 0,
+        **changes,
+    }
     return PretrainParams.from_params(values, "pretrain")
 
 

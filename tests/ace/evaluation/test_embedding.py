@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ace.evaluation.embedding import Embedder, unit
+from tests.ace.evaluation.constructed import SPEC, ConstructedEncoder, FromCellMeans, colour, embedder
+
+SIZE_PX = SPEC.crop_px
+
+
+class Normalising(ConstructedEncoder):
+    def normalisation(self, batch: str) -> tuple[float, float]:
+        return {"first": (0.5, 0.25), "second": (0.0, 1.0)}[batch]
+
+
+def noise(num_crops: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (num_crops, SIZE_PX, SIZE_PX, *shape), dtype=np.uint8)
+
+
+def test_pixels_are_normalised_by_the_batch_they_come_from() -> None:
+    crops = noise(3, 3)
+    encoder = Normalising(FromCellMeans(SPEC, colour))
+    first = Embedder(encoder, "first", 2, "e").pooled(crops, total=3, task="t")
+    second = Embedder(encoder, "second", 2, "e").pooled(crops, total=3, task="t")
+    np.testing.assert_allclose(second, crops.mean(axis=(1, 2)) / 255, rtol=1e-5)
+    np.testing.assert_allclose(first, (second - 0.5) / 0.25, rtol=1e-4)
+
+
+@pytest.mark.parametrize("images_per_forward", [1, 4, 100])
+def test_crops_come_out_in_order_whatever_the_size_of_a_forward(images_per_forward: int) -> None:
+    crops = noise(5, 3)
+    found = embedder(colour, images_per_forward=images_per_forward).pooled(iter(crops), total=5, task="t")
+    np.testing.assert_allclose(found, crops.mean(axis=(1, 2)) / 255, rtol=1e-5)
+
+
+def test_grey_crops_are_repeated_for_a_colour_encoder() -> None:
+    crops = noise(2)
+    found = embedder(colour).pooled(crops, total=2, task="t")
+    np.testing.assert_allclose(found, np.repeat(crops.mean(axis=(1, 2))[:, None] / 255, 3, axis=1), rtol=1e-5)
+
+
+def test_colour_crops_become_luma_for_a_grey_encoder() -> None:
+    encoder = ConstructedEncoder(FromCellMeans(SPEC, colour), in_channels=1)
+    crops = noise(2, 3)
+    found = Embedder(encoder, "constructed", 8, "e").pooled(crops, total=2, task="t")
+    expected = crops.mean(axis=(1, 2)) @ np.array([0.299, 0.587, 0.114]) / 255
+    np.testing.assert_allclose(found[:, 0], expected, rtol=1e-5)
+
+
+def test_embedding_records_nothing_for_a_gradient() -> None:
+    seen: list[bool] = []
+
+    def code(means: Tensor) -> Tensor:
+        seen.append(torch.is_grad_enabled())
+        return means
+
+    embedder(code).pooled(noise(1, 3), total=1, task="t")
+    assert seen == [False]
+
+
+def test_a_vector_of_length_zero_stays_zero() -> None:
+    found = unit(np.array([[3.0, 4.0], [0.0, 0.0]]))
+    np.testing.assert_allclose(found, np.array([[0.6, 0.8], [0.0, 0.0]]))
