@@ -43,9 +43,13 @@ def take_radiograph(anatomy: Anatomy, study: Study, exposure: Exposure, params: 
         masks[study.kind] = masks["heart"]
 
     attenuation = _attenuation(rays, density, study.patient, params.size_px)
-    # A large finding would shift the window of the whole film, and its label would be written in every pixel.
-    window = _twin_window(anatomy, study, rays, exposure, params, raster)
-    image = expose(develop(attenuation, exposure), attenuation, window, exposure)
+    signal = develop(attenuation, exposure)
+    if study.kind is None:
+        window = tone_window(signal, attenuation)
+    else:
+        # A large finding would shift the window of the whole film, and its label would be written in every pixel.
+        window = _twin_window(anatomy, study, rays, exposure, params, raster)
+    image = expose(signal, attenuation, window, exposure)
     places = locate(rays.grid, np.array(list(anatomy.landmarks_mm.values())))
     is_inside = np.all((places >= 0) & (places < 1), axis=1)
     pixels = (places[:, :2] * params.size_px).tolist()
