@@ -1,11 +1,14 @@
 """Settings of every test: jaxtyping checks shapes while the tests run, and each process keeps to one thread."""
 
 import os
+import sys
+from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DVC_NO_ANALYTICS", "1")
 os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
 
+import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
@@ -13,3 +16,11 @@ settings.register_profile("loaded-machine", deadline=None)
 settings.load_profile("loaded-machine")
 
 install_import_hook(["ace.geometry", "ace.losses", "ace.models"], "beartype.beartype")
+
+
+@pytest.fixture(autouse=True)
+def _gradual_underflow() -> Iterator[None]:
+    """Stages flush denormals, a setting of the whole process; hypothesis refuses to draw floats while it is on."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)

@@ -8,7 +8,7 @@ import platform
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -95,12 +95,24 @@ def _render(params: PhantomParams, dataset: Path, records: Path, num_workers: in
 
 @lru_cache(maxsize=1)
 def _chest() -> Anatomy:
-    """The chest of this process, which renders on one thread: more would change the last bits of sums."""
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+    """The chest of this process."""
     return load_anatomy()
 
 
+@contextmanager
+def _fixed_arithmetic() -> Iterator[None]:
+    """One thread, as more would change the last bits of sums; no denormals, which are slow. Undone at the end."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(num_threads)
+
+
+@_fixed_arithmetic()
 @torch.inference_mode()
 def _render_patient(params: PhantomParams, dataset: Path, records: Path, task: tuple[int, list[int]]) -> int:
     """Write the missing images of one patient; returns how many."""
