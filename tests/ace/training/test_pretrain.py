@@ -74,7 +74,6 @@ def test_a_finished_run_leaves_model_metrics_and_no_scratch(finished: Path) -> N
 def test_a_run_killed_at_any_moment_ends_with_the_same_weights(
     finished: Path, noise_shards: Path, tmp_path: Path, num_workers: int
 ) -> None:
-    is_resumed = False
     for rows_before_kill in (3, 11):
         process = start_run(noise_shards, tmp_path, num_workers)
         deadline = time.monotonic() + 120
@@ -89,8 +88,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(
     process = start_run(noise_shards, tmp_path, num_workers)
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
-    is_resumed = "resuming after step" in stderr
-    assert is_resumed
+    assert "resuming after step" in stderr
     expected, found = weights(finished / "model"), weights(tmp_path / "model")
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
