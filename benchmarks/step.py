@@ -36,7 +36,8 @@ def random_batch(config: Config, rng: np.random.Generator) -> PairBatch:
     for number in range(config.pretrain.batch_size):
         pair = draw_crop_pair(spec, spec.scales[0], rng)
         coarse, fine = (rng.integers(0, 256, shape, dtype=np.uint8) for _ in range(2))
-        items.append(CropPairItem(coarse, fine, pair, 0.5, 0.25, f"random-{number}"))
+        visible = np.ones((spec.t, spec.t), dtype=bool)
+        items.append(CropPairItem(coarse, fine, pair, 0.5, 0.25, f"random-{number}", visible, visible))
     return collate(items)
 
 

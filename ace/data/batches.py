@@ -13,12 +13,13 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ace.data.augment import augment
 from ace.data.crops import resample
+from ace.data.erase import erase
 from ace.data.params import AugmentParams
 from shards.canvas import Pixels, with_channels
 from shards.errors import ConfigError
@@ -27,6 +28,7 @@ from shards.params import MixParams
 from shards.read import Sample, ShardIndex, ShardReader, epoch_order
 
 CropSource = Literal["fresh", "bank"]
+Visible = Bool[np.ndarray, "t t"]
 Request = tuple[int, int, int]
 """(number of the shard set, position among its training samples, step)."""
 
@@ -41,6 +43,8 @@ class CropPairItem:
     mean: float
     std: float
     key: str
+    coarse_visible: Visible
+    fine_visible: Visible
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ class PairBatch:
         k: Cells per coarse token, rows.
         l: Cells per coarse token, columns.
         keys: The samples.
+        coarse_visible: Which tokens of the coarse crops are not erased, row-major.
+        fine_visible: The same of the fine crops.
     """
 
     coarse: UInt8[Tensor, "batch channels size size"]
@@ -68,6 +74,8 @@ class PairBatch:
     k: int
     l: int
     keys: list[str]
+    coarse_visible: Bool[Tensor, "batch tokens"]
+    fine_visible: Bool[Tensor, "batch tokens"]
 
     def to(self, device: torch.device) -> Self:
         """The batch on a device; from pinned memory the copy runs beside the computation."""
@@ -137,9 +145,10 @@ class CropPairDataset(Dataset[CropPairItem]):
         sample = self.readers[shard_set].read(int(self.rows[shard_set][position]))
         rng = _generator(self.seed, step, sample.key)
         pair = self._pair(sample, step, rng)
-        coarse, fine = (self._crop(sample.image, pair, which, rng) for which in ("coarse", "fine"))
+        coarse, coarse_visible = self._crop(sample.image, pair, "coarse", rng)
+        fine, fine_visible = self._crop(sample.image, pair, "fine", rng)
         mix = self.mixes[shard_set]
-        return CropPairItem(coarse, fine, pair, mix.mean, mix.std, sample.key)
+        return CropPairItem(coarse, fine, pair, mix.mean, mix.std, sample.key, coarse_visible, fine_visible)
 
     def _pair(self, sample: Sample, step: int, rng: np.random.Generator) -> CropPair:
         scale = scale_of_step(self.spec, self.seed, step)
@@ -156,10 +165,12 @@ class CropPairDataset(Dataset[CropPairItem]):
 
     def _crop(
         self, image: Pixels, pair: CropPair, which: Literal["coarse", "fine"], rng: np.random.Generator
-    ) -> Pixels:
+    ) -> tuple[Pixels, Visible]:
         crop = resample(image, pair.window(which, self.spec), self.spec.crop_px)
-        crop = crop if self.augment is None else augment(crop, self.augment, rng)
-        return with_channels(crop, self.in_channels)
+        visible = np.ones((self.spec.t, self.spec.t), dtype=bool)
+        if self.augment is not None:
+            crop, visible = erase(augment(crop, self.augment, rng), self.augment.erase, rng, t=self.spec.t)
+        return with_channels(crop, self.in_channels), visible
 
 
 class StepSampler(Sampler[list[Request]]):
@@ -230,6 +241,8 @@ def collate(items: Sequence[CropPairItem]) -> PairBatch:
         k=items[0].pair.k,
         l=items[0].pair.l,
         keys=[item.key for item in items],
+        coarse_visible=torch.from_numpy(np.stack([item.coarse_visible for item in items])).flatten(1),
+        fine_visible=torch.from_numpy(np.stack([item.fine_visible for item in items])).flatten(1),
     )
 
 

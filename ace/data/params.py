@@ -1,8 +1,8 @@
 """Parameters of augmentation: a part of the section `pretrain` of params.yaml."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from shards.config import Section
 
@@ -53,10 +53,28 @@ class ClaheParams(Section):
     """Tiles per crop side."""
 
 
+class EraseParams(Section):
+    """A square set to black; its tokens have no match. Not part of the paper's method: probability 0 is the paper."""
+
+    probability: Probability
+    """Share of the crops it is applied to."""
+    min_side: float = Field(gt=0, lt=1)
+    """Least side of the square, as a fraction of the crop's."""
+    max_side: float = Field(gt=0, lt=1)
+    """Greatest side of the square, as a fraction of the crop's."""
+
+    @model_validator(mode="after")
+    def _sides_are_ordered(self) -> Self:
+        if self.min_side > self.max_side:
+            raise ValueError(f"min_side {self.min_side} is above max_side {self.max_side}")
+        return self
+
+
 class AugmentParams(Section):
-    """Photometric augmentation, drawn for each crop by itself; no step moves a pixel."""
+    """Augmentation, drawn for each crop by itself; no step moves a pixel."""
 
     brightness_contrast: BrightnessContrastParams
     blur: BlurParams
     sharpen: SharpenParams
     clahe: ClaheParams
+    erase: EraseParams

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ace.data.batches import PairBatch
 from ace.geometry.overlap import overlap_masks
 from ace.geometry.targets import composition_target, decomposition_target
+from ace.geometry.visibility import composed_visible, decomposed_visible, erased_matches, visible_matches
 from ace.losses.consistency import center_sum, global_consistency
 from ace.losses.matching import matching_accuracy, matching_loss, target_entropy
 from ace.models.heads import LogitScale
@@ -63,6 +64,7 @@ def compute_loss(
     """
     k, l = batch.k, batch.l
     overlap_fine, overlap_coarse = overlap_masks(batch.coarse_origin, batch.fine_origin, t=t, k=k, l=l)
+    overlap_fine, overlap_coarse = overlap_fine & batch.fine_visible, overlap_coarse & batch.coarse_visible
     coarse, fine = batch.normalised_coarse(), batch.normalised_fine()
     student_out: StudentOutputs = student(coarse, fine, overlap_coarse, overlap_fine, k=k, l=l)
     teacher_out: TeacherOutputs = teacher(coarse, fine, overlap_coarse, overlap_fine)
@@ -73,7 +75,7 @@ def compute_loss(
     if weights.global_ > 0:
         student_logits = _present(student_out.coarse_logits, student_out.fine_logits)
         teacher_logits = _present(teacher_out.coarse_logits, teacher_out.fine_logits)
-        valid = overlap_fine.any(1)
+        valid = overlap_fine.any(1) & overlap_coarse.any(1)
         total, count = global_consistency(
             *student_logits,
             *teacher_logits,
@@ -87,13 +89,19 @@ def compute_loss(
         sums = center_sum(*teacher_logits, valid)
     if weights.decomposition > 0:
         target = decomposition_target(batch.coarse_origin, batch.fine_origin, t=t, k=k, l=l)
+        parts_visible = decomposed_visible(batch.coarse_visible, t=t, k=k, l=l)
+        target = visible_matches(target, batch.fine_visible, parts_visible)
+        erased = erased_matches(batch.fine_visible, parts_visible)
         tokens = teacher_out.fine_tokens, student_out.decomposed
-        loss = _matching("decomposition", tokens, target, logit_scales.decomposition_logits, matching, terms)
+        loss = _matching("decomposition", tokens, target, erased, logit_scales.decomposition_logits, matching, terms)
         parts.append(weights.decomposition * loss)
     if weights.composition > 0:
         target = composition_target(batch.coarse_origin, batch.fine_origin, t=t, k=k, l=l)
+        wholes_visible = composed_visible(batch.fine_visible, t=t, k=k, l=l)
+        target = visible_matches(target, batch.coarse_visible, wholes_visible)
+        erased = erased_matches(batch.coarse_visible, wholes_visible)
         tokens = teacher_out.coarse_tokens, student_out.composed
-        loss = _matching("composition", tokens, target, logit_scales.composition_logits, matching, terms)
+        loss = _matching("composition", tokens, target, erased, logit_scales.composition_logits, matching, terms)
         parts.append(weights.composition * loss)
     loss = torch.stack(parts).sum()
     detached = {name: value.detach() for name, value in terms.items()}
@@ -104,6 +112,7 @@ def _matching(
     name: str,
     tokens: tuple[Tensor | None, Tensor | None],
     target: Tensor,
+    erased: Tensor,
     logits: LogitScale | None,
     params: MatchingLossParams,
     terms: dict[str, Tensor],
@@ -113,9 +122,9 @@ def _matching(
     assert logits is not None
     scale, bias = logits()
     alpha = params.alpha_decomposition if name == "decomposition" else params.alpha_composition
-    loss = matching_loss(teacher_tokens, student_tokens, target, scale=scale, bias=bias, alpha=alpha)
+    loss = matching_loss(teacher_tokens, student_tokens, target + erased, scale=scale, bias=bias, alpha=alpha)
     terms[f"loss_{name}"] = loss
-    terms[f"loss_{name}_excess"] = loss - target_entropy(target, alpha=alpha)
+    terms[f"loss_{name}_excess"] = loss - target_entropy(target + erased, alpha=alpha)
     terms[f"accuracy_{name}"] = matching_accuracy(teacher_tokens, student_tokens, target)
     return loss
 

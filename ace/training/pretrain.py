@@ -32,7 +32,7 @@ from shards.errors import ConfigError
 from shards.params import BatchParams, GridParams
 from shards.progress import progress_bar
 from shards.read import ShardIndex
-from shards.scratch import scratch_dir
+from shards.scratch import announce_other_work, scratch_dir
 
 STATE, ROWS, LOCK = "state.pt", "metrics.jsonl", "run.lock"
 RECORDED_VERSIONS = ("torch", "timm", "numpy", "pillow")
@@ -73,7 +73,7 @@ def pretrain(
             )
     fingerprint = _fingerprint(params, grid, batches, indexes)
     scratch = scratch_dir("pretrain", fingerprint)
-    _name_other_runs(scratch)
+    announce_other_work(scratch)
     try:
         with FileLock(scratch / LOCK, timeout=0):
             _train_and_publish(params, grid, batches, indexes, scratch, out, metrics_dir)
@@ -236,16 +236,6 @@ def _fingerprint(
         "indexes": {name: index.fingerprint for name, index in indexes.items()},
     }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _name_other_runs(scratch: Path) -> None:
-    others = sorted(path.name for path in scratch.parent.iterdir() if path != scratch and (path / STATE).exists())
-    if others:
-        print(
-            f"unfinished runs with other parameters or data, not used here: {', '.join(others)} in {scratch.parent}; "
-            "delete them if nobody goes on with them",
-            file=sys.stderr,
-        )
 
 
 def _resolved_config(

@@ -13,6 +13,7 @@ ALWAYS = AugmentParams.from_params(
         "blur": {"probability": 1.0, "min_sigma_px": 0.3, "max_sigma_px": 1.5},
         "sharpen": {"probability": 1.0, "max_amount": 1.0, "sigma_px": 1.0},
         "clahe": {"probability": 1.0, "max_clip_limit": 3.0, "num_tiles": 4},
+        "erase": {"probability": 0.0, "min_side": 0.2, "max_side": 0.7},
     },
     "augment",
 )

@@ -21,6 +21,7 @@ AUGMENT = AugmentParams.from_params(
         "blur": {"probability": 0.5, "min_sigma_px": 0.3, "max_sigma_px": 1.5},
         "sharpen": {"probability": 0.3, "max_amount": 1.0, "sigma_px": 1.0},
         "clahe": {"probability": 0.3, "max_clip_limit": 3.0, "num_tiles": 4},
+        "erase": {"probability": 0.5, "min_side": 0.2, "max_side": 0.7},
     },
     "augment",
 )
@@ -54,7 +55,7 @@ def assert_same(first: list[PairBatch], second: list[PairBatch]) -> None:
     assert len(first) == len(second) > 0
     for one, other in zip(first, second, strict=True):
         assert (one.keys, one.k, one.l) == (other.keys, other.k, other.l)
-        for name in ("coarse", "fine", "coarse_origin", "fine_origin", "mean", "std"):
+        for name in ("coarse", "fine", "coarse_origin", "fine_origin", "mean", "std", "coarse_visible", "fine_visible"):
             assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
@@ -128,6 +129,18 @@ def test_augmentation_is_drawn_for_each_crop_by_itself(indexes: list[ShardIndex]
                 steps.add(step)
     assert changed["coarse"] - changed["fine"]
     assert changed["fine"] - changed["coarse"]
+
+
+def test_tokens_are_visible_where_their_pixels_are_not_erased(indexes: list[ShardIndex]) -> None:
+    always = AUGMENT.model_copy(update={"erase": AUGMENT.erase.model_copy(update={"probability": 1.0})})
+    (batch, *_) = load(sampler_of(dataset_of(indexes, augment=always)))
+    for crops, visible in ((batch.coarse, batch.coarse_visible), (batch.fine, batch.fine_visible)):
+        share_black = torch.nn.functional.avg_pool2d((crops == 0).float(), GRID.cell_px).flatten(1)
+        assert (~visible).any(1).all()
+        assert (share_black[~visible] >= 0.5).all()
+        assert (share_black[visible] < 0.75).all(), "half of a token, and what noise there is of black pixels"
+    (batch, *_) = load(sampler_of(dataset_of(indexes, augment=None)))
+    assert (batch.coarse_visible & batch.fine_visible).all()
 
 
 def test_bank_crops_are_those_stored_with_the_sample(indexes: list[ShardIndex]) -> None:
