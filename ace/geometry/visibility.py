@@ -11,15 +11,16 @@ def decomposed_visible(
     coarse: Bool[Tensor, "batch {t}*{t}"], *, t: int, k: int, l: int
 ) -> Bool[Tensor, "batch {k}*{l}*{t}*{t}"]:
     """Of the decomposed coarse tokens: each is as visible as the coarse token it is a part of."""
-    return coarse.unflatten(1, (t, t)).repeat_interleave(k, dim=1).repeat_interleave(l, dim=2).flatten(1)
+    parts: Tensor = coarse.reshape(-1, t, t).repeat_interleave(k, dim=1).repeat_interleave(l, dim=2).flatten(1)
+    return parts
 
 
 def composed_visible(
     fine: Bool[Tensor, "batch {t}*{t}"], *, t: int, k: int, l: int
 ) -> Bool[Tensor, "batch {t}*{t}//({k}*{l})"]:
     """Of the composed fine tokens: those of whose k×l fine tokens more than half are visible."""
-    parts = fine.unflatten(1, (t // k, k, t // l, l))
-    return (2 * parts.sum((2, 4)) > k * l).flatten(1)
+    parts: Tensor = fine.reshape(-1, t // k, k, t // l, l).sum((2, 4))
+    return (2 * parts > k * l).flatten(1)
 
 
 def visible_matches(
