@@ -54,7 +54,7 @@ class ClaheParams(Section):
 
 
 class EraseParams(Section):
-    """A square set to black; its tokens have no match. Not part of the paper's method: probability 0 is the paper."""
+    """A square set to black; its tokens match only each other. Not of the paper, which is probability 0."""
 
     probability: Probability
     """Share of the crops it is applied to."""

@@ -1,6 +1,7 @@
-"""Which tokens still have a match when squares of the crops are erased (`ace.data.erase`).
+"""What matches what when squares of the crops are erased (`ace.data.erase`).
 
-An erased token shows no anatomy, so it matches nothing: for the targets it is as good as outside the overlap.
+An erased token shows no anatomy: for every visible token it is as good as outside the overlap. Erased tokens all show
+the same, and match each other.
 """
 
 from jaxtyping import Bool, Float
@@ -42,5 +43,5 @@ def visible_matches(
 def erased_matches(
     rows: Bool[Tensor, "batch rows"], cols: Bool[Tensor, "batch cols"]
 ) -> Bool[Tensor, "batch rows cols"]:
-    """Pairs of tokens that are both erased: all of them show the same, nothing, and so match each other fully."""
+    """Pairs of tokens that are both erased, which match each other fully."""
     return ~rows[:, :, None] & ~cols[:, None, :]

@@ -89,19 +89,15 @@ def compute_loss(
         sums = center_sum(*teacher_logits, valid)
     if weights.decomposition > 0:
         target = decomposition_target(batch.coarse_origin, batch.fine_origin, t=t, k=k, l=l)
-        parts_visible = decomposed_visible(batch.coarse_visible, t=t, k=k, l=l)
-        target = visible_matches(target, batch.fine_visible, parts_visible)
-        erased = erased_matches(batch.fine_visible, parts_visible)
+        visible = batch.fine_visible, decomposed_visible(batch.coarse_visible, t=t, k=k, l=l)
         tokens = teacher_out.fine_tokens, student_out.decomposed
-        loss = _matching("decomposition", tokens, target, erased, logit_scales.decomposition_logits, matching, terms)
+        loss = _matching("decomposition", tokens, target, visible, logit_scales.decomposition_logits, matching, terms)
         parts.append(weights.decomposition * loss)
     if weights.composition > 0:
         target = composition_target(batch.coarse_origin, batch.fine_origin, t=t, k=k, l=l)
-        wholes_visible = composed_visible(batch.fine_visible, t=t, k=k, l=l)
-        target = visible_matches(target, batch.coarse_visible, wholes_visible)
-        erased = erased_matches(batch.coarse_visible, wholes_visible)
+        visible = batch.coarse_visible, composed_visible(batch.fine_visible, t=t, k=k, l=l)
         tokens = teacher_out.coarse_tokens, student_out.composed
-        loss = _matching("composition", tokens, target, erased, logit_scales.composition_logits, matching, terms)
+        loss = _matching("composition", tokens, target, visible, logit_scales.composition_logits, matching, terms)
         parts.append(weights.composition * loss)
     loss = torch.stack(parts).sum()
     detached = {name: value.detach() for name, value in terms.items()}
@@ -112,20 +108,22 @@ def _matching(
     name: str,
     tokens: tuple[Tensor | None, Tensor | None],
     target: Tensor,
-    erased: Tensor,
+    visible: tuple[Tensor, Tensor],
     logits: LogitScale | None,
     params: MatchingLossParams,
     terms: dict[str, Tensor],
 ) -> Tensor:
-    """One matching term, with its excess over the soft targets' entropy and its arg-max accuracy beside it."""
+    """One matching term, with its excess over the soft targets' entropy and its accuracy over visible matches."""
     teacher_tokens, student_tokens = _present(*tokens)
     assert logits is not None
     scale, bias = logits()
     alpha = params.alpha_decomposition if name == "decomposition" else params.alpha_composition
-    loss = matching_loss(teacher_tokens, student_tokens, target + erased, scale=scale, bias=bias, alpha=alpha)
+    matches = visible_matches(target, *visible)
+    target = matches + erased_matches(*visible)
+    loss = matching_loss(teacher_tokens, student_tokens, target, scale=scale, bias=bias, alpha=alpha)
     terms[f"loss_{name}"] = loss
-    terms[f"loss_{name}_excess"] = loss - target_entropy(target + erased, alpha=alpha)
-    terms[f"accuracy_{name}"] = matching_accuracy(teacher_tokens, student_tokens, target)
+    terms[f"loss_{name}_excess"] = loss - target_entropy(target, alpha=alpha)
+    terms[f"accuracy_{name}"] = matching_accuracy(teacher_tokens, student_tokens, matches)
     return loss
 
 
