@@ -118,10 +118,15 @@ def test_a_sample_gets_other_crops_and_augmentation_at_every_step_but_the_same_a
     assert dataset_of(indexes, seed=4)[(0, 2, 4)].pair.jitter != first.pair.jitter
 
 
-def test_augmentation_is_drawn_for_each_crop_by_itself(indexes: list[ShardIndex]) -> None:
-    plain, augmented = dataset_of(indexes, augment=None), dataset_of(indexes)
+@pytest.mark.parametrize("only", ["brightness_contrast", "erase"])
+def test_augmentation_is_drawn_for_each_crop_by_itself(indexes: list[ShardIndex], only: str) -> None:
+    values = AUGMENT.model_dump()
+    for step, item in values.items():
+        item["probability"] = 0.5 if step == only else 0.0
+    augment = AugmentParams.from_params(values, "augment")
+    plain, augmented = dataset_of(indexes, augment=None), dataset_of(indexes, augment=augment)
     changed = {"coarse": set(), "fine": set()}
-    for step in range(30):
+    for step in range(60):
         before, after = plain[(0, 0, step)], augmented[(0, 0, step)]
         assert before.pair == after.pair
         for which, steps in changed.items():
