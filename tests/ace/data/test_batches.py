@@ -21,7 +21,7 @@ AUGMENT = AugmentParams.from_params(
         "blur": {"probability": 0.5, "min_sigma_px": 0.3, "max_sigma_px": 1.5},
         "sharpen": {"probability": 0.3, "max_amount": 1.0, "sigma_px": 1.0},
         "clahe": {"probability": 0.3, "max_clip_limit": 3.0, "num_tiles": 4},
-        "erase": {"probability": 0.5, "min_side": 0.2, "max_side": 0.7},
+        "erase": {"probability": 0.5, "min_side": 0.5, "max_side": 0.7},  # 0.5: some token is erased wherever it lies
     },
     "augment",
 )
@@ -34,6 +34,14 @@ def indexes(build_painted: BuildShards) -> list[ShardIndex]:
     grey = {f"{i}.png": rng.integers(0, 256, (size, size), dtype=np.uint8) for i in range(7)}
     colour = {f"{i}.png": rng.integers(0, 256, (size, size, 3), dtype=np.uint8) for i in range(5)}
     return [build_painted(grey, GRID), build_painted(colour, GRID)]
+
+
+def with_only(step: str, probability: float) -> AugmentParams:
+    """One step of AUGMENT at this probability, the others never."""
+    values = AUGMENT.model_dump()
+    for name, item in values.items():
+        item["probability"] = probability if name == step else 0.0
+    return AugmentParams.from_params(values, "augment")
 
 
 def dataset_of(indexes: list[ShardIndex], **changes) -> CropPairDataset:
@@ -120,11 +128,7 @@ def test_a_sample_gets_other_crops_and_augmentation_at_every_step_but_the_same_a
 
 @pytest.mark.parametrize("only", ["brightness_contrast", "erase"])
 def test_augmentation_is_drawn_for_each_crop_by_itself(indexes: list[ShardIndex], only: str) -> None:
-    values = AUGMENT.model_dump()
-    for step, item in values.items():
-        item["probability"] = 0.5 if step == only else 0.0
-    augment = AugmentParams.from_params(values, "augment")
-    plain, augmented = dataset_of(indexes, augment=None), dataset_of(indexes, augment=augment)
+    plain, augmented = dataset_of(indexes, augment=None), dataset_of(indexes, augment=with_only(only, 0.5))
     changed = {"coarse": set(), "fine": set()}
     for step in range(60):
         before, after = plain[(0, 0, step)], augmented[(0, 0, step)]
@@ -137,13 +141,12 @@ def test_augmentation_is_drawn_for_each_crop_by_itself(indexes: list[ShardIndex]
 
 
 def test_tokens_are_visible_where_their_pixels_are_not_erased(indexes: list[ShardIndex]) -> None:
-    always = AUGMENT.model_copy(update={"erase": AUGMENT.erase.model_copy(update={"probability": 1.0})})
-    (batch, *_) = load(sampler_of(dataset_of(indexes, augment=always)))
+    (batch, *_) = load(sampler_of(dataset_of(indexes, augment=with_only("erase", 1.0))))
     for crops, visible in ((batch.coarse, batch.coarse_visible), (batch.fine, batch.fine_visible)):
         share_black = torch.nn.functional.avg_pool2d((crops == 0).float(), GRID.cell_px).flatten(1)
         assert (~visible).any(1).all()
         assert (share_black[~visible] >= 0.5).all()
-        assert (share_black[visible] < 0.75).all(), "half of a token, and what noise there is of black pixels"
+        assert (share_black[visible] < 0.6).all(), "less than half of a token, and what the noise has of black pixels"
     (batch, *_) = load(sampler_of(dataset_of(indexes, augment=None)))
     assert (batch.coarse_visible & batch.fine_visible).all()
 
