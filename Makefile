@@ -28,8 +28,8 @@ demo: $(STAMP) ## the main job: phantom, shards, pretraining, evidence, report
 test: $(STAMP) ## the tests (everything not marked slow)
 	@python -m pytest
 
-test-slow: $(STAMP) ## the slow tests
-	@python -m pytest -m 'slow and not gpu'
+test-slow: $(STAMP) ## the slow tests, and why any was skipped
+	@python -m pytest -m 'slow and not gpu' -rs
 
 check: $(STAMP) ## ruff, mypy --strict, import-linter
 	@ruff check . && ruff format --check . && mypy && lint-imports

@@ -14,7 +14,7 @@ from ace.training.params import PretrainParams
 from shards.atomic import write_text
 from shards.config import DEFAULT_PARAMS, Section, read_params
 from shards.errors import ConfigError
-from shards.params import BatchParams, GridParams, ShardParams
+from shards.params import BatchParams, GridParams, ShardParams, check_batch_name
 from shards.phantom.params import PhantomParams
 
 CONFIGS = Path("configs")
@@ -36,10 +36,19 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
+        for name in self.batches:
+            try:
+                check_batch_name(name)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
         if self.evaluate.batch not in self.batches:
             raise ValueError(f"evaluate.batch is '{self.evaluate.batch}'; batches has {sorted(self.batches)}")
         if not any(batch.mix.weight > 0 for batch in self.batches.values()):
             raise ValueError("every batch has weight 0: nothing to train on; give one a mix.weight above 0")
+        if self.pretrain.crops == "bank" and self.shard.num_bank_pairs == 0:
+            raise ValueError(
+                "pretrain.crops is 'bank' and shard.num_bank_pairs is 0; store some pairs or draw fresh ones"
+            )
         return self
 
 
@@ -53,27 +62,35 @@ def load_config(path: Path = DEFAULT_PARAMS) -> Config:
 
 
 def check_config(config: Config) -> None:
-    """Checks that need more than the file: the backbone's token grid, and enough test patients in the phantom.
+    """Checks that need more than the file: the token grid, dense features, and enough patients in the phantom.
 
     Raises:
         ConfigError: saying what was found and what is needed.
     """
+    from ace.evaluation.correspondence import location_axis
     from ace.models.backbone import check_backbone
     from shards.identity import PUBLIC_KEY, split_of
-    from shards.phantom.study import patient_id
+    from shards.phantom.study import count_images, patient_id
 
     check_backbone(config.pretrain.backbone, config.grid.spec)
-    if config.batches[config.evaluate.batch].source.kind != "phantom":
-        return
-    splits = [
-        split_of(patient_id(number), PUBLIC_KEY, config.shard.splits) for number in range(config.phantom.num_patients)
-    ]
-    needed, found = config.evaluate.decomposition.batch, splits.count("test")
-    if found < needed:
-        raise ConfigError(
-            f"phantom.num_patients {config.phantom.num_patients} gives {found} test patients and "
-            f"evaluate.decomposition.batch needs {needed}; raise num_patients or shard.splits.test"
-        )
+    correspondence = config.evaluate.correspondence
+    location_axis(config.grid.spec, correspondence.locations_per_cell, correspondence.window_step_cells)
+    phantom, splits = config.phantom, config.shard.splits
+    by_patient = [split_of(patient_id(number), PUBLIC_KEY, splits) for number in range(phantom.num_patients)]
+    if config.batches[config.evaluate.batch].source.kind == "phantom":
+        needed, found = config.evaluate.decomposition.batch, by_patient.count("test")
+        if found < needed:
+            raise ConfigError(
+                f"phantom.num_patients {phantom.num_patients} gives {found} test patients and "
+                f"evaluate.decomposition.batch needs {needed}; raise num_patients or shard.splits.test"
+            )
+    if all(batch.source.kind == "phantom" for batch in config.batches.values() if batch.mix.weight > 0):
+        images = sum(count_images(phantom, number) for number, split in enumerate(by_patient) if split == "train")
+        if images < config.pretrain.batch_size:
+            raise ConfigError(
+                f"phantom.num_patients {phantom.num_patients} gives {images} training images and pretrain.batch_size "
+                f"is {config.pretrain.batch_size}; raise num_patients or shard.splits.train, or lower batch_size"
+            )
 
 
 def use(name: str, params: Path = DEFAULT_PARAMS, configs: Path = CONFIGS) -> list[str]:

@@ -42,7 +42,7 @@ def write_images(root: Path, num_images: int, size_px: int) -> None:
             Image.fromarray(noisy).save(root / "images" / f"p{number}-i0.png")
             writer.writerow([f"p{number}-i0", f"p{number}", f"p{number}-s0", "PA"])
     (root / "landmarks.csv").write_text("image_id,landmark,row,col\n")
-    (root / "dataset.json").write_text(json.dumps({"name": "noise", "spacing_mm": None}))
+    (root / "dataset.json").write_text(json.dumps({"name": "noise"}))
 
 
 def main() -> None:

@@ -56,12 +56,12 @@ def register(arguments: argparse.Namespace) -> None:
 
 def new_key(arguments: argparse.Namespace) -> None:
     """Write a new secret identity key."""
-    from shards.identity import create_key
+    from shards.identity import KEY_FILE_VARIABLE, create_key
 
     fingerprint = create_key(arguments.path)
     print(f"wrote {arguments.path}, readable by you alone; keep it out of git and DVC, and keep a copy safe")
-    print(f"now: export {'ACE_ID_KEY_FILE'}={arguments.path}")
-    print(f"and in params.yaml: shard.id_key_fingerprint: {fingerprint}")
+    print(f"now: export {KEY_FILE_VARIABLE}={arguments.path}")
+    print(f"`register` enters its fingerprint, {fingerprint}, in params.yaml")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -95,7 +95,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--labels",
         type=Path,
         metavar="CSV",
-        help="columns path, patient, optional study, view, and labels (1, 0, -1, empty)",
+        help="columns path, patient, optional study, view, and labels (1, 0, -1, empty); images without a row are left "
+        "out",
     )
     command.add_argument(
         "--weight", type=float, default=1.0, help="share in training; default: 1, each image once an epoch"

@@ -1,5 +1,10 @@
-"""Files and folders that appear whole or not at all: written under a temporary name, synced, renamed."""
+"""Files and folders that appear whole or not at all: written under a temporary name, then renamed.
 
+A kill leaves no target half written. Nor does a power cut where the target is a file, which is synced before it is
+renamed; the files of a folder are not synced.
+"""
+
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,8 +14,12 @@ from pathlib import Path
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """A temporary sibling of `target` to write a file to; renamed onto it when the block ends without an error."""
+    """A temporary sibling of `target` to write a file to; renamed onto it when the block ends without an error.
+
+    Several processes may write one target: the last one wins. What a killed one left is removed by the next.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(target)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -30,7 +39,9 @@ def write_text(target: Path, text: str) -> None:
 def replace_directory(finished: Path, target: Path) -> None:
     """Move a finished folder onto `target`; both must be on one file system.
 
-    An existing target is set aside first and removed after, so a kill leaves either the old or the new one.
+    No folder can be renamed onto another one, so an existing target is first set aside as `.NAME.old`, and removed
+    last. A kill between the two renames leaves no target, and `finished` as it was: the caller makes sure that its next
+    run finds or makes a finished folder again, and this function removes what was set aside.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     old = target.with_name(f".{target.name}.old")
@@ -39,3 +50,20 @@ def replace_directory(finished: Path, target: Path) -> None:
         target.rename(old)
     finished.rename(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_leftovers(target: Path) -> None:
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        pid = path.name.split(".")[-2]
+        if pid.isdecimal() and not _is_running(int(pid)):
+            path.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # signal 0 asks and sends nothing
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's process
+        return True
+    return True

@@ -1,14 +1,12 @@
 """The stage `shard`: one batch of raw images becomes one set of tars with an index."""
 
 import json
-import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from shards.atomic import atomic_path, write_text
@@ -21,7 +19,7 @@ from shards.params import GridParams, ShardParams, SourceParams
 from shards.plan import ShardPlan, fingerprint, plan_shards
 from shards.progress import progress_bar
 from shards.sample import Encoded, Encoder, Rejected, Task
-from shards.scratch import announce_other_work, scratch_dir
+from shards.scratch import unfinished_work
 from shards.sources.registry import open_source
 from shards.tar import Span, TarWriter
 
@@ -58,34 +56,16 @@ def build_shards(
         IdKeyError: the project's identity key is missing or another one.
     """
     source = open_source(source_params)
-    key = PUBLIC_KEY if source.has_public_ids else load_id_key(params.id_key_fingerprint)
+    key = PUBLIC_KEY if source_params.kind == "phantom" else load_id_key(source_params.id_key_fingerprint)
     plans = plan_shards(source.records(), key, params)
     encoder = Encoder(batch, source.channels, grid.spec, params)
-    scratch = scratch_dir(f"shard/{batch}", fingerprint(plans, encoder, key))
-    announce_other_work(scratch)
-    with _only_here(scratch):
+    # An experiment beside the workspace may need the same set: the second waits for the first.
+    with unfinished_work(f"shard/{batch}", fingerprint(plans, encoder, key), is_waiting=True) as scratch:
         summaries = _build_tars(plans, encoder, scratch, num_workers)
         check_quarantine(batch, summaries, params.max_quarantined_fraction)
         values = index_values(encoder, source_params.kind, key.fingerprint, summaries)
         publish(values, summaries, scratch, out)
-        shutil.rmtree(scratch)
     print(describe(values), file=sys.stderr)
-
-
-@contextmanager
-def _only_here(scratch: Path) -> Iterator[None]:
-    """Two processes may build the same set (an experiment beside the workspace): the second waits for the first."""
-    # Not in the folder, which goes when the work is done, nor beside it, where other work is looked for.
-    lock = FileLock(scratch.parent.with_name(f"{scratch.parent.name}-{scratch.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"waiting for the process that builds the same shards and holds {lock.lock_file}", file=sys.stderr)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _build_tars(

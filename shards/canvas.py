@@ -12,6 +12,7 @@ from shards.grid import GridSpec
 from shards.params import ForegroundParams
 
 Pixels = UInt8[np.ndarray, "height width"] | UInt8[np.ndarray, "height width 3"]
+Canvas = UInt8[np.ndarray, "side side"] | UInt8[np.ndarray, "side side 3"]
 
 NOT_AN_IMAGE = "neither PNG nor JPEG"
 DAMAGED = "truncated or damaged image data"
@@ -110,16 +111,16 @@ class Placement:
         (height, width), (row, col) = self.size, self.offset
         return [[height / self.source_height, 0.0, float(row)], [0.0, width / self.source_width, float(col)]]
 
-    def place_image(self, image: Pixels) -> Pixels:
+    def place_image(self, image: Pixels) -> Canvas:
         """The image on the canvas, antialiased."""
         return self._place(image, Image.Resampling.BICUBIC)
 
-    def place_mask(self, mask: Pixels) -> Bool[np.ndarray, "canvas canvas"]:
+    def place_mask(self, mask: UInt8[np.ndarray, "height width"]) -> Bool[np.ndarray, "side side"]:
         """A mask of the image on the canvas: nearest pixel, true where it is not 0."""
-        placed: Bool[np.ndarray, "canvas canvas"] = self._place(mask, Image.Resampling.NEAREST) > 0
+        placed: Bool[np.ndarray, "side side"] = self._place(mask, Image.Resampling.NEAREST) > 0
         return placed
 
-    def _place(self, image: Pixels, resampling: Image.Resampling) -> Pixels:
+    def _place(self, image: Pixels, resampling: Image.Resampling) -> Canvas:
         height, width = self.size
         if image.shape[:2] != (height, width):
             image = np.asarray(Image.fromarray(image).resize((width, height), resampling))
@@ -155,7 +156,7 @@ class Cells:
     num_values: int
 
 
-def cell_statistics(canvas: Pixels, spec: GridSpec, params: ForegroundParams) -> Cells:
+def cell_statistics(canvas: Canvas, spec: GridSpec, params: ForegroundParams) -> Cells:
     """Mean, deviation and foreground of every cell.
 
     A cell is foreground if its mean exceeds `min_mean` (tissue) or its deviation exceeds `min_std` (an edge through a

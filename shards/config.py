@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self, TypeVar, get_args
+from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
@@ -12,7 +12,6 @@ from ruamel.yaml.error import YAMLError
 from shards.errors import ConfigError
 
 DEFAULT_PARAMS = Path("params.yaml")
-SectionT = TypeVar("SectionT", bound="Section")
 
 
 class Section(BaseModel):
@@ -49,18 +48,6 @@ def read_params(path: Path = DEFAULT_PARAMS) -> dict[str, Any]:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path}: expected a mapping of sections, found {type(values).__name__}")
     return dict(values)
-
-
-def read_section(section: type[SectionT], name: str, path: Path = DEFAULT_PARAMS) -> SectionT:
-    """One section of a params file, validated.
-
-    Raises:
-        ConfigError: the section is missing or wrong.
-    """
-    values = read_params(path)
-    if name not in values:
-        raise ConfigError(f"{path}: section '{name}' is missing; found {sorted(values)}")
-    return section.from_params(values[name], f"{path}: {name}")
 
 
 def _describe(section: type[BaseModel], error: dict[str, Any], where: str) -> str:

@@ -73,18 +73,17 @@ def load_id_key(expected_fingerprint: str) -> IdKey:
     """The project's secret key, from the file that ACE_ID_KEY_FILE names.
 
     Args:
-        expected_fingerprint: `shard.id_key_fingerprint` of params.yaml.
+        expected_fingerprint: `id_key_fingerprint` of the batch's source in params.yaml.
 
     Raises:
         IdKeyError: the file is missing or is no key, or its fingerprint is another one.
     """
     key = read_id_key()
     if key.fingerprint != expected_fingerprint:
-        expected = repr(expected_fingerprint) if expected_fingerprint else "'' (none yet)"
         raise IdKeyError(
             f"the key in {KEY_FILE_VARIABLE} has the fingerprint '{key.fingerprint}', params.yaml expects "
-            f"shard.id_key_fingerprint: {expected}. With another key patients would change their pseudonyms and "
-            "splits: point the variable at the project's key, or, for a project's first key, enter its fingerprint"
+            f"id_key_fingerprint: '{expected_fingerprint}' (batches). With another key patients would change their "
+            "pseudonyms and splits: point the variable at the project's key"
         )
     return key
 

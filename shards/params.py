@@ -3,17 +3,16 @@
 import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from shards.config import DEFAULT_PARAMS, Section, read_params
+from shards.config import Section
 from shards.errors import ConfigError, GridError
 from shards.grid import GridSpec, Scale
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-FINGERPRINT = r"^(|idkey-[0-9a-f]{16})$"
+FINGERPRINT = r"^idkey-[0-9a-f]{16}$"
 
 
 class ScaleParams(Section):
@@ -100,9 +99,6 @@ class ShardParams(Section):
     """Seed of the stored crop pairs."""
     splits: SplitParams
     """Patient-level split; a patient's split depends on nothing but the patient's id and the key."""
-    id_key_fingerprint: str = Field(pattern=FINGERPRINT)
-    """Fingerprint of the secret key behind patient pseudonyms (`python -m shards key new PATH` prints it); empty as
-    long as the phantom is the only source."""
     foreground: ForegroundParams
     """Which cells show anatomy."""
     max_source_megapixels: float = Field(gt=0)
@@ -137,6 +133,8 @@ class FolderSourceParams(Section):
     """1: stored grey. 3: stored in colour."""
     spacing_mm: tuple[float, float] | None
     """Size of a source pixel (row, col) in mm, if one holds for all images."""
+    id_key_fingerprint: str = Field(pattern=FINGERPRINT)
+    """Fingerprint of the secret key behind patient pseudonyms and splits; the same in every batch."""
 
     @model_validator(mode="after")
     def _labels_have_a_hash(self) -> Self:
@@ -168,26 +166,26 @@ class BatchParams(Section):
     """How training uses it."""
 
 
-def read_batches(path: Path = DEFAULT_PARAMS) -> dict[str, BatchParams]:
-    """All items of `batches`, in order.
-
-    Raises:
-        ConfigError: an item is wrong, or there is none.
-    """
-    return parse_batches(read_params(path).get("batches"), f"{path}: batches")
-
-
 def parse_batches(values: Any, where: str) -> dict[str, BatchParams]:
     """Validate the mapping `batches`; `where` opens every message.
 
     Raises:
-        ConfigError: it is empty, not a mapping, or an item is wrong.
+        ConfigError: it is empty, not a mapping, an item is wrong, or two batches name different identity keys.
     """
     if not isinstance(values, Mapping) or not values:
         raise ConfigError(f"{where}: expected a mapping with at least one batch, found {values!r}")
     for name in values:
         check_batch_name(str(name))
-    return {str(name): BatchParams.from_params(item, f"{where}.{name}") for name, item in values.items()}
+    batches = {str(name): BatchParams.from_params(item, f"{where}.{name}") for name, item in values.items()}
+    sources = {name: batch.source for name, batch in batches.items()}
+    keys = {name: source.id_key_fingerprint for name, source in sources.items() if source.kind == "folder"}
+    if len(set(keys.values())) > 1:
+        found = ", ".join(f"{name} {key}" for name, key in keys.items())
+        raise ConfigError(
+            f"{where}: found different id_key_fingerprint ({found}); expected the same one in every batch: with "
+            "another key a patient would have another pseudonym and perhaps another split"
+        )
+    return batches
 
 
 def check_batch_name(name: str) -> None:

@@ -50,13 +50,13 @@ def plan_shards(records: list[Record], key: IdKey, params: ShardParams) -> list[
 def fingerprint(plans: list[ShardPlan], encoder: Encoder, key: IdKey) -> str:
     """Hex digest of everything that decides the bytes of the tars; unfinished work is reused only where it agrees.
 
-    A source without a manifest is recognised by its files' sizes and times.
+    Files without a known hash (the images of a source without a manifest, all masks) are recognised by size and time.
     """
     settings = {
         "batch": encoder.batch,
         "channels": encoder.channels,
         "spec": encoder.spec.to_json(),
-        "shard": encoder.params.model_dump(mode="json", exclude={"id_key_fingerprint", "max_quarantined_fraction"}),
+        "shard": encoder.params.model_dump(mode="json", exclude={"max_quarantined_fraction"}),
         "id_key": key.fingerprint,
         "libraries": [version(name) for name in ("numpy", "pillow")],
     }
@@ -67,10 +67,15 @@ def fingerprint(plans: list[ShardPlan], encoder: Encoder, key: IdKey) -> str:
     for plan in plans:
         for task in plan.tasks:
             digest.update(f"{plan.name} {task!r}".encode())
-            if task.record.sha256 is None:
-                stat = task.record.image.stat()
+            for path in _files_without_hash(task.record):
+                stat = path.stat()
                 digest.update(f"{stat.st_size} {stat.st_mtime_ns}".encode())
     return digest.hexdigest()[:16]
+
+
+def _files_without_hash(record: Record) -> list[Path]:
+    images = [record.image] if record.sha256 is None else []
+    return [*images, *record.masks.values()]
 
 
 def _task(record: Record, key: IdKey, params: ShardParams) -> Task:

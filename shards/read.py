@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 from PIL import Image
 
-from shards.canvas import Pixels
+from shards.canvas import Canvas
 from shards.errors import ConfigError, IndexFormatError
 from shards.format import FORMAT_VERSION, INDEX, MASK_SUFFIX, ROW_DTYPE, ROWS, sha256_of
 from shards.grid import GridSpec
@@ -39,7 +39,7 @@ class ShardIndex:
     fingerprint: str
 
     @classmethod
-    def open(cls, root: Path) -> Self:
+    def open(cls, root: Path) -> "ShardIndex":
         """Read and check the index of the shard set in `root`.
 
         Raises:
@@ -123,7 +123,7 @@ class Sample:
     """
 
     key: str
-    image: Pixels
+    image: Canvas
     meta: dict[str, Any]
     shard: Path
     row: np.void

@@ -12,12 +12,12 @@ from shards.canvas import Placement, UnreadableImageError, cell_statistics, deco
 from shards.config import DEFAULT_PARAMS, read_params
 from shards.errors import ConfigError, SourceError
 from shards.format import sha256_of
-from shards.identity import load_id_key, read_id_key
-from shards.params import BatchParams, GridParams, ShardParams, check_batch_name
+from shards.identity import IdKey, load_id_key, read_id_key
+from shards.params import BatchParams, GridParams, ShardParams, check_batch_name, parse_batches
 from shards.progress import progress
 from shards.sources.folder import patient_of_path, read_label_rows
 from shards.sources.manifest import describe_file, find_images, format_manifest
-from shards.yaml_lines import add_deps, add_item, fill_empty
+from shards.yaml_lines import add_deps, add_item
 
 MANIFESTS = Path("data/manifests")
 _MAX_SAMPLED = 256
@@ -37,12 +37,13 @@ def register_batch(
     """Add a folder of PNG and JPEG images to the project; `dvc repro` then does the rest.
 
     The files stay where they are. A batch never changes: the same call twice is harmless (and completes a call that was
-    killed), the same name with other files is refused. The first registration enters the identity key's fingerprint.
+    killed), the same name with other files is refused. Every batch names the identity key, and all the same one.
 
     Args:
         name: Of the batch, as `clinic-b000`.
         root: The folder.
-        labels: CSV with path, patient, optional study and view, and label columns; images without a row are left out.
+        labels: CSV with path, patient, optional study and view, and label columns; images without a row are left out,
+            and counted on standard error.
         weight: Share in training; 1 shows each image once per epoch.
         params_path: The project's params.yaml; the manifest goes to data/manifests beside it.
         dvc_path: The project's dvc.yaml.
@@ -56,14 +57,13 @@ def register_batch(
     values = read_params(params_path)
     grid = GridParams.from_params(values.get("grid"), f"{params_path}: grid")
     shard = ShardParams.from_params(values.get("shard"), f"{params_path}: shard")
-    key = load_id_key(shard.id_key_fingerprint) if shard.id_key_fingerprint else read_id_key()
+    key = _id_key(parse_batches(values.get("batches"), f"{params_path}: batches"))
 
-    paths, patients = _images(root, labels)
-    manifest = format_manifest(
-        [describe_file(root, path) for path in progress(paths, total=len(paths), description="hash", unit="file")]
-    )
+    chosen = _choose_images(root, labels)
+    paths = progress(chosen.paths, total=len(chosen.paths), description="hash", unit="file")
+    manifest = format_manifest([describe_file(root, path) for path in paths])
     dep = (MANIFESTS / f"{name}.csv").as_posix()
-    survey = survey_images(root, paths, grid, shard)
+    survey = survey_images(root, chosen.paths, grid, shard)
     source = {
         "kind": "folder",
         "dep": dep,
@@ -72,6 +72,7 @@ def register_batch(
         "labels_sha256": sha256_of(labels) if labels else None,
         "channels": survey.channels,
         "spacing_mm": None,
+        "id_key_fingerprint": key.fingerprint,
     }
     item = {"source": source, "mix": {"weight": weight, "mean": survey.mean, "std": survey.std}}
     BatchParams.from_params(item, f"batch {name}")
@@ -82,13 +83,11 @@ def register_batch(
     params_text = params_path.read_text(encoding="utf-8")
     if known is None:
         params_text = add_item(params_text, "batches", name, item)
-    if not shard.id_key_fingerprint:
-        params_text = fill_empty(params_text, "shard", "id_key_fingerprint", key.fingerprint)
     dvc_text = add_deps(dvc_path.read_text(encoding="utf-8"), name)
     write_text(manifest_path, manifest)
     write_text(dvc_path, dvc_text)
     write_text(params_path, params_text)
-    _report(name, labels, paths, patients, item, is_known=known is not None)
+    _report(name, labels, chosen, item, is_known=known is not None)
 
 
 @dataclass(frozen=True)
@@ -134,18 +133,34 @@ def survey_images(root: Path, paths: list[str], grid: GridParams, shard: ShardPa
     return Survey(3 if has_colour else 1, round(mean / 255, _DECIMALS), round(std / 255, _DECIMALS))
 
 
-def _images(root: Path, labels: Path | None) -> tuple[list[str], set[str]]:
-    """Paths below `root` to register, sorted, and their patients."""
+@dataclass(frozen=True)
+class _Choice:
+    """The images to register: sorted paths below the folder, their patients, and how many have no row in the CSV."""
+
+    paths: list[str]
+    patients: set[str]
+    num_left_out: int
+
+
+def _id_key(batches: Mapping[str, BatchParams]) -> IdKey:
+    """The key of the batches there are; the first one decides."""
+    for batch in batches.values():
+        if batch.source.kind == "folder":
+            return load_id_key(batch.source.id_key_fingerprint)
+    return read_id_key()
+
+
+def _choose_images(root: Path, labels: Path | None) -> _Choice:
     found = find_images(root)
     if labels is None:
-        return found, {patient_of_path(path) for path in found}
+        return _Choice(found, {patient_of_path(path) for path in found}, num_left_out=0)
     rows = read_label_rows(labels)
     missing = [number for number, path in enumerate(rows, start=1) if not (root / path).is_file()]
     if missing:
         raise SourceError(
             f"{labels}: {len(missing)} rows name no file, first: row {missing[0]}; paths are relative to {root}"
         )
-    return sorted(rows), {row["patient"] for row in rows.values()}
+    return _Choice(sorted(rows), {row["patient"] for row in rows.values()}, num_left_out=len(set(found) - set(rows)))
 
 
 def _check_immutable(
@@ -167,18 +182,19 @@ def _portable(path: Path, project: Path) -> str:
     return resolved.relative_to(home).as_posix() if resolved.is_relative_to(home) else str(resolved)
 
 
-def _report(
-    name: str, labels: Path | None, paths: list[str], patients: set[str], item: Mapping[str, Any], *, is_known: bool
-) -> None:
+def _report(name: str, labels: Path | None, chosen: _Choice, item: Mapping[str, Any], *, is_known: bool) -> None:
     """Say what was understood; without a CSV that includes where the patients come from."""
+    num_patients = len(chosen.patients)
     if labels is None:
-        where = "top-level subfolders" if any("/" in path for path in paths) else "file names"
+        where = "top-level subfolders" if any("/" in path for path in chosen.paths) else "file names"
         print(f"no CSV: patients are taken from the {where}; give --labels CSV if that is wrong", file=sys.stderr)
-        if len(patients) < _FEW_PATIENTS:
-            print(f"only {len(patients)} patients: are the folders classes rather than patients?", file=sys.stderr)
+        if num_patients < _FEW_PATIENTS:
+            print(f"only {num_patients} patients: are the folders classes rather than patients?", file=sys.stderr)
+    if chosen.num_left_out:
+        print(f"{chosen.num_left_out} images in the folder have no row in {labels} and are left out", file=sys.stderr)
     verb, mix = "already registered" if is_known else "registered", item["mix"]
     print(
-        f"{verb}: {name}, {len(paths)} images of {len(patients)} patients, {item['source']['channels']} channel(s), "
-        f"mean {mix['mean']}, std {mix['std']}; now run `dvc repro`",
+        f"{verb}: {name}, {len(chosen.paths)} images of {num_patients} patients, "
+        f"{item['source']['channels']} channel(s), mean {mix['mean']}, std {mix['std']}; now run `dvc repro`",
         file=sys.stderr,
     )

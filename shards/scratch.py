@@ -1,36 +1,65 @@
 """Where unfinished work waits for its next run: outside the work tree, keyed by a fingerprint of its inputs."""
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from shards.errors import ConfigError
 
 SCRATCH_VARIABLE = "ACE_SCRATCH"
 
 
-def scratch_dir(stage: str, fingerprint: str) -> Path:
-    """The folder for the unfinished work of one stage with one fingerprint; created when missing, always absolute.
+@contextmanager
+def unfinished_work(stage: str, fingerprint: str, *, is_waiting: bool = False) -> Iterator[Path]:
+    """The folder for the work of one stage with one fingerprint, held by this process alone; gone once it is finished.
 
     DVC deletes a stage's out before the stage runs and copies the tree for `dvc exp run --temp`, so work that must
-    survive a kill cannot lie in either: it lies below `ACE_SCRATCH` or, by default, below git's common directory.
+    survive a kill cannot lie in either: it lies below `ACE_SCRATCH` or, by default, below git's common directory. After
+    an error or a kill the folder stays, and the next run with the same fingerprint gets it as it is.
 
     Args:
-        stage: the stage's word, as `phantom`.
-        fingerprint: hex digest of everything that decides the result; work of another fingerprint is never used.
+        stage: The stage's word, as `phantom`.
+        fingerprint: Hex digest of everything that decides the result; work of another fingerprint is named on standard
+            error and never used.
+        is_waiting: Wait for another process at the same work, instead of refusing.
 
     Raises:
-        ConfigError: `ACE_SCRATCH` is not absolute, or it is unset and this is no git checkout.
+        ConfigError: another process is at the same work, `ACE_SCRATCH` is not absolute, or it is unset and this is no
+            git checkout.
     """
     folder = scratch_root() / stage / fingerprint
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    # Not in the folder, which goes when the work is done, nor beside it, where other work is looked for.
+    locks = scratch_root() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(locks / f"{stage.replace('/', '-')}-{fingerprint}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if not is_waiting:
+            raise ConfigError(
+                f"this {stage} is under way in another process, which holds {lock.lock_file}; wait for it or end it"
+            ) from None
+        print(f"waiting for the process at the same {stage}, which holds {lock.lock_file}", file=sys.stderr)
+        lock.acquire()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _announce_other_work(folder)
+        yield folder
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # only if nothing was begun
+        lock.release()
 
 
-def announce_other_work(scratch: Path) -> None:
-    """Name the unfinished work of other fingerprints beside `scratch` on standard error: it is never used."""
-    others = sorted(str(path) for path in scratch.parent.iterdir() if path != scratch)
+def _announce_other_work(folder: Path) -> None:
+    others = sorted(str(path) for path in folder.parent.iterdir() if path != folder)
     if others:
         print(
             f"unfinished work of other parameters, data or code, not used here: {', '.join(others)}; delete it if "
@@ -43,7 +72,7 @@ def scratch_root() -> Path:
     """The folder that holds every stage's unfinished work.
 
     Raises:
-        ConfigError: as `scratch_dir`.
+        ConfigError: `ACE_SCRATCH` is not absolute, or it is unset and this is no git checkout.
     """
     configured = os.environ.get(SCRATCH_VARIABLE)
     if configured:

@@ -32,14 +32,6 @@ def add_item(text: str, section: str, name: str, item: Mapping[str, Any]) -> str
     return _joined([*lines[:end], *(indent + line for line in _block(name, item)), *lines[end:]])
 
 
-def fill_empty(text: str, section: str, key: str, value: str) -> str:
-    """`text` with the empty string at `section.key` replaced."""
-    line, col = YAML().load(text)[section].lc.value(key)
-    lines = text.splitlines()
-    lines[line] = f'{lines[line][:col]}"{value}"{lines[line][col + 2 :]}'
-    return _joined(lines)
-
-
 def consumers(text: str) -> dict[str, list[str]]:
     """Stages of a dvc.yaml that read every batch by name → the batches they read.
 

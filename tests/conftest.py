@@ -15,7 +15,18 @@ from jaxtyping import install_import_hook
 settings.register_profile("loaded-machine", deadline=None)
 settings.load_profile("loaded-machine")
 
-install_import_hook(["ace.geometry", "ace.losses", "ace.models"], "beartype.beartype")
+CHECKED = {
+    # Not the params: beartype does not know pydantic's `Self`.
+    "ace.data": ("augment", "batches", "crops", "erase"),
+    "ace.evaluation": ("composition", "correspondence", "decomposition", "intervals", "regions"),
+    "ace": ("geometry", "losses", "models"),
+    "shards": ("canvas", "read"),
+}
+# An int may stand for a float, as it may for mypy.
+install_import_hook(
+    [f"{package}.{module}" for package, modules in CHECKED.items() for module in modules],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
 
 
 @pytest.fixture(autouse=True)

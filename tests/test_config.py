@@ -12,6 +12,8 @@ from ruamel.yaml import YAML
 from ace.config import Config, check_config, use
 from shards.config import read_params
 from shards.errors import ConfigError
+from shards.identity import PUBLIC_KEY, split_of
+from shards.phantom.study import patient_id
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,6 +38,18 @@ def error_of(values: dict[str, Any]) -> str:
 
 def test_the_demo_configuration_passes_every_check() -> None:
     check_config(Config.from_params(changed(), "params.yaml"))
+
+
+def test_the_demo_has_at_least_64_test_patients() -> None:
+    config = Config.from_params(changed(), "params.yaml")
+    patients = [patient_id(number) for number in range(config.phantom.num_patients)]
+    assert [split_of(patient, PUBLIC_KEY, config.shard.splits) for patient in patients].count("test") >= 64
+
+
+def test_a_batch_name_that_is_no_path_is_refused() -> None:
+    values = changed()
+    values["batches"]["phantom b"] = values["batches"]["phantom-b000"]
+    assert "batch name 'phantom b': expected a letter" in error_of(values)
 
 
 def test_a_misspelt_key_names_its_place_and_the_right_one() -> None:
@@ -72,6 +86,15 @@ def test_every_mistake_is_listed_at_once() -> None:
         ({"phantom__num_patients": 40}, "test patients and evaluate.decomposition.batch needs 32"),
         ({"batches__phantom-b000__mix__weight": 0}, "every batch has weight 0"),
         ({"pretrain__warmup_epochs": 1000}, "warm-up must be shorter"),
+        ({"pretrain__crops": "bank", "shard__num_bank_pairs": 0}, "'bank' and shard.num_bank_pairs is 0"),
+        ({"pretrain__batch_size": 5000}, "training images and pretrain.batch_size is 5000"),
+        ({"shard__splits": {"train": 0.0, "val": 0.0, "test": 1.0}}, "gives 0 training images"),
+        ({"pretrain__augment__blur__min_sigma_px": 9.0}, "min_sigma_px 9.0 is above max_sigma_px 1.6"),
+        ({"evaluate__correspondence__window_step_cells": 9}, "window_step_cells 9 exceeds t 8"),
+        (
+            {"evaluate__composition__min_side": 0.95, "evaluate__composition__max_side": 1.0},
+            "regions of min_side 0.95 overlap by an IoU of at least 0.81",
+        ),
         ({"shard__splits__test": 0.5}, "must sum to 1"),
     ],
 )

@@ -18,6 +18,13 @@ ENTRY = {
     "evaluate": "ace.evaluation.evidence",
     "report": "ace.report.page",
 }
+PARTS = {
+    ("shard", "batches"): {"batches.${key}.source"},
+    ("evaluate", "evaluate"): {f"evaluate.{key}" for key in EvaluateParams.model_fields if key != "checks"},
+}
+"""Sections that a stage takes but does not depend on as a whole: it reads its own batch alone, or no checks."""
+READERS = {"shards/config.py", "shards/params.py"}
+"""Where the functions that read params.yaml are defined."""
 
 
 def load_yaml(name: str) -> dict:
@@ -98,15 +105,34 @@ def test_params_yaml_is_complete_and_nothing_beside_it_is_known() -> None:
 
 def test_params_yaml_is_the_demo_configuration_but_for_registered_batches() -> None:
     params, demo = load_yaml("params.yaml"), resolve("demo", ROOT / "configs")
-    for values in (params, demo):
-        values["shard"].pop("id_key_fingerprint")
     assert params.pop("batches").items() >= demo.pop("batches").items()
     assert params == demo
 
 
-def test_evaluate_depends_on_every_key_of_its_section_but_the_checks() -> None:
-    listed = {key.removeprefix("evaluate.") for key in stage_body("evaluate")["params"] if key.startswith("evaluate.")}
-    assert listed == set(EvaluateParams.model_fields) - {"checks"}
+def sections_read(stage: str) -> set[str]:
+    """Sections of params.yaml that the command of a stage takes: the `.get("…")` of its function in `__main__`."""
+    package = ENTRY[stage].split(".")[0]
+    module = ast.parse((ROOT / package / "__main__.py").read_text(encoding="utf-8"))
+    (command,) = (node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == stage)
+    calls = [node for node in ast.walk(command) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+    return {ast.literal_eval(call.args[0]) for call in calls if call.func.attr == "get"}
+
+
+@pytest.mark.parametrize("stage", ENTRY)
+def test_params_are_the_sections_that_the_command_of_the_stage_reads(stage: str) -> None:
+    expected = set().union(*(PARTS.get((stage, section), {section}) for section in sections_read(stage)))
+    listed = stage_body(stage)["params"]
+    assert set(listed) == expected
+    assert len(listed) == len(expected)
+
+
+@pytest.mark.parametrize("stage", ENTRY)
+def test_no_module_of_a_stage_reads_params_yaml_behind_its_command(stage: str) -> None:
+    for file in import_closure(ENTRY[stage]):
+        names = {
+            node.id for node in ast.walk(ast.parse((ROOT / file).read_text("utf-8"))) if isinstance(node, ast.Name)
+        }
+        assert file in READERS or not names & {"read_params", "read_section", "read_batches", "load_config"}, file
 
 
 def test_every_consumer_depends_on_every_batch() -> None:

@@ -9,7 +9,7 @@ import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ace.data.augment import augment
-from ace.data.crops import resample
+from ace.data.crops import Crop, resample
 from ace.data.erase import erase
 from ace.data.params import AugmentParams
 from shards.canvas import Pixels, with_channels
@@ -77,11 +77,11 @@ class PairBatch:
     coarse_visible: Bool[Tensor, "batch tokens"]
     fine_visible: Bool[Tensor, "batch tokens"]
 
-    def to(self, device: torch.device) -> Self:
+    def to(self, device: torch.device) -> "PairBatch":
         """The batch on a device; from pinned memory the copy runs beside the computation."""
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pin_memory(self) -> Self:
+    def pin_memory(self) -> "PairBatch":
         """The batch in page-locked memory (torch's loader calls this)."""
         return self._mapped(Tensor.pin_memory)
 
@@ -96,7 +96,7 @@ class PairBatch:
     def _normalised(self, crops: Tensor) -> Tensor:
         return (crops / 255.0 - self.mean[:, None, None, None]) / self.std[:, None, None, None]
 
-    def _mapped(self, function: Any) -> Self:
+    def _mapped(self, function: Any) -> "PairBatch":
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{name: function(v) for name, v in values.items() if isinstance(v, Tensor)})
 
@@ -165,7 +165,7 @@ class CropPairDataset(Dataset[CropPairItem]):
 
     def _crop(
         self, image: Pixels, pair: CropPair, which: Literal["coarse", "fine"], rng: np.random.Generator
-    ) -> tuple[Pixels, Visible]:
+    ) -> tuple[Crop, Visible]:
         crop = resample(image, pair.window(which, self.spec), self.spec.crop_px)
         visible = np.ones((self.spec.t, self.spec.t), dtype=bool)
         if self.augment is not None:

@@ -1,13 +1,16 @@
 """Crops resampled straight from the stored canvas: the jitter is where their windows fall (method.md §1)."""
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from shards.canvas import Pixels
 from shards.grid import Window
 
+Crop = UInt8[np.ndarray, "size_px size_px"] | UInt8[np.ndarray, "size_px size_px 3"]
 
-def resample(image: Pixels, window: Window, size_px: int) -> Pixels:
+
+def resample(image: Pixels, window: Window, size_px: int) -> Crop:
     """The window as a square of `size_px`, bilinear, antialiased where it shrinks.
 
     Equals resampling the jitter square to canvas size and cropping that, but touches only the crop's pixels.

@@ -30,6 +30,12 @@ class BlurParams(Section):
     max_sigma_px: float = Field(gt=0)
     """Greatest standard deviation, in crop pixels."""
 
+    @model_validator(mode="after")
+    def _widths_are_ordered(self) -> Self:
+        if self.min_sigma_px > self.max_sigma_px:
+            raise ValueError(f"min_sigma_px {self.min_sigma_px} is above max_sigma_px {self.max_sigma_px}")
+        return self
+
 
 class SharpenParams(Section):
     """Unsharp mask: the difference from a slightly blurred crop is added."""
@@ -54,7 +60,7 @@ class ClaheParams(Section):
 
 
 class EraseParams(Section):
-    """A square set to black; its tokens match only each other. Not of the paper, which is probability 0."""
+    """A square set to black; its tokens match no anatomy. Not of the paper, which is probability 0."""
 
     probability: Probability
     """Share of the crops it is applied to."""

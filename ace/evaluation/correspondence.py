@@ -146,8 +146,8 @@ def errors_at_reference(predicted: Points, true: Points, canvas_px: int) -> Floa
     return errors
 
 
-def pair_mean(pairs: Sequence[Pair], values: Sequence[Float[np.ndarray, " points"]], num_patients: int) -> Measure:
-    """The mean over all landmarks of all pairs; intervals resample the patients."""
+def pair_mean(pairs: Sequence[Pair], values: Sequence[Float[np.ndarray, " _"]], num_patients: int) -> Measure:
+    """The mean over all landmarks of all pairs (some have more than others); intervals resample the patients."""
     sums, counts = np.zeros((2, num_patients, num_patients))
     for pair, points in zip(pairs, values, strict=True):
         sums[pair.query, pair.key] += points.sum()

@@ -7,15 +7,14 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from shards.canvas import Pixels, with_channels
 from shards.grid import GridSpec
 from shards.progress import progress_bar
 
-LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in grey (ITU-R 601, as Pillow's)."""
-Image = UInt8[np.ndarray, "height width"] | UInt8[np.ndarray, "height width 3"]
+Image = Pixels
 
 
 class Encoder(Protocol):
@@ -56,9 +55,9 @@ class Embedder:
         mean, std = self.encoder.normalisation(self.batch)
         remaining = iter(crops)
         while chunk := list(islice(remaining, self.images_per_forward)):
-            pixels = torch.from_numpy(np.stack(chunk)).to(self.encoder.device).float() / 255
+            crops = np.stack([with_channels(crop, self.encoder.in_channels) for crop in chunk])
+            pixels = torch.from_numpy(crops).to(self.encoder.device).float() / 255
             planes = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.movedim(-1, 1)
-            planes = _with_channels(planes, self.encoder.in_channels)
             with torch.inference_mode():
                 yield self.encoder.backbone((planes - mean) / std).float()
 
@@ -70,13 +69,6 @@ class Embedder:
                 means.append(tokens.mean(dim=(1, 2)).cpu().numpy())
                 bar.update(len(tokens))
         return np.concatenate(means)
-
-
-def _with_channels(planes: Float[Tensor, "batch planes height width"], in_channels: int) -> Tensor:
-    """Grey repeated for a colour model, colour turned to luma for a grey one, as in training."""
-    if in_channels == 1 and planes.shape[1] == 3:
-        return (planes * planes.new_tensor(LUMA)[:, None, None]).sum(dim=1, keepdim=True)
-    return planes.expand(-1, in_channels, -1, -1)
 
 
 def unit(vectors: Float[np.ndarray, "*batch dim"]) -> Float[np.ndarray, "*batch dim"]:

@@ -7,7 +7,7 @@ resample give one bootstrap replicate. Figures that share one set of weights can
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 
 Weights = Int[np.ndarray, "resamples patients"]
 Measure = Callable[[Weights], Float[np.ndarray, " resamples"]]
@@ -19,7 +19,7 @@ def patient_weights(num_patients: int, num_resamples: int, rng: np.random.Genera
     return rng.multinomial(num_patients, np.full(num_patients, 1 / num_patients), size=num_resamples)
 
 
-def per_patient(sums: Float[np.ndarray, " patients"], counts: Float[np.ndarray, " patients"]) -> Measure:
+def per_patient(sums: Real[np.ndarray, " patients"], counts: Real[np.ndarray, " patients"]) -> Measure:
     """The mean of observations that belong to one patient each, given their sums and counts by patient."""
 
     def measure(weights: Weights) -> Float[np.ndarray, " resamples"]:
@@ -28,7 +28,7 @@ def per_patient(sums: Float[np.ndarray, " patients"], counts: Float[np.ndarray, 
     return measure
 
 
-def per_pair(sums: Float[np.ndarray, "patients patients"], counts: Float[np.ndarray, "patients patients"]) -> Measure:
+def per_pair(sums: Real[np.ndarray, "patients patients"], counts: Real[np.ndarray, "patients patients"]) -> Measure:
     """The mean of observations that belong to a pair of patients; a pair counts as often as both its patients do."""
 
     def measure(weights: Weights) -> Float[np.ndarray, " resamples"]:
@@ -54,7 +54,7 @@ def interval(measure: Measure, weights: Weights, level: float) -> tuple[float, f
     return float(low), float(high)
 
 
-def _ratio(sums: Float[np.ndarray, " n"], counts: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+def _ratio(sums: Real[np.ndarray, " n"], counts: Real[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     ratio = np.full(len(counts), np.nan)
     np.divide(sums, counts, out=ratio, where=counts > 0)
     return ratio

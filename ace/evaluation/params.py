@@ -1,32 +1,4 @@
-"""The `evaluate` section of params.yaml.
-
-Demo values:
-
-    evaluate:
-      batch: phantom-b000
-      seed: 0
-      max_patients: 256
-      images_per_forward: 64
-      composition:
-        {regions_per_patient: 4, mismatches_per_region: 8, min_side: 0.4, max_side: 0.7, max_mismatch_iou: 0.2}
-      decomposition: {num_draws: 60, batch: 32, regions_per_patient: 4, min_side: 0.3, max_side: 0.8}
-      correspondence:
-        num_patients: 32
-        keys_per_query: 8
-        locations_per_cell: 2
-        window_step_cells: 4
-        max_landmarks: 64
-        success_px: 32.0
-      bootstrap: {num_resamples: 2000, level: 0.95}
-      num_examples: 4
-      checks:
-        trained.compositionality.low: {min: 0.0}
-        trained.decompositionality.low: {min: 0.0625}
-        trained.correspondence_px_at_1024.high: {max: 60.0}
-        gain.compositionality.low: {min: 0.0}
-        gain.decompositionality.low: {min: 0.0}
-        gain.correspondence_px_at_1024.low: {min: 0.0}
-"""
+"""The `evaluate` section of params.yaml."""
 
 from typing import Self
 
@@ -52,6 +24,13 @@ class CompositionParams(Section):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         _check_sides(self.min_side, self.max_side)
+        shared = max(0.0, 2 * self.min_side - 1) ** 2
+        least_iou = shared / (2 * self.min_side**2 - shared)
+        if least_iou > self.max_mismatch_iou:
+            raise ValueError(
+                f"regions of min_side {self.min_side} overlap by an IoU of at least {least_iou:.2f}, and "
+                f"max_mismatch_iou is {self.max_mismatch_iou}: no two would be mismatched; lower min_side or raise it"
+            )
         return self
 
 

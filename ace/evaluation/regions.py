@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-Window = tuple[float, float, float, float]
-"""(row0, col0, row1, col1), half open, in pixels."""
+from shards.grid import Window
 
 
 @dataclass(frozen=True)

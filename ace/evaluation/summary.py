@@ -6,14 +6,14 @@ from typing import Any
 
 from shards.errors import ConfigError
 
+CORRESPONDENCE = "correspondence_px_at_1024"
 ROWS = {
     "compositionality": ("compositionality", "cosine, true − mismatched", "{:.3f}"),
     "compositionality_auc": ("", "AUC", "{:.3f}"),
     "decompositionality": ("decompositionality", "top-1 of {batch}", "{:.1%}"),
     "decompositionality_same_position": ("", "top-1 of {batch}, same position", "{:.1%}"),
-    "correspondence_px_at_1024": ("correspondence", "error in px of 1024, less is better", "{:.1f}"),
+    CORRESPONDENCE: ("correspondence", "error in px of 1024, less is better", "{:.1f}"),
 }
-CORRESPONDENCE = "correspondence_px_at_1024"
 
 
 def summary_table(path: Path) -> str:

@@ -1,7 +1,7 @@
 """What matches what when squares of the crops are erased (`ace.data.erase`).
 
-An erased token shows no anatomy: for every visible token it is as good as outside the overlap. Erased tokens all show
-the same, and match each other.
+An erased token shows no anatomy: for every visible token it is as good as outside the overlap. Of two erased tokens
+nothing is known: whether they match is left open.
 """
 
 from jaxtyping import Bool, Float
@@ -40,8 +40,6 @@ def visible_matches(
     return seen * (seen.amax(-1, keepdim=True) == 1)
 
 
-def erased_matches(
-    rows: Bool[Tensor, "batch rows"], cols: Bool[Tensor, "batch cols"]
-) -> Bool[Tensor, "batch rows cols"]:
-    """Pairs of tokens that are both erased, which match each other fully."""
-    return ~rows[:, :, None] & ~cols[:, None, :]
+def known_pairs(rows: Bool[Tensor, "batch rows"], cols: Bool[Tensor, "batch cols"]) -> Bool[Tensor, "batch rows cols"]:
+    """Pairs of tokens of which it is known whether they match: all but two erased ones."""
+    return rows[:, :, None] | cols[:, None, :]

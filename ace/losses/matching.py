@@ -8,7 +8,7 @@ The same functions serve both directions:
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -16,6 +16,7 @@ def matching_loss(
     teacher_tokens: Float[Tensor, "batch rows dim"],
     student_tokens: Float[Tensor, "batch cols dim"],
     target: Float[Tensor, "batch rows cols"],
+    known: Bool[Tensor, "batch rows cols"] | None = None,
     *,
     scale: Float[Tensor, ""],
     bias: Float[Tensor, ""],
@@ -29,11 +30,13 @@ def matching_loss(
         teacher_tokens: Tokens of norm 1, no gradient.
         student_tokens: Tokens of norm 1.
         target: Soft correspondence in [0, 1], from `ace.geometry.targets`.
+        known: Pairs that count; None for all.
         scale: Multiplies the cosines.
         bias: Added to the scaled cosines.
         alpha: Weight of a full match; 1 − alpha is that of none.
     """
-    return balanced_bce(matching_logits(teacher_tokens, student_tokens, scale=scale, bias=bias), target, alpha=alpha)
+    logits = matching_logits(teacher_tokens, student_tokens, scale=scale, bias=bias)
+    return balanced_bce(logits, target, known, alpha=alpha)
 
 
 def matching_logits(
@@ -48,16 +51,21 @@ def matching_logits(
 
 
 def balanced_bce(
-    logits: Float[Tensor, "batch rows cols"], target: Float[Tensor, "batch rows cols"], *, alpha: float
+    logits: Float[Tensor, "batch rows cols"],
+    target: Float[Tensor, "batch rows cols"],
+    known: Bool[Tensor, "batch rows cols"] | None = None,
+    *,
+    alpha: float,
 ) -> Float[Tensor, ""]:
     """`(α·y + (1−α)(1−y)) · BCE(σ(x), y)`, mean over all entries; the authors call a focal loss with γ = 0.
 
     Args:
         logits: x, any real numbers.
         target: y in [0, 1].
+        known: Entries that count; the others weigh 0, and the mean stays over all. None for all.
         alpha: Weight of y = 1; 1 − alpha is that of y = 0.
     """
-    weight = _weight(target, alpha)
+    weight = _weight(target, alpha) if known is None else _weight(target, alpha) * known
     # BCE(σ(x), y) = softplus(x) − x·y: no sigmoid, so no logarithm of 0, and two passes over the matrix.
     return torch.mean(weight * F.softplus(logits.float())) - torch.mean(weight * target * logits.float())
 

@@ -18,8 +18,12 @@ SET_BY_THE_GRID = ("img_size", "in_chans", "num_classes", "global_pool", "drop_p
 class Backbone(nn.Module):
     """A timm model without pooling and classifier.
 
+    Deviation: with `token_activation: relu` tokens are non-negative, as additive parts are (Lee & Seung, Nature 401,
+    1999); the paper's backbones end in their norm.
+
     Attributes:
         model: The timm model; its output is taken after the last norm.
+        activation: Of the tokens.
         t: Tokens per crop side.
         width: Channels of a token.
     """
@@ -27,12 +31,14 @@ class Backbone(nn.Module):
     def __init__(self, params: BackboneParams, *, crop_px: int, t: int) -> None:
         super().__init__()
         self.model = _create(params, crop_px)
+        self.activation = nn.ReLU() if params.token_activation == "relu" else nn.Identity()
         self.t = t
         self.width: int = self.model.num_features
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch t t dim"]:
-        """Tokens after the model's last norm, in rows and columns of the image."""
-        return self._as_rows_and_columns(self.model(images))
+        """Tokens after the model's last norm and their activation, in rows and columns of the image."""
+        tokens: Tensor = self.activation(self._as_rows_and_columns(self.model(images)))
+        return tokens
 
     def _as_rows_and_columns(self, features: Tensor) -> Tensor:
         """Timm's three layouts: NLC with prefix tokens (ViT), NHWC (Swin), NCHW (ConvNeXt)."""

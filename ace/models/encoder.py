@@ -15,7 +15,7 @@ from ace.models.params import BackboneParams
 from shards.errors import ConfigError
 from shards.grid import GridSpec
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CONFIG = "config.json"
 WEIGHTS = {"teacher": "teacher_backbone.safetensors", "student": "student_backbone.safetensors"}
 

@@ -9,6 +9,7 @@ from shards.config import Section
 WholeForm = Literal["mlp", "linear", "mean"]
 PartForm = Literal["mlp", "linear"]
 LocalForm = Literal["mlp", "linear", "identity"]
+TokenActivation = Literal["identity", "relu"]
 
 
 class BackboneParams(Section):
@@ -21,6 +22,9 @@ class BackboneParams(Section):
     from the grid and may not stand here."""
     in_channels: Literal[1, 3]
     """Channels of an input image; grey images are repeated for 3, colour images turned to grey for 1."""
+    token_activation: TokenActivation
+    """What tokens pass after the last norm; the paper's is `identity`. `relu` makes them non-negative, so that what
+    parts add to a whole cannot cancel."""
     drop_path: float = Field(ge=0, lt=1)
     """Stochastic depth of the student at its last block; the teacher has none."""
 

@@ -28,15 +28,13 @@ class Project:
 
     @cached_property
     def batches(self) -> list[ShardIndex]:
-        """Every shard set, by name.
+        """The shard sets that the model was configured with, by name.
 
         Raises:
-            ConfigError: there is none.
+            IndexFormatError: one is missing or damaged.
         """
-        folders = sorted(path.parent for path in (self.root / "data/shards").glob("*/index.json"))
-        if not folders:
-            raise ConfigError(f"{self.root / 'data/shards'}: no shard set to report on; run `dvc repro`")
-        return [ShardIndex.open(folder) for folder in folders]
+        names = sorted(self.model_config["params"]["batches"])
+        return [ShardIndex.open(self.root / "data/shards" / name) for name in names]
 
     @cached_property
     def properties(self) -> dict[str, Any]:

@@ -138,6 +138,7 @@ def build_context(params: ReportParams, project: Project) -> dict[str, Any]:
         "sheets": list(_sheets(project)),
         "curves": curve_panels(project.log, CURVES, params.smoothing_steps),
         "model": project.model_config,
+        "erase": project.model_config["params"]["pretrain"]["augment"]["erase"],
         "density": density_plot(
             {name: (composition[f"{name}_true"], composition[f"{name}_mismatched"]) for name in ENCODERS}
         ),

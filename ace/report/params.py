@@ -1,12 +1,4 @@
-"""The `report` section of params.yaml.
-
-Demo values:
-
-    report:
-      title: "ACE on the phantom: what a small encoder learned about anatomy"
-      seed: 0
-      smoothing_steps: 20
-"""
+"""The `report` section of params.yaml."""
 
 from pydantic import Field
 

@@ -16,9 +16,10 @@ arXiv 2501.10131), an independent implementation written from the paper.
 
 | | |
 |---|---|
-| backbone | `{backbone}` {model_args}, {in_channels} channel(s) |
+| backbone | `{backbone}` {model_args}, {in_channels} channel(s); tokens after the last norm: {token_activation} |
 | input | {crop_px} × {crop_px} px crops of a {canvas_px} px canvas, {t} × {t} tokens |
 | training | {epochs} epochs, {steps} steps of {batch_size} images |
+| erased squares | in {erased:.0%} of the crops |
 | loss weights | global {w_global:g}, decomposition {w_decomposition:g}, composition {w_composition:g} |
 | made with | {versions} |
 
@@ -55,6 +56,8 @@ def model_card(config: Mapping[str, Any]) -> str:
         backbone=pretrain["backbone"]["name"],
         model_args=pretrain["backbone"]["model_args"] or "",
         in_channels=pretrain["backbone"]["in_channels"],
+        token_activation=pretrain["backbone"]["token_activation"],
+        erased=pretrain["augment"]["erase"]["probability"],
         crop_px=grid["t"] * grid["cell_px"],
         canvas_px=grid["n"] * grid["cell_px"],
         t=grid["t"],

@@ -9,6 +9,7 @@ from pathlib import Path
 from dvclive import Live
 
 from ace.training.pipes import Report, open_reporter
+from shards.atomic import write_text
 
 logging.getLogger("dvclive").setLevel(logging.ERROR)
 NOT_PLOTTED = ("step", "epoch", "images")
@@ -24,12 +25,14 @@ class RunLog:
         """All rows so far, oldest first."""
         if not self.path.exists():
             return []
-        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        # A kill may have cut the last line.
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def resume(self, step: int) -> None:
         """Keep the rows of the first `step` steps and give them to DVCLive again: DVC removed its folder."""
         kept = [row for row in self.rows() if row["step"] < step]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         for row in kept:
             self._to_live(row)
 

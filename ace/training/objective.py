@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ace.data.batches import PairBatch
 from ace.geometry.overlap import overlap_masks
 from ace.geometry.targets import composition_target, decomposition_target
-from ace.geometry.visibility import composed_visible, decomposed_visible, erased_matches, visible_matches
+from ace.geometry.visibility import composed_visible, decomposed_visible, known_pairs, visible_matches
 from ace.losses.consistency import center_sum, global_consistency
 from ace.losses.matching import matching_accuracy, matching_loss, target_entropy
 from ace.models.heads import LogitScale
@@ -119,10 +119,10 @@ def _matching(
     scale, bias = logits()
     alpha = params.alpha_decomposition if name == "decomposition" else params.alpha_composition
     matches = visible_matches(target, *visible)
-    target = matches + erased_matches(*visible)
-    loss = matching_loss(teacher_tokens, student_tokens, target, scale=scale, bias=bias, alpha=alpha)
+    known = known_pairs(*visible)
+    loss = matching_loss(teacher_tokens, student_tokens, matches, known, scale=scale, bias=bias, alpha=alpha)
     terms[f"loss_{name}"] = loss
-    terms[f"loss_{name}_excess"] = loss - target_entropy(target, alpha=alpha)
+    terms[f"loss_{name}_excess"] = loss - target_entropy(matches, alpha=alpha)
     terms[f"accuracy_{name}"] = matching_accuracy(teacher_tokens, student_tokens, matches)
     return loss
 

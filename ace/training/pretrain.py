@@ -12,7 +12,6 @@ from platform import python_version
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from ace.data.batches import CropPairDataset, StepSampler, build_loader
 from ace.losses.consistency import update_center
@@ -28,14 +27,15 @@ from ace.training.params import PretrainParams
 from ace.training.schedules import cosine, linear_warmup, warmup_cosine
 from ace.training.state import TrainState
 from shards.atomic import replace_directory
-from shards.errors import ConfigError
 from shards.params import BatchParams, GridParams
 from shards.progress import progress_bar
 from shards.read import ShardIndex
-from shards.scratch import announce_other_work, scratch_dir
+from shards.scratch import unfinished_work
 
-STATE, ROWS, LOCK = "state.pt", "metrics.jsonl", "run.lock"
+STATE, ROWS = "state.pt", "metrics.jsonl"
 RECORDED_VERSIONS = ("torch", "timm", "numpy", "pillow")
+CODE = ("ace/data", "ace/geometry", "ace/losses", "ace/models", "ace/training", "shards")
+"""Folders of the modules that training runs."""
 
 
 def pretrain(
@@ -49,8 +49,8 @@ def pretrain(
 ) -> None:
     """Train student and teacher, and write the finished model to `out`.
 
-    The run lives in a scratch folder named by a fingerprint of its parameters and shards: a killed run of the same
-    fingerprint goes on at its last checkpoint, a run of another one starts afresh and touches nothing of it.
+    The run lives in a scratch folder named by a fingerprint of its parameters, shards, code and libraries: a killed run
+    of the same fingerprint goes on at its last checkpoint; one of another starts afresh and touches nothing of it.
 
     Args:
         params: Section `pretrain`.
@@ -65,23 +65,8 @@ def pretrain(
             same run is under way in another process.
     """
     indexes = {name: ShardIndex.open(shards_root / name) for name, item in batches.items() if item.mix.weight > 0}
-    for name, index in indexes.items():
-        if index.spec != grid.spec:
-            raise ConfigError(
-                f"{shards_root / name} was built with the grid {index.spec}, params.yaml says {grid.spec}; "
-                f"build the shards again: dvc repro shard@{name}"
-            )
-    fingerprint = _fingerprint(params, grid, batches, indexes)
-    scratch = scratch_dir("pretrain", fingerprint)
-    announce_other_work(scratch)
-    try:
-        with FileLock(scratch / LOCK, timeout=0):
-            _train_and_publish(params, grid, batches, indexes, scratch, out, metrics_dir)
-    except Timeout:
-        raise ConfigError(
-            f"this run is under way in another process, which holds {scratch / LOCK}; wait for it or end it"
-        ) from None
-    shutil.rmtree(scratch, ignore_errors=True)
+    with unfinished_work("pretrain", _fingerprint(params, grid, batches, indexes)) as scratch:
+        _train_and_publish(params, grid, batches, indexes, scratch, out, metrics_dir)
 
 
 def _train_and_publish(
@@ -93,12 +78,6 @@ def _train_and_publish(
     out: Path,
     metrics_dir: Path,
 ) -> None:
-    torch.set_flush_denormal(True)
-    torch.manual_seed(params.seed)
-    state = build_state(params, grid, default_device())
-    if (scratch / STATE).exists():
-        state.load(scratch / STATE)
-        print(f"resuming after step {state.step} from {scratch / STATE}", file=sys.stderr)
     dataset = CropPairDataset(
         [(index, batches[name].mix) for name, index in indexes.items()],
         grid.spec,
@@ -107,6 +86,12 @@ def _train_and_publish(
         in_channels=params.backbone.in_channels,
         seed=params.seed,
     )
+    torch.set_flush_denormal(True)
+    torch.manual_seed(params.seed)
+    state = build_state(params, grid, default_device())
+    if (scratch / STATE).exists():
+        state.load(scratch / STATE)
+        print(f"resuming after step {state.step} from {scratch / STATE}", file=sys.stderr)
     sampler = StepSampler(
         dataset, batch_size=params.batch_size, rank=0, world_size=1, first_step=state.step, epochs=params.epochs
     )
@@ -229,11 +214,16 @@ def _fingerprint(
     params: PretrainParams, grid: GridParams, batches: Mapping[str, BatchParams], indexes: Mapping[str, ShardIndex]
 ) -> str:
     """Hex digest of everything the result depends on; how often to log and to save is not part of it."""
+    root = Path(__file__).parents[2]
+    modules = [path for folder in CODE for path in sorted((root / folder).glob("*.py"))]
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in modules))
     values = {
         "pretrain": params.model_dump(mode="json", exclude={"num_workers", "log_every_steps", "checkpoint_every_s"}),
         "grid": grid.model_dump(mode="json"),
         "mix": {name: batches[name].mix.model_dump(mode="json") for name in indexes},
         "indexes": {name: index.fingerprint for name, index in indexes.items()},
+        "code": code.hexdigest(),
+        "versions": _versions(),
     }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -264,5 +254,9 @@ def _resolved_config(
         },
         "shards": shards,
         "steps": steps,
-        "versions": {"python": python_version(), **{name: version(name) for name in RECORDED_VERSIONS}},
+        "versions": _versions(),
     }
+
+
+def _versions() -> dict[str, str]:
+    return {"python": python_version(), **{name: version(name) for name in RECORDED_VERSIONS}}

@@ -11,8 +11,6 @@ from torch.optim import AdamW
 from ace.models.networks import Student, Teacher
 from shards.atomic import atomic_path
 
-FORMAT_VERSION = 1
-
 
 @dataclass
 class TrainState:
@@ -27,7 +25,6 @@ class TrainState:
     def save(self, path: Path) -> None:
         """Write the state atomically, the generators of this process included."""
         state: dict[str, Any] = {
-            "format_version": FORMAT_VERSION,
             "step": self.step,
             "student": self.student.state_dict(),
             "teacher": self.teacher.state_dict(),

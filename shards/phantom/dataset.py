@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from PIL import Image
 
 from shards.atomic import replace_directory, write_text
-from shards.errors import ConfigError
 from shards.parallel import map_in_processes
 from shards.phantom.anatomy import ASSET, NOTICE_FILE, Anatomy, asset_hash, load_anatomy, verify
 from shards.phantom.contact_sheet import draw_contact_sheet
@@ -28,10 +26,10 @@ from shards.phantom.params import PhantomParams
 from shards.phantom.radiograph import Radiograph, take_radiograph
 from shards.phantom.study import Study, count_images, draw_study, image_id
 from shards.progress import progress_bar
-from shards.scratch import announce_other_work, scratch_dir
+from shards.scratch import unfinished_work
 
 FORMAT_VERSION = 1
-LABEL_COLUMNS = ("image_id", "patient_id", "study_id", "view", *KINDS, "finding_side")
+LABEL_COLUMNS = ("image_id", "patient_id", "study_id", "view", *KINDS, "finding_side", "detector_spacing_mm")
 LIMITS = (
     "One subject: the patients are warps of one scanned person and share its signature (a calcified first rib, one "
     "aorta). A split by seed measures invariance to pose, shape, tone and noise, not generalisation to new people. "
@@ -55,16 +53,10 @@ def build_phantom(params: PhantomParams, out: Path, *, num_workers: int | None =
             made by another process.
     """
     verify(ASSET)
-    work = scratch_dir("phantom", fingerprint(params)[:16])
-    announce_other_work(work)
-    try:
-        with FileLock(work / "lock", timeout=0):
-            _render(params, work / "dataset", work / "records", num_workers)
-            _assemble(params, work / "dataset", work / "records")
-            _publish(work / "dataset", out)
-    except Timeout:
-        raise ConfigError(f"this phantom is being made by another process, which holds {work / 'lock'}") from None
-    shutil.rmtree(work, ignore_errors=True)
+    with unfinished_work("phantom", fingerprint(params)[:16]) as work:
+        _render(params, work / "dataset", work / "records", num_workers)
+        _assemble(params, work / "dataset", work / "records")
+        _publish(work / "dataset", out)
 
 
 def fingerprint(params: PhantomParams) -> str:
@@ -120,13 +112,15 @@ def _render_patient(params: PhantomParams, dataset: Path, records: Path, task: t
     study = draw_study(params, _chest(), number)
     for index in indices:
         radiograph = take_radiograph(_chest(), study, study.exposures[index], params)
-        _write_image(study, index, radiograph, dataset, records)
+        _write_image(params, study, index, radiograph, dataset, records)
     return len(indices)
 
 
-def _write_image(study: Study, index: int, radiograph: Radiograph, dataset: Path, records: Path) -> None:
+def _write_image(
+    params: PhantomParams, study: Study, index: int, radiograph: Radiograph, dataset: Path, records: Path
+) -> None:
     """Image and masks first, the record last: an image without a record is drawn again."""
-    name = study.image_ids[index]
+    name, exposure = study.image_ids[index], study.exposures[index]
     files = {f"images/{name}.png": _png(radiograph.image)}
     files |= {f"masks/{structure}/{name}.png": _png(mask) for structure, mask in radiograph.masks.items()}
     for place, content in files.items():
@@ -136,9 +130,11 @@ def _write_image(study: Study, index: int, radiograph: Radiograph, dataset: Path
         "image_id": name,
         "patient_id": study.patient_id,
         "study_id": study.study_id,
-        "view": study.exposures[index].view,
+        "view": exposure.view,
         **{kind: int(kind == study.kind) for kind in KINDS},
         "finding_side": study.side,
+        # The beam spreads on its way to the detector: a pixel covers less of the chest than of the detector.
+        "detector_spacing_mm": round(exposure.field_of_view_mm / params.size_px, 6),
     }
     record = {
         "labels": labels,
@@ -190,7 +186,6 @@ def _describe(params: PhantomParams, rows: list[dict[str, Any]]) -> dict[str, An
         "params": params.model_dump(mode="json"),
         "asset_sha256": asset_hash(),
         "versions": _versions(),
-        "spacing_mm": None,
         "counts": {
             "patients": len({row["patient_id"] for row in rows}),
             "images": len(rows),

@@ -69,33 +69,37 @@ def _landmarks(
         ("left", 1, CLAVICLE_LEFT, SCAPULA_LEFT, HUMERUS_LEFT, LUNG_LEFT, STOMACH + SPLEEN),
         ("right", -1, CLAVICLE_RIGHT, SCAPULA_RIGHT, HUMERUS_RIGHT, LUNG_RIGHT, LIVER),
     ):
-        yield f"clavicle_{side}_medial", _extreme(points(*clavicle), -sign * LEFT)
-        yield f"clavicle_{side}_lateral", _extreme(points(*clavicle), sign * LEFT)
-        yield f"scapula_{side}_inferior", _extreme(points(*scapula), -UP)
+        yield f"clavicle_{side}_medial", extreme(points(*clavicle), -sign * LEFT)
+        yield f"clavicle_{side}_lateral", extreme(points(*clavicle), sign * LEFT)
+        yield f"scapula_{side}_inferior", extreme(points(*scapula), -UP)
         yield f"humerus_{side}_head", points(*humerus).mean(0)
-        yield f"lung_{side}_apex", _extreme(points(*lung), UP)
-        yield f"lung_{side}_costophrenic", _extreme(points(*lung), sign * LEFT - UP)
-        yield f"lung_{side}_lateral", _extreme(points(*lung), sign * LEFT)
-        yield f"diaphragm_{side}_dome", _extreme(points(*below), UP)
+        yield f"lung_{side}_apex", extreme(points(*lung), UP)
+        yield f"lung_{side}_costophrenic", extreme(points(*lung), sign * LEFT - UP)
+        yield f"lung_{side}_lateral", extreme(points(*lung), sign * LEFT)
+        yield f"diaphragm_{side}_dome", extreme(points(*below), UP)
         yield from _vessel_points(side, hu, np.isin(labels[..., ::2], lung), origin, spacing * (1, 1, 2))
     for name, lobe in LOBES.items():
         yield f"lobe_{name}_centre", points(lobe).mean(0)
     heart = points(*HEART)
-    yield "heart_apex", _extreme(heart, LEFT - UP)
-    yield "heart_left", _extreme(heart, LEFT)
-    yield "heart_right", _extreme(heart, -LEFT)
-    yield "heart_top", _extreme(heart, UP)
+    yield "heart_apex", extreme(heart, LEFT - UP)
+    yield "heart_left", extreme(heart, LEFT)
+    yield "heart_right", extreme(heart, -LEFT)
+    yield "heart_top", extreme(heart, UP)
     aorta = points(*AORTA)
-    yield "aorta_arch_top", _extreme(aorta, UP)
-    yield "aorta_knob", _extreme(aorta[aorta[:, 2] > aorta[:, 2].max() - 30], LEFT)
-    yield "sternum_top", _extreme(points(*STERNUM), UP)
-    yield "sternum_bottom", _extreme(points(*STERNUM), -UP)
+    yield "aorta_arch_top", extreme(aorta, UP)
+    yield "aorta_knob", extreme(aorta[aorta[:, 2] > aorta[:, 2].max() - 30], LEFT)
+    yield "sternum_top", extreme(points(*STERNUM), UP)
+    yield "sternum_bottom", extreme(points(*STERNUM), -UP)
     yield "carina", _carina(np.isin(labels, TRACHEA), origin, spacing)
 
 
-def _extreme(points: Points, direction: Points, num: int = 40) -> Points:
-    """Mean of the points that lie furthest in a direction: one voxel alone would be noise."""
-    return points[np.argsort(points @ direction)[-num:]].mean(0)  # type: ignore[no-any-return]
+def extreme(points: Points, direction: Points, num: int = 40) -> Points:
+    """Mean of the points that lie furthest in a direction: one voxel alone would be noise.
+
+    All that tie with the last one count: which of them a sort puts first differs between processors.
+    """
+    reach = points @ direction
+    return points[reach >= np.partition(reach, -num)[-num]].mean(0)  # type: ignore[no-any-return]
 
 
 def _body_centre(vertebra: Points, cord: Points) -> Points:

@@ -24,9 +24,8 @@ class Record:
         study: The source's own study id, likewise.
         view: A short code, as PA.
         labels: Finding → label.
-        spacing_mm: Size of a pixel (row, col) if known.
-        num_bytes: Expected size of the file, if the source has a manifest.
-        sha256: Expected hash of the file, likewise.
+        spacing_mm: Size of a pixel (row, col) if known; of a projection, at the detector.
+        sha256: Expected hash of the file, if the source has a manifest.
         masks: Structure → mask file of the image's size, non-zero inside.
         landmarks: Landmark → (row, col) in continuous source pixels.
     """
@@ -39,7 +38,6 @@ class Record:
     view: str | None
     labels: Mapping[str, Label]
     spacing_mm: tuple[float, float] | None
-    num_bytes: int | None = None
     sha256: str | None = None
     masks: Mapping[str, Path] = field(default_factory=dict)
     landmarks: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -51,11 +49,6 @@ class Source(Protocol):
     @property
     def channels(self) -> int:
         """1 or 3, for every image of the batch."""
-        ...
-
-    @property
-    def has_public_ids(self) -> bool:
-        """Whether ids and paths may be published as they are (nobody is behind them)."""
         ...
 
     def records(self) -> list[Record]:

@@ -19,8 +19,6 @@ _MAX_NAMED = 10
 class FolderSource:
     """The files that a manifest lists. Their names, and the CSV's ids, may be about real people."""
 
-    has_public_ids = False
-
     def __init__(self, params: FolderSourceParams) -> None:
         self._params = params
         self._root = Path(params.root)
@@ -53,7 +51,6 @@ class FolderSource:
             view=row.get("view") or None,
             labels={name: parse_label(value, f"manifest row {number}: label {name}") for name, value in labels.items()},
             spacing_mm=self._params.spacing_mm,
-            num_bytes=entry.num_bytes,
             sha256=entry.sha256,
         )
 

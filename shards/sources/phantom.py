@@ -1,15 +1,16 @@
 """The built-in dataset as a source (layout: shards/phantom)."""
 
 import json
+import math
 from pathlib import Path
-from typing import Any
 
 from shards.errors import SourceError
 from shards.params import PhantomSourceParams
 from shards.sources.base import Record, parse_label, read_csv
 
 _ID_COLUMNS = ("image_id", "patient_id", "study_id", "view")
-_DESCRIPTIVE_COLUMNS = ("finding_side",)
+_SPACING_COLUMN = "detector_spacing_mm"
+_DESCRIPTIVE_COLUMNS = ("finding_side", _SPACING_COLUMN)
 _LANDMARK_COLUMNS = ("image_id", "landmark", "row", "col")
 _LAYOUT = "dataset.json, labels.csv, landmarks.csv, images/<image_id>.png, masks/<structure>/<image_id>.png"
 
@@ -18,7 +19,6 @@ class PhantomSource:
     """Images, exact masks and landmarks of virtual patients; grey, with ids that hide nobody."""
 
     channels = 1
-    has_public_ids = True
 
     def __init__(self, params: PhantomSourceParams) -> None:
         self._root = Path(params.dep)
@@ -27,13 +27,13 @@ class PhantomSource:
         """One record per row of labels.csv, by image id.
 
         Raises:
-            SourceError: a file of the layout is missing, or images and rows are not the same set.
+            SourceError: a file of the layout is missing, images and rows are not the same set, or a value is none that
+                its column may have.
         """
-        dataset = self._dataset()
+        self._check_description()
         rows = read_csv(self._root / "labels.csv", _ID_COLUMNS, "the phantom's labels")
         self._check_images([row["image_id"] for row in rows])
         landmarks, masks = self._landmarks(), self._masks()
-        spacing = dataset.get("spacing_mm")
         return sorted(
             (
                 Record(
@@ -48,7 +48,7 @@ class PhantomSource:
                         for name, value in row.items()
                         if name not in (*_ID_COLUMNS, *_DESCRIPTIVE_COLUMNS)
                     },
-                    spacing_mm=_pair(spacing),
+                    spacing_mm=_pair(row.get(_SPACING_COLUMN, ""), f"labels.csv: {row['image_id']}"),
                     masks=masks.get(row["image_id"], {}),
                     landmarks=landmarks.get(row["image_id"], {}),
                 )
@@ -57,16 +57,15 @@ class PhantomSource:
             key=lambda record: record.source_id,
         )
 
-    def _dataset(self) -> dict[str, Any]:
+    def _check_description(self) -> None:
         path = self._root / "dataset.json"
         try:
-            dataset = json.loads(path.read_text(encoding="utf-8"))
+            json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             raise SourceError(
                 f"{self._root}: no phantom dataset: {path} is missing or no JSON. Looked for {_LAYOUT}; "
                 "`python -m shards phantom` writes them"
             ) from None
-        return dict(dataset)
 
     def _check_images(self, listed: list[str]) -> None:
         found = {path.stem for path in (self._root / "images").glob("*.png")}
@@ -96,9 +95,14 @@ class PhantomSource:
         return masks
 
 
-def _pair(spacing: float | list[float] | None) -> tuple[float, float] | None:
-    """One number holds for both axes."""
-    if spacing is None:
+def _pair(spacing: str, place: str) -> tuple[float, float] | None:
+    """Pixels are square: one number holds for both axes; a dataset may leave it out."""
+    if not spacing:
         return None
-    row, col = spacing if isinstance(spacing, list) else (spacing, spacing)
-    return float(row), float(col)
+    try:
+        side_mm = float(spacing)
+    except ValueError:
+        side_mm = 0.0
+    if not 0 < side_mm < math.inf:
+        raise SourceError(f"{place}: {_SPACING_COLUMN} is {spacing!r}; expected millimetres above 0, or nothing")
+    return side_mm, side_mm

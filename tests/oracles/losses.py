@@ -5,10 +5,13 @@ import math
 import numpy as np
 
 
-def balanced_bce(logits: np.ndarray, target: np.ndarray, alpha: float) -> float:
-    """Mean of `(α·y + (1−α)(1−y)) · BCE(σ(x), y)`."""
+def balanced_bce(logits: np.ndarray, target: np.ndarray, known: np.ndarray, alpha: float) -> float:
+    """Mean of `(α·y + (1−α)(1−y)) · BCE(σ(x), y)`, in which unknown entries are 0."""
     terms = []
-    for x, y in zip(logits.ravel().tolist(), target.ravel().tolist(), strict=True):
+    for x, y, is_known in zip(logits.ravel().tolist(), target.ravel().tolist(), known.ravel().tolist(), strict=True):
+        if not is_known:
+            terms.append(0.0)
+            continue
         p = 1 / (1 + math.exp(-x))
         bce = -(y * math.log(p) + (1 - y) * math.log(1 - p))
         terms.append((alpha * y + (1 - alpha) * (1 - y)) * bce)
@@ -16,16 +19,22 @@ def balanced_bce(logits: np.ndarray, target: np.ndarray, alpha: float) -> float:
 
 
 def matching_loss(
-    teacher: np.ndarray, student: np.ndarray, target: np.ndarray, scale: float, bias: float, alpha: float
+    teacher: np.ndarray,
+    student: np.ndarray,
+    target: np.ndarray,
+    known: np.ndarray,
+    scale: float,
+    bias: float,
+    alpha: float,
 ) -> float:
-    """Balanced BCE over all pairs of a teacher and a student token."""
+    """Balanced BCE over the known pairs of a teacher and a student token."""
     logits = np.array(
         [
             [[scale * float(np.dot(row, col)) + bias for col in columns] for row in rows]
             for rows, columns in zip(teacher, student, strict=True)
         ]
     )
-    return balanced_bce(logits, target, alpha)
+    return balanced_bce(logits, target, known, alpha)
 
 
 def global_consistency(

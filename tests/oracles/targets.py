@@ -33,18 +33,23 @@ def composition_target(coarse: tuple[int, int], fine: tuple[int, int], t: int, k
     return target.reshape(t * t, t * t // (k * l))
 
 
-def with_erased(target: np.ndarray, is_row_erased: np.ndarray, is_col_erased: np.ndarray) -> np.ndarray:
-    """Entry by entry: erased tokens match each other and nothing else, nor does a token whose own match is erased."""
-    left = target.copy()
+def with_erased(
+    target: np.ndarray, is_row_erased: np.ndarray, is_col_erased: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Entry by entry: the target, and which entries are known.
+
+    Erased tokens match nothing, nor does a token whose own match is erased; of two erased ones nothing is known.
+    """
+    left, known = target.copy(), np.ones(target.shape, dtype=bool)
     for row in range(target.shape[0]):
         own = [col for col in range(target.shape[1]) if target[row, col] == 1]
         is_match_erased = any(is_col_erased[col] for col in own)
         for col in range(target.shape[1]):
             if is_row_erased[row] and is_col_erased[col]:
-                left[row, col] = 1.0
-            elif is_row_erased[row] or is_col_erased[col] or is_match_erased:
+                known[row, col] = False
+            if is_row_erased[row] or is_col_erased[col] or is_match_erased:
                 left[row, col] = 0.0
-    return left
+    return left, known
 
 
 def _window(rows: int, cols: int, radius: int) -> float:

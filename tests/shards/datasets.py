@@ -13,7 +13,7 @@ from shards.params import FolderSourceParams, GridParams, PhantomSourceParams, S
 from shards.sources.manifest import describe_file, find_images, format_manifest
 
 FINDINGS = ("nodule", "pleural_effusion", "pneumothorax", "consolidation", "cardiomegaly")
-PHANTOM_COLUMNS = ("image_id", "patient_id", "study_id", "view", *FINDINGS, "finding_side")
+PHANTOM_COLUMNS = ("image_id", "patient_id", "study_id", "view", *FINDINGS, "finding_side", "detector_spacing_mm")
 
 
 def grid_params(**changes: Any) -> GridParams:
@@ -36,7 +36,6 @@ def shard_params(**changes: Any) -> ShardParams:
         "num_bank_pairs": 2,
         "seed": 0,
         "splits": {"train": 0.6, "val": 0.1, "test": 0.3},
-        "id_key_fingerprint": "",
         "foreground": {"min_mean": 8.0, "min_std": 4.0},
         "max_source_megapixels": 1.0,
         "max_quarantined_fraction": 0.2,
@@ -67,11 +66,13 @@ def write_phantom(root: Path, num_patients: int = 20, size_px: int = 48) -> Phan
             _save(root / "masks" / "heart" / f"{image_id}.png", heart)
             if patient % 2:
                 _save(root / "masks" / "nodule" / f"{image_id}.png", heart.T)
-            labels.append((image_id, f"p{patient:04d}", study, "PA", patient % 2, 0, 0, 0, 0, "left"))
+            labels.append(
+                (image_id, f"p{patient:04d}", study, "PA", patient % 2, 0, 0, 0, 0, "left", 1.2 + 0.1 * number)
+            )
             landmarks += [(image_id, "carina", 20.25, 24.5), (image_id, "apex_left", 3.125, 30.0 + patient % 3)]
     write_csv(root / "labels.csv", PHANTOM_COLUMNS, labels)
     write_csv(root / "landmarks.csv", ("image_id", "landmark", "row", "col"), landmarks)
-    (root / "dataset.json").write_text(json.dumps({"spacing_mm": 1.2}), encoding="utf-8")
+    (root / "dataset.json").write_text(json.dumps({"name": "phantom"}), encoding="utf-8")
     return PhantomSourceParams(kind="phantom", dep=str(root))
 
 
@@ -92,6 +93,7 @@ def folder_params(root: Path, manifest: Path, labels: Path | None = None, **chan
         "labels_sha256": hashlib.sha256(labels.read_bytes()).hexdigest() if labels else None,
         "channels": 1,
         "spacing_mm": None,
+        "id_key_fingerprint": "idkey-0000000000000000",
     }
     return FolderSourceParams.from_params({**values, **changes}, "test: source")
 

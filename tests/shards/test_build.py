@@ -160,11 +160,11 @@ def test_a_coloured_batch_has_three_channels_everywhere(tmp_path: Path, id_key: 
     write_folder(tmp_path / "own", ["grey.png"])
     colour = np.stack([smooth_image(40, 30, seed) for seed in range(3)], axis=2)
     Image.fromarray(colour).save(tmp_path / "own" / "colour.png")
-    source = folder_params(tmp_path / "own", tmp_path / "m.csv", channels=3)
-    reader = build(source, tmp_path / "out", id_key_fingerprint=id_key)
+    source = folder_params(tmp_path / "own", tmp_path / "m.csv", channels=3, id_key_fingerprint=id_key)
+    reader = build(source, tmp_path / "out")
     assert reader.index.channels == 3
     assert {reader.read(row).image.shape for row in range(2)} == {(48, 48, 3)}
-    grey = build(source.model_copy(update={"channels": 1}), tmp_path / "grey", id_key_fingerprint=id_key)
+    grey = build(source.model_copy(update={"channels": 1}), tmp_path / "grey")
     assert {grey.read(row).image.shape for row in range(2)} == {(48, 48)}
     assert grey.index.statistics["num_lost_colour"] == 1
 
@@ -178,8 +178,8 @@ def test_nothing_of_a_patient_but_the_allowed_leaves_a_secret_keyed_build(
     labels = tmp_path / "labels.csv"
     rows = [(name, name.split("/")[0], "ACC123", "PA", 1) for name in names]
     write_csv(labels, ("path", "patient", "study", "view", "Effusion"), rows)
-    source = folder_params(tmp_path / "own", tmp_path / "m.csv", labels)
-    reader = build(source, tmp_path / "out", id_key_fingerprint=id_key)
+    source = folder_params(tmp_path / "own", tmp_path / "m.csv", labels, id_key_fingerprint=id_key)
+    reader = build(source, tmp_path / "out")
     sample = reader.read(0)
     assert sample.meta["source_id"] == sample.key
     assert sample.meta["study"] not in (None, "ACC123")
@@ -194,16 +194,16 @@ def test_studies_of_two_patients_with_the_same_number_differ(tmp_path: Path, id_
     write_folder(tmp_path / "own", ["a.png", "b.png"])
     labels = tmp_path / "labels.csv"
     write_csv(labels, ("path", "patient", "study"), [("a.png", "a", "study1"), ("b.png", "b", "study1")])
-    source = folder_params(tmp_path / "own", tmp_path / "m.csv", labels)
-    reader = build(source, tmp_path / "out", id_key_fingerprint=id_key)
+    source = folder_params(tmp_path / "own", tmp_path / "m.csv", labels, id_key_fingerprint=id_key)
+    reader = build(source, tmp_path / "out")
     assert reader.read(0).meta["study"] != reader.read(1).meta["study"]
 
 
 def test_dotted_names_become_unique_keys_without_a_dot(tmp_path: Path, id_key: str) -> None:
     names = ["1.2.840.1.png", "1.2.840.2.png", "a.b.png", "a_b.png", "ü (1).png"]
     write_folder(tmp_path / "own", names)
-    source = folder_params(tmp_path / "own", tmp_path / "m.csv")
-    index = build(source, tmp_path / "out", id_key_fingerprint=id_key).index
+    source = folder_params(tmp_path / "own", tmp_path / "m.csv", id_key_fingerprint=id_key)
+    index = build(source, tmp_path / "out").index
     keys = index.rows["key"].tolist()
     assert len(set(keys)) == 5
     assert all(key.isalnum() for key in keys)
@@ -220,14 +220,14 @@ def test_with_another_identity_key_a_folder_is_refused(tmp_path: Path, id_key: s
     write_folder(tmp_path / "own", ["a.png"])
     other = "idkey-0123456789abcdef"
     with pytest.raises(IdKeyError, match=f"(?s){id_key}.*{other}"):
-        build(folder_params(tmp_path / "own", tmp_path / "m.csv"), tmp_path / "out", id_key_fingerprint=other)
+        build(folder_params(tmp_path / "own", tmp_path / "m.csv", id_key_fingerprint=other), tmp_path / "out")
 
 
 def test_the_index_names_the_key_it_was_built_with(tmp_path: Path, id_key: str) -> None:
     write_folder(tmp_path / "own", ["a.png"])
-    own = build(folder_params(tmp_path / "own", tmp_path / "m.csv"), tmp_path / "a", id_key_fingerprint=id_key)
+    own = build(folder_params(tmp_path / "own", tmp_path / "m.csv", id_key_fingerprint=id_key), tmp_path / "a")
     assert own.index.values["id_key_fingerprint"] == id_key
-    phantom = build(write_phantom(tmp_path / "phantom"), tmp_path / "b", id_key_fingerprint=id_key)
+    phantom = build(write_phantom(tmp_path / "phantom"), tmp_path / "b")
     assert phantom.index.values["id_key_fingerprint"] == PUBLIC_KEY.fingerprint
 
 
@@ -262,26 +262,28 @@ def test_too_many_quarantined_images_fail_the_stage(tmp_path: Path) -> None:
 def test_a_batch_without_one_readable_image_fails_whatever_is_allowed(tmp_path: Path, id_key: str) -> None:
     write_folder(tmp_path / "own", ["a.png"])
     damage(tmp_path / "own" / "a.png")
-    source = folder_params(tmp_path / "own", tmp_path / "m.csv")
+    source = folder_params(tmp_path / "own", tmp_path / "m.csv", id_key_fingerprint=id_key)
     with pytest.raises(SourceError, match="1 of 1 images cannot be used"):
-        build(source, tmp_path / "out", id_key_fingerprint=id_key, max_quarantined_fraction=1.0)
+        build(source, tmp_path / "out", max_quarantined_fraction=1.0)
 
 
 def test_an_image_changed_since_the_manifest_is_an_error_naming_its_row(tmp_path: Path, id_key: str) -> None:
     write_folder(tmp_path / "own", [f"{number}.png" for number in range(8)])
-    source = folder_params(tmp_path / "own", tmp_path / "m.csv")
+    source = folder_params(tmp_path / "own", tmp_path / "m.csv", id_key_fingerprint=id_key)
     content = bytearray((tmp_path / "own" / "5.png").read_bytes())
     content[-1] ^= 1
     (tmp_path / "own" / "5.png").write_bytes(content)
     with pytest.raises(SourceError, match="1 files are missing or changed since they were listed: manifest row 6"):
-        build(source, tmp_path / "out", id_key_fingerprint=id_key)
+        build(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_wide_and_small_images_are_placed_with_their_affine(tmp_path: Path, id_key: str) -> None:
     write_folder(tmp_path / "own", ["wide.png"], size=(24, 96))
-    params: FolderSourceParams = folder_params(tmp_path / "own", tmp_path / "m.csv", spacing_mm=(0.2, 0.3))
-    sample = build(params, tmp_path / "out", id_key_fingerprint=id_key).read(0)
+    params: FolderSourceParams = folder_params(
+        tmp_path / "own", tmp_path / "m.csv", spacing_mm=(0.2, 0.3), id_key_fingerprint=id_key
+    )
+    sample = build(params, tmp_path / "out").read(0)
     assert sample.meta["original"] == {"height": 24, "width": 96, "spacing_mm": [0.2, 0.3]}
     assert sample.meta["grid"]["affine"] == [[0.5, 0.0, 18.0], [0.0, 0.5, 0.0]]
     assert not sample.image[:18].any()
@@ -298,7 +300,7 @@ def test_a_second_build_of_the_same_set_waits_for_the_first(
     with ThreadPoolExecutor(1) as thread:
         with FileLock(lock_file):
             second = thread.submit(build, source, tmp_path / "second")
-            while "waiting for the process that builds the same shards" not in capsys.readouterr().err:
+            while "waiting for the process at the same shard/" not in capsys.readouterr().err:
                 assert not second.done()
             assert not (tmp_path / "second").exists()
         second.result()
@@ -316,6 +318,20 @@ def test_unfinished_work_of_other_parameters_is_named_and_not_used(
     build(source, tmp_path / "b", seed=5)
     assert "not used here" in capsys.readouterr().err
     assert ShardIndex.open(tmp_path / "b").values["bank"] == {"seed": 5, "num_pairs_per_scale": 2}
+
+
+@pytest.mark.parametrize("place", ["images/p0003-i1.png", "masks/heart/p0003-i1.png"])
+def test_a_file_changed_in_place_after_a_kill_is_read_again(place: str, tmp_path: Path) -> None:
+    source = write_phantom(tmp_path / "phantom")
+    damage(tmp_path / "phantom" / "images" / "p0004-i1.png")
+    with pytest.raises(SourceError):
+        build(source, tmp_path / "out", max_quarantined_fraction=0.0)  # as a kill at the end: every tar is finished
+    path = tmp_path / "phantom" / place
+    changed = np.array(Image.open(path))[::-1]
+    Image.fromarray(changed).save(path)
+    reader = build(source, tmp_path / "out")
+    sample = reader.read(reader.index.rows["key"].tolist().index("p0003-i1"))
+    assert np.array_equal(sample.masks()["heart"] if "masks" in place else sample.image, changed)
 
 
 def test_index_json_is_readable_by_people_and_complete(tmp_path: Path) -> None:

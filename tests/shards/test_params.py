@@ -4,7 +4,7 @@ import pytest
 
 from shards.errors import ConfigError
 from shards.params import BatchParams, FolderSourceParams, PhantomSourceParams, SplitParams, parse_batches
-from tests.shards.datasets import grid_params, shard_params
+from tests.shards.datasets import grid_params
 
 FOLDER = {
     "kind": "folder",
@@ -14,6 +14,7 @@ FOLDER = {
     "labels_sha256": None,
     "channels": 1,
     "spacing_mm": None,
+    "id_key_fingerprint": "idkey-0123456789abcdef",
 }
 MIX = {"weight": 1.0, "mean": 0.5, "std": 0.25}
 
@@ -74,10 +75,19 @@ def test_splits_must_sum_to_one() -> None:
         SplitParams.from_params({"train": 0.6, "val": 0.1, "test": 0.2}, "shard.splits")
 
 
-@pytest.mark.parametrize("fingerprint", ["0123456789abcdef", "idkey-", "idkey-XYZ"])
+@pytest.mark.parametrize("fingerprint", ["", "0123456789abcdef", "idkey-", "idkey-XYZ"])
 def test_a_fingerprint_has_its_form(fingerprint: str) -> None:
-    with pytest.raises(ConfigError, match="id_key_fingerprint"):
-        shard_params(id_key_fingerprint=fingerprint)
+    source = {**FOLDER, "id_key_fingerprint": fingerprint}
+    assert "a.source.folder.id_key_fingerprint" in message({"a": {"source": source, "mix": MIX}})
+
+
+def test_all_batches_have_the_same_identity_key() -> None:
+    own = {"source": FOLDER, "mix": MIX}
+    phantom = {"source": {"kind": "phantom", "dep": "data/phantom"}, "mix": MIX}
+    other = {"source": {**FOLDER, "id_key_fingerprint": "idkey-fedcba9876543210"}, "mix": MIX}
+    assert list(parse_batches({"p": phantom, "a": own, "b": own}, "here")) == ["p", "a", "b"]
+    text = message({"p": phantom, "a": own, "b": other})
+    assert "(a idkey-0123456789abcdef, b idkey-fedcba9876543210); expected the same one in every batch" in text
 
 
 def test_a_grid_that_cannot_exist_is_a_config_error_naming_its_section() -> None:

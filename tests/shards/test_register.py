@@ -1,4 +1,3 @@
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ from shards.build import build_shards
 from shards.config import read_params
 from shards.errors import ConfigError, IdKeyError, SourceError
 from shards.identity import KEY_FILE_VARIABLE, create_key
-from shards.params import read_batches
+from shards.params import BatchParams, parse_batches
 from shards.read import ShardIndex
 from shards.register import register_batch
-from shards.yaml_lines import add_deps, add_item, consumers, fill_empty
+from shards.yaml_lines import add_deps, add_item, consumers
 from tests.shards.datasets import folder_bytes, grid_params, shard_params, write_csv, write_folder
 
 REPOSITORY = Path(__file__).parents[2]
@@ -24,16 +23,11 @@ NAMES = [f"patient {number}/{view}.png" for number in range(6) for view in ("a",
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """The repository's own params.yaml, without a key yet, and dvc.yaml in a folder of their own."""
+    """The repository's own params.yaml and dvc.yaml in a folder of their own."""
     (tmp_path / "project").mkdir()
-    shutil.copy(REPOSITORY / "dvc.yaml", tmp_path / "project")
-    (tmp_path / "project" / "params.yaml").write_text(params_text(""))
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(REPOSITORY / name, tmp_path / "project")
     return tmp_path / "project"
-
-
-def params_text(fingerprint: str) -> str:
-    text = (REPOSITORY / "params.yaml").read_text()
-    return re.sub(r'(id_key_fingerprint:) "[^"]*"', rf'\1 "{fingerprint}"', text)
 
 
 @pytest.fixture
@@ -53,6 +47,10 @@ def register(
         params_path=project / "params.yaml",
         dvc_path=project / "dvc.yaml",
     )
+
+
+def read_batches(path: Path) -> dict[str, BatchParams]:
+    return parse_batches(read_params(path).get("batches"), f"{path}: batches")
 
 
 def load(path: Path) -> Any:
@@ -96,20 +94,18 @@ def test_registering_adds_a_manifest_an_item_and_a_dep_line_for_each_consumer(
         "labels_sha256": None,
         "channels": 1,
         "spacing_mm": None,
+        "id_key_fingerprint": id_key,
     }
     assert batch.mix.weight == 2.0
     batches = list(read_batches(project / "params.yaml"))
     found = consumers((project / "dvc.yaml").read_text())
     assert all(deps == batches == [*batches[:-1], "clinic-b000"] for deps in found.values())
-    assert read_params(project / "params.yaml")["shard"]["id_key_fingerprint"] == id_key
 
 
 def test_registering_keeps_every_other_line_and_comment(project: Path, root: Path, id_key: str) -> None:
     register(project, root)
     assert set(added(REPOSITORY / "dvc.yaml", project / "dvc.yaml")) == {"      - data/shards/clinic-b000"}
-    before = project / "before.yaml"
-    before.write_text(params_text(id_key))
-    assert added(before, project / "params.yaml")[0] == "  clinic-b000:"
+    assert added(REPOSITORY / "params.yaml", project / "params.yaml")[0] == "  clinic-b000:"
 
 
 def test_registering_twice_changes_nothing(
@@ -166,7 +162,7 @@ def test_a_registered_batch_builds_and_its_mix_is_what_the_index_finds(
     register(project, root)
     batch = read_batches(project / "params.yaml")["clinic-b000"]
     monkeypatch.chdir(project)
-    params = shard_params(id_key_fingerprint=id_key, splits={"train": 1.0, "val": 0.0, "test": 0.0})
+    params = shard_params(splits={"train": 1.0, "val": 0.0, "test": 0.0})
     values = read_params(project / "params.yaml")["grid"]
     build_shards("clinic-b000", batch.source, grid_params(**values), params, project / "set", num_workers=1)
     index = ShardIndex.open(project / "set")
@@ -185,6 +181,20 @@ def test_with_a_csv_only_its_images_are_registered(project: Path, root: Path, id
     source = read_batches(project / "params.yaml")["clinic-b000"].source.model_dump()
     assert source["labels"] == "labels.csv", "a path in the project is stored relative to it"
     assert len(source["labels_sha256"]) == 64
+
+
+def test_images_without_a_row_in_the_csv_are_counted(
+    project: Path, root: Path, id_key: str, capsys: pytest.CaptureFixture
+) -> None:
+    labels = project / "labels.csv"
+    write_csv(labels, ("path", "patient"), [(name, "x") for name in NAMES[:3]])
+    register(project, root, labels=labels)
+    text = capsys.readouterr().err
+    assert f"9 images in the folder have no row in {labels} and are left out" in text
+    assert "registered: clinic-b000, 3 images of 1 patients" in text
+    write_csv(labels, ("path", "patient"), [(name, "x") for name in NAMES])
+    register(project, root, "clinic-b001", labels)
+    assert "left out" not in capsys.readouterr().err
 
 
 def test_a_csv_row_without_a_file_is_named_by_number(project: Path, root: Path, id_key: str) -> None:
@@ -259,11 +269,6 @@ def test_an_item_goes_to_the_end_of_its_section_before_comments_of_the_next() ->
 def test_a_section_that_cannot_be_added_to_line_by_line_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="one item a line"):
         add_item(text, "batches", "y", {})
-
-
-def test_only_the_empty_string_is_replaced() -> None:
-    text = "s:\n  other: ''\n  key: ''   # say why\n"
-    assert fill_empty(text, "s", "key", "value") == "s:\n  other: ''\n  key: \"value\"   # say why\n"
 
 
 def test_dep_lines_are_added_where_batches_are_read_by_name_and_only_there() -> None:

@@ -27,7 +27,7 @@ def build_shards_of(
     manifest.write_text(format_manifest([describe_file(raw, name) for name in images]), encoding="utf-8")
     channels = 1 if next(iter(images.values())).ndim == 2 else 3
     source = {"kind": "folder", "dep": str(manifest), "root": str(raw), "labels": None, "labels_sha256": None}
-    source |= {"channels": channels, "spacing_mm": None}
+    source |= {"channels": channels, "spacing_mm": None, "id_key_fingerprint": create_key(root / "key")}
     params = {
         "image_format": "png",
         "jpg_quality": 95,
@@ -35,7 +35,6 @@ def build_shards_of(
         "num_bank_pairs": num_bank_pairs,
         "seed": 0,
         "splits": {"train": 1.0, "val": 0.0, "test": 0.0},
-        "id_key_fingerprint": create_key(root / "key"),
         "foreground": {"min_mean": 0.0, "min_std": 0.0},
         "max_source_megapixels": 1.0,
         "max_quarantined_fraction": 0.0,

@@ -29,7 +29,6 @@ SHARD = {
     "num_bank_pairs": 2,
     "seed": 0,
     "splits": {"train": 0.3, "val": 0.1, "test": 0.6},
-    "id_key_fingerprint": "",
     "foreground": {"min_mean": 8.0, "min_std": 4.0},
     "max_source_megapixels": 100.0,
     "max_quarantined_fraction": 0.0,
@@ -63,6 +62,7 @@ BACKBONE = {
     "name": "vit_tiny_patch16_224",
     "model_args": {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "class_token": False},
     "in_channels": 1,
+    "token_activation": "relu",
     "drop_path": 0.0,
 }
 
@@ -111,7 +111,6 @@ def write_dataset(root: Path, num_patients: int, *, has_landmarks: bool = True) 
         "name": "drawn chests",
         "notice": "Drawn for a test.",
         "limits": ["Nobody is in these pictures."],
-        "spacing_mm": None,
     }
     (root / "dataset.json").write_text(json.dumps(facts))
     Image.fromarray(rng.integers(0, 255, (60, 90), dtype=np.uint8)).save(root / "contact_sheet.png")
@@ -131,7 +130,8 @@ def write_model(folder: Path, *, seed: int) -> None:
         logits=LogitParams(scale=10.0, bias=-5.0, learnable=True),
     )
     weights = {"global": 0.1, "decomposition": 0.5, "composition": 0.5}
-    pretrain = {"backbone": BACKBONE, "loss_weights": weights, "epochs": 4, "batch_size": 8}
+    pretrain: dict[str, Any] = {"backbone": BACKBONE, "loss_weights": weights, "epochs": 4, "batch_size": 8}
+    pretrain["augment"] = {"erase": {"probability": 0.25, "min_side": 0.3, "max_side": 0.8}}
     params: dict[str, Any] = {"pretrain": pretrain, "grid": GRID.spec.to_json()}
     params["batches"] = {BATCH: {"mix": {"weight": 1.0, "mean": 0.5, "std": 0.25}}}
     folder.mkdir(parents=True)

@@ -32,11 +32,13 @@ def test_matching_loss_agrees_with_the_oracle(seed: int, alpha: float, scale: fl
         tokens(2, 5, 4, seed=seed + 1),
         soft_target(2, 6, 5, seed=seed),
     )
-    loss = matching_loss(teacher, student, target, scale=torch.tensor(scale), bias=torch.tensor(bias), alpha=alpha)
-    expected = oracle.matching_loss(
-        teacher.double().numpy(), student.double().numpy(), target.numpy(), scale, bias, alpha
-    )
-    assert loss.item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    known = torch.rand(target.shape, generator=torch.Generator().manual_seed(seed)) < 0.7
+    logits = {"scale": torch.tensor(scale), "bias": torch.tensor(bias), "alpha": alpha}
+    both = teacher.double().numpy(), student.double().numpy(), target.numpy()
+    for mask, pairs in ((known, known), (None, torch.ones_like(known))):
+        loss = matching_loss(teacher, student, target, mask, **logits)
+        expected = oracle.matching_loss(*both, pairs.numpy(), scale, bias, alpha)
+        assert loss.item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
 def test_gradients_of_tokens_scale_and_bias_agree_with_central_differences() -> None:
@@ -46,10 +48,11 @@ def test_gradients_of_tokens_scale_and_bias_agree_with_central_differences() -> 
         torch.tensor(3.0, dtype=torch.float64, requires_grad=True),
         torch.tensor(-1.0).double().requires_grad_(),
     )
-    matching_loss(teacher, student, target, scale=scale, bias=bias, alpha=0.9).backward()
+    known = torch.rand(target.shape, generator=torch.Generator().manual_seed(3)) < 0.7
+    matching_loss(teacher, student, target, known, scale=scale, bias=bias, alpha=0.9).backward()
 
     def loss(values: np.ndarray, s: float = 3.0, b: float = -1.0) -> float:
-        return oracle.matching_loss(teacher.numpy(), values, target.numpy(), s, b, 0.9)
+        return oracle.matching_loss(teacher.numpy(), values, target.numpy(), known.numpy(), s, b, 0.9)
 
     values = student.detach().numpy()
     np.testing.assert_allclose(student.grad.numpy(), oracle.numerical_gradient(loss, values), atol=1e-6)

@@ -11,7 +11,7 @@ NANO = {"embed_dim": 192, "depth": 6, "num_heads": 3, "class_token": False}
 
 def params(name: str, in_channels: int = 3, **model_args: object) -> BackboneParams:
     values = {"name": name, "model_args": model_args, "in_channels": in_channels, "drop_path": 0.1}
-    return BackboneParams.from_params(values, "backbone")
+    return BackboneParams.from_params({**values, "token_activation": "identity"}, "backbone")
 
 
 def grid(t: int, cell_px: int) -> GridSpec:
@@ -76,6 +76,18 @@ def test_tokens_come_after_the_last_norm(backbone: BackboneParams, spec: GridSpe
         tokens = model(torch.rand(1, 1, spec.crop_px, spec.crop_px))
     torch.testing.assert_close(tokens.mean(-1), torch.zeros(1, 8, 8), atol=1e-4, rtol=0)
     torch.testing.assert_close(tokens.var(-1, unbiased=False), torch.ones(1, 8, 8), atol=1e-2, rtol=0)
+
+
+@small
+def test_relu_keeps_what_is_positive_of_the_same_tokens(backbone: BackboneParams, spec: GridSpec) -> None:
+    model = build_backbone(backbone, spec).eval()
+    rectified = build_backbone(backbone.model_copy(update={"token_activation": "relu"}), spec).eval()
+    rectified.load_state_dict(model.state_dict())
+    image = torch.rand(1, 1, spec.crop_px, spec.crop_px)
+    with torch.no_grad():
+        tokens = model(image)
+        assert torch.equal(rectified(image), tokens.clamp_min(0))
+    assert (tokens < 0).any()
 
 
 @small

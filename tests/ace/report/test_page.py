@@ -10,7 +10,7 @@ import pytest
 
 from ace.report.page import write_report
 from ace.report.params import ReportParams
-from shards.errors import ConfigError
+from shards.errors import ShardError
 
 PARAMS = ReportParams(title="What a <small> encoder learned", seed=0, smoothing_steps=5)
 
@@ -80,6 +80,19 @@ def test_every_key_figure_stands_beside_its_chance_and_the_untrained_encoder(
     assert f"{figures['baselines']['correspondence_px_at_1024']['same_pixel']['value']:.1f}" in page
 
 
+def test_squares_erased_in_training_are_told_where_the_protocol_removes_squares(
+    page: str, evaluated_project: Path, tmp_path: Path
+) -> None:
+    assert "In training 25 % of the crops had a black square" in page
+    root = tmp_path / "project"
+    shutil.copytree(evaluated_project, root)
+    config = json.loads((root / "models/ace/config.json").read_text())
+    config["params"]["pretrain"]["augment"]["erase"]["probability"] = 0.0
+    (root / "models/ace/config.json").write_text(json.dumps(config))
+    write_report(PARAMS, tmp_path / "report.html", root)
+    assert "black square" not in (tmp_path / "report.html").read_text()
+
+
 def test_texts_from_data_and_params_are_escaped(page: str) -> None:
     assert "What a &lt;small&gt; encoder learned" in page
     assert "&lt;script&gt;not markup" in page
@@ -118,6 +131,17 @@ def test_the_same_inputs_give_the_same_page(evaluated_project: Path, page: str, 
     assert (tmp_path / "again.html").read_text() == page
 
 
+def test_a_shard_set_that_the_model_does_not_know_is_not_reported(
+    evaluated_project: Path, page: str, tmp_path: Path
+) -> None:
+    root = tmp_path / "project"
+    shutil.copytree(evaluated_project, root)
+    (known,) = (root / "data/shards").iterdir()
+    shutil.copytree(known, root / "data/shards/left-b000")
+    write_report(PARAMS, tmp_path / "report.html", root)
+    assert (tmp_path / "report.html").read_text() == page
+
+
 @pytest.mark.parametrize(
     ("missing", "command"),
     [
@@ -132,7 +156,7 @@ def test_a_stage_that_has_not_run_is_named(evaluated_project: Path, tmp_path: Pa
     shutil.copytree(evaluated_project, root)
     path = root / missing
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    with pytest.raises(ConfigError, match=command):
+    with pytest.raises(ShardError, match=command):
         write_report(PARAMS, tmp_path / "report.html", root)
     assert not (tmp_path / "report.html").exists()
 

@@ -33,6 +33,7 @@ def tiny_params(**changes: Any) -> PretrainParams:
         "name": "vit_tiny_patch16_224",
         "model_args": {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "class_token": False},
         "in_channels": 1,
+        "token_activation": "identity",
         "drop_path": 0.2,
     }
     values |= {"epochs": 6, "warmup_epochs": 1, "batch_size": 8, "num_workers": 0, "log_every_steps": 1}
@@ -62,7 +63,7 @@ def write_noise_dataset(root: Path, *, num_images: int, size_px: int) -> None:
             coarse.resize((size_px, size_px), Image.Resampling.BICUBIC).save(root / "images" / f"{name}.png")
             writer.writerow([name, f"p{number:04d}", f"p{number:04d}-s0", "PA", number % 2])
     (root / "landmarks.csv").write_text("image_id,landmark,row,col\n")
-    (root / "dataset.json").write_text(json.dumps({"name": "noise", "spacing_mm": None}))
+    (root / "dataset.json").write_text(json.dumps({"name": "noise"}))
 
 
 @pytest.fixture(scope="session")

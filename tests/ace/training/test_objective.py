@@ -58,7 +58,7 @@ def test_matching_terms_agree_with_the_oracle_also_where_tokens_are_erased(
     with torch.no_grad():
         ours = student(*crops, everywhere, everywhere, k=2, l=2)
     theirs = state.teacher(*crops, everywhere, everywhere)
-    expected: dict[str, list[np.ndarray]] = {"decomposition": [], "composition": []}
+    expected: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {"decomposition": [], "composition": []}
     for i in range(4):
         coarse, fine = (tuple(origins[i].tolist()) for origins in (batch.coarse_origin, batch.fine_origin))
         coarse_erased, fine_erased = (~v[i].cpu().numpy() for v in (batch.coarse_visible, batch.fine_visible))
@@ -78,7 +78,8 @@ def test_matching_terms_agree_with_the_oracle_also_where_tokens_are_erased(
         scale, bias = (value.item() for value in getattr(student, f"{name}_logits")())
         alpha = getattr(PARAMS.matching_loss, f"alpha_{name}")
         tokens = teacher_tokens.double().cpu().numpy(), student_tokens.double().cpu().numpy()
-        value = losses.matching_loss(*tokens, np.stack(expected[name]), scale, bias, alpha)
+        target, known = (np.stack(arrays) for arrays in zip(*expected[name], strict=True))
+        value = losses.matching_loss(*tokens, target, known, scale, bias, alpha)
         assert terms[f"loss_{name}"].item() == pytest.approx(value, rel=1e-5)
 
 

@@ -13,10 +13,15 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from shards.errors import ConfigError
+from shards.params import PhantomSourceParams
+from shards.phantom.anatomy import Anatomy
 from shards.phantom.dataset import build_phantom, fingerprint
 from shards.phantom.findings import KINDS
 from shards.phantom.labels import STRUCTURES
 from shards.phantom.params import PhantomParams
+from shards.phantom.study import draw_study
+from shards.scratch import unfinished_work
+from shards.sources.phantom import PhantomSource
 from tests.shards.phantom.settings import TINY, phantom_params
 
 PARAMS = phantom_params(**TINY, num_patients=12, images_per_patient=2, findings={"fraction": 0.8})
@@ -38,7 +43,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACE_SCRATCH", str(folder / "scratch"))
         build_phantom(PARAMS, folder / "phantom", num_workers=1)
-    assert not [path for path in (folder / "scratch").rglob("*") if path.is_file()]
+    assert {path.suffix for path in (folder / "scratch").rglob("*") if path.is_file()} <= {".lock"}
     return folder / "phantom"
 
 
@@ -74,6 +79,18 @@ def test_images_of_a_patient_share_study_and_labels_but_not_pixels(dataset: Path
         assert all(row[column] == other[column] for column in ("study_id", "finding_side", *KINDS))
         first, second = ((dataset / "images" / f"{item['image_id']}.png").read_bytes() for item in (row, other))
         assert first != second
+
+
+def test_every_image_has_the_spacing_of_its_own_exposure(dataset: Path, anatomy: Anatomy) -> None:
+    records = PhantomSource(PhantomSourceParams(kind="phantom", dep=str(dataset))).records()
+    found = {record.source_id: record.spacing_mm for record in records}
+    for number in range(PARAMS.num_patients):
+        study = draw_study(PARAMS, anatomy, number)
+        for name, exposure in zip(study.image_ids, study.exposures, strict=True):
+            side_mm = pytest.approx(exposure.field_of_view_mm / PARAMS.size_px, abs=1e-6)
+            assert found.pop(name) == (side_mm, side_mm)
+    assert not found
+    assert len({record.spacing_mm for record in records}) == len(records)
 
 
 def test_landmarks_lie_inside_the_image_and_on_what_they_are_named_after(dataset: Path) -> None:
@@ -126,7 +143,9 @@ def test_rendering_in_this_process_leaves_its_arithmetic_as_it_was(tmp_path: Pat
 
 
 def test_another_seed_gives_other_images(dataset: Path, tmp_path: Path) -> None:
-    build_phantom(PARAMS.model_copy(update={"num_patients": 1, "seed": 2}), tmp_path / "other", num_workers=1)
+    build_phantom(
+        PARAMS.model_copy(update={"num_patients": 1, "seed": PARAMS.seed + 1}), tmp_path / "other", num_workers=1
+    )
     name = "images/p0000-i0.png"
     assert folder_bytes(tmp_path / "other")[name] != folder_bytes(dataset)[name]
 
@@ -168,12 +187,8 @@ def names(records: list[Path]) -> set[str]:
     return {record.stem for record in records}
 
 
-def test_the_same_dataset_is_not_made_twice_at_once(tmp_path: Path, scratch: Path) -> None:
-    from filelock import FileLock
-
-    work = scratch / "phantom" / fingerprint(PARAMS)[:16]
-    work.mkdir(parents=True)
-    with FileLock(work / "lock"), pytest.raises(ConfigError, match="another process"):
+def test_the_same_dataset_is_not_made_twice_at_once(tmp_path: Path) -> None:
+    with unfinished_work("phantom", fingerprint(PARAMS)[:16]), pytest.raises(ConfigError, match="another process"):
         build_phantom(PARAMS, tmp_path / "phantom", num_workers=1)
 
 

@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ def problem(source: PhantomSource) -> str:
 
 
 def test_the_phantom_passes_the_battery(tmp_path: Path) -> None:
-    check_source(open_source(write_phantom(tmp_path / "phantom")))
+    check_source(open_source(write_phantom(tmp_path / "phantom")), has_public_ids=True)
 
 
 def test_records_hold_what_the_files_say(tmp_path: Path) -> None:
@@ -30,15 +29,26 @@ def test_records_hold_what_the_files_say(tmp_path: Path) -> None:
     assert record.landmarks == {"carina": (20.25, 24.5), "apex_left": (3.125, 30.0)}
     assert sorted(record.masks) == ["heart", "nodule"]
     assert sorted(records["p0002-i1"].masks) == ["heart"]
-    assert record.spacing_mm == (1.2, 1.2)
-    assert source.has_public_ids
+    assert record.spacing_mm == (1.3, 1.3)
+    assert records["p0003-i1"].spacing_mm == (1.2, 1.2)
 
 
-@pytest.mark.parametrize(("spacing", "expected"), [(None, None), (0.5, (0.5, 0.5)), ([0.5, 0.7], (0.5, 0.7))])
-def test_spacing_is_none_one_number_or_two(spacing: object, expected: object, tmp_path: Path) -> None:
+def test_a_spacing_may_be_unknown(tmp_path: Path) -> None:
     params = write_phantom(tmp_path / "phantom", num_patients=1)
-    (tmp_path / "phantom" / "dataset.json").write_text(json.dumps({"spacing_mm": spacing}))
-    assert PhantomSource(params).records()[0].spacing_mm == expected
+    labels = tmp_path / "phantom" / "labels.csv"
+    text = labels.read_text()
+    labels.write_text(text.replace(",1.2", ","))
+    assert PhantomSource(params).records()[0].spacing_mm is None
+    labels.write_text(text.replace(",1.2", "").replace(",detector_spacing_mm", ""))
+    assert PhantomSource(params).records()[0].spacing_mm is None
+
+
+@pytest.mark.parametrize("spacing", ["wide", "0", "-0.4", "nan", "inf"])
+def test_a_spacing_that_no_pixel_can_have_is_refused(spacing: str, tmp_path: Path) -> None:
+    params = write_phantom(tmp_path / "phantom", num_patients=1)
+    labels = tmp_path / "phantom" / "labels.csv"
+    labels.write_text(labels.read_text().replace(",1.2", f",{spacing}"))
+    assert f"p0000-i1: detector_spacing_mm is '{spacing}'" in problem(PhantomSource(params))
 
 
 @pytest.mark.parametrize("name", ["dataset.json", "labels.csv", "landmarks.csv"])

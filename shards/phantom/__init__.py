@@ -1,0 +1,1 @@
+"""The built-in dataset: radiographs of one scanned chest, warped into many virtual patients."""

@@ -1,0 +1,113 @@
+"""The definitions of this repository itself: derived from its dvc.yaml in full, and run by Dagster in a clone."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from dagster import AssetKey, Definitions
+from ruamel.yaml import YAML
+
+from pipelines.definitions import build_definitions
+from tests.checkout import ROOT, clone_checkout, run
+
+IMPORT_EVERYTHING = """
+from importlib import import_module
+from pkgutil import walk_packages
+
+import ace, pipelines, shards
+
+for package in (ace, pipelines, shards):
+    for module in walk_packages(package.__path__, f"{package.__name__}."):
+        # Run by hand, with packages that only the extra `phantom-asset` brings.
+        if module.name != "shards.phantom.prepare":
+            import_module(module.name)
+"""
+
+
+@pytest.fixture(scope="module")
+def definitions() -> Definitions:
+    return build_definitions(ROOT)
+
+
+@pytest.fixture(scope="module")
+def materialized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone in which Dagster, and nothing else, ran the graph."""
+    folder = tmp_path_factory.mktemp("dagster")
+    clone, home = clone_checkout(folder / "clone"), folder / "home"
+    home.mkdir()
+    shutil.copy(clone / "pipelines/dagster.yaml", home)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DAGSTER_HOME", str(home))
+        patch.setenv("DVC_SITE_CACHE_DIR", str(folder / "site-cache"))
+        selection = ["-m", "pipelines.definitions", "--select", "*"]
+        run(clone, sys.executable, "-m", "dagster", "asset", "materialize", *selection)
+    return clone
+
+
+def stages_by_out() -> dict[str, tuple[str, dict]]:
+    """dvc.yaml as written: out path → word and body of its stage, foreach over `batches` unrolled."""
+    yaml = YAML(typ="safe", pure=True)
+    stages = yaml.load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    batches = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"))["batches"]
+    found = {}
+    for word, stage in stages.items():
+        body = stage.get("do", stage)
+        for out in (out for kind in ("outs", "metrics", "plots") for out in body.get(kind, [])):
+            path = out if isinstance(out, str) else next(iter(out))
+            for key in batches if "foreach" in stage else [""]:
+                found[path.replace("${key}", key)] = word, body
+    return found
+
+
+def test_every_out_of_dvc_yaml_is_an_asset_of_its_stage_and_there_is_no_other(definitions: Definitions) -> None:
+    ops = {
+        key.to_user_string(): asset.op.name
+        for asset in definitions.resolve_asset_graph().assets_defs
+        for key in asset.keys
+    }
+    assert ops == {path: word for path, (word, _) in stages_by_out().items()}
+
+
+def test_every_asset_has_the_group_and_the_description_of_its_stage(definitions: Definitions) -> None:
+    graph = definitions.resolve_asset_graph()
+    for path, (_, body) in stages_by_out().items():
+        asset = graph.get(AssetKey(path.split("/")))
+        assert asset.group_name == body["meta"]["dagster"]["group"]
+        assert asset.description == body["desc"]
+
+
+def test_assets_depend_on_each_other_as_their_stages_do(definitions: Definitions) -> None:
+    graph = definitions.resolve_asset_graph()
+    upstream = {key.to_user_string() for key in graph.get(AssetKey(["reports", "report.html"])).parent_keys}
+    assert upstream == stages_by_out().keys() & set(stages_by_out()["reports/report.html"][1]["deps"])
+
+
+def test_the_sensor_and_the_job_of_all_assets_are_there(definitions: Definitions) -> None:
+    repository = definitions.get_repository_def()
+    assert [sensor.name for sensor in repository.sensor_defs] == ["dvc_lock"]
+    (job,) = repository.get_all_jobs()
+    assert {key.to_user_string() for key in job.asset_layer.executable_asset_keys} == set(stages_by_out())
+
+
+def test_every_bound_of_params_yaml_is_a_check_of_the_metrics(definitions: Definitions) -> None:
+    params = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    checks = definitions.resolve_asset_graph().asset_check_keys
+    assert {check.asset_key.to_user_string() for check in checks} == {"metrics/properties.json"}
+    assert len(checks) == len(params["evaluate"]["checks"])
+
+
+@pytest.mark.slow
+def test_dagster_alone_runs_the_whole_graph_and_dvc_finds_it_up_to_date(materialized: Path) -> None:
+    for out in stages_by_out():
+        assert (materialized / out).exists(), out
+    assert "up to date" in run(materialized, "dvc", "status")
+
+
+@pytest.mark.slow
+def test_importing_every_module_makes_no_stage_stale(materialized: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code folders are dependencies: without .dvcignore the bytecode that an import leaves in them would count."""
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    run(materialized, sys.executable, "-c", IMPORT_EVERYTHING)
+    assert list((materialized / "ace/losses").glob("__pycache__/*.pyc"))
+    assert "up to date" in run(materialized, "dvc", "status")

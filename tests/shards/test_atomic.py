@@ -1,0 +1,118 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shards.atomic import atomic_path, replace_directory, write_text
+from tests.shards.datasets import folder_bytes
+
+REPOSITORY = Path(__file__).parents[2]
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+from pathlib import Path
+from shards.atomic import atomic_path
+
+with atomic_path(Path(sys.argv[1])) as temporary:
+    temporary.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def write_folder(folder: Path, content: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "file").write_text(content)
+    return folder
+
+
+def test_a_file_appears_whole_and_replaces_the_old_one(tmp_path: Path) -> None:
+    write_text(tmp_path / "deep" / "file.txt", "old")
+    write_text(tmp_path / "deep" / "file.txt", "new ü")
+    assert folder_bytes(tmp_path) == {"deep/file.txt": "new ü".encode()}
+
+
+def test_an_error_while_writing_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    write_text(tmp_path / "file.txt", "old")
+
+    def write_half() -> None:
+        with atomic_path(tmp_path / "file.txt") as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
+    assert folder_bytes(tmp_path) == {"file.txt": b"old"}
+
+
+def test_the_next_writer_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    target = tmp_path / "file[1].txt"
+    write_text(target, "old")
+    killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, str(target)])
+    assert killed.returncode == -signal.SIGKILL
+    assert sorted(folder_bytes(tmp_path).values()) == [b"half", b"old"]
+    write_text(target, "new")
+    assert folder_bytes(tmp_path) == {target.name: b"new"}
+
+
+def test_two_writers_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+    target = tmp_path / "file.txt"
+    with atomic_path(target) as temporary:
+        temporary.write_text("mine")
+        other = "import sys; from pathlib import Path; from shards.atomic import write_text; "
+        subprocess.run(
+            [sys.executable, "-c", f"{other} write_text(Path(sys.argv[1]), 'other')", str(target)], check=True
+        )
+        assert target.read_text() == "other"
+    assert folder_bytes(tmp_path) == {"file.txt": b"mine"}
+
+
+def test_files_of_other_targets_stay(tmp_path: Path) -> None:
+    names = [".other.txt.999999999.tmp", ".file.txt.tmp", ".file.txt.backup.tmp", "file.txt.999999999.tmp"]
+    for name in names:
+        (tmp_path / name).write_text("")
+    write_text(tmp_path / "file.txt", "")
+    assert sorted(folder_bytes(tmp_path)) == sorted([*names, "file.txt"])
+
+
+def test_a_folder_replaces_an_older_one_whole(tmp_path: Path) -> None:
+    write_folder(tmp_path / "out", "old")
+    (tmp_path / "out" / "stale").touch()
+    replace_directory(write_folder(tmp_path / ".out.tmp", "new"), tmp_path / "out")
+    assert folder_bytes(tmp_path) == {"out/file": b"new"}
+
+
+def test_a_kill_between_the_two_renames_loses_no_folder_and_the_next_run_completes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, finished = write_folder(tmp_path / "out", "old"), write_folder(tmp_path / ".out.tmp", "new")
+    rename = Path.rename
+
+    def rename_unless_finished(path: Path, to: Path) -> Path:
+        if path == finished:
+            raise KeyboardInterrupt
+        return rename(path, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename_unless_finished)
+        with pytest.raises(KeyboardInterrupt):
+            replace_directory(finished, target)
+    assert folder_bytes(tmp_path) == {".out.old/file": b"old", ".out.tmp/file": b"new"}
+    replace_directory(finished, target)
+    assert folder_bytes(tmp_path) == {"out/file": b"new"}
+
+
+@pytest.mark.parametrize("name", [".gitignore", ".dvcignore"])
+def test_what_a_kill_leaves_is_ignored(name: str) -> None:
+    assert {".*.tmp", ".*.old", ".*.new"} <= set((REPOSITORY / name).read_text().splitlines())
+
+
+def test_a_process_of_another_user_counts_as_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refuse)
+    (tmp_path / ".file.txt.1.tmp").write_text("theirs")
+    write_text(tmp_path / "file.txt", "mine")
+    assert (tmp_path / ".file.txt.1.tmp").read_text() == "theirs"
