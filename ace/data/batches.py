@@ -77,6 +77,14 @@ class PairBatch:
     coarse_visible: Bool[Tensor, "batch tokens"]
     fine_visible: Bool[Tensor, "batch tokens"]
 
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def split(self, num_parts: int) -> "list[PairBatch]":
+        """The batch in equal parts, in order; `num_parts` divides its length."""
+        size = len(self) // num_parts
+        return [self._sliced(slice(first, first + size)) for first in range(0, len(self), size)]
+
     def to(self, device: torch.device) -> "PairBatch":
         """The batch on a device; from pinned memory the copy runs beside the computation."""
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
@@ -95,6 +103,9 @@ class PairBatch:
 
     def _normalised(self, crops: Tensor) -> Tensor:
         return (crops / 255.0 - self.mean[:, None, None, None]) / self.std[:, None, None, None]
+
+    def _sliced(self, part: slice) -> "PairBatch":
+        return replace(self._mapped(lambda tensor: tensor[part]), keys=self.keys[part])
 
     def _mapped(self, function: Any) -> "PairBatch":
         values = {field.name: getattr(self, field.name) for field in fields(self)}

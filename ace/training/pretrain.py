@@ -21,7 +21,7 @@ from ace.models.networks import Student, Teacher
 from ace.training.checkpoint import save_model
 from ace.training.log import RunLog, open_log
 from ace.training.monitors import effective_rank, feature_std, mean_entropy
-from ace.training.objective import branches_of, compute_loss
+from ace.training.objective import branches_of, compute_loss, count_valid
 from ace.training.optimizer import build_optimizer, set_schedule
 from ace.training.params import PretrainParams
 from ace.training.schedules import cosine, linear_warmup, warmup_cosine
@@ -188,6 +188,7 @@ def train_step(state: TrainState, batch: Any, params: PretrainParams, t: int, st
         t=t,
         teacher_temperature=temperature,
         logit_scales=state.student,
+        num_valid=count_valid(batch, t),
     )
     state.optimizer.zero_grad(set_to_none=True)
     result.loss.backward()  # type: ignore[no-untyped-call]

@@ -6,7 +6,7 @@ import torch
 
 from ace.data.batches import CropPairItem, PairBatch, collate
 from ace.models.encoder import default_device
-from ace.training.objective import StepResult, compute_loss
+from ace.training.objective import StepResult, compute_loss, count_valid
 from ace.training.pretrain import build_state
 from ace.training.state import TrainState
 from shards.grid import draw_crop_pair
@@ -45,6 +45,7 @@ def result_of(state: TrainState, batch: PairBatch) -> StepResult:
         t=GRID.t,
         teacher_temperature=0.04,
         logit_scales=state.student,
+        num_valid=count_valid(batch, GRID.t),
     )
 
 
