@@ -11,20 +11,36 @@ PROPERTIES, TRAINING, REPORT = Path("metrics/properties.json"), Path("metrics/pr
 
 
 def pretrain(arguments: argparse.Namespace) -> None:
-    """Train student and EMA teacher on the shards of every batch; a killed run goes on at its last checkpoint."""
+    """Train student and EMA teacher on the shards of every batch; a killed run goes on at its last checkpoint.
+
+    Several processes train together when torchrun starts them: torchrun --nproc-per-node 8 -m ace pretrain. SIGTERM,
+    SIGUSR1, Ctrl-C and the time limit let the running step finish, save, and end with exit code 75: the same command
+    goes on from there.
+    """
     from ace.training.params import PretrainParams
-    from ace.training.pretrain import pretrain
+    from ace.training.pretrain import RunOptions, pretrain
+    from ace.training.stop import EXIT_CODE, StoppedError
     from shards.params import GridParams, parse_batches
 
     values = values_of(arguments)
-    pretrain(
-        PretrainParams.from_params(values.get("pretrain"), f"{arguments.params}: pretrain"),
-        GridParams.from_params(values.get("grid"), f"{arguments.params}: grid"),
-        parse_batches(values.get("batches"), f"{arguments.params}: batches"),
-        shards_root=arguments.shards,
-        out=arguments.out,
-        metrics_dir=arguments.metrics,
+    options = RunOptions(
+        run_dir=arguments.run_dir,
+        accepts_changed_code=arguments.accept_changed_code,
+        time_limit_s=None if arguments.time_limit is None else 60 * arguments.time_limit,
     )
+    try:
+        pretrain(
+            PretrainParams.from_params(values.get("pretrain"), f"{arguments.params}: pretrain"),
+            GridParams.from_params(values.get("grid"), f"{arguments.params}: grid"),
+            parse_batches(values.get("batches"), f"{arguments.params}: batches"),
+            shards_root=arguments.shards,
+            out=arguments.out,
+            metrics_dir=arguments.metrics,
+            options=options,
+        )
+    except StoppedError as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(EXIT_CODE)
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -78,6 +94,18 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--shards", type=Path, default=SHARDS, metavar="DIR", help=f"default: {SHARDS}")
     command.add_argument("--out", type=Path, default=MODEL, metavar="DIR", help=f"default: {MODEL}")
     command.add_argument("--metrics", type=Path, default=TRAINING, metavar="DIR", help=f"default: {TRAINING}")
+    command.add_argument(
+        "--run",
+        type=Path,
+        dest="run_dir",
+        metavar="DIR",
+        help="keep checkpoints and log here, and go on with what is there; refused if it was begun with other inputs "
+        "(default: a folder in scratch, named by all inputs, removed once the model is finished)",
+    )
+    command.add_argument(
+        "--accept-changed-code", action="store_true", help="go on in --run although code or library versions changed"
+    )
+    command.add_argument("--time-limit", type=float, metavar="MINUTES", help="save and end with exit code 75 after it")
     command.set_defaults(run=pretrain)
 
     command = commands.add_parser("evaluate", help="measure what the encoder learned", description=evaluate.__doc__)

@@ -14,7 +14,9 @@ def progress(items: Iterable[Item], *, total: int, description: str, unit: str, 
     yield from progress_bar(items, total=total, description=description, unit=unit, initial=initial)
 
 
-def progress_bar(items: Any = None, *, total: int, description: str, unit: str, initial: int = 0) -> "tqdm[Any]":
+def progress_bar(
+    items: Any = None, *, total: int, description: str, unit: str, initial: int = 0, is_shown: bool = True
+) -> "tqdm[Any]":
     """The bar itself, for loops that update it by hand or show figures beside it."""
     is_terminal = sys.stderr.isatty()
     return tqdm(
@@ -27,4 +29,5 @@ def progress_bar(items: Any = None, *, total: int, description: str, unit: str, 
         ncols=None if is_terminal else 100,
         mininterval=0.2 if is_terminal else 10.0,
         file=sys.stderr,
+        disable=not is_shown,
     )

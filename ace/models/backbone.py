@@ -40,6 +40,20 @@ class Backbone(nn.Module):
         tokens: Tensor = self.activation(self._as_rows_and_columns(self.model(images)))
         return tokens
 
+    def checkpoint_activations(self) -> None:
+        """Keep no activations inside the model's stages in training; the backward pass computes them again.
+
+        Raises:
+            ConfigError: the architecture cannot.
+        """
+        try:
+            self.model.set_grad_checkpointing(True)
+        except (AssertionError, AttributeError):
+            raise ConfigError(
+                f"{type(self.model).__name__} has no activation checkpointing in timm; set "
+                "pretrain.checkpoint_activations to false, or choose another backbone"
+            ) from None
+
     def _as_rows_and_columns(self, features: Tensor) -> Tensor:
         """Timm's three layouts: NLC with prefix tokens (ViT), NHWC (Swin), NCHW (ConvNeXt)."""
         if features.ndim == 3:

@@ -87,11 +87,29 @@ class PretrainParams(OptimizerParams):
     crops: Literal["fresh", "bank"]
     """`fresh` draws new crop pairs every epoch; `bank` uses the pairs stored with each sample."""
     augment: AugmentParams
+    start_from: str | None
+    """Folder of a finished model whose backbone and heads, student's and teacher's, training starts with; null for
+    random ones (or `backbone.weights`). Optimiser and schedules start anew: this is not how a run is resumed."""
+    precision: Literal["fp32", "bf16", "fp16"]
+    """Of the arithmetic in the networks; weights, averages and losses are fp32. fp16 scales the loss."""
+    num_micro_batches: int = Field(ge=1)
+    """Parts in which a process takes its share of the batch, to save memory; their gradients add up."""
+    compile: bool
+    """Compile both backbones with torch.compile: faster steps after minutes of compilation."""
+    checkpoint_activations: bool
+    """Compute the student backbone's activations again in the backward pass, to save memory."""
+    on_nonfinite: Literal["stop", "skip"]
+    """What to do when loss or gradient is not finite: the batch is saved for inspection, then the run ends or the
+    step is left out."""
+    max_skipped_steps: int = Field(ge=1)
+    """With `skip`: steps left out one after another at which the run ends all the same."""
     num_workers: int = Field(ge=0)
-    """Loader processes; 0 loads in the training process."""
+    """Loader processes of each training process; 0 loads in the training process."""
     log_every_steps: int = Field(ge=1)
     checkpoint_every_s: float = Field(ge=0)
-    """Seconds between resumable checkpoints in the scratch folder; 0 writes one after every step."""
+    """Seconds between resumable checkpoints; 0 writes one after every step."""
+    keep_checkpoints: int = Field(ge=1)
+    """How many of the newest checkpoints stay; the best by the probe stays besides."""
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> "PretrainParams":

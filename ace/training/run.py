@@ -1,0 +1,162 @@
+"""What a training run depends on, and the folder that belongs to it alone."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from platform import python_version
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ace.training.params import PretrainParams
+from shards.atomic import write_text
+from shards.errors import ConfigError
+from shards.params import BatchParams, GridParams
+from shards.read import ShardIndex
+from shards.scratch import unfinished_work
+
+RUN = "run.json"
+RECORDED_VERSIONS = ("torch", "timm", "numpy", "pillow")
+CODE = ("ace/data", "ace/geometry", "ace/losses", "ace/models", "ace/training", "shards")
+"""Folders of the modules that training runs."""
+NOT_DECISIVE = {
+    "num_workers",
+    "log_every_steps",
+    "checkpoint_every_s",
+    "keep_checkpoints",
+    "on_nonfinite",
+    "max_skipped_steps",
+    "collapse",
+}
+"""Fields of the section that may change without changing the weights a finished run ends with."""
+MADE_OF = ("code", "versions")
+"""Parts of the identity that `--accept-changed-code` lets change."""
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """Everything the finished weights depend on, but for the number of processes, which moves only their last bits."""
+
+    values: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        params: PretrainParams,
+        grid: GridParams,
+        batches: Mapping[str, BatchParams],
+        indexes: Mapping[str, ShardIndex],
+    ) -> "RunIdentity":
+        """Parameters, grid, mix and content of the shards, code and libraries."""
+        root = Path(__file__).parents[2]
+        modules = [path for folder in CODE for path in sorted((root / folder).glob("*.py"))]
+        return cls(
+            {
+                "pretrain": params.model_dump(mode="json", exclude=NOT_DECISIVE),
+                "grid": grid.model_dump(mode="json"),
+                "mix": {name: batches[name].mix.model_dump(mode="json") for name in indexes},
+                "indexes": {name: index.fingerprint for name, index in indexes.items()},
+                "code": hashlib.sha256(b"".join(path.read_bytes() for path in modules)).hexdigest(),
+                "versions": recorded_versions(),
+            }
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of it all."""
+        return hashlib.sha256(json.dumps(self.values, sort_keys=True).encode()).hexdigest()[:16]
+
+    def differences(self, other: Mapping[str, Any]) -> list[str]:
+        """Dotted keys in which another run's values differ, as `key: found …, expected …`; found is the other's."""
+        found, expected = _flat(other), _flat(self.values)
+        return [
+            f"{key}: found {found.get(key, '(none)')}, expected {expected.get(key, '(none)')}"
+            for key in sorted(found.keys() | expected.keys())
+            if found.get(key) != expected.get(key)
+        ]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps its checkpoints, its rows and its dumps.
+
+    Attributes:
+        path: The folder.
+        fingerprints: Of this run, and of those it goes on from.
+    """
+
+    path: Path
+    fingerprints: frozenset[str]
+
+
+@contextmanager
+def open_run(identity: RunIdentity, run_dir: Path | None, *, accepts_changed_code: bool) -> Iterator[RunFolder]:
+    """The folder of a run, held by this training alone.
+
+    Args:
+        identity: Of the run.
+        run_dir: A folder to use and to keep. None: one below the scratch folder, named by the run's fingerprint and
+            removed once the finished model is in place.
+        accepts_changed_code: Go on in `run_dir` with other code or libraries than it was begun with; its `run.json`
+            keeps a record of all it was trained with.
+
+    Raises:
+        ConfigError: another training holds the folder, or it was begun with other parameters, data or code.
+    """
+    if run_dir is None:
+        with unfinished_work("pretrain", identity.fingerprint) as folder:
+            yield RunFolder(folder, frozenset({identity.fingerprint}))
+        return
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run_dir / "run.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(
+            f"{run_dir}: another training is at work here and holds {lock.lock_file}; wait for it or end it, or choose "
+            "another --run"
+        ) from None
+    try:
+        earlier = _earlier_runs(identity, run_dir, accepts_changed_code)
+        runs = [*(run for run in earlier if run != identity.values), identity.values]
+        write_text(run_dir / RUN, json.dumps({"runs": runs}, indent=2, sort_keys=True) + "\n")
+        yield RunFolder(run_dir, frozenset(RunIdentity(run).fingerprint for run in runs))
+    finally:
+        lock.release()
+
+
+def recorded_versions() -> dict[str, str]:
+    """Python and the libraries that results depend on."""
+    return {"python": python_version(), **{name: version(name) for name in RECORDED_VERSIONS}}
+
+
+def _earlier_runs(identity: RunIdentity, run_dir: Path, accepts_changed_code: bool) -> list[Mapping[str, Any]]:
+    path = run_dir / RUN
+    if not path.exists():
+        return []
+    runs: list[Mapping[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["runs"]
+    differences = identity.differences(runs[-1])
+    accepted = tuple(f"{part}." for part in MADE_OF) + tuple(f"{part}:" for part in MADE_OF)
+    refused = [line for line in differences if not (accepts_changed_code and line.startswith(accepted))]
+    if refused:
+        raise ConfigError(
+            f"{run_dir}: begun with other inputs:\n  "
+            + "\n  ".join(refused)
+            + "\nrestore them, choose another --run, start from the old weights (pretrain.start_from), or, where only "
+            "code or versions differ, pass --accept-changed-code"
+        )
+    return runs
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,65 @@
+"""Ending a training on request: a signal or a time limit lets the running step finish and its state be saved."""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+EXIT_CODE = 75
+"""EX_TEMPFAIL of sysexits.h: not finished, start the same command again. Schedulers can be told to requeue on it."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class StoppedError(Exception):
+    """The training was asked to end before its last step; its state is saved."""
+
+
+class StopRequest:
+    """Why training should end after the running step, if it should."""
+
+    def __init__(self, time_limit_s: float | None) -> None:
+        self._deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
+        self._signal: str | None = None
+
+    @property
+    def reason(self) -> str | None:
+        """`SIGTERM`, `time limit`, or None to go on."""
+        if self._signal is None and self._deadline is not None and time.monotonic() >= self._deadline:
+            return "time limit"
+        return self._signal
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if number == signal.SIGINT and self._signal is not None:
+            raise KeyboardInterrupt
+        self._signal = signal.Signals(number).name
+
+
+@contextmanager
+def stop_requests(time_limit_s: float | None) -> Iterator[StopRequest]:
+    """Listen for SIGTERM, SIGINT and SIGUSR1 instead of dying of them; a second SIGINT interrupts at once.
+
+    Args:
+        time_limit_s: Seconds from now after which training should end; None for no limit.
+    """
+    request = StopRequest(time_limit_s)
+    previous = {number: signal.signal(number, request._on_signal) for number in SIGNALS}
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def deaf_children() -> Iterator[None]:
+    """Processes started inside never get these signals: whoever signals the whole group must not kill the loader.
+
+    The mask of blocked signals passes to a child; what arrives here meanwhile is delivered afterwards.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,162 @@
+"""A run that ends at any moment and goes on later ends with the weights of one that never stopped."""
+
+import json
+import random
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from ace.training.stop import EXIT_CODE
+from tests.ace.training.runs import (
+    assert_equal_to_the_bit,
+    finish,
+    kill_all,
+    logged_rows,
+    saved_steps,
+    signal_when,
+    start_run,
+    weights,
+)
+
+NUM_STEPS = 18
+
+
+@pytest.fixture(scope="module")
+def finished(noise_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Uninterrupted runs of one and of two processes."""
+    outs = {}
+    for num_ranks in (1, 2):
+        outs[num_ranks] = tmp_path_factory.mktemp(f"finished-{num_ranks}")
+        finish(start_run(noise_shards, outs[num_ranks], num_ranks=num_ranks))
+    return outs
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "params"),
+    [
+        pytest.param(1, {"checkpoint_every_s": 0}, marks=pytest.mark.slow),
+        (1, {"checkpoint_every_s": 0.05}),
+        pytest.param(1, {"checkpoint_every_s": 0, "num_workers": 1}, marks=pytest.mark.slow),
+        (2, {"checkpoint_every_s": 0}),
+        pytest.param(2, {"checkpoint_every_s": 0.05}, marks=pytest.mark.slow),
+    ],
+    ids=["every step", "now and then", "loader process", "two processes", "two processes, now and then"],
+)
+def test_a_run_killed_at_random_steps_ends_with_the_same_weights(
+    finished: dict[int, Path], noise_shards: Path, tmp_path: Path, num_ranks: int, params: dict[str, float]
+) -> None:
+    steps = sorted(random.Random(f"{num_ranks}{params}").sample(range(1, NUM_STEPS - 2), 3))
+    for step in steps:
+        processes = start_run(noise_shards, tmp_path, num_ranks=num_ranks, **params)
+        try:
+            signal_when(
+                processes,
+                lambda step=step: len(logged_rows(tmp_path)) >= step and bool(saved_steps(tmp_path)),
+                signal.SIGKILL,
+            )
+        finally:
+            kill_all(processes)
+        assert processes[0].returncode == -signal.SIGKILL
+    errors = finish(start_run(noise_shards, tmp_path, num_ranks=num_ranks, **params))
+    assert "resuming after step" in errors[0]
+    assert_equal_to_the_bit(tmp_path / "model", finished[num_ranks] / "model")
+    rows = [json.loads(line) for line in (tmp_path / "model/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(NUM_STEPS))
+    before = [json.loads(line) for line in (finished[num_ranks] / "model/metrics.jsonl").read_text().splitlines()]
+    assert [row["loss"] for row in rows] == [row["loss"] for row in before]
+
+
+@pytest.mark.parametrize(
+    ("number", "num_ranks"),
+    [
+        (signal.SIGTERM, 1),
+        (signal.SIGTERM, 2),
+        pytest.param(signal.SIGUSR1, 1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_to_one_process_saves_and_ends_all_with_the_code_that_schedulers_requeue_on(
+    finished: dict[int, Path], noise_shards: Path, tmp_path: Path, number: signal.Signals, num_ranks: int
+) -> None:
+    processes = start_run(noise_shards, tmp_path, num_ranks=num_ranks, checkpoint_every_s=3600)
+    try:
+        signal_when(processes, lambda: len(logged_rows(tmp_path)) >= 3, number)
+        errors = finish(processes, EXIT_CODE)
+    finally:
+        kill_all(processes)
+    (step,) = saved_steps(tmp_path)
+    assert 3 <= step < NUM_STEPS
+    assert f"{number.name}: saved after step {step} of {NUM_STEPS}" in errors[0]
+    assert not (tmp_path / "model").exists()
+    finish(start_run(noise_shards, tmp_path, num_ranks=num_ranks, checkpoint_every_s=3600))
+    assert_equal_to_the_bit(tmp_path / "model", finished[num_ranks] / "model")
+
+
+def test_a_run_goes_on_with_another_number_of_processes_and_ends_close(
+    finished: dict[int, Path], noise_shards: Path, tmp_path: Path
+) -> None:
+    config = json.loads((finished[1] / "model/config.json").read_text())
+    still = {"backbone": {**config["params"]["pretrain"]["backbone"], "drop_path": 0.0}}
+    # Stochastic depth is drawn for each process by itself.
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    for folder in (alone, together):
+        folder.mkdir()
+    finish(start_run(noise_shards, alone, **still))
+    processes = start_run(noise_shards, together, **still)
+    signal_when(processes, lambda: len(logged_rows(together)) >= 5, signal.SIGTERM)
+    finish(processes, EXIT_CODE)
+    finish(start_run(noise_shards, together, num_ranks=2, **still))
+    ours, theirs = weights(together / "model"), weights(alone / "model")
+    assert max((ours[name] - theirs[name]).abs().max().item() for name in ours) < 1e-3
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
+    finished: dict[int, Path], noise_shards: Path, tmp_path: Path
+) -> None:
+    processes = start_run(noise_shards, tmp_path, checkpoint_every_s=0, keep_checkpoints=3)
+    signal_when(processes, lambda: len(logged_rows(tmp_path)) >= 6, signal.SIGTERM)
+    finish(processes, EXIT_CODE)
+    newest = max((tmp_path / "scratch/pretrain").glob("*/checkpoints/step-*.pt"))
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    (error,) = finish(start_run(noise_shards, tmp_path, keep_checkpoints=3))
+    assert f"{newest}: damaged" in error
+    assert f"resuming after step {int(newest.stem[5:]) - 1}" in error
+    assert_equal_to_the_bit(tmp_path / "model", finished[1] / "model")
+
+
+def test_a_named_run_directory_is_kept_and_refuses_other_inputs(
+    finished: dict[int, Path], noise_shards: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    finish(start_run(noise_shards, tmp_path, run_dir=run_dir))
+    assert_equal_to_the_bit(tmp_path / "model", finished[1] / "model")
+    kept = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+    assert kept == [f"step-{step:08d}.{end}" for step in (NUM_STEPS - 1, NUM_STEPS) for end in ("json", "pt")]
+    shutil.rmtree(tmp_path / "model")
+    (error,) = finish(start_run(noise_shards, tmp_path, run_dir=run_dir))
+    assert f"resuming after step {NUM_STEPS}" in error
+    assert_equal_to_the_bit(tmp_path / "model", finished[1] / "model")
+    (process,) = start_run(noise_shards, tmp_path, run_dir=run_dir, base_lr=0.001, num_workers=1)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert f"pretrain.base_lr: found {0.05}, expected 0.001" in error
+    assert "num_workers" not in error
+
+
+def test_a_second_training_in_the_same_run_directory_is_refused(noise_shards: Path, tmp_path: Path) -> None:
+    first_out, second_out = tmp_path / "first", tmp_path / "second"
+    for folder in (first_out, second_out):
+        folder.mkdir()
+    first = start_run(noise_shards, first_out, run_dir=tmp_path / "run")
+    try:
+        signal_when(first, (tmp_path / "run/metrics.jsonl").exists, signal.SIGSTOP)
+        (second,) = start_run(noise_shards, second_out, run_dir=tmp_path / "run")
+        _, error = second.communicate(timeout=120)
+        assert "another training is at work here" in error
+    finally:
+        first[0].send_signal(signal.SIGCONT)
+    finish(first)

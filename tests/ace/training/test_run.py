@@ -1,0 +1,64 @@
+"""What a run depends on, and whose folder it is."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ace.training import run as run_module
+from ace.training.run import RunIdentity, open_run
+from shards.errors import ConfigError
+from tests.ace.training.conftest import ROOT, tiny_batches, tiny_grid, tiny_params
+
+
+def identity(**changes: object) -> RunIdentity:
+    return RunIdentity.of(tiny_params(**changes), tiny_grid(), tiny_batches(), {})
+
+
+def test_work_begun_with_other_code_is_other_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("ace", "shards"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "asset"))
+    monkeypatch.setattr(run_module, "__file__", str(tmp_path / "ace/training/run.py"))
+    before = identity().fingerprint
+    (tmp_path / "ace/report/page.py").write_text("")
+    assert identity().fingerprint == before, "the report trains nothing"
+    with (tmp_path / "ace/losses/matching.py").open("a") as file:
+        file.write("\n")
+    assert identity().fingerprint != before
+
+
+def test_how_a_run_is_watched_and_saved_is_no_part_of_what_it_is() -> None:
+    watched = identity(num_workers=3, log_every_steps=7, checkpoint_every_s=9, keep_checkpoints=4, on_nonfinite="skip")
+    assert watched.fingerprint == identity().fingerprint
+    assert identity(seed=1).fingerprint != identity().fingerprint
+
+
+def test_differences_are_named_by_their_dotted_keys() -> None:
+    assert identity(seed=1).differences(identity().values) == ["pretrain.seed: found 0, expected 1"]
+    assert identity().differences(identity().values) == []
+
+
+def test_changed_code_is_refused_unless_accepted_and_then_recorded(tmp_path: Path) -> None:
+    with open_run(identity(), tmp_path, accepts_changed_code=False) as run:
+        assert run.fingerprints == {identity().fingerprint}
+    changed = RunIdentity({**identity().values, "code": "another"})
+    with (
+        pytest.raises(ConfigError, match=r"code: found .* expected another"),
+        open_run(changed, tmp_path, accepts_changed_code=False),
+    ):
+        pass
+    with open_run(changed, tmp_path, accepts_changed_code=True) as run:
+        assert run.fingerprints == {identity().fingerprint, changed.fingerprint}
+    runs = json.loads((tmp_path / "run.json").read_text())["runs"]
+    assert [entry["code"] for entry in runs] == [identity().values["code"], "another"]
+
+
+def test_accepting_changed_code_does_not_accept_other_parameters(tmp_path: Path) -> None:
+    with open_run(identity(), tmp_path, accepts_changed_code=True):
+        pass
+    with (
+        pytest.raises(ConfigError, match=r"pretrain\.seed"),
+        open_run(identity(seed=1), tmp_path, accepts_changed_code=True),
+    ):
+        pass
