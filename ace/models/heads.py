@@ -27,7 +27,7 @@ class GlobalHead(nn.Module):
 
     def forward(self, pooled: Float[Tensor, "batch width"]) -> Float[Tensor, "batch out"]:
         """Cosines, in [−1, 1], with each prototype."""
-        bottleneck = F.normalize(self.mlp(pooled), dim=-1)
+        bottleneck = F.normalize(self.mlp(pooled).float(), dim=-1)  # in fp16, eps is 0
         return F.linear(bottleneck, F.normalize(self.last_layer.weight, dim=-1))
 
 
@@ -40,7 +40,7 @@ class LocalHead(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "batch rows cols dim"]) -> Float[Tensor, "batch rows cols dim"]:
         """Tokens of norm 1."""
-        return F.normalize(self.map(tokens), dim=-1)
+        return F.normalize(self.map(tokens).float(), dim=-1)
 
 
 class Composer(nn.Module):

@@ -238,7 +238,7 @@ def _at_scale(modules: nn.ModuleDict, tokens: Tensor, k: int, l: int) -> Tensor:
     unused = [p.sum() for other, module in modules.items() if other != name for p in module.parameters()]
     if unused:
         mapped = mapped + 0.0 * torch.stack(unused).sum()
-    return F.normalize(mapped.flatten(1, 2), dim=-1)
+    return F.normalize(mapped.flatten(1, 2).float(), dim=-1)
 
 
 def _scale_name(k: int, l: int) -> str:
