@@ -161,13 +161,24 @@ class ShardReader:
         Raises:
             IndexFormatError: the bytes at its place are not the sample's.
         """
+        meta = self.meta(row)
         entry = self.index.rows[row]
         path = self._paths[entry["shard"]]
-        meta = json.loads(_read_at(path, int(entry["meta_start"]), int(entry["meta_bytes"])))
-        if meta["key"] != entry["key"]:
-            raise IndexFormatError(f"{path}: found sample {meta['key']} in the place of {entry['key']}; build it again")
         image = Image.open(io.BytesIO(_read_at(path, int(entry["image_start"]), int(entry["image_bytes"]))))
         return Sample(str(entry["key"]), np.array(image), meta, path, entry)
+
+    def meta(self, row: int) -> dict[str, Any]:
+        """What the shard says about the sample of one row, without decoding its image.
+
+        Raises:
+            IndexFormatError: the bytes at its place are not the sample's.
+        """
+        entry = self.index.rows[row]
+        path = self._paths[entry["shard"]]
+        meta: dict[str, Any] = json.loads(_read_at(path, int(entry["meta_start"]), int(entry["meta_bytes"])))
+        if meta["key"] != entry["key"]:
+            raise IndexFormatError(f"{path}: found sample {meta['key']} in the place of {entry['key']}; build it again")
+        return meta
 
 
 def epoch_order(

@@ -19,6 +19,7 @@ CHECKED = {
     # Not the params: beartype does not know pydantic's `Self`.
     "ace.data": ("augment", "batches", "crops", "erase"),
     "ace.evaluation": ("composition", "correspondence", "decomposition", "intervals", "regions"),
+    "ace.training": ("monitors", "probe", "probe_scores"),
     "ace": ("geometry", "losses", "models"),
     "shards": ("canvas", "read"),
 }

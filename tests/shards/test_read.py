@@ -173,6 +173,18 @@ def test_a_reader_works_pickled_in_processes_and_in_threads(built: Path) -> None
         assert [sample.key for sample in processes.map(reader.read, range(30))] == expected
 
 
+def test_what_is_said_about_a_sample_can_be_read_without_its_image(built: Path, copy: Path) -> None:
+    index = ShardIndex.open(copy)
+    reader = ShardReader(ShardIndex.open(built))
+    for shard, start, num_bytes in index.rows[["shard", "image_start", "image_bytes"]]:
+        path = copy / index.shards[shard]["name"]
+        data = bytearray(path.read_bytes())
+        data[start : start + num_bytes] = bytes(int(num_bytes))
+        path.write_bytes(data)
+    for row in range(len(index.rows)):
+        assert ShardReader(index).meta(row) == reader.read(row).meta
+
+
 def test_a_folder_without_an_index_says_how_to_build_one(tmp_path: Path) -> None:
     with pytest.raises(IndexFormatError, match=r"no shard set.*dvc repro shard@clinic-b000"):
         ShardIndex.open(tmp_path / "clinic-b000")
