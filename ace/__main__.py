@@ -27,6 +27,7 @@ def pretrain(arguments: argparse.Namespace) -> None:
         run_dir=arguments.run_dir,
         accepts_changed_code=arguments.accept_changed_code,
         time_limit_s=None if arguments.time_limit is None else 60 * arguments.time_limit,
+        loggers=arguments.logger,
     )
     try:
         pretrain(
@@ -104,6 +105,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--accept-changed-code", action="store_true", help="go on in --run although code or library versions changed"
+    )
+    command.add_argument(
+        "--logger",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="besides metrics.jsonl and DVCLive: `tensorboard`, or your own `package.module:factory`; may be repeated",
     )
     command.add_argument("--time-limit", type=float, metavar="MINUTES", help="save and end with exit code 75 after it")
     command.set_defaults(run=pretrain)

@@ -1,22 +1,33 @@
 """The training loop: batches in, steps, rows of the log, checkpoints, and an orderly end when one is asked for."""
 
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from tqdm import tqdm
 
 from ace.data.batches import PairBatch, StepSampler, build_loader
 from ace.training.checkpoints import CheckpointFolder
 from ace.training.log import RunLog
+from ace.training.memory import peak_memory_bytes
+from ace.training.monitors import CollapseWatch
+from ace.training.nonfinite import dump_batch
 from ace.training.params import PretrainParams
+from ace.training.probe import ProbePlan, run_probe
 from ace.training.ranks import Ranks
+from ace.training.run import RunFolder
 from ace.training.state import TrainState
 from ace.training.step import StepOutcome, train_step
 from ace.training.stop import StoppedError, StopRequest, deaf_children
 from shards.errors import ShardError
 from shards.progress import progress_bar
+
+SCORE = "probe_knn_auroc"
+"""By which the best checkpoint is chosen: the loss says little about the encoder."""
+MAX_DUMPS = 20
 
 
 class NonfiniteError(ShardError):
@@ -48,8 +59,11 @@ class TrainingLoop:
         params: Section `pretrain`.
         t: Tokens per crop side.
         ranks: All processes of the run.
-        log: None on all ranks but the first.
+        log: None on all ranks but the first, as the plan of the probe is.
+        probe_plan: What the probe looks at; None without one.
+        watch: Warns of collapse.
         checkpoints: Written by the first rank.
+        run: Where dumps of batches go.
         fingerprint: Of the run.
     """
 
@@ -60,10 +74,13 @@ class TrainingLoop:
     t: int
     ranks: Ranks
     log: RunLog | None
+    probe_plan: ProbePlan | None
+    watch: CollapseWatch
     checkpoints: CheckpointFolder
+    run: RunFolder
     fingerprint: str
 
-    def run(self, request: StopRequest) -> None:
+    def finish(self, request: StopRequest) -> None:
         """Run the remaining steps.
 
         Raises:
@@ -75,11 +92,7 @@ class TrainingLoop:
         batches = self._batches()
         saved, window = time.monotonic(), Window(time.monotonic())
         bar = progress_bar(
-            total=num_steps,
-            initial=state.step,
-            description="pretrain",
-            unit="step",
-            is_shown=self.ranks.is_first,
+            total=num_steps, initial=state.step, description="pretrain", unit="step", is_shown=self.ranks.is_first
         )
         with bar:
             while state.step < num_steps:
@@ -98,19 +111,24 @@ class TrainingLoop:
                 )
                 window.images += len(batch) * self.ranks.world_size
                 num_skipped = 0 if outcome.is_finite else num_skipped + 1
+                if not outcome.is_finite:
+                    self._answer_nonfinite(batch, outcome, num_skipped)
                 step, is_last = state.step - 1, state.step == num_steps
-                if step % self.params.log_every_steps == 0 or is_last:
-                    row = self._row(step, outcome, window)
+                probed = self._probe(is_last)
+                if step % self.params.log_every_steps == 0 or is_last or probed:
+                    row = self._row(step, outcome, window) | probed
+                    self._log(row)
                     bar.set_postfix_str(progress_text(row), refresh=False)
                     window = Window(time.monotonic())
                 is_due = time.monotonic() - saved >= self.params.checkpoint_every_s
-                if is_due or is_last or outcome.is_stop_wanted:
-                    self._save()
+                if is_due or is_last or probed or outcome.is_stop_wanted:
+                    if self.ranks.is_first:
+                        self.checkpoints.save(state.to_dict(), self.fingerprint, probed.get(SCORE))
                     saved = time.monotonic()
                 bar.update()
                 if outcome.is_stop_wanted and not is_last:
                     raise StoppedError(
-                        f"{request.reason or 'another process asked to end'}: saved after step {state.step} of "
+                        f"{request.reason or 'another process was asked to end'}: saved after step {state.step} of "
                         f"{num_steps}; the same command goes on from there"
                     )
 
@@ -119,23 +137,65 @@ class TrainingLoop:
         with deaf_children():
             return iter(build_loader(self.sampler, num_workers=self.params.num_workers, is_pinned=is_pinned))
 
-    def _row(self, step: int, outcome: StepOutcome, window: Window) -> Mapping[str, float]:
-        row = {
+    def _row(self, step: int, outcome: StepOutcome, window: Window) -> dict[str, float]:
+        return {
             "step": step,
             "epoch": step // self.sampler.steps_per_epoch,
             "images": self.state.step * self.params.batch_size,
             **{name: float(value) for name, value in outcome.values.items()},
             **window.rates(),
+            "peak_memory_gb": peak_memory_bytes(self.ranks.device) / 1e9,
         }
-        if self.log is not None:
-            self.log.add(row)
-        return row
 
-    def _save(self) -> None:
+    def _log(self, row: Mapping[str, float]) -> None:
+        if self.log is None:
+            return
+        self.log.add(row)
+        for warning in self.watch.check(row):
+            tqdm.write(f"warning: {warning}", file=sys.stderr)
+
+    def _probe(self, is_last: bool) -> dict[str, float]:
+        """The probe's figures where one is due: after every so many epochs and after the last step."""
+        every, steps_per_epoch = self.params.probe.every_epochs, self.sampler.steps_per_epoch
+        if self.probe_plan is None or not (is_last or self.state.step % (every * steps_per_epoch) == 0):
+            return {}
+        return run_probe(
+            self.state.teacher.backbone,
+            self.probe_plan,
+            self.params.probe,
+            in_channels=self.params.backbone.in_channels,
+            device=self.ranks.device,
+        )
+
+    def _answer_nonfinite(self, batch: PairBatch, outcome: StepOutcome, num_skipped: int) -> None:
+        """Save the batch for inspection, then end the run or say that the step was left out."""
+        params, step = self.params, self.state.step - 1
+        is_end = num_skipped >= params.max_skipped_steps or (params.on_nonfinite == "stop" and not outcome.is_overflow)
+        folder = self.run.path / "nonfinite"
+        # Of a long run with many such steps, the first ones tell enough.
+        is_dumped = is_end or (not outcome.is_overflow and len(list(folder.glob("step-*"))) < MAX_DUMPS)
+        what = (
+            f"step {step}: loss {float(outcome.values['loss']):g}, gradient norm {float(outcome.values['grad_norm']):g}"
+        )
+        if is_dumped:
+            values = {name: float(value) for name, value in outcome.values.items()}
+            values["local_loss"] = float(outcome.local_loss)
+            what += f"; the batch is in {dump_batch(folder, step, self.ranks.rank, batch, values, reason=what)}"
+        if is_end:
+            raise NonfiniteError(
+                f"{what}. Look at its crops; if the images are healthy, lower base_lr, lengthen warmup_epochs, or use "
+                "fp32 or bf16. To leave such steps out, set pretrain.on_nonfinite to skip and start the same command: "
+                f"it goes on at the last checkpoint ({num_skipped} step(s) in a row were not finite; at most "
+                f"{params.max_skipped_steps} are left out, pretrain.max_skipped_steps)"
+            )
         if self.ranks.is_first:
-            self.checkpoints.save(self.state.to_dict(), self.fingerprint, score=None)
+            answer = "the loss scale was lowered" if outcome.is_overflow else "left out"
+            tqdm.write(f"warning: {what}; {answer}", file=sys.stderr)
 
 
 def progress_text(row: Mapping[str, Any]) -> str:
     """What stands behind the bar."""
-    return f"loss {row['loss']:.3f}, {row['images_per_s']:.3g} images/s, data wait {row['data_wait_share']:.0%}"
+    return (
+        f"loss {row['loss']:.3f}, {row['images_per_s']:.3g} images/s, data wait {row['data_wait_share']:.0%}, "
+        f"{row['peak_memory_gb']:.1f} GB"
+    )

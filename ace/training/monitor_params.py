@@ -15,7 +15,7 @@ class CollapseParams(Section):
     min_feature_std: float = Field(ge=0)
     """Least `feature_std`: 1 is isotropic, 0 one point for every image; 0 never warns."""
     min_rank_fraction: Fraction
-    """Least `effective_rank` as a fraction of the most there can be, min(crops - 1, width); 0 never warns.
+    """Least `rank_fraction`: the effective rank over the most there can be, min(crops - 1, width); 0 never warns.
 
     The rank grows more slowly than the batch: for hundreds of crops a lower fraction is right.
     """

@@ -26,6 +26,11 @@ def effective_rank(features: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
     return rank
 
 
+def rank_fraction(features: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
+    """`effective_rank` as a fraction of the most there can be, min(batch - 1, dim)."""
+    return effective_rank(features) / max(min(features.shape[0] - 1, features.shape[1]), 1)
+
+
 def mean_entropy(logits: Float[Tensor, "batch out"]) -> Float[Tensor, ""]:
     """Mean entropy in nats of the distributions softmax(logits): log(out) when uniform, 0 when one-hot."""
     log_p = logits.log_softmax(dim=-1)
@@ -77,17 +82,15 @@ class CollapseWatch:
     Its state follows from the rows it was shown, so a resumed run shows it the earlier ones again (`replay`).
     """
 
-    def __init__(self, params: CollapseParams, *, num_crops: int, width: int, out_dim: int | None) -> None:
+    def __init__(self, params: CollapseParams, *, out_dim: int | None) -> None:
         """Set the bounds.
 
         Args:
             params: Thresholds.
-            num_crops: Rows of the features that the monitors see in a step.
-            width: Their columns.
             out_dim: Outputs of the global head; None without it.
         """
         self._patience = params.patience_rows
-        self._bounds = collapse_bounds(params, num_crops=num_crops, width=width, out_dim=out_dim)
+        self._bounds = collapse_bounds(params, out_dim=out_dim)
         self._rows_outside = [0] * len(self._bounds)
 
     def check(self, row: Mapping[str, float]) -> list[str]:
@@ -111,7 +114,7 @@ class CollapseWatch:
             self.check(row)
 
 
-def collapse_bounds(params: CollapseParams, *, num_crops: int, width: int, out_dim: int | None) -> list[Bound]:
+def collapse_bounds(params: CollapseParams, *, out_dim: int | None) -> list[Bound]:
     """The bounds in the monitors' own units; arguments as for `CollapseWatch`."""
     bounds = [
         Bound(
@@ -125,10 +128,10 @@ def collapse_bounds(params: CollapseParams, *, num_crops: int, width: int, out_d
             "warmup_epochs, raise momentum, and raise the weights of the local terms against the global one.",
         ),
         Bound(
-            "effective_rank",
-            params.min_rank_fraction * min(num_crops - 1, width),
+            "rank_fraction",
+            params.min_rank_fraction,
             True,
-            f"min_rank_fraction {params.min_rank_fraction:g} of {min(num_crops - 1, width)}",
+            f"min_rank_fraction {params.min_rank_fraction:g}",
             "The features of different images lie along few directions (dimensional collapse).",
             "Lower base_lr or weight_decay_end, raise momentum, enlarge batch_size, or give more weight to the terms "
             "that compare places; with very few or very similar images it may be all there is to learn.",

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from ace.data.params import AugmentParams
 from ace.models.params import BackboneParams, GlobalHeadParams, LocalHeadParams, LogitParams, PartForm, WholeForm
+from ace.training.monitor_params import CollapseParams, ProbeParams
 from shards.config import Section
 
 
@@ -87,6 +88,8 @@ class PretrainParams(OptimizerParams):
     crops: Literal["fresh", "bank"]
     """`fresh` draws new crop pairs every epoch; `bank` uses the pairs stored with each sample."""
     augment: AugmentParams
+    probe: ProbeParams
+    collapse: CollapseParams
     start_from: str | None
     """Folder of a finished model whose backbone and heads, student's and teacher's, training starts with; null for
     random ones (or `backbone.weights`). Optimiser and schedules start anew: this is not how a run is resumed."""

@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,14 @@ from ace.training.checkpoint import save_model
 from ace.training.checkpoints import CheckpointFolder
 from ace.training.log import open_log
 from ace.training.loop import TrainingLoop
+from ace.training.monitors import CollapseWatch
 from ace.training.objective import branches_of
 from ace.training.optimizer import build_optimizer
 from ace.training.params import PretrainParams
+from ace.training.probe import plan_probe
 from ace.training.ranks import Ranks, open_ranks
 from ace.training.run import RunFolder, RunIdentity, open_run, recorded_versions
+from ace.training.start import start_files, start_from
 from ace.training.state import TrainState
 from ace.training.stop import StopRequest, stop_requests
 from shards.atomic import replace_directory
@@ -40,11 +43,13 @@ class RunOptions:
         run_dir: Folder for checkpoints and log, kept; None for one in scratch, removed at the end.
         accepts_changed_code: Go on in `run_dir` although code or libraries changed.
         time_limit_s: Save and end after so many seconds; None for no limit.
+        loggers: Names of more loggers than those that every run has (ace.training.loggers).
     """
 
     run_dir: Path | None = None
     accepts_changed_code: bool = False
     time_limit_s: float | None = None
+    loggers: Sequence[str] = ()
 
 
 def pretrain(
@@ -87,7 +92,7 @@ def pretrain(
                 open_run(identity, options.run_dir, accepts_changed_code=options.accepts_changed_code)
             )
         )
-        state = _train(params, grid, batches, indexes, run, identity.fingerprint, ranks, request, metrics_dir)
+        state = _train(params, grid, batches, indexes, run, identity.fingerprint, ranks, request, metrics_dir, options)
         if ranks.is_first:
             config = _resolved_config(params, grid, batches, indexes, state.step, ranks)
             _publish(state, config, run.path / ROWS, out)
@@ -137,10 +142,13 @@ def _train(
     ranks: Ranks,
     request: StopRequest,
     metrics_dir: Path,
+    options: RunOptions,
 ) -> TrainState:
     """The state after the last step."""
+    members = [(index, batches[name].mix) for name, index in indexes.items()]
+    probe_plan = plan_probe(members, params.probe, seed=params.seed) if params.probe.every_epochs else None
     dataset = CropPairDataset(
-        [(index, batches[name].mix) for name, index in indexes.items()],
+        members,
         grid.spec,
         crops=params.crops,
         augment=params.augment,
@@ -152,6 +160,10 @@ def _train(
     state = build_state(params, grid, ranks.device)
     checkpoints = CheckpointFolder(run.path / CHECKPOINTS, num_kept=params.keep_checkpoints)
     saved = checkpoints.load_newest(run.fingerprints)
+    if saved is None and params.start_from is not None:
+        account = start_from(state, Path(params.start_from))
+        if ranks.is_first:
+            print(account, file=sys.stderr)
     if saved is not None:
         state.load_dict(saved)
         if ranks.is_first:
@@ -164,12 +176,27 @@ def _train(
         first_step=state.step,
         epochs=params.epochs,
     )
+    watch = CollapseWatch(params.collapse, out_dim=params.global_head.out_dim if state.student.global_head else None)
     with ExitStack() as stack:
-        log = stack.enter_context(open_log(run.path / ROWS, metrics_dir)) if ranks.is_first else None
-        if log is not None:
+        log = None
+        if ranks.is_first:
+            log = stack.enter_context(open_log(run.path / ROWS, metrics_dir, loggers=options.loggers))
             log.resume(state.step)
-        learner = ranks.averaging(state.student)
-        TrainingLoop(state, learner, sampler, params, grid.t, ranks, log, checkpoints, fingerprint).run(request)
+            watch.replay(log.rows())
+        TrainingLoop(
+            state=state,
+            learner=ranks.averaging(state.student),
+            sampler=sampler,
+            params=params,
+            t=grid.t,
+            ranks=ranks,
+            log=log,
+            probe_plan=probe_plan if ranks.is_first else None,
+            watch=watch,
+            checkpoints=checkpoints,
+            run=run,
+            fingerprint=fingerprint,
+        ).finish(request)
     return state
 
 
@@ -224,6 +251,7 @@ def _resolved_config(
             "batches": {name: {"mix": batches[name].mix.model_dump(mode="json")} for name in batches},
         },
         "shards": shards,
+        "start_from": {} if params.start_from is None else start_files(Path(params.start_from)),
         "steps": steps,
         "num_processes": ranks.world_size,
         "device": ranks.device.type,

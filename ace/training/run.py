@@ -13,6 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ace.training.params import PretrainParams
+from ace.training.start import start_files
 from shards.atomic import write_text
 from shards.errors import ConfigError
 from shards.params import BatchParams, GridParams
@@ -53,12 +54,14 @@ class RunIdentity:
     ) -> "RunIdentity":
         """Parameters, grid, mix and content of the shards, code and libraries."""
         root = Path(__file__).parents[2]
+        start = {} if params.start_from is None else start_files(Path(params.start_from))
         modules = [path for folder in CODE for path in sorted((root / folder).glob("*.py"))]
         return cls(
             {
                 "pretrain": params.model_dump(mode="json", exclude=NOT_DECISIVE),
                 "grid": grid.model_dump(mode="json"),
                 "mix": {name: batches[name].mix.model_dump(mode="json") for name in indexes},
+                "start": start,
                 "indexes": {name: index.fingerprint for name, index in indexes.items()},
                 "code": hashlib.sha256(b"".join(path.read_bytes() for path in modules)).hexdigest(),
                 "versions": recorded_versions(),

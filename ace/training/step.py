@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ace.data.batches import PairBatch
 from ace.losses.consistency import update_center
 from ace.models.networks import TeacherOutputs
-from ace.training.monitors import effective_rank, feature_std, mean_entropy
+from ace.training.monitors import center_norm, effective_rank, feature_std, mean_entropy, rank_fraction
 from ace.training.objective import StepResult, compute_loss, count_valid
 from ace.training.optimizer import set_schedule
 from ace.training.params import PretrainParams
@@ -204,7 +204,12 @@ def _clipped(state: TrainState, params: PretrainParams, schedule: Schedule) -> t
 
 def _monitored(teacher: TeacherOutputs, center: Tensor, temperature: float) -> dict[str, Tensor]:
     features = teacher.features.float()
-    values = {"feature_std": feature_std(features), "effective_rank": effective_rank(features)}
+    values = {
+        "feature_std": feature_std(features),
+        "effective_rank": effective_rank(features),
+        "rank_fraction": rank_fraction(features),
+    }
     if teacher.fine_logits is not None:
+        values["center_norm"] = center_norm(center)
         values["teacher_entropy"] = mean_entropy((teacher.fine_logits.float() - center) / temperature)
     return values

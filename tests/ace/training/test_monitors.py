@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ace.training.monitor_params import CollapseParams
-from ace.training.monitors import CollapseWatch, center_norm, effective_rank, feature_std, mean_entropy
+from ace.training.monitors import (
+    CollapseWatch,
+    center_norm,
+    effective_rank,
+    feature_std,
+    mean_entropy,
+    rank_fraction,
+)
 from shards.errors import ConfigError
 from tests.ace.training.conftest import ROOT, demo_values
 
@@ -29,11 +36,11 @@ def collapse_params(**changes: Any) -> CollapseParams:
 
 
 def watch(**changes: Any) -> CollapseWatch:
-    return CollapseWatch(collapse_params(**changes), num_crops=32, width=128, out_dim=64)
+    return CollapseWatch(collapse_params(**changes), out_dim=64)
 
 
 def row(step: int, **changes: float) -> dict[str, float]:
-    return {"step": step, "feature_std": 0.5, "effective_rank": 12.0, "teacher_entropy": 2.0, **changes}
+    return {"step": step, "feature_std": 0.5, "rank_fraction": 0.4, "teacher_entropy": 2.0, **changes}
 
 
 def test_isotropic_features_have_deviation_and_rank_near_their_greatest() -> None:
@@ -53,6 +60,12 @@ def test_the_rank_is_at_most_that_of_centred_features() -> None:
     assert 4.5 < float(effective_rank(features)) <= 5.0 + 1e-4
 
 
+def test_the_fraction_of_the_rank_is_of_what_the_crops_and_the_width_allow() -> None:
+    few, wide = torch.randn(6, 100), torch.randn(200, 4)
+    assert float(rank_fraction(few)) == pytest.approx(float(effective_rank(few)) / 5)
+    assert float(rank_fraction(wide)) == pytest.approx(float(effective_rank(wide)) / 4)
+
+
 def test_entropy_is_log_of_the_outputs_when_uniform_and_zero_when_certain() -> None:
     assert float(mean_entropy(torch.zeros(3, 64))) == pytest.approx(UNIFORM)
     assert float(mean_entropy(1000 * torch.eye(3, 64))) == pytest.approx(0.0, abs=1e-5)
@@ -66,7 +79,7 @@ def test_the_length_of_the_centre_is_euclidean() -> None:
     ("changes", "expected"),
     [
         ({"feature_std": 0.02}, ["feature_std is 0.02, below 0.1", "complete collapse", "black, inverted"]),
-        ({"effective_rank": 1.5}, ["effective_rank is 1.5, below 3.1 (min_rank_fraction 0.1 of 31)", "dimensional"]),
+        ({"rank_fraction": 0.05}, ["rank_fraction is 0.05, below 0.1 (min_rank_fraction 0.1)", "dimensional"]),
         ({"teacher_entropy": 0.1}, ["teacher_entropy is 0.1, below 0.2079", "of log(64)", "Raise global_loss.teacher"]),
         ({"teacher_entropy": 4.15}, ["above 4.117 (max_entropy_fraction 0.99", "Lower global_loss.teacher_temp"]),
     ],
@@ -94,9 +107,9 @@ def test_a_healthy_row_and_one_without_monitors_or_with_nan_say_nothing() -> Non
 
 
 def test_without_a_global_head_only_the_features_are_watched() -> None:
-    watching = CollapseWatch(collapse_params(patience_rows=1), num_crops=4, width=8, out_dim=None)
+    watching = CollapseWatch(collapse_params(patience_rows=1), out_dim=None)
     assert watching.check(row(0, teacher_entropy=0.0)) == []
-    assert len(watching.check(row(1, feature_std=0.0, effective_rank=0.2))) == 2
+    assert len(watching.check(row(1, feature_std=0.0, rank_fraction=0.02))) == 2
 
 
 @given(st.lists(st.sampled_from([0.5, 0.01]), max_size=30), st.integers(0, 30))
@@ -115,12 +128,10 @@ def test_the_demos_recorded_training_gives_no_warning() -> None:
             for item in csv.DictReader(file, delimiter="\t"):
                 rows.setdefault(int(item["step"]), {"step": float(item["step"])})[name] = float(item[name])
     pretrain = demo_values("pretrain")
-    watching = CollapseWatch(
-        collapse_params(patience_rows=1),
-        num_crops=2 * pretrain["batch_size"],
-        width=pretrain["backbone"]["model_args"]["dims"][-1],
-        out_dim=pretrain["global_head"]["out_dim"],
-    )
+    most = min(2 * pretrain["batch_size"] - 1, pretrain["backbone"]["model_args"]["dims"][-1])
+    for item in rows.values():
+        item["rank_fraction"] = item["effective_rank"] / most
+    watching = CollapseWatch(collapse_params(patience_rows=1), out_dim=pretrain["global_head"]["out_dim"])
     assert len(rows) > 100
     assert [text for _, item in sorted(rows.items()) for text in watching.check(item)] == []
 

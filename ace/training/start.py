@@ -1,0 +1,70 @@
+"""Starting a new run from a finished model's networks, which is not resuming: step, optimiser and schedules are new."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ace.models.encoder import WEIGHTS
+from ace.training.checkpoint import HEADS
+from ace.training.state import TrainState
+from shards.errors import ConfigError
+from shards.format import sha256_of
+
+FILES = (*WEIGHTS.values(), HEADS)
+
+
+def start_files(folder: Path) -> dict[str, str]:
+    """Name and sha256 of the finished model's weights, for the lineage of a run that starts from them.
+
+    Raises:
+        ConfigError: the folder is not a finished model.
+    """
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise ConfigError(
+            f"pretrain.start_from {folder}: no {', '.join(missing)}; expected a model folder that `python -m ace "
+            "pretrain` wrote (for a backbone alone, set pretrain.backbone.weights)"
+        )
+    return {name: sha256_of(folder / name) for name in FILES}
+
+
+def start_from(state: TrainState, folder: Path) -> str:
+    """Give student and teacher the finished model's weights; returns an account of every tensor.
+
+    All of both backbones must fit. Of the heads, those of the same name and shape are taken; the others stay random, as
+    where the new run has other branches or scales.
+
+    Raises:
+        ConfigError: the weights cannot be read or the backbones are of another architecture.
+    """
+    try:
+        heads = load_file(folder / HEADS)
+        lines = [f"START FROM {folder}, not resuming: optimiser, schedules and step begin anew"]
+        for name, network in (("student", state.student), ("teacher", state.teacher)):
+            backbone = load_file(folder / WEIGHTS[name])
+            given = {f"backbone.{key}": value for key, value in backbone.items()}
+            given |= {key.removeprefix(f"{name}."): heads[key] for key in heads if key.startswith(f"{name}.")}
+            lines += _take(name, network, given)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"pretrain.start_from {folder}: not readable: {error}") from None
+    return "\n".join(lines)
+
+
+def _take(name: str, network: nn.Module, given: Mapping[str, Tensor]) -> list[str]:
+    own = network.state_dict()
+    used = {key: value for key, value in given.items() if key in own and value.shape == own[key].shape}
+    unused, random = sorted(given.keys() - used.keys()), sorted(own.keys() - used.keys())
+    foreign = [key for key in (*unused, *random) if key.startswith("backbone.")]
+    if foreign:
+        raise ConfigError(
+            f"pretrain.start_from: the {name}'s backbone has other tensors than this configuration's: "
+            f"{', '.join(foreign[:6])}{' …' if len(foreign) > 6 else ''}; set pretrain.backbone to that of its "
+            "config.json, or take what fits by pretrain.backbone.weights"
+        )
+    network.load_state_dict(used, strict=False)
+    account = [f"  {name}: {len(used)} of {len(own)} tensors used"]
+    account += [f"    unused: {', '.join(unused)}"] if unused else []
+    return account + ([f"    left random: {', '.join(random)}"] if random else [])
