@@ -18,6 +18,7 @@ from ace.losses.consistency import update_center
 from ace.models.backbone import build_backbone
 from ace.models.encoder import default_device
 from ace.models.networks import Student, Teacher
+from ace.models.weights import load_initial_weights
 from ace.training.checkpoint import save_model
 from ace.training.log import RunLog, open_log
 from ace.training.monitors import effective_rank, feature_std, mean_entropy
@@ -109,13 +110,15 @@ def _train_and_publish(
 
 
 def build_state(params: PretrainParams, grid: GridParams, device: torch.device) -> TrainState:
-    """Freshly initialised networks and their optimiser.
+    """Networks before their first step, the backbone from its initial weights if there are any, and their optimiser.
 
     Raises:
-        ConfigError: the backbone does not fit the grid.
+        ConfigError: the backbone does not fit the grid, or its initial weights do not fit the backbone.
     """
+    backbone = build_backbone(params.backbone, grid.spec)
+    load_initial_weights(backbone, params.backbone)
     student = Student(
-        build_backbone(params.backbone, grid.spec),
+        backbone,
         branches=branches_of(params.loss_weights),
         scales=[(scale.k, scale.l) for scale in grid.scales],
         global_head=params.global_head,

@@ -11,7 +11,7 @@ NANO = {"embed_dim": 192, "depth": 6, "num_heads": 3, "class_token": False}
 
 def params(name: str, in_channels: int = 3, **model_args: object) -> BackboneParams:
     values = {"name": name, "model_args": model_args, "in_channels": in_channels, "drop_path": 0.1}
-    return BackboneParams.from_params({**values, "token_activation": "identity"}, "backbone")
+    return BackboneParams.from_params({**values, "token_activation": "identity", "weights": None}, "backbone")
 
 
 def grid(t: int, cell_px: int) -> GridSpec:
