@@ -36,7 +36,7 @@ they saw, for how long and with which settings is not known here. Their publishe
 
 | | |
 |---|---|
-| backbone | `{backbone}` {model_args}, {in_channels} channel(s), {num_parameters:,} parameters |
+| backbone | `{backbone}`{model_args}, {in_channels} channel(s), {num_parameters:,} parameters |
 | input | {crop_px} × {crop_px} px, {t} × {t} tokens; pixels in [0, 1] minus {mean:g}, over {std:g} |
 | made from | `{file}`, sha256 `{sha256}`, {nest} |
 | left out | {num_derived} tables that follow from the architecture, {num_heads} tensors of heads: see `config.json` |
@@ -151,7 +151,7 @@ def _card(config: Mapping[str, Any], spec: GridSpec, num_parameters: int) -> str
     mix = config["params"]["batches"][IMPORTED]["mix"]
     return CARD.format(
         backbone=backbone["name"],
-        model_args=backbone["model_args"] or "",
+        model_args=f" {backbone['model_args']}" if backbone["model_args"] else "",
         in_channels=backbone["in_channels"],
         num_parameters=num_parameters,
         crop_px=spec.crop_px,

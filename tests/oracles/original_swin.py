@@ -1,7 +1,7 @@
 """Swin (Liu et al., ICCV 2021) written from the paper, with the parameter names and buffers of its first release.
 
-Slow on purpose: windows are gathered one by one, biases are looked up pair by pair. A stage's downsampling belongs to
-the end of that stage, and index tables and masks are saved with the weights.
+Slow on purpose: windows and heads are taken one by one. A stage's downsampling belongs to the end of that stage, and
+index tables and masks are saved with the weights.
 """
 
 import torch
@@ -22,14 +22,13 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """One window of every image: tokens [batch, window², dim]; mask [window², window²] is added to the logits."""
-        num, dim = tokens.shape[1:]
+        dim = tokens.shape[-1]
         queries, keys, values = self.qkv(tokens).split(dim, dim=-1)
         size, outputs = dim // self.heads, []
         for head in range(self.heads):
             part = slice(head * size, (head + 1) * size)
             logits = queries[..., part] @ keys[..., part].mT / size**0.5
-            bias = [self.relative_position_bias_table[i, head] for i in self.relative_position_index.flatten()]
-            logits = logits + torch.stack(bias).reshape(num, num)
+            logits = logits + self.relative_position_bias_table[self.relative_position_index, head]
             if mask is not None:
                 logits = logits + mask
             outputs.append(logits.softmax(-1) @ values[..., part])
