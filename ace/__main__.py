@@ -1,4 +1,4 @@
-"""`python -m ace`: pretrain an encoder, measure what it learned, write the report, choose a configuration."""
+"""`python -m ace`: pretrain or import an encoder, measure what it learned, write the report, choose a configuration."""
 
 import argparse
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 from shards.cli import add_params_options, run_command, values_of
 
 SHARDS, MODEL, EVIDENCE = Path("data/shards"), Path("models/ace"), Path("data/evidence")
+PUBLISHED = ("swin_b", "vit_b", "vit_b16")
 PROPERTIES, TRAINING, REPORT = Path("metrics/properties.json"), Path("metrics/pretrain"), Path("reports/report.html")
 
 
@@ -70,6 +71,27 @@ def summary(arguments: argparse.Namespace) -> None:
     print(f"report: {REPORT.resolve()}")
 
 
+def import_(arguments: argparse.Namespace) -> None:
+    """Make a model folder of a checkpoint that the method's authors published; every key of it is accounted for.
+
+    swin_b is Swin-B (patch 4, window 7) and vit_b ViT-B/32, both at 448 px; vit_b16 is ViT-B/16 at 224 px. The file is
+    read without running code. The folder serves evaluate --model; its config.json records the file's sha256.
+    """
+    from ace.published.importing import ARCHITECTURES, import_checkpoint
+
+    keys = import_checkpoint(
+        arguments.file,
+        arguments.out,
+        ARCHITECTURES[arguments.architecture],
+        network=arguments.network,
+        mean=arguments.mean,
+        std=arguments.std,
+    )
+    print(f"{arguments.out}: {len(keys.weights)} tensors of the backbone, each in its place")
+    print(f"left out, as they follow from the architecture: {len(keys.derived)} tables")
+    print(f"left out, of heads and others: {len(keys.heads)} {', '.join(keys.heads)}")
+
+
 def config_check(arguments: argparse.Namespace) -> None:
     """Validate the whole params file before any work: keys, grid, backbone, patients."""
     from ace.config import Config, check_config
@@ -131,6 +153,19 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("summary", help="print the key figures", description=summary.__doc__)
     command.set_defaults(run=summary)
+
+    command = commands.add_parser(
+        "import", help="make a model of a checkpoint that the authors published", description=import_.__doc__
+    )
+    command.add_argument("file", type=Path, metavar="FILE", help=".pth or .safetensors, in the original naming")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the model; must not exist")
+    command.add_argument("--architecture", required=True, choices=PUBLISHED, help="what the file holds")
+    command.add_argument("--network", choices=["teacher", "student"], default="teacher", help="default: teacher")
+    command.add_argument(
+        "--mean", type=float, default=0.5056, help="of pixels in [0, 1]; default: 0.5056, the authors' chest X-rays"
+    )
+    command.add_argument("--std", type=float, default=0.252, help="default: 0.252, the authors' chest X-rays")
+    command.set_defaults(run=import_)
 
     config = commands.add_parser("config", help="check the params file, or choose a named one").add_subparsers(
         required=True

@@ -62,17 +62,19 @@ def load_config(path: Path = DEFAULT_PARAMS) -> Config:
 
 
 def check_config(config: Config) -> None:
-    """Checks that need more than the file: the token grid, dense features, and enough patients in the phantom.
+    """Checks that need more than the file: token grid, initial weights, dense features, patients in the phantom.
 
     Raises:
         ConfigError: saying what was found and what is needed.
     """
     from ace.evaluation.correspondence import location_axis
     from ace.models.backbone import check_backbone
+    from ace.models.weights import check_weights
     from shards.identity import PUBLIC_KEY, split_of
     from shards.phantom.study import count_images, patient_id
 
     check_backbone(config.pretrain.backbone, config.grid.spec)
+    check_weights(config.pretrain.backbone)
     correspondence = config.evaluate.correspondence
     location_axis(config.grid.spec, correspondence.locations_per_cell, correspondence.window_step_cells)
     phantom, splits = config.phantom, config.shard.splits

@@ -15,8 +15,10 @@ from ace.models.params import BackboneParams
 from shards.errors import ConfigError
 from shards.grid import GridSpec
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 CONFIG = "config.json"
+IMPORTED = "imported"
+"""`origin` in config.json of a model that others trained, and the name of the one normalisation that it has."""
 WEIGHTS = {"teacher": "teacher_backbone.safetensors", "student": "student_backbone.safetensors"}
 
 
@@ -45,12 +47,14 @@ class Encoder:
         return int(self.config["params"]["pretrain"]["backbone"]["in_channels"])
 
     def normalisation(self, batch: str) -> tuple[float, float]:
-        """(mean, std) of a batch's pixels in [0, 1], as used in training.
+        """(mean, std) of a batch's pixels in [0, 1], as used in training; an imported model has one for all batches.
 
         Raises:
             ConfigError: the model has not seen the batch.
         """
         mixes = self.config["params"]["batches"]
+        if self.config.get("origin") == IMPORTED:
+            batch = IMPORTED
         if batch not in mixes:
             raise ConfigError(f"batch '{batch}' is unknown to this model; it was trained with {sorted(mixes)}")
         return float(mixes[batch]["mix"]["mean"]), float(mixes[batch]["mix"]["std"])
@@ -72,7 +76,7 @@ def load_encoder(model_dir: Path, which: Literal["teacher", "student"] = "teache
 
 
 def untrained_encoder(model_dir: Path, seed: int) -> Encoder:
-    """An encoder of the same architecture as it was before its first step, with another seed.
+    """An encoder of the same architecture with random weights, whatever initial weights the trained one had.
 
     Raises:
         ConfigError: as for `load_encoder`.

@@ -1,6 +1,6 @@
 """Parameters of the networks: parts of the section `pretrain` of params.yaml."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,41 @@ WholeForm = Literal["mlp", "linear", "mean"]
 PartForm = Literal["mlp", "linear"]
 LocalForm = Literal["mlp", "linear", "identity"]
 TokenActivation = Literal["identity", "relu"]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class InitialWeightsSection(Section):
+    """Weights that the student's backbone starts from, instead of random ones."""
+
+    min_share: float = Field(gt=0, le=1)
+    """Least share of the backbone's parameters that the weights must give; with less the run is refused."""
+
+
+class TimmWeightsParams(InitialWeightsSection):
+    """Weights that timm publishes for the backbone's architecture; downloaded when the run starts."""
+
+    kind: Literal["timm"]
+    """Which source the weights come from."""
+    tag: str = Field(min_length=1)
+    """timm's tag of the weights, as `ms_in22k`: `timm.list_pretrained("swin_base_patch4_window7_224*")` lists them,
+    after the dot."""
+    sha256: Sha256 | None
+    """Digest over names, types, shapes and bytes of the tensors, as the report of a run prints it; null accepts what
+    timm serves on the day."""
+
+
+class FileWeightsParams(InitialWeightsSection):
+    """Weights of a file; it is read without running code."""
+
+    kind: Literal["file"]
+    """Which source the weights come from."""
+    path: str = Field(min_length=1)
+    """A `.safetensors` file, or a file that `torch.save` wrote."""
+    sha256: Sha256
+    """sha256 of the file, so that a changed file is noticed."""
+
+
+InitialWeightsParams = Annotated[TimmWeightsParams | FileWeightsParams, Field(discriminator="kind")]
 
 
 class BackboneParams(Section):
@@ -27,6 +62,8 @@ class BackboneParams(Section):
     parts add to a whole cannot cancel."""
     drop_path: float = Field(ge=0, lt=1)
     """Stochastic depth of the student at its last block; the teacher has none."""
+    weights: InitialWeightsParams | None
+    """What the student starts from; null starts from random weights."""
 
 
 class GlobalHeadParams(Section):

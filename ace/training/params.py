@@ -122,6 +122,14 @@ class PretrainParams(OptimizerParams):
             )
         return self
 
+    @model_validator(mode="after")
+    def _starts_from_one_thing(self) -> "PretrainParams":
+        if self.start_from is not None and self.backbone.weights is not None:
+            raise ValueError(
+                f"start_from is {self.start_from} and backbone.weights is given too; set one of them to null"
+            )
+        return self
+
     @property
     def lr(self) -> float:
         """Peak learning rate: `base_lr` scaled linearly to this batch size."""

@@ -24,7 +24,7 @@ from ace.training.params import PretrainParams
 from ace.training.probe import plan_probe
 from ace.training.ranks import Ranks, open_ranks
 from ace.training.run import RunFolder, RunIdentity, open_run, recorded_versions
-from ace.training.start import start_files, start_from
+from ace.training.start import start_files, take_first_weights
 from ace.training.state import TrainState
 from ace.training.stop import StopRequest, stop_requests
 from shards.atomic import replace_directory
@@ -99,7 +99,7 @@ def pretrain(
 
 
 def build_state(params: PretrainParams, grid: GridParams, device: torch.device) -> TrainState:
-    """Freshly initialised networks and their optimiser.
+    """Networks with random weights, and their optimiser.
 
     Raises:
         ConfigError: the backbone does not fit the grid, or cannot compute its activations again.
@@ -160,11 +160,9 @@ def _train(
     state = build_state(params, grid, ranks.device)
     checkpoints = CheckpointFolder(run.path / CHECKPOINTS, num_kept=params.keep_checkpoints)
     saved = checkpoints.load_newest(run.fingerprints)
-    if saved is None and params.start_from is not None:
-        account = start_from(state, Path(params.start_from))
-        if ranks.is_first:
-            print(account, file=sys.stderr)
-    if saved is not None:
+    if saved is None:
+        take_first_weights(state, params, is_shown=ranks.is_first)
+    else:
         state.load_dict(saved)
         if ranks.is_first:
             print(f"resuming after step {state.step} from {checkpoints.path(state.step)}", file=sys.stderr)

@@ -1,5 +1,9 @@
-"""Starting a new run from a finished model's networks, which is not resuming: step, optimiser and schedules are new."""
+"""What a new run's networks start from: nothing, other people's backbone, or a finished model of one's own.
 
+None of it is resuming: step, optimiser and schedules begin anew.
+"""
+
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,7 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ace.models.encoder import WEIGHTS
+from ace.models.weights import load_initial_weights
 from ace.training.checkpoint import HEADS
+from ace.training.params import PretrainParams
 from ace.training.state import TrainState
 from shards.errors import ConfigError
 from shards.format import sha256_of
@@ -29,6 +35,26 @@ def start_files(folder: Path) -> dict[str, str]:
             "pretrain` wrote (for a backbone alone, set pretrain.backbone.weights)"
         )
     return {name: sha256_of(folder / name) for name in FILES}
+
+
+def take_first_weights(state: TrainState, params: PretrainParams, *, is_shown: bool) -> None:
+    """Put the weights that the parameters name into networks that took no step yet; the teacher begins as the student.
+
+    Args:
+        state: Changed in place.
+        params: Section `pretrain`: `backbone.weights` or `start_from`, or neither.
+        is_shown: Whether to print what became of every tensor to standard error.
+
+    Raises:
+        ConfigError: the weights cannot be had or do not fit.
+    """
+    if params.backbone.weights is not None:
+        load_initial_weights(state.student.backbone, params.backbone, is_shown=is_shown)
+        state.teacher.update(state.student, momentum=0.0)
+    if params.start_from is not None:
+        account = start_from(state, Path(params.start_from))
+        if is_shown:
+            print(account, file=sys.stderr)
 
 
 def start_from(state: TrainState, folder: Path) -> str:

@@ -64,6 +64,7 @@ BACKBONE = {
     "in_channels": 1,
     "token_activation": "relu",
     "drop_path": 0.0,
+    "weights": None,
 }
 
 

@@ -6,12 +6,10 @@ from ace.models.params import BackboneParams
 from shards.errors import ConfigError
 from shards.grid import GridSpec, Scale
 
-NANO = {"embed_dim": 192, "depth": 6, "num_heads": 3, "class_token": False}
-
 
 def params(name: str, in_channels: int = 3, **model_args: object) -> BackboneParams:
     values = {"name": name, "model_args": model_args, "in_channels": in_channels, "drop_path": 0.1}
-    return BackboneParams.from_params({**values, "token_activation": "identity"}, "backbone")
+    return BackboneParams.from_params({**values, "token_activation": "identity", "weights": None}, "backbone")
 
 
 def grid(t: int, cell_px: int) -> GridSpec:
@@ -19,25 +17,28 @@ def grid(t: int, cell_px: int) -> GridSpec:
 
 
 @pytest.mark.parametrize(
-    ("backbone", "t", "cell_px", "width"),
+    ("name", "in_channels", "t", "cell_px", "width"),
     [
-        (params("swin_base_patch4_window7_224"), 14, 32, 1024),
-        (params("vit_base_patch32_224"), 14, 32, 768),
-        (params("vit_base_patch16_224"), 14, 16, 768),
-        (params("swinv2_base_window8_256"), 16, 32, 1024),
-        (params("convnext_base"), 14, 32, 1024),
-        (params("resnet18"), 14, 32, 512),
-        (params("vit_tiny_patch16_224", in_channels=1, **NANO), 8, 16, 192),
+        ("swin_base_patch4_window7_224", 1, 14, 32, 1024),
+        ("swin_base_patch4_window7_224", 3, 14, 32, 1024),
+        ("vit_base_patch32_224", 1, 14, 32, 768),
+        ("vit_base_patch32_224", 3, 14, 32, 768),
+        ("vit_base_patch16_224", 1, 14, 16, 768),
+        ("swinv2_base_window8_256", 1, 16, 32, 1024),  # ACE-v2's 512 px
+        ("swinv2_base_window8_256", 3, 8, 32, 1024),  # the 256 px that its window was made for
+        ("swinv2_base_window16_256", 1, 16, 32, 1024),
+        ("convnext_base", 1, 14, 32, 1024),
+        ("convnext_base", 3, 14, 32, 1024),
+        ("resnet18", 3, 14, 32, 512),
     ],
-    ids=lambda value: value.name if isinstance(value, BackboneParams) else None,
 )
 def test_the_papers_and_other_backbones_yield_t_by_t_tokens(
-    backbone: BackboneParams, t: int, cell_px: int, width: int
+    name: str, in_channels: int, t: int, cell_px: int, width: int
 ) -> None:
     spec = grid(t, cell_px)
     with torch.device("meta"):
-        built = build_backbone(backbone, spec)
-        tokens = built(torch.empty(2, backbone.in_channels, spec.crop_px, spec.crop_px))
+        built = build_backbone(params(name, in_channels), spec)
+        tokens = built(torch.empty(2, in_channels, spec.crop_px, spec.crop_px))
     assert built.width == width
     assert tokens.shape == (2, t, t, width)
 
@@ -50,6 +51,14 @@ SMALL = {
         params("swin_tiny_patch4_window7_224", 1, embed_dim=8, depths=[1, 1, 1], num_heads=[1, 2, 4]),
         grid(8, 16),
     ),
+    "Swin in colour": (
+        params("swin_tiny_patch4_window7_224", 3, embed_dim=8, depths=[1, 1, 1], num_heads=[1, 2, 4]),
+        grid(8, 16),
+    ),
+    "SwinV2 at twice the size of its window": (
+        params("swinv2_tiny_window8_256", 1, embed_dim=8, depths=[1, 1, 1], num_heads=[1, 2, 4], window_size=4),
+        grid(8, 16),
+    ),
     "ConvNeXt": (params("convnext_atto", 1, depths=[1, 1, 1, 1], dims=[8, 8, 16, 32]), grid(8, 32)),
 }
 small = pytest.mark.parametrize(("backbone", "spec"), SMALL.values(), ids=SMALL)
@@ -59,7 +68,7 @@ small = pytest.mark.parametrize(("backbone", "spec"), SMALL.values(), ids=SMALL)
 def test_a_change_in_one_patch_changes_the_token_at_its_place_most(backbone: BackboneParams, spec: GridSpec) -> None:
     torch.manual_seed(0)
     model = build_backbone(backbone, spec).eval()
-    image = torch.rand(1, 1, spec.crop_px, spec.crop_px)
+    image = torch.rand(1, backbone.in_channels, spec.crop_px, spec.crop_px)
     for row, col in [(0, 5), (5, 0), (2, 6), (7, 7)]:
         changed = image.clone()
         p = spec.cell_px
@@ -73,7 +82,7 @@ def test_a_change_in_one_patch_changes_the_token_at_its_place_most(backbone: Bac
 def test_tokens_come_after_the_last_norm(backbone: BackboneParams, spec: GridSpec) -> None:
     model = build_backbone(backbone, spec).eval()
     with torch.no_grad():
-        tokens = model(torch.rand(1, 1, spec.crop_px, spec.crop_px))
+        tokens = model(torch.rand(1, backbone.in_channels, spec.crop_px, spec.crop_px))
     torch.testing.assert_close(tokens.mean(-1), torch.zeros(1, 8, 8), atol=1e-4, rtol=0)
     torch.testing.assert_close(tokens.var(-1, unbiased=False), torch.ones(1, 8, 8), atol=1e-2, rtol=0)
 
@@ -83,7 +92,7 @@ def test_relu_keeps_what_is_positive_of_the_same_tokens(backbone: BackboneParams
     model = build_backbone(backbone, spec).eval()
     rectified = build_backbone(backbone.model_copy(update={"token_activation": "relu"}), spec).eval()
     rectified.load_state_dict(model.state_dict())
-    image = torch.rand(1, 1, spec.crop_px, spec.crop_px)
+    image = torch.rand(1, backbone.in_channels, spec.crop_px, spec.crop_px)
     with torch.no_grad():
         tokens = model(image)
         assert torch.equal(rectified(image), tokens.clamp_min(0))
@@ -93,7 +102,7 @@ def test_relu_keeps_what_is_positive_of_the_same_tokens(backbone: BackboneParams
 @small
 def test_every_parameter_of_a_backbone_gets_a_gradient(backbone: BackboneParams, spec: GridSpec) -> None:
     model = build_backbone(backbone, spec)
-    model(torch.rand(2, 1, spec.crop_px, spec.crop_px)).square().sum().backward()
+    model(torch.rand(2, backbone.in_channels, spec.crop_px, spec.crop_px)).square().sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 

@@ -19,7 +19,7 @@ SWIN = {"embed_dim": 6, "depths": [1, 1, 1], "num_heads": [1, 2, 4], "window_siz
 def student(branches: Branches = ALL, *, drop_path: float = 0.0, composer: str = "mlp", swin: bool = False) -> Student:
     torch.manual_seed(0)
     name, model_args = ("swin_tiny_patch4_window7_224", SWIN) if swin else ("vit_tiny_patch16_224", VIT)
-    values = {"name": name, "model_args": model_args, "in_channels": 1, "drop_path": drop_path}
+    values = {"weights": None, "name": name, "model_args": model_args, "in_channels": 1, "drop_path": drop_path}
     return Student(
         build_backbone(BackboneParams.from_params({**values, "token_activation": "identity"}, "backbone"), SPEC),
         branches=branches,

@@ -35,6 +35,7 @@ def tiny_params(**changes: Any) -> PretrainParams:
         "in_channels": 1,
         "token_activation": "identity",
         "drop_path": 0.2,
+        "weights": None,
     }
     values |= {"epochs": 6, "warmup_epochs": 1, "batch_size": 8, "num_workers": 0, "log_every_steps": 1}
     values |= {

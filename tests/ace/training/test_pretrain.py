@@ -37,7 +37,7 @@ def test_a_finished_run_leaves_model_metrics_and_no_scratch(finished: Path) -> N
     wanted = {"loss", "loss_global", "loss_decomposition", "loss_composition", "lr", "momentum", "images_per_s"}
     assert wanted | {"data_wait_share", "feature_std", "effective_rank", "teacher_entropy"} <= set(rows[0])
     config = json.loads((model / "config.json").read_text())
-    assert config["format_version"] == 2
+    assert config["format_version"] == 3
     assert config["shards"][0]["batch"] == BATCH
     assert all(len(shard["sha256"]) == 64 for shard in config["shards"][0]["shards"])
     assert json.loads((finished / "metrics/metrics.json").read_text())["step"] == rows[-1]["step"]

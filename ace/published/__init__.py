@@ -1,0 +1,1 @@
+"""The authors' published checkpoints as model folders of this project."""
