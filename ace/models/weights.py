@@ -126,7 +126,6 @@ def load_initial_weights(backbone: Backbone, params: BackboneParams, *, is_shown
     Args:
         backbone: On any device.
         params: The backbone's.
-        is_shown: Whether to print the report to standard error.
 
     Returns:
         What became of every tensor; None where `params.weights` is null.
@@ -149,13 +148,11 @@ def load_initial_weights(backbone: Backbone, params: BackboneParams, *, is_shown
         if weights.sha256 is not None:
             _check_sha256(sha256, weights.sha256, source)
     report = transfer(backbone.model, state, source=source, sha256=sha256)
-    if is_shown:
-        print(report, file=sys.stderr)
     if report.share < weights.min_share:
         raise ConfigError(
             f"{source}: gives {report.share:.1%} of the parameters of {params.name}, weights.min_share is "
             f"{weights.min_share:.1%}; missing are {_first(report.missing)}, unused {_first(report.unused)}: choose "
-            "weights of this architecture, or lower min_share if that is meant"
+            f"weights of this architecture, or lower min_share if that is meant\n{report}"
         )
     return report
 

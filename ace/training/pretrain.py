@@ -27,12 +27,12 @@ from ace.training.run import RunFolder, RunIdentity, open_run, recorded_versions
 from ace.training.start import start_files, take_first_weights
 from ace.training.state import TrainState
 from ace.training.stop import StopRequest, stop_requests
-from shards.atomic import replace_directory
+from shards.atomic import replace_directory, write_text
 from shards.errors import ConfigError
 from shards.params import BatchParams, GridParams
 from shards.read import ShardIndex
 
-CHECKPOINTS, ROWS = "checkpoints", "metrics.jsonl"
+CHECKPOINTS, ROWS, START = "checkpoints", "metrics.jsonl", "start.txt"
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def pretrain(
         state = _train(params, grid, batches, indexes, run, identity.fingerprint, ranks, request, metrics_dir, options)
         if ranks.is_first:
             config = _resolved_config(params, grid, batches, indexes, state.step, ranks)
-            _publish(state, config, run.path / ROWS, out)
+            _publish(state, config, run.path, out)
 
 
 def build_state(params: PretrainParams, grid: GridParams, device: torch.device) -> TrainState:
@@ -161,7 +161,10 @@ def _train(
     checkpoints = CheckpointFolder(run.path / CHECKPOINTS, num_kept=params.keep_checkpoints)
     saved = checkpoints.load_newest(run.fingerprints)
     if saved is None:
-        take_first_weights(state, params, is_shown=ranks.is_first)
+        account = take_first_weights(state, params)
+        if account is not None and ranks.is_first:
+            print(account, file=sys.stderr)
+            write_text(run.path / START, account + "\n")
     else:
         state.load_dict(saved)
         if ranks.is_first:
@@ -213,13 +216,15 @@ def _samples_per_rank(params: PretrainParams, world_size: int) -> int:
     return params.batch_size // world_size
 
 
-def _publish(state: TrainState, config: Mapping[str, Any], rows: Path, out: Path) -> None:
+def _publish(state: TrainState, config: Mapping[str, Any], run: Path, out: Path) -> None:
     # Beside the out, not in scratch: a rename needs one file system.
     finished = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(finished, ignore_errors=True)
     finished.mkdir(parents=True)
     save_model(finished, state.student, state.teacher, config)
-    shutil.copyfile(rows, finished / rows.name)
+    for name in (ROWS, START):
+        if (run / name).exists():
+            shutil.copyfile(run / name, finished / name)
     replace_directory(finished, out)
 
 

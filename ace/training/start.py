@@ -3,7 +3,6 @@
 None of it is resuming: step, optimiser and schedules begin anew.
 """
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,24 +36,24 @@ def start_files(folder: Path) -> dict[str, str]:
     return {name: sha256_of(folder / name) for name in FILES}
 
 
-def take_first_weights(state: TrainState, params: PretrainParams, *, is_shown: bool) -> None:
+def take_first_weights(state: TrainState, params: PretrainParams) -> str | None:
     """Put the weights that the parameters name into networks that took no step yet; the teacher begins as the student.
 
     Args:
         state: Changed in place.
         params: Section `pretrain`: `backbone.weights` or `start_from`, or neither.
-        is_shown: Whether to print what became of every tensor to standard error.
+
+    Returns:
+        What became of every tensor; None where the networks start from random weights.
 
     Raises:
         ConfigError: the weights cannot be had or do not fit.
     """
-    if params.backbone.weights is not None:
-        load_initial_weights(state.student.backbone, params.backbone, is_shown=is_shown)
-        state.teacher.update(state.student, momentum=0.0)
     if params.start_from is not None:
-        account = start_from(state, Path(params.start_from))
-        if is_shown:
-            print(account, file=sys.stderr)
+        return start_from(state, Path(params.start_from))
+    report = load_initial_weights(state.student.backbone, params.backbone)
+    state.teacher.update(state.student, momentum=0.0)
+    return None if report is None else str(report)
 
 
 def start_from(state: TrainState, folder: Path) -> str:

@@ -209,7 +209,7 @@ def test_the_original_naming_of_swin_is_taken_stage_by_stage(tmp_path: Path) -> 
     assert_complete(report, list(original.state_dict()), backbone)
 
 
-def test_what_does_not_fit_is_reported_and_stays_random(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_does_not_fit_is_reported_and_stays_random(tmp_path: Path) -> None:
     state = drawn(VIT).model.state_dict()
     state["norm.bias"] = torch.ones(5)
     state["blocks.9.norm1.weight"] = torch.ones(32)
@@ -222,16 +222,15 @@ def test_what_does_not_fit_is_reported_and_stays_random(tmp_path: Path, capsys: 
     assert report.num_parameters - report.num_loaded == 64
     assert torch.equal(backbone.model.norm.bias, torch.zeros(32))
     assert_complete(report, list(state), backbone)
-    assert str(report) in capsys.readouterr().err
+    assert "NOT loaded, of another shape: 1" in str(report)
 
 
-def test_weights_of_another_architecture_are_refused_after_the_report(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_weights_of_another_architecture_are_refused_with_the_report(tmp_path: Path) -> None:
     save_file(drawn(CONVNEXT).model.state_dict(), tmp_path / "w.safetensors")
-    with pytest.raises(ConfigError, match=r"gives 0\.0% of the parameters of vit_tiny.*min_share is 90\.0%"):
+    with pytest.raises(
+        ConfigError, match=r"gives 0\.0% of the parameters of vit_tiny.*min_share is 90\.0%(.|\n)*MISSING, left random"
+    ):
         load(VIT, tmp_path / "w.safetensors")
-    assert "MISSING, left random" in capsys.readouterr().err
 
 
 def test_less_than_the_stated_share_is_refused_and_may_be_allowed(tmp_path: Path) -> None:
