@@ -19,8 +19,10 @@ CHECKED = {
     # Not the params: beartype does not know pydantic's `Self`.
     "ace.data": ("augment", "batches", "crops", "erase"),
     "ace.evaluation": ("composition", "correspondence", "decomposition", "intervals", "regions"),
+    # Not images and embedder: what they are given is theirs to refuse.
+    "ace.inference": ("preprocessing",),
     "ace": ("geometry", "losses", "models"),
-    "shards": ("canvas", "read"),
+    "shards": ("canvas", "dicom", "read"),
 }
 # An int may stand for a float, as it may for mypy.
 install_import_hook(
