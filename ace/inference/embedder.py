@@ -7,6 +7,7 @@ from functools import cached_property
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -105,7 +106,7 @@ class EmbeddingModel:
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size}: expected 1 or more")
         if _is_one(images):
-            found = self.embed_canvases([self.preprocessing.place(to_pixels(images))])  # type: ignore[arg-type]
+            found = self.embed_canvases([self.preprocessing.place(to_pixels(images))])
             return Embeddings(found.embedding[0], found.tokens[0])
         if not isinstance(images, Iterable):
             raise ImageInputError(f"a {type(images).__name__} is neither an image nor an iterable of images")
@@ -165,7 +166,7 @@ def embedding_of(tokens: Float[Tensor, "batch rows cols dim"]) -> Float[Tensor, 
     return F.normalize(tokens.mean((1, 2)), dim=-1)
 
 
-def _is_one(images: object) -> bool:
+def _is_one(images: object) -> TypeGuard[ImageInput]:
     if isinstance(images, np.ndarray | Tensor):
         return images.ndim < 4
     return isinstance(images, Image.Image | str | os.PathLike)

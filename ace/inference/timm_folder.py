@@ -119,7 +119,7 @@ def _card(model: EmbeddingModel) -> str:
     return _CARD.format(
         **about,
         activation_note=_ACTIVATION_NOTES[str(about["token_activation"])],
-        data=sections["Data"],
+        data=sections["Data"].partition("\n\n")[0],  # the table; what follows speaks of the model's own files
         limits=sections["Limits"],
     )
 
