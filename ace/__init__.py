@@ -1,1 +1,40 @@
-"""What is learned: Anatomically Consistent Embeddings (ACE) in composition and decomposition."""
+"""What is learned: Anatomically Consistent Embeddings (ACE) in composition and decomposition.
+
+import ace
+model = ace.load("models/ace")
+out = model.embed(image)  # out.embedding [D], out.tokens [rows, cols, D]
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ace.inference.embedder import EmbeddingModel
+    from ace.models.encoder import Which
+
+__all__ = ["load"]
+
+
+def load(
+    folder: str | Path,
+    *,
+    which: "Which" = "teacher",
+    device: str = "auto",
+    normalisation: str | tuple[float, float] | None = None,
+) -> "EmbeddingModel":
+    """A trained model, ready to embed images.
+
+    Args:
+        folder: A folder that `python -m ace pretrain` wrote.
+        which: `teacher`, the encoder to use, or `student`.
+        device: `auto` (the accelerator, if there is one), `cpu`, or another of torch's, as `cuda:0`.
+        normalisation: A batch that the model was trained with, whose mean and standard deviation are to be used, or
+            (mean, std) of the pixels in [0, 1]. Needed only where the batches it was trained with differ in them.
+
+    Raises:
+        ConfigError: the folder is no model, the device is not there, or the normalisation is open.
+    """
+    # torch is imported here and not with the package: commands that only print or check stay quick.
+    from ace.inference.embedder import load_model
+
+    return load_model(Path(folder), which=which, device=device, normalisation=normalisation)

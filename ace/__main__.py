@@ -1,10 +1,15 @@
-"""`python -m ace`: pretrain or import an encoder, measure what it learned, write the report, choose a configuration."""
+"""`python -m ace`: pretrain or import an encoder, measure, embed and export it, report, choose a configuration."""
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from shards.cli import add_params_options, run_command, values_of
+from shards.identity import KEY_FILE_VARIABLE, SPLITS
+
+Number = TypeVar("Number", int, float)
 
 SHARDS, MODEL, EVIDENCE = Path("data/shards"), Path("models/ace"), Path("data/evidence")
 PUBLISHED = ("swin_b", "vit_b", "vit_b16")
@@ -92,6 +97,64 @@ def import_(arguments: argparse.Namespace) -> None:
     print(f"left out, of heads and others: {len(keys.heads)} {', '.join(keys.heads)}")
 
 
+def embed(arguments: argparse.Namespace) -> None:
+    """Embed the images of a folder or a shard set into one Parquet file."""
+    from ace.inference.embedder import load_model
+    from ace.inference.parquet import write_embeddings
+    from ace.inference.sources import ImageSource, is_shard_set, open_folder, open_shards
+    from shards.errors import ConfigError
+    from shards.parallel import default_num_workers
+    from shards.read import ShardIndex
+
+    images: ImageSource
+    batch = None
+    if is_shard_set(arguments.source):
+        if arguments.hash_keys:
+            raise ConfigError("--hash-keys is for folders; the keys of a shard set name nobody")
+        index = ShardIndex.open(arguments.source)
+        images, batch = open_shards(index, arguments.split), index.name
+    else:
+        if arguments.split != "all":
+            raise ConfigError(f"--split {arguments.split}: {arguments.source} is no shard set, so it has no splits")
+        max_pixels = arguments.max_megapixels * 1e6
+        images = open_folder(arguments.source, is_hashed=arguments.hash_keys, max_pixels=max_pixels)
+    model = load_model(
+        arguments.model,
+        which=arguments.which,
+        device=arguments.device,
+        normalisation=arguments.normalisation,
+        batch=batch,
+    )
+    outcome = write_embeddings(
+        model,
+        images,
+        arguments.out,
+        batch_size=arguments.batch_size,
+        num_threads=arguments.num_threads or default_num_workers(),
+        has_tokens=arguments.tokens,
+    )
+    print(f"wrote {arguments.out}: {outcome.num_embedded} embeddings")
+    if outcome.num_unreadable:
+        print(f"{outcome.num_unreadable} images could not be read; {outcome.errors} says why")
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Export the encoder: `onnx` for ONNX Runtime, `timm` for timm and Hugging Face Transformers."""
+    import ace
+
+    model = ace.load(arguments.model, which=arguments.which, device="cpu", normalisation=arguments.normalisation)
+    if arguments.format == "timm":
+        from ace.inference.timm_folder import export_timm
+
+        export_timm(model, arguments.out)
+        print(f"wrote {arguments.out}")
+    else:
+        from ace.inference.onnx import export_onnx
+
+        found = export_onnx(model, arguments.out, tolerance=arguments.tolerance)
+        print(f"wrote {arguments.out}: ONNX Runtime is within {found.max_difference:.2g} of torch on random inputs")
+
+
 def config_check(arguments: argparse.Namespace) -> None:
     """Validate the whole params file before any work: keys, grid, backbone, patients."""
     from ace.config import Config, check_config
@@ -105,6 +168,33 @@ def config_use(arguments: argparse.Namespace) -> None:
 
     for change in use(arguments.name, arguments.params) or [f"{arguments.params} is '{arguments.name}' already"]:
         print(change)
+
+
+def _add_model_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", type=Path, default=MODEL, metavar="DIR", help=f"default: {MODEL}")
+    command.add_argument("--which", choices=["teacher", "student"], default="teacher", help="default: teacher")
+    command.add_argument(
+        "--normalisation",
+        type=_normalisation,
+        metavar="NAME",
+        help="the training batch whose mean and std are used, or MEAN,STD of your pixels in [0, 1]; needed where the "
+        "batches of the training mix differ (a shard set that the model was trained with is normalised as then)",
+    )
+
+
+def _normalisation(text: str) -> str | tuple[float, float]:
+    mean, separator, std = text.partition(",")
+    return (float(mean), float(std)) if separator else text
+
+
+def _positive(kind: Callable[[str], Number]) -> Callable[[str], Number]:
+    def parse(text: str) -> Number:
+        value = kind(text)
+        if value <= 0:
+            raise argparse.ArgumentTypeError(f"{text}: expected more than 0")
+        return value
+
+    return parse
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -166,6 +256,43 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--std", type=float, default=0.252, help="default: 0.252, the authors' chest X-rays")
     command.set_defaults(run=import_)
+
+    command = commands.add_parser("embed", help="embed a folder of images or a shard set", description=embed.__doc__)
+    command.add_argument(
+        "source",
+        type=Path,
+        help="a shard set, as data/shards/phantom-b000, or a folder with PNG, JPEG and DICOM files at any depth; the "
+        "keys of files are their relative paths, which may carry patients' names: see --hash-keys",
+    )
+    _add_model_options(command)
+    command.add_argument("--out", type=Path, required=True, metavar="FILE", help="the Parquet file")
+    command.add_argument("--tokens", action="store_true", help="write the token maps too (float16)")
+    command.add_argument("--split", choices=[*SPLITS, "all"], default="all", help="of a shard set; default: all")
+    command.add_argument(
+        "--hash-keys",
+        action="store_true",
+        help=f"of a folder: keys are keyed hashes of the paths, under the identity key that {KEY_FILE_VARIABLE} names",
+    )
+    command.add_argument("--max-megapixels", type=_positive(float), default=100.0, metavar="M", help="default: 100")
+    command.add_argument("--batch-size", type=_positive(int), default=32, metavar="N", help="default: 32")
+    command.add_argument(
+        "--num-threads", type=_positive(int), metavar="N", help="that read images; default: one a core"
+    )
+    command.add_argument("--device", default="auto", help="default: auto; or cpu, cuda:0, ...")
+    command.set_defaults(run=embed)
+
+    command = commands.add_parser("export", help="export the encoder to ONNX or timm", description=export.__doc__)
+    _add_model_options(command)
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    command.add_argument("--format", choices=["onnx", "timm"], required=True)
+    command.add_argument(
+        "--tolerance",
+        type=float,
+        default=1e-4,
+        metavar="X",
+        help="largest allowed difference of ONNX Runtime to torch; above it nothing is written; default: 1e-4",
+    )
+    command.set_defaults(run=export)
 
     config = commands.add_parser("config", help="check the params file, or choose a named one").add_subparsers(
         required=True

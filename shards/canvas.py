@@ -47,7 +47,7 @@ def decode_image(data: bytes, max_pixels: float) -> Pixels:
                 if image.format == "PNG" and data[24] == 16 and data[25] != 0:  # IHDR: bit depth, colour type
                     raise UnreadableImageError(DEEP_COLOUR)
                 image.load()
-                return _eight_bit(ImageOps.exif_transpose(image))
+                return eight_bits(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError:
         raise UnreadableImageError(TOO_LARGE) from None
     except UnidentifiedImageError:
@@ -59,13 +59,21 @@ def decode_image(data: bytes, max_pixels: float) -> Pixels:
         raise UnreadableImageError(DAMAGED) from None
 
 
-def _eight_bit(image: Image.Image) -> Pixels:
+def eight_bits(image: Image.Image) -> Pixels:
+    """A decoded image as grey or colour in 8 bits, by the rules of `decode_image`."""
     if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.float64)
-        low, high = values.min(), values.max()
-        scaled: Pixels = np.round((values - low) * (255 / max(high - low, 1.0))).astype(np.uint8)
-        return scaled
+        return full_range(np.asarray(image))
     return np.array(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+
+
+def full_range(values: np.ndarray) -> UInt8[np.ndarray, "height width"]:
+    """Grey values of any depth, their own minimum..maximum as 0..255; a flat image is black."""
+    levels = values.astype(np.float64)
+    low, high = levels.min(), levels.max()
+    scaled: UInt8[np.ndarray, "height width"] = np.round((levels - low) * (255 / ((high - low) or 1.0))).astype(
+        np.uint8
+    )
+    return scaled
 
 
 def is_coloured(image: Pixels) -> bool:

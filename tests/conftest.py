@@ -20,8 +20,10 @@ CHECKED = {
     "ace.data": ("augment", "batches", "crops", "erase"),
     "ace.evaluation": ("composition", "correspondence", "decomposition", "intervals", "regions"),
     "ace.training": ("monitors", "probe", "probe_scores"),
+    # Not images and embedder: what they are given is theirs to refuse.
+    "ace.inference": ("preprocessing",),
     "ace": ("geometry", "losses", "models"),
-    "shards": ("canvas", "read"),
+    "shards": ("canvas", "dicom", "read"),
 }
 # An int may stand for a float, as it may for mypy.
 install_import_hook(

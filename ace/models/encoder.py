@@ -19,6 +19,7 @@ FORMAT_VERSION = 3
 CONFIG = "config.json"
 IMPORTED = "imported"
 """`origin` in config.json of a model that others trained, and the name of the one normalisation that it has."""
+Which = Literal["teacher", "student"]
 WEIGHTS = {"teacher": "teacher_backbone.safetensors", "student": "student_backbone.safetensors"}
 
 
@@ -60,19 +61,26 @@ class Encoder:
         return float(mixes[batch]["mix"]["mean"]), float(mixes[batch]["mix"]["std"])
 
 
-def load_encoder(model_dir: Path, which: Literal["teacher", "student"] = "teacher") -> Encoder:
-    """The trained encoder, on the accelerator if there is one.
+def load_encoder(model_dir: Path, which: Which = "teacher", device: str = "auto") -> Encoder:
+    """The trained encoder.
+
+    Args:
+        model_dir: A folder that `python -m ace pretrain` wrote.
+        which: The network; the teacher is the one to use.
+        device: As for `choose_device`.
 
     Raises:
-        ConfigError: the folder is not a model, is of another format version, or its weights do not fit.
+        ConfigError: the folder is not a model, is of another format version, or its weights do not fit; there is no
+            such device.
     """
+    place = choose_device(device)
     config, backbone, spec = _empty_encoder(model_dir)
     path = model_dir / WEIGHTS[which]
     try:
         backbone.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ConfigError(f"{path}: not the weights that {CONFIG} describes: {error}") from None
-    return Encoder(backbone.to(default_device()).eval(), spec, config)
+    return Encoder(backbone.to(place).eval(), spec, config)
 
 
 def untrained_encoder(model_dir: Path, seed: int) -> Encoder:
@@ -90,6 +98,22 @@ def untrained_encoder(model_dir: Path, seed: int) -> Encoder:
 def default_device() -> torch.device:
     """The accelerator of this machine, or the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name: `auto` (the accelerator, if there is one), or torch's, as `cpu` or `cuda:0`.
+
+    Raises:
+        ConfigError: torch knows no such device, or this machine has none.
+    """
+    if name == "auto":
+        return default_device()
+    try:
+        return torch.empty(0, device=name).device
+    # What torch raises for a device that is not there differs from backend to backend.
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"device '{name}': {reason}; use auto, cpu or a device of this machine, as cuda:0") from None
 
 
 def _empty_encoder(model_dir: Path) -> tuple[dict[str, Any], Backbone, GridSpec]:

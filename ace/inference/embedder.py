@@ -1,0 +1,172 @@
+"""A trained model that turns images into embeddings and token maps."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import TypeGuard
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from ace.inference.images import ImageInput, ImageInputError, to_pixels
+from ace.inference.preprocessing import Preprocessing, preprocessing_of
+from ace.models.encoder import WEIGHTS, Encoder, Which, load_encoder
+from shards.canvas import Canvas
+from shards.errors import ConfigError
+from shards.format import sha256_of
+
+BATCH_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Of one image, or of several along the first dimension; float32 on the CPU.
+
+    Attributes:
+        embedding: E(x), the direction of the mean token: norm 1 (method.md §5).
+        tokens: The backbone's tokens after its last norm and token activation, in rows and columns of the image.
+    """
+
+    embedding: Float[Tensor, "*batch dim"]
+    tokens: Float[Tensor, "*batch rows cols dim"]
+
+
+@dataclass(frozen=True)
+class EmbeddingModel:
+    """A trained encoder with the preprocessing it needs.
+
+    Attributes:
+        encoder: The network, in evaluation mode, on its device.
+        preprocessing: What images pass first.
+        folder: Where the model was read from.
+        which: The network of the model.
+    """
+
+    encoder: Encoder
+    preprocessing: Preprocessing
+    folder: Path
+    which: Which
+
+    @property
+    def dim(self) -> int:
+        """Length D of an embedding and of a token."""
+        return self.encoder.backbone.width
+
+    @property
+    def token_grid(self) -> tuple[int, int]:
+        """(rows, cols) of a token map."""
+        return self.encoder.spec.t, self.encoder.spec.t
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the weights: which model an embedding is of."""
+        return sha256_of(self.folder / WEIGHTS[self.which])
+
+    def describe(self) -> dict[str, str | int | float]:
+        """What whoever gets embeddings or an exported model has to know: the weights, and what images pass first."""
+        backbone = self.encoder.config["params"]["pretrain"]["backbone"]
+        rows, cols = self.token_grid
+        return {
+            "model_sha256": self.fingerprint,
+            "network": self.which,
+            "backbone": str(backbone["name"]),
+            "token_activation": str(backbone["token_activation"]),
+            "dim": self.dim,
+            "rows": rows,
+            "cols": cols,
+            **asdict(self.preprocessing),
+            "version": version("ace-pretraining"),
+        }
+
+    def embed(self, images: ImageInput | Iterable[ImageInput], *, batch_size: int = BATCH_SIZE) -> Embeddings:
+        """Embed one image, or several in their order.
+
+        An array or tensor of two or three dimensions is one image, of four several. All embeddings are held in memory:
+        for a large folder use `python -m ace embed`.
+
+        Args:
+            images: As `to_pixels` takes them (8- and 16-bit, floats in [0, 1], paths of PNG, JPEG and DICOM files), or
+                an iterable of such.
+            batch_size: Images in one forward pass.
+
+        Returns:
+            `embedding` [D] and `tokens` [rows, cols, D] of one image; [N, D] and [N, rows, cols, D] of N.
+
+        Raises:
+            ImageInputError: with the position of what cannot be embedded.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size {batch_size}: expected 1 or more")
+        if _is_one(images):
+            found = self.embed_canvases([self.preprocessing.place(to_pixels(images))])
+            return Embeddings(found.embedding[0], found.tokens[0])
+        if not isinstance(images, Iterable):
+            raise ImageInputError(f"a {type(images).__name__} is neither an image nor an iterable of images")
+        canvases = self._placed(images)
+        chunks = [self.embed_canvases(chunk) for chunk in iter(lambda: list(islice(canvases, batch_size)), [])]
+        none = Embeddings(torch.empty(0, self.dim), torch.empty(0, *self.token_grid, self.dim))
+        return Embeddings(
+            torch.cat([none.embedding, *(chunk.embedding for chunk in chunks)]),
+            torch.cat([none.tokens, *(chunk.tokens for chunk in chunks)]),
+        )
+
+    def embed_canvases(self, canvases: Sequence[Canvas]) -> Embeddings:
+        """Embed images that `preprocessing` has placed, in one forward pass."""
+        with torch.inference_mode():
+            tokens = self.encoder.backbone(self.preprocessing.normalise(canvases, self.encoder.device)).float()
+            return Embeddings(embedding_of(tokens).cpu(), tokens.cpu())
+
+    def _placed(self, images: Iterable[ImageInput]) -> Iterator[Canvas]:
+        for position, image in enumerate(images):
+            try:
+                yield self.preprocessing.place(to_pixels(image))
+            except ImageInputError as error:
+                raise ImageInputError(f"image {position}: {error}") from None
+
+
+def load_model(
+    folder: Path,
+    *,
+    which: Which,
+    device: str,
+    normalisation: str | tuple[float, float] | None,
+    batch: str | None = None,
+) -> EmbeddingModel:
+    """`ace.load`, and for images of a known batch.
+
+    Args:
+        folder: As for `ace.load`.
+        which: As for `ace.load`.
+        device: As for `ace.load`.
+        normalisation: As for `ace.load`.
+        batch: Where the images are from; if the model was trained with it, they are normalised as then, unless
+            `normalisation` says otherwise.
+
+    Raises:
+        ConfigError: as for `ace.load`; there is no such network.
+    """
+    if which not in WEIGHTS:
+        raise ConfigError(f"which='{which}': a model has the networks {' and '.join(WEIGHTS)}")
+    encoder = load_encoder(folder, which, device)
+    if normalisation is None and batch in encoder.config["params"]["batches"]:
+        normalisation = batch
+    return EmbeddingModel(encoder, preprocessing_of(encoder, normalisation), folder, which)
+
+
+def embedding_of(tokens: Float[Tensor, "batch rows cols dim"]) -> Float[Tensor, "batch dim"]:
+    """E(x): the direction of the mean token; a mean of 0 stays 0."""
+    return F.normalize(tokens.mean((1, 2)), dim=-1)
+
+
+def _is_one(images: object) -> TypeGuard[ImageInput]:
+    if isinstance(images, np.ndarray | Tensor):
+        return images.ndim < 4
+    return isinstance(images, Image.Image | str | os.PathLike)

@@ -1,0 +1,113 @@
+"""Whatever a user holds an image as, in 8-bit pixels: PIL, numpy, torch, or a PNG, JPEG or DICOM file."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from shards.canvas import NOT_AN_IMAGE, TOO_LARGE, Pixels, UnreadableImageError, decode_image, eight_bits, full_range
+from shards.dicom import decode_dicom, is_dicom
+from shards.errors import ShardError
+
+ImageInput = Image.Image | np.ndarray | Tensor | str | os.PathLike[str]
+
+MAX_SOURCE_PIXELS = 100e6
+_REASONS = {NOT_AN_IMAGE: "neither PNG, JPEG nor DICOM", TOO_LARGE: "more pixels than the bound"}
+"""Reasons of `shards.canvas` that speak of its own bounds and formats, as said here."""
+
+
+class ImageInputError(ShardError, ValueError):
+    """What was given cannot be taken as an image; the message names neither file nor content."""
+
+
+def decode_file(data: bytes, max_pixels: float) -> Pixels:
+    """The pixels of a PNG, JPEG or DICOM file, told apart by content.
+
+    Raises:
+        UnreadableImageError: with a fixed reason.
+    """
+    try:
+        return decode_dicom(data, max_pixels) if is_dicom(data) else decode_image(data, max_pixels)
+    except UnreadableImageError as error:
+        raise UnreadableImageError(_REASONS.get(str(error), str(error))) from None
+
+
+def to_pixels(image: ImageInput) -> Pixels:
+    """An image as grey [H, W] or colour [H, W, 3] in 8 bits.
+
+    A numpy array is [H, W] or [H, W, channels], a tensor [H, W] or [channels, H, W], with 1, 3 or 4 channels; of 4 the
+    last is alpha and dropped. Values: 8-bit integers as they are; other integers (grey alone) from their own
+    minimum..maximum to 0..255, as 16-bit files; floats must lie in [0, 1]; false is black and true is white.
+
+    Raises:
+        ImageInputError: it is nothing of these, or a file that cannot be read.
+    """
+    match image:
+        case Image.Image():
+            return _from_pillow(image)
+        case Tensor():
+            return _from_tensor(image)
+        case np.ndarray():
+            return _from_array(image)
+        case str() | os.PathLike():
+            return _from_file(Path(image))
+    raise ImageInputError(
+        f"a {type(image).__name__} is no image; expected a PIL image, a numpy array, a torch tensor, or the path of a "
+        "PNG, JPEG or DICOM file"
+    )
+
+
+def _from_pillow(image: Image.Image) -> Pixels:
+    upright = ImageOps.exif_transpose(image)
+    return _from_array(np.asarray(upright)) if upright.mode == "F" else eight_bits(upright)
+
+
+def _from_tensor(image: Tensor) -> Pixels:
+    values = image.detach().cpu()
+    array = (values.float() if values.is_floating_point() else values).numpy()
+    if array.ndim == 3 and array.shape[0] not in (1, 3, 4):
+        raise ImageInputError(
+            f"tensor {tuple(array.shape)}: expected [H, W] or [channels, H, W] with 1, 3 or 4 channels"
+        )
+    return _from_array(np.moveaxis(array, 0, -1) if array.ndim == 3 else array)
+
+
+def _from_array(array: np.ndarray) -> Pixels:
+    if array.ndim not in (2, 3) or not array.size or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise ImageInputError(
+            f"array {array.shape}: expected [H, W] or [H, W, channels] with 1, 3 or 4 channels, not empty"
+        )
+    if array.ndim == 3:
+        array = array[..., 0] if array.shape[2] == 1 else array[..., :3]
+    return np.ascontiguousarray(_in_eight_bits(array))
+
+
+def _in_eight_bits(array: np.ndarray) -> Pixels:
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255)
+    if np.issubdtype(array.dtype, np.integer):
+        if array.ndim == 3:
+            raise ImageInputError(f"colour of {array.dtype}: expected uint8, or floats in [0, 1]; grey may be of any")
+        return full_range(array)
+    if np.issubdtype(array.dtype, np.floating):
+        low, high = float(array.min()), float(array.max())
+        if not (low >= 0 and high <= 1):  # NaN fails both
+            raise ImageInputError(
+                f"floats from {low:g} to {high:g}: expected values in [0, 1]; divide by what white is in your images"
+            )
+        scaled: Pixels = np.round(array.astype(np.float64) * 255).astype(np.uint8)
+        return scaled
+    raise ImageInputError(f"values of {array.dtype}: expected integers, booleans, or floats in [0, 1]")
+
+
+def _from_file(path: Path) -> Pixels:
+    try:
+        return decode_file(path.read_bytes(), MAX_SOURCE_PIXELS)
+    except OSError as error:
+        raise ImageInputError(f"the file cannot be opened: {error.strerror}") from None
+    except UnreadableImageError as error:
+        raise ImageInputError(f"the file cannot be read: {error}") from None

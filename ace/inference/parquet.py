@@ -1,0 +1,187 @@
+"""Embeddings of a whole source as one Parquet file, which appears whole or not at all."""
+
+import csv
+import io
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ace.inference.embedder import EmbeddingModel, Embeddings
+from ace.inference.sources import ImageSource
+from shards.atomic import atomic_path, write_text
+from shards.canvas import Canvas, UnreadableImageError
+from shards.errors import SourceError
+from shards.progress import progress_bar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+ROWS_PER_GROUP = 1024
+TOKEN_ROWS_PER_GROUP = 64
+"""Token maps are some hundred times as long as an embedding."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a source's images.
+
+    Attributes:
+        num_embedded: Rows of the file.
+        num_unreadable: Lines of its list of errors.
+        errors: That list; the file is there only if there are any.
+    """
+
+    num_embedded: int
+    num_unreadable: int
+    errors: Path
+
+
+def write_embeddings(
+    model: EmbeddingModel,
+    source: ImageSource,
+    out: Path,
+    *,
+    batch_size: int,
+    num_threads: int,
+    has_tokens: bool,
+) -> Outcome:
+    """Embed every image of a source: columns `key`, `embedding` (float32 [D]) and, if wanted, `tokens` (float16).
+
+    `tokens` are flattened in the order (row, col, channel); rows, cols and dim stand in the file's metadata, with the
+    model's fingerprint, its preprocessing and what the keys are. Unreadable images are passed over and listed, with
+    their reasons, beside the file as `NAME.errors.csv`.
+
+    Args:
+        model: The encoder.
+        source: The images.
+        out: The Parquet file; replaced when the last image is embedded, and left alone by a run that is killed.
+        batch_size: Images in one forward pass.
+        num_threads: That read, decode and resize.
+        has_tokens: Write the column `tokens`.
+
+    Raises:
+        SourceError: not one image can be read.
+    """
+    errors = out.with_suffix(".errors.csv")
+    unreadable: list[tuple[str, str]] = []
+    rows_per_group = TOKEN_ROWS_PER_GROUP if has_tokens else ROWS_PER_GROUP
+    with atomic_path(out) as temporary:
+        groups = _row_groups(
+            _embedded(model, source, batch_size, num_threads, unreadable), model, rows_per_group, has_tokens
+        )
+        num_embedded = 0
+        with pq.ParquetWriter(temporary, _schema(model, source, has_tokens), compression="zstd") as writer:
+            for group in groups:
+                writer.write_table(pa.table(group, writer.schema), row_group_size=rows_per_group)
+                num_embedded += len(group["key"])
+        _write_errors(errors, unreadable)
+        if not num_embedded:
+            raise SourceError(f"none of the {len(source.keys)} images can be read; {errors} says why")
+    return Outcome(num_embedded, len(unreadable), errors)
+
+
+def _embedded(
+    model: EmbeddingModel,
+    source: ImageSource,
+    batch_size: int,
+    num_threads: int,
+    unreadable: list[tuple[str, str]],
+) -> Iterator[tuple[list[str], Embeddings]]:
+    """Keys and embeddings of each batch; what cannot be read is appended to `unreadable`."""
+
+    def place(position: int) -> Canvas | UnreadableImageError:
+        try:
+            return model.preprocessing.place(source.read(position))
+        except UnreadableImageError as error:
+            return error
+
+    positions = range(len(source.keys))
+    batches = [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
+    # The decoders switch warnings off and on, a setting of the whole process: here for all threads at once.
+    with warnings.catch_warnings(), ThreadPoolExecutor(num_threads) as pool:
+        warnings.simplefilter("ignore")
+        with progress_bar(total=len(positions), description="embed", unit="image") as bar:
+            for batch, results in zip(batches, _one_batch_ahead(pool, place, batches), strict=True):
+                for position, result in zip(batch, results, strict=True):
+                    if isinstance(result, UnreadableImageError):
+                        unreadable.append((source.keys[position], str(result)))
+                placed = [
+                    (source.keys[position], result)
+                    for position, result in zip(batch, results, strict=True)
+                    if not isinstance(result, UnreadableImageError)
+                ]
+                if placed:
+                    yield [key for key, _ in placed], model.embed_canvases([canvas for _, canvas in placed])
+                bar.set_postfix_str(f"unreadable {len(unreadable)}", refresh=False)
+                bar.update(len(batch))
+
+
+def _one_batch_ahead(
+    pool: ThreadPoolExecutor, function: Callable[[Item], Result], batches: Iterable[Sequence[Item]]
+) -> Iterator[list[Result]]:
+    """Results of each batch, in order; the next batch is worked on while this one is used."""
+    ready: Iterator[Result] | None = None
+    for batch in batches:
+        upcoming = pool.map(function, batch)
+        if ready is not None:
+            yield list(ready)
+        ready = upcoming
+    if ready is not None:
+        yield list(ready)
+
+
+def _row_groups(
+    batches: Iterable[tuple[list[str], Embeddings]], model: EmbeddingModel, rows_per_group: int, has_tokens: bool
+) -> Iterator[dict[str, pa.Array]]:
+    """Batches joined to the columns of row groups of at least `rows_per_group` rows, but for the last."""
+    keys: list[str] = []
+    waiting: list[Embeddings] = []
+    for batch_keys, embeddings in batches:
+        keys += batch_keys
+        waiting.append(embeddings)
+        if len(keys) >= rows_per_group:
+            yield _columns(keys, waiting, has_tokens)
+            keys, waiting = [], []
+    if keys:
+        yield _columns(keys, waiting, has_tokens)
+
+
+def _columns(keys: list[str], embeddings: list[Embeddings], has_tokens: bool) -> dict[str, pa.Array]:
+    columns = {"key": pa.array(keys, pa.string())}
+    columns["embedding"] = _fixed_size_lists(np.concatenate([item.embedding.numpy() for item in embeddings]))
+    if has_tokens:
+        tokens = np.concatenate([item.tokens.numpy() for item in embeddings]).astype(np.float16)
+        columns["tokens"] = _fixed_size_lists(tokens.reshape(len(keys), -1))
+    return columns
+
+
+def _fixed_size_lists(values: np.ndarray) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+
+
+def _schema(model: EmbeddingModel, source: ImageSource, has_tokens: bool) -> pa.Schema:
+    fields = [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("embedding", pa.list_(pa.float32(), model.dim), nullable=False),
+    ]
+    if has_tokens:
+        rows, cols = model.token_grid
+        fields.append(pa.field("tokens", pa.list_(pa.float16(), rows * cols * model.dim), nullable=False))
+    about = {**model.describe(), "keys": source.key_kind}
+    return pa.schema(fields, {f"ace.{name}": str(value) for name, value in about.items()})
+
+
+def _write_errors(path: Path, unreadable: list[tuple[str, str]]) -> None:
+    if not unreadable:
+        path.unlink(missing_ok=True)
+        return
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("key", "reason"), *unreadable])
+    write_text(path, text.getvalue())

@@ -1,0 +1,130 @@
+"""The backbone as a folder that timm and Hugging Face Transformers load."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+from safetensors.torch import save_file
+
+from ace.inference.embedder import EmbeddingModel
+from ace.inference.folder import new_folder
+from ace.training.card import model_card
+from shards.atomic import write_text
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+
+_CARD = """\
+---
+library_name: timm
+license: other
+tags: [image-feature-extraction, timm, transformers, medical-imaging, self-supervised, ACE]
+pipeline_tag: image-feature-extraction
+---
+# ACE encoder ({backbone})
+
+Pretrained without labels by anatomically consistent embeddings in composition and decomposition (ACE, WACV 2025,
+arXiv 2501.10131), an independent implementation written from the paper. This is the {network}'s backbone.
+
+| | |
+|---|---|
+| input | {crop_px} × {crop_px} px, {channels} channel(s): the image, aspect kept, padded to a square with black |
+| normalisation | pixels in [0, 1], mean {mean:g}, std {std:g} ({normalisation}) |
+| tokens | {rows} × {cols} of {dim} channels, after the last norm |
+| token activation | `{token_activation}`, **not part of this model**: {activation_note} |
+| weights | sha256 {model_sha256} |
+
+## Use
+
+    import timm
+    model = timm.create_model("local-dir:DIR", pretrained=True, num_classes=0, global_pool="").eval()
+    tokens = model(images)
+
+    from transformers import AutoModel
+    tokens = AutoModel.from_pretrained("DIR")(pixel_values=images).pooler_output
+
+Both give the tokens in the architecture's own layout (a ViT's with its prefix tokens in front). The embedding of an
+image is the mean of its image tokens, after the token activation, divided by its norm.
+
+## Data
+
+{data}
+
+## Limits
+
+{limits}
+"""
+_ACTIVATION_NOTES = {
+    "relu": "apply `torch.relu` to the tokens, as pretraining did, before you pool them",
+    "identity": "there is nothing to apply",
+}
+
+
+def export_timm(model: EmbeddingModel, out: Path) -> None:
+    """Write config.json, model.safetensors and a model card into a new folder.
+
+    Args:
+        model: Whose backbone.
+        out: A folder that does not exist or is empty.
+
+    Raises:
+        ConfigError: the folder is not empty.
+    """
+    network = model.encoder.backbone.model
+    with new_folder(out) as folder:
+        state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+        write_text(folder / CONFIG, json.dumps(_config(model, network), indent=2) + "\n")
+        write_text(folder / CARD, _card(model))
+
+
+def _config(model: EmbeddingModel, network: Any) -> dict[str, Any]:
+    """What timm calls a hub config; Transformers knows it by `pretrained_cfg`."""
+    params = model.encoder.config["params"]["pretrain"]["backbone"]
+    preprocessing = model.preprocessing
+    original = timm.get_pretrained_cfg(params["name"])
+    is_fixed = original is not None and original.fixed_input_size
+    size = {"img_size": preprocessing.crop_px} if is_fixed else {}
+    return {
+        "architecture": params["name"],
+        "num_classes": 0,
+        "num_features": model.dim,
+        "global_pool": "",
+        "model_args": {
+            **params["model_args"],
+            **size,
+            "in_chans": preprocessing.channels,
+            "global_pool": "",
+        },
+        "pretrained_cfg": {
+            "tag": "ace",
+            "custom_load": False,
+            "input_size": [preprocessing.channels, preprocessing.crop_px, preprocessing.crop_px],
+            "fixed_input_size": is_fixed,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "mean": [preprocessing.mean] * preprocessing.channels,
+            "std": [preprocessing.std] * preprocessing.channels,
+            "num_classes": 0,
+            "pool_size": None,
+            "first_conv": network.pretrained_cfg.get("first_conv"),
+            "classifier": network.pretrained_cfg.get("classifier"),
+        },
+    }
+
+
+def _card(model: EmbeddingModel) -> str:
+    about = model.describe()
+    sections = _sections(model_card(model.encoder.config))
+    return _CARD.format(
+        **about,
+        activation_note=_ACTIVATION_NOTES[str(about["token_activation"])],
+        data=sections["Data"].partition("\n\n")[0],  # the table; what follows speaks of the model's own files
+        limits=sections["Limits"],
+    )
+
+
+def _sections(card: str) -> dict[str, str]:
+    """Headings of the second level with the text below each."""
+    parts = [part.partition("\n") for part in card.split("\n## ")[1:]]
+    return {heading.strip(): text.strip() for heading, _, text in parts}

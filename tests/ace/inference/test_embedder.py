@@ -1,0 +1,162 @@
+"""`ace.load(...).embed(...)`: the embedding of method.md §5, by every way an image can be given."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import ace
+from ace.evaluation.embedding import Embedder, unit
+from ace.inference.embedder import EmbeddingModel
+from ace.inference.images import ImageInputError
+from ace.models.encoder import load_encoder
+from shards.errors import ConfigError
+from tests.ace.inference.models import BACKBONES, CROP_PX, DIM, mix, write_model
+from tests.shards.datasets import smooth_image
+from tests.shards.test_dicom import data_of, dataset_of
+
+
+def pictures(number: int, height: int = 40, width: int = 30) -> list[np.ndarray]:
+    return [smooth_image(height, width, seed) for seed in range(number)]
+
+
+def test_three_lines_give_an_embedding_and_a_token_map(model_dir: Path) -> None:
+    model = ace.load(str(model_dir))
+    out = model.embed(Image.fromarray(smooth_image(50, 40, 0)))
+    assert out.embedding.shape == (DIM,)
+    assert out.tokens.shape == (4, 4, DIM)
+    assert out.embedding.norm().item() == pytest.approx(1, abs=1e-5)
+    assert out.embedding.dtype == out.tokens.dtype == torch.float32
+
+
+def test_importing_ace_does_not_import_torch() -> None:
+    code = "import sys, ace; ace.load; sys.exit(any(name in sys.modules for name in ('torch', 'timm', 'numpy')))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+@pytest.mark.parametrize("in_channels", [1, 3])
+def test_the_embedding_is_what_evaluation_measures(kind: str, in_channels: int, tmp_path: Path) -> None:
+    """On squares of crop size both see the same pixels; E is E0's direction there."""
+    folder = write_model(tmp_path / "ace", kind, in_channels=in_channels)
+    crops = pictures(5, CROP_PX, CROP_PX)
+    embedder = Embedder(load_encoder(folder, device="cpu"), "a-b000", images_per_forward=2, name="test")
+    out = ace.load(folder, device="cpu").embed(crops)
+    expected = embedder.pooled(crops, total=5, task="test")
+    assert np.abs(out.embedding.numpy() - unit(expected)).max() < 1e-5
+    assert np.abs(out.tokens.mean((1, 2)).numpy() - expected).max() < 1e-5
+    assert np.linalg.norm(expected, axis=1).min() > 0.1
+
+
+@given(st.integers(0, 7), st.integers(1, 9))
+def test_a_batch_is_its_images_one_by_one(number: int, batch_size: int) -> None:
+    model = _CACHED.model
+    images = pictures(number)
+    out = model.embed(iter(images), batch_size=batch_size)
+    assert out.embedding.shape == (number, DIM)
+    assert out.tokens.shape == (number, 4, 4, DIM)
+    for position, image in enumerate(images):
+        alone = model.embed(image)
+        assert torch.allclose(out.embedding[position], alone.embedding, atol=1e-5)
+        assert torch.allclose(out.tokens[position], alone.tokens, atol=1e-4)
+
+
+class _CACHED:
+    """hypothesis runs a test many times in one call; fixtures of a function do not mix with it."""
+
+    model: EmbeddingModel
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _cache_model(model: EmbeddingModel) -> None:
+    _CACHED.model = model
+
+
+def test_every_form_of_one_image_has_one_embedding(model: EmbeddingModel, tmp_path: Path) -> None:
+    pixels = smooth_image(40, 30, 3)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    (tmp_path / "a.dcm").write_bytes(data_of(dataset_of(pixels)))
+    expected = model.embed(pixels)
+    colour = np.repeat(pixels[..., None], 3, axis=2)
+    held: list[Any] = [Image.fromarray(pixels), torch.from_numpy(pixels), torch.from_numpy(pixels)[None] / 255, colour]
+    held += [tmp_path / "a.png", str(tmp_path / "a.png"), tmp_path / "a.dcm"]
+    for image in held:
+        assert torch.equal(model.embed(image).tokens, expected.tokens)
+    assert torch.allclose(model.embed(held).tokens, expected.tokens.expand(len(held), -1, -1, -1), atol=1e-5)
+    stack = torch.from_numpy(np.stack([pixels, pixels]))[:, None]
+    assert model.embed(stack).embedding.shape == (2, DIM)
+
+
+def test_the_image_keeps_its_aspect_and_is_padded_with_black(model: EmbeddingModel) -> None:
+    tall = smooth_image(CROP_PX, CROP_PX // 2, 1)
+    square = np.zeros((CROP_PX, CROP_PX), np.uint8)
+    square[:, CROP_PX // 4 : CROP_PX // 4 + CROP_PX // 2] = tall
+    assert torch.equal(model.embed(tall).tokens, model.embed(square).tokens)
+
+
+def test_tokens_lie_where_their_pixels_are(model: EmbeddingModel) -> None:
+    """A spot in one corner moves the token of that corner most."""
+    plain = np.full((CROP_PX, CROP_PX), 100, np.uint8)
+    spotted = plain.copy()
+    spotted[2:6, -6:-2] = 255  # first row, last column
+    change = (model.embed(spotted).tokens - model.embed(plain).tokens).norm(dim=-1)
+    assert divmod(int(change.argmax()), 4) == (0, 3)
+
+
+def test_the_student_is_another_network(model: EmbeddingModel, model_dir: Path) -> None:
+    student = ace.load(model_dir, which="student", device="cpu")
+    image = smooth_image(40, 40, 0)
+    assert not torch.allclose(student.embed(image).embedding, model.embed(image).embedding, atol=1e-3)
+    assert student.fingerprint != model.fingerprint
+    with pytest.raises(ConfigError, match="teacher and student"):
+        ace.load(model_dir, which="head")  # type: ignore[arg-type]
+
+
+def test_devices_are_chosen_by_name(model_dir: Path) -> None:
+    assert ace.load(model_dir, device="cpu").encoder.device == torch.device("cpu")
+    assert ace.load(model_dir).encoder.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(ConfigError, match="use auto, cpu or a device of this machine"):
+        ace.load(model_dir, device="cuda:99")
+    with pytest.raises(ConfigError, match="device 'gpu'"):
+        ace.load(model_dir, device="gpu")
+
+
+def test_normalisation_is_that_of_the_training_mix_or_has_to_be_chosen(tmp_path: Path) -> None:
+    one, other, unused = mix(1.0, 0.4, 0.2), mix(2.0, 0.6, 0.3), mix(0.0, 0.1, 0.1)
+    same = ace.load(write_model(tmp_path / "same", batches={"a": one, "b": mix(3.0, 0.4, 0.2), "c": unused}))
+    assert (same.preprocessing.mean, same.preprocessing.std) == (0.4, 0.2)
+    assert same.preprocessing.normalisation == "a+b"
+    assert ace.load(tmp_path / "same", normalisation="c").preprocessing.mean == 0.1
+
+    differing = write_model(tmp_path / "differing", batches={"a": one, "b": other})
+    with pytest.raises(ConfigError, match=r"a: 0.4 ± 0.2, b: 0.6 ± 0.3.*normalisation='NAME'"):
+        ace.load(differing)
+    with pytest.raises(ConfigError, match="batch 'x' is unknown"):
+        ace.load(differing, normalisation="x")
+    with pytest.raises(ConfigError, match="mean 128"):
+        ace.load(differing, normalisation=(128.0, 60.0))
+    image = smooth_image(CROP_PX, CROP_PX, 0)
+    by_name = ace.load(differing, normalisation="b").embed(image).tokens
+    assert torch.equal(by_name, ace.load(differing, normalisation=(0.6, 0.3)).embed(image).tokens)
+    assert not torch.allclose(by_name, ace.load(differing, normalisation="a").embed(image).tokens, atol=1e-3)
+
+
+def test_what_cannot_be_embedded_is_named_by_its_position(model: EmbeddingModel) -> None:
+    with pytest.raises(ImageInputError, match=r"^image 2: floats from 7 to 7"):
+        model.embed([*pictures(2), np.full((3, 3), 7.0)])
+    with pytest.raises(ImageInputError, match="a int is neither"):
+        model.embed(7)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="batch_size 0"):
+        model.embed(pictures(1), batch_size=0)
+
+
+def test_a_folder_that_is_no_model_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="should be a model that `python -m ace pretrain` wrote"):
+        ace.load(tmp_path)

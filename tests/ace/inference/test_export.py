@@ -1,0 +1,174 @@
+"""`python -m ace export`: the same numbers in ONNX Runtime, timm and Transformers."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_data_config
+from torch import Tensor
+
+import ace
+from ace.__main__ import build_parser
+from ace.inference.embedder import EmbeddingModel
+from shards.cli import run_command
+from tests.ace.inference.models import BACKBONES, CROP_PX, DIM, ROOT, write_model
+from tests.shards.datasets import smooth_image
+
+# The exporter follows bytecode and refuses the shape checks that the tests put around the networks, so it runs outside.
+EXPORTS = """
+import sys
+import warnings
+from ace.__main__ import build_parser
+from shards.cli import run_command
+warnings.simplefilter("error")
+*folders, refused = sys.argv[1:]
+for folder in folders:
+    code = run_command(build_parser(), ["export", "--format", "onnx", "--model", folder, "--out", folder + "-onnx"])
+    assert code == 0, folder
+arguments = ["export", "--format", "onnx", "--tolerance", "0", "--model", folders[0], "--out", refused]
+assert run_command(build_parser(), arguments) == 2
+"""
+
+
+def export(*arguments: str | Path) -> int:
+    return run_command(build_parser(), ["export", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Folders `vit`, `swin`, `convnext` with models, and `…-onnx` with what was exported of them; standard error."""
+    root = tmp_path_factory.mktemp("onnx")
+    folders = [str(write_model(root / kind, kind, in_channels=3 if kind == "convnext" else 1)) for kind in BACKBONES]
+    command = [sys.executable, "-c", EXPORTS, *folders, str(root / "refused" / "onnx")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("of torch on random inputs") == len(BACKBONES)
+    return root, done.stderr
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_onnx_runtime_computes_what_the_model_embeds(kind: str, exports: tuple[Path, str]) -> None:
+    """From the file alone: the preprocessing is the one that its metadata states."""
+    runtime = pytest.importorskip("onnxruntime")
+    root, _ = exports
+    session = runtime.InferenceSession(root / f"{kind}-onnx" / "model.onnx", providers=["CPUExecutionProvider"])
+    about = session.get_modelmeta().custom_metadata_map
+    model = ace.load(root / kind, device="cpu")
+    images = [smooth_image(CROP_PX, CROP_PX, seed) for seed in range(5)]
+    expected = model.embed(images)
+    channels, mean, std = int(about["ace.channels"]), float(about["ace.mean"]), float(about["ace.std"])
+    planes = np.stack([np.repeat(image[None], channels, axis=0) for image in images]).astype(np.float32)
+    for number in (1, 5):
+        inputs = {"image": (planes[:number] / 255 - np.float32(mean)) / np.float32(std)}
+        embedding, tokens = session.run(["embedding", "tokens"], inputs)
+        assert np.abs(embedding - expected.embedding[:number].numpy()).max() < 1e-4
+        assert np.abs(tokens - expected.tokens[:number].numpy()).max() < 1e-4
+    assert about["ace.crop_px"] == str(CROP_PX)
+    assert about["ace.model_sha256"] == model.fingerprint
+    assert 0 < float(about["ace.max_difference_to_torch"]) <= 1e-4
+    assert about["ace.opset"] == "20"
+    assert session.get_inputs()[0].shape == ["batch", channels, CROP_PX, CROP_PX]
+    assert [path.name for path in (root / f"{kind}-onnx").iterdir()] == ["model.onnx"]
+
+
+def test_a_difference_above_the_tolerance_leaves_nothing(exports: tuple[Path, str]) -> None:
+    root, errors = exports
+    assert "error: ONNX Runtime differs from torch by" in errors
+    assert "allowed are 0; nothing is written" in errors
+    assert not list((root / "refused").iterdir())
+
+
+def test_a_missing_runtime_names_the_extra_to_install(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert export("--format", "onnx", "--model", model_dir, "--out", tmp_path / "onnx") == 2
+    assert "onnxruntime, which is not installed: pip install 'ace-pretraining[export]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("format_", ["onnx", "timm"])
+def test_a_folder_with_something_in_it_is_never_replaced(
+    format_: str, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").write_text("dear")
+    assert export("--format", format_, "--model", model_dir, "--out", tmp_path) == 2
+    assert "exists and is not empty" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def tokens_of(features: Tensor, kind: str, num_prefix_tokens: int) -> Tensor:
+    """timm's layouts as [B, rows, cols, D], by hand."""
+    match kind:
+        case "vit":
+            return features[:, num_prefix_tokens:].reshape(len(features), 4, 4, DIM)
+        case "swin":
+            return features
+        case _:
+            return features.permute(0, 2, 3, 1)
+
+
+@pytest.fixture(scope="module", params=BACKBONES)
+def timm_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    root = tmp_path_factory.mktemp("timm")
+    write_model(root / "ace", request.param, in_channels=3 if request.param == "swin" else 1)
+    assert export("--format", "timm", "--model", root / "ace", "--out", root / "folder") == 0
+    return request.param, root
+
+
+@torch.inference_mode()
+def test_timm_loads_the_folder_and_computes_the_same_tokens(timm_folder: tuple[str, Path]) -> None:
+    kind, root = timm_folder
+    network = timm.create_model(f"local-dir:{root / 'folder'}", pretrained=True, num_classes=0, global_pool="").eval()
+    model = ace.load(root / "ace", device="cpu")
+    image = smooth_image(CROP_PX, CROP_PX, 0)
+    # timm's own preprocessing, from the folder's config.json.
+    transform = create_transform(**resolve_data_config({}, model=network))
+    picture = Image.fromarray(image).convert("L" if model.preprocessing.channels == 1 else "RGB")
+    features = tokens_of(network(transform(picture)[None]), kind, getattr(network, "num_prefix_tokens", 0))
+    expected = model.embed(image).tokens
+    assert (features < 0).any(), "the activation is not part of the exported model"
+    assert torch.allclose(features.relu()[0], expected, atol=1e-4)
+    assert expected.std() > 0.1
+
+
+@torch.inference_mode()
+def test_transformers_loads_the_folder_and_computes_the_same_tokens(timm_folder: tuple[str, Path]) -> None:
+    transformers = pytest.importorskip(
+        "transformers",
+        reason="NOT TESTED: transformers is missing, so no export was loaded with it (pip install .[dev])",
+    )
+    kind, root = timm_folder
+    network = transformers.AutoModel.from_pretrained(root / "folder").eval()
+    model: EmbeddingModel = ace.load(root / "ace", device="cpu")
+    images = [smooth_image(CROP_PX, CROP_PX, seed) for seed in range(2)]
+    planes = model.preprocessing.normalise([model.preprocessing.place(image) for image in images], torch.device("cpu"))
+    processor = transformers.AutoImageProcessor.from_pretrained(root / "folder")
+    mode = "L" if model.preprocessing.channels == 1 else "RGB"
+    processed = processor([Image.fromarray(image).convert(mode) for image in images])["pixel_values"]
+    assert torch.allclose(processed, planes, atol=1e-5)
+    features = network(pixel_values=planes).pooler_output
+    prefix = getattr(network.timm_model, "num_prefix_tokens", 0)
+    assert torch.allclose(tokens_of(features, kind, prefix).relu(), model.embed(images).tokens, atol=1e-4)
+
+
+def test_the_folder_says_what_images_pass_first_and_what_it_may_be_used_for(timm_folder: tuple[str, Path]) -> None:
+    _, root = timm_folder
+    assert sorted(path.name for path in (root / "folder").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
+    config = json.loads((root / "folder/config.json").read_text())
+    channels = config["pretrained_cfg"]["input_size"][0]
+    assert config["pretrained_cfg"]["input_size"] == [channels, CROP_PX, CROP_PX]
+    assert (config["pretrained_cfg"]["mean"], config["pretrained_cfg"]["std"]) == ([0.4] * channels, [0.2] * channels)
+    card = (root / "folder/README.md").read_text()
+    assert card.startswith("---\nlibrary_name: timm\nlicense: other\n")
+    for said in ("Not a medical device", "US20250272962", "mean 0.4, std 0.2", "torch.relu", "| a-b000 | 7 | 5 |"):
+        assert said in card

@@ -1,0 +1,102 @@
+"""One picture held in many ways is one picture."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from ace.inference.images import ImageInputError, to_pixels
+from tests.shards.datasets import smooth_image
+from tests.shards.strategies import colour_images, grey_images
+from tests.shards.test_dicom import data_of, dataset_of
+
+
+@given(grey_images() | colour_images())
+def test_pillow_numpy_and_torch_give_the_same_pixels(pixels: np.ndarray) -> None:
+    channels_first = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0)
+    tensor = torch.from_numpy(channels_first.copy())
+    held: list[Any] = [Image.fromarray(pixels), pixels, tensor, tensor.float() / 255, pixels / 255.0]
+    held += [pixels.astype(np.float32) / 255]
+    held += [pixels[..., None], torch.from_numpy(pixels)] if pixels.ndim == 2 else []
+    for image in held:
+        assert np.array_equal(to_pixels(image), pixels)
+
+
+@given(hnp.arrays(np.uint16, st.tuples(st.integers(1, 9), st.integers(1, 9))))
+def test_sixteen_bits_are_scaled_as_files_of_sixteen_bits_are(values: np.ndarray) -> None:
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, "PNG")
+    expected = to_pixels(Image.open(file))
+    assert np.array_equal(to_pixels(values), expected)
+    assert np.array_equal(to_pixels(values.astype(np.int32)), expected)
+    assert np.array_equal(to_pixels(torch.from_numpy(values.astype(np.int32))), expected)
+    assert expected.min() == 0
+    assert expected.max() == (255 if np.ptp(values) else 0)
+
+
+@given(colour_images(), st.integers(0, 255))
+def test_alpha_is_dropped(pixels: np.ndarray, alpha: int) -> None:
+    with_alpha = np.concatenate([pixels, np.full((*pixels.shape[:2], 1), alpha, np.uint8)], axis=2)
+    assert np.array_equal(to_pixels(with_alpha), pixels)
+    assert np.array_equal(to_pixels(Image.fromarray(with_alpha)), pixels)
+
+
+def test_booleans_are_black_and_white() -> None:
+    assert to_pixels(np.array([[True, False]])).tolist() == [[255, 0]]
+    assert to_pixels(torch.tensor([[True, False]])).tolist() == [[255, 0]]
+
+
+def test_half_precision_tensors_are_floats() -> None:
+    assert to_pixels(torch.tensor([[0.0, 1.0]], dtype=torch.bfloat16)).tolist() == [[0, 255]]
+
+
+@pytest.mark.parametrize("is_text", [True, False])
+def test_paths_are_read_by_content_not_by_name(tmp_path: Path, is_text: bool) -> None:
+    pixels = smooth_image(20, 30, 0)
+    path = tmp_path / "image.any"
+    Image.fromarray(pixels).save(path, "PNG")
+    assert np.array_equal(to_pixels(str(path) if is_text else path), pixels)
+    path.write_bytes(data_of(dataset_of(pixels)))
+    assert np.array_equal(to_pixels(str(path) if is_text else path), pixels)
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (np.full((4, 4), 1.5), "floats from 1.5 to 1.5: expected values in [0, 1]"),
+        (np.full((4, 4), -0.1), "expected values in [0, 1]"),
+        (np.full((4, 4), np.nan), "expected values in [0, 1]"),
+        (torch.full((1, 4, 4), 255.0), "divide by what white is"),
+        (Image.fromarray(np.full((4, 4), 9.0, np.float32)), "expected values in [0, 1]"),
+        (np.zeros((4, 4, 3), np.uint16), "colour of uint16"),
+        (np.zeros((3, 4, 8), np.uint8), "[H, W, channels]"),
+        (torch.zeros((5, 8, 3)), "[channels, H, W]"),
+        (np.zeros((0, 4), np.uint8), "not empty"),
+        (np.zeros(4, np.uint8), "[H, W]"),
+        (np.zeros((4, 4), complex), "complex128"),
+        (np.array([["a"]]), "expected integers, booleans, or floats"),
+        (7, "a int is no image"),
+        (None, "NoneType"),
+    ],
+)
+def test_what_is_no_image_is_refused_with_what_was_expected(image: Any, said: str) -> None:
+    with pytest.raises(ImageInputError) as error:
+        to_pixels(image)
+    assert said in str(error.value)
+
+
+def test_a_file_that_cannot_be_read_is_refused_without_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "Doe^Jane.png"
+    with pytest.raises(ImageInputError, match="cannot be opened: No such file"):
+        to_pixels(path)
+    path.write_bytes(b"a,b\n")
+    with pytest.raises(ImageInputError) as error:
+        to_pixels(path)
+    assert str(error.value) == "the file cannot be read: neither PNG, JPEG nor DICOM"
