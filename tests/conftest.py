@@ -17,7 +17,7 @@ settings.load_profile("loaded-machine")
 
 CHECKED = {
     # Not the params: beartype does not know pydantic's `Self`.
-    "ace.data": ("augment", "batches", "crops", "erase"),
+    "ace.data": ("augment", "batches", "crops", "erase", "loader", "views"),
     "ace.evaluation": ("composition", "correspondence", "decomposition", "intervals", "regions"),
     "ace": ("geometry", "losses", "models"),
     "shards": ("canvas", "read"),

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ace.data.batches import CropPairDataset, StepSampler, build_loader
+from ace.data.loader import CropDataset, StepSampler, build_loader
 from ace.losses.consistency import update_center
 from ace.models.backbone import build_backbone
 from ace.models.encoder import default_device
@@ -78,9 +78,11 @@ def _train_and_publish(
     out: Path,
     metrics_dir: Path,
 ) -> None:
-    dataset = CropPairDataset(
+    dataset = CropDataset(
         [(index, batches[name].mix) for name, index in indexes.items()],
         grid.spec,
+        objective=params.objective,
+        views=params.views,
         crops=params.crops,
         augment=params.augment,
         in_channels=params.backbone.in_channels,
@@ -116,7 +118,7 @@ def build_state(params: PretrainParams, grid: GridParams, device: torch.device) 
     """
     student = Student(
         build_backbone(params.backbone, grid.spec),
-        branches=branches_of(params.loss_weights),
+        branches=branches_of(params),
         scales=[(scale.k, scale.l) for scale in grid.scales],
         global_head=params.global_head,
         local_head=params.local_head,
