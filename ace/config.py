@@ -8,6 +8,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 from ruamel.yaml import YAML
 
+from ace.data.objectives import spec_of_epoch
 from ace.evaluation.params import EvaluateParams
 from ace.report.params import ReportParams
 from ace.training.params import PretrainParams
@@ -49,6 +50,10 @@ class Config(Section):
             raise ValueError(
                 "pretrain.crops is 'bank' and shard.num_bank_pairs is 0; store some pairs or draw fresh ones"
             )
+        try:
+            spec_of_epoch(self.pretrain.objective, self.grid.spec, epoch=0)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
         return self
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from ace.config import Config, resolve
-from ace.data.batches import CropPairDataset
+from ace.data.loader import CropDataset
 from shards.build import build_shards
 from shards.params import MixParams, PhantomSourceParams
 from shards.read import ShardIndex
@@ -62,9 +62,11 @@ def main() -> None:
         build_shards("noise", source, config.grid, shard, root / "noise", num_workers=1)
         index = ShardIndex.open(root / "noise")
         plain, augmented = (
-            CropPairDataset(
+            CropDataset(
                 [(index, MixParams(weight=1.0, mean=0.5, std=0.25))],
                 config.grid.spec,
+                objective="ace",
+                views=config.pretrain.views,
                 crops="fresh",
                 augment=augment,
                 in_channels=1,
@@ -80,7 +82,7 @@ def main() -> None:
             seconds["decode"].append(time.perf_counter() - started)
             for name, dataset in (("plain", plain), ("augmented", augmented)):
                 started = time.perf_counter()
-                dataset[(0, position, 0)]
+                dataset[(0, position, 0, 0)]
                 seconds[name].append(time.perf_counter() - started)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     result = {

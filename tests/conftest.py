@@ -17,7 +17,7 @@ settings.load_profile("loaded-machine")
 
 CHECKED = {
     # Not the params: beartype does not know pydantic's `Self`.
-    "ace.data": ("augment", "batches", "crops", "erase"),
+    "ace.data": ("augment", "batches", "crops", "erase", "loader", "views"),
     "ace.evaluation": ("composition", "correspondence", "decomposition", "intervals", "regions"),
     "ace.training": ("monitors", "probe", "probe_scores"),
     # Not images and embedder: what they are given is theirs to refuse.

@@ -1,1 +1,1 @@
-"""Shards made into batches of crop pairs: windows, resampling, photometric augmentation, sampling order."""
+"""Shards made into batches of crop pairs and views: windows, resampling, photometric augmentation, sampling order."""

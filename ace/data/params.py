@@ -1,4 +1,4 @@
-"""Parameters of augmentation: a part of the section `pretrain` of params.yaml."""
+"""Parameters of views and augmentation: parts of the section `pretrain` of params.yaml."""
 
 from typing import Annotated, Self
 
@@ -84,3 +84,42 @@ class AugmentParams(Section):
     sharpen: SharpenParams
     clahe: ClaheParams
     erase: EraseParams
+
+
+class RandomViewsParams(Section):
+    """The two views of the objective `dino`: square crops of the canvas, drawn independently."""
+
+    min_area: float = Field(gt=0, le=1)
+    """Least area of a view, as a fraction of the canvas."""
+    max_area: float = Field(gt=0, le=1)
+    """Greatest area of a view, as a fraction of the canvas."""
+
+    @model_validator(mode="after")
+    def _areas_are_ordered(self) -> Self:
+        if self.min_area > self.max_area:
+            raise ValueError(f"min_area {self.min_area} is above max_area {self.max_area}")
+        return self
+
+
+class CentredViewsParams(Section):
+    """The views of the objective `ace_v2` in its epochs of uniqueness: square crops with one centre."""
+
+    sides: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(min_length=2)
+    """Side of each view as a fraction of the canvas's, largest first; the largest decides how far the centre moves."""
+    num_teacher_views: int = Field(ge=1)
+    """How many of them, the largest, the teacher sees; the student sees all."""
+
+    @model_validator(mode="after")
+    def _teacher_sees_the_largest(self) -> Self:
+        if list(self.sides) != sorted(self.sides, reverse=True):
+            raise ValueError(f"sides are {list(self.sides)}; give them from the largest to the smallest")
+        if self.num_teacher_views > len(self.sides):
+            raise ValueError(f"num_teacher_views is {self.num_teacher_views} and sides has {len(self.sides)} views")
+        return self
+
+
+class ViewsParams(Section):
+    """Views without a grid; the objective `ace` has none."""
+
+    random: RandomViewsParams
+    centred: CentredViewsParams

@@ -1,4 +1,4 @@
-"""Global consistency of the overlap seen in two crops (method.md §4; paper sec. 3.2).
+"""Global consistency: what two crops share, or views of one canvas (method.md §4; paper sec. 3.2).
 
 Sums and counts are returned, not means: with several ranks or micro-batches the caller adds them up first.
 """
@@ -8,25 +8,24 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 
-def global_consistency(
-    student_coarse: Float[Tensor, "batch out"],
-    student_fine: Float[Tensor, "batch out"],
-    teacher_coarse: Float[Tensor, "batch out"],
-    teacher_fine: Float[Tensor, "batch out"],
+def view_consistency(
+    student: Float[Tensor, "views batch out"],
+    teacher: Float[Tensor, "teacher_views batch out"],
     valid: Bool[Tensor, " batch"],
     center: Float[Tensor, " out"],
     *,
     student_temperature: float,
     teacher_temperature: float,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """`L_g = ½[H(P_t(coarse), P_s(fine)) + H(P_t(fine), P_s(coarse))]`, in nats, summed over the valid samples.
+    """Mean of `H(P_t(a), P_s(b))` over all pairs of different views, in nats, summed over the valid samples.
+
+    Of the two crops of a pair it is `L_g = ½[H(P_t(coarse), P_s(fine)) + H(P_t(fine), P_s(coarse))]`; of further
+    views DINO's multi-crop loss.
 
     Args:
-        student_coarse: Student logits of the coarse crops.
-        student_fine: Student logits of the fine crops.
-        teacher_coarse: Teacher logits of the coarse crops, not centred.
-        teacher_fine: Teacher logits of the fine crops, not centred.
-        valid: Samples whose overlap is not empty; the others are left out of sum and gradient.
+        student: Student logits of all views, at least two.
+        teacher: Teacher logits of the first of them, not centred.
+        valid: Samples whose views all show something to pool; the others are left out of sum and gradient.
         center: Running mean of the teacher's logits, subtracted from them.
         student_temperature: Divides the student's logits.
         teacher_temperature: Divides the teacher's centred logits; lower is sharper.
@@ -34,20 +33,19 @@ def global_consistency(
     Returns:
         The sum and the number of samples in it.
     """
-    p_coarse = _sharpened(teacher_coarse, center, teacher_temperature)
-    p_fine = _sharpened(teacher_fine, center, teacher_temperature)
-    log_p_coarse = (student_coarse.float() / student_temperature).log_softmax(-1)
-    log_p_fine = (student_fine.float() / student_temperature).log_softmax(-1)
-    cross_entropy = -0.5 * ((p_coarse * log_p_fine).sum(-1) + (p_fine * log_p_coarse).sum(-1))
+    p = ((teacher.float() - center) / teacher_temperature).softmax(-1)
+    log_p = (student.float() / student_temperature).log_softmax(-1)
+    pairs = [(p[a] * log_p[b]).sum(-1) for a in range(len(teacher)) for b in range(len(student)) if a != b]
+    cross_entropy = -torch.stack(pairs).mean(0)
     return cross_entropy.masked_fill(~valid, 0.0).sum(), valid.sum().float()
 
 
 def center_sum(
-    teacher_coarse: Float[Tensor, "batch out"], teacher_fine: Float[Tensor, "batch out"], valid: Bool[Tensor, " batch"]
+    teacher: Float[Tensor, "teacher_views batch out"], valid: Bool[Tensor, " batch"]
 ) -> tuple[Float[Tensor, " out"], Float[Tensor, ""]]:
-    """Sum of the teacher's logits over both crops of the valid samples, and how many rows it has."""
+    """Sum of the teacher's logits over all views (both crops) of the valid samples, and how many rows it has."""
     weights = valid.float()
-    return weights @ (teacher_coarse.float() + teacher_fine.float()), 2 * weights.sum()
+    return weights @ teacher.float().sum(0), len(teacher) * weights.sum()
 
 
 def update_center(
@@ -63,7 +61,3 @@ def update_center(
     """
     mean = logit_sum / count.clamp_min(1.0)
     return torch.where(count > 0, center.lerp(mean, 1.0 - momentum), center)
-
-
-def _sharpened(logits: Tensor, center: Tensor, temperature: float) -> Tensor:
-    return ((logits.float() - center) / temperature).softmax(-1)

@@ -27,7 +27,7 @@ class GlobalHead(nn.Module):
 
     def forward(self, pooled: Float[Tensor, "batch width"]) -> Float[Tensor, "batch out"]:
         """Cosines, in [−1, 1], with each prototype."""
-        bottleneck = F.normalize(self.mlp(pooled).float(), dim=-1)  # in fp16, eps is 0
+        bottleneck = normalised(self.mlp(pooled))
         return F.linear(bottleneck, F.normalize(self.last_layer.weight, dim=-1))
 
 
@@ -40,7 +40,7 @@ class LocalHead(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "batch rows cols dim"]) -> Float[Tensor, "batch rows cols dim"]:
         """Tokens of norm 1."""
-        return F.normalize(self.map(tokens).float(), dim=-1)
+        return normalised(self.map(tokens))
 
 
 class Composer(nn.Module):
@@ -89,6 +89,11 @@ class LogitScale(nn.Module):
     def forward(self) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """The scale, above 0, and the bias."""
         return self.log_scale.exp(), self.bias
+
+
+def normalised(tokens: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+    """Each vector over its length, in fp32 or better: in fp16 the least length allowed, 1e-12, would be 0."""
+    return F.normalize(tokens.to(torch.promote_types(tokens.dtype, torch.float32)), dim=-1)
 
 
 def _token_map(form: LocalForm | PartForm, in_dim: int, hidden_dim: int, out_dim: int) -> nn.Module:

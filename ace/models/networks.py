@@ -1,17 +1,16 @@
 """Student and teacher: the same backbone and heads, of which only the student learns (method.md §3)."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ace.models.backbone import Backbone
-from ace.models.heads import Composer, Decomposer, GlobalHead, LocalHead, LogitScale
+from ace.models.heads import Composer, Decomposer, GlobalHead, LocalHead, LogitScale, normalised
 from ace.models.params import GlobalHeadParams, LocalHeadParams, LogitParams, PartForm, WholeForm
 
 
@@ -31,14 +30,12 @@ class StudentOutputs:
     Attributes:
         decomposed: The coarse crop's tokens in parts of one cell, norm 1.
         composed: The fine crop's tokens in wholes of k×l cells, norm 1.
-        coarse_logits: Global head on the coarse crop's overlap.
-        fine_logits: Global head on the fine crop's overlap.
+        logits: Global head on the pooled tokens of each crop (coarse, then fine) or view.
     """
 
     decomposed: Float[Tensor, "batch parts dim"] | None
     composed: Float[Tensor, "batch wholes dim"] | None
-    coarse_logits: Float[Tensor, "batch out"] | None
-    fine_logits: Float[Tensor, "batch out"] | None
+    logits: Float[Tensor, "crops batch out"] | None
 
 
 @dataclass(frozen=True)
@@ -48,16 +45,19 @@ class TeacherOutputs:
     Attributes:
         fine_tokens: Local tokens of the fine crop, norm 1.
         coarse_tokens: Local tokens of the coarse crop, norm 1.
-        coarse_logits: Global head on the coarse crop's overlap, not centred.
-        fine_logits: Global head on the fine crop's overlap, not centred.
+        logits: Global head on the pooled tokens of each crop (coarse, then fine) or view, not centred.
         features: Mean backbone token of every crop seen, for the collapse monitors.
     """
 
     fine_tokens: Float[Tensor, "batch tokens dim"] | None
     coarse_tokens: Float[Tensor, "batch tokens dim"] | None
-    coarse_logits: Float[Tensor, "batch out"] | None
-    fine_logits: Float[Tensor, "batch out"] | None
-    features: Float[Tensor, "crops width"]
+    logits: Float[Tensor, "crops batch out"] | None
+    features: Float[Tensor, "samples width"]
+
+    @property
+    def fine_logits(self) -> Float[Tensor, "batch out"] | None:
+        """Logits of the last crop: the fine one of a pair, or the teacher's smallest view."""
+        return None if self.logits is None else self.logits[-1]
 
 
 class Student(nn.Module):
@@ -95,40 +95,35 @@ class Student(nn.Module):
 
     def forward(
         self,
-        coarse: Float[Tensor, "batch channels height width"],
-        fine: Float[Tensor, "batch channels height width"],
-        overlap_coarse: Bool[Tensor, "batch tokens"],
-        overlap_fine: Bool[Tensor, "batch tokens"],
-        *,
-        k: int,
-        l: int,
+        crops: Sequence[Float[Tensor, "batch channels height width"]],
+        pooled: Sequence[Bool[Tensor, "batch tokens"]],
+        scale: tuple[int, int] | None,
     ) -> StudentOutputs:
-        """Tokens and logits of normalised crops.
+        """Tokens and logits of normalised crops; the one entry for every objective, as DDP needs.
+
+        What a step does not use enters with weight 0, so that every parameter gets a gradient in every step.
 
         Args:
-            coarse: Coarse crops.
-            fine: Fine crops.
-            overlap_coarse: Tokens of the coarse crops inside the overlap.
-            overlap_fine: Tokens of the fine crops inside the overlap.
-            k: Cells per coarse token of this step, rows.
-            l: Cells per coarse token of this step, columns.
+            crops: The coarse and the fine crop of a pair, or any number of views.
+            pooled: Tokens of each that the global head takes the mean of: those inside the overlap, or a view's.
+            scale: (k, l) of this step's pairs; None for views.
         """
         branches = self.branches
-        coarse_tokens, fine_tokens = _encode(
-            self.backbone,
-            coarse if branches.global_ or branches.decomposition else None,
-            fine if branches.global_ or branches.composition else None,
-        )
+        needed = [True] * len(crops)
+        if scale is not None:
+            needed = [branches.global_ or branches.decomposition, branches.global_ or branches.composition]
+        tokens = _encode(self.backbone, crops, needed)
+        logits = _global_logits(self.global_head, tokens, pooled)
+        if scale is None:
+            assert logits is not None, "views have the global term alone"
+            in_use = (self.backbone, self.global_head)
+            return StudentOutputs(None, None, _with_idle(logits, [m for m in self.children() if m not in in_use]))
         decomposed = composed = None
         if self.local_head is not None and branches.decomposition:
-            decomposed = _at_scale(self.decomposers, self.local_head(coarse_tokens), k, l)
+            decomposed = _at_scale(self.decomposers, self.local_head(tokens[0]), *scale)
         if self.local_head is not None and branches.composition:
-            composed = _at_scale(self.composers, self.local_head(fine_tokens), k, l)
-        return StudentOutputs(
-            decomposed,
-            composed,
-            *_global_logits(self.global_head, coarse_tokens, fine_tokens, overlap_coarse, overlap_fine),
-        )
+            composed = _at_scale(self.composers, self.local_head(tokens[1]), *scale)
+        return StudentOutputs(decomposed, composed, logits)
 
 
 class Teacher(nn.Module):
@@ -154,30 +149,30 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(
         self,
-        coarse: Float[Tensor, "batch channels height width"],
-        fine: Float[Tensor, "batch channels height width"],
-        overlap_coarse: Bool[Tensor, "batch tokens"],
-        overlap_fine: Bool[Tensor, "batch tokens"],
+        crops: Sequence[Float[Tensor, "batch channels height width"]],
+        pooled: Sequence[Bool[Tensor, "batch tokens"]],
+        *,
+        is_pair: bool,
     ) -> TeacherOutputs:
-        """Tokens and logits of normalised crops; arguments as for the student."""
+        """Tokens and logits of normalised crops.
+
+        Args:
+            crops: The coarse and the fine crop of a pair, or the views that the teacher sees.
+            pooled: As for the student.
+            is_pair: Whether they are a pair.
+        """
         branches = self.branches
-        coarse_tokens, fine_tokens = _encode(
-            self.backbone,
-            coarse if branches.global_ or branches.composition else None,
-            fine if branches.global_ or branches.decomposition else None,
-        )
+        needed = [True] * len(crops)
+        if is_pair:
+            needed = [branches.global_ or branches.composition, branches.global_ or branches.decomposition]
+        tokens = _encode(self.backbone, crops, needed)
         local_fine = local_coarse = None
-        if self.local_head is not None and branches.decomposition:
-            local_fine = self.local_head(fine_tokens).flatten(1, 2)
-        if self.local_head is not None and branches.composition:
-            local_coarse = self.local_head(coarse_tokens).flatten(1, 2)
-        seen = [tokens for tokens in (coarse_tokens, fine_tokens) if tokens is not None]
-        return TeacherOutputs(
-            local_fine,
-            local_coarse,
-            *_global_logits(self.global_head, coarse_tokens, fine_tokens, overlap_coarse, overlap_fine),
-            features=torch.cat(seen).mean((1, 2)),
-        )
+        if is_pair and self.local_head is not None and branches.decomposition:
+            local_fine = self.local_head(tokens[1]).flatten(1, 2)
+        if is_pair and self.local_head is not None and branches.composition:
+            local_coarse = self.local_head(tokens[0]).flatten(1, 2)
+        features = torch.cat([seen for seen in tokens if seen is not None]).mean((1, 2))
+        return TeacherOutputs(local_fine, local_coarse, _global_logits(self.global_head, tokens, pooled), features)
 
     @torch.no_grad()
     def update(self, student: Student, momentum: float) -> None:
@@ -195,26 +190,21 @@ class Teacher(nn.Module):
             buffer.copy_(buffers[name])
 
 
-def _encode(backbone: Backbone, coarse: Tensor | None, fine: Tensor | None) -> tuple[Any, Any]:
-    """Tokens of the crops that are there, both in one pass."""
-    if coarse is None or fine is None:
-        return (None if coarse is None else backbone(coarse)), (None if fine is None else backbone(fine))
-    coarse_tokens, fine_tokens = backbone(torch.cat([coarse, fine])).chunk(2)
-    return coarse_tokens, fine_tokens
+def _encode(backbone: Backbone, crops: Sequence[Tensor], is_needed: Sequence[bool]) -> list[Any]:
+    """Tokens of the crops that are needed, all in one pass; None in the place of the others."""
+    needed = [crop for crop, flag in zip(crops, is_needed, strict=True) if flag]
+    encoded = iter(backbone(torch.cat(needed)).chunk(len(needed)))
+    return [next(encoded) if flag else None for flag in is_needed]
 
 
 def _global_logits(
-    head: GlobalHead | None,
-    coarse_tokens: Tensor | None,
-    fine_tokens: Tensor | None,
-    overlap_coarse: Tensor,
-    overlap_fine: Tensor,
-) -> tuple[Tensor | None, Tensor | None]:
-    if head is None or coarse_tokens is None or fine_tokens is None:
-        return None, None
-    pooled = [overlap_mean(coarse_tokens, overlap_coarse), overlap_mean(fine_tokens, overlap_fine)]
-    coarse_logits, fine_logits = head(torch.cat(pooled)).chunk(2)
-    return coarse_logits, fine_logits
+    head: GlobalHead | None, tokens: Sequence[Any], pooled: Sequence[Tensor]
+) -> Float[Tensor, "crops batch out"] | None:
+    if head is None:
+        return None
+    means = [overlap_mean(seen, mask) for seen, mask in zip(tokens, pooled, strict=True)]
+    logits: Tensor = head(torch.cat(means)).unflatten(0, (len(means), -1))
+    return logits
 
 
 def overlap_mean(
@@ -229,16 +219,17 @@ def overlap_mean(
 
 
 def _at_scale(modules: nn.ModuleDict, tokens: Tensor, k: int, l: int) -> Tensor:
-    """Tokens through the module of (k, l), flattened row-major and of norm 1; (1, 1) needs no module.
-
-    The modules of other scales enter with weight 0: DDP waits for a gradient of every parameter.
-    """
+    """Tokens through the module of (k, l), flattened row-major and of norm 1; (1, 1) needs no module."""
     name = _scale_name(k, l)
     mapped = tokens if (k, l) == (1, 1) else modules[name](tokens)
-    unused = [p.sum() for other, module in modules.items() if other != name for p in module.parameters()]
-    if unused:
-        mapped = mapped + 0.0 * torch.stack(unused).sum()
-    return F.normalize(mapped.flatten(1, 2).float(), dim=-1)
+    mapped = _with_idle(mapped, [module for other, module in modules.items() if other != name])
+    return normalised(mapped.flatten(1, 2))
+
+
+def _with_idle(value: Tensor, modules: Iterable[nn.Module]) -> Tensor:
+    """The value, into which the modules' parameters enter with weight 0: DDP waits for a gradient of every one."""
+    idle = [parameter.sum() for module in modules for parameter in module.parameters()]
+    return value + 0.0 * torch.stack(idle).sum() if idle else value
 
 
 def _scale_name(k: int, l: int) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 from tqdm import tqdm
 
-from ace.data.batches import PairBatch, StepSampler, build_loader
+from ace.data.batches import PairBatch, ViewBatch
+from ace.data.loader import StepSampler, build_loader
 from ace.training.checkpoints import CheckpointFolder
 from ace.training.log import RunLog
 from ace.training.memory import peak_memory_bytes
@@ -132,7 +133,7 @@ class TrainingLoop:
                         f"{num_steps}; the same command goes on from there"
                     )
 
-    def _batches(self) -> Iterator[PairBatch]:
+    def _batches(self) -> Iterator[PairBatch | ViewBatch]:
         is_pinned = self.ranks.device.type == "cuda"
         with deaf_children():
             return iter(build_loader(self.sampler, num_workers=self.params.num_workers, is_pinned=is_pinned))
@@ -167,7 +168,7 @@ class TrainingLoop:
             device=self.ranks.device,
         )
 
-    def _answer_nonfinite(self, batch: PairBatch, outcome: StepOutcome, num_skipped: int) -> None:
+    def _answer_nonfinite(self, batch: PairBatch | ViewBatch, outcome: StepOutcome, num_skipped: int) -> None:
         """Save the batch for inspection, then end the run or say that the step was left out."""
         params, step = self.params, self.state.step - 1
         is_end = num_skipped >= params.max_skipped_steps or (params.on_nonfinite == "stop" and not outcome.is_overflow)

@@ -1,20 +1,21 @@
-"""The total loss of one batch as a sum of named terms: `L = w_g·L_g + w_d·L_dec + w_c·L_com` (method.md §4)."""
+"""The total loss of one batch as a sum of named terms (method.md §4).
 
+Of crop pairs: `L = w_g·L_g + w_d·L_dec + w_c·L_com`. Of views: `L = w_g·L_views`.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ace.data.batches import PairBatch
+from ace.data.batches import PairBatch, ViewBatch
 from ace.geometry.overlap import overlap_masks
-from ace.geometry.targets import composition_target, decomposition_target
-from ace.geometry.visibility import composed_visible, decomposed_visible, known_pairs, visible_matches
-from ace.losses.consistency import center_sum, global_consistency
-from ace.losses.matching import matching_accuracy, matching_loss, target_entropy
-from ace.models.heads import LogitScale
+from ace.losses.consistency import center_sum, view_consistency
 from ace.models.networks import Branches, Student, StudentOutputs, Teacher, TeacherOutputs
-from ace.training.params import LossWeights, MatchingLossParams, PretrainParams
+from ace.training.objective_local import local_terms
+from ace.training.params import PretrainParams
 
 
 @dataclass(frozen=True)
@@ -34,21 +35,23 @@ class StepResult:
     center_sum: tuple[Tensor, Tensor] | None
 
 
-def branches_of(weights: LossWeights) -> Branches:
-    """The branches with a weight above 0."""
+def branches_of(params: PretrainParams) -> Branches:
+    """The branches with a weight above 0; `dino`, which has no pairs, has the global one alone."""
+    if params.objective == "dino":
+        return Branches(True, False, False)
+    weights = params.loss_weights
     return Branches(weights.global_ > 0, weights.decomposition > 0, weights.composition > 0)
 
 
-def count_valid(batch: PairBatch, t: int) -> Float[Tensor, ""]:
-    """How many samples the global term has: those whose overlap shows a visible token in both crops."""
-    fine, coarse = _visible_overlaps(batch, t)
-    return (fine.any(1) & coarse.any(1)).sum().float()
+def count_valid(batch: PairBatch | ViewBatch, t: int) -> Float[Tensor, ""]:
+    """How many samples the global term has: those with a token to pool in both crops, or in every view."""
+    return _is_valid(_pooled(batch, t)).sum().float()
 
 
 def compute_loss(
     student: nn.Module,
     teacher: Teacher,
-    batch: PairBatch,
+    batch: PairBatch | ViewBatch,
     center: Float[Tensor, " out"],
     params: PretrainParams,
     *,
@@ -65,7 +68,7 @@ def compute_loss(
     Args:
         student: The student, or its DDP wrapper.
         teacher: The teacher.
-        batch: Crop pairs on the networks' device.
+        batch: Crop pairs or views on the networks' device.
         center: Running mean of the teacher's global logits.
         params: Section `pretrain`.
         t: Tokens per crop side.
@@ -74,83 +77,45 @@ def compute_loss(
         num_valid: `count_valid` of the whole batch, over all micro-batches and ranks, divided by the number of ranks.
         share: This micro-batch's part of the rank's samples.
     """
-    k, l = batch.k, batch.l
-    overlap_fine, overlap_coarse = _visible_overlaps(batch, t)
-    coarse, fine = batch.normalised_coarse(), batch.normalised_fine()
-    student_out: StudentOutputs = student(coarse, fine, overlap_coarse, overlap_fine, k=k, l=l)
-    teacher_out: TeacherOutputs = teacher(coarse, fine, overlap_coarse, overlap_fine)
-    weights, matching = params.loss_weights, params.matching_loss
+    pooled = _pooled(batch, t)
+    if isinstance(batch, ViewBatch):
+        name, crops, scale, num_taught = "loss_views", batch.normalised_views(), None, batch.num_teacher_views
+    else:
+        name, crops, scale = "loss_global", [batch.normalised_coarse(), batch.normalised_fine()], (batch.k, batch.l)
+        num_taught = len(crops)
+    student_out: StudentOutputs = student(crops, pooled, scale)
+    teacher_out: TeacherOutputs = teacher(crops[:num_taught], pooled[:num_taught], is_pair=scale is not None)
     terms: dict[str, Tensor] = {}
     parts: list[Tensor] = []
     sums = None
-    if weights.global_ > 0:
-        student_logits = _present(student_out.coarse_logits, student_out.fine_logits)
-        teacher_logits = _present(teacher_out.coarse_logits, teacher_out.fine_logits)
-        valid = overlap_fine.any(1) & overlap_coarse.any(1)
-        total, _ = global_consistency(
-            *student_logits,
-            *teacher_logits,
+    if student_out.logits is not None and teacher_out.logits is not None:
+        valid = _is_valid(pooled)
+        total, _ = view_consistency(
+            student_out.logits,
+            teacher_out.logits,
             valid,
             center,
             student_temperature=params.global_loss.student_temperature,
             teacher_temperature=teacher_temperature,
         )
-        terms["loss_global"] = total / num_valid.clamp_min(1)
-        parts.append(weights.global_ * terms["loss_global"])
-        sums = center_sum(*teacher_logits, valid)
-    if weights.decomposition > 0:
-        target = decomposition_target(batch.coarse_origin, batch.fine_origin, t=t, k=k, l=l)
-        visible = batch.fine_visible, decomposed_visible(batch.coarse_visible, t=t, k=k, l=l)
-        tokens = teacher_out.fine_tokens, student_out.decomposed
-        loss = _matching(
-            "decomposition", tokens, target, visible, logit_scales.decomposition_logits, matching, share, terms
-        )
-        parts.append(weights.decomposition * loss)
-    if weights.composition > 0:
-        target = composition_target(batch.coarse_origin, batch.fine_origin, t=t, k=k, l=l)
-        visible = batch.coarse_visible, composed_visible(batch.fine_visible, t=t, k=k, l=l)
-        tokens = teacher_out.coarse_tokens, student_out.composed
-        loss = _matching(
-            "composition", tokens, target, visible, logit_scales.composition_logits, matching, share, terms
-        )
-        parts.append(weights.composition * loss)
+        terms[name] = total / num_valid.clamp_min(1)
+        parts.append(params.loss_weights.global_ * terms[name])
+        sums = center_sum(teacher_out.logits, valid)
+    if isinstance(batch, PairBatch):
+        weighted, named = local_terms(batch, student_out, teacher_out, logit_scales, params, t=t, share=share)
+        parts, terms = parts + weighted, terms | named
     loss = torch.stack(parts).sum()
     detached = {name: value.detach() for name, value in terms.items()}
     return StepResult(loss, {"loss": loss.detach(), **detached}, teacher_out, sums)
 
 
-def _visible_overlaps(batch: PairBatch, t: int) -> tuple[Bool[Tensor, "batch tokens"], Bool[Tensor, "batch tokens"]]:
-    """Tokens of the fine and of the coarse crops that lie in the overlap and are not erased."""
+def _pooled(batch: PairBatch | ViewBatch, t: int) -> Sequence[Bool[Tensor, "batch tokens"]]:
+    """Tokens whose mean the global head takes, none of them erased: of a pair those in the overlap, of a view all."""
+    if isinstance(batch, ViewBatch):
+        return batch.visible.unbind(1)
     fine, coarse = overlap_masks(batch.coarse_origin, batch.fine_origin, t=t, k=batch.k, l=batch.l)
-    return fine & batch.fine_visible, coarse & batch.coarse_visible
+    return coarse & batch.coarse_visible, fine & batch.fine_visible
 
 
-def _matching(
-    name: str,
-    tokens: tuple[Tensor | None, Tensor | None],
-    target: Tensor,
-    visible: tuple[Tensor, Tensor],
-    logits: LogitScale | None,
-    params: MatchingLossParams,
-    share: float,
-    terms: dict[str, Tensor],
-) -> Tensor:
-    """One matching term, with its excess over the soft targets' entropy and its accuracy over visible matches."""
-    teacher_tokens, student_tokens = _present(*tokens)
-    assert logits is not None
-    scale, bias = logits()
-    alpha = params.alpha_decomposition if name == "decomposition" else params.alpha_composition
-    matches = visible_matches(target, *visible)
-    known = known_pairs(*visible)
-    loss = share * matching_loss(teacher_tokens, student_tokens, matches, known, scale=scale, bias=bias, alpha=alpha)
-    terms[f"loss_{name}"] = loss
-    terms[f"loss_{name}_excess"] = loss - share * target_entropy(matches, alpha=alpha)
-    terms[f"accuracy_{name}"] = share * matching_accuracy(teacher_tokens, student_tokens, matches)
-    return loss
-
-
-def _present(first: Tensor | None, second: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Outputs of a branch that is on: the networks compute them whenever its weight is above 0."""
-    assert first is not None
-    assert second is not None
-    return first, second
+def _is_valid(pooled: Sequence[Bool[Tensor, "batch tokens"]]) -> Bool[Tensor, " batch"]:
+    return torch.stack([mask.any(1) for mask in pooled]).all(0)

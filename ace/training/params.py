@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ace.data.params import AugmentParams
+from ace.data.objectives import Objective
+from ace.data.params import AugmentParams, ViewsParams
 from ace.models.params import BackboneParams, GlobalHeadParams, LocalHeadParams, LogitParams, PartForm, WholeForm
 from ace.training.monitor_params import CollapseParams, ProbeParams
 from shards.config import Section
@@ -14,7 +15,7 @@ class LossWeights(Section):
     """Weights of the three terms of the total loss; 0 switches a branch off (its computation too)."""
 
     global_: float = Field(ge=0, alias="global")
-    """Global consistency over the overlap (sec. 3.2); the authors use 0.1."""
+    """Global consistency over the overlap (sec. 3.2), or of views; the authors use 0.1."""
     decomposition: float = Field(ge=0)
     """Decomposition matching (sec. 3.3); the authors use 0.5."""
     composition: float = Field(ge=0)
@@ -82,6 +83,11 @@ class PretrainParams(OptimizerParams):
     """How k*l fine tokens make one coarse token."""
     decomposer: PartForm
     """How one coarse token makes k*l fine tokens."""
+    objective: Objective
+    """`ace` is the paper's; `dino` is the baseline: two views without grid, the global term alone; `ace_v2` cycles by
+    epoch through uniqueness (views with one centre), consistency (pairs of (k, l) = (1, 1)) and composition and
+    decomposition (pairs of the grid's other scales)."""
+    views: ViewsParams
     loss_weights: LossWeights
     global_loss: GlobalLossParams
     matching_loss: MatchingLossParams
@@ -127,6 +133,20 @@ class PretrainParams(OptimizerParams):
         if self.start_from is not None and self.backbone.weights is not None:
             raise ValueError(
                 f"start_from is {self.start_from} and backbone.weights is given too; set one of them to null"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _objective_has_what_it_needs(self) -> "PretrainParams":
+        if self.objective != "ace" and self.loss_weights.global_ == 0:
+            raise ValueError(
+                f"objective is {self.objective} and loss_weights.global 0: views have the global term alone; set it "
+                "above 0"
+            )
+        if self.objective != "ace" and self.crops == "bank":
+            raise ValueError(
+                f"objective is {self.objective} and crops is bank: shards store crop pairs on the grid, not its views; "
+                "set crops to fresh"
             )
         return self
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ace.data.batches import CropPairDataset, StepSampler
+from ace.data.loader import CropDataset, StepSampler
 from ace.models.backbone import build_backbone
 from ace.models.networks import Student, Teacher
 from ace.training.checkpoint import save_model
@@ -107,7 +107,7 @@ def build_state(params: PretrainParams, grid: GridParams, device: torch.device) 
     backbone = build_backbone(params.backbone, grid.spec)
     student = Student(
         backbone,
-        branches=branches_of(params.loss_weights),
+        branches=branches_of(params),
         scales=[(scale.k, scale.l) for scale in grid.scales],
         global_head=params.global_head,
         local_head=params.local_head,
@@ -147,9 +147,11 @@ def _train(
     """The state after the last step."""
     members = [(index, batches[name].mix) for name, index in indexes.items()]
     probe_plan = plan_probe(members, params.probe, seed=params.seed) if params.probe.every_epochs else None
-    dataset = CropPairDataset(
+    dataset = CropDataset(
         members,
         grid.spec,
+        objective=params.objective,
+        views=params.views,
         crops=params.crops,
         augment=params.augment,
         in_channels=params.backbone.in_channels,

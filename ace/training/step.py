@@ -1,6 +1,7 @@
 """One optimiser step: schedules, micro-batches, gradients averaged over ranks, clipping, teacher, centre."""
 
 import hashlib
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ace.data.batches import PairBatch
+from ace.data.batches import PairBatch, ViewBatch
 from ace.losses.consistency import update_center
 from ace.models.networks import TeacherOutputs
 from ace.training.monitors import center_norm, effective_rank, feature_std, mean_entropy, rank_fraction
@@ -79,7 +80,7 @@ class StepOutcome:
 def train_step(
     state: TrainState,
     learner: nn.Module,
-    batch: PairBatch,
+    batch: PairBatch | ViewBatch,
     params: PretrainParams,
     *,
     t: int,
@@ -146,7 +147,7 @@ def seed_of(seed: int, step: int, rank: int) -> int:
 def _forward_backward(
     state: TrainState,
     learner: nn.Module,
-    batch: PairBatch,
+    batch: PairBatch | ViewBatch,
     params: PretrainParams,
     t: int,
     schedule: Schedule,
@@ -154,7 +155,7 @@ def _forward_backward(
     ranks: Ranks,
 ) -> list[StepResult]:
     dtype = DTYPES[params.precision]
-    micro_batches = batch.split(params.num_micro_batches)
+    micro_batches: Sequence[PairBatch | ViewBatch] = batch.split(params.num_micro_batches)
     results = []
     for number, micro_batch in enumerate(micro_batches, start=1):
         is_averaged = ranks.world_size == 1 or number == len(micro_batches)

@@ -50,12 +50,50 @@ def global_consistency(
     """Sum over the valid samples of the symmetric cross-entropy, and their number."""
     total = 0.0
     for i in np.flatnonzero(valid):
-        pairs = [(teacher_coarse[i], student_fine[i]), (teacher_fine[i], student_coarse[i])]
-        for teacher, student in pairs:
-            p = _softmax((teacher - center) / teacher_temperature)
-            q = _softmax(student / student_temperature)
-            total -= 0.5 * float(np.sum(p * np.log(q)))
+        for teacher, student in ((teacher_coarse[i], student_fine[i]), (teacher_fine[i], student_coarse[i])):
+            total += 0.5 * _cross_entropy(teacher, student, center, student_temperature, teacher_temperature)
     return total, int(valid.sum())
+
+
+def view_consistency(
+    student: np.ndarray,
+    teacher: np.ndarray,
+    valid: np.ndarray,
+    center: np.ndarray,
+    student_temperature: float,
+    teacher_temperature: float,
+) -> float:
+    """Sum over the valid samples of the mean cross-entropy of a teacher's view and another one of the student's."""
+    total = 0.0
+    for i in np.flatnonzero(valid):
+        terms = []
+        for a in range(len(teacher)):
+            for b in range(len(student)):
+                if a != b:
+                    rows = teacher[a, i], student[b, i]
+                    terms.append(_cross_entropy(*rows, center, student_temperature, teacher_temperature))
+        total += sum(terms) / len(terms)
+    return total
+
+
+def pooled(tokens: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Mean of one crop's tokens [tokens, dim] that are inside; 0 if none is."""
+    total, count = np.zeros(tokens.shape[1]), 0
+    for token, is_inside in zip(tokens, inside, strict=True):
+        if is_inside:
+            total, count = total + token, count + 1
+    return total / max(count, 1)
+
+
+def normalised(tokens: np.ndarray) -> np.ndarray:
+    """Every token divided by its length."""
+    return np.array([[token / math.sqrt(sum(x * x for x in token.tolist())) for token in crop] for crop in tokens])
+
+
+def moved_center(center: np.ndarray, batches: list[tuple[np.ndarray, np.ndarray]], momentum: float) -> np.ndarray:
+    """The centre after one step: batches are micro-batches of teacher logits [views, batch, out] and their validity."""
+    rows = [view[i] for logits, valid in batches for view in logits for i in range(len(valid)) if valid[i]]
+    return momentum * center + (1 - momentum) * sum(rows) / len(rows) if rows else center
 
 
 def numerical_gradient(function, values: np.ndarray, step: float = 1e-5) -> np.ndarray:
@@ -67,6 +105,18 @@ def numerical_gradient(function, values: np.ndarray, step: float = 1e-5) -> np.n
         lower[index] -= step
         gradient[index] = (function(upper) - function(lower)) / (2 * step)
     return gradient
+
+
+def _cross_entropy(
+    teacher: np.ndarray,
+    student: np.ndarray,
+    center: np.ndarray,
+    student_temperature: float,
+    teacher_temperature: float,
+) -> float:
+    p = _softmax((teacher - center) / teacher_temperature)
+    q = _softmax(student / student_temperature)
+    return -float(np.sum(p * np.log(q)))
 
 
 def _softmax(x: np.ndarray) -> np.ndarray:

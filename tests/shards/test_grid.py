@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.errors import GridError
@@ -36,6 +36,34 @@ def test_pairs_are_uniform_over_exactly_the_allowed_ones(k: int, l: int, min_ove
     # Wilson-Hilferty: the cube root of chi-square per degree of freedom is close to normal.
     z = ((chi_square / degrees) ** (1 / 3) - (1 - 2 / (9 * degrees))) / (2 / (9 * degrees)) ** 0.5
     assert abs(z) < 4
+
+
+class Unranked(np.random.Generator):
+    """A generator whose integer draw is a given one, and which notes the bound it was asked for."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__(np.random.PCG64(0))
+        self.rank, self.bound = rank, 0
+
+    def integers(self, bound: int) -> int:  # type: ignore[override]
+        self.bound = bound
+        return self.rank
+
+
+@settings(max_examples=25)
+@given(st.data())
+def test_each_integer_below_the_number_of_allowed_pairs_is_another_of_them(data: st.DataObject) -> None:
+    """So a uniform integer is an exactly uniform pair, for any grid, scale and minimum overlap."""
+    t, (k, l) = data.draw(st.sampled_from([2, 4])), data.draw(st.sampled_from(SCALES))
+    n = data.draw(st.integers(max(k, l) * t, 8))
+    scale, min_overlap = Scale(k, l, 1.0), data.draw(st.integers(0, 100)) / 100
+    spec = GridSpec(n, 1, t, (scale,), min_overlap, 0.85)
+    first = Unranked(0)
+    draw_crop_pair(spec, scale, first)
+    pairs = [draw_crop_pair(spec, scale, Unranked(rank)) for rank in range(first.bound)]
+    drawn = [(pair.coarse, pair.fine) for pair in pairs]
+    assert len(set(drawn)) == len(drawn)
+    assert set(drawn) == allowed_pairs(n, t, k, l, min_overlap)
 
 
 @pytest.mark.parametrize(("spec", "least"), [(NANO, 36), (PAPER, 100)])
@@ -133,6 +161,16 @@ def test_scales_are_drawn_by_weight_and_the_same_for_the_same_step() -> None:
     share = Counter((scale.k, scale.l) for scale in steps)
     assert share[1, 1] == 0
     assert share[2, 2] / 2000 == pytest.approx(0.75, abs=0.04)
+
+
+@given(st.lists(st.floats(0, 5), min_size=4, max_size=4).filter(lambda weights: sum(weights) > 0.1))
+@settings(max_examples=10)
+def test_any_mix_of_all_scales_has_the_shares_of_its_weights(weights: list[float]) -> None:
+    scales = tuple(Scale(k, l, weight) for (k, l), weight in zip(SCALES, weights, strict=True))
+    spec, num_steps = replace(NANO, scales=scales), 3000
+    share = Counter((scale.k, scale.l) for scale in (scale_of_step(spec, 1, step) for step in range(num_steps)))
+    for scale in scales:
+        assert share[scale.k, scale.l] / num_steps == pytest.approx(scale.weight / sum(weights), abs=0.04)
 
 
 @pytest.mark.parametrize(

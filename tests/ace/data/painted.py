@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ace.data.params import ViewsParams
 from shards.build import build_shards
 from shards.identity import create_key
 from shards.params import FolderSourceParams, GridParams, ShardParams
@@ -14,6 +15,13 @@ from shards.read import ShardIndex
 from shards.sources.manifest import describe_file, format_manifest
 
 BuildShards = Callable[..., ShardIndex]
+VIEWS = ViewsParams.from_params(
+    {
+        "random": {"min_area": 0.3, "max_area": 0.8},
+        "centred": {"sides": [0.8, 0.5, 0.4], "num_teacher_views": 2},
+    },
+    "views",
+)
 
 
 def build_shards_of(

@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 import torch
 
-from ace.data.batches import CropPairDataset, PairBatch, StepSampler, build_loader, collate
+from ace.data.batches import PairBatch, collate
+from ace.data.loader import CropDataset, StepSampler, build_loader
 from ace.data.params import AugmentParams
 from shards.errors import ConfigError
 from shards.grid import CropPair, scale_of_step
 from shards.params import MixParams
 from shards.read import ShardIndex, ShardReader
-from tests.ace.data.painted import BuildShards, grid_params
+from tests.ace.data.painted import VIEWS, BuildShards, grid_params
 
 GRID = grid_params((2, 2), (1, 2), t=4, n=9, cell_px=8)
 MIX = MixParams(weight=1.0, mean=0.5, std=0.25)
@@ -44,13 +45,20 @@ def with_only(step: str, probability: float) -> AugmentParams:
     return AugmentParams.from_params(values, "augment")
 
 
-def dataset_of(indexes: list[ShardIndex], **changes) -> CropPairDataset:
+def dataset_of(indexes: list[ShardIndex], **changes) -> CropDataset:
     mixes = changes.pop("mixes", [MIX] * len(indexes))
-    values = {"crops": "fresh", "augment": AUGMENT, "in_channels": 1, "seed": 3} | changes
-    return CropPairDataset(list(zip(indexes, mixes, strict=True)), GRID.spec, **values)
+    values = {
+        "objective": "ace",
+        "views": VIEWS,
+        "crops": "fresh",
+        "augment": AUGMENT,
+        "in_channels": 1,
+        "seed": 3,
+    } | changes
+    return CropDataset(list(zip(indexes, mixes, strict=True)), GRID.spec, **values)
 
 
-def sampler_of(dataset: CropPairDataset, **changes) -> StepSampler:
+def sampler_of(dataset: CropDataset, **changes) -> StepSampler:
     values = {"batch_size": 2, "rank": 0, "world_size": 1, "first_step": 0, "epochs": 3} | changes
     return StepSampler(dataset, **values)
 
@@ -118,12 +126,12 @@ def test_a_sample_gets_other_crops_and_augmentation_at_every_step_but_the_same_a
     indexes: list[ShardIndex],
 ) -> None:
     dataset = dataset_of(indexes)
-    first, same = (dataset[(0, 2, 4)] for _ in range(2))
+    first, same = (dataset[(0, 2, 4, 0)] for _ in range(2))
     np.testing.assert_array_equal(first.coarse, same.coarse)
     assert first.pair == same.pair
-    assert len({dataset[(0, 2, step)].pair.jitter for step in range(8)}) == 8
-    assert dataset[(0, 2, 4)].pair.jitter != dataset[(0, 3, 4)].pair.jitter
-    assert dataset_of(indexes, seed=4)[(0, 2, 4)].pair.jitter != first.pair.jitter
+    assert len({dataset[(0, 2, step, 0)].pair.jitter for step in range(8)}) == 8
+    assert dataset[(0, 2, 4, 0)].pair.jitter != dataset[(0, 3, 4, 0)].pair.jitter
+    assert dataset_of(indexes, seed=4)[(0, 2, 4, 0)].pair.jitter != first.pair.jitter
 
 
 @pytest.mark.parametrize("only", ["brightness_contrast", "erase"])
@@ -131,7 +139,7 @@ def test_augmentation_is_drawn_for_each_crop_by_itself(indexes: list[ShardIndex]
     plain, augmented = dataset_of(indexes, augment=None), dataset_of(indexes, augment=with_only(only, 0.5))
     changed = {"coarse": set(), "fine": set()}
     for step in range(60):
-        before, after = plain[(0, 0, step)], augmented[(0, 0, step)]
+        before, after = plain[(0, 0, step, 0)], augmented[(0, 0, step, 0)]
         assert before.pair == after.pair
         for which, steps in changed.items():
             if not np.array_equal(getattr(before, which), getattr(after, which)):
@@ -155,7 +163,7 @@ def test_bank_crops_are_those_stored_with_the_sample(indexes: list[ShardIndex]) 
     dataset = dataset_of(indexes, crops="bank")
     sample = ShardReader(indexes[0]).read(int(indexes[0].select("train")[1]))
     stored = [CropPair.from_json(item) for item in sample.meta["grid"]["bank"]]
-    drawn = {step: dataset[(0, 1, step)].pair for step in range(100)}
+    drawn = {step: dataset[(0, 1, step, 0)].pair for step in range(100)}
     assert set(drawn.values()) == set(stored)
     for step, pair in drawn.items():
         scale = scale_of_step(GRID.spec, dataset.seed, step)
@@ -166,13 +174,13 @@ def test_an_empty_bank_says_what_to_do(build_painted: BuildShards) -> None:
     size = GRID.spec.canvas_px
     index = build_painted({"a.png": np.zeros((size, size), np.uint8)}, GRID, num_bank_pairs=0)
     with pytest.raises(ConfigError, match=r"no stored crop pair for \(k, l\) = .*set crops to fresh, or raise shard"):
-        dataset_of([index], crops="bank")[(0, 0, 0)]
+        dataset_of([index], crops="bank")[(0, 0, 0, 0)]
 
 
 @pytest.mark.parametrize("in_channels", [1, 3])
 def test_grey_and_coloured_images_batch_together(indexes: list[ShardIndex], in_channels: int) -> None:
     dataset = dataset_of(indexes, in_channels=in_channels, augment=None)
-    batch = collate([dataset[(0, 0, 0)], dataset[(1, 0, 0)]])
+    batch = collate([dataset[(0, 0, 0, 0)], dataset[(1, 0, 0, 0)]])
     px = GRID.spec.crop_px
     assert batch.coarse.shape == batch.fine.shape == (2, in_channels, px, px)
     assert batch.coarse.dtype == torch.uint8
@@ -184,7 +192,7 @@ def test_grey_and_coloured_images_batch_together(indexes: list[ShardIndex], in_c
 def test_each_sample_is_normalised_with_its_own_shard_sets_mean_and_std(indexes: list[ShardIndex]) -> None:
     mixes = [MixParams(weight=1.0, mean=0.5, std=0.25), MixParams(weight=1.0, mean=0.2, std=0.1)]
     dataset = dataset_of(indexes, mixes=mixes)
-    batch = collate([dataset[(0, 0, 0)], dataset[(1, 0, 0)]]).to(torch.device("cpu"))
+    batch = collate([dataset[(0, 0, 0, 0)], dataset[(1, 0, 0, 0)]]).to(torch.device("cpu"))
     for crops, normalised in ((batch.coarse, batch.normalised_coarse()), (batch.fine, batch.normalised_fine())):
         assert normalised.dtype == torch.float32
         for i, mix in enumerate(mixes):
@@ -194,14 +202,16 @@ def test_each_sample_is_normalised_with_its_own_shard_sets_mean_and_std(indexes:
 def test_mix_weights_decide_how_often_a_shard_set_is_seen(indexes: list[ShardIndex]) -> None:
     mixes = [MixParams(weight=2.0, mean=0.5, std=0.25), MixParams(weight=0.0, mean=0.5, std=0.25)]
     sampler = sampler_of(dataset_of(indexes, mixes=mixes), epochs=1)
-    sets = [shard_set for step in sampler for shard_set, _, _ in step]
+    sets = [shard_set for step in sampler for shard_set, _, _, _ in step]
     assert sets == [0] * 14
 
 
 def test_shards_of_another_grid_are_refused_with_both_grids_named(indexes: list[ShardIndex]) -> None:
     other = grid_params((2, 2), t=4, n=10, cell_px=8).spec
     with pytest.raises(ConfigError, match=r"built with the grid .*n=9, .*training uses .*n=10, .*dvc repro shard@"):
-        CropPairDataset([(indexes[0], MIX)], other, crops="fresh", augment=None, in_channels=1, seed=0)
+        CropDataset(
+            [(indexes[0], MIX)], other, objective="ace", views=VIEWS, crops="fresh", augment=None, in_channels=1, seed=0
+        )
 
 
 def test_too_few_images_for_one_batch_are_refused(indexes: list[ShardIndex]) -> None:
@@ -212,4 +222,4 @@ def test_too_few_images_for_one_batch_are_refused(indexes: list[ShardIndex]) -> 
 def test_the_dataset_can_be_sent_to_another_process(indexes: list[ShardIndex]) -> None:
     dataset = dataset_of(indexes)
     copy = pickle.loads(pickle.dumps(dataset))
-    np.testing.assert_array_equal(copy[(1, 2, 3)].fine, dataset[(1, 2, 3)].fine)
+    np.testing.assert_array_equal(copy[(1, 2, 3, 0)].fine, dataset[(1, 2, 3, 0)].fine)

@@ -7,19 +7,33 @@ import numpy as np
 import pytest
 import torch
 
-from ace.data.batches import CropPairDataset, PairBatch, StepSampler, build_loader
+from ace.data.batches import PairBatch
+from ace.data.loader import CropDataset, StepSampler, build_loader
 from ace.geometry.overlap import overlap_masks
 from ace.geometry.targets import composition_target, decomposition_target
 from shards.params import GridParams, MixParams
-from tests.ace.data.painted import BuildShards, grid_params
+from tests.ace.data.painted import VIEWS, BuildShards, grid_params
 
 NUM_IMAGES, EPOCHS = 6, 4
 MIX = MixParams(weight=1.0, mean=0.5, std=0.25)
 SCALES = [(1, 1), (1, 2), (2, 1), (2, 2)]
 
 
+def plain_dataset(index, grid: GridParams, crops: str) -> CropDataset:
+    return CropDataset(
+        [(index, MIX)],
+        grid.spec,
+        objective="ace",
+        views=VIEWS,
+        crops=crops,
+        augment=None,
+        in_channels=3,
+        seed=5,
+    )
+
+
 def load_pairs(index, grid: GridParams, crops: str) -> list[PairBatch]:
-    dataset = CropPairDataset([(index, MIX)], grid.spec, crops=crops, augment=None, in_channels=3, seed=5)
+    dataset = plain_dataset(index, grid, crops)
     sampler = StepSampler(dataset, batch_size=NUM_IMAGES, rank=0, world_size=1, first_step=0, epochs=EPOCHS)
     return list(build_loader(sampler, num_workers=0, is_pinned=False))
 
@@ -115,9 +129,9 @@ def test_crops_lie_where_the_jitter_square_says(build_painted: BuildShards) -> N
     ramp = np.round((np.arange(spec.canvas_px) + 0.5) * 255 / spec.canvas_px).astype(np.uint8)
     image = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, :], np.uint8(0)), axis=-1)
     index = build_painted({f"{i}.png": image for i in range(NUM_IMAGES)}, grid)
-    dataset = CropPairDataset([(index, MIX)], spec, crops="bank", augment=None, in_channels=3, seed=5)
+    dataset = plain_dataset(index, grid, "bank")
     for position in range(NUM_IMAGES):
-        item = dataset[(0, position, 3)]
+        item = dataset[(0, position, 3, 0)]
         for crop, which in ((item.coarse, "coarse"), (item.fine, "fine")):
             row0, col0, row1, col1 = item.pair.window(which, spec)
             middle = crop[spec.crop_px // 2 - 1 : spec.crop_px // 2 + 1, spec.crop_px // 2 - 1 : spec.crop_px // 2 + 1]

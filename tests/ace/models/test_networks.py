@@ -32,16 +32,16 @@ def student(branches: Branches = ALL, *, drop_path: float = 0.0, composer: str =
     )
 
 
-def inputs(seed: int = 1) -> tuple[torch.Tensor, ...]:
+def inputs(seed: int = 1, num_crops: int = 2) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Crops, and which of their tokens are pooled."""
     generator = torch.Generator().manual_seed(seed)
-    coarse, fine = (torch.randn(3, 1, T * CELL_PX, T * CELL_PX, generator=generator) for _ in range(2))
-    overlap_coarse, overlap_fine = (torch.rand(3, T * T, generator=generator) > 0.5 for _ in range(2))
-    return coarse, fine, overlap_coarse, overlap_fine
+    crops = [torch.randn(3, 1, T * CELL_PX, T * CELL_PX, generator=generator) for _ in range(num_crops)]
+    return crops, [torch.rand(3, T * T, generator=generator) > 0.5 for _ in range(num_crops)]
 
 
 @pytest.mark.parametrize(("k", "l"), [(2, 2), (1, 2), (1, 1)])
 def test_tokens_have_norm_1_and_the_shapes_of_the_scale(k: int, l: int) -> None:
-    out = student()(*inputs(), k=k, l=l)
+    out = student()(*inputs(), (k, l))
     assert out.decomposed.shape == (3, k * l * T * T, WIDTH)
     assert out.composed.shape == (3, T * T // (k * l), WIDTH)
     for tokens in (out.decomposed, out.composed):
@@ -50,10 +50,10 @@ def test_tokens_have_norm_1_and_the_shapes_of_the_scale(k: int, l: int) -> None:
 
 def test_decomposition_reads_the_coarse_crop_and_composition_the_fine_one() -> None:
     net = student().eval()
-    coarse, fine, *overlaps = inputs()
-    before = net(coarse, fine, *overlaps, k=2, l=2)
-    other_coarse = net(coarse + 1.0, fine, *overlaps, k=2, l=2)
-    other_fine = net(coarse, fine.flip(-1), *overlaps, k=2, l=2)
+    (coarse, fine), overlaps = inputs()
+    before = net([coarse, fine], overlaps, (2, 2))
+    other_coarse = net([coarse + 1.0, fine], overlaps, (2, 2))
+    other_fine = net([coarse, fine.flip(-1)], overlaps, (2, 2))
     torch.testing.assert_close(other_coarse.composed, before.composed)
     torch.testing.assert_close(other_fine.decomposed, before.decomposed)
     assert not torch.allclose(other_coarse.decomposed, before.decomposed)
@@ -64,15 +64,38 @@ def test_decomposition_reads_the_coarse_crop_and_composition_the_fine_one() -> N
 @pytest.mark.parametrize(("k", "l"), [(2, 2), (1, 2), (1, 1)])
 def test_every_parameter_gets_a_gradient_in_a_step_of_any_scale(k: int, l: int, composer: str) -> None:
     net = student(composer=composer)
-    out = net(*inputs(), k=k, l=l)
+    out = net(*inputs(), (k, l))
     logits = [net.decomposition_logits(), net.composition_logits()]
-    parts = [out.decomposed, out.composed, out.coarse_logits, out.fine_logits, *itertools.chain(*logits)]
+    parts = [out.decomposed, out.composed, out.logits, *itertools.chain(*logits)]
     torch.stack([(part * torch.randn_like(part)).sum() for part in parts]).sum().backward()
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None, name
         group, _, scale = name.partition(".")
         if group in ("composers", "decomposers"):
             assert bool(parameter.grad.count_nonzero()) == scale.startswith(f"{k}x{l}."), name
+
+
+@pytest.mark.parametrize("branches", [ALL, Branches(True, False, True), Branches(True, False, False)])
+def test_every_parameter_gets_a_gradient_in_a_step_of_views(branches: Branches) -> None:
+    net = student(branches)
+    out = net(*inputs(num_crops=3), None)
+    assert out.logits.shape == (3, 3, 12)
+    assert out.decomposed is out.composed is None
+    (out.logits * torch.randn_like(out.logits)).sum().backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(parameter.grad.count_nonzero()) == (name.split(".")[0] in ("backbone", "global_head")), name
+
+
+def test_student_and_teacher_see_a_view_as_they_see_a_crop() -> None:
+    net = student().eval()
+    crops, pooled = inputs(num_crops=4)
+    views, taught = net(crops, pooled, None), Teacher(net)(crops[:2], pooled[:2], is_pair=False)
+    pair = net(crops[:2], pooled[:2], (2, 2))
+    torch.testing.assert_close(views.logits[:2], pair.logits)
+    torch.testing.assert_close(taught.logits, pair.logits)
+    assert taught.fine_tokens is taught.coarse_tokens is None
+    assert taught.features.shape == (6, WIDTH)
 
 
 @pytest.mark.parametrize("flags", [f for f in itertools.product([True, False], repeat=3) if any(f)])
@@ -83,15 +106,15 @@ def test_only_what_a_branch_needs_is_built_and_encoded(flags: tuple[bool, bool, 
     seen: dict[str, int] = {}
     for name, backbone in (("student", net.backbone), ("teacher", teacher.backbone)):
         backbone.register_forward_pre_hook(lambda _, args, name=name: seen.update({name: len(args[0]) // 3}))
-    out, taught = net(*inputs(), k=2, l=2), teacher(*inputs())
+    out, taught = net(*inputs(), (2, 2)), teacher(*inputs(), is_pair=True)
     both = branches.global_ or (branches.decomposition and branches.composition)
     assert seen == {"student": 2 if both else 1, "teacher": 2 if both else 1}
     assert (out.decomposed is not None) == (taught.fine_tokens is not None) == branches.decomposition
     assert (out.composed is not None) == (taught.coarse_tokens is not None) == branches.composition
-    assert (out.fine_logits is not None) == (taught.fine_logits is not None) == branches.global_
+    assert (out.logits is not None) == (taught.logits is not None) == branches.global_
     assert (net.global_head is not None) == branches.global_
     assert taught.features.shape == (3 * seen["teacher"], WIDTH)
-    outputs = [x for x in (out.decomposed, out.composed, out.fine_logits, out.coarse_logits) if x is not None]
+    outputs = [x for x in (out.decomposed, out.composed, out.logits) if x is not None]
     torch.stack([x.square().sum() + x.sum() for x in outputs]).sum().backward()
     without = [n for n, p in net.named_parameters() if p.grad is None]
     assert all(name.partition(".")[0] in ("decomposition_logits", "composition_logits") for name in without)
@@ -99,19 +122,20 @@ def test_only_what_a_branch_needs_is_built_and_encoded(flags: tuple[bool, bool, 
 
 def test_a_fresh_teacher_sees_what_the_student_sees() -> None:
     net = student().eval()
-    out, taught = net(*inputs(), k=1, l=1), Teacher(net)(*inputs())
+    out, taught = net(*inputs(), (1, 1)), Teacher(net)(*inputs(), is_pair=True)
     torch.testing.assert_close(taught.coarse_tokens, out.decomposed)
     torch.testing.assert_close(taught.fine_tokens, out.composed)
-    torch.testing.assert_close(taught.coarse_logits, out.coarse_logits)
-    torch.testing.assert_close(taught.fine_logits, out.fine_logits)
+    torch.testing.assert_close(taught.logits, out.logits)
+    assert torch.equal(taught.fine_logits, taught.logits[1])
 
 
 def test_no_gradient_reaches_the_teacher() -> None:
     net = student()
     teacher = Teacher(net)
-    crops = [crop.requires_grad_() for crop in inputs()[:2]]
-    out, taught = net(*inputs(), k=2, l=2), teacher(*crops, *inputs()[2:])
-    (out.decomposed.mean() * taught.fine_tokens.mean() + (out.fine_logits * taught.fine_logits).sum()).backward()
+    crops, overlaps = inputs()
+    out = net(crops, overlaps, (2, 2))
+    taught = teacher([crop.requires_grad_() for crop in crops], overlaps, is_pair=True)
+    (out.decomposed.mean() * taught.fine_tokens.mean() + (out.logits * taught.logits).sum()).backward()
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in teacher.parameters())
     assert not any(value.requires_grad for value in vars(taught).values())
 
@@ -121,9 +145,10 @@ def test_stochastic_depth_is_on_in_the_student_and_off_in_the_teacher() -> None:
     teacher = Teacher(net)
     net.train()
     teacher.train()
-    first, second = (net(*inputs(), k=2, l=2).decomposed for _ in range(2))
+    first, second = (net(*inputs(), (2, 2)).decomposed for _ in range(2))
     assert not torch.allclose(first, second)
-    torch.testing.assert_close(teacher(*inputs()).fine_tokens, teacher(*inputs()).fine_tokens, atol=0, rtol=0)
+    first, second = (teacher(*inputs(), is_pair=True).fine_tokens for _ in range(2))
+    torch.testing.assert_close(first, second, atol=0, rtol=0)
     assert not any(module.training for module in teacher.modules())
 
 
@@ -173,9 +198,8 @@ def test_pooling_averages_the_overlap_and_an_empty_overlap_gives_0() -> None:
 
 def test_an_empty_overlap_gives_finite_outputs_and_gradients() -> None:
     net = student()
-    coarse, fine, *_ = inputs()
     nothing = torch.zeros(3, T * T, dtype=torch.bool)
-    out = net(coarse, fine, nothing, nothing, k=2, l=2)
-    (out.coarse_logits.square().sum() + out.fine_logits.square().sum() + out.decomposed.sum()).backward()
-    assert torch.isfinite(out.coarse_logits).all()
+    out = net(inputs()[0], [nothing, nothing], (2, 2))
+    (out.logits.square().sum() + out.decomposed.sum()).backward()
+    assert torch.isfinite(out.logits).all()
     assert all(torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is not None)

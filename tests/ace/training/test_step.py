@@ -18,7 +18,7 @@ from tests.ace.models.test_backbone import grid, params
 from tests.ace.training.conftest import ROOT, tiny_params
 from tests.ace.training.steps import GRID, batch_with_gaps, fresh_state, record, step_on
 
-MONITORS = {"feature_std", "effective_rank", "teacher_entropy"}
+MONITORS = {"feature_std", "effective_rank", "rank_fraction", "teacher_entropy"}
 """Measured on the first rank's last micro-batch, so other for another division."""
 
 

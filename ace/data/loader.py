@@ -1,0 +1,202 @@
+"""Batches from any number of shard sets, in an order decided by (seed, step, rank).
+
+A step is the unit of everything random: its (k, l), the samples in it, their crops and their augmentation follow from
+the seed and the step's number alone, so a resumed run sees what an uninterrupted one would have seen.
+"""
+
+import hashlib
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ace.data.augment import augment
+from ace.data.batches import CropPairItem, ViewItem, Visible, collate
+from ace.data.crops import Crop, resample
+from ace.data.erase import erase
+from ace.data.objectives import CYCLE, Objective, spec_of_epoch
+from ace.data.params import AugmentParams, ViewsParams
+from ace.data.views import centred_windows, random_windows
+from shards.canvas import Pixels, with_channels
+from shards.errors import ConfigError
+from shards.grid import CropPair, GridSpec, Window, draw_crop_pair, scale_of_step
+from shards.params import MixParams
+from shards.read import Sample, ShardIndex, ShardReader, epoch_order
+
+CropSource = Literal["fresh", "bank"]
+Request = tuple[int, int, int, int]
+"""(number of the shard set, position among its training samples, step of the whole run, its epoch)."""
+
+
+class CropDataset(Dataset[CropPairItem | ViewItem]):
+    """Training samples of several shard sets, cropped as the objective asks; asked by `Request`."""
+
+    def __init__(
+        self,
+        members: Sequence[tuple[ShardIndex, MixParams]],
+        spec: GridSpec,
+        *,
+        objective: Objective,
+        views: ViewsParams,
+        crops: CropSource,
+        augment: AugmentParams | None,
+        in_channels: int,
+        seed: int,
+    ) -> None:
+        """Open the readers.
+
+        Args:
+            members: Shard sets and how training mixes them.
+            spec: The grid that training uses.
+            objective: Decides which epochs show crop pairs, of which scales, and which show views.
+            views: Where views lie.
+            crops: `fresh` draws a new pair at every step; `bank` picks one of those stored with the sample.
+            augment: None leaves the crops as resampled.
+            in_channels: Channels of the crops.
+            seed: Decides order, (k, l), crops and augmentation.
+
+        Raises:
+            ConfigError: a shard set was built with another grid, or the objective needs a scale that the grid lacks.
+        """
+        for index, _ in members:
+            if index.spec != spec:
+                raise ConfigError(
+                    f"shard set {index.root} was built with the grid {index.spec}, training uses {spec}; "
+                    f"build it again: dvc repro shard@{index.name}"
+                )
+        self.spec, self.crops, self.augment = spec, crops, augment
+        self.objective, self.views = objective, views
+        self.specs = [spec_of_epoch(objective, spec, epoch) for epoch in range(CYCLE)]
+        self.in_channels, self.seed = in_channels, seed
+        self.mixes = [mix for _, mix in members]
+        self.readers = [ShardReader(index) for index, _ in members]
+        self.rows = [index.select("train") for index, _ in members]
+
+    def __getitem__(self, request: Request) -> CropPairItem | ViewItem:
+        """The crop pair, or the views, that this sample gets at this step."""
+        shard_set, position, step, epoch = request
+        sample = self.readers[shard_set].read(int(self.rows[shard_set][position]))
+        rng = _generator(self.seed, step, sample.key)
+        mix, spec = self.mixes[shard_set], self.specs[epoch % CYCLE]
+        if spec is None:
+            windows, num_teacher_views = self._view_windows(rng)
+            views, visible = zip(*[self._crop(sample.image, window, rng) for window in windows], strict=True)
+            return ViewItem(list(views), list(visible), num_teacher_views, mix.mean, mix.std, sample.key)
+        pair = self._pair(sample, spec, step, rng)
+        coarse, coarse_visible = self._crop(sample.image, pair.window("coarse", spec), rng)
+        fine, fine_visible = self._crop(sample.image, pair.window("fine", spec), rng)
+        return CropPairItem(coarse, fine, pair, mix.mean, mix.std, sample.key, coarse_visible, fine_visible)
+
+    def _view_windows(self, rng: np.random.Generator) -> tuple[list[Window], int]:
+        if self.objective == "dino":
+            windows = random_windows(self.spec.canvas_px, self.views.random, rng)
+            return windows, len(windows)
+        centred = self.views.centred
+        return centred_windows(self.spec.canvas_px, centred, rng), centred.num_teacher_views
+
+    def _pair(self, sample: Sample, spec: GridSpec, step: int, rng: np.random.Generator) -> CropPair:
+        scale = scale_of_step(spec, self.seed, step)
+        if self.crops == "fresh":
+            return draw_crop_pair(spec, scale, rng)
+        stored = [CropPair.from_json(item) for item in sample.meta["grid"]["bank"]]
+        bank = [pair for pair in stored if (pair.k, pair.l) == (scale.k, scale.l)]
+        if not bank:
+            raise ConfigError(
+                f"sample {sample.key} has no stored crop pair for (k, l) = {(scale.k, scale.l)}; "
+                "set crops to fresh, or raise shard.num_bank_pairs and build the shards again"
+            )
+        return bank[rng.integers(len(bank))]
+
+    def _crop(self, image: Pixels, window: Window, rng: np.random.Generator) -> tuple[Crop, Visible]:
+        crop = resample(image, window, self.spec.crop_px)
+        visible = np.ones((self.spec.t, self.spec.t), dtype=bool)
+        if self.augment is not None:
+            crop, visible = erase(augment(crop, self.augment, rng), self.augment.erase, rng, t=self.spec.t)
+        return with_channels(crop, self.in_channels), visible
+
+
+class StepSampler(Sampler[list[Request]]):
+    """The requests of one rank, step by step; epochs follow one another without a pause in the loader.
+
+    Attributes:
+        steps_per_epoch: The same on every rank.
+        num_steps: Of the whole run.
+    """
+
+    def __init__(
+        self,
+        dataset: CropDataset,
+        *,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        first_step: int,
+        epochs: int,
+    ) -> None:
+        """Plan the steps.
+
+        Args:
+            dataset: Whose samples are asked for.
+            batch_size: Samples of this rank in a step.
+            rank: This process among all.
+            world_size: Number of processes.
+            first_step: Where to begin; a resumed run skips the steps before it undecoded.
+            epochs: Length of the whole run.
+
+        Raises:
+            ConfigError: there are fewer samples than a step needs.
+        """
+        self.dataset, self.first_step, self.epochs = dataset, first_step, epochs
+        self._order = partial(
+            epoch_order,
+            [len(rows) for rows in dataset.rows],
+            [mix.weight for mix in dataset.mixes],
+            seed=dataset.seed,
+            rank=rank,
+            world_size=world_size,
+            batch_size=batch_size,
+        )
+        self.steps_per_epoch = len(self._order(epoch=0))
+        self.num_steps = epochs * self.steps_per_epoch
+
+    def __len__(self) -> int:
+        return self.num_steps - self.first_step
+
+    def __iter__(self) -> Iterator[list[Request]]:
+        first_epoch, num_skipped = divmod(self.first_step, self.steps_per_epoch)
+        for epoch in range(first_epoch, self.epochs):
+            first = num_skipped if epoch == first_epoch else 0
+            batches = self._order(epoch=epoch)[first:].tolist()
+            for step, batch in enumerate(batches, start=epoch * self.steps_per_epoch + first):
+                yield [(shard_set, position, step, epoch) for shard_set, position in batch]
+
+
+def build_loader(sampler: StepSampler, *, num_workers: int, is_pinned: bool) -> DataLoader[Any]:
+    """A loader of batches over the sampler's steps, in their order.
+
+    Args:
+        sampler: Which samples each step has.
+        num_workers: Processes that decode; 0 decodes in this one.
+        is_pinned: Whether batches go to page-locked memory, for an accelerator.
+    """
+    # Not fork: it copies the locks of torch's threads. Not forkserver: its workers outlive a killed trainer.
+    context = multiprocessing.get_context("spawn") if num_workers else None
+    return DataLoader(
+        sampler.dataset,
+        batch_sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=collate,
+        pin_memory=is_pinned,
+        multiprocessing_context=context,
+        # Its own: the loader would draw a base seed from torch's generator, which a resumed run has restored.
+        generator=torch.Generator(),
+    )
+
+
+def _generator(seed: int, step: int, key: str) -> np.random.Generator:
+    digest = hashlib.sha256(f"{seed}/{step}/{key}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest, "big"))

@@ -1,0 +1,81 @@
+"""The matching terms of crop pairs: decomposition and composition (method.md §4; paper sec. 3.3)."""
+
+from torch import Tensor
+
+from ace.data.batches import PairBatch
+from ace.geometry.targets import composition_target, decomposition_target
+from ace.geometry.visibility import composed_visible, decomposed_visible, known_pairs, visible_matches
+from ace.losses.matching import matching_accuracy, matching_loss, target_entropy
+from ace.models.heads import LogitScale
+from ace.models.networks import Student, StudentOutputs, TeacherOutputs
+from ace.training.params import PretrainParams
+
+
+def local_terms(
+    batch: PairBatch,
+    student: StudentOutputs,
+    teacher: TeacherOutputs,
+    logit_scales: Student,
+    params: PretrainParams,
+    *,
+    t: int,
+    share: float,
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """The matching terms whose weight is above 0.
+
+    Args:
+        batch: Crop pairs.
+        student: The student's outputs on them.
+        teacher: The teacher's outputs on them.
+        logit_scales: The plain student, whose matching scales and biases the losses use.
+        params: Section `pretrain`.
+        t: Tokens per crop side.
+        share: Multiplies every term: this micro-batch's part of the rank's samples.
+
+    Returns:
+        The weighted losses, and by name each loss, its excess over the soft targets' entropy, and its accuracy.
+    """
+    origins, k, l = (batch.coarse_origin, batch.fine_origin), batch.k, batch.l
+    weights, matching = params.loss_weights, params.matching_loss
+    weighted: list[Tensor] = []
+    terms: dict[str, Tensor] = {}
+    if weights.decomposition > 0:
+        target = decomposition_target(*origins, t=t, k=k, l=l)
+        visible = batch.fine_visible, decomposed_visible(batch.coarse_visible, t=t, k=k, l=l)
+        tokens, logits = (teacher.fine_tokens, student.decomposed), logit_scales.decomposition_logits
+        named = _matching("decomposition", tokens, target, visible, logits, matching.alpha_decomposition, share)
+        weighted.append(weights.decomposition * named["loss_decomposition"])
+        terms |= named
+    if weights.composition > 0:
+        target = composition_target(*origins, t=t, k=k, l=l)
+        visible = batch.coarse_visible, composed_visible(batch.fine_visible, t=t, k=k, l=l)
+        tokens, logits = (teacher.coarse_tokens, student.composed), logit_scales.composition_logits
+        named = _matching("composition", tokens, target, visible, logits, matching.alpha_composition, share)
+        weighted.append(weights.composition * named["loss_composition"])
+        terms |= named
+    return weighted, terms
+
+
+def _matching(
+    name: str,
+    tokens: tuple[Tensor | None, Tensor | None],
+    target: Tensor,
+    visible: tuple[Tensor, Tensor],
+    logits: LogitScale | None,
+    alpha: float,
+    share: float,
+) -> dict[str, Tensor]:
+    """One matching term, its excess and its accuracy, over visible matches."""
+    teacher_tokens, student_tokens = tokens
+    # Built and computed whenever the branch's weight is above 0.
+    assert teacher_tokens is not None
+    assert student_tokens is not None
+    assert logits is not None
+    scale, bias = logits()
+    matches, known = visible_matches(target, *visible), known_pairs(*visible)
+    loss = share * matching_loss(teacher_tokens, student_tokens, matches, known, scale=scale, bias=bias, alpha=alpha)
+    return {
+        f"loss_{name}": loss,
+        f"loss_{name}_excess": loss - share * target_entropy(matches, alpha=alpha),
+        f"accuracy_{name}": share * matching_accuracy(teacher_tokens, student_tokens, matches),
+    }
