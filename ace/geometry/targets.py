@@ -6,6 +6,7 @@ so the Kronecker product of the row and the column matrix is the exact 2-D targe
 """
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -74,14 +75,17 @@ def _windows(
     match: Int[Tensor, "batch rows"], *, num_columns: int, radius: int
 ) -> Float[Tensor, "batch rows {num_columns}"]:
     """A Gaussian window around each row's match; no window where the match lies outside the matrix."""
-    distance = torch.arange(num_columns, device=match.device) - match[:, :, None]
-    is_inside = (match >= 0) & (match < num_columns)
-    is_near = (distance.abs() <= radius) & is_inside[:, :, None]
-    return torch.exp(-0.5 * distance.float().square()) * is_near
+    column = torch.arange(num_columns, device=match.device)
+    distance = (column - column[:, None]).float()
+    windows = torch.exp(-0.5 * distance.square()) * (distance.abs() <= radius)
+    # Every window there can be, between two empty rows for matches outside: one gather instead of many exponentials.
+    return F.pad(windows, (0, 0, 1, 1))[match.clamp(-1, num_columns) + 1]
 
 
 def _batched_kron(
     rows: Float[Tensor, "batch r1 c1"], cols: Float[Tensor, "batch r2 c2"]
 ) -> Float[Tensor, "batch r1*r2 c1*c2"]:
     """`torch.kron` of each pair in the batch."""
-    return torch.einsum("bij,bmn->bimjn", rows, cols).flatten(3).flatten(1, 2)
+    # The smaller factor is spread out first: the large multiplication then reads whole runs of memory.
+    spread = rows[..., None].expand(-1, -1, -1, cols.shape[2]).contiguous()
+    return (spread[:, :, None] * cols[:, None, :, None, :]).flatten(3).flatten(1, 2)

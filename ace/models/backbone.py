@@ -57,7 +57,8 @@ class Backbone(nn.Module):
     def _as_rows_and_columns(self, features: Tensor) -> Tensor:
         """Timm's three layouts: NLC with prefix tokens (ViT), NHWC (Swin), NCHW (ConvNeXt)."""
         if features.ndim == 3:
-            tokens = features[:, getattr(self.model, "num_prefix_tokens", 0) :]
+            # Contiguous: a linear layer on tokens with the prefix cut off runs as a slow batched product.
+            tokens = features[:, getattr(self.model, "num_prefix_tokens", 0) :].contiguous()
             return tokens.reshape(len(tokens), self.t, self.t, self.width)
         return features if getattr(self.model, "output_fmt", "NCHW") == "NHWC" else features.permute(0, 2, 3, 1)
 

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ace.models.params import GlobalHeadParams, LocalForm, LocalHeadParams, LogitParams, PartForm, WholeForm
+from ace.models.prototypes import prototype_logits
 
 
 class GlobalHead(nn.Module):
@@ -27,8 +28,7 @@ class GlobalHead(nn.Module):
 
     def forward(self, pooled: Float[Tensor, "batch width"]) -> Float[Tensor, "batch out"]:
         """Cosines, in [−1, 1], with each prototype."""
-        bottleneck = normalised(self.mlp(pooled))
-        return F.linear(bottleneck, F.normalize(self.last_layer.weight, dim=-1))
+        return prototype_logits(normalised(self.mlp(pooled)), self.last_layer.weight)
 
 
 class LocalHead(nn.Module):
