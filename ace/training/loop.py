@@ -100,6 +100,8 @@ class TrainingLoop:
                 asked = time.monotonic()
                 batch = next(batches).to(self.ranks.device)
                 window.waited += time.monotonic() - asked
+                is_last, is_probed = state.step + 1 == num_steps, self._is_probe_due(state.step + 1)
+                is_logged = state.step % self.params.log_every_steps == 0 or is_last or is_probed
                 outcome = train_step(
                     state,
                     self.learner,
@@ -108,21 +110,21 @@ class TrainingLoop:
                     t=self.t,
                     steps_per_epoch=self.sampler.steps_per_epoch,
                     ranks=self.ranks,
+                    is_logged=is_logged,
                     is_stop_wanted=request.reason is not None,
                 )
                 window.images += len(batch) * self.ranks.world_size
                 num_skipped = 0 if outcome.is_finite else num_skipped + 1
                 if not outcome.is_finite:
                     self._answer_nonfinite(batch, outcome, num_skipped)
-                step, is_last = state.step - 1, state.step == num_steps
-                probed = self._probe(is_last)
-                if step % self.params.log_every_steps == 0 or is_last or probed:
-                    row = self._row(step, outcome, window) | probed
+                probed = self._probe() if is_probed else {}
+                if is_logged:
+                    row = self._row(outcome, window) | probed
                     self._log(row)
                     bar.set_postfix_str(progress_text(row), refresh=False)
                     window = Window(time.monotonic())
                 is_due = time.monotonic() - saved >= self.params.checkpoint_every_s
-                if is_due or is_last or probed or outcome.is_stop_wanted:
+                if is_due or is_last or is_probed or outcome.is_stop_wanted:
                     if self.ranks.is_first:
                         self.checkpoints.save(state.to_dict(), self.fingerprint, probed.get(SCORE))
                     saved = time.monotonic()
@@ -138,7 +140,8 @@ class TrainingLoop:
         with deaf_children():
             return iter(build_loader(self.sampler, num_workers=self.params.num_workers, is_pinned=is_pinned))
 
-    def _row(self, step: int, outcome: StepOutcome, window: Window) -> dict[str, float]:
+    def _row(self, outcome: StepOutcome, window: Window) -> dict[str, float]:
+        step = self.state.step - 1
         return {
             "step": step,
             "epoch": step // self.sampler.steps_per_epoch,
@@ -155,10 +158,14 @@ class TrainingLoop:
         for warning in self.watch.check(row):
             tqdm.write(f"warning: {warning}", file=sys.stderr)
 
-    def _probe(self, is_last: bool) -> dict[str, float]:
-        """The probe's figures where one is due: after every so many epochs and after the last step."""
-        every, steps_per_epoch = self.params.probe.every_epochs, self.sampler.steps_per_epoch
-        if self.probe_plan is None or not (is_last or self.state.step % (every * steps_per_epoch) == 0):
+    def _is_probe_due(self, num_steps: int) -> bool:
+        """Whether the probe looks at the teacher after so many steps: every so many epochs, and at the end."""
+        every = self.params.probe.every_epochs * self.sampler.steps_per_epoch
+        return every > 0 and (num_steps % every == 0 or num_steps == self.sampler.num_steps)
+
+    def _probe(self) -> dict[str, float]:
+        """The probe's figures, on the first rank; the others go on and wait in their next sum."""
+        if self.probe_plan is None:
             return {}
         return run_probe(
             self.state.teacher.backbone,

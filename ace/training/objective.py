@@ -60,6 +60,7 @@ def compute_loss(
     logit_scales: Student,
     num_valid: Float[Tensor, ""],
     share: float = 1.0,
+    is_measured: bool = True,
 ) -> StepResult:
     """Both networks on one micro-batch, and every term that is switched on.
 
@@ -76,6 +77,7 @@ def compute_loss(
         logit_scales: The plain student, whose matching scales and biases the losses use.
         num_valid: `count_valid` of the whole batch, over all micro-batches and ranks, divided by the number of ranks.
         share: This micro-batch's part of the rank's samples.
+        is_measured: Whether to measure accuracies and excesses, which only the log wants.
     """
     pooled = _pooled(batch, t)
     if isinstance(batch, ViewBatch):
@@ -102,7 +104,9 @@ def compute_loss(
         parts.append(params.loss_weights.global_ * terms[name])
         sums = center_sum(teacher_out.logits, valid)
     if isinstance(batch, PairBatch):
-        weighted, named = local_terms(batch, student_out, teacher_out, logit_scales, params, t=t, share=share)
+        weighted, named = local_terms(
+            batch, student_out, teacher_out, logit_scales, params, t=t, share=share, is_measured=is_measured
+        )
         parts, terms = parts + weighted, terms | named
     loss = torch.stack(parts).sum()
     detached = {name: value.detach() for name, value in terms.items()}

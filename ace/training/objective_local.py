@@ -20,6 +20,7 @@ def local_terms(
     *,
     t: int,
     share: float,
+    is_measured: bool,
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """The matching terms whose weight is above 0.
 
@@ -31,9 +32,11 @@ def local_terms(
         params: Section `pretrain`.
         t: Tokens per crop side.
         share: Multiplies every term: this micro-batch's part of the rank's samples.
+        is_measured: Whether to measure more than the losses.
 
     Returns:
-        The weighted losses, and by name each loss, its excess over the soft targets' entropy, and its accuracy.
+        The weighted losses, and by name each loss and, if measured, its excess over the soft targets' entropy and its
+        accuracy.
     """
     origins, k, l = (batch.coarse_origin, batch.fine_origin), batch.k, batch.l
     weights, matching = params.loss_weights, params.matching_loss
@@ -43,16 +46,16 @@ def local_terms(
         target = decomposition_target(*origins, t=t, k=k, l=l)
         visible = batch.fine_visible, decomposed_visible(batch.coarse_visible, t=t, k=k, l=l)
         tokens, logits = (teacher.fine_tokens, student.decomposed), logit_scales.decomposition_logits
-        named = _matching("decomposition", tokens, target, visible, logits, matching.alpha_decomposition, share)
-        weighted.append(weights.decomposition * named["loss_decomposition"])
-        terms |= named
+        named = _matching("decomposition", tokens, target, visible, logits, matching.alpha_decomposition, is_measured)
+        terms |= {key: share * value for key, value in named.items()}
+        weighted.append(weights.decomposition * terms["loss_decomposition"])
     if weights.composition > 0:
         target = composition_target(*origins, t=t, k=k, l=l)
         visible = batch.coarse_visible, composed_visible(batch.fine_visible, t=t, k=k, l=l)
         tokens, logits = (teacher.coarse_tokens, student.composed), logit_scales.composition_logits
-        named = _matching("composition", tokens, target, visible, logits, matching.alpha_composition, share)
-        weighted.append(weights.composition * named["loss_composition"])
-        terms |= named
+        named = _matching("composition", tokens, target, visible, logits, matching.alpha_composition, is_measured)
+        terms |= {key: share * value for key, value in named.items()}
+        weighted.append(weights.composition * terms["loss_composition"])
     return weighted, terms
 
 
@@ -63,9 +66,9 @@ def _matching(
     visible: tuple[Tensor, Tensor],
     logits: LogitScale | None,
     alpha: float,
-    share: float,
+    is_measured: bool,
 ) -> dict[str, Tensor]:
-    """One matching term, its excess and its accuracy, over visible matches."""
+    """One matching term and, if measured, its excess and its accuracy, over visible matches."""
     teacher_tokens, student_tokens = tokens
     # Built and computed whenever the branch's weight is above 0.
     assert teacher_tokens is not None
@@ -73,9 +76,9 @@ def _matching(
     assert logits is not None
     scale, bias = logits()
     matches, known = visible_matches(target, *visible), known_pairs(*visible)
-    loss = share * matching_loss(teacher_tokens, student_tokens, matches, known, scale=scale, bias=bias, alpha=alpha)
-    return {
-        f"loss_{name}": loss,
-        f"loss_{name}_excess": loss - share * target_entropy(matches, alpha=alpha),
-        f"accuracy_{name}": share * matching_accuracy(teacher_tokens, student_tokens, matches),
-    }
+    loss = matching_loss(teacher_tokens, student_tokens, matches, known, scale=scale, bias=bias, alpha=alpha)
+    terms = {f"loss_{name}": loss}
+    if is_measured:
+        terms[f"loss_{name}_excess"] = loss - target_entropy(matches, alpha=alpha)
+        terms[f"accuracy_{name}"] = matching_accuracy(teacher_tokens, student_tokens, matches)
+    return terms

@@ -86,6 +86,7 @@ def train_step(
     t: int,
     steps_per_epoch: int,
     ranks: Ranks,
+    is_logged: bool = True,
     is_stop_wanted: bool = False,
 ) -> StepOutcome:
     """One optimiser step on the student, one average step of the teacher; every rank calls it with its own batch.
@@ -100,6 +101,7 @@ def train_step(
         t: Tokens per crop side.
         steps_per_epoch: Optimiser steps.
         ranks: Whom to agree with.
+        is_logged: Whether to measure what only the log wants: accuracies and monitors.
         is_stop_wanted: Whether this rank asks for the end after this step.
     """
     step = state.step
@@ -110,7 +112,8 @@ def train_step(
     num_valid = count_valid(batch, t)
     agreed = ranks.sum(torch.stack([num_valid, num_valid.new_tensor(float(is_stop_wanted))]))
     state.optimizer.zero_grad(set_to_none=True)
-    results = _forward_backward(state, learner, batch, params, t, schedule, agreed[0] / ranks.world_size, ranks)
+    num_valid = agreed[0] / ranks.world_size
+    results = _forward_backward(state, learner, batch, params, t, schedule, num_valid, ranks, is_logged)
     center_sums, terms = _added_up(results, ranks)
     grad_norm, is_scaled_finite = _clipped(state, params, schedule)
     is_loss_finite = bool(torch.isfinite(terms["loss"]))
@@ -131,7 +134,7 @@ def train_step(
         "momentum": schedule.momentum,
         "grad_norm": grad_norm,
     }
-    if step % params.log_every_steps == 0:
+    if is_logged:
         values |= _monitored(results[-1].teacher, state.center, schedule.teacher_temperature)
     if state.scaler.is_enabled():
         values["loss_scale"] = state.scaler.get_scale()
@@ -153,6 +156,7 @@ def _forward_backward(
     schedule: Schedule,
     num_valid: Tensor,
     ranks: Ranks,
+    is_logged: bool,
 ) -> list[StepResult]:
     dtype = DTYPES[params.precision]
     micro_batches: Sequence[PairBatch | ViewBatch] = batch.split(params.num_micro_batches)
@@ -172,6 +176,7 @@ def _forward_backward(
                     logit_scales=state.student,
                     num_valid=num_valid,
                     share=1 / len(micro_batches),
+                    is_measured=is_logged,
                 )
             state.scaler.scale(result.loss).backward()  # type: ignore[no-untyped-call]
         results.append(result)
