@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ace.models.encoder import WEIGHTS
+
 CARD = """\
 ---
 library_name: timm
@@ -18,7 +20,10 @@ arXiv 2501.10131), an independent implementation written from the paper.
 |---|---|
 | backbone | `{backbone}` {model_args}, {in_channels} channel(s); tokens after the last norm: {token_activation} |
 | input | {crop_px} × {crop_px} px crops of a {canvas_px} px canvas, {t} × {t} tokens |
+| objective | `{objective}` |
+| started from | {start} |
 | training | {epochs} epochs, {steps} steps of {batch_size} images |
+| computed | in {precision}, by {num_processes} process(es) on {device} |
 | erased squares | in {erased:.0%} of the crops |
 | loss weights | global {w_global:g}, decomposition {w_decomposition:g}, composition {w_composition:g} |
 | made with | {versions} |
@@ -61,6 +66,11 @@ def model_card(config: Mapping[str, Any]) -> str:
         crop_px=grid["t"] * grid["cell_px"],
         canvas_px=grid["n"] * grid["cell_px"],
         t=grid["t"],
+        objective=pretrain["objective"],
+        start=_start(config),
+        precision=pretrain["precision"],
+        num_processes=config["num_processes"],
+        device=config["device"],
         epochs=pretrain["epochs"],
         steps=config["steps"],
         batch_size=pretrain["batch_size"],
@@ -70,3 +80,17 @@ def model_card(config: Mapping[str, Any]) -> str:
         versions=", ".join(f"{name} {version}" for name, version in config["versions"].items()),
         data="\n".join(table),
     )
+
+
+def _start(config: Mapping[str, Any]) -> str:
+    """What the networks' first weights were, with the hash that tells them from others of the same name."""
+    pretrain = config["params"]["pretrain"]
+    weights = pretrain["backbone"]["weights"]
+    if pretrain["start_from"] is not None:
+        sha256 = config["start_from"][WEIGHTS["teacher"]]
+        return f"backbones and heads of the model `{pretrain['start_from']}`, whose teacher has the sha256 `{sha256}`"
+    if weights is None:
+        return "random weights"
+    name = f"timm's `{weights['tag']}`" if weights["kind"] == "timm" else f"`{weights['path']}`"
+    sha256 = f"sha256 `{weights['sha256']}`" if weights["sha256"] else "no sha256 asked for"
+    return f"other people's backbone, {name}, {sha256}; `start.txt` accounts for every tensor"

@@ -90,7 +90,7 @@ def open_ranks() -> Iterator[Ranks]:
     if missing:
         raise ConfigError(
             f"WORLD_SIZE is {world_size} and {', '.join(missing)} not set; start with torchrun, or set them all "
-            "(docs/operations.md has recipes for Slurm and Kubernetes)"
+            "(docs/training.md has recipes for Slurm and Kubernetes)"
         )
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     device = default_device()

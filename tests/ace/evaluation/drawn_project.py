@@ -133,10 +133,12 @@ def write_model(folder: Path, *, seed: int) -> None:
     weights = {"global": 0.1, "decomposition": 0.5, "composition": 0.5}
     pretrain: dict[str, Any] = {"backbone": BACKBONE, "loss_weights": weights, "epochs": 4, "batch_size": 8}
     pretrain["augment"] = {"erase": {"probability": 0.25, "min_side": 0.3, "max_side": 0.8}}
+    pretrain |= {"objective": "ace", "precision": "fp32", "start_from": None}
     params: dict[str, Any] = {"pretrain": pretrain, "grid": GRID.spec.to_json()}
     params["batches"] = {BATCH: {"mix": {"weight": 1.0, "mean": 0.5, "std": 0.25}}}
     folder.mkdir(parents=True)
-    config = {"params": params, "shards": [], "steps": 200, "versions": {"torch": torch.__version__}}
+    config = {"params": params, "shards": [], "start_from": {}, "steps": 200, "num_processes": 1, "device": "cpu"}
+    config["versions"] = {"torch": torch.__version__}
     save_model(folder, student, Teacher(student), config)
     steps = np.arange(0, 200, 5)
     rows = [{"step": int(s), "epoch": int(s) // 50, "loss": 2 - s / 200, "lr": 1e-3, "images_per_s": 90} for s in steps]

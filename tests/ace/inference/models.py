@@ -82,7 +82,10 @@ def write_model(
                 "shards": [],
             }
         ],
+        "start_from": {},
         "steps": 3,
+        "num_processes": 1,
+        "device": "cpu",
         "versions": {"torch": torch.__version__},
     }
     save_model(folder, student, teacher, config)

@@ -336,7 +336,10 @@ def test_student_and_teacher_start_from_the_weights_and_the_model_needs_the_file
             "batches": {name: batch.model_dump(mode="json") for name, batch in tiny_batches().items()},
         },
         "shards": [],
+        "start_from": {},
         "steps": 0,
+        "num_processes": 1,
+        "device": "cpu",
         "versions": {},
     }
     save_model(tmp_path / "model", state.student, state.teacher, config)
