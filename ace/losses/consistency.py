@@ -47,7 +47,8 @@ def center_sum(
 ) -> tuple[Float[Tensor, " out"], Float[Tensor, ""]]:
     """Sum of the teacher's logits over both crops of the valid samples, and how many rows it has."""
     weights = valid.float()
-    return weights @ (teacher_coarse.float() + teacher_fine.float()), 2 * weights.sum()
+    # Not a matrix product: autocast would compute that in half precision.
+    return (weights[:, None] * (teacher_coarse.float() + teacher_fine.float())).sum(0), 2 * weights.sum()
 
 
 def update_center(

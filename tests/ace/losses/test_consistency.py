@@ -89,3 +89,10 @@ def test_the_center_moves_to_the_mean_teacher_logit_of_both_crops(momentum: floa
     sums, rows = center_sum(coarse, fine, torch.tensor([True, False]))
     assert rows == 2
     assert update_center(torch.ones(1), sums, rows, momentum=momentum).item() == pytest.approx(expected)
+
+
+def test_the_sum_for_the_center_stays_in_full_precision_under_autocast() -> None:
+    teacher = torch.tensor([[1.001], [1.003]]), torch.tensor([[0.0], [0.0]])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        total, _ = center_sum(*teacher, torch.tensor([True, True]))
+    torch.testing.assert_close(total, torch.tensor([2.004]))
