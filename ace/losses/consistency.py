@@ -45,7 +45,8 @@ def center_sum(
 ) -> tuple[Float[Tensor, " out"], Float[Tensor, ""]]:
     """Sum of the teacher's logits over all views (both crops) of the valid samples, and how many rows it has."""
     weights = valid.float()
-    return weights @ teacher.float().sum(0), len(teacher) * weights.sum()
+    # Not a matrix product: autocast would compute that in half precision.
+    return (weights[:, None] * teacher.float().sum(0)).sum(0), len(teacher) * weights.sum()
 
 
 def update_center(

@@ -2,9 +2,6 @@
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
-from sklearn.preprocessing import StandardScaler
 
 NOT_KNOWN = -1
 _QUERIES_AT_ONCE = 256
@@ -61,6 +58,10 @@ def linear_scores(
         queries: Features to score.
         l2: λ in mean cross-entropy + λ/2·|w|²; the intercept is free.
     """
+    # Here, not above: scikit-learn takes a second to import, and few runs have a probe.
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
     scaler = StandardScaler().fit(bank.astype(np.float64))
     inputs, asked = scaler.transform(bank.astype(np.float64)), scaler.transform(queries.astype(np.float64))
     scores = np.empty((len(queries), labels.shape[1]))
@@ -74,6 +75,8 @@ def linear_scores(
 
 def auroc_by_label(labels: Int[np.ndarray, "images labels"], scores: Float[np.ndarray, "images labels"]) -> list[float]:
     """Chance that an image with a label scores above one without, ties counting half; of the images that know it."""
+    from sklearn.metrics import roc_auc_score
+
     known = labels != NOT_KNOWN
     return [
         float(roc_auc_score(answers[is_known], values[is_known]))

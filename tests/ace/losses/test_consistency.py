@@ -157,3 +157,10 @@ def test_the_center_after_several_steps_agrees_with_a_loop_over_rows() -> None:
         expected = oracle.moved_center(expected, batches, momentum=0.9)
         np.testing.assert_allclose(center.numpy(), expected, atol=1e-6)
     assert np.abs(expected).min() > 1e-3
+
+
+def test_the_sum_for_the_center_stays_in_full_precision_under_autocast() -> None:
+    teacher = torch.tensor([[[1.001], [1.003]], [[0.0], [0.0]]])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        total, _ = center_sum(teacher, torch.tensor([True, True]))
+    torch.testing.assert_close(total, torch.tensor([2.004]))
