@@ -139,7 +139,7 @@ def import_checkpoint(
     finished.mkdir(parents=True)
     num_parameters = sum(parameter.numel() for parameter in built.parameters())
     tensors = {key: value.contiguous() for key, value in built.state_dict().items()}
-    save_file(tensors, finished / WEIGHTS["teacher"], metadata={"format": "pt", "format_version": str(FORMAT_VERSION)})
+    save_file(tensors, finished / WEIGHTS["teacher"], metadata={"format": "pt"})
     write_text(finished / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
     write_text(finished / "README.md", _card(config, architecture.spec, num_parameters))
     replace_directory(finished, out)

@@ -43,4 +43,5 @@ def _is_backbone(key: str) -> bool:
 
 def _save(state: Mapping[str, Tensor], path: Path) -> None:
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    save_file(tensors, path, metadata={"format": "pt", "format_version": str(FORMAT_VERSION)})
+    # One entry: safetensors writes several in an order drawn anew each time, and equal models would differ in sha256.
+    save_file(tensors, path, metadata={"format": "pt"})

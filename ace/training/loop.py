@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from tqdm import tqdm
 
@@ -130,6 +131,8 @@ class TrainingLoop:
                     saved = time.monotonic()
                 bar.update()
                 if outcome.is_stop_wanted and not is_last:
+                    # Launchers kill the others once one process has ended: none may before the first has saved.
+                    self.ranks.sum(torch.zeros(1, device=self.ranks.device))
                     raise StoppedError(
                         f"{request.reason or 'another process was asked to end'}: saved after step {state.step} of "
                         f"{num_steps}; the same command goes on from there"

@@ -4,6 +4,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 
 EXIT_CODE = 75
@@ -60,6 +61,9 @@ def deaf_children() -> Iterator[None]:
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
+        # Python starts this process with the first child and lets SIGINT and SIGTERM through again after it.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

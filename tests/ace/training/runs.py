@@ -34,16 +34,19 @@ Process = "subprocess.Popen[str]"
 
 
 def start_run(
-    shards: Path, out: Path, *, num_ranks: int = 1, run_dir: Path | None = None, **params: Any
+    shards: Path, out: Path, *, num_ranks: int = 1, run_dir: Path | None = None, prelude: str = "", **params: Any
 ) -> "list[subprocess.Popen[str]]":
-    """Start the processes of one training below `out`; `params` are changes of the tiny configuration."""
+    """Start the processes of one training below `out`; `params` are changes of the tiny configuration.
+
+    `prelude` is Python that each runs first.
+    """
     environment = {**os.environ, "ACE_SCRATCH": str(out / "scratch"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     # Equal to the last bit is promised on the CPU.
     environment["CUDA_VISIBLE_DEVICES"] = ""
     if num_ranks > 1:
         environment |= {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
         environment["GLOO_SOCKET_IFNAME"] = "lo"
-    command = [sys.executable, "-c", RUN, str(shards), str(out), str(run_dir or ""), json.dumps(params)]
+    command = [sys.executable, "-c", prelude + RUN, str(shards), str(out), str(run_dir or ""), json.dumps(params)]
     processes = []
     for rank in range(num_ranks):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if num_ranks > 1 else {}

@@ -55,6 +55,14 @@ def test_equal_features_have_no_deviation_and_features_on_a_line_have_rank_one()
     assert float(effective_rank(torch.randn(8, 1) * direction)) == pytest.approx(1.0, abs=1e-2)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_features_that_are_not_finite_have_no_rank_and_do_not_end_the_run(bad: float) -> None:
+    features = torch.randn(8, 4)
+    features[2, 1] = bad
+    assert effective_rank(features).isnan()
+    assert rank_fraction(features).isnan()
+
+
 def test_the_rank_is_at_most_that_of_centred_features() -> None:
     features = torch.randn(6, 100, generator=torch.Generator().manual_seed(0))
     assert 4.5 < float(effective_rank(features)) <= 5.0 + 1e-4

@@ -21,6 +21,11 @@ from tests.ace.training.runs import (
 )
 
 NUM_STEPS = 18
+SLOW_DISK = """
+import time, torch
+save = torch.save
+torch.save = lambda *arguments: (time.sleep(3), save(*arguments))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +97,20 @@ def test_a_signal_to_one_process_saves_and_ends_all_with_the_code_that_scheduler
     assert not (tmp_path / "model").exists()
     finish(start_run(noise_shards, tmp_path, num_ranks=num_ranks, checkpoint_every_s=3600))
     assert_equal_to_the_bit(tmp_path / "model", finished[num_ranks] / "model")
+
+
+def test_no_process_ends_before_the_first_has_saved_since_launchers_then_kill_the_others(
+    noise_shards: Path, tmp_path: Path
+) -> None:
+    values = {"num_ranks": 2, "checkpoint_every_s": 3600, "prelude": SLOW_DISK}
+    processes = start_run(noise_shards, tmp_path, **values)
+    try:
+        signal_when(processes, lambda: len(logged_rows(tmp_path)) >= 3, signal.SIGTERM)
+        processes[1].wait(timeout=120)
+        assert saved_steps(tmp_path)
+        finish(processes, EXIT_CODE)
+    finally:
+        kill_all(processes)
 
 
 def test_a_run_goes_on_with_another_number_of_processes_and_ends_close(

@@ -1,0 +1,36 @@
+"""Signals that ask a training to end reach the trainer and none of its loader's processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from ace.training.stop import SIGNALS
+from tests.ace.training.conftest import ROOT
+
+SCRIPT = """
+import multiprocessing, signal
+from ace.training.stop import deaf_children
+
+def tell(queue):
+    queue.put(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])))
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    with deaf_children():
+        child = context.Process(target=tell, args=(queue,))
+        child.start()
+    print(*queue.get(), "and", *signal.pthread_sigmask(signal.SIG_BLOCK, []))
+    child.join()
+"""
+
+
+def test_the_first_child_of_a_process_is_deaf_to_every_signal_and_the_process_is_not(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(tmp_path / "script.py")]
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
+    child, _, parent = printed.strip().partition("and")
+    assert {int(number) for number in child.split()} >= set(SIGNALS)
+    assert not {int(number) for number in parent.split()} & set(SIGNALS)
