@@ -12,16 +12,17 @@ SCRIPT = """
 import multiprocessing, signal
 from ace.training.stop import deaf_children
 
-def tell(queue):
-    queue.put(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])))
+def tell(end):
+    end.send(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])))
 
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
+    ours, theirs = context.Pipe()
     with deaf_children():
-        child = context.Process(target=tell, args=(queue,))
+        child = context.Process(target=tell, args=(theirs,))
+        context.SimpleQueue()  # as the loader: Python starts its tracker with the first one
         child.start()
-    print(*queue.get(), "and", *signal.pthread_sigmask(signal.SIG_BLOCK, []))
+    print(*ours.recv(), "and", *signal.pthread_sigmask(signal.SIG_BLOCK, []))
     child.join()
 """
 
