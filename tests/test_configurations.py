@@ -33,7 +33,7 @@ def networks(name: str) -> tuple[Student, Teacher]:
     with torch.device("meta"):
         student = Student(
             build_backbone(pretrain.backbone, values.grid.spec),
-            branches=branches_of(pretrain.loss_weights),
+            branches=branches_of(pretrain),
             scales=[(scale.k, scale.l) for scale in values.grid.scales],
             global_head=pretrain.global_head,
             local_head=pretrain.local_head,
@@ -69,15 +69,15 @@ def test_student_and_teacher_of_a_named_configuration_have_the_shapes_of_its_gri
     with torch.device("meta"):
         crops = torch.empty(2, values.pretrain.backbone.in_channels, spec.crop_px, spec.crop_px)
         overlap = torch.ones(2, tokens, dtype=torch.bool)
-        learned = teacher(crops, crops, overlap, overlap)
+        learned = teacher([crops, crops], [overlap, overlap], is_pair=True)
         assert learned.fine_tokens.shape == learned.coarse_tokens.shape == (2, tokens, width)
-        assert learned.coarse_logits.shape == learned.fine_logits.shape == (2, out)
+        assert learned.logits.shape == (2, 2, out)
         assert learned.features.shape == (4, width)
         for scale in spec.scales:
-            found = student(crops, crops, overlap, overlap, k=scale.k, l=scale.l)
+            found = student([crops, crops], [overlap, overlap], (scale.k, scale.l))
             assert found.decomposed.shape == (2, tokens * scale.k * scale.l, width)
             assert found.composed.shape == (2, tokens // (scale.k * scale.l), width)
-            assert found.coarse_logits.shape == found.fine_logits.shape == (2, out)
+            assert found.logits.shape == (2, 2, out)
 
 
 @pytest.mark.parametrize("name", PAPERS)
