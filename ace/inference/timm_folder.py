@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from ace.inference.embedder import EmbeddingModel
 from ace.inference.folder import new_folder
 from ace.models.encoder import IMPORTED
-from ace.training.card import model_card
+from ace.training.card import ORIGINS, model_card
 from shards.atomic import write_text
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -55,9 +55,6 @@ image is the mean of its image tokens, after the token activation, divided by it
 
 {limits}
 """
-_TRAINED_HERE = """\
-Pretrained without labels by anatomically consistent embeddings in composition and decomposition (ACE, WACV 2025,
-arXiv 2501.10131), an independent implementation written from the paper."""
 _IMPORTED = """\
 Weights that others trained and published, converted from `{file}` (sha256 `{sha256}`) and not changed. Their
 publisher's licence applies to them."""
@@ -130,7 +127,7 @@ def _card(model: EmbeddingModel) -> str:
         origin, data, limits = _IMPORTED.format(**config["source"]), _IMPORTED_DATA, _IMPORTED_LIMITS
     else:
         sections = _sections(model_card(config))
-        origin, limits = _TRAINED_HERE, sections["Limits"]
+        origin, limits = ORIGINS[config["params"]["pretrain"]["objective"]], sections["Limits"]
         data = sections["Data"].partition("\n\n")[0]  # the table; what follows speaks of the model's own files
     return _CARD.format(
         **about,
