@@ -19,7 +19,7 @@ PROPERTIES, TRAINING, REPORT = Path("metrics/properties.json"), Path("metrics/pr
 def pretrain(arguments: argparse.Namespace) -> None:
     """Train student and EMA teacher on the shards of every batch; a killed run goes on at its last checkpoint.
 
-    Several processes train together when torchrun starts them: torchrun --nproc-per-node 8 -m ace pretrain. SIGTERM,
+    Several processes train together when torchrun starts them: torchrun --nproc-per-node 8 -m -- ace pretrain. SIGTERM,
     SIGUSR1, Ctrl-C and the time limit let the running step finish, save, and end with exit code 75: the same command
     goes on from there.
     """
@@ -94,7 +94,7 @@ def import_(arguments: argparse.Namespace) -> None:
     )
     print(f"{arguments.out}: {len(keys.weights)} tensors of the backbone, each in its place")
     print(f"left out, as they follow from the architecture: {len(keys.derived)} tables")
-    print(f"left out, of heads and others: {len(keys.heads)} {', '.join(keys.heads)}")
+    print("\n  ".join([f"left out, of heads and others: {len(keys.heads)}", *keys.heads]))
 
 
 def embed(arguments: argparse.Namespace) -> None:
@@ -184,7 +184,10 @@ def _add_model_options(command: argparse.ArgumentParser) -> None:
 
 def _normalisation(text: str) -> str | tuple[float, float]:
     mean, separator, std = text.partition(",")
-    return (float(mean), float(std)) if separator else text
+    try:
+        return (float(mean), float(std)) if separator else text
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: expected MEAN,STD in numbers, as 0.48,0.27") from None
 
 
 def _positive(kind: Callable[[str], Number]) -> Callable[[str], Number]:

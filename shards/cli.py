@@ -55,6 +55,6 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        print("interrupted; run the same command again: it goes on with what was kept", file=sys.stderr)
         return 130
     return 0

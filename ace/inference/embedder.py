@@ -1,7 +1,7 @@
 """A trained model that turns images into embeddings and token maps."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -108,7 +108,7 @@ class EmbeddingModel:
         if _is_one(images):
             found = self.embed_canvases([self.preprocessing.place(to_pixels(images))])
             return Embeddings(found.embedding[0], found.tokens[0])
-        if not isinstance(images, Iterable):
+        if not isinstance(images, Iterable) or isinstance(images, bytes | bytearray | Mapping):
             raise ImageInputError(f"a {type(images).__name__} is neither an image nor an iterable of images")
         canvases = self._placed(images)
         chunks = [self.embed_canvases(chunk) for chunk in iter(lambda: list(islice(canvases, batch_size)), [])]

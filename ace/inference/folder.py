@@ -20,7 +20,10 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise ConfigError(f"{out} exists and is not empty; name a new folder, or remove it first")
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"{out}: its folder cannot be made: {error.strerror}") from None
     try:
         yield temporary
         replace_directory(temporary, out)

@@ -1,5 +1,6 @@
 """Whatever a user holds an image as, in 8-bit pixels: PIL, numpy, torch, or a PNG, JPEG or DICOM file."""
 
+import math
 import os
 from pathlib import Path
 
@@ -60,8 +61,18 @@ def to_pixels(image: ImageInput) -> Pixels:
 
 
 def _from_pillow(image: Image.Image) -> Pixels:
-    upright = ImageOps.exif_transpose(image)
-    return _from_array(np.asarray(upright)) if upright.mode == "F" else eight_bits(upright)
+    try:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode != "F":
+            return eight_bits(upright)
+        values = np.asarray(upright)
+    # Pillow decodes an opened file only here, and lets nearly any error through; nor can it convert every mode.
+    except Exception as error:
+        raise ImageInputError(
+            f"Pillow cannot decode the {image.mode} image ({type(error).__name__}): it is damaged or closed, or "
+            "of a mode that becomes neither L nor RGB"
+        ) from None
+    return _from_array(values)
 
 
 def _from_tensor(image: Tensor) -> Pixels:
@@ -95,7 +106,9 @@ def _in_eight_bits(array: np.ndarray) -> Pixels:
         return full_range(array)
     if np.issubdtype(array.dtype, np.floating):
         low, high = float(array.min()), float(array.max())
-        if not (low >= 0 and high <= 1):  # NaN fails both
+        if math.isnan(low):
+            raise ImageInputError("some floats are NaN: expected values in [0, 1]; fill them, as with 0")
+        if not (low >= 0 and high <= 1):
             raise ImageInputError(
                 f"floats from {low:g} to {high:g}: expected values in [0, 1]; divide by what white is in your images"
             )
@@ -109,5 +122,7 @@ def _from_file(path: Path) -> Pixels:
         return decode_file(path.read_bytes(), MAX_SOURCE_PIXELS)
     except OSError as error:
         raise ImageInputError(f"the file cannot be opened: {error.strerror}") from None
+    except ValueError:  # a NUL in the path
+        raise ImageInputError("the path is none that a file can have") from None
     except UnreadableImageError as error:
         raise ImageInputError(f"the file cannot be read: {error}") from None

@@ -17,7 +17,7 @@ from ace.inference.embedder import EmbeddingModel, Embeddings
 from ace.inference.sources import ImageSource
 from shards.atomic import atomic_path, write_text
 from shards.canvas import Canvas, UnreadableImageError
-from shards.errors import SourceError
+from shards.errors import ConfigError, SourceError
 from shards.progress import progress_bar
 
 Item = TypeVar("Item")
@@ -67,8 +67,10 @@ def write_embeddings(
         has_tokens: Write the column `tokens`.
 
     Raises:
+        ConfigError: `out` is a folder, or lies below a file.
         SourceError: not one image can be read.
     """
+    _check_out(out)
     errors = out.with_suffix(".errors.csv")
     unreadable: list[tuple[str, str]] = []
     rows_per_group = TOKEN_ROWS_PER_GROUP if has_tokens else ROWS_PER_GROUP
@@ -85,6 +87,16 @@ def write_embeddings(
         if not num_embedded:
             raise SourceError(f"none of the {len(source.keys)} images can be read; {errors} says why")
     return Outcome(num_embedded, len(unreadable), errors)
+
+
+def _check_out(out: Path) -> None:
+    """Before the work and not after it."""
+    if out.is_dir():
+        raise ConfigError(f"--out {out}: is a folder; name the Parquet file, as {out / 'embeddings.parquet'}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: its folder cannot be made: {error.strerror}") from None
 
 
 def _embedded(

@@ -1,5 +1,6 @@
 """From pixels to the encoder's input, as the checkpoint's configuration says."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,18 +64,21 @@ def preprocessing_of(encoder: Encoder, normalisation: str | tuple[float, float] 
         ConfigError: the batch is unknown, the numbers are no mean and deviation, or the mix's batches differ.
     """
     mean, std, name = _normalisation(encoder, normalisation)
-    if not (0 <= mean <= 1 and std > 0):
+    if not (0 <= mean <= 1 and 0 < std < math.inf):
         raise ConfigError(f"normalisation: mean {mean:g}, std {std:g}; expected a mean in [0, 1] and a std above 0")
     return Preprocessing(encoder.spec.crop_px, encoder.in_channels, mean, std, name)
 
 
 def _normalisation(encoder: Encoder, choice: str | tuple[float, float] | None) -> tuple[float, float, str]:
+    mixes = {name: batch["mix"] for name, batch in encoder.config["params"]["batches"].items()}
     if isinstance(choice, str):
+        # An imported encoder answers for any batch; here the name is written down as what was used.
+        if choice not in mixes:
+            raise ConfigError(f"normalisation '{choice}': the model knows {', '.join(mixes)}; or give (mean, std)")
         return *encoder.normalisation(choice), choice
     if choice is not None:
         mean, std = choice
         return float(mean), float(std), CUSTOM
-    mixes = {name: batch["mix"] for name, batch in encoder.config["params"]["batches"].items()}
     values = {name: encoder.normalisation(name) for name, mix in mixes.items() if mix["weight"] > 0}
     if len(set(values.values())) != 1:
         found = ", ".join(f"{name}: {mean:g} ± {std:g}" for name, (mean, std) in values.items())

@@ -92,7 +92,7 @@ class ShardImages:
 def open_folder(root: Path, *, is_hashed: bool, max_pixels: float) -> FolderImages:
     """PNG, JPEG and DICOM files at any depth, in the order of their paths; hidden ones are passed over.
 
-    Files of other names count if they have DICOM's preamble.
+    Files of other names count if they have DICOM's preamble. Links to files are followed, links to folders are not.
 
     Args:
         root: The folder.
@@ -100,11 +100,14 @@ def open_folder(root: Path, *, is_hashed: bool, max_pixels: float) -> FolderImag
         max_pixels: Larger images are not decoded.
 
     Raises:
-        SourceError: there is no such folder, or no image in it.
+        SourceError: there is no such folder, it holds shard sets, or there is no image in it.
         IdKeyError: keys are to be hashed and there is no identity key.
     """
     if not root.is_dir():
         raise SourceError(f"{root}: no such folder; expected a shard set or a folder of PNG, JPEG or DICOM files")
+    # Their contact sheets would be taken for the images.
+    if shard_sets := sorted(path.name for path in root.iterdir() if is_shard_set(path)):
+        raise SourceError(f"{root}: holds the shard sets {', '.join(shard_sets)}; embed one of them by its own folder")
     paths = sorted(_find_images(root))
     if not paths:
         raise SourceError(
@@ -148,6 +151,9 @@ def _find_images(root: Path) -> list[str]:
 
 
 def _is_image(path: Path) -> bool:
+    # Opening a pipe would wait for whoever writes to it; a link to nowhere is kept, to be listed as not readable.
+    if path.exists() and not path.is_file():
+        return False
     if path.suffix.lower() in SUFFIXES:
         return True
     try:

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 from ace.inference.embedder import EmbeddingModel
 from ace.inference.folder import new_folder
-from ace.training.card import model_card
+from ace.models.encoder import IMPORTED
+from ace.training.card import ORIGINS, model_card
 from shards.atomic import write_text
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -23,8 +24,8 @@ pipeline_tag: image-feature-extraction
 ---
 # ACE encoder ({backbone})
 
-Pretrained without labels by anatomically consistent embeddings in composition and decomposition (ACE, WACV 2025,
-arXiv 2501.10131), an independent implementation written from the paper. This is the {network}'s backbone.
+{origin}
+This is the {network}'s backbone.
 
 | | |
 |---|---|
@@ -54,6 +55,13 @@ image is the mean of its image tokens, after the token activation, divided by it
 
 {limits}
 """
+_IMPORTED = """\
+Weights that others trained and published, converted from `{file}` (sha256 `{sha256}`) and not changed. Their
+publisher's licence applies to them."""
+_IMPORTED_DATA = "Which images the encoder saw is not known here."
+_IMPORTED_LIMITS = """\
+Not a medical device, not for clinical use. The method is the subject of US patent applications US20250272962 and
+US20260187795."""
 _ACTIVATION_NOTES = {
     "relu": "apply `torch.relu` to the tokens, as pretraining did, before you pool them",
     "identity": "there is nothing to apply",
@@ -114,13 +122,19 @@ def _config(model: EmbeddingModel, network: Any) -> dict[str, Any]:
 
 
 def _card(model: EmbeddingModel) -> str:
-    about = model.describe()
-    sections = _sections(model_card(model.encoder.config))
+    about, config = model.describe(), model.encoder.config
+    if config.get("origin") == IMPORTED:
+        origin, data, limits = _IMPORTED.format(**config["source"]), _IMPORTED_DATA, _IMPORTED_LIMITS
+    else:
+        sections = _sections(model_card(config))
+        origin, limits = ORIGINS[config["params"]["pretrain"]["objective"]], sections["Limits"]
+        data = sections["Data"].partition("\n\n")[0]  # the table; what follows speaks of the model's own files
     return _CARD.format(
         **about,
+        origin=origin,
         activation_note=_ACTIVATION_NOTES[str(about["token_activation"])],
-        data=sections["Data"].partition("\n\n")[0],  # the table; what follows speaks of the model's own files
-        limits=sections["Limits"],
+        data=data,
+        limits=limits,
     )
 
 

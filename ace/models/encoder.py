@@ -1,6 +1,7 @@
 """A trained backbone read back from a model folder: what evaluation, embedding and export start from."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,9 @@ def load_encoder(model_dir: Path, which: Which = "teacher", device: str = "auto"
     place = choose_device(device)
     config, backbone, spec = _empty_encoder(model_dir)
     path = model_dir / WEIGHTS[which]
+    if not path.is_file():
+        has = [network for network, name in WEIGHTS.items() if (model_dir / name).is_file()]
+        raise ConfigError(f"{path}: not found; the model has {' and '.join(has) or 'no encoder'}")
     try:
         backbone.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -109,10 +113,12 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return default_device()
     try:
-        return torch.empty(0, device=name).device
+        place = torch.empty(1, device=name)
+        place.cpu()  # refused by devices that hold no numbers, as meta
+        return place.device
     # What torch raises for a device that is not there differs from backend to backend.
     except Exception as error:
-        reason = str(error).partition("\n")[0]
+        reason = re.split(r"\.\s", str(error), maxsplit=1)[0].rstrip(".")
         raise ConfigError(f"device '{name}': {reason}; use auto, cpu or a device of this machine, as cuda:0") from None
 
 
@@ -120,11 +126,18 @@ def _empty_encoder(model_dir: Path) -> tuple[dict[str, Any], Backbone, GridSpec]
     path = model_dir / CONFIG
     if not path.is_file():
         raise ConfigError(f"{path}: not found; {model_dir} should be a model that `python -m ace pretrain` wrote")
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if config.get("format_version") != FORMAT_VERSION:
+    try:
+        config: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+        found = config.get("format_version")
+        if found != FORMAT_VERSION:
+            raise ConfigError(
+                f"{path}: format_version {found}, this release reads {FORMAT_VERSION}; use the release that wrote the "
+                "model (`versions` and dvc.lock say what it ran with), or train or import it again"
+            )
+        spec = GridSpec.from_json(config["params"]["grid"])
+        params = BackboneParams.from_params(config["params"]["pretrain"]["backbone"], f"{path}: backbone")
+    except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(
-            f"{path}: format_version {config.get('format_version')}; this release reads {FORMAT_VERSION}: train again"
-        )
-    spec = GridSpec.from_json(config["params"]["grid"])
-    params = BackboneParams.from_params(config["params"]["pretrain"]["backbone"], f"{path}: backbone")
+            f"{path}: damaged ({type(error).__name__}: {error}); restore the folder, as by `dvc checkout`"
+        ) from None
     return config, build_backbone(params, spec), spec

@@ -2,6 +2,7 @@
 
 import argparse
 import pickle
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,16 +79,23 @@ def _read(path: Path) -> Mapping[str, Any]:
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise ConfigError(
-            f"{path}: not a readable file of weights: {error}; expected .safetensors or torch.save's"
+            f"{path}: not a readable file of weights: {type(error).__name__} {error}; expected .safetensors or "
+            "torch.save's"
         ) from None
     except pickle.UnpicklingError as error:
         raise ConfigError(
-            f"{path}: refused, as it is no file of torch.save, or reading it would run code: {error}\n"
+            f"{path}: refused, as it is no file of torch.save, or reading it would run code{_what_would_run(error)}. "
             "Save its tensors alone as .safetensors, on a machine where you trust the file"
         ) from None
     if not isinstance(content, Mapping):
         raise ConfigError(f"{path}: holds a {type(content).__name__}; expected a state dict")
     return content
+
+
+def _what_would_run(error: pickle.UnpicklingError) -> str:
+    """Of torch's page of advice, part of which is to run the code, the one name."""
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    return f" ({found[1]})" if found else ""
 
 
 def _without_wrappers(key: str) -> str:

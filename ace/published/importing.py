@@ -98,7 +98,8 @@ def import_checkpoint(
         std: Pixels are divided by it after.
 
     Raises:
-        ConfigError: `out` exists, the file cannot be read, or a tensor is unknown, missing, or of another shape.
+        ConfigError: `out` exists, the file cannot be read, or a tensor is unknown, missing, of another shape, or not
+            finite.
     """
     if out.exists():
         raise ConfigError(f"{out} exists; choose another --out or remove it")
@@ -181,7 +182,8 @@ def _load(model: nn.Module, tensors: Mapping[str, Tensor], keys: KeyMap, path: P
     """Every tensor of the model from the file, and every table of the file equal to the model's own."""
     given = {key: tensors[origin] for origin, key in keys.weights.items()}
     needed = model.state_dict()
-    wrong = [f"{key} is missing" for key in needed if key not in given]
+    wrong = [f"{key} holds NaN or infinite numbers" for key, value in given.items() if not value.isfinite().all()]
+    wrong += [f"{key} is missing" for key in needed if key not in given]
     wrong += [f"{key} has no place" for key in given if key not in needed]
     wrong += [
         f"{key} has the shape {tuple(value.shape)}, expected {tuple(needed[key].shape)}"

@@ -43,8 +43,18 @@ class Project:
 
     @cached_property
     def model_config(self) -> dict[str, Any]:
-        """config.json of the model."""
-        return self._json("models/ace/config.json", "dvc repro pretrain")
+        """config.json of the model.
+
+        Raises:
+            ConfigError: it is not there, or others trained the model, so that there is no training to report on.
+        """
+        config = self._json("models/ace/config.json", "dvc repro pretrain")
+        if "origin" in config:  # only models that others trained have one
+            raise ConfigError(
+                f"{self.root / 'models/ace'}: an imported model, and the report tells of a training; what "
+                "`python -m ace evaluate` measured of it stands in metrics/properties.json: python -m ace summary"
+            )
+        return config
 
     @cached_property
     def protocol(self) -> dict[str, Any]:

@@ -5,6 +5,19 @@ from typing import Any
 
 from ace.models.encoder import WEIGHTS
 
+ORIGINS = {
+    "ace": """\
+Pretrained without labels by anatomically consistent embeddings in composition and decomposition (ACE, WACV 2025,
+arXiv 2501.10131), an independent implementation written from the paper.""",
+    "ace_v2": """\
+Pretrained without labels by the cyclic objective of ACE-v2 (uniqueness, consistency, composition and decomposition,
+from epoch to epoch), an independent implementation written from the paper.""",
+    "dino": """\
+Pretrained without labels by self-distillation between two random views (DINO), the baseline that ACE is compared with:
+neither composition nor decomposition was trained.""",
+}
+"""How the encoder was pretrained, by `pretrain.objective`."""
+
 CARD = """\
 ---
 library_name: timm
@@ -13,8 +26,7 @@ tags: [medical-imaging, self-supervised, ACE]
 ---
 # ACE encoder ({backbone})
 
-Pretrained without labels by anatomically consistent embeddings in composition and decomposition (ACE, WACV 2025,
-arXiv 2501.10131), an independent implementation written from the paper.
+{origin}
 
 | | |
 |---|---|
@@ -58,6 +70,7 @@ def model_card(config: Mapping[str, Any]) -> str:
     table = ["| batch | training images | patients | weight | index sha256 |", "|---|---|---|---|---|", *rows]
     weights = pretrain["loss_weights"]
     return CARD.format(
+        origin=ORIGINS[pretrain["objective"]],
         backbone=pretrain["backbone"]["name"],
         model_args=pretrain["backbone"]["model_args"] or "",
         in_channels=pretrain["backbone"]["in_channels"],

@@ -132,6 +132,7 @@ def write_model(folder: Path, *, seed: int) -> None:
     )
     weights = {"global": 0.1, "decomposition": 0.5, "composition": 0.5}
     pretrain: dict[str, Any] = {"backbone": BACKBONE, "loss_weights": weights, "epochs": 4, "batch_size": 8}
+    pretrain["objective"] = "ace"
     pretrain["augment"] = {"erase": {"probability": 0.25, "min_side": 0.3, "max_side": 0.8}}
     pretrain |= {"objective": "ace", "precision": "fp32", "start_from": None}
     params: dict[str, Any] = {"pretrain": pretrain, "grid": GRID.spec.to_json()}

@@ -36,6 +36,7 @@ def write_model(
     *,
     in_channels: int = 1,
     token_activation: str = "relu",
+    objective: str = "ace",
     batches: dict[str, Any] | None = None,
 ) -> Path:
     """A model whose teacher is not its student."""
@@ -68,7 +69,7 @@ def write_model(
     folder.mkdir(parents=True)
     config = {
         "params": {
-            "pretrain": {**demo, "backbone": backbone},
+            "pretrain": {**demo, "backbone": backbone, "objective": objective},
             "grid": spec.to_json(),
             "batches": batches or {"a-b000": mix(1.0, 0.4, 0.2)},
         },

@@ -99,7 +99,19 @@ def test_a_folder_with_something_in_it_is_never_replaced(
     (tmp_path / "mine").write_text("dear")
     assert export("--format", format_, "--model", model_dir, "--out", tmp_path) == 2
     assert "exists and is not empty" in capsys.readouterr().err
+    assert export("--format", format_, "--model", model_dir, "--out", tmp_path / "mine/below") == 2
+    assert "its folder cannot be made" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize(("objective", "said"), [("ace", "WACV 2025"), ("ace_v2", "ACE-v2"), ("dino", "the baseline")])
+def test_the_cards_say_by_which_objective_the_encoder_was_trained(objective: str, said: str, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "ace", objective=objective)
+    assert export("--format", "timm", "--model", folder, "--out", tmp_path / "timm") == 0
+    cards = [(tmp_path / name / "README.md").read_text() for name in ("ace", "timm")]
+    assert all(said in card for card in cards)
+    assert all(("WACV 2025" in card) == (objective == "ace") for card in cards)
+    assert f"| objective | `{objective}` |" in cards[0]
 
 
 def tokens_of(features: Tensor, kind: str, num_prefix_tokens: int) -> Tensor:

@@ -72,7 +72,11 @@ def test_paths_are_read_by_content_not_by_name(tmp_path: Path, is_text: bool) ->
     [
         (np.full((4, 4), 1.5), "floats from 1.5 to 1.5: expected values in [0, 1]"),
         (np.full((4, 4), -0.1), "expected values in [0, 1]"),
-        (np.full((4, 4), np.nan), "expected values in [0, 1]"),
+        (np.full((4, 4), np.nan), "some floats are NaN"),
+        (np.array([[0.5, np.nan]]), "some floats are NaN"),
+        (np.full((4, 4), np.inf), "floats from inf to inf"),
+        ("a\0b.png", "the path is none that a file can have"),
+        (Image.new("La", (4, 4)), "Pillow cannot decode the La image"),
         (torch.full((1, 4, 4), 255.0), "divide by what white is"),
         (Image.fromarray(np.full((4, 4), 9.0, np.float32)), "expected values in [0, 1]"),
         (np.zeros((4, 4, 3), np.uint16), "colour of uint16"),
@@ -90,6 +94,19 @@ def test_what_is_no_image_is_refused_with_what_was_expected(image: Any, said: st
     with pytest.raises(ImageInputError) as error:
         to_pixels(image)
     assert said in str(error.value)
+
+
+def test_an_opened_file_that_pillow_cannot_decode_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(smooth_image(20, 30, 0)).save(path)
+    path.write_bytes(path.read_bytes()[:100])
+    with (
+        Image.open(path) as opened,
+        pytest.raises(ImageInputError, match=r"Pillow cannot decode the L image \(OSError\)"),
+    ):
+        to_pixels(opened)
+    with pytest.raises(ImageInputError, match="damaged or closed"):
+        to_pixels(opened)
 
 
 def test_a_file_that_cannot_be_read_is_refused_without_its_name(tmp_path: Path) -> None:

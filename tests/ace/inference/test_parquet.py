@@ -157,6 +157,38 @@ def test_no_readable_image_is_an_error_that_leaves_the_earlier_file(
     assert "a.png," in (tmp_path / "e.errors.csv").read_text()
 
 
+@pytest.mark.skipif(os.name != "posix", reason="pipes and links")
+def test_pipes_are_passed_over_links_to_files_followed_and_links_to_nothing_listed(
+    folder: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    (root / "outside.png").symlink_to(folder / "b.PNG")
+    (root / "gone.png").symlink_to(root / "nowhere")
+    (root / "folder").symlink_to(folder)
+    os.mkfifo(root / "pipe.png")
+    os.mkfifo(root / "pipe")
+    command = [sys.executable, "-m", "ace", "embed", str(root), "--model", str(model_dir), "--out"]
+    subprocess.run([*command, str(tmp_path / "e.parquet")], check=True, timeout=60, capture_output=True)
+    assert pq.read_table(tmp_path / "e.parquet")["key"].to_pylist() == ["outside.png"]
+    assert (tmp_path / "e.errors.csv").read_text() == "key,reason\ngone.png,missing or not readable\n"
+
+
+def test_an_out_that_cannot_be_written_is_refused_before_the_work(
+    folder: Path, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("dear")
+    for out, said in (
+        (tmp_path, "is a folder; name the Parquet file"),
+        (tmp_path / "file/e.parquet", "cannot be made"),
+    ):
+        assert embed(folder, "--model", model_dir, "--out", out) == 2
+        printed = capsys.readouterr().err
+        assert said in printed
+        assert "image/s" not in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 @pytest.fixture(scope="module")
 def shard_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("shards")
@@ -181,6 +213,9 @@ def test_a_shard_set_is_embedded_by_split_and_normalised_as_in_training(
         assert table.schema.metadata[b"ace.normalisation"] == b"a-b000"
     assert not (tmp_path / "e.errors.csv").exists()
     assert embed(shard_set, "--model", folder, "--out", out, "--hash-keys") == 2
+    capsys.readouterr()
+    assert embed(shard_set.parent, "--model", folder, "--out", out) == 2
+    assert "holds the shard sets a-b000; embed one of them" in capsys.readouterr().err
     image = ShardReader(index).read(0).image
     import ace
 

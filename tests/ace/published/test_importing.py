@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
+import ace
 from ace.__main__ import PUBLISHED, build_parser
+from ace.inference.timm_folder import export_timm
 from ace.models.backbone import build_backbone
 from ace.models.encoder import load_encoder
 from ace.models.params import BackboneParams
@@ -139,6 +142,24 @@ def test_the_model_claims_no_training_of_its_own(tmp_path: Path) -> None:
         load_encoder(folder, "student")
 
 
+def test_an_imported_encoder_embeds_and_is_exported_as_what_it_is(tmp_path: Path) -> None:
+    folder = imported({"teacher": checkpoint(original(SMALL_VIT, 1))}, SMALL_VIT, tmp_path)
+    with pytest.raises(ConfigError, match="the model knows imported"):
+        ace.load(folder, normalisation="any-b000")
+    model = ace.load(folder, device="cpu")
+    assert (model.preprocessing.normalisation, model.preprocessing.mean) == ("imported", 0.5)
+    export_timm(model, tmp_path / "timm")
+    network = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True, num_classes=0, global_pool="").eval()
+    images = torch.randn(2, 1, 64, 64)
+    with torch.no_grad():
+        expected, tokens = model.encoder.backbone(images).flatten(1, 2), network(images)[:, 1:]
+    torch.testing.assert_close(tokens, expected)
+    card = (tmp_path / "timm/README.md").read_text()
+    assert "Weights that others trained and published" in card
+    assert sha256_of(tmp_path / "published.pth") in card
+    assert "written from the paper" not in card
+
+
 def changed_mask(content: dict[str, Tensor]) -> None:
     content["backbone.layers.0.blocks.1.attn_mask"] = torch.zeros(64, 16, 16)
 
@@ -152,6 +173,10 @@ def changed_mask(content: dict[str, Tensor]) -> None:
         (
             lambda content: content.update({"backbone.layers.1.blocks.2.norm1.bias": torch.ones(16)}),
             "layers.1.blocks.2.norm1.bias has no place",
+        ),
+        (
+            lambda content: content.update({"backbone.norm.bias": torch.full((32,), torch.nan)}),
+            "norm.bias holds NaN or infinite numbers",
         ),
         (changed_mask, "attn_mask is another table than the architecture's at this image size"),
         (lambda content: content.pop("backbone.patch_embed.proj.weight"), "patch_embed.proj.weight is missing"),

@@ -161,6 +161,16 @@ def test_a_stage_that_has_not_run_is_named(evaluated_project: Path, tmp_path: Pa
     assert not (tmp_path / "report.html").exists()
 
 
+def test_a_model_that_others_trained_has_no_training_to_report_on(evaluated_project: Path, tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    shutil.copytree(evaluated_project, root)
+    path = root / "models/ace/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "origin": "imported"}))
+    with pytest.raises(ShardError, match=r"models/ace: an imported model, .*metrics/properties.json"):
+        write_report(PARAMS, tmp_path / "report.html", root)
+    assert not (tmp_path / "report.html").exists()
+
+
 def test_a_project_without_phantom_and_landmarks_has_a_report_too(evaluated_project: Path, tmp_path: Path) -> None:
     root = tmp_path / "project"
     shutil.copytree(evaluated_project, root)
