@@ -55,6 +55,14 @@ def test_equal_features_have_no_deviation_and_features_on_a_line_have_rank_one()
     assert float(effective_rank(torch.randn(8, 1) * direction)) == pytest.approx(1.0, abs=1e-2)
 
 
+def test_features_that_are_not_finite_have_no_rank_and_raise_no_error() -> None:
+    for value in (math.nan, math.inf):
+        features = torch.randn(6, 4)
+        features[1, 2] = value
+        assert math.isnan(float(effective_rank(features)))
+        assert math.isnan(float(rank_fraction(features)))
+
+
 def test_the_rank_is_at_most_that_of_centred_features() -> None:
     features = torch.randn(6, 100, generator=torch.Generator().manual_seed(0))
     assert 4.5 < float(effective_rank(features)) <= 5.0 + 1e-4
