@@ -26,7 +26,7 @@ def load(
 
     Args:
         folder: A folder that `python -m ace pretrain` wrote.
-        which: `teacher`, the encoder to use, or `student`.
+        which: `teacher`, the encoder to use, `student`, or `best`: the teacher when the probe scored it highest.
         device: `auto` (the accelerator, if there is one), `cpu`, or another of torch's, as `cuda:0`.
         normalisation: A batch that the model was trained with, whose mean and standard deviation are to be used, or
             (mean, std) of the pixels in [0, 1]. Needed only where the batches it was trained with differ in them.

@@ -23,28 +23,29 @@ def pretrain(arguments: argparse.Namespace) -> None:
     SIGUSR1, Ctrl-C and the time limit let the running step finish, save, and end with exit code 75: the same command
     goes on from there.
     """
-    from ace.training.params import PretrainParams
-    from ace.training.pretrain import RunOptions, pretrain
-    from ace.training.stop import EXIT_CODE, StoppedError
-    from shards.params import GridParams, parse_batches
+    from ace.training.stop import EXIT_CODE, StoppedError, stop_requests
 
-    values = values_of(arguments)
-    options = RunOptions(
-        run_dir=arguments.run_dir,
-        accepts_changed_code=arguments.accept_changed_code,
-        time_limit_s=None if arguments.time_limit is None else 60 * arguments.time_limit,
-        loggers=arguments.logger,
-    )
     try:
-        pretrain(
-            PretrainParams.from_params(values.get("pretrain"), f"{arguments.params}: pretrain"),
-            GridParams.from_params(values.get("grid"), f"{arguments.params}: grid"),
-            parse_batches(values.get("batches"), f"{arguments.params}: batches"),
-            shards_root=arguments.shards,
-            out=arguments.out,
-            metrics_dir=arguments.metrics,
-            options=options,
-        )
+        # From here on, not from the first step: to import and to build takes long enough to be preempted in.
+        with stop_requests(None if arguments.time_limit is None else 60 * arguments.time_limit) as request:
+            from ace.training.params import PretrainParams
+            from ace.training.pretrain import RunOptions, pretrain
+            from shards.params import GridParams, parse_batches
+
+            values = values_of(arguments)
+            options = RunOptions(
+                run_dir=arguments.run_dir, accepts_changed_code=arguments.accept_changed_code, loggers=arguments.logger
+            )
+            pretrain(
+                PretrainParams.from_params(values.get("pretrain"), f"{arguments.params}: pretrain"),
+                GridParams.from_params(values.get("grid"), f"{arguments.params}: grid"),
+                parse_batches(values.get("batches"), f"{arguments.params}: batches"),
+                shards_root=arguments.shards,
+                out=arguments.out,
+                metrics_dir=arguments.metrics,
+                request=request,
+                options=options,
+            )
     except StoppedError as stop:
         print(stop, file=sys.stderr)
         sys.exit(EXIT_CODE)
@@ -172,7 +173,12 @@ def config_use(arguments: argparse.Namespace) -> None:
 
 def _add_model_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", type=Path, default=MODEL, metavar="DIR", help=f"default: {MODEL}")
-    command.add_argument("--which", choices=["teacher", "student"], default="teacher", help="default: teacher")
+    command.add_argument(
+        "--which",
+        choices=["teacher", "student", "best"],
+        default="teacher",
+        help="`best`: the teacher when the probe scored it highest; default: teacher",
+    )
     command.add_argument(
         "--normalisation",
         type=_normalisation,
@@ -228,7 +234,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="besides metrics.jsonl and DVCLive: `tensorboard`, or your own `package.module:factory`; may be repeated",
     )
-    command.add_argument("--time-limit", type=float, metavar="MINUTES", help="save and end with exit code 75 after it")
+    command.add_argument(
+        "--time-limit", type=_positive(float), metavar="MINUTES", help="save and end with exit code 75 after it"
+    )
     command.set_defaults(run=pretrain)
 
     command = commands.add_parser("evaluate", help="measure what the encoder learned", description=evaluate.__doc__)

@@ -6,6 +6,7 @@ the seed and the step's number alone, so a resumed run sees what an uninterrupte
 
 import hashlib
 import multiprocessing
+import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -194,7 +195,16 @@ def build_loader(sampler: StepSampler, *, num_workers: int, is_pinned: bool) -> 
         multiprocessing_context=context,
         # Its own: the loader would draw a base seed from torch's generator, which a resumed run has restored.
         generator=torch.Generator(),
+        worker_init_fn=partial(_end_if_orphaned, os.getpid()),
     )
+
+
+def _end_if_orphaned(parent: int, worker: int) -> None:
+    """End a worker whose trainer was killed while it started: the loader's own watch begins later, and would take
+    whoever adopted the worker for its trainer."""
+    del worker
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _generator(seed: int, step: int, key: str) -> np.random.Generator:

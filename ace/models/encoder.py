@@ -20,8 +20,13 @@ FORMAT_VERSION = 3
 CONFIG = "config.json"
 IMPORTED = "imported"
 """`origin` in config.json of a model that others trained, and the name of the one normalisation that it has."""
-Which = Literal["teacher", "student"]
-WEIGHTS = {"teacher": "teacher_backbone.safetensors", "student": "student_backbone.safetensors"}
+Which = Literal["teacher", "student", "best"]
+"""`best` is the teacher at the step at which the probe scored it highest; without a probe there is none."""
+WEIGHTS = {
+    "teacher": "teacher_backbone.safetensors",
+    "student": "student_backbone.safetensors",
+    "best": "best_teacher_backbone.safetensors",
+}
 
 
 @dataclass(frozen=True)
@@ -67,16 +72,21 @@ def load_encoder(model_dir: Path, which: Which = "teacher", device: str = "auto"
 
     Args:
         model_dir: A folder that `python -m ace pretrain` wrote.
-        which: The network; the teacher is the one to use.
+        which: The network; the teacher is the one to use, or the best one where a probe watched the training.
         device: As for `choose_device`.
 
     Raises:
-        ConfigError: the folder is not a model, is of another format version, or its weights do not fit; there is no
-            such device.
+        ConfigError: the folder is not a model, is of another format version, or its weights do not fit; it has no
+            best teacher; there is no such device.
     """
     place = choose_device(device)
     config, backbone, spec = _empty_encoder(model_dir)
     path = model_dir / WEIGHTS[which]
+    if which == "best" and config.get("best") is None:
+        raise ConfigError(
+            f"{model_dir}: has no best teacher, which the probe would have chosen while the model was trained "
+            "(pretrain.probe.every_epochs above 0); take which='teacher'"
+        )
     if not path.is_file():
         has = [network for network, name in WEIGHTS.items() if (model_dir / name).is_file()]
         raise ConfigError(f"{path}: not found; the model has {' and '.join(has) or 'no encoder'}")

@@ -49,7 +49,7 @@ Every shard with its sha256 stands in `config.json` under `shards`.
 ## Files
 
 `teacher_backbone.safetensors` is the encoder to use; `student_backbone.safetensors` and `heads.safetensors` are what
-training ended with. No file holds pickled code.
+training ended with.{best} No file holds pickled code.
 
 ## Limits
 
@@ -57,6 +57,10 @@ Not a medical device, not for clinical use. What the encoder learned is bounded 
 built-in phantom, that is one person's anatomy in many warps, and says nothing about real radiographs.
 The method is the subject of US patent applications US20250272962 and US20260187795.
 """
+
+BEST = """
+`best_teacher_backbone.safetensors` is the teacher after step {step}, when the probe scored it highest on the validation
+split ({metric} {score:.3f})."""
 
 
 def model_card(config: Mapping[str, Any]) -> str:
@@ -68,7 +72,7 @@ def model_card(config: Mapping[str, Any]) -> str:
         for item in config["shards"]
     ]
     table = ["| batch | training images | patients | weight | index sha256 |", "|---|---|---|---|---|", *rows]
-    weights = pretrain["loss_weights"]
+    weights, best = pretrain["loss_weights"], config.get("best")
     return CARD.format(
         origin=ORIGINS[pretrain["objective"]],
         backbone=pretrain["backbone"]["name"],
@@ -87,6 +91,7 @@ def model_card(config: Mapping[str, Any]) -> str:
         epochs=pretrain["epochs"],
         steps=config["steps"],
         batch_size=pretrain["batch_size"],
+        best=BEST.format(**best) if best else "",
         w_global=weights["global"],
         w_decomposition=weights["decomposition"],
         w_composition=weights["composition"],

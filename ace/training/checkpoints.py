@@ -1,6 +1,7 @@
 """The folder of a run's checkpoints: each whole or absent, with its hash; the newest few and the best are kept."""
 
 import json
+import pickle
 import sys
 from collections.abc import Set
 from dataclasses import asdict, dataclass
@@ -43,30 +44,42 @@ class CheckpointFolder:
         notes = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.folder.glob("step-*.json"))]
         return [Checkpoint(**note) for note in notes]
 
-    def best(self) -> Checkpoint | None:
-        """The highest score, the earlier of two equal ones; None if no checkpoint has one."""
+    def ranked(self) -> list[Checkpoint]:
+        """Those with a score, the highest first, the earlier of two equal ones before the later."""
         scored = [checkpoint for checkpoint in self.all() if checkpoint.score is not None]
-        return max(scored, key=lambda checkpoint: checkpoint.score or 0.0, default=None)
+        return sorted(scored, key=lambda checkpoint: checkpoint.score or 0.0, reverse=True)
 
     def path(self, step: int) -> Path:
         """The file of one step."""
         return self.folder / f"step-{step:08d}.pt"
 
     def save(self, values: dict[str, Any], fingerprint: str, score: float | None) -> None:
-        """Write the state after `values["step"]` steps, then remove what need not be kept."""
+        """Write the state after `values["step"]` steps, then remove what need not be kept.
+
+        Raises:
+            ConfigError: it cannot be written, as on a full disk; the checkpoints before it are whole.
+        """
         step = int(values["step"])
         path = self.path(step)
         self._note(step).unlink(missing_ok=True)
-        with atomic_path(path) as temporary:
-            torch.save(values, temporary)
-            sha256 = sha256_of(temporary)
-        write_text(self._note(step), json.dumps(asdict(Checkpoint(step, sha256, fingerprint, score))) + "\n")
+        try:
+            with atomic_path(path) as temporary:
+                torch.save(values, temporary)
+                sha256 = sha256_of(temporary)
+            write_text(self._note(step), json.dumps(asdict(Checkpoint(step, sha256, fingerprint, score))) + "\n")
+        # torch's own writer reports a full disk as RuntimeError.
+        except (OSError, RuntimeError) as error:
+            raise ConfigError(
+                f"{path}: could not be written: {error}; free the disk or make it writable, then start the same "
+                "command: it goes on at the checkpoint before"
+            ) from None
         self._prune()
 
-    def load_newest(self, fingerprints: Set[str]) -> dict[str, Any] | None:
-        """The newest state whose file is as it was written; None if there is none to go on from.
+    def find_newest(self, fingerprints: Set[str]) -> Checkpoint | None:
+        """The newest whose file is as it was written, to go on from; None if there is none.
 
-        A damaged one is named on standard error, and the one before it is taken: from there the run repeats its steps.
+        Damaged ones after it are named on standard error and removed: the run repeats their steps, and checkpoints that
+        do not count must not take the place of those it writes until then.
 
         Raises:
             ConfigError: a checkpoint belongs to another run, or all of them are damaged.
@@ -79,14 +92,11 @@ class CheckpointFolder:
                     f"{path}: written by the run {checkpoint.fingerprint}, expected {' or '.join(sorted(fingerprints))}"
                     "; it belongs to another configuration or other data: move it away, or choose another run directory"
                 )
-            found = sha256_of(path) if path.is_file() else "no file"
-            if found == checkpoint.sha256:
-                values: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-                return values
-            print(
-                f"{path}: damaged (sha256 {found}, written as {checkpoint.sha256}); trying the one before",
-                file=sys.stderr,
-            )
+            if self._is_whole(checkpoint):
+                for damaged in checkpoints:
+                    if damaged.step > checkpoint.step:
+                        self._remove(damaged.step)
+                return checkpoint
         if checkpoints:
             raise ConfigError(
                 f"{self.folder}: all {len(checkpoints)} checkpoints are damaged; restore one from a backup, or delete "
@@ -94,16 +104,47 @@ class CheckpointFolder:
             )
         return None
 
+    def find_best(self) -> Checkpoint | None:
+        """The first of `ranked` whose file is as it was written; None if there is none."""
+        return next((checkpoint for checkpoint in self.ranked() if self._is_whole(checkpoint)), None)
+
+    def load(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """The state of one that was found whole.
+
+        Raises:
+            ConfigError: this process cannot read it.
+        """
+        path = self.path(checkpoint.step)
+        try:
+            values: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ConfigError(
+                f"{path}: not readable here: {error}; the run directory, or ACE_SCRATCH, must be one that all "
+                "processes of a training see"
+            ) from None
+        return values
+
+    def _is_whole(self, checkpoint: Checkpoint) -> bool:
+        path = self.path(checkpoint.step)
+        found = sha256_of(path) if path.is_file() else "no file"
+        if found != checkpoint.sha256:
+            print(f"{path}: damaged (sha256 {found}, written as {checkpoint.sha256}); not used", file=sys.stderr)
+        return found == checkpoint.sha256
+
     def _note(self, step: int) -> Path:
         return self.path(step).with_suffix(".json")
 
     def _prune(self) -> None:
-        checkpoints, best = self.all(), self.best()
-        for checkpoint in checkpoints[: -self.num_kept]:
-            if checkpoint != best:
-                # The note first: what is left after a kill is a file that does not count, removed below.
-                self._note(checkpoint.step).unlink()
-                self.path(checkpoint.step).unlink(missing_ok=True)
+        best = self.ranked()[:1]
+        for checkpoint in self.all()[: -self.num_kept]:
+            if checkpoint not in best:
+                self._remove(checkpoint.step)
+        # What a killed process left: files without a note, and half-written ones under temporary names.
         noted = {self.path(checkpoint.step) for checkpoint in self.all()}
-        for path in set(self.folder.glob("step-*.pt")) - noted:
+        for path in {*self.folder.glob("step-*.pt"), *self.folder.glob(".step-*.tmp")} - noted:
             path.unlink()
+
+    def _remove(self, step: int) -> None:
+        # The note first: what is left after a kill is a file that does not count.
+        self._note(step).unlink()
+        self.path(step).unlink(missing_ok=True)

@@ -3,10 +3,10 @@
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 from tqdm import tqdm
 
@@ -30,6 +30,7 @@ from shards.progress import progress_bar
 SCORE = "probe_knn_auroc"
 """By which the best checkpoint is chosen: the loss says little about the encoder."""
 MAX_DUMPS = 20
+OTHERS_REASON = "another process was asked to end"
 
 
 class NonfiniteError(ShardError):
@@ -90,6 +91,11 @@ class TrainingLoop:
             NonfiniteError: loss or gradient was not finite.
         """
         state, num_steps, num_skipped = self.state, self.sampler.num_steps, 0
+        if self.ranks.is_true_of_any(request.reason is not None) and state.step < num_steps:
+            raise StoppedError(
+                f"{request.reason or OTHERS_REASON}: at step {state.step} of {num_steps}, before the first step "
+                "of this process; the same command goes on from there"
+            )
         self.learner.train()
         batches = self._batches()
         saved, window = time.monotonic(), Window(time.monotonic())
@@ -131,16 +137,16 @@ class TrainingLoop:
                     saved = time.monotonic()
                 bar.update()
                 if outcome.is_stop_wanted and not is_last:
-                    # Launchers kill the others once one process has ended: none may before the first has saved.
-                    self.ranks.sum(torch.zeros(1, device=self.ranks.device))
+                    # Once one process ends, torchrun gives the others seconds: the first may still be saving.
+                    self.ranks.is_true_of_any(True)
                     raise StoppedError(
-                        f"{request.reason or 'another process was asked to end'}: saved after step {state.step} of "
+                        f"{request.reason or OTHERS_REASON}: saved after step {state.step} of "
                         f"{num_steps}; the same command goes on from there"
                     )
 
     def _batches(self) -> Iterator[PairBatch | ViewBatch]:
         is_pinned = self.ranks.device.type == "cuda"
-        with deaf_children():
+        with deaf_children() if self.params.num_workers else nullcontext():
             return iter(build_loader(self.sampler, num_workers=self.params.num_workers, is_pinned=is_pinned))
 
     def _row(self, outcome: StepOutcome, window: Window) -> dict[str, float]:
@@ -193,11 +199,15 @@ class TrainingLoop:
             values["local_loss"] = float(outcome.local_loss)
             what += f"; the batch is in {dump_batch(folder, step, self.ranks.rank, batch, values, reason=what)}"
         if is_end:
+            remedy = (
+                "To leave such steps out, set pretrain.on_nonfinite to skip and start the same command: it goes on at "
+                "the last checkpoint"
+                if num_skipped < params.max_skipped_steps
+                else f"It was the last of {num_skipped} in a row, as many as pretrain.max_skipped_steps leaves out"
+            )
             raise NonfiniteError(
                 f"{what}. Look at its crops; if the images are healthy, lower base_lr, lengthen warmup_epochs, or use "
-                "fp32 or bf16. To leave such steps out, set pretrain.on_nonfinite to skip and start the same command: "
-                f"it goes on at the last checkpoint ({num_skipped} step(s) in a row were not finite; at most "
-                f"{params.max_skipped_steps} are left out, pretrain.max_skipped_steps)"
+                f"fp32 or bf16. {remedy}"
             )
         if self.ranks.is_first:
             answer = "the loss scale was lowered" if outcome.is_overflow else "left out"

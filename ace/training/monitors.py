@@ -21,13 +21,13 @@ def feature_std(features: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
 def effective_rank(features: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
     """Exponential of the entropy of the centred features' singular values (Roy 2007), at most min(batch - 1, dim).
 
-    NaN if a feature is not finite; the decomposition itself would raise.
+    NaN for features that are not finite, of which LAPACK makes an error: they are what a broken step is logged with.
     """
-    centred = (features - features.mean(dim=0)).float()
-    is_finite = torch.isfinite(centred).all()
-    singular_values = torch.linalg.svdvals(centred.where(is_finite, 0.0))
+    if not torch.isfinite(features).all():
+        return features.new_full((), math.nan)
+    singular_values = torch.linalg.svdvals((features - features.mean(dim=0)).float())
     p = singular_values / singular_values.sum().clamp_min(1e-12)
-    rank: Tensor = torch.special.entr(p).sum().exp().where(is_finite, torch.nan)
+    rank: Tensor = torch.special.entr(p).sum().exp()
     return rank
 
 

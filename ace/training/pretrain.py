@@ -13,23 +13,23 @@ import torch
 from ace.data.loader import CropDataset, StepSampler
 from ace.models.backbone import build_backbone
 from ace.models.networks import Student, Teacher
-from ace.training.checkpoint import save_model
 from ace.training.checkpoints import CheckpointFolder
-from ace.training.log import open_log
-from ace.training.loop import TrainingLoop
+from ace.training.log import RunLog, open_log
+from ace.training.loop import SCORE, TrainingLoop
+from ace.training.model_folder import BestTeacher, save_model
 from ace.training.monitors import CollapseWatch
 from ace.training.objective import branches_of
 from ace.training.optimizer import build_optimizer
 from ace.training.params import PretrainParams
-from ace.training.probe import plan_probe
+from ace.training.probe import ProbePlan, plan_probe
 from ace.training.ranks import Ranks, open_ranks
 from ace.training.run import RunFolder, RunIdentity, open_run, recorded_versions
 from ace.training.start import start_files, take_first_weights
 from ace.training.state import TrainState
-from ace.training.stop import StopRequest, stop_requests
+from ace.training.stop import StopRequest
 from shards.atomic import replace_directory, write_text
 from shards.errors import ConfigError
-from shards.params import BatchParams, GridParams
+from shards.params import BatchParams, GridParams, MixParams
 from shards.read import ShardIndex
 
 CHECKPOINTS, ROWS, START = "checkpoints", "metrics.jsonl", "start.txt"
@@ -42,13 +42,11 @@ class RunOptions:
     Attributes:
         run_dir: Folder for checkpoints and log, kept; None for one in scratch, removed at the end.
         accepts_changed_code: Go on in `run_dir` although code or libraries changed.
-        time_limit_s: Save and end after so many seconds; None for no limit.
         loggers: Names of more loggers than those that every run has (ace.training.loggers).
     """
 
     run_dir: Path | None = None
     accepts_changed_code: bool = False
-    time_limit_s: float | None = None
     loggers: Sequence[str] = ()
 
 
@@ -60,6 +58,7 @@ def pretrain(
     shards_root: Path,
     out: Path,
     metrics_dir: Path,
+    request: StopRequest,
     options: RunOptions = RunOptions(),
 ) -> None:
     """Train student and teacher, and write the finished model to `out`; started by torchrun, as one of its processes.
@@ -74,6 +73,7 @@ def pretrain(
         shards_root: Folder with one shard set for each batch.
         out: Folder of the finished model; appears whole or not at all.
         metrics_dir: Folder that DVCLive writes to.
+        request: Ends the run early, with its state saved.
         options: How to carry it out.
 
     Raises:
@@ -82,11 +82,11 @@ def pretrain(
         NonfiniteError: loss or gradient was not finite.
         StoppedError: asked to end by a signal or the time limit; the state is saved.
     """
-    indexes = {name: ShardIndex.open(shards_root / name) for name, item in batches.items() if item.mix.weight > 0}
-    identity = RunIdentity.of(params, grid, batches, indexes)
     with ExitStack() as stack:
-        request = stack.enter_context(stop_requests(options.time_limit_s))
         ranks = stack.enter_context(open_ranks())
+        indexes = ranks.together(lambda: _open_indexes(batches, shards_root))
+        own = ranks.together(lambda: RunIdentity.of(params, grid, batches, indexes))
+        identity = _agreed_identity(own, ranks)
         run = ranks.from_first(
             lambda: stack.enter_context(
                 open_run(identity, options.run_dir, accepts_changed_code=options.accepts_changed_code)
@@ -94,8 +94,9 @@ def pretrain(
         )
         state = _train(params, grid, batches, indexes, run, identity.fingerprint, ranks, request, metrics_dir, options)
         if ranks.is_first:
-            config = _resolved_config(params, grid, batches, indexes, state.step, ranks)
-            _publish(state, config, run.path, out)
+            best = _best_teacher(CheckpointFolder(run.path / CHECKPOINTS, num_kept=params.keep_checkpoints))
+            config = _resolved_config(params, grid, batches, indexes, state.step, best, ranks)
+            _publish(state, config, best, run.path, out)
 
 
 def build_state(params: PretrainParams, grid: GridParams, device: torch.device) -> TrainState:
@@ -145,8 +146,53 @@ def _train(
     options: RunOptions,
 ) -> TrainState:
     """The state after the last step."""
+    checkpoints = CheckpointFolder(run.path / CHECKPOINTS, num_kept=params.keep_checkpoints)
+    # The first decides for all: processes that start at different steps would train past each other.
+    newest = ranks.from_first(lambda: checkpoints.find_newest(run.fingerprints))
+    saved = ranks.together(lambda: None if newest is None else checkpoints.load(newest))
     members = [(index, batches[name].mix) for name, index in indexes.items()]
-    probe_plan = plan_probe(members, params.probe, seed=params.seed) if params.probe.every_epochs else None
+    state, sampler = ranks.together(lambda: _begin(params, grid, members, saved, run, ranks))
+    if newest is not None and ranks.is_first:
+        print(f"resuming after step {state.step} from {checkpoints.path(state.step)}", file=sys.stderr)
+    watch = CollapseWatch(params.collapse, out_dim=params.global_head.out_dim if state.student.global_head else None)
+    with ExitStack() as stack:
+
+        def open_for_first() -> tuple[RunLog | None, ProbePlan | None]:
+            if not ranks.is_first:
+                return None, None
+            plan = plan_probe(members, params.probe, seed=params.seed) if params.probe.every_epochs else None
+            log = stack.enter_context(open_log(run.path / ROWS, metrics_dir, loggers=options.loggers))
+            log.resume(state.step)
+            watch.replay(log.rows())
+            return log, plan
+
+        log, probe_plan = ranks.together(open_for_first)
+        TrainingLoop(
+            state=state,
+            learner=ranks.averaging(state.student),
+            sampler=sampler,
+            params=params,
+            t=grid.t,
+            ranks=ranks,
+            log=log,
+            probe_plan=probe_plan,
+            watch=watch,
+            checkpoints=checkpoints,
+            run=run,
+            fingerprint=fingerprint,
+        ).finish(request)
+    return state
+
+
+def _begin(
+    params: PretrainParams,
+    grid: GridParams,
+    members: Sequence[tuple[ShardIndex, MixParams]],
+    saved: dict[str, Any] | None,
+    run: RunFolder,
+    ranks: Ranks,
+) -> tuple[TrainState, StepSampler]:
+    """The state that training goes on from, and this process's samples of the steps after it."""
     dataset = CropDataset(
         members,
         grid.spec,
@@ -160,8 +206,6 @@ def _train(
     torch.set_flush_denormal(True)
     torch.manual_seed(params.seed)
     state = build_state(params, grid, ranks.device)
-    checkpoints = CheckpointFolder(run.path / CHECKPOINTS, num_kept=params.keep_checkpoints)
-    saved = checkpoints.load_newest(run.fingerprints)
     if saved is None:
         account = take_first_weights(state, params)
         if account is not None and ranks.is_first:
@@ -169,8 +213,6 @@ def _train(
             write_text(run.path / START, account + "\n")
     else:
         state.load_dict(saved)
-        if ranks.is_first:
-            print(f"resuming after step {state.step} from {checkpoints.path(state.step)}", file=sys.stderr)
     sampler = StepSampler(
         dataset,
         batch_size=_samples_per_rank(params, ranks.world_size),
@@ -179,28 +221,31 @@ def _train(
         first_step=state.step,
         epochs=params.epochs,
     )
-    watch = CollapseWatch(params.collapse, out_dim=params.global_head.out_dim if state.student.global_head else None)
-    with ExitStack() as stack:
-        log = None
-        if ranks.is_first:
-            log = stack.enter_context(open_log(run.path / ROWS, metrics_dir, loggers=options.loggers))
-            log.resume(state.step)
-            watch.replay(log.rows())
-        TrainingLoop(
-            state=state,
-            learner=ranks.averaging(state.student),
-            sampler=sampler,
-            params=params,
-            t=grid.t,
-            ranks=ranks,
-            log=log,
-            probe_plan=probe_plan if ranks.is_first else None,
-            watch=watch,
-            checkpoints=checkpoints,
-            run=run,
-            fingerprint=fingerprint,
-        ).finish(request)
-    return state
+    return state, sampler
+
+
+def _open_indexes(batches: Mapping[str, BatchParams], shards_root: Path) -> dict[str, ShardIndex]:
+    return {name: ShardIndex.open(shards_root / name) for name, item in batches.items() if item.mix.weight > 0}
+
+
+def _agreed_identity(identity: RunIdentity, ranks: Ranks) -> RunIdentity:
+    """The run's identity.
+
+    Raises:
+        ConfigError: this process would train something else than the first, as on a machine with older shards.
+    """
+    first = ranks.from_first(lambda: identity.values)
+
+    def compare() -> None:
+        if differences := identity.differences(first):
+            raise ConfigError(
+                "this process has other inputs than the first (found: the first's, expected: its own):\n  "
+                + "\n  ".join(differences)
+                + "\ngive all machines the same shards, parameters, code and libraries"
+            )
+
+    ranks.together(compare)
+    return identity
 
 
 def _samples_per_rank(params: PretrainParams, world_size: int) -> int:
@@ -218,12 +263,20 @@ def _samples_per_rank(params: PretrainParams, world_size: int) -> int:
     return params.batch_size // world_size
 
 
-def _publish(state: TrainState, config: Mapping[str, Any], run: Path, out: Path) -> None:
+def _best_teacher(checkpoints: CheckpointFolder) -> BestTeacher | None:
+    """The teacher of the checkpoint that the probe scored highest; None where the probe was off."""
+    best = checkpoints.find_best()
+    if best is None or best.score is None:
+        return None
+    return BestTeacher(best.step, best.score, SCORE, checkpoints.load(best)["teacher"])
+
+
+def _publish(state: TrainState, config: Mapping[str, Any], best: BestTeacher | None, run: Path, out: Path) -> None:
     # Beside the out, not in scratch: a rename needs one file system.
     finished = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(finished, ignore_errors=True)
     finished.mkdir(parents=True)
-    save_model(finished, state.student, state.teacher, config)
+    save_model(finished, state.student, state.teacher, config, best)
     for name in (ROWS, START):
         if (run / name).exists():
             shutil.copyfile(run / name, finished / name)
@@ -236,6 +289,7 @@ def _resolved_config(
     batches: Mapping[str, BatchParams],
     indexes: Mapping[str, ShardIndex],
     steps: int,
+    best: BestTeacher | None,
     ranks: Ranks,
 ) -> dict[str, Any]:
     shards = [
@@ -258,6 +312,7 @@ def _resolved_config(
         "shards": shards,
         "start_from": {} if params.start_from is None else start_files(Path(params.start_from)),
         "steps": steps,
+        "best": None if best is None else {"step": best.step, "score": best.score, "metric": best.metric},
         "num_processes": ranks.world_size,
         "device": ranks.device.type,
         "versions": recorded_versions(),

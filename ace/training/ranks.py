@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ace.models.encoder import default_device
-from shards.errors import ConfigError
+from shards.errors import ConfigError, ShardError
 
 Value = TypeVar("Value")
 
@@ -46,18 +46,37 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
+    def is_true_of_any(self, flag: bool) -> bool:
+        """Whether any rank's flag is set; every rank has to call it, and waits until all did."""
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
+
+    def together(self, function: Callable[[], Value]) -> Value:
+        """What `function` returns on this rank, once it has returned on all; it may not wait for other ranks itself.
+
+        Raises:
+            ShardError: this rank's own, or as ConfigError that of another: nobody waits for a rank that gave up.
+        """
+        if self.world_size == 1:
+            return function()
+        error: ShardError | None = None
+        try:
+            value = function()
+        except ShardError as own:
+            error = own
+        messages: list[str | None] = [None] * self.world_size
+        dist.all_gather_object(messages, None if error is None else str(error))
+        if error is not None:
+            raise error
+        for rank, message in enumerate(messages):
+            if message is not None:
+                raise ConfigError(f"process {rank} of {self.world_size}: {message}")
+        return value
+
     def from_first(self, function: Callable[[], Value]) -> Value:
-        """What `function` returns on the first rank, which alone calls it; its ConfigError is raised on all."""
-        answer: list[Any] = [None, None]
-        if self.is_first:
-            try:
-                answer[0] = function()
-            except ConfigError as error:
-                answer[1] = error
+        """What `function` returns on the first rank, which alone calls it; errors are as in `together`."""
+        answer: list[Any] = [self.together(lambda: function() if self.is_first else None)]
         if self.world_size > 1:
             dist.broadcast_object_list(answer, device=self.device)
-        if answer[1] is not None:
-            raise answer[1]
         value: Value = answer[0]
         return value
 

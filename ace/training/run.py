@@ -108,21 +108,24 @@ def open_run(identity: RunIdentity, run_dir: Path | None, *, accepts_changed_cod
             keeps a record of all it was trained with.
 
     Raises:
-        ConfigError: another training holds the folder, or it was begun with other parameters, data or code.
+        ConfigError: another training holds the folder, it was begun with other parameters, data or code, or it cannot
+            be written to.
     """
     if run_dir is None:
         with unfinished_work("pretrain", identity.fingerprint) as folder:
             yield RunFolder(folder, frozenset({identity.fingerprint}))
         return
-    run_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run_dir / "run.lock")
     try:
+        run_dir.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         raise ConfigError(
             f"{run_dir}: another training is at work here and holds {lock.lock_file}; wait for it or end it, or choose "
             "another --run"
         ) from None
+    except OSError as error:
+        raise ConfigError(f"--run {run_dir}: not a folder that can be written to: {error}") from None
     try:
         earlier = _earlier_runs(identity, run_dir, accepts_changed_code)
         runs = [*(run for run in earlier if run != identity.values), identity.values]

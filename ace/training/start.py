@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from ace.models.encoder import WEIGHTS
 from ace.models.weights import load_initial_weights
-from ace.training.checkpoint import HEADS
+from ace.training.model_folder import HEADS
 from ace.training.params import PretrainParams
 from ace.training.state import TrainState
 from shards.errors import ConfigError
 from shards.format import sha256_of
 
-FILES = (*WEIGHTS.values(), HEADS)
+FILES = (WEIGHTS["teacher"], WEIGHTS["student"], HEADS)
 
 
 def start_files(folder: Path) -> dict[str, str]:

@@ -17,7 +17,7 @@ class StoppedError(Exception):
 
 
 class StopRequest:
-    """Why training should end after the running step, if it should."""
+    """Why training should end after the running step, if it should; made by `stop_requests`."""
 
     def __init__(self, time_limit_s: float | None) -> None:
         self._deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
@@ -41,6 +41,9 @@ class StopRequest:
 def stop_requests(time_limit_s: float | None) -> Iterator[StopRequest]:
     """Listen for SIGTERM, SIGINT and SIGUSR1 instead of dying of them; a second SIGINT interrupts at once.
 
+    After a StoppedError SIGTERM and SIGUSR1 stay ignored: torchrun and schedulers send them again to what is on its way
+    out, and the process is to end with its own exit code.
+
     Args:
         time_limit_s: Seconds from now after which training should end; None for no limit.
     """
@@ -48,6 +51,9 @@ def stop_requests(time_limit_s: float | None) -> Iterator[StopRequest]:
     previous = {number: signal.signal(number, request._on_signal) for number in SIGNALS}
     try:
         yield request
+    except StoppedError:
+        previous |= {number: signal.SIG_IGN for number in SIGNALS if number != signal.SIGINT}
+        raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -61,7 +67,7 @@ def deaf_children() -> Iterator[None]:
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        # Python starts this process with the first child and lets SIGINT and SIGTERM through again after it.
+        # The first queue would start it, and it unblocks SIGTERM and SIGINT when it does.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         yield

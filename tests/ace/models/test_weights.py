@@ -21,7 +21,7 @@ from ace.models.backbone import Backbone, build_backbone
 from ace.models.encoder import load_encoder
 from ace.models.params import BackboneParams
 from ace.models.weights import WeightsReport, check_weights, load_initial_weights, tensors_sha256
-from ace.training.checkpoint import save_model
+from ace.training.model_folder import save_model
 from ace.training.pretrain import build_state
 from ace.training.start import take_first_weights
 from shards.errors import ConfigError

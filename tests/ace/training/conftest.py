@@ -70,9 +70,21 @@ def write_noise_dataset(root: Path, *, num_images: int, size_px: int) -> None:
 @pytest.fixture(scope="session")
 def noise_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of shard sets with one set, BATCH, on the tiny grid."""
-    root = tmp_path_factory.mktemp("noise")
-    write_noise_dataset(root / "raw", num_images=40, size_px=64)
-    values = {**demo_values("shard"), "splits": {"train": 0.8, "val": 0.1, "test": 0.1}}
+    splits = {"train": 0.8, "val": 0.1, "test": 0.1}
+    return build_noise_shards(tmp_path_factory.mktemp("noise"), num_images=40, splits=splits)
+
+
+@pytest.fixture(scope="session")
+def labelled_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `noise_shards`, with enough images with and without `nodule` in val for a probe."""
+    splits = {"train": 0.6, "val": 0.3, "test": 0.1}
+    return build_noise_shards(tmp_path_factory.mktemp("labelled"), num_images=60, splits=splits)
+
+
+def build_noise_shards(root: Path, *, num_images: int, splits: dict[str, float]) -> Path:
+    """Below `root`: a noise dataset, and a folder of shard sets with one set of it, BATCH."""
+    write_noise_dataset(root / "raw", num_images=num_images, size_px=64)
+    values = {**demo_values("shard"), "splits": splits}
     source = {"kind": "phantom", "dep": str(root / "raw")}
     item = BatchParams.from_params({"source": source, "mix": {"weight": 1.0, "mean": 0.5, "std": 0.25}}, "batches")
     with pytest.MonkeyPatch.context() as patch:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +20,47 @@ from tests.ace.training.conftest import ROOT
 RUN = """
 import json, sys
 from pathlib import Path
-from ace.training.pretrain import RunOptions, pretrain
-from ace.training.stop import EXIT_CODE, StoppedError
-from tests.ace.training.conftest import tiny_batches, tiny_grid, tiny_params
+from ace.training.stop import EXIT_CODE, StoppedError, stop_requests
 shards, out, run, options = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4])
 try:
-    pretrain(tiny_params(**options), tiny_grid(), tiny_batches(), shards_root=shards, out=out / "model",
-             metrics_dir=out / "metrics", options=RunOptions(run_dir=Path(run) if run else None))
+    with stop_requests(None) as request:
+        print("started", file=sys.stderr, flush=True)
+        from ace.training.pretrain import RunOptions, pretrain
+        from shards.errors import ShardError
+        from tests.ace.training.conftest import tiny_batches, tiny_grid, tiny_params
+        pretrain(tiny_params(**options), tiny_grid(), tiny_batches(), shards_root=shards, out=out / "model",
+                 metrics_dir=out / "metrics", request=request, options=RunOptions(run_dir=Path(run) if run else None))
 except StoppedError as stop:
     print(stop, file=sys.stderr)
     sys.exit(EXIT_CODE)
+except ShardError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
 """
+"""As `python -m ace pretrain`, with the tiny configuration."""
 Process = "subprocess.Popen[str]"
 
 
 def start_run(
-    shards: Path, out: Path, *, num_ranks: int = 1, run_dir: Path | None = None, prelude: str = "", **params: Any
+    shards: Path,
+    out: Path,
+    *,
+    num_ranks: int = 1,
+    run_dir: Path | None = None,
+    last_shards: Path | None = None,
+    prelude: str = "",
+    **params: Any,
 ) -> "list[subprocess.Popen[str]]":
-    """Start the processes of one training below `out`; `params` are changes of the tiny configuration.
+    """Start the processes of one training below `out`, each in a group of its own, as a scheduler would.
 
-    `prelude` is Python that each runs first.
+    Args:
+        shards: Folder of the shard sets.
+        out: Gets the model, the metrics and the scratch folder.
+        num_ranks: How many.
+        run_dir: As `--run`.
+        last_shards: What the last process has instead of `shards`.
+        prelude: Python that each process runs first.
+        params: Changes of the tiny configuration.
     """
     environment = {**os.environ, "ACE_SCRATCH": str(out / "scratch"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     # Equal to the last bit is promised on the CPU.
@@ -46,11 +68,16 @@ def start_run(
     if num_ranks > 1:
         environment |= {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
         environment["GLOO_SOCKET_IFNAME"] = "lo"
-    command = [sys.executable, "-c", prelude + RUN, str(shards), str(out), str(run_dir or ""), json.dumps(params)]
     processes = []
     for rank in range(num_ranks):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if num_ranks > 1 else {}
-        processes.append(subprocess.Popen(command, env=environment | own, cwd=out, stderr=subprocess.PIPE, text=True))
+        seen = last_shards if last_shards is not None and rank == num_ranks - 1 else shards
+        command = [sys.executable, "-c", prelude + RUN, str(seen), str(out), str(run_dir or ""), json.dumps(params)]
+        processes.append(
+            subprocess.Popen(
+                command, env=environment | own, cwd=out, stderr=subprocess.PIPE, text=True, start_new_session=True
+            )
+        )
     return processes
 
 
@@ -64,13 +91,33 @@ def finish(processes: "Sequence[subprocess.Popen[str]]", expected: int = 0) -> l
 def signal_when(
     processes: "Sequence[subprocess.Popen[str]]", is_time: Callable[[], bool], number: signal.Signals
 ) -> None:
-    """Send a signal to the first process as soon as `is_time`; it must still be running then."""
+    """Send a signal to the first process and its loader as soon as `is_time`; it must still be running then."""
     deadline = time.monotonic() + 120
     while not is_time():
         assert time.monotonic() < deadline, "it did not come so far"
         assert processes[0].poll() is None, processes[0].communicate()[1]
         time.sleep(0.005)
-    processes[0].send_signal(number)
+    os.killpg(processes[0].pid, number)
+
+
+def processes_of_group(group: int) -> list[int]:
+    """Those of a session that `start_run` began and that are not just waiting to be collected."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            state, _, own_group = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
+            found += [int(folder.name)] if int(own_group) == group and state != "Z" else []
+    return found
+
+
+def assert_group_ends(group: int, *, timeout_s: float = 60) -> None:
+    """No process of the group is left in a while; those that are left then are killed."""
+    deadline = time.monotonic() + timeout_s
+    while left := processes_of_group(group):
+        if time.monotonic() > deadline:
+            os.killpg(group, signal.SIGKILL)
+            raise AssertionError(f"still running: {left}")
+        time.sleep(0.05)
 
 
 def kill_all(processes: "Sequence[subprocess.Popen[str]]") -> None:

@@ -23,7 +23,7 @@ def test_the_newest_are_kept_and_the_best_beside_them(tmp_path: Path) -> None:
         save(folder, step, score)
     assert steps(folder) == [2, 5, 6]
     assert len(list(tmp_path.iterdir())) == 6
-    best = folder.best()
+    best = folder.find_best()
     assert best is not None
     assert (best.step, best.score) == (2, 0.9)
     save(folder, 7, 0.95)
@@ -37,23 +37,69 @@ def test_the_newest_whole_one_is_loaded(tmp_path: Path, capsys: pytest.CaptureFi
         save(folder, step)
     folder.path(3).write_bytes(folder.path(3).read_bytes()[:-1])
     folder.path(4).write_bytes(b"cut short by a kill, so without a note")
-    values = folder.load_newest({"run"})
-    assert values is not None
-    assert values["weights"].tolist() == [2.0] * 3
+    newest = folder.find_newest({"run"})
+    assert newest is not None
+    assert folder.load(newest)["weights"].tolist() == [2.0] * 3
     assert "step-00000003.pt: damaged" in capsys.readouterr().err
     save(folder, 4)
-    assert steps(folder) == [2, 3, 4]
+    assert steps(folder) == [1, 2, 4]
+
+
+def test_a_damaged_checkpoint_does_not_push_out_those_written_after_going_back(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, num_kept=2)
+    for step in (10, 20):
+        save(folder, step)
+    folder.path(20).write_bytes(b"damaged")
+    assert folder.find_newest({"run"}) is not None
+    for step in (12, 14):
+        save(folder, step)
+    newest = folder.find_newest({"run"})
+    assert newest is not None
+    assert (newest.step, steps(folder)) == (14, [12, 14])
+
+
+def test_what_a_kill_left_half_written_is_removed(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, num_kept=1)
+    for name in (".step-00000003.pt.4194304.tmp", ".step-00000003.json.4194304.tmp", "step-00000003.pt"):
+        (tmp_path / name).write_bytes(b"cut short")
+    save(folder, 5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000005.json", "step-00000005.pt"]
+
+
+def test_the_best_is_one_whose_file_is_whole(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, num_kept=3)
+    assert folder.find_best() is None
+    for step, score in [(1, 0.6), (2, 0.9), (3, None)]:
+        save(folder, step, score)
+    folder.path(2).write_bytes(b"damaged")
+    best = folder.find_best()
+    assert best is not None
+    assert (best.step, best.score) == (1, 0.6)
+
+
+def test_a_checkpoint_that_cannot_be_written_or_read_is_named(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, num_kept=3)
+    folder.path(2).mkdir()
+    with pytest.raises(ConfigError, match=r"step-00000002\.pt: could not be written"):
+        save(folder, 2)
+    assert steps(folder) == []
+    folder.path(2).rmdir()
+    save(folder, 1)
+    (newest,) = folder.all()
+    folder.path(1).unlink()
+    with pytest.raises(ConfigError, match=r"step-00000001\.pt: not readable here"):
+        folder.load(newest)
 
 
 def test_an_empty_folder_has_nothing_to_go_on_from(tmp_path: Path) -> None:
-    assert CheckpointFolder(tmp_path / "none", num_kept=1).load_newest({"run"}) is None
+    assert CheckpointFolder(tmp_path / "none", num_kept=1).find_newest({"run"}) is None
 
 
 def test_a_checkpoint_of_another_run_and_a_folder_of_damage_are_refused(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path, num_kept=1)
     save(folder, 1)
     with pytest.raises(ConfigError, match="written by the run run, expected other"):
-        folder.load_newest({"other"})
+        folder.find_newest({"other"})
     folder.path(1).unlink()
     with pytest.raises(ConfigError, match="all 1 checkpoints are damaged"):
-        folder.load_newest({"run"})
+        folder.find_newest({"run"})

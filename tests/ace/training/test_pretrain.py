@@ -1,17 +1,21 @@
 """The stage as a whole: what it leaves behind, and what it refuses."""
 
 import json
+import os
 import signal
 from pathlib import Path
 
 import pytest
 import torch
 
+import ace
 from ace.models.encoder import load_encoder, untrained_encoder
 from ace.training.log import open_log
+from ace.training.loop import SCORE
 from ace.training.pretrain import pretrain
+from ace.training.stop import StopRequest
 from shards.errors import ConfigError
-from tests.ace.training.conftest import BATCH, tiny_batches, tiny_grid, tiny_params
+from tests.ace.training.conftest import BATCH, demo_values, tiny_batches, tiny_grid, tiny_params
 from tests.ace.training.runs import finish, logged_rows, signal_when, start_run
 
 
@@ -60,7 +64,7 @@ def test_a_second_process_on_the_same_run_is_refused(noise_shards: Path, tmp_pat
         (second,) = start_run(noise_shards, tmp_path)
         _, stderr = second.communicate(timeout=120)
     finally:
-        first[0].send_signal(signal.SIGCONT)
+        os.killpg(first[0].pid, signal.SIGCONT)
     assert "under way in another process" in stderr
     finish(first)
 
@@ -77,6 +81,44 @@ def test_trained_and_untrained_encoders_share_the_architecture(finished: Path) -
         trained.normalisation("other")
 
 
+def test_a_run_with_a_probe_ends_with_its_best_teacher_too(
+    labelled_shards: Path, finished: Path, tmp_path: Path
+) -> None:
+    probe = {**demo_values("pretrain")["probe"], "every_epochs": 1, "k": 5, "min_positives": 3}
+    finish(start_run(labelled_shards, tmp_path, run_dir=tmp_path / "run", probe=probe, keep_checkpoints=1))
+    model = tmp_path / "model"
+    best = json.loads((model / "config.json").read_text())["best"]
+    rows = [json.loads(line) for line in (model / "metrics.jsonl").read_text().splitlines()]
+    scores = {row["step"] + 1: row["probe_knn_auroc"] for row in rows if "probe_knn_auroc" in row}
+    assert len(scores) == 6
+    assert best == {"step": max(scores, key=scores.__getitem__), "score": max(scores.values()), "metric": SCORE}
+    saved = torch.load(tmp_path / f"run/checkpoints/step-{best['step']:08d}.pt", weights_only=True)["teacher"]
+    loaded = load_encoder(model, "best", device="cpu").backbone.state_dict()
+    assert all(torch.equal(value, saved[f"backbone.{name}"]) for name, value in loaded.items())
+    assert ace.load(model, which="best", device="cpu").fingerprint != ace.load(model, device="cpu").fingerprint
+    assert f"after step {best['step']}, when the probe" in (model / "README.md").read_text()
+    with pytest.raises(ConfigError, match="has no best teacher"):
+        load_encoder(finished / "model", "best")
+
+
+def test_a_run_whose_weights_overflow_stops_with_the_batch_and_can_skip_later(
+    noise_shards: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    broken = {"run_dir": run_dir, "base_lr": 1e30, "warmup_epochs": 0, "max_skipped_steps": 3}
+    (error,) = finish(start_run(noise_shards, tmp_path, **broken), 2)
+    assert "step 1: loss nan" in error
+    assert "set pretrain.on_nonfinite to skip and start the same command" in error
+    (error,) = finish(start_run(noise_shards, tmp_path, **broken, on_nonfinite="skip"), 2)
+    assert "resuming after step 1" in error
+    assert "the last of 3 in a row" in error
+    assert sorted(path.name for path in (run_dir / "nonfinite").iterdir()) == [
+        f"step-{step:08d}-rank0" for step in (1, 2, 3)
+    ]
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["loss"] is None for row in rows] == [False, True, True]
+
+
 def test_another_grid_than_the_shards_is_refused_before_any_work(noise_shards: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="was built with the grid"):
         pretrain(
@@ -86,6 +128,7 @@ def test_another_grid_than_the_shards_is_refused_before_any_work(noise_shards: P
             shards_root=noise_shards,
             out=tmp_path / "model",
             metrics_dir=tmp_path / "metrics",
+            request=StopRequest(None),
         )
 
 

@@ -1,19 +1,24 @@
 """A run that ends at any moment and goes on later ends with the weights of one that never stopped."""
 
 import json
+import os
 import random
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from ace.training.stop import EXIT_CODE
+from tests.ace.training.conftest import BATCH
 from tests.ace.training.runs import (
     assert_equal_to_the_bit,
+    assert_group_ends,
     finish,
     kill_all,
     logged_rows,
+    processes_of_group,
     saved_steps,
     signal_when,
     start_run,
@@ -74,18 +79,24 @@ def test_a_run_killed_at_random_steps_ends_with_the_same_weights(
 
 
 @pytest.mark.parametrize(
-    ("number", "num_ranks"),
+    ("number", "num_ranks", "num_workers"),
     [
-        (signal.SIGTERM, 1),
-        (signal.SIGTERM, 2),
-        pytest.param(signal.SIGUSR1, 1, marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, 2, marks=pytest.mark.slow),
+        (signal.SIGTERM, 1, 1),
+        (signal.SIGTERM, 2, 0),
+        pytest.param(signal.SIGUSR1, 1, 1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 2, 1, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_to_one_process_saves_and_ends_all_with_the_code_that_schedulers_requeue_on(
-    finished: dict[int, Path], noise_shards: Path, tmp_path: Path, number: signal.Signals, num_ranks: int
+    finished: dict[int, Path],
+    noise_shards: Path,
+    tmp_path: Path,
+    number: signal.Signals,
+    num_ranks: int,
+    num_workers: int,
 ) -> None:
-    processes = start_run(noise_shards, tmp_path, num_ranks=num_ranks, checkpoint_every_s=3600)
+    """With its loader's workers in its process group, which get the signal too."""
+    processes = start_run(noise_shards, tmp_path, num_ranks=num_ranks, checkpoint_every_s=3600, num_workers=num_workers)
     try:
         signal_when(processes, lambda: len(logged_rows(tmp_path)) >= 3, number)
         errors = finish(processes, EXIT_CODE)
@@ -95,6 +106,7 @@ def test_a_signal_to_one_process_saves_and_ends_all_with_the_code_that_scheduler
     assert 3 <= step < NUM_STEPS
     assert f"{number.name}: saved after step {step} of {NUM_STEPS}" in errors[0]
     assert not (tmp_path / "model").exists()
+    assert_group_ends(processes[0].pid)
     finish(start_run(noise_shards, tmp_path, num_ranks=num_ranks, checkpoint_every_s=3600))
     assert_equal_to_the_bit(tmp_path / "model", finished[num_ranks] / "model")
 
@@ -111,6 +123,53 @@ def test_no_process_ends_before_the_first_has_saved_since_launchers_then_kill_th
         finish(processes, EXIT_CODE)
     finally:
         kill_all(processes)
+
+
+@pytest.mark.slow
+def test_a_signal_while_it_starts_and_signals_while_it_ends_change_nothing_of_the_exit_code(
+    noise_shards: Path, tmp_path: Path
+) -> None:
+    (process,) = start_run(noise_shards, tmp_path)
+    assert process.stderr is not None
+    process.stderr.readline()
+    while process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.005)
+    (error,) = finish([process], EXIT_CODE)
+    assert "at step 0 of" in error
+    assert saved_steps(tmp_path) == []
+
+
+def test_processes_with_other_shards_than_the_first_end_all_with_the_reason(
+    noise_shards: Path, labelled_shards: Path, tmp_path: Path
+) -> None:
+    """Nobody waits for a process that gave up."""
+    first, last = finish(start_run(noise_shards, tmp_path, num_ranks=2, last_shards=labelled_shards), 2)
+    assert "error: process 1 of 2: this process has other inputs than the first" in first
+    assert "error: this process has other inputs" in last
+    assert f"indexes.{BATCH}: found" in last
+
+
+@pytest.mark.slow
+def test_the_others_end_soon_after_one_process_is_killed(noise_shards: Path, tmp_path: Path) -> None:
+    processes = start_run(noise_shards, tmp_path, num_ranks=2)
+    signal_when(processes, lambda: len(logged_rows(tmp_path)) >= 2, signal.SIGKILL)
+    try:
+        assert processes[1].wait(timeout=60) != 0
+    finally:
+        kill_all(processes)
+
+
+@pytest.mark.slow
+def test_loader_processes_end_with_a_trainer_that_is_killed_while_they_start(
+    noise_shards: Path, tmp_path: Path
+) -> None:
+    (process,) = start_run(noise_shards, tmp_path, num_workers=2)
+    # The trainer, Python's resource tracker and both.
+    signal_when([process], lambda: len(processes_of_group(process.pid)) == 4, signal.SIGCONT)
+    process.kill()
+    process.communicate(timeout=60)
+    assert_group_ends(process.pid)
 
 
 def test_a_run_goes_on_with_another_number_of_processes_and_ends_close(
@@ -161,7 +220,7 @@ def test_a_named_run_directory_is_kept_and_refuses_other_inputs(
     assert_equal_to_the_bit(tmp_path / "model", finished[1] / "model")
     (process,) = start_run(noise_shards, tmp_path, run_dir=run_dir, base_lr=0.001, num_workers=1)
     _, error = process.communicate(timeout=120)
-    assert process.returncode == 1
+    assert process.returncode == 2
     assert f"pretrain.base_lr: found {0.05}, expected 0.001" in error
     assert "num_workers" not in error
 
@@ -177,5 +236,5 @@ def test_a_second_training_in_the_same_run_directory_is_refused(noise_shards: Pa
         _, error = second.communicate(timeout=120)
         assert "another training is at work here" in error
     finally:
-        first[0].send_signal(signal.SIGCONT)
+        os.killpg(first[0].pid, signal.SIGCONT)
     finish(first)

@@ -54,6 +54,16 @@ def test_changed_code_is_refused_unless_accepted_and_then_recorded(tmp_path: Pat
     assert [entry["code"] for entry in runs] == [identity().values["code"], "another"]
 
 
+def test_a_run_directory_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file/below"):
+        with (
+            pytest.raises(ConfigError, match=f"--run {path}: not a folder"),
+            open_run(identity(), path, accepts_changed_code=False),
+        ):
+            pass
+
+
 def test_accepting_changed_code_does_not_accept_other_parameters(tmp_path: Path) -> None:
     with open_run(identity(), tmp_path, accepts_changed_code=True):
         pass

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from ace.training.checkpoint import save_model
+from ace.training.model_folder import save_model
 from ace.training.pretrain import build_state
 from tests.ace.training.conftest import tiny_grid, tiny_params
 from tests.ace.training.test_card import config_of

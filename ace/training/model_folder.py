@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,26 @@ from shards.atomic import write_text
 HEADS, CARD = "heads.safetensors", "README.md"
 
 
-def save_model(folder: Path, student: Student, teacher: Teacher, config: Mapping[str, Any]) -> None:
+@dataclass(frozen=True)
+class BestTeacher:
+    """The teacher at the step at which the probe scored it highest.
+
+    Attributes:
+        step: Finished steps.
+        score: The probe's figure.
+        metric: Its name in the log.
+        state: Its tensors, as `Teacher.state_dict` names them.
+    """
+
+    step: int
+    score: float
+    metric: str
+    state: Mapping[str, Tensor]
+
+
+def save_model(
+    folder: Path, student: Student, teacher: Teacher, config: Mapping[str, Any], best: BestTeacher | None = None
+) -> None:
     """Write the model's files into an existing, empty folder.
 
     Args:
@@ -24,13 +44,15 @@ def save_model(folder: Path, student: Student, teacher: Teacher, config: Mapping
         student: Its backbone and heads.
         teacher: Its backbone and heads.
         config: Resolved parameters, shards seen, steps and versions: the content of config.json.
+        best: Its backbone is written too; None for none.
     """
     networks = {"student": student.state_dict(), "teacher": teacher.state_dict()}
     heads: dict[str, Tensor] = {}
     for name, state in networks.items():
-        backbone = {key.removeprefix("backbone."): value for key, value in state.items() if _is_backbone(key)}
-        _save(backbone, folder / WEIGHTS[name])
+        _save_backbone(state, folder / WEIGHTS[name])
         heads |= {f"{name}.{key}": value for key, value in state.items() if not _is_backbone(key)}
+    if best is not None:
+        _save_backbone(best.state, folder / WEIGHTS["best"])
     _save(heads, folder / HEADS)
     text = json.dumps({"format_version": FORMAT_VERSION, **config}, indent=2, sort_keys=True)
     write_text(folder / CONFIG, text + "\n")
@@ -39,6 +61,10 @@ def save_model(folder: Path, student: Student, teacher: Teacher, config: Mapping
 
 def _is_backbone(key: str) -> bool:
     return key.startswith("backbone.")
+
+
+def _save_backbone(state: Mapping[str, Tensor], path: Path) -> None:
+    _save({key.removeprefix("backbone."): value for key, value in state.items() if _is_backbone(key)}, path)
 
 
 def _save(state: Mapping[str, Tensor], path: Path) -> None:
