@@ -18,6 +18,7 @@ from ace.training.objective import branches_of, count_valid
 from ace.training.params import PretrainParams
 from ace.training.pretrain import build_state, pretrain
 from ace.training.state import TrainState
+from ace.training.stop import StopRequest
 from shards.errors import ConfigError
 from shards.grid import Scale
 from tests.ace.training.conftest import ROOT, tiny_batches, tiny_grid, tiny_params
@@ -259,7 +260,8 @@ def test_a_run_trains_each_epoch_on_what_its_objective_shows(
 ) -> None:
     monkeypatch.setenv("ACE_SCRATCH", str(tmp_path / "scratch"))
     out, params = tmp_path / "model", tiny_params(objective=objective, epochs=3, checkpoint_every_s=60)
-    pretrain(params, tiny_grid(), tiny_batches(), shards_root=noise_shards, out=out, metrics_dir=tmp_path / "metrics")
+    places = {"shards_root": noise_shards, "out": out, "metrics_dir": tmp_path / "metrics"}
+    pretrain(params, tiny_grid(), tiny_batches(), **places, request=StopRequest(None))
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert {row["epoch"] for row in rows} == {0, 1, 2}
     for row in rows:

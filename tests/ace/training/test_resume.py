@@ -1,7 +1,6 @@
 """A run that ends at any moment and goes on later ends with the weights of one that never stopped."""
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -172,6 +171,7 @@ def test_loader_processes_end_with_a_trainer_that_is_killed_while_they_start(
     assert_group_ends(process.pid)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes_and_ends_close(
     finished: dict[int, Path], noise_shards: Path, tmp_path: Path
 ) -> None:
@@ -223,18 +223,3 @@ def test_a_named_run_directory_is_kept_and_refuses_other_inputs(
     assert process.returncode == 2
     assert f"pretrain.base_lr: found {0.05}, expected 0.001" in error
     assert "num_workers" not in error
-
-
-def test_a_second_training_in_the_same_run_directory_is_refused(noise_shards: Path, tmp_path: Path) -> None:
-    first_out, second_out = tmp_path / "first", tmp_path / "second"
-    for folder in (first_out, second_out):
-        folder.mkdir()
-    first = start_run(noise_shards, first_out, run_dir=tmp_path / "run")
-    try:
-        signal_when(first, (tmp_path / "run/metrics.jsonl").exists, signal.SIGSTOP)
-        (second,) = start_run(noise_shards, second_out, run_dir=tmp_path / "run")
-        _, error = second.communicate(timeout=120)
-        assert "another training is at work here" in error
-    finally:
-        os.killpg(first[0].pid, signal.SIGCONT)
-    finish(first)

@@ -1,7 +1,10 @@
 """What a run depends on, and whose folder it is."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,6 +65,23 @@ def test_a_run_directory_that_cannot_be_written_to_is_named(tmp_path: Path) -> N
             open_run(identity(), path, accepts_changed_code=False),
         ):
             pass
+
+
+def test_a_run_directory_is_held_by_one_training_at_a_time(tmp_path: Path) -> None:
+    attempt = f"""
+from pathlib import Path
+from ace.training.run import open_run
+from tests.ace.training.test_run import identity
+with open_run(identity(), Path({str(tmp_path)!r}), accepts_changed_code=False):
+    print("in")
+"""
+    command = [sys.executable, "-c", attempt]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with open_run(identity(), tmp_path, accepts_changed_code=False):
+        second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert "another training is at work here" in second.stderr
+    third = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert third.stdout == "in\n"
 
 
 def test_accepting_changed_code_does_not_accept_other_parameters(tmp_path: Path) -> None:
