@@ -3,10 +3,13 @@
 A row of an axis matrix is a token of one crop; inside the overlap it holds the window exp(−d²/2) around the token's
 match in the other crop (peak 1), cut only at the matrix edge; outside the overlap it is 0. The window is separable,
 so the Kronecker product of the row and the column matrix is the exact 2-D target, both token maps row-major.
+
+All but a few entries of a row are 0 (25 of 784 are not, on the paper's grid), so a matrix is kept as its windows.
 """
 
+from dataclasses import dataclass
+
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -14,10 +17,34 @@ DECOMPOSITION_RADIUS = 2
 COMPOSITION_RADIUS = 1
 
 
-def axis_decomposition(
-    coarse: Int[Tensor, " batch"], fine: Int[Tensor, " batch"], *, t: int, k: int
-) -> Float[Tensor, "batch {t} {k}*{t}"]:
-    """`A_dec` of one axis: fine token against decomposed coarse token (k of them a coarse token), radius 2.
+@dataclass(frozen=True)
+class Matches:
+    """A matrix of soft correspondence by its rows' windows; all other entries are 0.
+
+    Attributes:
+        columns: Column of each entry; the middle one is that of the row's own match.
+        values: The entries, in [0, 1], the middle one 1; 0 in rows without a match and beyond the matrix edge.
+        num_columns: Of the matrix.
+    """
+
+    columns: Int[Tensor, "batch rows window"]
+    values: Float[Tensor, "batch rows window"]
+    num_columns: int
+
+    @property
+    def own(self) -> tuple[Int[Tensor, "batch rows"], Float[Tensor, "batch rows"]]:
+        """Column and value of each row's own match; the value is 1, or 0 where there is none."""
+        middle = self.columns.shape[-1] // 2
+        return self.columns[..., middle], self.values[..., middle]
+
+    def dense(self) -> Float[Tensor, "batch rows cols"]:
+        """The whole matrix."""
+        shape = (*self.columns.shape[:2], self.num_columns)
+        return self.values.new_zeros(shape).scatter_add_(-1, self.columns, self.values)
+
+
+def axis_decomposition(coarse: Int[Tensor, " batch"], fine: Int[Tensor, " batch"], *, t: int, k: int) -> Matches:
+    """`A_dec` [t, k·t] of one axis: fine token against decomposed coarse token (k of them a coarse token), radius 2.
 
     Args:
         coarse: Origins of the coarse crops along the axis, in cells.
@@ -30,10 +57,8 @@ def axis_decomposition(
     return _windows(match, num_columns=k * t, radius=DECOMPOSITION_RADIUS)
 
 
-def axis_composition(
-    coarse: Int[Tensor, " batch"], fine: Int[Tensor, " batch"], *, t: int, k: int
-) -> Float[Tensor, "batch {t} {t}//{k}"]:
-    """`A_com` of one axis: coarse token against composed fine token (one for k fine tokens), radius 1.
+def axis_composition(coarse: Int[Tensor, " batch"], fine: Int[Tensor, " batch"], *, t: int, k: int) -> Matches:
+    """`A_com` [t, t/k] of one axis: coarse token against composed fine token (one for k fine tokens), radius 1.
 
     Args: as for `axis_decomposition`; the origins are aligned modulo k.
     """
@@ -44,8 +69,8 @@ def axis_composition(
 
 def decomposition_target(
     coarse: Int[Tensor, "batch 2"], fine: Int[Tensor, "batch 2"], *, t: int, k: int, l: int
-) -> Float[Tensor, "batch {t}*{t} {k}*{l}*{t}*{t}"]:
-    """Fine tokens against decomposed coarse tokens, values in [0, 1], every row inside the overlap with one 1.
+) -> Matches:
+    """Fine tokens against decomposed coarse tokens [t², k·l·t²], every row inside the overlap with one 1.
 
     Args:
         coarse: (row, col) origins of the coarse crops, in cells.
@@ -56,36 +81,35 @@ def decomposition_target(
     """
     rows = axis_decomposition(coarse[:, 0], fine[:, 0], t=t, k=k)
     cols = axis_decomposition(coarse[:, 1], fine[:, 1], t=t, k=l)
-    return _batched_kron(rows, cols)
+    return kronecker(rows, cols)
 
 
 def composition_target(
     coarse: Int[Tensor, "batch 2"], fine: Int[Tensor, "batch 2"], *, t: int, k: int, l: int
-) -> Float[Tensor, "batch {t}*{t} {t}*{t}//({k}*{l})"]:
-    """Coarse tokens against composed fine tokens, values in [0, 1], every row inside the overlap with one 1.
+) -> Matches:
+    """Coarse tokens against composed fine tokens [t², t²/(k·l)], every row inside the overlap with one 1.
 
     Args: as for `decomposition_target`.
     """
     rows = axis_composition(coarse[:, 0], fine[:, 0], t=t, k=k)
     cols = axis_composition(coarse[:, 1], fine[:, 1], t=t, k=l)
-    return _batched_kron(rows, cols)
+    return kronecker(rows, cols)
 
 
-def _windows(
-    match: Int[Tensor, "batch rows"], *, num_columns: int, radius: int
-) -> Float[Tensor, "batch rows {num_columns}"]:
+def kronecker(rows: Matches, cols: Matches) -> Matches:
+    """`torch.kron` of each pair of matrices in the batch, of which only the windows' products are formed."""
+    # Each axis's few entries are spread over the window first: the large operations then read whole runs of memory.
+    height, width = rows.columns.shape[-1], cols.columns.shape[-1]
+    first = (rows.columns * cols.num_columns).repeat_interleave(width, dim=-1)
+    columns = first[:, :, None] + cols.columns.repeat(1, 1, height)[:, None]
+    values = rows.values.repeat_interleave(width, dim=-1)[:, :, None] * cols.values.repeat(1, 1, height)[:, None]
+    return Matches(columns.flatten(1, 2), values.flatten(1, 2), rows.num_columns * cols.num_columns)
+
+
+def _windows(match: Int[Tensor, "batch rows"], *, num_columns: int, radius: int) -> Matches:
     """A Gaussian window around each row's match; no window where the match lies outside the matrix."""
-    column = torch.arange(num_columns, device=match.device)
-    distance = (column - column[:, None]).float()
-    windows = torch.exp(-0.5 * distance.square()) * (distance.abs() <= radius)
-    # Every window there can be, between two empty rows for matches outside: one gather instead of many exponentials.
-    return F.pad(windows, (0, 0, 1, 1))[match.clamp(-1, num_columns) + 1]
-
-
-def _batched_kron(
-    rows: Float[Tensor, "batch r1 c1"], cols: Float[Tensor, "batch r2 c2"]
-) -> Float[Tensor, "batch r1*r2 c1*c2"]:
-    """`torch.kron` of each pair in the batch."""
-    # The smaller factor is spread out first: the large multiplication then reads whole runs of memory.
-    spread = rows[..., None].expand(-1, -1, -1, cols.shape[2]).contiguous()
-    return (spread[:, :, None] * cols[:, None, :, None, :]).flatten(3).flatten(1, 2)
+    offset = torch.arange(-radius, radius + 1, device=match.device)
+    columns = match[:, :, None] + offset
+    is_inside = (columns >= 0) & (columns < num_columns) & ((match >= 0) & (match < num_columns))[:, :, None]
+    values = torch.exp(-0.5 * offset.float().square()) * is_inside
+    return Matches(columns.clamp(0, num_columns - 1), values, num_columns)

@@ -4,8 +4,12 @@ An erased token shows no anatomy: for every visible token it is as good as outsi
 nothing is known: whether they match is left open.
 """
 
-from jaxtyping import Bool, Float
+from dataclasses import replace
+
+from jaxtyping import Bool
 from torch import Tensor
+
+from ace.geometry.targets import Matches
 
 
 def decomposed_visible(
@@ -24,22 +28,14 @@ def composed_visible(
     return (2 * parts > k * l).flatten(1)
 
 
-def visible_matches(
-    target: Float[Tensor, "batch rows cols"],
-    rows: Bool[Tensor, "batch rows"],
-    cols: Bool[Tensor, "batch cols"],
-) -> Float[Tensor, "batch rows cols"]:
-    """The target without its erased rows and columns; a row whose own match is erased is 0 as a whole.
+def visible_matches(matches: Matches, rows: Bool[Tensor, "batch rows"], cols: Bool[Tensor, "batch cols"]) -> Matches:
+    """The matches without those of erased rows and columns; a row whose own match is erased is 0 as a whole.
 
     Args:
-        target: Soft correspondence, from `ace.geometry.targets`: rows inside the overlap have one 1, others are 0.
+        matches: Soft correspondence, from `ace.geometry.targets`.
         rows: Which tokens of the rows are visible.
         cols: Which tokens of the columns are visible.
     """
-    seen = target * (rows[:, :, None] & cols[:, None, :])
-    return seen * (seen.amax(-1, keepdim=True) == 1)
-
-
-def known_pairs(rows: Bool[Tensor, "batch rows"], cols: Bool[Tensor, "batch cols"]) -> Bool[Tensor, "batch rows cols"]:
-    """Pairs of tokens of which it is known whether they match: all but two erased ones."""
-    return rows[:, :, None] | cols[:, None, :]
+    is_seen = rows[:, :, None] & cols.gather(1, matches.columns.flatten(1)).view_as(matches.columns)
+    seen = replace(matches, values=matches.values * is_seen)
+    return replace(seen, values=seen.values * seen.own[1][:, :, None])

@@ -11,12 +11,17 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ace.geometry.targets import Matches
+
+Visible = tuple[Bool[Tensor, "batch rows"], Bool[Tensor, "batch cols"]]
+"""Which tokens of the rows and of the columns are not erased."""
+
 
 def matching_loss(
     teacher_tokens: Float[Tensor, "batch rows dim"],
     student_tokens: Float[Tensor, "batch cols dim"],
-    target: Float[Tensor, "batch rows cols"],
-    known: Bool[Tensor, "batch rows cols"] | None = None,
+    matches: Matches,
+    visible: Visible | None = None,
     *,
     scale: Float[Tensor, ""],
     bias: Float[Tensor, ""],
@@ -29,14 +34,14 @@ def matching_loss(
     Args:
         teacher_tokens: Tokens of norm 1, no gradient.
         student_tokens: Tokens of norm 1.
-        target: Soft correspondence in [0, 1], from `ace.geometry.targets`.
-        known: Pairs that count; None for all.
+        matches: Soft correspondence in [0, 1], from `ace.geometry.targets`, of visible tokens only.
+        visible: Which tokens are not erased; None for all.
         scale: Multiplies the cosines.
         bias: Added to the scaled cosines.
         alpha: Weight of a full match; 1 − alpha is that of none.
     """
     logits = matching_logits(teacher_tokens, student_tokens, scale=scale, bias=bias)
-    return balanced_bce(logits, target, known, alpha=alpha)
+    return balanced_bce(logits, matches, visible, alpha=alpha)
 
 
 def matching_logits(
@@ -51,42 +56,48 @@ def matching_logits(
 
 
 def balanced_bce(
-    logits: Float[Tensor, "batch rows cols"],
-    target: Float[Tensor, "batch rows cols"],
-    known: Bool[Tensor, "batch rows cols"] | None = None,
-    *,
-    alpha: float,
+    logits: Float[Tensor, "batch rows cols"], matches: Matches, visible: Visible | None = None, *, alpha: float
 ) -> Float[Tensor, ""]:
     """`(α·y + (1−α)(1−y)) · BCE(σ(x), y)`, mean over all entries; the authors call a focal loss with γ = 0.
 
     Args:
         logits: x, any real numbers.
-        target: y in [0, 1].
-        known: Entries that count; the others weigh 0, and the mean stays over all. None for all.
+        matches: y in [0, 1]; 0 for erased tokens.
+        visible: Which tokens of the rows and of the columns are not erased: pairs of two erased ones weigh 0, and the
+            mean stays over all. None for all.
         alpha: Weight of y = 1; 1 − alpha is that of y = 0.
     """
-    weight = _weight(target, alpha) if known is None else _weight(target, alpha) * known
-    # BCE(σ(x), y) = softplus(x) − x·y: no sigmoid, so no logarithm of 0, and two passes over the matrix.
-    return torch.mean(weight * F.softplus(logits.float())) - torch.mean(weight * target * logits.float())
+    x, y = logits.float(), matches.values
+    # BCE(σ(x), y) = softplus(x) − x·y: no sigmoid, so no logarithm of 0. Where y is 0, most of the matrix, the first
+    # summand alone is left; what is more in the windows is added there.
+    no_match = F.softplus(x)
+    total = no_match.sum()
+    if visible is not None:
+        rows, cols = ((~mask).float() for mask in visible)
+        total = total - ((no_match * cols[:, None]).sum(-1) * rows).sum()
+    near = x.gather(-1, matches.columns)
+    more = (2.0 * alpha - 1.0) * y * F.softplus(near) - _weight(y, alpha) * y * near
+    loss: Tensor = ((1.0 - alpha) * total + more.sum()) / x.numel()
+    return loss
 
 
-def target_entropy(target: Float[Tensor, "batch rows cols"], *, alpha: float) -> Float[Tensor, ""]:
+def target_entropy(matches: Matches, *, alpha: float) -> Float[Tensor, ""]:
     """The least `balanced_bce` that any logits reach against this soft target: its weighted binary entropy."""
-    entropy = torch.special.entr(target) + torch.special.entr(1.0 - target)
-    return torch.mean(_weight(target, alpha) * entropy)
+    y = matches.values
+    entropy = torch.special.entr(y) + torch.special.entr(1.0 - y)
+    batch, rows, _ = y.shape
+    return (_weight(y, alpha) * entropy).sum() / (batch * rows * matches.num_columns)
 
 
 def matching_accuracy(
-    teacher_tokens: Float[Tensor, "batch rows dim"],
-    student_tokens: Float[Tensor, "batch cols dim"],
-    target: Float[Tensor, "batch rows cols"],
+    teacher_tokens: Float[Tensor, "batch rows dim"], student_tokens: Float[Tensor, "batch cols dim"], matches: Matches
 ) -> Float[Tensor, ""]:
     """Share of the rows inside the overlap whose most similar column is the true match; chance is 1/cols.
 
     Rows outside the overlap have no match and do not count; with no row inside, the accuracy is 0.
     """
     similarity = teacher_tokens @ student_tokens.detach().mT
-    peak, match = target.max(-1)
+    match, peak = matches.own
     is_inside = peak > 0
     is_hit = (similarity.argmax(-1) == match) & is_inside
     return is_hit.sum() / is_inside.sum().clamp_min(1)

@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from ace.data.batches import PairBatch
-from ace.geometry.targets import composition_target, decomposition_target
-from ace.geometry.visibility import composed_visible, decomposed_visible, known_pairs, visible_matches
+from ace.geometry.targets import Matches, composition_target, decomposition_target
+from ace.geometry.visibility import composed_visible, decomposed_visible, visible_matches
 from ace.losses.matching import matching_accuracy, matching_loss, target_entropy
 from ace.models.heads import LogitScale
 from ace.models.networks import Student, StudentOutputs, TeacherOutputs
@@ -62,7 +62,7 @@ def local_terms(
 def _matching(
     name: str,
     tokens: tuple[Tensor | None, Tensor | None],
-    target: Tensor,
+    target: Matches,
     visible: tuple[Tensor, Tensor],
     logits: LogitScale | None,
     alpha: float,
@@ -75,8 +75,8 @@ def _matching(
     assert student_tokens is not None
     assert logits is not None
     scale, bias = logits()
-    matches, known = visible_matches(target, *visible), known_pairs(*visible)
-    loss = matching_loss(teacher_tokens, student_tokens, matches, known, scale=scale, bias=bias, alpha=alpha)
+    matches = visible_matches(target, *visible)
+    loss = matching_loss(teacher_tokens, student_tokens, matches, visible, scale=scale, bias=bias, alpha=alpha)
     terms = {f"loss_{name}": loss}
     if is_measured:
         terms[f"loss_{name}_excess"] = loss - target_entropy(matches, alpha=alpha)

@@ -26,7 +26,7 @@ def test_targets_built_on_the_host_are_ours(k: int, l: int) -> None:
         pair = draw_crop_pair(spec, spec.scales[0], rng)
         origins = torch.tensor([pair.coarse]), torch.tensor([pair.fine])
         for build, name in ((decomposition_target, "decomposition"), (composition_target, "composition")):
-            ours = build(*origins, t=spec.t, k=k, l=l)[0]
+            ours = build(*origins, t=spec.t, k=k, l=l).dense()[0]
             for kind in ("looped", "vectorised"):
                 theirs = getattr(targets, f"{kind}_{name}")(pair.coarse, pair.fine, spec.t, k, l)
                 torch.testing.assert_close(torch.from_numpy(theirs), ours)

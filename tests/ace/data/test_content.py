@@ -65,13 +65,13 @@ def check_correspondence(batch: PairBatch, t: int, is_same) -> None:
     torch.testing.assert_close(coarse_mask, part_is_shared.all(4).all(2).flatten(1))
     torch.testing.assert_close(coarse_mask, part_is_shared.any(4).any(2).flatten(1))
 
-    torch.testing.assert_close(decomposition_target(*origins, t=t, k=k, l=l) == 1.0, same)
+    torch.testing.assert_close(decomposition_target(*origins, t=t, k=k, l=l).dense() == 1.0, same)
 
     # [fine row, part, fine col, part] → which whole of the fine crop each coarse token's parts lie in.
     of_wholes = same.reshape(-1, t // k, k, t // l, l, t, k, t, l).permute(0, 5, 7, 1, 3, 2, 4, 6, 8)
     num_shared = of_wholes.flatten(5).sum(-1).flatten(3).flatten(1, 2)
     torch.testing.assert_close(num_shared == k * l, num_shared > 0)
-    torch.testing.assert_close(composition_target(*origins, t=t, k=k, l=l) == 1.0, num_shared > 0)
+    torch.testing.assert_close(composition_target(*origins, t=t, k=k, l=l).dense() == 1.0, num_shared > 0)
 
 
 @pytest.mark.parametrize("crops", ["fresh", "bank"])

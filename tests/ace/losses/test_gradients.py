@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from ace.geometry.overlap import overlap_masks
-from ace.geometry.targets import composition_target, decomposition_target
-from ace.geometry.visibility import composed_visible, decomposed_visible, known_pairs, visible_matches
+from ace.geometry.targets import Matches, composition_target, decomposition_target
+from ace.geometry.visibility import composed_visible, decomposed_visible, visible_matches
 from ace.losses.consistency import view_consistency
 from ace.losses.matching import matching_loss
 from ace.models.networks import overlap_mean
@@ -72,7 +72,7 @@ def check(loss: torch.Tensor, leaves: list[torch.Tensor], oracle: Callable[..., 
 
 
 def check_matching(
-    target: torch.Tensor,
+    target: Matches,
     visible: tuple[torch.Tensor, torch.Tensor],
     expected: list[tuple[np.ndarray, np.ndarray]],
     rng: np.random.Generator,
@@ -85,8 +85,8 @@ def check_matching(
     loss = matching_loss(
         F.normalize(teacher, dim=-1),
         F.normalize(student, dim=-1),
-        visible_matches(target.double(), *visible),
-        known_pairs(*visible),
+        visible_matches(target, *visible),
+        visible,
         scale=scale,
         bias=bias,
         alpha=alpha,
