@@ -86,7 +86,8 @@ def target_entropy(matches: Matches, *, alpha: float) -> Float[Tensor, ""]:
     y = matches.values
     entropy = torch.special.entr(y) + torch.special.entr(1.0 - y)
     batch, rows, _ = y.shape
-    return (_weight(y, alpha) * entropy).sum() / (batch * rows * matches.num_columns)
+    floor: Tensor = (_weight(y, alpha) * entropy).sum() / (batch * rows * matches.num_columns)
+    return floor
 
 
 def matching_accuracy(

@@ -31,19 +31,26 @@ SPLITS = ("train", "val", "test")
 CURVES = {
     "loss": "total loss",
     "loss_global": "global consistency",
+    "loss_views": "consistency of views",
     "loss_decomposition_excess": "decomposition, above its floor",
     "loss_composition_excess": "composition, above its floor",
     "accuracy_decomposition": "decomposition arg-max accuracy",
     "accuracy_composition": "composition arg-max accuracy",
+    "probe_knn_auroc": "kNN probe, mean AUROC",
+    "probe_linear_auroc": "linear probe, mean AUROC",
     "effective_rank": "effective rank of the features",
+    "rank_fraction": "effective rank over the most there can be",
     "feature_std": "standard deviation of the features",
     "teacher_entropy": "teacher entropy",
+    "center_norm": "length of the centre",
     "grad_norm": "gradient norm",
+    "loss_scale": "loss scale of fp16",
     "lr": "learning rate",
     "weight_decay": "weight decay",
     "momentum": "teacher momentum",
     "images_per_s": "images per second",
     "data_wait_share": "share of time waiting for data",
+    "peak_memory_gb": "peak memory, GB",
 }
 
 
