@@ -1,58 +1,77 @@
-"""What every source gives: records that name an image, whose it is, and what is known about it."""
+"""What every source is: a dataset's description, and a way from its folder to records."""
 
 import csv
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from shards.errors import SourceError
+from shards.records import Label, Record
 
-Label = int | None
-"""1 present, 0 absent, -1 uncertain, None unknown."""
+PatientGrouping = Literal["patient", "image"]
 
 
 @dataclass(frozen=True)
-class Record:
-    """One image of a source, before it is read.
+class SourceInfo:
+    """What `python -m shards sources` says of a dataset.
 
     Attributes:
-        source_id: The image's name in its source, unique there.
-        place: What messages and quarantine.csv call it: free of anything that could name a patient.
-        image: The file.
-        patient: The source's own patient id; leaves this package only as a keyed hash.
-        study: The source's own study id, likewise.
-        view: A short code, as PA.
-        labels: Finding → label.
-        spacing_mm: Size of a pixel (row, col) if known; of a projection, at the detector.
-        sha256: Expected hash of the file, if the source has a manifest.
-        masks: Structure → mask file of the image's size, non-zero inside.
-        landmarks: Landmark → (row, col) in continuous source pixels.
+        name: Its kind, as `nih-chestxray14`; also the prefix of its patients.
+        title: As its authors write it.
+        modality: As `chest X-ray`.
+        num_images: As published; None for a user's own.
+        num_patients: Likewise; None where the dataset does not say.
+        tasks: What its annotations are for, as `classification`.
+        licence: In a few words.
+        is_redistributable: Whether shards made of it may be passed on.
+        citation: Authors, title, place, year.
+        pages: Where to get it.
+        layout: What to put where, several lines.
+        shares_images_with: Other datasets that hold the same images.
     """
 
-    source_id: str
-    place: str
-    image: Path
-    patient: str
-    study: str | None
-    view: str | None
-    labels: Mapping[str, Label]
-    spacing_mm: tuple[float, float] | None
-    sha256: str | None = None
-    masks: Mapping[str, Path] = field(default_factory=dict)
-    landmarks: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    name: str
+    title: str
+    modality: str
+    num_images: int | None
+    num_patients: int | None
+    tasks: tuple[str, ...]
+    licence: str
+    is_redistributable: bool
+    citation: str
+    pages: tuple[str, ...]
+    layout: str
+    shares_images_with: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a source finds in a folder.
+
+    Attributes:
+        records: In an order that depends on the data only.
+        patient_grouping: `image` where patients are unknown and every image stands alone in the split: a patient may
+            then be in several splits.
+        warnings: What differs from the published dataset and may be right all the same; no value of a private file.
+        shares_images_with: Datasets with some of the same images, which no mapping file told apart.
+    """
+
+    records: tuple[Record, ...]
+    patient_grouping: PatientGrouping
+    warnings: tuple[str, ...] = ()
+    shares_images_with: tuple[str, ...] = ()
 
 
 class Source(Protocol):
-    """A raw dataset. Adding one: a params class in shards/params.py, a class like this, a line in `open_source`."""
+    """A raw dataset. Adding one: a module with a class like this, a line in the registry, and `check_source`."""
 
     @property
-    def channels(self) -> int:
-        """1 or 3, for every image of the batch."""
+    def info(self) -> SourceInfo:
+        """What it is."""
         ...
 
-    def records(self) -> list[Record]:
-        """All images, in an order that depends on the data only.
+    def read(self, root: Path) -> Listing:
+        """All images below `root`; reads lists and headers, no pixels.
 
         Raises:
             SourceError: files or columns are not what the source expects; names what was looked for.
@@ -102,3 +121,14 @@ def parse_label(value: str, place: str) -> Label:
     if value not in known:
         raise SourceError(f"{place}: expected 1 (present), 0 (absent), -1 (uncertain) or empty (unknown)")
     return known[value]
+
+
+def count_warnings(info: SourceInfo, records: tuple[Record, ...]) -> tuple[str, ...]:
+    """A line where images or patients are not as many as published: a part of a dataset is fine, and worth a word."""
+    found = {"images": len(records), "patients": len({record.patient for record in records})}
+    published = {"images": info.num_images, "patients": info.num_patients}
+    return tuple(
+        f"{info.name}: {found[what]:,} {what} found, {number:,} published"
+        for what, number in published.items()
+        if number is not None and found[what] != number
+    )

@@ -1,15 +1,43 @@
-"""Which class reads which kind of batch."""
+"""Which module reads which kind of dataset; a source is imported when it is asked for."""
 
-from shards.params import FolderSourceParams, PhantomSourceParams, SourceParams
+from importlib import import_module
+from typing import cast
+
+from shards.errors import ConfigError
 from shards.sources.base import Source
-from shards.sources.folder import FolderSource
-from shards.sources.phantom import PhantomSource
+
+MODULES = {
+    "phantom": "phantom",
+    "folder": "folder",
+    "dicom": "dicom_tree",
+    "nih-chestxray14": "nih_chestxray14",
+    "chexpert": "chexpert",
+    "mimic-cxr-jpg": "mimic_cxr_jpg",
+    "padchest": "padchest",
+    "rsna-pneumonia": "rsna_pneumonia",
+    "siim-acr": "siim_acr",
+    "vindr-cxr": "vindr_cxr",
+    "shenzhen": "shenzhen",
+    "montgomery": "montgomery",
+    "jsrt": "jsrt",
+    "chestx-det": "chestx_det",
+    "covid-qu-ex": "covid_qu_ex",
+    "open-i": "open_i",
+    "eyepacs": "eyepacs",
+    "drive": "drive",
+    "drishti-gs": "drishti_gs",
+    "refuge": "refuge",
+    "idrid": "idrid",
+}
+"""Kind → module of shards/sources, which names its source `SOURCE`."""
 
 
-def open_source(params: SourceParams) -> Source:
-    """The source that a batch names with `kind`."""
-    match params:
-        case PhantomSourceParams():
-            return PhantomSource(params)
-        case FolderSourceParams():
-            return FolderSource(params)
+def open_source(kind: str) -> Source:
+    """The source of a kind.
+
+    Raises:
+        ConfigError: there is none; names those there are.
+    """
+    if kind not in MODULES:
+        raise ConfigError(f"no source '{kind}'; there are {', '.join(MODULES)} (`python -m shards sources`)")
+    return cast(Source, import_module(f"shards.sources.{MODULES[kind]}").SOURCE)

@@ -1,0 +1,173 @@
+"""What a raw dataset says about each of its images, before any is read: the one form that all sources give."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from shards.errors import SourceError
+
+Label = int | None
+"""1 present, 0 absent, -1 uncertain, None unknown."""
+Split = Literal["train", "val", "test"]
+Sex = Literal["F", "M", "O"]
+Point = tuple[float, float]
+"""(row, col) in continuous source pixels."""
+
+
+@dataclass(frozen=True)
+class File:
+    """A file below the dataset's root.
+
+    Attributes:
+        path: Relative, with `/`.
+        num_bytes: Its size when it was registered; None before.
+        sha256: Its hash likewise.
+    """
+
+    path: str
+    num_bytes: int | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class RawLayout:
+    """Pixels without a header, as JSRT's .IMG files.
+
+    Attributes:
+        height: Rows.
+        width: Columns.
+        dtype: numpy's name of a stored value, as `>u2`.
+        max_value: Greater values are clipped to it.
+        is_inverted: 0 is white.
+    """
+
+    height: int
+    width: int
+    dtype: str
+    max_value: int
+    is_inverted: bool
+
+
+@dataclass(frozen=True)
+class MaskFiles:
+    """A structure drawn in one or more image files; inside where any has low <= grey <= high.
+
+    Attributes:
+        files: Images of grey levels 0 to 255; none at all: the structure is known to be absent.
+        low: Least grey level inside.
+        high: Greatest.
+        is_scaled: The files may have another size than the image, and cover the same field; nearest pixel.
+    """
+
+    files: tuple[File, ...]
+    low: int = 1
+    high: int = 255
+    is_scaled: bool = False
+
+
+@dataclass(frozen=True)
+class MaskRuns:
+    """A structure as run lengths, several of which are OR-ed; none: it is known to be absent.
+
+    Attributes:
+        runs: Pairs (pixels skipped since the end of the run before, pixels inside), one tuple an annotation; counted
+            down the columns (SIIM-ACR's relative encoding).
+        height: Rows of the mask, which are the image's.
+        width: Columns.
+    """
+
+    runs: tuple[tuple[tuple[int, int], ...], ...]
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class MaskPolygons:
+    """A structure as polygons, one closed ring an instance, even-odd, OR-ed; none: it is known to be absent."""
+
+    rings: tuple[tuple[Point, ...], ...]
+
+
+Mask = MaskFiles | MaskRuns | MaskPolygons
+
+
+@dataclass(frozen=True)
+class Box:
+    """A finding's rectangle: continuous source pixels, half open."""
+
+    label: str
+    row0: float
+    col0: float
+    row1: float
+    col1: float
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image of a dataset, before it is read.
+
+    Attributes:
+        source_id: The image's name in its dataset, unique there.
+        image: Its file.
+        patient: The dataset's own id, `DATASET/ID` where the dataset is public, or DATASET/ and the image's name where
+            patients are unknown; leaves this package only as a keyed hash.
+        study: The dataset's own study id, likewise.
+        view: A short code, as PA.
+        labels: Finding → label, the same findings for every image of a dataset.
+        masks: Structure → where it is drawn; a structure of a label's name shows that finding.
+        boxes: Rectangles of findings.
+        landmarks: Landmark → place.
+        split: The dataset's official one, if it has one.
+        sex: As recorded.
+        age_years: As recorded; leaves this package only as a bucket.
+        spacing_mm: Size of a pixel (row, col) if known; of a projection, at the detector.
+        raw: How to read a file without a header.
+        known_defect: Why the image is known to be unusable; it is quarantined unread.
+    """
+
+    source_id: str
+    image: File
+    patient: str
+    study: str | None = None
+    view: str | None = None
+    labels: Mapping[str, Label] = field(default_factory=dict)
+    masks: Mapping[str, Mask] = field(default_factory=dict)
+    boxes: tuple[Box, ...] = ()
+    landmarks: Mapping[str, Point] = field(default_factory=dict)
+    split: Split | None = None
+    sex: Sex | None = None
+    age_years: float | None = None
+    spacing_mm: tuple[float, float] | None = None
+    raw: RawLayout | None = None
+    known_defect: str | None = None
+
+
+def files_of(record: Record) -> list[File]:
+    """The image's file, then those of its masks."""
+    masks = (mask for mask in record.masks.values() if isinstance(mask, MaskFiles))
+    return [record.image, *(file for mask in masks for file in mask.files)]
+
+
+def check_inside(path: str, place: str) -> None:
+    """A listed path must stay below its folder.
+
+    Raises:
+        SourceError: it is absolute, has `..` parts, or is empty.
+    """
+    parts = PurePosixPath(path.replace("\\", "/"))
+    if not parts.parts or parts.is_absolute() or ".." in parts.parts or "\0" in path:
+        raise SourceError(f"{place}: the path leaves the folder; expected one below it, without '..' and not absolute")
+
+
+def locate(root: Path, file: File, place: str) -> Path:
+    """The file itself; a symbolic link must not lead out of `root` either.
+
+    Raises:
+        SourceError: the path leaves the folder.
+    """
+    check_inside(file.path, place)
+    path = root / file.path
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise SourceError(f"{place}: a symbolic link leads out of the folder; expected files that lie below it")
+    return path

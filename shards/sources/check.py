@@ -1,0 +1,90 @@
+"""The contract of every source, as a battery: `check_source(source, root)` for your own adapters and for ours."""
+
+import re
+from pathlib import Path
+
+from shards.errors import ShardError
+from shards.records import MaskFiles, MaskPolygons, MaskRuns, Record, files_of, locate
+from shards.sources.base import Source
+
+_LABEL = re.compile(r"[A-Za-z0-9 _()/+,'-]{1,64}")
+_VIEW = re.compile(r"[A-Za-z0-9 _-]{1,16}")
+_STRUCTURE = re.compile(r"[A-Za-z0-9_-]{1,64}")
+PRIVATE = ("folder", "dicom")
+
+
+class ContractError(ShardError):
+    """A source does not do what every source must; the message says what."""
+
+
+def check_source(source: Source, root: Path) -> None:
+    """Read `root` with the source and hold what it gives against the contract of `shards.records` and `Source`.
+
+    Raises:
+        ContractError: the first thing that is wrong.
+        SourceError: the source itself refuses the folder.
+    """
+    info = source.info
+    for name in ("name", "title", "modality", "tasks", "licence", "citation", "pages", "layout"):
+        _require(bool(getattr(info, name)), f"info.{name} is empty")
+    listing = source.read(root)
+    records = listing.records
+    _require(bool(records), "no records; a folder without images must raise SourceError")
+    _require(source.read(root) == listing, "two readings of one folder differ")
+    _require(
+        set(listing.shares_images_with) <= set(info.shares_images_with),
+        "the listing shares images with a dataset that info does not name",
+    )
+    for name in ("source_id", "image"):
+        values = [getattr(record, name) for record in records]
+        _require(len(set(values)) == len(values), f"two records have the same {name}")
+    findings = set(records[0].labels)
+    prefixes = () if info.name in PRIVATE else (info.name, *info.shares_images_with)
+    for record in records:
+        _check_record(record, root, findings, prefixes)
+    splits: dict[str, set[str | None]] = {}
+    for record in records:
+        splits.setdefault(record.patient, set()).add(record.split)
+    _require(all(len(found) == 1 for found in splits.values()), "a patient is in several official splits")
+    if listing.patient_grouping == "image":
+        _require(len(splits) == len(records), "patient_grouping is 'image' but two images have one patient")
+
+
+def _check_record(record: Record, root: Path, findings: set[str], prefixes: tuple[str, ...]) -> None:
+    where = f"record {record.source_id}"
+    _require(bool(record.source_id) and record.source_id.isprintable(), f"{where}: source_id must be printable")
+    for file in files_of(record):
+        _require(
+            record.known_defect is not None or locate(root, file, where).is_file(), f"{where}: no file {file.path}"
+        )
+        _require(file.sha256 is None and file.num_bytes is None, f"{where}: hashes are made by `register`")
+    _require(record.patient == record.patient.strip() != "", f"{where}: every record needs a patient")
+    _require(
+        not prefixes or record.patient.startswith(tuple(f"{prefix}/" for prefix in prefixes)),
+        f"{where}: the patient must begin with {' or '.join(prefixes)} and '/', so that datasets do not mix",
+    )
+    _require(record.study != "", f"{where}: an unknown study is None")
+    _require(record.view is None or bool(_VIEW.fullmatch(record.view)), f"{where}: a view is a short code")
+    _require(set(record.labels) == findings, f"{where}: every record has the same labels")
+    _require(all(_LABEL.fullmatch(name) for name in record.labels), f"{where}: a label needs a plain name")
+    _require(set(record.labels.values()) <= {1, 0, -1, None}, f"{where}: labels are 1, 0, -1 or None")
+    _require(record.split in (None, "train", "val", "test"), f"{where}: split is train, val, test or None")
+    _require(record.sex in (None, "F", "M", "O"), f"{where}: sex is F, M, O or None")
+    _require(record.age_years is None or 0 <= record.age_years <= 120, f"{where}: an age that cannot be is None")
+    _require(all(_STRUCTURE.fullmatch(name) for name in record.masks), f"{where}: structures have no dot")
+    for name, mask in record.masks.items():
+        match mask:
+            case MaskFiles():
+                _require(0 <= mask.low <= mask.high <= 255, f"{where}: mask {name}: 0 <= low <= high <= 255")
+            case MaskRuns():
+                pixels = [sum(skipped + inside for skipped, inside in runs) for runs in mask.runs]
+                _require(max(pixels, default=0) <= mask.height * mask.width, f"{where}: mask {name} ends outside")
+            case MaskPolygons():
+                _require(all(len(ring) >= 3 for ring in mask.rings), f"{where}: mask {name}: a ring has 3 points")
+    for box in record.boxes:
+        _require(0 <= box.row0 < box.row1 and 0 <= box.col0 < box.col1, f"{where}: box of {box.label} has no area")
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ContractError(message)
