@@ -83,7 +83,7 @@ def check_config(config: Config) -> None:
     correspondence = config.evaluate.correspondence
     location_axis(config.grid.spec, correspondence.locations_per_cell, correspondence.window_step_cells)
     phantom, splits = config.phantom, config.shard.splits
-    by_patient = [split_of(patient_id(number), PUBLIC_KEY, splits) for number in range(phantom.num_patients)]
+    by_patient = [split_of(PUBLIC_KEY.position(patient_id(number)), splits) for number in range(phantom.num_patients)]
     if config.batches[config.evaluate.batch].source.kind == "phantom":
         needed, found = config.evaluate.decomposition.batch, by_patient.count("test")
         if found < needed:

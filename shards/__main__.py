@@ -41,16 +41,25 @@ def shard(arguments: argparse.Namespace) -> None:
 
 
 def register(arguments: argparse.Namespace) -> None:
-    """Register a folder of images as a new batch."""
-    from shards.register import register_batch
+    """Register a dataset or a folder of images as a new batch."""
+    from shards.errors import ConfigError
+    from shards.register import Project, register_batch
+    from shards.sources.folder import FolderSource
+    from shards.sources.registry import open_source
 
+    source = open_source(arguments.source)
+    if arguments.labels:
+        if arguments.source != "folder":
+            raise ConfigError(f"--labels belongs to --source folder; {arguments.source} brings its own labels")
+        source = FolderSource(arguments.labels)
     register_batch(
         arguments.name,
         arguments.root,
-        labels=arguments.labels,
+        source,
         weight=arguments.weight,
-        params_path=arguments.params,
-        dvc_path=arguments.dvc,
+        split_rule=arguments.splits,
+        has_sex=arguments.sex,
+        project=Project(arguments.params, arguments.dvc),
     )
 
 
@@ -81,26 +90,41 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--num-workers", type=int, metavar="N", help="processes; default: one a core")
     command.set_defaults(run=phantom)
 
-    command = commands.add_parser("shard", help="build the shards of one batch", description=shard.__doc__)
+    command = commands.add_parser(
+        "shard", aliases=["build"], help="build the shards of one batch", description=shard.__doc__
+    )
     add_params_options(command)
     command.add_argument("--batch", required=True, metavar="NAME", help="a key of `batches` in the params file")
     command.add_argument("--out", type=Path, metavar="DIR", help="default: data/shards/NAME")
     command.add_argument("--num-workers", type=int, metavar="N", help="processes; default: one a core")
     command.set_defaults(run=shard)
 
-    command = commands.add_parser("register", help="add your own folder of images", description=register.__doc__)
+    command = commands.add_parser("register", help="add a dataset or your own images", description=register.__doc__)
     command.add_argument("name", help="name of the new batch, as clinic-b000; a batch never changes")
-    command.add_argument("root", type=Path, help="folder with PNG or JPEG images; its files stay where they are")
+    command.add_argument("root", type=Path, help="its folder; the files stay where they are")
+    command.add_argument(
+        "--source",
+        default="folder",
+        metavar="KIND",
+        help="what the folder holds: `python -m shards sources` lists the kinds; default: folder, any images",
+    )
     command.add_argument(
         "--labels",
         type=Path,
         metavar="CSV",
-        help="columns path, patient, optional study, view, and labels (1, 0, -1, empty); images without a row are left "
-        "out",
+        help="for `folder`: columns path, patient, optional study, view, split, sex, age_years, and labels (1, 0, -1, "
+        "empty); images without a row are left out",
     )
     command.add_argument(
         "--weight", type=float, default=1.0, help="share in training; default: 1, each image once an epoch"
     )
+    command.add_argument(
+        "--splits",
+        choices=("official", "hash"),
+        default="official",
+        help="official: the dataset's own splits where it has them; hash: all patients by their keyed hash",
+    )
+    command.add_argument("--sex", action="store_true", help="let the shards say the sex; default: they do not")
     command.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE")
     command.add_argument("--dvc", type=Path, default=Path("dvc.yaml"), metavar="FILE")
     command.set_defaults(run=register)

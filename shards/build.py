@@ -10,17 +10,19 @@ from typing import Any
 from tqdm import tqdm
 
 from shards.atomic import atomic_path, write_text
+from shards.delivery import Delivery, identify, read_manifest
 from shards.errors import SourceError
 from shards.format import LANDMARKS_SUFFIX, sha256_of
-from shards.identity import PUBLIC_KEY, load_id_key
+from shards.identity import PUBLIC_KEY
 from shards.index import check_quarantine, describe, index_values, publish
 from shards.parallel import map_in_processes
-from shards.params import GridParams, ShardParams, SourceParams
+from shards.params import GridParams, PhantomSourceParams, ShardParams, SourceParams
 from shards.plan import ShardPlan, fingerprint, plan_shards
 from shards.progress import progress_bar
+from shards.records import files_of
 from shards.sample import Encoded, Encoder, Rejected, Task
 from shards.scratch import unfinished_work
-from shards.sources.registry import open_source
+from shards.sources.phantom import PhantomSource
 from shards.tar import Span, TarWriter
 
 _MAX_NAMED = 10
@@ -53,19 +55,60 @@ def build_shards(
     Raises:
         SourceError: the source's files are not what it expects, changed since they were registered, or too many of them
             cannot be read.
-        IdKeyError: the project's identity key is missing or another one.
     """
-    source = open_source(source_params)
-    key = PUBLIC_KEY if source_params.kind == "phantom" else load_id_key(source_params.id_key_fingerprint)
-    plans = plan_shards(source.records(), key, params)
-    encoder = Encoder(batch, source.channels, grid.spec, params)
+    delivery = _delivery(source_params)
+    plans = plan_shards(delivery, params, has_public_ids=isinstance(source_params, PhantomSourceParams))
+    encoder = Encoder(batch, source_params.kind, _root(source_params), source_params.channels, grid.spec, params)
     # An experiment beside the workspace may need the same set: the second waits for the first.
-    with unfinished_work(f"shard/{batch}", fingerprint(plans, encoder, key), is_waiting=True) as scratch:
+    with unfinished_work(f"shard/{batch}", fingerprint(plans, encoder), is_waiting=True) as scratch:
         summaries = _build_tars(plans, encoder, scratch, num_workers)
         check_quarantine(batch, summaries, params.max_quarantined_fraction)
-        values = index_values(encoder, source_params.kind, key.fingerprint, summaries)
+        values = index_values(encoder, delivery.header, summaries)
         publish(values, summaries, scratch, out)
     print(describe(values), file=sys.stderr)
+
+
+def _delivery(source: SourceParams) -> Delivery:
+    if isinstance(source, PhantomSourceParams):
+        listing = PhantomSource().read(Path(source.dep))
+        return identify(listing, source.kind, PUBLIC_KEY, split_rule="hash", has_sex=False)
+    manifest = Path(source.dep)
+    delivery = read_manifest(manifest)
+    found = sha256_of(manifest)
+    if found != source.dep_sha256:
+        raise SourceError(
+            f"{manifest}: sha256 {found}, params.yaml expects {source.dep_sha256}; restore the manifest, or register "
+            "the changed files as a new batch"
+        )
+    _check_sizes(delivery, Path(source.root), manifest)
+    return delivery
+
+
+def _root(source: SourceParams) -> Path:
+    return Path(source.dep if isinstance(source, PhantomSourceParams) else source.root)
+
+
+def _check_sizes(delivery: Delivery, root: Path, manifest: Path) -> None:
+    """The cheap half of the check for changes; hashes are compared as each file is read."""
+    changed = [
+        number
+        for number, entry in enumerate(delivery.entries, start=1)
+        if any(_size_of(root / file.path) != file.num_bytes for file in files_of(entry.record))
+    ]
+    if changed:
+        more = f" and {len(changed) - _MAX_NAMED} more" if len(changed) > _MAX_NAMED else ""
+        raise SourceError(
+            f"files of {len(changed)} of {len(delivery.entries)} images below {root} are missing or changed since the "
+            f"batch was registered: {manifest} images {', '.join(map(str, changed[:_MAX_NAMED]))}{more}; restore them, "
+            "or register the folder as a new batch"
+        )
+
+
+def _size_of(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
 
 
 def _build_tars(
@@ -115,7 +158,7 @@ def _write_tar(plan: ShardPlan, results: Iterator[Result], scratch: Path, bar: "
         "bytes": (scratch / plan.name).stat().st_size,
         "sha256": sha256_of(scratch / plan.name),
         "samples": samples,
-        "quarantined": [[task.record.place, result.reason] for task, result in rejected],
+        "quarantined": [[task.place, result.reason] for task, result in rejected],
     }
     write_text(scratch / f"{plan.name}.json", json.dumps(summary))
     return summary
@@ -128,7 +171,7 @@ def _row(task: Task, spans: dict[str, Span]) -> dict[str, Any]:
     landmarks = spans.get(LANDMARKS_SUFFIX, Span(0, 0))
     return {
         "key": task.key,
-        "patient": task.patient,
+        "patient": task.record.patient,
         "split": task.split,
         "start": meta.member_start,
         "stop": last.member_stop,
@@ -142,7 +185,7 @@ def _row(task: Task, spans: dict[str, Span]) -> dict[str, Any]:
 
 
 def _check_unchanged(rejected: list[tuple[Task, Rejected]]) -> None:
-    changed = [task.record.place for task, result in rejected if result.has_changed]
+    changed = [task.place for task, result in rejected if result.has_changed]
     if changed:
         raise SourceError(
             f"{len(changed)} files are missing or changed since they were listed: {', '.join(changed[:_MAX_NAMED])}; "

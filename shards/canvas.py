@@ -123,9 +123,9 @@ class Placement:
         """The image on the canvas, antialiased."""
         return self._place(image, Image.Resampling.BICUBIC)
 
-    def place_mask(self, mask: UInt8[np.ndarray, "height width"]) -> Bool[np.ndarray, "side side"]:
-        """A mask of the image on the canvas: nearest pixel, true where it is not 0."""
-        placed: Bool[np.ndarray, "side side"] = self._place(mask, Image.Resampling.NEAREST) > 0
+    def place_mask(self, mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "side side"]:
+        """A mask of the image on the canvas: nearest pixel."""
+        placed: Bool[np.ndarray, "side side"] = self._place(mask.astype(np.uint8), Image.Resampling.NEAREST) > 0
         return placed
 
     def _place(self, image: Pixels, resampling: Image.Resampling) -> Canvas:

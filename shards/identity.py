@@ -5,14 +5,15 @@ import hashlib
 import hmac
 import os
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from shards.errors import IdKeyError
 from shards.params import SplitParams
+from shards.records import Split
 
-Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 KEY_FILE_VARIABLE = "ACE_ID_KEY_FILE"
 _KEY_BYTES = 32
@@ -55,15 +56,37 @@ PUBLIC_KEY = IdKey(hashlib.sha256(b"ACE phantom: public identity key").digest(),
 """For sources whose ids belong to nobody."""
 
 
-def split_of(patient: str, key: IdKey, splits: SplitParams) -> Split:
-    """The split of a patient: decided by id and key alone, so that adding data moves nobody.
+def split_of(
+    position: float,
+    splits: SplitParams,
+    official: Split | None = None,
+    *,
+    official_splits: frozenset[Split] = frozenset(),
+) -> Split:
+    """The split of a patient: decided by id, key and the dataset alone, so that adding data moves nobody.
 
-    Changing the fractions moves only patients next to the borders.
+    An official split is kept. Where a dataset has officially no validation patients, part of its training patients are,
+    as many as `val` is of `train` and `val` together. Changing the fractions moves only patients next to the borders.
+
+    Args:
+        position: The patient's (`IdKey.position`).
+        splits: Expected fractions.
+        official: The image's split in its dataset.
+        official_splits: Those that the dataset has.
     """
-    used = [name for name in SPLITS if getattr(splits, name) > 0]
-    position, border = key.position(patient), 0.0
+    if official is None:
+        return _split_at(position, {name: getattr(splits, name) for name in SPLITS})
+    if official == "train" and "val" not in official_splits and splits.train + splits.val > 0:
+        total = splits.train + splits.val
+        return _split_at(position, {"train": splits.train / total, "val": splits.val / total})
+    return official
+
+
+def _split_at(position: float, fractions: Mapping[Split, float]) -> Split:
+    used = [name for name, fraction in fractions.items() if fraction > 0]
+    border = 0.0
     for name in used[:-1]:
-        border += getattr(splits, name)
+        border += fractions[name]
         if position < border:
             return name
     return used[-1]

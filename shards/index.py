@@ -15,6 +15,7 @@ import numpy as np
 
 from shards.atomic import replace_directory
 from shards.contact import draw_contact_sheet
+from shards.delivery import Header
 from shards.errors import SourceError
 from shards.format import CONTACT_SHEET, FORMAT_VERSION, INDEX, QUARANTINE, ROW_DTYPE, ROWS, sha256_of
 from shards.identity import SPLITS
@@ -45,19 +46,24 @@ def check_quarantine(batch: str, summaries: list[Summary], max_fraction: float) 
     )
 
 
-def index_values(encoder: Encoder, kind: str, id_key_fingerprint: str, summaries: list[Summary]) -> dict[str, Any]:
+def index_values(encoder: Encoder, header: Header, summaries: list[Summary]) -> dict[str, Any]:
     """The content of index.json, but for the hash of the rows. Tars without a sample are not listed."""
     summaries = [summary for summary in summaries if summary["samples"]]
     samples = [sample for summary in summaries for sample in summary["samples"]]
     return {
         "format_version": FORMAT_VERSION,
         "batch": encoder.batch,
-        "source": kind,
+        "dataset": {
+            "kind": header.kind,
+            "patient_grouping": header.patient_grouping,
+            "shares_images_with": list(header.shares_images_with),
+            "split_rule": header.split_rule,
+        },
         "spec": encoder.spec.to_json(),
         "channels": encoder.channels,
         "image_format": encoder.params.image_format,
         "bank": {"seed": encoder.params.seed, "num_pairs_per_scale": encoder.params.num_bank_pairs},
-        "id_key_fingerprint": id_key_fingerprint,
+        "id_key_fingerprint": header.id_key_fingerprint,
         "shards": [
             {
                 "name": summary["name"],

@@ -115,35 +115,54 @@ class PhantomSourceParams(Section):
     dep: str
     """Folder of the phantom dataset; what DVC tracks."""
 
+    @property
+    def channels(self) -> Literal[1]:
+        """It is grey."""
+        return 1
 
-class FolderSourceParams(Section):
-    """A user's own folder of PNG and JPEG images; `python -m shards register` writes this item."""
 
-    kind: Literal["folder"]
-    """Which source reads the batch."""
+SourceKind = Literal[
+    "folder",
+    "dicom",
+    "nih-chestxray14",
+    "chexpert",
+    "mimic-cxr-jpg",
+    "padchest",
+    "rsna-pneumonia",
+    "siim-acr",
+    "vindr-cxr",
+    "shenzhen",
+    "montgomery",
+    "jsrt",
+    "chestx-det",
+    "covid-qu-ex",
+    "open-i",
+    "eyepacs",
+    "drive",
+    "drishti-gs",
+    "refuge",
+    "idrid",
+]
+
+
+class RegisteredSourceParams(Section):
+    """A dataset or a user's own images; `python -m shards register` writes this item."""
+
+    kind: SourceKind
+    """Which source read the files (`python -m shards sources`)."""
     dep: str
-    """Manifest of the folder (relative path, bytes, sha256); what DVC tracks."""
+    """Manifest of the delivery (docs/data.md); what DVC tracks."""
+    dep_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """Of the manifest: a batch never changes."""
     root: str
     """The folder; its files stay where they are."""
-    labels: str | None
-    """CSV with the columns path, patient, optional study and view, and one column per label (1, 0, -1, empty)."""
-    labels_sha256: str | None
-    """sha256 of that CSV, so that a changed CSV is noticed."""
     channels: Literal[1, 3]
     """1: stored grey. 3: stored in colour."""
-    spacing_mm: tuple[float, float] | None
-    """Size of a source pixel (row, col) in mm, if one holds for all images."""
     id_key_fingerprint: str = Field(pattern=FINGERPRINT)
     """Fingerprint of the secret key behind patient pseudonyms and splits; the same in every batch."""
 
-    @model_validator(mode="after")
-    def _labels_have_a_hash(self) -> Self:
-        if (self.labels is None) != (self.labels_sha256 is None):
-            raise ValueError(f"labels is {self.labels} and labels_sha256 is {self.labels_sha256}; give both or neither")
-        return self
 
-
-SourceParams = Annotated[PhantomSourceParams | FolderSourceParams, Field(discriminator="kind")]
+SourceParams = Annotated[PhantomSourceParams | RegisteredSourceParams, Field(discriminator="kind")]
 
 
 class MixParams(Section):
@@ -178,7 +197,7 @@ def parse_batches(values: Any, where: str) -> dict[str, BatchParams]:
         check_batch_name(str(name))
     batches = {str(name): BatchParams.from_params(item, f"{where}.{name}") for name, item in values.items()}
     sources = {name: batch.source for name, batch in batches.items()}
-    keys = {name: source.id_key_fingerprint for name, source in sources.items() if source.kind == "folder"}
+    keys = {name: source.id_key_fingerprint for name, source in sources.items() if source.kind != "phantom"}
     if len(set(keys.values())) > 1:
         found = ", ".join(f"{name} {key}" for name, key in keys.items())
         raise ConfigError(

@@ -9,12 +9,16 @@ from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 
+from shards.delivery import Delivery
 from shards.errors import SourceError
 from shards.format import MAX_KEY_LENGTH
-from shards.identity import SPLITS, IdKey, Split, split_of
+from shards.identity import SPLITS, split_of
 from shards.params import ShardParams
+from shards.records import Record, Split, files_of
 from shards.sample import Encoder, Task
-from shards.sources.base import Record
+
+_READ_BEFORE = ("phantom", "sources")
+"""Packages whose work is done when a delivery is planned."""
 
 
 @dataclass(frozen=True)
@@ -26,18 +30,35 @@ class ShardPlan:
     tasks: tuple[Task, ...]
 
 
-def plan_shards(records: list[Record], key: IdKey, params: ShardParams) -> list[ShardPlan]:
+def plan_shards(delivery: Delivery, params: ShardParams, *, has_public_ids: bool) -> list[ShardPlan]:
     """Deal the records to shards: by split, then in the order of their keys.
+
+    Args:
+        delivery: The records.
+        params: Section `shard`.
+        has_public_ids: Keys and messages may show the ids, which hide nobody.
 
     Raises:
         SourceError: there are no records, or two have the same key.
     """
-    tasks = sorted((_task(record, key, params) for record in records), key=lambda task: task.key)
+    official = delivery.official_splits
+    tasks = sorted(
+        (
+            _task(
+                entry.record,
+                number,
+                split_of(entry.position, params.splits, entry.record.split, official_splits=official),
+                has_public_ids=has_public_ids,
+            )
+            for number, entry in enumerate(delivery.entries, start=1)
+        ),
+        key=lambda task: task.key,
+    )
     if not tasks:
         raise SourceError("the source has no images")
     for first, second in pairwise(tasks):
         if first.key == second.key:
-            raise SourceError(f"{first.record.place} and {second.record.place} have the same id; ids must be unique")
+            raise SourceError(f"{first.place} and {second.place} have the same id; ids must be unique")
     return [
         ShardPlan(f"{split}-{number:06d}.tar", split, chunk)
         for split in SPLITS
@@ -47,46 +68,38 @@ def plan_shards(records: list[Record], key: IdKey, params: ShardParams) -> list[
     ]
 
 
-def fingerprint(plans: list[ShardPlan], encoder: Encoder, key: IdKey) -> str:
+def fingerprint(plans: list[ShardPlan], encoder: Encoder) -> str:
     """Hex digest of everything that decides the bytes of the tars; unfinished work is reused only where it agrees.
 
-    Files without a known hash (the images of a source without a manifest, all masks) are recognised by size and time.
+    Files without a known hash (the phantom's) are recognised by size and time.
     """
     settings = {
         "batch": encoder.batch,
         "channels": encoder.channels,
         "spec": encoder.spec.to_json(),
         "shard": encoder.params.model_dump(mode="json", exclude={"max_quarantined_fraction"}),
-        "id_key": key.fingerprint,
         "libraries": [version(name) for name in ("numpy", "pillow")],
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     package = Path(__file__).parent
-    for path in sorted([*package.glob("*.py"), *package.glob("sources/*.py")]):
-        digest.update(path.read_bytes())
+    for path in sorted(package.rglob("*.py")):
+        if path.parent.name not in _READ_BEFORE:
+            digest.update(path.read_bytes())
     for plan in plans:
         for task in plan.tasks:
             digest.update(f"{plan.name} {task!r}".encode())
-            for path in _files_without_hash(task.record):
-                stat = path.stat()
+            for file in files_of(task.record):
+                if file.sha256 is not None:
+                    continue
+                stat = (encoder.root / file.path).stat()
                 digest.update(f"{stat.st_size} {stat.st_mtime_ns}".encode())
     return digest.hexdigest()[:16]
 
 
-def _files_without_hash(record: Record) -> list[Path]:
-    images = [record.image] if record.sha256 is None else []
-    return [*images, *record.masks.values()]
-
-
-def _task(record: Record, key: IdKey, params: ShardParams) -> Task:
-    split = split_of(record.patient, key, params.splits)
-    patient = key.pseudonym("patient", record.patient)
-    if key.is_public:
-        return Task(record, public_key_of(record.source_id), record.source_id, patient, record.study, split)
-    source_id = key.pseudonym("source", record.source_id)
-    # Study ids may be unique within a patient only.
-    study = key.pseudonym("study", f"{record.patient}/{record.study}") if record.study else None
-    return Task(record, source_id, source_id, patient, study, split)
+def _task(record: Record, number: int, split: Split, *, has_public_ids: bool) -> Task:
+    if has_public_ids:
+        return Task(record, public_key_of(record.source_id), record.image.path, split)
+    return Task(record, record.source_id, f"manifest image {number}", split)
 
 
 def public_key_of(source_id: str) -> str:

@@ -18,7 +18,7 @@ from shards.canvas import Canvas
 from shards.errors import ConfigError, IndexFormatError
 from shards.format import FORMAT_VERSION, INDEX, MASK_SUFFIX, ROW_DTYPE, ROWS, sha256_of
 from shards.grid import GridSpec
-from shards.identity import Split
+from shards.records import Split
 from shards.tar import walk_members
 
 

@@ -1,98 +1,128 @@
-"""Register a folder of images as a new batch: a manifest, an item of `batches`, and a dep line for every consumer."""
+"""Register a delivery of images as a new batch: a manifest, an item of `batches`, a dep line for every consumer."""
 
+import hashlib
 import math
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from shards.atomic import write_text
 from shards.canvas import Placement, UnreadableImageError, cell_statistics, decode_image, is_coloured
 from shards.config import DEFAULT_PARAMS, read_params
+from shards.delivery import Delivery, SplitRule, check_paths, format_manifest, identify, read_manifest
 from shards.errors import ConfigError, SourceError
-from shards.format import sha256_of
 from shards.identity import IdKey, load_id_key, read_id_key
-from shards.params import BatchParams, GridParams, ShardParams, check_batch_name, parse_batches
+from shards.params import BatchParams, GridParams, RegisteredSourceParams, ShardParams, check_batch_name, parse_batches
 from shards.progress import progress
-from shards.sources.folder import patient_of_path, read_label_rows
-from shards.sources.manifest import describe_file, find_images, format_manifest
+from shards.records import File, MaskFiles, Record, locate
+from shards.sources.base import Listing, Source
 from shards.yaml_lines import add_deps, add_item
 
 MANIFESTS = Path("data/manifests")
 _MAX_SAMPLED = 256
 _DECIMALS = 4
-_FEW_PATIENTS = 10
+
+
+@dataclass(frozen=True)
+class Project:
+    """The two files that a batch is entered in; manifests lie in data/manifests beside them."""
+
+    params: Path = DEFAULT_PARAMS
+    dvc: Path = Path("dvc.yaml")
+
+    @property
+    def root(self) -> Path:
+        """The project's folder."""
+        return self.params.parent
 
 
 def register_batch(
     name: str,
     root: Path,
+    source: Source,
     *,
-    labels: Path | None,
-    weight: float,
-    params_path: Path = DEFAULT_PARAMS,
-    dvc_path: Path = Path("dvc.yaml"),
+    weight: float = 1.0,
+    split_rule: SplitRule = "official",
+    has_sex: bool = False,
+    project: Project | None = None,
 ) -> None:
-    """Add a folder of PNG and JPEG images to the project; `dvc repro` then does the rest.
+    """Add images to the project; `dvc repro` then does the rest.
 
     The files stay where they are. A batch never changes: the same call twice is harmless (and completes a call that was
-    killed), the same name with other files is refused. Every batch names the identity key, and all the same one.
+    killed, or restores a lost manifest), the same name with other files is refused. A folder that has grown is
+    registered again under a new name: files that an earlier batch of the same folder has are left out. Every batch
+    names the identity key, and all the same one.
 
     Args:
         name: Of the batch, as `clinic-b000`.
         root: The folder.
-        labels: CSV with path, patient, optional study and view, and label columns; images without a row are left out,
-            and counted on standard error.
+        source: Reads it.
         weight: Share in training; 1 shows each image once per epoch.
-        params_path: The project's params.yaml; the manifest goes to data/manifests beside it.
-        dvc_path: The project's dvc.yaml.
+        split_rule: `official` keeps the dataset's own splits where it has them, `hash` splits patients by their hash.
+        has_sex: Whether the shards say the patients' sex.
+        project: Where params.yaml and dvc.yaml are.
 
     Raises:
         ConfigError: the name is taken by other files or unfit, or the files of the project are not as expected.
-        SourceError: the folder or the CSV is not as expected, or no image in it can be read.
+        SourceError: the folder is not as the source expects, or no image in it can be read.
         IdKeyError: there is no identity key, or another one than the project's.
     """
+    project = project or Project()
     check_batch_name(name)
-    values = read_params(params_path)
-    grid = GridParams.from_params(values.get("grid"), f"{params_path}: grid")
-    shard = ShardParams.from_params(values.get("shard"), f"{params_path}: shard")
-    key = _id_key(parse_batches(values.get("batches"), f"{params_path}: batches"))
+    values = read_params(project.params)
+    grid = GridParams.from_params(values.get("grid"), f"{project.params}: grid")
+    shard = ShardParams.from_params(values.get("shard"), f"{project.params}: shard")
+    batches = parse_batches(values.get("batches"), f"{project.params}: batches")
+    key = _id_key(batches)
 
-    chosen = _choose_images(root, labels)
-    paths = progress(chosen.paths, total=len(chosen.paths), description="hash", unit="file")
-    manifest = format_manifest([describe_file(root, path) for path in paths])
-    dep = (MANIFESTS / f"{name}.csv").as_posix()
-    survey = survey_images(root, chosen.paths, grid, shard)
-    source = {
-        "kind": "folder",
-        "dep": dep,
-        "root": _portable(root, params_path.parent),
-        "labels": _portable(labels, params_path.parent) if labels else None,
-        "labels_sha256": sha256_of(labels) if labels else None,
-        "channels": survey.channels,
-        "spacing_mm": None,
-        "id_key_fingerprint": key.fingerprint,
+    listing = source.read(root)
+    check_paths((record for record in listing.records), str(root))
+    _check_official_splits(listing, split_rule)
+    earlier = _earlier_files(name, root, batches, project)
+    new = tuple(record for record in listing.records if _is_new(record, root, earlier))
+    num_known = len(listing.records) - len(new)
+    if not new:
+        raise SourceError(f"{root}: all {len(listing.records)} images are in earlier batches; there is nothing to add")
+    records = tuple(progress(hashed(new, root), total=len(new), description="hash", unit="image"))
+    listing = replace(listing, records=records)
+    delivery = identify(listing, source.info.name, key, split_rule=split_rule, has_sex=has_sex)
+    manifest = "".join(format_manifest(delivery))
+    dep = (MANIFESTS / f"{name}.jsonl").as_posix()
+    survey = survey_images(root, new, grid, shard)
+    item = {
+        "source": {
+            "kind": source.info.name,
+            "dep": dep,
+            "dep_sha256": hashlib.sha256(manifest.encode()).hexdigest(),
+            "root": _portable(root, project.root),
+            "channels": survey.channels,
+            "id_key_fingerprint": key.fingerprint,
+        },
+        "mix": {"weight": weight, "mean": survey.mean, "std": survey.std},
     }
-    item = {"source": source, "mix": {"weight": weight, "mean": survey.mean, "std": survey.std}}
     BatchParams.from_params(item, f"batch {name}")
 
-    manifest_path = params_path.parent / dep
     known = (values.get("batches") or {}).get(name)
-    _check_immutable(name, known, source, manifest_path, manifest)
-    params_text = params_path.read_text(encoding="utf-8")
+    if known is not None and known.get("source") != item["source"]:
+        raise ConfigError(
+            f"batch {name} exists with other files, labels or settings; a batch never changes: choose another name for "
+            "the new files, as its number + 1"
+        )
+    params_text = project.params.read_text(encoding="utf-8")
     if known is None:
         params_text = add_item(params_text, "batches", name, item)
-    dvc_text = add_deps(dvc_path.read_text(encoding="utf-8"), name)
-    write_text(manifest_path, manifest)
-    write_text(dvc_path, dvc_text)
-    write_text(params_path, params_text)
-    _report(name, labels, chosen, item, is_known=known is not None)
+    dvc_text = add_deps(project.dvc.read_text(encoding="utf-8"), name)
+    write_text(project.root / dep, manifest)
+    write_text(project.dvc, dvc_text)
+    write_text(project.params, params_text)
+    _report(name, delivery, listing, item, num_known=num_known, is_registered=known is not None)
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What the images of a folder look like.
+    """What the images of a delivery look like.
 
     Attributes:
         channels: 3 if any is coloured.
@@ -105,18 +135,18 @@ class Survey:
     std: float
 
 
-def survey_images(root: Path, paths: list[str], grid: GridParams, shard: ShardParams) -> Survey:
-    """Look at up to 256 images spread evenly over the folder; unreadable ones are left to the stage `shard`.
+def survey_images(root: Path, records: tuple[Record, ...], grid: GridParams, shard: ShardParams) -> Survey:
+    """Look at up to 256 images spread evenly over the delivery; unreadable ones are left to the stage `shard`.
 
     Raises:
         SourceError: none can be read, or none has any foreground.
     """
-    chosen = paths[:: -(-len(paths) // _MAX_SAMPLED)]
+    chosen = records[:: -(-len(records) // _MAX_SAMPLED)]
     total = squares = count = num_read = 0
     has_colour = False
-    for path in progress(chosen, total=len(chosen), description="look", unit="image"):
+    for record in progress(chosen, total=len(chosen), description="look", unit="image"):
         try:
-            image = decode_image((root / path).read_bytes(), shard.max_source_megapixels * 1e6)
+            image = decode_image((root / record.image.path).read_bytes(), shard.max_source_megapixels * 1e6)
         except UnreadableImageError:
             continue
         canvas = Placement(grid.spec.canvas_px, *image.shape[:2]).place_image(image)
@@ -126,54 +156,92 @@ def survey_images(root: Path, paths: list[str], grid: GridParams, shard: ShardPa
     if not count:
         raise SourceError(
             f"{root}: looked at {len(chosen)} images, could read {num_read} and found no foreground in them "
-            "(shard.foreground); expected PNG or JPEG files with something in them"
+            "(shard.foreground); expected image files with something in them"
         )
     mean = total / count
     std = math.sqrt(max(squares / count - mean**2, 1.0))
     return Survey(3 if has_colour else 1, round(mean / 255, _DECIMALS), round(std / 255, _DECIMALS))
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """The images to register: sorted paths below the folder, their patients, and how many have no row in the CSV."""
-
-    paths: list[str]
-    patients: set[str]
-    num_left_out: int
-
-
 def _id_key(batches: Mapping[str, BatchParams]) -> IdKey:
     """The key of the batches there are; the first one decides."""
     for batch in batches.values():
-        if batch.source.kind == "folder":
+        if isinstance(batch.source, RegisteredSourceParams):
             return load_id_key(batch.source.id_key_fingerprint)
     return read_id_key()
 
 
-def _choose_images(root: Path, labels: Path | None) -> _Choice:
-    found = find_images(root)
-    if labels is None:
-        return _Choice(found, {patient_of_path(path) for path in found}, num_left_out=0)
-    rows = read_label_rows(labels)
-    missing = [number for number, path in enumerate(rows, start=1) if not (root / path).is_file()]
-    if missing:
-        raise SourceError(
-            f"{labels}: {len(missing)} rows name no file, first: row {missing[0]}; paths are relative to {root}"
-        )
-    return _Choice(sorted(rows), {row["patient"] for row in rows.values()}, num_left_out=len(set(found) - set(rows)))
+def _check_official_splits(listing: Listing, split_rule: SplitRule) -> None:
+    """A patient on both sides of an official split would leak into the evaluation.
 
-
-def _check_immutable(
-    name: str, known: Mapping[str, Any] | None, source: Mapping[str, Any], manifest_path: Path, manifest: str
-) -> None:
-    if known is None:
+    Raises:
+        SourceError: there is one.
+    """
+    if split_rule == "hash":
         return
-    is_same = manifest_path.is_file() and manifest_path.read_text(encoding="utf-8") == manifest
-    if not is_same or known.get("source") != source:
-        raise ConfigError(
-            f"batch {name} exists with other files or settings; a batch never changes: choose another name for the new "
-            "files, as its number + 1"
+    splits: dict[str, set[str | None]] = {}
+    for record in listing.records:
+        splits.setdefault(record.patient, set()).add(record.split)
+    num_torn = sum(len(found) > 1 for found in splits.values())
+    if num_torn:
+        raise SourceError(
+            f"{num_torn} of {len(splits)} patients have images in several official splits, or in one and in none; "
+            "correct the lists, or register with --splits hash, which splits by patient"
         )
+
+
+def _earlier_files(
+    name: str, root: Path, batches: Mapping[str, BatchParams], project: Project
+) -> dict[str, int | None]:
+    """Path → size of the images that earlier batches of the same folder have."""
+    earlier: dict[str, int | None] = {}
+    for other, batch in batches.items():
+        if other == name:
+            break
+        source = batch.source
+        if isinstance(source, RegisteredSourceParams) and (project.root / source.root).resolve() == root.resolve():
+            entries = read_manifest(project.root / source.dep).entries
+            earlier.update((entry.record.image.path, entry.record.image.num_bytes) for entry in entries)
+    return earlier
+
+
+def _is_new(record: Record, root: Path, earlier: Mapping[str, int | None]) -> bool:
+    """Whether no earlier batch has the image.
+
+    Raises:
+        SourceError: one has it with another size: what was delivered has been changed.
+    """
+    if record.image.path not in earlier:
+        return True
+    if (root / record.image.path).stat().st_size != earlier[record.image.path]:
+        raise SourceError(
+            f"{root}: an image of an earlier batch has changed since it was registered; restore it, and give the new "
+            "version another name"
+        )
+    return False
+
+
+def hashed(records: tuple[Record, ...], root: Path) -> Iterable[Record]:
+    """The records with size and hash of every file as it is now.
+
+    Raises:
+        SourceError: a file lies outside of `root`.
+    """
+    for record in records:
+        masks = {
+            name: replace(mask, files=tuple(_described(root, file) for file in mask.files))
+            if isinstance(mask, MaskFiles)
+            else mask
+            for name, mask in record.masks.items()
+        }
+        is_there = record.known_defect is None or (root / record.image.path).is_file()
+        yield replace(record, image=_described(root, record.image) if is_there else record.image, masks=masks)
+
+
+def _described(root: Path, file: File) -> File:
+    with locate(root, file, "a file of the delivery").open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return File(file.path, stream.tell(), digest)
 
 
 def _portable(path: Path, project: Path) -> str:
@@ -182,19 +250,26 @@ def _portable(path: Path, project: Path) -> str:
     return resolved.relative_to(home).as_posix() if resolved.is_relative_to(home) else str(resolved)
 
 
-def _report(name: str, labels: Path | None, chosen: _Choice, item: Mapping[str, Any], *, is_known: bool) -> None:
-    """Say what was understood; without a CSV that includes where the patients come from."""
-    num_patients = len(chosen.patients)
-    if labels is None:
-        where = "top-level subfolders" if any("/" in path for path in chosen.paths) else "file names"
-        print(f"no CSV: patients are taken from the {where}; give --labels CSV if that is wrong", file=sys.stderr)
-        if num_patients < _FEW_PATIENTS:
-            print(f"only {num_patients} patients: are the folders classes rather than patients?", file=sys.stderr)
-    if chosen.num_left_out:
-        print(f"{chosen.num_left_out} images in the folder have no row in {labels} and are left out", file=sys.stderr)
-    verb, mix = "already registered" if is_known else "registered", item["mix"]
+def _report(
+    name: str, delivery: Delivery, listing: Listing, item: Mapping[str, Any], *, num_known: int, is_registered: bool
+) -> None:
+    """Say what was understood, and everything that may be wrong with it."""
+    for warning in listing.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if listing.patient_grouping == "image":
+        print(
+            "warning: patients are unknown, every image stands alone in the split: images of one patient may be in "
+            "training and in the test; the index says so (patient_grouping: image)",
+            file=sys.stderr,
+        )
+    for other in listing.shares_images_with:
+        print(f"warning: some images are also in {other}, and nothing here tells which (docs/data.md)", file=sys.stderr)
+    if num_known:
+        print(f"{num_known} images are in earlier batches of the folder and are left out", file=sys.stderr)
+    num_patients = len({entry.record.patient for entry in delivery.entries})
+    verb, mix = "already registered" if is_registered else "registered", item["mix"]
     print(
-        f"{verb}: {name}, {len(chosen.paths)} images of {num_patients} patients, "
+        f"{verb}: {name}, {len(delivery.entries)} images of {num_patients} patients, "
         f"{item['source']['channels']} channel(s), mean {mix['mean']}, std {mix['std']}; now run `dvc repro`",
         file=sys.stderr,
     )

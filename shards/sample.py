@@ -4,13 +4,13 @@ import hashlib
 import io
 import json
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from shards.canvas import (
-    DAMAGED_MASK,
     Cells,
     Pixels,
     Placement,
@@ -20,33 +20,32 @@ from shards.canvas import (
     is_coloured,
     with_channels,
 )
+from shards.delivery import age_bucket
 from shards.format import FORMAT_VERSION, LANDMARKS_SUFFIX, MASK_SUFFIX, META_SUFFIX
 from shards.grid import GridSpec, crop_bank
-from shards.identity import Split
+from shards.masks import draw_mask
 from shards.params import ShardParams
-from shards.sources.base import Record
+from shards.records import Box, File, Record, Split, locate
 
-_BOUND_OF_MASKS = 2**31
+
+class ChangedFileError(Exception):
+    """A file is not the one that was registered."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A record with what may be published about it.
+    """A record and where its sample goes.
 
     Attributes:
-        record: What the source says; its ids stay behind.
+        record: What may be kept of the image (`shards.delivery.Entry`).
         key: The sample's key.
-        source_id: Name in the source, or its keyed hash.
-        patient: Pseudonym.
-        study: Study id or its keyed hash.
+        place: What messages and quarantine.csv call it: free of anything that could name a patient.
         split: The patient's.
     """
 
     record: Record
     key: str
-    source_id: str
-    patient: str
-    study: str | None
+    place: str
     split: Split
 
 
@@ -77,6 +76,8 @@ class Encoder:
     """Tasks to samples, with what all samples of a batch share."""
 
     batch: str
+    kind: str
+    root: Path
     channels: int
     spec: GridSpec
     params: ShardParams
@@ -84,31 +85,39 @@ class Encoder:
     def __call__(self, task: Task) -> Encoded | Rejected:
         """Encode one task; a file that cannot be used is a result, not an error."""
         record = task.record
+        if record.known_defect is not None:
+            return Rejected(record.known_defect)
         try:
-            data = record.image.read_bytes()
-            masks = {structure: path.read_bytes() for structure, path in sorted(record.masks.items())}
-        except OSError:
-            return Rejected("missing or not readable", has_changed=True)
-        if record.sha256 is not None and hashlib.sha256(data).hexdigest() != record.sha256:
-            return Rejected("changed since it was registered", has_changed=True)
-        try:
+            data = self._read(record.image, task.place)
             image = decode_image(data, self.params.max_source_megapixels * 1e6)
-            return self._encode(task, image, masks)
+            return self._encode(task, image)
+        except ChangedFileError as error:
+            return Rejected(str(error), has_changed=True)
         except UnreadableImageError as error:
             return Rejected(str(error))
 
-    def _encode(self, task: Task, image: Pixels, masks: dict[str, bytes]) -> Encoded:
+    def _read(self, file: File, place: str) -> bytes:
+        try:
+            data = locate(self.root, file, place).read_bytes()
+        except OSError:
+            raise ChangedFileError("missing or not readable") from None
+        if file.sha256 is not None and hashlib.sha256(data).hexdigest() != file.sha256:
+            raise ChangedFileError("changed since it was registered")
+        return data
+
+    def _encode(self, task: Task, image: Pixels) -> Encoded:
+        record = task.record
         placement = Placement(self.spec.canvas_px, *image.shape[:2])
         canvas = placement.place_image(with_channels(image, self.channels))
         cells = cell_statistics(canvas, self.spec, self.params.foreground)
         meta = self._meta(task, placement, cells)
         members = [(META_SUFFIX, _json_bytes(meta)), (self.params.image_format, self._image_bytes(canvas))]
-        points = {name: placement.place_point(point) for name, point in sorted(task.record.landmarks.items())}
+        points = {name: placement.place_point(point) for name, point in sorted(record.landmarks.items())}
         if points:
             members.append((LANDMARKS_SUFFIX, _json_bytes(points)))
-        for structure, mask_data in masks.items():
-            mask = _read_mask(mask_data, image.shape[:2])
-            placed = _png_bytes(Image.fromarray(placement.place_mask(mask)))
+        for structure, mask in sorted(record.masks.items()):
+            drawn = draw_mask(mask, image.shape[:2], partial(self._read, place=task.place))
+            placed = _png_bytes(Image.fromarray(placement.place_mask(drawn)))
             members.append((MASK_SUFFIX.format(structure=structure), placed))
         counted = {
             "labels": meta["labels"],
@@ -125,11 +134,15 @@ class Encoder:
             "format_version": FORMAT_VERSION,
             "key": task.key,
             "batch": self.batch,
-            "source_id": task.source_id,
-            "patient": task.patient,
-            "study": task.study,
+            "dataset": self.kind,
+            "source_id": record.source_id,
+            "patient": record.patient,
+            "study": record.study,
             "view": record.view,
+            "sex": record.sex,
+            "age": age_bucket(record.age_years),
             "labels": dict(sorted(record.labels.items())),
+            "boxes": [_placed_box(box, placement) for box in record.boxes],
             "original": {
                 "height": placement.source_height,
                 "width": placement.source_width,
@@ -160,14 +173,13 @@ class Encoder:
         return file.getvalue()
 
 
-def _read_mask(data: bytes, size: tuple[int, ...]) -> np.ndarray:
-    try:
-        mask = with_channels(decode_image(data, _BOUND_OF_MASKS), 1)
-    except UnreadableImageError:
-        raise UnreadableImageError(DAMAGED_MASK) from None
-    if mask.shape != size:
-        raise UnreadableImageError(DAMAGED_MASK)
-    return mask
+def _placed_box(box: Box, placement: Placement) -> dict[str, Any]:
+    """On the canvas, in continuous pixels."""
+    (row0, col0), (row1, col1) = (
+        placement.place_point((box.row0, box.col0)),
+        placement.place_point((box.row1, box.col1)),
+    )
+    return {"label": box.label, "row0": row0, "col0": col0, "row1": row1, "col1": col1}
 
 
 def _png_bytes(image: Image.Image) -> bytes:

@@ -11,8 +11,9 @@ from shards.canvas import Pixels, UnreadableImageError
 from shards.dicom import is_dicom
 from shards.errors import SourceError
 from shards.format import INDEX
-from shards.identity import Split, read_id_key
+from shards.identity import read_id_key
 from shards.read import ShardIndex, ShardReader
+from shards.records import Split
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 _BYTES_THAT_TELL = 132

@@ -18,9 +18,9 @@ from ace.training.monitor_params import ProbeParams
 from ace.training.probe_scores import NOT_KNOWN, auroc_by_label, knn_votes, linear_scores
 from shards.errors import ConfigError
 from shards.grid import GridSpec
-from shards.identity import Split
 from shards.params import MixParams
 from shards.read import ShardIndex, ShardReader
+from shards.records import Split
 
 Members = Sequence[tuple[ShardIndex, MixParams]]
 Place = tuple[int, int]

@@ -10,7 +10,7 @@ from shards.sources.base import Source
 _LABEL = re.compile(r"[A-Za-z0-9 _()/+,'-]{1,64}")
 _VIEW = re.compile(r"[A-Za-z0-9 _-]{1,16}")
 _STRUCTURE = re.compile(r"[A-Za-z0-9_-]{1,64}")
-PRIVATE = ("folder", "dicom")
+_WITHOUT_PREFIX = ("phantom", "folder", "dicom")
 
 
 class ContractError(ShardError):
@@ -39,7 +39,7 @@ def check_source(source: Source, root: Path) -> None:
         values = [getattr(record, name) for record in records]
         _require(len(set(values)) == len(values), f"two records have the same {name}")
     findings = set(records[0].labels)
-    prefixes = () if info.name in PRIVATE else (info.name, *info.shares_images_with)
+    prefixes = () if info.name in _WITHOUT_PREFIX else (info.name, *info.shares_images_with)
     for record in records:
         _check_record(record, root, findings, prefixes)
     splits: dict[str, set[str | None]] = {}

@@ -1,89 +1,118 @@
-"""A user's own folder of PNG and JPEG images as a source, with an optional CSV of patients and labels."""
+"""A user's own folder of images as a source, with an optional CSV of patients, labels and views.
 
-import hashlib
+Layout: image files at any depth; hidden files and folders are passed over. The CSV has the columns `path` (relative to
+the folder) and `patient`, optionally `study`, `view`, `split` (train, val, test), `sex` (F, M, O) and `age_years`, and
+one column per label with 1 (present), 0 (absent), -1 (uncertain) or nothing (unknown).
+"""
+
+import math
+import os
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import cast, get_args
 
 from shards.errors import SourceError
-from shards.params import FolderSourceParams
-from shards.sources.base import Record, parse_label, read_csv
-from shards.sources.manifest import ManifestEntry, check_inside, read_manifest
+from shards.records import File, Record, Sex, Split, check_inside
+from shards.sources.base import Listing, SourceInfo, parse_label, read_csv
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 REQUIRED_COLUMNS = ("path", "patient")
-_OPTIONAL_COLUMNS = ("study", "view")
+_DESCRIPTIVE = ("study", "view", "split", "sex", "age_years")
 _VIEW = re.compile(r"[A-Za-z0-9 _-]{0,16}")
 _LABEL_NAME = re.compile(r"[A-Za-z0-9 _()/+-]{1,64}")
-_MAX_NAMED = 10
+_MAX_AGE_YEARS = 120
+
+INFO = SourceInfo(
+    name="folder",
+    title="Your own images",
+    modality="any",
+    num_images=None,
+    num_patients=None,
+    tasks=("classification",),
+    licence="yours",
+    is_redistributable=False,
+    citation="none: the images are yours",
+    pages=("docs/data.md",),
+    layout=f"FOLDER/**/*{{{','.join(SUFFIXES)}}}, and --labels CSV with the columns path, patient, "
+    f"optionally {', '.join(_DESCRIPTIVE)}, and labels (1, 0, -1, empty)",
+)
 
 
+@dataclass(frozen=True)
 class FolderSource:
-    """The files that a manifest lists. Their names, and the CSV's ids, may be about real people."""
+    """All images of a folder, or those that a CSV lists. Names and ids in them may be about real people."""
 
-    def __init__(self, params: FolderSourceParams) -> None:
-        self._params = params
-        self._root = Path(params.root)
-        self._manifest = Path(params.dep)
+    labels: Path | None = None
+    info: SourceInfo = INFO
 
-    @property
-    def channels(self) -> int:
-        """As registered."""
-        return self._params.channels
-
-    def records(self) -> list[Record]:
-        """One record per row of the manifest, in its order.
+    def read(self, root: Path) -> Listing:
+        """One record per image, by path; images without a row of the CSV are left out.
 
         Raises:
-            SourceError: manifest, folder and CSV do not agree; files are named by their row in the manifest.
+            SourceError: there are no images, or the CSV is not as expected; messages name rows, never values.
         """
-        entries = read_manifest(self._manifest)
-        self._check_sizes(entries)
-        rows = self._rows(entries)
-        return [self._record(number, entry, rows[entry.path]) for number, entry in enumerate(entries, start=1)]
+        found = find_images(root)
+        if self.labels is None:
+            rows = {path: {"patient": patient_of_path(path)} for path in found}
+            warnings = _patients_of_paths(rows)
+        else:
+            rows = read_label_rows(self.labels)
+            missing = [number for number, path in enumerate(rows, start=1) if not (root / path).is_file()]
+            if missing:
+                raise SourceError(
+                    f"{self.labels}: {len(missing)} rows name no file, first: row {missing[0]}; paths are relative to "
+                    f"{root}"
+                )
+            num_left_out = len(set(found) - set(rows))
+            left_out = f"{num_left_out} images in the folder have no row in {self.labels} and are left out"
+            warnings = (left_out,) if num_left_out else ()
+        records = tuple(_record(path, rows[path], f"{self.labels}") for path in sorted(rows))
+        return Listing(records, "patient", warnings)
 
-    def _record(self, number: int, entry: ManifestEntry, row: dict[str, str]) -> Record:
-        labels = {name: value for name, value in row.items() if name not in (*REQUIRED_COLUMNS, *_OPTIONAL_COLUMNS)}
-        return Record(
-            source_id=entry.path,
-            place=f"manifest row {number}",
-            image=self._root / entry.path,
-            patient=row["patient"],
-            study=row.get("study") or None,
-            view=row.get("view") or None,
-            labels={name: parse_label(value, f"manifest row {number}: label {name}") for name, value in labels.items()},
-            spacing_mm=self._params.spacing_mm,
-            sha256=entry.sha256,
-        )
 
-    def _rows(self, entries: list[ManifestEntry]) -> dict[str, dict[str, str]]:
-        if self._params.labels is None:
-            return {entry.path: {"patient": patient_of_path(entry.path)} for entry in entries}
-        path = Path(self._params.labels)
-        rows = read_label_rows(path)
-        if hashlib.sha256(path.read_bytes()).hexdigest() != self._params.labels_sha256:
-            raise SourceError(f"{path}: changed since the batch was registered; restore it, or register a new batch")
-        missing = [number for number, entry in enumerate(entries, start=1) if entry.path not in rows]
-        if missing:
-            raise SourceError(f"{path}: no row for the images in {self._named(missing)}")
-        return rows
+SOURCE = FolderSource()
 
-    def _check_sizes(self, entries: list[ManifestEntry]) -> None:
-        """The cheap half of the check for changes; hashes are compared as each file is read."""
-        changed = []
-        for number, entry in enumerate(entries, start=1):
-            try:
-                if (self._root / entry.path).stat().st_size != entry.num_bytes:
-                    changed.append(number)
-            except OSError:
-                changed.append(number)
-        if changed:
-            raise SourceError(
-                f"{len(changed)} of {len(entries)} files below {self._root} are missing or changed since the batch was "
-                f"registered: {self._named(changed)}; restore them, or register the folder as a new batch"
-            )
 
-    def _named(self, numbers: list[int]) -> str:
-        more = f" and {len(numbers) - _MAX_NAMED} more" if len(numbers) > _MAX_NAMED else ""
-        return f"{self._manifest} rows {', '.join(map(str, numbers[:_MAX_NAMED]))}{more}"
+def _record(path: str, row: dict[str, str], where: str) -> Record:
+    age = row.get("age_years", "")
+    return Record(
+        source_id=path,
+        image=File(path),
+        patient=row["patient"],
+        study=row.get("study") or None,
+        view=row.get("view") or None,
+        labels={name: parse_label(row[name], where) for name in row if name not in (*REQUIRED_COLUMNS, *_DESCRIPTIVE)},
+        split=cast(Split, row["split"]) if row.get("split") else None,
+        sex=cast(Sex, row["sex"]) if row.get("sex") else None,
+        age_years=float(age) if age else None,
+    )
+
+
+def find_images(root: Path) -> list[str]:
+    """Paths of all images below `root`, sorted; hidden files and folders are passed over.
+
+    Raises:
+        SourceError: there are none, or one has a name that no CSV line can hold.
+    """
+    if not root.is_dir():
+        raise SourceError(f"{root}: no such folder; expected one with {', '.join(SUFFIXES)} files in it")
+    found = sorted(_walk(root))
+    if not found:
+        raise SourceError(f"{root}: no images; looked for files ending in {', '.join(SUFFIXES)} at any depth")
+    for path in found:
+        if not path.isprintable() or path != path.strip():
+            raise SourceError(f"{root}: rename {path!r}: expected printable characters without spaces at the ends")
+    return found
+
+
+def _walk(root: Path) -> Iterator[str]:
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for name in names:
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+                yield (Path(folder) / name).relative_to(root).as_posix()
 
 
 def patient_of_path(path: str) -> str:
@@ -92,27 +121,51 @@ def patient_of_path(path: str) -> str:
     return parts[0] if len(parts) > 1 else PurePosixPath(path).stem
 
 
+def _patients_of_paths(rows: dict[str, dict[str, str]]) -> tuple[str, ...]:
+    where = "top-level subfolders" if any("/" in path for path in rows) else "file names"
+    few = len({row["patient"] for row in rows.values()})
+    doubt = f"; only {few} patients: are the folders classes rather than patients?" if few < 10 else ""
+    return (f"no CSV: patients are taken from the {where}; give --labels CSV if that is wrong{doubt}",)
+
+
 def read_label_rows(path: Path) -> dict[str, dict[str, str]]:
     """The rows of a user's CSV by image path.
 
     Raises:
         SourceError: a column is missing, a path leaves the folder or repeats, a patient is empty, a view is no short
-            code, a label column has no plain name or a value other than 1, 0, -1 and empty.
+            code, a split, sex or age is none, a label column has no plain name or a value other than 1, 0, -1, empty.
     """
     rows: dict[str, dict[str, str]] = {}
     for number, row in enumerate(read_csv(path, REQUIRED_COLUMNS, "the CSV of patients and labels"), start=1):
         place = f"{path} row {number}"
         check_inside(row["path"], place)
-        if not row["patient"]:
-            raise SourceError(f"{place}: no patient; the split needs one for every image")
-        if not _VIEW.fullmatch(row.get("view", "")):
-            raise SourceError(f"{place}: view must be a short code, as PA: at most 16 letters or digits")
+        _check_row(row, place)
         image = PurePosixPath(row["path"].replace("\\", "/")).as_posix()
         if image in rows:
             raise SourceError(f"{place}: an earlier row has the same path")
-        for name in row.keys() - {*REQUIRED_COLUMNS, *_OPTIONAL_COLUMNS}:
+        for name in row.keys() - {*REQUIRED_COLUMNS, *_DESCRIPTIVE}:
             if not _LABEL_NAME.fullmatch(name):
                 raise SourceError(f"{path}: a label column needs a plain name of letters, digits and spaces")
-            parse_label(row[name], f"{place}: column '{name}' (every column but path, patient, study, view is a label)")
+            known = ", ".join((*REQUIRED_COLUMNS, *_DESCRIPTIVE))
+            parse_label(row[name], f"{place}: column '{name}' (every column but {known} is a label)")
         rows[image] = {**row, "path": image}
     return rows
+
+
+def _check_row(row: dict[str, str], place: str) -> None:
+    if not row["patient"]:
+        raise SourceError(f"{place}: no patient; the split needs one for every image")
+    if not _VIEW.fullmatch(row.get("view", "")):
+        raise SourceError(f"{place}: view must be a short code, as PA: at most 16 letters or digits")
+    for column, allowed in (("split", get_args(Split)), ("sex", get_args(Sex))):
+        if row.get(column) and row[column] not in allowed:
+            raise SourceError(f"{place}: {column} must be {', '.join(allowed)} or empty")
+    if row.get("age_years") and not _is_age(row["age_years"]):
+        raise SourceError(f"{place}: age_years must be a number from 0 to {_MAX_AGE_YEARS}, or empty")
+
+
+def _is_age(value: str) -> bool:
+    try:
+        return 0 <= float(value) <= _MAX_AGE_YEARS and math.isfinite(float(value))
+    except ValueError:
+        return False

@@ -5,8 +5,8 @@ import math
 from pathlib import Path
 
 from shards.errors import SourceError
-from shards.params import PhantomSourceParams
-from shards.sources.base import Record, parse_label, read_csv
+from shards.records import File, MaskFiles, Record
+from shards.sources.base import Listing, SourceInfo, parse_label, read_csv
 
 _ID_COLUMNS = ("image_id", "patient_id", "study_id", "view")
 _SPACING_COLUMN = "detector_spacing_mm"
@@ -15,47 +15,67 @@ _LANDMARK_COLUMNS = ("image_id", "landmark", "row", "col")
 _LAYOUT = "dataset.json, labels.csv, landmarks.csv, images/<image_id>.png, masks/<structure>/<image_id>.png"
 
 
+INFO = SourceInfo(
+    name="phantom",
+    title="The built-in dataset: radiographs of one real chest CT, warped into virtual patients",
+    modality="chest X-ray (rendered)",
+    num_images=None,
+    num_patients=None,
+    tasks=("segmentation", "classification", "landmarks", "correspondence"),
+    licence="as its CT's (shards/phantom/asset/NOTICE)",
+    is_redistributable=True,
+    citation="docs/data.md, The phantom",
+    pages=("docs/data.md",),
+    layout=f"nothing: `python -m shards phantom` writes {_LAYOUT}",
+)
+
+
 class PhantomSource:
     """Images, exact masks and landmarks of virtual patients; grey, with ids that hide nobody."""
 
-    channels = 1
+    info = INFO
 
-    def __init__(self, params: PhantomSourceParams) -> None:
-        self._root = Path(params.dep)
-
-    def records(self) -> list[Record]:
+    def read(self, root: Path) -> Listing:
         """One record per row of labels.csv, by image id.
 
         Raises:
             SourceError: a file of the layout is missing, images and rows are not the same set, or a value is none that
                 its column may have.
         """
+        return Listing(_PhantomFolder(root).records(), "patient")
+
+
+SOURCE = PhantomSource()
+
+
+class _PhantomFolder:
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def records(self) -> tuple[Record, ...]:
         self._check_description()
         rows = read_csv(self._root / "labels.csv", _ID_COLUMNS, "the phantom's labels")
         self._check_images([row["image_id"] for row in rows])
         landmarks, masks = self._landmarks(), self._masks()
-        return sorted(
-            (
-                Record(
-                    source_id=row["image_id"],
-                    place=f"images/{row['image_id']}.png",
-                    image=self._root / "images" / f"{row['image_id']}.png",
-                    patient=row["patient_id"],
-                    study=row["study_id"] or None,
-                    view=row["view"] or None,
-                    labels={
-                        name: parse_label(value, f"labels.csv: {row['image_id']}: {name}")
-                        for name, value in row.items()
-                        if name not in (*_ID_COLUMNS, *_DESCRIPTIVE_COLUMNS)
-                    },
-                    spacing_mm=_pair(row.get(_SPACING_COLUMN, ""), f"labels.csv: {row['image_id']}"),
-                    masks=masks.get(row["image_id"], {}),
-                    landmarks=landmarks.get(row["image_id"], {}),
-                )
-                for row in rows
-            ),
-            key=lambda record: record.source_id,
+        records = (
+            Record(
+                source_id=row["image_id"],
+                image=File(f"images/{row['image_id']}.png"),
+                patient=row["patient_id"],
+                study=row["study_id"] or None,
+                view=row["view"] or None,
+                labels={
+                    name: parse_label(value, f"labels.csv: {row['image_id']}: {name}")
+                    for name, value in row.items()
+                    if name not in (*_ID_COLUMNS, *_DESCRIPTIVE_COLUMNS)
+                },
+                spacing_mm=_pair(row.get(_SPACING_COLUMN, ""), f"labels.csv: {row['image_id']}"),
+                masks=masks.get(row["image_id"], {}),
+                landmarks=landmarks.get(row["image_id"], {}),
+            )
+            for row in rows
         )
+        return tuple(sorted(records, key=lambda record: record.source_id))
 
     def _check_description(self) -> None:
         path = self._root / "dataset.json"
@@ -88,10 +108,11 @@ class PhantomSource:
             places.setdefault(row["image_id"], {})[row["landmark"]] = place
         return places
 
-    def _masks(self) -> dict[str, dict[str, Path]]:
-        masks: dict[str, dict[str, Path]] = {}
+    def _masks(self) -> dict[str, dict[str, MaskFiles]]:
+        masks: dict[str, dict[str, MaskFiles]] = {}
         for path in sorted((self._root / "masks").glob("*/*.png")):
-            masks.setdefault(path.stem, {})[path.parent.name] = path
+            file = File(path.relative_to(self._root).as_posix())
+            masks.setdefault(path.stem, {})[path.parent.name] = MaskFiles((file,))
         return masks
 
 

@@ -1,16 +1,21 @@
 """Small raw datasets in the layouts that the sources read, and the parameters to build them with."""
 
 import csv
-import hashlib
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from shards.params import FolderSourceParams, GridParams, PhantomSourceParams, ShardParams
-from shards.sources.manifest import describe_file, find_images, format_manifest
+from shards.delivery import format_manifest, identify
+from shards.format import sha256_of
+from shards.identity import KEY_FILE_VARIABLE, IdKey, read_id_key
+from shards.params import GridParams, PhantomSourceParams, RegisteredSourceParams, ShardParams
+from shards.register import hashed
+from shards.sources.folder import FolderSource
 
 FINDINGS = ("nodule", "pleural_effusion", "pneumothorax", "consolidation", "cardiomegaly")
 PHANTOM_COLUMNS = ("image_id", "patient_id", "study_id", "view", *FINDINGS, "finding_side", "detector_spacing_mm")
@@ -81,21 +86,30 @@ def write_folder(root: Path, names: list[str], size: tuple[int, int] = (40, 30))
         _save(root / name, smooth_image(*size, number))
 
 
-def folder_params(root: Path, manifest: Path, labels: Path | None = None, **changes: Any) -> FolderSourceParams:
-    """Write the manifest of a folder as it is now; the params that name it."""
+def folder_params(
+    root: Path,
+    manifest: Path,
+    labels: Path | None = None,
+    *,
+    spacing_mm: tuple[float, float] | None = None,
+    **changes: Any,
+) -> RegisteredSourceParams:
+    """Write the manifest of a folder as it is now, as `register` does; the params that name it."""
+    listing = FolderSource(labels).read(root)
+    records = tuple(replace(record, spacing_mm=spacing_mm) for record in hashed(listing.records, root))
+    key = read_id_key() if os.environ.get(KEY_FILE_VARIABLE) else IdKey(b"a test's own key", is_public=False)
+    delivery = identify(replace(listing, records=records), "folder", key, split_rule="official", has_sex=False)
     manifest.parent.mkdir(parents=True, exist_ok=True)
-    manifest.write_text(format_manifest([describe_file(root, path) for path in find_images(root)]), encoding="utf-8")
+    manifest.write_text("".join(format_manifest(delivery)), encoding="utf-8")
     values = {
         "kind": "folder",
         "dep": str(manifest),
+        "dep_sha256": sha256_of(manifest),
         "root": str(root),
-        "labels": str(labels) if labels else None,
-        "labels_sha256": hashlib.sha256(labels.read_bytes()).hexdigest() if labels else None,
         "channels": 1,
-        "spacing_mm": None,
-        "id_key_fingerprint": "idkey-0000000000000000",
+        "id_key_fingerprint": key.fingerprint,
     }
-    return FolderSourceParams.from_params({**values, **changes}, "test: source")
+    return RegisteredSourceParams.from_params({**values, **changes}, "test: source")
 
 
 def folder_bytes(root: Path) -> dict[str, bytes]:

@@ -9,11 +9,10 @@ from filelock import FileLock
 from PIL import Image
 
 from shards.build import build_shards
-from shards.errors import IdKeyError, SourceError
+from shards.errors import SourceError
 from shards.format import FORMAT_VERSION
 from shards.grid import CropPair, crop_bank
 from shards.identity import PUBLIC_KEY, split_of
-from shards.params import FolderSourceParams
 from shards.read import ShardIndex, ShardReader
 from tests.shards.datasets import (
     folder_bytes,
@@ -64,6 +63,10 @@ def test_the_description_of_a_sample_has_exactly_what_it_may_have(tmp_path: Path
         "patient": PUBLIC_KEY.pseudonym("patient", patient),
         "study": f"{patient}-s1",
         "view": "PA",
+        "dataset": "phantom",
+        "sex": None,
+        "age": None,
+        "boxes": [],
         "original": {"height": 48, "width": 48, "spacing_mm": [1.2, 1.2]},
     }
     assert meta["labels"]["nodule"] == int(patient[1:]) % 2
@@ -132,7 +135,7 @@ def test_adding_patients_moves_nobody_to_another_split(tmp_path: Path) -> None:
     large = build(write_phantom(tmp_path / "large", num_patients=30), tmp_path / "b").index
     before, after = ({str(row["key"]): str(row["split"]) for row in index.rows} for index in (small, large))
     assert before == {key: after[key] for key in before}
-    assert all(split == split_of(key[:5], PUBLIC_KEY, shard_params().splits) for key, split in after.items())
+    assert all(split == split_of(PUBLIC_KEY.position(key[:5]), shard_params().splits) for key, split in after.items())
 
 
 def test_statistics_are_those_of_the_training_images_foreground(tmp_path: Path) -> None:
@@ -160,7 +163,7 @@ def test_a_coloured_batch_has_three_channels_everywhere(tmp_path: Path, id_key: 
     write_folder(tmp_path / "own", ["grey.png"])
     colour = np.stack([smooth_image(40, 30, seed) for seed in range(3)], axis=2)
     Image.fromarray(colour).save(tmp_path / "own" / "colour.png")
-    source = folder_params(tmp_path / "own", tmp_path / "m.csv", channels=3, id_key_fingerprint=id_key)
+    source = folder_params(tmp_path / "own", tmp_path / "m.jsonl", channels=3)
     reader = build(source, tmp_path / "out")
     assert reader.index.channels == 3
     assert {reader.read(row).image.shape for row in range(2)} == {(48, 48, 3)}
@@ -178,15 +181,15 @@ def test_nothing_of_a_patient_but_the_allowed_leaves_a_secret_keyed_build(
     labels = tmp_path / "labels.csv"
     rows = [(name, name.split("/")[0], "ACC123", "PA", 1) for name in names]
     write_csv(labels, ("path", "patient", "study", "view", "Effusion"), rows)
-    source = folder_params(tmp_path / "own", tmp_path / "m.csv", labels, id_key_fingerprint=id_key)
+    source = folder_params(tmp_path / "own", tmp_path / "m.jsonl", labels)
     reader = build(source, tmp_path / "out")
     sample = reader.read(0)
     assert sample.meta["source_id"] == sample.key
     assert sample.meta["study"] not in (None, "ACC123")
     assert sample.meta["labels"] == {"Effusion": 1}
-    assert (tmp_path / "out" / "quarantine.csv").read_text().splitlines()[1].startswith("manifest row 4,")
+    assert (tmp_path / "out" / "quarantine.csv").read_text().splitlines()[1].startswith("manifest image 4,")
     written = b"".join(folder_bytes(tmp_path / "out").values()) + "".join(capfd.readouterr()).encode()
-    for secret in (b"Doe", b"Jane", b"MRN77", b"ACC123", b"2.840", str(tmp_path / "own").encode()):
+    for secret in (b"Doe", b"Jane", b"MRN77", b"ACC123", b"1.2.840", str(tmp_path / "own").encode()):
         assert secret not in written
 
 
@@ -194,7 +197,7 @@ def test_studies_of_two_patients_with_the_same_number_differ(tmp_path: Path, id_
     write_folder(tmp_path / "own", ["a.png", "b.png"])
     labels = tmp_path / "labels.csv"
     write_csv(labels, ("path", "patient", "study"), [("a.png", "a", "study1"), ("b.png", "b", "study1")])
-    source = folder_params(tmp_path / "own", tmp_path / "m.csv", labels, id_key_fingerprint=id_key)
+    source = folder_params(tmp_path / "own", tmp_path / "m.jsonl", labels)
     reader = build(source, tmp_path / "out")
     assert reader.read(0).meta["study"] != reader.read(1).meta["study"]
 
@@ -202,30 +205,42 @@ def test_studies_of_two_patients_with_the_same_number_differ(tmp_path: Path, id_
 def test_dotted_names_become_unique_keys_without_a_dot(tmp_path: Path, id_key: str) -> None:
     names = ["1.2.840.1.png", "1.2.840.2.png", "a.b.png", "a_b.png", "ü (1).png"]
     write_folder(tmp_path / "own", names)
-    source = folder_params(tmp_path / "own", tmp_path / "m.csv", id_key_fingerprint=id_key)
+    source = folder_params(tmp_path / "own", tmp_path / "m.jsonl")
     index = build(source, tmp_path / "out").index
     keys = index.rows["key"].tolist()
     assert len(set(keys)) == 5
     assert all(key.isalnum() for key in keys)
 
 
-def test_without_the_identity_key_a_folder_is_refused(tmp_path: Path) -> None:
-    write_folder(tmp_path / "own", ["a.png"])
-    with pytest.raises(IdKeyError, match="python -m shards key new PATH"):
-        build(folder_params(tmp_path / "own", tmp_path / "m.csv"), tmp_path / "out")
+def test_a_manifest_that_is_not_the_registered_one_is_refused(tmp_path: Path, id_key: str) -> None:
+    write_folder(tmp_path / "own", ["a.png", "b.png"])
+    source = folder_params(tmp_path / "own", tmp_path / "m.jsonl")
+    lines = (tmp_path / "m.jsonl").read_text().replace("b.png", "a.png")
+    (tmp_path / "m.jsonl").write_text(lines)
+    with pytest.raises(SourceError, match="an earlier one has the same file"):
+        build(source, tmp_path / "out")
+    (tmp_path / "m.jsonl").write_text(lines.replace("a.png", "c.png", 1))
+    with pytest.raises(SourceError, match=r"(?s)params\.yaml expects .*register"):
+        build(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_with_another_identity_key_a_folder_is_refused(tmp_path: Path, id_key: str) -> None:
-    write_folder(tmp_path / "own", ["a.png"])
-    other = "idkey-0123456789abcdef"
-    with pytest.raises(IdKeyError, match=f"(?s){id_key}.*{other}"):
-        build(folder_params(tmp_path / "own", tmp_path / "m.csv", id_key_fingerprint=other), tmp_path / "out")
+def test_official_splits_are_kept_and_validation_comes_out_of_training(tmp_path: Path, id_key: str) -> None:
+    names = [f"{number}.png" for number in range(60)]
+    write_folder(tmp_path / "own", names)
+    rows = [(name, name, "test" if number % 3 == 0 else "train") for number, name in enumerate(names)]
+    write_csv(tmp_path / "labels.csv", ("path", "patient", "split"), rows)
+    source = folder_params(tmp_path / "own", tmp_path / "m.jsonl", tmp_path / "labels.csv")
+    splits = {"train": 0.5, "val": 0.5, "test": 0.0}
+    counts = build(source, tmp_path / "out", splits=splits).index.values["counts"]["images"]
+    assert counts["test"] == 20
+    assert counts["train"] + counts["val"] == 40
+    assert min(counts["train"], counts["val"]) > 8
 
 
 def test_the_index_names_the_key_it_was_built_with(tmp_path: Path, id_key: str) -> None:
     write_folder(tmp_path / "own", ["a.png"])
-    own = build(folder_params(tmp_path / "own", tmp_path / "m.csv", id_key_fingerprint=id_key), tmp_path / "a")
+    own = build(folder_params(tmp_path / "own", tmp_path / "m.jsonl"), tmp_path / "a")
     assert own.index.values["id_key_fingerprint"] == id_key
     phantom = build(write_phantom(tmp_path / "phantom"), tmp_path / "b")
     assert phantom.index.values["id_key_fingerprint"] == PUBLIC_KEY.fingerprint
@@ -262,27 +277,25 @@ def test_too_many_quarantined_images_fail_the_stage(tmp_path: Path) -> None:
 def test_a_batch_without_one_readable_image_fails_whatever_is_allowed(tmp_path: Path, id_key: str) -> None:
     write_folder(tmp_path / "own", ["a.png"])
     damage(tmp_path / "own" / "a.png")
-    source = folder_params(tmp_path / "own", tmp_path / "m.csv", id_key_fingerprint=id_key)
+    source = folder_params(tmp_path / "own", tmp_path / "m.jsonl")
     with pytest.raises(SourceError, match="1 of 1 images cannot be used"):
         build(source, tmp_path / "out", max_quarantined_fraction=1.0)
 
 
 def test_an_image_changed_since_the_manifest_is_an_error_naming_its_row(tmp_path: Path, id_key: str) -> None:
     write_folder(tmp_path / "own", [f"{number}.png" for number in range(8)])
-    source = folder_params(tmp_path / "own", tmp_path / "m.csv", id_key_fingerprint=id_key)
+    source = folder_params(tmp_path / "own", tmp_path / "m.jsonl")
     content = bytearray((tmp_path / "own" / "5.png").read_bytes())
     content[-1] ^= 1
     (tmp_path / "own" / "5.png").write_bytes(content)
-    with pytest.raises(SourceError, match="1 files are missing or changed since they were listed: manifest row 6"):
+    with pytest.raises(SourceError, match="1 files are missing or changed since they were listed: manifest image 6"):
         build(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_wide_and_small_images_are_placed_with_their_affine(tmp_path: Path, id_key: str) -> None:
     write_folder(tmp_path / "own", ["wide.png"], size=(24, 96))
-    params: FolderSourceParams = folder_params(
-        tmp_path / "own", tmp_path / "m.csv", spacing_mm=(0.2, 0.3), id_key_fingerprint=id_key
-    )
+    params = folder_params(tmp_path / "own", tmp_path / "m.jsonl", spacing_mm=(0.2, 0.3), id_key_fingerprint=id_key)
     sample = build(params, tmp_path / "out").read(0)
     assert sample.meta["original"] == {"height": 24, "width": 96, "spacing_mm": [0.2, 0.3]}
     assert sample.meta["grid"]["affine"] == [[0.5, 0.0, 18.0], [0.0, 0.5, 0.0]]
@@ -337,6 +350,12 @@ def test_a_file_changed_in_place_after_a_kill_is_read_again(place: str, tmp_path
 def test_index_json_is_readable_by_people_and_complete(tmp_path: Path) -> None:
     build(write_phantom(tmp_path / "phantom"), tmp_path / "out")
     values = json.loads((tmp_path / "out" / "index.json").read_text())
-    assert (values["format_version"], values["batch"], values["source"]) == (FORMAT_VERSION, "batch-b000", "phantom")
+    assert (values["format_version"], values["batch"]) == (FORMAT_VERSION, "batch-b000")
+    assert values["dataset"] == {
+        "kind": "phantom",
+        "patient_grouping": "patient",
+        "shares_images_with": [],
+        "split_rule": "hash",
+    }
     assert (values["channels"], values["image_format"]) == (1, "png")
     assert values["spec"] == grid_params().spec.to_json()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from shards.errors import IdKeyError
 from shards.identity import KEY_FILE_VARIABLE, PUBLIC_KEY, IdKey, create_key, load_id_key, read_id_key, split_of
 from shards.params import SplitParams
+from shards.records import Split
 
 SPLITS = SplitParams(train=0.6, val=0.04, test=0.36)
 OTHER_KEY = IdKey(bytes(32), is_public=False)
@@ -31,7 +32,7 @@ def test_a_pseudonym_is_the_documented_hash() -> None:
 
 
 def test_patients_fall_into_splits_in_their_proportions() -> None:
-    names = [split_of(f"patient {number}", OTHER_KEY, SPLITS) for number in range(6000)]
+    names = [split_of(OTHER_KEY.position(f"patient {number}"), SPLITS) for number in range(6000)]
     for split in ("train", "val", "test"):
         share, expected = names.count(split) / 6000, getattr(SPLITS, split)
         assert abs(share - expected) < 4 * np.sqrt(expected * (1 - expected) / 6000)
@@ -39,20 +40,22 @@ def test_patients_fall_into_splits_in_their_proportions() -> None:
 
 @given(st.text(max_size=20))
 def test_a_split_of_zero_gets_nobody_and_a_split_of_one_everybody(patient: str) -> None:
-    assert split_of(patient, PUBLIC_KEY, SplitParams(train=0, val=0, test=1)) == "test"
-    assert split_of(patient, PUBLIC_KEY, SplitParams(train=0.5, val=0.5, test=0)) != "test"
+    assert split_of(PUBLIC_KEY.position(patient), SplitParams(train=0, val=0, test=1)) == "test"
+    assert split_of(PUBLIC_KEY.position(patient), SplitParams(train=0.5, val=0.5, test=0)) != "test"
 
 
 def test_another_key_splits_the_same_patients_otherwise() -> None:
     patients = [str(number) for number in range(200)]
-    ours, theirs = ([split_of(patient, key, SPLITS) for patient in patients] for key in (PUBLIC_KEY, OTHER_KEY))
+    ours, theirs = (
+        [split_of(key.position(patient), SPLITS) for patient in patients] for key in (PUBLIC_KEY, OTHER_KEY)
+    )
     assert ours != theirs
 
 
 def test_moving_a_border_moves_only_patients_next_to_it() -> None:
     patients = [str(number) for number in range(500)]
-    before = [split_of(patient, PUBLIC_KEY, SPLITS) for patient in patients]
-    after = [split_of(p, PUBLIC_KEY, SplitParams(train=0.7, val=0.04, test=0.26)) for p in patients]
+    before = [split_of(PUBLIC_KEY.position(patient), SPLITS) for patient in patients]
+    after = [split_of(PUBLIC_KEY.position(p), SplitParams(train=0.7, val=0.04, test=0.26)) for p in patients]
     assert {pair for pair in zip(before, after, strict=True) if pair[0] != pair[1]} <= {
         ("val", "train"),
         ("test", "train"),
@@ -115,3 +118,21 @@ def test_another_fingerprint_is_refused_and_both_are_shown(id_key: str, expected
         load_id_key(expected)
     assert id_key in str(error.value)
     assert f"'{expected}'" in str(error.value)
+
+
+@given(st.floats(0, 1, exclude_max=True), st.sampled_from(["train", "val", "test"]))
+def test_an_official_split_is_kept_where_the_dataset_has_all_three(position: float, official: Split) -> None:
+    assert split_of(position, SPLITS, official, official_splits=frozenset({"train", "val", "test"})) == official
+
+
+@given(st.floats(0, 1, exclude_max=True))
+def test_without_official_validation_part_of_official_training_becomes_it(position: float) -> None:
+    splits = SplitParams(train=0.3, val=0.1, test=0.6)
+    found = split_of(position, splits, "train", official_splits=frozenset({"train", "test"}))
+    assert found == ("train" if position < 0.75 else "val")
+    assert split_of(position, splits, "test", official_splits=frozenset({"train", "test"})) == "test"
+
+
+def test_where_training_has_no_share_an_official_training_image_stays_one() -> None:
+    only_test = SplitParams(train=0.0, val=0.0, test=1.0)
+    assert split_of(0.2, only_test, "train", official_splits=frozenset({"train", "test"})) == "train"

@@ -1,19 +1,25 @@
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from shards.errors import ConfigError
-from shards.params import BatchParams, FolderSourceParams, PhantomSourceParams, SplitParams, parse_batches
+from shards.params import (
+    BatchParams,
+    PhantomSourceParams,
+    RegisteredSourceParams,
+    SourceKind,
+    SplitParams,
+    parse_batches,
+)
+from shards.sources.registry import MODULES
 from tests.shards.datasets import grid_params
 
 FOLDER = {
     "kind": "folder",
-    "dep": "data/manifests/a.csv",
+    "dep": "data/manifests/a.jsonl",
+    "dep_sha256": 64 * "0",
     "root": "images",
-    "labels": None,
-    "labels_sha256": None,
     "channels": 1,
-    "spacing_mm": None,
     "id_key_fingerprint": "idkey-0123456789abcdef",
 }
 MIX = {"weight": 1.0, "mean": 0.5, "std": 0.25}
@@ -34,7 +40,7 @@ def test_the_kind_of_a_source_decides_its_class() -> None:
         "params.yaml: batches",
     )
     assert isinstance(batches["phantom-b000"].source, PhantomSourceParams)
-    assert isinstance(batches["clinic-b000"].source, FolderSourceParams)
+    assert isinstance(batches["clinic-b000"].source, RegisteredSourceParams)
 
 
 @pytest.mark.parametrize("values", [None, {}, [], "phantom"])
@@ -48,7 +54,7 @@ def test_a_batch_name_must_work_as_path_and_stage(name: str) -> None:
 
 
 def test_an_unknown_kind_names_the_known_ones() -> None:
-    text = message({"a": {"source": {**FOLDER, "kind": "dicom"}, "mix": MIX}})
+    text = message({"a": {"source": {**FOLDER, "kind": "tape"}, "mix": MIX}})
     assert "params.yaml: batches.a.source" in text
     assert "'phantom', 'folder'" in text
 
@@ -66,8 +72,8 @@ def test_every_value_must_be_written_down(missing: str) -> None:
         BatchParams.from_params({"source": source, "mix": MIX}, "a")
 
 
-def test_labels_need_their_hash() -> None:
-    assert "give both or neither" in message({"a": {"source": {**FOLDER, "labels": "a.csv"}, "mix": MIX}})
+def test_a_manifest_needs_its_hash() -> None:
+    assert "a.source.folder.dep_sha256" in message({"a": {"source": {**FOLDER, "dep_sha256": "abc"}, "mix": MIX}})
 
 
 def test_splits_must_sum_to_one() -> None:
@@ -99,3 +105,7 @@ def test_grid_params_become_their_spec() -> None:
     params = grid_params()
     assert (params.spec.canvas_px, params.spec.crop_px) == (48, 16)
     assert [(scale.k, scale.l, scale.weight) for scale in params.spec.scales] == [(2, 2, 1.0), (1, 2, 0.5)]
+
+
+def test_every_kind_of_the_registry_may_be_registered_and_no_other() -> None:
+    assert {"phantom", *get_args(SourceKind)} == set(MODULES)

@@ -1,3 +1,4 @@
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ from ruamel.yaml import YAML
 
 from shards.build import build_shards
 from shards.config import read_params
+from shards.delivery import read_manifest
 from shards.errors import ConfigError, IdKeyError, SourceError
 from shards.identity import KEY_FILE_VARIABLE, create_key
 from shards.params import BatchParams, parse_batches
 from shards.read import ShardIndex
-from shards.register import register_batch
+from shards.register import Project, register_batch
+from shards.sources.folder import FolderSource
 from shards.yaml_lines import add_deps, add_item, consumers
 from tests.shards.datasets import folder_bytes, grid_params, shard_params, write_csv, write_folder
 
@@ -39,14 +42,13 @@ def root(tmp_path: Path) -> Path:
 def register(
     project: Path, root: Path, name: str = "clinic-b000", labels: Path | None = None, weight: float = 1.0
 ) -> None:
-    register_batch(
-        name,
-        root,
-        labels=labels,
-        weight=weight,
-        params_path=project / "params.yaml",
-        dvc_path=project / "dvc.yaml",
-    )
+    files = Project(project / "params.yaml", project / "dvc.yaml")
+    register_batch(name, root, FolderSource(labels), weight=weight, project=files)
+
+
+def registered_images(project: Path, name: str = "clinic-b000") -> list[str]:
+    delivery = read_manifest(project / "data" / "manifests" / f"{name}.jsonl")
+    return [entry.record.image.path for entry in delivery.entries]
 
 
 def read_batches(path: Path) -> dict[str, BatchParams]:
@@ -82,18 +84,18 @@ def test_registering_adds_a_manifest_an_item_and_a_dep_line_for_each_consumer(
     project: Path, root: Path, id_key: str
 ) -> None:
     register(project, root, weight=2.0)
-    manifest = (project / "data" / "manifests" / "clinic-b000.csv").read_text().splitlines()
-    assert manifest[0] == "path,bytes,sha256"
-    assert [line.split(",")[0] for line in manifest[1:]] == sorted(NAMES)
+    assert registered_images(project) == sorted(NAMES)
+    manifest = project / "data" / "manifests" / "clinic-b000.jsonl"
+    (first, *_) = (entry.record for entry in read_manifest(manifest).entries)
+    content = (root / first.image.path).read_bytes()
+    assert (first.image.num_bytes, first.image.sha256) == (len(content), hashlib.sha256(content).hexdigest())
     batch = read_batches(project / "params.yaml")["clinic-b000"]
     assert batch.source.model_dump() == {
         "kind": "folder",
-        "dep": "data/manifests/clinic-b000.csv",
+        "dep": "data/manifests/clinic-b000.jsonl",
+        "dep_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
         "root": str(root),
-        "labels": None,
-        "labels_sha256": None,
         "channels": 1,
-        "spacing_mm": None,
         "id_key_fingerprint": id_key,
     }
     assert batch.mix.weight == 2.0
@@ -143,6 +145,68 @@ def test_a_batch_never_changes(project: Path, root: Path, id_key: str) -> None:
     assert list(read_batches(project / "params.yaml"))[-2:] == ["clinic-b000", "clinic-b001"]
 
 
+def test_a_folder_that_has_grown_is_registered_again_without_what_was_there(
+    project: Path, root: Path, id_key: str, capsys: pytest.CaptureFixture
+) -> None:
+    labels = project / "labels.csv"
+    write_csv(labels, ("path", "patient", "Effusion"), [(name, name[:9], 1) for name in NAMES])
+    register(project, root, labels=labels)
+    once = (project / "data" / "manifests" / "clinic-b000.jsonl").read_bytes()
+    write_folder(root, ["late/arrival.png", "later/arrival.png"])
+    with labels.open("a") as file:
+        file.write("late/arrival.png,patient 0,0\nlater/arrival.png,patient 9,0\n")
+    capsys.readouterr()
+    register(project, root, name="clinic-b001", labels=labels)
+    assert registered_images(project, "clinic-b001") == ["late/arrival.png", "later/arrival.png"]
+    assert "12 images are in earlier batches of the folder and are left out" in capsys.readouterr().err
+    assert (project / "data" / "manifests" / "clinic-b000.jsonl").read_bytes() == once
+    manifests = [project / "data" / "manifests" / f"clinic-b00{number}.jsonl" for number in range(2)]
+    old, new = ({e.record.patient: e.position for e in read_manifest(path).entries} for path in manifests)
+    (shared,) = old.keys() & new.keys()
+    assert old[shared] == new[shared], "a patient of both deliveries has one pseudonym and one split"
+    with pytest.raises(SourceError, match="all 14 images are in earlier batches"):
+        register(project, root, name="clinic-b002", labels=labels)
+
+
+def test_an_image_of_an_earlier_batch_that_has_changed_is_noticed(project: Path, root: Path, id_key: str) -> None:
+    register(project, root)
+    (root / NAMES[0]).write_bytes(b"another image")
+    with pytest.raises(SourceError, match="an image of an earlier batch has changed"):
+        register(project, root, name="clinic-b001")
+
+
+def test_a_lost_manifest_is_written_again_as_it_was(project: Path, root: Path, id_key: str) -> None:
+    register(project, root)
+    manifest = project / "data" / "manifests" / "clinic-b000.jsonl"
+    before = manifest.read_bytes()
+    manifest.unlink()
+    register(project, root)
+    assert manifest.read_bytes() == before
+
+
+def test_a_manifest_holds_no_id_of_a_patient(project: Path, root: Path, id_key: str) -> None:
+    labels = project / "labels.csv"
+    header = ("path", "patient", "study", "sex", "age_years", "Effusion")
+    write_csv(labels, header, [(name, "MRN-4711", "ACC-9", "F", 63.5, 1) for name in NAMES])
+    register(project, root, labels=labels)
+    text = (project / "data" / "manifests" / "clinic-b000.jsonl").read_text()
+    assert not any(secret in text for secret in ("MRN-4711", "ACC-9", "63.5", '"F"'))
+    record = read_manifest(project / "data" / "manifests" / "clinic-b000.jsonl").entries[0].record
+    assert (record.sex, record.age_years) == (None, 60.0)
+
+
+def test_a_patient_on_both_sides_of_an_official_split_is_refused(project: Path, root: Path, id_key: str) -> None:
+    labels = project / "labels.csv"
+    rows = [(name, "one", "train" if number else "test") for number, name in enumerate(NAMES)]
+    write_csv(labels, ("path", "patient", "split"), rows)
+    with pytest.raises(SourceError, match=r"1 of 1 patients .* --splits hash"):
+        register(project, root, labels=labels)
+    files = Project(project / "params.yaml", project / "dvc.yaml")
+    register_batch("clinic-b000", root, FolderSource(labels), split_rule="hash", project=files)
+    entries = read_manifest(project / "data" / "manifests" / "clinic-b000.jsonl").entries
+    assert {entry.record.split for entry in entries} == {None}
+
+
 def test_a_weight_edited_later_does_not_make_it_another_batch(project: Path, root: Path, id_key: str) -> None:
     register(project, root)
     params = project / "params.yaml"
@@ -176,11 +240,7 @@ def test_with_a_csv_only_its_images_are_registered(project: Path, root: Path, id
     labels = project / "labels.csv"
     write_csv(labels, ("path", "patient", "Effusion"), [(NAMES[3], "x", 1), (NAMES[0], "y", 0)])
     register(project, root, labels=labels)
-    manifest = (project / "data" / "manifests" / "clinic-b000.csv").read_text().splitlines()
-    assert [line.split(",")[0] for line in manifest[1:]] == sorted([NAMES[0], NAMES[3]])
-    source = read_batches(project / "params.yaml")["clinic-b000"].source.model_dump()
-    assert source["labels"] == "labels.csv", "a path in the project is stored relative to it"
-    assert len(source["labels_sha256"]) == 64
+    assert registered_images(project) == sorted([NAMES[0], NAMES[3]])
 
 
 def test_images_without_a_row_in_the_csv_are_counted(
@@ -194,7 +254,7 @@ def test_images_without_a_row_in_the_csv_are_counted(
     assert "registered: clinic-b000, 3 images of 1 patients" in text
     write_csv(labels, ("path", "patient"), [(name, "x") for name in NAMES])
     register(project, root, "clinic-b001", labels)
-    assert "left out" not in capsys.readouterr().err
+    assert "have no row" not in capsys.readouterr().err
 
 
 def test_a_csv_row_without_a_file_is_named_by_number(project: Path, root: Path, id_key: str) -> None:
@@ -236,9 +296,9 @@ def test_one_coloured_image_makes_the_batch_coloured(project: Path, root: Path, 
 def test_unreadable_images_are_left_to_the_stage_but_not_all_of_them(project: Path, root: Path, id_key: str) -> None:
     (root / NAMES[0]).write_bytes(b"\x89PNG broken")
     register(project, root)
-    for name in NAMES:
-        (root / name).write_bytes(b"\x89PNG broken")
-    with pytest.raises(SourceError, match="looked at 12 images, could read 0"):
+    write_folder(root, ["late.png"])
+    (root / "late.png").write_bytes(b"\x89PNG broken")
+    with pytest.raises(SourceError, match="looked at 1 images, could read 0"):
         register(project, root, name="clinic-b001")
 
 

@@ -10,9 +10,9 @@ from PIL import Image
 from ace.data.params import ViewsParams
 from shards.build import build_shards
 from shards.identity import create_key
-from shards.params import FolderSourceParams, GridParams, ShardParams
+from shards.params import GridParams, ShardParams
 from shards.read import ShardIndex
-from shards.sources.manifest import describe_file, format_manifest
+from tests.shards.datasets import folder_params
 
 BuildShards = Callable[..., ShardIndex]
 VIEWS = ViewsParams.from_params(
@@ -28,14 +28,11 @@ def build_shards_of(
     images: Mapping[str, np.ndarray], grid: GridParams, root: Path, *, num_bank_pairs: int
 ) -> ShardIndex:
     """Put images into a folder below `root`, all of them in `train`, and shard it."""
-    raw, manifest = root / "raw", root / "raw.csv"
+    raw = root / "raw"
     raw.mkdir()
     for name, image in images.items():
         Image.fromarray(image).save(raw / name)
-    manifest.write_text(format_manifest([describe_file(raw, name) for name in images]), encoding="utf-8")
     channels = 1 if next(iter(images.values())).ndim == 2 else 3
-    source = {"kind": "folder", "dep": str(manifest), "root": str(raw), "labels": None, "labels_sha256": None}
-    source |= {"channels": channels, "spacing_mm": None, "id_key_fingerprint": create_key(root / "key")}
     params = {
         "image_format": "png",
         "jpg_quality": 95,
@@ -50,9 +47,10 @@ def build_shards_of(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACE_ID_KEY_FILE", str(root / "key"))
         patch.setenv("ACE_SCRATCH", str(root / "scratch"))
+        create_key(root / "key")
         build_shards(
             root.name,
-            FolderSourceParams.from_params(source, "source"),
+            folder_params(raw, root / "raw.jsonl", channels=channels),
             grid,
             ShardParams.from_params(params, "shard"),
             root / "shards",

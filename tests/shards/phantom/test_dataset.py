@@ -13,7 +13,6 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from shards.errors import ConfigError
-from shards.params import PhantomSourceParams
 from shards.phantom.anatomy import Anatomy
 from shards.phantom.dataset import build_phantom, fingerprint
 from shards.phantom.findings import KINDS
@@ -82,7 +81,7 @@ def test_images_of_a_patient_share_study_and_labels_but_not_pixels(dataset: Path
 
 
 def test_every_image_has_the_spacing_of_its_own_exposure(dataset: Path, anatomy: Anatomy) -> None:
-    records = PhantomSource(PhantomSourceParams(kind="phantom", dep=str(dataset))).records()
+    records = PhantomSource().read(dataset).records
     found = {record.source_id: record.spacing_mm for record in records}
     for number in range(PARAMS.num_patients):
         study = draw_study(PARAMS, anatomy, number)

@@ -3,15 +3,13 @@ from pathlib import Path
 import pytest
 
 from shards.errors import SourceError
-from shards.params import FolderSourceParams
-from shards.sources.folder import FolderSource, patient_of_path
-from shards.sources.manifest import find_images
-from shards.sources.registry import open_source
-from tests.shards.datasets import folder_params, write_csv, write_folder
-from tests.shards.sources.battery import check_source
+from shards.sources.check import check_source
+from shards.sources.folder import FolderSource, find_images, patient_of_path
+from tests.shards.datasets import write_csv, write_folder
 
 NAMES = ["doe_john/1.2.840.png", "doe_john/1.3.jpg", "roe_jane/x.PNG", "roe_jane/deep/er.jpeg"]
 COLUMNS = ("path", "patient", "study", "view", "Effusion", "No Finding")
+DESCRIBED = [("train", "F", "63"), ("test", "M", "0.5"), ("", "", ""), ("val", "O", "101")]
 ROWS = [
     (NAMES[0], "doe", "s1", "PA", 1, 0),
     (NAMES[1], "doe", "s1", "LAT", -1, ""),
@@ -26,27 +24,27 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "own"
 
 
-def labelled(root: Path, rows: list[tuple], columns: tuple[str, ...] = COLUMNS) -> FolderSourceParams:
+def labelled(root: Path, rows: list[tuple], columns: tuple[str, ...] = COLUMNS) -> FolderSource:
     labels = root.parent / "labels.csv"
     write_csv(labels, columns, rows)
-    return folder_params(root, root.parent / "manifest.csv", labels)
+    return FolderSource(labels)
 
 
-def problem(params: FolderSourceParams) -> str:
+def problem(source: FolderSource, root: Path) -> str:
     with pytest.raises(SourceError) as error:
-        FolderSource(params).records()
+        source.read(root)
     text = str(error.value)
     assert not any(secret in text for secret in ("doe", "roe", "1.2.840")), "messages must not name patients"
     return text
 
 
 def test_a_folder_passes_the_battery_with_and_without_a_csv(root: Path) -> None:
-    check_source(open_source(folder_params(root, root.parent / "manifest.csv")))
-    check_source(open_source(labelled(root, ROWS)))
+    check_source(FolderSource(), root)
+    check_source(labelled(root, ROWS), root)
 
 
 def test_the_csv_gives_patients_studies_views_and_four_states_of_labels(root: Path) -> None:
-    records = {record.source_id: record for record in FolderSource(labelled(root, ROWS)).records()}
+    records = {record.source_id: record for record in labelled(root, ROWS).read(root).records}
     first, second, third, fourth = (records[name] for name in NAMES)
     assert (first.patient, first.study, first.view) == ("doe", "s1", "PA")
     assert (third.study, third.view) == (None, None)
@@ -54,12 +52,24 @@ def test_the_csv_gives_patients_studies_views_and_four_states_of_labels(root: Pa
     assert [record.labels["No Finding"] for record in (first, second, third, fourth)] == [0, None, -1, 1]
 
 
+def test_the_csv_may_give_splits_sex_and_age(root: Path) -> None:
+    rows = [(name, f"p{number}", *row) for number, (name, row) in enumerate(zip(NAMES, DESCRIBED, strict=True))]
+    records = labelled(root, rows, ("path", "patient", "split", "sex", "age_years")).read(root).records
+    found = {record.source_id: (record.split, record.sex, record.age_years) for record in records}
+    assert found == {
+        NAMES[0]: ("train", "F", 63.0),
+        NAMES[1]: ("test", "M", 0.5),
+        NAMES[2]: (None, None, None),
+        NAMES[3]: ("val", "O", 101.0),
+    }
+    assert records[0].labels == {}
+
+
 def test_windows_line_ends_marks_and_spaces_do_not_matter(root: Path) -> None:
-    labels = root.parent / "labels.csv"
+    labels = root.parent / "spaced.csv"
     lines = [", ".join(map(str, row)) + " " for row in [COLUMNS, *ROWS]]
     labels.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode() + b"\r\n")
-    spaced = FolderSource(folder_params(root, root.parent / "manifest.csv", labels)).records()
-    assert spaced == FolderSource(labelled(root, ROWS)).records()
+    assert FolderSource(labels).read(root).records == labelled(root, ROWS).read(root).records
 
 
 @pytest.mark.parametrize(
@@ -93,11 +103,7 @@ def test_a_folder_without_images_names_what_was_looked_for(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("path", ["../secret.png", "/etc/secret.png", "a/../../b.png", "..\\secret.png", ""])
 def test_a_path_that_leaves_the_folder_is_refused(path: str, root: Path) -> None:
-    assert "row 1: the path leaves the folder" in problem(labelled(root, [(path, "doe", "", "", "", "")]))
-    manifest = root.parent / "manifest.csv"
-    params = folder_params(root, manifest)
-    write_csv(manifest, ("path", "bytes", "sha256"), [(path, 3, "0" * 64)])
-    assert "row 1: the path leaves the folder" in problem(params)
+    assert "row 1: the path leaves the folder" in problem(labelled(root, [(path, "doe", "", "", "", "")]), root)
 
 
 @pytest.mark.parametrize(
@@ -111,49 +117,22 @@ def test_a_path_that_leaves_the_folder_is_refused(path: str, root: Path) -> None
         ([(NAMES[0], "doe", "", "", "positive", ""), *ROWS[1:]], COLUMNS, ["row 1", "'Effusion'", "1 (present)"]),
         ([(NAMES[0], "doe", "", "taken by Dr. Doe, room 3", "", ""), *ROWS[1:]], COLUMNS, ["row 1", "short code"]),
         ([ROWS[0][:4], *ROWS[1:]], COLUMNS, ["row 1", "4 fields", "6"]),
-        (ROWS[:3], COLUMNS, ["no row for the images in", "rows 3"]),
+        ([(NAMES[0], "doe", "doe jane")], ("path", "patient", "split"), ["row 1", "split must be train, val, test"]),
+        ([(NAMES[0], "doe", "doe jane")], ("path", "patient", "sex"), ["row 1", "sex must be F, M, O"]),
+        ([(NAMES[0], "doe", "born 1950")], ("path", "patient", "age_years"), ["row 1", "from 0 to 120"]),
+        ([(NAMES[0], "doe", "nan")], ("path", "patient", "age_years"), ["row 1", "from 0 to 120"]),
+        ([(NAMES[0], "doe", "411")], ("path", "patient", "age_years"), ["row 1", "from 0 to 120"]),
+        ([("gone.png", "doe", "", "", "", "")], COLUMNS, ["1 rows name no file, first: row 1"]),
     ],
 )
 def test_a_wrong_csv_is_one_message_that_names_rows_and_no_patient(
     rows: list[tuple], columns: tuple[str, ...], words: list[str], root: Path
 ) -> None:
-    text = problem(labelled(root, rows, columns))
+    text = problem(labelled(root, rows, columns), root)
     assert all(word in text for word in words), text
 
 
 def test_a_csv_that_is_not_utf8_is_refused(root: Path) -> None:
     labels = root.parent / "labels.csv"
     labels.write_bytes(b"path,patient\nx.png,M\xfcller\n")
-    assert "UTF-8" in problem(folder_params(root, root.parent / "manifest.csv", labels))
-
-
-def test_a_csv_changed_since_registration_is_noticed(root: Path) -> None:
-    params = labelled(root, ROWS)
-    labels = Path(str(params.labels))
-    labels.write_text(labels.read_text().replace("PA", "AP"))
-    assert "changed since the batch was registered" in problem(params)
-
-
-def test_files_that_are_gone_or_of_another_size_are_named_by_their_rows(root: Path) -> None:
-    params = folder_params(root, root.parent / "manifest.csv")
-    (root / NAMES[0]).unlink()
-    (root / NAMES[2]).write_bytes(b"other")
-    text = problem(params)
-    assert "2 of 4 files" in text
-    assert "rows 1, 4" in text
-
-
-def test_a_missing_or_empty_manifest_is_named(root: Path) -> None:
-    params = folder_params(root, root.parent / "manifest.csv")
-    (root.parent / "manifest.csv").write_text("path,bytes,sha256\n")
-    assert "no files listed" in problem(params)
-    (root.parent / "manifest.csv").unlink()
-    assert "python -m shards register" in problem(params)
-
-
-def test_a_manifest_that_repeats_a_path_is_refused(root: Path) -> None:
-    manifest = root.parent / "manifest.csv"
-    params = folder_params(root, manifest)
-    lines = manifest.read_text().splitlines()
-    manifest.write_text("\n".join([*lines, lines[1]]) + "\n")
-    assert "row 5" in problem(params)
+    assert "UTF-8" in problem(FolderSource(labels), root)
