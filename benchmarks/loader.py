@@ -22,6 +22,7 @@ from PIL import Image
 from ace.config import Config, resolve
 from ace.data.loader import CropDataset
 from shards.build import build_shards
+from shards.execution import Processes
 from shards.params import MixParams, PhantomSourceParams
 from shards.read import ShardIndex
 
@@ -59,7 +60,7 @@ def main() -> None:
         os.environ["ACE_SCRATCH"] = str(root / "scratch")
         write_images(root / "raw", arguments.num_images, config.grid.spec.canvas_px)
         source = PhantomSourceParams(kind="phantom", dep=str(root / "raw"))
-        build_shards("noise", source, config.grid, shard, root / "noise", num_workers=1)
+        build_shards("noise", source, config.grid, shard, root / "noise", execution=Processes(1))
         index = ShardIndex.open(root / "noise")
         plain, augmented = (
             CropDataset(

@@ -28,6 +28,7 @@ def shard(arguments: argparse.Namespace) -> None:
     """Build the shards of one delivery."""
     from shards.build import build_shards
     from shards.errors import ConfigError
+    from shards.execution import Processes, RayCluster
     from shards.params import GridParams, ShardParams, parse_batches
 
     values = values_of(arguments)
@@ -37,7 +38,8 @@ def shard(arguments: argparse.Namespace) -> None:
     grid = GridParams.from_params(values.get("grid"), f"{arguments.params}: grid")
     params = ShardParams.from_params(values.get("shard"), f"{arguments.params}: shard")
     out = arguments.out or Path("data/shards") / arguments.batch
-    build_shards(arguments.batch, batches[arguments.batch].source, grid, params, out, num_workers=arguments.num_workers)
+    execution = RayCluster(arguments.ray) if arguments.ray else Processes(arguments.num_workers)
+    build_shards(arguments.batch, batches[arguments.batch].source, grid, params, out, execution=execution)
 
 
 def register(arguments: argparse.Namespace) -> None:
@@ -97,6 +99,12 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--batch", required=True, metavar="NAME", help="a key of `batches` in the params file")
     command.add_argument("--out", type=Path, metavar="DIR", help="default: data/shards/NAME")
     command.add_argument("--num-workers", type=int, metavar="N", help="processes; default: one a core")
+    command.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="build on a Ray cluster (ray://HOST:10001, auto, or local) whose nodes see the same files and folders, "
+        "ACE_SCRATCH among them",
+    )
     command.set_defaults(run=shard)
 
     command = commands.add_parser("register", help="add a dataset or your own images", description=register.__doc__)

@@ -1,193 +1,171 @@
 """The stage `shard`: one batch of raw images becomes one set of tars with an index."""
 
-import json
+import errno
+import hashlib
+import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from tqdm import tqdm
-
-from shards.atomic import atomic_path, write_text
-from shards.delivery import Delivery, identify, read_manifest
-from shards.errors import SourceError
-from shards.format import LANDMARKS_SUFFIX, sha256_of
+from shards.atomic import write_text
+from shards.delivery import format_manifest, hashed, identify
+from shards.errors import NoSpaceError, SourceError
+from shards.execution import Execution, Processes
+from shards.format import sha256_of
 from shards.identity import PUBLIC_KEY
-from shards.index import check_quarantine, describe, index_values, publish
-from shards.parallel import map_in_processes
+from shards.index import check_quarantine, describe, publish
 from shards.params import GridParams, PhantomSourceParams, ShardParams, SourceParams
-from shards.plan import ShardPlan, fingerprint, plan_shards
+from shards.plan import BatchPlan, fingerprint, plan_batch
 from shards.progress import progress_bar
-from shards.records import files_of
-from shards.sample import Encoded, Encoder, Rejected, Task
-from shards.scratch import unfinished_work
+from shards.sample import Encoder
+from shards.scratch import SCRATCH_VARIABLE, unfinished_work
 from shards.sources.phantom import PhantomSource
-from shards.tar import Span, TarWriter
+from shards.writer import TarBuilder, num_begun, read_summary
 
-_MAX_NAMED = 10
-
-Result = Encoded | Rejected
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ENCODED_FRACTION = {"png": 0.7, "jpg": 0.4}
+"""Upper end of what a stored canvas takes of its raw size, at the formats' usual settings."""
 
 
 def build_shards(
     batch: str,
-    source_params: SourceParams,
+    source: SourceParams,
     grid: GridParams,
     params: ShardParams,
     out: Path,
     *,
-    num_workers: int | None = None,
+    execution: Execution | None = None,
 ) -> None:
     """Build the shard set of one batch; `out` appears whole or not at all.
 
-    Finished tars wait in the scratch folder: after a kill the same call goes on with the first unfinished one and
-    leaves the same bytes.
+    Finished tars wait in the scratch folder: after a kill the same call goes on with the unfinished ones and leaves the
+    same bytes.
 
     Args:
         batch: Its name.
-        source_params: Where its images come from.
+        source: Where its images come from.
         grid: Section `grid`.
         params: Section `shard`.
         out: Folder of the shard set.
-        num_workers: Processes; one per core if None. The result does not depend on it.
+        execution: Where tars are built; one process a core if None. The result does not depend on it.
 
     Raises:
         SourceError: the source's files are not what it expects, changed since they were registered, or too many of them
             cannot be read.
+        NoSpaceError: the disk has too little room for the set, or is full.
     """
-    delivery = _delivery(source_params)
-    plans = plan_shards(delivery, params, has_public_ids=isinstance(source_params, PhantomSourceParams))
-    encoder = Encoder(batch, source_params.kind, _root(source_params), source_params.channels, grid.spec, params)
+    encoder = Encoder(batch, source.kind, root_of(source), source.channels, grid.spec, params)
+    manifest = open_manifest(source)
     # An experiment beside the workspace may need the same set: the second waits for the first.
-    with unfinished_work(f"shard/{batch}", fingerprint(plans, encoder), is_waiting=True) as scratch:
-        summaries = _build_tars(plans, encoder, scratch, num_workers)
-        check_quarantine(batch, summaries, params.max_quarantined_fraction)
-        values = index_values(encoder, delivery.header, summaries)
-        publish(values, summaries, scratch, out)
+    with (
+        _clear_when_full(),
+        unfinished_work(f"shard/{batch}", fingerprint(manifest.sha256, encoder), is_waiting=True) as scratch,
+    ):
+        plan = plan_batch(manifest.placed_in(scratch), root_of(source), params)
+        _build_tars(plan, TarBuilder(plan.manifest, plan.header, encoder, scratch), execution or Processes(), out)
+        check_quarantine(batch, plan, scratch, params.max_quarantined_fraction)
+        values = publish(plan, encoder, scratch, out)
     print(describe(values), file=sys.stderr)
 
 
-def _delivery(source: SourceParams) -> Delivery:
-    if isinstance(source, PhantomSourceParams):
-        listing = PhantomSource().read(Path(source.dep))
-        return identify(listing, source.kind, PUBLIC_KEY, split_rule="hash", has_sex=False)
-    manifest = Path(source.dep)
-    delivery = read_manifest(manifest)
-    found = sha256_of(manifest)
-    if found != source.dep_sha256:
-        raise SourceError(
-            f"{manifest}: sha256 {found}, params.yaml expects {source.dep_sha256}; restore the manifest, or register "
-            "the changed files as a new batch"
-        )
-    _check_sizes(delivery, Path(source.root), manifest)
-    return delivery
-
-
-def _root(source: SourceParams) -> Path:
+def root_of(source: SourceParams) -> Path:
+    """The folder that the paths of the manifest are relative to."""
     return Path(source.dep if isinstance(source, PhantomSourceParams) else source.root)
 
 
-def _check_sizes(delivery: Delivery, root: Path, manifest: Path) -> None:
-    """The cheap half of the check for changes; hashes are compared as each file is read."""
-    changed = [
-        number
-        for number, entry in enumerate(delivery.entries, start=1)
-        if any(_size_of(root / file.path) != file.num_bytes for file in files_of(entry.record))
-    ]
-    if changed:
-        more = f" and {len(changed) - _MAX_NAMED} more" if len(changed) > _MAX_NAMED else ""
+@dataclass(frozen=True)
+class ManifestFile:
+    """A batch's manifest: the registered file, or the text that stands for one."""
+
+    sha256: str
+    path: Path | None = None
+    text: str = ""
+
+    def placed_in(self, scratch: Path) -> Path:
+        """The file to read; a text is written to `scratch` first."""
+        if self.path is not None:
+            return self.path
+        write_text(scratch / "manifest.jsonl", self.text)
+        return scratch / "manifest.jsonl"
+
+
+def open_manifest(source: SourceParams) -> ManifestFile:
+    """The manifest of a batch. The phantom, which a stage makes, needs no registering: its manifest is made here.
+
+    Raises:
+        SourceError: it is missing or not the registered one, or the phantom is not whole.
+    """
+    if isinstance(source, PhantomSourceParams):
+        listing = PhantomSource().read(root_of(source))
+        listing = replace(listing, records=tuple(hashed(listing.records, root_of(source))))
+        delivery = identify(listing, source.kind, PUBLIC_KEY, split_rule="hash", has_sex=False)
+        text = "".join(format_manifest(delivery))
+        return ManifestFile(hashlib.sha256(text.encode()).hexdigest(), text=text)
+    path = Path(source.dep)
+    found = sha256_of(path) if path.is_file() else source.dep_sha256  # a missing one is named where it is read
+    if found != source.dep_sha256:
         raise SourceError(
-            f"files of {len(changed)} of {len(delivery.entries)} images below {root} are missing or changed since the "
-            f"batch was registered: {manifest} images {', '.join(map(str, changed[:_MAX_NAMED]))}{more}; restore them, "
-            "or register the folder as a new batch"
+            f"{path}: sha256 {found}, params.yaml expects {source.dep_sha256}; restore the manifest, or register the "
+            "changed files as a new batch"
         )
+    return ManifestFile(found, path)
 
 
-def _size_of(path: Path) -> int | None:
+def _build_tars(plan: BatchPlan, builder: TarBuilder, execution: Execution, out: Path) -> None:
+    """Write the tars that are not there yet."""
+    pending = [shard for shard in plan.shards if read_summary(builder.scratch, shard.name, is_checked=True) is None]
+    num_pending = sum(len(shard.places) for shard in pending)
+    _check_space(num_pending, builder, out)
+    for shard in pending:
+        (builder.scratch / f"{shard.name}.begun").unlink(missing_ok=True)
+    num_finished = plan.num_images - num_pending
+    bar = progress_bar(
+        total=plan.num_images, initial=num_finished, description=f"shard {builder.encoder.batch}", unit="image"
+    )
+
+    def show_progress() -> None:
+        bar.update(num_finished + sum(num_begun(builder.scratch, shard.name) for shard in pending) - bar.n)
+
+    with bar:
+        while pending_now := [shard for shard in pending if read_summary(builder.scratch, shard.name) is None]:
+            lost = [shard for shard, is_lost in execution.run(builder, pending_now, show_progress) if is_lost]
+            # Which of the tars under way ended its process? One at a time tells, and tells which image it was.
+            for shard in [shard for shard in lost if num_begun(builder.scratch, shard.name)]:
+                while any(is_lost for _, is_lost in execution.run(builder, [shard], show_progress)):
+                    builder.note_crash(shard)
+        show_progress()
+
+
+def _check_space(num_images: int, builder: TarBuilder, out: Path) -> None:
+    """Before an hour of work, not after it.
+
+    Raises:
+        NoSpaceError: the scratch folder's disk, or that of `out`, has too little room.
+    """
+    encoder = builder.encoder
+    raw = encoder.spec.canvas_px**2 * encoder.channels
+    needed = int(num_images * raw * _ENCODED_FRACTION[encoder.params.image_format])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for folder in (builder.scratch, out.parent):
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise NoSpaceError(
+                f"{folder}: {free / 1e9:.1f} GB free, {num_images:,} images need about {needed / 1e9:.1f} GB; make "
+                f"room, or set {SCRATCH_VARIABLE} to a folder on another disk"
+            )
+
+
+@contextmanager
+def _clear_when_full() -> Iterator[None]:
+    """What a full disk stops is said in one line; finished tars are kept."""
     try:
-        return path.stat().st_size
-    except OSError:
-        return None
-
-
-def _build_tars(
-    plans: list[ShardPlan], encoder: Encoder, scratch: Path, num_workers: int | None
-) -> list[dict[str, Any]]:
-    """Write the tars that are not there yet; returns a summary of each, in the order of the plans."""
-    summaries = {plan.name: summary for plan in plans if (summary := _finished(plan, scratch))}
-    pending = [plan for plan in plans if plan.name not in summaries]
-    tasks = [task for plan in pending for task in plan.tasks]
-    total = sum(len(plan.tasks) for plan in plans)
-    bar = progress_bar(total=total, initial=total - len(tasks), description=f"shard {encoder.batch}", unit="image")
-    with bar, closing(map_in_processes(encoder, tasks, num_workers)) as results:
-        for plan in pending:
-            summaries[plan.name] = _write_tar(plan, results, scratch, bar)
-    return [summaries[plan.name] for plan in plans]
-
-
-def _finished(plan: ShardPlan, scratch: Path) -> dict[str, Any] | None:
-    """The summary of a tar that an earlier run finished: it is written last, and names the tar's hash."""
-    try:
-        summary = json.loads((scratch / f"{plan.name}.json").read_text(encoding="utf-8"))
-        is_whole = sha256_of(scratch / plan.name) == summary["sha256"]
-    except FileNotFoundError:
-        return None
-    return dict(summary) if is_whole else None
-
-
-def _write_tar(plan: ShardPlan, results: Iterator[Result], scratch: Path, bar: "tqdm[Any]") -> dict[str, Any]:
-    """Write one tar from the next results, then its summary."""
-    samples: list[dict[str, Any]] = []
-    rejected: list[tuple[Task, Rejected]] = []
-    with atomic_path(scratch / plan.name) as temporary:
-        with TarWriter(temporary) as tar:
-            # The tasks come first: zip must not take a result of the next tar.
-            for task, result in zip(plan.tasks, results, strict=False):
-                match result:
-                    case Encoded():
-                        spans = {suffix: tar.add(f"{task.key}.{suffix}", data) for suffix, data in result.members}
-                        samples.append({"row": _row(task, spans), **result.counted})
-                    case Rejected():
-                        rejected.append((task, result))
-                bar.update()
-        _check_unchanged(rejected)
-    summary = {
-        "name": plan.name,
-        "split": plan.split,
-        "bytes": (scratch / plan.name).stat().st_size,
-        "sha256": sha256_of(scratch / plan.name),
-        "samples": samples,
-        "quarantined": [[task.place, result.reason] for task, result in rejected],
-    }
-    write_text(scratch / f"{plan.name}.json", json.dumps(summary))
-    return summary
-
-
-def _row(task: Task, spans: dict[str, Span]) -> dict[str, Any]:
-    """The sample's row of the index, but for the number of its tar."""
-    meta, image, *others = spans.values()
-    last = others[-1] if others else image
-    landmarks = spans.get(LANDMARKS_SUFFIX, Span(0, 0))
-    return {
-        "key": task.key,
-        "patient": task.record.patient,
-        "split": task.split,
-        "start": meta.member_start,
-        "stop": last.member_stop,
-        "image_start": image.start,
-        "image_bytes": image.num_bytes,
-        "meta_start": meta.start,
-        "meta_bytes": meta.num_bytes,
-        "landmarks_start": landmarks.start,
-        "landmarks_bytes": landmarks.num_bytes,
-    }
-
-
-def _check_unchanged(rejected: list[tuple[Task, Rejected]]) -> None:
-    changed = [task.place for task, result in rejected if result.has_changed]
-    if changed:
-        raise SourceError(
-            f"{len(changed)} files are missing or changed since they were listed: {', '.join(changed[:_MAX_NAMED])}; "
-            "restore them, or register the folder as a new batch"
-        )
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise NoSpaceError(
+            f"{error.filename or 'the disk'}: {error.strerror}; finished tars are kept: make room and give the same "
+            "command again"
+        ) from None

@@ -1,5 +1,6 @@
 """A delivery: the records of one batch with ids that name nobody, and the manifest that keeps them for ever."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -9,8 +10,8 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from shards.errors import SourceError
-from shards.identity import IdKey
-from shards.records import Record, Split, check_inside, files_of
+from shards.identity import PUBLIC_KEY, IdKey
+from shards.records import File, MaskFiles, Record, check_inside, files_of, locate
 from shards.sources.base import Listing, PatientGrouping
 
 MANIFEST_VERSION = 1
@@ -54,6 +55,11 @@ class Header:
     id_key_fingerprint: str
     num_images: int
 
+    @property
+    def has_public_ids(self) -> bool:
+        """Whether ids and file names hide nobody and may be shown."""
+        return self.id_key_fingerprint == PUBLIC_KEY.fingerprint
+
 
 @dataclass(frozen=True)
 class Delivery:
@@ -62,13 +68,9 @@ class Delivery:
     header: Header
     entries: list[Entry]
 
-    @property
-    def official_splits(self) -> frozenset[Split]:
-        """Those that any image has."""
-        return frozenset(entry.record.split for entry in self.entries if entry.record.split)
-
 
 _HEADER, _ENTRY = TypeAdapter(Header), TypeAdapter(Entry)
+_NO_MANIFEST = f"damaged, or no manifest of version {MANIFEST_VERSION}; restore it, or register again"
 
 
 def identify(listing: Listing, kind: str, key: IdKey, *, split_rule: SplitRule, has_sex: bool) -> Delivery:
@@ -134,30 +136,57 @@ def _line(values: Any) -> str:
     return json.dumps(values, separators=(",", ":"), allow_nan=False) + "\n"
 
 
-def read_manifest(path: Path) -> Delivery:
-    """The delivery that a manifest keeps; its lines are numbered from 1 below the header.
+def iterate_manifest(path: Path) -> tuple[Header, Iterator[tuple[int, Entry]]]:
+    """The header of a manifest, and its entries with the byte offset of their lines, read one at a time.
 
     Raises:
-        SourceError: it is missing, damaged, of another version, or a path in it leaves the folder or repeats.
+        SourceError: it is missing, damaged, of another version, or not whole (at its end).
     """
     try:
-        with path.open(encoding="utf-8") as file:
-            header = _HEADER.validate_json(next(file, ""))
-            entries = [_ENTRY.validate_json(line) for line in file]
+        with path.open("rb") as file:
+            header = _HEADER.validate_json(file.readline())
+            start = file.tell()
     except FileNotFoundError:
         raise SourceError(
             f"{path}: not found; expected the manifest that `python -m shards register` wrote. Restore it from a copy, "
             "or give the same `register` command again: it writes the same manifest"
         ) from None
-    except (ValidationError, UnicodeDecodeError):
-        raise SourceError(f"{path}: no manifest of version {MANIFEST_VERSION}; restore it, or register again") from None
-    if header.manifest_version != MANIFEST_VERSION or header.num_images != len(entries):
+    except ValidationError:
+        raise SourceError(f"{path}: {_NO_MANIFEST}") from None
+    if header.manifest_version != MANIFEST_VERSION:
         raise SourceError(
-            f"{path}: version {header.manifest_version} with {len(entries)} images; expected version "
-            f"{MANIFEST_VERSION} with {header.num_images}; restore it, or register again"
+            f"{path}: manifest version {header.manifest_version}, this code reads {MANIFEST_VERSION}; register again"
         )
-    check_paths((entry.record for entry in entries), str(path))
-    return Delivery(header, entries)
+    return header, _entries(path, start, header.num_images)
+
+
+def _entries(path: Path, start: int, num_images: int) -> Iterator[tuple[int, Entry]]:
+    number = 0
+    with path.open("rb") as file:
+        file.seek(start)
+        while line := file.readline():
+            yield file.tell() - len(line), _parsed(line, path)
+            number += 1
+    if number != num_images:
+        raise SourceError(f"{path}: {number} images, its first line says {num_images}; restore it, or register again")
+
+
+def read_entry(path: Path, offset: int) -> Entry:
+    """The entry of one line.
+
+    Raises:
+        SourceError: there is none at this offset.
+    """
+    with path.open("rb") as file:
+        file.seek(offset)
+        return _parsed(file.readline(), path)
+
+
+def _parsed(line: bytes, path: Path) -> Entry:
+    try:
+        return _ENTRY.validate_json(line)
+    except ValidationError:
+        raise SourceError(f"{path}: {_NO_MANIFEST}") from None
 
 
 def check_paths(records: Iterable[Record], where: str) -> None:
@@ -173,3 +202,26 @@ def check_paths(records: Iterable[Record], where: str) -> None:
         if record.image.path in seen:
             raise SourceError(f"{where} image {number}: an earlier one has the same file")
         seen.add(record.image.path)
+
+
+def hashed(records: Iterable[Record], root: Path) -> Iterator[Record]:
+    """The records with size and hash of every file as it is now.
+
+    Raises:
+        SourceError: a file lies outside of `root`.
+    """
+    for record in records:
+        masks = {
+            name: replace(mask, files=tuple(_described(root, file) for file in mask.files))
+            if isinstance(mask, MaskFiles)
+            else mask
+            for name, mask in record.masks.items()
+        }
+        is_there = record.known_defect is None or (root / record.image.path).is_file()
+        yield replace(record, image=_described(root, record.image) if is_there else record.image, masks=masks)
+
+
+def _described(root: Path, file: File) -> File:
+    with locate(root, file, "a file of the delivery").open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return File(file.path, stream.tell(), digest)

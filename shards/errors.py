@@ -21,5 +21,9 @@ class IndexFormatError(ShardError):
     """A shard set is missing, damaged, or written by another format version."""
 
 
+class NoSpaceError(ShardError):
+    """A disk is full, or has too little room for what is about to be written."""
+
+
 class IdKeyError(ShardError):
     """The project's identity key is missing or is not the one the shards were built with."""

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,93 +15,171 @@ import numpy as np
 
 from shards.atomic import replace_directory
 from shards.contact import draw_contact_sheet
-from shards.delivery import Header
 from shards.errors import SourceError
 from shards.format import CONTACT_SHEET, FORMAT_VERSION, INDEX, QUARANTINE, ROW_DTYPE, ROWS, sha256_of
 from shards.identity import SPLITS
+from shards.plan import BatchPlan
 from shards.read import ShardIndex
+from shards.records import Split
 from shards.sample import Encoder
+from shards.writer import Summary, read_summary
 
-Summary = dict[str, Any]
 _MAX_NAMED = 5
 _MAX_GREY = 255
 
 
-def check_quarantine(batch: str, summaries: list[Summary], max_fraction: float) -> None:
+def check_quarantine(batch: str, plan: BatchPlan, scratch: Path, max_fraction: float) -> None:
     """A few unreadable images are counted; many mean that something is wrong with the source.
 
     Raises:
         SourceError: more than the allowed fraction is quarantined, or nothing is left.
     """
-    quarantined = [item for summary in summaries for item in summary["quarantined"]]
-    num_samples = sum(len(summary["samples"]) for summary in summaries)
-    total = num_samples + len(quarantined)
-    if num_samples and len(quarantined) <= max_fraction * total:
+    quarantined = [item for summary in _summaries(plan, scratch) for item in summary["quarantined"]]
+    if len(quarantined) < plan.num_images and len(quarantined) <= max_fraction * plan.num_images:
         return
     reasons = "; ".join(f"{count} × {reason}" for reason, count in _reasons(quarantined).items())
     places = ", ".join(place for place, _ in quarantined[:_MAX_NAMED])
     raise SourceError(
-        f"batch {batch}: {len(quarantined)} of {total} images cannot be used ({reasons}), first: {places}; "
-        f"shard.max_quarantined_fraction allows {max_fraction:g}. Repair or remove them, or raise it"
+        f"batch {batch}: {len(quarantined)} of {plan.num_images} images cannot be used ({reasons}), "
+        f"first: {places}; shard.max_quarantined_fraction allows {max_fraction:g}. Repair or remove them, or raise it"
     )
 
 
-def index_values(encoder: Encoder, header: Header, summaries: list[Summary]) -> dict[str, Any]:
-    """The content of index.json, but for the hash of the rows. Tars without a sample are not listed."""
-    summaries = [summary for summary in summaries if summary["samples"]]
-    samples = [sample for summary in summaries for sample in summary["samples"]]
-    return {
+def publish(plan: BatchPlan, encoder: Encoder, scratch: Path, out: Path) -> dict[str, Any]:
+    """Put the finished set together beside `out` and move it there in one step; returns the content of index.json."""
+    finished = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(finished, ignore_errors=True)
+    finished.mkdir(parents=True)
+    try:
+        values = _write_set(plan, encoder, scratch, finished)
+    except OSError:
+        shutil.rmtree(finished, ignore_errors=True)
+        raise
+    replace_directory(finished, out)
+    return values
+
+
+def _write_set(plan: BatchPlan, encoder: Encoder, scratch: Path, finished: Path) -> dict[str, Any]:
+    tally = _Tally()
+    rows = _RowWriter(finished / ROWS, sum(len(summary["samples"]) for summary in _summaries(plan, scratch)))
+    quarantined: list[list[str]] = []
+    shards: list[dict[str, Any]] = []
+    for summary in _summaries(plan, scratch):
+        quarantined += summary["quarantined"]
+        if not summary["samples"]:
+            continue
+        rows.append(summary["samples"], len(shards))
+        tally.add(summary["split"], summary["samples"])
+        shards.append({"num_samples": len(summary["samples"]), **{key: summary[key] for key in _OF_TARS}})
+        _link_or_copy(scratch / summary["name"], finished / summary["name"])
+    rows.close()
+    (finished / QUARANTINE).write_text(_csv_text([["path", "reason"], *quarantined]), encoding="utf-8")
+    values = {
         "format_version": FORMAT_VERSION,
         "batch": encoder.batch,
         "dataset": {
-            "kind": header.kind,
-            "patient_grouping": header.patient_grouping,
-            "shares_images_with": list(header.shares_images_with),
-            "split_rule": header.split_rule,
+            "kind": plan.header.kind,
+            "patient_grouping": plan.header.patient_grouping,
+            "shares_images_with": list(plan.header.shares_images_with),
+            "split_rule": plan.header.split_rule,
         },
         "spec": encoder.spec.to_json(),
         "channels": encoder.channels,
         "image_format": encoder.params.image_format,
         "bank": {"seed": encoder.params.seed, "num_pairs_per_scale": encoder.params.num_bank_pairs},
-        "id_key_fingerprint": header.id_key_fingerprint,
-        "shards": [
-            {
-                "name": summary["name"],
-                "split": summary["split"],
-                "num_samples": len(summary["samples"]),
-                "bytes": summary["bytes"],
-                "sha256": summary["sha256"],
-            }
-            for summary in summaries
-        ],
-        "counts": {
-            "images": {split: len(_of_split(samples, split)) for split in SPLITS},
-            "patients": {split: len({s["row"]["patient"] for s in _of_split(samples, split)}) for split in SPLITS},
-            "labels": {split: _label_counts(_of_split(samples, split)) for split in SPLITS},
-            "views": {
-                split: _counts(sample["view"] or "unknown" for sample in _of_split(samples, split)) for split in SPLITS
-            },
-            "num_lost_colour": sum(sample["lost_colour"] for sample in samples),
-        },
-        "statistics": _statistics(_of_split(samples, "train")),
+        "id_key_fingerprint": plan.header.id_key_fingerprint,
+        "shards": shards,
+        "counts": tally.counts(),
+        "statistics": tally.statistics(),
+        "quarantined": {"count": len(quarantined), "reasons": _reasons(quarantined)},
+        "samples": {"name": ROWS, "sha256": sha256_of(finished / ROWS)},
     }
-
-
-def publish(values: dict[str, Any], summaries: list[Summary], scratch: Path, out: Path) -> None:
-    """Put the finished set together beside `out` and move it there in one step. Completes `values`."""
-    finished = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(finished, ignore_errors=True)
-    finished.mkdir(parents=True)
-    for shard in values["shards"]:
-        _link_or_copy(scratch / shard["name"], finished / shard["name"])
-    np.save(finished / ROWS, _rows([summary for summary in summaries if summary["samples"]]))
-    quarantined = [item for summary in summaries for item in summary["quarantined"]]
-    (finished / QUARANTINE).write_text(_csv_text([["path", "reason"], *quarantined]), encoding="utf-8")
-    values["quarantined"] = {"count": len(quarantined), "reasons": _reasons(quarantined)}
-    values["samples"] = {"name": ROWS, "sha256": sha256_of(finished / ROWS)}
     (finished / INDEX).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     draw_contact_sheet(ShardIndex.open(finished)).save(finished / CONTACT_SHEET)
-    replace_directory(finished, out)
+    return values
+
+
+_OF_TARS = ("name", "split", "bytes", "sha256")
+
+
+def _summaries(plan: BatchPlan, scratch: Path) -> Iterator[Summary]:
+    """One at a time: together they would fill the memory of a large batch.
+
+    Raises:
+        SourceError: one is missing.
+    """
+    for shard in plan.shards:
+        summary = read_summary(scratch, shard.name)
+        if summary is None:
+            raise SourceError(f"{scratch / shard.name}: gone since it was built; give the same command again")
+        yield summary
+
+
+class _Tally:
+    """What the samples of a set add up to, tar by tar."""
+
+    def __init__(self) -> None:
+        self._images: Counter[str] = Counter()
+        self._patients: dict[str, set[str]] = {split: set() for split in SPLITS}
+        self._labels: dict[str, dict[str, Counter[str]]] = {split: {} for split in SPLITS}
+        self._views: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
+        self._foreground = {split: [0, 0, 0] for split in SPLITS}
+        self._num_lost_colour = 0
+
+    def add(self, split: Split, samples: list[dict[str, Any]]) -> None:
+        """The samples of one tar."""
+        self._images[split] += len(samples)
+        for sample in samples:
+            self._patients[split].add(sample["row"]["patient"])
+            self._views[split][sample["view"] or "unknown"] += 1
+            for name, value in sample["labels"].items():
+                self._labels[split].setdefault(name, Counter())["unknown" if value is None else str(value)] += 1
+            sums = zip(self._foreground[split], sample["foreground"], strict=True)
+            self._foreground[split] = [before + more for before, more in sums]
+            self._num_lost_colour += sample["lost_colour"]
+
+    def counts(self) -> dict[str, Any]:
+        """Images, patients, labels (label → "1", "0", "-1", "unknown" → images) and views of each split."""
+        return {
+            "images": {split: self._images[split] for split in SPLITS},
+            "patients": {split: len(self._patients[split]) for split in SPLITS},
+            "labels": {
+                split: {name: _sorted(counts) for name, counts in sorted(self._labels[split].items())}
+                for split in SPLITS
+            },
+            "views": {split: _sorted(self._views[split]) for split in SPLITS},
+            "num_lost_colour": self._num_lost_colour,
+        }
+
+    def statistics(self) -> dict[str, float | None]:
+        """Mean and deviation of the training images' foreground in [0, 1], over channels too.
+
+        The sums are whole numbers, so their order does not matter.
+        """
+        total, squares, count = self._foreground["train"]
+        if not count:
+            return {"mean": None, "std": None}
+        mean = total / count
+        return {"mean": mean / _MAX_GREY, "std": math.sqrt(max(squares / count - mean**2, 0.0)) / _MAX_GREY}
+
+
+class _RowWriter:
+    """samples.npy, written tar by tar through a memory map."""
+
+    def __init__(self, path: Path, num_rows: int) -> None:
+        self._rows = np.lib.format.open_memmap(path, mode="w+", dtype=ROW_DTYPE, shape=(num_rows,))
+        self._num_written = 0
+
+    def append(self, samples: list[dict[str, Any]], shard: int) -> None:
+        """The rows of one tar's samples."""
+        rows = [tuple({**s["row"], "shard": shard}[name] for name in ROW_DTYPE.names or ()) for s in samples]
+        self._rows[self._num_written : self._num_written + len(rows)] = np.array(rows, dtype=ROW_DTYPE)
+        self._num_written += len(rows)
+
+    def close(self) -> None:
+        """Bring them to the disk."""
+        self._rows.flush()
+        del self._rows
 
 
 def describe(values: dict[str, Any]) -> str:
@@ -114,45 +192,12 @@ def describe(values: dict[str, Any]) -> str:
     )
 
 
-def _of_split(samples: list[dict[str, Any]], split: str) -> list[dict[str, Any]]:
-    return [sample for sample in samples if sample["row"]["split"] == split]
-
-
-def _label_counts(samples: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """Label → "1", "0", "-1", "unknown" → number of images."""
-    names = sorted({name for sample in samples for name in sample["labels"]})
-    return {
-        name: _counts("unknown" if s["labels"].get(name) is None else str(s["labels"][name]) for s in samples)
-        for name in names
-    }
-
-
-def _counts(values: Iterable[str]) -> dict[str, int]:
-    return dict(sorted(Counter(values).items()))
+def _sorted(counts: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(counts.items()))
 
 
 def _reasons(quarantined: list[list[str]]) -> dict[str, int]:
-    return _counts(reason for _, reason in quarantined)
-
-
-def _statistics(samples: list[dict[str, Any]]) -> dict[str, float | None]:
-    """Mean and deviation of the foreground's pixels in [0, 1], over channels too; exact, so order does not matter."""
-    total, squares, count = (sum(sample["foreground"][i] for sample in samples) for i in range(3))
-    if not count:
-        return {"mean": None, "std": None}
-    mean = total / count
-    return {"mean": mean / _MAX_GREY, "std": math.sqrt(max(squares / count - mean**2, 0.0)) / _MAX_GREY}
-
-
-def _rows(summaries: list[Summary]) -> np.ndarray:
-    return np.array(
-        [
-            tuple({**sample["row"], "shard": number}[name] for name in ROW_DTYPE.names or ())
-            for number, summary in enumerate(summaries)
-            for sample in summary["samples"]
-        ],
-        dtype=ROW_DTYPE,
-    )
+    return _sorted(Counter(reason for _, reason in quarantined))
 
 
 def _csv_text(rows: list[list[str]]) -> str:

@@ -36,7 +36,7 @@ def map_in_processes(
         yield from map(function, items)
         return
     # spawn: forking a process that has threads (torch, tqdm) can deadlock.
-    pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
+    pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), initializer=start_worker)
     pending: deque[Future[Result]] = deque()
     with pool:
         try:
@@ -50,7 +50,8 @@ def map_in_processes(
             pool.shutdown(cancel_futures=True)
 
 
-def _start_worker() -> None:
+def start_worker() -> None:
+    """First thing in a worker process: leave Ctrl-C to the parent, and end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 

@@ -1,79 +1,106 @@
-"""Which record becomes which sample of which shard: pseudonyms, splits, keys and order, before any image is read."""
+"""Which image of a manifest becomes which sample of which tar: splits, keys and order, before any image is read."""
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 
-from shards.delivery import Delivery
+from shards.delivery import Header, iterate_manifest
 from shards.errors import SourceError
 from shards.format import MAX_KEY_LENGTH
 from shards.identity import SPLITS, split_of
-from shards.params import ShardParams
+from shards.params import ShardParams, SplitParams
 from shards.records import Record, Split, files_of
 from shards.sample import Encoder, Task
 
 _READ_BEFORE = ("phantom", "sources")
 """Packages whose work is done when a delivery is planned."""
+_MAX_NAMED = 10
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """One tar and the tasks whose samples it will hold, in order."""
+    """One tar.
+
+    Attributes:
+        name: Of the tar.
+        split: Of all its samples.
+        places: Its images in order: number in the manifest, from 1, and offset of the line there. The records stay in
+            the manifest, so that a plan is small however many images there are.
+    """
 
     name: str
     split: Split
-    tasks: tuple[Task, ...]
+    places: tuple[tuple[int, int], ...]
 
 
-def plan_shards(delivery: Delivery, params: ShardParams, *, has_public_ids: bool) -> list[ShardPlan]:
-    """Deal the records to shards: by split, then in the order of their keys.
+@dataclass(frozen=True)
+class BatchPlan:
+    """All tars of a batch and what holds for all its images."""
 
-    Args:
-        delivery: The records.
-        params: Section `shard`.
-        has_public_ids: Keys and messages may show the ids, which hide nobody.
+    manifest: Path
+    header: Header
+    shards: list[ShardPlan]
+
+    @property
+    def num_images(self) -> int:
+        """In all tars."""
+        return sum(len(shard.places) for shard in self.shards)
+
+
+def plan_batch(manifest: Path, root: Path, params: ShardParams) -> BatchPlan:
+    """Deal the images of a manifest to tars: by split, then in the order of their keys.
 
     Raises:
-        SourceError: there are no records, or two have the same key.
+        SourceError: files are missing or of another size than when they were registered, or two images have one id.
     """
-    official = delivery.official_splits
-    tasks = sorted(
-        (
-            _task(
-                entry.record,
-                number,
-                split_of(entry.position, params.splits, entry.record.split, official_splits=official),
-                has_public_ids=has_public_ids,
-            )
-            for number, entry in enumerate(delivery.entries, start=1)
-        ),
-        key=lambda task: task.key,
-    )
-    if not tasks:
-        raise SourceError("the source has no images")
-    for first, second in pairwise(tasks):
-        if first.key == second.key:
-            raise SourceError(f"{first.place} and {second.place} have the same id; ids must be unique")
-    return [
-        ShardPlan(f"{split}-{number:06d}.tar", split, chunk)
-        for split in SPLITS
-        for number, chunk in enumerate(
-            _chunks([task for task in tasks if task.split == split], params.num_images_per_shard)
+    header, lines = iterate_manifest(manifest)
+    official: set[Split] = set()
+    images: list[tuple[str, float, Split | None, int, int]] = []
+    changed = []
+    for number, (offset, entry) in enumerate(lines, start=1):
+        record = entry.record
+        images.append((key_of(record, header), entry.position, record.split, number, offset))
+        official |= {record.split} if record.split else set()
+        if record.known_defect is None and any(_size_of(root / f.path) != f.num_bytes for f in files_of(record)):
+            changed.append(number)
+    if changed:
+        more = f" and {len(changed) - _MAX_NAMED} more" if len(changed) > _MAX_NAMED else ""
+        raise SourceError(
+            f"files of {len(changed)} of {len(images)} images below {root} are missing or changed since the batch was "
+            f"registered: {manifest} images {', '.join(map(str, changed[:_MAX_NAMED]))}{more}; restore them, or "
+            "register the folder as a new batch"
         )
+    images.sort()
+    for first, second in pairwise(images):
+        if first[0] == second[0]:
+            raise SourceError(f"{manifest}: images {first[3]} and {second[3]} have the same id; ids must be unique")
+    return BatchPlan(manifest, header, _deal(images, frozenset(official), params.splits, params.num_images_per_shard))
+
+
+def _deal(
+    images: list[tuple[str, float, Split | None, int, int]],
+    official: frozenset[Split],
+    splits: SplitParams,
+    size: int,
+) -> list[ShardPlan]:
+    dealt: dict[Split, list[tuple[int, int]]] = {split: [] for split in SPLITS}
+    for _, position, split, number, offset in images:
+        dealt[split_of(position, splits, split, official_splits=official)].append((number, offset))
+    return [
+        ShardPlan(f"{split}-{start // size:06d}.tar", split, tuple(places[start : start + size]))
+        for split, places in dealt.items()
+        for start in range(0, len(places), size)
     ]
 
 
-def fingerprint(plans: list[ShardPlan], encoder: Encoder) -> str:
-    """Hex digest of everything that decides the bytes of the tars; unfinished work is reused only where it agrees.
-
-    Files without a known hash (the phantom's) are recognised by size and time.
-    """
+def fingerprint(manifest_sha256: str, encoder: Encoder) -> str:
+    """Hex digest of everything that decides the bytes of the tars; unfinished work is reused only where it agrees."""
     settings = {
+        "manifest": manifest_sha256,
         "batch": encoder.batch,
         "channels": encoder.channels,
         "spec": encoder.spec.to_json(),
@@ -85,25 +112,22 @@ def fingerprint(plans: list[ShardPlan], encoder: Encoder) -> str:
     for path in sorted(package.rglob("*.py")):
         if path.parent.name not in _READ_BEFORE:
             digest.update(path.read_bytes())
-    for plan in plans:
-        for task in plan.tasks:
-            digest.update(f"{plan.name} {task!r}".encode())
-            for file in files_of(task.record):
-                if file.sha256 is not None:
-                    continue
-                stat = (encoder.root / file.path).stat()
-                digest.update(f"{stat.st_size} {stat.st_mtime_ns}".encode())
     return digest.hexdigest()[:16]
 
 
-def _task(record: Record, number: int, split: Split, *, has_public_ids: bool) -> Task:
-    if has_public_ids:
-        return Task(record, public_key_of(record.source_id), record.image.path, split)
-    return Task(record, record.source_id, f"manifest image {number}", split)
+def task_of(record: Record, header: Header, number: int, split: Split) -> Task:
+    """The record's task: what its sample is called, and what messages call the image."""
+    place = record.image.path if header.has_public_ids else f"manifest image {number}"
+    return Task(record, key_of(record, header), place, split)
+
+
+def key_of(record: Record, header: Header) -> str:
+    """The sample's key: without a dot (WebDataset cuts names at the first), unique if the source ids are."""
+    return public_key_of(record.source_id) if header.has_public_ids else record.source_id
 
 
 def public_key_of(source_id: str) -> str:
-    """A sample key that shows the source id: without a dot (WebDataset cuts names at the first), unique if it is."""
+    """A key that shows the source id as far as a key can."""
     name = re.sub(r"[^A-Za-z0-9_-]", "-", source_id)
     if name == source_id and len(name) <= MAX_KEY_LENGTH:
         return name
@@ -111,6 +135,8 @@ def public_key_of(source_id: str) -> str:
     return f"{name[: MAX_KEY_LENGTH - 17]}-{digest}"
 
 
-def _chunks(tasks: list[Task], size: int) -> Iterator[tuple[Task, ...]]:
-    for start in range(0, len(tasks), size):
-        yield tuple(tasks[start : start + size])
+def _size_of(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,12 @@ from typing import Any
 from shards.atomic import write_text
 from shards.canvas import Placement, UnreadableImageError, cell_statistics, decode_image, is_coloured
 from shards.config import DEFAULT_PARAMS, read_params
-from shards.delivery import Delivery, SplitRule, check_paths, format_manifest, identify, read_manifest
+from shards.delivery import Delivery, SplitRule, check_paths, format_manifest, hashed, identify, iterate_manifest
 from shards.errors import ConfigError, SourceError
 from shards.identity import IdKey, load_id_key, read_id_key
 from shards.params import BatchParams, GridParams, RegisteredSourceParams, ShardParams, check_batch_name, parse_batches
 from shards.progress import progress
-from shards.records import File, MaskFiles, Record, locate
+from shards.records import Record
 from shards.sources.base import Listing, Source
 from shards.yaml_lines import add_deps, add_item
 
@@ -200,8 +200,8 @@ def _earlier_files(
             break
         source = batch.source
         if isinstance(source, RegisteredSourceParams) and (project.root / source.root).resolve() == root.resolve():
-            entries = read_manifest(project.root / source.dep).entries
-            earlier.update((entry.record.image.path, entry.record.image.num_bytes) for entry in entries)
+            _, lines = iterate_manifest(project.root / source.dep)
+            earlier.update((entry.record.image.path, entry.record.image.num_bytes) for _, entry in lines)
     return earlier
 
 
@@ -219,29 +219,6 @@ def _is_new(record: Record, root: Path, earlier: Mapping[str, int | None]) -> bo
             "version another name"
         )
     return False
-
-
-def hashed(records: tuple[Record, ...], root: Path) -> Iterable[Record]:
-    """The records with size and hash of every file as it is now.
-
-    Raises:
-        SourceError: a file lies outside of `root`.
-    """
-    for record in records:
-        masks = {
-            name: replace(mask, files=tuple(_described(root, file) for file in mask.files))
-            if isinstance(mask, MaskFiles)
-            else mask
-            for name, mask in record.masks.items()
-        }
-        is_there = record.known_defect is None or (root / record.image.path).is_file()
-        yield replace(record, image=_described(root, record.image) if is_there else record.image, masks=masks)
-
-
-def _described(root: Path, file: File) -> File:
-    with locate(root, file, "a file of the delivery").open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return File(file.path, stream.tell(), digest)
 
 
 def _portable(path: Path, project: Path) -> str:

@@ -1,8 +1,10 @@
 """One record becomes one sample: read, check, decode, place on the canvas, describe, encode."""
 
+import errno
 import hashlib
 import io
 import json
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +28,9 @@ from shards.grid import GridSpec, crop_bank
 from shards.masks import draw_mask
 from shards.params import ShardParams
 from shards.records import Box, File, Record, Split, locate
+
+_PAUSES_S = (0.5, 1.0, 2.0)
+_PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.ECONNRESET, errno.EHOSTDOWN)
 
 
 class ChangedFileError(Exception):
@@ -98,8 +103,8 @@ class Encoder:
 
     def _read(self, file: File, place: str) -> bytes:
         try:
-            data = locate(self.root, file, place).read_bytes()
-        except OSError:
+            data = read_patiently(locate(self.root, file, place))
+        except (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError):
             raise ChangedFileError("missing or not readable") from None
         if file.sha256 is not None and hashlib.sha256(data).hexdigest() != file.sha256:
             raise ChangedFileError("changed since it was registered")
@@ -171,6 +176,22 @@ class Encoder:
         file = io.BytesIO()
         image.save(file, "JPEG", quality=self.params.jpg_quality, subsampling=0)
         return file.getvalue()
+
+
+def read_patiently(path: Path) -> bytes:
+    """The content of a file; what a network drive may do for a moment (time-outs, stale handles) is tried again.
+
+    Raises:
+        OSError: it stays.
+    """
+    for pause_s in _PAUSES_S:
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            if error.errno not in _PASSING:
+                raise
+            time.sleep(pause_s)
+    return path.read_bytes()
 
 
 def _placed_box(box: Box, placement: Placement) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from PIL import Image
 
 from shards.build import build_shards
 from shards.errors import SourceError
-from shards.format import FORMAT_VERSION
+from shards.execution import Processes
+from shards.format import FORMAT_VERSION, sha256_of
 from shards.grid import CropPair, crop_bank
 from shards.identity import PUBLIC_KEY, split_of
 from shards.read import ShardIndex, ShardReader
@@ -27,7 +28,8 @@ from tests.shards.datasets import (
 
 
 def build(source: object, out: Path, num_workers: int = 1, **changes: object) -> ShardReader:
-    build_shards("batch-b000", source, grid_params(), shard_params(**changes), out, num_workers=num_workers)  # type: ignore[arg-type]
+    params = shard_params(**changes)
+    build_shards("batch-b000", source, grid_params(), params, out, execution=Processes(num_workers))  # type: ignore[arg-type]
     return ShardReader(ShardIndex.open(out))
 
 
@@ -215,14 +217,25 @@ def test_dotted_names_become_unique_keys_without_a_dot(tmp_path: Path, id_key: s
 def test_a_manifest_that_is_not_the_registered_one_is_refused(tmp_path: Path, id_key: str) -> None:
     write_folder(tmp_path / "own", ["a.png", "b.png"])
     source = folder_params(tmp_path / "own", tmp_path / "m.jsonl")
-    lines = (tmp_path / "m.jsonl").read_text().replace("b.png", "a.png")
-    (tmp_path / "m.jsonl").write_text(lines)
-    with pytest.raises(SourceError, match="an earlier one has the same file"):
-        build(source, tmp_path / "out")
-    (tmp_path / "m.jsonl").write_text(lines.replace("a.png", "c.png", 1))
+    lines = (tmp_path / "m.jsonl").read_text()
+    (tmp_path / "m.jsonl").write_text(lines.replace("b.png", "c.png"))
     with pytest.raises(SourceError, match=r"(?s)params\.yaml expects .*register"):
         build(source, tmp_path / "out")
+    (tmp_path / "m.jsonl").unlink()
+    with pytest.raises(SourceError, match="not found; expected the manifest"):
+        build(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", ["", "{}\n", "path,bytes,sha256\n", "cut"])
+def test_a_damaged_manifest_is_named_and_not_believed(content: str, tmp_path: Path, id_key: str) -> None:
+    write_folder(tmp_path / "own", ["a.png", "b.png"])
+    source = folder_params(tmp_path / "own", tmp_path / "m.jsonl")
+    lines = (tmp_path / "m.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "m.jsonl").write_text("".join(lines[:-1]) if content == "cut" else content)
+    source = source.model_copy(update={"dep_sha256": sha256_of(tmp_path / "m.jsonl")})
+    with pytest.raises(SourceError, match=r"m\.jsonl: .*restore it, or register again"):
+        build(source, tmp_path / "out")
 
 
 def test_official_splits_are_kept_and_validation_comes_out_of_training(tmp_path: Path, id_key: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from shards.build import build_shards
+from shards.execution import Processes
 from tests.shards.datasets import folder_bytes, grid_params, shard_params, write_phantom
 
 
@@ -46,7 +47,7 @@ def test_a_killed_build_goes_on_and_leaves_the_same_bytes(
     is_reached: Callable[[Path, Path], bool], tmp_path: Path, scratch: Path
 ) -> None:
     source = write_phantom(tmp_path / "phantom", num_patients=30)
-    build_shards("a-b000", source, grid_params(), shard_params(), tmp_path / "whole", num_workers=1)
+    build_shards("a-b000", source, grid_params(), shard_params(), tmp_path / "whole", execution=Processes(1))
     params = {
         "grid": grid_params().model_dump(mode="json"),
         "shard": shard_params().model_dump(mode="json"),

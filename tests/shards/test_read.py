@@ -16,6 +16,7 @@ from PIL import Image
 
 from shards.build import build_shards
 from shards.errors import ConfigError, IndexFormatError
+from shards.execution import Processes
 from shards.read import ShardIndex, ShardReader, epoch_order
 from tests.shards.datasets import grid_params, shard_params, write_phantom
 
@@ -27,7 +28,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = write_phantom(root / "phantom")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACE_SCRATCH", str(root / "scratch"))
-        build_shards("phantom-b000", source, grid_params(), shard_params(), root / "set", num_workers=1)
+        build_shards("phantom-b000", source, grid_params(), shard_params(), root / "set", execution=Processes(1))
     return root / "set"
 
 
@@ -156,7 +157,7 @@ def test_a_sample_without_masks_and_landmarks_has_empty_ones(tmp_path: Path, scr
     source = write_phantom(tmp_path / "phantom", num_patients=4)
     shutil.rmtree(tmp_path / "phantom" / "masks")
     (tmp_path / "phantom" / "landmarks.csv").write_text("image_id,landmark,row,col\n")
-    build_shards("a", source, grid_params(), shard_params(num_bank_pairs=0), tmp_path / "set", num_workers=1)
+    build_shards("a", source, grid_params(), shard_params(num_bank_pairs=0), tmp_path / "set", execution=Processes(1))
     sample = ShardReader(ShardIndex.open(tmp_path / "set")).read(0)
     assert sample.masks() == {}
     assert sample.landmarks == {}

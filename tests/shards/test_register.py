@@ -10,8 +10,9 @@ from ruamel.yaml import YAML
 
 from shards.build import build_shards
 from shards.config import read_params
-from shards.delivery import read_manifest
+from shards.delivery import Entry, iterate_manifest
 from shards.errors import ConfigError, IdKeyError, SourceError
+from shards.execution import Processes
 from shards.identity import KEY_FILE_VARIABLE, create_key
 from shards.params import BatchParams, parse_batches
 from shards.read import ShardIndex
@@ -46,9 +47,13 @@ def register(
     register_batch(name, root, FolderSource(labels), weight=weight, project=files)
 
 
+def registered(project: Path, name: str = "clinic-b000") -> list[Entry]:
+    _, entries = iterate_manifest(project / "data" / "manifests" / f"{name}.jsonl")
+    return [entry for _, entry in entries]
+
+
 def registered_images(project: Path, name: str = "clinic-b000") -> list[str]:
-    delivery = read_manifest(project / "data" / "manifests" / f"{name}.jsonl")
-    return [entry.record.image.path for entry in delivery.entries]
+    return [entry.record.image.path for entry in registered(project, name)]
 
 
 def read_batches(path: Path) -> dict[str, BatchParams]:
@@ -86,7 +91,7 @@ def test_registering_adds_a_manifest_an_item_and_a_dep_line_for_each_consumer(
     register(project, root, weight=2.0)
     assert registered_images(project) == sorted(NAMES)
     manifest = project / "data" / "manifests" / "clinic-b000.jsonl"
-    (first, *_) = (entry.record for entry in read_manifest(manifest).entries)
+    first = registered(project)[0].record
     content = (root / first.image.path).read_bytes()
     assert (first.image.num_bytes, first.image.sha256) == (len(content), hashlib.sha256(content).hexdigest())
     batch = read_batches(project / "params.yaml")["clinic-b000"]
@@ -160,8 +165,8 @@ def test_a_folder_that_has_grown_is_registered_again_without_what_was_there(
     assert registered_images(project, "clinic-b001") == ["late/arrival.png", "later/arrival.png"]
     assert "12 images are in earlier batches of the folder and are left out" in capsys.readouterr().err
     assert (project / "data" / "manifests" / "clinic-b000.jsonl").read_bytes() == once
-    manifests = [project / "data" / "manifests" / f"clinic-b00{number}.jsonl" for number in range(2)]
-    old, new = ({e.record.patient: e.position for e in read_manifest(path).entries} for path in manifests)
+    names = ("clinic-b000", "clinic-b001")
+    old, new = ({entry.record.patient: entry.position for entry in registered(project, name)} for name in names)
     (shared,) = old.keys() & new.keys()
     assert old[shared] == new[shared], "a patient of both deliveries has one pseudonym and one split"
     with pytest.raises(SourceError, match="all 14 images are in earlier batches"):
@@ -191,7 +196,7 @@ def test_a_manifest_holds_no_id_of_a_patient(project: Path, root: Path, id_key: 
     register(project, root, labels=labels)
     text = (project / "data" / "manifests" / "clinic-b000.jsonl").read_text()
     assert not any(secret in text for secret in ("MRN-4711", "ACC-9", "63.5", '"F"'))
-    record = read_manifest(project / "data" / "manifests" / "clinic-b000.jsonl").entries[0].record
+    record = registered(project)[0].record
     assert (record.sex, record.age_years) == (None, 60.0)
 
 
@@ -203,8 +208,7 @@ def test_a_patient_on_both_sides_of_an_official_split_is_refused(project: Path, 
         register(project, root, labels=labels)
     files = Project(project / "params.yaml", project / "dvc.yaml")
     register_batch("clinic-b000", root, FolderSource(labels), split_rule="hash", project=files)
-    entries = read_manifest(project / "data" / "manifests" / "clinic-b000.jsonl").entries
-    assert {entry.record.split for entry in entries} == {None}
+    assert {entry.record.split for entry in registered(project)} == {None}
 
 
 def test_a_weight_edited_later_does_not_make_it_another_batch(project: Path, root: Path, id_key: str) -> None:
@@ -228,7 +232,7 @@ def test_a_registered_batch_builds_and_its_mix_is_what_the_index_finds(
     monkeypatch.chdir(project)
     params = shard_params(splits={"train": 1.0, "val": 0.0, "test": 0.0})
     values = read_params(project / "params.yaml")["grid"]
-    build_shards("clinic-b000", batch.source, grid_params(**values), params, project / "set", num_workers=1)
+    build_shards("clinic-b000", batch.source, grid_params(**values), params, project / "set", execution=Processes(1))
     index = ShardIndex.open(project / "set")
     assert index.statistics["images"]["train"] == 12
     assert index.statistics["patients"]["train"] == 6

@@ -9,6 +9,7 @@ from PIL import Image
 
 from ace.data.params import ViewsParams
 from shards.build import build_shards
+from shards.execution import Processes
 from shards.identity import create_key
 from shards.params import GridParams, ShardParams
 from shards.read import ShardIndex
@@ -54,7 +55,7 @@ def build_shards_of(
             grid,
             ShardParams.from_params(params, "shard"),
             root / "shards",
-            num_workers=1,
+            execution=Processes(1),
         )
     return ShardIndex.open(root / "shards")
 

@@ -14,6 +14,7 @@ from ace.models.networks import Branches, Student, Teacher
 from ace.models.params import BackboneParams, GlobalHeadParams, LocalHeadParams, LogitParams
 from ace.training.model_folder import save_model
 from shards.build import build_shards
+from shards.execution import Processes
 from shards.params import GridParams, PhantomSourceParams, ShardParams
 
 BATCH = "phantom-b000"
@@ -151,7 +152,7 @@ def write_project(root: Path, *, num_patients: int = 40, has_landmarks: bool = T
     write_dataset(root / "data/phantom", num_patients, has_landmarks=has_landmarks)
     source = PhantomSourceParams(kind="phantom", dep=str(root / "data/phantom"))
     shard = ShardParams.from_params(SHARD, "shard")
-    build_shards(BATCH, source, GRID, shard, root / "data/shards" / BATCH, num_workers=1)
+    build_shards(BATCH, source, GRID, shard, root / "data/shards" / BATCH, execution=Processes(1))
     write_model(root / "models/ace", seed=3)
     return root
 

@@ -21,6 +21,7 @@ from ace.inference.parquet import write_embeddings
 from ace.inference.sources import open_folder
 from shards.build import build_shards
 from shards.cli import run_command
+from shards.execution import Processes
 from shards.identity import KEY_FILE_VARIABLE, create_key, read_id_key
 from shards.read import ShardIndex, ShardReader
 from tests.ace.inference.models import DIM, mix, write_model
@@ -195,7 +196,7 @@ def shard_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = write_phantom(root / "phantom", num_patients=6)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACE_SCRATCH", str(root / "scratch"))
-        build_shards("a-b000", source, grid_params(), shard_params(), root / "a-b000", num_workers=1)
+        build_shards("a-b000", source, grid_params(), shard_params(), root / "a-b000", execution=Processes(1))
     return root / "a-b000"
 
 

@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 
 from ace.training.params import PretrainParams
 from shards.build import build_shards
+from shards.execution import Processes
 from shards.params import BatchParams, GridParams, ShardParams
 
 ROOT = Path(__file__).parents[3]
@@ -90,5 +91,5 @@ def build_noise_shards(root: Path, *, num_images: int, splits: dict[str, float])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACE_SCRATCH", str(root / "scratch"))
         params = ShardParams.from_params(values, "shard")
-        build_shards(BATCH, item.source, tiny_grid(), params, root / "shards" / BATCH, num_workers=1)
+        build_shards(BATCH, item.source, tiny_grid(), params, root / "shards" / BATCH, execution=Processes(1))
     return root / "shards"

@@ -15,6 +15,7 @@ from ace.training.monitor_params import ProbeParams
 from ace.training.probe import ProbePlan, plan_probe, run_probe
 from shards.build import build_shards
 from shards.errors import ConfigError
+from shards.execution import Processes
 from shards.params import BatchParams, MixParams, ShardParams
 from shards.read import ShardIndex, ShardReader
 from tests.ace.training.conftest import demo_values, tiny_grid, tiny_params
@@ -72,7 +73,7 @@ def members(tmp_path_factory: pytest.TempPathFactory) -> Members:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("ACE_SCRATCH", str(root / "scratch"))
             params = ShardParams.from_params(values, "shard")
-            build_shards(name, item.source, tiny_grid(), params, root / "shards" / name, num_workers=1)
+            build_shards(name, item.source, tiny_grid(), params, root / "shards" / name, execution=Processes(1))
         found.append((ShardIndex.open(root / "shards" / name), item.mix))
     return found
 

@@ -1,0 +1,130 @@
+"""One tar of a shard set: built whole by one process, from the lines of the manifest that its plan names."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.atomic import atomic_path, write_text
+from shards.delivery import Header, read_entry
+from shards.errors import SourceError
+from shards.format import LANDMARKS_SUFFIX, sha256_of
+from shards.plan import ShardPlan, task_of
+from shards.sample import Encoded, Encoder, Rejected, Task
+from shards.tar import Span, TarWriter
+
+Summary = dict[str, Any]
+_MAX_NAMED = 10
+_MAX_CRASHES = 2
+_CRASHED = "ends the process that reads it (out of memory, or a fault in a decoder)"
+
+
+@dataclass(frozen=True)
+class TarBuilder:
+    """Builds tars into a scratch folder, in any process of any machine that sees the folder and the raw files."""
+
+    manifest: Path
+    header: Header
+    encoder: Encoder
+    scratch: Path
+
+    def __call__(self, shard: ShardPlan) -> None:
+        """Write one tar, then its summary: a tar is finished when its summary is there.
+
+        Raises:
+            SourceError: images are missing or changed since they were registered.
+            OSError: the disk is full or gone.
+        """
+        samples: list[dict[str, Any]] = []
+        rejected: list[tuple[Task, Rejected]] = []
+        skipped = self._skipped(shard)
+        with (
+            atomic_path(self.scratch / shard.name) as temporary,
+            (self.scratch / f"{shard.name}.begun").open("wb", buffering=0) as begun,
+        ):
+            with TarWriter(temporary) as tar:
+                for position, (number, offset) in enumerate(shard.places):
+                    begun.write(b".")
+                    task = task_of(read_entry(self.manifest, offset).record, self.header, number, shard.split)
+                    result = Rejected(_CRASHED) if position in skipped else self.encoder(task)
+                    match result:
+                        case Encoded():
+                            spans = {suffix: tar.add(f"{task.key}.{suffix}", data) for suffix, data in result.members}
+                            samples.append({"row": _row(task, spans), **result.counted})
+                        case Rejected():
+                            rejected.append((task, result))
+            _check_unchanged(rejected)
+        summary = {
+            "name": shard.name,
+            "split": shard.split,
+            "bytes": (self.scratch / shard.name).stat().st_size,
+            "sha256": sha256_of(self.scratch / shard.name),
+            "samples": samples,
+            "quarantined": [[task.place, result.reason] for task, result in rejected],
+        }
+        write_text(self.scratch / f"{shard.name}.json", json.dumps(summary))
+
+    def note_crash(self, shard: ShardPlan) -> None:
+        """Remember which image was being read when the tar's process ended; the second time it is given up."""
+        crashes = [*self._crashes(shard), num_begun(self.scratch, shard.name) - 1]
+        write_text(self.scratch / f"{shard.name}.crashes", json.dumps(crashes))
+
+    def _skipped(self, shard: ShardPlan) -> frozenset[int]:
+        counts = Counter(self._crashes(shard))
+        return frozenset(position for position, count in counts.items() if count >= _MAX_CRASHES)
+
+    def _crashes(self, shard: ShardPlan) -> list[int]:
+        path = self.scratch / f"{shard.name}.crashes"
+        return list(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else []
+
+
+def num_begun(scratch: Path, name: str) -> int:
+    """How many images of a tar have been begun, whoever builds it; 0 before."""
+    path = scratch / f"{name}.begun"
+    return path.stat().st_size if path.is_file() else 0
+
+
+def read_summary(scratch: Path, name: str, *, is_checked: bool = False) -> Summary | None:
+    """The summary of a finished tar; None if it is not finished.
+
+    Args:
+        scratch: Where it was built.
+        name: Of the tar.
+        is_checked: The tar is compared with the hash in its summary first.
+    """
+    try:
+        summary: Summary = json.loads((scratch / f"{name}.json").read_text(encoding="utf-8"))
+        is_whole = not is_checked or sha256_of(scratch / name) == summary["sha256"]
+    except FileNotFoundError:
+        return None
+    return summary if is_whole else None
+
+
+def _row(task: Task, spans: dict[str, Span]) -> dict[str, Any]:
+    """The sample's row of the index, but for the number of its tar."""
+    meta, image, *others = spans.values()
+    last = others[-1] if others else image
+    landmarks = spans.get(LANDMARKS_SUFFIX, Span(0, 0))
+    return {
+        "key": task.key,
+        "patient": task.record.patient,
+        "split": task.split,
+        "start": meta.member_start,
+        "stop": last.member_stop,
+        "image_start": image.start,
+        "image_bytes": image.num_bytes,
+        "meta_start": meta.start,
+        "meta_bytes": meta.num_bytes,
+        "landmarks_start": landmarks.start,
+        "landmarks_bytes": landmarks.num_bytes,
+    }
+
+
+def _check_unchanged(rejected: list[tuple[Task, Rejected]]) -> None:
+    changed = [task.place for task, result in rejected if result.has_changed]
+    if changed:
+        raise SourceError(
+            f"{len(changed)} files are missing or changed since they were listed: {', '.join(changed[:_MAX_NAMED])}; "
+            "restore them, or register the folder as a new batch"
+        )

@@ -1,0 +1,155 @@
+"""Tars built by processes that die, on disks that fill up, and on a Ray cluster: the same bytes, or a clear word."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from shards.build import _build_tars, build_shards, open_manifest, root_of
+from shards.errors import ConfigError, NoSpaceError, SourceError
+from shards.execution import Execution, Processes, RayCluster
+from shards.params import PhantomSourceParams
+from shards.plan import plan_batch
+from shards.read import ShardIndex
+from shards.sample import Encoded, Encoder, Rejected, Task
+from shards.writer import TarBuilder, read_summary
+from tests.shards.datasets import folder_bytes, grid_params, shard_params, write_phantom
+
+
+@dataclass(frozen=True)
+class DyingEncoder(Encoder):
+    """Ends its process at one image: each time, or only while a file is not there."""
+
+    key: str = ""
+    once: Path | None = None
+
+    def __call__(self, task: Task) -> Encoded | Rejected:
+        if task.key == self.key and not (self.once and self.once.exists()):
+            if self.once:
+                self.once.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(task)
+
+
+def built(source: PhantomSourceParams, scratch: Path, execution: Execution, **dying: object) -> dict[str, dict]:
+    """The summaries of all tars, built with an encoder that dies where it is told."""
+    scratch.mkdir()
+    params = shard_params()
+    encoder = DyingEncoder("a", "phantom", root_of(source), 1, grid_params().spec, params, **dying)  # type: ignore[arg-type]
+    plan = plan_batch(open_manifest(source).placed_in(scratch), root_of(source), params)
+    builder = TarBuilder(plan.manifest, plan.header, encoder, scratch)
+    _build_tars(plan, builder, execution, scratch / "out")
+    summaries = {shard.name: read_summary(scratch, shard.name, is_checked=True) for shard in plan.shards}
+    assert None not in summaries.values()
+    return {name: summary for name, summary in summaries.items() if summary}
+
+
+def test_an_image_that_ends_its_process_is_quarantined_and_nothing_else_is_lost(tmp_path: Path) -> None:
+    source = write_phantom(tmp_path / "phantom")
+    whole = built(source, tmp_path / "whole", Processes(1))
+    hurt = built(source, tmp_path / "hurt", Processes(2), key="p0005-i2")
+    (name,) = (name for name in whole if whole[name]["sha256"] != hurt[name]["sha256"])
+    assert [place for place, _ in hurt[name]["quarantined"]] == ["images/p0005-i2.png"]
+    assert "ends the process that reads it" in hurt[name]["quarantined"][0][1]
+    rows = [sample["row"]["key"] for sample in whole[name]["samples"]]
+    assert [sample["row"]["key"] for sample in hurt[name]["samples"]] == [key for key in rows if key != "p0005-i2"]
+
+
+def test_a_process_killed_from_outside_costs_no_image(tmp_path: Path) -> None:
+    source = write_phantom(tmp_path / "phantom")
+    whole = built(source, tmp_path / "whole", Processes(1))
+    assert built(source, tmp_path / "hurt", Processes(2), key="p0005-i2", once=tmp_path / "died") == whole
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_builds_the_same_bytes_and_survives_the_same_deaths(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    source = write_phantom(tmp_path / "phantom")
+    whole = built(source, tmp_path / "whole", Processes(1))
+    assert built(source, tmp_path / "ray", RayCluster("local")) == whole
+    hurt = built(source, tmp_path / "hurt", RayCluster("local"), key="p0005-i2")
+    assert sum(len(summary["quarantined"]) for summary in hurt.values()) == 1
+
+
+def test_a_cluster_that_is_not_there_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(ConfigError, match="--ray nowhere: no Ray cluster there"):
+        list(RayCluster("nowhere").run(print, [1], lambda: None))
+
+
+def test_too_little_room_is_said_before_the_work(tmp_path: Path, scratch: Path) -> None:
+    """A grid whose canvases need more than any disk has."""
+    source = write_phantom(tmp_path / "phantom", num_patients=2)
+    huge = grid_params(n=2_000_000, cell_px=8)
+    with pytest.raises(NoSpaceError, match=r"GB free, 3 images need about 537600\.0 GB; make room"):
+        build_shards("a", source, huge, shard_params(), tmp_path / "out", execution=Processes(1))
+    assert not list(scratch.rglob("*.tar"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("max_bytes", [20_000, 100_000])
+def test_a_full_disk_leaves_no_half_file_and_what_was_finished_is_used_again(
+    max_bytes: int, tmp_path: Path, scratch: Path
+) -> None:
+    """No file of the child may grow over `max_bytes`: the write fails as on a full disk."""
+    source = write_phantom(tmp_path / "phantom", num_patients=20)
+    build_shards("a", source, grid_params(), shard_params(), tmp_path / "whole", execution=Processes(1))
+    params = {
+        "grid": grid_params().model_dump(mode="json"),
+        "shard": shard_params().model_dump(mode="json"),
+        "batches": {"a": {"source": source.model_dump(), "mix": {"weight": 1.0, "mean": 0.5, "std": 0.2}}},
+    }
+    YAML(typ="safe").dump(params, tmp_path / "params.yaml")
+    command = [sys.executable, "-m", "shards", "build", "--batch", "a", "--num-workers", "1"]
+    command += ["--params", str(tmp_path / "params.yaml"), "--out", str(tmp_path / "out")]
+    limit = (max_bytes, max_bytes)
+    answer = subprocess.run(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    )
+    assert answer.returncode == 2, answer.stderr
+    assert "finished tars are kept: make room and give the same command again" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / ".out.tmp").exists()
+    assert not list(scratch.rglob("*.tmp"))
+    for summary in scratch.rglob("*.tar.json"):
+        assert read_summary(summary.parent, summary.name.removesuffix(".json"), is_checked=True) is not None
+    subprocess.run(command, stderr=subprocess.PIPE, check=True)
+    assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "whole")
+
+
+def test_an_error_of_one_tar_arrives_and_ends_the_others(tmp_path: Path, scratch: Path) -> None:
+    source = write_phantom(tmp_path / "phantom")
+    manifest = open_manifest(source)
+    path = tmp_path / "phantom" / "images" / "p0005-i2.png"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    scratch.mkdir()
+    plan = plan_batch(manifest.placed_in(scratch), root_of(source), shard_params())
+    encoder = Encoder("a", "phantom", root_of(source), 1, grid_params().spec, shard_params())
+    builder = TarBuilder(plan.manifest, plan.header, encoder, scratch)
+    with pytest.raises(SourceError, match="1 files are missing or changed since they were listed: images/p0005-i2"):
+        _build_tars(plan, builder, Processes(2), tmp_path / "out")
+
+
+def test_the_index_of_a_set_built_on_two_processes_counts_what_its_tars_hold(tmp_path: Path) -> None:
+    source = write_phantom(tmp_path / "phantom")
+    build_shards("a", source, grid_params(), shard_params(), tmp_path / "out", execution=Processes(2))
+    index = ShardIndex.open(tmp_path / "out")
+    assert sum(shard["num_samples"] for shard in index.shards) == len(index.rows) == 30
+    assert json.loads((tmp_path / "out" / "index.json").read_text())["counts"]["images"] == {
+        split: len(index.select(split))  # type: ignore[arg-type]
+        for split in ("train", "val", "test")
+    }
