@@ -71,7 +71,7 @@ def _write_set(plan: BatchPlan, encoder: Encoder, scratch: Path, finished: Path)
         rows.append(summary["samples"], len(shards))
         tally.add(summary["split"], summary["samples"])
         shards.append({"num_samples": len(summary["samples"]), **{key: summary[key] for key in _OF_TARS}})
-        _link_or_copy(scratch / summary["name"], finished / summary["name"])
+        link_or_copy(scratch / summary["name"], finished / summary["name"])
     rows.close()
     (finished / QUARANTINE).write_text(_csv_text([["path", "reason"], *quarantined]), encoding="utf-8")
     values = {
@@ -125,6 +125,7 @@ class _Tally:
         self._views: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
         self._foreground = {split: [0, 0, 0] for split in SPLITS}
         self._num_lost_colour = 0
+        self._num_values = dict.fromkeys(SPLITS, 0)
 
     def add(self, split: Split, samples: list[dict[str, Any]]) -> None:
         """The samples of one tar."""
@@ -137,9 +138,11 @@ class _Tally:
             sums = zip(self._foreground[split], sample["foreground"], strict=True)
             self._foreground[split] = [before + more for before, more in sums]
             self._num_lost_colour += sample["lost_colour"]
+            self._num_values[split] += sample["num_values"]
 
     def counts(self) -> dict[str, Any]:
-        """Images, patients, labels (label → "1", "0", "-1", "unknown" → images) and views of each split."""
+        """Images, patients, labels (label → "1", "0", "-1", "unknown" → images), views, and the share of the canvases
+        that is foreground, of each split."""
         return {
             "images": {split: self._images[split] for split in SPLITS},
             "patients": {split: len(self._patients[split]) for split in SPLITS},
@@ -148,6 +151,10 @@ class _Tally:
                 for split in SPLITS
             },
             "views": {split: _sorted(self._views[split]) for split in SPLITS},
+            "foreground": {
+                split: self._foreground[split][2] / self._num_values[split] if self._num_values[split] else None
+                for split in SPLITS
+            },
             "num_lost_colour": self._num_lost_colour,
         }
 
@@ -206,7 +213,7 @@ def _csv_text(rows: list[list[str]]) -> str:
     return text.getvalue()
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
+def link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # another file system, or one without hard links

@@ -61,7 +61,7 @@ class Encoded:
     Attributes:
         members: (suffix, data) in the order of the tar: description, image, others.
         counted: What the index adds up: labels, view, foreground (sum, sum of squares, number of values),
-            lost_colour.
+            lost_colour, num_values (of the canvas).
     """
 
     members: tuple[tuple[str, bytes], ...]
@@ -128,6 +128,7 @@ class Encoder:
             "labels": meta["labels"],
             "view": meta["view"],
             "foreground": [cells.total, cells.total_squares, cells.num_values],
+            "num_values": canvas.size,
             "lost_colour": self.channels == 1 and is_coloured(image),
         }
         return Encoded(tuple(members), counted)
@@ -143,6 +144,7 @@ class Encoder:
             "source_id": record.source_id,
             "patient": record.patient,
             "study": record.study,
+            "split": task.split,
             "view": record.view,
             "sex": record.sex,
             "age": age_bucket(record.age_years),

@@ -64,6 +64,7 @@ def test_the_description_of_a_sample_has_exactly_what_it_may_have(tmp_path: Path
         "source_id": sample.key,
         "patient": PUBLIC_KEY.pseudonym("patient", patient),
         "study": f"{patient}-s1",
+        "split": sample.row["split"],
         "view": "PA",
         "dataset": "phantom",
         "sex": None,

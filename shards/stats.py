@@ -1,0 +1,78 @@
+"""What is in a shard set, as a table for people and as one JSON object for programs."""
+
+from typing import Any
+
+from shards.identity import SPLITS
+from shards.read import ShardIndex
+from shards.text import table
+
+_STATES = (("1", "present"), ("0", "absent"), ("-1", "uncertain"), ("unknown", "unknown"))
+
+
+def statistics_of(index: ShardIndex) -> dict[str, Any]:
+    """Sizes, images, patients, labels, views, foreground and quarantine of a set."""
+    values = index.values
+    num_bytes = {split: sum(s["bytes"] for s in index.shards if s["split"] == split) for split in SPLITS}
+    return {
+        "batch": index.name,
+        "dataset": values["dataset"],
+        "image_format": values["image_format"],
+        "channels": index.channels,
+        "canvas_px": index.spec.canvas_px,
+        "num_tars": {split: sum(s["split"] == split for s in index.shards) for split in SPLITS},
+        "bytes": num_bytes,
+        **values["counts"],
+        **values["statistics"],
+        "quarantined": values["quarantined"],
+    }
+
+
+def format_statistics(statistics: dict[str, Any]) -> str:
+    """The same for a terminal."""
+    dataset = statistics["dataset"]
+    lines = [
+        f"{statistics['batch']}: {dataset['kind']}, {statistics['canvas_px']} px canvases, {statistics['channels']} "
+        f"channel(s), {statistics['image_format']}, mean {_number(statistics['mean'])}, "
+        f"std {_number(statistics['std'])} of the training foreground",
+        f"patients are {'known' if dataset['patient_grouping'] == 'patient' else 'unknown: every image stands alone'}; "
+        f"split rule: {dataset['split_rule']}",
+    ]
+    if dataset["shares_images_with"]:
+        lines.append(f"some images are also in {', '.join(dataset['shares_images_with'])}")
+    rows = [
+        ("images", [f"{statistics['images'][split]:,}" for split in SPLITS]),
+        ("patients", [f"{statistics['patients'][split]:,}" for split in SPLITS]),
+        ("tars", [f"{statistics['num_tars'][split]:,}" for split in SPLITS]),
+        ("megabytes", [f"{statistics['bytes'][split] / 1e6:,.1f}" for split in SPLITS]),
+        ("foreground", [_number(statistics["foreground"][split]) for split in SPLITS]),
+        *((f"view {view}", cells) for view, cells in _by_split(statistics["views"])),
+    ]
+    lines += ["", table([["", *SPLITS], *([name, *cells] for name, cells in rows)])]
+    labels = sorted({name for split in SPLITS for name in statistics["labels"][split]})
+    if labels:
+        header = ["label", *(f"{split} {word}" for split in SPLITS for _, word in _STATES[:3])]
+        cells = [
+            [
+                name,
+                *(
+                    f"{statistics['labels'][split].get(name, {}).get(state, 0):,}"
+                    for split in SPLITS
+                    for state, _ in _STATES[:3]
+                ),
+            ]
+            for name in labels
+        ]
+        lines += ["", table([header, *cells])]
+    reasons = statistics["quarantined"]["reasons"]
+    lines += ["", f"quarantined: {statistics['quarantined']['count']}"]
+    lines += [f"  {count:,} × {reason}" for reason, count in reasons.items()]
+    return "\n".join(lines)
+
+
+def _by_split(views: dict[str, dict[str, int]]) -> list[tuple[str, list[str]]]:
+    names = sorted({name for split in SPLITS for name in views[split]})
+    return [(name, [f"{views[split].get(name, 0):,}" for split in SPLITS]) for name in names]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,206 @@
+"""Is a shard set what its index says, byte for byte? And if not, its damaged tars built again."""
+
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from shards.atomic import atomic_path
+from shards.build import open_manifest, root_of
+from shards.errors import IndexFormatError, SourceError
+from shards.execution import Execution
+from shards.format import INDEX, SampleSpans, sha256_of
+from shards.index import link_or_copy
+from shards.params import GridParams, ShardParams, SourceParams
+from shards.plan import fingerprint, plan_batch
+from shards.progress import progress, progress_bar
+from shards.read import ShardIndex
+from shards.sample import Encoder
+from shards.scratch import unfinished_work
+from shards.tar import Span
+from shards.writer import TarBuilder, num_begun, read_summary
+
+_MAX_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong.
+
+    Attributes:
+        location: The shard set.
+        file: Which of its files.
+        problem: In a few words; the same words for the same problem.
+        detail: What was found and what was expected.
+    """
+
+    location: str
+    file: str
+    problem: str
+    detail: str
+
+    def to_json(self) -> dict[str, str]:
+        """Plain values."""
+        return asdict(self)
+
+
+def verify_set(root: Path) -> list[Finding]:
+    """Everything wrong with one shard set: index, rows, sums, archives, keys, and places of members."""
+    try:
+        index = ShardIndex.open(root, is_checked=False)
+    except IndexFormatError as error:
+        return [Finding(str(root), INDEX, "the index cannot be used", str(error))]
+    listed = {shard["name"] for shard in index.shards}
+    findings = [
+        Finding(str(root), path.name, "a tar that the index does not list", f"{path.stat().st_size} bytes")
+        for path in sorted(root.glob("*.tar"))
+        if path.name not in listed
+    ]
+    seen: dict[bytes, str] = {}
+    bounds = np.cumsum([0, *(shard["num_samples"] for shard in index.shards)])
+    shards = progress(range(len(index.shards)), total=len(index.shards), description="verify", unit="tar")
+    for number in shards:
+        rows = index.rows[bounds[number] : bounds[number + 1]]
+        findings += _verify_tar(root, index.shards[number], rows, seen)
+    return findings
+
+
+def _verify_tar(root: Path, shard: dict[str, object], rows: np.ndarray, seen: dict[bytes, str]) -> Iterator[Finding]:
+    path, name = root / str(shard["name"]), str(shard["name"])
+
+    def finding(problem: str, detail: str) -> Finding:
+        return Finding(str(root), name, problem, detail)
+
+    if not path.is_file():
+        yield finding("a tar is missing", f"{shard['bytes']} bytes expected")
+        return
+    size = path.stat().st_size
+    if size != shard["bytes"]:
+        problem = "a tar is truncated" if size < int(str(shard["bytes"])) else "a tar is too long"
+        yield finding(problem, f"{size} bytes, {shard['bytes']} expected")
+    elif (found := sha256_of(path)) != shard["sha256"]:
+        yield finding("a tar's sum is wrong", f"sha256 {found}, {shard['sha256']} expected")
+    members, is_whole = _members(path)
+    if not is_whole:
+        yield finding("an archive ends before its end", f"{len(members)} whole samples, {len(rows)} expected")
+    keys = [bytes(row["key"]) for row in rows]
+    for key in keys:
+        if key in seen:
+            yield finding("a key is in two rows", f"{key.decode()} is in {seen[key]} too")
+        seen[key] = name
+    missing, unknown = sorted(set(keys) - set(members)), sorted(set(members) - set(keys))
+    if missing:
+        yield finding("keys of the index are not in the tar", _named(missing))
+    if unknown:
+        yield finding("keys of the tar are not in the index", _named(unknown))
+    misplaced = [bytes(row["key"]) for row in rows if not _is_in_place(row, members.get(bytes(row["key"]), {}))]
+    misplaced = [key for key in misplaced if key in members]
+    if misplaced:
+        yield finding("members are not where the index says", _named(misplaced))
+
+
+def _members(path: Path) -> tuple[dict[bytes, dict[str, Span]], bool]:
+    """Key → suffix → place of the members of a tar, and whether it could be read to its end.
+
+    A key whose members are not in one run gets a suffix of its own, so that it is nowhere in place.
+    """
+    members: dict[bytes, dict[str, Span]] = {}
+    last = b""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                key, _, suffix = member.name.partition(".")
+                if key.encode() in members and key.encode() != last:
+                    suffix = f"{suffix} (again)"
+                last = key.encode()
+                members.setdefault(last, {})[suffix] = Span(member.offset_data, member.size)
+            is_whole = tar.offset + 2 * tarfile.BLOCKSIZE <= path.stat().st_size
+    except (tarfile.TarError, OSError, EOFError):
+        return members, False
+    return members, is_whole
+
+
+def _is_in_place(row: np.void, members: dict[str, Span]) -> bool:
+    spans = SampleSpans.of(row)
+    found = list(members.values())
+    if not found or any(suffix.endswith("(again)") for suffix in members):
+        return False
+    run = Span(found[0].member_start, found[-1].member_stop - found[0].member_start)
+    landmarks = [span for suffix, span in members.items() if suffix == "landmarks.json"]
+    expected = [spans.landmarks] if spans.landmarks.num_bytes else []
+    return found[:2] == [spans.meta, spans.image] and landmarks == expected and run == spans.members
+
+
+def _named(keys: list[bytes]) -> str:
+    more = f" and {len(keys) - _MAX_NAMED} more" if len(keys) > _MAX_NAMED else ""
+    return f"{len(keys)}: {', '.join(key.decode(errors='replace') for key in keys[:_MAX_NAMED])}{more}"
+
+
+def repair_set(
+    root: Path,
+    findings: list[Finding],
+    source: SourceParams,
+    grid: GridParams,
+    params: ShardParams,
+    *,
+    execution: Execution,
+) -> list[str]:
+    """Build exactly the damaged tars again and put each in its place; returns their names.
+
+    A tar depends on nothing but the raw files and the parameters, so what is built must have the sum that the index
+    names. Links of DVC's cache are replaced, never written through.
+
+    Raises:
+        IndexFormatError: the index itself is damaged, or a tar comes out otherwise than the index expects.
+        SourceError: the raw files are not as they were.
+    """
+    if any(finding.file == INDEX for finding in findings):
+        raise IndexFormatError(f"{root}: the index is damaged; restore it with `dvc checkout`, or build the set again")
+    index = ShardIndex.open(root, is_checked=False)
+    listed = {shard["name"]: number for number, shard in enumerate(index.shards)}
+    damaged = sorted({finding.file for finding in findings} & set(listed))
+    encoder = Encoder(index.name, source.kind, root_of(source), source.channels, grid.spec, params)
+    manifest = open_manifest(source)
+    with unfinished_work(f"repair/{index.name}", fingerprint(manifest.sha256, encoder)) as scratch:
+        plan = plan_batch(manifest.placed_in(scratch), root_of(source), params)
+        builder = TarBuilder(plan.manifest, plan.header, encoder, scratch)
+        shards = [shard for shard in plan.shards if shard.name in damaged]
+        total = sum(len(shard.places) for shard in shards)
+        bar = progress_bar(total=total, description=f"repair {index.name}", unit="image")
+
+        def show_progress() -> None:
+            bar.update(sum(num_begun(scratch, shard.name) for shard in shards) - bar.n)
+
+        with bar:
+            for shard, is_lost in execution.run(builder, shards, show_progress):
+                if is_lost:
+                    raise SourceError(f"{shard.name}: the process that built it was lost; give the same command again")
+            show_progress()
+        for name in damaged:
+            _replace(root / name, scratch, index.shards[listed[name]])
+    return damaged
+
+
+def _replace(target: Path, scratch: Path, shard: dict[str, object]) -> None:
+    summary = read_summary(scratch, target.name, is_checked=True)
+    if summary is None or summary["sha256"] != shard["sha256"]:
+        found = "cannot be built" if summary is None else f"has sha256 {summary['sha256']}"
+        raise IndexFormatError(
+            f"{target}: built again it {found}, the index expects {shard['sha256']}; parameters, raw files or libraries "
+            "are others than when the set was built: build all of it again with `dvc repro --force`"
+        )
+    with atomic_path(target) as temporary:
+        link_or_copy(scratch / target.name, temporary)
+
+
+def format_findings(findings: list[Finding]) -> str:
+    """For a terminal: a line each."""
+    return "\n".join(f"{finding.location}/{finding.file}: {finding.problem}: {finding.detail}" for finding in findings)
+
+
+def findings_json(findings: list[Finding]) -> str:
+    """For programs: a list of objects."""
+    return json.dumps([finding.to_json() for finding in findings], indent=1)
