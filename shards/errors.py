@@ -21,6 +21,10 @@ class IndexFormatError(ShardError):
     """A shard set is missing, damaged, or written by another format version."""
 
 
+class ContaminationError(ShardError):
+    """What is measured on may have been trained on."""
+
+
 class NoSpaceError(ShardError):
     """A disk is full, or has too little room for what is about to be written."""
 

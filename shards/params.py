@@ -120,6 +120,11 @@ class PhantomSourceParams(Section):
         """It is grey."""
         return 1
 
+    @property
+    def shares_images_with(self) -> tuple[str, ...]:
+        """None of its images is anywhere else."""
+        return ()
+
 
 SourceKind = Literal[
     "folder",
@@ -158,6 +163,8 @@ class RegisteredSourceParams(Section):
     """The folder; its files stay where they are."""
     channels: Literal[1, 3]
     """1: stored grey. 3: stored in colour."""
+    shares_images_with: tuple[SourceKind, ...]
+    """Datasets with some of the same images, which no mapping file told apart (docs/data.md)."""
     id_key_fingerprint: str = Field(pattern=FINGERPRINT)
     """Fingerprint of the secret key behind patient pseudonyms and splits; the same in every batch."""
 

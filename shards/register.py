@@ -98,6 +98,7 @@ def register_batch(
             "dep_sha256": hashlib.sha256(manifest.encode()).hexdigest(),
             "root": _portable(root, project.root),
             "channels": survey.channels,
+            "shares_images_with": list(listing.shares_images_with),
             "id_key_fingerprint": key.fingerprint,
         },
         "mix": {"weight": weight, "mean": survey.mean, "std": survey.std},

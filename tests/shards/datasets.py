@@ -107,6 +107,7 @@ def folder_params(
         "dep_sha256": sha256_of(manifest),
         "root": str(root),
         "channels": 1,
+        "shares_images_with": [],
         "id_key_fingerprint": key.fingerprint,
     }
     return RegisteredSourceParams.from_params({**values, **changes}, "test: source")

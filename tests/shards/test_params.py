@@ -20,6 +20,7 @@ FOLDER = {
     "dep_sha256": 64 * "0",
     "root": "images",
     "channels": 1,
+    "shares_images_with": [],
     "id_key_fingerprint": "idkey-0123456789abcdef",
 }
 MIX = {"weight": 1.0, "mean": 0.5, "std": 0.25}

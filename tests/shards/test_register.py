@@ -101,6 +101,7 @@ def test_registering_adds_a_manifest_an_item_and_a_dep_line_for_each_consumer(
         "dep_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
         "root": str(root),
         "channels": 1,
+        "shares_images_with": (),
         "id_key_fingerprint": id_key,
     }
     assert batch.mix.weight == 2.0
