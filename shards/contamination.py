@@ -49,8 +49,8 @@ def check_shared_images(
     if found and not is_accepted:
         named = "; ".join(f"{name} ({trained[name].kind}, by {', '.join(common)})" for name, common in found.items())
         raise ContaminationError(
-            f"evaluate.batch {measured_name} ({measured.kind}) and training hold some of the same images: {named}. Give "
-            "the mapping file of the dataset when registering (`python -m shards sources KIND`), take the batch out of "
+            f"evaluate.batch {measured_name} ({measured.kind}) and training hold some of the same images: {named}. "
+            "Give the dataset's mapping file when registering (`python -m shards sources KIND`), take the batch out of "
             "training (mix.weight: 0), or say yes: evaluate.accept_shared_images: true"
         )
     return found

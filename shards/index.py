@@ -214,6 +214,7 @@ def _csv_text(rows: list[list[str]]) -> str:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
+    """The same file under another name, a copy where the disk cannot link."""
     try:
         os.link(source, target)
     except OSError:  # another file system, or one without hard links

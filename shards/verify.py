@@ -189,8 +189,8 @@ def _replace(target: Path, scratch: Path, shard: dict[str, object]) -> None:
     if summary is None or summary["sha256"] != shard["sha256"]:
         found = "cannot be built" if summary is None else f"has sha256 {summary['sha256']}"
         raise IndexFormatError(
-            f"{target}: built again it {found}, the index expects {shard['sha256']}; parameters, raw files or libraries "
-            "are others than when the set was built: build all of it again with `dvc repro --force`"
+            f"{target}: built again it {found}, the index expects {shard['sha256']}; parameters, raw files or "
+            "libraries are others than when the set was built: build all of it again with `dvc repro --force`"
         )
     with atomic_path(target) as temporary:
         link_or_copy(scratch / target.name, temporary)
