@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from shards.atomic import write_text
-from shards.canvas import Placement, UnreadableImageError, cell_statistics, decode_image, is_coloured
+from shards.canvas import Placement, cell_statistics, is_coloured
 from shards.config import DEFAULT_PARAMS, read_params
+from shards.decode import UnreadableImageError, decode
 from shards.errors import ConfigError, SourceError
 from shards.format import sha256_of
 from shards.identity import IdKey, load_id_key, read_id_key
@@ -116,7 +117,7 @@ def survey_images(root: Path, paths: list[str], grid: GridParams, shard: ShardPa
     has_colour = False
     for path in progress(chosen, total=len(chosen), description="look", unit="image"):
         try:
-            image = decode_image((root / path).read_bytes(), shard.max_source_megapixels * 1e6)
+            image = decode((root / path).read_bytes(), max_pixels=shard.max_source_megapixels * 1e6).pixels
         except UnreadableImageError:
             continue
         canvas = Placement(grid.spec.canvas_px, *image.shape[:2]).place_image(image)

@@ -3,30 +3,22 @@
 import hashlib
 import io
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from shards.canvas import (
-    DAMAGED_MASK,
-    Cells,
-    Pixels,
-    Placement,
-    UnreadableImageError,
-    cell_statistics,
-    decode_image,
-    is_coloured,
-    with_channels,
-)
+from shards.canvas import Cells, Pixels, Placement, cell_statistics, is_coloured, with_channels
+from shards.decode import UnreadableImageError, decode, decode_mask
 from shards.format import FORMAT_VERSION, LANDMARKS_SUFFIX, MASK_SUFFIX, META_SUFFIX
 from shards.grid import GridSpec, crop_bank
 from shards.identity import Split
 from shards.params import ShardParams
 from shards.sources.base import Record
 
-_BOUND_OF_MASKS = 2**31
+DAMAGED_MASK = "a mask is damaged or not of the image's size"
 
 
 @dataclass(frozen=True)
@@ -92,8 +84,8 @@ class Encoder:
         if record.sha256 is not None and hashlib.sha256(data).hexdigest() != record.sha256:
             return Rejected("changed since it was registered", has_changed=True)
         try:
-            image = decode_image(data, self.params.max_source_megapixels * 1e6)
-            return self._encode(task, image, masks)
+            decoded = decode(data, max_pixels=self.params.max_source_megapixels * 1e6)
+            return self._encode(task, decoded.pixels, masks)
         except UnreadableImageError as error:
             return Rejected(str(error))
 
@@ -162,7 +154,7 @@ class Encoder:
 
 def _read_mask(data: bytes, size: tuple[int, ...]) -> np.ndarray:
     try:
-        mask = with_channels(decode_image(data, _BOUND_OF_MASKS), 1)
+        mask = decode_mask(data, max_pixels=math.prod(size))
     except UnreadableImageError:
         raise UnreadableImageError(DAMAGED_MASK) from None
     if mask.shape != size:
