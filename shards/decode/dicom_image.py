@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -20,7 +21,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from shards.decode.codestream import is_ended, size_of
+from shards.decode.codestream import is_ended, read_frame
 from shards.decode.dicom import (
     count_of,
     is_burned_in,
@@ -82,6 +83,7 @@ _TAGS = (
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _FUNCTIONS: dict[str, Function] = {"LINEAR_EXACT": "LINEAR_EXACT", "SIGMOID": "SIGMOID"}
+_ONE_FRAME: dict[str, Any] = {"allow_excess_frames": False}
 _IN_THE_EXTRA = (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes)
 _MAX_BYTES_PER_PIXEL = 3
 _MAX_OTHER_BYTES = 64 * 2**20
@@ -122,7 +124,7 @@ def decode_dicom(data: bytes, *, max_pixels: float) -> Decoded:
         decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
         if layout.num_samples == 1:
             return _grey(decoder, dataset, layout, facts)
-        return Decoded(np.array(decoder.as_array(dataset)[0]), facts)
+        return Decoded(np.array(decoder.as_array(dataset, **_ONE_FRAME)[0]), facts)
 
 
 @dataclass(frozen=True)
@@ -190,20 +192,31 @@ def _check_pixel_data(dataset: FileDataset, layout: _Layout) -> bool:
     """
     syntax = dataset.file_meta.TransferSyntaxUID
     _check_decoder(syntax, layout)
-    if not syntax.is_compressed:
-        if len(dataset.PixelData) < layout.num_bytes:
-            raise UnreadableImageError(TRUNCATED)
-        return len(dataset.PixelData) > layout.num_bytes + layout.num_bytes % 2
-    frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
-    if syntax == RLELossless:
-        # A run of two bytes becomes 128; runs never make an honest file larger than a header and a byte in 128.
-        if len(frame) > 2 * layout.num_bytes + 1024:
-            raise UnreadableImageError(OTHER_SIZE)
-    elif size_of(frame) != (layout.height, layout.width):
-        raise UnreadableImageError(OTHER_SIZE)
-    elif not is_ended(frame):
+    if syntax.is_compressed:
+        _check_frame(dataset, layout)
+        return False
+    if len(dataset.PixelData) < layout.num_bytes:
         raise UnreadableImageError(TRUNCATED)
-    return False
+    return len(dataset.PixelData) > layout.num_bytes + layout.num_bytes % 2
+
+
+def _check_frame(dataset: FileDataset, layout: _Layout) -> None:
+    """The same of compressed data; where the stream knows better than the header, decoders are told what it says."""
+    stream = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    if dataset.file_meta.TransferSyntaxUID == RLELossless:
+        # A run of two bytes becomes 128; runs never make an honest file larger than a header and a byte in 128.
+        if len(stream) > 2 * layout.num_bytes + 1024:
+            raise UnreadableImageError(OTHER_SIZE)
+        return
+    frame = read_frame(stream)
+    if frame is None or (frame.height, frame.width) != (layout.height, layout.width):
+        raise UnreadableImageError(OTHER_SIZE)
+    if not is_ended(stream):
+        raise UnreadableImageError(TRUNCATED)
+    if layout.bits_stored < frame.precision <= layout.bits_allocated:
+        dataset.BitsStored, dataset.HighBit = frame.precision, frame.precision - 1
+    if layout.photometric == "RGB" and frame.is_subsampled:
+        dataset.PhotometricInterpretation = "YBR_FULL_422"
 
 
 def _check_decoder(syntax: UID, layout: _Layout) -> None:
@@ -228,8 +241,8 @@ def _unread(syntax: UID) -> str:
 
 
 def _grey(decoder: Decoder, dataset: FileDataset, layout: _Layout, facts: Facts) -> Decoded:
-    # pydicom would cut values to the bits stored without a word; it types an option as the set of all options.
-    stored, _ = decoder.as_array(dataset, raw=True, correct_unused_bits=False)  # type: ignore[arg-type]
+    # pydicom would cut values to the bits stored without a word.
+    stored, _ = decoder.as_array(dataset, raw=True, **_ONE_FRAME, correct_unused_bits=False)
     if stored.dtype.kind not in "iu" or stored.itemsize > 2:
         raise UnreadableImageError(BIT_DEPTH)
     cells = stored.astype(stored.dtype.newbyteorder("="), copy=False).view(f"u{stored.itemsize}")

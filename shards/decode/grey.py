@@ -52,8 +52,8 @@ def choose_window(values: Shaped[np.ndarray, " num"], counts: Int[np.ndarray, " 
 
     Of a deep file that names no window neither its bits nor its extremes say what matters: 12-bit radiographs lie in
     16-bit files, and one hot marker sets the maximum. Percentiles pass over few odd pixels; collimation, padding,
-    saturation and burned-in markers are many pixels, but of one value, so the bound passes over them too. It errs to
-    the safe side: where many values are common it widens the window, never narrows it. The rule has no top or
+    saturation and burned-in markers are many pixels, but of one value, so the bound passes over them too (up to four
+    fifths of the picture). It errs to the safe side: where many values are common it widens the window, never narrows it. The rule has no top or
     bottom, so an inverted picture gets the inverted window. Where it leaves one value (a flat image but for a few
     pixels) the minimum and the maximum are taken.
 
@@ -68,7 +68,7 @@ def choose_window(values: Shaped[np.ndarray, " num"], counts: Int[np.ndarray, " 
     num_pixels = np.bincount(places, weights=counts[is_present])
     bounded = np.minimum(num_pixels, max(1, num_pixels.sum() * _MAX_SHARE_OF_A_VALUE // 1))
     ends = np.cumsum(bounded)
-    low, high = (_at_rank(levels, ends, share * (ends[-1] - 1)) for share in (_LOW, _HIGH))
+    low, high = (_at_rank(levels, ends, share * float(ends[-1] - 1)) for share in (_LOW, _HIGH))
     return Window(low, high, PERCENTILES) if low < high else Window(float(levels[0]), float(levels[-1]), MIN_TO_MAX)
 
 
