@@ -1,12 +1,10 @@
-"""From an image file's bytes to the canvas: safe decoding, aspect-keeping resize, and what each cell holds."""
+"""From an image to the canvas: aspect-keeping resize, and what each cell holds."""
 
-import io
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from shards.grid import GridSpec
 from shards.params import ForegroundParams
@@ -14,66 +12,8 @@ from shards.params import ForegroundParams
 Pixels = UInt8[np.ndarray, "height width"] | UInt8[np.ndarray, "height width 3"]
 Canvas = UInt8[np.ndarray, "side side"] | UInt8[np.ndarray, "side side 3"]
 
-NOT_AN_IMAGE = "neither PNG nor JPEG"
-DAMAGED = "truncated or damaged image data"
-TOO_LARGE = "more pixels than shard.max_source_megapixels"
-DAMAGED_MASK = "a mask is damaged or not of the image's size"
-DEEP_COLOUR = "16-bit colour PNG (8-bit colour and 16-bit grey are read)"
-
-_SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff")
 # A colour is a hue: the channels of a grey JPEG saved as RGB may differ by a few levels.
 _MAX_GREY_DIFFERENCE = 8
-
-
-class UnreadableImageError(Exception):
-    """The image goes to quarantine; the message is one of this module's reasons and names no file."""
-
-
-def decode_image(data: bytes, max_pixels: float) -> Pixels:
-    """The pixels of a PNG or JPEG file, upright (EXIF orientation applied), in 8 bits.
-
-    Alpha is dropped, palettes are resolved, 16-bit grey is scaled from its own minimum and maximum to 0..255.
-
-    Raises:
-        UnreadableImageError: with the reason for quarantine.
-    """
-    try:
-        with warnings.catch_warnings():
-            # Pillow's own pixel bound and its remarks on odd metadata; ours is checked below, before decoding.
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-                if image.width * image.height > max_pixels:
-                    raise UnreadableImageError(TOO_LARGE)
-                if image.format == "PNG" and data[24] == 16 and data[25] != 0:  # IHDR: bit depth, colour type
-                    raise UnreadableImageError(DEEP_COLOUR)
-                image.load()
-                return eight_bits(ImageOps.exif_transpose(image))
-    except Image.DecompressionBombError:
-        raise UnreadableImageError(TOO_LARGE) from None
-    except UnidentifiedImageError:
-        raise UnreadableImageError(DAMAGED if data.startswith(_SIGNATURES) else NOT_AN_IMAGE) from None
-    except UnreadableImageError:
-        raise
-    # Pillow's parsers let nearly any error through on damaged files; one file must not end the batch.
-    except Exception:
-        raise UnreadableImageError(DAMAGED) from None
-
-
-def eight_bits(image: Image.Image) -> Pixels:
-    """A decoded image as grey or colour in 8 bits, by the rules of `decode_image`."""
-    if image.mode.startswith("I"):
-        return full_range(np.asarray(image))
-    return np.array(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
-
-
-def full_range(values: np.ndarray) -> UInt8[np.ndarray, "height width"]:
-    """Grey values of any depth, their own minimum..maximum as 0..255; a flat image is black."""
-    levels = values.astype(np.float64)
-    low, high = levels.min(), levels.max()
-    scaled: UInt8[np.ndarray, "height width"] = np.round((levels - low) * (255 / ((high - low) or 1.0))).astype(
-        np.uint8
-    )
-    return scaled
 
 
 def is_coloured(image: Pixels) -> bool:

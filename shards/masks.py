@@ -1,30 +1,133 @@
-"""A structure's mask as pixels, whatever form its dataset draws it in."""
+"""From what a record says of a mask to the pixels inside it."""
 
+import hashlib
+import math
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, UInt8
 
-from shards.canvas import DAMAGED_MASK, UnreadableImageError, decode_image, with_channels
-from shards.records import File, Mask, MaskFiles
+from shards.decode import UnreadableImageError, decode_mask
+from shards.records import File, Mask, MaskFiles, MaskPolygons, MaskRuns, Point, locate
 
-_BOUND_OF_MASKS = 2**31
+MISSING_MASK = "the file of a mask is missing or cannot be read"
+CHANGED_MASK = "the file of a mask changed since the batch was registered"
+MASK_SIZE = "a mask is not of the image's size"
+MASK_POINTS = "a polygon of a mask has points that are no numbers"
+MASK_OUTSIDE = "the runs of a mask end outside the image"
+
+Inside = Bool[np.ndarray, "height width"]
 
 
-def draw_mask(mask: Mask, size: tuple[int, ...], read: Callable[[File], bytes]) -> Bool[np.ndarray, "height width"]:
-    """Which pixels of an image of `size` (height, width) lie inside.
+def draw_mask(mask: Mask, root: Path, size: tuple[int, int], max_pixels: float) -> Inside:
+    """The pixels of the image inside a structure; its files are read below `root` and compared with their hashes.
+
+    Args:
+        mask: What the record says of it.
+        root: The dataset's folder.
+        size: (height, width) of the image, upright.
+        max_pixels: A file with more pixels is not decoded.
+
+    Returns:
+        True inside; all False where the structure is known to be absent.
 
     Raises:
-        UnreadableImageError: a file is damaged or not of the image's size.
+        UnreadableImageError: as `draw`, or a file is missing or changed.
+        SourceError: a file lies outside `root`.
     """
-    drawn = np.zeros(size, dtype=bool)
-    if isinstance(mask, MaskFiles):
-        for file in mask.files:
-            try:
-                grey = with_channels(decode_image(read(file), _BOUND_OF_MASKS), 1)
-            except UnreadableImageError:
-                raise UnreadableImageError(DAMAGED_MASK) from None
-            if grey.shape != size:
-                raise UnreadableImageError(DAMAGED_MASK)
-            drawn |= (mask.low <= grey) & (grey <= mask.high)
-    return drawn
+    return draw(mask, size, partial(_read, root), max_pixels)
+
+
+def draw(mask: Mask, size: tuple[int, int], read: Callable[[File], bytes], max_pixels: float) -> Inside:
+    """As `draw_mask`, with a reader of files that decides what a missing or changed one means.
+
+    Raises:
+        UnreadableImageError: with the reason for quarantine: a file is damaged or of another size, runs end outside the
+            image, a polygon has points that are no numbers.
+    """
+    match mask:
+        case MaskFiles():
+            return _draw_files(mask, size, read, max_pixels)
+        case MaskRuns():
+            return _draw_runs(mask, size)
+        case MaskPolygons():
+            return _draw_polygons(mask, size)
+
+
+def _read(root: Path, file: File) -> bytes:
+    try:
+        data = locate(root, file, "a mask").read_bytes()
+    except OSError:
+        raise UnreadableImageError(MISSING_MASK) from None
+    if file.sha256 is not None and hashlib.sha256(data).hexdigest() != file.sha256:
+        raise UnreadableImageError(CHANGED_MASK)
+    return data
+
+
+def _draw_files(mask: MaskFiles, size: tuple[int, int], read: Callable[[File], bytes], max_pixels: float) -> Inside:
+    inside = np.zeros(size, bool)
+    for file in mask.files:
+        data = read(file)
+        try:
+            grey = decode_mask(data, max_pixels=max_pixels)
+        except UnreadableImageError as error:
+            raise UnreadableImageError(f"a mask: {error}") from None
+        if mask.is_scaled:
+            grey = _nearest(grey, size)
+        if grey.shape != size:
+            raise UnreadableImageError(MASK_SIZE)
+        inside |= (grey >= mask.low) & (grey <= mask.high)
+    return inside
+
+
+def _nearest(grey: UInt8[np.ndarray, "from_height from_width"], size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
+    """The pixel whose area holds each new pixel's centre, in integers: exact for every pair of sizes."""
+    rows, cols = ((2 * np.arange(to) + 1) * of // (2 * to) for of, to in zip(grey.shape, size, strict=True))
+    nearest: UInt8[np.ndarray, "h w"] = grey[rows][:, cols]
+    return nearest
+
+
+def _draw_runs(mask: MaskRuns, size: tuple[int, int]) -> Inside:
+    if (mask.height, mask.width) != size:
+        raise UnreadableImageError(MASK_SIZE)
+    down_the_columns = np.zeros(mask.width * mask.height, bool)
+    for runs in mask.runs:
+        lengths = np.array(runs, np.int64).reshape(-1)
+        ends = np.cumsum(lengths)
+        if (lengths < 0).any() or (ends > down_the_columns.size).any():
+            raise UnreadableImageError(MASK_OUTSIDE)
+        for start, end in ends.reshape(-1, 2).tolist():
+            down_the_columns[start:end] = True
+    return np.ascontiguousarray(down_the_columns.reshape(mask.width, mask.height).T)
+
+
+def _draw_polygons(mask: MaskPolygons, size: tuple[int, int]) -> Inside:
+    inside = np.zeros(size, bool)
+    for ring in mask.rings:
+        if not all(math.isfinite(value) for point in ring for value in point):
+            raise UnreadableImageError(MASK_POINTS)
+        first, filled = _fill_ring(ring, size)
+        inside[first : first + len(filled)] |= filled
+    return inside
+
+
+def _fill_ring(ring: tuple[Point, ...], size: tuple[int, int]) -> tuple[int, Bool[np.ndarray, "some_rows width"]]:
+    """The first row that a ring touches, and from there on the pixels whose centres lie inside it (even-odd).
+
+    A centre is inside where the line to it from the left border crosses the ring an odd number of times: every
+    crossing is marked in the first column whose centre it lies left of, and the marks are added up along the row.
+    """
+    height, width = size
+    rows = np.array([row for row, _ in ring])
+    first, last = (int(np.clip(np.ceil(edge - 0.5), 0, height)) for edge in (rows.min(), rows.max()))
+    marks = np.zeros((last - first, width + 1), bool)
+    for (row0, col0), (row1, col1) in zip(ring, (*ring[1:], ring[0]), strict=True):
+        # Rows whose centre line an edge crosses, half open, so that a corner counts once.
+        low, high = (int(np.clip(np.ceil(edge - 0.5), first, last)) for edge in sorted((row0, row1)))
+        crossed = np.arange(low, high)
+        if crossed.size:
+            cols = col0 + (crossed + 0.5 - row0) * ((col1 - col0) / (row1 - row0))
+            marks[crossed - first, np.clip(np.ceil(cols - 0.5), 0, width).astype(np.int64)] ^= True
+    return first, np.logical_xor.accumulate(marks, axis=1)[:, :width]

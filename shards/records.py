@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+import numpy as np
+
 from shards.errors import SourceError
 
 Label = int | None
@@ -32,14 +34,14 @@ class File:
 
 @dataclass(frozen=True)
 class RawLayout:
-    """Pixels without a header, as JSRT's .IMG files.
+    """How a headerless file holds its grey values, row by row, as JSRT's .IMG files.
 
     Attributes:
         height: Rows.
         width: Columns.
-        dtype: numpy's name of a stored value, as `>u2`.
-        max_value: Greater values are clipped to it.
-        is_inverted: 0 is white.
+        dtype: Of a value, as numpy writes unsigned integers with their byte order: `>u2`.
+        max_value: What white is; values above it, which occur, are cut to it.
+        is_inverted: Whether 0 is white.
     """
 
     height: int
@@ -47,6 +49,11 @@ class RawLayout:
     dtype: str
     max_value: int
     is_inverted: bool
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the whole file."""
+        return self.height * self.width * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True)

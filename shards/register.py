@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from shards.atomic import write_text
-from shards.canvas import Placement, UnreadableImageError, cell_statistics, decode_image, is_coloured
+from shards.canvas import Placement, cell_statistics, is_coloured
 from shards.config import DEFAULT_PARAMS, read_params
+from shards.decode import UnreadableImageError, decode
 from shards.delivery import Delivery, SplitRule, check_paths, format_manifest, hashed, identify, iterate_manifest
 from shards.errors import ConfigError, SourceError
 from shards.identity import IdKey, load_id_key, read_id_key
@@ -147,7 +148,8 @@ def survey_images(root: Path, records: tuple[Record, ...], grid: GridParams, sha
     has_colour = False
     for record in progress(chosen, total=len(chosen), description="look", unit="image"):
         try:
-            image = decode_image((root / record.image.path).read_bytes(), shard.max_source_megapixels * 1e6)
+            data = (root / record.image.path).read_bytes()
+            image = decode(data, max_pixels=shard.max_source_megapixels * 1e6, raw=record.raw).pixels
         except UnreadableImageError:
             continue
         canvas = Placement(grid.spec.canvas_px, *image.shape[:2]).place_image(image)

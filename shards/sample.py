@@ -12,20 +12,12 @@ from typing import Any
 
 from PIL import Image
 
-from shards.canvas import (
-    Cells,
-    Pixels,
-    Placement,
-    UnreadableImageError,
-    cell_statistics,
-    decode_image,
-    is_coloured,
-    with_channels,
-)
+from shards.canvas import Cells, Pixels, Placement, cell_statistics, is_coloured, with_channels
+from shards.decode import Decoded, Facts, UnreadableImageError, decode
 from shards.delivery import age_bucket
 from shards.format import FORMAT_VERSION, LANDMARKS_SUFFIX, MASK_SUFFIX, META_SUFFIX
 from shards.grid import GridSpec, crop_bank
-from shards.masks import draw_mask
+from shards.masks import draw
 from shards.params import ShardParams
 from shards.records import Box, File, Record, Split, locate
 
@@ -87,6 +79,11 @@ class Encoder:
     spec: GridSpec
     params: ShardParams
 
+    @property
+    def max_pixels(self) -> float:
+        """A larger image is quarantined before it is decoded."""
+        return self.params.max_source_megapixels * 1e6
+
     def __call__(self, task: Task) -> Encoded | Rejected:
         """Encode one task; a file that cannot be used is a result, not an error."""
         record = task.record
@@ -94,8 +91,7 @@ class Encoder:
             return Rejected(record.known_defect)
         try:
             data = self._read(record.image, task.place)
-            image = decode_image(data, self.params.max_source_megapixels * 1e6)
-            return self._encode(task, image)
+            return self._encode(task, decode(data, max_pixels=self.max_pixels, raw=record.raw))
         except ChangedFileError as error:
             return Rejected(str(error), has_changed=True)
         except UnreadableImageError as error:
@@ -110,18 +106,18 @@ class Encoder:
             raise ChangedFileError("changed since it was registered")
         return data
 
-    def _encode(self, task: Task, image: Pixels) -> Encoded:
-        record = task.record
+    def _encode(self, task: Task, decoded: Decoded) -> Encoded:
+        record, image = task.record, decoded.pixels
         placement = Placement(self.spec.canvas_px, *image.shape[:2])
         canvas = placement.place_image(with_channels(image, self.channels))
         cells = cell_statistics(canvas, self.spec, self.params.foreground)
-        meta = self._meta(task, placement, cells)
+        meta = self._meta(task, placement, cells, decoded.facts)
         members = [(META_SUFFIX, _json_bytes(meta)), (self.params.image_format, self._image_bytes(canvas))]
         points = {name: placement.place_point(point) for name, point in sorted(record.landmarks.items())}
         if points:
             members.append((LANDMARKS_SUFFIX, _json_bytes(points)))
         for structure, mask in sorted(record.masks.items()):
-            drawn = draw_mask(mask, image.shape[:2], partial(self._read, place=task.place))
+            drawn = draw(mask, image.shape[:2], partial(self._read, place=task.place), self.max_pixels)
             placed = _png_bytes(Image.fromarray(placement.place_mask(drawn)))
             members.append((MASK_SUFFIX.format(structure=structure), placed))
         counted = {
@@ -133,7 +129,7 @@ class Encoder:
         }
         return Encoded(tuple(members), counted)
 
-    def _meta(self, task: Task, placement: Placement, cells: Cells) -> dict[str, Any]:
+    def _meta(self, task: Task, placement: Placement, cells: Cells, facts: Facts) -> dict[str, Any]:
         record, spec = task.record, self.spec
         bank = crop_bank(spec, task.key, self.params.seed, self.params.num_bank_pairs)
         return {
@@ -153,7 +149,12 @@ class Encoder:
             "original": {
                 "height": placement.source_height,
                 "width": placement.source_width,
-                "spacing_mm": record.spacing_mm,
+                "spacing_mm": record.spacing_mm or facts.spacing_mm,
+                "bits_stored": facts.bits_stored,
+                "photometric": facts.photometric,
+                "window": facts.window,
+                "window_rule": facts.window_rule,
+                "flags": facts.flags,
             },
             "grid": {
                 "n": spec.n,

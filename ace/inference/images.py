@@ -1,4 +1,4 @@
-"""Whatever a user holds an image as, in 8-bit pixels: PIL, numpy, torch, or a PNG, JPEG or DICOM file."""
+"""Whatever a user holds an image as, in 8-bit pixels: PIL, numpy, torch, or an image file."""
 
 import math
 import os
@@ -8,15 +8,18 @@ import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from shards.canvas import NOT_AN_IMAGE, TOO_LARGE, Pixels, UnreadableImageError, decode_image, eight_bits, full_range
-from shards.dicom import decode_dicom, is_dicom
+from shards.canvas import Pixels
+from shards.decode import UnreadableImageError, decode
+from shards.decode.grey import spread
+from shards.decode.raster import eight_bit_pixels, is_deep, values_of
+from shards.decode.reasons import TOO_LARGE
 from shards.errors import ShardError
 
 ImageInput = Image.Image | np.ndarray | Tensor | str | os.PathLike[str]
 
 MAX_SOURCE_PIXELS = 100e6
-_REASONS = {NOT_AN_IMAGE: "neither PNG, JPEG nor DICOM", TOO_LARGE: "more pixels than the bound"}
-"""Reasons of `shards.canvas` that speak of its own bounds and formats, as said here."""
+_REASONS = {TOO_LARGE: "more pixels than the bound"}
+"""Reasons of `shards.decode` that speak of the bounds of shards, as said here."""
 
 
 class ImageInputError(ShardError, ValueError):
@@ -24,13 +27,13 @@ class ImageInputError(ShardError, ValueError):
 
 
 def decode_file(data: bytes, max_pixels: float) -> Pixels:
-    """The pixels of a PNG, JPEG or DICOM file, told apart by content.
+    """The pixels of an image file of any kind that shards are made of, told apart by content.
 
     Raises:
         UnreadableImageError: with a fixed reason.
     """
     try:
-        return decode_dicom(data, max_pixels) if is_dicom(data) else decode_image(data, max_pixels)
+        return decode(data, max_pixels=max_pixels).pixels
     except UnreadableImageError as error:
         raise UnreadableImageError(_REASONS.get(str(error), str(error))) from None
 
@@ -40,7 +43,7 @@ def to_pixels(image: ImageInput) -> Pixels:
 
     A numpy array is [H, W] or [H, W, channels], a tensor [H, W] or [channels, H, W], with 1, 3 or 4 channels; of 4 the
     last is alpha and dropped. Values: 8-bit integers as they are; other integers (grey alone) from their own
-    minimum..maximum to 0..255, as 16-bit files; floats must lie in [0, 1]; false is black and true is white.
+    percentiles to 0..255, as 16-bit files; floats must lie in [0, 1]; false is black and true is white.
 
     Raises:
         ImageInputError: it is nothing of these, or a file that cannot be read.
@@ -55,8 +58,8 @@ def to_pixels(image: ImageInput) -> Pixels:
         case str() | os.PathLike():
             return _from_file(Path(image))
     raise ImageInputError(
-        f"a {type(image).__name__} is no image; expected a PIL image, a numpy array, a torch tensor, or the path of a "
-        "PNG, JPEG or DICOM file"
+        f"a {type(image).__name__} is no image; expected a PIL image, a numpy array, a torch tensor, or the path of an "
+        "image file (PNG, JPEG, TIFF, BMP, GIF, DICOM)"
     )
 
 
@@ -64,7 +67,7 @@ def _from_pillow(image: Image.Image) -> Pixels:
     try:
         upright = ImageOps.exif_transpose(image)
         if upright.mode != "F":
-            return eight_bits(upright)
+            return spread(values_of(upright))[0] if is_deep(upright) else eight_bit_pixels(upright)
         values = np.asarray(upright)
     # Pillow decodes an opened file only here, and lets nearly any error through; nor can it convert every mode.
     except Exception as error:
@@ -103,7 +106,7 @@ def _in_eight_bits(array: np.ndarray) -> Pixels:
     if np.issubdtype(array.dtype, np.integer):
         if array.ndim == 3:
             raise ImageInputError(f"colour of {array.dtype}: expected uint8, or floats in [0, 1]; grey may be of any")
-        return full_range(array)
+        return spread(array)[0]
     if np.issubdtype(array.dtype, np.floating):
         low, high = float(array.min()), float(array.max())
         if math.isnan(low):

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from ace.inference.embedder import EmbeddingModel, Embeddings
 from ace.inference.sources import ImageSource
 from shards.atomic import atomic_path, write_text
-from shards.canvas import Canvas, UnreadableImageError
+from shards.canvas import Canvas
+from shards.decode import UnreadableImageError
 from shards.errors import ConfigError, SourceError
 from shards.progress import progress_bar
 

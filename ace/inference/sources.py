@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from ace.inference.images import decode_file
-from shards.canvas import Pixels, UnreadableImageError
-from shards.dicom import is_dicom
+from shards.canvas import Pixels
+from shards.decode import UnreadableImageError
+from shards.decode.dicom import is_dicom
 from shards.errors import SourceError
 from shards.format import INDEX
 from shards.identity import read_id_key

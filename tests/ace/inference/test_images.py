@@ -14,8 +14,8 @@ from PIL import Image
 
 from ace.inference.images import ImageInputError, to_pixels
 from tests.shards.datasets import smooth_image
+from tests.shards.decode.dicom_files import data_of, dataset_of
 from tests.shards.strategies import colour_images, grey_images
-from tests.shards.test_dicom import data_of, dataset_of
 
 
 @given(grey_images() | colour_images())
@@ -116,4 +116,7 @@ def test_a_file_that_cannot_be_read_is_refused_without_its_name(tmp_path: Path) 
     path.write_bytes(b"a,b\n")
     with pytest.raises(ImageInputError) as error:
         to_pixels(path)
-    assert str(error.value) == "the file cannot be read: neither PNG, JPEG nor DICOM"
+    assert (
+        str(error.value)
+        == "the file cannot be read: none of the kinds of image that are read (PNG, JPEG, TIFF, BMP, GIF, DICOM)"
+    )

@@ -26,7 +26,7 @@ from shards.identity import KEY_FILE_VARIABLE, create_key, read_id_key
 from shards.read import ShardIndex, ShardReader
 from tests.ace.inference.models import DIM, mix, write_model
 from tests.shards.datasets import grid_params, shard_params, smooth_image, write_phantom
-from tests.shards.test_dicom import data_of, dataset_of
+from tests.shards.decode.dicom_files import data_of, dataset_of
 
 IMAGES = ["a/2.png", "a/10.jpg", "b.PNG", "b/deep/er/1.png", "scan", "x.dcm"]
 
@@ -80,7 +80,7 @@ def test_a_folder_becomes_one_row_an_image(
     errors = (tmp_path / "new" / "embeddings.errors.csv").read_text().splitlines()
     assert list(csv.DictReader(errors)) == [
         {"key": "a/broken.png", "reason": "truncated or damaged image data"},
-        {"key": "notes.jpeg", "reason": "neither PNG, JPEG nor DICOM"},
+        {"key": "notes.jpeg", "reason": "none of the kinds of image that are read (PNG, JPEG, TIFF, BMP, GIF, DICOM)"},
     ]
     printed = capsys.readouterr()
     assert "6 embeddings" in printed.out

@@ -1,0 +1,325 @@
+"""Reading DICOM data sets: only the listed elements, within bounds, and without a word about their values."""
+
+import io
+import logging
+import re
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pydicom import dcmread
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.multival import MultiValue
+from pydicom.tag import Tag
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+
+from shards.decode.reasons import DAMAGED, NOT_DICOM, TOO_LARGE, TRUNCATED, UnreadableImageError
+
+# pydicom's log lines quote values, as its warnings do; they must not reach the handlers of the root logger.
+logging.getLogger("pydicom").propagate = False
+
+_PREAMBLE_BYTES = 128
+_MAGIC = b"DICM"
+_HEAD_BYTES = 16384
+# Files without a preamble begin with the group of their file meta information or with the identifying group.
+_FIRST_ELEMENT = re.compile(
+    rb"\x02\x00[\x00-\x16]\x00(UL|OB|UI)|\x08\x00[\x00-\x18]\x00([A-Z]{2}|.\x00\x00\x00)", re.DOTALL
+)
+_META_GROUP = b"\x02\x00"
+_SYNTAX_ELEMENT = b"\x10\x00"
+_LONG_FORMS = (b"OB", b"OW", b"UN", b"UT", b"SQ")
+_PIXEL_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
+_MAX_HEADER_BYTES = 64 * 2**20
+
+_HEADER_TAGS = (
+    "SpecificCharacterSet",
+    "PatientID",
+    "IssuerOfPatientID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "SOPInstanceUID",
+    "SOPClassUID",
+    "Modality",
+    "ViewPosition",
+    "PatientSex",
+    "PatientAge",
+    "PatientBirthDate",
+    "StudyDate",
+    "PresentationIntentType",
+    "ImageType",
+    "ConversionType",
+    "BurnedInAnnotation",
+    "NumberOfFrames",
+    "Rows",
+    "Columns",
+    "ImagerPixelSpacing",
+    "NominalScannedPixelSpacing",
+    "PixelSpacing",
+    "PixelSpacingCalibrationType",
+)
+_AGE = re.compile(r"0*(\d{1,3})([DWMY]?)")
+_DATE = re.compile(r"(\d{4})\.?(\d{2})\.?(\d{2})")
+_DAYS_PER_UNIT = {"D": 1.0, "W": 7.0, "M": 365.25 / 12}
+_MAX_AGE_YEARS = 120
+
+
+Keyword = str | tuple[int, int]
+"""An element by its keyword; by its group and number where it is one of many of a kind."""
+
+
+@dataclass(frozen=True)
+class DicomHeader:
+    """What a DICOM file says of itself, as far as sorting a tree of files needs; ids are raw and must not be written.
+
+    Attributes:
+        patient_id: Patient ID, unique within its issuer.
+        issuer: Issuer of Patient ID.
+        study_uid: Study Instance UID.
+        series_uid: Series Instance UID.
+        sop_uid: SOP Instance UID, unique to the image.
+        sop_class: SOP Class UID, the kind of object.
+        modality: As CR, DX, SR.
+        view_position: As PA, AP, LL.
+        sex: M, F or O.
+        age_years: Completed years, of Patient's Age or else from birth to study; None if neither makes sense.
+        presentation_intent: FOR PRESENTATION or FOR PROCESSING.
+        image_type: As (DERIVED, PRIMARY).
+        conversion_type: Of secondary captures, as WSD or SI.
+        burned_in: Burned In Annotation as true or false; None if the file does not say, which is not false.
+        num_frames: 1 if the file does not say.
+        rows: Of the image.
+        cols: Of the image.
+        has_pixels: Whether pixel data begin where the header ends.
+        spacing: (row, col) millimetres at the detector, by `spacing_of`.
+    """
+
+    patient_id: str | None
+    issuer: str | None
+    study_uid: str | None
+    series_uid: str | None
+    sop_uid: str | None
+    sop_class: str | None
+    modality: str | None
+    view_position: str | None
+    sex: str | None
+    age_years: int | None
+    presentation_intent: str | None
+    image_type: tuple[str, ...]
+    conversion_type: str | None
+    burned_in: bool | None
+    num_frames: int
+    rows: int | None
+    cols: int | None
+    has_pixels: bool
+    spacing: tuple[float, float] | None
+
+
+def is_dicom(data: bytes) -> bool:
+    """Whether the file says that it is DICOM: by its preamble, or by a first element that nothing else begins with."""
+    return data[_PREAMBLE_BYTES : _PREAMBLE_BYTES + 4] == _MAGIC or _FIRST_ELEMENT.match(data) is not None
+
+
+def read_header(path: Path) -> DicomHeader:
+    """The header of a DICOM file, read up to its pixels; nothing but the listed elements is parsed.
+
+    Raises:
+        OSError: the file cannot be opened.
+        UnreadableImageError: it is no DICOM file, or its header is damaged; the reason names no file.
+    """
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+        if not is_dicom(head):
+            raise UnreadableImageError(NOT_DICOM)
+        source: BinaryIO = file
+        if _is_deflated(head):
+            source = io.BytesIO(_inflated(head + file.read(), _MAX_HEADER_BYTES, must_end=False))
+        source.seek(0)
+        with reporting_nothing():
+            dataset = dcmread(source, force=True, stop_before_pixels=True, specific_tags=list(_HEADER_TAGS))
+            return _header(dataset, has_pixels=source.read(4) in _PIXEL_TAGS)
+
+
+def parse(data: bytes, keywords: Sequence[Keyword], *, max_bytes: float) -> FileDataset:
+    """The listed elements of a DICOM file's bytes; the others are passed over unread.
+
+    Args:
+        data: The whole file, of which `is_dicom` holds.
+        keywords: Of the elements.
+        max_bytes: A deflated file is inflated no further.
+
+    Raises:
+        UnreadableImageError: it inflates to more, or its deflated stream ends early.
+    """
+    if _is_deflated(data):
+        data = _inflated(data, int(max_bytes), must_end=True)
+    return dcmread(io.BytesIO(data), force=True, specific_tags=[Tag(keyword) for keyword in keywords])
+
+
+@contextmanager
+def reporting_nothing() -> Iterator[None]:
+    """Turn whatever pydicom and its decoders raise or warn of into a fixed reason: their texts may hold values."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except UnreadableImageError:
+        raise
+    except Exception:
+        raise UnreadableImageError(DAMAGED) from None
+
+
+def text_of(dataset: Dataset, keyword: str) -> str | None:
+    """An element's text without the blanks around it; None if it is absent or empty."""
+    return "\\".join(texts_of(dataset, keyword)) or None
+
+
+def texts_of(dataset: Dataset, keyword: str) -> tuple[str, ...]:
+    """The texts of an element of several; those of any other number too."""
+    value = _value(dataset, keyword)
+    return tuple(str(item).strip(" \0") for item in (value if isinstance(value, MultiValue) else (value or "",)))
+
+
+def numbers_of(dataset: Dataset, keyword: Keyword) -> tuple[float, ...]:
+    """An element's numbers; none if it is absent, empty or not of numbers."""
+    value = _value(dataset, keyword)
+    try:
+        return tuple(float(item) for item in (value if isinstance(value, MultiValue | list | tuple) else (value,)))
+    except (TypeError, ValueError, OverflowError):
+        return ()
+
+
+def number_of(dataset: Dataset, keyword: Keyword) -> float | None:
+    """The first of an element's numbers."""
+    numbers = numbers_of(dataset, keyword)
+    return numbers[0] if numbers else None
+
+
+def count_of(dataset: Dataset, keyword: str) -> int | None:
+    """The first of an element's numbers if it is a whole one above 0."""
+    number = number_of(dataset, keyword)
+    return int(number) if number is not None and number > 0 and number.is_integer() else None
+
+
+def spacing_of(dataset: Dataset) -> tuple[float, float] | None:
+    """(row, col) millimetres of a pixel at the detector or on the film.
+
+    Imager Pixel Spacing or Nominal Scanned Pixel Spacing; else Pixel Spacing, unless the file says that it was
+    calibrated to a plane in the patient (DICOM PS3.3 10.7.1.3).
+    """
+    keywords = ["ImagerPixelSpacing", "NominalScannedPixelSpacing"]
+    if text_of(dataset, "PixelSpacingCalibrationType") is None:
+        keywords.append("PixelSpacing")
+    for keyword in keywords:
+        sides = numbers_of(dataset, keyword)
+        if len(sides) == 2 and all(0 < side < float("inf") for side in sides):
+            return sides[0], sides[1]
+    return None
+
+
+def is_burned_in(dataset: Dataset) -> bool | None:
+    """Burned In Annotation; None if the file does not say."""
+    return {"YES": True, "NO": False}.get(text_of(dataset, "BurnedInAnnotation") or "")
+
+
+def _header(dataset: Dataset, *, has_pixels: bool) -> DicomHeader:
+    sex = text_of(dataset, "PatientSex")
+    return DicomHeader(
+        patient_id=text_of(dataset, "PatientID"),
+        issuer=text_of(dataset, "IssuerOfPatientID"),
+        study_uid=text_of(dataset, "StudyInstanceUID"),
+        series_uid=text_of(dataset, "SeriesInstanceUID"),
+        sop_uid=text_of(dataset, "SOPInstanceUID"),
+        sop_class=text_of(dataset, "SOPClassUID"),
+        modality=text_of(dataset, "Modality"),
+        view_position=text_of(dataset, "ViewPosition"),
+        sex=sex if sex in ("M", "F", "O") else None,
+        age_years=_age_years(dataset),
+        presentation_intent=text_of(dataset, "PresentationIntentType"),
+        image_type=tuple(text for text in texts_of(dataset, "ImageType") if text),
+        conversion_type=text_of(dataset, "ConversionType"),
+        burned_in=is_burned_in(dataset),
+        num_frames=count_of(dataset, "NumberOfFrames") or 1,
+        rows=count_of(dataset, "Rows"),
+        cols=count_of(dataset, "Columns"),
+        has_pixels=has_pixels,
+        spacing=spacing_of(dataset),
+    )
+
+
+def _age_years(dataset: Dataset) -> int | None:
+    stated = _AGE.fullmatch(text_of(dataset, "PatientAge") or "")
+    if stated is not None:
+        number, unit = int(stated[1]), stated[2]
+        # Without a unit, against the standard, years are meant.
+        years = number if unit in ("Y", "") else int(number * _DAYS_PER_UNIT[unit] / 365.25)
+        if years <= _MAX_AGE_YEARS:
+            return years
+    born, studied = (_date(text_of(dataset, keyword)) for keyword in ("PatientBirthDate", "StudyDate"))
+    if born is None or studied is None:
+        return None
+    years = studied.year - born.year - ((studied.month, studied.day) < (born.month, born.day))
+    return years if 0 <= years <= _MAX_AGE_YEARS else None
+
+
+def _date(text: str | None) -> date | None:
+    parts = _DATE.fullmatch(text or "")
+    try:
+        return date(*(int(part) for part in parts.groups())) if parts is not None else None
+    except ValueError:
+        return None
+
+
+def _value(dataset: Dataset, keyword: Keyword) -> Any:
+    """An element's value; None if it is absent, or nothing that its type allows."""
+    try:
+        if isinstance(keyword, str):
+            return dataset.get(keyword)
+        return dataset[keyword].value if keyword in dataset else None
+    except (TypeError, ValueError, OverflowError, ArithmeticError):
+        return None
+
+
+@dataclass(frozen=True)
+class _Meta:
+    """Where the file meta information ends, and where in it the transfer syntax stands."""
+
+    end: int
+    syntax: slice
+
+
+def _meta(data: bytes) -> _Meta:
+    """Walk the file meta information (PS3.10 7.1), which is in explicit little endian whatever follows."""
+    place = _PREAMBLE_BYTES + 4 if data[_PREAMBLE_BYTES : _PREAMBLE_BYTES + 4] == _MAGIC else 0
+    syntax = slice(0, 0)
+    while data[place : place + 2] == _META_GROUP:
+        is_long = data[place + 4 : place + 6] in _LONG_FORMS
+        start = place + (12 if is_long else 8)
+        end = start + int.from_bytes(data[start - (4 if is_long else 2) : start], "little")
+        if data[place + 2 : place + 4] == _SYNTAX_ELEMENT:
+            syntax = slice(start, end)
+        place = end
+    return _Meta(place, syntax)
+
+
+def _is_deflated(data: bytes) -> bool:
+    return data[_meta(data).syntax].rstrip(b"\0 ") == DeflatedExplicitVRLittleEndian.encode()
+
+
+def _inflated(data: bytes, max_bytes: int, *, must_end: bool) -> bytes:
+    """A deflated file as an ordinary one; pydicom itself would inflate without a bound."""
+    meta = _meta(data)
+    stream = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        inflated = stream.decompress(memoryview(data)[meta.end :], max_bytes)
+    except zlib.error:
+        raise UnreadableImageError(DAMAGED) from None
+    if must_end and not stream.eof:
+        raise UnreadableImageError(TOO_LARGE if stream.unconsumed_tail else TRUNCATED)
+    length = meta.syntax.stop - meta.syntax.start
+    syntax = ExplicitVRLittleEndian.encode().ljust(length, b"\0")
+    return b"".join([data[: meta.syntax.start], syntax, data[meta.syntax.stop : meta.end], inflated])

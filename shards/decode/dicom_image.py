@@ -1,0 +1,344 @@
+"""From a DICOM file's bytes to 8-bit pixels as a viewer would show them."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.encaps import get_frame
+from pydicom.pixels.decoders.base import Decoder, get_decoder
+from pydicom.uid import (
+    UID,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000TransferSyntaxes,
+    JPEGExtended12Bit,
+    JPEGLSTransferSyntaxes,
+    JPEGTransferSyntaxes,
+    RLELossless,
+)
+
+from shards.decode.codestream import is_ended, read_frame
+from shards.decode.dicom import (
+    count_of,
+    is_burned_in,
+    is_dicom,
+    number_of,
+    numbers_of,
+    parse,
+    reporting_nothing,
+    spacing_of,
+    text_of,
+)
+from shards.decode.display import Function, Look, Lookup, VoiWindow, show
+from shards.decode.grey import histogram
+from shards.decode.reasons import (
+    BIT_DEPTH,
+    COLOUR_SPACE,
+    DAMAGED,
+    EMPTY_LUT,
+    MULTI_FRAME,
+    NO_PIXEL_DATA,
+    NO_PIXELS,
+    NOT_DICOM,
+    OTHER_SIZE,
+    TOO_LARGE,
+    TRUNCATED,
+    UNSAID_SYNTAX,
+    UnreadableImageError,
+)
+from shards.decode.result import NO_TRANSFER_SYNTAX, SURPLUS_DATA, VALUES_ABOVE_BITS, Decoded, Facts
+
+_OVERLAY_BIT_POSITIONS = tuple((group, 0x0102) for group in range(0x6000, 0x6020, 2))
+_TAGS = (
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "PlanarConfiguration",
+    "NumberOfFrames",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "ModalityLUTSequence",
+    "VOILUTSequence",
+    "WindowCenter",
+    "WindowWidth",
+    "VOILUTFunction",
+    "BurnedInAnnotation",
+    "ImagerPixelSpacing",
+    "NominalScannedPixelSpacing",
+    "PixelSpacing",
+    "PixelSpacingCalibrationType",
+    "PixelData",
+)
+_GREY = ("MONOCHROME1", "MONOCHROME2")
+_COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+_FUNCTIONS: dict[str, Function] = {"LINEAR_EXACT": "LINEAR_EXACT", "SIGMOID": "SIGMOID"}
+_ONE_FRAME: dict[str, Any] = {"allow_excess_frames": False}
+_IN_THE_EXTRA = (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes)
+_MAX_BYTES_PER_PIXEL = 3
+_MAX_OTHER_BYTES = 64 * 2**20
+
+
+def decode_dicom(data: bytes, *, max_pixels: float) -> Decoded:
+    """The image of a DICOM file in 8 bits: black is dark and white is bright, as on a viewer.
+
+    Stored values pass the modality LUT (or slope and intercept), then the first VOI LUT or window (DICOM PS3.3 C.11.1
+    and C.11.2); without one, `grey.choose_window` sees to them, but 8-bit values stay as they are. MONOCHROME1 is
+    inverted once, whatever the Presentation LUT Shape, which says the same again. Padding is black. Values above the
+    bits stored are shown as what they are, and flagged. Colour is RGB.
+
+    Raises:
+        UnreadableImageError: with the reason for quarantine.
+    """
+    if not is_dicom(data):
+        raise UnreadableImageError(NOT_DICOM)
+    with reporting_nothing():
+        dataset = parse(
+            data, (*_TAGS, *_OVERLAY_BIT_POSITIONS), max_bytes=_MAX_BYTES_PER_PIXEL * max_pixels + _MAX_OTHER_BYTES
+        )
+        layout = _layout(dataset, max_pixels)
+        flags = []
+        if "TransferSyntaxUID" not in dataset.file_meta:
+            dataset.file_meta.TransferSyntaxUID = _plain_syntax(dataset)
+            flags.append(NO_TRANSFER_SYNTAX)
+        if _check_pixel_data(dataset, layout):
+            flags.append(SURPLUS_DATA)
+        facts = Facts(
+            bits_stored=layout.bits_stored,
+            photometric=layout.photometric,
+            window=(0.0, 255.0),
+            spacing_mm=spacing_of(dataset),
+            is_annotation_burned_in=is_burned_in(dataset),
+            flags=tuple(flags),
+        )
+        decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
+        if layout.num_samples == 1:
+            return _grey(decoder, dataset, layout, facts)
+        return Decoded(np.array(decoder.as_array(dataset, **_ONE_FRAME)[0]), facts)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How pixels are stored (PS3.3 C.7.6.3), checked."""
+
+    height: int
+    width: int
+    num_samples: int
+    bits_allocated: int
+    bits_stored: int
+    high_bit: int
+    is_signed: bool
+    photometric: str
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the image, not compressed; every second chroma sample is left out of YBR_FULL_422."""
+        num_values = self.height * self.width * (2 if self.photometric == "YBR_FULL_422" else self.num_samples)
+        return num_values * self.bits_allocated // 8
+
+
+def _layout(dataset: Dataset, max_pixels: float) -> _Layout:
+    height, width = count_of(dataset, "Rows"), count_of(dataset, "Columns")
+    if height is None or width is None:
+        raise UnreadableImageError(NO_PIXELS)
+    if (number_of(dataset, "NumberOfFrames") or 1) > 1:
+        raise UnreadableImageError(MULTI_FRAME)
+    if height * width > max_pixels:
+        raise UnreadableImageError(TOO_LARGE)
+    if "PixelData" not in dataset:
+        raise UnreadableImageError(NO_PIXEL_DATA)
+    photometric = text_of(dataset, "PhotometricInterpretation") or ""
+    num_samples = count_of(dataset, "SamplesPerPixel") or (1 if photometric in _GREY else 3)
+    allocated = count_of(dataset, "BitsAllocated") or 0
+    if photometric not in (_GREY if num_samples == 1 else _COLOUR if num_samples == 3 else ()):
+        raise UnreadableImageError(COLOUR_SPACE)
+    if num_samples == 3 and allocated != 8:
+        raise UnreadableImageError(COLOUR_SPACE)
+    if allocated not in (8, 16):
+        raise UnreadableImageError(BIT_DEPTH)
+    stored = count_of(dataset, "BitsStored") or allocated
+    high_bit = number_of(dataset, "HighBit")
+    high = stored - 1 if high_bit is None else int(high_bit)
+    if not stored - 1 <= high < allocated:
+        raise UnreadableImageError(DAMAGED)
+    is_signed = number_of(dataset, "PixelRepresentation") == 1
+    return _Layout(height, width, num_samples, allocated, stored, high, is_signed, photometric)
+
+
+def _plain_syntax(dataset: FileDataset) -> UID:
+    """The transfer syntax of a file that names none: pydicom has found out how its elements are written."""
+    if dataset["PixelData"].is_undefined_length:
+        raise UnreadableImageError(UNSAID_SYNTAX)
+    is_implicit, is_little = dataset.original_encoding
+    explicit = ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
+    return ImplicitVRLittleEndian if is_implicit else explicit
+
+
+def _check_pixel_data(dataset: FileDataset, layout: _Layout) -> bool:
+    """Refuse what no installed decoder reads, and data of another size than the header's, before decoding.
+
+    Returns:
+        Whether there are more data than the header speaks of.
+    """
+    syntax = dataset.file_meta.TransferSyntaxUID
+    _check_decoder(syntax, layout)
+    if syntax.is_compressed:
+        _check_frame(dataset, layout)
+        return False
+    if len(dataset.PixelData) < layout.num_bytes:
+        raise UnreadableImageError(TRUNCATED)
+    return len(dataset.PixelData) > layout.num_bytes + layout.num_bytes % 2
+
+
+def _check_frame(dataset: FileDataset, layout: _Layout) -> None:
+    """The same of compressed data; where the stream knows better than the header, decoders are told what it says."""
+    stream = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    if dataset.file_meta.TransferSyntaxUID == RLELossless:
+        # A run of two bytes becomes 128; runs never make an honest file larger than a header and a byte in 128.
+        if len(stream) > 2 * layout.num_bytes + 1024:
+            raise UnreadableImageError(OTHER_SIZE)
+        return
+    frame = read_frame(stream)
+    if frame is None or (frame.height, frame.width) != (layout.height, layout.width):
+        raise UnreadableImageError(OTHER_SIZE)
+    if not is_ended(stream):
+        raise UnreadableImageError(TRUNCATED)
+    if layout.bits_stored < frame.precision <= layout.bits_allocated:
+        dataset.BitsStored, dataset.HighBit = frame.precision, frame.precision - 1
+    if layout.photometric == "RGB" and frame.is_subsampled:
+        dataset.PhotometricInterpretation = "YBR_FULL_422"
+
+
+def _check_decoder(syntax: UID, layout: _Layout) -> None:
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:  # pydicom does not know the syntax
+        raise UnreadableImageError(_unread(syntax)) from None
+    plugins = set(decoder.available_plugins)
+    if syntax == JPEGExtended12Bit and layout.bits_stored > 8:
+        plugins -= {"gdcm", "pillow"}  # they read its 8 bits alone
+        if not plugins:
+            raise UnreadableImageError(_unread(syntax))
+    if not decoder.is_available:
+        remedy = ": pip install 'ace-pretraining[dicom]'" if syntax in _IN_THE_EXTRA else ""
+        raise UnreadableImageError(_unread(syntax) + remedy)
+
+
+def _unread(syntax: UID) -> str:
+    """A name of the standard's, never the file's text."""
+    name = "in an unknown way" if syntax.name == str(syntax) else f"as {syntax.name}"
+    return f"DICOM pixels compressed {name}, which no installed decoder reads"
+
+
+def _grey(decoder: Decoder, dataset: FileDataset, layout: _Layout, facts: Facts) -> Decoded:
+    # pydicom would cut values to the bits stored without a word.
+    stored, _ = decoder.as_array(dataset, raw=True, **_ONE_FRAME, correct_unused_bits=False)
+    if stored.dtype.kind not in "iu" or stored.itemsize > 2:
+        raise UnreadableImageError(BIT_DEPTH)
+    cells = stored.astype(stored.dtype.newbyteorder("="), copy=False).view(f"u{stored.itemsize}")
+    counts = histogram(cells)
+    values, is_outside = _values_of_cells(8 * stored.itemsize, layout, dataset)
+    shown = show(values, counts, _is_padding(values, dataset, layout), _look(dataset, layout))
+    has_outside = bool((is_outside & (counts > 0)).any())
+    facts = replace(
+        facts,
+        window=shown.window,
+        window_rule=shown.rule,
+        flags=(*facts.flags, VALUES_ABOVE_BITS) if has_outside else facts.flags,
+    )
+    return Decoded(np.take(shown.levels, cells), facts)
+
+
+def _values_of_cells(
+    bits: int, layout: _Layout, dataset: FileDataset
+) -> tuple[Int[np.ndarray, " num_cells"], Bool[np.ndarray, " num_cells"]]:
+    """The value of every bit pattern of a cell, and whether it is outside of the bits stored.
+
+    Signed values may fill the bits above with zeros or with their sign. Whatever else stands there is part of the
+    value, unless the file says that it keeps an overlay in these bits.
+    """
+    cells = np.arange(1 << bits)
+    shift = 0 if dataset.file_meta.TransferSyntaxUID in _IN_THE_EXTRA else layout.high_bit + 1 - layout.bits_stored
+    cells >>= shift
+    span = 1 << layout.bits_stored
+    low = cells % span
+    extended = np.where(low >= span // 2, low - span, low) if layout.is_signed else low
+    whole = np.where(cells >= 1 << (bits - 1), cells - (1 << bits), cells) if layout.is_signed else cells
+    is_outside = (cells != low) & (whole != extended)
+    if any(number_of(dataset, position) for position in _OVERLAY_BIT_POSITIONS):
+        return extended, np.zeros_like(is_outside)
+    return np.where(is_outside, whole, extended), is_outside
+
+
+def _is_padding(
+    values: Int[np.ndarray, " num_cells"], dataset: Dataset, layout: _Layout
+) -> Bool[np.ndarray, " num_cells"]:
+    """Which values Pixel Padding Value, or the range from it to its limit, declares to be no measurement."""
+    padding = number_of(dataset, "PixelPaddingValue")
+    if padding is None:
+        return np.zeros(len(values), bool)
+    limit = number_of(dataset, "PixelPaddingRangeLimit")
+    # Written with the wrong sign as often as not.
+    ends = [_with_sign(int(end), layout) for end in (padding, padding if limit is None else limit)]
+    return (values >= min(ends)) & (values <= max(ends))
+
+
+def _with_sign(value: int, layout: _Layout) -> int:
+    span = 1 << layout.bits_allocated
+    if layout.is_signed and value >= span // 2:
+        return value - span
+    return value + span if value < 0 and not layout.is_signed else value
+
+
+def _look(dataset: FileDataset, layout: _Layout) -> Look:
+    modality = _lookup(dataset, "ModalityLUTSequence", is_signed=layout.is_signed)
+    slope, intercept = number_of(dataset, "RescaleSlope"), number_of(dataset, "RescaleIntercept")
+    if slope is None or intercept is None:
+        slope, intercept = 1.0, 0.0
+    if not (math.isfinite(slope) and math.isfinite(intercept)):
+        raise UnreadableImageError(DAMAGED)
+    is_voi_signed = layout.is_signed or (modality is None and intercept < 0)
+    return Look(
+        modality or (slope, intercept),
+        _lookup(dataset, "VOILUTSequence", is_signed=is_voi_signed) or _voi_window(dataset),
+        is_eight_bit=layout.bits_stored == 8,
+        is_inverted=layout.photometric == "MONOCHROME1",
+    )
+
+
+def _lookup(dataset: FileDataset, keyword: str, *, is_signed: bool) -> Lookup | None:
+    """The first table of a sequence (C.11.1.1 and C.11.2.1.1)."""
+    items = dataset.get(keyword)
+    if not items:
+        return None
+    descriptor, data = numbers_of(items[0], "LUTDescriptor"), items[0].get("LUTData")
+    if len(descriptor) != 3:
+        raise UnreadableImageError(EMPTY_LUT)
+    num_entries, first, bits = int(descriptor[0]) % 2**16 or 2**16, int(descriptor[1]), int(descriptor[2])
+    if isinstance(data, bytes):
+        order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
+        # Entries of 8 bits may lie in bytes, or in words.
+        is_bytes = bits <= 8 and len(data) < 2 * num_entries
+        data = np.frombuffer(data[: len(data) // 2 * 2], f"{order}u2") if not is_bytes else np.frombuffer(data, "u1")
+    entries = np.atleast_1d(np.asarray([] if data is None else data)).astype(np.int64)[:num_entries]
+    if not len(entries) or not 1 <= bits <= 16:
+        raise UnreadableImageError(EMPTY_LUT)
+    return Lookup(first - 2**16 if is_signed and first >= 2**15 else first, entries, bits)
+
+
+def _voi_window(dataset: Dataset) -> VoiWindow | None:
+    center, width = number_of(dataset, "WindowCenter"), number_of(dataset, "WindowWidth")
+    if center is None or width is None:
+        return None
+    window = VoiWindow(center, width, _FUNCTIONS.get(text_of(dataset, "VOILUTFunction") or "", "LINEAR"))
+    return window if window.is_one else None

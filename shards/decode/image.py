@@ -1,0 +1,30 @@
+"""An image file of any kind that is read, told apart by its content."""
+
+from shards.decode.dicom_image import decode_dicom
+from shards.decode.raster import decode_raster
+from shards.decode.raw import decode_raw
+from shards.decode.result import Decoded
+from shards.decode.signature import kind_of
+from shards.records import RawLayout
+
+
+def decode(data: bytes, *, max_pixels: float, raw: RawLayout | None = None) -> Decoded:
+    """The image of a PNG, JPEG, TIFF, BMP, GIF, DICOM or raw file, upright and in 8 bits, decoded to its end.
+
+    Alpha is dropped, palettes are resolved, 16-bit grey goes through `grey.choose_window`, DICOM through what it says
+    of its own display.
+
+    Args:
+        data: The whole file.
+        max_pixels: Larger images are refused before they are decoded.
+        raw: The layout of a file that has no header, in place of any other kind.
+
+    Raises:
+        UnreadableImageError: with the reason for quarantine.
+    """
+    if raw is not None:
+        return decode_raw(data, raw, max_pixels=max_pixels)
+    kind = kind_of(data)
+    if kind == "DICOM":
+        return decode_dicom(data, max_pixels=max_pixels)
+    return decode_raster(data, kind, max_pixels=max_pixels)

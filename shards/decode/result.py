@@ -1,0 +1,53 @@
+"""What decoding gives: pixels, and the few facts about a file that may leave it."""
+
+from dataclasses import dataclass
+
+from shards.canvas import Pixels
+
+AS_STORED = "as stored"
+VOI_WINDOW = "voi window"
+VOI_LUT = "voi lut"
+VOI_SIGMOID = "voi sigmoid"
+PERCENTILES = "percentiles"
+MIN_TO_MAX = "minimum to maximum"
+
+VALUES_ABOVE_BITS = "values above bits stored"
+VALUES_ABOVE_MAXIMUM = "values above the maximum"
+SURPLUS_DATA = "more pixel data than the header says"
+NO_TRANSFER_SYNTAX = "no transfer syntax"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a decoded file: every text is one of a fixed vocabulary, none is the file's own.
+
+    Attributes:
+        bits_stored: Of a sample; None if unknown.
+        photometric: What DICOM calls the original's grey or colour; None for other files.
+        window: The values that became 0 and 255, before any inversion; None where a table or a curve did it.
+        window_rule: How they were chosen, one of this module's.
+        spacing_mm: (row, col) side of a pixel at the detector; None if unknown.
+        is_annotation_burned_in: What the file says about text in its pixels; None if nothing.
+        flags: Oddities, of this module's.
+    """
+
+    bits_stored: int | None
+    photometric: str | None = None
+    window: tuple[float, float] | None = None
+    window_rule: str = AS_STORED
+    spacing_mm: tuple[float, float] | None = None
+    is_annotation_burned_in: bool | None = None
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An image in 8 bits.
+
+    Attributes:
+        pixels: Grey or RGB, upright, black is dark.
+        facts: About the file.
+    """
+
+    pixels: Pixels
+    facts: Facts

@@ -1,0 +1,227 @@
+"""PNG, JPEG, TIFF, BMP and GIF."""
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from shards.decode import UnreadableImageError, decode, reasons
+from shards.decode.reasons import DAMAGED, DEEP_COLOUR, MULTI_FRAME, NOT_AN_IMAGE, TOO_LARGE, UNREAD_VARIANT
+from tests.shards.datasets import smooth_image
+from tests.shards.decode.files import decoded, encoded, png, reason_for, strip_tags, tiff
+from tests.shards.strategies import colour_images, grey_images
+
+REASONS = {value for name, value in vars(reasons).items() if name.isupper()}
+LOSSLESS = ("PNG", "TIFF", "BMP")
+
+
+@given(grey_images() | colour_images(), st.sampled_from(LOSSLESS))
+def test_a_lossless_file_decodes_to_its_pixels(pixels: np.ndarray, file_format: str) -> None:
+    result = decoded(encoded(pixels, file_format))
+    assert np.array_equal(result.pixels, pixels)
+    assert (result.facts.bits_stored, result.facts.window_rule) == (8, "as stored")
+    assert result.pixels.flags.writeable
+
+
+@given(
+    hnp.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.just(4))), st.sampled_from(["PNG", "TIFF"])
+)
+def test_alpha_is_dropped_and_never_blended(pixels: np.ndarray, file_format: str) -> None:
+    assert np.array_equal(decoded(encoded(pixels, file_format)).pixels, pixels[..., :3])
+
+
+def test_grey_with_alpha_is_grey() -> None:
+    pixels = np.stack([smooth_image(9, 7, 0), np.zeros((9, 7), np.uint8)], axis=2)
+    assert np.array_equal(decoded(encoded(Image.fromarray(pixels, "LA"))).pixels, pixels[..., 0])
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "GIF", "TIFF", "BMP"])
+def test_palettes_are_resolved_to_their_colours(file_format: str) -> None:
+    image = Image.fromarray(np.array([[0, 1], [1, 0]], np.uint8), "P")
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    expected = [[[10, 20, 30], [200, 100, 50]], [[200, 100, 50], [10, 20, 30]]]
+    assert np.array_equal(decoded(encoded(image, file_format)).pixels, expected)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF", "BMP"])
+def test_one_bit_images_are_black_and_white(file_format: str) -> None:
+    result = decoded(encoded(Image.fromarray(np.array([[True, False]])), file_format))
+    assert np.array_equal(result.pixels, [[255, 0]])
+    assert result.facts.bits_stored == 1
+
+
+def radiograph(low: int, high: int) -> np.ndarray:
+    """Values spread evenly over a range, every one of them once."""
+    return np.linspace(low, high, 100 * 120).round().astype(np.uint16).reshape(100, 120)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 65535), (1000, 5095), (0, 1023), (40000, 65535)])
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+def test_sixteen_bit_grey_fills_the_range_and_is_never_saturated(low: int, high: int, file_format: str) -> None:
+    values = radiograph(low, high)
+    result = decoded(encoded(values, file_format))
+    share = (values.astype(float) - low) / (high - low)
+    # An even spread from the 0.5th to the 99.5th percentile.
+    expected = np.clip((share - 0.005) / 0.99, 0, 1) * 255
+    assert np.abs(result.pixels - expected).max() <= 0.75
+    assert (result.facts.bits_stored, result.facts.window_rule) == (16, "percentiles")
+    assert result.facts.window == pytest.approx((low + 0.005 * (high - low), high - 0.005 * (high - low)), abs=1)
+
+
+def test_a_hot_marker_and_black_collimation_leave_the_anatomy_as_it_is() -> None:
+    plain = decoded(encoded(radiograph(500, 3500))).pixels
+    marked = np.pad(radiograph(500, 3500), 50)
+    marked[10:40, 10:100] = 65535
+    shown = decoded(encoded(marked)).pixels
+    assert np.abs(shown[50:-50, 50:-50].astype(int) - plain).max() <= 4
+    assert (shown[10:40, 10:100] == 255).all()
+    assert not shown[:10].any()
+
+
+@pytest.mark.parametrize("value", [0, 4095, 65535])
+def test_a_flat_sixteen_bit_image_is_black(value: int) -> None:
+    result = decoded(encoded(np.full((3, 3), value, np.uint16)))
+    assert not result.pixels.any()
+    assert result.facts.window == (value, value)
+    assert result.facts.window_rule == "minimum to maximum"
+
+
+def test_a_sixteen_bit_tiff_in_either_byte_order_and_white_at_zero_is_one_picture() -> None:
+    values = radiograph(100, 4000)
+    height, width = values.shape
+    little = tiff(strip_tags(width, height, 16, 1, values.nbytes), values.tobytes())
+    inverted = tiff(strip_tags(width, height, 16, 0, values.nbytes), (65535 - values).tobytes())
+    expected = decoded(encoded(values)).pixels
+    big = encoded(Image.frombytes("I;16B", (width, height), values.astype(">u2").tobytes()), "TIFF")
+    for data in (little, inverted, big):
+        assert np.array_equal(decoded(data).pixels, expected)
+
+
+def test_an_eight_bit_tiff_of_white_at_zero_is_inverted() -> None:
+    pixels = smooth_image(12, 15, 3)
+    data = tiff(strip_tags(15, 12, 8, 0, pixels.size), (255 - pixels).tobytes())
+    assert np.array_equal(decoded(data).pixels, pixels)
+
+
+def test_sixteen_bit_colour_is_refused_rather_than_cut_to_eight() -> None:
+    for colour, channels in ((2, 3), (4, 2), (6, 4)):
+        assert reason_for(png(1, 1, bytes(1 + 2 * channels), bits=16, colour=colour)) == DEEP_COLOUR
+    tags = strip_tags(2, 2, 16, 2, 24) | {277: ("H", 3)}
+    assert reason_for(tiff(tags, bytes(24))) in (DEEP_COLOUR, UNREAD_VARIANT)
+
+
+def test_deep_colour_of_a_real_encoder_is_refused() -> None:
+    for extension in (".png", ".tiff"):
+        is_written, data = cv2.imencode(extension, np.full((4, 5, 3), 30000, np.uint16))
+        assert is_written
+        assert reason_for(data.tobytes()) == DEEP_COLOUR
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_floats_and_long_integers_in_tiff_are_refused(mode: str) -> None:
+    assert reason_for(encoded(Image.new(mode, (4, 4), 7), "TIFF")) == UNREAD_VARIANT
+
+
+STORED = {
+    1: lambda upright: upright,
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.T,
+    6: lambda upright: np.rot90(upright),
+    7: lambda upright: upright[::-1, ::-1].T,
+    8: lambda upright: np.rot90(upright, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(("file_format", "dtype"), [("PNG", "u1"), ("PNG", "u2"), ("JPEG", "u1"), ("TIFF", "u1")])
+def test_exif_orientation_is_applied(orientation: int, file_format: str, dtype: str) -> None:
+    upright = np.zeros((24, 16), dtype)
+    upright[:8, :8] = 255  # the top left corner is marked
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(np.ascontiguousarray(STORED[orientation](upright)), file_format, exif=exif)
+    assert np.abs(decoded(data).pixels.astype(int) - upright).max() < 30
+
+
+def test_cmyk_of_print_is_shown_in_its_colours() -> None:
+    colours = np.zeros((16, 16, 4), np.uint8)
+    colours[:, 8:, 1:3] = 255  # magenta and yellow ink on white paper
+    shown = decoded(encoded(Image.fromarray(colours, "CMYK"), "JPEG", quality=95, subsampling=0)).pixels
+    assert np.abs(shown[:, :6].astype(int) - 255).max() < 12
+    assert np.abs(shown[:, 10:].astype(int) - (255, 0, 0)).max() < 12
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "BMP", "TIFF", "GIF"])
+@pytest.mark.parametrize("kept", [0.3, 0.6, 0.97])
+def test_a_truncated_image_is_damaged(file_format: str, options: dict, kept: float) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    data = encoded(noise, file_format, **options)
+    assert reason_for(data[: int(kept * len(data))]) in (DAMAGED, UNREAD_VARIANT)
+
+
+def test_every_truncation_of_a_jpeg_is_found() -> None:
+    data = encoded(smooth_image(40, 40, 0), "JPEG")
+    for kept in range(4, len(data)):
+        assert reason_for(data[:kept]) == DAMAGED, kept
+
+
+def test_a_damaged_header_is_damage() -> None:
+    data = bytearray(encoded(Image.new("L", (8, 8))))
+    data[20] ^= 255
+    assert reason_for(bytes(data)) == DAMAGED
+
+
+def test_a_png_that_was_transferred_as_text_is_damage() -> None:
+    assert reason_for(encoded(smooth_image(20, 20, 0)).replace(b"\r\n", b"\n")) == DAMAGED
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "GIF", "TIFF"])
+def test_several_frames_or_pages_are_refused(file_format: str) -> None:
+    frames = [Image.fromarray(smooth_image(12, 12, seed)) for seed in range(3)]
+    assert reason_for(encoded(frames[0], file_format, save_all=True, append_images=frames[1:])) == MULTI_FRAME
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "GIF", "TIFF", "BMP", "JPEG"])
+def test_too_many_pixels_are_refused_before_decoding(file_format: str) -> None:
+    assert reason_for(encoded(Image.new("L", (101, 100)), file_format), max_pixels=100 * 100) == TOO_LARGE
+    data = encoded(Image.new("L", (100, 100)), file_format)
+    assert decode(data, max_pixels=100 * 100).pixels.shape[:2] == (100, 100)
+
+
+def test_nothing_but_the_pixels_of_a_png_is_looked_at() -> None:
+    pixels = smooth_image(10, 12, 0)
+    scanlines = b"".join(b"\0" + row.tobytes() for row in pixels)
+    broken_text = b"\0\0\0\4zTXtabcd\0\0\0\0"
+    assert np.array_equal(decoded(png(12, 10, scanlines, extra=broken_text)).pixels, pixels)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "TIFF", "BMP", "GIF"])
+@given(junk=st.binary(max_size=60), place=st.integers(0, 1200))
+def test_any_damage_gives_pixels_or_a_reason(file_format: str, junk: bytes, place: int) -> None:
+    data = encoded(smooth_image(30, 30, 0), file_format)
+    damaged = data[:place] + junk + data[place + len(junk) :]
+    try:
+        outcome = decode(damaged, max_pixels=1e6).pixels.dtype.name
+    except UnreadableImageError as error:
+        outcome = str(error)
+    assert outcome in ("uint8", *REASONS)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "TIFF", "BMP", "GIF"])
+def test_damage_is_not_complained_of_on_standard_error(file_format: str, capfd: pytest.CaptureFixture[str]) -> None:
+    data = encoded(smooth_image(30, 30, 0), file_format)
+    for kept in range(30, len(data) - 2, 41):
+        reason_for(data[:kept])
+    assert capfd.readouterr().err == ""
+
+
+def test_a_tiff_whose_strip_is_damaged_is_damage() -> None:
+    data = bytearray(encoded(smooth_image(30, 30, 0), "TIFF", compression="tiff_lzw"))
+    data[20:60] = bytes(40)
+    assert reason_for(bytes(data)) in (DAMAGED, NOT_AN_IMAGE)
