@@ -1,0 +1,142 @@
+"""From what a record says of a mask to the pixels inside it."""
+
+import hashlib
+import io
+import math
+import warnings
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+from PIL import Image
+
+from shards.canvas import DAMAGED_MASK, TOO_LARGE, UnreadableImageError
+from shards.records import File, Mask, MaskFiles, MaskPolygons, MaskRuns, Point, locate
+
+MISSING_MASK = "the file of a mask is missing or cannot be read"
+CHANGED_MASK = "the file of a mask changed since the batch was registered"
+MASK_SIZE = "a mask is not of the image's size"
+MASK_OUTSIDE = "the runs of a mask end outside the image"
+
+Inside = Bool[np.ndarray, "height width"]
+
+
+def draw_mask(mask: Mask, root: Path, size: tuple[int, int], max_pixels: float) -> Inside:
+    """The pixels of the image inside a structure.
+
+    Args:
+        mask: What the record says of it.
+        root: The dataset's folder.
+        size: (height, width) of the image, upright.
+        max_pixels: A file with more pixels is not decoded.
+
+    Returns:
+        True inside; all False where the structure is known to be absent.
+
+    Raises:
+        UnreadableImageError: with the reason for quarantine: a file is missing, changed, damaged or of another size,
+            runs end outside the image, a polygon has points that are no numbers.
+        SourceError: a file lies outside `root`.
+    """
+    match mask:
+        case MaskFiles():
+            return _draw_files(mask, root, size, max_pixels)
+        case MaskRuns():
+            return _draw_runs(mask, size)
+        case MaskPolygons():
+            return _draw_polygons(mask, size)
+
+
+def _draw_files(mask: MaskFiles, root: Path, size: tuple[int, int], max_pixels: float) -> Inside:
+    inside = np.zeros(size, bool)
+    for file in mask.files:
+        grey = _decode_grey(_read(root, file), max_pixels)
+        if mask.is_scaled:
+            grey = _nearest(grey, size)
+        if grey.shape != size:
+            raise UnreadableImageError(MASK_SIZE)
+        inside |= (grey >= mask.low) & (grey <= mask.high)
+    return inside
+
+
+def _read(root: Path, file: File) -> bytes:
+    try:
+        data = locate(root, file, "a mask").read_bytes()
+    except OSError:
+        raise UnreadableImageError(MISSING_MASK) from None
+    if file.sha256 is not None and hashlib.sha256(data).hexdigest() != file.sha256:
+        raise UnreadableImageError(CHANGED_MASK)
+    return data
+
+
+def _decode_grey(data: bytes, max_pixels: float) -> UInt8[np.ndarray, "height width"]:
+    """The grey levels of a mask's file: palettes and colours are resolved, one bit is 0 and 255."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=("PNG", "GIF", "TIFF", "BMP", "JPEG")) as image:
+                if image.width * image.height > max_pixels:
+                    raise UnreadableImageError(TOO_LARGE)
+                image.load()
+                # Conversion of deeper grey to 8 bits saturates: what is inside would depend on the file's depth.
+                if image.mode.startswith(("I", "F")):
+                    raise UnreadableImageError(DAMAGED_MASK)
+                return np.array(image.convert("L"))
+    except UnreadableImageError:
+        raise
+    except Image.DecompressionBombError:
+        raise UnreadableImageError(TOO_LARGE) from None
+    # Pillow's parsers let nearly any error through on damaged files; one file must not end the batch.
+    except Exception:
+        raise UnreadableImageError(DAMAGED_MASK) from None
+
+
+def _nearest(grey: UInt8[np.ndarray, "from_height from_width"], size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
+    """The pixel whose area holds each new pixel's centre, in integers: exact for every pair of sizes."""
+    rows, cols = ((2 * np.arange(to) + 1) * of // (2 * to) for of, to in zip(grey.shape, size, strict=True))
+    nearest: UInt8[np.ndarray, "h w"] = grey[rows][:, cols]
+    return nearest
+
+
+def _draw_runs(mask: MaskRuns, size: tuple[int, int]) -> Inside:
+    if (mask.height, mask.width) != size:
+        raise UnreadableImageError(MASK_SIZE)
+    down_the_columns = np.zeros(mask.width * mask.height, bool)
+    for runs in mask.runs:
+        lengths = np.array(runs, np.int64).reshape(-1)
+        ends = np.cumsum(lengths)
+        if (lengths < 0).any() or (ends > down_the_columns.size).any():
+            raise UnreadableImageError(MASK_OUTSIDE)
+        for start, end in ends.reshape(-1, 2).tolist():
+            down_the_columns[start:end] = True
+    return np.ascontiguousarray(down_the_columns.reshape(mask.width, mask.height).T)
+
+
+def _draw_polygons(mask: MaskPolygons, size: tuple[int, int]) -> Inside:
+    inside = np.zeros(size, bool)
+    for ring in mask.rings:
+        if not all(math.isfinite(value) for point in ring for value in point):
+            raise UnreadableImageError(DAMAGED_MASK)
+        first, filled = _fill_ring(ring, size)
+        inside[first : first + len(filled)] |= filled
+    return inside
+
+
+def _fill_ring(ring: tuple[Point, ...], size: tuple[int, int]) -> tuple[int, Bool[np.ndarray, "some_rows width"]]:
+    """The first row that a ring touches, and from there on the pixels whose centres lie inside it (even-odd).
+
+    A centre is inside where the line to it from the left border crosses the ring an odd number of times: every
+    crossing is marked in the first column whose centre it lies left of, and the marks are added up along the row.
+    """
+    height, width = size
+    rows = np.array([row for row, _ in ring])
+    first, last = (int(np.clip(np.ceil(edge - 0.5), 0, height)) for edge in (rows.min(), rows.max()))
+    marks = np.zeros((last - first, width + 1), bool)
+    for (row0, col0), (row1, col1) in zip(ring, (*ring[1:], ring[0]), strict=True):
+        # Rows whose centre line an edge crosses, half open, so that a corner counts once.
+        low, high = (int(np.clip(np.ceil(edge - 0.5), first, last)) for edge in sorted((row0, row1)))
+        crossed = np.arange(low, high)
+        if crossed.size:
+            cols = col0 + (crossed + 0.5 - row0) * ((col1 - col0) / (row1 - row0))
+            marks[crossed - first, np.clip(np.ceil(cols - 0.5), 0, width).astype(np.int64)] ^= True
+    return first, np.logical_xor.accumulate(marks, axis=1)[:, :width]
