@@ -23,7 +23,7 @@ from typing import Any
 
 from shards.errors import SourceError
 from shards.records import Box, File, Mask, MaskPolygons, Point, Record, Split, check_inside
-from shards.sources.base import Listing, SourceInfo, count_warnings
+from shards.sources.base import Listing, SourceInfo, count_warnings, number_warning
 from shards.sources.image_index import find_files
 from shards.sources.nih_identity import is_nih_image, list_nih_images, relatives
 
@@ -118,9 +118,9 @@ class ChestXDetSource:
         mapping = read_mapping(root / MAPPING_FILE) if (root / MAPPING_FILE).is_file() else None
         warnings = (
             *count_warnings(self.info, tuple(records)),
-            *_count(num_missing, "images of the lists are not there"),
-            *_count(num_unlisted, "images in no list were left out"),
-            *_count(num_dropped, "polygons or boxes without an area were dropped"),
+            *number_warning(KIND, num_missing, "images of the lists are not there"),
+            *number_warning(KIND, num_unlisted, "images in no list were left out"),
+            *number_warning(KIND, num_dropped, "polygons or boxes without an area were dropped"),
         )
         return list_nih_images(KIND, tuple(records), mapping, root, warnings)
 
@@ -250,10 +250,6 @@ def _masks(annotation: Annotation) -> dict[str, Mask]:
         for finding in FINDINGS
         if finding in annotation.rings or finding not in annotation.present
     }
-
-
-def _count(number: int, what: str) -> tuple[str, ...]:
-    return (f"{KIND}: {number:,} {what}",) if number else ()
 
 
 SOURCE = ChestXDetSource()

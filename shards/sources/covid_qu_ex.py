@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 
 from shards.errors import SourceError
 from shards.records import File, Mask, MaskFiles, Record, Split
-from shards.sources.base import Listing, SourceInfo, count_warnings
+from shards.sources.base import Listing, SourceInfo, count_warnings, number_warning
 from shards.sources.image_index import find_files
 from shards.sources.nih_identity import FAMILY
 
@@ -93,21 +93,22 @@ class CovidQuExSource:
         records = tuple(_record(name, images[name]) for name in sorted(images))
         warnings = (
             *count_warnings(self.info, records),
-            *_count(num_shared, "images are in both trees and count once"),
-            *_count(
+            *number_warning(KIND, num_shared, "images are in both trees and count once"),
+            *number_warning(
+                KIND,
                 sum(len(found.splits) > 1 for found in images.values()),
                 "of these have another split in each tree; test goes before val, val before train",
             ),
-            *_count(sum("lung" not in found.masks for found in images.values()), "images have no mask of the lungs"),
+            *number_warning(
+                KIND, sum("lung" not in found.masks for found in images.values()), "images have no mask of the lungs"
+            ),
         )
         return Listing(records, "image", warnings, _SHARED)
 
 
 def find_trees(root: Path) -> list[str]:
     """The folders (relative to `root`) that hold Train, Val or Test: the trees', or `root` itself."""
-    candidates = [(f"{tree}/{tree}", tree) for tree in TREES]
-    trees = [next((path for path in paths if _is_tree(root / path)), None) for paths in candidates]
-    found = [path for path in trees if path is not None]
+    found = [path for tree in TREES for path in (f"{tree}/{tree}", tree) if _is_tree(root / path)]
     return found or (["."] if _is_tree(root) else [])
 
 
@@ -165,10 +166,6 @@ def _record(name: str, found: Found) -> Record:
         masks=masks,
         split=next(split for split in _FIRST_GOES_BEFORE if split in found.splits),
     )
-
-
-def _count(number: int, what: str) -> tuple[str, ...]:
-    return (f"{KIND}: {number:,} {what}",) if number else ()
 
 
 SOURCE = CovidQuExSource()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydicom import dcmread
+from pydicom.config import disable_value_validation
 
 from shards.records import Sex
 from shards.sources.image_index import DICOM_SUFFIXES
@@ -41,8 +42,8 @@ def read_facts(path: Path) -> DicomFacts:
     if not path.name.lower().endswith(DICOM_SUFFIXES):
         return DicomFacts()
     try:
-        with warnings.catch_warnings():
-            # Remarks on values that break the standard, which would repeat them.
+        # Remarks on values that break the standard, as RSNA's ages do, would repeat them: as warnings and in the log.
+        with warnings.catch_warnings(), disable_value_validation():
             warnings.simplefilter("ignore")
             header = dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
             spacing = header.get("ImagerPixelSpacing") or header.get("PixelSpacing")

@@ -11,11 +11,11 @@ not (`No Indexing`). A report's terms hold for each of its images. Nothing else 
 text about a person.
 
 What is easily got wrong:
-- An image belongs to the report that names it (`parentImage`), not to the number in its file name; 104 reports name none.
+- An image belongs to the report that names it (`parentImage`), not to the number in its file name; 104 name none.
 - The first report's images have a number more than their DICOM files: CXR1_1_IM-0001-3001 is 1_IM-0001-3001.dcm.
 - A report is the best proxy of a patient; a person may have several.
 - Views: ViewPosition in the DICOM metadata is missing for a third and says PA of laterals. Where torchxrayvision's
-  nlmcxr_tsne_pa.csv (views told by eye, one image a report) calls an image a lateral, it is one; its PA only fills gaps.
+  nlmcxr_tsne_pa.csv (told by the pictures, one a report) calls an image a lateral, it is one; its PA only fills gaps.
 - Reports are XML: one with a document type, which could define entities that expand without bound, is refused.
 """
 
@@ -27,7 +27,7 @@ from pathlib import Path, PurePosixPath
 from shards.errors import SourceError
 from shards.progress import progress
 from shards.records import File, Label, Record
-from shards.sources.base import Listing, SourceInfo, count_warnings, read_csv
+from shards.sources.base import Listing, SourceInfo, count_warnings, number_warning, read_csv
 from shards.sources.dicom_facts import DicomFacts, parse_view, read_facts
 from shards.sources.image_index import DICOM_SUFFIXES, find_files
 
@@ -137,8 +137,8 @@ class OpenISource:
         )
         warnings = (
             *count_warnings(self.info, records),
-            *_count(len(reports) - len(names), "images that reports name are not there"),
-            *_count(len(index) - len(names), "images that no report names were left out"),
+            *number_warning(KIND, len(reports) - len(names), "images that reports name are not there"),
+            *number_warning(KIND, len(index) - len(names), "images that no report names were left out"),
         )
         return Listing(records, "patient", warnings)
 
@@ -182,7 +182,8 @@ def parse_report(data: bytes, place: str) -> Report:
     parser.CharacterDataHandler = found.text
     try:
         parser.Parse(data, True)
-    except xml.parsers.expat.ExpatError:
+    # The last two: an encoding that Python does not know.
+    except (xml.parsers.expat.ExpatError, LookupError, ValueError):
         raise SourceError(f"{place}: not well-formed XML; expected a report of Open-I") from None
     if not found.report_id:
         raise SourceError(f"{place}: no id (eCitation/uId); expected a report of Open-I")
@@ -208,7 +209,7 @@ class _Handler:
         if self._open == _ID_PATH:
             self.report_id = attributes.get("id", "").strip()
         elif self._open == _IMAGE_PATH:
-            self.images.append(attributes.get("id", "").strip())
+            self.images += [name] if (name := attributes.get("id", "").strip()) else []
         elif self._open == _TERM_PATH:
             self.terms.append("")
 
@@ -277,10 +278,6 @@ def _record(name: str, path: str, report: Report, facts: DicomFacts, tag: str | 
         age_years=facts.age_years,
         spacing_mm=facts.spacing_mm,
     )
-
-
-def _count(number: int, what: str) -> tuple[str, ...]:
-    return (f"{KIND}: {number:,} {what}",) if number else ()
 
 
 SOURCE = OpenISource()

@@ -26,7 +26,7 @@ from pathlib import Path
 from shards.errors import SourceError
 from shards.progress import progress
 from shards.records import Box, File, Label, Record
-from shards.sources.base import Listing, SourceInfo, count_warnings, read_csv
+from shards.sources.base import Listing, SourceInfo, count_warnings, number_warning, read_csv
 from shards.sources.dicom_facts import read_facts
 from shards.sources.image_index import index_images
 from shards.sources.nih_identity import list_nih_images, relatives
@@ -106,9 +106,15 @@ class RsnaPneumoniaSource:
         mapping = read_mapping(root / MAPPING_FILE) if (root / MAPPING_FILE).is_file() else None
         warnings = (
             *count_warnings(self.info, records[: len(labelled)]),
-            *_count(len(opacities) - len(labelled), f"rows of {LABELS_FILE} name an image that is not there"),
-            *_count(len(others) - len(unlabelled), f"images without a row in {LABELS_FILE} were left out"),
-            *_count(0 if classes else 1, f"file is missing: {CLASSES_FILE}; Normal and Not Normal are unknown"),
+            *number_warning(
+                KIND, len(opacities) - len(labelled), f"rows of {LABELS_FILE} name an image that is not there"
+            ),
+            *number_warning(
+                KIND, len(others) - len(unlabelled), f"images without a row in {LABELS_FILE} were left out"
+            ),
+            *number_warning(
+                KIND, 0 if classes else 1, f"file is missing: {CLASSES_FILE}; Normal and Not Normal are unknown"
+            ),
         )
         return list_nih_images(KIND, records, mapping, root, warnings)
 
@@ -211,10 +217,6 @@ def _labels(target: int | None, group: str | None) -> dict[str, Label]:
     if group is not None:
         return {name: int(name == group) for name in CLASSES}
     return {name: target if name == OPACITY else (0 if target else None) for name in CLASSES}
-
-
-def _count(number: int, what: str) -> tuple[str, ...]:
-    return (f"{KIND}: {number:,} {what}",) if number else ()
 
 
 SOURCE = RsnaPneumoniaSource()

@@ -13,7 +13,7 @@ What is easily got wrong:
 - File names are DICOM identifiers with dots in them.
 - The images are NIH ChestX-ray14's (not stated by the organisers); no public mapping is known. A file of your own,
   siim_to_nih.csv with the columns sop_uid and nih_image, is used if it lies in the root.
-- The pixel spacing in the headers is not that of the resized images: it is not used.
+- The images were resized; the pixel spacing in the headers may be the originals', and is not used.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from pathlib import Path
 from shards.errors import SourceError
 from shards.progress import progress
 from shards.records import File, MaskRuns, Record, Split
-from shards.sources.base import Listing, SourceInfo, count_warnings, read_csv
+from shards.sources.base import Listing, SourceInfo, count_warnings, number_warning, read_csv
 from shards.sources.dicom_facts import read_facts
 from shards.sources.image_index import index_images
 from shards.sources.nih_identity import list_nih_images, relatives
@@ -90,8 +90,10 @@ class SiimAcrSource:
         mapping = read_mapping(root / MAPPING_FILE) if (root / MAPPING_FILE).is_file() else None
         warnings = (
             *count_warnings(self.info, records[: len(labelled)]),
-            *_count(len(runs) - len(labelled), f"images of {labels.name} are not there"),
-            *_count(len(others) - len(unlabelled), f"images without a row in {labels.name} were left out"),
+            *number_warning(KIND, len(runs) - len(labelled), f"images of {labels.name} are not there"),
+            *number_warning(
+                KIND, len(others) - len(unlabelled), f"images without a row in {labels.name} were left out"
+            ),
         )
         return list_nih_images(KIND, records, mapping, root, warnings)
 
@@ -151,10 +153,6 @@ def _record(root: Path, name: str, path: str, runs: tuple[Runs, ...] | None) -> 
         sex=facts.sex,
         age_years=facts.age_years,
     )
-
-
-def _count(number: int, what: str) -> tuple[str, ...]:
-    return (f"{KIND}: {number:,} {what}",) if number else ()
 
 
 SOURCE = SiimAcrSource()

@@ -15,7 +15,7 @@ five readers in one row: 1 or 0. Boxes are those of every reader.
 
 What is easily got wrong:
 - `Other diseases` in the training labels is `Other disease` in the test labels: one name here, the first.
-- PhysioNet's labels say nothing about who read what in common: a row is one reader of one image.
+- Kaggle's 36,096 boxes and PhysioNet's labels do not count to the same findings.
 - Kaggle's test images have no labels; they are kept with unknown ones.
 - Patients are unknown: every image counts as one.
 - Files end in .dicom; converted copies (.png, .jpg) are read as well.
@@ -30,7 +30,7 @@ from pathlib import Path
 from shards.errors import SourceError
 from shards.progress import progress
 from shards.records import Box, File, Label, Record, Split
-from shards.sources.base import Listing, SourceInfo, count_warnings, read_csv
+from shards.sources.base import Listing, SourceInfo, count_warnings, number_warning, read_csv
 from shards.sources.dicom_facts import read_facts
 from shards.sources.image_index import index_images
 
@@ -154,9 +154,11 @@ class VindrCxrSource:
         )
         warnings = (
             *count_warnings(self.info, records),
-            *_count(len(readings) - len(labelled), "images of the lists are not there"),
-            *_count(len(others) - len(unlabelled), "images without labels were left out"),
-            *_count(num_skipped, "boxes without an area, or of a finding that the labels do not have, were left out"),
+            *number_warning(KIND, len(readings) - len(labelled), "images of the lists are not there"),
+            *number_warning(KIND, len(others) - len(unlabelled), "images without labels were left out"),
+            *number_warning(
+                KIND, num_skipped, "boxes without an area, or of a finding that the labels do not have, were left out"
+            ),
         )
         return Listing(records, "image", warnings)
 
@@ -299,10 +301,6 @@ def _record(root: Path, name: str, path: str, readings: Readings) -> Record:
         age_years=facts.age_years,
         spacing_mm=facts.spacing_mm,
     )
-
-
-def _count(number: int, what: str) -> tuple[str, ...]:
-    return (f"{KIND}: {number:,} {what}",) if number else ()
 
 
 SOURCE = VindrCxrSource()
