@@ -24,10 +24,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+import pandas as pd
+
 from shards.errors import SourceError
 from shards.progress import progress
 from shards.records import File, Label, Record
-from shards.sources.base import Listing, SourceInfo, count_warnings, number_warning, read_csv
+from shards.sources.base import Listing, SourceInfo, count_warnings, number_warning
 from shards.sources.dicom_facts import DicomFacts, parse_view, read_facts
 from shards.sources.image_index import DICOM_SUFFIXES, find_files
 
@@ -248,14 +250,16 @@ def read_views(path: Path, column: str) -> dict[str, str]:
     """Image → view from one of torchxrayvision's lists; nothing where it is not there, or says none.
 
     Raises:
-        SourceError: a column is missing.
+        SourceError: it is no CSV file with these columns.
     """
     if not path.is_file():
         return {}
-    views = {
-        row["imageid"]: parse_view(row[column])
-        for row in read_csv(path, ("imageid", column), "a list of views as torchxrayvision has it")
-    }
+    try:
+        # Two columns of 170, one of which has no name.
+        rows = pd.read_csv(path, usecols=["imageid", column], dtype=str, keep_default_na=False)
+    except ValueError:
+        raise SourceError(f"{path}: expected a CSV file with the columns imageid and {column}") from None
+    views = {image: parse_view(view) for image, view in zip(rows["imageid"], rows[column], strict=True)}
     return {_ALIASES.get(image, image): view for image, view in views.items() if view is not None}
 
 
