@@ -4,25 +4,28 @@ import hashlib
 import io
 import math
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from shards.canvas import DAMAGED_MASK, TOO_LARGE, UnreadableImageError
+from shards.canvas import DAMAGED, TOO_LARGE, UnreadableImageError
 from shards.records import File, Mask, MaskFiles, MaskPolygons, MaskRuns, Point, locate
 
 MISSING_MASK = "the file of a mask is missing or cannot be read"
 CHANGED_MASK = "the file of a mask changed since the batch was registered"
 MASK_SIZE = "a mask is not of the image's size"
+MASK_POINTS = "a polygon of a mask has points that are no numbers"
 MASK_OUTSIDE = "the runs of a mask end outside the image"
 
 Inside = Bool[np.ndarray, "height width"]
 
 
 def draw_mask(mask: Mask, root: Path, size: tuple[int, int], max_pixels: float) -> Inside:
-    """The pixels of the image inside a structure.
+    """The pixels of the image inside a structure; its files are read below `root` and compared with their hashes.
 
     Args:
         mask: What the record says of it.
@@ -34,29 +37,26 @@ def draw_mask(mask: Mask, root: Path, size: tuple[int, int], max_pixels: float) 
         True inside; all False where the structure is known to be absent.
 
     Raises:
-        UnreadableImageError: with the reason for quarantine: a file is missing, changed, damaged or of another size,
-            runs end outside the image, a polygon has points that are no numbers.
+        UnreadableImageError: as `draw`, or a file is missing or changed.
         SourceError: a file lies outside `root`.
+    """
+    return draw(mask, size, partial(_read, root), max_pixels)
+
+
+def draw(mask: Mask, size: tuple[int, int], read: Callable[[File], bytes], max_pixels: float) -> Inside:
+    """As `draw_mask`, with a reader of files that decides what a missing or changed one means.
+
+    Raises:
+        UnreadableImageError: with the reason for quarantine: a file is damaged or of another size, runs end outside the
+            image, a polygon has points that are no numbers.
     """
     match mask:
         case MaskFiles():
-            return _draw_files(mask, root, size, max_pixels)
+            return _draw_files(mask, size, read, max_pixels)
         case MaskRuns():
             return _draw_runs(mask, size)
         case MaskPolygons():
             return _draw_polygons(mask, size)
-
-
-def _draw_files(mask: MaskFiles, root: Path, size: tuple[int, int], max_pixels: float) -> Inside:
-    inside = np.zeros(size, bool)
-    for file in mask.files:
-        grey = _decode_grey(_read(root, file), max_pixels)
-        if mask.is_scaled:
-            grey = _nearest(grey, size)
-        if grey.shape != size:
-            raise UnreadableImageError(MASK_SIZE)
-        inside |= (grey >= mask.low) & (grey <= mask.high)
-    return inside
 
 
 def _read(root: Path, file: File) -> bytes:
@@ -67,6 +67,22 @@ def _read(root: Path, file: File) -> bytes:
     if file.sha256 is not None and hashlib.sha256(data).hexdigest() != file.sha256:
         raise UnreadableImageError(CHANGED_MASK)
     return data
+
+
+def _draw_files(mask: MaskFiles, size: tuple[int, int], read: Callable[[File], bytes], max_pixels: float) -> Inside:
+    inside = np.zeros(size, bool)
+    for file in mask.files:
+        data = read(file)
+        try:
+            grey = _decode_grey(data, max_pixels)
+        except UnreadableImageError as error:
+            raise UnreadableImageError(f"a mask: {error}") from None
+        if mask.is_scaled:
+            grey = _nearest(grey, size)
+        if grey.shape != size:
+            raise UnreadableImageError(MASK_SIZE)
+        inside |= (grey >= mask.low) & (grey <= mask.high)
+    return inside
 
 
 def _decode_grey(data: bytes, max_pixels: float) -> UInt8[np.ndarray, "height width"]:
@@ -80,7 +96,7 @@ def _decode_grey(data: bytes, max_pixels: float) -> UInt8[np.ndarray, "height wi
                 image.load()
                 # Conversion of deeper grey to 8 bits saturates: what is inside would depend on the file's depth.
                 if image.mode.startswith(("I", "F")):
-                    raise UnreadableImageError(DAMAGED_MASK)
+                    raise UnreadableImageError(DAMAGED)
                 return np.array(image.convert("L"))
     except UnreadableImageError:
         raise
@@ -88,7 +104,7 @@ def _decode_grey(data: bytes, max_pixels: float) -> UInt8[np.ndarray, "height wi
         raise UnreadableImageError(TOO_LARGE) from None
     # Pillow's parsers let nearly any error through on damaged files; one file must not end the batch.
     except Exception:
-        raise UnreadableImageError(DAMAGED_MASK) from None
+        raise UnreadableImageError(DAMAGED) from None
 
 
 def _nearest(grey: UInt8[np.ndarray, "from_height from_width"], size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
@@ -116,7 +132,7 @@ def _draw_polygons(mask: MaskPolygons, size: tuple[int, int]) -> Inside:
     inside = np.zeros(size, bool)
     for ring in mask.rings:
         if not all(math.isfinite(value) for point in ring for value in point):
-            raise UnreadableImageError(DAMAGED_MASK)
+            raise UnreadableImageError(MASK_POINTS)
         first, filled = _fill_ring(ring, size)
         inside[first : first + len(filled)] |= filled
     return inside

@@ -88,7 +88,7 @@ class ChestXDetSource:
         "ChestX_Det_test.json\n"
         "mapping.json (optional: patients, from issue 2 of the authors' repository)\n"
         "train_val_list.txt, test_list.txt of NIH ChestX-ray14 (optional, with the mapping: its official split)",
-        shares_images_with=(*relatives(KIND), "covid-qu-ex"),
+        shares_images_with=relatives(KIND),
     )
 
     def read(self, root: Path) -> Listing:

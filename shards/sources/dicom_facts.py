@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydicom import dcmread
 from pydicom.config import disable_value_validation
+from pydicom.dataset import Dataset
 
 from shards.records import Sex
 from shards.sources.image_index import DICOM_SUFFIXES
@@ -46,12 +47,11 @@ def read_facts(path: Path) -> DicomFacts:
         with warnings.catch_warnings(), disable_value_validation():
             warnings.simplefilter("ignore")
             header = dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
-            spacing = header.get("ImagerPixelSpacing") or header.get("PixelSpacing")
             return DicomFacts(
                 parse_view(str(header.get("ViewPosition") or "")),
                 parse_sex(str(header.get("PatientSex") or "")),
                 parse_age(str(header.get("PatientAge") or "")),
-                _parse_spacing(spacing),
+                _spacing(header),
             )
     # The parser lets nearly any error through on damaged files.
     except Exception:
@@ -77,9 +77,10 @@ def parse_age(value: str) -> float | None:
     return years if years <= _MAX_AGE_YEARS else None
 
 
-def _parse_spacing(value: object) -> tuple[float, float] | None:
+def _spacing(header: Dataset) -> tuple[float, float] | None:
     try:
-        row_mm, col_mm = map(float, value)  # type: ignore[call-overload]
-    except (TypeError, ValueError):
+        row_mm, col_mm = map(float, header.get("ImagerPixelSpacing") or header.get("PixelSpacing"))
+    # A value that is no number is found when it is asked for; the other facts hold all the same.
+    except (TypeError, ValueError, OverflowError):
         return None
     return (row_mm, col_mm) if 0 < row_mm < math.inf and 0 < col_mm < math.inf else None

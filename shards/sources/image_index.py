@@ -40,7 +40,7 @@ def _walk(root: Path, folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
                 locate(root, File(path.relative_to(root).as_posix()), f"{path}")
             if entry.is_dir(follow_symlinks=False):
                 yield from _walk(root, path, suffixes)
-            elif entry.name.lower().endswith(suffixes) and not entry.is_dir():
+            elif entry.name.lower().endswith(suffixes) and entry.is_file():
                 yield path.relative_to(root).as_posix()
 
 

@@ -3,7 +3,8 @@
 RSNA Pneumonia, SIIM-ACR and ChestX-Det took their images from NIH ChestX-ray14 and renamed them. Pretraining on one and
 evaluating on another shows a model its test images, so each is told apart by a mapping file where there is one: the
 patient is then NIH's own, `nih-chestxray14/` and the 8 digits that begin the NIH file name, and its pseudonym and split
-agree over all these datasets. Where there is none, the listing says with which datasets images are shared.
+agree over all these datasets. Where there is none, the listing says with which datasets images are shared. COVID-QU-Ex
+took images from RSNA Pneumonia without saying which: no mapping tells it apart.
 """
 
 import re
@@ -17,6 +18,7 @@ from shards.sources.base import Listing
 
 NIH = "nih-chestxray14"
 FAMILY = (NIH, "rsna-pneumonia", "siim-acr", "chestx-det")
+NEVER_MAPPED = ("covid-qu-ex",)
 SPLIT_FILES: dict[str, Split] = {"train_val_list.txt": "train", "test_list.txt": "test"}
 
 _NIH_IMAGE = re.compile(r"(\d{8})_\d{3}\.png")
@@ -24,7 +26,7 @@ _NIH_IMAGE = re.compile(r"(\d{8})_\d{3}\.png")
 
 def relatives(kind: str) -> tuple[str, ...]:
     """The other datasets made of NIH ChestX-ray14's images."""
-    return tuple(name for name in FAMILY if name != kind)
+    return (*(name for name in FAMILY if name != kind), *NEVER_MAPPED)
 
 
 def is_nih_image(name: str) -> bool:
@@ -58,7 +60,9 @@ def read_nih_splits(root: Path) -> dict[str, Split]:
     splits: dict[str, Split] = {}
     for name in found:
         # Lines end in CRLF in some copies, and in labels in others.
-        for number, line in enumerate((root / name).read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(
+            (root / name).read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1
+        ):
             if not line.strip():
                 continue
             image = line.split()[0]
@@ -83,8 +87,8 @@ def list_nih_images(
 
     Returns:
         The listing. Images that a mapping leaves out keep their own patient, are counted in a warning, and the sharing
-        is still told. Without NIH's lists a patient in several of the dataset's own splits goes to train, so that no
-        test image is of a patient seen in training.
+        is still told in full. Without NIH's lists a patient in several of the dataset's own splits goes to train, so
+        that no test image is of a patient seen in training.
 
     Raises:
         SourceError: the mapping or the lists are not NIH's.
@@ -107,7 +111,7 @@ def list_nih_images(
             f"{kind}: {num_moved:,} images went to train from the dataset's own val or test, for their patients are in "
             f"several of its splits; put NIH's {' and '.join(SPLIT_FILES)} beside the mapping to use NIH's split",
         )
-    return Listing(mapped, "patient", warnings, relatives(kind) if num_unmapped else ())
+    return Listing(mapped, "patient", warnings, relatives(kind) if num_unmapped else NEVER_MAPPED)
 
 
 def _as_nih(record: Record, image: str | None, splits: Mapping[str, Split]) -> Record:

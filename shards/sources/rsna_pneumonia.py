@@ -76,7 +76,7 @@ class RsnaPneumoniaSource:
         "stage_2_detailed_class_info.csv (optional: tells Normal from Not Normal)\n"
         "pneumonia-challenge-dataset-mappings_2018.json (optional: patients, from the RSNA's page)\n"
         "train_val_list.txt, test_list.txt of NIH ChestX-ray14 (optional, with the mapping: its official split)",
-        shares_images_with=(*relatives(KIND), "covid-qu-ex"),
+        shares_images_with=relatives(KIND),
     )
 
     def read(self, root: Path) -> Listing:
@@ -191,7 +191,8 @@ def read_mapping(path: Path) -> dict[str, str]:
         SourceError: it is no such list.
     """
     try:
-        return {item["subset_img_id"]: item["img_id"] for item in json.loads(path.read_text(encoding="utf-8"))}
+        items = json.loads(path.read_text(encoding="utf-8"))
+        return {str(item["subset_img_id"]): str(item["img_id"]) for item in items}
     except (ValueError, TypeError, KeyError):
         raise SourceError(f"{path}: expected the RSNA's list of objects with subset_img_id and img_id") from None
 

@@ -61,7 +61,7 @@ class SiimAcrSource:
         "stage_2_train.csv (or train-rle.csv of stage 1, which labels dicom-images-train only)\n"
         "siim_to_nih.csv (optional, your own: sop_uid,nih_image)\n"
         "train_val_list.txt, test_list.txt of NIH ChestX-ray14 (optional, with the mapping: its official split)",
-        shares_images_with=(*relatives(KIND), "covid-qu-ex"),
+        shares_images_with=relatives(KIND),
     )
 
     def read(self, root: Path) -> Listing:

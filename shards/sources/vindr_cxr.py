@@ -15,7 +15,7 @@ five readers in one row: 1 or 0. Boxes are those of every reader.
 
 What is easily got wrong:
 - `Other diseases` in the training labels is `Other disease` in the test labels: one name here, the first.
-- Kaggle's 36,096 boxes and PhysioNet's labels do not count to the same findings.
+- The two do not count alike: Aortic enlargement has 3,067 images by any reader at Kaggle, 3,098 at PhysioNet.
 - Kaggle's test images have no labels; they are kept with unknown ones.
 - Patients are unknown: every image counts as one.
 - Files end in .dicom; converted copies (.png, .jpg) are read as well.

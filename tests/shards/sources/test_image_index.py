@@ -37,6 +37,7 @@ def test_links_that_lead_out_are_refused_and_inner_folders_are_not_entered_twice
 ) -> None:
     touch(tmp_path, "root/a/one.png", "outside/two.png")
     (tmp_path / "root" / "again").symlink_to(tmp_path / "root" / "a")
+    (tmp_path / "root" / "dangling.png").symlink_to(tmp_path / "root" / "none.png")
     assert find_files(tmp_path / "root", (".png",)) == ["a/one.png"]
     outside = tmp_path / "outside"
     (tmp_path / "root" / "two.png").symlink_to(outside if is_folder else outside / "two.png")
@@ -61,8 +62,10 @@ def test_a_header_says_view_sex_age_and_spacing_at_the_detector(tmp_path: Path) 
 def test_a_value_that_breaks_the_standard_is_read_and_never_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write_dicom(tmp_path / "one.dcm", PatientAge="51", PatientSex="female")
-    assert read_facts(tmp_path / "one.dcm").age_years == 51
+    path = tmp_path / "one.dcm"
+    write_dicom(path, PatientAge="51", PatientSex="female", PixelSpacing=[0.125, 0.125])
+    path.write_bytes(path.read_bytes().replace(b"0.125", b"wide!"))
+    assert read_facts(path) == DicomFacts(age_years=51)
     assert caplog.text == ""
 
 

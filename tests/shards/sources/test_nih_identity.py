@@ -44,10 +44,11 @@ def test_without_a_mapping_every_image_stands_alone_and_the_sharing_is_told(tmp_
     records = (record("1", "train"), record("2"))
     listing = list_nih_images(KIND, records, None, tmp_path, ("a word",))
     assert (listing.records, listing.patient_grouping, listing.warnings) == (records, "image", ("a word",))
-    assert listing.shares_images_with == ("nih-chestxray14", "rsna-pneumonia", "siim-acr") == relatives(KIND)
+    assert listing.shares_images_with == relatives(KIND)
+    assert relatives(KIND) == ("nih-chestxray14", "rsna-pneumonia", "siim-acr", "covid-qu-ex")
 
 
-def test_a_complete_mapping_gives_nih_patients_and_nothing_is_shared_untold(tmp_path: Path) -> None:
+def test_a_complete_mapping_gives_nih_patients_and_only_covid_qu_ex_stays_untold(tmp_path: Path) -> None:
     images = {"1": "00000007_000.png", "2": "00000007_003.png", "3": "00000008_000.png"}
     records = (record("1", "train"), record("2", "train"), record("3", "test"))
     listing = list_nih_images(KIND, records, images, tmp_path, ())
@@ -57,7 +58,7 @@ def test_a_complete_mapping_gives_nih_patients_and_nothing_is_shared_untold(tmp_
         "2": ("nih-chestxray14/00000007", "train"),
         "3": ("nih-chestxray14/00000008", "test"),
     }
-    assert (listing.patient_grouping, listing.shares_images_with, listing.warnings) == ("patient", (), ())
+    assert (listing.patient_grouping, listing.shares_images_with, listing.warnings) == ("patient", ("covid-qu-ex",), ())
 
 
 def test_nihs_lists_beside_the_mapping_decide_the_split(tmp_path: Path) -> None:
