@@ -132,3 +132,8 @@ def count_warnings(info: SourceInfo, records: tuple[Record, ...]) -> tuple[str, 
         for what, number in published.items()
         if number is not None and found[what] != number
     )
+
+
+def number_warning(kind: str, number: int, what: str) -> tuple[str, ...]:
+    """A line that says how many, unless there are none; `what` continues the sentence after the number."""
+    return (f"{kind}: {number:,} {what}",) if number else ()

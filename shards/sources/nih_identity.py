@@ -1,0 +1,137 @@
+"""Datasets whose images are NIH ChestX-ray14's under other names: which patient and which split they belong to.
+
+RSNA Pneumonia, SIIM-ACR and ChestX-Det took their images from NIH ChestX-ray14 and renamed them. Pretraining on one and
+evaluating on another shows a model its test images, so each is told apart by a mapping file where there is one: the
+patient is then NIH's own, `nih-chestxray14/` and the 8 digits that begin the NIH file name, and its pseudonym and split
+agree over all these datasets. Where there is none, the listing says with which datasets images are shared. COVID-QU-Ex
+took images from RSNA Pneumonia without saying which: no mapping tells it apart.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from shards.errors import SourceError
+from shards.records import Record, Split
+from shards.sources.base import Listing
+
+NIH = "nih-chestxray14"
+FAMILY = (NIH, "rsna-pneumonia", "siim-acr", "chestx-det")
+NEVER_MAPPED = ("covid-qu-ex",)
+SPLIT_FILES: dict[str, Split] = {"train_val_list.txt": "train", "test_list.txt": "test"}
+
+_NIH_IMAGE = re.compile(r"(\d{8})_\d{3}\.png")
+
+
+def relatives(kind: str) -> tuple[str, ...]:
+    """The other datasets made of NIH ChestX-ray14's images."""
+    return (*(name for name in FAMILY if name != kind), *NEVER_MAPPED)
+
+
+def is_nih_image(name: str) -> bool:
+    """Whether it is a file name of NIH ChestX-ray14, as 00000001_000.png."""
+    return _NIH_IMAGE.fullmatch(name) is not None
+
+
+def nih_patient(image: str, place: str) -> str:
+    """The patient of an NIH image.
+
+    Raises:
+        SourceError: it is no file name of NIH ChestX-ray14; `place` says where it was found.
+    """
+    match = _NIH_IMAGE.fullmatch(image)
+    if match is None:
+        raise SourceError(f"{place}: expected a file name of NIH ChestX-ray14, as 00000001_000.png")
+    return f"{NIH}/{match[1]}"
+
+
+def read_nih_splits(root: Path) -> dict[str, Split]:
+    """NIH's official split by image; empty where neither of its two lists lies in `root`.
+
+    Raises:
+        SourceError: only one lies there, a line does not begin with an image, or an image is in both.
+    """
+    found = [name for name in SPLIT_FILES if (root / name).is_file()]
+    if len(found) == 1:
+        raise SourceError(
+            f"{root}: {found[0]} without the other of {' and '.join(SPLIT_FILES)}; put both or neither there"
+        )
+    splits: dict[str, Split] = {}
+    for name in found:
+        # Lines end in CRLF in some copies, and in labels in others.
+        for number, line in enumerate(
+            (root / name).read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1
+        ):
+            if not line.strip():
+                continue
+            image = line.split()[0]
+            if not is_nih_image(image):
+                raise SourceError(f"{root / name} line {number}: expected an image, as 00000001_000.png")
+            if splits.setdefault(image, SPLIT_FILES[name]) != SPLIT_FILES[name]:
+                raise SourceError(f"{root}: {image} is in both {' and '.join(SPLIT_FILES)}")
+    return splits
+
+
+def list_nih_images(
+    kind: str, records: tuple[Record, ...], images: Mapping[str, str] | None, root: Path, warnings: tuple[str, ...]
+) -> Listing:
+    """A dataset's listing with NIH's patients, and NIH's official split where its lists lie in `root`.
+
+    Args:
+        kind: The dataset.
+        records: Its records, each its own patient, with its own official split if it has one.
+        images: source_id → NIH file name; None: no mapping is known.
+        root: Where NIH's lists may lie.
+        warnings: What is to be said besides.
+
+    Returns:
+        The listing. Images that a mapping leaves out keep their own patient, are counted in a warning, and the sharing
+        is still told in full. Without NIH's lists a patient in several of the dataset's own splits goes to train, so
+        that no test image is of a patient seen in training.
+
+    Raises:
+        SourceError: the mapping or the lists are not NIH's.
+    """
+    if images is None:
+        return Listing(records, "image", warnings, relatives(kind))
+    splits = read_nih_splits(root)
+    mapped = tuple(_as_nih(record, images.get(record.source_id), splits) for record in records)
+    num_unmapped = sum(record.source_id not in images for record in records)
+    if num_unmapped:
+        warnings = (
+            *warnings,
+            f"{kind}: the mapping names no NIH image for {num_unmapped:,} of {len(records):,} images; each counts as a "
+            "patient of its own, and may be of a patient in another split",
+        )
+    mapped, num_moved = _without_straddling(mapped)
+    if num_moved:
+        warnings = (
+            *warnings,
+            f"{kind}: {num_moved:,} images went to train from the dataset's own val or test, for their patients are in "
+            f"several of its splits; put NIH's {' and '.join(SPLIT_FILES)} beside the mapping to use NIH's split",
+        )
+    return Listing(mapped, "patient", warnings, relatives(kind) if num_unmapped else NEVER_MAPPED)
+
+
+def _as_nih(record: Record, image: str | None, splits: Mapping[str, Split]) -> Record:
+    if image is None:
+        return record
+    patient = nih_patient(image, f"{record.source_id} in the mapping to NIH")
+    if not splits:
+        return replace(record, patient=patient)
+    if image not in splits:
+        raise SourceError(f"{image} is in neither {' nor '.join(SPLIT_FILES)}; put the complete lists there")
+    return replace(record, patient=patient, split=splits[image])
+
+
+def _without_straddling(records: tuple[Record, ...]) -> tuple[tuple[Record, ...], int]:
+    """One split a patient: the only one that its images are in, or train; and how many images that moved."""
+    splits: dict[str, set[Split]] = {}
+    for record in records:
+        splits.setdefault(record.patient, set()).update(() if record.split is None else (record.split,))
+    kept = tuple(
+        replace(record, split="train" if len(splits[record.patient]) > 1 else next(iter(splits[record.patient]), None))
+        for record in records
+    )
+    return kept, sum(before.split not in (None, after.split) for before, after in zip(records, kept, strict=True))

@@ -1,0 +1,287 @@
+"""Open-I, the Indiana University chest X-ray collection: frontal and lateral radiographs with indexed reports.
+
+Citation: D. Demner-Fushman et al., "Preparing a collection of radiology examinations for distribution and retrieval",
+Journal of the American Medical Informatics Association 23(2), 2016, 304-310.
+Licence: CC BY-NC-ND 4.0, as the reports say.
+Pages: https://openi.nlm.nih.gov/faq
+
+Labels are the major terms that indexers gave a report, out of a fixed vocabulary (`FINDINGS`): 1 where a term begins
+with the name (`Opacity/lung/base/left` is an Opacity), 0 where the report was indexed without it, unknown where it was
+not (`No Indexing`). A report's terms hold for each of its images. Nothing else of a report is read: its text is free
+text about a person.
+
+What is easily got wrong:
+- An image belongs to the report that names it (`parentImage`), not to the number in its file name; 104 name none.
+- The first report's images have a number more than their DICOM files: CXR1_1_IM-0001-3001 is 1_IM-0001-3001.dcm.
+- A report is the best proxy of a patient; a person may have several.
+- Views: ViewPosition in the DICOM metadata is missing for a third and says PA of laterals. Where torchxrayvision's
+  nlmcxr_tsne_pa.csv (told by the pictures, one a report) calls an image a lateral, it is one; its PA only fills gaps.
+- Reports are XML: one with a document type, which could define entities that expand without bound, is refused.
+"""
+
+import xml.parsers.expat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+
+from shards.errors import SourceError
+from shards.progress import progress
+from shards.records import File, Label, Record
+from shards.sources.base import Listing, SourceInfo, count_warnings, number_warning
+from shards.sources.dicom_facts import DicomFacts, parse_view, read_facts
+from shards.sources.image_index import DICOM_SUFFIXES, find_files
+
+KIND = "open-i"
+FINDINGS = (
+    "normal",
+    "Airspace Disease",
+    "Atherosclerosis",
+    "Calcified Granuloma",
+    "Calcinosis",
+    "Cardiomegaly",
+    "Catheters, Indwelling",
+    "Cicatrix",
+    "Consolidation",
+    "Diaphragmatic Eventration",
+    "Emphysema",
+    "Fractures, Bone",
+    "Granuloma",
+    "Granulomatous Disease",
+    "Hernia, Hiatal",
+    "Implanted Medical Device",
+    "Infiltrate",
+    "Kyphosis",
+    "Mass",
+    "Nodule",
+    "Opacity",
+    "Osteophyte",
+    "Pleural Effusion",
+    "Pneumonia",
+    "Pneumothorax",
+    "Pulmonary Atelectasis",
+    "Pulmonary Congestion",
+    "Pulmonary Disease, Chronic Obstructive",
+    "Pulmonary Edema",
+    "Pulmonary Emphysema",
+    "Pulmonary Fibrosis",
+    "Scoliosis",
+    "Spondylosis",
+    "Surgical Instruments",
+)
+"""The major terms that are findings or devices and not places, of 15 reports or more."""
+NOT_INDEXED = "No Indexing"
+REPORTS_FOLDER = "ecgen-radiology"
+METADATA_FILE = "nlmcxr_dicom_metadata.csv"
+TSNE_FILE = "nlmcxr_tsne_pa.csv"
+
+_ALIASES = {"CXR1_IM-0001-3001": "CXR1_1_IM-0001-3001", "CXR1_IM-0001-4001": "CXR1_1_IM-0001-4001"}
+_LATERAL = "L"
+_SUFFIXES = (".png", *DICOM_SUFFIXES)
+_MAX_REPORT_BYTES = 2**20
+_ID_PATH = ["eCitation", "uId"]
+_IMAGE_PATH = ["eCitation", "parentImage"]
+_TERM_PATH = ["eCitation", "MeSH", "major"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is read of a report.
+
+    Attributes:
+        report_id: As CXR1000.
+        images: Names of its images, without .png.
+        terms: First parts of its major terms.
+    """
+
+    report_id: str
+    images: tuple[str, ...]
+    terms: frozenset[str]
+
+
+class OpenISource:
+    """Open-I as records."""
+
+    info = SourceInfo(
+        name=KIND,
+        title="Open-I (Indiana University chest X-rays)",
+        modality="chest X-ray",
+        num_images=7_470,
+        num_patients=3_851,
+        tasks=("classification",),
+        licence="CC BY-NC-ND 4.0",
+        is_redistributable=False,
+        citation="D. Demner-Fushman et al., Preparing a collection of radiology examinations for distribution and "
+        "retrieval, JAMIA 23(2), 2016",
+        pages=("https://openi.nlm.nih.gov/faq",),
+        layout="ecgen-radiology/<number>.xml (NLMCXR_reports.tgz)\n"
+        "<image>.png at any depth (NLMCXR_png.tgz), or <image>.dcm (NLMCXR_dcm.tgz)\n"
+        "nlmcxr_dicom_metadata.csv, nlmcxr_tsne_pa.csv (optional: views; from torchxrayvision, gunzipped)",
+    )
+
+    def read(self, root: Path) -> Listing:
+        """All images that a report names.
+
+        Raises:
+            SourceError: reports are missing or not what they should be; no image is there.
+        """
+        reports = {name: report for report in read_reports(root / REPORTS_FOLDER) for name in report.images}
+        index = index_by_image(find_files(root, _SUFFIXES), root)
+        names = sorted(index.keys() & reports.keys())
+        if not names:
+            raise SourceError(f"{root}: no image of a report is there; expected\n{self.info.layout}")
+        tags = read_views(root / METADATA_FILE, "View Position")
+        seen = read_views(root / TSNE_FILE, "tsne-view")
+        records = tuple(
+            _record(name, index[name], reports[name], read_facts(root / index[name]), tags.get(name), seen.get(name))
+            for name in progress(names, total=len(names), description="Reading headers", unit="image")
+        )
+        warnings = (
+            *count_warnings(self.info, records),
+            *number_warning(KIND, len(reports) - len(names), "images that reports name are not there"),
+            *number_warning(KIND, len(index) - len(names), "images that no report names were left out"),
+        )
+        return Listing(records, "patient", warnings)
+
+
+def read_reports(folder: Path) -> list[Report]:
+    """The reports, in the order of their file names.
+
+    Raises:
+        SourceError: there are none, one is not a report, or two name one image.
+    """
+    paths = find_files(folder, (".xml",)) if folder.is_dir() else []
+    if not paths:
+        raise SourceError(f"{folder}: no reports; expected <number>.xml, from NLMCXR_reports.tgz")
+    reports = [_read_report(folder / path) for path in paths]
+    images: set[str] = set()
+    for report in reports:
+        if images & set(report.images) or len(set(report.images)) != len(report.images):
+            raise SourceError(f"{folder}: two reports name one image of {report.report_id}; expected every image once")
+        images |= set(report.images)
+    return reports
+
+
+def _read_report(path: Path) -> Report:
+    if path.stat().st_size > _MAX_REPORT_BYTES:
+        raise SourceError(f"{path}: a report of more than {_MAX_REPORT_BYTES:,} bytes; expected one of Open-I's")
+    return parse_report(path.read_bytes(), str(path))
+
+
+def parse_report(data: bytes, place: str) -> Report:
+    """Id, images and major terms of a report; its text is passed over.
+
+    Raises:
+        SourceError: it is no well-formed XML, has a document type, or has no id.
+    """
+    found = _Handler(place)
+    parser = xml.parsers.expat.ParserCreate()
+    parser.buffer_text = True
+    parser.StartDoctypeDeclHandler = found.refuse
+    parser.StartElementHandler = found.start
+    parser.EndElementHandler = found.end
+    parser.CharacterDataHandler = found.text
+    try:
+        parser.Parse(data, True)
+    # The last two: an encoding that Python does not know.
+    except (xml.parsers.expat.ExpatError, LookupError, ValueError):
+        raise SourceError(f"{place}: not well-formed XML; expected a report of Open-I") from None
+    if not found.report_id:
+        raise SourceError(f"{place}: no id (eCitation/uId); expected a report of Open-I")
+    heads = frozenset(term.split("/")[0].strip() for term in found.terms)
+    return Report(found.report_id, tuple(found.images), heads - {""})
+
+
+class _Handler:
+    """Keeps the three things that are read of a report, and where in it the parser is."""
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+        self._open: list[str] = []
+        self.report_id = ""
+        self.images: list[str] = []
+        self.terms: list[str] = []
+
+    def refuse(self, *_: object) -> None:
+        raise SourceError(f"{self._place}: a document type, which reports of Open-I do not have; it is not read")
+
+    def start(self, name: str, attributes: Mapping[str, str]) -> None:
+        self._open.append(name)
+        if self._open == _ID_PATH:
+            self.report_id = attributes.get("id", "").strip()
+        elif self._open == _IMAGE_PATH:
+            self.images += [name] if (name := attributes.get("id", "").strip()) else []
+        elif self._open == _TERM_PATH:
+            self.terms.append("")
+
+    def end(self, _: str) -> None:
+        self._open.pop()
+
+    def text(self, text: str) -> None:
+        if self._open == _TERM_PATH:
+            self.terms[-1] += text
+
+
+def labels_of(terms: frozenset[str]) -> dict[str, Label]:
+    """One label a finding of the vocabulary; all unknown where the report was not indexed."""
+    if not terms or NOT_INDEXED in terms:
+        return dict.fromkeys(FINDINGS)
+    return {finding: int(finding in terms) for finding in FINDINGS}
+
+
+def index_by_image(paths: list[str], root: Path) -> dict[str, str]:
+    """Image, as the reports name it, → path; a DICOM file's name lacks the `CXR` in front.
+
+    Raises:
+        SourceError: two files are the same image.
+    """
+    index: dict[str, str] = {}
+    for path in paths:
+        name = PurePosixPath(path).name.rpartition(".")[0]
+        image = name if name.startswith("CXR") else f"CXR{name}"
+        image = _ALIASES.get(image, image)
+        if index.setdefault(image, path) != path:
+            raise SourceError(f"{root}: {index[image]} and {path} are the same image; keep the PNG or the DICOM files")
+    return index
+
+
+def read_views(path: Path, column: str) -> dict[str, str]:
+    """Image → view from one of torchxrayvision's lists; nothing where it is not there, or says none.
+
+    Raises:
+        SourceError: it is no CSV file with these columns.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        # Two columns of 170, one of which has no name.
+        rows = pd.read_csv(path, usecols=["imageid", column], dtype=str, keep_default_na=False)
+    except ValueError:
+        raise SourceError(f"{path}: expected a CSV file with the columns imageid and {column}") from None
+    views = {image: parse_view(view) for image, view in zip(rows["imageid"], rows[column], strict=True)}
+    return {_ALIASES.get(image, image): view for image, view in views.items() if view is not None}
+
+
+def choose_view(tag: str | None, seen: str | None) -> str | None:
+    """The tag's view, unless a look at the image says lateral, or there is no tag."""
+    if tag is None or (seen == _LATERAL and tag in ("PA", "AP")):
+        return seen
+    return tag
+
+
+def _record(name: str, path: str, report: Report, facts: DicomFacts, tag: str | None, seen: str | None) -> Record:
+    return Record(
+        source_id=name,
+        image=File(path),
+        patient=f"{KIND}/{report.report_id}",
+        study=report.report_id,
+        view=choose_view(tag or facts.view, seen),
+        labels=labels_of(report.terms),
+        sex=facts.sex,
+        age_years=facts.age_years,
+        spacing_mm=facts.spacing_mm,
+    )
+
+
+SOURCE = OpenISource()

@@ -1,0 +1,158 @@
+"""SIIM-ACR Pneumothorax Segmentation: DICOM radiographs with masks of pneumothoraces as run lengths.
+
+Citation: A. Zawacki et al., "SIIM-ACR Pneumothorax Segmentation", Kaggle, 2019.
+Licence: the competition's rules.
+Pages: https://www.kaggle.com/c/siim-acr-pneumothorax-segmentation
+
+What is easily got wrong:
+- The run lengths are relative: each start counts from the end of the run before, down the columns, from 0. Read as
+  absolute starts they end outside the image or draw scattered dots.
+- An image has one row an annotation (up to 10), which may overlap: they are OR-ed, neither summed nor replaced.
+- The header is `ImageId, EncodedPixels` with a space in it in some copies; ` -1` with a space is `-1`: no pneumothorax.
+- Stage 1 kept the labels of `dicom-images-test` back; stage_2_train.csv has them. Stage 2's own test images have none.
+- File names are DICOM identifiers with dots in them.
+- The images are NIH ChestX-ray14's (not stated by the organisers); no public mapping is known. A file of your own,
+  siim_to_nih.csv with the columns sop_uid and nih_image, is used if it lies in the root.
+- The images were resized; the pixel spacing in the headers may be the originals', and is not used.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from shards.errors import SourceError
+from shards.progress import progress
+from shards.records import File, MaskRuns, Record, Split
+from shards.sources.base import Listing, SourceInfo, count_warnings, number_warning, read_csv
+from shards.sources.dicom_facts import read_facts
+from shards.sources.image_index import index_images
+from shards.sources.nih_identity import list_nih_images, relatives
+
+KIND = "siim-acr"
+FINDING = "Pneumothorax"
+SIDE_PX = 1024
+LABEL_FILES = ("stage_2_train.csv", "train-rle.csv")
+MAPPING_FILE = "siim_to_nih.csv"
+SPLIT_FOLDERS: dict[str, Split] = {"dicom-images-train": "train", "dicom-images-test": "test"}
+UNLABELLED_FOLDERS = ("dicom-images-test", "stage_2_images")
+
+_ID, _RUNS = "ImageId", "EncodedPixels"
+_SUFFIXES = (".dcm", ".png")
+
+Runs = tuple[tuple[int, int], ...]
+
+
+class SiimAcrSource:
+    """SIIM-ACR Pneumothorax as records."""
+
+    info = SourceInfo(
+        name=KIND,
+        title="SIIM-ACR Pneumothorax Segmentation",
+        modality="chest X-ray",
+        num_images=12_047,
+        num_patients=None,
+        tasks=("classification", "segmentation"),
+        licence="Kaggle competition rules",
+        is_redistributable=False,
+        citation="A. Zawacki et al., SIIM-ACR Pneumothorax Segmentation, Kaggle, 2019",
+        pages=("https://www.kaggle.com/c/siim-acr-pneumothorax-segmentation",),
+        layout="dicom-images-train/<study>/<series>/<image>.dcm\n"
+        "dicom-images-test/<study>/<series>/<image>.dcm\n"
+        "stage_2_images/<image>.dcm (optional: unlabelled)\n"
+        "stage_2_train.csv (or train-rle.csv of stage 1, which labels dicom-images-train only)\n"
+        "siim_to_nih.csv (optional, your own: sop_uid,nih_image)\n"
+        "train_val_list.txt, test_list.txt of NIH ChestX-ray14 (optional, with the mapping: its official split)",
+        shares_images_with=relatives(KIND),
+    )
+
+    def read(self, root: Path) -> Listing:
+        """All images with a row, and the unlabelled ones of the test folders.
+
+        Raises:
+            SourceError: a file is missing or not what it should be.
+        """
+        labels = next((root / name for name in LABEL_FILES if (root / name).is_file()), root / LABEL_FILES[0])
+        runs = parse_runs(read_csv(labels, (_ID, _RUNS), "SIIM-ACR's masks"), str(labels))
+        index = index_images(root, _SUFFIXES)
+        labelled = sorted(index.keys() & runs.keys())
+        others = sorted(index.keys() - runs.keys())
+        unlabelled = [name for name in others if set(UNLABELLED_FOLDERS) & set(index[name].split("/"))]
+        if not labelled and not unlabelled:
+            raise SourceError(f"{root}: no image of {labels.name} is there; expected\n{self.info.layout}")
+        records = tuple(
+            _record(root, name, index[name], runs.get(name))
+            for name in progress(
+                [*labelled, *unlabelled],
+                total=len(labelled) + len(unlabelled),
+                description="Reading headers",
+                unit="image",
+            )
+        )
+        mapping = read_mapping(root / MAPPING_FILE) if (root / MAPPING_FILE).is_file() else None
+        warnings = (
+            *count_warnings(self.info, records[: len(labelled)]),
+            *number_warning(KIND, len(runs) - len(labelled), f"images of {labels.name} are not there"),
+            *number_warning(
+                KIND, len(others) - len(unlabelled), f"images without a row in {labels.name} were left out"
+            ),
+        )
+        return list_nih_images(KIND, records, mapping, root, warnings)
+
+
+def parse_runs(rows: Sequence[dict[str, str]], place: str) -> dict[str, tuple[Runs, ...]]:
+    """The annotations of each image, in the order of the rows; none: no pneumothorax.
+
+    Raises:
+        SourceError: a row is neither -1 nor pairs of numbers that end inside the image, or an image has both.
+    """
+    found: dict[str, list[Runs | None]] = {}
+    for number, row in enumerate(rows, start=1):
+        found.setdefault(row[_ID], []).append(_parse_row(row[_RUNS], f"{place} row {number}"))
+    both = [name for name, annotations in found.items() if None in annotations and len(set(annotations)) > 1]
+    if both:
+        raise SourceError(f"{place}: {both[0]} has both -1 and a mask; expected one or the other")
+    return {name: tuple(runs for runs in annotations if runs is not None) for name, annotations in found.items()}
+
+
+def _parse_row(value: str, place: str) -> Runs | None:
+    if value == "-1":
+        return None
+    numbers = value.split()
+    if not numbers or len(numbers) % 2 or not all(number.isascii() and number.isdigit() for number in numbers):
+        raise SourceError(f"{place}: expected -1, or pairs of numbers (pixels skipped, pixels inside)")
+    lengths = list(map(int, numbers))
+    if sum(lengths) > SIDE_PX**2:
+        raise SourceError(f"{place}: the runs end outside {SIDE_PX} x {SIDE_PX} pixels; expected relative starts")
+    return tuple(zip(lengths[::2], lengths[1::2], strict=True))
+
+
+def read_mapping(path: Path) -> dict[str, str]:
+    """Image → NIH's file name, from a user's own file.
+
+    Raises:
+        SourceError: a column is missing, or an image has two NIH images.
+    """
+    images: dict[str, str] = {}
+    rows = read_csv(path, ("sop_uid", "nih_image"), "your mapping of SIIM-ACR to NIH ChestX-ray14")
+    for number, row in enumerate(rows, start=1):
+        if images.setdefault(row["sop_uid"], row["nih_image"]) != row["nih_image"]:
+            raise SourceError(f"{path} row {number}: an earlier row maps the image to another one")
+    return images
+
+
+def _record(root: Path, name: str, path: str, runs: tuple[Runs, ...] | None) -> Record:
+    facts = read_facts(root / path)
+    split = next((SPLIT_FOLDERS[part] for part in path.split("/") if part in SPLIT_FOLDERS), None)
+    return Record(
+        source_id=name,
+        image=File(path),
+        patient=f"{KIND}/{name}",
+        view=facts.view,
+        labels={FINDING: None if runs is None else int(bool(runs))},
+        masks={} if runs is None else {FINDING: MaskRuns(runs, SIDE_PX, SIDE_PX)},
+        split=split,
+        sex=facts.sex,
+        age_years=facts.age_years,
+    )
+
+
+SOURCE = SiimAcrSource()

@@ -1,0 +1,306 @@
+"""VinDr-CXR: DICOM radiographs read by three radiologists each, from PhysioNet or from Kaggle's VinBigData challenge.
+
+Citation: H. Q. Nguyen et al., "VinDr-CXR: An open dataset of chest X-rays with radiologist's annotations", Scientific
+Data 9, 2022, 429.
+Licence: PhysioNet Credentialed Health Data License; Kaggle's competition rules.
+Pages: https://physionet.org/content/vindr-cxr/1.0.0/ and
+https://www.kaggle.com/c/vinbigdata-chest-xray-abnormalities-detection
+
+Both are one dataset: Kaggle's 15,000 training images are PhysioNet's under the same names. An image has the same
+source_id, patient and split from either, so that its pseudonyms agree; PhysioNet's lists are read where both are there.
+
+One label a finding out of three readers, who often disagree: 1 where more than half of an image's readers marked it, 0
+where none did, -1 (uncertain) where some did, but no more than half. PhysioNet's test labels are the consensus of
+five readers in one row: 1 or 0. Boxes are those of every reader.
+
+What is easily got wrong:
+- `Other diseases` in the training labels is `Other disease` in the test labels: one name here, the first.
+- The two do not count alike: Aortic enlargement has 3,067 images by any reader at Kaggle, 3,098 at PhysioNet.
+- Kaggle's test images have no labels; they are kept with unknown ones.
+- Patients are unknown: every image counts as one.
+- Files end in .dicom; converted copies (.png, .jpg) are read as well.
+- All radiographs are postero-anterior by the authors' selection.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.errors import SourceError
+from shards.progress import progress
+from shards.records import Box, File, Label, Record, Split
+from shards.sources.base import Listing, SourceInfo, count_warnings, number_warning, read_csv
+from shards.sources.dicom_facts import read_facts
+from shards.sources.image_index import index_images
+
+KIND = "vindr-cxr"
+NO_FINDING = "No finding"
+OTHER_DISEASES = "Other diseases"
+LOCAL_FINDINGS = (
+    "Aortic enlargement",
+    "Atelectasis",
+    "Calcification",
+    "Cardiomegaly",
+    "Clavicle fracture",
+    "Consolidation",
+    "Edema",
+    "Emphysema",
+    "Enlarged PA",
+    "ILD",
+    "Infiltration",
+    "Lung Opacity",
+    "Lung cavity",
+    "Lung cyst",
+    "Mediastinal shift",
+    "Nodule/Mass",
+    "Pleural effusion",
+    "Pleural thickening",
+    "Pneumothorax",
+    "Pulmonary fibrosis",
+    "Rib fracture",
+    "Other lesion",
+)
+GLOBAL_FINDINGS = ("COPD", "Lung tumor", "Pneumonia", "Tuberculosis", OTHER_DISEASES, NO_FINDING)
+KAGGLE_FINDINGS = (
+    "Aortic enlargement",
+    "Atelectasis",
+    "Calcification",
+    "Cardiomegaly",
+    "Consolidation",
+    "ILD",
+    "Infiltration",
+    "Lung Opacity",
+    "Nodule/Mass",
+    "Other lesion",
+    "Pleural effusion",
+    "Pleural thickening",
+    "Pneumothorax",
+    "Pulmonary fibrosis",
+    NO_FINDING,
+)
+"""In the order of Kaggle's class_id."""
+KAGGLE_FILE = "train.csv"
+ANNOTATIONS = "annotations"
+SPLITS: tuple[Split, ...] = ("train", "test")
+
+_VARIANTS = {"Other disease": OTHER_DISEASES}
+_CORNERS = ("x_min", "y_min", "x_max", "y_max")
+_CONSENSUS = "consensus"
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What an image's readers say.
+
+    Attributes:
+        labels: Finding → label.
+        boxes: Of every reader.
+        split: The official one.
+    """
+
+    labels: Mapping[str, Label]
+    boxes: tuple[Box, ...]
+    split: Split
+
+
+class VindrCxrSource:
+    """VinDr-CXR as records."""
+
+    info = SourceInfo(
+        name=KIND,
+        title="VinDr-CXR (PhysioNet, or Kaggle's VinBigData challenge)",
+        modality="chest X-ray",
+        num_images=18_000,
+        num_patients=None,
+        tasks=("classification", "detection"),
+        licence="PhysioNet credentialed, or Kaggle competition rules",
+        is_redistributable=False,
+        citation="H. Q. Nguyen et al., VinDr-CXR: An open dataset of chest X-rays with radiologist's annotations, "
+        "Scientific Data 9, 2022",
+        pages=(
+            "https://physionet.org/content/vindr-cxr/1.0.0/",
+            "https://www.kaggle.com/c/vinbigdata-chest-xray-abnormalities-detection",
+        ),
+        layout="train/<image>.dicom\n"
+        "test/<image>.dicom\n"
+        "annotations/{image_labels,annotations}_{train,test}.csv (PhysioNet), or train.csv (Kaggle)",
+    )
+
+    def read(self, root: Path) -> Listing:
+        """All images with labels, and Kaggle's unlabelled test images.
+
+        Raises:
+            SourceError: a list is missing or not what it should be; no image is there.
+        """
+        is_physionet = any(_labels_file(root, split).is_file() for split in SPLITS)
+        findings = (*LOCAL_FINDINGS, *GLOBAL_FINDINGS) if is_physionet else KAGGLE_FINDINGS
+        readings, num_skipped = read_physionet(root) if is_physionet else read_kaggle(root / KAGGLE_FILE)
+        index = index_images(root)
+        labelled = sorted(index.keys() & readings.keys())
+        others = sorted(index.keys() - readings.keys())
+        unlabelled = [] if is_physionet else [name for name in others if "test" in index[name].split("/")]
+        if not labelled and not unlabelled:
+            raise SourceError(f"{root}: no image of the lists is there; expected\n{self.info.layout}")
+        unknown = Readings(dict.fromkeys(findings), (), "test")
+        records = tuple(
+            _record(root, name, index[name], readings.get(name, unknown))
+            for name in progress(
+                [*labelled, *unlabelled],
+                total=len(labelled) + len(unlabelled),
+                description="Reading headers",
+                unit="image",
+            )
+        )
+        warnings = (
+            *count_warnings(self.info, records),
+            *number_warning(KIND, len(readings) - len(labelled), "images of the lists are not there"),
+            *number_warning(KIND, len(others) - len(unlabelled), "images without labels were left out"),
+            *number_warning(
+                KIND, num_skipped, "boxes without an area, or of a finding that the labels do not have, were left out"
+            ),
+        )
+        return Listing(records, "image", warnings)
+
+
+def vote(num_positive: int, num_readers: int) -> Label:
+    """1 where more than half of the readers agree on a finding, 0 where none has it, else -1."""
+    if num_positive == 0:
+        return 0
+    return 1 if 2 * num_positive > num_readers else -1
+
+
+def read_kaggle(path: Path) -> tuple[dict[str, Readings], int]:
+    """Kaggle's list: one row a box or a reader without findings; and how many boxes were left out.
+
+    Raises:
+        SourceError: it is no such list.
+    """
+    rows = read_csv(path, ("image_id", "class_name", "rad_id", *_CORNERS), "VinDr-CXR's boxes of Kaggle")
+    readers: dict[str, set[str]] = {}
+    positive: dict[tuple[str, str], set[str]] = {}
+    for number, row in enumerate(rows, start=1):
+        if row["class_name"] not in KAGGLE_FINDINGS:
+            raise SourceError(f"{path} row {number}: class_name is none of {', '.join(KAGGLE_FINDINGS)}")
+        readers.setdefault(row["image_id"], set()).add(row["rad_id"])
+        positive.setdefault((row["image_id"], row["class_name"]), set()).add(row["rad_id"])
+    boxes, num_skipped = parse_boxes(rows, KAGGLE_FINDINGS, str(path))
+    readings = {
+        name: Readings(
+            {finding: vote(len(positive.get((name, finding), ())), len(found)) for finding in KAGGLE_FINDINGS},
+            boxes.get(name, ()),
+            "train",
+        )
+        for name, found in readers.items()
+    }
+    return readings, num_skipped
+
+
+def read_physionet(root: Path) -> tuple[dict[str, Readings], int]:
+    """PhysioNet's lists of the splits that are there, and how many boxes were left out.
+
+    Raises:
+        SourceError: a list is not what it should be, or an image is in both splits.
+    """
+    readings: dict[str, Readings] = {}
+    num_skipped = 0
+    findings = (*LOCAL_FINDINGS, *GLOBAL_FINDINGS)
+    for split in SPLITS:
+        path = _labels_file(root, split)
+        if not path.is_file():
+            continue
+        labels = parse_image_labels(_one_name(read_csv(path, ("image_id",), "VinDr-CXR's labels")), str(path))
+        boxes_path = root / ANNOTATIONS / f"annotations_{split}.csv"
+        rows = read_csv(boxes_path, ("image_id", "class_name", *_CORNERS), "VinDr-CXR's boxes")
+        boxes, skipped = parse_boxes(rows, findings, str(boxes_path))
+        num_skipped += skipped
+        both = labels.keys() & readings.keys()
+        if both:
+            raise SourceError(f"{path}: {min(both)} is in the labels of train as well")
+        readings |= {name: Readings(found, boxes.get(name, ()), split) for name, found in labels.items()}
+    return readings, num_skipped
+
+
+def parse_image_labels(rows: list[dict[str, str]], place: str) -> dict[str, dict[str, Label]]:
+    """Labels by image from PhysioNet's rows, one a reader of an image; without rad_id the one row is a consensus.
+
+    Raises:
+        SourceError: a finding has no column, a value is not 1 or 0, or a reader has two rows of an image.
+    """
+    findings = (*LOCAL_FINDINGS, *GLOBAL_FINDINGS)
+    missing = [name for name in findings if rows and name not in rows[0]]
+    if missing:
+        raise SourceError(f"{place}: no column {missing[0]}; expected one for each of {', '.join(findings)}")
+    readers: dict[str, set[str]] = {}
+    positive: dict[str, dict[str, int]] = {}
+    for number, row in enumerate(rows, start=1):
+        name, reader = row["image_id"], row.get("rad_id", _CONSENSUS)
+        if reader in readers.setdefault(name, set()):
+            raise SourceError(f"{place} row {number}: an earlier row has the same image and reader")
+        readers[name].add(reader)
+        counts = positive.setdefault(name, dict.fromkeys(findings, 0))
+        for finding in findings:
+            if row[finding] not in ("0", "1", "0.0", "1.0"):
+                raise SourceError(f"{place} row {number}: column {finding}: expected 1 or 0")
+            counts[finding] += row[finding].startswith("1")
+    return {
+        name: {finding: vote(number, len(readers[name])) for finding, number in counts.items()}
+        for name, counts in positive.items()
+    }
+
+
+def parse_boxes(
+    rows: list[dict[str, str]], findings: Iterable[str], place: str
+) -> tuple[dict[str, tuple[Box, ...]], int]:
+    """Boxes by image in the order of the rows, and how many were left out; rows without corners are no boxes.
+
+    Raises:
+        SourceError: a corner is no number, or only some corners are there.
+    """
+    names = {name.casefold(): name for name in findings} | {
+        variant.casefold(): name for variant, name in _VARIANTS.items()
+    }
+    boxes: dict[str, list[Box]] = {}
+    num_skipped = 0
+    for number, row in enumerate(rows, start=1):
+        corners = [row[name] for name in _CORNERS]
+        if not any(corners):
+            continue
+        try:
+            col0, row0, col1, row1 = map(float, corners)
+        except ValueError:
+            raise SourceError(f"{place} row {number}: {', '.join(_CORNERS)} must be numbers, or all empty") from None
+        name = names.get(row["class_name"].casefold())
+        is_finite = all(map(math.isfinite, (row0, col0, row1, col1)))
+        if name is None or not is_finite or not (max(row0, 0) < row1 and max(col0, 0) < col1):
+            num_skipped += 1
+            continue
+        boxes.setdefault(row["image_id"], []).append(Box(name, max(row0, 0.0), max(col0, 0.0), row1, col1))
+    return {name: tuple(found) for name, found in boxes.items()}, num_skipped
+
+
+def _one_name(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [{_VARIANTS.get(name, name): value for name, value in row.items()} for row in rows]
+
+
+def _labels_file(root: Path, split: Split) -> Path:
+    return root / ANNOTATIONS / f"image_labels_{split}.csv"
+
+
+def _record(root: Path, name: str, path: str, readings: Readings) -> Record:
+    facts = read_facts(root / path)
+    return Record(
+        source_id=name,
+        image=File(path),
+        patient=f"{KIND}/{name}",
+        view="PA",
+        labels=readings.labels,
+        boxes=readings.boxes,
+        split=readings.split,
+        sex=facts.sex,
+        age_years=facts.age_years,
+        spacing_mm=facts.spacing_mm,
+    )
+
+
+SOURCE = VindrCxrSource()
