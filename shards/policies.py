@@ -111,7 +111,7 @@ def _as_floats(labels: ArrayLike) -> _Labels:
     wrong = ~np.isnan(values) & ~np.isin(values, (1.0, 0.0, -1.0))
     if wrong.any():
         raise SourceError(
-            f"{int(wrong.sum())} of {values.size} labels are none of 1 (present), 0 (absent), -1 (uncertain) and None or "
-            "NaN (blank); policies apply once, to labels as the shards hold them"
+            f"{int(wrong.sum())} of {values.size} labels are none of 1 (present), 0 (absent), -1 (uncertain) and None "
+            "or NaN (blank); policies apply once, to labels as the shards hold them"
         )
     return values

@@ -60,7 +60,8 @@ _INFO = SourceInfo(
     ),
     pages=("https://aimi.stanford.edu/datasets/chexpert-chest-x-rays", "https://stanfordaimi.azurewebsites.net"),
     layout=(
-        "small: CheXpert-v1.0-small/{train.csv,valid.csv}, {train,valid}/patientNNNNN/studyN/viewN_{frontal,lateral}.jpg\n"
+        "small: CheXpert-v1.0-small/{train.csv,valid.csv},\n"
+        "       CheXpert-v1.0-small/{train,valid}/patientNNNNN/studyN/viewN_{frontal,lateral}.jpg\n"
         "full: 'CheXpert-v1.0 batch 1 (validate & csv)'/{train.csv,valid.csv,valid/patientNNNNN/...},\n"
         "      'CheXpert-v1.0 batch N (train N-1)'/patientNNNNN/... with N = 2, 3, 4\n"
         "test set: test/patientNNNNN/... with test.csv or test_labels.csv\n"

@@ -20,7 +20,6 @@ The official lists have no validation part: `train_val_list.txt` is `train` here
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from shards.errors import SourceError
 from shards.records import Box, File, Label, Record, Sex, Split
@@ -68,7 +67,8 @@ _INFO = SourceInfo(
     ),
     shares_images_with=("rsna-pneumonia", "siim-acr", "chestx-det", "covid-qu-ex"),
 )
-_IMAGE = re.compile(r"(?:^|/)(\d{8}_\d{3}\.png)$")
+_NAME = re.compile(r"\d{8}_\d{3}\.png")
+_IMAGE = re.compile(rf"(?:^|/)({_NAME.pattern})$")
 _NEW_TABLE = re.compile(r"Data_Entry_2017_v2020\.csv(\.gz)?")
 _OLD_TABLE = re.compile(r"Data_Entry_2017\.csv(\.gz)?")
 _BOXES = re.compile(r"BBox_List_2017\.csv(\.gz)?")
@@ -97,7 +97,7 @@ class Entry:
 
     patient: str
     labels: dict[str, Label]
-    view: Literal["PA", "AP"]
+    view: str
     sex: Sex | None
     age_years: float | None
     spacing_mm: tuple[float, float] | None
@@ -157,7 +157,7 @@ def patient_of(image: str) -> str:
     Raises:
         SourceError: it is no such name.
     """
-    if not _IMAGE.fullmatch(image):
+    if not _NAME.fullmatch(image):
         raise SourceError(f"{_INFO.name}: '{image}' is no image name; expected one like 00000001_000.png")
     return f"{_INFO.name}/{image[:8]}"
 
@@ -176,8 +176,8 @@ def read_entries(table: Path) -> dict[str, Entry]:
         place = f"{table} row {number}"
         if name in entries:
             raise SourceError(f"{place}: {name} is there twice")
-        if patient_of(name) != f"{_INFO.name}/{patient.zfill(8)}":
-            raise SourceError(f"{place}: {name} cannot be of patient {patient}; its name begins with the patient")
+        if not _NAME.fullmatch(name) or name[:8] != patient.zfill(8):
+            raise SourceError(f"{place}: image '{name}' of patient '{patient}'; expected 00000001_000.png of patient 1")
         if findings not in labels:
             labels[findings] = _parse_findings(findings, place)
         if view not in ("PA", "AP"):
