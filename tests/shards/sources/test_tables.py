@@ -1,0 +1,75 @@
+import gzip
+from pathlib import Path
+
+import pytest
+
+from shards.errors import SourceError
+from shards.sources.tables import read_columns
+from tests.shards.sources.raw_tree import write_lines
+
+
+def rows(path: Path, *required: str, optional: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    return list(read_columns(path, required, "the test's table", optional))
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_columns_come_in_the_order_asked_for_whatever_the_packing(name: str, end: str, tmp_path: Path) -> None:
+    table = write_lines(tmp_path / name, "a,b ,c", '1,"x, y",3', "", " 4 ,,6 ", end=end, start="\ufeff")
+    assert rows(table, "c", "b", "a") == [("3", "x, y", "1"), ("6", "", "4")]
+
+
+def test_optional_columns_are_empty_where_the_file_has_none(tmp_path: Path) -> None:
+    table = write_lines(tmp_path / "t.csv", "a,b", "1,2")
+    assert rows(table, "a", optional=("x", "b")) == [("1", "", "2")]
+
+
+def test_unnamed_columns_at_the_end_may_have_fields_or_not(tmp_path: Path) -> None:
+    table = write_lines(tmp_path / "t.csv", ",a,b,,", "0,1,2", "0,1,2,,", "0,1,2,x")
+    assert rows(table, "b", "a") == [("2", "1")] * 3
+
+
+@pytest.mark.parametrize("row", ["1", "1,2,3,4"])
+def test_a_row_of_another_length_is_named_by_number_not_content(row: str, tmp_path: Path) -> None:
+    table = write_lines(tmp_path / "t.csv", "a,b,", "8,9", row)
+    with pytest.raises(SourceError, match=rf"row 2: {row.count(',') + 1} fields; the header has 3"):
+        rows(table, "a")
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ("a,b", "needs the columns a, c"),
+        ("a,c,a", "each once"),
+        ("Doe,1930", "a first line with none of them"),
+        ("", "none"),
+    ],
+)
+def test_a_missing_or_repeated_column_is_an_error(header: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=words) as error:
+        rows(write_lines(tmp_path / "t.csv", header), "a", "c")
+    assert "Doe" not in str(error.value)
+
+
+def test_a_repeated_column_that_nobody_asked_for_does_no_harm(tmp_path: Path) -> None:
+    assert rows(write_lines(tmp_path / "t.csv", "x,a,x", "1,2,3"), "a") == [("2",)]
+
+
+def test_a_missing_file_is_named_with_its_columns(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"t\.csv: not found; expected the test's table, a CSV with the columns a"):
+        rows(tmp_path / "t.csv", "a")
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("t.csv.gz", gzip.compress(b"a\n" + bytes(range(48, 90)) * 400)[:-30]),
+        ("t.csv.gz", b"<html>not found</html>"),
+        ("t.csv", b"a\nM\xfcller\n"),
+        ("t.csv", b'a\n"open\n'),
+    ],
+)
+def test_a_damaged_file_is_one_error(name: str, data: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(SourceError, match="damaged; expected the test's table"):
+        rows(tmp_path / name, "a")
