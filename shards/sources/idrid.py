@@ -70,12 +70,15 @@ class IdridSource:
         citation="Porwal et al., Indian Diabetic Retinopathy Image Dataset (IDRiD): a database for diabetic "
         "retinopathy screening research, Data 3(3), 25, 2018",
         pages=("https://ieee-dataport.org/open-access/indian-diabetic-retinopathy-image-dataset-idrid",),
-        layout="A. Segmentation/1. Original Images/a. Training Set/IDRiD_01.jpg\n"
-        "A. Segmentation/2. All Segmentation Groundtruths/a. Training Set/1. Microaneurysms/IDRiD_01_MA.tif\n"
-        "B. Disease Grading/1. Original Images/a. Training Set/IDRiD_001.jpg\n"
-        "B. Disease Grading/2. Groundtruths/a. IDRiD_Disease Grading_Training Labels.csv\n"
-        "C. Localization/1. Original Images/a. Training Set/IDRiD_001.jpg\n"
-        "C. Localization/2. Groundtruths/1. Optic Disc Center Location/a. IDRiD_OD_Center_Training Set_Markups.csv\n"
+        layout="A. Segmentation/\n"
+        "  1. Original Images/a. Training Set/IDRiD_01.jpg\n"
+        "  2. All Segmentation Groundtruths/a. Training Set/1. Microaneurysms/IDRiD_01_MA.tif\n"
+        "B. Disease Grading/\n"
+        "  1. Original Images/a. Training Set/IDRiD_001.jpg\n"
+        "  2. Groundtruths/a. IDRiD_Disease Grading_Training Labels.csv\n"
+        "C. Localization/\n"
+        "  1. Original Images/a. Training Set/IDRiD_001.jpg\n"
+        "  2. Groundtruths/1. Optic Disc Center Location/a. IDRiD_OD_Center_Training Set_Markups.csv\n"
         "(any of A, B and C; b. Testing Set likewise)",
     )
 

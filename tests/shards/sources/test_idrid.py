@@ -223,5 +223,5 @@ def test_empty_cells_are_unknown_and_padding_is_dropped(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_images_names_the_layout(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"(?s)no image of idrid found.*A\. Segmentation/1\. Original Images"):
+    with pytest.raises(SourceError, match=r"(?s)no image of idrid found.*A\. Segmentation/\s+1\. Original Images"):
         SOURCE.read(tmp_path)
