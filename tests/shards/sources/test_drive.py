@@ -45,9 +45,11 @@ def test_the_field_of_view_and_the_vessels_are_different_structures(root: Path) 
 def test_a_field_of_view_among_the_vessels_is_not_taken_for_vessels(root: Path) -> None:
     manual = root / "DRIVE/training/1st_manual"
     (manual / "21_manual1.gif").rename(manual / "21_training_mask.gif")
+    (manual / "22_manual1.gif").rename(root / "DRIVE/training/mask/22_manual1.gif")
     listing = SOURCE.read(root)
     assert "vessels" not in by_id(listing)["21"].masks
-    assert "drive: 1 images of train without vessels" in listing.warnings
+    assert "vessels" not in by_id(listing)["22"].masks
+    assert "drive: 2 images of train without vessels" in listing.warnings
 
 
 def test_vessels_of_the_test_images_are_unknown_in_the_newer_archive_and_there_in_the_older(root: Path) -> None:

@@ -82,7 +82,7 @@ def test_masks_without_images_and_images_without_masks_are_counted(root: Path) -
         (["Patient's Sex: F ", "Patient's Age: 027Y"], ("F", 27)),
         (["Patient's Sex: O", "Patient's Age: 4Y"], ("O", 4)),
         (["Patient's Age: 999Y", "Patient's Sex: X"], (None, None)),
-        (["Patient's Sex: F, Mrs Example", "Age 27"], (None, None)),
+        (["Patient's Sex: F, Mrs Example", "Patient's Age: 027Y, Mrs Example"], (None, None)),
         ([], (None, None)),
     ],
 )
