@@ -4,7 +4,7 @@ import pytest
 
 from shards.errors import SourceError
 from shards.sources.file_tree import index_files, list_files, match_files
-from tests.shards.sources.trees import write_files
+from tests.shards.sources.layouts import write_files
 
 
 def test_files_are_listed_in_order_without_hidden_ones_and_the_leavings_of_archives(tmp_path: Path) -> None:

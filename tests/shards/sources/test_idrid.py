@@ -6,7 +6,7 @@ from shards.errors import SourceError
 from shards.records import MaskFiles
 from shards.sources.check import check_source
 from shards.sources.idrid import LESIONS, SOURCE, parse_grades, read_padded
-from tests.shards.sources.trees import by_id, mask_paths, write_files, write_text
+from tests.shards.sources.layouts import by_id, mask_paths, write_files, write_text
 
 A = "A. Segmentation"
 B = "B. Disease Grading"

@@ -6,7 +6,7 @@ from shards.errors import SourceError
 from shards.records import Sex
 from shards.sources.check import check_source
 from shards.sources.shenzhen import SOURCE, parse_demographics
-from tests.shards.sources.trees import by_id, mask_paths, write_files, write_text
+from tests.shards.sources.layouts import by_id, mask_paths, write_files, write_text
 
 TOP = "ChinaSet_AllFiles"
 NAMES = ["CHNCXR_0001_0", "CHNCXR_0326_0", "CHNCXR_0327_1", "CHNCXR_0662_1"]
