@@ -19,7 +19,7 @@ from pathlib import Path
 from shards.errors import SourceError
 from shards.records import File, Label, Mask, MaskFiles, Record, Split, locate
 from shards.sources.base import Listing, SourceInfo, count_warnings
-from shards.sources.file_tree import index_files, list_files, match_files, no_images, warn_of
+from shards.sources.file_tree import index_files, list_files, match_files, no_images, read_rows, warn_of
 from shards.sources.workbook import read_workbook
 
 MAJORITY_LEVEL = 160
@@ -70,13 +70,14 @@ class DrishtiGsSource:
         """All images below `Training/Images` and `Test/Images`.
 
         Raises:
-            SourceError: there are none, two of one name, or the workbook is not as published.
+            SourceError: there are none, two of one name, or two rows for one.
         """
         paths = list_files(root)
         images = {part: index_files(paths, rf"{part}/Images/(?:[^/]+/)?{_NAME}\.png") for part in PARTS}
         if not any(images.values()):
             raise no_images(self.info, root)
-        diagnoses = _diagnoses(root, paths)
+        warnings: list[str] = []
+        diagnoses = _diagnoses(root, paths, warnings)
         names = {name for found in images.values() for name in found}
         has_patients = all(name in diagnoses and diagnoses[name].patient for name in names)
         official = tuple(
@@ -96,13 +97,16 @@ class DrishtiGsSource:
         counts = {
             "images without both soft maps": sum(len(record.masks) < len(_STRUCTURES) for record in records),
             f"images without a row in {WORKBOOK}: their diagnosis is unknown": len(names - diagnoses.keys()),
+            f"images whose Total in {WORKBOOK} is neither Normal nor Glaucomatous: it stays unknown": sum(
+                diagnosis.label is None for diagnosis in diagnoses.values()
+            ),
             f"rows of {WORKBOOK} without an image": len(diagnoses.keys() - names),
             "official training images that count as test, for their patients have test images": sum(
                 before.split != after.split for before, after in zip(official, records, strict=True)
             ),
         }
-        warnings = count_warnings(self.info, records) + warn_of(self.info, counts)
-        return Listing(records, "patient" if has_patients else "image", warnings)
+        warnings += [*count_warnings(self.info, records), *warn_of(self.info, counts)]
+        return Listing(records, "patient" if has_patients else "image", tuple(warnings))
 
 
 def _masks(paths: list[str], folder: str) -> dict[str, dict[str, Mask]]:
@@ -115,26 +119,24 @@ def _masks(paths: list[str], folder: str) -> dict[str, dict[str, Mask]]:
     return masks
 
 
-def _diagnoses(root: Path, paths: list[str]) -> dict[str, Diagnosis]:
-    """Name → row of the workbook; nothing without one."""
+def _diagnoses(root: Path, paths: list[str], warnings: list[str]) -> dict[str, Diagnosis]:
+    """Name → row of the workbook; nothing without one, or with one in another form, which is added to `warnings`."""
     found = sorted(match_files(paths, WORKBOOK.replace(".", "[.]")).values())
     if len(found) > 1:
         raise SourceError(f"{found[0]} and {found[1]}: two workbooks; expected one, so remove the other copy")
     if not found:
         return {}
-    rows = read_workbook(locate(root, File(found[0]), found[0]), _COLUMNS, "Drishti-GS1's diagnoses")
+    path = locate(root, File(found[0]), found[0])
+    rows = read_rows(lambda: read_workbook(path, _COLUMNS, "Drishti-GS1's diagnoses"), warnings)
     diagnoses: dict[str, Diagnosis] = {}
     for number, row in enumerate(rows, start=1):
         # The names of the files end in an apostrophe there.
         name, patient, total = (row[column].strip("'’ ") for column in _COLUMNS)
         if not name:
             continue
-        if total.lower() not in _DIAGNOSES or name in diagnoses:
-            raise SourceError(
-                f"{found[0]} row {number} below the header: expected another image with a Total of Normal or "
-                f"Glaucomatous; found {name}, '{total}'"
-            )
-        diagnoses[name] = Diagnosis(patient, _DIAGNOSES[total.lower()])
+        if name in diagnoses:
+            raise SourceError(f"{found[0]} row {number} below the header: {name} is listed twice; expected it once")
+        diagnoses[name] = Diagnosis(patient, _DIAGNOSES.get(total.lower()))
     return diagnoses
 
 

@@ -2,13 +2,15 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 from shards.errors import SourceError
 from shards.records import File, locate
 from shards.sources.base import SourceInfo
 
+Row = TypeVar("Row")
 _LEAVINGS = "__MACOSX"
 """The folder in which macOS archives keep a shadow of every file, under the same name."""
 
@@ -69,6 +71,15 @@ def no_images(info: SourceInfo, root: Path) -> SourceError:
     """The error of a folder that holds no image of the dataset; names the layout that was looked for."""
     layout = "\n".join(f"    {line}" for line in info.layout.splitlines())
     return SourceError(f"{root}: no image of {info.name} found; expected below it\n{layout}")
+
+
+def read_rows(read: Callable[[], list[Row]], warnings: list[str]) -> list[Row]:
+    """The rows of a list whose form is known at second hand alone: one in another form is a warning and no row."""
+    try:
+        return read()
+    except SourceError as error:
+        warnings.append(f"{error}; what the file says stays unknown")
+        return []
 
 
 def warn_of(info: SourceInfo, counts: dict[str, int]) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,7 +32,7 @@ from shards.errors import SourceError
 from shards.progress import progress
 from shards.records import File, Label, Mask, MaskFiles, Point, Record, Split, locate
 from shards.sources.base import Listing, SourceInfo
-from shards.sources.file_tree import index_files, list_files, match_files, no_images, warn_of
+from shards.sources.file_tree import index_files, list_files, match_files, no_images, read_rows, warn_of
 
 PARTS: dict[str, Split] = {"a. Training Set": "train", "b. Testing Set": "test"}
 LESIONS = {
@@ -86,14 +87,15 @@ class IdridSource:
         """All images of the three tasks; reads the files of equal size to find those of equal bytes.
 
         Raises:
-            SourceError: there are none, two of one name, or a list is not as published.
+            SourceError: there are none, two of one name, or a list has values that it cannot have.
         """
         paths = list_files(root)
         counts: defaultdict[str, int] = defaultdict(int)
+        warnings: list[str] = []
         found = [
             *_segmentation(paths, counts),
-            *_grading(root, paths, counts),
-            *_localization(root, paths, counts),
+            *_grading(root, paths, counts, warnings),
+            *_localization(root, paths, counts, warnings),
         ]
         if not found:
             raise no_images(self.info, root)
@@ -107,7 +109,7 @@ class IdridSource:
             len({record.split for record in group}) > 1 for group in groups
         )
         records = tuple(_merge(group) for group in groups)
-        return Listing(records, "image", warn_of(self.info, counts))
+        return Listing(records, "image", (*warnings, *warn_of(self.info, counts)))
 
 
 def parse_grades(row: Mapping[str, str], place: str) -> dict[str, Label]:
@@ -196,7 +198,7 @@ def _segmentation(paths: list[str], counts: defaultdict[str, int]) -> list[Recor
     return records
 
 
-def _grading(root: Path, paths: list[str], counts: defaultdict[str, int]) -> list[Record]:
+def _grading(root: Path, paths: list[str], counts: defaultdict[str, int], warnings: list[str]) -> list[Record]:
     elsewhere = set(match_files(paths, rf"{_LOCALIZATION}[^/]+").values())
     columns = ("Image name", *(column for column, _ in GRADES.values()))
     records = []
@@ -205,7 +207,8 @@ def _grading(root: Path, paths: list[str], counts: defaultdict[str, int]) -> lis
         word = part.split()[1]
         labels: dict[str, dict[str, Label]] = {}
         for path in match_files(paths, rf"(?:[ab]\. )?IDRiD_Disease Grading_{word} Labels\.csv").values():
-            for number, row in enumerate(read_padded(locate(root, File(path), path), columns), start=1):
+            rows = read_rows(partial(read_padded, locate(root, File(path), path), columns), warnings)
+            for number, row in enumerate(rows, start=1):
                 if row["Image name"] in labels:
                     raise SourceError(f"{path} row {number}: {row['Image name']} is listed twice; expected it once")
                 labels[row["Image name"]] = parse_grades(row, f"{path} row {number}")
@@ -215,11 +218,11 @@ def _grading(root: Path, paths: list[str], counts: defaultdict[str, int]) -> lis
     return records
 
 
-def _localization(root: Path, paths: list[str], counts: defaultdict[str, int]) -> list[Record]:
+def _localization(root: Path, paths: list[str], counts: defaultdict[str, int], warnings: list[str]) -> list[Record]:
     records = []
     for part, split in PARTS.items():
         images = index_files(paths, rf"{_LOCALIZATION}1\. Original Images/{re.escape(part)}/{_THREE_DIGITS}\.jpe?g")
-        centres = _centres(root, paths, part.split()[1])
+        centres = _centres(root, paths, part.split()[1], warnings)
         counts["rows of places without an image"] += len(centres.keys() - images.keys())
         counts["images of localization without both places"] += sum(
             len(centres.get(name, {})) < len(LANDMARKS) for name in images
@@ -230,13 +233,14 @@ def _localization(root: Path, paths: list[str], counts: defaultdict[str, int]) -
     return records
 
 
-def _centres(root: Path, paths: list[str], word: str) -> dict[str, dict[str, Point]]:
+def _centres(root: Path, paths: list[str], word: str, warnings: list[str]) -> dict[str, dict[str, Point]]:
     """Name → landmark → place of one part; `word` is Training or Testing."""
     columns = ("Image No", "X- Coordinate", "Y - Coordinate")
     centres: dict[str, dict[str, Point]] = {}
     for landmark, stem in LANDMARKS.items():
         for path in match_files(paths, rf"(?:[ab]\. )?{stem}_{word}[ _]Set(?:_Markups)?\.csv").values():
-            for number, row in enumerate(read_padded(locate(root, File(path), path), columns), start=1):
+            rows = read_rows(partial(read_padded, locate(root, File(path), path), columns), warnings)
+            for number, row in enumerate(rows, start=1):
                 name, x, y = (row[column] for column in columns)
                 if not all(re.fullmatch(r"\d+(?:\.\d+)?", value) for value in (x, y)):
                     raise SourceError(f"{path} row {number}: expected a place in pixels; found '{x}', '{y}'")

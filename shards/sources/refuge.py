@@ -15,15 +15,15 @@ from fundus photographs", Med. Image Anal. 59, 2020: https://refuge.grand-challe
 - Patients are unknown: patients are images.
 """
 
-import re
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from shards.errors import SourceError
 from shards.records import File, Label, MaskFiles, Point, Record, Split, locate
 from shards.sources.base import Listing, SourceInfo, count_warnings
-from shards.sources.file_tree import index_files, list_files, match_files, no_images, warn_of
+from shards.sources.file_tree import index_files, list_files, match_files, no_images, read_rows, warn_of
 from shards.sources.workbook import read_workbook
 
 MAX_DISC_LEVEL = 150
@@ -74,7 +74,7 @@ class RefugeSource:
         """All images in the folders of the three parts.
 
         Raises:
-            SourceError: there are none, two of one name, or a workbook is not as published.
+            SourceError: there are none, or two of one name.
         """
         paths = list_files(root)
         images = {
@@ -83,7 +83,8 @@ class RefugeSource:
         if not any(images.values()):
             raise no_images(self.info, root)
         masks = index_files(paths, r"Disc_Cup_Masks/(?:[^/]+/)?(?P<name>[a-z]\d{4})\.bmp")
-        rows = _rows(root, paths)
+        warnings: list[str] = []
+        rows = _rows(root, paths, warnings)
         known = {
             name: {_folder_label(path), _folder_label(masks.get(name, "")), rows.get(name, Row()).label} - {None}
             for found in images.values()
@@ -110,7 +111,8 @@ class RefugeSource:
             ),
             "images of which nothing says whether they show glaucoma": sum(not labels for labels in known.values()),
         }
-        return Listing(records, "image", count_warnings(self.info, records) + warn_of(self.info, counts))
+        warnings += [*count_warnings(self.info, records), *warn_of(self.info, counts)]
+        return Listing(records, "image", tuple(warnings))
 
 
 def _folder_label(path: str) -> Label:
@@ -122,29 +124,31 @@ def _masks(path: str) -> dict[str, MaskFiles]:
     return {"optic_disc": MaskFiles(file, 0, MAX_DISC_LEVEL), "optic_cup": MaskFiles(file, 0, MAX_CUP_LEVEL)}
 
 
-def _rows(root: Path, paths: Iterable[str]) -> dict[str, Row]:
-    """Name → what the workbooks say.
-
-    Raises:
-        SourceError: a workbook has other columns, or a value that is none of theirs.
-    """
+def _rows(root: Path, paths: Iterable[str], warnings: list[str]) -> dict[str, Row]:
+    """Name → what the workbooks say; one in another form is added to `warnings`."""
     found = match_files(paths, r"(?:Fovea_locations?|Glaucoma_label_and_Fovea_location)\.xlsx").values()
-    rows: dict[str, Row] = {}
-    for path in sorted(found):
-        for number, values in enumerate(read_workbook(locate(root, File(path), path), _COLUMNS, "REFUGE's labels"), 1):
-            name = values["ImgName"].rpartition(".")[0]
-            if values["ImgName"]:
-                rows[name] = _row(values, f"{path} row {number} below the header")
-    return rows
+    files = [locate(root, File(path), path) for path in sorted(found)]
+    return {
+        values["ImgName"].rpartition(".")[0]: _row(values)
+        for file in files
+        for values in read_rows(partial(read_workbook, file, _COLUMNS, "REFUGE's labels"), warnings)
+    }
 
 
-def _row(values: dict[str, str], place: str) -> Row:
+def _row(values: dict[str, str]) -> Row:
     stated = next((values[column] for column in _LABEL_COLUMNS if values.get(column)), "")
-    labels: dict[str, Label] = {"": None, "0": 0, "1": 1, "0.0": 0, "1.0": 1}
-    x, y = values["Fovea_X"], values["Fovea_Y"]
-    if stated not in labels or not all(re.fullmatch(r"\d+(?:\.\d+)?|", value) for value in (x, y)):
-        raise SourceError(f"{place}: expected a glaucoma label of 0 or 1 and the fovea's place in pixels")
-    return Row(labels[stated], (float(y), float(x)) if x and y else None)
+    labels: dict[float | None, Label] = {0.0: 0, 1.0: 1}
+    x, y = _number(values["Fovea_X"]), _number(values["Fovea_Y"])
+    return Row(labels.get(_number(stated)), (y, x) if x is not None and y is not None else None)
+
+
+def _number(value: str) -> float | None:
+    """Workbooks store numbers in any notation; what is none, or cannot be a place, is unknown."""
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and number >= 0 else None
 
 
 SOURCE = RefugeSource()

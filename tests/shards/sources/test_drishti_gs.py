@@ -89,13 +89,26 @@ def test_a_workbook_that_does_not_know_every_image_does_not_group_patients(root:
     assert SOURCE.read(root).patient_grouping == "image"
 
 
-@pytest.mark.parametrize(
-    "row", [("4", "drishtiGS_004'", "9", "1", "Suspect"), ("4", "drishtiGS_001'", "9", "1", "Normal")]
-)
-def test_a_row_with_another_diagnosis_or_an_image_twice_is_refused(row: tuple[str, ...], root: Path) -> None:
-    diagnose(root, [*ROWS[:3], row])
-    with pytest.raises(SourceError, match=r"row 4 below the header: expected another image with a Total of Normal or"):
+def test_another_diagnosis_stays_unknown_and_is_counted(root: Path) -> None:
+    diagnose(root, [*ROWS[:3], ("4", "drishtiGS_004'", "9", "1", "Suspect")])
+    listing = SOURCE.read(root)
+    assert by_id(listing)["drishtiGS_004"].labels == {"Glaucoma": None}
+    assert any("1 images whose Total" in warning for warning in listing.warnings)
+    assert listing.patient_grouping == "patient"
+
+
+def test_an_image_listed_twice_is_refused(root: Path) -> None:
+    diagnose(root, [*ROWS, ROWS[0]])
+    with pytest.raises(SourceError, match=r"row 5 below the header: drishtiGS_001 is listed twice"):
         SOURCE.read(root)
+
+
+def test_a_workbook_in_another_form_is_a_warning_and_leaves_patients_unknown(root: Path) -> None:
+    write_workbook(root / TOP / WORKBOOK, [("Image", "Diagnosis"), ("drishtiGS_001", "Normal")])
+    listing = SOURCE.read(root)
+    assert "needs a row with the columns Drishti-GS File, Patient ID, Total" in listing.warnings[0]
+    assert listing.patient_grouping == "image"
+    check_source(SOURCE, root)
 
 
 def test_the_masks_of_test_images_lie_in_test_gt(root: Path) -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from shards.errors import SourceError
-from shards.sources.file_tree import index_files, list_files, match_files
+from shards.sources.file_tree import index_files, list_files, match_files, read_rows
 from tests.shards.sources.layouts import write_files
 
 
@@ -39,6 +39,17 @@ def test_a_pattern_names_whole_path_parts_and_ignores_case() -> None:
     found = match_files(paths, r"CXR_png/(?P<name>[a-z]\d)\.png")
     assert list(found.values()) == paths[:2]
     assert index_files(paths, r"CXR_png/(?P<name>[a-z]\d)\.png") == {"a1": paths[0], "b2": paths[1]}
+
+
+def test_a_list_in_another_form_is_a_warning_and_no_row() -> None:
+    def refuse() -> list[int]:
+        raise SourceError("a.csv: no columns")
+
+    warnings: list[str] = []
+    assert read_rows(lambda: [1, 2], warnings) == [1, 2]
+    assert warnings == []
+    assert read_rows(refuse, warnings) == []
+    assert warnings == ["a.csv: no columns; what the file says stays unknown"]
 
 
 def test_two_files_of_one_name_are_refused_by_both_paths() -> None:

@@ -201,15 +201,22 @@ def test_rows_and_images_that_do_not_fit_are_counted(root: Path) -> None:
     [
         ("Image name,Retinopathy grade,Risk of macular edema\nIDRiD_001,5,0\n", r"row 1: Retinopathy grade is '5'"),
         ("Image name,Retinopathy grade,Risk of macular edema\nIDRiD_001,1,3\n", r"row 1: Risk of macular edema is '3'"),
-        ("Image name,Risk of macular edema,Retinopathy grade\nIDRiD_001,1,3\n", r"expected the first columns Image"),
         ("Image name,Retinopathy grade,Risk of macular edema\n" + "IDRiD_001,1,0\n" * 2, r"row 2: .* listed twice"),
-        ("", r"expected the first columns Image name"),
     ],
 )
-def test_a_list_that_is_not_as_published_is_refused(text: str, words: str, root: Path) -> None:
+def test_a_list_with_values_that_it_cannot_have_is_refused(text: str, words: str, root: Path) -> None:
     write_text(root, f"{B}/2. Groundtruths/a. IDRiD_Disease Grading_Training Labels.csv", text)
     with pytest.raises(SourceError, match=words):
         SOURCE.read(root)
+
+
+@pytest.mark.parametrize("text", ["", "Image name,Risk of macular edema,Retinopathy grade\nIDRiD_001,1,3\n"])
+def test_a_list_with_other_columns_is_a_warning_and_grades_are_unknown(text: str, root: Path) -> None:
+    write_text(root, f"{B}/2. Groundtruths/a. IDRiD_Disease Grading_Training Labels.csv", text)
+    listing = SOURCE.read(root)
+    assert "expected the first columns Image name, Retinopathy grade" in listing.warnings[0]
+    assert set(by_id(listing)["grading/train/IDRiD_001"].labels.values()) == {None}
+    assert by_id(listing)["grading/test/IDRiD_001"].labels["DR grade 4"] == 1
 
 
 def test_a_place_that_is_none_is_refused(root: Path) -> None:

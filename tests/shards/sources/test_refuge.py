@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from shards.errors import SourceError
-from shards.records import MaskFiles
+from shards.records import Label, MaskFiles, Point
 from shards.sources.check import check_source
 from shards.sources.refuge import SOURCE
 from tests.shards.sources.layouts import by_id, mask_paths, write_files, write_workbook
@@ -125,14 +125,32 @@ def test_all_three_parts_are_found_in_refuge2_s_archive(tmp_path: Path) -> None:
     assert all(len(record.masks) == 2 for record in records)
 
 
-@pytest.mark.parametrize("values", [("2", "800", "900"), ("1", "-3", "900"), ("1", "left", "900")])
-def test_a_workbook_with_another_value_is_refused_by_its_row(values: tuple[str, ...], root: Path) -> None:
-    label, x, y = values
+@pytest.mark.parametrize(
+    ("values", "label", "fovea"),
+    [
+        (("2", "800", "900"), None, (900.0, 800.0)),
+        (("1.0", "8.005E2", "900"), 1, (900.0, 800.5)),
+        (("0", "-3", "900"), 0, None),
+        (("0", "left", "900"), 0, None),
+        (("0", "nan", "900"), 0, None),
+        (("", "", ""), None, None),
+    ],
+)
+def test_what_a_workbook_cannot_mean_is_unknown(
+    values: tuple[str, ...], label: Label, fovea: Point | None, root: Path
+) -> None:
     path = root / VAL_GT / "Fovea_locations.xlsx"
-    rows = [("ImgName", "Glaucoma Label", "Fovea_X", "Fovea_Y"), ("V0001.jpg", label, x, y)]
-    write_workbook(path, rows)
-    with pytest.raises(SourceError, match=r"Fovea_locations\.xlsx row 1 below the header: expected a glaucoma label"):
-        SOURCE.read(root)
+    write_workbook(path, [("ImgName", "Glaucoma Label", "Fovea_X", "Fovea_Y"), ("V0001.jpg", *values)])
+    record = by_id(SOURCE.read(root))["V0001"]
+    assert record.labels == {"Glaucoma": label}
+    assert record.landmarks.get("fovea") == fovea
+
+
+def test_a_workbook_in_another_form_is_a_warning(root: Path) -> None:
+    (root / VAL_GT / "Fovea_locations.xlsx").write_text("<html>")
+    listing = SOURCE.read(root)
+    assert "expected REFUGE's labels as an Excel workbook" in listing.warnings[0]
+    assert by_id(listing)["V0001"].labels == {"Glaucoma": None}
 
 
 def test_a_folder_without_images_names_the_layout(tmp_path: Path) -> None:
