@@ -1,0 +1,122 @@
+"""EyePACS: diabetic retinopathy in fundus photographs, Kaggle's competition of 2015.
+
+Kaggle and EyePACS, "Diabetic Retinopathy Detection", 2015: https://www.kaggle.com/c/diabetic-retinopathy-detection
+(competition rules: research, no redistribution).
+
+- The archives come in pieces (`train.zip.001` to `.005`, `test.zip.001` to `.007`), about 88 GB; `trainLabels.csv` is
+  an archive of its own. The grades of the test images came out after the competition as `retinopathy_solution.csv`.
+- The patient is the number before `_left` and `_right`: two eyes a patient, 17,563 patients in training.
+- Grades 0 none, 1 mild, 2 moderate, 3 severe, 4 proliferative: one label a grade, `DR grade 0` to `DR grade 4`, of
+  which one is 1.
+- Photographs have black borders, sizes from 400 to 5,184 pixels and many devices; some stand on their heads, some are
+  black: quality is a matter of the stage `shard`.
+"""
+
+from pathlib import Path
+
+from shards.errors import SourceError
+from shards.records import File, Label, Record, Split, locate
+from shards.sources.base import Listing, SourceInfo, count_warnings, read_csv
+from shards.sources.file_tree import index_files, list_files, match_files, no_images, warn_of
+
+GRADES = ("0", "1", "2", "3", "4")
+LABEL_FILES: dict[Split, str] = {"train": "trainLabels.csv", "test": "retinopathy_solution.csv"}
+
+
+class EyepacsSource:
+    """Images by name, grades from two lists."""
+
+    info = SourceInfo(
+        name="eyepacs",
+        title="EyePACS, Kaggle Diabetic Retinopathy Detection 2015",
+        modality="fundus photograph",
+        num_images=88_702,
+        num_patients=44_351,
+        tasks=("classification",),
+        licence="Kaggle competition rules",
+        is_redistributable=False,
+        citation="Kaggle and EyePACS, Diabetic Retinopathy Detection, 2015",
+        pages=("https://www.kaggle.com/c/diabetic-retinopathy-detection/data",),
+        layout="train/10_left.jpeg\ntest/1_right.jpeg\ntrainLabels.csv\nretinopathy_solution.csv (grades of test)",
+    )
+
+    def read(self, root: Path) -> Listing:
+        """All images in folders `train` and `test`.
+
+        Raises:
+            SourceError: there are none, two of one name, or a list of grades is not as published.
+        """
+        paths = list_files(root)
+        images = {part: _images(paths, part) for part in LABEL_FILES}
+        if not any(images.values()):
+            raise no_images(self.info, root)
+        grades = {part: _grades(root, paths, LABEL_FILES[part]) for part in LABEL_FILES}
+        records = tuple(
+            Record(
+                source_id=name,
+                image=File(path),
+                patient=f"eyepacs/{patient_of(name)}",
+                view=name.partition("_")[2].upper(),
+                labels=grade_labels(grades[part].get(name)),
+                split=part,
+            )
+            for part, found in images.items()
+            for name, path in found.items()
+        )
+        _check_patients(images)
+        counts: dict[str, int] = {}
+        for part, name in LABEL_FILES.items():
+            counts[f"rows of {name} without an image"] = len(grades[part].keys() - images[part].keys())
+            counts[f"images of {part} without a row of {name}: their grade is unknown"] = len(
+                images[part].keys() - grades[part].keys()
+            )
+        return Listing(records, "patient", count_warnings(self.info, records) + warn_of(self.info, counts))
+
+
+def patient_of(name: str) -> int:
+    """The number before the eye, as 10 of `10_left`."""
+    return int(name.partition("_")[0])
+
+
+def grade_labels(grade: str | None) -> dict[str, Label]:
+    """One label a grade; all unknown without one."""
+    return {f"DR grade {level}": None if grade is None else int(level == grade) for level in GRADES}
+
+
+def read_grades(path: Path) -> dict[str, str]:
+    """Image → grade.
+
+    Raises:
+        SourceError: columns are missing, an image is listed twice, a grade is none of 0 to 4.
+    """
+    grades: dict[str, str] = {}
+    for number, row in enumerate(read_csv(path, ("image", "level"), "EyePACS' grades"), start=1):
+        if row["level"] not in GRADES:
+            raise SourceError(f"{path} row {number}: level is '{row['level']}'; expected one of {', '.join(GRADES)}")
+        if row["image"] in grades:
+            raise SourceError(f"{path} row {number}: {row['image']} is listed twice; expected every image once")
+        grades[row["image"]] = row["level"]
+    return grades
+
+
+def _images(paths: list[str], part: str) -> dict[str, str]:
+    return index_files(paths, rf"{part}/(?P<name>\d+_(?:left|right))\.(?:jpe?g|png)")
+
+
+def _grades(root: Path, paths: list[str], name: str) -> dict[str, str]:
+    found = sorted(match_files(paths, rf"{name.replace('.', '[.]')}").values())
+    if len(found) > 1:
+        raise SourceError(f"{found[0]} and {found[1]}: two lists of grades; expected one, so remove the other copy")
+    return read_grades(locate(root, File(found[0]), found[0])) if found else {}
+
+
+def _check_patients(images: dict[Split, dict[str, str]]) -> None:
+    patients = {part: {patient_of(name) for name in found} for part, found in images.items()}
+    if both := sorted(patients["train"] & patients["test"]):
+        raise SourceError(
+            f"patient {both[0]} and {len(both) - 1} others are in train and in test; expected the competition's "
+            "folders, which share no patient"
+        )
+
+
+SOURCE = EyepacsSource()

@@ -1,0 +1,118 @@
+"""Montgomery County X-ray Set: tuberculosis and lung masks.
+
+Jaeger S. et al., "Two public chest X-ray datasets for computer-aided screening of pulmonary diseases", Quant. Imaging
+Med. Surg. 4(6), 2014. From the US National Library of Medicine, free for research with citation:
+https://data.lhncbc.nlm.nih.gov/public/Tuberculosis-Chest-X-ray-Datasets/Montgomery-County-CXR-Set/
+
+- 138 images: 80 normal (name ends in 0), 58 tuberculosis (1). 4020 x 4892 or 4892 x 4020 pixels of 0.0875 mm, 12 grey
+  bits as digitised; the PNG files are 8 bit in most copies and 16 bit in some.
+- Masks of the left and the right lung are files of the image's own name in two folders; `lungs` is either. Some
+  copies have one merged mask instead, in `masks/`: `lungs` alone.
+- Clinical readings begin with `Patient's Sex: F` and `Patient's Age: 027Y`; the free text after them is never read.
+- One image a patient as far as is known: patients are images.
+"""
+
+import re
+from pathlib import Path
+
+from shards.errors import SourceError
+from shards.records import File, MaskFiles, Record, Sex, locate
+from shards.sources.base import Listing, SourceInfo, count_warnings
+from shards.sources.file_tree import index_files, list_files, no_images, warn_of
+
+_NAME = r"(?P<name>MCUCXR_\d{4}_[01])"
+_SEX = re.compile(r"Patient's Sex:\s*([MFO])\s*")
+_AGE = re.compile(r"Patient's Age:\s*(\d{1,3})Y\s*")
+_NUM_LINES = 2
+_MAX_LINE_BYTES = 200
+
+
+class MontgomerySource:
+    """Images by name, labels in the name."""
+
+    info = SourceInfo(
+        name="montgomery",
+        title="Montgomery County X-ray Set",
+        modality="chest X-ray",
+        num_images=138,
+        num_patients=None,
+        tasks=("classification", "segmentation"),
+        licence="NLM: free for research, cite",
+        is_redistributable=False,
+        citation="Jaeger et al., Two public chest X-ray datasets for computer-aided screening of pulmonary diseases, "
+        "Quant. Imaging Med. Surg. 4(6), 2014",
+        pages=("https://data.lhncbc.nlm.nih.gov/public/Tuberculosis-Chest-X-ray-Datasets/Montgomery-County-CXR-Set/",),
+        layout="CXR_png/MCUCXR_0001_0.png\n"
+        "ManualMask/leftMask/MCUCXR_0001_0.png\n"
+        "ManualMask/rightMask/MCUCXR_0001_0.png (or one merged mask: masks/MCUCXR_0001_0.png)\n"
+        "ClinicalReadings/MCUCXR_0001_0.txt (optional: sex, age)",
+    )
+
+    def read(self, root: Path) -> Listing:
+        """All images in folders named CXR_png.
+
+        Raises:
+            SourceError: there are none, two of one name, or the mask of one lung alone.
+        """
+        paths = list_files(root)
+        images = index_files(paths, rf"CXR_png/{_NAME}\.png")
+        if not images:
+            raise no_images(self.info, root)
+        left, right = (index_files(paths, rf"{side}Mask/{_NAME}\.png") for side in ("left", "right"))
+        merged = index_files(paths, rf"masks?/{_NAME}(?:_mask)?\.png")
+        if one_sided := sorted((left.keys() ^ right.keys()) & images.keys()):
+            raise SourceError(
+                f"{root}: masks of one lung alone for {len(one_sided)} images, first {one_sided[0]}; expected files of "
+                "the same names in leftMask and rightMask"
+            )
+        readings = index_files(paths, rf"ClinicalReadings/{_NAME}\.txt")
+        demographics = {
+            name: parse_demographics(_first_lines(locate(root, File(path), path))) for name, path in readings.items()
+        }
+        records = tuple(
+            Record(
+                source_id=name,
+                image=File(path),
+                patient=f"montgomery/{name}",
+                view="PA",
+                labels={"Tuberculosis": int(name[-1])},
+                masks=_masks(left.get(name), right.get(name), merged.get(name)),
+                sex=demographics.get(name, (None, None))[0],
+                age_years=demographics.get(name, (None, None))[1],
+            )
+            for name, path in images.items()
+        )
+        counts = {
+            "images without lung masks": sum(not record.masks for record in records),
+            "masks without an image": len((left.keys() | right.keys() | merged.keys()) - images.keys()),
+            "clinical readings that do not begin with sex and age: what is missing stays unknown": sum(
+                None in demographics[name] for name in demographics.keys() & images.keys()
+            ),
+        }
+        return Listing(records, "image", count_warnings(self.info, records) + warn_of(self.info, counts))
+
+
+def parse_demographics(lines: list[str]) -> tuple[Sex | None, float | None]:
+    """Sex and age in years of lines that say one of these and nothing else."""
+    sexes = [match[1] for line in lines if (match := _SEX.fullmatch(line))]
+    ages = [int(match[1]) for line in lines if (match := _AGE.fullmatch(line))]
+    known: dict[str, Sex] = {"F": "F", "M": "M", "O": "O"}
+    return known[sexes[0]] if sexes else None, float(ages[0]) if ages and ages[0] <= 120 else None
+
+
+def _first_lines(path: Path) -> list[str]:
+    with path.open("rb") as file:
+        return [file.readline(_MAX_LINE_BYTES).decode("utf-8", errors="replace") for _ in range(_NUM_LINES)]
+
+
+def _masks(left: str | None, right: str | None, merged: str | None) -> dict[str, MaskFiles]:
+    if left is not None and right is not None:
+        return {
+            "left_lung": MaskFiles((File(left),)),
+            "right_lung": MaskFiles((File(right),)),
+            "lungs": MaskFiles((File(left), File(right))),
+        }
+    return {"lungs": MaskFiles((File(merged),))} if merged is not None else {}
+
+
+SOURCE = MontgomerySource()

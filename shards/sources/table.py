@@ -1,0 +1,146 @@
+"""`python -m shards sources`: the datasets that can be registered, and what to put where."""
+
+import argparse
+import json
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+from shards.sources.base import SourceInfo
+from shards.sources.registry import MODULES, open_source
+
+WIDTH = 100
+"""Characters of a line, at most."""
+FAMILIES = {"chest": "chest X-ray", "fundus": "fundus photograph", "own": ""}
+"""Family → how the modality of its datasets begins; each belongs to the first that fits."""
+_UNKNOWN = "-"
+_INDENT = "    "
+
+
+@dataclass(frozen=True)
+class _Column:
+    title: str
+    width: int
+    is_number: bool = False
+
+
+_COLUMNS = (
+    _Column("KIND", 15),
+    _Column("MODALITY", 13),
+    _Column("IMAGES", 7, is_number=True),
+    _Column("PATIENTS", 8, is_number=True),
+    _Column("TASKS", 15),
+    _Column("LICENCE", 32),
+)
+
+
+def add_sources_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `sources [KIND] [--json]` to the commands of `python -m shards`."""
+    command = commands.add_parser("sources", help="list the datasets that can be added", description=sources.__doc__)
+    command.add_argument("kind", nargs="?", metavar="KIND", help="all that is known of one: citation, licence, pages")
+    command.add_argument("--json", action="store_true", help="for programs: a list of objects; with KIND, one object")
+    command.set_defaults(run=sources)
+
+
+def sources(arguments: argparse.Namespace) -> None:
+    """List the datasets that can be registered: modality, images, patients, tasks, licence, what to put where."""
+    if arguments.kind is None:
+        infos = [open_source(kind).info for kind in MODULES]
+        print(json.dumps([asdict(info) for info in infos], indent=2) if arguments.json else render_table(infos))
+    else:
+        info = open_source(arguments.kind).info
+        print(json.dumps(asdict(info), indent=2) if arguments.json else render_page(info))
+
+
+def render_table(infos: Iterable[SourceInfo]) -> str:
+    """One block a dataset, its cells and below them its layout, in lines of at most `WIDTH` characters."""
+    head = _join([column.title for column in _COLUMNS])
+    blocks = [[*_wrap_cells(_cells(info)), *_wrap_layout(info)] for info in infos]
+    foot = [
+        f"{_UNKNOWN} not published. More of one: python -m shards sources KIND",
+        "To use one: python -m shards register NAME ROOT --source KIND",
+    ]
+    return "\n\n".join("\n".join(lines) for lines in ([head], *blocks, foot))
+
+
+def render_page(info: SourceInfo) -> str:
+    """All that is known of one dataset."""
+    passed_on = "shards may be passed on" if info.is_redistributable else "shards must not be passed on"
+    facts = {
+        "kind": info.name,
+        "modality": info.modality,
+        "images": _number(info.num_images),
+        "patients": _number(info.num_patients),
+        "tasks": ", ".join(info.tasks),
+        "licence": f"{info.licence} ({passed_on})",
+        "shares images with": ", ".join(info.shares_images_with) or "none known",
+        "cite": info.citation,
+    }
+    indent = max(map(len, facts)) + 2
+    lines = [
+        line
+        for name, value in facts.items()
+        for line in textwrap.wrap(f"{name:{indent}}{value}", WIDTH, subsequent_indent=" " * indent, tabsize=1)
+    ]
+    pages = [f"{_INDENT}{page}" for page in info.pages]
+    use = f"{_INDENT}python -m shards register NAME ROOT --source {info.name}"
+    return "\n".join(
+        [info.title, "", *lines, "", "get it", *pages, "", "what to put where", *_wrap_layout(info), "", "use it", use]
+    )
+
+
+def family_of(info: SourceInfo) -> str:
+    """The family, as `fundus`."""
+    return next(family for family, modality in FAMILIES.items() if info.modality.startswith(modality))
+
+
+def render_markdown(infos: Iterable[SourceInfo]) -> str:
+    """The same table for a document: a line a dataset, with its title linked to its first page."""
+    head = "| kind | dataset | images | patients | tasks | licence | what to put where |\n|---|---|---|---|---|---|---|"
+    return "\n".join([head, *(_markdown_row(info) for info in infos)])
+
+
+def _number(value: int | None) -> str:
+    return _UNKNOWN if value is None else f"{value:,}"
+
+
+def _cells(info: SourceInfo) -> list[str]:
+    counts = [_number(info.num_images), _number(info.num_patients)]
+    return [info.name, info.modality, *counts, ", ".join(info.tasks), info.licence]
+
+
+def _join(cells: Sequence[str]) -> str:
+    padded = [
+        f"{cell:>{column.width}}" if column.is_number else f"{cell:{column.width}}"
+        for column, cell in zip(_COLUMNS, cells, strict=True)
+    ]
+    return "  ".join(padded).rstrip()
+
+
+def _wrap_cells(cells: Sequence[str]) -> list[str]:
+    wrapped = [textwrap.wrap(cell, column.width) for column, cell in zip(_COLUMNS, cells, strict=True)]
+    height = max(map(len, wrapped))
+    return [_join([lines[row] if row < len(lines) else "" for lines in wrapped]) for row in range(height)]
+
+
+def _wrap_layout(info: SourceInfo) -> list[str]:
+    return [
+        line
+        for text in info.layout.splitlines()
+        for line in textwrap.wrap(
+            text, WIDTH, initial_indent=_INDENT, subsequent_indent=2 * _INDENT, break_on_hyphens=False
+        )
+    ]
+
+
+def _markdown_row(info: SourceInfo) -> str:
+    page = info.pages[0]
+    title = f"[{info.title}]({page})" if page.startswith("http") else info.title
+    layout = "<br>".join(_code(line) for line in info.layout.splitlines())
+    counts = [_number(info.num_images), _number(info.num_patients)]
+    cells = [f"`{info.name}`", title, *counts, ", ".join(info.tasks), info.licence, layout]
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _code(line: str) -> str:
+    return f"`` {line} ``" if "`" in line else f"`{line}`"

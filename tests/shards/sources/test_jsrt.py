@@ -1,0 +1,212 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shards.errors import SourceError
+from shards.records import Box, MaskFiles
+from shards.sources.check import check_source
+from shards.sources.jsrt import RAW, SOURCE, parse_clinical
+from tests.shards.sources.layouts import by_id, mask_paths, write_files, write_text
+
+FOLDERS = ["heart", "left clavicle", "right clavicle", "left lung", "right lung"]
+STRUCTURES = {"heart", "left_clavicle", "right_clavicle", "left_lung", "right_lung"}
+NODULES = (
+    "JPCLN001.IMG\t5\t15\t53\tmale\t1634\t692\tmalignant\tl.upper lobe\tlung cancer\t\r\n"
+    "JPCLN002.IMG\t5\t30\t78\tfemale\t1614\t1090\tbenign\tl.upper lobe(S5)\tpulmonary hematoma"
+    "JPCLN003.IMG\t4\t10\t?\tfemale\t3\t2040\tmalignant\tl.upper lobe(S1+2)\tlung cancer\r\n"
+)
+NO_NODULES = "JPCNN001.IMG\t49\tfemale\tnon-nodule\r\n"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    names = ["JPCLN001", "JPCLN002", "JPCLN003", "JPCNN001", "JPCNN002"]
+    write_files(tmp_path, [f"All247images/{name}.IMG" for name in names])
+    for name in names[:4]:
+        fold = "fold1" if int(name[-3:]) % 2 else "fold2"
+        write_files(tmp_path, [f"scratch/{fold}/masks/{folder}/{name}.gif" for folder in FOLDERS])
+        write_files(tmp_path, [f"scratch/{fold}/landmarks/{name}.pfs"])
+    write_text(tmp_path, "Clinical_Information/CLNDAT_EN.txt", NODULES)
+    write_text(tmp_path, "Clinical_Information/CNNDAT_EN.TXT", NO_NODULES)
+    return tmp_path
+
+
+def test_it_keeps_the_contract(root: Path) -> None:
+    check_source(SOURCE, root)
+
+
+def test_labels_follow_the_name_and_the_clinical_tables(root: Path) -> None:
+    records = by_id(SOURCE.read(root))
+    assert {name: (record.labels["Nodule"], record.labels["Malignant nodule"]) for name, record in records.items()} == {
+        "JPCLN001": (1, 1),
+        "JPCLN002": (1, 0),
+        "JPCLN003": (1, 1),
+        "JPCNN001": (0, 0),
+        "JPCNN002": (0, 0),
+    }
+    assert [(records[name].sex, records[name].age_years) for name in records] == [
+        ("M", 53),
+        ("F", 78),
+        ("F", None),
+        ("F", 49),
+        (None, None),
+    ]
+
+
+def test_without_the_tables_malignancy_is_unknown_where_there_is_a_nodule(tmp_path: Path) -> None:
+    write_files(tmp_path, ["JPCLN001.IMG", "JPCNN001.IMG"])
+    nodule, none = SOURCE.read(tmp_path).records
+    assert (nodule.labels["Malignant nodule"], none.labels["Malignant nodule"]) == (None, 0)
+
+
+def test_a_nodule_s_box_is_the_square_of_its_size_around_its_centre_inside_the_image(root: Path) -> None:
+    records = by_id(SOURCE.read(root))
+    # 15 mm of .175 mm a pixel: 85.714 pixels; row 692, column 1634.
+    (box,) = records["JPCLN001"].boxes
+    assert (box.row0, box.row1) == pytest.approx((692 - 42.857, 692 + 42.857), abs=1e-3)
+    assert (box.col0, box.col1) == pytest.approx((1634 - 42.857, 1634 + 42.857), abs=1e-3)
+    (clipped,) = records["JPCLN003"].boxes
+    assert (clipped.row1, clipped.col0) == (2048.0, 0.0)
+    assert records["JPCNN001"].boxes == ()
+
+
+def test_lines_that_run_together_are_told_apart_and_free_text_is_left(root: Path) -> None:
+    assert set(parse_clinical(NODULES + NO_NODULES)) == {"JPCLN001", "JPCLN002", "JPCLN003", "JPCNN001"}
+    assert parse_clinical("JPCLN004.IMG see the notes of Dr Example, male 53") == {}
+    assert "hematoma" not in repr(SOURCE.read(root))
+
+
+def test_scr_s_folds_are_the_split_and_cases_without_masks_have_none(root: Path) -> None:
+    assert {name: record.split for name, record in by_id(SOURCE.read(root)).items()} == {
+        "JPCLN001": "train",
+        "JPCLN002": "test",
+        "JPCLN003": "train",
+        "JPCNN001": "train",
+        "JPCNN002": None,
+    }
+
+
+def test_masks_are_found_in_folders_with_spaces_and_scale_to_the_image(root: Path) -> None:
+    record = by_id(SOURCE.read(root))["JPCLN002"]
+    assert set(record.masks) == STRUCTURES | {"lungs"}
+    assert mask_paths(record, "left_lung") == ["scratch/fold2/masks/left lung/JPCLN002.gif"]
+    assert mask_paths(record, "lungs") == [
+        "scratch/fold2/masks/left lung/JPCLN002.gif",
+        "scratch/fold2/masks/right lung/JPCLN002.gif",
+    ]
+    assert all(isinstance(mask, MaskFiles) and mask.is_scaled for mask in record.masks.values())
+
+
+def test_masks_in_folders_with_underscores_as_others_convert_them(tmp_path: Path) -> None:
+    write_files(tmp_path, ["images_png/JPCLN001.png"])
+    write_files(tmp_path, [f"masks/{name}_png/JPCLN001.png" for name in STRUCTURES])
+    (record,) = SOURCE.read(tmp_path).records
+    assert record.image.path == "images_png/JPCLN001.png"
+    assert set(record.masks) == STRUCTURES | {"lungs"}
+    assert record.split is None
+    check_source(SOURCE, tmp_path)
+
+
+def test_only_img_files_are_raw_and_inverted(tmp_path: Path) -> None:
+    write_files(tmp_path, ["JPCLN001.IMG", "JPCLN002.png", "JPCNN001.img", "JPCNN002.JPG", "JPCNN003.tiff"])
+    write_text(tmp_path, "CLNDAT_EN.txt", NODULES)
+    records = by_id(SOURCE.read(tmp_path))
+    assert {name for name, record in records.items() if record.raw == RAW} == {"JPCLN001", "JPCNN001"}
+    assert {name for name, record in records.items() if record.raw is None} == {"JPCLN002", "JPCNN002", "JPCNN003"}
+    assert records["JPCLN001"].spacing_mm == (0.175, 0.175)
+    assert records["JPCLN002"].spacing_mm is None
+    assert records["JPCLN002"].boxes == (), "its size is not known, so no place in it is"
+    assert records["JPCLN002"].age_years == 78
+
+
+def test_the_raw_layout_reads_a_file_of_the_published_size(tmp_path: Path) -> None:
+    stored = np.full((RAW.height, RAW.width), 4095, RAW.dtype)
+    stored[0, :3] = [0, 256, 5000]
+    stored.tofile(tmp_path / "JPCLN001.IMG")
+    (record,) = SOURCE.read(tmp_path).records
+    assert (tmp_path / record.image.path).stat().st_size == 8_388_608
+    assert record.raw is not None
+    values = np.fromfile(tmp_path / record.image.path, record.raw.dtype).reshape(record.raw.height, record.raw.width)
+    assert values[0, 1] == 256, "the high byte comes first"
+    shown = record.raw.max_value - np.minimum(values, record.raw.max_value)
+    assert record.raw.is_inverted
+    assert shown[0, :4].tolist() == [4095, 3839, 0, 0]
+
+
+def test_the_original_is_taken_where_a_converted_file_lies_beside_it(tmp_path: Path) -> None:
+    write_files(tmp_path, ["img/JPCLN001.IMG", "png/JPCLN001.png"])
+    listing = SOURCE.read(tmp_path)
+    assert [record.image.path for record in listing.records] == ["img/JPCLN001.IMG"]
+    assert "jsrt: 1 converted images passed over beside their .IMG files" in listing.warnings
+
+
+def test_scr_s_gif_masks_are_above_0_inside_whatever_their_palette(tmp_path: Path) -> None:
+    for name, high in (("one", 1), ("full", 255)):
+        image = Image.fromarray(np.array([[0, 1], [1, 0]], np.uint8), mode="P")
+        image.putpalette([0, 0, 0, high, high, high] + [0] * 762)
+        image.save(tmp_path / f"{name}.gif")
+        with Image.open(tmp_path / f"{name}.gif") as opened:
+            grey = np.asarray(opened.convert("L"))
+        mask = MaskFiles(())
+        assert ((grey >= mask.low) & (grey <= mask.high)).tolist() == [[False, True], [True, False]]
+
+
+def test_a_mask_in_both_folds_or_twice_in_one_is_refused(root: Path) -> None:
+    write_files(root, ["copy/scratch/fold1/masks/heart/JPCLN001.gif"])
+    with pytest.raises(SourceError, match=r"two files for JPCLN001's heart"):
+        SOURCE.read(root)
+    (root / "copy/scratch/fold1/masks/heart/JPCLN001.gif").unlink()
+    (root / "scratch/fold1/masks/heart/JPCLN001.gif").unlink()
+    write_files(root, ["scratch/fold2/masks/heart/JPCLN001.gif"])
+    with pytest.raises(SourceError, match=r"JPCLN001 lie in both folds"):
+        SOURCE.read(root)
+
+
+def test_mini_jsrt_brings_its_own_split_and_lungs_of_its_first_archive(tmp_path: Path) -> None:
+    write_files(tmp_path, ["Segmentation01/train/org/case001.png", "Segmentation01/train/label/case001.png"])
+    write_files(tmp_path, ["Segmentation01/test/org/case048.png", "Segmentation01/test/label/case048.png"])
+    second = "segmentation02/segmentation"
+    write_files(tmp_path, [f"{second}/org_train/case001.bmp", f"{second}/label_train/case001.png"])
+    check_source(SOURCE, tmp_path)
+    listing = SOURCE.read(tmp_path)
+    records = by_id(listing)
+    assert {name: record.split for name, record in records.items()} == {
+        "segmentation01/test/case048": "test",
+        "segmentation01/train/case001": "train",
+        "segmentation02/train/case001": "train",
+    }
+    assert mask_paths(records["segmentation01/train/case001"], "lungs") == ["Segmentation01/train/label/case001.png"]
+    assert records["segmentation02/train/case001"].masks == {}
+    assert "jsrt: 1 images of segmentation02, whose masks are left" in listing.warnings
+    assert all(record.raw is None for record in listing.records)
+
+
+def test_the_same_images_under_two_sets_of_names_are_refused(tmp_path: Path) -> None:
+    write_files(tmp_path, ["JPCLN001.IMG", "Segmentation01/train/org/case001.png"])
+    with pytest.raises(SourceError, match="under names that nothing maps"):
+        SOURCE.read(tmp_path)
+
+
+def test_what_does_not_fit_is_counted(root: Path) -> None:
+    write_files(root, ["scratch/fold1/masks/heart/JPCNN093.gif"])
+    assert SOURCE.read(root).warnings == (
+        "jsrt: 5 images found, 247 published",
+        "jsrt: 5 patients found, 247 published",
+        "jsrt: 1 images without SCR masks",
+        "jsrt: 1 SCR masks without an image",
+        "jsrt: 1 images of which the clinical tables say nothing",
+    )
+
+
+def test_masks_alone_are_no_dataset(tmp_path: Path) -> None:
+    write_files(tmp_path, ["scratch/fold1/masks/left lung/JPCLN001.gif", "masks/heart/JPCLN001.png"])
+    with pytest.raises(SourceError, match=r"(?s)no image of jsrt found.*JPCLN001\.IMG.*left lung"):
+        SOURCE.read(tmp_path)
+
+
+def test_a_box_names_the_label_it_shows() -> None:
+    box = parse_clinical(NODULES)["JPCLN001"].nodule
+    assert isinstance(box, Box)
+    assert box.label == "Nodule"

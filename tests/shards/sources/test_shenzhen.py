@@ -1,0 +1,100 @@
+from pathlib import Path
+
+import pytest
+
+from shards.errors import SourceError
+from shards.records import Sex
+from shards.sources.check import check_source
+from shards.sources.shenzhen import SOURCE, parse_demographics
+from tests.shards.sources.layouts import by_id, mask_paths, write_files, write_text
+
+TOP = "ChinaSet_AllFiles"
+NAMES = ["CHNCXR_0001_0", "CHNCXR_0326_0", "CHNCXR_0327_1", "CHNCXR_0662_1"]
+SECRET = "bilateral secondary PTB, Mrs Example"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_files(tmp_path, [f"{TOP}/CXR_png/{name}.png" for name in NAMES])
+    write_files(tmp_path, [f"{TOP}/CXR_png/Thumbs.db", f"{TOP}/NLM-ChinaCXRSet-ReadMe.docx"])
+    write_files(tmp_path, [f"{TOP}/ManualMask/{name}_mask.png" for name in (NAMES[0], NAMES[2], "CHNCXR_0100_0")])
+    for name, text in zip(
+        NAMES, ["male 45yrs\r\nnormal", "Female, 28yrs \nnormal\n", f"{SECRET}\n", "male 16month"], strict=True
+    ):
+        write_text(tmp_path, f"{TOP}/ClinicalReadings/{name}.txt", text)
+    return tmp_path
+
+
+def test_it_keeps_the_contract(root: Path) -> None:
+    check_source(SOURCE, root)
+
+
+def test_labels_are_the_last_character_of_the_name_and_patients_are_images(root: Path) -> None:
+    listing = SOURCE.read(root)
+    assert {name: record.labels for name, record in by_id(listing).items()} == {
+        NAMES[0]: {"Tuberculosis": 0},
+        NAMES[1]: {"Tuberculosis": 0},
+        NAMES[2]: {"Tuberculosis": 1},
+        NAMES[3]: {"Tuberculosis": 1},
+    }
+    assert [record.patient for record in listing.records] == [f"shenzhen/{name}" for name in NAMES]
+    assert listing.patient_grouping == "image"
+    assert {(record.split, record.view) for record in listing.records} == {(None, "PA")}
+
+
+def test_lung_masks_are_joined_by_name(root: Path) -> None:
+    records = by_id(SOURCE.read(root))
+    assert mask_paths(records[NAMES[2]], "lungs") == [f"{TOP}/ManualMask/{NAMES[2]}_mask.png"]
+    assert records[NAMES[1]].masks == {}
+
+
+def test_sex_and_age_come_from_a_first_line_that_says_nothing_else(root: Path) -> None:
+    listing = SOURCE.read(root)
+    assert [(record.sex, record.age_years) for record in listing.records] == [
+        ("M", 45),
+        ("F", 28),
+        (None, None),
+        ("M", pytest.approx(16 / 12)),
+    ]
+    assert SECRET not in repr(listing)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("male 45yrs", ("M", 45)),
+        ("MALE  45 yrs", ("M", 45)),
+        ("female,20yrs", ("F", 20)),
+        ("female 1yr", ("F", 1)),
+        ("female 73days", ("F", 73 / 365.25)),
+        ("female 200yrs", ("F", None)),
+        ("femal 20yrs", (None, None)),
+        ("male 45yrs, PTB in the left upper field", (None, None)),
+        ("Mr Example, male 45yrs", (None, None)),
+        ("", (None, None)),
+    ],
+)
+def test_demographics(line: str, expected: tuple[Sex | None, float | None]) -> None:
+    assert parse_demographics(line) == expected
+
+
+def test_what_does_not_fit_is_counted(root: Path) -> None:
+    assert SOURCE.read(root).warnings == (
+        "shenzhen: 4 images found, 662 published",
+        "shenzhen: 1 masks without an image",
+        "shenzhen: 1 clinical readings whose first line is not sex and age: both stay unknown",
+    )
+
+
+def test_images_outside_of_cxr_png_are_copies_and_are_not_taken(root: Path) -> None:
+    write_files(root, [f"Lung Segmentation/test/{NAMES[0]}.png"])
+    assert len(SOURCE.read(root).records) == len(NAMES)
+    write_files(root, [f"Lung Segmentation/CXR_png/{NAMES[0]}.png"])
+    with pytest.raises(SourceError, match=r"two files for CHNCXR_0001_0"):
+        SOURCE.read(root)
+
+
+def test_a_folder_without_images_names_the_layout(tmp_path: Path) -> None:
+    write_files(tmp_path, ["CHNCXR_0001_0.png"])
+    with pytest.raises(SourceError, match=r"(?s)no image of shenzhen found; expected below it.*CXR_png/CHNCXR_0001_0"):
+        SOURCE.read(tmp_path)
