@@ -80,7 +80,7 @@ DAMAGED = "files that cannot be read, or with a damaged header"
 BAD_NAME = "files with a name that is not UTF-8, which the manifest cannot hold"
 UNLISTED = "folders that cannot be listed"
 LINKED = "symbolic links to folders, or to files outside of the folder, which are not followed"
-NO_IMAGE = "files without an image, as reports, presentation states and DICOMDIR"
+NO_IMAGE = "files without an image (reports, presentation states, DICOMDIR), or that end before it"
 OTHER_MODALITY = f"images of another modality than {', '.join(MODALITIES)}"
 CAPTURE = "secondary captures: screen shots, scanned documents, localizers"
 FRAMES = "images with several frames"
@@ -356,7 +356,7 @@ def _doubts(images: Sequence[_Image]) -> tuple[str, ...]:
         *number_warning(
             "dicom",
             sum(header.burned_in is None for header in headers),
-            "images do not say whether text is burned into their pixels, and nothing here removes it: look at some",
+            "images do not say whether text is burned into them, and nothing here removes it: look at some",
         ),
         *number_warning(
             "dicom", sum(header.study_uid is None for header in headers), "images without Study Instance UID"
