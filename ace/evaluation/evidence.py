@@ -47,6 +47,8 @@ from ace.evaluation.pictures import composition_arrays, correspondence_arrays, d
 from ace.models.encoder import load_encoder, untrained_encoder
 from shards.atomic import replace_directory, write_text
 from shards.errors import ConfigError
+from shards.lineage import check_independence
+from shards.read import ShardIndex
 
 CORRESPONDENCE = "correspondence_px_at_1024"
 NO_LANDMARKS = "fewer than two test patients of this batch have landmarks"
@@ -101,8 +103,11 @@ def evaluate(
 
     Raises:
         ConfigError: too few test patients, or a model trained on another grid.
+        ContaminationError: the model was trained on some of the test patients.
     """
-    cohort = read_cohort(shards_root / params.batch, params.max_patients, params.seed)
+    index = ShardIndex.open(shards_root / params.batch)
+    independence = check_independence(model_dir, index, is_accepted=params.accept_shared_images)
+    cohort = read_cohort(index, params.max_patients, params.seed)
     plan = draw_plan(cohort, params)
     encoders: dict[str, Encoder] = {
         "trained": load_encoder(model_dir, which="teacher"),
@@ -113,7 +118,7 @@ def evaluate(
         _check_grid(encoder, cohort)
         answers[name] = ask(Embedder(encoder, cohort.batch, params.images_per_forward, name), cohort, plan)
     figures = tabulate(cohort, plan, answers, params)
-    write_evidence(cohort, plan, answers, params, evidence_dir)
+    write_evidence(cohort, plan, answers, params, independence, evidence_dir)
     write_text(metrics_path, json.dumps(figures, indent=2) + "\n")
 
 
@@ -165,7 +170,12 @@ def tabulate(cohort: Cohort, plan: Plan, answers: Mapping[str, Answers], params:
 
 
 def write_evidence(
-    cohort: Cohort, plan: Plan, answers: Mapping[str, Answers], params: EvaluateParams, evidence_dir: Path
+    cohort: Cohort,
+    plan: Plan,
+    answers: Mapping[str, Answers],
+    params: EvaluateParams,
+    independence: Mapping[str, Any],
+    evidence_dir: Path,
 ) -> None:
     """Keep what the report draws, in a folder that appears whole."""
     fresh = evidence_dir.with_name(f".{evidence_dir.name}.tmp")
@@ -174,6 +184,7 @@ def write_evidence(
     canvases = [subject.canvas for subject in cohort.subjects]
     size_px, num_examples = cohort.spec.crop_px, params.num_examples
     write_text(fresh / "protocol.json", params.model_dump_json(indent=2, exclude={"checks"}) + "\n")
+    write_text(fresh / "independence.json", json.dumps(independence, indent=2) + "\n")
     cosines = {name: answer.composition for name, answer in answers.items()}
     write_arrays(fresh / "composition.npz", composition_arrays(canvases, plan.composition, cosines, size_px))
     embeddings = {name: answer.decomposition for name, answer in answers.items()}

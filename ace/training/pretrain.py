@@ -29,6 +29,7 @@ from ace.training.state import TrainState
 from ace.training.stop import StopRequest
 from shards.atomic import replace_directory, write_text
 from shards.errors import ConfigError
+from shards.lineage import TRAINING_IMAGES, write_training_images
 from shards.params import BatchParams, GridParams, MixParams
 from shards.read import ShardIndex
 
@@ -96,7 +97,7 @@ def pretrain(
         if ranks.is_first:
             best = _best_teacher(CheckpointFolder(run.path / CHECKPOINTS, num_kept=params.keep_checkpoints))
             config = _resolved_config(params, grid, batches, indexes, state.step, best, ranks)
-            _publish(state, config, best, run.path, out)
+            _publish(state, config, indexes, best, run.path, out)
 
 
 def build_state(params: PretrainParams, grid: GridParams, device: torch.device) -> TrainState:
@@ -271,12 +272,20 @@ def _best_teacher(checkpoints: CheckpointFolder) -> BestTeacher | None:
     return BestTeacher(best.step, best.score, SCORE, checkpoints.load(best)["teacher"])
 
 
-def _publish(state: TrainState, config: Mapping[str, Any], best: BestTeacher | None, run: Path, out: Path) -> None:
+def _publish(
+    state: TrainState,
+    config: Mapping[str, Any],
+    indexes: Mapping[str, ShardIndex],
+    best: BestTeacher | None,
+    run: Path,
+    out: Path,
+) -> None:
     # Beside the out, not in scratch: a rename needs one file system.
     finished = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(finished, ignore_errors=True)
     finished.mkdir(parents=True)
     save_model(finished, state.student, state.teacher, config, best)
+    write_training_images(finished / TRAINING_IMAGES, indexes)
     for name in (ROWS, START):
         if (run / name).exists():
             shutil.copyfile(run / name, finished / name)
