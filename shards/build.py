@@ -131,12 +131,9 @@ def _row(task: Task, spans: dict[str, Span]) -> dict[str, Any]:
         "patient": task.patient,
         "split": task.split,
         "start": meta.member_start,
-        "stop": last.member_stop,
-        "image_start": image.start,
-        "image_bytes": image.num_bytes,
-        "meta_start": meta.start,
+        "num_bytes": last.member_stop - meta.member_start,
         "meta_bytes": meta.num_bytes,
-        "landmarks_start": landmarks.start,
+        "image_bytes": image.num_bytes,
         "landmarks_bytes": landmarks.num_bytes,
     }
 

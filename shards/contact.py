@@ -33,7 +33,7 @@ def draw_contact_sheet(index: ShardIndex) -> Image.Image:
         sample = reader.read(int(row))
         plain = Image.fromarray(sample.image).convert("RGB").resize((_TILE_PX, _TILE_PX), Image.Resampling.LANCZOS)
         findings = ", ".join(name for name, value in sample.meta["labels"].items() if value == 1)
-        _paste(sheet, 3 * number, plain, f"{sample.key}  {sample.row['split']}  {sample.meta['view'] or ''}")
+        _paste(sheet, 3 * number, plain, f"{sample.key}  {sample.split}  {sample.meta['view'] or ''}")
         _paste(sheet, 3 * number + 1, _with_crops(sample, plain), "grid, foreground, one crop pair")
         _paste(sheet, 3 * number + 2, _with_structures(sample, plain), findings or "no finding labelled")
     return sheet

@@ -21,5 +21,9 @@ class IndexFormatError(ShardError):
     """A shard set is missing, damaged, or written by another format version."""
 
 
+class StoreError(ShardError):
+    """A remote shard set cannot be reached or read, or there is no room for its files."""
+
+
 class IdKeyError(ShardError):
     """The project's identity key is missing or is not the one the shards were built with."""

@@ -92,7 +92,8 @@ def publish(values: dict[str, Any], summaries: list[Summary], scratch: Path, out
     quarantined = [item for summary in summaries for item in summary["quarantined"]]
     (finished / QUARANTINE).write_text(_csv_text([["path", "reason"], *quarantined]), encoding="utf-8")
     values["quarantined"] = {"count": len(quarantined), "reasons": _reasons(quarantined)}
-    values["samples"] = {"name": ROWS, "sha256": sha256_of(finished / ROWS)}
+    rows = finished / ROWS
+    values["samples"] = {"name": ROWS, "bytes": rows.stat().st_size, "sha256": sha256_of(rows)}
     (finished / INDEX).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     draw_contact_sheet(ShardIndex.open(finished)).save(finished / CONTACT_SHEET)
     replace_directory(finished, out)
@@ -141,8 +142,9 @@ def _statistics(samples: list[dict[str, Any]]) -> dict[str, float | None]:
 def _rows(summaries: list[Summary]) -> np.ndarray:
     return np.array(
         [
-            tuple({**sample["row"], "shard": number}[name] for name in ROW_DTYPE.names or ())
+            tuple({**sample["row"], "split": split, "shard": number}[name] for name in ROW_DTYPE.names or ())
             for number, summary in enumerate(summaries)
+            for split in [SPLITS.index(summary["split"])]
             for sample in summary["samples"]
         ],
         dtype=ROW_DTYPE,

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool
@@ -10,6 +9,7 @@ from jaxtyping import Bool
 from ace.evaluation.embedding import Image
 from shards.grid import GridSpec
 from shards.read import ShardIndex, ShardReader
+from shards.store import Location
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Cohort:
     subjects: tuple[Subject, ...]
 
 
-def read_cohort(root: Path, max_patients: int, seed: int) -> Cohort:
+def read_cohort(root: Location, max_patients: int, seed: int) -> Cohort:
     """Choose test patients of a shard set, one image of each, by seed."""
     index = ShardIndex.open(root)
     reader = ShardReader(index)

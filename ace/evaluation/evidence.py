@@ -47,6 +47,7 @@ from ace.evaluation.pictures import composition_arrays, correspondence_arrays, d
 from ace.models.encoder import load_encoder, untrained_encoder
 from shards.atomic import replace_directory, write_text
 from shards.errors import ConfigError
+from shards.store import Location, location_of
 
 CORRESPONDENCE = "correspondence_px_at_1024"
 NO_LANDMARKS = "fewer than two test patients of this batch have landmarks"
@@ -88,13 +89,13 @@ class Reading:
 
 
 def evaluate(
-    params: EvaluateParams, shards_root: Path, model_dir: Path, metrics_path: Path, evidence_dir: Path
+    params: EvaluateParams, shards_root: Location, model_dir: Path, metrics_path: Path, evidence_dir: Path
 ) -> None:
     """Measure what method.md §5 names, write the metrics, and keep the arrays that the report draws.
 
     Args:
         params: The section `evaluate`.
-        shards_root: Folder of all shard sets; `params.batch` names the one used.
+        shards_root: Folder or URL of all shard sets; `params.batch` names the one used.
         model_dir: The trained model.
         metrics_path: JSON of figures, each with n, chance and interval.
         evidence_dir: Folder of .npz files, replaced as a whole.
@@ -102,7 +103,7 @@ def evaluate(
     Raises:
         ConfigError: too few test patients, or a model trained on another grid.
     """
-    cohort = read_cohort(shards_root / params.batch, params.max_patients, params.seed)
+    cohort = read_cohort(location_of(shards_root, params.batch), params.max_patients, params.seed)
     plan = draw_plan(cohort, params)
     encoders: dict[str, Encoder] = {
         "trained": load_encoder(model_dir, which="teacher"),
