@@ -5,7 +5,6 @@ the file it reads, so nobody evicts it; who downloads a file holds its `.lock`, 
 """
 
 import fcntl
-import hashlib
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shards.errors import ConfigError, IndexFormatError, StoreError
+from shards.format import sha256_of
 
 CACHE_VARIABLE = "ACE_SHARD_CACHE"
 SIZE_VARIABLE = "ACE_SHARD_CACHE_GB"
@@ -138,13 +138,12 @@ class ShardCache:
                 raise StoreError(
                     f"{part}: cannot be written: {error.strerror}; free space, or set {CACHE_VARIABLE} to another disk"
                 ) from None
-            descriptor = os.open(part, os.O_RDONLY)
-            fcntl.flock(descriptor, fcntl.LOCK_SH)  # before it can be evicted under its own name
-            found = _sha256_of(descriptor)
+            found = sha256_of(part)
             if found == stored.sha256:
+                descriptor = os.open(part, os.O_RDONLY)
+                fcntl.flock(descriptor, fcntl.LOCK_SH)  # before it can be evicted under its own name
                 part.replace(self.path(stored))
                 return descriptor
-            os.close(descriptor)
             part.unlink()
         raise IndexFormatError(
             f"{where}: found sha256 {found}, expected {stored.sha256}, in {_NUM_COPIES} copies; the file on the server "
@@ -228,11 +227,6 @@ def _evict(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return True
-
-
-def _sha256_of(descriptor: int) -> str:
-    with os.fdopen(os.dup(descriptor), "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

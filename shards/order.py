@@ -10,7 +10,7 @@ from shards.errors import ConfigError
 from shards.read import ShardIndex
 from shards.store import RemoteStore
 
-Draws = Int64[np.ndarray, "num_draws 2"]
+Draws = Int64[np.ndarray, "_num_draws 2"]
 """(data set, position in its selected rows)."""
 
 
@@ -23,7 +23,7 @@ class TarWindow:
         num_tars: So many at a time.
     """
 
-    tars: tuple[Int64[np.ndarray, "num_samples"] | None, ...]
+    tars: tuple[Int64[np.ndarray, "_num_samples"] | None, ...]
     num_tars: int
 
 
@@ -73,7 +73,7 @@ def num_draws(size: int, weight: float) -> int:
 
 
 def cache_window(
-    indexes: Sequence[ShardIndex], rows: Sequence[Int64[np.ndarray, "num_samples"]], weights: Sequence[float]
+    indexes: Sequence[ShardIndex], rows: Sequence[Int64[np.ndarray, "_num_samples"]], weights: Sequence[float]
 ) -> TarWindow | None:
     """The window that remote sets need; None where the cache holds all their tars, or all lie on local disks.
 

@@ -82,7 +82,7 @@ def _few_tars(dataset: CropDataset, num_readers: int) -> str | None:
         return None
     return (
         f"{sum(numbers.values())} remote training tars ({', '.join(numbers)}) for {num_readers} loader processes "
-        "(ranks × workers); expected at least one each, as a tar is fetched by one process while the others wait: lower "
+        "(ranks × workers); expected at least one each, as one process fetches a tar while the others wait: lower "
         "pretrain.num_workers, or build with a smaller shard.num_images_per_shard"
     )
 

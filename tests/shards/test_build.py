@@ -12,7 +12,7 @@ from shards.build import build_shards
 from shards.errors import IdKeyError, SourceError
 from shards.format import FORMAT_VERSION
 from shards.grid import CropPair, crop_bank
-from shards.identity import PUBLIC_KEY, split_of
+from shards.identity import PUBLIC_KEY, SPLITS, split_of
 from shards.params import FolderSourceParams
 from shards.read import ShardIndex, ShardReader
 from tests.shards.datasets import (
@@ -115,7 +115,7 @@ def test_patients_stay_in_one_split_and_counts_are_right(tmp_path: Path) -> None
     index = build(write_phantom(tmp_path / "phantom", num_patients=40), tmp_path / "out").index
     splits: dict[str, set[str]] = {}
     for row in index.rows:
-        splits.setdefault(str(row["patient"]), set()).add(str(row["split"]))
+        splits.setdefault(row["patient"].decode(), set()).add(SPLITS[row["split"]])
     assert len(splits) == 40
     assert all(len(names) == 1 for names in splits.values())
     counts = index.values["counts"]
@@ -130,7 +130,7 @@ def test_patients_stay_in_one_split_and_counts_are_right(tmp_path: Path) -> None
 def test_adding_patients_moves_nobody_to_another_split(tmp_path: Path) -> None:
     small = build(write_phantom(tmp_path / "small", num_patients=10), tmp_path / "a").index
     large = build(write_phantom(tmp_path / "large", num_patients=30), tmp_path / "b").index
-    before, after = ({str(row["key"]): str(row["split"]) for row in index.rows} for index in (small, large))
+    before, after = ({row["key"].decode(): SPLITS[row["split"]] for row in index.rows} for index in (small, large))
     assert before == {key: after[key] for key in before}
     assert all(split == split_of(key[:5], PUBLIC_KEY, shard_params().splits) for key, split in after.items())
 
@@ -204,7 +204,7 @@ def test_dotted_names_become_unique_keys_without_a_dot(tmp_path: Path, id_key: s
     write_folder(tmp_path / "own", names)
     source = folder_params(tmp_path / "own", tmp_path / "m.csv", id_key_fingerprint=id_key)
     index = build(source, tmp_path / "out").index
-    keys = index.rows["key"].tolist()
+    keys = index.keys(np.arange(len(index.rows)))
     assert len(set(keys)) == 5
     assert all(key.isalnum() for key in keys)
 
@@ -239,7 +239,7 @@ def test_a_truncated_image_is_quarantined_with_its_reason_and_counted(tmp_path: 
     reasons = {"truncated or damaged image data": 1, "a mask is damaged or not of the image's size": 1}
     assert index.values["quarantined"] == {"count": 2, "reasons": reasons}
     assert sum(index.values["counts"]["images"].values()) == len(index.rows) == 28
-    assert not {"p0004-i1", "p0006-i1"} & set(index.rows["key"].tolist())
+    assert not {"p0004-i1", "p0006-i1"} & set(index.keys(np.arange(len(index.rows))))
     assert sorted((tmp_path / "out" / "quarantine.csv").read_text().splitlines()) == [
         "images/p0004-i1.png,truncated or damaged image data",
         "images/p0006-i1.png,a mask is damaged or not of the image's size",
@@ -330,7 +330,7 @@ def test_a_file_changed_in_place_after_a_kill_is_read_again(place: str, tmp_path
     changed = np.array(Image.open(path))[::-1]
     Image.fromarray(changed).save(path)
     reader = build(source, tmp_path / "out")
-    sample = reader.read(reader.index.rows["key"].tolist().index("p0003-i1"))
+    sample = reader.read(reader.index.rows["key"].tolist().index(b"p0003-i1"))
     assert np.array_equal(sample.masks()["heart"] if "masks" in place else sample.image, changed)
 
 

@@ -115,7 +115,7 @@ def test_labels_are_those_of_the_samples_and_uncertain_ones_are_not_known(member
     for images, split in ((plan.train, "train"), (plan.val, "val")):
         for (number, row), answers in zip(images.places, images.labels, strict=True):
             sample = ShardReader(members[number][0]).read(row)
-            assert sample.row["split"] == split
+            assert sample.split == split
             for label, answer in zip(plan.labels, answers, strict=True):
                 expected = sample.meta["labels"][label]
                 assert answer == (expected if expected in (0, 1) else -1)
