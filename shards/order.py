@@ -50,6 +50,7 @@ def epoch_order(
     Raises:
         ConfigError: fewer draws than one batch on every rank.
     """
+    num_batches = batches_per_epoch(sizes, weights, world_size=world_size, batch_size=batch_size)
     draws = [
         _draw(dataset, size, weight, np.random.default_rng([seed, epoch, 1 + dataset]))
         for dataset, (size, weight) in enumerate(zip(sizes, weights, strict=True))
@@ -57,14 +58,23 @@ def epoch_order(
     # SeedSequence pads with zeros: without the 1 + above, data set 0 would share this stream.
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(np.concatenate(draws)) if window is None else _windowed(draws, sizes, window, rng)
-    num_batches = len(order) // (world_size * batch_size)
-    if not num_batches:
-        raise ConfigError(
-            f"{len(order)} training samples an epoch for {world_size} rank(s) × batch_size {batch_size} = "
-            f"{world_size * batch_size}; lower the batch size or the number of ranks, or add data"
-        )
     dealt = order[: num_batches * world_size * batch_size].reshape(num_batches, world_size, batch_size, 2)
     return dealt[:, rank]
+
+
+def batches_per_epoch(sizes: Sequence[int], weights: Sequence[float], *, world_size: int, batch_size: int) -> int:
+    """Batches that each rank gets in every epoch.
+
+    Raises:
+        ConfigError: fewer draws than one batch on every rank.
+    """
+    total = sum(map(num_draws, sizes, weights))
+    if total < world_size * batch_size:
+        raise ConfigError(
+            f"{total} training samples an epoch for {world_size} rank(s) × batch_size {batch_size} = "
+            f"{world_size * batch_size}; lower the batch size or the number of ranks, or add data"
+        )
+    return total // (world_size * batch_size)
 
 
 def num_draws(size: int, weight: float) -> int:

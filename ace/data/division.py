@@ -32,13 +32,10 @@ def check_division(
     Raises:
         ConfigError: an epoch has too few samples for a step on every rank.
     """
-    counts = {
-        index.name: num_draws(len(rows), mix.weight)
-        for index, rows, mix in zip(dataset.indexes, dataset.rows, dataset.mixes, strict=True)
-    }
-    num_samples, num_step = sum(counts.values()), world_size * batch_size
+    counts = [num_draws(len(rows), mix.weight) for rows, mix in zip(dataset.rows, dataset.mixes, strict=True)]
+    num_samples, num_step = sum(counts), world_size * batch_size
     if num_samples < num_step:
-        found = ", ".join(f"{name} {count}" for name, count in counts.items())
+        found = ", ".join(f"{index.name} {count}" for index, count in zip(dataset.indexes, counts, strict=True))
         raise ConfigError(
             f"an epoch has {num_samples} training samples ({found}); a step on {world_size} rank(s) × {batch_size} "
             f"samples needs {num_step}: lower pretrain.batch_size or the number of ranks, raise a batch's mix.weight, "
@@ -73,15 +70,17 @@ def _crowded_cores(num_processes: int, num_cores: int) -> str | None:
 
 
 def _few_tars(dataset: CropDataset, num_readers: int) -> str | None:
-    numbers = {
-        index.store.location: sum(shard["split"] == "train" for shard in index.shards)
+    remote = [
+        index
         for index, mix in zip(dataset.indexes, dataset.mixes, strict=True)
         if isinstance(index.store, RemoteStore) and mix.weight > 0
-    }
-    if not numbers or sum(numbers.values()) >= num_readers:
+    ]
+    num_tars = sum(shard["split"] == "train" for index in remote for shard in index.shards)
+    if not remote or num_tars >= num_readers:
         return None
+    places = ", ".join(index.store.location for index in remote)
     return (
-        f"{sum(numbers.values())} remote training tars ({', '.join(numbers)}) for {num_readers} loader processes "
+        f"{num_tars} remote training tar(s) ({places}) for {num_readers} loader processes "
         "(ranks × workers); expected at least one each, as one process fetches a tar while the others wait: lower "
         "pretrain.num_workers, or build with a smaller shard.num_images_per_shard"
     )
@@ -92,6 +91,6 @@ def _window(dataset: CropDataset) -> str | None:
         return None
     return (
         f"the cache of remote shards is smaller than their training tars; samples are shuffled within windows of "
-        f"{dataset.window.num_tars} tars, not over all, and every tar is fetched again in each epoch: raise "
+        f"{dataset.window.num_tars} tar(s), not over all, and every tar is fetched again in each epoch: raise "
         "ACE_SHARD_CACHE_GB (the same on all machines) to hold them all"
     )

@@ -25,7 +25,7 @@ from ace.data.views import centred_windows, random_windows
 from shards.canvas import Pixels, with_channels
 from shards.errors import ConfigError
 from shards.grid import CropPair, GridSpec, Window, draw_crop_pair, scale_of_step
-from shards.order import cache_window, epoch_order
+from shards.order import batches_per_epoch, cache_window, epoch_order
 from shards.params import MixParams
 from shards.read import Sample, ShardIndex, ShardReader
 
@@ -155,17 +155,18 @@ class StepSampler(Sampler[list[Request]]):
             ConfigError: there are fewer samples than a step needs.
         """
         self.dataset, self.first_step, self.epochs = dataset, first_step, epochs
+        sizes, weights = [len(rows) for rows in dataset.rows], [mix.weight for mix in dataset.mixes]
         self._order = partial(
             epoch_order,
-            [len(rows) for rows in dataset.rows],
-            [mix.weight for mix in dataset.mixes],
+            sizes,
+            weights,
             seed=dataset.seed,
             rank=rank,
             world_size=world_size,
             batch_size=batch_size,
             window=dataset.window,
         )
-        self.steps_per_epoch = len(self._order(epoch=0))
+        self.steps_per_epoch = batches_per_epoch(sizes, weights, world_size=world_size, batch_size=batch_size)
         self.num_steps = epochs * self.steps_per_epoch
 
     def __len__(self) -> int:

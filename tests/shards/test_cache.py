@@ -122,9 +122,7 @@ def test_rows_of_an_index_go_last(tmp_path: Path) -> None:
 
 
 def test_a_file_larger_than_the_cache_is_refused_with_both_sizes(tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError, match=rf"{SIZE} bytes, .* may hold {SIZE - 1}; raise {SIZE_VARIABLE}"
-    ):
+    with pytest.raises(ConfigError, match=rf"{SIZE} bytes, .* may hold {SIZE - 1}; raise {SIZE_VARIABLE}"):
         fetch(ShardCache(tmp_path / "cache", SIZE - 1), 0)
 
 
