@@ -20,9 +20,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+from loader import write_images
 
 from ace.config import Config, resolve
-from loader import write_images
 from shards.build import build_shards
 from shards.format import INDEX, ROWS
 from shards.params import PhantomSourceParams

@@ -4,6 +4,7 @@ Credentials and endpoints are fsspec's own affair (its configuration, its enviro
 nothing here looks for any.
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,9 +12,11 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from random import SystemRandom
+from ssl import CertificateError
 from typing import Any, BinaryIO
 
 import fsspec  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from shards.errors import ConfigError, StoreError
 
@@ -21,6 +24,7 @@ _CHUNK_BYTES = 2**20
 _RANGE_BYTES = 2**24
 _PASSING = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
 _MAX_RETRY_AFTER_S = 600.0
+_TOLD_FROM_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,13 @@ class Remote:
                         f"{self.url(name)}: {error}; tried {failures} times in {time.monotonic() - started:.0f} s. The "
                         "server is overloaded or out of reach: run the same command again, what has come is kept"
                     ) from None
-                time.sleep(self.retry.delay_s(failures, error.retry_after_s))
+                delay_s = self.retry.delay_s(failures, error.retry_after_s)
+                if delay_s >= _TOLD_FROM_S:
+                    told = (
+                        f"{self.url(name)}: {error}; attempt {failures + 1} of {self.retry.attempts} in {delay_s:.0f} s"
+                    )
+                    tqdm.write(told, file=sys.stderr)
+                time.sleep(delay_s)
 
     def _stream(self, name: str, start: int, stop: int | None) -> Iterator[bytes]:
         """Chunks of the bytes [start, stop), or to the end.
@@ -201,6 +211,7 @@ def _judged(error: Exception, url: str) -> Exception:
         found = f"the server answers {status}"
     else:
         can_pass = isinstance(error, OSError | EOFError) or _is_connection_error(error)
+        can_pass = can_pass and not isinstance(error, CertificateError)
     if can_pass:
         return _PassingError(found, _retry_after_s(headers))
     return StoreError(f"{url}: {found}; check the address and fsspec's configuration for it")
@@ -224,9 +235,9 @@ def _is_connection_error(error: Exception) -> bool:
     """Whether a library's own error speaks of the way to the server rather than of the request."""
     package = type(error).__module__.partition(".")[0]
     if package == "aiohttp":
-        from aiohttp import ClientError, ClientSSLError, InvalidURL
+        from aiohttp import ClientError, InvalidURL
 
-        return isinstance(error, ClientError) and not isinstance(error, ClientSSLError | InvalidURL)
+        return isinstance(error, ClientError) and not isinstance(error, InvalidURL)
     if package in ("botocore", "aiobotocore"):
         from botocore.exceptions import HTTPClientError, SSLError  # type: ignore[import-untyped]
         from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]

@@ -10,9 +10,12 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from itertools import pairwise
 from pathlib import Path
+from ssl import CertificateError
 
 import numpy as np
 import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ReadTimeoutError
+from s3fs.errors import translate_boto_error
 
 from shards import remote
 from shards.build import build_shards
@@ -220,6 +223,56 @@ def test_delays_double_up_to_a_bound_and_are_jittered() -> None:
         assert longest / 2 <= min(delays) < max(delays) <= longest
         assert len(set(delays)) > 10
     assert retry.delay_s(1, 33.0) == 33.0
+
+
+def of_s3(code: str, status: int, **headers: str) -> OSError:
+    """What s3fs makes of an answer."""
+    metadata = {"HTTPStatusCode": status, "HTTPHeaders": headers}
+    cause = ClientError({"Error": {"Code": code}, "ResponseMetadata": metadata}, "GetObject")
+    error = translate_boto_error(cause)
+    assert isinstance(error, OSError)
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        of_s3("SlowDown", 503),
+        of_s3("InternalError", 500),
+        of_s3("RequestTimeout", 408),
+        EndpointConnectionError(endpoint_url="http://127.0.0.1"),
+        ReadTimeoutError(endpoint_url="http://127.0.0.1"),
+        TimeoutError(),
+        ConnectionResetError(),
+    ],
+    ids=repr,
+)
+def test_errors_that_can_pass_are_told_from_their_libraries(error: Exception) -> None:
+    assert isinstance(remote._judged(error, "s3://b/a"), remote._PassingError)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (of_s3("AccessDenied", 403), "access refused"),
+        (of_s3("NoSuchKey", 404), "not there"),
+        (of_s3("InvalidRequest", 400), "the server answers 400"),
+        (NoCredentialsError(), "Unable to locate credentials"),
+        (CertificateError("self-signed"), "self-signed"),
+        (ValueError("Protocol not known"), "Protocol not known"),
+    ],
+    ids=repr,
+)
+def test_errors_that_stay_are_told_at_once(error: Exception, message: str) -> None:
+    judged = remote._judged(error, "s3://b/a")
+    assert isinstance(judged, StoreError)
+    assert message in str(judged)
+
+
+def test_the_wait_that_s3_asks_for_is_read() -> None:
+    judged = remote._judged(of_s3("SlowDown", 503, **{"retry-after": "7"}), "s3://b/a")
+    assert isinstance(judged, remote._PassingError)
+    assert judged.retry_after_s == 7
 
 
 def test_a_date_that_is_none_asks_for_nothing() -> None:
