@@ -55,9 +55,8 @@ def verify(arguments: argparse.Namespace) -> int:
                 _repair(root, found, arguments)
                 findings[root] = verify_set(root)
     everything = [finding for found in findings.values() for finding in found]
-    print(
-        findings_json(everything) if arguments.json else format_findings(everything) or "everything is as it should be"
-    )
+    report = findings_json(everything) if arguments.json else format_findings(everything)
+    print(report or "all is as it should be")
     return int(bool(everything))
 
 
@@ -65,12 +64,12 @@ def _repair(root: Path, findings: "list[Finding]", arguments: argparse.Namespace
     from shards.errors import ConfigError
     from shards.execution import Processes
     from shards.params import GridParams, ShardParams, parse_batches
-    from shards.read import read_index_values
+    from shards.read import ShardIndex
     from shards.verify import repair_set
 
     values = values_of(arguments)
     batches = parse_batches(values.get("batches"), f"{arguments.params}: batches")
-    name = str(read_index_values(root)["batch"])
+    name = ShardIndex.open(root, is_checked=False).name
     if name not in batches:
         raise ConfigError(
             f"{root} is batch {name}; {arguments.params} has {', '.join(batches)}: it cannot be built again"

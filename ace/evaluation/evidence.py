@@ -49,6 +49,7 @@ from shards.atomic import replace_directory, write_text
 from shards.errors import ConfigError
 from shards.lineage import check_independence
 from shards.read import ShardIndex
+from shards.store import Location, location_of
 
 CORRESPONDENCE = "correspondence_px_at_1024"
 NO_LANDMARKS = "fewer than two test patients of this batch have landmarks"
@@ -90,13 +91,13 @@ class Reading:
 
 
 def evaluate(
-    params: EvaluateParams, shards_root: Path, model_dir: Path, metrics_path: Path, evidence_dir: Path
+    params: EvaluateParams, shards_root: Location, model_dir: Path, metrics_path: Path, evidence_dir: Path
 ) -> None:
     """Measure what method.md §5 names, write the metrics, and keep the arrays that the report draws.
 
     Args:
         params: The section `evaluate`.
-        shards_root: Folder of all shard sets; `params.batch` names the one used.
+        shards_root: Folder or URL of all shard sets; `params.batch` names the one used.
         model_dir: The trained model.
         metrics_path: JSON of figures, each with n, chance and interval.
         evidence_dir: Folder of .npz files, replaced as a whole.
@@ -105,7 +106,7 @@ def evaluate(
         ConfigError: too few test patients, or a model trained on another grid.
         ContaminationError: the model was trained on some of the test patients.
     """
-    index = ShardIndex.open(shards_root / params.batch)
+    index = ShardIndex.open(location_of(shards_root, params.batch))
     independence = check_independence(model_dir, index, is_accepted=params.accept_shared_images)
     cohort = read_cohort(index, params.max_patients, params.seed)
     plan = draw_plan(cohort, params)

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from ace.data.division import check_division
 from ace.data.loader import CropDataset, StepSampler
 from ace.models.backbone import build_backbone
 from ace.models.networks import Student, Teacher
@@ -32,6 +34,7 @@ from shards.errors import ConfigError
 from shards.lineage import TRAINING_IMAGES, write_training_images
 from shards.params import BatchParams, GridParams, MixParams
 from shards.read import ShardIndex
+from shards.store import Location, location_of
 
 CHECKPOINTS, ROWS, START = "checkpoints", "metrics.jsonl", "start.txt"
 
@@ -56,7 +59,7 @@ def pretrain(
     grid: GridParams,
     batches: Mapping[str, BatchParams],
     *,
-    shards_root: Path,
+    shards_root: Location,
     out: Path,
     metrics_dir: Path,
     request: StopRequest,
@@ -71,7 +74,7 @@ def pretrain(
         params: Section `pretrain`.
         grid: Section `grid`; shards built with another grid are refused.
         batches: Section `batches`; those with a weight above 0 are trained on.
-        shards_root: Folder with one shard set for each batch.
+        shards_root: Folder or URL with one shard set for each batch.
         out: Folder of the finished model; appears whole or not at all.
         metrics_dir: Folder that DVCLive writes to.
         request: Ends the run early, with its state saved.
@@ -204,6 +207,18 @@ def _begin(
         in_channels=params.backbone.in_channels,
         seed=params.seed,
     )
+    samples_per_rank = _samples_per_rank(params, ranks.world_size)
+    warnings = check_division(
+        dataset,
+        batch_size=samples_per_rank,
+        world_size=ranks.world_size,
+        num_local_ranks=ranks.num_local,
+        num_workers=params.num_workers,
+        epochs=params.epochs,
+    )
+    if ranks.is_first:
+        for warning in warnings:
+            print(f"warning: {warning}", file=sys.stderr)
     torch.set_flush_denormal(True)
     torch.manual_seed(params.seed)
     state = build_state(params, grid, ranks.device)
@@ -216,7 +231,7 @@ def _begin(
         state.load_dict(saved)
     sampler = StepSampler(
         dataset,
-        batch_size=_samples_per_rank(params, ranks.world_size),
+        batch_size=samples_per_rank,
         rank=ranks.rank,
         world_size=ranks.world_size,
         first_step=state.step,
@@ -225,8 +240,10 @@ def _begin(
     return state, sampler
 
 
-def _open_indexes(batches: Mapping[str, BatchParams], shards_root: Path) -> dict[str, ShardIndex]:
-    return {name: ShardIndex.open(shards_root / name) for name, item in batches.items() if item.mix.weight > 0}
+def _open_indexes(batches: Mapping[str, BatchParams], shards_root: Location) -> dict[str, ShardIndex]:
+    return {
+        name: ShardIndex.open(location_of(shards_root, name)) for name, item in batches.items() if item.mix.weight > 0
+    }
 
 
 def _agreed_identity(identity: RunIdentity, ranks: Ranks) -> RunIdentity:
@@ -307,7 +324,7 @@ def _resolved_config(
             "weight": batches[name].mix.weight,
             "fingerprint": index.fingerprint,
             "num_images": len(index.select("train")),
-            "num_patients": len(set(index.rows["patient"][index.select("train")].tolist())),
+            "num_patients": len(np.unique(index.rows["patient"][index.select("train")])),
             "shards": [{"name": s["name"], "sha256": s["sha256"]} for s in index.shards if s["split"] == "train"],
         }
         for name, index in indexes.items()

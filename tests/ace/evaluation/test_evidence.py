@@ -97,7 +97,7 @@ def test_a_cohort_has_one_image_of_each_test_patient(project: Path) -> None:
     root = project / "data/shards" / BATCH
     index, reader = ShardIndex.open(root), ShardReader(ShardIndex.open(root))
     test_rows = index.select("test")
-    patient_of = {reader.read(int(row)).key: str(index.rows["patient"][row]) for row in test_rows}
+    patient_of = {reader.read(int(row)).key: index.rows["patient"][row].decode() for row in test_rows}
     cohort = read_cohort(ShardIndex.open(root), max_patients=1000, seed=0)
     found = [patient_of[subject.key] for subject in cohort.subjects]
     assert len(set(found)) == len(found) == len(set(patient_of.values()))
