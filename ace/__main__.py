@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from shards.cli import add_params_options, run_command, values_of
 from shards.identity import KEY_FILE_VARIABLE, SPLITS
+from shards.store import parse_location
 
 Number = TypeVar("Number", int, float)
 
@@ -213,7 +214,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("pretrain", help="train the encoder", description=pretrain.__doc__)
     add_params_options(command)
-    command.add_argument("--shards", type=Path, default=SHARDS, metavar="DIR", help=f"default: {SHARDS}")
+    command.add_argument(
+        "--shards",
+        type=parse_location,
+        default=SHARDS,
+        metavar="DIR",
+        help=f"folder of the shard sets, or their URL, as s3://bucket/prefix; default: {SHARDS}",
+    )
     command.add_argument("--out", type=Path, default=MODEL, metavar="DIR", help=f"default: {MODEL}")
     command.add_argument("--metrics", type=Path, default=TRAINING, metavar="DIR", help=f"default: {TRAINING}")
     command.add_argument(
@@ -241,7 +248,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("evaluate", help="measure what the encoder learned", description=evaluate.__doc__)
     add_params_options(command)
-    command.add_argument("--shards", type=Path, default=SHARDS, metavar="DIR", help=f"default: {SHARDS}")
+    command.add_argument(
+        "--shards",
+        type=parse_location,
+        default=SHARDS,
+        metavar="DIR",
+        help=f"folder of the shard sets, or their URL, as s3://bucket/prefix; default: {SHARDS}",
+    )
     command.add_argument("--model", type=Path, default=MODEL, metavar="DIR", help=f"default: {MODEL}")
     command.add_argument("--metrics", type=Path, default=PROPERTIES, metavar="FILE", help=f"default: {PROPERTIES}")
     command.add_argument("--out", type=Path, default=EVIDENCE, metavar="DIR", help=f"default: {EVIDENCE}")
@@ -271,8 +284,9 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("embed", help="embed a folder of images or a shard set", description=embed.__doc__)
     command.add_argument(
         "source",
-        type=Path,
-        help="a shard set, as data/shards/phantom-b000, or a folder with PNG, JPEG and DICOM files at any depth; the "
+        type=parse_location,
+        help="a shard set, as data/shards/phantom-b000 or s3://bucket/phantom-b000, or a folder with PNG, JPEG and "
+        "DICOM files at any depth; the "
         "keys of files are their relative paths, which may carry patients' names: see --hash-keys",
     )
     _add_model_options(command)

@@ -14,6 +14,7 @@ from ace.report.params import ReportParams
 from ace.training.params import PretrainParams
 from shards.atomic import write_text
 from shards.config import DEFAULT_PARAMS, Section, read_params
+from shards.contamination import Origin, check_shared_images
 from shards.errors import ConfigError
 from shards.params import BatchParams, GridParams, ShardParams, check_batch_name
 from shards.phantom.params import PhantomParams
@@ -78,6 +79,7 @@ def check_config(config: Config) -> None:
     from shards.identity import PUBLIC_KEY, split_of
     from shards.phantom.study import count_images, patient_id
 
+    _check_shared_images(config)
     check_backbone(config.pretrain.backbone, config.grid.spec)
     check_weights(config.pretrain.backbone)
     correspondence = config.evaluate.correspondence
@@ -98,6 +100,20 @@ def check_config(config: Config) -> None:
                 f"phantom.num_patients {phantom.num_patients} gives {images} training images and pretrain.batch_size "
                 f"is {config.pretrain.batch_size}; raise num_patients or shard.splits.train, or lower batch_size"
             )
+
+
+def _check_shared_images(config: Config) -> None:
+    """What is measured on must not be trained on, as far as the datasets' names tell.
+
+    Raises:
+        ContaminationError: the same images may be in both, and nobody has said yes.
+    """
+    origins = {
+        name: Origin(batch.source.kind, batch.source.shares_images_with) for name, batch in config.batches.items()
+    }
+    trained = {name: origins[name] for name, batch in config.batches.items() if batch.mix.weight > 0}
+    measured = config.evaluate.batch
+    check_shared_images(trained, measured, origins[measured], is_accepted=config.evaluate.accept_shared_images)
 
 
 def use(name: str, params: Path = DEFAULT_PARAMS, configs: Path = CONFIGS) -> list[str]:

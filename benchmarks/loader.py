@@ -23,8 +23,10 @@ from ace.config import Config, resolve
 from ace.data.loader import CropDataset
 from shards.build import build_shards
 from shards.execution import Processes
+from shards.format import SampleSpans
 from shards.params import MixParams, PhantomSourceParams
 from shards.read import ShardIndex
+from shards.store import Tar
 
 ROOT = Path(__file__).parents[1]
 
@@ -98,9 +100,8 @@ def main() -> None:
 
 def encoded_image(index: ShardIndex, row: int) -> bytes:
     entry = index.rows[row]
-    with (index.root / index.shards[entry["shard"]]["name"]).open("rb") as file:
-        file.seek(int(entry["image_start"]))
-        return file.read(int(entry["image_bytes"]))
+    span = SampleSpans.of(entry).image
+    return Tar(index.store, index.tars[entry["shard"]]).read(span.start, span.num_bytes)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m shards`: make the phantom, build shards, register your own images, manage the identity key."""
+"""`python -m shards`: datasets in, shards out: register, build, verify, look; the phantom; the identity key."""
 
 import argparse
 import sys
@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from shards.cli import add_params_options, run_command, values_of
+from shards.look import add_look_commands
+from shards.sources.table import add_sources_command
 
 
 def phantom(arguments: argparse.Namespace) -> None:
@@ -139,6 +141,8 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--dvc", type=Path, default=Path("dvc.yaml"), metavar="FILE")
     command.set_defaults(run=register)
 
+    add_sources_command(commands)
+    add_look_commands(commands)
     key = commands.add_parser("key", help="the secret behind patient pseudonyms and splits").add_subparsers(
         required=True
     )

@@ -1,6 +1,7 @@
 """What the commands of `shards` and `ace` share: the params file, overrides, and errors without a traceback."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,15 +47,22 @@ def values_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
-    """Parse, call the subcommand's function, print a user's mistake as one message; returns the exit code."""
+    """Parse, call the subcommand's function, print a user's mistake as one message; returns the exit code.
+
+    A command returns its own exit code, or None for 0.
+    """
     arguments = parser.parse_args(argv)
-    command: Callable[[argparse.Namespace], None] = arguments.run
+    command: Callable[[argparse.Namespace], int | None] = arguments.run
     try:
-        command(arguments)
+        code = command(arguments)
+        sys.stdout.flush()
     except ShardError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; run the same command again: it goes on with what was kept", file=sys.stderr)
         return 130
-    return 0
+    except BrokenPipeError:  # whoever reads the output, as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return code or 0

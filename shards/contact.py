@@ -53,7 +53,7 @@ def _tiles(sample: Sample, tile_px: int, pair: int) -> list[tuple[Image.Image, s
     plain = Image.fromarray(sample.image).convert("RGB").resize((tile_px, tile_px), Image.Resampling.LANCZOS)
     findings = ", ".join(name for name, value in sample.meta["labels"].items() if value == 1)
     return [
-        (plain, f"{sample.key}  {sample.meta['split']}  {sample.meta['view'] or ''}"),
+        (plain, f"{sample.key}  {sample.split}  {sample.meta['view'] or ''}"),
         (_with_crops(sample, plain, pair), "grid, foreground, one crop pair"),
         (_with_structures(sample, plain), findings or "no finding labelled"),
     ]

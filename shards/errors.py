@@ -29,5 +29,9 @@ class NoSpaceError(ShardError):
     """A disk is full, or has too little room for what is about to be written."""
 
 
+class StoreError(ShardError):
+    """A remote shard set cannot be reached or read, or there is no room for its files."""
+
+
 class IdKeyError(ShardError):
     """The project's identity key is missing or is not the one the shards were built with."""

@@ -1,11 +1,14 @@
 """The shard format on disk (docs/data.md), as writer and reader share it."""
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-FORMAT_VERSION = 1
+from shards.tar import BLOCK, Span
+
+FORMAT_VERSION = 2
 
 INDEX = "index.json"
 ROWS = "samples.npy"
@@ -20,21 +23,37 @@ MAX_KEY_LENGTH = 64
 
 ROW_DTYPE = np.dtype(
     [
-        ("key", f"U{MAX_KEY_LENGTH}"),
-        ("patient", "U16"),
-        ("split", "U5"),
-        ("shard", np.int32),  # position in the index's list of shards
-        ("start", np.int64),  # the sample's members, headers included: [start, stop)
-        ("stop", np.int64),
-        ("image_start", np.int64),
-        ("image_bytes", np.int64),
-        ("meta_start", np.int64),
-        ("meta_bytes", np.int64),
-        ("landmarks_start", np.int64),
-        ("landmarks_bytes", np.int64),  # 0: the sample has none
+        ("key", f"S{MAX_KEY_LENGTH}"),  # ASCII
+        ("patient", "S16"),
+        ("split", np.uint8),  # position in SPLITS
+        ("shard", np.uint32),  # position in the index's list of shards; rows are in its order
+        ("start", np.int64),  # first byte of the sample's first header
+        ("num_bytes", np.uint32),  # of all its members, headers and padding included
+        ("meta_bytes", np.uint32),
+        ("image_bytes", np.uint32),
+        ("landmarks_bytes", np.uint32),  # 0: the sample has none
     ]
 )
-"""One row per sample; offsets are bytes in its tar."""
+"""One row per sample. Offsets are bytes in its tar; where a member lies follows from the sizes (`SampleSpans`)."""
+
+
+@dataclass(frozen=True)
+class SampleSpans:
+    """Where a sample's members lie in its tar: description, image, landmarks if it has any, then the others."""
+
+    members: Span
+    meta: Span
+    image: Span
+    landmarks: Span
+
+    @classmethod
+    def of(cls, row: np.void) -> "SampleSpans":
+        """From a row of the index; each header is one block."""
+        start = int(row["start"])
+        meta = Span(start + BLOCK, int(row["meta_bytes"]))
+        image = Span(meta.member_stop + BLOCK, int(row["image_bytes"]))
+        landmarks = Span(image.member_stop + BLOCK, int(row["landmarks_bytes"]))
+        return cls(Span(start, int(row["num_bytes"])), meta, image, landmarks)
 
 
 def sha256_of(path: Path) -> str:

@@ -141,7 +141,7 @@ def create_key(path: Path) -> str:
     Raises:
         IdKeyError: the file exists (a lost key is lost with all its pseudonyms), or lies in a git work tree.
     """
-    folder = path.absolute().parent
+    folder = path.resolve().parent
     tree = next((parent for parent in (folder, *folder.parents) if (parent / ".git").exists()), None)
     if tree is not None:
         raise IdKeyError(

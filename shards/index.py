@@ -68,7 +68,7 @@ def _write_set(plan: BatchPlan, encoder: Encoder, scratch: Path, finished: Path)
         quarantined += summary["quarantined"]
         if not summary["samples"]:
             continue
-        rows.append(summary["samples"], len(shards))
+        rows.append(summary["samples"], split=SPLITS.index(summary["split"]), shard=len(shards))
         tally.add(summary["split"], summary["samples"])
         shards.append({"num_samples": len(summary["samples"]), **{key: summary[key] for key in _OF_TARS}})
         link_or_copy(scratch / summary["name"], finished / summary["name"])
@@ -92,7 +92,7 @@ def _write_set(plan: BatchPlan, encoder: Encoder, scratch: Path, finished: Path)
         "counts": tally.counts(),
         "statistics": tally.statistics(),
         "quarantined": {"count": len(quarantined), "reasons": _reasons(quarantined)},
-        "samples": {"name": ROWS, "sha256": sha256_of(finished / ROWS)},
+        "samples": {"name": ROWS, "bytes": (finished / ROWS).stat().st_size, "sha256": sha256_of(finished / ROWS)},
     }
     (finished / INDEX).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     draw_contact_sheet(ShardIndex.open(finished)).save(finished / CONTACT_SHEET)
@@ -177,9 +177,10 @@ class _RowWriter:
         self._rows = np.lib.format.open_memmap(path, mode="w+", dtype=ROW_DTYPE, shape=(num_rows,))
         self._num_written = 0
 
-    def append(self, samples: list[dict[str, Any]], shard: int) -> None:
+    def append(self, samples: list[dict[str, Any]], *, split: int, shard: int) -> None:
         """The rows of one tar's samples."""
-        rows = [tuple({**s["row"], "shard": shard}[name] for name in ROW_DTYPE.names or ()) for s in samples]
+        rest = {"split": split, "shard": shard}
+        rows = [tuple({**sample["row"], **rest}[name] for name in ROW_DTYPE.names or ()) for sample in samples]
         self._rows[self._num_written : self._num_written + len(rows)] = np.array(rows, dtype=ROW_DTYPE)
         self._num_written += len(rows)
 

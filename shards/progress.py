@@ -15,9 +15,20 @@ def progress(items: Iterable[Item], *, total: int, description: str, unit: str, 
 
 
 def progress_bar(
-    items: Any = None, *, total: int, description: str, unit: str, initial: int = 0, is_shown: bool = True
+    items: Any = None,
+    *,
+    total: int,
+    description: str,
+    unit: str,
+    initial: int = 0,
+    is_shown: bool = True,
+    is_scaled: bool = False,
+    delay_s: float = 0.0,
 ) -> "tqdm[Any]":
-    """The bar itself, for loops that update it by hand or show figures beside it."""
+    """The bar itself, for loops that update it by hand or show figures beside it.
+
+    `is_scaled` writes 1.5M for 1500000, for bytes; what ends within `delay_s` is not shown.
+    """
     is_terminal = sys.stderr.isatty()
     return tqdm(
         items,
@@ -30,4 +41,6 @@ def progress_bar(
         mininterval=0.2 if is_terminal else 10.0,
         file=sys.stderr,
         disable=not is_shown,
+        unit_scale=is_scaled,
+        delay=delay_s,
     )

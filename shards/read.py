@@ -1,10 +1,9 @@
-"""Reading shard sets: the index, one sample by its byte offsets, and the order of an epoch."""
+"""Reading shard sets: the index, and one sample by its byte offsets."""
 
 import hashlib
 import io
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,59 +13,91 @@ import numpy as np
 from jaxtyping import Int64
 from PIL import Image
 
+from shards.cache import StoredFile
 from shards.canvas import Canvas
 from shards.errors import ConfigError, IndexFormatError
-from shards.format import FORMAT_VERSION, INDEX, MASK_SUFFIX, ROW_DTYPE, ROWS, sha256_of
+from shards.format import FORMAT_VERSION, INDEX, MASK_SUFFIX, ROW_DTYPE, ROWS, SampleSpans
 from shards.grid import GridSpec
+from shards.identity import SPLITS
 from shards.records import Split
+from shards.store import LocalStore, Location, RemoteStore, Store, Tar, open_store
 from shards.tar import walk_members
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """What is in a shard set.
+    """What is in a shard set. Sent to another process it takes a description along, not a million rows.
 
     Attributes:
-        root: Its folder.
+        store: Where its files lie.
         values: The content of index.json.
-        rows: One row of `ROW_DTYPE` per sample, memory-mapped.
+        rows: One row of `ROW_DTYPE` per sample, memory-mapped, in the order of the shards.
         fingerprint: sha256 of index.json, and so, through the hashes in it, of the whole set.
     """
 
-    root: Path
+    store: Store
     values: dict[str, Any]
     rows: np.ndarray
     fingerprint: str
 
     @classmethod
-    def open(cls, root: Path) -> "ShardIndex":
-        """Read and check the index of the shard set in `root`.
+    def open(cls, location: Location | LocalStore | RemoteStore, *, is_checked: bool = True) -> "ShardIndex":
+        """Read and check the index of the shard set at a folder, a URL, or in a store that `open_store` made.
+
+        Args:
+            location: Where it lies.
+            is_checked: Its tars must be there and of their sizes; without, they are looked at when they are read.
 
         Raises:
             IndexFormatError: there is none, it has another format version, or files do not fit it.
+            StoreError: a server does not answer, or refuses.
+            ConfigError: the URL cannot be used, or the cache's settings are wrong.
         """
+        store = location if isinstance(location, LocalStore | RemoteStore) else open_store(location)
+        name = store.location.rpartition("/")[2]
         try:
-            text = (root / INDEX).read_bytes()
+            text = store.read(INDEX)
             values = json.loads(text)
         except (OSError, ValueError):
             raise IndexFormatError(
-                f"{root}: no shard set: {INDEX} is missing or no JSON; build it with `dvc repro shard@{root.name}`"
+                f"{store.location}: no shard set: {INDEX} is missing or no JSON; build it with `dvc repro shard@{name}`"
             ) from None
         found = values.get("format_version")
         if found != FORMAT_VERSION:
             raise IndexFormatError(
-                f"{root}: format_version {found}, this code reads {FORMAT_VERSION}; build it again: "
-                f"`dvc repro --force shard@{root.name}`"
+                f"{store.location}: format_version {found}, this code reads {FORMAT_VERSION}; build it again: "
+                f"`dvc repro --force shard@{name}`"
             )
-        index = cls(root, values, _read_rows(root, values), hashlib.sha256(text).hexdigest())
-        for shard in index.shards:
-            size = (root / shard["name"]).stat().st_size if (root / shard["name"]).is_file() else None
-            if size != shard["bytes"]:
-                raise IndexFormatError(
-                    f"{root / shard['name']}: {size} bytes, the index says {shard['bytes']}; restore the shard set "
-                    "with `dvc checkout` or build it again"
-                )
+        index = cls(store, values, _read_rows(store, values), hashlib.sha256(text).hexdigest())
+        num_listed = sum(shard["num_samples"] for shard in index.shards)
+        if num_listed != len(index.rows):
+            raise IndexFormatError(
+                f"{store.location}: {len(index.rows)} rows, and its tars hold {num_listed} samples; build it again"
+            )
+        if is_checked:
+            store.check(index.tars)
         return index
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        # A pickled memory map is a copy of all of it.
+        return state | {"rows": None} if isinstance(self.rows, np.memmap) else state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.rows is None:
+            self.__dict__["rows"] = _open_rows(self.store, self.values)
+
+    @property
+    def root(self) -> Path:
+        """Its folder.
+
+        Raises:
+            ConfigError: it lies on a server.
+        """
+        if isinstance(self.store, LocalStore):
+            return self.store.root
+        raise ConfigError(f"{self.store.location}: lies on a server; expected a shard set in a local folder: copy it")
 
     @property
     def name(self) -> str:
@@ -88,26 +119,46 @@ class ShardIndex:
         """name, split, num_samples, bytes, sha256 of each tar."""
         return list(self.values["shards"])
 
+    @cached_property
+    def tars(self) -> list[StoredFile]:
+        """The tars' files, in the order of `shards`."""
+        return [StoredFile(shard["name"], shard["bytes"], shard["sha256"]) for shard in self.shards]
+
     @property
     def statistics(self) -> dict[str, Any]:
         """mean and std of the training images' foreground in [0, 1], and counts of images, patients, labels, views."""
         return {**self.values["statistics"], **self.values["counts"]}
 
     def select(self, split: Split) -> Int64[np.ndarray, "num_samples"]:
-        """Rows of a split, in the order of its shards."""
-        return np.flatnonzero(self.rows["split"] == split)
+        """Rows of a split, in the order of its shards; a tar is of one split, so no row is looked at."""
+        ends = np.cumsum([shard["num_samples"] for shard in self.shards], dtype=np.int64)
+        runs = [
+            np.arange(end - shard["num_samples"], end, dtype=np.int64)
+            for shard, end in zip(self.shards, ends, strict=True)
+            if shard["split"] == split
+        ]
+        return np.concatenate([np.zeros(0, np.int64), *runs])
+
+    def tar_numbers(self, rows: Int64[np.ndarray, "num_samples"]) -> Int64[np.ndarray, "num_samples"]:
+        """Which of `shards` each of some rows lies in; from the tars' sizes, so no row is looked at."""
+        ends = np.cumsum([shard["num_samples"] for shard in self.shards], dtype=np.int64)
+        return np.searchsorted(ends, rows, side="right")
+
+    def keys(self, rows: Int64[np.ndarray, "num_samples"]) -> list[str]:
+        """Keys of the samples in some rows."""
+        return [key.decode("ascii") for key in self.rows["key"][rows].tolist()]
 
     def verify(self) -> None:
-        """Compare every tar with its sha256.
+        """Compare every tar with its sha256; those of a server are fetched.
 
         Raises:
             IndexFormatError: naming the tars that differ.
         """
-        damaged = [shard["name"] for shard in self.shards if sha256_of(self.root / shard["name"]) != shard["sha256"]]
+        damaged = [tar for tar in self.tars if _sha256_of(self.store.open(tar)) != tar.sha256]
         if damaged:
-            raise IndexFormatError(
-                f"{self.root}: damaged tars: {', '.join(damaged)}; restore them with `dvc checkout` or build again"
-            )
+            names = ", ".join(tar.name for tar in damaged)
+            remedy = self.store.remedy(damaged[0])
+            raise IndexFormatError(f"{self.store.location}: damaged tars: {names}; {remedy}")
 
 
 @dataclass(frozen=True)
@@ -118,30 +169,35 @@ class Sample:
         key: Its key.
         image: The canvas.
         meta: The content of <key>.json.
-        shard: The tar it lies in.
+        tar: The tar it lies in.
         row: Its row of the index.
     """
 
     key: str
     image: Canvas
     meta: dict[str, Any]
-    shard: Path
+    tar: Tar
     row: np.void
+
+    @property
+    def split(self) -> Split:
+        """Its patient's split."""
+        return SPLITS[int(self.row["split"])]
 
     @property
     def landmarks(self) -> dict[str, tuple[float, float]]:
         """Landmark → (row, col) in continuous canvas pixels; read on demand."""
         if not self.row["landmarks_bytes"]:
             return {}
-        data = _read_at(self.shard, int(self.row["landmarks_start"]), int(self.row["landmarks_bytes"]))
-        return {name: (row, col) for name, (row, col) in json.loads(data).items()}
+        span = SampleSpans.of(self.row).landmarks
+        return {name: (row, col) for name, (row, col) in json.loads(self.tar.read(span.start, span.num_bytes)).items()}
 
     def masks(self) -> dict[str, np.ndarray]:
         """Structure → boolean mask of the canvas; read on demand."""
-        start, stop = int(self.row["start"]), int(self.row["stop"])
+        span = SampleSpans.of(self.row).members
         before, after = MASK_SUFFIX.split("{structure}")
         masks = {}
-        for name, data in walk_members(_read_at(self.shard, start, stop - start)):
+        for name, data in walk_members(self.tar.read(span.start, span.num_bytes)):
             _, _, suffix = name.partition(".")
             if suffix.startswith(before) and suffix.endswith(after):
                 masks[suffix.removeprefix(before).removesuffix(after)] = np.asarray(Image.open(io.BytesIO(data))) > 0
@@ -153,91 +209,77 @@ class ShardReader:
 
     def __init__(self, index: ShardIndex) -> None:
         self.index = index
-        self._paths = [index.root / shard["name"] for shard in index.shards]
+        self._tars = [Tar(index.store, tar) for tar in index.tars]
 
     def read(self, row: int) -> Sample:
         """The sample of one row of the index.
 
         Raises:
             IndexFormatError: the bytes at its place are not the sample's.
+            StoreError: its tar cannot be had from the server.
         """
-        meta = self.meta(row)
         entry = self.index.rows[row]
-        path = self._paths[entry["shard"]]
-        image = Image.open(io.BytesIO(_read_at(path, int(entry["image_start"]), int(entry["image_bytes"]))))
-        return Sample(str(entry["key"]), np.array(image), meta, path, entry)
+        spans, tar = SampleSpans.of(entry), self._tars[entry["shard"]]
+        # Description and image lie side by side: one read for both.
+        start = spans.meta.start
+        data = tar.read(start, spans.image.start + spans.image.num_bytes - start)
+        meta = _checked_meta(data[: spans.meta.num_bytes], entry, tar)
+        image = Image.open(io.BytesIO(data[spans.image.start - start :]))
+        return Sample(meta["key"], np.array(image), meta, tar, entry)
 
     def meta(self, row: int) -> dict[str, Any]:
         """What the shard says about the sample of one row, without decoding its image.
 
         Raises:
             IndexFormatError: the bytes at its place are not the sample's.
+            StoreError: its tar cannot be had from the server.
         """
         entry = self.index.rows[row]
-        path = self._paths[entry["shard"]]
-        meta: dict[str, Any] = json.loads(_read_at(path, int(entry["meta_start"]), int(entry["meta_bytes"])))
-        if meta["key"] != entry["key"]:
-            raise IndexFormatError(f"{path}: found sample {meta['key']} in the place of {entry['key']}; build it again")
-        return meta
+        span, tar = SampleSpans.of(entry).meta, self._tars[entry["shard"]]
+        return _checked_meta(tar.read(span.start, span.num_bytes), entry, tar)
 
 
-def epoch_order(
-    sizes: Sequence[int],
-    weights: Sequence[float],
-    *,
-    seed: int,
-    epoch: int,
-    rank: int,
-    world_size: int,
-    batch_size: int,
-) -> Int64[np.ndarray, "num_batches batch_size 2"]:
-    """Which samples one rank sees in one epoch, in order, as (data set, position in its selected rows).
-
-    A weight multiplies a data set's size: 1 shows each of its samples once, 2.5 shows each twice and a random half a
-    third time, 0 none. All draws are shuffled together and dealt to the ranks; what does not fill a batch on every
-    rank is left out of this epoch (another part in each). Everything follows from the arguments.
-
-    Raises:
-        ConfigError: fewer draws than one batch on every rank.
-    """
-    draws = [
-        _draw(dataset, size, weight, np.random.default_rng([seed, epoch, 1 + dataset]))
-        for dataset, (size, weight) in enumerate(zip(sizes, weights, strict=True))
-    ]
-    # SeedSequence pads with zeros: without the 1 + above, data set 0 would share this stream.
-    order = np.random.default_rng([seed, epoch]).permutation(np.concatenate(draws))
-    num_batches = len(order) // (world_size * batch_size)
-    if not num_batches:
-        raise ConfigError(
-            f"{len(order)} training samples an epoch for {world_size} rank(s) × batch_size {batch_size} = "
-            f"{world_size * batch_size}; lower the batch size or the number of ranks, or add data"
-        )
-    dealt = order[: num_batches * world_size * batch_size].reshape(num_batches, world_size, batch_size, 2)
-    return dealt[:, rank]
+def _checked_meta(data: bytes, entry: np.void, tar: Tar) -> dict[str, Any]:
+    expected = entry["key"].decode("ascii")
+    try:
+        meta: dict[str, Any] = json.loads(data)
+        found = meta["key"]
+    except (ValueError, TypeError, KeyError):
+        found = "(no description of one)"
+    if found != expected:
+        raise IndexFormatError(f"{tar}: found sample {found} in the place of {expected}; build it again")
+    return meta
 
 
-def _draw(dataset: int, size: int, weight: float, rng: np.random.Generator) -> Int64[np.ndarray, "num_draws 2"]:
-    repeats, rest = divmod(round(weight * size), max(size, 1))
-    positions = np.concatenate([np.tile(np.arange(size), repeats), rng.permutation(size)[:rest]])
-    return np.stack([np.full_like(positions, dataset), positions], axis=1)
-
-
-def _read_rows(root: Path, values: dict[str, Any]) -> np.ndarray:
-    path = root / ROWS
-    if not path.is_file() or sha256_of(path) != values["samples"]["sha256"]:
-        raise IndexFormatError(f"{path}: missing or not the file of this index; restore or build the shard set again")
-    rows: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+def _read_rows(store: Store, values: dict[str, Any]) -> np.ndarray:
+    """The rows, compared with their hash: 109 bytes a sample, read without becoming part of this process's memory."""
+    stored = _stored_rows(values)
+    if _sha256_of(store.open(stored)) != stored.sha256:
+        raise IndexFormatError(f"{store.path(stored)}: missing or not the file of this index; {store.remedy(stored)}")
+    rows = _open_rows(store, values)
     if rows.dtype != ROW_DTYPE:
-        raise IndexFormatError(f"{path}: rows of {rows.dtype}, expected {ROW_DTYPE}; build the shard set again")
+        raise IndexFormatError(
+            f"{store.location}/{ROWS}: rows of {rows.dtype}, expected {ROW_DTYPE}; build the shard set again"
+        )
     return rows
 
 
-def _read_at(path: Path, start: int, num_bytes: int) -> bytes:
-    file = os.open(path, os.O_RDONLY)
+def _open_rows(store: Store, values: dict[str, Any]) -> np.ndarray:
+    stored = _stored_rows(values)
+    descriptor = store.open(stored)  # held while the file is mapped: until then the cache may not evict it
     try:
-        data = os.pread(file, num_bytes, start)
+        rows: np.ndarray = np.load(store.path(stored), mmap_mode="r", allow_pickle=False)
     finally:
-        os.close(file)
-    if len(data) != num_bytes:
-        raise IndexFormatError(f"{path}: ends before byte {start + num_bytes}; restore or build the shard set again")
-    return data
+        os.close(descriptor)
+    return rows
+
+
+def _stored_rows(values: dict[str, Any]) -> StoredFile:
+    about = values["samples"]
+    return StoredFile(about["name"], about["bytes"], about["sha256"])
+
+
+def _sha256_of(descriptor: int) -> str:
+    """Hash of an open file, which is closed."""
+    with os.fdopen(descriptor, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

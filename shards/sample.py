@@ -140,7 +140,6 @@ class Encoder:
             "source_id": record.source_id,
             "patient": record.patient,
             "study": record.study,
-            "split": task.split,
             "view": record.view,
             "sex": record.sex,
             "age": age_bucket(record.age_years),

@@ -6,7 +6,7 @@ from shards.identity import SPLITS
 from shards.read import ShardIndex
 from shards.text import table
 
-_STATES = (("1", "present"), ("0", "absent"), ("-1", "uncertain"), ("unknown", "unknown"))
+_STATES = ("1", "0", "-1", "unknown")
 
 
 def statistics_of(index: ShardIndex) -> dict[str, Any]:
@@ -50,19 +50,8 @@ def format_statistics(statistics: dict[str, Any]) -> str:
     lines += ["", table([["", *SPLITS], *([name, *cells] for name, cells in rows)])]
     labels = sorted({name for split in SPLITS for name in statistics["labels"][split]})
     if labels:
-        header = ["label", *(f"{split} {word}" for split in SPLITS for _, word in _STATES[:3])]
-        cells = [
-            [
-                name,
-                *(
-                    f"{statistics['labels'][split].get(name, {}).get(state, 0):,}"
-                    for split in SPLITS
-                    for state, _ in _STATES[:3]
-                ),
-            ]
-            for name in labels
-        ]
-        lines += ["", table([header, *cells])]
+        cells = [[name, *(_states(statistics["labels"][split].get(name, {})) for split in SPLITS)] for name in labels]
+        lines += ["", table([["label: present / absent / uncertain / unknown", *SPLITS], *cells])]
     reasons = statistics["quarantined"]["reasons"]
     lines += ["", f"quarantined: {statistics['quarantined']['count']}"]
     lines += [f"  {count:,} × {reason}" for reason, count in reasons.items()]
@@ -72,6 +61,10 @@ def format_statistics(statistics: dict[str, Any]) -> str:
 def _by_split(views: dict[str, dict[str, int]]) -> list[tuple[str, list[str]]]:
     names = sorted({name for split in SPLITS for name in views[split]})
     return [(name, [f"{views[split].get(name, 0):,}" for split in SPLITS]) for name in names]
+
+
+def _states(counts: dict[str, int]) -> str:
+    return " / ".join(f"{counts.get(state, 0):,}" for state in _STATES)
 
 
 def _number(value: float | None) -> str:

@@ -102,21 +102,17 @@ def read_summary(scratch: Path, name: str, *, is_checked: bool = False) -> Summa
 
 
 def _row(task: Task, spans: dict[str, Span]) -> dict[str, Any]:
-    """The sample's row of the index, but for the number of its tar."""
+    """The sample's row of the index, but for split and number of its tar."""
     meta, image, *others = spans.values()
     last = others[-1] if others else image
     landmarks = spans.get(LANDMARKS_SUFFIX, Span(0, 0))
     return {
         "key": task.key,
         "patient": task.record.patient,
-        "split": task.split,
         "start": meta.member_start,
-        "stop": last.member_stop,
-        "image_start": image.start,
-        "image_bytes": image.num_bytes,
-        "meta_start": meta.start,
+        "num_bytes": last.member_stop - meta.member_start,
         "meta_bytes": meta.num_bytes,
-        "landmarks_start": landmarks.start,
+        "image_bytes": image.num_bytes,
         "landmarks_bytes": landmarks.num_bytes,
     }
 

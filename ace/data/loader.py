@@ -25,8 +25,9 @@ from ace.data.views import centred_windows, random_windows
 from shards.canvas import Pixels, with_channels
 from shards.errors import ConfigError
 from shards.grid import CropPair, GridSpec, Window, draw_crop_pair, scale_of_step
+from shards.order import batches_per_epoch, cache_window, epoch_order
 from shards.params import MixParams
-from shards.read import Sample, ShardIndex, ShardReader, epoch_order
+from shards.read import Sample, ShardIndex, ShardReader
 
 CropSource = Literal["fresh", "bank"]
 Request = tuple[int, int, int, int]
@@ -66,7 +67,7 @@ class CropDataset(Dataset[CropPairItem | ViewItem]):
         for index, _ in members:
             if index.spec != spec:
                 raise ConfigError(
-                    f"shard set {index.root} was built with the grid {index.spec}, training uses {spec}; "
+                    f"shard set {index.store.location} was built with the grid {index.spec}, training uses {spec}; "
                     f"build it again: dvc repro shard@{index.name}"
                 )
         self.spec, self.crops, self.augment = spec, crops, augment
@@ -74,8 +75,10 @@ class CropDataset(Dataset[CropPairItem | ViewItem]):
         self.specs = [spec_of_epoch(objective, spec, epoch) for epoch in range(CYCLE)]
         self.in_channels, self.seed = in_channels, seed
         self.mixes = [mix for _, mix in members]
-        self.readers = [ShardReader(index) for index, _ in members]
-        self.rows = [index.select("train") for index, _ in members]
+        self.indexes = [index for index, _ in members]
+        self.readers = [ShardReader(index) for index in self.indexes]
+        self.rows = [index.select("train") for index in self.indexes]
+        self.window = cache_window(self.indexes, self.rows, [mix.weight for mix in self.mixes])
 
     def __getitem__(self, request: Request) -> CropPairItem | ViewItem:
         """The crop pair, or the views, that this sample gets at this step."""
@@ -152,16 +155,18 @@ class StepSampler(Sampler[list[Request]]):
             ConfigError: there are fewer samples than a step needs.
         """
         self.dataset, self.first_step, self.epochs = dataset, first_step, epochs
+        sizes, weights = [len(rows) for rows in dataset.rows], [mix.weight for mix in dataset.mixes]
         self._order = partial(
             epoch_order,
-            [len(rows) for rows in dataset.rows],
-            [mix.weight for mix in dataset.mixes],
+            sizes,
+            weights,
             seed=dataset.seed,
             rank=rank,
             world_size=world_size,
             batch_size=batch_size,
+            window=dataset.window,
         )
-        self.steps_per_epoch = len(self._order(epoch=0))
+        self.steps_per_epoch = batches_per_epoch(sizes, weights, world_size=world_size, batch_size=batch_size)
         self.num_steps = epochs * self.steps_per_epoch
 
     def __len__(self) -> int:
@@ -171,9 +176,9 @@ class StepSampler(Sampler[list[Request]]):
         first_epoch, num_skipped = divmod(self.first_step, self.steps_per_epoch)
         for epoch in range(first_epoch, self.epochs):
             first = num_skipped if epoch == first_epoch else 0
-            batches = self._order(epoch=epoch)[first:].tolist()
+            batches = self._order(epoch=epoch)[first:]
             for step, batch in enumerate(batches, start=epoch * self.steps_per_epoch + first):
-                yield [(shard_set, position, step, epoch) for shard_set, position in batch]
+                yield [(shard_set, position, step, epoch) for shard_set, position in batch.tolist()]
 
 
 def build_loader(sampler: StepSampler, *, num_workers: int, is_pinned: bool) -> DataLoader[Any]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool
@@ -37,9 +36,8 @@ class Cohort:
     subjects: tuple[Subject, ...]
 
 
-def read_cohort(root: Path, max_patients: int, seed: int) -> Cohort:
+def read_cohort(index: ShardIndex, max_patients: int, seed: int) -> Cohort:
     """Choose test patients of a shard set, one image of each, by seed."""
-    index = ShardIndex.open(root)
     reader = ShardReader(index)
     rng = np.random.default_rng(seed)
     test_rows = rng.permutation(index.select("test"))

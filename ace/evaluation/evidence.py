@@ -47,6 +47,9 @@ from ace.evaluation.pictures import composition_arrays, correspondence_arrays, d
 from ace.models.encoder import load_encoder, untrained_encoder
 from shards.atomic import replace_directory, write_text
 from shards.errors import ConfigError
+from shards.lineage import check_independence
+from shards.read import ShardIndex
+from shards.store import Location, location_of
 
 CORRESPONDENCE = "correspondence_px_at_1024"
 NO_LANDMARKS = "fewer than two test patients of this batch have landmarks"
@@ -88,21 +91,24 @@ class Reading:
 
 
 def evaluate(
-    params: EvaluateParams, shards_root: Path, model_dir: Path, metrics_path: Path, evidence_dir: Path
+    params: EvaluateParams, shards_root: Location, model_dir: Path, metrics_path: Path, evidence_dir: Path
 ) -> None:
     """Measure what method.md §5 names, write the metrics, and keep the arrays that the report draws.
 
     Args:
         params: The section `evaluate`.
-        shards_root: Folder of all shard sets; `params.batch` names the one used.
+        shards_root: Folder or URL of all shard sets; `params.batch` names the one used.
         model_dir: The trained model.
         metrics_path: JSON of figures, each with n, chance and interval.
         evidence_dir: Folder of .npz files, replaced as a whole.
 
     Raises:
         ConfigError: too few test patients, or a model trained on another grid.
+        ContaminationError: the model was trained on some of the test patients.
     """
-    cohort = read_cohort(shards_root / params.batch, params.max_patients, params.seed)
+    index = ShardIndex.open(location_of(shards_root, params.batch))
+    independence = check_independence(model_dir, index, is_accepted=params.accept_shared_images)
+    cohort = read_cohort(index, params.max_patients, params.seed)
     plan = draw_plan(cohort, params)
     encoders: dict[str, Encoder] = {
         "trained": load_encoder(model_dir, which="teacher"),
@@ -113,7 +119,7 @@ def evaluate(
         _check_grid(encoder, cohort)
         answers[name] = ask(Embedder(encoder, cohort.batch, params.images_per_forward, name), cohort, plan)
     figures = tabulate(cohort, plan, answers, params)
-    write_evidence(cohort, plan, answers, params, evidence_dir)
+    write_evidence(cohort, plan, answers, params, independence, evidence_dir)
     write_text(metrics_path, json.dumps(figures, indent=2) + "\n")
 
 
@@ -165,7 +171,12 @@ def tabulate(cohort: Cohort, plan: Plan, answers: Mapping[str, Answers], params:
 
 
 def write_evidence(
-    cohort: Cohort, plan: Plan, answers: Mapping[str, Answers], params: EvaluateParams, evidence_dir: Path
+    cohort: Cohort,
+    plan: Plan,
+    answers: Mapping[str, Answers],
+    params: EvaluateParams,
+    independence: Mapping[str, Any],
+    evidence_dir: Path,
 ) -> None:
     """Keep what the report draws, in a folder that appears whole."""
     fresh = evidence_dir.with_name(f".{evidence_dir.name}.tmp")
@@ -174,6 +185,7 @@ def write_evidence(
     canvases = [subject.canvas for subject in cohort.subjects]
     size_px, num_examples = cohort.spec.crop_px, params.num_examples
     write_text(fresh / "protocol.json", params.model_dump_json(indent=2, exclude={"checks"}) + "\n")
+    write_text(fresh / "independence.json", json.dumps(independence, indent=2) + "\n")
     cosines = {name: answer.composition for name, answer in answers.items()}
     write_arrays(fresh / "composition.npz", composition_arrays(canvases, plan.composition, cosines, size_px))
     embeddings = {name: answer.decomposition for name, answer in answers.items()}

@@ -106,6 +106,8 @@ class EvaluateParams(Section):
 
     batch: str = Field(min_length=1)
     """Key in `batches` of the shard set whose test patients are used."""
+    accept_shared_images: bool
+    """Whether the batch may hold images, or patients, that the encoder was trained on (docs/data.md)."""
     seed: int = Field(ge=0)
     """Seed of the patients chosen, the regions, the draws, the resamples, and the untrained encoder."""
     max_patients: int = Field(ge=2)

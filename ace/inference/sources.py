@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+import numpy as np
+
 from ace.inference.images import decode_file
 from shards.canvas import Pixels
 from shards.decode import UnreadableImageError
@@ -15,6 +17,7 @@ from shards.format import INDEX
 from shards.identity import read_id_key
 from shards.read import ShardIndex, ShardReader
 from shards.records import Split
+from shards.store import Location
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 _BYTES_THAT_TELL = 132
@@ -130,15 +133,15 @@ def open_shards(index: ShardIndex, split: Split | Literal["all"]) -> ShardImages
     Raises:
         SourceError: the split is empty.
     """
-    rows = list(range(len(index.rows))) if split == "all" else [int(row) for row in index.select(split)]
-    if not rows:
-        raise SourceError(f"{index.root}: no samples of the split '{split}'")
-    return ShardImages(ShardReader(index), rows, [str(key) for key in index.rows["key"][rows]], "sample key")
+    rows = np.arange(len(index.rows)) if split == "all" else index.select(split)
+    if not len(rows):
+        raise SourceError(f"{index.store.location}: no samples of the split '{split}'")
+    return ShardImages(ShardReader(index), rows.tolist(), index.keys(rows), "sample key")
 
 
-def is_shard_set(path: Path) -> bool:
-    """Whether a folder is a shard set."""
-    return (path / INDEX).is_file()
+def is_shard_set(location: Location) -> bool:
+    """Whether a folder is a shard set; a URL can be nothing else."""
+    return isinstance(location, str) or (location / INDEX).is_file()
 
 
 def _find_images(root: Path) -> list[str]:

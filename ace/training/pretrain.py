@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from ace.data.division import check_division
 from ace.data.loader import CropDataset, StepSampler
 from ace.models.backbone import build_backbone
 from ace.models.networks import Student, Teacher
@@ -29,8 +31,10 @@ from ace.training.state import TrainState
 from ace.training.stop import StopRequest
 from shards.atomic import replace_directory, write_text
 from shards.errors import ConfigError
+from shards.lineage import TRAINING_IMAGES, write_training_images
 from shards.params import BatchParams, GridParams, MixParams
 from shards.read import ShardIndex
+from shards.store import Location, location_of
 
 CHECKPOINTS, ROWS, START = "checkpoints", "metrics.jsonl", "start.txt"
 
@@ -55,7 +59,7 @@ def pretrain(
     grid: GridParams,
     batches: Mapping[str, BatchParams],
     *,
-    shards_root: Path,
+    shards_root: Location,
     out: Path,
     metrics_dir: Path,
     request: StopRequest,
@@ -70,7 +74,7 @@ def pretrain(
         params: Section `pretrain`.
         grid: Section `grid`; shards built with another grid are refused.
         batches: Section `batches`; those with a weight above 0 are trained on.
-        shards_root: Folder with one shard set for each batch.
+        shards_root: Folder or URL with one shard set for each batch.
         out: Folder of the finished model; appears whole or not at all.
         metrics_dir: Folder that DVCLive writes to.
         request: Ends the run early, with its state saved.
@@ -96,7 +100,7 @@ def pretrain(
         if ranks.is_first:
             best = _best_teacher(CheckpointFolder(run.path / CHECKPOINTS, num_kept=params.keep_checkpoints))
             config = _resolved_config(params, grid, batches, indexes, state.step, best, ranks)
-            _publish(state, config, best, run.path, out)
+            _publish(state, config, indexes, best, run.path, out)
 
 
 def build_state(params: PretrainParams, grid: GridParams, device: torch.device) -> TrainState:
@@ -203,6 +207,18 @@ def _begin(
         in_channels=params.backbone.in_channels,
         seed=params.seed,
     )
+    samples_per_rank = _samples_per_rank(params, ranks.world_size)
+    warnings = check_division(
+        dataset,
+        batch_size=samples_per_rank,
+        world_size=ranks.world_size,
+        num_local_ranks=ranks.num_local,
+        num_workers=params.num_workers,
+        epochs=params.epochs,
+    )
+    if ranks.is_first:
+        for warning in warnings:
+            print(f"warning: {warning}", file=sys.stderr)
     torch.set_flush_denormal(True)
     torch.manual_seed(params.seed)
     state = build_state(params, grid, ranks.device)
@@ -215,7 +231,7 @@ def _begin(
         state.load_dict(saved)
     sampler = StepSampler(
         dataset,
-        batch_size=_samples_per_rank(params, ranks.world_size),
+        batch_size=samples_per_rank,
         rank=ranks.rank,
         world_size=ranks.world_size,
         first_step=state.step,
@@ -224,8 +240,10 @@ def _begin(
     return state, sampler
 
 
-def _open_indexes(batches: Mapping[str, BatchParams], shards_root: Path) -> dict[str, ShardIndex]:
-    return {name: ShardIndex.open(shards_root / name) for name, item in batches.items() if item.mix.weight > 0}
+def _open_indexes(batches: Mapping[str, BatchParams], shards_root: Location) -> dict[str, ShardIndex]:
+    return {
+        name: ShardIndex.open(location_of(shards_root, name)) for name, item in batches.items() if item.mix.weight > 0
+    }
 
 
 def _agreed_identity(identity: RunIdentity, ranks: Ranks) -> RunIdentity:
@@ -271,12 +289,20 @@ def _best_teacher(checkpoints: CheckpointFolder) -> BestTeacher | None:
     return BestTeacher(best.step, best.score, SCORE, checkpoints.load(best)["teacher"])
 
 
-def _publish(state: TrainState, config: Mapping[str, Any], best: BestTeacher | None, run: Path, out: Path) -> None:
+def _publish(
+    state: TrainState,
+    config: Mapping[str, Any],
+    indexes: Mapping[str, ShardIndex],
+    best: BestTeacher | None,
+    run: Path,
+    out: Path,
+) -> None:
     # Beside the out, not in scratch: a rename needs one file system.
     finished = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(finished, ignore_errors=True)
     finished.mkdir(parents=True)
     save_model(finished, state.student, state.teacher, config, best)
+    write_training_images(finished / TRAINING_IMAGES, indexes)
     for name in (ROWS, START):
         if (run / name).exists():
             shutil.copyfile(run / name, finished / name)
@@ -298,7 +324,7 @@ def _resolved_config(
             "weight": batches[name].mix.weight,
             "fingerprint": index.fingerprint,
             "num_images": len(index.select("train")),
-            "num_patients": len(set(index.rows["patient"][index.select("train")].tolist())),
+            "num_patients": len(np.unique(index.rows["patient"][index.select("train")])),
             "shards": [{"name": s["name"], "sha256": s["sha256"]} for s in index.shards if s["split"] == "train"],
         }
         for name, index in indexes.items()

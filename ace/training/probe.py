@@ -190,17 +190,18 @@ def _read_answers(
 
 def _choose(members: Members, split: Split, limit: int, seed: int) -> tuple[Place, ...]:
     """All images of patients in random order up to `limit`, put back into the order of the shards."""
-    places = [(number, int(row)) for number, (index, _) in enumerate(members) for row in index.select(split)]
-    if not places:
+    rows = [index.select(split) for index, _ in members]
+    member_of = np.repeat(np.arange(len(rows)), [len(chosen) for chosen in rows])
+    if not len(member_of):
         raise ConfigError(
             f"the probe needs images of the split '{split}' and its shard sets "
             f"({', '.join(index.name for index, _ in members) or 'none'}) have none; raise shard.splits.{split}"
         )
-    patients = [members[number][0].rows["patient"][row] for number, row in places]
-    _, patient_of = np.unique(patients, return_inverse=True)
+    patients = [index.rows["patient"][own] for (index, _), own in zip(members, rows, strict=True)]
+    _, patient_of = np.unique(np.concatenate(patients), return_inverse=True)
     turn = np.random.default_rng(seed).permutation(patient_of.max() + 1)
-    chosen = np.argsort(turn[patient_of], kind="stable")[:limit]
-    return tuple(places[position] for position in np.sort(chosen))
+    chosen = np.sort(np.argsort(turn[patient_of], kind="stable")[:limit])
+    return tuple(zip(member_of[chosen].tolist(), np.concatenate(rows)[chosen].tolist(), strict=True))
 
 
 def _matrix(metas: Sequence[dict[str, int | None]], names: Sequence[str]) -> Int[np.ndarray, "images labels"]:

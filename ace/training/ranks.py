@@ -36,6 +36,11 @@ class Ranks:
     device: torch.device
 
     @property
+    def num_local(self) -> int:
+        """Ranks on this machine, as torchrun says; 1 where nobody does."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+    @property
     def is_first(self) -> bool:
         """Whether this one logs and saves."""
         return self.rank == 0

@@ -16,6 +16,7 @@ from ace.training.params import PretrainParams
 from ace.training.start import start_files
 from shards.atomic import write_text
 from shards.errors import ConfigError
+from shards.order import TarWindow, cache_window
 from shards.params import BatchParams, GridParams
 from shards.read import ShardIndex
 from shards.scratch import unfinished_work
@@ -67,6 +68,7 @@ class RunIdentity:
                 "mix": {name: batches[name].mix.model_dump(mode="json") for name in indexes},
                 "start": start,
                 "indexes": {name: index.fingerprint for name, index in indexes.items()},
+                "window_tars": None if (window := _window(batches, indexes)) is None else window.num_tars,
                 "code": hashlib.sha256(b"".join(path.read_bytes() for path in modules)).hexdigest(),
                 "versions": recorded_versions(),
             }
@@ -142,6 +144,12 @@ def open_run(identity: RunIdentity, run_dir: Path | None, *, accepts_changed_cod
 def recorded_versions() -> dict[str, str]:
     """Python and the libraries that results depend on."""
     return {"python": python_version(), **{name: version(name) for name in RECORDED_VERSIONS}}
+
+
+def _window(batches: Mapping[str, BatchParams], indexes: Mapping[str, ShardIndex]) -> TarWindow | None:
+    """Decides the order, and follows from the size of the cache, which other machines or a later run may have other."""
+    rows = [index.select("train") for index in indexes.values()]
+    return cache_window(list(indexes.values()), rows, [batches[name].mix.weight for name in indexes])
 
 
 def _earlier_runs(identity: RunIdentity, run_dir: Path, accepts_changed_code: bool) -> list[Mapping[str, Any]]:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from shards.canvas import UnreadableImageError
+from shards.decode import UnreadableImageError
 from shards.errors import SourceError
 from shards.masks import CHANGED_MASK, MASK_OUTSIDE, MASK_POINTS, MASK_SIZE, MISSING_MASK, draw_mask
 from shards.records import File, Mask, MaskFiles, MaskPolygons, MaskRuns

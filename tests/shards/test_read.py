@@ -3,21 +3,19 @@ import json
 import multiprocessing
 import pickle
 import shutil
-from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import webdataset
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from shards.build import build_shards
-from shards.errors import ConfigError, IndexFormatError
+from shards.errors import IndexFormatError
 from shards.execution import Processes
-from shards.read import ShardIndex, ShardReader, epoch_order
+from shards.format import SampleSpans
+from shards.read import ShardIndex, ShardReader
 from tests.shards.datasets import grid_params, shard_params, write_phantom
 
 
@@ -35,78 +33,6 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(built: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(built, tmp_path / "set"))
-
-
-@st.composite
-def epochs(draw: st.DrawFn) -> dict:
-    sizes = draw(st.lists(st.integers(0, 40), min_size=1, max_size=3))
-    weights = [draw(st.sampled_from([0.0, 0.3, 1.0, 1.7, 3.0])) for _ in sizes]
-    world_size, batch_size = draw(st.integers(1, 3)), draw(st.integers(1, 4))
-    return {"sizes": sizes, "weights": weights, "world_size": world_size, "batch_size": batch_size}
-
-
-def num_draws(values: dict) -> int:
-    return sum(round(size * weight) for size, weight in zip(values["sizes"], values["weights"], strict=True))
-
-
-def orders(values: dict, epoch: int = 0, seed: int = 0) -> list[np.ndarray]:
-    return [epoch_order(**values, seed=seed, epoch=epoch, rank=rank) for rank in range(values["world_size"])]
-
-
-@given(epochs().filter(lambda values: num_draws(values) >= values["world_size"] * values["batch_size"]))
-def test_ranks_get_the_same_number_of_batches_and_share_no_draw(values: dict) -> None:
-    per_rank = orders(values)
-    num_batches = num_draws(values) // (values["world_size"] * values["batch_size"])
-    assert {order.shape for order in per_rank} == {(num_batches, values["batch_size"], 2)}
-    drawn = Counter(map(tuple, np.concatenate(per_rank).reshape(-1, 2).tolist()))
-    for (dataset, position), times in drawn.items():
-        assert 0 <= position < values["sizes"][dataset]
-        assert times <= np.ceil(values["weights"][dataset])
-
-
-@given(st.integers(1, 60), st.integers(1, 3), st.integers(0, 5), st.integers(0, 3))
-def test_ranks_partition_the_samples_when_they_fit(num_each: int, world_size: int, seed: int, epoch: int) -> None:
-    values = {"sizes": [num_each * world_size], "weights": [1.0], "world_size": world_size, "batch_size": num_each}
-    positions = np.concatenate([order[..., 1].ravel() for order in orders(values, epoch, seed)])
-    assert sorted(positions.tolist()) == list(range(num_each * world_size))
-
-
-def test_at_most_one_round_of_batches_is_left_out_and_another_part_in_each_epoch() -> None:
-    values = {"sizes": [50], "weights": [1.0], "world_size": 2, "batch_size": 8}
-    left_out = [
-        set(range(50)) - set(np.concatenate([o[..., 1].ravel() for o in orders(values, epoch)]).tolist())
-        for epoch in range(6)
-    ]
-    assert {len(positions) for positions in left_out} == {2}
-    assert len(set(map(frozenset, left_out))) > 1
-
-
-def test_a_weight_multiplies_a_data_sets_share() -> None:
-    values = {"sizes": [40, 40, 40], "weights": [2.5, 1.0, 0.0], "world_size": 1, "batch_size": 1}
-    drawn = Counter(map(tuple, orders(values)[0].reshape(-1, 2).tolist()))
-    assert [sum(n for (dataset, _), n in drawn.items() if dataset == which) for which in range(3)] == [100, 40, 0]
-    assert sorted(Counter(n for (dataset, _), n in drawn.items() if dataset == 0).items()) == [(2, 20), (3, 20)]
-
-
-def test_a_fraction_draws_other_samples_in_every_epoch() -> None:
-    values = {"sizes": [100], "weights": [0.2], "world_size": 1, "batch_size": 20}
-    drawn = [frozenset(orders(values, epoch)[0][..., 1].ravel().tolist()) for epoch in range(4)]
-    assert all(len(positions) == 20 for positions in drawn)
-    assert len(set(drawn)) == 4
-
-
-def test_the_order_follows_from_seed_and_epoch() -> None:
-    values = {"sizes": [30, 20], "weights": [1.0, 1.3], "world_size": 2, "batch_size": 4}
-    first = orders(values, epoch=2, seed=7)
-    assert all(map(np.array_equal, first, orders(values, epoch=2, seed=7)))
-    assert not np.array_equal(first[0], orders(values, epoch=3, seed=7)[0])
-    assert not np.array_equal(first[0], orders(values, epoch=2, seed=8)[0])
-
-
-@pytest.mark.parametrize("sizes", [[7], [0], [3, 4]])
-def test_too_few_samples_for_one_batch_on_every_rank_show_both_numbers(sizes: list[int]) -> None:
-    with pytest.raises(ConfigError, match=rf"^{sum(sizes)} training samples.*= 8;"):
-        epoch_order(sizes, [1.0] * len(sizes), seed=0, epoch=0, rank=0, world_size=2, batch_size=4)
 
 
 def test_the_index_describes_the_set(built: Path) -> None:
@@ -142,7 +68,7 @@ def test_webdataset_reads_the_same_samples(built: Path) -> None:
     theirs = {sample["__key__"]: sample for sample in dataset}
     del dataset
     gc.collect()
-    assert list(theirs) == index.rows["key"].tolist()
+    assert list(theirs) == index.keys(np.arange(len(index.rows)))
     for key, sample in theirs.items():
         assert np.array_equal(sample["png"], ours[key].image)
         assert sample["json"] == ours[key].meta
@@ -177,10 +103,10 @@ def test_a_reader_works_pickled_in_processes_and_in_threads(built: Path) -> None
 def test_what_is_said_about_a_sample_can_be_read_without_its_image(built: Path, copy: Path) -> None:
     index = ShardIndex.open(copy)
     reader = ShardReader(ShardIndex.open(built))
-    for shard, start, num_bytes in index.rows[["shard", "image_start", "image_bytes"]]:
-        path = copy / index.shards[shard]["name"]
+    for row in index.rows:
+        path, span = copy / index.shards[row["shard"]]["name"], SampleSpans.of(row).image
         data = bytearray(path.read_bytes())
-        data[start : start + num_bytes] = bytes(int(num_bytes))
+        data[span.start : span.start + span.num_bytes] = bytes(span.num_bytes)
         path.write_bytes(data)
     for row in range(len(index.rows)):
         assert ShardReader(index).meta(row) == reader.read(row).meta
@@ -194,7 +120,7 @@ def test_a_folder_without_an_index_says_how_to_build_one(tmp_path: Path) -> None
 def test_another_format_version_is_refused(copy: Path) -> None:
     values = json.loads((copy / "index.json").read_text())
     (copy / "index.json").write_text(json.dumps({**values, "format_version": 99}))
-    with pytest.raises(IndexFormatError, match="format_version 99, this code reads 1"):
+    with pytest.raises(IndexFormatError, match="format_version 99, this code reads 2"):
         ShardIndex.open(copy)
 
 
@@ -231,7 +157,7 @@ def test_a_sample_in_the_place_of_another_is_noticed(copy: Path) -> None:
     swapped = rows[[1, 0, *range(2, len(rows))]]
     swapped["key"] = rows["key"]
     with pytest.raises(IndexFormatError, match="in the place of"):
-        ShardReader(ShardIndex(copy, index.values, swapped, index.fingerprint)).read(0)
+        ShardReader(ShardIndex(index.store, index.values, swapped, index.fingerprint)).read(0)
 
 
 def test_the_contact_sheet_shows_samples_beside_what_is_known_of_them(built: Path) -> None:

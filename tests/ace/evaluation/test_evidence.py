@@ -97,8 +97,8 @@ def test_a_cohort_has_one_image_of_each_test_patient(project: Path) -> None:
     root = project / "data/shards" / BATCH
     index, reader = ShardIndex.open(root), ShardReader(ShardIndex.open(root))
     test_rows = index.select("test")
-    patient_of = {reader.read(int(row)).key: str(index.rows["patient"][row]) for row in test_rows}
-    cohort = read_cohort(root, max_patients=1000, seed=0)
+    patient_of = {reader.read(int(row)).key: index.rows["patient"][row].decode() for row in test_rows}
+    cohort = read_cohort(ShardIndex.open(root), max_patients=1000, seed=0)
     found = [patient_of[subject.key] for subject in cohort.subjects]
     assert len(set(found)) == len(found) == len(set(patient_of.values()))
     assert len(patient_of) > len(found)
@@ -106,9 +106,10 @@ def test_a_cohort_has_one_image_of_each_test_patient(project: Path) -> None:
 
 def test_a_smaller_cohort_is_the_beginning_of_a_larger_one(project: Path) -> None:
     root = project / "data/shards" / BATCH
-    few, many = read_cohort(root, 5, seed=0).subjects, read_cohort(root, 9, seed=0).subjects
+    index = ShardIndex.open(root)
+    few, many = read_cohort(index, 5, seed=0).subjects, read_cohort(index, 9, seed=0).subjects
     assert [subject.key for subject in few] == [subject.key for subject in many[:5]]
-    assert [subject.key for subject in few] != [subject.key for subject in read_cohort(root, 5, seed=1).subjects]
+    assert [subject.key for subject in few] != [subject.key for subject in read_cohort(index, 5, seed=1).subjects]
 
 
 def test_fewer_test_patients_than_the_batch_is_a_configuration_error(project: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import ace
 from ace.models.encoder import load_encoder, untrained_encoder
@@ -17,6 +18,7 @@ from ace.training.stop import StopRequest
 from shards.errors import ConfigError
 from tests.ace.training.conftest import BATCH, demo_values, tiny_batches, tiny_grid, tiny_params
 from tests.ace.training.runs import finish, logged_rows, signal_when, start_run
+from tests.shards.servers import FlakyServer
 
 
 @pytest.fixture(scope="module")
@@ -138,3 +140,22 @@ def test_a_missing_model_and_an_unknown_format_are_named(tmp_path: Path) -> None
     (tmp_path / "config.json").write_text('{"format_version": 99}')
     with pytest.raises(ConfigError, match="format_version 99"):
         load_encoder(tmp_path)
+
+
+def test_shards_on_a_server_train_the_same_weights_as_local_ones(
+    noise_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACE_SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.setenv("ACE_SHARD_CACHE", str(tmp_path / "cache"))
+    server = FlakyServer(noise_shards)
+    server.faults["train-000000.tar"] = ["503"]
+    try:
+        for name, shards in (("local", noise_shards), ("remote", server.url)):
+            out = {"out": tmp_path / name, "metrics_dir": tmp_path / "metrics"}
+            params = tiny_params(epochs=1, warmup_epochs=0)
+            pretrain(params, tiny_grid(), tiny_batches(), shards_root=shards, **out, request=StopRequest(None))
+    finally:
+        server.close()
+    local, remote = (load_file(tmp_path / name / "teacher_backbone.safetensors") for name in ("local", "remote"))
+    assert local.keys() == remote.keys()
+    assert all(torch.equal(local[key], remote[key]) for key in local)

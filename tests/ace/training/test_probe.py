@@ -116,7 +116,7 @@ def test_labels_are_those_of_the_samples_and_uncertain_ones_are_not_known(member
     for images, split in ((plan.train, "train"), (plan.val, "val")):
         for (number, row), answers in zip(images.places, images.labels, strict=True):
             sample = ShardReader(members[number][0]).read(row)
-            assert sample.row["split"] == split
+            assert sample.split == split
             for label, answer in zip(plan.labels, answers, strict=True):
                 expected = sample.meta["labels"][label]
                 assert answer == (expected if expected in (0, 1) else -1)
@@ -165,7 +165,7 @@ def test_bounds_are_kept_with_whole_patients_of_every_set(members: Members) -> N
     for images, limit in ((plan.train, 30), (plan.val, 20)):
         assert len(images.places) == limit
         assert list(images.places) == sorted(set(images.places))
-        patients = [str(members[number][0].rows["patient"][row]) for number, row in images.places]
+        patients = [members[number][0].rows["patient"][row].decode() for number, row in images.places]
         assert all(patients.count(patient) == 2 for patient in patients)
         assert {number for number, _ in images.places} == {0, 1}
     assert plan_probe(members, params, seed=1).val.places == plan.val.places

@@ -12,6 +12,7 @@ import pytest
 from ace.training import run as run_module
 from ace.training.run import RunIdentity, open_run
 from shards.errors import ConfigError
+from shards.order import TarWindow
 from tests.ace.training.conftest import ROOT, tiny_batches, tiny_grid, tiny_params
 
 
@@ -40,6 +41,12 @@ def test_how_a_run_is_watched_and_saved_is_no_part_of_what_it_is() -> None:
 def test_differences_are_named_by_their_dotted_keys() -> None:
     assert identity(seed=1).differences(identity().values) == ["pretrain.seed: found 0, expected 1"]
     assert identity().differences(identity().values) == []
+
+
+def test_another_size_of_the_cache_is_another_run_where_it_decides_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = identity()
+    monkeypatch.setattr(run_module, "cache_window", lambda indexes, rows, weights: TarWindow((), 7))
+    assert identity().differences(whole.values) == ["window_tars: found None, expected 7"]
 
 
 def test_changed_code_is_refused_unless_accepted_and_then_recorded(tmp_path: Path) -> None:

@@ -1,0 +1,128 @@
+"""The commands that look at finished shard sets: verify, stats, show."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shards.cli import add_params_options, values_of
+
+if TYPE_CHECKING:
+    from shards.read import ShardReader
+    from shards.verify import Finding
+
+
+def add_look_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `verify`, `stats` and `show` to the commands of `python -m shards`."""
+    command = commands.add_parser("verify", help="check finished shard sets, repair damaged ones", description=_VERIFY)
+    add_params_options(command)
+    command.add_argument("sets", nargs="+", type=Path, metavar="SET", help="folder of a shard set, as data/shards/NAME")
+    command.add_argument(
+        "--repair", action="store_true", help="build exactly the damaged tars again, from the raw files"
+    )
+    command.add_argument("--num-workers", type=int, metavar="N", help="processes of a repair; default: one a core")
+    command.add_argument("--json", action="store_true", help="for programs: a list of findings")
+    command.set_defaults(run=verify)
+
+    command = commands.add_parser("stats", help="what is in a shard set", description=stats.__doc__)
+    command.add_argument("sets", nargs="+", metavar="SET", help="folder or URL of a shard set")
+    command.add_argument("--json", action="store_true", help="for programs: a list of objects")
+    command.set_defaults(run=stats)
+
+    command = commands.add_parser("show", help="one sample as a picture", description=show.__doc__)
+    command.add_argument("set", metavar="SET", help="folder or URL of a shard set")
+    command.add_argument("sample", nargs="?", default="0", metavar="KEY", help="its key, or its row; default: row 0")
+    command.add_argument("--pair", type=int, default=0, metavar="N", help="which of its stored crop pairs; default: 0")
+    command.add_argument("--out", type=Path, metavar="FILE", help="default: KEY.png")
+    command.add_argument("--json", action="store_true", help="print the sample's description and draw nothing")
+    command.set_defaults(run=show)
+
+
+_VERIFY = """Compare shard sets with their indexes, byte for byte: missing and truncated tars, wrong sums, keys that are
+missing, unknown or twice there, members out of place; between several sets, near-duplicates in different splits. Ends
+with 1 if anything is wrong."""
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    """Check, repair if asked, report; 1 if anything is (still) wrong."""
+    from shards.verify import findings_json, format_findings, verify_set
+
+    findings = {root: verify_set(root) for root in arguments.sets}
+    if arguments.repair:
+        for root, found in findings.items():
+            if found:
+                _repair(root, found, arguments)
+                findings[root] = verify_set(root)
+    everything = [finding for found in findings.values() for finding in found]
+    report = findings_json(everything) if arguments.json else format_findings(everything)
+    print(report or "all is as it should be")
+    return int(bool(everything))
+
+
+def _repair(root: Path, findings: "list[Finding]", arguments: argparse.Namespace) -> None:
+    from shards.errors import ConfigError
+    from shards.execution import Processes
+    from shards.params import GridParams, ShardParams, parse_batches
+    from shards.read import ShardIndex
+    from shards.verify import repair_set
+
+    values = values_of(arguments)
+    batches = parse_batches(values.get("batches"), f"{arguments.params}: batches")
+    name = ShardIndex.open(root, is_checked=False).name
+    if name not in batches:
+        raise ConfigError(
+            f"{root} is batch {name}; {arguments.params} has {', '.join(batches)}: it cannot be built again"
+        )
+    repaired = repair_set(
+        root,
+        findings,
+        batches[name].source,
+        GridParams.from_params(values.get("grid"), f"{arguments.params}: grid"),
+        ShardParams.from_params(values.get("shard"), f"{arguments.params}: shard"),
+        execution=Processes(arguments.num_workers),
+    )
+    print(f"{root}: built again: {', '.join(repaired)}", file=sys.stderr)
+
+
+def stats(arguments: argparse.Namespace) -> None:
+    """Sizes, images, patients, labels, views, foreground and quarantine of shard sets."""
+    from shards.read import ShardIndex
+    from shards.stats import format_statistics, statistics_of
+
+    found = [statistics_of(ShardIndex.open(location)) for location in arguments.sets]
+    print(json.dumps(found, indent=1) if arguments.json else "\n\n".join(map(format_statistics, found)))
+
+
+def show(arguments: argparse.Namespace) -> None:
+    """Draw one sample: the canvas, its grid with a crop pair, its masks, boxes and landmarks."""
+    from shards.contact import draw_sample
+    from shards.read import ShardIndex, ShardReader
+
+    reader = ShardReader(ShardIndex.open(arguments.set))
+    sample = reader.read(_row(reader, arguments.sample))
+    if arguments.json:
+        print(json.dumps(sample.meta, indent=1))
+        return
+    out = arguments.out or Path(f"{sample.key}.png")
+    draw_sample(sample, arguments.pair).save(out)
+    print(f"wrote {out}", file=sys.stderr)
+
+
+def _row(reader: "ShardReader", name: str) -> int:
+    """The row of a key, or the number itself.
+
+    Raises:
+        ConfigError: there is no such sample.
+    """
+    import numpy as np
+
+    from shards.errors import ConfigError
+
+    rows = reader.index.rows
+    found = np.flatnonzero(rows["key"] == name.encode())
+    if len(found):
+        return int(found[0])
+    if name.isdecimal() and int(name) < len(rows):
+        return int(name)
+    raise ConfigError(f"{name}: no such key, nor a row below {len(rows)}; the contact sheet of the set shows some keys")

@@ -1,0 +1,258 @@
+"""Bytes of files on a server, through fsspec: errors that can pass are retried, all others are clear at once.
+
+Credentials and endpoints are fsspec's own affair (its configuration, its environment variables, the options given);
+nothing here looks for any.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from random import SystemRandom
+from ssl import CertificateError
+from typing import Any, BinaryIO
+
+import fsspec  # type: ignore[import-untyped]
+from tqdm import tqdm
+
+from shards.errors import ConfigError, StoreError
+
+_CHUNK_BYTES = 2**20
+_RANGE_BYTES = 2**24
+_PASSING = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
+_MAX_RETRY_AFTER_S = 600.0
+_TOLD_FROM_S = 2.0
+
+
+@dataclass(frozen=True)
+class Retry:
+    """How long to insist where an error can pass.
+
+    Attributes:
+        attempts: In a row without a byte gained.
+        first_delay_s: Before the second attempt; doubles with each.
+        max_delay_s: Longest, unless the server asks for more.
+        timeout_s: Longest silence of a server.
+    """
+
+    attempts: int = 10
+    first_delay_s: float = 0.5
+    max_delay_s: float = 60.0
+    timeout_s: float = 60.0
+
+    def delay_s(self, failures: int, wanted_s: float) -> float:
+        """How long to wait after so many failures: jittered, so that many readers do not come back at once.
+
+        Args:
+            failures: In a row, at least 1.
+            wanted_s: What the server asked for; it is never less.
+        """
+        longest = min(self.max_delay_s, self.first_delay_s * 2 ** (failures - 1))
+        return max(wanted_s, SystemRandom().uniform(longest / 2, longest))
+
+
+PATIENT = Retry()
+"""About three minutes."""
+
+
+class _PassingError(Exception):
+    """An error that can pass: what was found, and how long the server asks to wait."""
+
+    def __init__(self, found: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(found)
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A folder on a server.
+
+    Attributes:
+        location: Its URL, without a slash at the end.
+        options: fsspec's `storage_options`; never shown.
+        retry: How long to insist.
+    """
+
+    location: str
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    retry: Retry = PATIENT
+
+    def url(self, name: str) -> str:
+        """Of a file in it."""
+        return f"{self.location}/{name}"
+
+    def read(self, name: str) -> bytes:
+        """A small file, whole.
+
+        Raises:
+            StoreError: it is not there, may not be read, or the server does not answer.
+        """
+        content = bytearray()
+
+        def attempt() -> None:
+            content.clear()
+            for chunk in self._stream(name, 0, None):
+                content.extend(chunk)
+
+        self._insist(name, attempt, lambda: 0)
+        return bytes(content)
+
+    def append(self, name: str, file: BinaryIO, num_bytes: int, on_bytes: Callable[[int], object]) -> None:
+        """Add to `file` what it lacks of the remote file's `num_bytes`; what has come stays through every error.
+
+        Args:
+            name: Of the remote file.
+            file: Holds its first bytes already; positioned at their end.
+            num_bytes: Of the remote file.
+            on_bytes: Told of every chunk's length.
+
+        Raises:
+            StoreError: as in `read`, or the remote file ends too early.
+            OSError: the file cannot be written.
+        """
+
+        def attempt() -> None:
+            for chunk in self._stream(name, file.tell(), num_bytes):
+                wanted = chunk[: num_bytes - file.tell()]
+                file.write(wanted)
+                on_bytes(len(wanted))
+            if file.tell() < num_bytes:
+                raise _PassingError(f"it ends at byte {file.tell()}, expected {num_bytes}")
+
+        self._insist(name, attempt, file.tell)
+
+    def _insist(self, name: str, attempt: Callable[[], None], gained: Callable[[], int]) -> None:
+        failures, before, started = 0, gained(), time.monotonic()
+        while True:
+            try:
+                return attempt()
+            except _PassingError as error:
+                failures, before = (1, gained()) if gained() > before else (failures + 1, before)
+                if failures >= self.retry.attempts:
+                    raise StoreError(
+                        f"{self.url(name)}: {error}; tried {failures} times in {time.monotonic() - started:.0f} s. The "
+                        "server is overloaded or out of reach: run the same command again, what has come is kept"
+                    ) from None
+                delay_s = self.retry.delay_s(failures, error.retry_after_s)
+                if delay_s >= _TOLD_FROM_S:
+                    told = (
+                        f"{self.url(name)}: {error}; attempt {failures + 1} of {self.retry.attempts} in {delay_s:.0f} s"
+                    )
+                    tqdm.write(told, file=sys.stderr)
+                time.sleep(delay_s)
+
+    def _stream(self, name: str, start: int, stop: int | None) -> Iterator[bytes]:
+        """Chunks of the bytes [start, stop), or to the end.
+
+        Raises:
+            _PassingError: as soon as something fails that can pass.
+            StoreError: for all else.
+        """
+        try:
+            system, path = fsspec.url_to_fs(self.url(name), **self.options)
+            is_http = "http" in (system.protocol if isinstance(system.protocol, tuple) else (system.protocol,))
+            stream = self._http_stream(system, path, start) if is_http else _range_stream(system, path, start, stop)
+            yield from stream
+        except (StoreError, _PassingError):
+            raise
+        except ImportError as error:
+            scheme = self.location.partition("://")[0]
+            raise ConfigError(
+                f"{self.location}: {error}; for s3: pip install 'ace-pretraining[s3]', for {scheme}: see fsspec"
+            ) from None
+        except Exception as error:
+            raise _judged(error, self.url(name)) from None
+
+    def _http_stream(self, system: Any, url: str, start: int) -> Iterator[bytes]:
+        from aiohttp import ClientTimeout
+
+        wait = ClientTimeout(total=None, sock_connect=self.retry.timeout_s, sock_read=self.retry.timeout_s)
+        # A compressed answer would be other bytes than the file's.
+        headers = {**system.kwargs.get("headers", {}), "Accept-Encoding": "identity"}
+        headers |= {"Range": f"bytes={start}-"} if start else {}
+        # Any size: without one, fsspec asks the server first.
+        with system.open(url, "rb", block_size=0, size=1, headers=headers, timeout=wait) as file:
+            num_known = 0 if file.r.status == HTTPStatus.PARTIAL_CONTENT else start  # the server knows no ranges
+            while chunk := file.read(_CHUNK_BYTES):
+                fresh = chunk[num_known:]
+                num_known -= len(chunk) - len(fresh)
+                if fresh:
+                    yield fresh
+
+
+def _range_stream(system: Any, path: str, start: int, stop: int | None) -> Iterator[bytes]:
+    if stop is None:
+        yield system.cat_file(path)
+        return
+    while start < stop:
+        chunk = system.cat_file(path, start=start, end=min(start + _RANGE_BYTES, stop))
+        if not chunk:
+            return
+        yield chunk
+        start += len(chunk)
+
+
+def _judged(error: Exception, url: str) -> Exception:
+    """What an error of fsspec and the libraries below it means."""
+    status, headers = _answer(error)
+    if isinstance(error, FileNotFoundError) or status == HTTPStatus.NOT_FOUND:
+        return StoreError(f"{url}: not there (404); check the address, and that the whole shard set was uploaded")
+    if isinstance(error, PermissionError) or status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        return StoreError(
+            f"{url}: access refused ({status or HTTPStatus.FORBIDDEN:d}); give credentials in the store's own way (S3: "
+            "environment, profile or role; others: fsspec's configuration), or ask for the right to read it"
+        )
+    found = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if status is not None:
+        can_pass = status in _PASSING or status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        found = f"the server answers {status}"
+    else:
+        can_pass = isinstance(error, OSError | EOFError) or _is_connection_error(error)
+        can_pass = can_pass and not isinstance(error, CertificateError)
+    if can_pass:
+        return _PassingError(found, _retry_after_s(headers))
+    return StoreError(f"{url}: {found}; check the address and fsspec's configuration for it")
+
+
+def _answer(error: Exception) -> tuple[int | None, Mapping[str, str]]:
+    """Status and headers of the server's answer, where there was one: aiohttp's errors have them, botocore's in a cause
+    below the OSError that s3fs makes of them."""
+    status = getattr(error, "status", None)
+    if isinstance(status, int) and status:
+        return status, getattr(error, "headers", None) or {}
+    for one in (error, error.__cause__):
+        about = getattr(one, "response", None)
+        if isinstance(about, Mapping) and "ResponseMetadata" in about:
+            metadata = about["ResponseMetadata"]
+            return metadata.get("HTTPStatusCode"), metadata.get("HTTPHeaders", {})
+    return None, {}
+
+
+def _is_connection_error(error: Exception) -> bool:
+    """Whether a library's own error speaks of the way to the server rather than of the request."""
+    package = type(error).__module__.partition(".")[0]
+    if package == "aiohttp":
+        from aiohttp import ClientError, InvalidURL
+
+        return isinstance(error, ClientError) and not isinstance(error, InvalidURL)
+    if package in ("botocore", "aiobotocore"):
+        from botocore.exceptions import HTTPClientError, SSLError  # type: ignore[import-untyped]
+        from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
+
+        return isinstance(error, HTTPClientError | ResponseParserError) and not isinstance(error, SSLError)
+    return False
+
+
+def _retry_after_s(headers: Mapping[str, str]) -> float:
+    """Of the header Retry-After: seconds, or a date."""
+    value = next((value for name, value in headers.items() if name.lower() == "retry-after"), "0")
+    try:
+        wanted = (
+            float(value) if value.isdecimal() else (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+        )
+    except (TypeError, ValueError):  # no date, or one without a zone
+        return 0.0
+    return min(max(wanted, 0.0), _MAX_RETRY_AFTER_S)

@@ -1,0 +1,221 @@
+"""Every kind of damage is found and named, and a repair puts back exactly what was there."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from ruamel.yaml import YAML
+
+from shards.build import build_shards
+from shards.errors import IndexFormatError
+from shards.execution import Processes
+from shards.params import PhantomSourceParams
+from shards.read import ShardIndex
+from shards.stats import format_statistics, statistics_of
+from shards.verify import repair_set, verify_set
+from tests.shards.datasets import folder_bytes, grid_params, shard_params, write_phantom
+
+TAR = "train-000001.tar"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[PhantomSourceParams, Path]:
+    root = tmp_path_factory.mktemp("whole")
+    source = write_phantom(root / "phantom")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACE_SCRATCH", str(root / "scratch"))
+        build_shards("a-b000", source, grid_params(), shard_params(), root / "set", execution=Processes(1))
+    return source, root / "set"
+
+
+@pytest.fixture
+def damaged(whole: tuple[PhantomSourceParams, Path], tmp_path: Path) -> Path:
+    shutil.copytree(whole[1], tmp_path / "set")
+    return tmp_path / "set"
+
+
+def rewritten(path: Path, change: Callable[[list[tuple[tarfile.TarInfo, bytes]]], None]) -> None:
+    """The tar with its members changed."""
+    with tarfile.open(path) as tar:
+        members = [(member, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
+    change(members)
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for member, data in members:
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+
+def truncate(root: Path) -> None:
+    path = root / TAR
+    path.write_bytes(path.read_bytes()[:7000])
+
+
+def flip_a_bit(root: Path) -> None:
+    content = bytearray((root / TAR).read_bytes())
+    content[600] ^= 1  # in the description of the first sample
+    (root / TAR).write_bytes(content)
+
+
+def swap_two_members(root: Path) -> None:
+    rewritten(root / TAR, lambda members: members.insert(0, members.pop(1)))
+
+
+def rename_a_key(root: Path) -> None:
+    def change(members: list[tuple[tarfile.TarInfo, bytes]]) -> None:
+        first = members[0][0].name.partition(".")[0]
+        for member, _ in members:
+            member.name = member.name.replace(first, "p9999-i1")
+
+    rewritten(root / TAR, change)
+
+
+def repeat_a_sample(root: Path) -> None:
+    rewritten(root / TAR, lambda members: members.extend(members[:2]))
+
+
+def edit_the_rows(root: Path) -> None:
+    rows = np.load(root / "samples.npy")
+    rows["key"][1] = rows["key"][0]
+    np.save(root / "samples.npy", rows)
+
+
+def edit_the_rows_and_the_sum(root: Path) -> None:
+    import hashlib
+
+    edit_the_rows(root)
+    values = json.loads((root / "index.json").read_text())
+    values["samples"]["sha256"] = hashlib.sha256((root / "samples.npy").read_bytes()).hexdigest()
+    (root / "index.json").write_text(json.dumps(values))
+
+
+DAMAGES = {
+    "a tar is missing": lambda root: (root / TAR).unlink(),
+    "a tar is truncated": truncate,
+    "an archive ends before its end": truncate,
+    "a tar is too long": lambda root: (root / TAR).write_bytes((root / TAR).read_bytes() + b"\0" * 512),
+    "a tar's sum is wrong": flip_a_bit,
+    "members are not where the index says": swap_two_members,
+    "keys of the index are not in the tar": rename_a_key,
+    "keys of the tar are not in the index": rename_a_key,
+    "a tar that the index does not list": lambda root: shutil.copy(root / TAR, root / "train-000099.tar"),
+    "a key is in two rows": edit_the_rows_and_the_sum,
+}
+
+
+def test_a_whole_set_has_nothing_wrong(whole: tuple[PhantomSourceParams, Path]) -> None:
+    assert verify_set(whole[1]) == []
+
+
+@pytest.mark.parametrize("problem", DAMAGES)
+def test_every_damage_is_found_in_its_file(problem: str, damaged: Path) -> None:
+    DAMAGES[problem](damaged)
+    found = {finding.problem: finding.file for finding in verify_set(damaged)}
+    assert problem in found
+    if problem not in ("a tar that the index does not list", "a key is in two rows"):
+        assert set(found.values()) == {TAR}
+
+
+def test_a_sample_that_is_twice_in_a_tar_is_out_of_place(damaged: Path) -> None:
+    repeat_a_sample(damaged)
+    assert "members are not where the index says" in {finding.problem for finding in verify_set(damaged)}
+
+
+@pytest.mark.parametrize("damage", [edit_the_rows, lambda root: (root / "index.json").write_text("{")])
+def test_a_damaged_index_is_one_finding_and_no_traceback(damage: Callable[[Path], None], damaged: Path) -> None:
+    damage(damaged)
+    (finding,) = verify_set(damaged)
+    assert (finding.file, finding.problem) == ("index.json", "the index cannot be used")
+    with pytest.raises(IndexFormatError, match="dvc checkout"):
+        repair_set(damaged, [finding], None, grid_params(), shard_params(), execution=Processes(1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, rename_a_key, lambda root: (root / TAR).unlink()])
+def test_a_repair_builds_exactly_the_damaged_tar_and_its_bytes_are_as_before(
+    damage: Callable[[Path], None], whole: tuple[PhantomSourceParams, Path], damaged: Path, scratch: Path
+) -> None:
+    source, original = whole
+    damage(damaged)
+    before = {path.name: path.stat().st_mtime_ns for path in damaged.iterdir() if path.name != TAR}
+    repaired = repair_set(damaged, verify_set(damaged), source, grid_params(), shard_params(), execution=Processes(1))
+    assert repaired == [TAR]
+    assert folder_bytes(damaged) == folder_bytes(original)
+    assert {path.name: path.stat().st_mtime_ns for path in damaged.iterdir() if path.name != TAR} == before
+    assert verify_set(damaged) == []
+
+
+def test_a_repair_replaces_a_link_and_never_writes_through_it(
+    whole: tuple[PhantomSourceParams, Path], damaged: Path, tmp_path: Path, scratch: Path
+) -> None:
+    truncate(damaged)
+    (tmp_path / "cache").hardlink_to(damaged / TAR)
+    content = (tmp_path / "cache").read_bytes()
+    repair_set(damaged, verify_set(damaged), whole[0], grid_params(), shard_params(), execution=Processes(1))
+    assert (tmp_path / "cache").read_bytes() == content
+    assert (damaged / TAR).read_bytes() == (whole[1] / TAR).read_bytes()
+
+
+def test_a_repair_with_other_parameters_is_refused_and_changes_nothing(
+    whole: tuple[PhantomSourceParams, Path], damaged: Path, scratch: Path
+) -> None:
+    truncate(damaged)
+    before = folder_bytes(damaged)
+    with pytest.raises(IndexFormatError, match=r"dvc repro --force"):
+        repair_set(damaged, verify_set(damaged), whole[0], grid_params(), shard_params(seed=9), execution=Processes(1))
+    assert folder_bytes(damaged) == before
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    answer = subprocess.run(
+        [sys.executable, "-m", "shards", *arguments], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert answer.returncode == code, answer.stderr
+    assert "Traceback" not in answer.stderr
+    return answer.stdout
+
+
+def test_the_commands_verify_repair_stats_and_show(
+    whole: tuple[PhantomSourceParams, Path], damaged: Path, tmp_path: Path, scratch: Path
+) -> None:
+    params = {
+        "grid": grid_params().model_dump(mode="json"),
+        "shard": shard_params().model_dump(mode="json"),
+        "batches": {"a-b000": {"source": whole[0].model_dump(), "mix": {"weight": 1.0, "mean": 0.5, "std": 0.2}}},
+    }
+    YAML(typ="safe").dump(params, tmp_path / "params.yaml")
+    flip_a_bit(damaged)
+    findings = json.loads(run("verify", str(damaged), str(whole[1]), "--json", code=1))
+    assert [(finding["file"], finding["problem"]) for finding in findings] == [(TAR, "a tar's sum is wrong")]
+    answer = run("verify", str(damaged), "--repair", "--params", str(tmp_path / "params.yaml"), "--num-workers", "1")
+    assert answer == "all is as it should be\n"
+
+    (statistics,) = json.loads(run("stats", str(damaged), "--json"))
+    assert statistics == statistics_of(ShardIndex.open(damaged))
+    assert format_statistics(statistics) in run("stats", str(damaged))
+
+    picture = tmp_path / "sample.png"
+    run("show", str(damaged), "p0003-i1", "--out", str(picture))
+    assert Image.open(picture).width > 3 * 600
+    assert json.loads(run("show", str(damaged), "p0003-i1", "--json"))["key"] == "p0003-i1"
+    run("show", str(damaged), "nobody", code=2)
+    run("show", str(damaged), "p0003-i1", "--pair", "99", "--out", str(picture), code=2)
+
+
+def test_statistics_add_up_to_the_samples(whole: tuple[PhantomSourceParams, Path]) -> None:
+    index = ShardIndex.open(whole[1])
+    statistics = statistics_of(index)
+    assert sum(statistics["images"].values()) == len(index.rows)
+    assert sum(statistics["bytes"].values()) == sum(path.stat().st_size for path in whole[1].glob("*.tar"))
+    for split, images in statistics["images"].items():
+        assert sum(statistics["labels"][split]["nodule"].values()) == images
+        assert 0 < statistics["foreground"][split] <= 1
+    text = format_statistics(statistics)
+    assert max(map(len, text.splitlines())) <= 120
+    assert "nodule" in text
