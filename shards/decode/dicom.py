@@ -33,7 +33,7 @@ _FIRST_ELEMENT = re.compile(
 )
 _META_GROUP = b"\x02\x00"
 _SYNTAX_ELEMENT = b"\x10\x00"
-_LONG_FORMS = (b"OB", b"OW", b"UN", b"UT", b"SQ")
+_LONG_FORMS = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 _PIXEL_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
 _MAX_HEADER_BYTES = 64 * 2**20
 

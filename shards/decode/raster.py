@@ -4,6 +4,7 @@ OpenCV decodes grey PNG some 15 % faster, but says nothing of a JPEG that ends e
 """
 
 import io
+import logging
 import warnings
 
 import numpy as np
@@ -21,6 +22,10 @@ from shards.decode.reasons import (
 )
 from shards.decode.result import Decoded, Facts
 from shards.decode.signature import RasterKind
+
+# Pillow's log lines quote what stands in the tags of TIFF and EXIF; they must not reach the root logger's handlers.
+logging.getLogger("PIL").propagate = False
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # The other chunks are text, profiles and times: nothing here needs them, and they can inflate without end.

@@ -100,9 +100,12 @@ def find_images(root: Path) -> list[str]:
     found = sorted(_walk(root))
     if not found:
         raise SourceError(f"{root}: no images; looked for files ending in {', '.join(SUFFIXES)} at any depth")
-    for path in found:
-        if not path.isprintable() or path != path.strip():
-            raise SourceError(f"{root}: rename {path!r}: expected printable characters without spaces at the ends")
+    num_odd = sum(not path.isprintable() or path != path.strip() for path in found)
+    if num_odd:  # which may be patients' names: they are not repeated
+        raise SourceError(
+            f"{root}: {num_odd} images have unprintable characters in their paths, or spaces at the ends; expected "
+            "printable characters, as a CSV line holds them: rename them (`ls -Rb` shows such characters)"
+        )
     return found
 
 

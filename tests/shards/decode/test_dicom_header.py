@@ -17,7 +17,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from shards.decode import UnreadableImageError
+from shards.decode import UnreadableImageError, decode
 from shards.decode.dicom import DicomHeader, read_header
 from shards.decode.reasons import DAMAGED, NOT_DICOM
 from tests.shards.decode.dicom_files import RAMP, data_of, dataset_of
@@ -73,6 +73,16 @@ def test_the_header_is_read_in_every_transfer_syntax(syntax: str, tmp_path: Path
         has_pixels=True,
         spacing=(0.2, 0.1),
     )
+
+
+def test_file_meta_of_every_length_is_walked_to_find_a_deflated_file(tmp_path: Path) -> None:
+    dataset = dataset_of(RAMP, syntax=DeflatedExplicitVRLittleEndian, **TAGS)
+    dataset.file_meta.SendingApplicationEntityTitle = "SENDER"
+    dataset.file_meta.SourcePresentationAddress = "http://pacs.example/"
+    dataset.file_meta.PrivateInformationCreatorUID = "1.2.3"
+    dataset.file_meta.PrivateInformation = b"1234"
+    assert header_of(tmp_path / "a", data_of(dataset)).rows == 64
+    assert decode(data_of(dataset), max_pixels=1e6).pixels.shape == (64, 64)
 
 
 def test_a_report_has_no_pixels_and_what_is_not_said_is_none(tmp_path: Path) -> None:
