@@ -21,5 +21,9 @@ class IndexFormatError(ShardError):
     """A shard set is missing, damaged, or written by another format version."""
 
 
+class DamagedImageError(ShardError):
+    """The bytes of a shard's image are not all there, or not as they were written."""
+
+
 class IdKeyError(ShardError):
     """The project's identity key is missing or is not the one the shards were built with."""

@@ -4,7 +4,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +15,14 @@ import numpy as np
 from jaxtyping import Int64
 from PIL import Image
 
+from shards import jpeg
 from shards.canvas import Canvas
-from shards.errors import ConfigError, IndexFormatError
+from shards.errors import ConfigError, DamagedImageError, IndexFormatError
 from shards.format import FORMAT_VERSION, INDEX, MASK_SUFFIX, ROW_DTYPE, ROWS, sha256_of
-from shards.grid import GridSpec
+from shards.grid import GridSpec, Rectangle
 from shards.identity import Split
-from shards.tar import walk_members
+from shards.jpeg import Region
+from shards.tar import BLOCK, member_name, walk_members
 
 
 @dataclass(frozen=True)
@@ -112,21 +115,63 @@ class ShardIndex:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with what the shard says about it.
+    """One image with what the shard says about it; nothing is decoded before it is asked for.
 
     Attributes:
         key: Its key.
-        image: The canvas.
-        meta: The content of <key>.json.
+        encoded: The file of its canvas.
+        image_format: `png` or `jpg`.
         shard: The tar it lies in.
         row: Its row of the index.
     """
 
     key: str
-    image: Canvas
-    meta: dict[str, Any]
+    encoded: bytes
+    image_format: str
     shard: Path
     row: np.void
+
+    @cached_property
+    def image(self) -> Canvas:
+        """The canvas.
+
+        Raises:
+            IndexFormatError: its JPEG is damaged.
+        """
+        if self.image_format == "jpg":
+            with self._damage_has_a_place():
+                return jpeg.decode(self.encoded)
+        return np.array(Image.open(io.BytesIO(self.encoded)))
+
+    def region(self, rectangle: Rectangle) -> Region:
+        """A part of the canvas that contains the rectangle (row0, col0, row1, col1), decoded at what the part costs.
+
+        Raises:
+            IndexFormatError: its JPEG is damaged.
+        """
+        if self.image_format == "jpg":
+            with self._damage_has_a_place():
+                return jpeg.decode_region(self.encoded, rectangle)
+        return Region(self.image, 0, 0)
+
+    @cached_property
+    def meta(self) -> dict[str, Any]:
+        """The content of <key>.json.
+
+        Raises:
+            IndexFormatError: the bytes at its place are not the sample's.
+        """
+        return _read_meta(self.shard, self.row)
+
+    @contextmanager
+    def _damage_has_a_place(self) -> Iterator[None]:
+        try:
+            yield
+        except DamagedImageError as error:
+            raise IndexFormatError(
+                f"{self.shard}: image of sample {self.key}: {error}; restore the shard set with `dvc checkout` or "
+                "build it again"
+            ) from None
 
     @property
     def landmarks(self) -> dict[str, tuple[float, float]]:
@@ -161,24 +206,23 @@ class ShardReader:
         Raises:
             IndexFormatError: the bytes at its place are not the sample's.
         """
-        meta = self.meta(row)
         entry = self.index.rows[row]
-        path = self._paths[entry["shard"]]
-        image = Image.open(io.BytesIO(_read_at(path, int(entry["image_start"]), int(entry["image_bytes"]))))
-        return Sample(str(entry["key"]), np.array(image), meta, path, entry)
+        path, key = self._paths[entry["shard"]], str(entry["key"])
+        start, num_bytes = int(entry["image_start"]), int(entry["image_bytes"])
+        member = _read_at(path, start - BLOCK, BLOCK + num_bytes)
+        found, _, image_format = member_name(member[:BLOCK]).partition(".")
+        if found != key:
+            raise _wrong_place(path, found, key)
+        return Sample(key, member[BLOCK:], image_format, path, entry)
 
     def meta(self, row: int) -> dict[str, Any]:
-        """What the shard says about the sample of one row, without decoding its image.
+        """What the shard says about the sample of one row, without reading its image.
 
         Raises:
             IndexFormatError: the bytes at its place are not the sample's.
         """
         entry = self.index.rows[row]
-        path = self._paths[entry["shard"]]
-        meta: dict[str, Any] = json.loads(_read_at(path, int(entry["meta_start"]), int(entry["meta_bytes"])))
-        if meta["key"] != entry["key"]:
-            raise IndexFormatError(f"{path}: found sample {meta['key']} in the place of {entry['key']}; build it again")
-        return meta
+        return _read_meta(self._paths[entry["shard"]], entry)
 
 
 def epoch_order(
@@ -230,6 +274,17 @@ def _read_rows(root: Path, values: dict[str, Any]) -> np.ndarray:
     if rows.dtype != ROW_DTYPE:
         raise IndexFormatError(f"{path}: rows of {rows.dtype}, expected {ROW_DTYPE}; build the shard set again")
     return rows
+
+
+def _read_meta(path: Path, row: np.void) -> dict[str, Any]:
+    meta: dict[str, Any] = json.loads(_read_at(path, int(row["meta_start"]), int(row["meta_bytes"])))
+    if meta["key"] != row["key"]:
+        raise _wrong_place(path, meta["key"], row["key"])
+    return meta
+
+
+def _wrong_place(path: Path, found: str, expected: str) -> IndexFormatError:
+    return IndexFormatError(f"{path}: found sample {found} in the place of {expected}; build it again")
 
 
 def _read_at(path: Path, start: int, num_bytes: int) -> bytes:

@@ -23,6 +23,7 @@ from shards.canvas import (
 from shards.format import FORMAT_VERSION, LANDMARKS_SUFFIX, MASK_SUFFIX, META_SUFFIX
 from shards.grid import GridSpec, crop_bank
 from shards.identity import Split
+from shards.jpeg import encode_canvas
 from shards.params import ShardParams
 from shards.sources.base import Record
 
@@ -152,12 +153,9 @@ class Encoder:
         }
 
     def _image_bytes(self, canvas: Pixels) -> bytes:
-        image = Image.fromarray(canvas)
         if self.params.image_format == "png":
-            return _png_bytes(image)
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=self.params.jpg_quality, subsampling=0)
-        return file.getvalue()
+            return _png_bytes(Image.fromarray(canvas))
+        return encode_canvas(canvas, self.params.jpg_quality)
 
 
 def _read_mask(data: bytes, size: tuple[int, ...]) -> np.ndarray:

@@ -52,6 +52,11 @@ class TarWriter:
         self._tar.close()
 
 
+def member_name(header: bytes) -> str:
+    """The name in a member's header, as `TarWriter` writes it; of other bytes whatever they spell."""
+    return header[:100].rstrip(b"\0").decode("ascii", "replace")
+
+
 def walk_members(run: bytes) -> Iterator[tuple[str, bytes]]:
     """(name, data) of the members in a run of bytes cut from a tar at member boundaries."""
     with tarfile.open(fileobj=io.BytesIO(run), mode="r:") as tar:
