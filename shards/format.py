@@ -13,6 +13,7 @@ QUARANTINE = "quarantine.csv"
 CONTACT_SHEET = "contact_sheet.png"
 
 META_SUFFIX = "json"
+HALF_SUFFIX = "half.jpg"  # stands right behind the image, where a reader looks for it
 LANDMARKS_SUFFIX = "landmarks.json"
 MASK_SUFFIX = "mask.{structure}.png"
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int64
@@ -18,11 +18,14 @@ from PIL import Image
 from shards import jpeg
 from shards.canvas import Canvas
 from shards.errors import ConfigError, DamagedImageError, IndexFormatError
-from shards.format import FORMAT_VERSION, INDEX, MASK_SUFFIX, ROW_DTYPE, ROWS, sha256_of
+from shards.format import FORMAT_VERSION, HALF_SUFFIX, INDEX, MASK_SUFFIX, ROW_DTYPE, ROWS, sha256_of
 from shards.grid import GridSpec, Rectangle
 from shards.identity import Split
 from shards.jpeg import Region
-from shards.tar import BLOCK, member_name, walk_members
+from shards.tar import BLOCK, Span, read_header, walk_members
+
+Reduction = Literal[1, 2]
+"""Pixels of the canvas, along a side, to one of what is asked for."""
 
 
 @dataclass(frozen=True)
@@ -143,16 +146,30 @@ class Sample:
                 return jpeg.decode(self.encoded)
         return np.array(Image.open(io.BytesIO(self.encoded)))
 
-    def region(self, rectangle: Rectangle) -> Region:
-        """A part of the canvas that contains the rectangle (row0, col0, row1, col1), decoded at what the part costs.
+    @cached_property
+    def half(self) -> bytes | None:
+        """The file of the canvas at half its size, each pixel the mean of 2 × 2; None where the set has none."""
+        start = Span(int(self.row["image_start"]), int(self.row["image_bytes"])).member_stop
+        name, num_bytes = read_header(_read_at(self.shard, start, BLOCK))
+        return _read_at(self.shard, start + BLOCK, num_bytes) if name == f"{self.key}.{HALF_SUFFIX}" else None
+
+    def region(self, rectangle: Rectangle, reduction: Reduction = 1) -> Region:
+        """A part of the canvas that holds the rectangle (row0, col0, row1, col1); of a JPEG no more is decoded.
+
+        Args:
+            rectangle: In the pixels that are returned.
+            reduction: 2 takes them from the canvas at half its size; the set has it (`half`).
 
         Raises:
             IndexFormatError: its JPEG is damaged.
         """
-        if self.image_format == "jpg":
-            with self._damage_has_a_place():
-                return jpeg.decode_region(self.encoded, rectangle)
-        return Region(self.image, 0, 0)
+        encoded = self.encoded if reduction == 1 else self.half
+        if encoded is None:
+            raise IndexFormatError(f"{self.shard}: sample {self.key} has no {HALF_SUFFIX}; take its canvas")
+        if self.image_format == "png":
+            return Region(self.image, 0, 0)
+        with self._damage_has_a_place():
+            return jpeg.decode_region(encoded, rectangle)
 
     @cached_property
     def meta(self) -> dict[str, Any]:
@@ -210,7 +227,7 @@ class ShardReader:
         path, key = self._paths[entry["shard"]], str(entry["key"])
         start, num_bytes = int(entry["image_start"]), int(entry["image_bytes"])
         member = _read_at(path, start - BLOCK, BLOCK + num_bytes)
-        found, _, image_format = member_name(member[:BLOCK]).partition(".")
+        found, _, image_format = read_header(member[:BLOCK])[0].partition(".")
         if found != key:
             raise _wrong_place(path, found, key)
         return Sample(key, member[BLOCK:], image_format, path, entry)

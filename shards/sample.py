@@ -20,7 +20,7 @@ from shards.canvas import (
     is_coloured,
     with_channels,
 )
-from shards.format import FORMAT_VERSION, LANDMARKS_SUFFIX, MASK_SUFFIX, META_SUFFIX
+from shards.format import FORMAT_VERSION, HALF_SUFFIX, LANDMARKS_SUFFIX, MASK_SUFFIX, META_SUFFIX
 from shards.grid import GridSpec, crop_bank
 from shards.identity import Split
 from shards.jpeg import encode_canvas
@@ -103,7 +103,7 @@ class Encoder:
         canvas = placement.place_image(with_channels(image, self.channels))
         cells = cell_statistics(canvas, self.spec, self.params.foreground)
         meta = self._meta(task, placement, cells)
-        members = [(META_SUFFIX, _json_bytes(meta)), (self.params.image_format, self._image_bytes(canvas))]
+        members = [(META_SUFFIX, _json_bytes(meta)), *self._images(canvas)]
         points = {name: placement.place_point(point) for name, point in sorted(task.record.landmarks.items())}
         if points:
             members.append((LANDMARKS_SUFFIX, _json_bytes(points)))
@@ -152,10 +152,14 @@ class Encoder:
             },
         }
 
-    def _image_bytes(self, canvas: Pixels) -> bytes:
+    def _images(self, canvas: Pixels) -> list[tuple[str, bytes]]:
+        image, quality = Image.fromarray(canvas), self.params.jpg_quality
         if self.params.image_format == "png":
-            return _png_bytes(Image.fromarray(canvas))
-        return encode_canvas(canvas, self.params.jpg_quality)
+            return [("png", _png_bytes(image))]
+        members = [("jpg", encode_canvas(canvas, quality))]
+        if self.spec.canvas_px % 2 == 0 and any(min(scale.k, scale.l) >= 2 for scale in self.spec.scales):
+            members.append((HALF_SUFFIX, encode_canvas(np.asarray(image.reduce(2)), quality)))
+        return members
 
 
 def _read_mask(data: bytes, size: tuple[int, ...]) -> np.ndarray:

@@ -52,9 +52,13 @@ class TarWriter:
         self._tar.close()
 
 
-def member_name(header: bytes) -> str:
-    """The name in a member's header, as `TarWriter` writes it; of other bytes whatever they spell."""
-    return header[:100].rstrip(b"\0").decode("ascii", "replace")
+def read_header(block: bytes) -> tuple[str, int]:
+    """Name and number of bytes of the member whose header this block is; an empty name if it is none."""
+    try:
+        member = tarfile.TarInfo.frombuf(block, "ascii", "replace")
+    except tarfile.HeaderError:
+        return "", 0
+    return member.name, member.size
 
 
 def walk_members(run: bytes) -> Iterator[tuple[str, bytes]]:

@@ -12,7 +12,7 @@ from PIL import Image
 from shards.canvas import Pixels
 from shards.grid import Rectangle, Window
 from shards.jpeg import Region
-from shards.read import Sample
+from shards.read import Reduction, Sample
 
 # One loader process is one thread: OpenCV's own pool would compete with its siblings, and does not survive a fork.
 cv2.setNumThreads(0)
@@ -44,13 +44,21 @@ def resample(image: Pixels, window: Window, size_px: int) -> Crop:
 def resample_all(sample: Sample, windows: Sequence[Window], size_px: int) -> list[Crop]:
     """Several windows of one sample, each as a square of `size_px`.
 
-    Of a JPEG only what the windows cover is decoded, once, and `resample_region` resamples it; a PNG, which keeps
-    every pixel, is resampled by `resample`.
+    A PNG, which keeps every pixel, is resampled by `resample`. Of a JPEG no more is decoded than the windows cover, and
+    of its half-size copy where that has .9 pixels or more to one of the crop; `resample_region` does the rest.
     """
     if sample.image_format == "png":
         return [resample(sample.image, window, size_px) for window in windows]
-    region = sample.region(_cover(windows, size_px))
-    return [resample_region(region, window, size_px) for window in windows]
+    reductions = [_reduction(sample, window, size_px) for window in windows]
+    reduced = [_divided(window, reduction) for window, reduction in zip(windows, reductions, strict=True)]
+    regions = {}
+    for reduction in set(reductions):
+        covered = [window for window, own in zip(reduced, reductions, strict=True) if own == reduction]
+        regions[reduction] = sample.region(_cover(covered, size_px), reduction)
+    return [
+        resample_region(regions[reduction], window, size_px)
+        for window, reduction in zip(reduced, reductions, strict=True)
+    ]
 
 
 def resample_region(region: Region, window: Window, size_px: int) -> Crop:
@@ -114,17 +122,28 @@ class _Axis(NamedTuple):
         return cls(first, stop, factor, (low - offset - first) / factor + step / 2 - 0.5, step)
 
 
+def _reduction(sample: Sample, window: Window, size_px: int) -> Reduction:
+    row0, col0, row1, col1 = window
+    is_large = min(row1 - row0, col1 - col0) >= 2 * _LEAST_RESOLUTION * size_px
+    return 2 if is_large and sample.half is not None else 1
+
+
+def _divided(window: Window, reduction: Reduction) -> Window:
+    row0, col0, row1, col1 = window
+    return row0 / reduction, col0 / reduction, row1 / reduction, col1 / reduction
+
+
 def _factor(ratio: float) -> int:
     return max(1, math.ceil(ratio - _ROUNDING))
 
 
 def _cover(windows: Sequence[Window], size_px: int) -> Rectangle:
     """The pixels that any of the windows is made of: two blocks more on every side."""
-    rectangles = []
-    for row0, col0, row1, col1 in windows:
-        rows, cols = 2 * _factor((row1 - row0) / size_px), 2 * _factor((col1 - col0) / size_px)
-        rectangles.append(
-            (math.floor(row0) - rows, math.floor(col0) - cols, math.ceil(row1) + rows, math.ceil(col1) + cols)
-        )
-    row0s, col0s, row1s, col1s = zip(*rectangles, strict=True)
-    return min(row0s), min(col0s), max(row1s), max(col1s)
+    row0s, col0s, row1s, col1s = zip(*windows, strict=True)
+    margin = 2 * max(_factor((row1 - row0) / size_px) for row0, row1 in zip(row0s + col0s, row1s + col1s, strict=True))
+    return (
+        math.floor(min(row0s)) - margin,
+        math.floor(min(col0s)) - margin,
+        math.ceil(max(row1s)) + margin,
+        math.ceil(max(col1s)) + margin,
+    )
