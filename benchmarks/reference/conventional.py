@@ -5,20 +5,20 @@ plain about it:
 
 - an image is a PNG of its own, decoded to RGB with Pillow, grey or not;
 - the random placement is a bicubic random resized crop of the whole canvas, from which both crops are cut;
-- augmentation is torchvision's, image by image on the host;
+- augmentation is torchvision's on Pillow images, one by one on the host, with Pillow's blur (torchvision's own is
+  several times slower);
 - both dense targets and both overlap masks come from Python loops over the sample's tokens (`targets.py`);
 - crops leave as normalised floats, and a batch is torch's default stack of all that.
 
 It is not slowed down on purpose: drawing the pair takes no search, and nothing above is computed twice.
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
@@ -44,13 +44,11 @@ class ConventionalDataset(Dataset[dict[str, Tensor]]):
         self.paths, self.spec = list(paths), spec
         self.rng = np.random.default_rng(seed)
         light, blur, sharpen = augment.brightness_contrast, augment.blur, augment.sharpen
+        self.blur = blur
         self.transform = v2.Compose(
             [
                 v2.RandomApply([v2.ColorJitter(light.max_brightness, light.max_contrast)], p=light.probability),
-                v2.RandomApply(
-                    [v2.GaussianBlur(_odd(blur.max_sigma_px), (blur.min_sigma_px, blur.max_sigma_px))],
-                    p=blur.probability,
-                ),
+                v2.RandomApply([v2.Lambda(self._blurred)], p=blur.probability),
                 v2.RandomAdjustSharpness(1 + sharpen.max_amount, p=sharpen.probability),
                 v2.RandomEqualize(p=augment.clahe.probability),
                 v2.ToImage(),
@@ -87,7 +85,5 @@ class ConventionalDataset(Dataset[dict[str, Tensor]]):
             "overlap_fine": torch.from_numpy(decomposition.max(1) > 0),
         }
 
-
-def _odd(sigma_px: float) -> int:
-    """Side of a blur's kernel that holds three deviations either way."""
-    return 2 * math.ceil(3 * sigma_px) + 1
+    def _blurred(self, crop: Image.Image) -> Image.Image:
+        return crop.filter(ImageFilter.GaussianBlur(self.rng.uniform(self.blur.min_sigma_px, self.blur.max_sigma_px)))
