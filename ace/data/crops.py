@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -75,8 +75,8 @@ def resample_region(region: Region, window: Window, size_px: int) -> Crop:
         size_px: Side of the result.
     """
     row0, col0, row1, col1 = window
-    rows = _Axis.of(row0, row1, region.row, region.pixels.shape[0], size_px)
-    cols = _Axis.of(col0, col1, region.col, region.pixels.shape[1], size_px)
+    rows = _axis(row0, row1, region.row, region.pixels.shape[0], size_px)
+    cols = _axis(col0, col1, region.col, region.pixels.shape[1], size_px)
     if rows is None or cols is None:
         shifted = (row0 - region.row, col0 - region.col, row1 - region.row, col1 - region.col)
         return resample(region.pixels, shifted, size_px)
@@ -106,20 +106,20 @@ class _Axis(NamedTuple):
     def num_blocks(self) -> int:
         return (self.stop - self.first) // self.factor
 
-    @classmethod
-    def of(cls, low: float, high: float, offset: int, length: int, size_px: int) -> Self | None:
-        """For the window low..high of the canvas, of which the region holds `length` pixels from `offset` on; None
-        where whole blocks are too coarse for it or do not cover it."""
-        ratio = (high - low) / size_px
-        factor = _factor(ratio)
-        # Blocks are counted from the canvas's edge, so that a crop does not depend on how much was decoded around it.
-        first = -offset % factor
-        stop = first + (length - first) // factor * factor
-        is_covered = offset + first <= low + _ROUNDING and high - _ROUNDING <= offset + stop
-        if not is_covered or (factor > 1 and ratio < _LEAST_RESOLUTION * factor):
-            return None
-        step = ratio / factor
-        return cls(first, stop, factor, (low - offset - first) / factor + step / 2 - 0.5, step)
+
+def _axis(low: float, high: float, offset: int, length: int, size_px: int) -> _Axis | None:
+    """For the window low..high of the canvas, of which the region holds `length` pixels from `offset` on; None where
+    whole blocks are too coarse for it or do not cover it."""
+    ratio = (high - low) / size_px
+    factor = _factor(ratio)
+    # Blocks are counted from the canvas's edge, so that a crop does not depend on how much was decoded around it.
+    first = -offset % factor
+    stop = first + (length - first) // factor * factor
+    is_covered = offset + first <= low + _ROUNDING and high - _ROUNDING <= offset + stop
+    if not is_covered or (factor > 1 and ratio < _LEAST_RESOLUTION * factor):
+        return None
+    step = ratio / factor
+    return _Axis(first, stop, factor, (low - offset - first) / factor + step / 2 - 0.5, step)
 
 
 def _reduction(sample: Sample, window: Window, size_px: int) -> Reduction:

@@ -25,7 +25,7 @@ VIEWS = ViewsParams.from_params(
 
 
 def build_shards_of(
-    images: Mapping[str, np.ndarray], grid: GridParams, root: Path, *, num_bank_pairs: int
+    images: Mapping[str, np.ndarray], grid: GridParams, root: Path, *, num_bank_pairs: int, image_format: str = "png"
 ) -> ShardIndex:
     """Put images into a folder below `root`, all of them in `train`, and shard it."""
     raw, manifest = root / "raw", root / "raw.csv"
@@ -37,7 +37,7 @@ def build_shards_of(
     source = {"kind": "folder", "dep": str(manifest), "root": str(raw), "labels": None, "labels_sha256": None}
     source |= {"channels": channels, "spacing_mm": None, "id_key_fingerprint": create_key(root / "key")}
     params = {
-        "image_format": "png",
+        "image_format": image_format,
         "jpg_quality": 95,
         "num_images_per_shard": 3,
         "num_bank_pairs": num_bank_pairs,
