@@ -12,6 +12,7 @@ ROWS = "samples.npy"
 QUARANTINE = "quarantine.csv"
 CONTACT_SHEET = "contact_sheet.png"
 
+IMAGE_FORMATS = ("png", "jpg")  # suffixes of the canvas
 META_SUFFIX = "json"
 HALF_SUFFIX = "half.jpg"  # stands right behind the image, where a reader looks for it
 LANDMARKS_SUFFIX = "landmarks.json"

@@ -18,7 +18,7 @@ from PIL import Image
 from shards import jpeg
 from shards.canvas import Canvas
 from shards.errors import ConfigError, DamagedImageError, IndexFormatError
-from shards.format import FORMAT_VERSION, HALF_SUFFIX, INDEX, MASK_SUFFIX, ROW_DTYPE, ROWS, sha256_of
+from shards.format import FORMAT_VERSION, HALF_SUFFIX, IMAGE_FORMATS, INDEX, MASK_SUFFIX, ROW_DTYPE, ROWS, sha256_of
 from shards.grid import GridSpec, Rectangle
 from shards.identity import Split
 from shards.jpeg import Region
@@ -228,8 +228,8 @@ class ShardReader:
         start, num_bytes = int(entry["image_start"]), int(entry["image_bytes"])
         member = _read_at(path, start - BLOCK, BLOCK + num_bytes)
         found, _, image_format = read_header(member[:BLOCK])[0].partition(".")
-        if found != key:
-            raise _wrong_place(path, found, key)
+        if found != key or image_format not in IMAGE_FORMATS:
+            raise _wrong_place(path, f"{found}.{image_format}", key)
         return Sample(key, member[BLOCK:], image_format, path, entry)
 
     def meta(self, row: int) -> dict[str, Any]:
@@ -296,7 +296,7 @@ def _read_rows(root: Path, values: dict[str, Any]) -> np.ndarray:
 def _read_meta(path: Path, row: np.void) -> dict[str, Any]:
     meta: dict[str, Any] = json.loads(_read_at(path, int(row["meta_start"]), int(row["meta_bytes"])))
     if meta["key"] != row["key"]:
-        raise _wrong_place(path, meta["key"], row["key"])
+        raise _wrong_place(path, meta["key"], str(row["key"]))
     return meta
 
 

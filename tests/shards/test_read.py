@@ -304,6 +304,17 @@ def test_a_sample_in_the_place_of_another_is_noticed(copy: Path) -> None:
         ShardReader(ShardIndex(copy, index.values, swapped, index.fingerprint)).read(0)
 
 
+def test_another_member_in_the_place_of_the_image_is_noticed(built: Path) -> None:
+    index = ShardIndex.open(built)
+    rows = np.array(index.rows)
+    rows["image_start"] = rows["meta_start"]
+    with pytest.raises(IndexFormatError, match=r"found sample \S+\.json in the place of"):
+        ShardReader(ShardIndex(built, index.values, rows, index.fingerprint)).read(0)
+    rows["image_start"] += 512
+    with pytest.raises(IndexFormatError, match="in the place of"):
+        ShardReader(ShardIndex(built, index.values, rows, index.fingerprint)).read(0)
+
+
 def test_the_contact_sheet_shows_samples_beside_what_is_known_of_them(built: Path) -> None:
     sheet = np.asarray(Image.open(built / "contact_sheet.png"))
     coloured = np.ptp(sheet.astype(int), axis=2) > 60
