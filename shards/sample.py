@@ -10,13 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from shards.canvas import Cells, Pixels, Placement, cell_statistics, is_coloured, with_channels
 from shards.decode import Decoded, Facts, UnreadableImageError, decode
 from shards.delivery import age_bucket
-from shards.format import FORMAT_VERSION, LANDMARKS_SUFFIX, MASK_SUFFIX, META_SUFFIX
+from shards.format import FORMAT_VERSION, HALF_SUFFIX, LANDMARKS_SUFFIX, MASK_SUFFIX, META_SUFFIX
 from shards.grid import GridSpec, crop_bank
+from shards.jpeg import encode_canvas
 from shards.masks import draw
 from shards.params import ShardParams
 from shards.records import Box, File, Record, Split, locate
@@ -112,7 +114,7 @@ class Encoder:
         canvas = placement.place_image(with_channels(image, self.channels))
         cells = cell_statistics(canvas, self.spec, self.params.foreground)
         meta = self._meta(task, placement, cells, decoded.facts)
-        members = [(META_SUFFIX, _json_bytes(meta)), (self.params.image_format, self._image_bytes(canvas))]
+        members = [(META_SUFFIX, _json_bytes(meta)), *self._images(canvas)]
         points = {name: placement.place_point(point) for name, point in sorted(record.landmarks.items())}
         if points:
             members.append((LANDMARKS_SUFFIX, _json_bytes(points)))
@@ -171,13 +173,14 @@ class Encoder:
             },
         }
 
-    def _image_bytes(self, canvas: Pixels) -> bytes:
-        image = Image.fromarray(canvas)
+    def _images(self, canvas: Pixels) -> list[tuple[str, bytes]]:
+        image, quality = Image.fromarray(canvas), self.params.jpg_quality
         if self.params.image_format == "png":
-            return _png_bytes(image)
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=self.params.jpg_quality, subsampling=0)
-        return file.getvalue()
+            return [("png", _png_bytes(image))]
+        members = [("jpg", encode_canvas(canvas, quality))]
+        if self.spec.canvas_px % 2 == 0 and any(min(scale.k, scale.l) >= 2 for scale in self.spec.scales):
+            members.append((HALF_SUFFIX, encode_canvas(np.asarray(image.reduce(2)), quality)))
+        return members
 
 
 def read_patiently(path: Path) -> bytes:

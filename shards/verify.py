@@ -12,7 +12,7 @@ from shards.atomic import atomic_path
 from shards.build import open_manifest, root_of
 from shards.errors import IndexFormatError, SourceError
 from shards.execution import Execution
-from shards.format import INDEX, SampleSpans, sha256_of
+from shards.format import HALF_SUFFIX, INDEX, LANDMARKS_SUFFIX, SampleSpans, sha256_of
 from shards.index import link_or_copy
 from shards.params import GridParams, ShardParams, SourceParams
 from shards.plan import fingerprint, plan_batch
@@ -129,9 +129,10 @@ def _is_in_place(row: np.void, members: dict[str, Span]) -> bool:
     if not found or any(suffix.endswith("(again)") for suffix in members):
         return False
     run = Span(found[0].member_start, found[-1].member_stop - found[0].member_start)
-    landmarks = [span for suffix, span in members.items() if suffix == "landmarks.json"]
-    expected = [spans.landmarks] if spans.landmarks.num_bytes else []
-    return found[:2] == [spans.meta, spans.image] and landmarks == expected and run == spans.members
+    expected = {HALF_SUFFIX: spans.half, LANDMARKS_SUFFIX: spans.landmarks}
+    others = {suffix: members[suffix] for suffix in expected if suffix in members}
+    is_there = {suffix: span for suffix, span in expected.items() if span.num_bytes}
+    return found[:2] == [spans.meta, spans.image] and others == is_there and run == spans.members
 
 
 def _named(keys: list[bytes]) -> str:

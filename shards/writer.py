@@ -9,7 +9,7 @@ from typing import Any
 from shards.atomic import atomic_path, write_text
 from shards.delivery import Header, read_entry
 from shards.errors import SourceError
-from shards.format import LANDMARKS_SUFFIX, sha256_of
+from shards.format import HALF_SUFFIX, LANDMARKS_SUFFIX, sha256_of
 from shards.plan import ShardPlan, task_of
 from shards.sample import Encoded, Encoder, Rejected, Task
 from shards.tar import Span, TarWriter
@@ -113,6 +113,7 @@ def _row(task: Task, spans: dict[str, Span]) -> dict[str, Any]:
         "num_bytes": last.member_stop - meta.member_start,
         "meta_bytes": meta.num_bytes,
         "image_bytes": image.num_bytes,
+        "half_bytes": spans[HALF_SUFFIX].num_bytes if HALF_SUFFIX in spans else 0,
         "landmarks_bytes": landmarks.num_bytes,
     }
 

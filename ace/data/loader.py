@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ace.data.augment import augment
 from ace.data.batches import CropPairItem, ViewItem, Visible, collate
-from ace.data.crops import Crop, resample
+from ace.data.crops import Crop, resample_all
 from ace.data.erase import erase
 from ace.data.objectives import CYCLE, Objective, spec_of_epoch
 from ace.data.params import AugmentParams, ViewsParams
@@ -88,11 +88,13 @@ class CropDataset(Dataset[CropPairItem | ViewItem]):
         mix, spec = self.mixes[shard_set], self.specs[epoch % CYCLE]
         if spec is None:
             windows, num_teacher_views = self._view_windows(rng)
-            views, visible = zip(*[self._crop(sample.image, window, rng) for window in windows], strict=True)
+            crops = resample_all(sample, windows, self.spec.crop_px)
+            views, visible = zip(*[self._finish(crop, rng) for crop in crops], strict=True)
             return ViewItem(list(views), list(visible), num_teacher_views, mix.mean, mix.std, sample.key)
         pair = self._pair(sample, spec, step, rng)
-        coarse, coarse_visible = self._crop(sample.image, pair.window("coarse", spec), rng)
-        fine, fine_visible = self._crop(sample.image, pair.window("fine", spec), rng)
+        windows = [pair.window("coarse", spec), pair.window("fine", spec)]
+        crops = resample_all(sample, windows, spec.crop_px)
+        (coarse, coarse_visible), (fine, fine_visible) = [self._finish(crop, rng) for crop in crops]
         return CropPairItem(coarse, fine, pair, mix.mean, mix.std, sample.key, coarse_visible, fine_visible)
 
     def _view_windows(self, rng: np.random.Generator) -> tuple[list[Window], int]:
@@ -115,8 +117,7 @@ class CropDataset(Dataset[CropPairItem | ViewItem]):
             )
         return bank[rng.integers(len(bank))]
 
-    def _crop(self, image: Pixels, window: Window, rng: np.random.Generator) -> tuple[Crop, Visible]:
-        crop = resample(image, window, self.spec.crop_px)
+    def _finish(self, crop: Pixels, rng: np.random.Generator) -> tuple[Crop, Visible]:
         visible = np.ones((self.spec.t, self.spec.t), dtype=bool)
         if self.augment is not None:
             crop, visible = erase(augment(crop, self.augment, rng), self.augment.erase, rng, t=self.spec.t)

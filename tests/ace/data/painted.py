@@ -26,7 +26,7 @@ VIEWS = ViewsParams.from_params(
 
 
 def build_shards_of(
-    images: Mapping[str, np.ndarray], grid: GridParams, root: Path, *, num_bank_pairs: int
+    images: Mapping[str, np.ndarray], grid: GridParams, root: Path, *, num_bank_pairs: int, image_format: str = "png"
 ) -> ShardIndex:
     """Put images into a folder below `root`, all of them in `train`, and shard it."""
     raw = root / "raw"
@@ -35,7 +35,7 @@ def build_shards_of(
         Image.fromarray(image).save(raw / name)
     channels = 1 if next(iter(images.values())).ndim == 2 else 3
     params = {
-        "image_format": "png",
+        "image_format": image_format,
         "jpg_quality": 95,
         "num_images_per_shard": 3,
         "num_bank_pairs": num_bank_pairs,
