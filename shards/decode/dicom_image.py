@@ -83,7 +83,8 @@ _TAGS = (
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _FUNCTIONS: dict[str, Function] = {"LINEAR_EXACT": "LINEAR_EXACT", "SIGMOID": "SIGMOID"}
-_ONE_FRAME: dict[str, Any] = {"allow_excess_frames": False}
+# pydicom would return surplus data as frames, and cut values to the bits stored without a word.
+_AS_THEY_ARE: dict[str, Any] = {"allow_excess_frames": False, "correct_unused_bits": False}
 _IN_THE_EXTRA = (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes)
 _MAX_BYTES_PER_PIXEL = 3
 _MAX_OTHER_BYTES = 64 * 2**20
@@ -124,7 +125,7 @@ def decode_dicom(data: bytes, *, max_pixels: float) -> Decoded:
         decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
         if layout.num_samples == 1:
             return _grey(decoder, dataset, layout, facts)
-        return Decoded(np.array(decoder.as_array(dataset, **_ONE_FRAME)[0]), facts)
+        return Decoded(np.array(decoder.as_array(dataset, **_AS_THEY_ARE)[0]), facts)
 
 
 @dataclass(frozen=True)
@@ -241,8 +242,7 @@ def _unread(syntax: UID) -> str:
 
 
 def _grey(decoder: Decoder, dataset: FileDataset, layout: _Layout, facts: Facts) -> Decoded:
-    # pydicom would cut values to the bits stored without a word.
-    stored, _ = decoder.as_array(dataset, raw=True, **_ONE_FRAME, correct_unused_bits=False)
+    stored, _ = decoder.as_array(dataset, raw=True, **_AS_THEY_ARE)
     if stored.dtype.kind not in "iu" or stored.itemsize > 2:
         raise UnreadableImageError(BIT_DEPTH)
     cells = stored.astype(stored.dtype.newbyteorder("="), copy=False).view(f"u{stored.itemsize}")
