@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import get_frame
-from pydicom.pixels.decoders.base import Decoder, get_decoder
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
     UID,
     ExplicitVRBigEndian,
@@ -21,6 +21,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from shards.decode.apart import Pixels, decode_apart
 from shards.decode.codestream import is_ended, read_frame
 from shards.decode.dicom import (
     count_of,
@@ -122,10 +123,8 @@ def decode_dicom(data: bytes, *, max_pixels: float) -> Decoded:
             is_annotation_burned_in=is_burned_in(dataset),
             flags=tuple(flags),
         )
-        decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
-        if layout.num_samples == 1:
-            return _grey(decoder, dataset, layout, facts)
-        return Decoded(np.array(decoder.as_array(dataset, **_AS_THEY_ARE)[0]), facts)
+        stored = _stored(dataset, layout)
+        return Decoded(np.array(stored), facts) if stored.ndim == 3 else _grey(stored, dataset, layout, facts)
 
 
 @dataclass(frozen=True)
@@ -214,6 +213,7 @@ def _check_frame(dataset: FileDataset, layout: _Layout) -> None:
         raise UnreadableImageError(OTHER_SIZE)
     if not is_ended(stream):
         raise UnreadableImageError(TRUNCATED)
+    dataset.BitsStored = layout.bits_stored
     if layout.bits_stored < frame.precision <= layout.bits_allocated:
         dataset.BitsStored, dataset.HighBit = frame.precision, frame.precision - 1
     if layout.photometric == "RGB" and frame.is_subsampled:
@@ -241,8 +241,29 @@ def _unread(syntax: UID) -> str:
     return f"DICOM pixels compressed {name}, which no installed decoder reads"
 
 
-def _grey(decoder: Decoder, dataset: FileDataset, layout: _Layout, facts: Facts) -> Decoded:
-    stored, _ = decoder.as_array(dataset, raw=True, **_AS_THEY_ARE)
+def _stored(dataset: FileDataset, layout: _Layout) -> Pixels:
+    """Stored values: grey in its cells, colour as RGB."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax not in _IN_THE_EXTRA:
+        pixels: Pixels = get_decoder(syntax).as_array(dataset, **_AS_THEY_ARE)[0]
+        return pixels
+    options = {
+        **_AS_THEY_ARE,
+        "pixel_keyword": "PixelData",
+        "number_of_frames": 1,
+        "rows": layout.height,
+        "columns": layout.width,
+        "samples_per_pixel": layout.num_samples,
+        "bits_allocated": layout.bits_allocated,
+        "bits_stored": int(dataset.BitsStored),
+        "pixel_representation": int(layout.is_signed),
+        "photometric_interpretation": str(dataset.PhotometricInterpretation),
+        "planar_configuration": int(number_of(dataset, "PlanarConfiguration") or 0),
+    }
+    return decode_apart(syntax, dataset.PixelData, options)
+
+
+def _grey(stored: Shaped[np.ndarray, "height width"], dataset: FileDataset, layout: _Layout, facts: Facts) -> Decoded:
     if stored.dtype.kind not in "iu" or stored.itemsize > 2:
         raise UnreadableImageError(BIT_DEPTH)
     cells = stored.astype(stored.dtype.newbyteorder("="), copy=False).view(f"u{stored.itemsize}")
