@@ -10,14 +10,18 @@ from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
+    JPEG2000,
     UID,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
-    JPEG2000TransferSyntaxes,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
     JPEGExtended12Bit,
-    JPEGLSTransferSyntaxes,
-    JPEGTransferSyntaxes,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
     RLELossless,
 )
 
@@ -86,7 +90,16 @@ _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _FUNCTIONS: dict[str, Function] = {"LINEAR_EXACT": "LINEAR_EXACT", "SIGMOID": "SIGMOID"}
 # pydicom would return surplus data as frames, and cut values to the bits stored without a word.
 _AS_THEY_ARE: dict[str, Any] = {"allow_excess_frames": False, "correct_unused_bits": False}
-_IN_THE_EXTRA = (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes)
+_IN_THE_EXTRA = (
+    JPEGBaseline8Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    JPEG2000Lossless,
+    JPEG2000,
+)
+"""Transfer syntaxes that the extra `dicom` reads."""
 _MAX_BYTES_PER_PIXEL = 3
 _MAX_OTHER_BYTES = 64 * 2**20
 
@@ -203,7 +216,7 @@ def _check_pixel_data(dataset: FileDataset, layout: _Layout) -> bool:
 def _check_frame(dataset: FileDataset, layout: _Layout) -> None:
     """The same of compressed data; where the stream knows better than the header, decoders are told what it says."""
     stream = get_frame(dataset.PixelData, 0, number_of_frames=1)
-    if dataset.file_meta.TransferSyntaxUID == RLELossless:
+    if not _is_stream(dataset.file_meta.TransferSyntaxUID):
         # A run of two bytes becomes 128; runs never make an honest file larger than a header and a byte in 128.
         if len(stream) > 2 * layout.num_bytes + 1024:
             raise UnreadableImageError(OTHER_SIZE)
@@ -235,6 +248,11 @@ def _check_decoder(syntax: UID, layout: _Layout) -> None:
         raise UnreadableImageError(_unread(syntax) + remedy)
 
 
+def _is_stream(syntax: UID) -> bool:
+    """Whether pixels are a codec's stream rather than cells, packed or not."""
+    return syntax.is_compressed and syntax != RLELossless
+
+
 def _unread(syntax: UID) -> str:
     """A name of the standard's, never the file's text."""
     name = "in an unknown way" if syntax.name == str(syntax) else f"as {syntax.name}"
@@ -244,7 +262,7 @@ def _unread(syntax: UID) -> str:
 def _stored(dataset: FileDataset, layout: _Layout) -> Pixels:
     """Stored values: grey in its cells, colour as RGB."""
     syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax not in _IN_THE_EXTRA:
+    if not _is_stream(syntax):
         pixels: Pixels = get_decoder(syntax).as_array(dataset, **_AS_THEY_ARE)[0]
         return pixels
     options = {
@@ -289,7 +307,7 @@ def _values_of_cells(
     value, unless the file says that it keeps an overlay in these bits.
     """
     cells = np.arange(1 << bits)
-    shift = 0 if dataset.file_meta.TransferSyntaxUID in _IN_THE_EXTRA else layout.high_bit + 1 - layout.bits_stored
+    shift = 0 if _is_stream(dataset.file_meta.TransferSyntaxUID) else layout.high_bit + 1 - layout.bits_stored
     cells >>= shift
     span = 1 << layout.bits_stored
     low = cells % span
