@@ -39,3 +39,7 @@ class DamagedImageError(ShardError):
 
 class IdKeyError(ShardError):
     """The project's identity key is missing or is not the one the shards were built with."""
+
+
+class DecoderError(ShardError):
+    """The process that decodes compressed DICOM pixels cannot be started."""
