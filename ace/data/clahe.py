@@ -6,6 +6,7 @@ tiles' curves. Counts are integers and the rest is single additions and multipli
 depends on no other image and not on the device.
 """
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
@@ -73,8 +74,8 @@ def _clipped(
 
 def _curves(counts: Int[Tensor, "images tiles levels"], num_pixels: int) -> Float[Tensor, "images tiles levels"]:
     """New level of each level: the share of pixels up to it, in 8 bits."""
-    scale = torch.tensor(LEVELS - 1, dtype=torch.float32) / num_pixels
-    return (counts.cumsum(-1, dtype=torch.int32).float() * scale.item()).round_().clamp_(0, LEVELS - 1)
+    scale = float(np.float32(LEVELS - 1) / np.float32(num_pixels))
+    return (counts.cumsum(-1, dtype=torch.int32).float() * scale).round_().clamp_(0, LEVELS - 1)
 
 
 def _mixed(
@@ -103,7 +104,7 @@ def _neighbours(
     """Along one axis: the tiles whose centres lie before and after each pixel, and how far it is from the first to the
     second; at the ends both are the last."""
     # The inverse in single precision, and no division, as the oracle has it: it decides where a mix is rounded.
-    inverse = (torch.ones((), dtype=torch.float32) / tile).item()
+    inverse = float(np.float32(1) / np.float32(tile))
     place = torch.arange(size, dtype=torch.float32, device=device) * inverse - 0.5
     before = place.floor()
     indexes = before.int()

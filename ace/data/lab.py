@@ -25,7 +25,7 @@ LOWEST_ROOT, HIGHEST_ROOT = -BACK // 2, 2 * BACK
 
 Colours = UInt8[Tensor, "images 3 height width"]
 Plane = Int32[Tensor, "images height width"]
-Table = Int32[Tensor, " entries"]
+Table = Int32[Tensor, " _"]
 
 
 @dataclass(frozen=True)
