@@ -1,7 +1,7 @@
 """Crop pairs per second of the training loader against decoding the same images alone, one process, one run.
 
 Shards of random smooth images are built in a temporary folder with the real writer. Last line: one JSON object with
-`ratio_to_decode` (no augmentation) and `ratio_to_decode_augmented`.
+`ratio_to_decode` (no augmentation here: it runs on the training device) and `ratio_to_decode_augmented` (where: host).
 
     python benchmarks/loader.py [--num-images 96] [--image-format png]
 """
@@ -72,7 +72,7 @@ def main() -> None:
                 in_channels=1,
                 seed=0,
             )
-            for augment in (None, config.pretrain.augment)
+            for augment in (None, config.pretrain.augment.model_copy(update={"where": "host"}))
         )
         encoded = [encoded_image(index, row) for row in range(len(index.rows))]
         seconds: dict[str, list[float]] = {"decode": [], "plain": [], "augmented": []}

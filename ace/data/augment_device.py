@@ -8,7 +8,7 @@ other crop, on no order of summation, and on no reduced-precision mode of the de
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float, Float64, UInt8
+from jaxtyping import Float, Float64, Int, UInt8
 from torch import Tensor
 
 from ace.data import clahe
@@ -31,13 +31,12 @@ def augment_batch(crops: Crops, augmentations: Augmentations, params: AugmentPar
         params: What is not drawn: widths and tiles.
     """
     values = augmentations.on_device.flatten(0, 1)
-    changed = crops.clone()
     for column, step in _steps(params):
         rows = augmentations.rows(column)
         if rows is not None:
-            drawn = values.index_select(0, rows).unbind(1)
-            changed.index_copy_(0, rows, step(changed.index_select(0, rows), drawn))
-    return changed
+            changed = step(crops.index_select(0, rows), values.index_select(0, rows).unbind(1))
+            crops = _with_rows(crops, rows, changed)
+    return crops
 
 
 def _steps(params: AugmentParams) -> list[tuple[int, Step]]:
@@ -56,7 +55,7 @@ def change_brightness_contrast(crops: Crops, contrast: Drawn, shift: Drawn) -> C
     mean = (crops.flatten(1).sum(1, dtype=torch.int64).double() / crops[0].numel())[:, None]
     levels = torch.arange(clahe.LEVELS, dtype=torch.float64, device=crops.device)
     new = (levels - mean) * contrast[:, None] + mean + shift[:, None]
-    curves = new.round_().clamp_(0, 255).to(torch.uint8)
+    curves = clahe.eight_bits(new)
     first = torch.arange(len(crops), dtype=torch.int32, device=crops.device)[:, None, None, None] * clahe.LEVELS
     return curves.flatten().index_select(0, (crops.int() + first).flatten()).view(crops.shape)
 
@@ -64,14 +63,15 @@ def change_brightness_contrast(crops: Crops, contrast: Drawn, shift: Drawn) -> C
 def blur(crops: Crops, sigma_px: Drawn, *, max_sigma_px: float) -> Crops:
     """Gaussian blur of each crop's own width, none above `max_sigma_px`; borders are mirrored."""
     weights = gaussian_weights(sigma_px, radius=_radius(max_sigma_px))
-    return _weighted(_weighted(crops.float(), weights, dim=3), weights, dim=2).add_(2**15).mul_(2**-16).to(torch.uint8)
+    sums = _weighted(_weighted(crops.float(), weights, dim=3), weights, dim=2)
+    return (sums.int().add_(2**15) >> 16).to(torch.uint8)
 
 
 def sharpen(crops: Crops, amount: Drawn, *, sigma_px: float) -> Crops:
     """Unsharp mask: the difference from a blurred crop is added, `amount` times."""
     blurred = blur(crops, torch.full_like(amount, sigma_px), max_sigma_px=sigma_px)
     kept, taken = ((1 + amount).float()[:, None, None, None], amount.float()[:, None, None, None])
-    return (crops * kept - blurred * taken).round_().clamp_(0, 255).to(torch.uint8)
+    return clahe.eight_bits(crops * kept - blurred * taken)
 
 
 def equalise(crops: Crops, clip_limit: Drawn, *, num_tiles: int) -> Crops:
@@ -85,8 +85,10 @@ def equalise(crops: Crops, clip_limit: Drawn, *, num_tiles: int) -> Crops:
 def erase(crops: Crops, row: Drawn, col: Drawn, side: Drawn) -> Crops:
     """A square of each crop black."""
     pixels = torch.arange(crops.shape[-1], device=crops.device)
-    is_row, is_col = ((pixels >= first[:, None]) & (pixels < (first + side)[:, None]) for first in (row, col))
-    return crops.masked_fill((is_row[:, :, None] & is_col[:, None, :])[:, None], 0)
+    is_beside = [(pixels < first[:, None]) | (pixels >= (first + side)[:, None]) for first in (row, col)]
+    # As numbers: a product takes a tenth of the time of a masked fill on the CPU.
+    rows, cols = (beside.to(torch.uint8) for beside in is_beside)
+    return crops * (rows[:, None, :, None] | cols[:, None, None, :])
 
 
 def gaussian_weights(sigma_px: Drawn, *, radius: int) -> Float[Tensor, "crops taps"]:
@@ -106,6 +108,16 @@ def gaussian_weights(sigma_px: Drawn, *, radius: int) -> Float[Tensor, "crops ta
     sums = (256 * share).cumsum(1).round()
     whole = sums.diff(dim=1, prepend=torch.zeros_like(sums[:, :1]))
     return torch.cat([whole, 256 - 2 * sums[:, -1:], whole.flip(1)], 1).float()
+
+
+def _with_rows(
+    crops: Crops, rows: Int[Tensor, " changed"], changed: UInt8[Tensor, "changed channels size size"]
+) -> Crops:
+    """The crops with some of them replaced."""
+    # Whole rows are gathered five times faster on the CPU than they are scattered.
+    source = torch.arange(len(crops), device=crops.device)
+    source.index_copy_(0, rows, torch.arange(len(crops), len(crops) + len(changed), device=crops.device))
+    return torch.cat([crops, changed]).index_select(0, source)
 
 
 def _radius(sigma_px: float) -> int:

@@ -34,6 +34,12 @@ def equalise(images: Images, clip_limits: Float[Tensor, " images"], num_tiles: i
     return _mixed(images, curves, tile_height, tile_width, num_tiles)
 
 
+def eight_bits(levels: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
+    """Rounded and cut to 8 bits; the levels given are overwritten."""
+    # By way of 32 bits: the direct conversion takes three times as long on the CPU.
+    return levels.round_().clamp_(0, LEVELS - 1).int().to(torch.uint8)
+
+
 def mirrored(images: Tensor, before: int, after: int, *, dim: int) -> Tensor:
     """Images made longer along an axis, mirrored at the centres of the first and the last pixel, as often as needed."""
     size = images.shape[dim]
@@ -68,7 +74,8 @@ def _clipped(
     rest = num_cut % LEVELS
     stride = (LEVELS // rest.clamp_min(1)).clamp_min(1)
     levels = torch.arange(LEVELS, dtype=torch.int32, device=counts.device)
-    is_given_one = (levels % stride == 0) & (levels // stride < rest)
+    turn = levels // stride
+    is_given_one = (turn * stride == levels) & (turn < rest)
     return counts.minimum(limits) + num_cut // LEVELS + is_given_one
 
 
@@ -95,7 +102,7 @@ def _mixed(
 
     upper = through(above, left) * (1 - across) + through(above, right) * across
     lower = through(below, left) * (1 - across) + through(below, right) * across
-    return (upper * (1 - down) + lower * down).round_().clamp_(0, LEVELS - 1).to(torch.uint8)
+    return eight_bits(upper * (1 - down) + lower * down)
 
 
 def _neighbours(

@@ -207,6 +207,15 @@ def test_the_parts_of_a_batch_are_augmented_as_the_whole_is(indexes: list[ShardI
             assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
 
 
+def test_a_batch_takes_its_records_along_to_another_device(indexes: list[ShardIndex]) -> None:
+    (batch, *_) = load(sampler_of(dataset_of(indexes, augment=with_only("blur", 1.0))))
+    moved = batch.to(torch.device("meta"))
+    assert moved.augmentations is not None
+    assert moved.augmentations.on_device.is_meta
+    np.testing.assert_array_equal(moved.augmentations.on_host, batch.augmentations.on_host)
+    assert moved.augmented(AUGMENT).coarse.is_meta
+
+
 def test_crops_that_are_not_augmented_yet_are_not_given_to_networks(indexes: list[ShardIndex]) -> None:
     params = with_only("erase", 1.0)
     (batch, *_) = load(sampler_of(dataset_of(indexes, augment=params)))

@@ -225,13 +225,8 @@ def test_erased_tokens_of_a_view_are_marked_and_each_view_is_erased_by_itself(in
 
 
 def test_parts_of_a_batch_of_views_are_augmented_as_the_whole_is(index: ShardIndex) -> None:
-    params = AugmentParams.from_params(
-        {
-            name: value if name == "where" else value | {"probability": 0.5}
-            for name, value in (OFF | {"erase": ERASE}).items()
-        },
-        "augment",
-    )
+    steps = {name: step | {"probability": 0.5} for name, step in (OFF | {"erase": ERASE}).items() if name != "where"}
+    params = AugmentParams.from_params({"where": "device", **steps}, "augment")
     for batch in load(index, "ace_v2", epochs=1, augment=params):
         assert isinstance(batch, ViewBatch)
         whole = batch.augmented(params).views
