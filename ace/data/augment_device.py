@@ -102,7 +102,7 @@ def gaussian_weights(sigma_px: Drawn, *, radius: int) -> Float[Tensor, "crops ta
         radius: Weights on either side of the middle; at least that of the widest.
     """
     distance = torch.arange(-radius, 1, dtype=torch.float64, device=sigma_px.device)
-    reach = (6 * sigma_px + 1).round().int().bitwise_or(1).div(2, rounding_mode="floor")
+    reach = (6 * sigma_px + 1).round().int().div(2, rounding_mode="floor")
     tail = torch.exp(-0.5 * (distance / sigma_px[:, None]) ** 2) * (distance >= -reach[:, None])
     share = tail[:, :-1] / (2 * tail[:, :-1].sum(1, keepdim=True) + tail[:, -1:])
     sums = (256 * share).cumsum(1).round()
@@ -121,7 +121,7 @@ def _with_rows(
 
 
 def _radius(sigma_px: float) -> int:
-    return (round(6 * sigma_px + 1) | 1) // 2
+    return round(6 * sigma_px + 1) // 2
 
 
 def _weighted(

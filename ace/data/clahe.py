@@ -68,7 +68,7 @@ def _histograms(tiles: UInt8[Tensor, "images tiles pixels"]) -> Int[Tensor, "ima
 def _clipped(
     counts: Int[Tensor, "images tiles levels"], clip_limits: Float[Tensor, " images"], num_pixels: int
 ) -> Int[Tensor, "images tiles levels"]:
-    """Counts cut at the limit; what is cut is handed out to all levels alike, the rest to every so-manieth level."""
+    """Counts cut at the limit; what is cut is handed out to all levels alike, the rest one each at even distances."""
     limits = (clip_limits.double() * num_pixels / LEVELS).int().clamp_min(1)[:, None, None]
     num_cut = (counts - limits).clamp_min(0).sum(-1, keepdim=True, dtype=torch.int32)
     rest = num_cut % LEVELS

@@ -11,6 +11,7 @@ from torch import Tensor
 from ace.data import augment as host
 from ace.data import augment_device as device
 from ace.data.augmentation import AS_IT_IS, Augmentation, Augmentations, BrightnessContrast, draw_augmentation
+from ace.data.clahe import equalise
 from ace.data.lab import lab_of, rgb_of
 from ace.data.params import AugmentParams
 from tests.ace.data.test_augment import ALWAYS
@@ -95,6 +96,13 @@ def test_clahe_is_opencvs_but_for_ties_also_where_tiles_do_not_divide_the_crop(
     crops, limit = crops_of(content, (3, size, size, channels), rng), rng.uniform(1, 6, 3)
     found = device.equalise(as_batch(crops), torch.from_numpy(limit), num_tiles=num_tiles)
     assert_off_by_one_at_most_rarely(found, one_by_one(crops, host.equalise, limit.tolist(), [num_tiles] * 3))
+
+
+@given(seeds, st.integers(2, 40), st.integers(2, 40), st.integers(1, 6))
+def test_clahe_of_images_that_are_not_square_is_opencvs_too(seed: int, height: int, width: int, num_tiles: int) -> None:
+    image = np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8)
+    found = equalise(torch.from_numpy(image)[None], torch.tensor([2.0], dtype=torch.float64), num_tiles)
+    assert_off_by_one_at_most_rarely(found, host.equalise(image, 2.0, num_tiles)[None])
 
 
 def test_colours_go_to_lab_and_back_as_opencvs_do() -> None:
