@@ -86,7 +86,8 @@ def measure(config: Config, root: Path, arguments: argparse.Namespace) -> dict[s
     num_images, image_format = arguments.num_images, arguments.image_format
     write_images(config, root / "raw", num_images, arguments.images)
     index = shard_images(config, root, image_format)
-    plain, augmented = data_set(config, index, None), data_set(config, index, config.pretrain.augment)
+    on_host = config.pretrain.augment.model_copy(update={"where": "host"})
+    plain, augmented = data_set(config, index, None), data_set(config, index, on_host)
     paths = sorted((root / "raw" / "images").iterdir())
     conventional = ConventionalDataset(paths, config.grid.spec, config.pretrain.augment, seed=0)
     reader = ShardReader(index)

@@ -172,13 +172,14 @@ def test_no_half_is_kept_where_no_crop_would_be_made_of_it(changes: dict, tmp_pa
 def test_a_damaged_jpeg_is_named_by_its_tar_and_key(jpegs: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(jpegs, tmp_path / "set"))
     sample = all_samples(root)[4]
-    start, num_bytes = int(sample.row["image_start"]), int(sample.row["image_bytes"])
-    content = bytearray(sample.shard.read_bytes())
+    start, num_bytes = SampleSpans.of(sample.row).image.start, int(sample.row["image_bytes"])
+    path = root / sample.tar.file.name
+    content = bytearray(path.read_bytes())
     content[start + num_bytes // 2 : start + num_bytes] = bytes(num_bytes - num_bytes // 2)
-    sample.shard.write_bytes(content)
+    path.write_bytes(content)
     damaged = all_samples(root)[4]
     for look in (lambda: damaged.image, lambda: damaged.region((0, 0, 8, 8))):
-        with pytest.raises(IndexFormatError, match=rf"{sample.shard.name}: image of sample {sample.key}: truncated or"):
+        with pytest.raises(IndexFormatError, match=rf"{path.name}: image of sample {sample.key}: truncated or"):
             look()
     assert damaged.meta == sample.meta
 
