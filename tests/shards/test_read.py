@@ -13,7 +13,7 @@ from PIL import Image
 
 from shards.build import build_shards
 from shards.errors import IndexFormatError
-from shards.format import SampleSpans
+from shards.format import ROW_DTYPE, SampleSpans
 from shards.read import ShardIndex, ShardReader
 from tests.shards.datasets import grid_params, shard_params, write_phantom
 
@@ -157,6 +157,13 @@ def test_a_sample_in_the_place_of_another_is_noticed(copy: Path) -> None:
     swapped["key"] = rows["key"]
     with pytest.raises(IndexFormatError, match="in the place of"):
         ShardReader(ShardIndex(index.store, index.values, swapped, index.fingerprint)).read(0)
+
+
+def test_a_size_that_does_not_fit_a_row_is_an_error_and_never_another_size() -> None:
+    row = {name: 0 for name in ROW_DTYPE.names} | {"key": "a", "patient": "b"}
+    assert np.array([tuple({**row, "image_bytes": 2**32 - 1}.values())], dtype=ROW_DTYPE)["image_bytes"] == 2**32 - 1
+    with pytest.raises(OverflowError):
+        np.array([tuple({**row, "image_bytes": 2**32}.values())], dtype=ROW_DTYPE)
 
 
 def test_the_contact_sheet_shows_samples_beside_what_is_known_of_them(built: Path) -> None:
