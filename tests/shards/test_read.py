@@ -160,7 +160,7 @@ def test_a_sample_in_the_place_of_another_is_noticed(copy: Path) -> None:
 
 
 def test_a_size_that_does_not_fit_a_row_is_an_error_and_never_another_size() -> None:
-    row = {name: 0 for name in ROW_DTYPE.names} | {"key": "a", "patient": "b"}
+    row = dict.fromkeys(ROW_DTYPE.names, 0) | {"key": "a", "patient": "b"}
     assert np.array([tuple({**row, "image_bytes": 2**32 - 1}.values())], dtype=ROW_DTYPE)["image_bytes"] == 2**32 - 1
     with pytest.raises(OverflowError):
         np.array([tuple({**row, "image_bytes": 2**32}.values())], dtype=ROW_DTYPE)
