@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from ace.inference.embedder import EmbeddingModel
 from ace.inference.folder import new_folder
 from ace.models.encoder import IMPORTED
+from ace.models.notice import NOTICE
 from ace.training.card import ORIGINS, model_card
 from shards.atomic import write_text
 
@@ -59,9 +60,6 @@ _IMPORTED = """\
 Weights that others trained and published, converted from `{file}` (sha256 `{sha256}`) and not changed. Their
 publisher's licence applies to them."""
 _IMPORTED_DATA = "Which images the encoder saw is not known here."
-_IMPORTED_LIMITS = """\
-Not a medical device, not for clinical use. The method is the subject of US patent applications US20250272962 and
-US20260187795."""
 _ACTIVATION_NOTES = {
     "relu": "apply `torch.relu` to the tokens, as pretraining did, before you pool them",
     "identity": "there is nothing to apply",
@@ -124,7 +122,7 @@ def _config(model: EmbeddingModel, network: Any) -> dict[str, Any]:
 def _card(model: EmbeddingModel) -> str:
     about, config = model.describe(), model.encoder.config
     if config.get("origin") == IMPORTED:
-        origin, data, limits = _IMPORTED.format(**config["source"]), _IMPORTED_DATA, _IMPORTED_LIMITS
+        origin, data, limits = _IMPORTED.format(**config["source"]), _IMPORTED_DATA, NOTICE
     else:
         sections = _sections(model_card(config))
         origin, limits = ORIGINS[config["params"]["pretrain"]["objective"]], sections["Limits"]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ace.models.backbone import build_backbone
 from ace.models.encoder import CONFIG, FORMAT_VERSION, IMPORTED, WEIGHTS
 from ace.models.foreign import StateDict, read_state_dict
+from ace.models.notice import NOTICE
 from ace.models.params import BackboneParams
 from ace.published.naming import Family, KeyMap, map_keys
 from shards.atomic import replace_directory, write_text
@@ -44,8 +45,7 @@ they saw, for how long and with which settings is not known here. Their publishe
 `teacher_backbone.safetensors` is the encoder. There is no student, no head and no training log. No file holds pickled
 code. Normalisation and canvas were given at the import; the file does not state them.
 
-Not a medical device, not for clinical use. The method is the subject of US patent applications US20250272962 and
-US20260187795.
+{notice}
 """
 
 
@@ -151,6 +151,7 @@ def _card(config: Mapping[str, Any], spec: GridSpec, num_parameters: int) -> str
     source, backbone = config["source"], config["params"]["pretrain"]["backbone"]
     mix = config["params"]["batches"][IMPORTED]["mix"]
     return CARD.format(
+        notice=NOTICE,
         backbone=backbone["name"],
         model_args=f" {backbone['model_args']}" if backbone["model_args"] else "",
         in_channels=backbone["in_channels"],

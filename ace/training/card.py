@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ace.models.encoder import WEIGHTS
+from ace.models.notice import NOTICE
 
 ORIGINS = {
     "ace": """\
@@ -53,9 +54,9 @@ training ended with.{best} No file holds pickled code.
 
 ## Limits
 
-Not a medical device, not for clinical use. What the encoder learned is bounded by the images above; if they are the
-built-in phantom, that is one person's anatomy in many warps, and says nothing about real radiographs.
-The method is the subject of US patent applications US20250272962 and US20260187795.
+{notice}
+What the encoder learned is bounded by the images above; if they are the built-in phantom, that is one person's anatomy
+in many warps, and says nothing about real radiographs.
 """
 
 BEST = """
@@ -74,6 +75,7 @@ def model_card(config: Mapping[str, Any]) -> str:
     table = ["| batch | training images | patients | weight | index sha256 |", "|---|---|---|---|---|", *rows]
     weights, best = pretrain["loss_weights"], config.get("best")
     return CARD.format(
+        notice=NOTICE,
         origin=ORIGINS[pretrain["objective"]],
         backbone=pretrain["backbone"]["name"],
         model_args=pretrain["backbone"]["model_args"] or "",

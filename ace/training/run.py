@@ -23,8 +23,12 @@ from shards.scratch import unfinished_work
 
 RUN = "run.json"
 RECORDED_VERSIONS = ("torch", "timm", "numpy", "pillow")
-CODE = ("ace/data", "ace/geometry", "ace/losses", "ace/models", "ace/training", "shards")
-"""Folders of the modules that training runs."""
+CODE = (
+    *(f"ace/{folder}/*.py" for folder in ("data", "geometry", "losses", "models", "training")),
+    "ace/evaluation/embedding.py",
+    "shards/*.py",
+)
+"""The modules that training runs; the one of the evaluation reads the probe's features."""
 NOT_DECISIVE = {
     "num_workers",
     "log_every_steps",
@@ -56,7 +60,7 @@ class RunIdentity:
         """Parameters, grid, mix and content of the shards, code and libraries."""
         root = Path(__file__).parents[2]
         start = {} if params.start_from is None else start_files(Path(params.start_from))
-        modules = [path for folder in CODE for path in sorted((root / folder).glob("*.py"))]
+        modules = [path for pattern in CODE for path in sorted(root.glob(pattern))]
         return cls(
             {
                 "pretrain": params.model_dump(mode="json", exclude=NOT_DECISIVE),

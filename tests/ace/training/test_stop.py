@@ -1,11 +1,13 @@
 """Signals that ask a training to end reach the trainer and none of its loader's processes."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-from ace.training.stop import SIGNALS
+from ace.training.stop import SIGNALS, stop_requests
 from tests.ace.training.conftest import ROOT
 
 SCRIPT = """
@@ -25,6 +27,15 @@ if __name__ == "__main__":
     print(*ours.recv(), "and", *signal.pthread_sigmask(signal.SIG_BLOCK, []))
     child.join()
 """
+
+
+def test_the_time_limit_is_a_reason_once_it_is_over_and_a_signal_goes_before_it() -> None:
+    with stop_requests(0.2) as request:
+        assert request.reason is None
+        time.sleep(0.25)
+        assert request.reason == "time limit"
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert request.reason == "SIGUSR1"
 
 
 def test_the_first_child_of_a_process_is_deaf_to_every_signal_and_the_process_is_not(tmp_path: Path) -> None:
