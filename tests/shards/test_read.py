@@ -232,9 +232,20 @@ def test_a_sample_in_the_place_of_another_is_noticed(copy: Path) -> None:
         ShardReader(ShardIndex(index.store, index.values, swapped, index.fingerprint)).read(0)
 
 
-from shards.execution import Processes
-from shards.format import ROW_DTYPE, SampleSpans
-from shards.read import Sample, ShardIndex, ShardReader
+def test_another_member_in_the_place_of_the_image_is_noticed(built: Path) -> None:
+    index = ShardIndex.open(built)
+    for field, shift in (("start", -512), ("meta_bytes", 512), ("start", 512 * 7)):
+        rows = np.array(index.rows)
+        rows[field] += np.array(shift).astype(rows.dtype[field])
+        with pytest.raises(IndexFormatError, match="in the place of"):
+            ShardReader(ShardIndex(index.store, index.values, rows, index.fingerprint)).read(3)
+
+
+def test_a_size_that_does_not_fit_a_row_is_an_error_and_never_another_size() -> None:
+    row = dict.fromkeys(ROW_DTYPE.names, 0) | {"key": "a", "patient": "b"}
+    assert np.array([tuple({**row, "image_bytes": 2**32 - 1}.values())], dtype=ROW_DTYPE)["image_bytes"] == 2**32 - 1
+    with pytest.raises(OverflowError):
+        np.array([tuple({**row, "image_bytes": 2**32}.values())], dtype=ROW_DTYPE)
 
 
 def test_the_contact_sheet_shows_samples_beside_what_is_known_of_them(built: Path) -> None:
