@@ -37,6 +37,7 @@ SHARD = {
 EVALUATE: dict[str, Any] = {
     "batch": BATCH,
     "seed": 0,
+    "accept_shared_images": False,
     "max_patients": 16,
     "images_per_forward": 32,
     "composition": {
