@@ -19,6 +19,9 @@ from shards.parallel import map_in_processes
 from shards.params import GridParams, PhantomSourceParams, ShardParams, SourceParams
 from shards.plan import ShardPlan, fingerprint, plan_shards
 from shards.progress import progress_bar
+from shards.quality.inspection import Inspection, inspect, list_originals
+from shards.quality.measure import Measured
+from shards.quality.store import write_measured
 from shards.records import files_of
 from shards.sample import Encoded, Encoder, Rejected, Task
 from shards.scratch import unfinished_work
@@ -62,10 +65,14 @@ def build_shards(
     # An experiment beside the workspace may need the same set: the second waits for the first.
     with unfinished_work(f"shard/{batch}", fingerprint(plans, encoder), is_waiting=True) as scratch:
         summaries = _build_tars(plans, encoder, scratch, num_workers)
-        check_quarantine(batch, summaries, params.max_quarantined_fraction)
-        values = index_values(encoder, delivery.header, summaries)
-        publish(values, summaries, scratch, out)
+        inspection = inspect(plans, summaries, params.quality, scratch)
+        originals = _list_originals(batch, source_params, inspection)
+        check_quarantine(batch, inspection.summaries, params.max_quarantined_fraction, originals)
+        values = index_values(encoder, delivery.header, inspection.summaries)
+        publish(values, inspection, scratch, out)
     print(describe(values), file=sys.stderr)
+    if originals:
+        print(f"paths of the quarantined files, for you alone: {originals}", file=sys.stderr)
 
 
 def _delivery(source: SourceParams) -> Delivery:
@@ -82,6 +89,13 @@ def _delivery(source: SourceParams) -> Delivery:
         )
     _check_sizes(delivery, Path(source.root), manifest)
     return delivery
+
+
+def _list_originals(batch: str, source: SourceParams, inspection: Inspection) -> Path | None:
+    """Where the names of files are private, quarantine.csv does not say them; a file beside the manifest does."""
+    if isinstance(source, PhantomSourceParams):
+        return None
+    return list_originals(Path(source.dep).with_name(f"{batch}.quarantine.csv"), inspection)
 
 
 def _root(source: SourceParams) -> Path:
@@ -139,6 +153,7 @@ def _finished(plan: ShardPlan, scratch: Path) -> dict[str, Any] | None:
 def _write_tar(plan: ShardPlan, results: Iterator[Result], scratch: Path, bar: "tqdm[Any]") -> dict[str, Any]:
     """Write one tar from the next results, then its summary."""
     samples: list[dict[str, Any]] = []
+    measured: list[Measured] = []
     rejected: list[tuple[Task, Rejected]] = []
     with atomic_path(scratch / plan.name) as temporary:
         with TarWriter(temporary) as tar:
@@ -148,10 +163,12 @@ def _write_tar(plan: ShardPlan, results: Iterator[Result], scratch: Path, bar: "
                     case Encoded():
                         spans = {suffix: tar.add(f"{task.key}.{suffix}", data) for suffix, data in result.members}
                         samples.append({"row": _row(task, spans), **result.counted})
+                        measured.append(result.measured)
                     case Rejected():
                         rejected.append((task, result))
                 bar.update()
         _check_unchanged(rejected)
+    write_measured(scratch, plan.name, measured)
     summary = {
         "name": plan.name,
         "split": plan.split,

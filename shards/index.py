@@ -19,6 +19,7 @@ from shards.delivery import Header
 from shards.errors import SourceError
 from shards.format import CONTACT_SHEET, FORMAT_VERSION, INDEX, QUARANTINE, ROW_DTYPE, ROWS, sha256_of
 from shards.identity import SPLITS
+from shards.quality.inspection import Inspection
 from shards.read import ShardIndex
 from shards.sample import Encoder
 
@@ -27,8 +28,14 @@ _MAX_NAMED = 5
 _MAX_GREY = 255
 
 
-def check_quarantine(batch: str, summaries: list[Summary], max_fraction: float) -> None:
-    """A few unreadable images are counted; many mean that something is wrong with the source.
+def check_quarantine(batch: str, summaries: list[Summary], max_fraction: float, originals: Path | None) -> None:
+    """A few quarantined images are counted; many mean that something is wrong with the source.
+
+    Args:
+        batch: Its name.
+        summaries: Of its tars.
+        max_fraction: That may be quarantined.
+        originals: The private list of their paths, for the message.
 
     Raises:
         SourceError: more than the allowed fraction is quarantined, or nothing is left.
@@ -40,8 +47,9 @@ def check_quarantine(batch: str, summaries: list[Summary], max_fraction: float) 
         return
     reasons = "; ".join(f"{count} × {reason}" for reason, count in _reasons(quarantined).items())
     places = ", ".join(place for place, _ in quarantined[:_MAX_NAMED])
+    listed = f", all in {originals}" if originals else ""
     raise SourceError(
-        f"batch {batch}: {len(quarantined)} of {total} images cannot be used ({reasons}), first: {places}; "
+        f"batch {batch}: {len(quarantined)} of {total} images cannot be used ({reasons}), first: {places}{listed}; "
         f"shard.max_quarantined_fraction allows {max_fraction:g}. Repair or remove them, or raise it"
     )
 
@@ -87,30 +95,34 @@ def index_values(encoder: Encoder, header: Header, summaries: list[Summary]) -> 
     }
 
 
-def publish(values: dict[str, Any], summaries: list[Summary], scratch: Path, out: Path) -> None:
+def publish(values: dict[str, Any], inspection: Inspection, scratch: Path, out: Path) -> None:
     """Put the finished set together beside `out` and move it there in one step. Completes `values`."""
     finished = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(finished, ignore_errors=True)
     finished.mkdir(parents=True)
-    for shard in values["shards"]:
-        _link_or_copy(scratch / shard["name"], finished / shard["name"])
-    np.save(finished / ROWS, _rows([summary for summary in summaries if summary["samples"]]))
-    quarantined = [item for summary in summaries for item in summary["quarantined"]]
+    summaries = [summary for summary in inspection.summaries if summary["samples"]]
+    for summary in summaries:
+        _link_or_copy(scratch / summary["path"], finished / summary["name"])
+    np.save(finished / ROWS, _rows(summaries))
+    quarantined = [item for summary in inspection.summaries for item in summary["quarantined"]]
     (finished / QUARANTINE).write_text(_csv_text([["path", "reason"], *quarantined]), encoding="utf-8")
     values["quarantined"] = {"count": len(quarantined), "reasons": _reasons(quarantined)}
+    values["quality"] = inspection.values
     values["samples"] = {"name": ROWS, "sha256": sha256_of(finished / ROWS)}
     (finished / INDEX).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     draw_contact_sheet(ShardIndex.open(finished)).save(finished / CONTACT_SHEET)
+    inspection.write(finished)
     replace_directory(finished, out)
 
 
 def describe(values: dict[str, Any]) -> str:
     """One line for the end of the stage."""
     images, patients = values["counts"]["images"], values["counts"]["patients"]
+    num_suspect = values["quality"]["suspects"]["count"]
     splits = ", ".join(f"{split} {images[split]} of {patients[split]}" for split in SPLITS)
     return (
         f"shard {values['batch']}: {sum(images.values())} images of {sum(patients.values())} patients ({splits}) in "
-        f"{len(values['shards'])} tars, {values['quarantined']['count']} quarantined"
+        f"{len(values['shards'])} tars, {values['quarantined']['count']} quarantined, {num_suspect} suspect"
     )
 
 

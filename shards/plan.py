@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +14,7 @@ from shards.errors import SourceError
 from shards.format import MAX_KEY_LENGTH
 from shards.identity import SPLITS, split_of
 from shards.params import ShardParams
+from shards.quality.judge import MOST_PROTECTED_FIRST
 from shards.records import Record, Split, files_of
 from shards.sample import Encoder, Task
 
@@ -59,6 +60,8 @@ def plan_shards(delivery: Delivery, params: ShardParams, *, has_public_ids: bool
     for first, second in pairwise(tasks):
         if first.key == second.key:
             raise SourceError(f"{first.place} and {second.place} have the same id; ids must be unique")
+    if params.quality.exact_copies.action == "quarantine":
+        tasks = _with_file_copies(tasks)
     return [
         ShardPlan(f"{split}-{number:06d}.tar", split, chunk)
         for split in SPLITS
@@ -77,8 +80,8 @@ def fingerprint(plans: list[ShardPlan], encoder: Encoder) -> str:
         "batch": encoder.batch,
         "channels": encoder.channels,
         "spec": encoder.spec.to_json(),
-        "shard": encoder.params.model_dump(mode="json", exclude={"max_quarantined_fraction"}),
-        "libraries": [version(name) for name in ("numpy", "pillow")],
+        "shard": encoder.params.model_dump(mode="json", exclude={"max_quarantined_fraction", "quality"}),
+        "libraries": [version(name) for name in ("numpy", "opencv-python-headless", "pillow")],
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     package = Path(__file__).parent
@@ -100,6 +103,16 @@ def _task(record: Record, number: int, split: Split, *, has_public_ids: bool) ->
     if has_public_ids:
         return Task(record, public_key_of(record.source_id), record.image.path, split)
     return Task(record, record.source_id, f"manifest image {number}", split)
+
+
+def _with_file_copies(tasks: list[Task]) -> list[Task]:
+    """The tasks, with copies of a file marked: the first by split (`MOST_PROTECTED_FIRST`), then by key, is no copy."""
+    first: dict[str, str] = {}
+    for task in sorted(tasks, key=lambda task: (MOST_PROTECTED_FIRST.index(task.split), task.key)):
+        if task.record.image.sha256 is not None and task.record.known_defect is None:
+            first.setdefault(task.record.image.sha256, task.key)
+    originals = ((task, first.get(task.record.image.sha256 or "", task.key)) for task in tasks)
+    return [task if key == task.key else replace(task, copy_of=key) for task, key in originals]
 
 
 def public_key_of(source_id: str) -> str:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from shards.canvas import (
@@ -25,6 +26,8 @@ from shards.format import FORMAT_VERSION, LANDMARKS_SUFFIX, MASK_SUFFIX, META_SU
 from shards.grid import GridSpec, crop_bank
 from shards.masks import draw_mask
 from shards.params import ShardParams
+from shards.quality.measure import Measured, measure
+from shards.quality.reasons import SAME_FILE
 from shards.records import Box, File, Record, Split, locate
 
 
@@ -41,12 +44,14 @@ class Task:
         key: The sample's key.
         place: What messages and quarantine.csv call it: free of anything that could name a patient.
         split: The patient's.
+        copy_of: Key of the task with the same file, which is the one that is kept.
     """
 
     record: Record
     key: str
     place: str
     split: Split
+    copy_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,10 +62,12 @@ class Encoded:
         members: (suffix, data) in the order of the tar: description, image, others.
         counted: What the index adds up: labels, view, foreground (sum, sum of squares, number of values),
             lost_colour.
+        measured: For the quality pass.
     """
 
     members: tuple[tuple[str, bytes], ...]
     counted: dict[str, Any]
+    measured: Measured
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,8 @@ class Encoder:
         record = task.record
         if record.known_defect is not None:
             return Rejected(record.known_defect)
+        if task.copy_of is not None:
+            return Rejected(SAME_FILE)
         try:
             data = self._read(record.image, task.place)
             image = decode_image(data, self.params.max_source_megapixels * 1e6)
@@ -115,8 +124,10 @@ class Encoder:
         points = {name: placement.place_point(point) for name, point in sorted(record.landmarks.items())}
         if points:
             members.append((LANDMARKS_SUFFIX, _json_bytes(points)))
+        areas = {}
         for structure, mask in sorted(record.masks.items()):
             drawn = draw_mask(mask, image.shape[:2], partial(self._read, place=task.place))
+            areas[structure] = np.count_nonzero(drawn) / drawn.size
             placed = _png_bytes(Image.fromarray(placement.place_mask(drawn)))
             members.append((MASK_SUFFIX.format(structure=structure), placed))
         counted = {
@@ -125,7 +136,8 @@ class Encoder:
             "foreground": [cells.total, cells.total_squares, cells.num_values],
             "lost_colour": self.channels == 1 and is_coloured(image),
         }
-        return Encoded(tuple(members), counted)
+        measured = measure(with_channels(image, 1), areas, record.labels, is_burned_in=None)
+        return Encoded(tuple(members), counted, measured)
 
     def _meta(self, task: Task, placement: Placement, cells: Cells) -> dict[str, Any]:
         record, spec = task.record, self.spec

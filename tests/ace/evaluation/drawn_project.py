@@ -15,6 +15,7 @@ from ace.models.params import BackboneParams, GlobalHeadParams, LocalHeadParams,
 from ace.training.model_folder import save_model
 from shards.build import build_shards
 from shards.params import GridParams, PhantomSourceParams, ShardParams
+from tests.shards.datasets import QUALITY
 
 BATCH = "phantom-b000"
 GRID = GridParams.from_params(
@@ -32,6 +33,7 @@ SHARD = {
     "foreground": {"min_mean": 8.0, "min_std": 4.0},
     "max_source_megapixels": 100.0,
     "max_quarantined_fraction": 0.0,
+    "quality": QUALITY,
 }
 EVALUATE: dict[str, Any] = {
     "batch": BATCH,
