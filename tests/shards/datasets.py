@@ -21,7 +21,7 @@ FINDINGS = ("nodule", "pleural_effusion", "pneumothorax", "consolidation", "card
 PHANTOM_COLUMNS = ("image_id", "patient_id", "study_id", "view", *FINDINGS, "finding_side", "detector_spacing_mm")
 
 
-QUALITY = {
+QUALITY: dict[str, dict[str, Any]] = {
     "view_means": {"min_images": 24, "min_coherence": 0.5},
     "blank": {"action": "quarantine", "min_std": 5.0, "max_one_level": 0.95, "min_levels": 16, "min_entropy_bits": 2.0},
     "saturated": {"action": "quarantine", "max_white": 0.5, "max_black": 0.9, "min_brightest": 32},
@@ -38,6 +38,10 @@ QUALITY = {
     "masks": {"action": "remark"},
 }
 """Section `shard.quality`, as in configs/demo.yaml."""
+NO_CHECKS = {
+    name: section | ({"action": "ignore"} if "action" in section else {}) for name, section in QUALITY.items()
+}
+"""For drawn images, which are blank, or copies, on purpose."""
 
 
 def grid_params(**changes: Any) -> GridParams:
