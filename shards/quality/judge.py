@@ -140,20 +140,21 @@ def _findings_of_pixels(images: Images, params: QualityParams) -> Iterator[_Find
     """Checks of each image alone."""
     numbers, blank, saturated = images.numbers, params.blank, params.saturated
     yield _finding(numbers["burned_in"] == 1, BURNED_IN, params.burned_in.action)
-    yield _finding(
-        (numbers["std"] < blank.min_std)
-        | (numbers["one_level"] > blank.max_one_level)
-        | (numbers["num_levels"] < blank.min_levels)
-        | (numbers["entropy_bits"] < blank.min_entropy_bits),
-        BLANK,
-        blank.action,
-    )
+    # The first reason counts: a flat white image is blank, one with a dark rest was cut off.
+    yield _finding(numbers["std"] < blank.min_std, BLANK, blank.action)
     yield _finding(
         (numbers["white"] > saturated.max_white)
         | (numbers["black"] > saturated.max_black)
         | (numbers["brightest"] < saturated.min_brightest),
         SATURATED,
         saturated.action,
+    )
+    yield _finding(
+        (numbers["one_level"] > blank.max_one_level)
+        | (numbers["num_levels"] < blank.min_levels)
+        | (numbers["entropy_bits"] < blank.min_entropy_bits),
+        BLANK,
+        blank.action,
     )
     yield _finding(images.contradicts, CONTRADICTION, params.masks.action)
 

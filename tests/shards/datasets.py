@@ -38,9 +38,7 @@ QUALITY: dict[str, dict[str, Any]] = {
     "masks": {"action": "remark"},
 }
 """Section `shard.quality`, as in configs/demo.yaml."""
-NO_CHECKS = {
-    name: section | ({"action": "ignore"} if "action" in section else {}) for name, section in QUALITY.items()
-}
+NO_CHECKS = {name: section | ({"action": "ignore"} if "action" in section else {}) for name, section in QUALITY.items()}
 """For drawn images, which are blank, or copies, on purpose."""
 
 
