@@ -127,7 +127,7 @@ class Encoder:
         areas = {}
         for structure, mask in sorted(record.masks.items()):
             drawn = draw_mask(mask, image.shape[:2], partial(self._read, place=task.place))
-            areas[structure] = np.count_nonzero(drawn) / drawn.size
+            areas[structure] = float(np.count_nonzero(drawn) / drawn.size)
             placed = _png_bytes(Image.fromarray(placement.place_mask(drawn)))
             members.append((MASK_SUFFIX.format(structure=structure), placed))
         counted = {

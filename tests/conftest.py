@@ -23,7 +23,7 @@ CHECKED = {
     # Not images and embedder: what they are given is theirs to refuse.
     "ace.inference": ("preprocessing",),
     "ace": ("geometry", "losses", "models"),
-    "shards": ("canvas", "dicom", "read"),
+    "shards": ("canvas", "dicom", "quality", "read"),
 }
 # An int may stand for a float, as it may for mypy.
 install_import_hook(

@@ -30,7 +30,7 @@ MOST_PROTECTED_FIRST: tuple[Split, ...] = ("test", "val", "train")
 _FRONTAL = ("PA", "AP", "FRONTAL")
 """A view that begins so is frontal, as AP-HORIZONTAL."""
 
-Rows = Int64[np.ndarray, "num"]
+Rows = Int64[np.ndarray, "_"]
 Mask = Bool[np.ndarray, "num_images"]
 _MAD_TO_STD = 1.4826
 _MIN_DEVIATION = 0.01

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8, UInt64
+from jaxtyping import Float, Num, UInt8, UInt64
 
 THUMBNAIL_PX = 64
 _HASHED_PX, _DCT_PX, _NUM_FREQUENCIES = 128, 32, 8
@@ -107,7 +107,7 @@ def measure(
     return Measured(item, structures)
 
 
-def standardised(pictures: UInt8[np.ndarray, "*batch height width"]) -> Float[np.ndarray, "*batch height width"]:
+def standardised(pictures: Num[np.ndarray, "*batch height width"]) -> Float[np.ndarray, "*batch height width"]:
     """With mean 0 and norm 1, so that the sum of a product of two is their correlation; a flat one becomes 0."""
     centred = pictures - pictures.mean(axis=(-2, -1), keepdims=True, dtype=np.float32)
     norms = np.sqrt(np.square(centred).sum(axis=(-2, -1), keepdims=True))

@@ -41,6 +41,6 @@ def withdraw(summary: Mapping[str, Any], reasons: Mapping[str, str], scratch: Pa
 
 
 def _moved(row: Mapping[str, Any], distance: int) -> dict[str, Any]:
-    # A sample without landmarks has zeros for their place.
-    moved = {name: row[name] + distance for name in _OFFSETS if name != "landmarks_start" or row["landmarks_bytes"]}
+    # A sample without landmarks has 0 for their place.
+    moved = {name: row[name] + distance for name in _OFFSETS if name != "landmarks_start" or row[name]}
     return {**row, **moved}
