@@ -1,5 +1,6 @@
 """Verdicts on the images of a batch: what is kept out of its shards, what is only remarked on, and which are copies."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -132,8 +133,9 @@ def judge(images: Images, store: MeasureStore, params: QualityParams) -> Judgeme
     near = _near_copies(images, is_compared, store, params)
     findings += _findings_of_copies(images, near, params)
     verdicts = _verdicts(findings)
-    links = [*zip(*exact, strict=True), *zip(near.first, near.second, strict=True)]
-    return Judgement(verdicts, _groups([(int(a), int(b)) for a, b in links]), view_means)
+    links = [(first.tolist(), second.tolist()) for first, second in (exact, (near.first, near.second))]
+    groups = _groups([pair for first, second in links for pair in zip(first, second, strict=True)])
+    return Judgement(verdicts, groups, view_means)
 
 
 def _findings_of_pixels(images: Images, params: QualityParams) -> Iterator[_Finding]:
@@ -293,14 +295,20 @@ def _near_copies(images: Images, is_compared: Mask, store: MeasureStore, params:
 
 
 def _findings_of_copies(images: Images, near: NearCopies, params: QualityParams) -> list[_Finding]:
-    """The less protected one of a pair across splits; both of a pair within one."""
-    ranks, action = images.ranks, params.near_copies.action
-    is_across = ranks[near.first] != ranks[near.second]
-    less_protected = np.where(ranks[near.first] > ranks[near.second], near.first, near.second)
-    within = np.concatenate([near.first[~is_across], near.second[~is_across]])
+    """Of a group of copies only the most protected split keeps its images; where it has several, they are remarked on.
+
+    A whole group counts, not its pairs: a copy of a copy may be too far from the first to be recognised.
+    """
+    groups = _groups(list(zip(near.first.tolist(), near.second.tolist(), strict=True)))
+    rows, firsts = (np.array(list(values), np.int64) for values in (groups.keys(), groups.values()))
+    ranks = images.ranks[rows]
+    most_protected = {first: int(ranks[firsts == first].min()) for first in set(firsts.tolist())}
+    is_elsewhere = ranks > np.array([most_protected[first] for first in firsts.tolist()], np.int64)
+    num_alike = Counter(firsts[~is_elsewhere].tolist())
+    has_twin = np.array([num_alike[first] > 1 for first in firsts.tolist()], bool)
     return [
-        _Finding(np.unique(less_protected[is_across]), SAME_PICTURE_ELSEWHERE, action),
-        _Finding(np.unique(within), SAME_PICTURE, "remark"),
+        _Finding(rows[is_elsewhere], SAME_PICTURE_ELSEWHERE, params.near_copies.action),
+        _Finding(rows[~is_elsewhere & has_twin], SAME_PICTURE, "remark"),
     ]
 
 

@@ -88,7 +88,7 @@ class NearCopyParams(Section):
     """Images that are another one after compression, resizing, a change of brightness or a slight crop."""
 
     action: Action
-    """What happens to the one in the less protected split (train, then val); pairs within a split are remarked on."""
+    """What happens to those in a less protected split (train, then val); others in one split are remarked on."""
     max_bits: int = Field(ge=0, le=16)
     """Greatest number of different bits of the 64 of the perceptual hashes; candidates are then compared."""
     min_correlation: Correlation

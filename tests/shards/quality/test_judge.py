@@ -186,6 +186,14 @@ def test_of_near_copies_in_two_splits_the_training_image_goes(
     assert found.groups == {0: 0, 1: 0}
 
 
+def test_a_copy_of_a_copy_of_a_test_image_goes_too(chests: list[np.ndarray], tmp_path: Path) -> None:
+    chain = [chests[0], chests[0][3:-3, 3:-3], chests[0][6:-6, 6:-6], chests[0][9:-9, 9:-9]]
+    found = judged([*chain, *chests[1:4]], tmp_path, splits=["test", *["train"] * 6])
+    assert found.verdicts == {row: Verdict(True, SAME_PICTURE_ELSEWHERE) for row in (1, 2, 3)}
+    alone = judged([chain[0], chain[3]], tmp_path / "alone", splits=["test", "train"])
+    assert alone.verdicts == {}, "the last of the chain is like its neighbour only"
+
+
 def test_near_copies_within_a_split_are_both_remarked_on(chests: list[np.ndarray], tmp_path: Path) -> None:
     found = judged([*chests[:5], chests[3][2:-2, 2:-2]], tmp_path)
     assert found.verdicts == {row: Verdict(False, SAME_PICTURE) for row in (3, 5)}
