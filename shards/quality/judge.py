@@ -133,8 +133,10 @@ def judge(images: Images, store: MeasureStore, params: QualityParams) -> Judgeme
     near = _near_copies(images, is_compared, store, params)
     findings += _findings_of_copies(images, near, params)
     verdicts = _verdicts(findings)
-    links = [(first.tolist(), second.tolist()) for first, second in (exact, (near.first, near.second))]
-    groups = _groups([pair for first, second in links for pair in zip(first, second, strict=True)])
+    links = list(zip(near.first.tolist(), near.second.tolist(), strict=True))
+    if params.exact_copies.action != "ignore":
+        links += zip(exact[0].tolist(), exact[1].tolist(), strict=True)
+    groups = _groups(links)
     return Judgement(verdicts, groups, view_means)
 
 

@@ -22,10 +22,11 @@ from shards.delivery import read_manifest
 from shards.errors import IndexFormatError, SourceError
 from shards.params import RegisteredSourceParams
 from shards.quality.judge import Images, judge
-from shards.quality.measure import MEASURE_DTYPE
+from shards.quality.measure import MEASURE_DTYPE, Measured, measure
 from shards.quality.params import QualityParams
 from shards.quality.reasons import (
     BLANK,
+    BURNED_IN,
     CONTRADICTION,
     INVERTED,
     LATERAL,
@@ -172,6 +173,7 @@ def test_nothing_is_judged_or_remarked_on_where_every_check_is_off(
     reader = build(planted, tmp_path / "out", quality=ignoring())
     assert len(reader.index.rows) == 36
     assert reader.index.values["quality"]["suspects"] == {"count": 0, "reasons": {}}
+    assert reader.index.values["quality"]["num_groups_of_copies"] == 0
     assert {row["verdict"] for row in report(tmp_path / "out", planted).values()} == {"kept"}
 
 
@@ -200,6 +202,24 @@ def test_pictures_of_quarantined_images_are_not_in_the_report(planted: Registere
     assert {name for name, row in rows.items() if row["thumbnail"] is None} == set(PLANTED)
     assert {name for name, row in rows.items() if row["std"] is None} == {"same-file.png"}
     assert rows["blank.png"]["std"] == 0
+
+
+def test_a_picture_that_may_show_a_name_is_shown_nowhere(
+    planted: RegisteredSourceParams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def marked(grey: np.ndarray, *others: Any, is_burned_in: bool | None) -> Measured:
+        return measure(grey, *others, is_burned_in=bool((grey == 255 - 90).all()) or is_burned_in)
+
+    Image.new("L", (160, 160), 255 - 90).save(Path(planted.root) / "marked.png")
+    monkeypatch.setattr("shards.sample.measure", marked)
+    source = folder_params(Path(planted.root), tmp_path / "m.jsonl")
+    build(source, tmp_path / "out")
+    row = report(tmp_path / "out", source)["marked.png"]
+    assert (row["verdict"], row["reason"], row["burned_in"]) == ("quarantined", BURNED_IN, True)
+    assert row["thumbnail"] is None
+    with Image.open(tmp_path / "out" / "quality.png") as sheet:
+        # A tile has 192 × 192 pixels; a few of other pictures have this grey too.
+        assert (np.asarray(sheet) == 255 - 90).all(axis=2).sum() < 192**2 / 2
 
 
 def test_builds_with_one_and_two_workers_are_byte_identical(planted: RegisteredSourceParams, tmp_path: Path) -> None:
