@@ -136,7 +136,7 @@ class Encoder:
             "foreground": [cells.total, cells.total_squares, cells.num_values],
             "lost_colour": self.channels == 1 and is_coloured(image),
         }
-        measured = measure(with_channels(image, 1), areas, record.labels, is_burned_in=None)
+        measured = measure(with_channels(image, 1), members[1][1], areas, record.labels, is_burned_in=None)
         return Encoded(tuple(members), counted, measured)
 
     def _meta(self, task: Task, placement: Placement, cells: Cells) -> dict[str, Any]:

@@ -33,7 +33,10 @@ def quality(**changes: dict[str, object]) -> QualityParams:
 
 def store_of(pictures: Sequence[np.ndarray], folder: Path, *, burned_in: Sequence[int] = ()) -> MeasureStore:
     """As if each seven images were a tar."""
-    measured = [measure(image, {}, {}, is_burned_in=number in burned_in) for number, image in enumerate(pictures)]
+    measured = [
+        measure(image, image.tobytes(), {}, {}, is_burned_in=number in burned_in)
+        for number, image in enumerate(pictures)
+    ]
     tars = []
     for start in range(0, len(measured), 7):
         tars.append(f"{start}.tar")

@@ -68,7 +68,7 @@ def test_few_close_pairs_are_found_among_very_many_hashes() -> None:
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
-    return np.asarray(measure(image, {}, {}, is_burned_in=None).values["thumbnail"])
+    return np.asarray(measure(image, b"", {}, {}, is_burned_in=None).values["thumbnail"])
 
 
 @pytest.mark.parametrize("name", COPIES)
@@ -86,7 +86,7 @@ def test_the_details_of_different_patients_do_not_agree(chests: list[np.ndarray]
 @pytest.mark.parametrize("name", COPIES)
 def test_copies_are_found_among_all_images_and_nothing_else(name: str, chests: list[np.ndarray]) -> None:
     images = [*chests, *(COPIES[name](image) for image in chests[:10])]
-    values = np.array([measure(image, {}, {}, is_burned_in=None).values for image in images])
+    values = np.array([measure(image, b"", {}, {}, is_burned_in=None).values for image in images])
     found = find_near_copies(
         values["hashes"],
         np.arange(len(images)),
@@ -103,7 +103,7 @@ def test_copies_are_found_among_all_images_and_nothing_else(name: str, chests: l
 
 def test_two_images_of_one_patient_need_more_agreement(chests: list[np.ndarray]) -> None:
     images = [chests[0], COPIES["brighter"](chests[0])]
-    values = np.array([measure(image, {}, {}, is_burned_in=None).values for image in images])
+    values = np.array([measure(image, b"", {}, {}, is_burned_in=None).values for image in images])
     bounds = PARAMS.model_copy(update={"min_correlation_of_patient": 1.0})
     for patients, expected in (([0, 1], 1), ([0, 0], 0)):
         found = find_near_copies(
