@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import cv2
 import numpy as np
@@ -93,6 +94,7 @@ def measure(
         labels: The record's.
         is_burned_in: Whether the header says that text is burned in; None: it says nothing.
     """
+    _keep_to_one_thread()
     grey = np.ascontiguousarray(grey)
     values = np.zeros((), MEASURE_DTYPE)
     _measure_levels(grey, values)
@@ -109,6 +111,12 @@ def measure(
     )
     item: np.void = values[()]  # type: ignore[assignment]
     return Measured(item, structures)
+
+
+@cache
+def _keep_to_one_thread() -> None:
+    """The cores are shared out as processes; OpenCV's threads within each only cost time."""
+    cv2.setNumThreads(1)
 
 
 def standardised(pictures: Num[np.ndarray, "*batch height width"]) -> Float[np.ndarray, "*batch height width"]:
@@ -132,11 +140,8 @@ def perceptual_hash(picture: UInt8[np.ndarray, "height width"]) -> int:
 
 def _measure_levels(grey: UInt8[np.ndarray, "height width"], values: np.ndarray) -> None:
     """Everything that the histogram decides."""
-    counts = (
-        cv2.calcHist([grey[:: max(1, len(grey) // _MIN_COUNTED_ROWS)]], [0], None, [256], [0, 256])
-        .ravel()
-        .astype(np.int64)
-    )
+    step = max(1, len(grey) // _MIN_COUNTED_ROWS)
+    counts = cv2.calcHist([grey[::step]], [0], None, [256], [0, 256]).ravel().astype(np.int64)
     levels, shares = np.flatnonzero(counts), counts / counts.sum()
     used = shares[levels]
     mean = float(used @ levels)
