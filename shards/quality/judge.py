@@ -36,6 +36,8 @@ Mask = Bool[np.ndarray, "num_images"]
 _MAD_TO_STD = 1.4826
 _MIN_DEVIATION = 0.01
 _MAX_DEVIATIONS_OF_MEAN = 3.0
+_MIN_SYMMETRY = 0.4
+"""Frontal chests and fundi are as good as mirror images of themselves; what is not says nothing by its corners."""
 
 
 @dataclass(frozen=True)
@@ -252,7 +254,8 @@ def _findings_of_views(
     is_inverted = is_known & (correlations < params.inverted.max_correlation)
     is_far = is_known & ~is_inverted & (deviations > params.lateral.min_deviations)
     is_lateral = is_far & _is_frontal(images.views) & (correlations < params.lateral.max_correlation)
-    has_bright_corners = ~is_known & (images.numbers["corners"] > images.numbers["centre"])
+    is_symmetric = images.numbers["symmetry"] > _MIN_SYMMETRY
+    has_bright_corners = ~is_known & is_symmetric & (images.numbers["corners"] > images.numbers["centre"])
     return [
         _finding(is_inverted, INVERTED, params.inverted.action),
         _finding(is_lateral, LATERAL, params.lateral.action),

@@ -84,11 +84,13 @@ def test_radiographs_of_different_patients_raise_no_alarm(chests: list[np.ndarra
 def test_smooth_noise_has_no_common_appearance_and_nothing_of_it_is_quarantined(tmp_path: Path) -> None:
     found = judged([smooth_image(48, 48, seed) for seed in range(60)], tmp_path)
     assert {verdict.reason for verdict in found.verdicts.values()} <= {BRIGHT_CORNERS}
+    assert len(found.verdicts) < 15
     assert (found.groups, found.view_means) == ({}, ())
 
 
 def test_a_view_of_few_images_has_no_mean_and_judges_nobody(chests: list[np.ndarray], tmp_path: Path) -> None:
-    found = judged([*chests[:20], 255 - chests[20]], tmp_path)
+    symmetric = (chests[20].astype(int) + chests[20][:, ::-1]) // 2
+    found = judged([*chests[:20], (255 - symmetric).astype(np.uint8)], tmp_path)
     assert found.view_means == ()
     assert found.verdicts == {20: Verdict(False, BRIGHT_CORNERS)}
 
