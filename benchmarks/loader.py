@@ -1,9 +1,19 @@
-"""Crop pairs per second of the training loader against decoding the same images alone, one process, one run.
+"""Source images per second of the training loader, against decoding alone and against a conventional data set.
 
-Shards of random smooth images are built in a temporary folder with the real writer. Last line: one JSON object with
-`ratio_to_decode` (no augmentation) and `ratio_to_decode_augmented`.
+One process, one core, the same images, in turn in every round; of the rounds' ratios the medians:
 
-    python benchmarks/loader.py [--num-images 96] [--image-format png]
+- ours: samples read from shards, both crops resampled, a collated batch of 8-bit crops, as training takes it; and the
+  same with augmentation on the host;
+- decoding: the same canvases as whole JPEGs of `shard.jpg_quality`, 4:4:4, *without* restart markers, which cost a
+  decoder a tenth, by the fastest of Pillow, OpenCV, torchvision and simplejpeg; `ratio_to_decode_as_stored` is to the
+  shard's own files;
+- `reference/conventional.py`: PNGs to RGB, full-canvas bicubic resampling, targets in Python loops, augmentation.
+
+Images are the phantom's, rendered at the canvas's size with the configuration's parameters into a temporary folder
+(seconds an image), or smooth noise (`--images noise`). Last line: one JSON object with `ratio_to_decode`,
+`ratio_to_decode_augmented` and `ratio_to_conventional` (above 1: ours is faster).
+
+    python benchmarks/loader.py [--config ace_swin_b_cxr] [--num-images 16] [--image-format jpg] [--images phantom]
 """
 
 import argparse
@@ -14,24 +24,124 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
+import simplejpeg
+import torch
+import torchvision
 from PIL import Image
+from reference.conventional import ConventionalDataset
+from torch.utils.data import default_collate
 
 from ace.config import Config, resolve
+from ace.data.batches import collate
 from ace.data.loader import CropDataset
+from ace.data.params import AugmentParams
 from shards.build import build_shards
 from shards.execution import Processes
-from shards.format import SampleSpans
 from shards.params import MixParams, PhantomSourceParams
-from shards.read import ShardIndex
-from shards.store import Tar
+from shards.phantom.dataset import build_phantom
+from shards.read import ShardIndex, ShardReader
 
 ROOT = Path(__file__).parents[1]
+NUM_CONVENTIONAL = 2
+"""Items of the conventional data set in a round: it takes as long as some dozens of ours."""
+
+Decoder = Callable[[bytes], Any]
+DECODERS: dict[str, dict[str, Decoder]] = {
+    "png": {
+        "Pillow": lambda data: np.asarray(Image.open(io.BytesIO(data))),
+        "OpenCV": lambda data: cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED),
+    },
+    "jpg": {
+        "Pillow": lambda data: np.asarray(Image.open(io.BytesIO(data))),
+        "OpenCV": lambda data: cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE),
+        "torchvision": lambda data: torchvision.io.decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8)),
+        "simplejpeg": lambda data: simplejpeg.decode_jpeg(data, "GRAY"),
+    },
+}
 
 
-def write_images(root: Path, num_images: int, size_px: int) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="ace_swin_b_cxr", help="a named configuration (configs/)")
+    parser.add_argument("--num-images", type=int, default=16, help="images, and samples in a batch")
+    parser.add_argument("--image-format", choices=("png", "jpg"), default="jpg")
+    parser.add_argument("--images", choices=("phantom", "noise"), default="phantom")
+    parser.add_argument("--num-rounds", type=int, default=15, help="after one to warm up")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    config = Config.from_params(resolve(arguments.config, ROOT / "configs"), arguments.config)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        os.environ["ACE_SCRATCH"] = str(root / "scratch")
+        print(json.dumps(vars(arguments) | measure(config, root, arguments)))
+
+
+def measure(config: Config, root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    num_images, image_format = arguments.num_images, arguments.image_format
+    write_images(config, root / "raw", num_images, arguments.images)
+    index = shard_images(config, root, image_format)
+    on_host = config.pretrain.augment.model_copy(update={"where": "host"})
+    plain, augmented = data_set(config, index, None), data_set(config, index, on_host)
+    paths = sorted((root / "raw" / "images").iterdir())
+    conventional = ConventionalDataset(paths, config.grid.spec, config.pretrain.augment, seed=0)
+    reader = ShardReader(index)
+    samples = [reader.read(row) for row in range(num_images)]
+    stored = [sample.encoded for sample in samples]
+    whole = [encoded(sample.image, image_format, config.shard.jpg_quality) for sample in samples]
+    decoders = DECODERS[image_format]
+
+    def ours(dataset: CropDataset, step: int) -> None:
+        collate([dataset[(0, position, step, 0)] for position in range(num_images)])
+
+    def theirs(step: int) -> None:
+        first = step * NUM_CONVENTIONAL
+        default_collate([conventional[number % num_images] for number in range(first, first + NUM_CONVENTIONAL)])
+
+    rounds: dict[str, list[float]] = {name: [] for name in (*decoders, "stored", "plain", "augmented", "conventional")}
+    for step in range(1 + arguments.num_rounds):
+        for name, decode in decoders.items():
+            rounds[name].append(timed(lambda decode=decode: decode_all(decode, whole)) / num_images)
+        fastest = min(decoders, key=lambda name: statistics.median(rounds[name]))
+        rounds["stored"].append(timed(lambda fastest=fastest: decode_all(decoders[fastest], stored)) / num_images)
+        rounds["plain"].append(timed(lambda step=step: ours(plain, step)) / num_images)
+        rounds["augmented"].append(timed(lambda step=step: ours(augmented, step)) / num_images)
+        rounds["conventional"].append(timed(lambda step=step: theirs(step)) / NUM_CONVENTIONAL)
+    rounds = {name: seconds[1:] for name, seconds in rounds.items()}
+    for name, seconds in rounds.items():
+        print(f"{name:>13}: {1e3 * statistics.median(seconds):8.3f} ms an image ({1e3 * min(seconds):.3f} at best)")
+    fastest = min(decoders, key=lambda name: statistics.median(rounds[name]))
+    halves = sum(len(sample.half or b"") for sample in samples)
+    return {
+        "jpg_quality": config.shard.jpg_quality,
+        "canvas_px": config.grid.spec.canvas_px,
+        "fastest_decoder": fastest,
+        "images_per_s": round(1 / statistics.median(rounds["plain"]), 1),
+        "bytes_of_markers": round(total(stored) / total(whole) - 1, 4),
+        "bytes_of_halves": round(halves / total(whole), 4),
+        "ratio_to_decode": ratio(rounds[fastest], rounds["plain"]),
+        "ratio_to_decode_range": ratio_range(rounds[fastest], rounds["plain"]),
+        "ratio_to_decode_as_stored": ratio(rounds["stored"], rounds["plain"]),
+        "ratio_to_decode_augmented": ratio(rounds[fastest], rounds["augmented"]),
+        "ratio_to_conventional": ratio(rounds["conventional"], rounds["plain"]),
+        "ratio_to_conventional_augmented": ratio(rounds["conventional"], rounds["augmented"]),
+    }
+
+
+def write_images(config: Config, root: Path, num_images: int, kind: str) -> None:
+    if kind == "noise":
+        write_noise(root, num_images, config.grid.spec.canvas_px)
+        return
+    changes = {"num_patients": num_images, "images_per_patient": 1, "size_px": config.grid.spec.canvas_px}
+    build_phantom(config.phantom.model_copy(update=changes), root)
+
+
+def write_noise(root: Path, num_images: int, size_px: int) -> None:
     """Smooth noise in the phantom's layout: compresses as radiographs do, near enough."""
     (root / "images").mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -48,60 +158,60 @@ def write_images(root: Path, num_images: int, size_px: int) -> None:
     (root / "dataset.json").write_text(json.dumps({"name": "noise"}))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="demo", help="a named configuration (configs/)")
-    parser.add_argument("--num-images", type=int, default=96)
-    parser.add_argument("--image-format", choices=("png", "jpg"), default="png")
-    arguments = parser.parse_args()
-    config = Config.from_params(resolve(arguments.config, ROOT / "configs"), arguments.config)
+def shard_images(config: Config, root: Path, image_format: str) -> ShardIndex:
     everything = config.shard.splits.model_copy(update={"train": 1.0, "val": 0.0, "test": 0.0})
-    shard = config.shard.model_copy(update={"splits": everything, "image_format": arguments.image_format})
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        os.environ["ACE_SCRATCH"] = str(root / "scratch")
-        write_images(root / "raw", arguments.num_images, config.grid.spec.canvas_px)
-        source = PhantomSourceParams(kind="phantom", dep=str(root / "raw"))
-        build_shards("noise", source, config.grid, shard, root / "noise", execution=Processes(1))
-        index = ShardIndex.open(root / "noise")
-        plain, augmented = (
-            CropDataset(
-                [(index, MixParams(weight=1.0, mean=0.5, std=0.25))],
-                config.grid.spec,
-                objective="ace",
-                views=config.pretrain.views,
-                crops="fresh",
-                augment=augment,
-                in_channels=1,
-                seed=0,
-            )
-            for augment in (None, config.pretrain.augment)
-        )
-        encoded = [encoded_image(index, row) for row in range(len(index.rows))]
-        seconds: dict[str, list[float]] = {"decode": [], "plain": [], "augmented": []}
-        for position, data in enumerate(encoded):
-            started = time.perf_counter()
-            np.array(Image.open(io.BytesIO(data)))
-            seconds["decode"].append(time.perf_counter() - started)
-            for name, dataset in (("plain", plain), ("augmented", augmented)):
-                started = time.perf_counter()
-                dataset[(0, position, 0, 0)]
-                seconds[name].append(time.perf_counter() - started)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    result = {
-        "config": arguments.config,
-        "image_format": arguments.image_format,
-        "images_per_s": round(1 / medians["augmented"], 1),
-        "ratio_to_decode": round(medians["decode"] / medians["plain"], 3),
-        "ratio_to_decode_augmented": round(medians["decode"] / medians["augmented"], 3),
-    }
-    print(json.dumps(result))
+    shard = config.shard.model_copy(update={"splits": everything, "image_format": image_format})
+    source = PhantomSourceParams(kind="phantom", dep=str(root / "raw"))
+    build_shards("benchmark", source, config.grid, shard, root / "set", execution=Processes(1))
+    return ShardIndex.open(root / "set")
 
 
-def encoded_image(index: ShardIndex, row: int) -> bytes:
-    entry = index.rows[row]
-    span = SampleSpans.of(entry).image
-    return Tar(index.store, index.tars[entry["shard"]]).read(span.start, span.num_bytes)
+def data_set(config: Config, index: ShardIndex, augment: AugmentParams | None) -> CropDataset:
+    return CropDataset(
+        [(index, MixParams(weight=1.0, mean=0.5, std=0.25))],
+        config.grid.spec,
+        objective="ace",
+        views=config.pretrain.views,
+        crops=config.pretrain.crops,
+        augment=augment,
+        in_channels=1,
+        seed=0,
+    )
+
+
+def encoded(pixels: np.ndarray, image_format: str, quality: int) -> bytes:
+    """The whole canvas as other programs write it."""
+    file = io.BytesIO()
+    options = {"quality": quality, "subsampling": 0} if image_format == "jpg" else {"compress_level": 4}
+    Image.fromarray(pixels).save(file, "JPEG" if image_format == "jpg" else "PNG", **options)
+    return file.getvalue()
+
+
+def decode_all(decode: Decoder, files: Sequence[bytes]) -> None:
+    for data in files:
+        decode(data)
+
+
+def timed(function: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
+
+
+def total(files: Sequence[bytes]) -> int:
+    return sum(map(len, files))
+
+
+def ratios(theirs: Sequence[float], ours: Sequence[float]) -> list[float]:
+    return [one / other for one, other in zip(theirs, ours, strict=True)]
+
+
+def ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
+    return round(statistics.median(ratios(theirs, ours)), 3)
+
+
+def ratio_range(theirs: Sequence[float], ours: Sequence[float]) -> list[float]:
+    return [round(bound(ratios(theirs, ours)), 3) for bound in (min, max)]
 
 
 if __name__ == "__main__":

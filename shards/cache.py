@@ -104,10 +104,6 @@ class ShardCache:
             descriptor = self._opened(stored)  # another process was first
             return self._downloaded(stored, where, download) if descriptor is None else descriptor
 
-    def holds(self, stored: StoredFile) -> bool:
-        """Whether a file is here now."""
-        return self.path(stored).is_file()
-
     def _opened(self, stored: StoredFile) -> int | None:
         path = self.path(stored)
         try:

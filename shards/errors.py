@@ -33,5 +33,13 @@ class StoreError(ShardError):
     """A remote shard set cannot be reached or read, or there is no room for its files."""
 
 
+class DamagedImageError(ShardError):
+    """The bytes of a shard's image are not all there, or not as they were written."""
+
+
 class IdKeyError(ShardError):
     """The project's identity key is missing or is not the one the shards were built with."""
+
+
+class DecoderError(ShardError):
+    """The process that decodes compressed DICOM pixels cannot be started."""

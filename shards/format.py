@@ -15,7 +15,9 @@ ROWS = "samples.npy"
 QUARANTINE = "quarantine.csv"
 CONTACT_SHEET = "contact_sheet.png"
 
+IMAGE_FORMATS = ("png", "jpg")  # suffixes of the canvas
 META_SUFFIX = "json"
+HALF_SUFFIX = "half.jpg"  # stands right behind the image, where a reader looks for it
 LANDMARKS_SUFFIX = "landmarks.json"
 MASK_SUFFIX = "mask.{structure}.png"
 
@@ -31,6 +33,7 @@ ROW_DTYPE = np.dtype(
         ("num_bytes", np.uint32),  # of all its members, headers and padding included
         ("meta_bytes", np.uint32),
         ("image_bytes", np.uint32),
+        ("half_bytes", np.uint32),  # 0: the set has no half-sized canvases
         ("landmarks_bytes", np.uint32),  # 0: the sample has none
     ]
 )
@@ -39,11 +42,13 @@ ROW_DTYPE = np.dtype(
 
 @dataclass(frozen=True)
 class SampleSpans:
-    """Where a sample's members lie in its tar: description, image, landmarks if it has any, then the others."""
+    """Where a sample's members lie in its tar: description, image, its half size and landmarks if there are any, and
+    the others. A member that is not there has no bytes."""
 
     members: Span
     meta: Span
     image: Span
+    half: Span
     landmarks: Span
 
     @classmethod
@@ -52,8 +57,10 @@ class SampleSpans:
         start = int(row["start"])
         meta = Span(start + BLOCK, int(row["meta_bytes"]))
         image = Span(meta.member_stop + BLOCK, int(row["image_bytes"]))
-        landmarks = Span(image.member_stop + BLOCK, int(row["landmarks_bytes"]))
-        return cls(Span(start, int(row["num_bytes"])), meta, image, landmarks)
+        half = Span(image.member_stop + BLOCK, int(row["half_bytes"]))
+        before = half if half.num_bytes else image
+        landmarks = Span(before.member_stop + BLOCK, int(row["landmarks_bytes"]))
+        return cls(Span(start, int(row["num_bytes"])), meta, image, half, landmarks)
 
 
 def sha256_of(path: Path) -> str:

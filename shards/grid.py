@@ -179,6 +179,7 @@ def crop_bank(spec: GridSpec, key: str, seed: int, num_pairs: int) -> list[CropP
     return [draw_crop_pair(spec, scale, rng) for scale in spec.scales for _ in range(num_pairs)]
 
 
+@lru_cache(maxsize=64)
 def scale_of_step(spec: GridSpec, seed: int, step: int) -> Scale:
     """The (k, l) of one training step, equal on all ranks so that shapes batch."""
     weights = np.array([scale.weight for scale in spec.scales])

@@ -4,24 +4,31 @@ import hashlib
 import io
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int64
 from PIL import Image
 
+from shards import jpeg
 from shards.cache import StoredFile
 from shards.canvas import Canvas
-from shards.errors import ConfigError, IndexFormatError
-from shards.format import FORMAT_VERSION, INDEX, MASK_SUFFIX, ROW_DTYPE, ROWS, SampleSpans
-from shards.grid import GridSpec
+from shards.errors import ConfigError, DamagedImageError, IndexFormatError
+from shards.format import FORMAT_VERSION, HALF_SUFFIX, IMAGE_FORMATS, INDEX, MASK_SUFFIX, ROW_DTYPE, ROWS, SampleSpans
+from shards.grid import GridSpec, Rectangle
 from shards.identity import SPLITS
+from shards.jpeg import Region
 from shards.records import Split
 from shards.store import LocalStore, Location, RemoteStore, Store, Tar, open_store
-from shards.tar import walk_members
+from shards.tar import BLOCK, read_header, walk_members
+
+Reduction = Literal[1, 2]
+"""Pixels of the canvas, along a side, to one of what is asked for."""
 
 
 @dataclass(frozen=True)
@@ -163,21 +170,72 @@ class ShardIndex:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with what the shard says about it.
+    """One image with what the shard says about it; nothing is decoded before it is asked for.
 
     Attributes:
         key: Its key.
-        image: The canvas.
-        meta: The content of <key>.json.
+        encoded: The file of its canvas.
+        half: The file of the canvas at half its size, each pixel the mean of 2 × 2; None where the set has none.
+        image_format: `png` or `jpg`.
         tar: The tar it lies in.
         row: Its row of the index.
     """
 
     key: str
-    image: Canvas
-    meta: dict[str, Any]
+    encoded: bytes
+    half: bytes | None
+    image_format: str
     tar: Tar
     row: np.void
+
+    @cached_property
+    def image(self) -> Canvas:
+        """The canvas.
+
+        Raises:
+            IndexFormatError: its JPEG is damaged.
+        """
+        if self.image_format == "jpg":
+            with self._damage_has_a_place():
+                return jpeg.decode(self.encoded)
+        return np.array(Image.open(io.BytesIO(self.encoded)))
+
+    def region(self, rectangle: Rectangle, reduction: Reduction = 1) -> Region:
+        """A part of the canvas that holds the rectangle (row0, col0, row1, col1); of a JPEG no more is decoded.
+
+        Args:
+            rectangle: In the pixels that are returned.
+            reduction: 2 takes them from the canvas at half its size; the set has it (`half`).
+
+        Raises:
+            IndexFormatError: its JPEG is damaged.
+        """
+        encoded = self.encoded if reduction == 1 else self.half
+        if encoded is None:
+            raise IndexFormatError(f"{self.tar}: sample {self.key} has no {HALF_SUFFIX}; take its canvas")
+        if self.image_format == "png":
+            return Region(self.image, 0, 0)
+        with self._damage_has_a_place():
+            return jpeg.decode_region(encoded, rectangle)
+
+    @cached_property
+    def meta(self) -> dict[str, Any]:
+        """The content of <key>.json.
+
+        Raises:
+            IndexFormatError: the bytes at its place are not the sample's.
+        """
+        return _read_meta(self.tar, self.row)
+
+    @contextmanager
+    def _damage_has_a_place(self) -> Iterator[None]:
+        try:
+            yield
+        except DamagedImageError as error:
+            raise IndexFormatError(
+                f"{self.tar}: image of sample {self.key}: {error}; restore the shard set with `dvc checkout` or "
+                "build it again"
+            ) from None
 
     @property
     def split(self) -> Split:
@@ -220,35 +278,42 @@ class ShardReader:
         """
         entry = self.index.rows[row]
         spans, tar = SampleSpans.of(entry), self._tars[entry["shard"]]
-        # Description and image lie side by side: one read for both.
-        start = spans.meta.start
-        data = tar.read(start, spans.image.start + spans.image.num_bytes - start)
-        meta = _checked_meta(data[: spans.meta.num_bytes], entry, tar)
-        image = Image.open(io.BytesIO(data[spans.image.start - start :]))
-        return Sample(meta["key"], np.array(image), meta, tar, entry)
+        # The image's header and content and its half size lie side by side: one read for all.
+        start = spans.image.member_start
+        last = spans.half if spans.half.num_bytes else spans.image
+        data = tar.read(start, last.start + last.num_bytes - start)
+        key = entry["key"].decode("ascii")
+        found, _, image_format = read_header(data[:BLOCK])[0].partition(".")
+        if found != key or image_format not in IMAGE_FORMATS:
+            raise _wrong_place(tar, f"{found}.{image_format}", key)
+        half = data[spans.half.start - start :] if spans.half.num_bytes else None
+        return Sample(key, data[BLOCK : BLOCK + spans.image.num_bytes], half, image_format, tar, entry)
 
     def meta(self, row: int) -> dict[str, Any]:
-        """What the shard says about the sample of one row, without decoding its image.
+        """What the shard says about the sample of one row, without reading its image.
 
         Raises:
             IndexFormatError: the bytes at its place are not the sample's.
             StoreError: its tar cannot be had from the server.
         """
         entry = self.index.rows[row]
-        span, tar = SampleSpans.of(entry).meta, self._tars[entry["shard"]]
-        return _checked_meta(tar.read(span.start, span.num_bytes), entry, tar)
+        return _read_meta(self._tars[entry["shard"]], entry)
 
 
-def _checked_meta(data: bytes, entry: np.void, tar: Tar) -> dict[str, Any]:
-    expected = entry["key"].decode("ascii")
+def _read_meta(tar: Tar, row: np.void) -> dict[str, Any]:
+    span, expected = SampleSpans.of(row).meta, row["key"].decode("ascii")
     try:
-        meta: dict[str, Any] = json.loads(data)
+        meta: dict[str, Any] = json.loads(tar.read(span.start, span.num_bytes))
         found = meta["key"]
     except (ValueError, TypeError, KeyError):
         found = "(no description of one)"
     if found != expected:
-        raise IndexFormatError(f"{tar}: found sample {found} in the place of {expected}; build it again")
+        raise _wrong_place(tar, found, expected)
     return meta
+
+
+def _wrong_place(tar: Tar, found: str, expected: str) -> IndexFormatError:
+    return IndexFormatError(f"{tar}: found sample {found} in the place of {expected}; build it again")
 
 
 def _read_rows(store: Store, values: dict[str, Any]) -> np.ndarray:

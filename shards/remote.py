@@ -15,7 +15,7 @@ from random import SystemRandom
 from ssl import CertificateError
 from typing import Any, BinaryIO
 
-import fsspec  # type: ignore[import-untyped]
+import fsspec
 from tqdm import tqdm
 
 from shards.errors import ConfigError, StoreError
@@ -138,10 +138,8 @@ class Remote:
                     ) from None
                 delay_s = self.retry.delay_s(failures, error.retry_after_s)
                 if delay_s >= _TOLD_FROM_S:
-                    told = (
-                        f"{self.url(name)}: {error}; attempt {failures + 1} of {self.retry.attempts} in {delay_s:.0f} s"
-                    )
-                    tqdm.write(told, file=sys.stderr)
+                    again = f"attempt {failures + 1} of {self.retry.attempts} in {delay_s:.0f} s"
+                    tqdm.write(f"{self.url(name)}: {error}; {again}", file=sys.stderr)
                 time.sleep(delay_s)
 
     def _stream(self, name: str, start: int, stop: int | None) -> Iterator[bytes]:
@@ -239,10 +237,13 @@ def _is_connection_error(error: Exception) -> bool:
 
         return isinstance(error, ClientError) and not isinstance(error, InvalidURL)
     if package in ("botocore", "aiobotocore"):
-        from botocore.exceptions import HTTPClientError, SSLError  # type: ignore[import-untyped]
-        from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
+        from botocore import exceptions, parsers
 
-        return isinstance(error, HTTPClientError | ResponseParserError) and not isinstance(error, SSLError)
+        # SSLError is a ConnectionError there.
+        on_the_way = exceptions.ConnectionError | exceptions.HTTPClientError | exceptions.IncompleteReadError
+        return isinstance(error, on_the_way | parsers.ResponseParserError) and not isinstance(
+            error, exceptions.SSLError
+        )
     return False
 
 

@@ -10,15 +10,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from shards.canvas import Cells, Pixels, Placement, cell_statistics, is_coloured, with_channels
 from shards.decode import Decoded, Facts, UnreadableImageError, decode
 from shards.delivery import age_bucket
-from shards.format import FORMAT_VERSION, LANDMARKS_SUFFIX, MASK_SUFFIX, META_SUFFIX
+from shards.format import FORMAT_VERSION, HALF_SUFFIX, LANDMARKS_SUFFIX, MASK_SUFFIX, META_SUFFIX
 from shards.grid import GridSpec, crop_bank
+from shards.jpeg import encode_canvas
 from shards.masks import draw
 from shards.params import ShardParams
+from shards.quality.measure import Measured, measure
+from shards.quality.reasons import SAME_FILE
 from shards.records import Box, File, Record, Split, locate
 
 _PAUSES_S = (0.5, 1.0, 2.0)
@@ -38,12 +42,14 @@ class Task:
         key: The sample's key.
         place: What messages and quarantine.csv call it: free of anything that could name a patient.
         split: The patient's.
+        copy_of: Key of the task with the same file, which is the one that is kept.
     """
 
     record: Record
     key: str
     place: str
     split: Split
+    copy_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,10 +60,12 @@ class Encoded:
         members: (suffix, data) in the order of the tar: description, image, others.
         counted: What the index adds up: labels, view, foreground (sum, sum of squares, number of values),
             lost_colour, num_values (of the canvas).
+        measured: For the quality pass.
     """
 
     members: tuple[tuple[str, bytes], ...]
     counted: dict[str, Any]
+    measured: Measured
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,8 @@ class Encoder:
         record = task.record
         if record.known_defect is not None:
             return Rejected(record.known_defect)
+        if task.copy_of is not None:
+            return Rejected(SAME_FILE)
         try:
             data = self._read(record.image, task.place)
             return self._encode(task, decode(data, max_pixels=self.max_pixels, raw=record.raw))
@@ -112,12 +122,14 @@ class Encoder:
         canvas = placement.place_image(with_channels(image, self.channels))
         cells = cell_statistics(canvas, self.spec, self.params.foreground)
         meta = self._meta(task, placement, cells, decoded.facts)
-        members = [(META_SUFFIX, _json_bytes(meta)), (self.params.image_format, self._image_bytes(canvas))]
+        members = [(META_SUFFIX, _json_bytes(meta)), *self._images(canvas)]
         points = {name: placement.place_point(point) for name, point in sorted(record.landmarks.items())}
         if points:
             members.append((LANDMARKS_SUFFIX, _json_bytes(points)))
+        areas = {}
         for structure, mask in sorted(record.masks.items()):
             drawn = draw(mask, image.shape[:2], partial(self._read, place=task.place), self.max_pixels)
+            areas[structure] = float(np.count_nonzero(drawn) / drawn.size)
             placed = _png_bytes(Image.fromarray(placement.place_mask(drawn)))
             members.append((MASK_SUFFIX.format(structure=structure), placed))
         counted = {
@@ -127,7 +139,9 @@ class Encoder:
             "num_values": canvas.size,
             "lost_colour": self.channels == 1 and is_coloured(image),
         }
-        return Encoded(tuple(members), counted)
+        is_burned_in = decoded.facts.is_annotation_burned_in
+        measured = measure(with_channels(image, 1), members[1][1], areas, record.labels, is_burned_in=is_burned_in)
+        return Encoded(tuple(members), counted, measured)
 
     def _meta(self, task: Task, placement: Placement, cells: Cells, facts: Facts) -> dict[str, Any]:
         record, spec = task.record, self.spec
@@ -171,13 +185,14 @@ class Encoder:
             },
         }
 
-    def _image_bytes(self, canvas: Pixels) -> bytes:
-        image = Image.fromarray(canvas)
+    def _images(self, canvas: Pixels) -> list[tuple[str, bytes]]:
+        image, quality = Image.fromarray(canvas), self.params.jpg_quality
         if self.params.image_format == "png":
-            return _png_bytes(image)
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=self.params.jpg_quality, subsampling=0)
-        return file.getvalue()
+            return [("png", _png_bytes(image))]
+        members = [("jpg", encode_canvas(canvas, quality))]
+        if self.spec.canvas_px % 2 == 0 and any(min(scale.k, scale.l) >= 2 for scale in self.spec.scales):
+            members.append((HALF_SUFFIX, encode_canvas(np.asarray(image.reduce(2)), quality)))
+        return members
 
 
 def read_patiently(path: Path) -> bytes:

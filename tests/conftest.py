@@ -17,13 +17,24 @@ settings.load_profile("loaded-machine")
 
 CHECKED = {
     # Not the params: beartype does not know pydantic's `Self`.
-    "ace.data": ("augment", "batches", "crops", "erase", "loader", "views"),
+    "ace.data": (
+        "augment",
+        "augment_device",
+        "augmentation",
+        "batches",
+        "clahe",
+        "crops",
+        "erase",
+        "lab",
+        "loader",
+        "views",
+    ),
     "ace.evaluation": ("composition", "correspondence", "decomposition", "intervals", "regions"),
     "ace.training": ("monitors", "probe", "probe_scores"),
     # Not images and embedder: what they are given is theirs to refuse.
     "ace.inference": ("preprocessing",),
     "ace": ("geometry", "losses", "models"),
-    "shards": ("canvas", "decode", "masks", "order", "read", "shuffle"),
+    "shards": ("canvas", "decode", "masks", "order", "quality", "read", "shuffle"),
 }
 # An int may stand for a float, as it may for mypy.
 install_import_hook(

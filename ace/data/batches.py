@@ -9,6 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from ace.data.augment_device import augment_batch
+from ace.data.augmentation import AS_IT_IS, Augmentation, Augmentations
+from ace.data.params import AugmentParams
 from shards.canvas import Pixels
 from shards.grid import CropPair
 
@@ -18,7 +21,7 @@ AnyBatch = TypeVar("AnyBatch", bound="Batch")
 
 @dataclass(frozen=True)
 class CropPairItem:
-    """One sample's two crops, augmented, as the loader's processes make them."""
+    """One sample's two crops as the loader's processes make them, and how each is still to be augmented."""
 
     coarse: Pixels
     fine: Pixels
@@ -28,14 +31,18 @@ class CropPairItem:
     key: str
     coarse_visible: Visible
     fine_visible: Visible
+    coarse_augmentation: Augmentation = AS_IT_IS
+    fine_augmentation: Augmentation = AS_IT_IS
 
 
 @dataclass(frozen=True)
 class ViewItem:
-    """One sample's views, augmented, as the loader's processes make them; those of the teacher first."""
+    """One sample's views as the loader's processes make them, those of the teacher first, and how each is still to be
+    augmented."""
 
     views: list[Pixels]
     visible: list[Visible]
+    augmentations: list[Augmentation]
     num_teacher_views: int
     mean: float
     std: float
@@ -50,11 +57,13 @@ class Batch:
         mean: Subtracted from pixels in [0, 1]; each sample's shard set has its own.
         std: Divides them after.
         keys: The samples.
+        augmentations: What the crops have still to go through before the networks see them; None for nothing.
     """
 
     mean: Float[Tensor, " batch"]
     std: Float[Tensor, " batch"]
     keys: list[str]
+    augmentations: Augmentations | None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -72,15 +81,27 @@ class Batch:
         """The batch in page-locked memory (torch's loader calls this)."""
         return self._mapped(Tensor.pin_memory)
 
+    def _augmented(self, crops: Tensor, params: AugmentParams) -> Tensor:
+        """Crops [batch, crops, ...] as their records say."""
+        if self.augmentations is None:
+            return crops
+        return augment_batch(crops.flatten(0, 1), self.augmentations, params).view(crops.shape)
+
     def _normalised(self, crops: Tensor) -> Tensor:
+        if self.augmentations is not None:
+            raise ValueError("these crops are not augmented yet: networks take what `augmented` returns")
         return (crops / 255.0 - self.mean[:, None, None, None]) / self.std[:, None, None, None]
 
     def _sliced(self: AnyBatch, part: slice) -> AnyBatch:
-        return replace(self._mapped(lambda tensor: tensor[part]), keys=self.keys[part])
+        records = None if self.augmentations is None else self.augmentations.sliced(part)
+        tensors = replace(self, augmentations=None)._mapped(lambda tensor: tensor[part])
+        return replace(tensors, keys=self.keys[part], augmentations=records)
 
     def _mapped(self: AnyBatch, function: Callable[[Tensor], Tensor]) -> AnyBatch:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         changed: dict[str, Any] = {name: function(v) for name, v in values.items() if isinstance(v, Tensor)}
+        if self.augmentations is not None:
+            changed["augmentations"] = self.augmentations.mapped(function)
         return replace(self, **changed)
 
 
@@ -108,6 +129,11 @@ class PairBatch(Batch):
     coarse_visible: Bool[Tensor, "batch tokens"]
     fine_visible: Bool[Tensor, "batch tokens"]
 
+    def augmented(self, params: AugmentParams) -> "PairBatch":
+        """With the crops augmented as was drawn for them, where they are."""
+        coarse, fine = self._augmented(torch.stack([self.coarse, self.fine], 1), params).unbind(1)
+        return replace(self, coarse=coarse.contiguous(), fine=fine.contiguous(), augmentations=None)
+
     def normalised_coarse(self) -> Float[Tensor, "batch channels size size"]:
         """Coarse crops as the networks take them."""
         return self._normalised(self.coarse)
@@ -130,6 +156,10 @@ class ViewBatch(Batch):
     views: UInt8[Tensor, "batch views channels size size"]
     visible: Bool[Tensor, "batch views tokens"]
     num_teacher_views: int
+
+    def augmented(self, params: AugmentParams) -> "ViewBatch":
+        """With the views augmented as was drawn for them, where they are."""
+        return replace(self, views=self._augmented(self.views, params), augmentations=None)
 
     def normalised_views(self) -> list[Float[Tensor, "batch channels size size"]]:
         """View by view, as the networks take them."""
@@ -159,6 +189,7 @@ def _collate_pairs(items: Sequence[CropPairItem]) -> PairBatch:
         keys=[item.key for item in items],
         coarse_visible=_stacked_visible([item.coarse_visible for item in items]),
         fine_visible=_stacked_visible([item.fine_visible for item in items]),
+        augmentations=Augmentations.of([(item.coarse_augmentation, item.fine_augmentation) for item in items]),
     )
 
 
@@ -167,6 +198,7 @@ def _collate_views(items: Sequence[ViewItem]) -> ViewBatch:
         views=torch.stack([_stacked(item.views) for item in items]),
         visible=torch.stack([_stacked_visible(item.visible) for item in items]),
         num_teacher_views=items[0].num_teacher_views,
+        augmentations=Augmentations.of([item.augmentations for item in items]),
         mean=torch.tensor([item.mean for item in items]),
         std=torch.tensor([item.std for item in items]),
         keys=[item.key for item in items],

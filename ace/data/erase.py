@@ -1,5 +1,7 @@
 """A square of a crop set to black, and which tokens still show anatomy (a deviation from the paper; docs/method.md)."""
 
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Bool
 
@@ -7,27 +9,41 @@ from ace.data.params import EraseParams
 from shards.canvas import Pixels
 
 
-def erase(
-    crop: Pixels, params: EraseParams, rng: np.random.Generator, *, t: int
-) -> tuple[Pixels, Bool[np.ndarray, "{t} {t}"]]:
-    """With the step's probability, the crop with a black square anywhere in it; the crop given is not written to.
+class Square(NamedTuple):
+    """First row and column, and side, in pixels of the crop."""
+
+    row: int
+    col: int
+    side: int
+
+
+def draw_square(params: EraseParams, rng: np.random.Generator, *, size_px: int) -> Square | None:
+    """With the step's probability, a square anywhere in a crop of side `size_px`."""
+    if params.probability == 0 or rng.random() >= params.probability:
+        return None
+    side = round(rng.uniform(params.min_side, params.max_side) * size_px)
+    row, col = rng.integers(0, size_px - side + 1, size=2).tolist()
+    return Square(row, col, side)
+
+
+def erase(crop: Pixels, square: Square) -> Pixels:
+    """The crop with the square black; the crop given is not written to."""
+    erased = crop.copy()
+    erased[square.row : square.row + square.side, square.col : square.col + square.side] = 0
+    return erased
+
+
+def visible_tokens(square: Square | None, *, size_px: int, t: int) -> Bool[np.ndarray, "{t} {t}"]:
+    """Which of a crop's tokens are visible: those of whose pixels more than half are outside the square.
 
     Args:
-        crop: 8-bit square crop.
-        params: How often, and how large.
-        rng: Decides whether, where and how large.
-        t: Tokens per crop side; divides the crop's side.
-
-    Returns:
-        The crop, and which tokens are visible: those of whose pixels more than half are left.
+        square: What is erased; None for nothing.
+        size_px: Side of the crop.
+        t: Tokens per crop side; divides it.
     """
-    size = len(crop)
-    is_left = np.ones((size, size), dtype=bool)
-    if params.probability > 0 and rng.random() < params.probability:
-        side = round(rng.uniform(params.min_side, params.max_side) * size)
-        row, col = rng.integers(0, size - side + 1, size=2)
-        crop = crop.copy()
-        crop[row : row + side, col : col + side] = 0
-        is_left[row : row + side, col : col + side] = False
-    cell = size // t
-    return crop, is_left.reshape(t, cell, t, cell).mean(axis=(1, 3)) > 0.5
+    is_left = np.ones((size_px, size_px), dtype=bool)
+    if square is not None:
+        is_left[square.row : square.row + square.side, square.col : square.col + square.side] = False
+    cell = size_px // t
+    visible: Bool[np.ndarray, "{t} {t}"] = is_left.reshape(t, cell, t, cell).mean(axis=(1, 3)) > 0.5
+    return visible

@@ -16,9 +16,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ace.data.augment import augment
+from ace.data.augmentation import AS_IT_IS, Augmentation, draw_augmentation
 from ace.data.batches import CropPairItem, ViewItem, Visible, collate
-from ace.data.crops import Crop, resample
-from ace.data.erase import erase
+from ace.data.crops import resample_all
+from ace.data.erase import visible_tokens
 from ace.data.objectives import CYCLE, Objective, spec_of_epoch
 from ace.data.params import AugmentParams, ViewsParams
 from ace.data.views import centred_windows, random_windows
@@ -57,7 +58,7 @@ class CropDataset(Dataset[CropPairItem | ViewItem]):
             objective: Decides which epochs show crop pairs, of which scales, and which show views.
             views: Where views lie.
             crops: `fresh` draws a new pair at every step; `bank` picks one of those stored with the sample.
-            augment: None leaves the crops as resampled.
+            augment: What to draw for each crop and whether it is carried out here; None leaves crops as resampled.
             in_channels: Channels of the crops.
             seed: Decides order, (k, l), crops and augmentation.
 
@@ -88,12 +89,15 @@ class CropDataset(Dataset[CropPairItem | ViewItem]):
         mix, spec = self.mixes[shard_set], self.specs[epoch % CYCLE]
         if spec is None:
             windows, num_teacher_views = self._view_windows(rng)
-            views, visible = zip(*[self._crop(sample.image, window, rng) for window in windows], strict=True)
-            return ViewItem(list(views), list(visible), num_teacher_views, mix.mean, mix.std, sample.key)
+            crops = resample_all(sample, windows, self.spec.crop_px)
+            views, visible, left = zip(*[self._finish(crop, rng) for crop in crops], strict=True)
+            records = list(views), list(visible), list(left)
+            return ViewItem(*records, num_teacher_views, mix.mean, mix.std, sample.key)
         pair = self._pair(sample, spec, step, rng)
-        coarse, coarse_visible = self._crop(sample.image, pair.window("coarse", spec), rng)
-        fine, fine_visible = self._crop(sample.image, pair.window("fine", spec), rng)
-        return CropPairItem(coarse, fine, pair, mix.mean, mix.std, sample.key, coarse_visible, fine_visible)
+        crops = resample_all(sample, [pair.window("coarse", spec), pair.window("fine", spec)], spec.crop_px)
+        (coarse, coarse_visible, coarse_left), (fine, fine_visible, fine_left) = [self._finish(c, rng) for c in crops]
+        both = coarse_visible, fine_visible, coarse_left, fine_left
+        return CropPairItem(coarse, fine, pair, mix.mean, mix.std, sample.key, *both)
 
     def _view_windows(self, rng: np.random.Generator) -> tuple[list[Window], int]:
         if self.objective == "dino":
@@ -115,12 +119,15 @@ class CropDataset(Dataset[CropPairItem | ViewItem]):
             )
         return bank[rng.integers(len(bank))]
 
-    def _crop(self, image: Pixels, window: Window, rng: np.random.Generator) -> tuple[Crop, Visible]:
-        crop = resample(image, window, self.spec.crop_px)
-        visible = np.ones((self.spec.t, self.spec.t), dtype=bool)
-        if self.augment is not None:
-            crop, visible = erase(augment(crop, self.augment, rng), self.augment.erase, rng, t=self.spec.t)
-        return with_channels(crop, self.in_channels), visible
+    def _finish(self, crop: Pixels, rng: np.random.Generator) -> tuple[Pixels, Visible, Augmentation]:
+        """The crop, its visible tokens, and what of its augmentation is left for the device."""
+        params, size_px = self.augment, self.spec.crop_px
+        crop = with_channels(crop, self.in_channels)
+        drawn = AS_IT_IS if params is None else draw_augmentation(params, rng, size_px=size_px)
+        visible = visible_tokens(drawn.erased, size_px=size_px, t=self.spec.t)
+        if params is not None and params.where == "host":
+            return augment(crop, drawn, params), visible, AS_IT_IS
+        return crop, visible, drawn
 
 
 class StepSampler(Sampler[list[Request]]):

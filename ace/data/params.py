@@ -1,6 +1,6 @@
 """Parameters of views and augmentation: parts of the section `pretrain` of params.yaml."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -79,6 +79,9 @@ class EraseParams(Section):
 class AugmentParams(Section):
     """Augmentation, drawn for each crop by itself; no step moves a pixel."""
 
+    where: Literal["device", "host"]
+    """`device` augments whole batches where the networks are; `host` each crop in the loader's processes. What is drawn
+    is the same, and so are the crops but for single grey levels."""
     brightness_contrast: BrightnessContrastParams
     blur: BlurParams
     sharpen: SharpenParams

@@ -107,6 +107,7 @@ class TrainingLoop:
                 asked = time.monotonic()
                 batch = next(batches).to(self.ranks.device)
                 window.waited += time.monotonic() - asked
+                batch = batch.augmented(self.params.augment)
                 is_last, is_probed = state.step + 1 == num_steps, self._is_probe_due(state.step + 1)
                 is_logged = state.step % self.params.log_every_steps == 0 or is_last or is_probed
                 outcome = train_step(

@@ -19,6 +19,7 @@ from pydicom.tag import Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from shards.decode.reasons import DAMAGED, NOT_DICOM, TOO_LARGE, TRUNCATED, UnreadableImageError
+from shards.errors import ShardError
 from shards.records import Sex
 
 # pydicom's log lines quote values, as its warnings do; they must not reach the handlers of the root logger.
@@ -169,7 +170,7 @@ def reporting_nothing() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except UnreadableImageError:
+    except (UnreadableImageError, ShardError):
         raise
     except Exception:
         raise UnreadableImageError(DAMAGED) from None

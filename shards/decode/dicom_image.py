@@ -5,22 +5,27 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import get_frame
-from pydicom.pixels.decoders.base import Decoder, get_decoder
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
+    JPEG2000,
     UID,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
-    JPEG2000TransferSyntaxes,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
     JPEGExtended12Bit,
-    JPEGLSTransferSyntaxes,
-    JPEGTransferSyntaxes,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
     RLELossless,
 )
 
+from shards.decode.apart import Pixels, decode_apart
 from shards.decode.codestream import is_ended, read_frame
 from shards.decode.dicom import (
     count_of,
@@ -83,8 +88,18 @@ _TAGS = (
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _FUNCTIONS: dict[str, Function] = {"LINEAR_EXACT": "LINEAR_EXACT", "SIGMOID": "SIGMOID"}
-_ONE_FRAME: dict[str, Any] = {"allow_excess_frames": False}
-_IN_THE_EXTRA = (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes)
+# pydicom would return surplus data as frames, and cut values to the bits stored without a word.
+_AS_THEY_ARE: dict[str, Any] = {"allow_excess_frames": False, "correct_unused_bits": False}
+_IN_THE_EXTRA = (
+    JPEGBaseline8Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    JPEG2000Lossless,
+    JPEG2000,
+)
+"""Transfer syntaxes that the extra `dicom` reads."""
 _MAX_BYTES_PER_PIXEL = 3
 _MAX_OTHER_BYTES = 64 * 2**20
 
@@ -121,10 +136,8 @@ def decode_dicom(data: bytes, *, max_pixels: float) -> Decoded:
             is_annotation_burned_in=is_burned_in(dataset),
             flags=tuple(flags),
         )
-        decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
-        if layout.num_samples == 1:
-            return _grey(decoder, dataset, layout, facts)
-        return Decoded(np.array(decoder.as_array(dataset, **_ONE_FRAME)[0]), facts)
+        stored = _stored(dataset, layout)
+        return Decoded(np.array(stored), facts) if stored.ndim == 3 else _grey(stored, dataset, layout, facts)
 
 
 @dataclass(frozen=True)
@@ -203,7 +216,7 @@ def _check_pixel_data(dataset: FileDataset, layout: _Layout) -> bool:
 def _check_frame(dataset: FileDataset, layout: _Layout) -> None:
     """The same of compressed data; where the stream knows better than the header, decoders are told what it says."""
     stream = get_frame(dataset.PixelData, 0, number_of_frames=1)
-    if dataset.file_meta.TransferSyntaxUID == RLELossless:
+    if not _is_stream(dataset.file_meta.TransferSyntaxUID):
         # A run of two bytes becomes 128; runs never make an honest file larger than a header and a byte in 128.
         if len(stream) > 2 * layout.num_bytes + 1024:
             raise UnreadableImageError(OTHER_SIZE)
@@ -213,6 +226,7 @@ def _check_frame(dataset: FileDataset, layout: _Layout) -> None:
         raise UnreadableImageError(OTHER_SIZE)
     if not is_ended(stream):
         raise UnreadableImageError(TRUNCATED)
+    dataset.BitsStored = layout.bits_stored
     if layout.bits_stored < frame.precision <= layout.bits_allocated:
         dataset.BitsStored, dataset.HighBit = frame.precision, frame.precision - 1
     if layout.photometric == "RGB" and frame.is_subsampled:
@@ -234,15 +248,40 @@ def _check_decoder(syntax: UID, layout: _Layout) -> None:
         raise UnreadableImageError(_unread(syntax) + remedy)
 
 
+def _is_stream(syntax: UID) -> bool:
+    """Whether pixels are a codec's stream rather than cells, packed or not."""
+    return syntax.is_compressed and syntax != RLELossless
+
+
 def _unread(syntax: UID) -> str:
     """A name of the standard's, never the file's text."""
     name = "in an unknown way" if syntax.name == str(syntax) else f"as {syntax.name}"
     return f"DICOM pixels compressed {name}, which no installed decoder reads"
 
 
-def _grey(decoder: Decoder, dataset: FileDataset, layout: _Layout, facts: Facts) -> Decoded:
-    # pydicom would cut values to the bits stored without a word.
-    stored, _ = decoder.as_array(dataset, raw=True, **_ONE_FRAME, correct_unused_bits=False)
+def _stored(dataset: FileDataset, layout: _Layout) -> Pixels:
+    """Stored values: grey in its cells, colour as RGB."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if not _is_stream(syntax):
+        pixels: Pixels = get_decoder(syntax).as_array(dataset, **_AS_THEY_ARE)[0]
+        return pixels
+    options = {
+        **_AS_THEY_ARE,
+        "pixel_keyword": "PixelData",
+        "number_of_frames": 1,
+        "rows": layout.height,
+        "columns": layout.width,
+        "samples_per_pixel": layout.num_samples,
+        "bits_allocated": layout.bits_allocated,
+        "bits_stored": int(dataset.BitsStored),
+        "pixel_representation": int(layout.is_signed),
+        "photometric_interpretation": str(dataset.PhotometricInterpretation),
+        "planar_configuration": int(number_of(dataset, "PlanarConfiguration") or 0),
+    }
+    return decode_apart(syntax, dataset.PixelData, options)
+
+
+def _grey(stored: Shaped[np.ndarray, "height width"], dataset: FileDataset, layout: _Layout, facts: Facts) -> Decoded:
     if stored.dtype.kind not in "iu" or stored.itemsize > 2:
         raise UnreadableImageError(BIT_DEPTH)
     cells = stored.astype(stored.dtype.newbyteorder("="), copy=False).view(f"u{stored.itemsize}")
@@ -268,7 +307,7 @@ def _values_of_cells(
     value, unless the file says that it keeps an overlay in these bits.
     """
     cells = np.arange(1 << bits)
-    shift = 0 if dataset.file_meta.TransferSyntaxUID in _IN_THE_EXTRA else layout.high_bit + 1 - layout.bits_stored
+    shift = 0 if _is_stream(dataset.file_meta.TransferSyntaxUID) else layout.high_bit + 1 - layout.bits_stored
     cells >>= shift
     span = 1 << layout.bits_stored
     low = cells % span

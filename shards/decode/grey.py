@@ -53,9 +53,9 @@ def choose_window(values: Shaped[np.ndarray, " num"], counts: Int[np.ndarray, " 
     Of a deep file that names no window neither its bits nor its extremes say what matters: 12-bit radiographs lie in
     16-bit files, and one hot marker sets the maximum. Percentiles pass over few odd pixels; collimation, padding,
     saturation and burned-in markers are many pixels, but of one value, so the bound passes over them too (up to four
-    fifths of the picture). It errs to the safe side: where many values are common it widens the window, never narrows it. The rule has no top or
-    bottom, so an inverted picture gets the inverted window. Where it leaves one value (a flat image but for a few
-    pixels) the minimum and the maximum are taken.
+    fifths of the picture). It errs to the safe side: where many values are common it widens the window, never narrows
+    it. The rule has no top or bottom, so an inverted picture gets the inverted window. Where it leaves one value (a
+    flat image but for a few pixels) the minimum and the maximum are taken.
 
     Args:
         values: Grey values, in any order and perhaps repeated.

@@ -45,11 +45,12 @@ LABELS = (
 COMPETITION_LABELS = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
 """The five that the challenge scored, and most papers report."""
 
+_NUM_IMAGES = 224_316
 _INFO = SourceInfo(
     name="chexpert",
     title="CheXpert",
     modality="chest X-ray",
-    num_images=224_316,
+    num_images=_NUM_IMAGES,
     num_patients=65_240,
     tasks=("classification",),
     licence="Stanford research use agreement: registration, no redistribution",
@@ -105,7 +106,7 @@ class CheXpertSource:
         Raises:
             SourceError: no image or table, small and full together, a table that contradicts itself or another.
         """
-        paths = list_files(root)
+        paths = list_files(root, _NUM_IMAGES)
         images = index_files(root, paths, _IMAGE)
         entries: dict[str, Entry] = {}
         for split, name in _TABLES.items():

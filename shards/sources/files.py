@@ -6,18 +6,23 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from shards.errors import SourceError
+from shards.progress import progress
 from shards.records import File, locate
 
 
-def list_files(root: Path) -> list[str]:
+def list_files(root: Path, num_expected: int) -> list[str]:
     """Paths of all files below `root`, relative with `/`; hidden files and folders are passed over.
+
+    Args:
+        root: The dataset's folder.
+        num_expected: For the progress bar: as many as the whole dataset has.
 
     Raises:
         SourceError: there is no such folder, or a symbolic link leads out of it.
     """
     if not root.is_dir():
         raise SourceError(f"{root}: no such folder; expected the one that holds the dataset")
-    return list(_walk(root, ""))
+    return list(progress(_walk(root, ""), total=num_expected, description="files found", unit="file"))
 
 
 def _walk(root: Path, prefix: str) -> Iterator[str]:

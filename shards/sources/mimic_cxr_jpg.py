@@ -46,11 +46,12 @@ LABELS = (
 Study = tuple[str, str]
 """(subject_id, study_id)."""
 
+_NUM_IMAGES = 377_110
 _INFO = SourceInfo(
     name="mimic-cxr-jpg",
     title="MIMIC-CXR-JPG",
     modality="chest X-ray",
-    num_images=377_110,
+    num_images=_NUM_IMAGES,
     num_patients=65_379,
     tasks=("classification",),
     licence="PhysioNet Credentialed Health Data License: no redistribution",
@@ -87,7 +88,7 @@ class MimicSource:
         Raises:
             SourceError: no image, a table is missing, two tables contradict each other.
         """
-        paths = list_files(root)
+        paths = list_files(root, _NUM_IMAGES)
         images = index_files(root, paths, _IMAGE)
         tables = {what: _find(root, paths, what) for what in ("split", "metadata", "chexpert")}
         splits = read_splits(tables["split"])

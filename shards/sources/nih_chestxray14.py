@@ -48,11 +48,12 @@ LABELS = ("No Finding", *FINDINGS)
 SIDE_PX = 1024
 """Height and width of every published image."""
 
+_NUM_IMAGES = 112_120
 _INFO = SourceInfo(
     name="nih-chestxray14",
     title="NIH ChestX-ray14",
     modality="chest X-ray",
-    num_images=112_120,
+    num_images=_NUM_IMAGES,
     num_patients=30_805,
     tasks=("classification", "localisation"),
     licence="unrestricted use; cite, name the NIH Clinical Center, link to its page",
@@ -115,7 +116,7 @@ class NihSource:
             SourceError: no image or table, a name that is there twice, lists that contradict the table or each other,
                 images of another size.
         """
-        paths = list_files(root)
+        paths = list_files(root, _NUM_IMAGES)
         images = index_files(root, paths, _IMAGE)
         table, table_warnings = _find_entries(root, paths)
         entries = read_entries(table)

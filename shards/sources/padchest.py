@@ -114,11 +114,12 @@ DAMAGED = frozenset(
 )
 """Images that are truncated or broken in the archives. Both lists: torchxrayvision's PadChest data set."""
 
+_NUM_IMAGES = 160_861
 _INFO = SourceInfo(
     name="padchest",
     title="PadChest",
     modality="chest X-ray",
-    num_images=160_861,
+    num_images=_NUM_IMAGES,
     num_patients=67_625,
     tasks=("classification",),
     licence="BIMCV research use agreement: no redistribution",
@@ -164,7 +165,7 @@ class PadChestSource:
         Raises:
             SourceError: no image or table, an image that is there twice, a value that no row may have.
         """
-        paths = list_files(root)
+        paths = list_files(root, _NUM_IMAGES)
         images = index_files(root, paths, _IMAGE)
         table = find_table(root, paths, _TABLE)
         if not table:

@@ -26,14 +26,14 @@ def s3_server() -> Iterator[dict]:
     # A server that says nothing is ended, which ends the loop below too.
     watch = threading.Timer(60, process.kill)
     watch.start()
+    assert process.stderr is not None
+    # Nobody reads its log once it has started: a full pipe would stop it.
+    drain = threading.Thread(target=process.stderr.read, daemon=True)
     try:
-        assert process.stderr is not None
         found = (re.search(r"Running on (http://127\.0\.0\.1:\d+)", line) for line in process.stderr)
         endpoint = next((match[1] for match in found if match), None)
         assert endpoint is not None, "the S3 server did not start"
         watch.cancel()
-        # Nobody reads its log any more: a full pipe would stop it.
-        drain = threading.Thread(target=process.stderr.read, daemon=True)
         drain.start()
         yield {**KEYS, "endpoint_url": endpoint}
     finally:
@@ -43,7 +43,8 @@ def s3_server() -> Iterator[dict]:
             process.wait(timeout=10)
         process.kill()
         process.wait()
-        drain.join(timeout=10)
+        if drain.is_alive():
+            drain.join(timeout=10)
         process.stderr.close()
 
 

@@ -41,7 +41,7 @@ def fetch(cache: ShardCache, number: int, size: int = SIZE) -> int:
 
 def held(cache: ShardCache, count: int = 12) -> list[int]:
     """Numbers of the files that are in the cache."""
-    return [number for number in range(count) if cache.holds(stored_file(number)[0])]
+    return [number for number in range(count) if cache.path(stored_file(number)[0]).is_file()]
 
 
 def use(cache: ShardCache, number: int, at: float) -> None:
@@ -85,8 +85,11 @@ def test_what_was_not_used_for_longest_is_evicted_to_keep_the_bound(tmp_path: Pa
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 3 * SIZE
 
 
-def test_a_file_that_is_being_read_is_not_evicted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_downloaded_by_its_reader", [True, False])
+def test_a_file_that_is_being_read_is_not_evicted(is_downloaded_by_its_reader: bool, tmp_path: Path) -> None:
     cache = ShardCache(tmp_path, 2 * SIZE)
+    if not is_downloaded_by_its_reader:
+        os.close(fetch(cache, 0))
     descriptor = fetch(cache, 0)
     os.close(fetch(cache, 1))
     use(cache, 0, 1)
@@ -117,7 +120,7 @@ def test_rows_of_an_index_go_last(tmp_path: Path) -> None:
     os.utime(cache.path(rows), (1, 1))
     os.close(fetch(cache, 0))
     os.close(fetch(cache, 1))
-    assert cache.holds(rows)
+    assert cache.path(rows).is_file()
     assert held(cache) == [1]
 
 
@@ -167,18 +170,23 @@ def test_a_disk_that_fills_up_while_writing_is_told_and_leaves_no_whole_file(tmp
     os.close(fetch(cache, 1))
 
 
-def test_two_that_wait_for_room_with_a_part_each_do_not_wait_for_each_other(tmp_path: Path) -> None:
+def test_who_waits_for_room_gives_up_what_it_has_so_that_no_two_wait_for_each_other(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path, SIZE + SIZE // 2)
-    for number in (0, 1):
-        stored, content = stored_file(number)
-        (tmp_path / f"{stored.sha256}.{SIZE}.part").write_bytes(content[: SIZE // 2])
-    threads = [threading.Thread(target=lambda number=number: os.close(fetch(cache, number))) for number in (0, 1)]
-    for thread in threads:
+    own, other = (tmp_path / f"{stored_file(number)[0].sha256}.{SIZE}.part" for number in (0, 1))
+    own.write_bytes(stored_file(0)[1][: SIZE // 2])
+    other.write_bytes(b"")
+    thread = threading.Thread(target=lambda: os.close(fetch(cache, 0)))
+    with (tmp_path / f"{stored_file(1)[0].sha256}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as who downloads the other
         thread.start()
-    for thread in threads:
-        thread.join(timeout=30)
-        assert not thread.is_alive()
-    assert len(held(cache)) == 1
+        deadline = time.monotonic() + 20
+        while own.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert thread.is_alive()
+        other.unlink()
+    thread.join(timeout=20)
+    assert held(cache) == [0]
 
 
 def test_the_folder_is_its_owners_alone(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import gc
+import io
 import json
 import multiprocessing
 import pickle
@@ -14,8 +15,8 @@ from PIL import Image
 from shards.build import build_shards
 from shards.errors import IndexFormatError
 from shards.execution import Processes
-from shards.format import SampleSpans
-from shards.read import ShardIndex, ShardReader
+from shards.format import ROW_DTYPE, SampleSpans
+from shards.read import Sample, ShardIndex, ShardReader
 from tests.shards.datasets import grid_params, shard_params, write_phantom
 
 
@@ -112,6 +113,77 @@ def test_what_is_said_about_a_sample_can_be_read_without_its_image(built: Path, 
         assert ShardReader(index).meta(row) == reader.read(row).meta
 
 
+@pytest.fixture(scope="module")
+def jpegs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same samples as JPEGs; no test changes it."""
+    root = tmp_path_factory.mktemp("jpegs")
+    source = write_phantom(root / "phantom")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACE_SCRATCH", str(root / "scratch"))
+        params = shard_params(image_format="jpg")
+        build_shards("phantom-b000", source, grid_params(), params, root / "set", execution=Processes(1))
+    return root / "set"
+
+
+def all_samples(root: Path) -> list[Sample]:
+    reader = ShardReader(ShardIndex.open(root))
+    return [reader.read(row) for row in range(len(reader.index.rows))]
+
+
+def test_a_set_of_jpegs_holds_the_canvas_and_its_half_and_the_same_beside_them(built: Path, jpegs: Path) -> None:
+    for exact, close in zip(all_samples(built), all_samples(jpegs), strict=True):
+        assert (exact.key, exact.meta, exact.landmarks) == (close.key, close.meta, close.landmarks)
+        assert exact.masks().keys() == close.masks().keys()
+        assert np.abs(close.image.astype(int) - exact.image).mean() < 2
+        assert close.half is not None
+        means = exact.image.reshape(24, 2, 24, 2).mean(axis=(1, 3))
+        assert np.abs(np.asarray(Image.open(io.BytesIO(close.half))) - means).mean() < 2
+        assert exact.half is None
+
+
+def test_a_region_of_a_sample_is_cut_from_its_canvas_or_its_half(built: Path, jpegs: Path) -> None:
+    for sample in (all_samples(built)[3], all_samples(jpegs)[3]):
+        pixels, row, col = sample.region((17, 9, 30, 20))
+        assert row <= 17 < 30 <= row + len(pixels)
+        np.testing.assert_array_equal(pixels, sample.image[row : row + len(pixels), col : col + pixels.shape[1]])
+    pixels, row, _ = sample.region((9, 9, 20, 20), 2)
+    half = np.asarray(Image.open(io.BytesIO(sample.half)))
+    assert len(pixels) < 24
+    np.testing.assert_array_equal(pixels, half[row : row + len(pixels)])
+
+
+def test_a_png_has_no_half_to_cut_from(built: Path) -> None:
+    with pytest.raises(IndexFormatError, match=r"has no half\.jpg; take its canvas"):
+        all_samples(built)[0].region((0, 0, 8, 8), 2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"scales": [{"k": 1, "l": 2, "weight": 1.0}]}, {"n": 5, "cell_px": 5}],
+    ids=["no crop is twice as large", "odd canvas"],
+)
+def test_no_half_is_kept_where_no_crop_would_be_made_of_it(changes: dict, tmp_path: Path) -> None:
+    source = write_phantom(tmp_path / "phantom", num_patients=4)
+    params = shard_params(image_format="jpg")
+    build_shards("a", source, grid_params(**changes), params, tmp_path / "set", execution=Processes(1))
+    assert [sample.half for sample in all_samples(tmp_path / "set")] == [None] * 6
+
+
+def test_a_damaged_jpeg_is_named_by_its_tar_and_key(jpegs: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(jpegs, tmp_path / "set"))
+    sample = all_samples(root)[4]
+    start, num_bytes = SampleSpans.of(sample.row).image.start, int(sample.row["image_bytes"])
+    path = root / sample.tar.stored.name
+    content = bytearray(path.read_bytes())
+    content[start + num_bytes // 2 : start + num_bytes] = bytes(num_bytes - num_bytes // 2)
+    path.write_bytes(content)
+    damaged = all_samples(root)[4]
+    for look in (lambda: damaged.image, lambda: damaged.region((0, 0, 8, 8))):
+        with pytest.raises(IndexFormatError, match=rf"{path.name}: image of sample {sample.key}: truncated or"):
+            look()
+    assert damaged.meta == sample.meta
+
+
 def test_a_folder_without_an_index_says_how_to_build_one(tmp_path: Path) -> None:
     with pytest.raises(IndexFormatError, match=r"no shard set.*dvc repro shard@clinic-b000"):
         ShardIndex.open(tmp_path / "clinic-b000")
@@ -158,6 +230,22 @@ def test_a_sample_in_the_place_of_another_is_noticed(copy: Path) -> None:
     swapped["key"] = rows["key"]
     with pytest.raises(IndexFormatError, match="in the place of"):
         ShardReader(ShardIndex(index.store, index.values, swapped, index.fingerprint)).read(0)
+
+
+def test_another_member_in_the_place_of_the_image_is_noticed(built: Path) -> None:
+    index = ShardIndex.open(built)
+    for field, shift in (("start", -512), ("meta_bytes", 512), ("start", 512 * 7)):
+        rows = np.array(index.rows)
+        rows[field] += np.array(shift).astype(rows.dtype[field])
+        with pytest.raises(IndexFormatError, match="in the place of"):
+            ShardReader(ShardIndex(index.store, index.values, rows, index.fingerprint)).read(3)
+
+
+def test_a_size_that_does_not_fit_a_row_is_an_error_and_never_another_size() -> None:
+    row = dict.fromkeys(ROW_DTYPE.names, 0) | {"key": "a", "patient": "b"}
+    assert np.array([tuple({**row, "image_bytes": 2**32 - 1}.values())], dtype=ROW_DTYPE)["image_bytes"] == 2**32 - 1
+    with pytest.raises(OverflowError):
+        np.array([tuple({**row, "image_bytes": 2**32}.values())], dtype=ROW_DTYPE)
 
 
 def test_the_contact_sheet_shows_samples_beside_what_is_known_of_them(built: Path) -> None:

@@ -183,7 +183,7 @@ def test_wrong_bytes_that_stay_name_the_tar_and_both_sums(flaky: FlakyServer, bu
     with pytest.raises(IndexFormatError, match=rf"/set/{TAR}: found sha256 {found}, expected {index.tars[0].sha256}"):
         ShardReader(index).read(0)
     assert 2 <= flaky.num_requests(TAR) <= 3
-    assert not cache.holds(index.tars[0])
+    assert not cache.path(index.tars[0]).exists()
 
 
 @pytest.mark.parametrize(("fault", "message"), [("403", r"access refused \(403\); give credentials"), ("404", r"404")])

@@ -6,7 +6,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.tar import BLOCK, Span, TarWriter, walk_members
+from shards.tar import BLOCK, Span, TarWriter, read_header, walk_members
 
 names = st.builds("{}.{}".format, st.text("aZ0_-", min_size=1, max_size=60), st.sampled_from(["json", "mask.a.png"]))
 contents_of_tars = st.dictionaries(names, st.binary(max_size=1500), min_size=1, max_size=6)
@@ -59,3 +59,21 @@ def test_the_bytes_never_change(tmp_path: Path) -> None:
     assert hashlib.sha256((tmp_path / "a.tar").read_bytes()).hexdigest() == (
         "0cb596b26362afb0410d637181a29076cbe14b62a9034bb94e447e2009107739"
     )
+
+
+@given(contents_of_tars)
+def test_the_block_before_the_data_says_whose_it_is_and_other_blocks_say_nothing(contents: dict[str, bytes]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.tar"
+        spans = write(path, contents)
+        archive = path.read_bytes()
+    for name, span in spans.items():
+        assert read_header(archive[span.member_start : span.start]) == (name, len(contents[name]))
+    end = max(span.member_stop for span in spans.values())
+    assert read_header(archive[end : end + BLOCK]) == ("", 0)
+
+
+@given(st.binary(min_size=BLOCK, max_size=BLOCK))
+def test_any_bytes_can_be_asked_for_a_header(block: bytes) -> None:
+    assert read_header(block)[1] >= 0
+    assert read_header(block[:257] + b"ustar" + block[262:])[1] >= 0

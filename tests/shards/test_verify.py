@@ -202,7 +202,8 @@ def test_the_commands_verify_repair_stats_and_show(
 
     picture = tmp_path / "sample.png"
     run("show", str(damaged), "p0003-i1", "--out", str(picture))
-    assert Image.open(picture).width > 3 * 600
+    with Image.open(picture) as image:
+        assert image.width > 3 * 600
     assert json.loads(run("show", str(damaged), "p0003-i1", "--json"))["key"] == "p0003-i1"
     run("show", str(damaged), "nobody", code=2)
     run("show", str(damaged), "p0003-i1", "--pair", "99", "--out", str(picture), code=2)

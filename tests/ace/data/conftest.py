@@ -12,7 +12,10 @@ from tests.ace.data.painted import build_shards_of
 def build_painted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ShardIndex]:
     """`build_shards_of` in a fresh folder at each call."""
 
-    def build(images: Mapping[str, np.ndarray], grid: GridParams, *, num_bank_pairs: int = 4) -> ShardIndex:
-        return build_shards_of(images, grid, tmp_path_factory.mktemp("painted"), num_bank_pairs=num_bank_pairs)
+    def build(
+        images: Mapping[str, np.ndarray], grid: GridParams, *, num_bank_pairs: int = 4, image_format: str = "png"
+    ) -> ShardIndex:
+        root = tmp_path_factory.mktemp("painted")
+        return build_shards_of(images, grid, root, num_bank_pairs=num_bank_pairs, image_format=image_format)
 
     return build

@@ -13,7 +13,7 @@ from shards.execution import Processes
 from shards.identity import create_key
 from shards.params import GridParams, ShardParams
 from shards.read import ShardIndex
-from tests.shards.datasets import folder_params
+from tests.shards.datasets import NO_CHECKS, folder_params
 
 BuildShards = Callable[..., ShardIndex]
 VIEWS = ViewsParams.from_params(
@@ -26,7 +26,7 @@ VIEWS = ViewsParams.from_params(
 
 
 def build_shards_of(
-    images: Mapping[str, np.ndarray], grid: GridParams, root: Path, *, num_bank_pairs: int
+    images: Mapping[str, np.ndarray], grid: GridParams, root: Path, *, num_bank_pairs: int, image_format: str = "png"
 ) -> ShardIndex:
     """Put images into a folder below `root`, all of them in `train`, and shard it."""
     raw = root / "raw"
@@ -35,7 +35,7 @@ def build_shards_of(
         Image.fromarray(image).save(raw / name)
     channels = 1 if next(iter(images.values())).ndim == 2 else 3
     params = {
-        "image_format": "png",
+        "image_format": image_format,
         "jpg_quality": 95,
         "num_images_per_shard": 3,
         "num_bank_pairs": num_bank_pairs,
@@ -44,6 +44,7 @@ def build_shards_of(
         "foreground": {"min_mean": 0.0, "min_std": 0.0},
         "max_source_megapixels": 1.0,
         "max_quarantined_fraction": 0.0,
+        "quality": NO_CHECKS,
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACE_ID_KEY_FILE", str(root / "key"))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from ace.data.augmentation import Augmentations
 from ace.data.batches import PairBatch, collate
 from ace.data.loader import CropDataset, StepSampler, build_loader
 from ace.data.params import AugmentParams
@@ -18,6 +19,7 @@ GRID = grid_params((2, 2), (1, 2), t=4, n=9, cell_px=8)
 MIX = MixParams(weight=1.0, mean=0.5, std=0.25)
 AUGMENT = AugmentParams.from_params(
     {
+        "where": "device",
         "brightness_contrast": {"probability": 0.5, "max_brightness": 0.2, "max_contrast": 0.3},
         "blur": {"probability": 0.5, "min_sigma_px": 0.3, "max_sigma_px": 1.5},
         "sharpen": {"probability": 0.3, "max_amount": 1.0, "sigma_px": 1.0},
@@ -37,11 +39,14 @@ def indexes(build_painted: BuildShards) -> list[ShardIndex]:
     return [build_painted(grey, GRID), build_painted(colour, GRID)]
 
 
+HOST = AugmentParams.from_params(AUGMENT.model_dump() | {"where": "host"}, "augment")
+
+
 def with_only(step: str, probability: float) -> AugmentParams:
     """One step of AUGMENT at this probability, the others never."""
     values = AUGMENT.model_dump()
-    for name, item in values.items():
-        item["probability"] = probability if name == step else 0.0
+    for name in values.keys() - {"where"}:
+        values[name]["probability"] = probability if name == step else 0.0
     return AugmentParams.from_params(values, "augment")
 
 
@@ -73,6 +78,14 @@ def assert_same(first: list[PairBatch], second: list[PairBatch]) -> None:
         assert (one.keys, one.k, one.l) == (other.keys, other.k, other.l)
         for name in ("coarse", "fine", "coarse_origin", "fine_origin", "mean", "std", "coarse_visible", "fine_visible"):
             assert torch.equal(getattr(one, name), getattr(other, name)), name
+        assert_same_records(one.augmentations, other.augmentations)
+
+
+def assert_same_records(one: Augmentations | None, other: Augmentations | None) -> None:
+    assert (one is None) == (other is None)
+    if one is not None and other is not None:
+        np.testing.assert_array_equal(one.on_host, other.on_host)
+        np.testing.assert_array_equal(one.on_device.numpy(), one.on_host)
 
 
 def test_a_batch_has_one_scale_that_of_its_step(indexes: list[ShardIndex]) -> None:
@@ -129,27 +142,32 @@ def test_a_sample_gets_other_crops_and_augmentation_at_every_step_but_the_same_a
     first, same = (dataset[(0, 2, 4, 0)] for _ in range(2))
     np.testing.assert_array_equal(first.coarse, same.coarse)
     assert first.pair == same.pair
+    assert (first.coarse_augmentation, first.fine_augmentation) == (same.coarse_augmentation, same.fine_augmentation)
+    assert len({dataset[(0, 2, step, 0)].coarse_augmentation for step in range(8)}) > 4
     assert len({dataset[(0, 2, step, 0)].pair.jitter for step in range(8)}) == 8
     assert dataset[(0, 2, 4, 0)].pair.jitter != dataset[(0, 3, 4, 0)].pair.jitter
     assert dataset_of(indexes, seed=4)[(0, 2, 4, 0)].pair.jitter != first.pair.jitter
 
 
 @pytest.mark.parametrize("only", ["brightness_contrast", "erase"])
-def test_augmentation_is_drawn_for_each_crop_by_itself(indexes: list[ShardIndex], only: str) -> None:
-    plain, augmented = dataset_of(indexes, augment=None), dataset_of(indexes, augment=with_only(only, 0.5))
+@pytest.mark.parametrize("where", ["device", "host"])
+def test_augmentation_is_drawn_for_each_crop_by_itself(indexes: list[ShardIndex], only: str, where: str) -> None:
+    params = with_only(only, 0.5).model_copy(update={"where": where})
+    plain, augmented = dataset_of(indexes, augment=None), dataset_of(indexes, augment=params)
     changed = {"coarse": set(), "fine": set()}
     for step in range(60):
-        before, after = plain[(0, 0, step, 0)], augmented[(0, 0, step, 0)]
-        assert before.pair == after.pair
+        before, after = (collate([dataset[(0, 0, step, 0)]]).augmented(params) for dataset in (plain, augmented))
+        assert torch.equal(before.coarse_origin, after.coarse_origin)
         for which, steps in changed.items():
-            if not np.array_equal(getattr(before, which), getattr(after, which)):
+            if not torch.equal(getattr(before, which), getattr(after, which)):
                 steps.add(step)
     assert changed["coarse"] - changed["fine"]
     assert changed["fine"] - changed["coarse"]
 
 
 def test_tokens_are_visible_where_their_pixels_are_not_erased(indexes: list[ShardIndex]) -> None:
-    (batch, *_) = load(sampler_of(dataset_of(indexes, augment=with_only("erase", 1.0))))
+    params = with_only("erase", 1.0)
+    batch = load(sampler_of(dataset_of(indexes, augment=params)))[0].augmented(params)
     for crops, visible in ((batch.coarse, batch.coarse_visible), (batch.fine, batch.fine_visible)):
         share_black = torch.nn.functional.avg_pool2d((crops == 0).float(), GRID.cell_px).flatten(1)
         assert (~visible).any(1).all()
@@ -157,6 +175,54 @@ def test_tokens_are_visible_where_their_pixels_are_not_erased(indexes: list[Shar
         assert (share_black[visible] < 0.6).all(), "less than half of a token, and what the noise has of black pixels"
     (batch, *_) = load(sampler_of(dataset_of(indexes, augment=None)))
     assert (batch.coarse_visible & batch.fine_visible).all()
+
+
+@pytest.mark.parametrize("in_channels", [1, 3])
+def test_a_batch_augmented_where_it_lies_is_one_of_crops_augmented_by_the_loader(
+    indexes: list[ShardIndex], in_channels: int
+) -> None:
+    """Of grey and coloured images; a grey level off where the loader's library does not round a product."""
+    late, early = (
+        load(sampler_of(dataset_of(indexes, augment=augment, in_channels=in_channels, seed=5), epochs=2))
+        for augment in (AUGMENT, HOST)
+    )
+    for waiting, done in zip(late, early, strict=True):
+        assert done.augmentations is None
+        batch = waiting.augmented(AUGMENT)
+        assert batch.augmentations is None
+        for name in ("coarse", "fine"):
+            difference = (getattr(batch, name).int() - getattr(done, name)).abs()
+            assert difference.max() <= 1
+            assert (difference > 0).float().mean() < 1e-3
+            assert getattr(batch, name).is_contiguous()
+        assert torch.equal(batch.coarse_visible, done.coarse_visible)
+        assert torch.equal(batch.fine_visible, done.fine_visible)
+    assert any(not torch.equal(batch.augmented(AUGMENT).coarse, batch.coarse) for batch in late)
+
+
+def test_the_parts_of_a_batch_are_augmented_as_the_whole_is(indexes: list[ShardIndex]) -> None:
+    for batch in load(sampler_of(dataset_of(indexes), batch_size=4, epochs=1)):
+        whole, parts = batch.augmented(AUGMENT), [part.augmented(AUGMENT) for part in batch.split(4)]
+        for name in ("coarse", "fine"):
+            assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
+
+
+def test_a_batch_takes_its_records_along_to_another_device(indexes: list[ShardIndex]) -> None:
+    (batch, *_) = load(sampler_of(dataset_of(indexes, augment=with_only("blur", 1.0))))
+    moved = batch.to(torch.device("meta"))
+    assert moved.augmentations is not None
+    assert moved.augmentations.on_device.is_meta
+    np.testing.assert_array_equal(moved.augmentations.on_host, batch.augmentations.on_host)
+    assert moved.augmented(AUGMENT).coarse.is_meta
+
+
+def test_crops_that_are_not_augmented_yet_are_not_given_to_networks(indexes: list[ShardIndex]) -> None:
+    params = with_only("erase", 1.0)
+    (batch, *_) = load(sampler_of(dataset_of(indexes, augment=params)))
+    for normalised in (batch.normalised_coarse, batch.normalised_fine):
+        with pytest.raises(ValueError, match="not augmented yet"):
+            normalised()
+    assert batch.augmented(params).normalised_coarse().shape == batch.coarse.shape
 
 
 def test_bank_crops_are_those_stored_with_the_sample(indexes: list[ShardIndex]) -> None:
@@ -191,7 +257,7 @@ def test_grey_and_coloured_images_batch_together(indexes: list[ShardIndex], in_c
 
 def test_each_sample_is_normalised_with_its_own_shard_sets_mean_and_std(indexes: list[ShardIndex]) -> None:
     mixes = [MixParams(weight=1.0, mean=0.5, std=0.25), MixParams(weight=1.0, mean=0.2, std=0.1)]
-    dataset = dataset_of(indexes, mixes=mixes)
+    dataset = dataset_of(indexes, mixes=mixes, augment=None)
     batch = collate([dataset[(0, 0, 0, 0)], dataset[(1, 0, 0, 0)]]).to(torch.device("cpu"))
     for crops, normalised in ((batch.coarse, batch.normalised_coarse()), (batch.fine, batch.normalised_fine())):
         assert normalised.dtype == torch.float32

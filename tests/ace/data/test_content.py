@@ -97,10 +97,10 @@ def test_masks_and_targets_match_what_cells_painted_with_their_codes_show(
         torch.testing.assert_close(origin.long(), batch.fine_origin)
 
 
-@pytest.mark.parametrize("crops", ["fresh", "bank"])
+@pytest.mark.parametrize(("crops", "image_format"), [("fresh", "png"), ("bank", "png"), ("fresh", "jpg")])
 @pytest.mark.parametrize("scale", SCALES)
 def test_masks_and_targets_match_what_jittered_crops_of_a_gradient_show(
-    build_painted: BuildShards, scale: tuple[int, int], crops: str
+    build_painted: BuildShards, scale: tuple[int, int], crops: str, image_format: str
 ) -> None:
     grid = grid_params(scale, area=0.85)
     size = grid.spec.canvas_px
@@ -109,7 +109,7 @@ def test_masks_and_targets_match_what_jittered_crops_of_a_gradient_show(
         f"{i}.png": np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, :], np.uint8(40 * i)), axis=-1)
         for i in range(NUM_IMAGES)
     }
-    index = build_painted(images, grid)
+    index = build_painted(images, grid, image_format=image_format)
     cell_levels = 255 / grid.n
 
     def is_same(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

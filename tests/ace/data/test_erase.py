@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ace.data.erase import erase
+from ace.data.erase import Square, draw_square, erase, visible_tokens
 from ace.data.params import EraseParams
 from shards.errors import ConfigError
 
@@ -20,7 +20,9 @@ def params(probability: float, min_side: float = 0.2, max_side: float = 0.7) -> 
 @given(st.integers(0, 2**32), st.sampled_from([(SIZE, SIZE), (SIZE, SIZE, 3)]))
 def test_what_is_erased_is_one_black_square_of_the_sides_asked_for(seed: int, shape: tuple[int, ...]) -> None:
     crop = np.full(shape, 100, dtype=np.uint8)
-    erased, visible = erase(crop, params(1.0), np.random.default_rng(seed), t=T)
+    square = draw_square(params(1.0), np.random.default_rng(seed), size_px=SIZE)
+    assert square is not None
+    erased, visible = erase(crop, square), visible_tokens(square, size_px=SIZE, t=T)
     is_black = (erased == 0).reshape(SIZE, SIZE, -1).all(-1)
     rows, cols = np.flatnonzero(is_black.any(1)), np.flatnonzero(is_black.any(0))
     assert len(rows) == len(cols) == rows[-1] - rows[0] + 1 == cols[-1] - cols[0] + 1
@@ -35,15 +37,21 @@ def test_what_is_erased_is_one_black_square_of_the_sides_asked_for(seed: int, sh
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.4, 1.0])
-def test_it_is_applied_as_often_as_its_probability_says(probability: float) -> None:
-    rng, crop = np.random.default_rng(0), np.full((SIZE, SIZE), 100, dtype=np.uint8)
-    share = np.mean([(erase(crop, params(probability), rng, t=T)[0] == 0).any() for _ in range(400)])
+def test_it_is_drawn_as_often_as_its_probability_says(probability: float) -> None:
+    rng = np.random.default_rng(0)
+    share = np.mean([draw_square(params(probability), rng, size_px=SIZE) is not None for _ in range(400)])
     assert share == pytest.approx(probability, abs=0.08)
 
 
+def test_every_token_is_visible_where_nothing_is_erased() -> None:
+    assert visible_tokens(None, size_px=SIZE, t=T).all()
+
+
 def test_squares_lie_anywhere() -> None:
-    rng, crop = np.random.default_rng(0), np.full((SIZE, SIZE), 100, dtype=np.uint8)
-    hits = sum((erase(crop, params(1.0, 0.25, 0.25), rng, t=T)[0] == 0).astype(int) for _ in range(600))
+    rng, hits = np.random.default_rng(0), np.zeros((SIZE, SIZE), dtype=int)
+    for _ in range(600):
+        row, col, side = draw_square(params(1.0, 0.25, 0.25), rng, size_px=SIZE) or Square(0, 0, 0)
+        hits[row : row + side, col : col + side] += 1
     for row, col in itertools.product((6, SIZE // 2, SIZE - 7), repeat=2):
         assert hits[row, col] > 0
 

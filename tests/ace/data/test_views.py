@@ -21,6 +21,7 @@ GRID = grid_params((1, 1), (2, 2), (1, 2), t=4, n=9, cell_px=8, area=1.0)
 CANVAS_PX = GRID.spec.canvas_px
 ERASE = {"probability": 0.5, "min_side": 0.5, "max_side": 0.7}
 OFF = {
+    "where": "device",
     "brightness_contrast": {"probability": 0.0, "max_brightness": 0.2, "max_contrast": 0.3},
     "blur": {"probability": 0.0, "min_sigma_px": 0.3, "max_sigma_px": 1.5},
     "sharpen": {"probability": 0.0, "max_amount": 1.0, "sigma_px": 1.0},
@@ -190,7 +191,11 @@ def assert_same(first: list[PairBatch | ViewBatch], second: list[PairBatch | Vie
     for one, other in zip(first, second, strict=True):
         assert type(one) is type(other)
         assert vars(one).keys() == vars(other).keys()
-        for name, value in vars(one).items():
+        assert (one.augmentations is None) == (other.augmentations is None)
+        if one.augmentations is not None and other.augmentations is not None:
+            np.testing.assert_array_equal(one.augmentations.on_host, other.augmentations.on_host)
+        for name in vars(one).keys() - {"augmentations"}:
+            value = getattr(one, name)
             same = torch.equal(value, getattr(other, name)) if torch.is_tensor(value) else value == getattr(other, name)
             assert same, name
 
@@ -207,7 +212,8 @@ def test_erased_tokens_of_a_view_are_marked_and_each_view_is_erased_by_itself(in
     augment = AugmentParams.from_params({**OFF, "erase": ERASE}, "augment")
     plain, erased = load(index, "ace_v2", epochs=1), load(index, "ace_v2", epochs=1, augment=augment)
     states = set()
-    for before, batch in zip(plain, erased, strict=True):
+    for before, waiting in zip(plain, erased, strict=True):
+        batch = waiting.augmented(augment)
         assert isinstance(before, ViewBatch)
         assert isinstance(batch, ViewBatch)
         assert before.visible.all()
@@ -216,6 +222,18 @@ def test_erased_tokens_of_a_view_are_marked_and_each_view_is_erased_by_itself(in
         assert torch.equal(batch.visible, share < 0.5)
         states |= {tuple(sample.all(-1).tolist()) for sample in batch.visible}
     assert len(states) > 2, "of a sample's views some are erased, others not"
+
+
+def test_parts_of_a_batch_of_views_are_augmented_as_the_whole_is(index: ShardIndex) -> None:
+    steps = {name: step | {"probability": 0.5} for name, step in (OFF | {"erase": ERASE}).items() if name != "where"}
+    params = AugmentParams.from_params({"where": "device", **steps}, "augment")
+    for batch in load(index, "ace_v2", epochs=1, augment=params):
+        assert isinstance(batch, ViewBatch)
+        whole = batch.augmented(params).views
+        assert not torch.equal(whole, batch.views)
+        assert torch.equal(torch.cat([part.augmented(params).views for part in batch.split(2)]), whole)
+        with pytest.raises(ValueError, match="not augmented yet"):
+            batch.normalised_views()
 
 
 def test_a_batch_of_views_splits_and_moves_like_one_of_pairs(index: ShardIndex) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from ace.data.augmentation import AS_IT_IS
 from ace.data.batches import CropPairItem, PairBatch, ViewBatch, ViewItem, collate
 from ace.models.encoder import default_device
 from ace.training.objective import StepResult, compute_loss, count_valid
@@ -38,7 +39,9 @@ def view_batch(
     for number in range(size):
         views = rng.integers(0, 256, (num_views, spec.crop_px, spec.crop_px), dtype=np.uint8)
         visible = rng.random((num_views, spec.t, spec.t)) >= share_erased
-        items.append(ViewItem(list(views), list(visible), num_teacher_views, 0.5, 0.25, f"noise-{number}"))
+        augmentations = [AS_IT_IS] * num_views
+        values = (num_teacher_views, 0.5, 0.25, f"noise-{number}")
+        items.append(ViewItem(list(views), list(visible), augmentations, *values))
     return collate(items).to(default_device())
 
 

@@ -46,6 +46,7 @@ def pair_batch(size: int = 3, channels: int = 1) -> PairBatch:
         keys=[f"key-{number}" for number in range(size)],
         coarse_visible=torch.ones(size, 4, dtype=torch.bool),
         fine_visible=torch.ones(size, 4, dtype=torch.bool),
+        augmentations=None,
     )
 
 

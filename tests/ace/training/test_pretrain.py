@@ -50,6 +50,23 @@ def test_a_finished_run_leaves_model_metrics_and_no_scratch(finished: Path) -> N
     assert not list((finished / "scratch").glob("pretrain/*/checkpoints/*"))
 
 
+@pytest.mark.parametrize("num_micro_batches", [1, 2])
+def test_training_is_the_same_wherever_crops_are_augmented(
+    noise_shards: Path, tmp_path: Path, num_micro_batches: int
+) -> None:
+    losses = {}
+    augment = demo_values("pretrain")["augment"]
+    off = {name: step if name == "where" else step | {"probability": 0.0} for name, step in augment.items()}
+    for name, values in (("device", augment), ("host", augment | {"where": "host"}), ("off", off)):
+        (tmp_path / name).mkdir()
+        changes = {"augment": values, "epochs": 2, "num_micro_batches": num_micro_batches}
+        finish(start_run(noise_shards, tmp_path / name, **changes))
+        lines = (tmp_path / name / "model/metrics.jsonl").read_text().splitlines()
+        losses[name] = [json.loads(line)["loss"] for line in lines]
+    assert losses["device"] == pytest.approx(losses["host"], rel=1e-4)
+    assert losses["off"] != pytest.approx(losses["host"], rel=1e-4)
+
+
 def test_a_log_with_a_last_line_cut_by_a_kill_goes_on_behind_the_whole_ones(tmp_path: Path) -> None:
     rows = tmp_path / "metrics.jsonl"
     rows.write_text('{"step": 0, "loss": 2.0}\n{"step": 1, "loss": 1.0}\n{"step": 2, "lo')

@@ -270,16 +270,15 @@ def test_u_ones_gives_the_positives_that_chexperts_five_labels_have(entries: dic
 
 
 @pytest.mark.slow
-def test_the_whole_list_is_read_and_passes_the_battery(
+def test_a_part_of_the_published_train_set_is_read_in_full(
     entries: dict[str, Entry], published: Callable[[str], Path], tmp_path: Path
 ) -> None:
     root = tmp_path / "small" / "CheXpert-v1.0-small"
-    write_placeholders(root / "train", list(entries))
+    names = sorted(entries)[:20_000]
+    write_placeholders(root / "train", names)
     shutil.copy(published("chexpert_train.csv.gz"), root / "train.csv.gz")
-    check_source(SOURCE, root.parent)
     listing = read(root.parent)
-    assert listing.warnings == (
-        "chexpert: 223,414 images found, 224,316 published",
-        "chexpert: 64,540 patients found, 65,240 published",
-    )
+    assert [record.source_id for record in listing.records] == names
+    assert [record.labels for record in listing.records] == [entries[name].labels for name in names]
+    assert listing.warnings[0] == "chexpert: 203,414 of 223,414 listed images have no file; left out"
     shutil.rmtree(root)

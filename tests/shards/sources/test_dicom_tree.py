@@ -198,7 +198,7 @@ def test_the_directory_of_a_cd_is_passed_over(root: Path) -> None:
             dataset.StudyID, dataset.SeriesNumber, dataset.InstanceNumber, dataset.AccessionNumber = "1", 1, 1, "1"
             files.add(dataset)
     files.write(root.parent / "cd")
-    files._tmpdir.cleanup()
+    files._stage["t"].cleanup()
     (root.parent / "cd" / "copy of the directory").write_bytes((root.parent / "cd" / "DICOMDIR").read_bytes())
     records, warnings = read(root.parent / "cd")
     assert sorted(record.source_id for record in records.values()) == [f"1.2.3.9.{n}" for n in range(1, 5)]

@@ -17,12 +17,12 @@ def touch(root: Path, *paths: str) -> None:
 
 def test_files_are_listed_at_any_depth_without_hidden_ones(tmp_path: Path) -> None:
     touch(tmp_path, "a.png", "b/c d/e.png", "b/.hidden.png", ".cache/f.png")
-    assert sorted(list_files(tmp_path)) == ["a.png", "b/c d/e.png"]
+    assert sorted(list_files(tmp_path, 2)) == ["a.png", "b/c d/e.png"]
 
 
 def test_a_missing_root_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no such folder"):
-        list_files(tmp_path / "nowhere")
+        list_files(tmp_path / "nowhere", 2)
 
 
 @pytest.mark.parametrize("target", ["../elsewhere", "../elsewhere/x.png"])
@@ -30,7 +30,7 @@ def test_a_link_that_leads_out_is_refused(target: str, tmp_path: Path) -> None:
     touch(tmp_path, "elsewhere/x.png", "root/a.png")
     (tmp_path / "root" / "out.png").symlink_to(target)
     with pytest.raises(SourceError, match=r"out\.png: a symbolic link leads out"):
-        list_files(tmp_path / "root")
+        list_files(tmp_path / "root", 2)
 
 
 def test_a_link_to_a_folder_inside_is_not_followed_and_one_to_a_file_inside_is_a_file(tmp_path: Path) -> None:
@@ -38,13 +38,13 @@ def test_a_link_to_a_folder_inside_is_not_followed_and_one_to_a_file_inside_is_a
     (tmp_path / "loop").symlink_to(tmp_path)
     (tmp_path / "b.png").symlink_to("images/a.png")
     (tmp_path / "gone.png").symlink_to("images/gone.png")
-    assert sorted(list_files(tmp_path)) == ["b.png", "images/a.png"]
+    assert sorted(list_files(tmp_path, 2)) == ["b.png", "images/a.png"]
 
 
 def test_a_root_may_itself_be_a_link(tmp_path: Path) -> None:
     touch(tmp_path, "real/a.png")
     (tmp_path / "link").symlink_to("real")
-    assert list_files(tmp_path / "link") == ["a.png"]
+    assert list_files(tmp_path / "link", 2) == ["a.png"]
 
 
 def test_an_index_has_the_first_group_and_leaves_out_what_does_not_match(tmp_path: Path) -> None:

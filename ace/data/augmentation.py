@@ -1,0 +1,107 @@
+"""What is drawn for the augmentation of each crop: the one record that the host and the device both carry out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int
+from torch import Tensor
+
+from ace.data.erase import Square, draw_square
+from ace.data.params import AugmentParams
+
+
+class BrightnessContrast(NamedTuple):
+    """Factor of the differences from the crop's mean, and what is added to all grey levels."""
+
+    contrast: float
+    shift: float
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Drawn for one crop; a step that is None is left out, so that the record of nothing leaves the crop as it is."""
+
+    brightness_contrast: BrightnessContrast | None = None
+    blur_sigma_px: float | None = None
+    sharpen_amount: float | None = None
+    clip_limit: float | None = None
+    erased: Square | None = None
+
+
+AS_IT_IS = Augmentation()
+CONTRAST, SHIFT, SIGMA, AMOUNT, CLIP, ROW, COL, SIDE = range(8)
+"""Columns of the collated records."""
+
+
+def draw_augmentation(params: AugmentParams, rng: np.random.Generator, *, size_px: int) -> Augmentation:
+    """Brightness and contrast, blur, sharpening, CLAHE and an erased square, each with its own probability.
+
+    Args:
+        params: How often, and how strong.
+        rng: Decides all of it; no pixel has a say.
+        size_px: Side of the crop.
+    """
+    brightness_contrast = blur_sigma_px = sharpen_amount = clip_limit = None
+    if rng.random() < params.brightness_contrast.probability:
+        reach, shift = params.brightness_contrast.max_contrast, params.brightness_contrast.max_brightness
+        brightness_contrast = BrightnessContrast(1.0 + rng.uniform(-reach, reach), 255.0 * rng.uniform(-shift, shift))
+    if rng.random() < params.blur.probability:
+        blur_sigma_px = rng.uniform(params.blur.min_sigma_px, params.blur.max_sigma_px)
+    if rng.random() < params.sharpen.probability:
+        sharpen_amount = rng.uniform(0.0, params.sharpen.max_amount)
+    if rng.random() < params.clahe.probability:
+        clip_limit = rng.uniform(1.0, params.clahe.max_clip_limit)
+    erased = draw_square(params.erase, rng, size_px=size_px)
+    return Augmentation(brightness_contrast, blur_sigma_px, sharpen_amount, clip_limit, erased)
+
+
+@dataclass(frozen=True)
+class Augmentations:
+    """The records of a batch, on the host and beside the crops: the host knows which crops each step touches and how
+    many they are, so that nothing waits for the device to tell.
+
+    Attributes:
+        on_host: One row a crop, NaN in the columns of steps that are left out.
+        on_device: The same.
+    """
+
+    on_host: Float64[np.ndarray, "batch crops columns"]
+    on_device: Float64[Tensor, "batch crops columns"]
+
+    @classmethod
+    def of(cls, records: Sequence[Sequence[Augmentation]]) -> "Augmentations | None":
+        """Of each sample's crops; None where nothing is to be done."""
+        if all(record == AS_IT_IS for crops in records for record in crops):
+            return None
+        values = np.array([[_row(record) for record in crops] for crops in records])
+        return cls(values, torch.from_numpy(values))
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> "Augmentations":
+        """With the device's copy moved."""
+        return replace(self, on_device=function(self.on_device))
+
+    def sliced(self, part: slice) -> "Augmentations":
+        """Those of some samples."""
+        return Augmentations(self.on_host[part], self.on_device[part])
+
+    def rows(self, column: int) -> Int[Tensor, " rows"] | None:
+        """Which crops, counted through the batch, a step touches, in order, on the device; None for none."""
+        num_rows = int((~np.isnan(self.on_host[..., column])).sum())
+        if num_rows == 0:
+            return None
+        is_touched = ~torch.isnan(self.on_device[..., column].flatten())
+        return torch.argsort(is_touched.to(torch.uint8), descending=True, stable=True)[:num_rows]
+
+
+def _row(record: Augmentation) -> list[float]:
+    steps: list[float | None] = [
+        *(record.brightness_contrast or (None, None)),
+        record.blur_sigma_px,
+        record.sharpen_amount,
+        record.clip_limit,
+        *(record.erased or (None, None, None)),
+    ]
+    return [np.nan if value is None else float(value) for value in steps]
