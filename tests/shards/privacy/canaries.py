@@ -10,7 +10,10 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
+
+from tests.shards.datasets import smooth_image
 
 _WORD = "QZXJKV"
 _UID_ROOT = "1.2.826.0.1.3680043.10.9173"
@@ -44,6 +47,10 @@ class Canaries:
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
+
+    def picture(self) -> np.ndarray:
+        """96 × 80 grey levels unlike those of the other files."""
+        return smooth_image(96, 80, next(self._numbers))
 
     def text(self) -> str:
         return f"{_WORD}{next(self._numbers):05d}"

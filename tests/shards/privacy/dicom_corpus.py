@@ -64,12 +64,11 @@ EXEMPT = (
 _BYTES = ("OB", "OW", "OF", "OD", "OL", "OV", "UN", "OB or OW")
 _WORDS = ("US", "SS", "US or SS", "US or OW", "US or SS or OW")
 _GROUPS = ("02", "1E")
-_PIXELS = np.tile(np.linspace(0, 4095, 80).astype(np.uint16), (96, 1))
 
 
 def every_tag(canaries: Canaries) -> Dataset:
     """A radiograph with every element of the standard's dictionary, private ones, overlays, curves and an icon."""
-    dataset = dataset_of(_PIXELS)
+    dataset = dataset_of(canaries.picture().astype(np.uint16) * 16)
     for tag, (vr, *_) in DicomDictionary.items():
         if Tag(tag) not in EXEMPT:
             dataset.add(_element(tag, vr, canaries))
@@ -161,7 +160,7 @@ def whole_files(canaries: Canaries) -> dict[str, bytes]:
 
 def small(canaries: Canaries, **tags: object) -> Dataset:
     """A radiograph with the needed elements and ids of a patient; None takes an element away."""
-    dataset = dataset_of(_PIXELS)
+    dataset = dataset_of(canaries.picture().astype(np.uint16) * 16)
     given = {
         **NEEDED,
         "PatientName": f"{canaries.text()}^{canaries.text()}",

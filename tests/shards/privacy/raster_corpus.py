@@ -3,7 +3,6 @@
 import io
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageCms
 from PIL.ExifTags import GPS, IFD, Base
 from PIL.PngImagePlugin import PngInfo
@@ -12,7 +11,6 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from tests.shards.datasets import write_csv
 from tests.shards.privacy.canaries import SHORT, Canaries
 
-_PIXELS = np.tile(np.linspace(0, 255, 80).astype(np.uint8), (96, 1))
 _XMP = "<x:xmpmeta xmlns:x='adobe:ns:meta/'><dc:creator>{}</dc:creator></x:xmpmeta>"
 _XMP_TAG, _IPTC_TAG, _PHOTOSHOP_TAG = 700, 33723, 34377
 _PROFILE_NAME = "sRGB built-in".encode("utf-16-be")
@@ -56,7 +54,7 @@ def png(canaries: Canaries) -> bytes:
     info.add_itxt("XML:com.adobe.xmp", _XMP.format(canaries.text()))
     info.add(b"teSt", canaries.data())
     file = io.BytesIO()
-    Image.fromarray(_PIXELS).save(
+    Image.fromarray(canaries.picture()).save(
         file, "PNG", pnginfo=info, exif=_exif(canaries), icc_profile=_profile(canaries), dpi=(SHORT, SHORT)
     )
     return file.getvalue() + canaries.data()
@@ -65,7 +63,7 @@ def png(canaries: Canaries) -> bytes:
 def jpeg(canaries: Canaries) -> bytes:
     iptc = b"Photoshop 3.0\0" + _iptc(canaries)
     file = io.BytesIO()
-    Image.fromarray(_PIXELS).save(
+    Image.fromarray(canaries.picture()).save(
         file,
         "JPEG",
         comment=canaries.text(),
@@ -86,7 +84,7 @@ def tiff(canaries: Canaries) -> bytes:
         tags.tagtype[tag] = 1
     tags[65000] = canaries.text()
     file = io.BytesIO()
-    Image.fromarray(_PIXELS).save(
+    Image.fromarray(canaries.picture()).save(
         file, "TIFF", tiffinfo=tags, icc_profile=_profile(canaries), exif=_exif(canaries), compression="tiff_lzw"
     )
     return file.getvalue()

@@ -60,10 +60,11 @@ def printed(corpus: Workplace) -> dict[str, str]:
     for batch in ("tree-b000", "own-b000"):
         printed[f"shard {batch}"] = corpus.run("shard", "--batch", batch, *tolerant)
         folder = f"data/shards/{batch}"
-        printed[f"verify {batch}"] = corpus.run("verify", folder)
-        printed[f"stats {batch}"] = corpus.run("stats", folder) + corpus.run("stats", folder, "--json")
-        printed[f"show {batch}"] = corpus.run("show", folder, "--json")
         corpus.run("show", folder, "1", "--out", f"{batch}.png")
+    sets = ("data/shards/tree-b000", "data/shards/own-b000")
+    printed["verify"] = corpus.run("verify", *sets)
+    printed["stats"] = corpus.run("stats", *sets) + corpus.run("stats", *sets, "--json")
+    printed["show"] = corpus.run("show", sets[0], "--json")
     return printed
 
 
@@ -104,7 +105,7 @@ def test_every_file_of_the_corpus_has_canaries(corpus: Workplace) -> None:
 
 def test_no_canary_is_in_any_byte_that_any_command_writes_or_prints(corpus: Workplace, printed: dict[str, str]) -> None:
     names = {path.suffix for path in corpus.project.rglob("*") if path.is_file()}
-    assert {".tar", ".json", ".npy", ".csv", ".jsonl", ".yaml", ".png", ".txt"} <= names
+    assert {".tar", ".json", ".npy", ".csv", ".jsonl", ".yaml", ".png", ".txt", ".parquet"} <= names
     assert canaries_below(corpus.project) == {}
 
 
@@ -210,8 +211,10 @@ def test_names_of_files_stand_in_the_private_manifest_and_nowhere_else(
         corpus.run("register", batch, *arguments)
         corpus.run("shard", "--batch", batch, code=2)
         corpus.run("shard", "--batch", batch, "--set", "shard.max_quarantined_fraction=0.9")
-        for command in ("verify", "stats", "show"):
-            corpus.run(command, f"data/shards/{batch}")
+    sets = [f"data/shards/named-b{number:03d}" for number in range(3)]
+    corpus.run("verify", *sets)
+    corpus.run("stats", *sets)
+    corpus.run("show", sets[0])
     changed, missing = sorted(own.rglob("*.png"))
     changed.write_bytes(changed.read_bytes()[::-1])
     assert "changed since" in corpus.run("shard", "--batch", "named-b001", "--out", "data/other", code=2)
@@ -220,7 +223,9 @@ def test_names_of_files_stand_in_the_private_manifest_and_nowhere_else(
     (own / f"{canaries.text()} \n.png").write_bytes(b"")
     corpus.run("register", "named-b003", own, code=2)
     found = canaries_below(corpus.project)
-    assert sorted(found) == [f"{PRIVATE}named-b{number:03d}.jsonl" for number in range(3)]
+    assert sorted(found) == [
+        f"{PRIVATE}named-b{number:03d}.{suffix}" for number in range(3) for suffix in ("jsonl", "quarantine.csv")
+    ]
 
 
 def write_named(root: Path, data: bytes, suffix: str, canaries: Canaries) -> str:
