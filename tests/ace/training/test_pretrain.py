@@ -36,7 +36,8 @@ def test_a_finished_run_leaves_model_metrics_and_no_scratch(finished: Path) -> N
         "heads.safetensors",
         "metrics.jsonl",
         "student_backbone.safetensors",
-        "teacher_backbone.safetensors", "training_images.csv",
+        "teacher_backbone.safetensors",
+        "training_images.csv",
     ]
     rows = [json.loads(line) for line in (model / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(len(rows)))
