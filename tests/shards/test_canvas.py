@@ -52,8 +52,8 @@ def test_an_image_of_the_canvas_size_is_not_touched(pixels: np.ndarray) -> None:
 @pytest.mark.parametrize(("height", "width"), [(96, 60), (30, 48), (17, 90), (48, 48), (100, 99)])
 def test_affine_points_and_masks_agree_on_where_a_spot_lies(height: int, width: int) -> None:
     placement = Placement(96, height, width)
-    mask = np.zeros((height, width), np.uint8)
-    mask[height // 3 : height // 3 + 6, width // 2 : width // 2 + 6] = 1
+    mask = np.zeros((height, width), bool)
+    mask[height // 3 : height // 3 + 6, width // 2 : width // 2 + 6] = True
     rows, cols = np.nonzero(placement.place_mask(mask))
     centroid = rows.mean() + 0.5, cols.mean() + 0.5
     expected = placement.place_point((height // 3 + 3, width // 2 + 3))
