@@ -20,10 +20,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-from loader import write_images
+from loader import write_noise
 
 from ace.config import Config, resolve
 from shards.build import build_shards
+from shards.execution import Processes
 from shards.format import INDEX, ROWS
 from shards.params import PhantomSourceParams
 from shards.read import ShardIndex
@@ -101,9 +102,9 @@ def build(name: str, root: Path) -> None:
     config = Config.from_params(resolve(name, ROOT / "configs"), name)
     everything = config.shard.splits.model_copy(update={"train": 1.0, "val": 0.0, "test": 0.0})
     shard = config.shard.model_copy(update={"splits": everything, "num_images_per_shard": NUM_IMAGES})
-    write_images(root / "raw", NUM_IMAGES, config.grid.spec.canvas_px)
+    write_noise(root / "raw", NUM_IMAGES, config.grid.spec.canvas_px)
     source = PhantomSourceParams(kind="phantom", dep=str(root / "raw"))
-    build_shards("noise", source, config.grid, shard, root / "set", num_workers=1)
+    build_shards("noise", source, config.grid, shard, root / "set", execution=Processes(1))
 
 
 def multiply(folder: Path, num_samples: int, num_tars: int) -> None:

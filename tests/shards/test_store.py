@@ -21,6 +21,7 @@ from shards import remote
 from shards.build import build_shards
 from shards.cache import CACHE_VARIABLE, ShardCache
 from shards.errors import ConfigError, IndexFormatError, StoreError
+from shards.execution import Processes
 from shards.read import ShardIndex, ShardReader
 from shards.remote import Remote, Retry
 from shards.store import LocalStore, RemoteStore, location_of, open_store, parse_location
@@ -38,7 +39,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = write_phantom(root / "phantom", num_patients=12)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACE_SCRATCH", str(root / "scratch"))
-        build_shards("phantom-b000", source, grid_params(), shard_params(), root / "set", num_workers=1)
+        build_shards("phantom-b000", source, grid_params(), shard_params(), root / "set", execution=Processes(1))
     return root / "set"
 
 
