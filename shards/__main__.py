@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from shards.cli import add_params_options, run_command, values_of
@@ -48,14 +49,15 @@ def register(arguments: argparse.Namespace) -> None:
     """Register a dataset or a folder of images as a new batch."""
     from shards.errors import ConfigError
     from shards.register import Project, register_batch
+    from shards.sources.dicom_tree import DicomTreeSource
     from shards.sources.folder import FolderSource
     from shards.sources.registry import open_source
 
     source = open_source(arguments.source)
     if arguments.labels:
-        if arguments.source != "folder":
-            raise ConfigError(f"--labels belongs to --source folder; {arguments.source} brings its own labels")
-        source = FolderSource(arguments.labels)
+        if not isinstance(source, FolderSource | DicomTreeSource):
+            raise ConfigError(f"--labels belongs to --source folder or dicom; {arguments.source} brings its own labels")
+        source = replace(source, labels=arguments.labels)
     register_batch(
         arguments.name,
         arguments.root,
@@ -123,7 +125,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="CSV",
         help="for `folder`: columns path, patient, optional study, view, split, sex, age_years, and labels (1, 0, -1, "
-        "empty); images without a row are left out",
+        "empty), images without a row are left out; for `dicom`: column sop_uid, and labels",
     )
     command.add_argument(
         "--weight", type=float, default=1.0, help="share in training; default: 1, each image once an epoch"

@@ -20,6 +20,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from shards.decode.reasons import DAMAGED, NOT_DICOM, TOO_LARGE, TRUNCATED, UnreadableImageError
 from shards.errors import ShardError
+from shards.records import Sex
 
 # pydicom's log lines quote values, as its warnings do; they must not reach the handlers of the root logger.
 logging.getLogger("pydicom").propagate = False
@@ -63,6 +64,7 @@ _HEADER_TAGS = (
     "PixelSpacing",
     "PixelSpacingCalibrationType",
 )
+_SEXES: dict[str, Sex] = {"F": "F", "M": "M", "O": "O"}
 _AGE = re.compile(r"0*(\d{1,3})([DWMY]?)")
 _DATE = re.compile(r"(\d{4})\.?(\d{2})\.?(\d{2})")
 _DAYS_PER_UNIT = {"D": 1.0, "W": 7.0, "M": 365.25 / 12}
@@ -107,7 +109,7 @@ class DicomHeader:
     sop_class: str | None
     modality: str | None
     view_position: str | None
-    sex: str | None
+    sex: Sex | None
     age_years: int | None
     presentation_intent: str | None
     image_type: tuple[str, ...]
@@ -227,8 +229,22 @@ def is_burned_in(dataset: Dataset) -> bool | None:
     return {"YES": True, "NO": False}.get(text_of(dataset, "BurnedInAnnotation") or "")
 
 
+def parse_sex(value: str) -> Sex | None:
+    """F, M or O; None for what is none."""
+    return _SEXES.get(value.upper())
+
+
+def parse_age(value: str) -> int | None:
+    """Completed years from `045Y`, `018M` or, against the standard, a bare number; None for more than a life."""
+    stated = _AGE.fullmatch(value)
+    if stated is None:
+        return None
+    number, unit = int(stated[1]), stated[2]
+    years = number if unit in ("Y", "") else int(number * _DAYS_PER_UNIT[unit] / 365.25)
+    return years if years <= _MAX_AGE_YEARS else None
+
+
 def _header(dataset: Dataset, *, has_pixels: bool) -> DicomHeader:
-    sex = text_of(dataset, "PatientSex")
     return DicomHeader(
         patient_id=text_of(dataset, "PatientID"),
         issuer=text_of(dataset, "IssuerOfPatientID"),
@@ -238,7 +254,7 @@ def _header(dataset: Dataset, *, has_pixels: bool) -> DicomHeader:
         sop_class=text_of(dataset, "SOPClassUID"),
         modality=text_of(dataset, "Modality"),
         view_position=text_of(dataset, "ViewPosition"),
-        sex=sex if sex in ("M", "F", "O") else None,
+        sex=parse_sex(text_of(dataset, "PatientSex") or ""),
         age_years=_age_years(dataset),
         presentation_intent=text_of(dataset, "PresentationIntentType"),
         image_type=tuple(text for text in texts_of(dataset, "ImageType") if text),
@@ -253,13 +269,9 @@ def _header(dataset: Dataset, *, has_pixels: bool) -> DicomHeader:
 
 
 def _age_years(dataset: Dataset) -> int | None:
-    stated = _AGE.fullmatch(text_of(dataset, "PatientAge") or "")
+    stated = parse_age(text_of(dataset, "PatientAge") or "")
     if stated is not None:
-        number, unit = int(stated[1]), stated[2]
-        # Without a unit, against the standard, years are meant.
-        years = number if unit in ("Y", "") else int(number * _DAYS_PER_UNIT[unit] / 365.25)
-        if years <= _MAX_AGE_YEARS:
-            return years
+        return stated
     born, studied = (_date(text_of(dataset, keyword)) for keyword in ("PatientBirthDate", "StudyDate"))
     if born is None or studied is None:
         return None

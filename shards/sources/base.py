@@ -1,6 +1,7 @@
 """What every source is: a dataset's description, and a way from its folder to records."""
 
 import csv
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -9,6 +10,7 @@ from shards.errors import SourceError
 from shards.records import Label, Record
 
 PatientGrouping = Literal["patient", "image"]
+_LABEL_NAME = re.compile(r"[A-Za-z0-9 _()/+-]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,16 @@ def parse_label(value: str, place: str) -> Label:
     if value not in known:
         raise SourceError(f"{place}: expected 1 (present), 0 (absent), -1 (uncertain) or empty (unknown)")
     return known[value]
+
+
+def check_label_name(name: str, path: Path) -> None:
+    """A column of labels in a user's CSV needs a plain name, for shards and indices repeat it.
+
+    Raises:
+        SourceError: it has none; the name is not repeated, for a misplaced column may be about patients.
+    """
+    if not _LABEL_NAME.fullmatch(name):
+        raise SourceError(f"{path}: a label column needs a plain name of letters, digits and spaces")
 
 
 def count_warnings(info: SourceInfo, records: tuple[Record, ...]) -> tuple[str, ...]:

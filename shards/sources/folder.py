@@ -15,13 +15,12 @@ from typing import cast, get_args
 
 from shards.errors import SourceError
 from shards.records import File, Record, Sex, Split, check_inside
-from shards.sources.base import Listing, SourceInfo, parse_label, read_csv
+from shards.sources.base import Listing, SourceInfo, check_label_name, parse_label, read_csv
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 REQUIRED_COLUMNS = ("path", "patient")
 _DESCRIPTIVE = ("study", "view", "split", "sex", "age_years")
 _VIEW = re.compile(r"[A-Za-z0-9 _-]{0,16}")
-_LABEL_NAME = re.compile(r"[A-Za-z0-9 _()/+-]{1,64}")
 _MAX_AGE_YEARS = 120
 
 INFO = SourceInfo(
@@ -144,8 +143,7 @@ def read_label_rows(path: Path) -> dict[str, dict[str, str]]:
         if image in rows:
             raise SourceError(f"{place}: an earlier row has the same path")
         for name in row.keys() - {*REQUIRED_COLUMNS, *_DESCRIPTIVE}:
-            if not _LABEL_NAME.fullmatch(name):
-                raise SourceError(f"{path}: a label column needs a plain name of letters, digits and spaces")
+            check_label_name(name, path)
             known = ", ".join((*REQUIRED_COLUMNS, *_DESCRIPTIVE))
             parse_label(row[name], f"{place}: column '{name}' (every column but {known} is a label)")
         rows[image] = {**row, "path": image}

@@ -7,10 +7,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from shards.decode.dicom import parse_age, parse_sex
 from shards.records import Box
 from shards.sources.base import read_csv
 from shards.sources.check import check_source
-from shards.sources.dicom_facts import parse_age, parse_sex, parse_view
+from shards.sources.dicom_facts import parse_view
 from shards.sources.registry import open_source
 from shards.sources.rsna_pneumonia import CLASSES, OPACITY, SOURCE, parse_labels, read_classes
 from tests.shards.sources.trees import by_id, problem, write_dicom, write_lines

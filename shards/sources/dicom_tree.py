@@ -1,0 +1,397 @@
+"""A tree of DICOM files, as an archive or a viewer's CD exports it, as a source.
+
+Layout: files of any name at any depth, with or without extension; what is DICOM is told by content. Files without an
+image (reports, presentation states, key object notes, DICOMDIR), modalities other than `MODALITIES`, screen shots and
+scanned paper, several frames, and images that say that text is burned into them are left out and counted, and so are
+images without Patient ID, for they cannot be split by patient.
+
+The patient is the Patient ID alone. Its issuer is often written by one system and not by the next, and one person
+under two names could be in training and in the test; two people under one name cannot do that harm.
+
+A CSV of labels has the column `sop_uid` (SOP Instance UID) and one column per label with 1 (present), 0 (absent), -1
+(uncertain) or nothing (unknown); images without a row have unknown labels.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from pydicom.uid import (
+    DigitalIntraOralXRayImageStorageForPresentation,
+    DigitalIntraOralXRayImageStorageForProcessing,
+    DigitalMammographyXRayImageStorageForPresentation,
+    DigitalMammographyXRayImageStorageForProcessing,
+    DigitalXRayImageStorageForPresentation,
+    DigitalXRayImageStorageForProcessing,
+    MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
+    MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
+    MultiFrameSingleBitSecondaryCaptureImageStorage,
+    MultiFrameTrueColorSecondaryCaptureImageStorage,
+    SecondaryCaptureImageStorage,
+)
+
+from shards.decode import UnreadableImageError
+from shards.decode.dicom import DicomHeader, read_header
+from shards.decode.reasons import NOT_DICOM
+from shards.errors import SourceError
+from shards.parallel import map_in_processes
+from shards.progress import progress
+from shards.records import File, Label, Record
+from shards.sources.base import Listing, SourceInfo, check_label_name, number_warning, parse_label, read_csv
+from shards.sources.dicom_facts import parse_view
+
+MODALITIES = ("CR", "DX", "DR", "RG", "PX", "IO", "MG", "OP")
+"""Projection radiographs (computed, digital, film, panoramic, intra-oral, mammography), and fundus photographs."""
+
+_UID_COLUMN = "sop_uid"
+_LEAVINGS = "__MACOSX"
+FEW_FILES = 256
+"""Fewer are read before other processes have started."""
+
+_SCREEN_SHOTS = (
+    SecondaryCaptureImageStorage,
+    MultiFrameSingleBitSecondaryCaptureImageStorage,
+    MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
+    MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
+    MultiFrameTrueColorSecondaryCaptureImageStorage,
+)
+_DIGITIZED_FILM = "DF"
+_CAPTURES = ("DV", "WSD", "SD", "SI", "DRW", "SYN")
+"""Conversion Type: video, workstation, scanned document and image, drawing, synthetic (PS3.3 C.8.6.1)."""
+_SECONDARY = ("SECONDARY", "LOCALIZER", "SCREEN SAVE", "SCREENSHOT", "SCREEN SHOT", "CAPTURE")
+"""Values of Image Type."""
+_PROCESSING = (
+    DigitalXRayImageStorageForProcessing,
+    DigitalMammographyXRayImageStorageForProcessing,
+    DigitalIntraOralXRayImageStorageForProcessing,
+)
+_PRESENTATION = (
+    DigitalXRayImageStorageForPresentation,
+    DigitalMammographyXRayImageStorageForPresentation,
+    DigitalIntraOralXRayImageStorageForPresentation,
+)
+
+# Why files are left out: each follows a number in a warning, and none holds a value or a name of a file.
+OTHER_FILE = "files that are not DICOM"
+DAMAGED = "files that cannot be read, or with a damaged header"
+BAD_NAME = "files with a name that is not UTF-8, which the manifest cannot hold"
+UNLISTED = "folders that cannot be listed"
+LINKED = "symbolic links to folders, or to files outside of the folder, which are not followed"
+NO_IMAGE = "files without an image (reports, presentation states, DICOMDIR), or that end before it"
+OTHER_MODALITY = f"images of another modality than {', '.join(MODALITIES)}"
+CAPTURE = "secondary captures: screen shots, scanned documents, localizers"
+FRAMES = "images with several frames"
+BURNED_IN = "images that say that text is burned into their pixels"
+NO_PATIENT = "images without Patient ID; the split needs one for every image"
+NO_UID = "images without a SOP Instance UID"
+CONFLICT = "files that share a SOP Instance UID and differ in their headers"
+COPY = "copies of an image that is kept"
+RAW = "images FOR PROCESSING, of studies that have images FOR PRESENTATION"
+
+INFO = SourceInfo(
+    name="dicom",
+    title="Your own DICOM files",
+    modality="any",
+    num_images=None,
+    num_patients=None,
+    tasks=("classification",),
+    licence="yours",
+    is_redistributable=False,
+    citation="none: the images are yours",
+    pages=("docs/data.md",),
+    layout=f"FOLDER/**/* DICOM files of any name, modality {', '.join(MODALITIES)}\n"
+    f"and --labels CSV, if there is one, with the column {_UID_COLUMN} and labels (1, 0, -1, empty)",
+)
+
+
+@dataclass(frozen=True)
+class DicomTreeSource:
+    """All radiographs and fundus photographs of a tree. Names and headers are about real people."""
+
+    labels: Path | None = None
+    info: SourceInfo = INFO
+
+    def read(self, root: Path) -> Listing:
+        """One record per image, by path; reads headers, in several processes.
+
+        Raises:
+            SourceError: there is no image that can be used, or the CSV is not as expected; messages hold no value and
+                no name of a file.
+        """
+        labels = _Labels((), {}) if self.labels is None else _read_labels(self.labels)
+        paths, unlisted = _find_files(root)
+        found = _look_at_all(root, paths)
+        distinct, copies = _without_copies(image for image in found if not isinstance(image, str))
+        images, raw = _without_raw(distinct)
+        left_out = unlisted + Counter(reason for reason in found if isinstance(reason, str)) + copies + raw
+        if not images:
+            raise SourceError(
+                f"{root}: no image that can be used among {len(paths):,} files; expected\n{INFO.layout}"
+                + "".join(f"\nleft out: {number:,} {reason}" for reason, number in _by_name(left_out))
+            )
+        records = tuple(_record(image, labels) for image in sorted(images, key=lambda image: image.path))
+        reasons = tuple(f"dicom: left out {number:,} {reason}" for reason, number in _by_name(left_out))
+        return Listing(records, "patient", (*reasons, *_doubts(images), *_unmatched(records, labels)))
+
+
+SOURCE = DicomTreeSource()
+
+
+@dataclass(frozen=True)
+class _Image:
+    """An image that may be kept.
+
+    Attributes:
+        path: Relative to the root.
+        num_bytes: Of its file.
+        header: Its ids are raw.
+        patient: Its Patient ID.
+        uid: Its SOP Instance UID.
+    """
+
+    path: str
+    num_bytes: int
+    header: DicomHeader
+    patient: str
+    uid: str
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """What the CSV says.
+
+    Attributes:
+        names: Of its labels.
+        rows: SOP Instance UID → their values.
+    """
+
+    names: tuple[str, ...]
+    rows: dict[str, dict[str, Label]]
+
+
+def _find_files(root: Path) -> tuple[list[str], Counter[str]]:
+    """All files, sorted, and what could not be looked at; hidden files and folders are passed over.
+
+    Raises:
+        SourceError: there is no such folder.
+    """
+    if not root.is_dir():
+        raise SourceError(f"{root}: no such folder; expected one with DICOM files in it")
+    unlisted: Counter[str] = Counter()
+    paths = []
+    for folder, subfolders, names in os.walk(root, onerror=lambda _: unlisted.update([UNLISTED])):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".") and name != _LEAVINGS]
+        unlisted[LINKED] += sum((Path(folder) / name).is_symlink() for name in subfolders)
+        prefix = Path(folder).relative_to(root)
+        for name in names:
+            path = (prefix / name).as_posix()
+            if name.startswith(".") or name.upper() == "DICOMDIR":
+                continue
+            if _is_utf8(path):
+                paths.append(path)
+            else:
+                unlisted[BAD_NAME] += 1
+    return sorted(paths), unlisted
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _look_at_all(root: Path, paths: Sequence[str]) -> list[_Image | str]:
+    num_workers = 1 if len(paths) < FEW_FILES else None
+    found = map_in_processes(partial(_look, root), paths, num_workers)
+    return list(progress(found, total=len(paths), description="read headers", unit="file"))
+
+
+def _look(root: Path, path: str) -> _Image | str:
+    """An image, or the reason why the file is left out."""
+    file = root / path
+    if not file.resolve().is_relative_to(root.resolve()):
+        return LINKED
+    try:
+        num_bytes = file.stat().st_size
+        header = read_header(file)
+    except UnreadableImageError as error:
+        return OTHER_FILE if str(error) == NOT_DICOM else DAMAGED
+    except OSError:
+        return DAMAGED
+    reason = _objection(header)
+    if reason is not None:
+        return reason
+    if header.patient_id is None:
+        return NO_PATIENT
+    if header.sop_uid is None or not header.sop_uid.isprintable():
+        return NO_UID
+    return _Image(path, num_bytes, header, header.patient_id, header.sop_uid)
+
+
+def _objection(header: DicomHeader) -> str | None:
+    """Why a file is none of the images that are wanted, whoever it shows."""
+    if not header.has_pixels or header.rows is None or header.cols is None:
+        return NO_IMAGE
+    if (header.modality or "").upper() not in MODALITIES:
+        return OTHER_MODALITY
+    if _is_capture(header):
+        return CAPTURE
+    if header.num_frames > 1:
+        return FRAMES
+    return BURNED_IN if header.burned_in else None
+
+
+def _is_capture(header: DicomHeader) -> bool:
+    """Whether it is a picture of a picture; of secondary captures, digitized film alone is a radiograph."""
+    conversion = (header.conversion_type or "").upper()
+    is_film = conversion == _DIGITIZED_FILM
+    is_screen = (header.sop_class in _SCREEN_SHOTS and not is_film) or conversion in _CAPTURES
+    return is_screen or any(value.upper() in _SECONDARY for value in header.image_type)
+
+
+def _without_copies(images: Iterable[_Image]) -> tuple[list[_Image], Counter[str]]:
+    """One file of each SOP Instance UID.
+
+    Files of one UID whose headers say the same are one image, perhaps compressed otherwise or cut off: the largest is
+    kept, and of equals the first by path. Where they say different things of patient, study or image, none can be
+    trusted, and all are left out.
+    """
+    by_uid: dict[str, list[_Image]] = {}
+    for image in images:
+        by_uid.setdefault(image.uid, []).append(image)
+    kept, left_out = [], Counter[str]()
+    for same in by_uid.values():
+        if len({image.header for image in same}) > 1:
+            left_out[CONFLICT] += len(same)
+        else:
+            kept.append(min(same, key=lambda image: (-image.num_bytes, image.path)))
+            left_out[COPY] += len(same) - 1
+    return kept, left_out
+
+
+def _without_raw(images: Sequence[_Image]) -> tuple[list[_Image], Counter[str]]:
+    """Without the detector's raw images of studies that have any that were made for looking at.
+
+    Which of these shows the same exposure as which of those is written in no element that every vendor fills.
+    """
+    presented = {(image.patient, image.header.study_uid) for image in images if _is_for_presentation(image.header)}
+    kept = [
+        image
+        for image in images
+        if not _is_raw(image.header)
+        or image.header.study_uid is None
+        or (image.patient, image.header.study_uid) not in presented
+    ]
+    return kept, Counter({RAW: len(images) - len(kept)})
+
+
+def _is_raw(header: DicomHeader) -> bool:
+    return header.presentation_intent == "FOR PROCESSING" or header.sop_class in _PROCESSING
+
+
+def _is_for_presentation(header: DicomHeader) -> bool:
+    return not _is_raw(header) and (
+        header.presentation_intent == "FOR PRESENTATION" or header.sop_class in _PRESENTATION
+    )
+
+
+def _record(image: _Image, labels: _Labels) -> Record:
+    header = image.header
+    unknown: dict[str, Label] = dict.fromkeys(labels.names)
+    return Record(
+        source_id=image.uid,
+        image=File(image.path),
+        patient=image.patient,
+        study=header.study_uid,
+        view=parse_view(header.view_position or ""),
+        labels=labels.rows.get(image.uid, unknown),
+        sex=header.sex,
+        age_years=None if header.age_years is None else float(header.age_years),
+        spacing_mm=header.spacing,
+    )
+
+
+def _read_labels(path: Path) -> _Labels:
+    """The user's CSV.
+
+    Raises:
+        SourceError: the column of UIDs is missing, a UID is empty or repeats, a label has no plain name, or a value is
+            none of 1, 0, -1 and empty.
+    """
+    rows: dict[str, dict[str, Label]] = {}
+    names: tuple[str, ...] = ()
+    for number, row in enumerate(read_csv(path, (_UID_COLUMN,), "the CSV of labels"), start=1):
+        place = f"{path} row {number}"
+        names = tuple(name for name in row if name != _UID_COLUMN)
+        for name in names:
+            check_label_name(name, path)
+        if not row[_UID_COLUMN] or row[_UID_COLUMN] in rows:
+            raise SourceError(f"{place}: {_UID_COLUMN} is empty, or that of an earlier row; expected one row an image")
+        rows[row[_UID_COLUMN]] = {name: parse_label(row[name], f"{place}: column '{name}'") for name in names}
+    return _Labels(names, rows)
+
+
+def _by_name(counts: Counter[str]) -> list[tuple[str, int]]:
+    return sorted((reason, number) for reason, number in counts.items() if number)
+
+
+def _doubts(images: Sequence[_Image]) -> tuple[str, ...]:
+    """What may be wrong with the images that are kept."""
+    headers = [image.header for image in images]
+    issuers: dict[str, set[str | None]] = {}
+    for image in images:
+        issuers.setdefault(image.patient, set()).add(image.header.issuer)
+    is_one_patient = len(issuers) == 1 < len(images)
+    return (
+        *number_warning(
+            "dicom",
+            sum(map(_is_raw, headers)),
+            "images FOR PROCESSING are kept, for their studies have none FOR PRESENTATION: they may look unlike others",
+        ),
+        *number_warning(
+            "dicom",
+            sum(header.burned_in is None for header in headers),
+            "images do not say whether text is burned into them, and nothing here removes it: look at some",
+        ),
+        *number_warning(
+            "dicom", sum(header.study_uid is None for header in headers), "images without Study Instance UID"
+        ),
+        *number_warning(
+            "dicom",
+            sum(parse_view(header.view_position or "") is None for header in headers),
+            "images without a view of the standard's; their view is unknown",
+        ),
+        *number_warning(
+            "dicom",
+            sum(len(found) > 1 for found in issuers.values()),
+            "Patient IDs have several issuers, or one and none: each is taken for one patient",
+        ),
+        *number_warning(
+            "dicom", int(is_one_patient), "Patient ID for all images: if it is a placeholder, they cannot be split"
+        ),
+    )
+
+
+def _unmatched(records: Sequence[Record], labels: _Labels) -> tuple[str, ...]:
+    """Images and rows of the CSV that do not find each other.
+
+    Raises:
+        SourceError: none does.
+    """
+    num_matched = sum(record.source_id in labels.rows for record in records)
+    if labels.rows and not num_matched:
+        raise SourceError(
+            f"none of the {len(labels.rows):,} rows of the CSV names an image that is kept; expected SOP Instance UIDs "
+            f"in its column {_UID_COLUMN}"
+        )
+    if not labels.names:
+        return ()
+    return (
+        *number_warning("dicom", len(labels.rows) - num_matched, "rows of the CSV name no image that is kept"),
+        *number_warning("dicom", len(records) - num_matched, "images have no row of the CSV; their labels are unknown"),
+    )
