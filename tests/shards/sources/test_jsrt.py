@@ -8,7 +8,7 @@ from shards.errors import SourceError
 from shards.records import Box, MaskFiles
 from shards.sources.check import check_source
 from shards.sources.jsrt import RAW, SOURCE, parse_clinical
-from tests.shards.sources.layouts import by_id, mask_paths, write_files, write_text
+from tests.shards.sources.trees import by_id, mask_paths, write_files, write_text
 
 FOLDERS = ["heart", "left clavicle", "right clavicle", "left lung", "right lung"]
 STRUCTURES = {"heart", "left_clavicle", "right_clavicle", "left_lung", "right_lung"}

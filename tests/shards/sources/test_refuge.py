@@ -6,7 +6,7 @@ from shards.errors import SourceError
 from shards.records import Label, MaskFiles, Point
 from shards.sources.check import check_source
 from shards.sources.refuge import SOURCE
-from tests.shards.sources.layouts import by_id, mask_paths, write_files, write_workbook
+from tests.shards.sources.trees import by_id, mask_paths, write_files, write_workbook
 
 TRAIN_GT = "Annotation-Training400/Annotation-Training400"
 VAL_GT = "REFUGE-Validation400-GT"

@@ -18,7 +18,7 @@ from shards.sources.vindr_cxr import (
     read_kaggle,
     vote,
 )
-from tests.shards.sources.trees import by_id, problem, write_dicom, write_lines, write_png, write_table
+from tests.shards.sources.trees import by_id, problem, write_dicom, write_lines, write_pixels, write_table
 
 ONE, TWO, THREE, ABSENT, STRAY = (f"50a418190bc3fb1ef1633bf9678929b{digit}" for digit in range(5))
 FINDINGS = (*LOCAL_FINDINGS, *GLOBAL_FINDINGS)
@@ -40,8 +40,8 @@ def kaggle(tmp_path: Path) -> Path:
         *(f"{ABSENT},No finding,14,R{reader},,,," for reader in (1, 2, 3)),
     )
     write_dicom(tmp_path / f"train/{ONE}.dicom", PatientSex="F", PatientAge="061Y", PixelSpacing=[0.139, 0.14])
-    write_png(tmp_path / f"train/{TWO}.png")
-    write_png(tmp_path / f"train/{STRAY}.png")
+    write_pixels(tmp_path / f"train/{TWO}.png")
+    write_pixels(tmp_path / f"train/{STRAY}.png")
     write_dicom(tmp_path / f"test/{THREE}.dicom")
     return tmp_path
 
@@ -199,7 +199,7 @@ def test_labels_of_physionet_that_cannot_be_are_named(physionet: Path) -> None:
 
 
 def test_an_image_twice_in_two_forms_is_refused(kaggle: Path) -> None:
-    write_png(kaggle / f"train_jpeg/{ONE}.jpeg")
+    write_pixels(kaggle / f"train_jpeg/{ONE}.jpeg")
     assert "keep one of them" in problem(lambda: SOURCE.read(kaggle))
 
 
