@@ -26,7 +26,7 @@ from shards.records import Box, File, Mask, MaskPolygons, Point, Record, Split, 
 from shards.sources.base import Listing, SourceInfo
 from shards.sources.files import index_files, list_files
 from shards.sources.listing import count_warnings, number_warnings, wrong_layout
-from shards.sources.nih_identity import is_nih_image, list_nih_images, relatives
+from shards.sources.nih_identity import is_nih_image, list_nih_images, parse_mapping, relatives
 
 KIND = "chestx-det"
 FINDINGS = (
@@ -206,22 +206,16 @@ def read_mapping(path: Path) -> dict[str, str]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        pairs = [(str(a), str(b)) for a, b in (content.items() if isinstance(content, dict) else content)]
+        sides = [(str(a), str(b)) for a, b in (content.items() if isinstance(content, dict) else content)]
     except (ValueError, TypeError):
-        pairs = []
-    images: dict[str, str] = {}
-    for pair in pairs:
-        number, image = pair if is_nih_image(pair[1]) else pair[::-1]
-        if not is_nih_image(image):
-            break
-        if images.setdefault(PurePosixPath(number).name.removesuffix(".png"), image) != image:
-            raise SourceError(f"{path}: {number} is mapped to two images of NIH ChestX-ray14")
-    else:
-        if images:
-            return images
-    raise SourceError(
-        f"{path}: expected the authors' mapping of ChestX-Det's file names to NIH ChestX-ray14's, as 00000001_000.png"
-    )
+        sides = []
+    pairs = [pair if is_nih_image(pair[1]) else pair[::-1] for pair in sides]
+    if not pairs or not all(is_nih_image(image) for _, image in pairs):
+        raise SourceError(
+            f"{path}: expected the authors' mapping of ChestX-Det's file names to NIH ChestX-ray14's, as "
+            "00000001_000.png"
+        )
+    return parse_mapping(((PurePosixPath(name).name.removesuffix(".png"), image) for name, image in pairs), str(path))
 
 
 def structure_of(finding: str) -> str:

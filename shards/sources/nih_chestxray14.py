@@ -25,7 +25,7 @@ from shards.errors import SourceError
 from shards.records import Box, File, Label, Record, Sex, Split
 from shards.sources.base import Listing, SourceInfo
 from shards.sources.files import find_file, index_files, list_files
-from shards.sources.listing import build_listing, wrong_layout
+from shards.sources.listing import build_listing, number_warnings, wrong_layout
 from shards.sources.nih_identity import NIH, SPLIT_FILES, find_nih_splits, is_nih_image, nih_patient, relatives
 from shards.sources.tables import read_columns
 
@@ -124,6 +124,7 @@ class NihSource:
         boxes_table = find_file(root, paths, _BOXES)
         boxes = read_boxes(boxes_table) if boxes_table else {}
         no_boxes = () if boxes_table else (f"{_INFO.name}: no BBox_List_2017.csv; no boxes",)
+        stray = {"images with boxes are not in the table; left out": len(boxes.keys() - entries.keys())}
         if images:
             _check_size(root / min(images.values()))
         records = (
@@ -148,7 +149,7 @@ class NihSource:
             records,
             num_rows=len(entries),
             num_files=len(images),
-            warnings=(*table_warnings, *split_warnings, *no_boxes),
+            warnings=(*table_warnings, *split_warnings, *no_boxes, *number_warnings(_INFO, stray)),
         )
 
 

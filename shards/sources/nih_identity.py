@@ -20,15 +20,14 @@ from shards.sources.listing import number_warnings
 
 NIH = "nih-chestxray14"
 FAMILY = (NIH, "rsna-pneumonia", "siim-acr", "chestx-det")
-NEVER_MAPPED = ("covid-qu-ex",)
 SPLIT_FILES: dict[str, Split] = {"train_val_list.txt": "train", "test_list.txt": "test"}
 
 _NIH_IMAGE = re.compile(r"(\d{8})_\d{3}\.png")
 
 
 def relatives(kind: str) -> tuple[str, ...]:
-    """The other datasets made of NIH ChestX-ray14's images."""
-    return (*(name for name in FAMILY if name != kind), *NEVER_MAPPED)
+    """The other datasets made of NIH ChestX-ray14's images; the last is never told apart, and always says so itself."""
+    return (*(name for name in FAMILY if name != kind), "covid-qu-ex")
 
 
 def is_nih_image(name: str) -> bool:
@@ -85,6 +84,19 @@ def _read_list(path: Path) -> Iterator[str]:
             yield words[0]
 
 
+def parse_mapping(pairs: Iterable[tuple[str, str]], place: str) -> dict[str, str]:
+    """A dataset's image → NIH's file name.
+
+    Raises:
+        SourceError: an image has two NIH images; `place` names the file.
+    """
+    images: dict[str, str] = {}
+    for name, image in pairs:
+        if images.setdefault(name, image) != image:
+            raise SourceError(f"{place}: {name} is mapped to two images of NIH ChestX-ray14; expected one")
+    return images
+
+
 def list_nih_images(
     info: SourceInfo,
     root: Path,
@@ -123,7 +135,7 @@ def list_nih_images(
         "images went to train from the dataset's own val or test, for their patients are in several of its splits; put "
         f"NIH's {' and '.join(SPLIT_FILES)} beside the mapping to use NIH's split": num_moved,
     }
-    shared = relatives(info.name) if num_unmapped else NEVER_MAPPED
+    shared = relatives(info.name) if num_unmapped else ()
     return Listing(mapped, "patient", (*warnings, *number_warnings(info, counts)), shared)
 
 

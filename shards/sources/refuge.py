@@ -19,7 +19,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from shards.records import File, Label, MaskFiles, Point, Record, Split
 from shards.sources.base import Listing, SourceInfo
@@ -108,6 +108,7 @@ class RefugeSource:
         counts = {
             "images without a mask": sum(not record.masks for record in records),
             "masks without an image": len(masks.keys() - known.keys()),
+            "rows of the workbooks without an image": len(rows.keys() - known.keys()),
             "images on whose label folders and workbooks disagree: it stays unknown": sum(
                 len(labels) > 1 for labels in known.values()
             ),
@@ -131,7 +132,7 @@ def _rows(root: Path, paths: Iterable[str], warnings: list[str]) -> dict[str, Ro
     found = find_files(paths, r"(?:Fovea_locations?|Glaucoma_label_and_Fovea_location)\.xlsx")
     files = [root / path for _, path in found]
     return {
-        values["ImgName"].rpartition(".")[0]: _row(values)
+        PurePosixPath(values["ImgName"]).stem: _row(values)
         for file in files
         for values in read_or_warn(partial(read_workbook, file, _COLUMNS, "REFUGE's labels"), warnings)
     }

@@ -28,7 +28,7 @@ from shards.sources.base import Listing, SourceInfo
 from shards.sources.dicom_facts import DicomFacts, read_all_facts
 from shards.sources.files import index_files, list_files
 from shards.sources.listing import count_warnings, number_warnings, wrong_layout
-from shards.sources.nih_identity import list_nih_images, relatives
+from shards.sources.nih_identity import list_nih_images, parse_mapping, relatives
 from shards.sources.tables import read_columns, read_lines
 
 KIND = "rsna-pneumonia"
@@ -175,13 +175,14 @@ def read_mapping(path: Path) -> dict[str, str]:
     """Kaggle's image → NIH's file name, from the RSNA's list of objects.
 
     Raises:
-        SourceError: it is no such list.
+        SourceError: it is no such list, or an image has two NIH images.
     """
     try:
         items = json.loads(path.read_text(encoding="utf-8"))
-        return {str(item["subset_img_id"]): str(item["img_id"]) for item in items}
+        pairs = [(str(item["subset_img_id"]), str(item["img_id"])) for item in items]
     except (ValueError, TypeError, KeyError):
         raise SourceError(f"{path}: expected the RSNA's list of objects with subset_img_id and img_id") from None
+    return parse_mapping(((name, image) for name, image in pairs if name), str(path))
 
 
 def _record(name: str, path: str, facts: DicomFacts, opacities: Opacities | None, group: str | None) -> Record:

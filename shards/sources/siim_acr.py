@@ -25,7 +25,7 @@ from shards.sources.base import Listing, SourceInfo
 from shards.sources.dicom_facts import DicomFacts, read_all_facts
 from shards.sources.files import index_files, list_files
 from shards.sources.listing import count_warnings, number_warnings, wrong_layout
-from shards.sources.nih_identity import list_nih_images, relatives
+from shards.sources.nih_identity import list_nih_images, parse_mapping, relatives
 from shards.sources.tables import read_columns
 
 KIND = "siim-acr"
@@ -125,12 +125,8 @@ def read_mapping(path: Path) -> dict[str, str]:
     Raises:
         SourceError: a column is missing, or an image has two NIH images.
     """
-    images: dict[str, str] = {}
     rows = read_columns(path, ("sop_uid", "nih_image"), "your mapping of SIIM-ACR to NIH ChestX-ray14")
-    for number, (name, image) in enumerate(rows, start=1):
-        if images.setdefault(name, image) != image:
-            raise SourceError(f"{path} row {number}: an earlier row maps the image to another one")
-    return images
+    return parse_mapping(((name, image) for name, image in rows), str(path))
 
 
 def _record(name: str, path: str, facts: DicomFacts, runs: tuple[Runs, ...] | None) -> Record:

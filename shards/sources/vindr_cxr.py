@@ -150,7 +150,7 @@ class VindrCxrSource:
         counts = {
             "images of the lists are not there": len(readings) - len(labelled),
             "images without labels were left out": len(others) - len(unlabelled),
-            "boxes without an area, or of a finding that the labels do not have, were left out": num_skipped,
+            "boxes without an area, or of a finding or image that the labels lack, were left out": num_skipped,
         }
         return Listing(records, "image", (*count_warnings(self.info, records), *number_warnings(self.info, counts)))
 
@@ -205,7 +205,7 @@ def read_physionet(root: Path) -> tuple[dict[str, Readings], int]:
         boxes_path = root / ANNOTATIONS / f"annotations_{split}.csv"
         rows = read_rows(boxes_path, ("image_id", "class_name", *_CORNERS), "VinDr-CXR's boxes")
         boxes, skipped = parse_boxes(rows, findings, str(boxes_path))
-        num_skipped += skipped
+        num_skipped += skipped + sum(len(found) for name, found in boxes.items() if name not in labels)
         both = labels.keys() & readings.keys()
         if both:
             raise SourceError(f"{path}: {min(both)} is in the labels of train as well")

@@ -113,7 +113,7 @@ def test_one_part_may_be_there_alone(root: Path) -> None:
 def test_the_mapping_gives_nih_patients_in_whatever_form(content: object, root: Path) -> None:
     (root / "mapping.json").write_text(json.dumps(content))
     listing = SOURCE.read(root)
-    assert (listing.patient_grouping, listing.shares_images_with) == ("patient", ("covid-qu-ex",))
+    assert (listing.patient_grouping, listing.shares_images_with) == ("patient", ())
     assert {name: record.patient[-8:] for name, record in by_id(listing).items()} == {
         "36199": "00000007",
         "40003": "00000007",

@@ -226,6 +226,17 @@ def test_a_place_that_is_none_is_refused(root: Path) -> None:
         SOURCE.read(root)
 
 
+def test_a_row_cut_short_is_a_row_and_a_place_given_twice_is_refused(root: Path) -> None:
+    grades = "Image name,Retinopathy grade, Risk of macular edema ,,\r\nIDRiD_001,3\r\nIDRiD_002,1,2,,\r\n,,,,\r\n"
+    write_text(root, f"{B}/2. Groundtruths/a. IDRiD_Disease Grading_Training Labels.csv", grades)
+    labels = by_id(SOURCE.read(root))["grading/train/IDRiD_001"].labels
+    assert (labels["DR grade 3"], labels["DME risk 0"]) == (1, None)
+    path = f"{MARKUPS}/2. Fovea Center Location/IDRiD_Fovea_Center_Training Set_Markups.csv"
+    write_text(root, path, "Image No,X- Coordinate,Y - Coordinate\n" + "IDRiD_001,12,13\n" * 2)
+    with pytest.raises(SourceError, match="row 2: IDRiD_001 is listed twice"):
+        SOURCE.read(root)
+
+
 def test_empty_cells_are_unknown() -> None:
     labels = parse_grades({"Retinopathy grade": "", "Risk of macular edema": "2"}, "here")
     assert labels["DR grade 0"] is None

@@ -55,6 +55,16 @@ def test_labels_follow_the_name_and_the_clinical_tables(root: Path) -> None:
     ]
 
 
+def test_a_name_in_lower_case_is_the_same_case_with_the_same_labels_and_masks(tmp_path: Path) -> None:
+    write_files(tmp_path, ["jpcln001.img", "jpcnn001.png", "fold1/masks/heart/jpcln001.gif"])
+    nodule, none = SOURCE.read(tmp_path).records
+    assert (nodule.source_id, nodule.labels["Nodule"], nodule.raw, list(nodule.masks)) == (
+        *("JPCLN001", 1, RAW),
+        ["heart"],
+    )
+    assert (none.source_id, none.labels["Nodule"], none.raw) == ("JPCNN001", 0, None)
+
+
 def test_without_the_tables_malignancy_is_unknown_where_there_is_a_nodule(tmp_path: Path) -> None:
     write_files(tmp_path, ["JPCLN001.IMG", "JPCNN001.IMG"])
     nodule, none = SOURCE.read(tmp_path).records

@@ -186,6 +186,12 @@ def test_a_box_that_cannot_be_is_named_by_its_row(row: str, tmp_path: Path) -> N
     assert "BBox_List_2017.csv row 2" in problem(read, root)
 
 
+def test_boxes_of_images_that_the_table_lacks_are_counted(tmp_path: Path) -> None:
+    root = write_tree(tmp_path)
+    write_lines(root / "BBox_List_2017.csv", BOX_HEADER, *BOXES, "00000099_000.png,Mass,1,2,3,4")
+    assert "nih-chestxray14: 1 images with boxes are not in the table; left out" in read(root).warnings
+
+
 def counts(values: list) -> dict:
     return dict(Counter(values))
 

@@ -2,11 +2,13 @@ from pathlib import Path
 
 import pytest
 
+from shards.contamination import Origin, shared_images
 from shards.records import File, Record, Split
+from shards.sources import covid_qu_ex
 from shards.sources.base import Listing
 from shards.sources.chestx_det import SOURCE
 from shards.sources.files import list_files
-from shards.sources.nih_identity import find_nih_splits, list_nih_images, nih_patient, relatives
+from shards.sources.nih_identity import find_nih_splits, list_nih_images, nih_patient, parse_mapping, relatives
 from tests.shards.sources.trees import by_id, problem, write_lines
 
 KIND = "chestx-det"
@@ -67,7 +69,7 @@ def test_without_a_mapping_every_image_stands_alone_and_the_sharing_is_told(tmp_
     assert relatives(KIND) == ("nih-chestxray14", "rsna-pneumonia", "siim-acr", "covid-qu-ex")
 
 
-def test_a_complete_mapping_gives_nih_patients_and_only_covid_qu_ex_stays_untold(tmp_path: Path) -> None:
+def test_a_complete_mapping_gives_nih_patients_and_nothing_stays_untold(tmp_path: Path) -> None:
     images = {"1": "00000007_000.png", "2": "00000007_003.png", "3": "00000008_000.png"}
     records = (record("1", "train"), record("2", "train"), record("3", "test"))
     listing = listing_of(tmp_path, records, images)
@@ -77,7 +79,23 @@ def test_a_complete_mapping_gives_nih_patients_and_only_covid_qu_ex_stays_untold
         "2": ("nih-chestxray14/00000007", "train"),
         "3": ("nih-chestxray14/00000008", "test"),
     }
-    assert (listing.patient_grouping, listing.shares_images_with, listing.warnings) == ("patient", ("covid-qu-ex",), ())
+    assert (listing.patient_grouping, listing.shares_images_with, listing.warnings) == ("patient", (), ())
+
+
+def test_two_mapped_datasets_may_be_trained_and_measured_on_and_covid_qu_ex_with_neither(tmp_path: Path) -> None:
+    mapped = listing_of(tmp_path, (record("1"),), {"1": "00000007_000.png"}).shares_images_with
+    covid = Origin("covid-qu-ex", covid_qu_ex.SOURCE.info.shares_images_with)
+    rsna, chestx_det = Origin("rsna-pneumonia", mapped), Origin(KIND, mapped)
+    assert shared_images({"rsna": rsna}, chestx_det) == {}
+    assert shared_images({"rsna": rsna}, Origin("siim-acr", relatives("siim-acr"))) != {}
+    assert shared_images({"covid": covid}, rsna) == {"covid": ("rsna-pneumonia",)}
+    assert shared_images({"rsna": rsna}, covid) == {"rsna": ("rsna-pneumonia",)}
+
+
+def test_an_image_mapped_to_two_is_refused_and_to_one_twice_is_not() -> None:
+    pairs = [("1", "00000007_000.png"), ("1", "00000007_000.png")]
+    assert parse_mapping(pairs, "here") == {"1": "00000007_000.png"}
+    assert "here: 1 is mapped to two" in problem(parse_mapping, [*pairs, ("1", "00000007_001.png")], "here")
 
 
 def test_nihs_lists_beside_the_mapping_decide_the_split(tmp_path: Path) -> None:

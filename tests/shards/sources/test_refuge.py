@@ -153,6 +153,16 @@ def test_a_workbook_in_another_form_is_a_warning(root: Path) -> None:
     assert by_id(listing)["V0001"].labels == {"Glaucoma": None}
 
 
+def test_rows_are_found_with_and_without_an_extension_and_those_without_an_image_are_counted(root: Path) -> None:
+    write_workbook(
+        root / VAL_GT / "Fovea_locations.xlsx",
+        [("ImgName", "Glaucoma Label", "Fovea_X", "Fovea_Y"), ("V0001", "1", "800", "9"), ("V0009.jpg", "0", "1", "2")],
+    )
+    listing = SOURCE.read(root)
+    assert by_id(listing)["V0001"].landmarks == {"fovea": (9.0, 800.0)}
+    assert "refuge: 1 rows of the workbooks without an image" in listing.warnings
+
+
 def test_a_folder_without_images_names_the_layout(tmp_path: Path) -> None:
     write_files(tmp_path, ["Training400.zip", "Annotation-Training400/Disc_Cup_Masks/Glaucoma/g0001.bmp"])
     with pytest.raises(SourceError, match=r"(?s)no image of refuge found.*Training400/Glaucoma/g0001\.jpg"):

@@ -99,7 +99,7 @@ def test_with_the_mapping_patients_and_split_are_nihs(root: Path) -> None:
     write_lines(root / "train_val_list.txt", *list(NIH_IMAGES.values())[:2], "00000009_000.png", end="\r\n")
     write_lines(root / "test_list.txt", "00000008_000.png", end="\r\n")
     listing = SOURCE.read(root)
-    assert (listing.patient_grouping, listing.shares_images_with) == ("patient", ("covid-qu-ex",))
+    assert (listing.patient_grouping, listing.shares_images_with) == ("patient", ())
     assert {name: (record.patient[-8:], record.split) for name, record in by_id(listing).items()} == {
         NORMAL: ("00000007", "train"),
         ABNORMAL: ("00000007", "train"),

@@ -82,10 +82,10 @@ def test_a_mapping_of_ones_own_gives_nih_patients(root: Path) -> None:
     lines = [f"{name},0000000{number}_000.png" for number, name in enumerate(names)]
     write_lines(root / "siim_to_nih.csv", "sop_uid,nih_image", *lines)
     listing = SOURCE.read(root)
-    assert (listing.patient_grouping, listing.shares_images_with) == ("patient", ("covid-qu-ex",))
+    assert (listing.patient_grouping, listing.shares_images_with) == ("patient", ())
     assert [by_id(listing)[name].patient for name in names] == [f"nih-chestxray14/0000000{n}" for n in range(4)]
     write_lines(root / "siim_to_nih.csv", "sop_uid,nih_image", *lines, f"{SICK},00000009_000.png")
-    assert "row 5: an earlier row maps the image to another one" in problem(lambda: SOURCE.read(root))
+    assert "is mapped to two images of NIH ChestX-ray14" in problem(lambda: SOURCE.read(root))
 
 
 @pytest.mark.parametrize(

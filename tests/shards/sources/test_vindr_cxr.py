@@ -74,6 +74,7 @@ def physionet(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"{ONE},R9,nodule/mass,-2.5,20,30,40",
         f"{ONE},R9,Nodule/Mass,10,20,10,40",
         f"{ONE},R9,Something new,10,20,30,40",
+        f"{STRAY},R9,Cardiomegaly,10,20,30,40",
         f"{ONE},R8,No finding,,,,",
     )
     write_lines(
@@ -158,7 +159,7 @@ def test_what_is_missing_is_counted(kaggle: Path, physionet: Path) -> None:
     assert "1 images without labels were left out" in warnings
     warnings = "\n".join(SOURCE.read(physionet).warnings)
     assert "1 images without labels were left out" in warnings
-    assert "2 boxes without an area, or of a finding that the labels do not have" in warnings
+    assert "3 boxes without an area, or of a finding or image that the labels lack" in warnings
 
 
 @pytest.mark.parametrize(
