@@ -20,7 +20,7 @@ _OLDEST_BUCKET = 90
 _BUCKET_YEARS = 10
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A record as it may be kept.
 
@@ -33,7 +33,7 @@ class Entry:
     position: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Header:
     """What holds for a whole delivery: the first line of its manifest.
 
@@ -61,7 +61,7 @@ class Header:
         return self.id_key_fingerprint == PUBLIC_KEY.fingerprint
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Delivery:
     """The images of one batch."""
 

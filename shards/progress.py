@@ -17,7 +17,7 @@ def progress(items: Iterable[Item], *, total: int, description: str, unit: str, 
 def progress_bar(
     items: Any = None,
     *,
-    total: int,
+    total: int | None,
     description: str,
     unit: str,
     initial: int = 0,
@@ -27,7 +27,7 @@ def progress_bar(
 ) -> "tqdm[Any]":
     """The bar itself, for loops that update it by hand or show figures beside it.
 
-    `is_scaled` writes 1.5M for 1500000, for bytes; what ends within `delay_s` is not shown.
+    `total` may be unknown; `is_scaled` writes 1.5M for 1500000, for bytes; what ends within `delay_s` is not shown.
     """
     is_terminal = sys.stderr.isatty()
     return tqdm(

@@ -17,7 +17,7 @@ Point = tuple[float, float]
 """(row, col) in continuous source pixels."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class File:
     """A file below the dataset's root.
 
@@ -32,7 +32,7 @@ class File:
     sha256: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RawLayout:
     """How a headerless file holds its grey values, row by row, as JSRT's .IMG files.
 
@@ -56,7 +56,7 @@ class RawLayout:
         return self.height * self.width * np.dtype(self.dtype).itemsize
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class MaskFiles:
     """A structure drawn in one or more image files; inside where any has low <= grey <= high.
 
@@ -73,7 +73,7 @@ class MaskFiles:
     is_scaled: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class MaskRuns:
     """A structure as run lengths, several of which are OR-ed; none: it is known to be absent.
 
@@ -89,7 +89,7 @@ class MaskRuns:
     width: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class MaskPolygons:
     """A structure as polygons, one closed ring an instance, even-odd, OR-ed; none: it is known to be absent."""
 
@@ -99,7 +99,7 @@ class MaskPolygons:
 Mask = MaskFiles | MaskRuns | MaskPolygons
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Box:
     """A finding's rectangle: continuous source pixels, half open."""
 
@@ -110,7 +110,7 @@ class Box:
     col1: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """One image of a dataset, before it is read.
 

@@ -1,6 +1,5 @@
 """What every source is: a dataset's description, and a way from its folder to records."""
 
-import csv
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,38 +80,6 @@ class Source(Protocol):
         ...
 
 
-def read_csv(path: Path, required: tuple[str, ...], what: str) -> list[dict[str, str]]:
-    """The rows of a CSV file with stripped values; messages name rows by number, never by content.
-
-    Args:
-        path: The file.
-        required: Columns that must be there.
-        what: What the file is, for messages, as `the phantom's labels`.
-
-    Raises:
-        SourceError: the file or a column is missing, a row has another number of fields, a column repeats.
-    """
-    if not path.is_file():
-        raise SourceError(f"{path}: not found; expected {what}, a CSV with the columns {', '.join(required)}")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = [[value.strip() for value in line] for line in csv.reader(file, strict=True) if line]
-    except (UnicodeDecodeError, csv.Error):
-        raise SourceError(f"{path}: expected {what} as a CSV file in UTF-8") from None
-    header = lines[0] if lines else []
-    missing = [name for name in required if name not in header]
-    if missing or len(set(header)) != len(header) or "" in header:
-        # A file without a header starts with data, which may be about a patient: it is not repeated.
-        found = header if set(required) & set(header) else "a first line with none of them"
-        raise SourceError(
-            f"{path}: {what} needs the columns {', '.join(required)}, each once and every one named; found {found}"
-        )
-    for number, line in enumerate(lines[1:], start=1):
-        if len(line) != len(header):
-            raise SourceError(f"{path} row {number}: {len(line)} fields; the header has {len(header)}")
-    return [dict(zip(header, line, strict=True)) for line in lines[1:]]
-
-
 def parse_label(value: str, place: str) -> Label:
     """1, 0, -1 or empty; `place` names the file, row and column.
 
@@ -133,19 +100,3 @@ def check_label_name(name: str, path: Path) -> None:
     """
     if not _LABEL_NAME.fullmatch(name):
         raise SourceError(f"{path}: a label column needs a plain name of letters, digits and spaces")
-
-
-def count_warnings(info: SourceInfo, records: tuple[Record, ...]) -> tuple[str, ...]:
-    """A line where images or patients are not as many as published: a part of a dataset is fine, and worth a word."""
-    found = {"images": len(records), "patients": len({record.patient for record in records})}
-    published = {"images": info.num_images, "patients": info.num_patients}
-    return tuple(
-        f"{info.name}: {found[what]:,} {what} found, {number:,} published"
-        for what, number in published.items()
-        if number is not None and found[what] != number
-    )
-
-
-def number_warning(kind: str, number: int, what: str) -> tuple[str, ...]:
-    """A line that says how many, unless there are none; `what` continues the sentence after the number."""
-    return (f"{kind}: {number:,} {what}",) if number else ()

@@ -1,10 +1,11 @@
 """The contract of every source, as a battery: `check_source(source, root)` for your own adapters and for ours."""
 
+import os
 import re
 from pathlib import Path
 
 from shards.errors import ShardError
-from shards.records import MaskFiles, MaskPolygons, MaskRuns, Record, files_of, locate
+from shards.records import File, MaskFiles, MaskPolygons, MaskRuns, Record, check_inside, files_of, locate
 from shards.sources.base import Source
 
 _LABEL = re.compile(r"[A-Za-z0-9 _()/+,'-]{1,64}")
@@ -39,9 +40,11 @@ def check_source(source: Source, root: Path) -> None:
         values = [getattr(record, name) for record in records]
         _require(len(set(values)) == len(values), f"two records have the same {name}")
     findings = set(records[0].labels)
+    _require(all(_LABEL.fullmatch(name) for name in findings), "a label needs a plain name")
     prefixes = () if info.name in _WITHOUT_PREFIX else (info.name, *info.shares_images_with)
+    files = _Files(root)
     for record in records:
-        _check_record(record, root, findings, prefixes)
+        _check_record(record, files, findings, prefixes)
     splits: dict[str, set[str | None]] = {}
     for record in records:
         splits.setdefault(record.patient, set()).add(record.split)
@@ -50,13 +53,37 @@ def check_source(source: Source, root: Path) -> None:
         _require(len(splits) == len(records), "patient_grouping is 'image' but two images have one patient")
 
 
-def _check_record(record: Record, root: Path, findings: set[str], prefixes: tuple[str, ...]) -> None:
+class _Files:
+    """Files below a folder; of a great many, only those that a symbolic link may lead elsewhere are resolved."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._is_plain = {"": True}
+
+    def has(self, file: File, place: str) -> bool:
+        """Whether it is there and a file.
+
+        Raises:
+            SourceError: it lies outside.
+        """
+        check_inside(file.path, place)
+        if not self._has_no_link(file.path):
+            locate(self._root, file, place)
+        return os.path.isfile(f"{self._root}/{file.path}")  # noqa: PTH113
+
+    def _has_no_link(self, path: str) -> bool:
+        folder = path.rpartition("/")[0]
+        if folder not in self._is_plain:
+            self._is_plain[folder] = self._has_no_link(folder)
+        # Strings, for paths as objects take longer than the look-up.
+        return self._is_plain[folder] and not os.path.islink(f"{self._root}/{path}")  # noqa: PTH114
+
+
+def _check_record(record: Record, files: _Files, findings: set[str], prefixes: tuple[str, ...]) -> None:
     where = f"record {record.source_id}"
     _require(bool(record.source_id) and record.source_id.isprintable(), f"{where}: source_id must be printable")
     for file in files_of(record):
-        _require(
-            record.known_defect is not None or locate(root, file, where).is_file(), f"{where}: no file {file.path}"
-        )
+        _require(files.has(file, where) or record.known_defect is not None, f"{where}: no file {file.path}")
         _require(file.sha256 is None and file.num_bytes is None, f"{where}: hashes are made by `register`")
     _require(record.patient == record.patient.strip() != "", f"{where}: every record needs a patient")
     _require(
@@ -66,7 +93,6 @@ def _check_record(record: Record, root: Path, findings: set[str], prefixes: tupl
     _require(record.study != "", f"{where}: an unknown study is None")
     _require(record.view is None or bool(_VIEW.fullmatch(record.view)), f"{where}: a view is a short code")
     _require(set(record.labels) == findings, f"{where}: every record has the same labels")
-    _require(all(_LABEL.fullmatch(name) for name in record.labels), f"{where}: a label needs a plain name")
     _require(set(record.labels.values()) <= {1, 0, -1, None}, f"{where}: labels are 1, 0, -1 or None")
     _require(record.split in (None, "train", "val", "test"), f"{where}: split is train, val, test or None")
     _require(record.sex in (None, "F", "M", "O"), f"{where}: sex is F, M, O or None")

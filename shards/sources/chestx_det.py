@@ -23,9 +23,10 @@ from typing import Any
 
 from shards.errors import SourceError
 from shards.records import Box, File, Mask, MaskPolygons, Point, Record, Split, check_inside
-from shards.sources.base import Listing, SourceInfo, count_warnings, number_warning
-from shards.sources.image_index import find_files
-from shards.sources.nih_identity import is_nih_image, list_nih_images, relatives
+from shards.sources.base import Listing, SourceInfo
+from shards.sources.files import index_files, list_files
+from shards.sources.listing import count_warnings, number_warnings, wrong_layout
+from shards.sources.nih_identity import is_nih_image, list_nih_images, parse_mapping, relatives
 
 KIND = "chestx-det"
 FINDINGS = (
@@ -97,32 +98,30 @@ class ChestXDetSource:
         Raises:
             SourceError: a list is missing or not what it should be; no image is there.
         """
-        parts = [part for part in PARTS if (root / part[1]).is_file()]
+        paths = list_files(root, self.info.num_images)
+        parts = [part for part in PARTS if part[1] in paths]
         records: list[Record] = []
         num_missing = num_unlisted = num_dropped = 0
         for split, list_name, folder in parts:
             annotations = read_annotations(root / list_name)
-            files = find_files(root / folder, (".png",)) if (root / folder).is_dir() else []
-            found = {PurePosixPath(path).name: f"{folder}/{path}" for path in files}
-            if len(found) != len(files):
-                raise SourceError(f"{root / folder}: two images have one name; keep one of each")
+            found = index_files(root, paths, rf"{folder}/(?:.*/)?(?P<name>[^/]+\.png)")
             names = sorted(annotations.keys() & found.keys())
             records += [_record(name, found[name], annotations[name], split) for name in names]
             num_missing += len(annotations) - len(names)
             num_unlisted += len(found) - len(names)
             num_dropped += sum(annotations[name].num_dropped for name in names)
         if not records:
-            raise SourceError(f"{root}: no list with its images is there; expected\n{self.info.layout}")
+            raise wrong_layout(self.info, root, "no list with its images is there")
         if len({record.source_id for record in records}) != len(records):
             raise SourceError(f"{root}: the two lists name the same image; expected those of one release")
         mapping = read_mapping(root / MAPPING_FILE) if (root / MAPPING_FILE).is_file() else None
-        warnings = (
-            *count_warnings(self.info, tuple(records)),
-            *number_warning(KIND, num_missing, "images of the lists are not there"),
-            *number_warning(KIND, num_unlisted, "images in no list were left out"),
-            *number_warning(KIND, num_dropped, "polygons or boxes without an area were dropped"),
-        )
-        return list_nih_images(KIND, tuple(records), mapping, root, warnings)
+        counts = {
+            "images of the lists are not there": num_missing,
+            "images in no list were left out": num_unlisted,
+            "polygons or boxes without an area were dropped": num_dropped,
+        }
+        warnings = (*count_warnings(self.info, tuple(records)), *number_warnings(self.info, counts))
+        return list_nih_images(self.info, root, paths, tuple(records), mapping, warnings)
 
 
 def read_annotations(path: Path) -> dict[str, Annotation]:
@@ -207,22 +206,16 @@ def read_mapping(path: Path) -> dict[str, str]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        pairs = [(str(a), str(b)) for a, b in (content.items() if isinstance(content, dict) else content)]
+        sides = [(str(a), str(b)) for a, b in (content.items() if isinstance(content, dict) else content)]
     except (ValueError, TypeError):
-        pairs = []
-    images: dict[str, str] = {}
-    for pair in pairs:
-        number, image = pair if is_nih_image(pair[1]) else pair[::-1]
-        if not is_nih_image(image):
-            break
-        if images.setdefault(PurePosixPath(number).name.removesuffix(".png"), image) != image:
-            raise SourceError(f"{path}: {number} is mapped to two images of NIH ChestX-ray14")
-    else:
-        if images:
-            return images
-    raise SourceError(
-        f"{path}: expected the authors' mapping of ChestX-Det's file names to NIH ChestX-ray14's, as 00000001_000.png"
-    )
+        sides = []
+    pairs = [pair if is_nih_image(pair[1]) else pair[::-1] for pair in sides]
+    if not pairs or not all(is_nih_image(image) for _, image in pairs):
+        raise SourceError(
+            f"{path}: expected the authors' mapping of ChestX-Det's file names to NIH ChestX-ray14's, as "
+            "00000001_000.png"
+        )
+    return parse_mapping(((PurePosixPath(name).name.removesuffix(".png"), image) for name, image in pairs), str(path))
 
 
 def structure_of(finding: str) -> str:

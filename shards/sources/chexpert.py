@@ -22,8 +22,8 @@ from pathlib import Path
 from shards.errors import SourceError
 from shards.records import File, Label, Record, Sex, Split
 from shards.sources.base import Listing, SourceInfo, parse_label
-from shards.sources.files import find_table, index_files, list_files
-from shards.sources.listing import build_listing, missing_table
+from shards.sources.files import find_file, index_files, list_files
+from shards.sources.listing import build_listing, wrong_layout
 from shards.sources.tables import read_columns
 
 LABELS = (
@@ -69,11 +69,12 @@ _INFO = SourceInfo(
         "at any depth; not small and full together"
     ),
 )
-_IMAGE = re.compile(r"(?:^|/)(patient\d+/study\d+/view\d+_(?:frontal|lateral)\.jpg)$")
-_TABLES: dict[Split, re.Pattern[str]] = {
-    "train": re.compile(r"train\.csv(\.gz)?"),
-    "val": re.compile(r"(valid|val_labels)\.csv(\.gz)?"),
-    "test": re.compile(r"(test|test_labels)\.csv(\.gz)?"),
+_IMAGE = r"(?P<name>patient\d+/study\d+/view\d+_(?:frontal|lateral)\.jpg)"
+_PATH = re.compile(rf"(?:.*/)?{_IMAGE}")
+_TABLES: dict[Split, str] = {
+    "train": r"train\.csv(\.gz)?",
+    "val": r"(valid|val_labels)\.csv(\.gz)?",
+    "test": r"(test|test_labels)\.csv(\.gz)?",
 }
 _DESCRIPTION = ("Sex", "Age", "Frontal/Lateral", "AP/PA")
 _NO_DESCRIPTION = re.compile(r"(val_labels|test|test_labels)\.csv(\.gz)?")
@@ -110,13 +111,13 @@ class CheXpertSource:
         images = index_files(root, paths, _IMAGE)
         entries: dict[str, Entry] = {}
         for split, name in _TABLES.items():
-            table = find_table(root, paths, name)
+            table = find_file(root, paths, name)
             for image, entry in (read_entries(table, split) if table else {}).items():
                 if image in entries:
                     raise SourceError(f"{table}: {image} is also in the table of {entries[image].split}")
                 entries[image] = entry
         if not entries:
-            raise missing_table(_INFO, root, "train.csv, valid.csv or test.csv")
+            raise wrong_layout(_INFO, root, "train.csv, valid.csv or test.csv not found at any depth")
         records = (
             Record(
                 source_id=name,
@@ -149,7 +150,7 @@ def read_entries(table: Path, split: Split) -> dict[str, Entry]:
     labels: dict[tuple[str, ...], dict[str, Label]] = {}
     for number, (path, *values, sex, age, side, projection) in enumerate(rows, start=1):
         place = f"{table} row {number}"
-        found = _IMAGE.search(path)
+        found = _PATH.fullmatch(path)
         if not found or found[1] in entries:
             raise SourceError(
                 f"{place}: '{path}' is {'there twice' if found else 'no path of an image'}; expected "

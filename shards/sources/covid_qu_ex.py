@@ -16,23 +16,28 @@ What is easily got wrong:
   set of children: no mapping tells which.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from shards.errors import SourceError
 from shards.records import File, Mask, MaskFiles, Record, Split
-from shards.sources.base import Listing, SourceInfo, count_warnings, number_warning
-from shards.sources.image_index import find_files
+from shards.sources.base import Listing, SourceInfo
+from shards.sources.files import find_files, list_files
+from shards.sources.listing import count_warnings, number_warnings, wrong_layout
 from shards.sources.nih_identity import FAMILY
 
 KIND = "covid-qu-ex"
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
 SPLITS: dict[str, Split] = {"Train": "train", "Val": "val", "Test": "test"}
 TREES = ("Lung Segmentation Data", "Infection Segmentation Data")
-MASK_FOLDERS = {"lung": "lung masks", "infection": "infection masks"}
+STRUCTURES = {"lung masks": "lungs", "infection masks": "infection"}
+"""Folder → name of the masks in it."""
 
-_IMAGES = "images"
+_FILE = (
+    rf"(?-i:(?P<split>{'|'.join(SPLITS)})/(?P<group>{'|'.join(CLASSES)})/(?P<folder>images|{'|'.join(STRUCTURES)}))/"
+    r"(?P<name>[^/]+)\.png"
+)
 _SHARED = (*FAMILY, "padchest")
 _FIRST_GOES_BEFORE: tuple[Split, ...] = ("test", "val", "train")
 
@@ -82,62 +87,46 @@ class CovidQuExSource:
         Raises:
             SourceError: no image is there, or two images have one name.
         """
+        paths = list_files(root, self.info.num_images)
         images: dict[str, Found] = {}
         num_shared = 0
-        for tree in find_trees(root):
-            found = _read_tree(root, tree)
+        for tree in (*TREES, None):
+            found = _read_tree(root, [path for path in paths if _tree_of(path) == tree])
             num_shared += len(found.keys() & images.keys())
             _merge(root, images, found)
         if not images:
-            raise SourceError(f"{root}: no images; expected\n{self.info.layout}")
+            raise wrong_layout(self.info, root, "no images")
         records = tuple(_record(name, images[name]) for name in sorted(images))
-        warnings = (
-            *count_warnings(self.info, records),
-            *number_warning(KIND, num_shared, "images are in both trees and count once"),
-            *number_warning(
-                KIND,
-                sum(len(found.splits) > 1 for found in images.values()),
-                "of these have another split in each tree; test goes before val, val before train",
+        counts = {
+            "images are in both trees and count once": num_shared,
+            "of these have another split in each tree; test goes before val, val before train": sum(
+                len(found.splits) > 1 for found in images.values()
             ),
-            *number_warning(
-                KIND, sum("lung" not in found.masks for found in images.values()), "images have no mask of the lungs"
-            ),
+            "images have no mask of the lungs": sum("lungs" not in found.masks for found in images.values()),
+        }
+        return Listing(
+            records, "image", (*count_warnings(self.info, records), *number_warnings(self.info, counts)), _SHARED
         )
-        return Listing(records, "image", warnings, _SHARED)
 
 
-def find_trees(root: Path) -> list[str]:
-    """The folders (relative to `root`) that hold Train, Val or Test: the trees', or `root` itself."""
-    found = [path for tree in TREES for path in (f"{tree}/{tree}", tree) if _is_tree(root / path)]
-    return found or (["."] if _is_tree(root) else [])
+def _tree_of(path: str) -> str | None:
+    """None where the root itself is a tree, or the path lies in neither."""
+    return next((tree for tree in TREES if tree in path.split("/")), None)
 
 
-def _is_tree(folder: Path) -> bool:
-    return any((folder / split).is_dir() for split in SPLITS)
-
-
-def _read_tree(root: Path, tree: str) -> dict[str, Found]:
+def _read_tree(root: Path, paths: Iterable[str]) -> dict[str, Found]:
+    """Name → image, from the files of one tree."""
     images: dict[str, Found] = {}
-    for split, group, folder in _folders(root, tree):
-        masks = {name: set(_names(root / folder / masks)) for name, masks in MASK_FOLDERS.items()}
-        for name in _names(root / folder / _IMAGES):
-            path = str(folder / _IMAGES / name)
-            if name in images:
-                raise SourceError(f"{root}: {images[name].path} and {path} have one name; expected every name once")
-            drawn = {key: str(folder / MASK_FOLDERS[key] / name) for key, names in masks.items() if name in names}
-            images[name] = Found(path, group, {split}, drawn)
+    masks: dict[tuple[str, ...], dict[str, str]] = {}
+    for match, path in find_files(paths, _FILE):
+        split, group, folder, name = match.group("split", "group", "folder", "name")
+        if folder in STRUCTURES:
+            masks.setdefault((split, group, name), {})[STRUCTURES[folder]] = path
+        elif name in images:
+            raise SourceError(f"{root}: {images[name].path} and {path} have one name; expected every name once")
+        else:
+            images[name] = Found(path, group, {SPLITS[split]}, masks.setdefault((split, group, name), {}))
     return images
-
-
-def _folders(root: Path, tree: str) -> Iterator[tuple[Split, str, PurePosixPath]]:
-    for part, split in SPLITS.items():
-        for group in CLASSES:
-            if (root / tree / part / group / _IMAGES).is_dir():
-                yield split, group, PurePosixPath(tree) / part / group
-
-
-def _names(folder: Path) -> list[str]:
-    return [path for path in find_files(folder, (".png",)) if "/" not in path] if folder.is_dir() else []
 
 
 def _merge(root: Path, images: dict[str, Found], others: dict[str, Found]) -> None:
@@ -156,12 +145,11 @@ def _merge(root: Path, images: dict[str, Found], others: dict[str, Found]) -> No
 
 
 def _record(name: str, found: Found) -> Record:
-    stem = name.rpartition(".")[0]
     masks: dict[str, Mask] = {key: MaskFiles((File(path),)) for key, path in sorted(found.masks.items())}
     return Record(
-        source_id=stem,
+        source_id=name,
         image=File(found.path),
-        patient=f"{KIND}/{stem}",
+        patient=f"{KIND}/{name}",
         labels={group: int(group == found.group) for group in CLASSES},
         masks=masks,
         split=next(split for split in _FIRST_GOES_BEFORE if split in found.splits),

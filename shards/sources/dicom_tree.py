@@ -40,8 +40,10 @@ from shards.errors import SourceError
 from shards.parallel import map_in_processes
 from shards.progress import progress
 from shards.records import File, Label, Record
-from shards.sources.base import Listing, SourceInfo, check_label_name, number_warning, parse_label, read_csv
+from shards.sources.base import Listing, SourceInfo, check_label_name, parse_label
 from shards.sources.dicom_facts import parse_view
+from shards.sources.listing import number_warnings
+from shards.sources.tables import read_rows
 
 MODALITIES = ("CR", "DX", "DR", "RG", "PX", "IO", "MG", "OP")
 """Projection radiographs (computed, digital, film, panoramic, intra-oral, mammography), and fundus photographs."""
@@ -325,7 +327,7 @@ def _read_labels(path: Path) -> _Labels:
     """
     rows: dict[str, dict[str, Label]] = {}
     names: tuple[str, ...] = ()
-    for number, row in enumerate(read_csv(path, (_UID_COLUMN,), "the CSV of labels"), start=1):
+    for number, row in enumerate(read_rows(path, (_UID_COLUMN,), "the CSV of labels"), start=1):
         place = f"{path} row {number}"
         names = tuple(name for name in row if name != _UID_COLUMN)
         for name in names:
@@ -347,34 +349,23 @@ def _doubts(images: Sequence[_Image]) -> tuple[str, ...]:
     for image in images:
         issuers.setdefault(image.patient, set()).add(image.header.issuer)
     is_one_patient = len(issuers) == 1 < len(images)
-    return (
-        *number_warning(
-            "dicom",
-            sum(map(_is_raw, headers)),
-            "images FOR PROCESSING are kept, for their studies have none FOR PRESENTATION: they may look unlike others",
+    counts = {
+        "images FOR PROCESSING are kept, for their studies have none FOR PRESENTATION: they may look otherwise": sum(
+            map(_is_raw, headers)
         ),
-        *number_warning(
-            "dicom",
-            sum(header.burned_in is None for header in headers),
-            "images do not say whether text is burned into them, and nothing here removes it: look at some",
+        "images do not say whether text is burned into them, and nothing here removes it: look at some": sum(
+            header.burned_in is None for header in headers
         ),
-        *number_warning(
-            "dicom", sum(header.study_uid is None for header in headers), "images without Study Instance UID"
+        "images without Study Instance UID": sum(header.study_uid is None for header in headers),
+        "images without a view of the standard's; their view is unknown": sum(
+            parse_view(header.view_position or "") is None for header in headers
         ),
-        *number_warning(
-            "dicom",
-            sum(parse_view(header.view_position or "") is None for header in headers),
-            "images without a view of the standard's; their view is unknown",
+        "Patient IDs have several issuers, or one and none: each is taken for one patient": sum(
+            len(found) > 1 for found in issuers.values()
         ),
-        *number_warning(
-            "dicom",
-            sum(len(found) > 1 for found in issuers.values()),
-            "Patient IDs have several issuers, or one and none: each is taken for one patient",
-        ),
-        *number_warning(
-            "dicom", int(is_one_patient), "Patient ID for all images: if it is a placeholder, they cannot be split"
-        ),
-    )
+        "Patient ID for all images: if it is a placeholder, they cannot be split": int(is_one_patient),
+    }
+    return number_warnings(INFO, counts)
 
 
 def _unmatched(records: Sequence[Record], labels: _Labels) -> tuple[str, ...]:
@@ -391,7 +382,8 @@ def _unmatched(records: Sequence[Record], labels: _Labels) -> tuple[str, ...]:
         )
     if not labels.names:
         return ()
-    return (
-        *number_warning("dicom", len(labels.rows) - num_matched, "rows of the CSV name no image that is kept"),
-        *number_warning("dicom", len(records) - num_matched, "images have no row of the CSV; their labels are unknown"),
-    )
+    counts = {
+        "rows of the CSV name no image that is kept": len(labels.rows) - num_matched,
+        "images have no row of the CSV; their labels are unknown": len(records) - num_matched,
+    }
+    return number_warnings(INFO, counts)

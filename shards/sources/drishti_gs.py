@@ -13,13 +13,15 @@ https://cvit.iiit.ac.in/projects/mip/drishti-gs/mip-dataset2/Home.php (registrat
   patient count as test. Without the workbook patients are images and the official split is taken as it is.
 """
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shards.errors import SourceError
-from shards.records import File, Label, Mask, MaskFiles, Record, Split, locate
-from shards.sources.base import Listing, SourceInfo, count_warnings
-from shards.sources.file_tree import index_files, list_files, match_files, no_images, read_rows, warn_of
+from shards.records import File, Label, Mask, MaskFiles, Record, Split
+from shards.sources.base import Listing, SourceInfo
+from shards.sources.files import find_file, index_files, list_files
+from shards.sources.listing import count_warnings, no_images, number_warnings, read_or_warn
 from shards.sources.workbook import read_workbook
 
 MAJORITY_LEVEL = 160
@@ -73,7 +75,7 @@ class DrishtiGsSource:
             SourceError: there are none, two of one name, or two rows for one.
         """
         paths = list_files(root)
-        images = {part: index_files(paths, rf"{part}/Images/(?:[^/]+/)?{_NAME}\.png") for part in PARTS}
+        images = {part: index_files(root, paths, rf"{part}/Images/(?:[^/]+/)?{_NAME}\.png") for part in PARTS}
         if not any(images.values()):
             raise no_images(self.info, root)
         warnings: list[str] = []
@@ -90,7 +92,7 @@ class DrishtiGsSource:
                 split=split,
             )
             for part, (folder, split) in PARTS.items()
-            for masks in [_masks(paths, f"{part}/{folder}")]
+            for masks in [_masks(root, paths, f"{part}/{folder}")]
             for name, path in images[part].items()
         )
         records = _keep_patients_together(official)
@@ -105,15 +107,15 @@ class DrishtiGsSource:
                 before.split != after.split for before, after in zip(official, records, strict=True)
             ),
         }
-        warnings += [*count_warnings(self.info, records), *warn_of(self.info, counts)]
+        warnings += [*count_warnings(self.info, records), *number_warnings(self.info, counts)]
         return Listing(records, "patient" if has_patients else "image", tuple(warnings))
 
 
-def _masks(paths: list[str], folder: str) -> dict[str, dict[str, Mask]]:
+def _masks(root: Path, paths: list[str], folder: str) -> dict[str, dict[str, Mask]]:
     """Name → structure → mask, of one part of the dataset."""
     masks: dict[str, dict[str, Mask]] = {}
     for structure, suffix in _STRUCTURES.items():
-        found = index_files(paths, rf"{folder}/[^/]+/SoftMap/{_NAME}_{suffix}\.png")
+        found = index_files(root, paths, rf"{folder}/[^/]+/SoftMap/{_NAME}_{suffix}\.png")
         for name, path in found.items():
             masks.setdefault(name, {})[structure] = MaskFiles((File(path),), low=MAJORITY_LEVEL)
     return masks
@@ -121,13 +123,10 @@ def _masks(paths: list[str], folder: str) -> dict[str, dict[str, Mask]]:
 
 def _diagnoses(root: Path, paths: list[str], warnings: list[str]) -> dict[str, Diagnosis]:
     """Name → row of the workbook; nothing without one, or with one in another form, which is added to `warnings`."""
-    found = sorted(match_files(paths, WORKBOOK.replace(".", "[.]")).values())
-    if len(found) > 1:
-        raise SourceError(f"{found[0]} and {found[1]}: two workbooks; expected one, so remove the other copy")
-    if not found:
+    path = find_file(root, paths, re.escape(WORKBOOK))
+    if path is None:
         return {}
-    path = locate(root, File(found[0]), found[0])
-    rows = read_rows(lambda: read_workbook(path, _COLUMNS, "Drishti-GS1's diagnoses"), warnings)
+    rows = read_or_warn(lambda: read_workbook(path, _COLUMNS, "Drishti-GS1's diagnoses"), warnings)
     diagnoses: dict[str, Diagnosis] = {}
     for number, row in enumerate(rows, start=1):
         # The names of the files end in an apostrophe there.
@@ -135,7 +134,7 @@ def _diagnoses(root: Path, paths: list[str], warnings: list[str]) -> dict[str, D
         if not name:
             continue
         if name in diagnoses:
-            raise SourceError(f"{found[0]} row {number} below the header: {name} is listed twice; expected it once")
+            raise SourceError(f"{path} row {number} below the header: {name} is listed twice; expected it once")
         diagnoses[name] = Diagnosis(patient, _DIAGNOSES.get(total.lower()))
     return diagnoses
 

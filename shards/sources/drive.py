@@ -14,8 +14,9 @@ https://drive.grand-challenge.org (registration; research).
 from pathlib import Path
 
 from shards.records import File, Mask, MaskFiles, Record, Split
-from shards.sources.base import Listing, SourceInfo, count_warnings
-from shards.sources.file_tree import index_files, list_files, no_images, warn_of
+from shards.sources.base import Listing, SourceInfo
+from shards.sources.files import index_files, list_files
+from shards.sources.listing import count_warnings, no_images, number_warnings
 
 PARTS: dict[str, Split] = {"training": "train", "test": "test"}
 _MASKS = {
@@ -54,12 +55,14 @@ class DriveSource:
             SourceError: there are none, or two of one name.
         """
         paths = list_files(root)
-        images = {part: index_files(paths, rf"{part}/images/(?P<name>\d\d)_{part}\.(?:tiff?|png)") for part in PARTS}
+        images = {
+            part: index_files(root, paths, rf"{part}/images/(?P<name>\d\d)_{part}\.(?:tiff?|png)") for part in PARTS
+        }
         if not any(images.values()):
             raise no_images(self.info, root)
         masks = {
             part: {
-                structure: index_files(paths, rf"{part}/{pattern}\.(?:gif|png|tiff?)")
+                structure: index_files(root, paths, rf"{part}/{pattern}\.(?:gif|png|tiff?)")
                 for structure, pattern in _MASKS.items()
             }
             for part in PARTS
@@ -86,7 +89,7 @@ class DriveSource:
                 len(found.keys() - images[part].keys()) for part in PARTS for found in masks[part].values()
             )
         }
-        return Listing(records, "patient", count_warnings(self.info, records) + warn_of(self.info, counts))
+        return Listing(records, "patient", count_warnings(self.info, records) + number_warnings(self.info, counts))
 
 
 def _masks(found: dict[str, dict[str, str]], name: str) -> dict[str, Mask]:

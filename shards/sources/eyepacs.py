@@ -12,12 +12,15 @@ Kaggle and EyePACS, "Diabetic Retinopathy Detection", 2015: https://www.kaggle.c
   black: quality is a matter of the stage `shard`.
 """
 
+import re
 from pathlib import Path
 
 from shards.errors import SourceError
-from shards.records import File, Label, Record, Split, locate
-from shards.sources.base import Listing, SourceInfo, count_warnings, read_csv
-from shards.sources.file_tree import index_files, list_files, match_files, no_images, warn_of
+from shards.records import File, Label, Record, Split
+from shards.sources.base import Listing, SourceInfo
+from shards.sources.files import find_file, index_files, list_files
+from shards.sources.listing import count_warnings, no_images, number_warnings
+from shards.sources.tables import read_columns
 
 GRADES = ("0", "1", "2", "3", "4")
 LABEL_FILES: dict[Split, str] = {"train": "trainLabels.csv", "test": "retinopathy_solution.csv"}
@@ -47,7 +50,7 @@ class EyepacsSource:
             SourceError: there are none, two of one name, or a list of grades is not as published.
         """
         paths = list_files(root)
-        images = {part: _images(paths, part) for part in LABEL_FILES}
+        images = {part: _images(root, paths, part) for part in LABEL_FILES}
         if not any(images.values()):
             raise no_images(self.info, root)
         grades = {part: _grades(root, paths, LABEL_FILES[part]) for part in LABEL_FILES}
@@ -70,7 +73,7 @@ class EyepacsSource:
             counts[f"images of {part} without a row of {name}: their grade is unknown"] = len(
                 images[part].keys() - grades[part].keys()
             )
-        return Listing(records, "patient", count_warnings(self.info, records) + warn_of(self.info, counts))
+        return Listing(records, "patient", count_warnings(self.info, records) + number_warnings(self.info, counts))
 
 
 def patient_of(name: str) -> int:
@@ -90,24 +93,22 @@ def read_grades(path: Path) -> dict[str, str]:
         SourceError: columns are missing, an image is listed twice, a grade is none of 0 to 4.
     """
     grades: dict[str, str] = {}
-    for number, row in enumerate(read_csv(path, ("image", "level"), "EyePACS' grades"), start=1):
-        if row["level"] not in GRADES:
-            raise SourceError(f"{path} row {number}: level is '{row['level']}'; expected one of {', '.join(GRADES)}")
-        if row["image"] in grades:
-            raise SourceError(f"{path} row {number}: {row['image']} is listed twice; expected every image once")
-        grades[row["image"]] = row["level"]
+    for number, (image, grade) in enumerate(read_columns(path, ("image", "level"), "EyePACS' grades"), start=1):
+        if grade not in GRADES:
+            raise SourceError(f"{path} row {number}: level is '{grade}'; expected one of {', '.join(GRADES)}")
+        if image in grades:
+            raise SourceError(f"{path} row {number}: {image} is listed twice; expected every image once")
+        grades[image] = grade
     return grades
 
 
-def _images(paths: list[str], part: str) -> dict[str, str]:
-    return index_files(paths, rf"{part}/(?P<name>\d+_(?:left|right))\.(?:jpe?g|png)")
+def _images(root: Path, paths: list[str], part: str) -> dict[str, str]:
+    return index_files(root, paths, rf"{part}/(?P<name>\d+_(?:left|right))\.(?:jpe?g|png)")
 
 
 def _grades(root: Path, paths: list[str], name: str) -> dict[str, str]:
-    found = sorted(match_files(paths, rf"{name.replace('.', '[.]')}").values())
-    if len(found) > 1:
-        raise SourceError(f"{found[0]} and {found[1]}: two lists of grades; expected one, so remove the other copy")
-    return read_grades(locate(root, File(found[0]), found[0])) if found else {}
+    path = find_file(root, paths, rf"{re.escape(name)}(?:\.gz)?")
+    return read_grades(path) if path else {}
 
 
 def _check_patients(images: dict[Split, dict[str, str]]) -> None:

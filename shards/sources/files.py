@@ -1,4 +1,4 @@
-"""The files of a public dataset, found wherever its mirrors put them."""
+"""The files of a dataset, found by what their paths look like, wherever its mirrors and archives put them."""
 
 import os
 import re
@@ -6,30 +6,42 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from shards.errors import SourceError
-from shards.progress import progress
+from shards.progress import progress_bar
 from shards.records import File, locate
 
+_LEAVINGS = "__MACOSX"
+"""The folder in which macOS archives keep a shadow of every file, under the same name."""
+_DELAY_S = 2.0
 
-def list_files(root: Path, num_expected: int) -> list[str]:
-    """Paths of all files below `root`, relative with `/`; hidden files and folders are passed over.
+
+def list_files(root: Path, num_expected: int | None = None) -> list[str]:
+    """All files below a folder, relative with `/`, sorted; hidden ones and macOS's leavings are passed over.
+
+    Linked folders are not entered: what lies below `root` is found in its own place.
 
     Args:
         root: The dataset's folder.
-        num_expected: For the progress bar: as many as the whole dataset has.
+        num_expected: For the progress bar: about as many as the whole dataset has.
 
     Raises:
-        SourceError: there is no such folder, or a symbolic link leads out of it.
+        SourceError: there is no such folder, one below it cannot be listed, or a symbolic link leads out of it.
     """
     if not root.is_dir():
-        raise SourceError(f"{root}: no such folder; expected the one that holds the dataset")
-    return list(progress(_walk(root, ""), total=num_expected, description="files found", unit="file"))
+        raise SourceError(f"{root}: no such folder; expected the folder that the dataset was unpacked in")
+    found = progress_bar(_walk(root, ""), total=num_expected, description="files found", unit="file", delay_s=_DELAY_S)
+    try:
+        return sorted(found)
+    except OSError as error:
+        raise SourceError(
+            f"{root}: a folder below it cannot be listed ({error.strerror}); check its permissions"
+        ) from None
 
 
 def _walk(root: Path, prefix: str) -> Iterator[str]:
     folders = []
     with os.scandir(root / prefix) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
+            if entry.name.startswith(".") or entry.name == _LEAVINGS:
                 continue
             path = prefix + entry.name
             if entry.is_symlink():
@@ -42,30 +54,41 @@ def _walk(root: Path, prefix: str) -> Iterator[str]:
         yield from _walk(root, folder)
 
 
-def index_files(root: Path, paths: Iterable[str], name: re.Pattern[str]) -> dict[str, str]:
-    """What the pattern's first group finds in a path → the path; paths in which it finds nothing are left out.
+def find_files(paths: Iterable[str], pattern: str) -> Iterator[tuple[re.Match[str], str]]:
+    """The paths whose last parts fit a pattern, each with its match; case does not matter.
+
+    Args:
+        paths: Relative, with `/`.
+        pattern: A regular expression for whole path parts, from some folder down to the file's name.
+    """
+    expression = re.compile(rf"(?:.*/)?{pattern}", re.IGNORECASE)
+    for path in paths:
+        if match := expression.fullmatch(path):
+            yield match, path
+
+
+def find_file(root: Path, paths: Iterable[str], pattern: str) -> Path | None:
+    """The one file that fits a pattern (as of `find_files`); None where there is none.
+
+    Raises:
+        SourceError: there are several.
+    """
+    found = sorted(path for _, path in find_files(paths, pattern))
+    if len(found) > 1:
+        raise SourceError(f"{root}: {len(found)} files of one kind, {', '.join(found)}; keep one of them")
+    return root / found[0] if found else None
+
+
+def index_files(root: Path, paths: Iterable[str], pattern: str) -> dict[str, str]:
+    """What the group `name` of a pattern (as of `find_files`) finds in a path → the path.
 
     Raises:
         SourceError: two files have one name, as where a mirror was unpacked beside the original.
     """
     index: dict[str, str] = {}
-    for path in paths:
-        if found := name.search(path):
-            if found[1] in index:
-                raise SourceError(
-                    f"{root}: {found[1]} is there twice, as {index[found[1]]} and {path}; keep one copy of the dataset"
-                )
-            index[found[1]] = path
+    for match, path in find_files(paths, pattern):
+        name = match["name"]
+        if name in index:
+            raise SourceError(f"{root}: {name} is there twice, as {index[name]} and {path}; keep one of them")
+        index[name] = path
     return index
-
-
-def find_table(root: Path, paths: Iterable[str], name: re.Pattern[str]) -> Path | None:
-    """The one file whose name matches the whole pattern, at any depth; None where there is none.
-
-    Raises:
-        SourceError: there are several.
-    """
-    found = sorted(path for path in paths if name.fullmatch(path.rpartition("/")[2]))
-    if len(found) > 1:
-        raise SourceError(f"{root}: {len(found)} files of one kind, {', '.join(found)}; keep one of them")
-    return root / found[0] if found else None

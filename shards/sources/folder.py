@@ -6,16 +6,16 @@ one column per label with 1 (present), 0 (absent), -1 (uncertain) or nothing (un
 """
 
 import math
-import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import cast, get_args
 
 from shards.errors import SourceError
 from shards.records import File, Record, Sex, Split, check_inside
-from shards.sources.base import Listing, SourceInfo, check_label_name, parse_label, read_csv
+from shards.sources.base import Listing, SourceInfo, check_label_name, parse_label
+from shards.sources.files import list_files
+from shards.sources.tables import read_rows
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 REQUIRED_COLUMNS = ("path", "patient")
@@ -93,11 +93,9 @@ def find_images(root: Path) -> list[str]:
     """Paths of all images below `root`, sorted; hidden files and folders are passed over.
 
     Raises:
-        SourceError: there are none, or one has a name that no CSV line can hold.
+        SourceError: there are none, a symbolic link leads out of `root`, or one has a name that no CSV line can hold.
     """
-    if not root.is_dir():
-        raise SourceError(f"{root}: no such folder; expected one with {', '.join(SUFFIXES)} files in it")
-    found = sorted(_walk(root))
+    found = [path for path in list_files(root) if path.lower().endswith(SUFFIXES)]
     if not found:
         raise SourceError(f"{root}: no images; looked for files ending in {', '.join(SUFFIXES)} at any depth")
     num_odd = sum(not path.isprintable() or path != path.strip() for path in found)
@@ -107,14 +105,6 @@ def find_images(root: Path) -> list[str]:
             "printable characters, as a CSV line holds them: rename them (`ls -Rb` shows such characters)"
         )
     return found
-
-
-def _walk(root: Path) -> Iterator[str]:
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in names:
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                yield (Path(folder) / name).relative_to(root).as_posix()
 
 
 def patient_of_path(path: str) -> str:
@@ -138,7 +128,7 @@ def read_label_rows(path: Path) -> dict[str, dict[str, str]]:
             code, a split, sex or age is none, a label column has no plain name or a value other than 1, 0, -1, empty.
     """
     rows: dict[str, dict[str, str]] = {}
-    for number, row in enumerate(read_csv(path, REQUIRED_COLUMNS, "the CSV of patients and labels"), start=1):
+    for number, row in enumerate(read_rows(path, REQUIRED_COLUMNS, "the CSV of patients and labels"), start=1):
         place = f"{path} row {number}"
         check_inside(row["path"], place)
         _check_row(row, place)

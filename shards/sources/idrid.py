@@ -18,21 +18,21 @@ research", Data 3(3), 25, 2018: https://ieee-dataport.org/open-access/indian-dia
 - Patients are unknown: patients are images.
 """
 
-import csv
 import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from shards.errors import SourceError
 from shards.progress import progress
-from shards.records import File, Label, Mask, MaskFiles, Point, Record, Split, locate
+from shards.records import File, Label, Mask, MaskFiles, Point, Record, Split
 from shards.sources.base import Listing, SourceInfo
-from shards.sources.file_tree import index_files, list_files, match_files, no_images, read_rows, warn_of
+from shards.sources.files import find_files, index_files, list_files
+from shards.sources.listing import no_images, number_warnings, read_or_warn
+from shards.sources.tables import read_columns
 
 PARTS: dict[str, Split] = {"a. Training Set": "train", "b. Testing Set": "test"}
 LESIONS = {
@@ -51,7 +51,6 @@ _TWO_DIGITS, _THREE_DIGITS = r"(?P<name>IDRiD_\d\d)", r"(?P<name>IDRiD_\d{3})"
 _LOCALIZATION = r"C\.(?: |%20)Localization/(?:.*/)?"
 # Compared one by one: how many photographs they are together depends on which of them the tasks share.
 _PUBLISHED = {"segmentation": 81, "grading": 516, "localization": 516}
-_CHUNK_BYTES = 2**20
 
 Value = TypeVar("Value")
 
@@ -93,7 +92,7 @@ class IdridSource:
         counts: defaultdict[str, int] = defaultdict(int)
         warnings: list[str] = []
         found = [
-            *_segmentation(paths, counts),
+            *_segmentation(root, paths, counts),
             *_grading(root, paths, counts, warnings),
             *_localization(root, paths, counts, warnings),
         ]
@@ -109,7 +108,7 @@ class IdridSource:
             len({record.split for record in group}) > 1 for group in groups
         )
         records = tuple(_merge(group) for group in groups)
-        return Listing(records, "image", (*warnings, *warn_of(self.info, counts)))
+        return Listing(records, "image", (*warnings, *number_warnings(self.info, counts)))
 
 
 def parse_grades(row: Mapping[str, str], place: str) -> dict[str, Label]:
@@ -127,29 +126,8 @@ def parse_grades(row: Mapping[str, str], place: str) -> dict[str, Label]:
     return labels
 
 
-def read_padded(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    """The first columns of a list with empty columns and rows at its ends.
-
-    Args:
-        path: A CSV file.
-        columns: What its first columns are called; spaces do not matter.
-
-    Raises:
-        SourceError: it is no CSV file or its first columns have other names.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = [[value.strip() for value in line[: len(columns)]] for line in csv.reader(file)]
-    except (UnicodeDecodeError, csv.Error):
-        raise SourceError(f"{path}: expected a CSV file in UTF-8 with the columns {', '.join(columns)}") from None
-    header = [re.sub(r"\s", "", name) for name in lines[0]] if lines else []
-    if header != [re.sub(r"\s", "", name) for name in columns]:
-        raise SourceError(f"{path}: expected the first columns {', '.join(columns)}; found {lines[0] if lines else []}")
-    return [dict(zip(columns, line, strict=True)) for line in lines[1:] if any(line) and len(line) == len(columns)]
-
-
-def _images(paths: Iterable[str], part: str, name: str) -> dict[str, str]:
-    return index_files(paths, rf"1\. Original Images/{re.escape(part)}/{name}\.jpe?g")
+def _images(root: Path, paths: Iterable[str], part: str, name: str) -> dict[str, str]:
+    return index_files(root, paths, rf"1\. Original Images/{re.escape(part)}/{name}\.jpe?g")
 
 
 def _record(
@@ -174,12 +152,12 @@ def _record(
     )
 
 
-def _segmentation(paths: list[str], counts: defaultdict[str, int]) -> list[Record]:
+def _segmentation(root: Path, paths: list[str], counts: defaultdict[str, int]) -> list[Record]:
     records = []
     for part, split in PARTS.items():
-        images = _images(paths, part, _TWO_DIGITS)
+        images = _images(root, paths, part, _TWO_DIGITS)
         masks = {
-            structure: index_files(paths, rf"{re.escape(part)}/{re.escape(folder)}/{_TWO_DIGITS}_{suffix}\.tiff?")
+            structure: index_files(root, paths, rf"{re.escape(part)}/{re.escape(folder)}/{_TWO_DIGITS}_{suffix}\.tiff?")
             for structure, (folder, suffix) in {**LESIONS, "optic_disc": OPTIC_DISC}.items()
         }
         for structure, found in masks.items():
@@ -199,19 +177,19 @@ def _segmentation(paths: list[str], counts: defaultdict[str, int]) -> list[Recor
 
 
 def _grading(root: Path, paths: list[str], counts: defaultdict[str, int], warnings: list[str]) -> list[Record]:
-    elsewhere = set(match_files(paths, rf"{_LOCALIZATION}[^/]+").values())
+    elsewhere = {path for _, path in find_files(paths, rf"{_LOCALIZATION}[^/]+")}
     columns = ("Image name", *(column for column, _ in GRADES.values()))
     records = []
     for part, split in PARTS.items():
-        images = _images([path for path in paths if path not in elsewhere], part, _THREE_DIGITS)
+        images = _images(root, [path for path in paths if path not in elsewhere], part, _THREE_DIGITS)
         word = part.split()[1]
         labels: dict[str, dict[str, Label]] = {}
-        for path in match_files(paths, rf"(?:[ab]\. )?IDRiD_Disease Grading_{word} Labels\.csv").values():
-            rows = read_rows(partial(read_padded, locate(root, File(path), path), columns), warnings)
-            for number, row in enumerate(rows, start=1):
-                if row["Image name"] in labels:
-                    raise SourceError(f"{path} row {number}: {row['Image name']} is listed twice; expected it once")
-                labels[row["Image name"]] = parse_grades(row, f"{path} row {number}")
+        for _, path in find_files(paths, rf"(?:[ab]\. )?IDRiD_Disease Grading_{word} Labels\.csv"):
+            for number, (name, *grades) in enumerate(_rows(root / path, columns, warnings), start=1):
+                place = f"{path} row {number}"
+                if name in labels:
+                    raise SourceError(f"{place}: {name} is listed twice; expected it once")
+                labels[name] = parse_grades(dict(zip(columns[1:], grades, strict=True)), place)
         counts["rows of grades without an image"] += len(labels.keys() - images.keys())
         counts["images of grading without a row: their grades are unknown"] += len(images.keys() - labels.keys())
         records += [_record("grading", name, path, split, labels=labels.get(name)) for name, path in images.items()]
@@ -221,7 +199,9 @@ def _grading(root: Path, paths: list[str], counts: defaultdict[str, int], warnin
 def _localization(root: Path, paths: list[str], counts: defaultdict[str, int], warnings: list[str]) -> list[Record]:
     records = []
     for part, split in PARTS.items():
-        images = index_files(paths, rf"{_LOCALIZATION}1\. Original Images/{re.escape(part)}/{_THREE_DIGITS}\.jpe?g")
+        images = index_files(
+            root, paths, rf"{_LOCALIZATION}1\. Original Images/{re.escape(part)}/{_THREE_DIGITS}\.jpe?g"
+        )
         centres = _centres(root, paths, part.split()[1], warnings)
         counts["rows of places without an image"] += len(centres.keys() - images.keys())
         counts["images of localization without both places"] += sum(
@@ -238,21 +218,26 @@ def _centres(root: Path, paths: list[str], word: str, warnings: list[str]) -> di
     columns = ("Image No", "X- Coordinate", "Y - Coordinate")
     centres: dict[str, dict[str, Point]] = {}
     for landmark, stem in LANDMARKS.items():
-        for path in match_files(paths, rf"(?:[ab]\. )?{stem}_{word}[ _]Set(?:_Markups)?\.csv").values():
-            rows = read_rows(partial(read_padded, locate(root, File(path), path), columns), warnings)
-            for number, row in enumerate(rows, start=1):
-                name, x, y = (row[column] for column in columns)
+        for _, path in find_files(paths, rf"(?:[ab]\. )?{stem}_{word}[ _]Set(?:_Markups)?\.csv"):
+            for number, (name, x, y) in enumerate(_rows(root / path, columns, warnings), start=1):
+                place = f"{path} row {number}"
                 if not all(re.fullmatch(r"\d+(?:\.\d+)?", value) for value in (x, y)):
-                    raise SourceError(f"{path} row {number}: expected a place in pixels; found '{x}', '{y}'")
-                centres.setdefault(name, {})[landmark] = (float(y), float(x))
+                    raise SourceError(f"{place}: expected a place in pixels; found '{x}', '{y}'")
+                if landmark in centres.setdefault(name, {}):
+                    raise SourceError(f"{place}: {name} is listed twice; expected it once")
+                centres[name][landmark] = (float(y), float(x))
     return centres
+
+
+def _rows(path: Path, columns: tuple[str, ...], warnings: list[str]) -> list[tuple[str, ...]]:
+    return read_or_warn(lambda: read_columns(path, columns, "IDRiD's list", is_ragged=True), warnings)
 
 
 def _equal_files(root: Path, records: list[Record]) -> list[list[Record]]:
     """Records of files with equal bytes together; groups and what is in them in the order of `records`."""
     sizes: dict[int, list[Record]] = defaultdict(list)
     for record in records:
-        sizes[locate(root, record.image, record.source_id).stat().st_size].append(record)
+        sizes[(root / record.image.path).stat().st_size].append(record)
     same_size = {record.source_id for group in sizes.values() if len(group) > 1 for record in group}
     hashes = {
         record.source_id: _sha256(root / record.image.path)
@@ -270,11 +255,8 @@ def _equal_files(root: Path, records: list[Record]) -> list[list[Record]]:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _merge(group: list[Record]) -> Record:

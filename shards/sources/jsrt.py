@@ -22,14 +22,15 @@ http://imgcom.jsrt.or.jp/minijsrtdb/ (Segmentation01, segmentation02).
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from shards.errors import SourceError
-from shards.records import Box, File, Label, Mask, MaskFiles, RawLayout, Record, Sex, Split, locate
-from shards.sources.base import Listing, SourceInfo, count_warnings
-from shards.sources.file_tree import index_files, list_files, match_files, no_images, warn_of
+from shards.records import Box, File, Label, Mask, MaskFiles, RawLayout, Record, Sex, Split
+from shards.sources.base import Listing, SourceInfo
+from shards.sources.files import find_files, index_files, list_files
+from shards.sources.listing import count_warnings, no_images, number_warnings
 
 RAW = RawLayout(height=2048, width=2048, dtype=">u2", max_value=4095, is_inverted=True)
 SPACING_MM = 0.175
@@ -111,10 +112,10 @@ class JsrtSource:
             SourceError: there are neither, both, or two of one name.
         """
         paths = list_files(root)
-        mask_files = match_files(paths, rf"{_STRUCTURE_FOLDER}/{_NAME}\.(?:gif|png|bmp|tiff?)")
-        others = sorted(set(paths) - set(mask_files.values()))
-        raw = index_files(others, rf"{_NAME}\.IMG")
-        converted = index_files(others, rf"{_NAME}{_CONVERTED}")
+        mask_files = list(find_files(paths, rf"{_STRUCTURE_FOLDER}/{_NAME}\.(?:gif|png|bmp|tiff?)"))
+        others = sorted(set(paths) - {path for _, path in mask_files})
+        raw = _index_images(root, others, r"\.IMG")
+        converted = _index_images(root, others, _CONVERTED)
         mini = _read_mini(paths)
         if not raw and not converted and not mini:
             raise no_images(self.info, root)
@@ -125,7 +126,7 @@ class JsrtSource:
             )
         if mini:
             counts = {"images of segmentation02, whose masks are left": sum(not record.masks for record in mini)}
-            return Listing(mini, "patient", count_warnings(self.info, mini) + warn_of(self.info, counts))
+            return Listing(mini, "patient", count_warnings(self.info, mini) + number_warnings(self.info, counts))
         masks, folds = _index_masks(mask_files)
         clinical = parse_clinical(_texts(root, paths))
         images = {**converted, **raw}
@@ -141,7 +142,12 @@ class JsrtSource:
             "SCR masks without an image": sum(len(found) for name, found in masks.items() if name not in images),
             "images of which the clinical tables say nothing": len(images.keys() - clinical.keys()),
         }
-        return Listing(records, "patient", count_warnings(self.info, records) + warn_of(self.info, counts))
+        return Listing(records, "patient", count_warnings(self.info, records) + number_warnings(self.info, counts))
+
+
+def _index_images(root: Path, paths: list[str], suffix: str) -> dict[str, str]:
+    # A name in lower case is the same case, and its letters are its label.
+    return {name.upper(): path for name, path in index_files(root, paths, _NAME + suffix).items()}
 
 
 def parse_clinical(text: str) -> dict[str, Clinical]:
@@ -183,15 +189,17 @@ def _square(row: float, col: float, side_px: float) -> Box | None:
 
 
 def _texts(root: Path, paths: list[str]) -> str:
-    found = match_files(paths, r"C[LN]NDAT_EN\.txt").values()
-    return "\n".join(locate(root, File(path), path).read_text(encoding="utf-8", errors="replace") for path in found)
+    found = find_files(paths, r"C[LN]NDAT_EN\.txt")
+    return "\n".join((root / path).read_text(encoding="utf-8", errors="replace") for _, path in found)
 
 
-def _index_masks(found: Mapping[re.Match[str], str]) -> tuple[dict[str, dict[str, str]], dict[str, Split]]:
+def _index_masks(
+    found: Iterable[tuple[re.Match[str], str]],
+) -> tuple[dict[str, dict[str, str]], dict[str, Split]]:
     """Name → structure → path, and name → split where the masks lie in SCR's folds."""
     masks: dict[str, dict[str, str]] = {}
     folds: dict[str, Split] = {}
-    for match, path in found.items():
+    for match, path in found:
         name = match["name"].upper()
         structure = match["structure"].lower().replace(" ", "_")
         if structure in masks.setdefault(name, {}):
@@ -240,10 +248,10 @@ def _read_mini(paths: list[str]) -> tuple[Record, ...]:
     """Images of miniJSRT's two segmentation archives, with its split into train and test."""
     labels = {
         (match["part"].lower(), match["name"]): path
-        for match, path in match_files(paths, r"Segmentation01/(?P<part>train|test)/label/(?P<name>[^/]+)\.png").items()
+        for match, path in find_files(paths, r"Segmentation01/(?P<part>train|test)/label/(?P<name>[^/]+)\.png")
     }
-    first = match_files(paths, r"Segmentation01/(?P<part>train|test)/org/(?P<name>[^/]+)\.png")
-    second = match_files(paths, r"segmentation02/segmentation/org_(?P<part>train|test)/(?P<name>[^/]+)\.bmp")
+    first = find_files(paths, r"Segmentation01/(?P<part>train|test)/org/(?P<name>[^/]+)\.png")
+    second = find_files(paths, r"segmentation02/segmentation/org_(?P<part>train|test)/(?P<name>[^/]+)\.bmp")
     splits: dict[str, Split] = {"train": "train", "test": "test"}
     return tuple(
         Record(
@@ -256,7 +264,7 @@ def _read_mini(paths: list[str]) -> tuple[Record, ...]:
             split=splits[match["part"].lower()],
         )
         for archive, found in (("segmentation01", first), ("segmentation02", second))
-        for match, path in found.items()
+        for match, path in found
         for label in [labels.get((match["part"].lower(), match["name"])) if archive == "segmentation01" else None]
     )
 

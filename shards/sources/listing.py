@@ -1,11 +1,50 @@
-"""From records and counts to a public dataset's listing: what must hold, and what is worth a word."""
+"""From what a source finds to its listing: what must hold, and what is worth a word."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from shards.errors import SourceError
 from shards.records import Record
-from shards.sources.base import Listing, SourceInfo, count_warnings
+from shards.sources.base import Listing, SourceInfo
+
+Row = TypeVar("Row")
+
+
+def wrong_layout(info: SourceInfo, root: Path, problem: str) -> SourceError:
+    """The error of a folder in which something of the dataset is not found; names the layout that was looked for."""
+    layout = "\n".join(f"    {line}" for line in info.layout.splitlines())
+    return SourceError(f"{root}: {problem}; expected below it\n{layout}")
+
+
+def no_images(info: SourceInfo, root: Path) -> SourceError:
+    """The error of a folder that holds no image of the dataset."""
+    return wrong_layout(info, root, f"no image of {info.name} found")
+
+
+def count_warnings(info: SourceInfo, records: tuple[Record, ...]) -> tuple[str, ...]:
+    """A line where images or patients are not as many as published: a part of a dataset is fine, and worth a word."""
+    found = {"images": len(records), "patients": len({record.patient for record in records})}
+    published = {"images": info.num_images, "patients": info.num_patients}
+    return tuple(
+        f"{info.name}: {found[what]:,} {what} found, {number:,} published"
+        for what, number in published.items()
+        if number is not None and found[what] != number
+    )
+
+
+def number_warnings(info: SourceInfo, counts: Mapping[str, int]) -> tuple[str, ...]:
+    """A line for each thing that was met at all; what → how often, where `what` continues the sentence."""
+    return tuple(f"{info.name}: {number:,} {what}" for what, number in counts.items() if number)
+
+
+def read_or_warn(read: Callable[[], Iterable[Row]], warnings: list[str]) -> list[Row]:
+    """The rows of a list whose form is known at second hand alone: one in another form is a warning and no row."""
+    try:
+        return list(read())
+    except SourceError as error:
+        warnings.append(f"{error}; what the file says stays unknown")
+        return []
 
 
 def build_listing(
@@ -32,10 +71,7 @@ def build_listing(
     """
     found = tuple(sorted(records, key=lambda record: record.source_id))
     if not found:
-        raise SourceError(
-            f"{root}: no image of {info.title} that its tables name ({num_rows:,} named, {num_files:,} files found); "
-            f"expected\n{info.layout}"
-        )
+        raise wrong_layout(info, root, f"no image that the tables name ({num_rows:,} named, {num_files:,} files found)")
     check_split(info, found)
     counts = {
         f"{info.name}: {num_rows - len(found):,} of {num_rows:,} listed images have no file; left out": num_rows,
@@ -58,8 +94,3 @@ def check_split(info: SourceInfo, records: Iterable[Record]) -> None:
                 f"{info.name}: patient {record.patient} is in the splits {splits[record.patient]} and {record.split}; "
                 "the official split is by patient: restore the published lists"
             )
-
-
-def missing_table(info: SourceInfo, root: Path, what: str) -> SourceError:
-    """The error where a table that every copy of the dataset has is not found."""
-    return SourceError(f"{root}: {what} not found at any depth; expected\n{info.layout}")

@@ -23,8 +23,8 @@ from pathlib import Path
 from shards.errors import SourceError
 from shards.records import File, Label, Record, Split
 from shards.sources.base import Listing, SourceInfo, parse_label
-from shards.sources.files import find_table, index_files, list_files
-from shards.sources.listing import build_listing, missing_table
+from shards.sources.files import find_file, index_files, list_files
+from shards.sources.listing import build_listing, wrong_layout
 from shards.sources.tables import read_columns
 
 LABELS = (
@@ -67,7 +67,7 @@ _INFO = SourceInfo(
         "files/p1N/pNNNNNNNN/sNNNNNNNN/DICOM_ID.jpg, with or without p1N"
     ),
 )
-_IMAGE = re.compile(r"(?:^|/)([0-9a-f]{8}(?:-[0-9a-f]{8}){4})\.jpg$")
+_IMAGE = r"(?P<name>[0-9a-f]{8}(?:-[0-9a-f]{8}){4})\.jpg"
 _SUBJECT = re.compile(r"1\d{7}")
 _STUDY = re.compile(r"5\d{7}")
 _SPLITS: dict[str, Split] = {"train": "train", "validate": "val", "test": "test"}
@@ -176,9 +176,9 @@ def read_labels(table: Path) -> dict[Study, dict[str, Label]]:
 
 
 def _find(root: Path, paths: list[str], what: str) -> Path:
-    table = find_table(root, paths, re.compile(rf"mimic-cxr-2\.\d\.\d-{what}\.csv(\.gz)?"))
+    table = find_file(root, paths, rf"mimic-cxr-2\.\d\.\d-{what}\.csv(\.gz)?")
     if not table:
-        raise missing_table(_INFO, root, f"mimic-cxr-2.0.0-{what}.csv.gz")
+        raise wrong_layout(_INFO, root, f"mimic-cxr-2.0.0-{what}.csv.gz not found at any depth")
     return table
 
 

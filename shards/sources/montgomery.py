@@ -16,9 +16,10 @@ import re
 from pathlib import Path
 
 from shards.errors import SourceError
-from shards.records import File, MaskFiles, Record, Sex, locate
-from shards.sources.base import Listing, SourceInfo, count_warnings
-from shards.sources.file_tree import index_files, list_files, no_images, warn_of
+from shards.records import File, MaskFiles, Record, Sex
+from shards.sources.base import Listing, SourceInfo
+from shards.sources.files import index_files, list_files
+from shards.sources.listing import count_warnings, no_images, number_warnings
 
 _NAME = r"(?P<name>MCUCXR_\d{4}_[01])"
 _SEX = re.compile(r"Patient's Sex:\s*([MFO])\s*")
@@ -55,20 +56,18 @@ class MontgomerySource:
             SourceError: there are none, two of one name, or the mask of one lung alone.
         """
         paths = list_files(root)
-        images = index_files(paths, rf"CXR_png/{_NAME}\.png")
+        images = index_files(root, paths, rf"CXR_png/{_NAME}\.png")
         if not images:
             raise no_images(self.info, root)
-        left, right = (index_files(paths, rf"{side}Mask/{_NAME}\.png") for side in ("left", "right"))
-        merged = index_files(paths, rf"masks?/{_NAME}(?:_mask)?\.png")
+        left, right = (index_files(root, paths, rf"{side}Mask/{_NAME}\.png") for side in ("left", "right"))
+        merged = index_files(root, paths, rf"masks?/{_NAME}(?:_mask)?\.png")
         if one_sided := sorted((left.keys() ^ right.keys()) & images.keys()):
             raise SourceError(
                 f"{root}: masks of one lung alone for {len(one_sided)} images, first {one_sided[0]}; expected files of "
                 "the same names in leftMask and rightMask"
             )
-        readings = index_files(paths, rf"ClinicalReadings/{_NAME}\.txt")
-        demographics = {
-            name: parse_demographics(_first_lines(locate(root, File(path), path))) for name, path in readings.items()
-        }
+        readings = index_files(root, paths, rf"ClinicalReadings/{_NAME}\.txt")
+        demographics = {name: parse_demographics(_first_lines(root / path)) for name, path in readings.items()}
         records = tuple(
             Record(
                 source_id=name,
@@ -89,7 +88,7 @@ class MontgomerySource:
                 None in demographics[name] for name in demographics.keys() & images.keys()
             ),
         }
-        return Listing(records, "image", count_warnings(self.info, records) + warn_of(self.info, counts))
+        return Listing(records, "image", count_warnings(self.info, records) + number_warnings(self.info, counts))
 
 
 def parse_demographics(lines: list[str]) -> tuple[Sex | None, float | None]:

@@ -24,8 +24,9 @@ from pathlib import Path
 from shards.errors import SourceError
 from shards.records import Box, File, Label, Record, Sex, Split
 from shards.sources.base import Listing, SourceInfo
-from shards.sources.files import find_table, index_files, list_files
-from shards.sources.listing import build_listing, missing_table
+from shards.sources.files import find_file, index_files, list_files
+from shards.sources.listing import build_listing, number_warnings, wrong_layout
+from shards.sources.nih_identity import NIH, SPLIT_FILES, find_nih_splits, is_nih_image, nih_patient, relatives
 from shards.sources.tables import read_columns
 
 FINDINGS = (
@@ -50,7 +51,7 @@ SIDE_PX = 1024
 
 _NUM_IMAGES = 112_120
 _INFO = SourceInfo(
-    name="nih-chestxray14",
+    name=NIH,
     title="NIH ChestX-ray14",
     modality="chest X-ray",
     num_images=_NUM_IMAGES,
@@ -66,13 +67,12 @@ _INFO = SourceInfo(
         "BBox_List_2017.csv (optional)\n"
         "images/*.png, or images_001/images/*.png to images_012/images/*.png: 1024 x 1024, no resized copy"
     ),
-    shares_images_with=("rsna-pneumonia", "siim-acr", "chestx-det", "covid-qu-ex"),
+    shares_images_with=relatives(NIH),
 )
-_NAME = re.compile(r"\d{8}_\d{3}\.png")
-_IMAGE = re.compile(rf"(?:^|/)({_NAME.pattern})$")
-_NEW_TABLE = re.compile(r"Data_Entry_2017_v2020\.csv(\.gz)?")
-_OLD_TABLE = re.compile(r"Data_Entry_2017\.csv(\.gz)?")
-_BOXES = re.compile(r"BBox_List_2017\.csv(\.gz)?")
+_IMAGE = r"(?P<name>\d{8}_\d{3}\.png)"
+_NEW_TABLE = r"Data_Entry_2017_v2020\.csv(\.gz)?"
+_OLD_TABLE = r"Data_Entry_2017\.csv(\.gz)?"
+_BOXES = r"BBox_List_2017\.csv(\.gz)?"
 _COLUMNS = (
     "Image Index",
     "Finding Labels",
@@ -121,9 +121,10 @@ class NihSource:
         table, table_warnings = _find_entries(root, paths)
         entries = read_entries(table)
         splits, split_warnings = _find_splits(root, paths, entries)
-        boxes_table = find_table(root, paths, _BOXES)
+        boxes_table = find_file(root, paths, _BOXES)
         boxes = read_boxes(boxes_table) if boxes_table else {}
         no_boxes = () if boxes_table else (f"{_INFO.name}: no BBox_List_2017.csv; no boxes",)
+        stray = {"images with boxes are not in the table; left out": len(boxes.keys() - entries.keys())}
         if images:
             _check_size(root / min(images.values()))
         records = (
@@ -148,19 +149,8 @@ class NihSource:
             records,
             num_rows=len(entries),
             num_files=len(images),
-            warnings=(*table_warnings, *split_warnings, *no_boxes),
+            warnings=(*table_warnings, *split_warnings, *no_boxes, *number_warnings(_INFO, stray)),
         )
-
-
-def patient_of(image: str) -> str:
-    """The patient of an image by its file name, `12345678_123.png`; other datasets' mapping files give such names.
-
-    Raises:
-        SourceError: it is no such name.
-    """
-    if not _NAME.fullmatch(image):
-        raise SourceError(f"{_INFO.name}: '{image}' is no image name; expected one like 00000001_000.png")
-    return f"{_INFO.name}/{image[:8]}"
 
 
 def read_entries(table: Path) -> dict[str, Entry]:
@@ -177,14 +167,19 @@ def read_entries(table: Path) -> dict[str, Entry]:
         place = f"{table} row {number}"
         if name in entries:
             raise SourceError(f"{place}: {name} is there twice")
-        if not _NAME.fullmatch(name) or name[:8] != patient.zfill(8):
+        if not is_nih_image(name) or name[:8] != patient.zfill(8):
             raise SourceError(f"{place}: image '{name}' of patient '{patient}'; expected 00000001_000.png of patient 1")
         if findings not in labels:
             labels[findings] = _parse_findings(findings, place)
         if view not in ("PA", "AP"):
             raise SourceError(f"{place}: view '{view}'; expected PA or AP")
         entries[name] = Entry(
-            patient_of(name), labels[findings], view, _parse_sex(gender or sex, place), _parse_age(age), _spacing(*size)
+            nih_patient(name, place),
+            labels[findings],
+            view,
+            _parse_sex(gender or sex, place),
+            _parse_age(age),
+            _spacing(*size),
         )
     return entries
 
@@ -211,47 +206,27 @@ def read_boxes(table: Path) -> dict[str, tuple[Box, ...]]:
 
 
 def _find_entries(root: Path, paths: list[str]) -> tuple[Path, tuple[str, ...]]:
-    new, old = find_table(root, paths, _NEW_TABLE), find_table(root, paths, _OLD_TABLE)
+    new, old = find_file(root, paths, _NEW_TABLE), find_file(root, paths, _OLD_TABLE)
     if new:
         return new, ()
     if old:
         return old, (f"{_INFO.name}: {old.name} has the labels of 2017, which differ from those of 2020",)
-    raise missing_table(_INFO, root, "Data_Entry_2017_v2020.csv")
+    raise wrong_layout(_INFO, root, "Data_Entry_2017_v2020.csv not found at any depth")
 
 
 def _find_splits(root: Path, paths: list[str], entries: dict[str, Entry]) -> tuple[dict[str, Split], tuple[str, ...]]:
     """Image name → split, and what is worth a word."""
-    train = find_table(root, paths, re.compile(r"train_val_list\.txt"))
-    test = find_table(root, paths, re.compile(r"test_list\.txt"))
-    if not train and not test:
-        return {}, (f"{_INFO.name}: no train_val_list.txt and test_list.txt; no official split",)
-    if not train or not test:
-        raise SourceError(f"{root}: one of train_val_list.txt and test_list.txt; expected both, or none for no split")
-    splits = read_splits(train, test)
+    splits = find_nih_splits(root, paths)
+    if not splits:
+        return {}, (f"{_INFO.name}: no {' and '.join(SPLIT_FILES)}; no official split",)
     unlisted = [name for name in entries if name not in splits]
     if unlisted:
         raise SourceError(
-            f"{root}: {len(unlisted):,} images of the table, as {unlisted[0]}, are in neither train_val_list.txt nor "
-            "test_list.txt; restore the published lists, or remove both for no official split"
+            f"{root}: {len(unlisted):,} images of the table, as {unlisted[0]}, are in neither "
+            f"{' nor '.join(SPLIT_FILES)}; restore the published lists, or remove both for no official split"
         )
     unknown = len(splits.keys() - entries.keys())
     return splits, (f"{_INFO.name}: {unknown:,} images of the lists are not in the table",) if unknown else ()
-
-
-def read_splits(train_val: Path, test: Path) -> dict[str, Split]:
-    """Image name → split by the two official lists, one name a line.
-
-    Raises:
-        SourceError: an image is in both.
-    """
-    names = {
-        split: {line.split()[0] for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()}
-        for split, path in (("train", train_val), ("test", test))
-    }
-    both = names["train"] & names["test"]
-    if both:
-        raise SourceError(f"{test}: {len(both):,} images, as {min(both)}, are also in {train_val.name}; expected none")
-    return {name: split for split in ("train", "test") for name in names[split]}
 
 
 def _parse_findings(text: str, place: str) -> dict[str, Label]:

@@ -8,25 +8,26 @@ took images from RSNA Pneumonia without saying which: no mapping tells it apart.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from shards.errors import SourceError
 from shards.records import Record, Split
-from shards.sources.base import Listing
+from shards.sources.base import Listing, SourceInfo
+from shards.sources.files import find_file
+from shards.sources.listing import number_warnings
 
 NIH = "nih-chestxray14"
 FAMILY = (NIH, "rsna-pneumonia", "siim-acr", "chestx-det")
-NEVER_MAPPED = ("covid-qu-ex",)
 SPLIT_FILES: dict[str, Split] = {"train_val_list.txt": "train", "test_list.txt": "test"}
 
 _NIH_IMAGE = re.compile(r"(\d{8})_\d{3}\.png")
 
 
 def relatives(kind: str) -> tuple[str, ...]:
-    """The other datasets made of NIH ChestX-ray14's images."""
-    return (*(name for name in FAMILY if name != kind), *NEVER_MAPPED)
+    """The other datasets made of NIH ChestX-ray14's images; the last is never told apart, and always says so itself."""
+    return (*(name for name in FAMILY if name != kind), "covid-qu-ex")
 
 
 def is_nih_image(name: str) -> bool:
@@ -46,43 +47,72 @@ def nih_patient(image: str, place: str) -> str:
     return f"{NIH}/{match[1]}"
 
 
-def read_nih_splits(root: Path) -> dict[str, Split]:
-    """NIH's official split by image; empty where neither of its two lists lies in `root`.
+def find_nih_splits(root: Path, paths: Iterable[str]) -> dict[str, Split]:
+    """NIH's official split by image; empty where neither of its two lists is there.
+
+    Args:
+        root: The folder.
+        paths: Of all files below it.
 
     Raises:
-        SourceError: only one lies there, a line does not begin with an image, or an image is in both.
+        SourceError: only one is there, or one twice; a line does not begin with an image, or an image is in both.
     """
-    found = [name for name in SPLIT_FILES if (root / name).is_file()]
-    if len(found) == 1:
+    lists = {name: find_file(root, paths, re.escape(name)) for name in SPLIT_FILES}
+    missing = [name for name, path in lists.items() if path is None]
+    if len(missing) == 1:
         raise SourceError(
-            f"{root}: {found[0]} without the other of {' and '.join(SPLIT_FILES)}; put both or neither there"
+            f"{root}: {missing[0]} is missing; expected both of {' and '.join(SPLIT_FILES)}, or none for no official "
+            "split"
         )
     splits: dict[str, Split] = {}
-    for name in found:
-        # Lines end in CRLF in some copies, and in labels in others.
-        for number, line in enumerate(
-            (root / name).read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1
-        ):
-            if not line.strip():
-                continue
-            image = line.split()[0]
-            if not is_nih_image(image):
-                raise SourceError(f"{root / name} line {number}: expected an image, as 00000001_000.png")
+    for name, path in lists.items():
+        for image in _read_list(path) if path else ():
             if splits.setdefault(image, SPLIT_FILES[name]) != SPLIT_FILES[name]:
-                raise SourceError(f"{root}: {image} is in both {' and '.join(SPLIT_FILES)}")
+                raise SourceError(
+                    f"{root}: {image} is in both {' and '.join(SPLIT_FILES)}; restore the published lists"
+                )
     return splits
 
 
+def _read_list(path: Path) -> Iterator[str]:
+    # Lines end in CRLF in some copies, and in labels in others.
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    for number, line in enumerate(lines, start=1):
+        if words := line.split():
+            if not is_nih_image(words[0]):
+                raise SourceError(f"{path} line {number}: expected an image, as 00000001_000.png")
+            yield words[0]
+
+
+def parse_mapping(pairs: Iterable[tuple[str, str]], place: str) -> dict[str, str]:
+    """A dataset's image → NIH's file name.
+
+    Raises:
+        SourceError: an image has two NIH images; `place` names the file.
+    """
+    images: dict[str, str] = {}
+    for name, image in pairs:
+        if images.setdefault(name, image) != image:
+            raise SourceError(f"{place}: {name} is mapped to two images of NIH ChestX-ray14; expected one")
+    return images
+
+
 def list_nih_images(
-    kind: str, records: tuple[Record, ...], images: Mapping[str, str] | None, root: Path, warnings: tuple[str, ...]
+    info: SourceInfo,
+    root: Path,
+    paths: Iterable[str],
+    records: tuple[Record, ...],
+    images: Mapping[str, str] | None,
+    warnings: tuple[str, ...],
 ) -> Listing:
-    """A dataset's listing with NIH's patients, and NIH's official split where its lists lie in `root`.
+    """A dataset's listing with NIH's patients, and NIH's official split where its lists are there.
 
     Args:
-        kind: The dataset.
+        info: The dataset.
+        root: Its folder.
+        paths: Of all files below it, among which NIH's lists may be.
         records: Its records, each its own patient, with its own official split if it has one.
         images: source_id → NIH file name; None: no mapping is known.
-        root: Where NIH's lists may lie.
         warnings: What is to be said besides.
 
     Returns:
@@ -94,24 +124,19 @@ def list_nih_images(
         SourceError: the mapping or the lists are not NIH's.
     """
     if images is None:
-        return Listing(records, "image", warnings, relatives(kind))
-    splits = read_nih_splits(root)
+        return Listing(records, "image", warnings, relatives(info.name))
+    splits = find_nih_splits(root, paths)
     mapped = tuple(_as_nih(record, images.get(record.source_id), splits) for record in records)
     num_unmapped = sum(record.source_id not in images for record in records)
-    if num_unmapped:
-        warnings = (
-            *warnings,
-            f"{kind}: the mapping names no NIH image for {num_unmapped:,} of {len(records):,} images; each counts as a "
-            "patient of its own, and may be of a patient in another split",
-        )
     mapped, num_moved = _without_straddling(mapped)
-    if num_moved:
-        warnings = (
-            *warnings,
-            f"{kind}: {num_moved:,} images went to train from the dataset's own val or test, for their patients are in "
-            f"several of its splits; put NIH's {' and '.join(SPLIT_FILES)} beside the mapping to use NIH's split",
-        )
-    return Listing(mapped, "patient", warnings, relatives(kind) if num_unmapped else NEVER_MAPPED)
+    counts = {
+        f"of {len(records):,} images have no NIH image in the mapping; each counts as a patient of its own, and may be "
+        "of a patient in another split": num_unmapped,
+        "images went to train from the dataset's own val or test, for their patients are in several of its splits; put "
+        f"NIH's {' and '.join(SPLIT_FILES)} beside the mapping to use NIH's split": num_moved,
+    }
+    shared = relatives(info.name) if num_unmapped else ()
+    return Listing(mapped, "patient", (*warnings, *number_warnings(info, counts)), shared)
 
 
 def _as_nih(record: Record, image: str | None, splits: Mapping[str, Split]) -> Record:

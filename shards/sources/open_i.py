@@ -16,22 +16,22 @@ What is easily got wrong:
 - A report is the best proxy of a patient; a person may have several.
 - Views: ViewPosition in the DICOM metadata is missing for a third and says PA of laterals. Where torchxrayvision's
   nlmcxr_tsne_pa.csv (told by the pictures, one a report) calls an image a lateral, it is one; its PA only fills gaps.
+- Dates in the DICOM headers are surrogates and no age is stated: ages are unknown.
 - Reports are XML: one with a document type, which could define entities that expand without bound, is refused.
 """
 
 import xml.parsers.expat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-
-import pandas as pd
+from pathlib import Path
 
 from shards.errors import SourceError
-from shards.progress import progress
 from shards.records import File, Label, Record
-from shards.sources.base import Listing, SourceInfo, count_warnings, number_warning
-from shards.sources.dicom_facts import DicomFacts, parse_view, read_facts
-from shards.sources.image_index import DICOM_SUFFIXES, find_files
+from shards.sources.base import Listing, SourceInfo
+from shards.sources.dicom_facts import DicomFacts, parse_view, read_all_facts
+from shards.sources.files import find_file, find_files, index_files, list_files
+from shards.sources.listing import count_warnings, number_warnings, wrong_layout
+from shards.sources.tables import read_columns
 
 KIND = "open-i"
 FINDINGS = (
@@ -72,13 +72,13 @@ FINDINGS = (
 )
 """The major terms that are findings or devices and not places, of 15 reports or more."""
 NOT_INDEXED = "No Indexing"
-REPORTS_FOLDER = "ecgen-radiology"
-METADATA_FILE = "nlmcxr_dicom_metadata.csv"
-TSNE_FILE = "nlmcxr_tsne_pa.csv"
 
 _ALIASES = {"CXR1_IM-0001-3001": "CXR1_1_IM-0001-3001", "CXR1_IM-0001-4001": "CXR1_1_IM-0001-4001"}
 _LATERAL = "L"
-_SUFFIXES = (".png", *DICOM_SUFFIXES)
+_REPORT = r"ecgen-radiology/[^/]+\.xml"
+_IMAGE = r"(?P<name>[^/]+)\.(?:png|dcm|dicom)"
+_TAGS = r"nlmcxr_dicom_metadata\.csv(?:\.gz)?"
+_SEEN = r"nlmcxr_tsne_pa\.csv(?:\.gz)?"
 _MAX_REPORT_BYTES = 2**20
 _ID_PATH = ["eCitation", "uId"]
 _IMAGE_PATH = ["eCitation", "parentImage"]
@@ -117,7 +117,7 @@ class OpenISource:
         pages=("https://openi.nlm.nih.gov/faq",),
         layout="ecgen-radiology/<number>.xml (NLMCXR_reports.tgz)\n"
         "<image>.png at any depth (NLMCXR_png.tgz), or <image>.dcm (NLMCXR_dcm.tgz)\n"
-        "nlmcxr_dicom_metadata.csv, nlmcxr_tsne_pa.csv (optional: views; from torchxrayvision, gunzipped)",
+        "nlmcxr_dicom_metadata.csv, nlmcxr_tsne_pa.csv (optional: views; from torchxrayvision; .gz as well)",
     )
 
     def read(self, root: Path) -> Listing:
@@ -126,40 +126,43 @@ class OpenISource:
         Raises:
             SourceError: reports are missing or not what they should be; no image is there.
         """
-        reports = {name: report for report in read_reports(root / REPORTS_FOLDER) for name in report.images}
-        index = index_by_image(find_files(root, _SUFFIXES), root)
+        paths = list_files(root)
+        reports = read_reports(root, paths)
+        index = index_by_image(root, paths)
         names = sorted(index.keys() & reports.keys())
         if not names:
-            raise SourceError(f"{root}: no image of a report is there; expected\n{self.info.layout}")
-        tags = read_views(root / METADATA_FILE, "View Position")
-        seen = read_views(root / TSNE_FILE, "tsne-view")
+            raise wrong_layout(self.info, root, "no image of a report is there")
+        tags = read_views(find_file(root, paths, _TAGS), "View Position")
+        seen = read_views(find_file(root, paths, _SEEN), "tsne-view")
+        facts = read_all_facts(root, {name: index[name] for name in names})
         records = tuple(
-            _record(name, index[name], reports[name], read_facts(root / index[name]), tags.get(name), seen.get(name))
-            for name in progress(names, total=len(names), description="Reading headers", unit="image")
+            _record(name, index[name], reports[name], found, tags.get(name), seen.get(name))
+            for name, found in facts.items()
         )
-        warnings = (
-            *count_warnings(self.info, records),
-            *number_warning(KIND, len(reports) - len(names), "images that reports name are not there"),
-            *number_warning(KIND, len(index) - len(names), "images that no report names were left out"),
-        )
-        return Listing(records, "patient", warnings)
+        counts = {
+            "images that reports name are not there": len(reports) - len(names),
+            "images that no report names were left out": len(index) - len(names),
+        }
+        return Listing(records, "patient", (*count_warnings(self.info, records), *number_warnings(self.info, counts)))
 
 
-def read_reports(folder: Path) -> list[Report]:
-    """The reports, in the order of their file names.
+def read_reports(root: Path, paths: Iterable[str]) -> dict[str, Report]:
+    """Image → the report that names it.
 
     Raises:
-        SourceError: there are none, one is not a report, or two name one image.
+        SourceError: there are no reports, one is not a report, or two name one image.
     """
-    paths = find_files(folder, (".xml",)) if folder.is_dir() else []
-    if not paths:
-        raise SourceError(f"{folder}: no reports; expected <number>.xml, from NLMCXR_reports.tgz")
-    reports = [_read_report(folder / path) for path in paths]
-    images: set[str] = set()
-    for report in reports:
-        if images & set(report.images) or len(set(report.images)) != len(report.images):
-            raise SourceError(f"{folder}: two reports name one image of {report.report_id}; expected every image once")
-        images |= set(report.images)
+    found = [root / path for _, path in find_files(paths, _REPORT)]
+    if not found:
+        raise SourceError(f"{root}: no reports; expected ecgen-radiology/<number>.xml, from NLMCXR_reports.tgz")
+    reports: dict[str, Report] = {}
+    for report in map(_read_report, found):
+        for image in report.images:
+            if image in reports:
+                raise SourceError(
+                    f"{root}: two reports name one image of {report.report_id}; expected every image once"
+                )
+            reports[image] = report
     return reports
 
 
@@ -230,15 +233,14 @@ def labels_of(terms: frozenset[str]) -> dict[str, Label]:
     return {finding: int(finding in terms) for finding in FINDINGS}
 
 
-def index_by_image(paths: list[str], root: Path) -> dict[str, str]:
+def index_by_image(root: Path, paths: Iterable[str]) -> dict[str, str]:
     """Image, as the reports name it, → path; a DICOM file's name lacks the `CXR` in front.
 
     Raises:
         SourceError: two files are the same image.
     """
     index: dict[str, str] = {}
-    for path in paths:
-        name = PurePosixPath(path).name.rpartition(".")[0]
+    for name, path in index_files(root, paths, _IMAGE).items():
         image = name if name.startswith("CXR") else f"CXR{name}"
         image = _ALIASES.get(image, image)
         if index.setdefault(image, path) != path:
@@ -246,20 +248,14 @@ def index_by_image(paths: list[str], root: Path) -> dict[str, str]:
     return index
 
 
-def read_views(path: Path, column: str) -> dict[str, str]:
+def read_views(path: Path | None, column: str) -> dict[str, str]:
     """Image → view from one of torchxrayvision's lists; nothing where it is not there, or says none.
 
     Raises:
         SourceError: it is no CSV file with these columns.
     """
-    if not path.is_file():
-        return {}
-    try:
-        # Two columns of 170, one of which has no name.
-        rows = pd.read_csv(path, usecols=["imageid", column], dtype=str, keep_default_na=False)
-    except ValueError:
-        raise SourceError(f"{path}: expected a CSV file with the columns imageid and {column}") from None
-    views = {image: parse_view(view) for image, view in zip(rows["imageid"], rows[column], strict=True)}
+    rows = read_columns(path, ("imageid", column), "torchxrayvision's list of views") if path else ()
+    views = {image: parse_view(view) for image, view in rows}
     return {_ALIASES.get(image, image): view for image, view in views.items() if view is not None}
 
 
@@ -279,7 +275,6 @@ def _record(name: str, path: str, report: Report, facts: DicomFacts, tag: str | 
         view=choose_view(tag or facts.view, seen),
         labels=labels_of(report.terms),
         sex=facts.sex,
-        age_years=facts.age_years,
         spacing_mm=facts.spacing_mm,
     )
 

@@ -18,7 +18,6 @@ What is easily got wrong:
 """
 
 import ast
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +25,8 @@ from pathlib import Path
 from shards.errors import SourceError
 from shards.records import File, Label, Record, Sex
 from shards.sources.base import Listing, SourceInfo
-from shards.sources.files import find_table, index_files, list_files
-from shards.sources.listing import build_listing, missing_table
+from shards.sources.files import find_file, index_files, list_files
+from shards.sources.listing import build_listing, wrong_layout
 from shards.sources.tables import read_columns
 
 # fmt: off
@@ -135,8 +134,8 @@ _INFO = SourceInfo(
     ),
     shares_images_with=("covid-qu-ex",),
 )
-_IMAGE = re.compile(r"(?:^|/)([^/]+\.png)$")
-_TABLE = re.compile(r"PADCHEST_chest_x_ray_images_labels_160K.*\.csv(\.gz)?")
+_IMAGE = r"(?P<name>[^/]+\.png)"
+_TABLE = r"PADCHEST_chest_x_ray_images_labels_160K[^/]*\.csv(\.gz)?"
 _COLUMNS = ("ImageID", "StudyID", "PatientID", "PatientSex_DICOM", "Projection", "Labels")
 _VIEWS = ("PA", "L", "AP_horizontal", "AP", "COSTAL", "EXCLUDE", "UNK")
 _SEXES: dict[str, Sex | None] = {"F": "F", "M": "M", "O": "O", "nan": None, "": None}
@@ -167,9 +166,11 @@ class PadChestSource:
         """
         paths = list_files(root, _NUM_IMAGES)
         images = index_files(root, paths, _IMAGE)
-        table = find_table(root, paths, _TABLE)
+        table = find_file(root, paths, _TABLE)
         if not table:
-            raise missing_table(_INFO, root, "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv")
+            raise wrong_layout(
+                _INFO, root, "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv not found at any depth"
+            )
         entries = read_entries(table)
         records = (
             Record(

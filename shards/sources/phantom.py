@@ -6,7 +6,8 @@ from pathlib import Path
 
 from shards.errors import SourceError
 from shards.records import File, MaskFiles, Record
-from shards.sources.base import Listing, SourceInfo, parse_label, read_csv
+from shards.sources.base import Listing, SourceInfo, parse_label
+from shards.sources.tables import read_columns, read_rows
 
 _ID_COLUMNS = ("image_id", "patient_id", "study_id", "view")
 _SPACING_COLUMN = "detector_spacing_mm"
@@ -54,7 +55,7 @@ class _PhantomFolder:
 
     def records(self) -> tuple[Record, ...]:
         self._check_description()
-        rows = read_csv(self._root / "labels.csv", _ID_COLUMNS, "the phantom's labels")
+        rows = read_rows(self._root / "labels.csv", _ID_COLUMNS, "the phantom's labels")
         self._check_images([row["image_id"] for row in rows])
         landmarks, masks = self._landmarks(), self._masks()
         records = (
@@ -100,12 +101,13 @@ class _PhantomFolder:
     def _landmarks(self) -> dict[str, dict[str, tuple[float, float]]]:
         path = self._root / "landmarks.csv"
         places: dict[str, dict[str, tuple[float, float]]] = {}
-        for number, row in enumerate(read_csv(path, _LANDMARK_COLUMNS, "the phantom's landmarks"), start=1):
+        rows = read_columns(path, _LANDMARK_COLUMNS, "the phantom's landmarks")
+        for number, (image, landmark, row, col) in enumerate(rows, start=1):
             try:
-                place = float(row["row"]), float(row["col"])
+                place = float(row), float(col)
             except ValueError:
                 raise SourceError(f"{path} row {number}: row and col must be numbers") from None
-            places.setdefault(row["image_id"], {})[row["landmark"]] = place
+            places.setdefault(image, {})[landmark] = place
         return places
 
     def _masks(self) -> dict[str, dict[str, MaskFiles]]:

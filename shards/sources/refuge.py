@@ -19,11 +19,12 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from shards.records import File, Label, MaskFiles, Point, Record, Split, locate
-from shards.sources.base import Listing, SourceInfo, count_warnings
-from shards.sources.file_tree import index_files, list_files, match_files, no_images, read_rows, warn_of
+from shards.records import File, Label, MaskFiles, Point, Record, Split
+from shards.sources.base import Listing, SourceInfo
+from shards.sources.files import find_files, index_files, list_files
+from shards.sources.listing import count_warnings, no_images, number_warnings, read_or_warn
 from shards.sources.workbook import read_workbook
 
 MAX_DISC_LEVEL = 150
@@ -78,11 +79,12 @@ class RefugeSource:
         """
         paths = list_files(root)
         images = {
-            part: index_files(paths, rf"(?:REFUGE-)?{part}/(?:[^/]+/)?(?P<name>[a-z]\d{{4}})\.jpe?g") for part in PARTS
+            part: index_files(root, paths, rf"(?:REFUGE-)?{part}/(?:[^/]+/)?(?P<name>[a-z]\d{{4}})\.jpe?g")
+            for part in PARTS
         }
         if not any(images.values()):
             raise no_images(self.info, root)
-        masks = index_files(paths, r"Disc_Cup_Masks/(?:[^/]+/)?(?P<name>[a-z]\d{4})\.bmp")
+        masks = index_files(root, paths, r"Disc_Cup_Masks/(?:[^/]+/)?(?P<name>[a-z]\d{4})\.bmp")
         warnings: list[str] = []
         rows = _rows(root, paths, warnings)
         known = {
@@ -106,12 +108,13 @@ class RefugeSource:
         counts = {
             "images without a mask": sum(not record.masks for record in records),
             "masks without an image": len(masks.keys() - known.keys()),
+            "rows of the workbooks without an image": len(rows.keys() - known.keys()),
             "images on whose label folders and workbooks disagree: it stays unknown": sum(
                 len(labels) > 1 for labels in known.values()
             ),
             "images of which nothing says whether they show glaucoma": sum(not labels for labels in known.values()),
         }
-        warnings += [*count_warnings(self.info, records), *warn_of(self.info, counts)]
+        warnings += [*count_warnings(self.info, records), *number_warnings(self.info, counts)]
         return Listing(records, "image", tuple(warnings))
 
 
@@ -126,12 +129,12 @@ def _masks(path: str) -> dict[str, MaskFiles]:
 
 def _rows(root: Path, paths: Iterable[str], warnings: list[str]) -> dict[str, Row]:
     """Name → what the workbooks say; one in another form is added to `warnings`."""
-    found = match_files(paths, r"(?:Fovea_locations?|Glaucoma_label_and_Fovea_location)\.xlsx").values()
-    files = [locate(root, File(path), path) for path in sorted(found)]
+    found = find_files(paths, r"(?:Fovea_locations?|Glaucoma_label_and_Fovea_location)\.xlsx")
+    files = [root / path for _, path in found]
     return {
-        values["ImgName"].rpartition(".")[0]: _row(values)
+        PurePosixPath(values["ImgName"]).stem: _row(values)
         for file in files
-        for values in read_rows(partial(read_workbook, file, _COLUMNS, "REFUGE's labels"), warnings)
+        for values in read_or_warn(partial(read_workbook, file, _COLUMNS, "REFUGE's labels"), warnings)
     }
 
 

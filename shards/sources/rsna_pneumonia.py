@@ -16,20 +16,20 @@ What is easily got wrong:
   the sense of this package, for they share patients with the others.
 """
 
-import csv
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from shards.errors import SourceError
-from shards.progress import progress
 from shards.records import Box, File, Label, Record
-from shards.sources.base import Listing, SourceInfo, count_warnings, number_warning, read_csv
-from shards.sources.dicom_facts import read_facts
-from shards.sources.image_index import index_images
-from shards.sources.nih_identity import list_nih_images, relatives
+from shards.sources.base import Listing, SourceInfo
+from shards.sources.dicom_facts import DicomFacts, read_all_facts
+from shards.sources.files import index_files, list_files
+from shards.sources.listing import count_warnings, number_warnings, wrong_layout
+from shards.sources.nih_identity import list_nih_images, parse_mapping, relatives
+from shards.sources.tables import read_columns, read_lines
 
 KIND = "rsna-pneumonia"
 OPACITY = "Lung Opacity"
@@ -39,8 +39,8 @@ CLASSES_FILE = "stage_2_detailed_class_info.csv"
 MAPPING_FILE = "pneumonia-challenge-dataset-mappings_2018.json"
 TEST_FOLDER = "stage_2_test_images"
 
-_COLUMNS = ("patientId", "x", "y", "width", "height", "Target")
-_SUFFIXES = (".dcm", ".png")
+COLUMNS = ("patientId", "x", "y", "width", "height", "Target")
+_IMAGE = r"(?P<name>[^/]+)\.(?:dcm|png)"
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -85,57 +85,49 @@ class RsnaPneumoniaSource:
         Raises:
             SourceError: a file is missing or not what it should be; the labels and the classes contradict each other.
         """
-        opacities = parse_labels(read_csv(root / LABELS_FILE, _COLUMNS, "RSNA's boxes"), str(root / LABELS_FILE))
+        opacities = parse_labels(read_columns(root / LABELS_FILE, COLUMNS, "RSNA's boxes"), str(root / LABELS_FILE))
         classes = read_classes(root / CLASSES_FILE) if (root / CLASSES_FILE).is_file() else {}
         check_classes(opacities, classes, str(root / CLASSES_FILE))
-        index = index_images(root, _SUFFIXES)
+        paths = list_files(root, self.info.num_images)
+        index = index_files(root, paths, _IMAGE)
         labelled = sorted(index.keys() & opacities.keys())
         others = sorted(index.keys() - opacities.keys())
         unlabelled = [name for name in others if TEST_FOLDER in index[name].split("/")]
         if not labelled and not unlabelled:
-            raise SourceError(f"{root}: no image of {LABELS_FILE} is there; expected\n{self.info.layout}")
+            raise wrong_layout(self.info, root, f"no image of {LABELS_FILE} is there")
+        facts = read_all_facts(root, {name: index[name] for name in (*labelled, *unlabelled)})
         records = tuple(
-            _record(root, name, index[name], opacities.get(name), classes.get(name))
-            for name in progress(
-                [*labelled, *unlabelled],
-                total=len(labelled) + len(unlabelled),
-                description="Reading headers",
-                unit="image",
-            )
+            _record(name, index[name], found, opacities.get(name), classes.get(name)) for name, found in facts.items()
         )
         mapping = read_mapping(root / MAPPING_FILE) if (root / MAPPING_FILE).is_file() else None
+        counts = {
+            f"images of {LABELS_FILE} are not there": len(opacities) - len(labelled),
+            f"images without a row in {LABELS_FILE} were left out": len(others) - len(unlabelled),
+            f"file is missing: {CLASSES_FILE}; Normal and Not Normal are unknown": 0 if classes else 1,
+        }
         warnings = (
             *count_warnings(self.info, records[: len(labelled)]),
-            *number_warning(
-                KIND, len(opacities) - len(labelled), f"rows of {LABELS_FILE} name an image that is not there"
-            ),
-            *number_warning(
-                KIND, len(others) - len(unlabelled), f"images without a row in {LABELS_FILE} were left out"
-            ),
-            *number_warning(
-                KIND, 0 if classes else 1, f"file is missing: {CLASSES_FILE}; Normal and Not Normal are unknown"
-            ),
+            *number_warnings(self.info, counts),
         )
-        return list_nih_images(KIND, records, mapping, root, warnings)
+        return list_nih_images(self.info, root, paths, records, mapping, warnings)
 
 
-def parse_labels(rows: list[dict[str, str]], place: str) -> dict[str, Opacities]:
-    """Target and boxes by image; boxes in the order of the rows.
+def parse_labels(rows: Iterable[tuple[str, ...]], place: str) -> dict[str, Opacities]:
+    """Target and boxes by image, from rows of the columns `COLUMNS`; boxes in the order of the rows.
 
     Raises:
         SourceError: an image has both targets, or a box is there without Target 1 or the other way round.
     """
     targets: dict[str, int] = {}
     boxes: dict[str, list[Box]] = {}
-    for number, row in enumerate(rows, start=1):
-        numbers = [row[name] for name in ("x", "y", "width", "height")]
-        if row["Target"] not in ("0", "1") or (row["Target"] == "1") != all(numbers) or any(numbers) != all(numbers):
+    for number, (name, *numbers, stated) in enumerate(rows, start=1):
+        if stated not in ("0", "1") or (stated == "1") != all(numbers) or any(numbers) != all(numbers):
             raise SourceError(f"{place} row {number}: expected Target 1 with x, y, width, height, or Target 0 alone")
-        target = int(row["Target"])
-        if targets.setdefault(row["patientId"], target) != target:
+        target = int(stated)
+        if targets.setdefault(name, target) != target:
             raise SourceError(f"{place} row {number}: an earlier row of the image has the other Target")
         if target:
-            boxes.setdefault(row["patientId"], []).append(_box(numbers, f"{place} row {number}"))
+            boxes.setdefault(name, []).append(_box(numbers, f"{place} row {number}"))
     return {name: Opacities(target, tuple(boxes.get(name, ()))) for name, target in targets.items()}
 
 
@@ -155,13 +147,8 @@ def read_classes(path: Path) -> dict[str, str]:
     Raises:
         SourceError: a line is not an image and one of the three classes, or an image has two classes.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = [[value.strip() for value in line] for line in csv.reader(file, strict=True) if line]
-    except (UnicodeDecodeError, csv.Error):
-        raise SourceError(f"{path}: expected RSNA's classes as a CSV file in UTF-8") from None
     classes: dict[str, str] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path, "RSNA's classes"), start=1):
         if number == 1 and line == ["patientId", "class"]:
             continue
         if len(line) != 2 or not _UUID.fullmatch(line[0]) or line[1] not in CLASSES:
@@ -188,17 +175,17 @@ def read_mapping(path: Path) -> dict[str, str]:
     """Kaggle's image → NIH's file name, from the RSNA's list of objects.
 
     Raises:
-        SourceError: it is no such list.
+        SourceError: it is no such list, or an image has two NIH images.
     """
     try:
         items = json.loads(path.read_text(encoding="utf-8"))
-        return {str(item["subset_img_id"]): str(item["img_id"]) for item in items}
+        pairs = [(str(item["subset_img_id"]), str(item["img_id"])) for item in items]
     except (ValueError, TypeError, KeyError):
         raise SourceError(f"{path}: expected the RSNA's list of objects with subset_img_id and img_id") from None
+    return parse_mapping(((name, image) for name, image in pairs if name), str(path))
 
 
-def _record(root: Path, name: str, path: str, opacities: Opacities | None, group: str | None) -> Record:
-    facts = read_facts(root / path)
+def _record(name: str, path: str, facts: DicomFacts, opacities: Opacities | None, group: str | None) -> Record:
     return Record(
         source_id=name,
         image=File(path),

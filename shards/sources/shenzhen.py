@@ -17,9 +17,10 @@ Lung masks of 566 of the images are another set: https://www.kaggle.com/datasets
 import re
 from pathlib import Path
 
-from shards.records import File, MaskFiles, Record, Sex, locate
-from shards.sources.base import Listing, SourceInfo, count_warnings
-from shards.sources.file_tree import index_files, list_files, no_images, warn_of
+from shards.records import File, MaskFiles, Record, Sex
+from shards.sources.base import Listing, SourceInfo
+from shards.sources.files import index_files, list_files
+from shards.sources.listing import count_warnings, no_images, number_warnings
 
 _DEMOGRAPHICS = re.compile(
     r"(?P<sex>female|male)[ ,]*(?P<age>\d{1,3}) ?(?P<unit>years|year|yrs|yr|months|month|days|day)", re.IGNORECASE
@@ -58,14 +59,12 @@ class ShenzhenSource:
             SourceError: there are none, or two of one name.
         """
         paths = list_files(root)
-        images = index_files(paths, r"CXR_png/(?P<name>CHNCXR_\d{4}_[01])\.png")
+        images = index_files(root, paths, r"CXR_png/(?P<name>CHNCXR_\d{4}_[01])\.png")
         if not images:
             raise no_images(self.info, root)
-        masks = index_files(paths, r"(?P<name>CHNCXR_\d{4}_[01])_mask\.png")
-        readings = index_files(paths, r"ClinicalReadings/(?P<name>CHNCXR_\d{4}_[01])\.txt")
-        demographics = {
-            name: parse_demographics(_first_line(locate(root, File(path), path))) for name, path in readings.items()
-        }
+        masks = index_files(root, paths, r"(?P<name>CHNCXR_\d{4}_[01])_mask\.png")
+        readings = index_files(root, paths, r"ClinicalReadings/(?P<name>CHNCXR_\d{4}_[01])\.txt")
+        demographics = {name: parse_demographics(_first_line(root / path)) for name, path in readings.items()}
         records = tuple(
             Record(
                 source_id=name,
@@ -85,7 +84,7 @@ class ShenzhenSource:
                 demographics[name] == (None, None) for name in demographics.keys() & images.keys()
             ),
         }
-        return Listing(records, "image", count_warnings(self.info, records) + warn_of(self.info, counts))
+        return Listing(records, "image", count_warnings(self.info, records) + number_warnings(self.info, counts))
 
 
 def parse_demographics(line: str) -> tuple[Sex | None, float | None]:

@@ -16,16 +16,17 @@ What is easily got wrong:
 - The images were resized; the pixel spacing in the headers may be the originals', and is not used.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from shards.errors import SourceError
-from shards.progress import progress
 from shards.records import File, MaskRuns, Record, Split
-from shards.sources.base import Listing, SourceInfo, count_warnings, number_warning, read_csv
-from shards.sources.dicom_facts import read_facts
-from shards.sources.image_index import index_images
-from shards.sources.nih_identity import list_nih_images, relatives
+from shards.sources.base import Listing, SourceInfo
+from shards.sources.dicom_facts import DicomFacts, read_all_facts
+from shards.sources.files import index_files, list_files
+from shards.sources.listing import count_warnings, number_warnings, wrong_layout
+from shards.sources.nih_identity import list_nih_images, parse_mapping, relatives
+from shards.sources.tables import read_columns
 
 KIND = "siim-acr"
 FINDING = "Pneumothorax"
@@ -35,8 +36,9 @@ MAPPING_FILE = "siim_to_nih.csv"
 SPLIT_FOLDERS: dict[str, Split] = {"dicom-images-train": "train", "dicom-images-test": "test"}
 UNLABELLED_FOLDERS = ("dicom-images-test", "stage_2_images")
 
-_ID, _RUNS = "ImageId", "EncodedPixels"
-_SUFFIXES = (".dcm", ".png")
+COLUMNS = ("ImageId", "EncodedPixels")
+
+_IMAGE = r"(?P<name>[^/]+)\.(?:dcm|png)"
 
 Runs = tuple[tuple[int, int], ...]
 
@@ -71,42 +73,34 @@ class SiimAcrSource:
             SourceError: a file is missing or not what it should be.
         """
         labels = next((root / name for name in LABEL_FILES if (root / name).is_file()), root / LABEL_FILES[0])
-        runs = parse_runs(read_csv(labels, (_ID, _RUNS), "SIIM-ACR's masks"), str(labels))
-        index = index_images(root, _SUFFIXES)
+        runs = parse_runs(read_columns(labels, COLUMNS, "SIIM-ACR's masks"), str(labels))
+        paths = list_files(root, self.info.num_images)
+        index = index_files(root, paths, _IMAGE)
         labelled = sorted(index.keys() & runs.keys())
         others = sorted(index.keys() - runs.keys())
         unlabelled = [name for name in others if set(UNLABELLED_FOLDERS) & set(index[name].split("/"))]
         if not labelled and not unlabelled:
-            raise SourceError(f"{root}: no image of {labels.name} is there; expected\n{self.info.layout}")
-        records = tuple(
-            _record(root, name, index[name], runs.get(name))
-            for name in progress(
-                [*labelled, *unlabelled],
-                total=len(labelled) + len(unlabelled),
-                description="Reading headers",
-                unit="image",
-            )
-        )
+            raise wrong_layout(self.info, root, f"no image of {labels.name} is there")
+        facts = read_all_facts(root, {name: index[name] for name in (*labelled, *unlabelled)})
+        records = tuple(_record(name, index[name], found, runs.get(name)) for name, found in facts.items())
         mapping = read_mapping(root / MAPPING_FILE) if (root / MAPPING_FILE).is_file() else None
-        warnings = (
-            *count_warnings(self.info, records[: len(labelled)]),
-            *number_warning(KIND, len(runs) - len(labelled), f"images of {labels.name} are not there"),
-            *number_warning(
-                KIND, len(others) - len(unlabelled), f"images without a row in {labels.name} were left out"
-            ),
-        )
-        return list_nih_images(KIND, records, mapping, root, warnings)
+        counts = {
+            f"images of {labels.name} are not there": len(runs) - len(labelled),
+            f"images without a row in {labels.name} were left out": len(others) - len(unlabelled),
+        }
+        warnings = (*count_warnings(self.info, records[: len(labelled)]), *number_warnings(self.info, counts))
+        return list_nih_images(self.info, root, paths, records, mapping, warnings)
 
 
-def parse_runs(rows: Sequence[dict[str, str]], place: str) -> dict[str, tuple[Runs, ...]]:
-    """The annotations of each image, in the order of the rows; none: no pneumothorax.
+def parse_runs(rows: Iterable[tuple[str, ...]], place: str) -> dict[str, tuple[Runs, ...]]:
+    """The annotations of each image from rows of the columns `COLUMNS`, in their order; none: no pneumothorax.
 
     Raises:
         SourceError: a row is neither -1 nor pairs of numbers that end inside the image, or an image has both.
     """
     found: dict[str, list[Runs | None]] = {}
-    for number, row in enumerate(rows, start=1):
-        found.setdefault(row[_ID], []).append(_parse_row(row[_RUNS], f"{place} row {number}"))
+    for number, (name, runs) in enumerate(rows, start=1):
+        found.setdefault(name, []).append(_parse_row(runs, f"{place} row {number}"))
     both = [name for name, annotations in found.items() if None in annotations and len(set(annotations)) > 1]
     if both:
         raise SourceError(f"{place}: {both[0]} has both -1 and a mask; expected one or the other")
@@ -131,16 +125,11 @@ def read_mapping(path: Path) -> dict[str, str]:
     Raises:
         SourceError: a column is missing, or an image has two NIH images.
     """
-    images: dict[str, str] = {}
-    rows = read_csv(path, ("sop_uid", "nih_image"), "your mapping of SIIM-ACR to NIH ChestX-ray14")
-    for number, row in enumerate(rows, start=1):
-        if images.setdefault(row["sop_uid"], row["nih_image"]) != row["nih_image"]:
-            raise SourceError(f"{path} row {number}: an earlier row maps the image to another one")
-    return images
+    rows = read_columns(path, ("sop_uid", "nih_image"), "your mapping of SIIM-ACR to NIH ChestX-ray14")
+    return parse_mapping(((name, image) for name, image in rows), str(path))
 
 
-def _record(root: Path, name: str, path: str, runs: tuple[Runs, ...] | None) -> Record:
-    facts = read_facts(root / path)
+def _record(name: str, path: str, facts: DicomFacts, runs: tuple[Runs, ...] | None) -> Record:
     split = next((SPLIT_FOLDERS[part] for part in path.split("/") if part in SPLIT_FOLDERS), None)
     return Record(
         source_id=name,

@@ -1,58 +1,98 @@
-"""The CSV files of public datasets: large, plain or gzipped; of their columns only those asked for are kept."""
+"""The CSV files of datasets, plain or gzipped, read row by row; messages name rows by number, never by content."""
 
 import csv
 import gzip
+import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO, cast
 
 from shards.errors import SourceError
 
 
+def read_lines(path: Path, what: str) -> Iterator[list[str]]:
+    """Line by line the stripped values, without a word on what they are; empty lines are passed over.
+
+    Args:
+        path: A CSV file in UTF-8; gzipped if its name ends in .gz.
+        what: What the file is, for messages, as `CheXpert's labels`.
+
+    Raises:
+        SourceError: the file is missing or no such file.
+    """
+    try:
+        with _open(path) as file:
+            yield from ([value.strip() for value in line] for line in csv.reader(file, strict=True) if line)
+    except FileNotFoundError:
+        raise SourceError(f"{path}: not found; expected {what}, a CSV file") from None
+    except (UnicodeDecodeError, csv.Error, gzip.BadGzipFile, EOFError, zlib.error):
+        raise SourceError(f"{path}: damaged; expected {what} as a CSV file in UTF-8") from None
+
+
 def read_columns(
-    path: Path, required: tuple[str, ...], what: str, optional: tuple[str, ...] = ()
+    path: Path, required: tuple[str, ...], what: str, optional: tuple[str, ...] = (), *, is_ragged: bool = False
 ) -> Iterator[tuple[str, ...]]:
-    """Row by row the stripped values of the required columns, then of the optional ones.
+    """Row by row the values of the required columns, then of the optional ones.
 
     Columns without a name at the header's end are passed over, whether the rows have fields for them or not.
 
     Args:
-        path: A CSV file in UTF-8; gzipped if its name ends in .gz.
+        path: As for `read_lines`.
         required: Columns that must be there, in the order wanted.
-        what: What the file is, for messages, as `CheXpert's labels`.
+        what: As for `read_lines`.
         optional: Columns that are empty where the file has none of that name.
+        is_ragged: The list was kept by hand: spaces in the names of columns do not matter, rows of empty fields are
+            passed over, and a row may have fewer fields than the header, or more.
 
     Raises:
         SourceError: the file or a column is missing, one asked for repeats, a row has another number of fields.
     """
-    try:
-        with _open(path) as file:
-            yield from _rows(path, csv.reader(file, strict=True), required, what, optional)
-    except FileNotFoundError:
-        raise SourceError(f"{path}: not found; expected {what}, a CSV with the columns {', '.join(required)}") from None
-    except (UnicodeDecodeError, csv.Error, gzip.BadGzipFile, EOFError, zlib.error):
-        raise SourceError(f"{path}: damaged; expected {what} as a CSV file in UTF-8") from None
+    lines = read_lines(path, f"{what} with the columns {', '.join(required)}")
+    header, asked = next(lines, []), [*required, *optional]
+    if is_ragged:
+        known = {re.sub(r"\s", "", name): name for name in asked}
+        header = [known.get(re.sub(r"\s", "", name), name) for name in header]
+    _check_header(path, what, required, header, asked)
+    num_named = max(place for place, name in enumerate(header, start=1) if name)
+    places = [header.index(name) if name in header else None for name in asked]
+    for number, line in enumerate(lines, start=1):
+        if is_ragged:
+            line += [""] * (len(header) - len(line))
+            if not any(line):
+                continue
+        elif not num_named <= len(line) <= len(header):
+            raise SourceError(f"{path} row {number}: {len(line)} fields; the header has {len(header)}")
+        yield tuple("" if place is None else line[place] for place in places)
+
+
+def read_rows(path: Path, required: tuple[str, ...], what: str) -> list[dict[str, str]]:
+    """The rows with all their columns, whatever these are.
+
+    Args:
+        path: As for `read_lines`.
+        required: Columns that must be there.
+        what: As for `read_lines`.
+
+    Raises:
+        SourceError: as `read_columns`, or a column has no name, or repeats.
+    """
+    header = tuple(next(read_lines(path, f"{what} with the columns {', '.join(required)}"), ()))
+    _check_header(path, what, required, header, header)
+    return [dict(zip(header, values, strict=True)) for values in read_columns(path, header, what)]
+
+
+def _check_header(path: Path, what: str, required: Sequence[str], header: Sequence[str], asked: Sequence[str]) -> None:
+    if set(required) <= set(header) and "" not in asked and all(header.count(name) <= 1 for name in asked):
+        return
+    # A file without a header starts with data, which may be about a patient: it is not repeated.
+    found = list(header) if set(required) & set(header) else "a first line with none of them"
+    raise SourceError(
+        f"{path}: {what} needs the columns {', '.join(required)}, each once and every one named; found {found}"
+    )
 
 
 def _open(path: Path) -> TextIO:
     if path.suffix == ".gz":
         return cast(TextIO, gzip.open(path, "rt", encoding="utf-8-sig", newline=""))
     return path.open(encoding="utf-8-sig", newline="")
-
-
-def _rows(
-    path: Path, lines: Iterator[list[str]], required: tuple[str, ...], what: str, optional: tuple[str, ...]
-) -> Iterator[tuple[str, ...]]:
-    header = [name.strip() for name in next(lines, [])]
-    asked = (*required, *optional)
-    if any(name not in header for name in required) or any(header.count(name) > 1 for name in asked):
-        # A file without a header starts with data: it is not repeated.
-        found = ", ".join(header) if set(asked) & set(header) else "a first line with none of them"
-        raise SourceError(f"{path}: {what} needs the columns {', '.join(required)}, each once; found {found}")
-    num_named = max(place for place, name in enumerate(header, start=1) if name)
-    places = [header.index(name) if name in header else None for name in asked]
-    for number, line in enumerate((line for line in lines if line), start=1):
-        if not num_named <= len(line) <= len(header):
-            raise SourceError(f"{path} row {number}: {len(line)} fields; the header has {len(header)}")
-        yield tuple("" if place is None else line[place].strip() for place in places)

@@ -28,11 +28,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.errors import SourceError
-from shards.progress import progress
 from shards.records import Box, File, Label, Record, Split
-from shards.sources.base import Listing, SourceInfo, count_warnings, number_warning, read_csv
-from shards.sources.dicom_facts import read_facts
-from shards.sources.image_index import index_images
+from shards.sources.base import Listing, SourceInfo
+from shards.sources.dicom_facts import DicomFacts, read_all_facts
+from shards.sources.files import index_files, list_files
+from shards.sources.listing import count_warnings, number_warnings, wrong_layout
+from shards.sources.tables import read_rows
 
 KIND = "vindr-cxr"
 NO_FINDING = "No finding"
@@ -87,6 +88,7 @@ SPLITS: tuple[Split, ...] = ("train", "test")
 _VARIANTS = {"Other disease": OTHER_DISEASES}
 _CORNERS = ("x_min", "y_min", "x_max", "y_max")
 _CONSENSUS = "consensus"
+_IMAGE = r"(?P<name>[^/]+)\.(?:dicom|dcm|png|jpe?g)"
 
 
 @dataclass(frozen=True)
@@ -136,31 +138,21 @@ class VindrCxrSource:
         is_physionet = any(_labels_file(root, split).is_file() for split in SPLITS)
         findings = (*LOCAL_FINDINGS, *GLOBAL_FINDINGS) if is_physionet else KAGGLE_FINDINGS
         readings, num_skipped = read_physionet(root) if is_physionet else read_kaggle(root / KAGGLE_FILE)
-        index = index_images(root)
+        index = index_files(root, list_files(root, self.info.num_images), _IMAGE)
         labelled = sorted(index.keys() & readings.keys())
         others = sorted(index.keys() - readings.keys())
         unlabelled = [] if is_physionet else [name for name in others if "test" in index[name].split("/")]
         if not labelled and not unlabelled:
-            raise SourceError(f"{root}: no image of the lists is there; expected\n{self.info.layout}")
+            raise wrong_layout(self.info, root, "no image of the lists is there")
         unknown = Readings(dict.fromkeys(findings), (), "test")
-        records = tuple(
-            _record(root, name, index[name], readings.get(name, unknown))
-            for name in progress(
-                [*labelled, *unlabelled],
-                total=len(labelled) + len(unlabelled),
-                description="Reading headers",
-                unit="image",
-            )
-        )
-        warnings = (
-            *count_warnings(self.info, records),
-            *number_warning(KIND, len(readings) - len(labelled), "images of the lists are not there"),
-            *number_warning(KIND, len(others) - len(unlabelled), "images without labels were left out"),
-            *number_warning(
-                KIND, num_skipped, "boxes without an area, or of a finding that the labels do not have, were left out"
-            ),
-        )
-        return Listing(records, "image", warnings)
+        facts = read_all_facts(root, {name: index[name] for name in (*labelled, *unlabelled)})
+        records = tuple(_record(name, index[name], found, readings.get(name, unknown)) for name, found in facts.items())
+        counts = {
+            "images of the lists are not there": len(readings) - len(labelled),
+            "images without labels were left out": len(others) - len(unlabelled),
+            "boxes without an area, or of a finding or image that the labels lack, were left out": num_skipped,
+        }
+        return Listing(records, "image", (*count_warnings(self.info, records), *number_warnings(self.info, counts)))
 
 
 def vote(num_positive: int, num_readers: int) -> Label:
@@ -176,7 +168,7 @@ def read_kaggle(path: Path) -> tuple[dict[str, Readings], int]:
     Raises:
         SourceError: it is no such list.
     """
-    rows = read_csv(path, ("image_id", "class_name", "rad_id", *_CORNERS), "VinDr-CXR's boxes of Kaggle")
+    rows = read_rows(path, ("image_id", "class_name", "rad_id", *_CORNERS), "VinDr-CXR's boxes of Kaggle")
     readers: dict[str, set[str]] = {}
     positive: dict[tuple[str, str], set[str]] = {}
     for number, row in enumerate(rows, start=1):
@@ -209,11 +201,11 @@ def read_physionet(root: Path) -> tuple[dict[str, Readings], int]:
         path = _labels_file(root, split)
         if not path.is_file():
             continue
-        labels = parse_image_labels(_one_name(read_csv(path, ("image_id",), "VinDr-CXR's labels")), str(path))
+        labels = parse_image_labels(_one_name(read_rows(path, ("image_id",), "VinDr-CXR's labels")), str(path))
         boxes_path = root / ANNOTATIONS / f"annotations_{split}.csv"
-        rows = read_csv(boxes_path, ("image_id", "class_name", *_CORNERS), "VinDr-CXR's boxes")
+        rows = read_rows(boxes_path, ("image_id", "class_name", *_CORNERS), "VinDr-CXR's boxes")
         boxes, skipped = parse_boxes(rows, findings, str(boxes_path))
-        num_skipped += skipped
+        num_skipped += skipped + sum(len(found) for name, found in boxes.items() if name not in labels)
         both = labels.keys() & readings.keys()
         if both:
             raise SourceError(f"{path}: {min(both)} is in the labels of train as well")
@@ -287,8 +279,7 @@ def _labels_file(root: Path, split: Split) -> Path:
     return root / ANNOTATIONS / f"image_labels_{split}.csv"
 
 
-def _record(root: Path, name: str, path: str, readings: Readings) -> Record:
-    facts = read_facts(root / path)
+def _record(name: str, path: str, facts: DicomFacts, readings: Readings) -> Record:
     return Record(
         source_id=name,
         image=File(path),

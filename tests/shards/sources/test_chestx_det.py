@@ -10,7 +10,7 @@ from shards.records import Box, MaskPolygons
 from shards.sources.check import check_source
 from shards.sources.chestx_det import FINDINGS, SOURCE, has_area, read_mapping
 from shards.sources.registry import open_source
-from tests.shards.sources.trees import by_id, problem, write_png
+from tests.shards.sources.trees import by_id, problem, write_pixels
 
 SQUARE = [[2, 1], [8, 1], [8, 5], [8, 5], [2, 5]]
 TRIANGLE = [[0, 6], [4, 6], [0, 10]]
@@ -38,7 +38,7 @@ def root(tmp_path: Path) -> Path:
     (tmp_path / "ChestX_Det_train.json").write_text(json.dumps(train))
     (tmp_path / "ChestX_Det_test.json").write_text(json.dumps([item("57.png", ("Fracture", [1, 2, 3, 4], SQUARE))]))
     for name in ("train_data/36199.png", "train_data/40003.png", "train_data/7.png", "test_data/57.png"):
-        write_png(tmp_path / name, size=(12, 12))
+        write_pixels(tmp_path / name, size=(12, 12))
     return tmp_path
 
 
@@ -113,7 +113,7 @@ def test_one_part_may_be_there_alone(root: Path) -> None:
 def test_the_mapping_gives_nih_patients_in_whatever_form(content: object, root: Path) -> None:
     (root / "mapping.json").write_text(json.dumps(content))
     listing = SOURCE.read(root)
-    assert (listing.patient_grouping, listing.shares_images_with) == ("patient", ("covid-qu-ex",))
+    assert (listing.patient_grouping, listing.shares_images_with) == ("patient", ())
     assert {name: record.patient[-8:] for name, record in by_id(listing).items()} == {
         "36199": "00000007",
         "40003": "00000007",
@@ -155,12 +155,12 @@ def test_a_ring_has_an_area_unless_its_points_are_on_a_line() -> None:
 )
 def test_a_list_of_another_form_is_refused(content: object, expected: str, tmp_path: Path) -> None:
     (tmp_path / "ChestX_Det_train.json").write_text(json.dumps(content))
-    write_png(tmp_path / "train_data/1.png")
+    write_pixels(tmp_path / "train_data/1.png")
     assert expected in problem(lambda: SOURCE.read(tmp_path))
 
 
 def test_another_folder_is_told_from_the_dataset(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     assert "train_data/<number>.png" in problem(lambda: SOURCE.read(tmp_path_factory.mktemp("empty")))
     (root / "ChestX_Det_test.json").write_text(json.dumps([item("36199.png")]))
-    write_png(root / "test_data/36199.png")
+    write_pixels(root / "test_data/36199.png")
     assert "the two lists name the same image" in problem(lambda: SOURCE.read(root))

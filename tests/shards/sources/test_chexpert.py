@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from shards.errors import SourceError
 from shards.policies import targets_of
 from shards.sources.base import Listing
 from shards.sources.check import check_source
 from shards.sources.chexpert import COMPETITION_LABELS, LABELS, SOURCE, Entry, read_entries
 from shards.sources.registry import open_source
-from tests.shards.sources.raw_tree import write_image, write_lines, write_placeholders
+from tests.shards.sources.trees import problem, write_files, write_lines, write_pixels
 
 HEADER = "Path,Sex,Age,Frontal/Lateral,AP/PA," + ",".join(LABELS)
 TEST_HEADER = "Path," + ",".join(LABELS)
@@ -41,8 +40,8 @@ def write_small(root: Path, *, train: tuple[str, ...] = TRAIN, inside: str = "Ch
     folder = root / inside
     write_tables(folder, "CheXpert-v1.0-small", train)
     for key in KEYS[:5]:
-        write_image(folder / "train" / key)
-    write_image(folder / "valid" / KEYS[5])
+        write_pixels(folder / "train" / key)
+    write_pixels(folder / "valid" / KEYS[5])
     return root
 
 
@@ -50,9 +49,9 @@ def write_full(root: Path) -> Path:
     """As its four archives unpack: no `train/` level, spaces and brackets in the folders' names; and the test set."""
     write_tables(root / BATCHES["1"], "CheXpert-v1.0")
     for key, batch in zip(KEYS[:5], "22234", strict=True):
-        write_image(root / BATCHES[batch] / key)
-    write_image(root / BATCHES["1"] / "valid" / KEYS[5])
-    write_image(root / "test" / KEYS[6])
+        write_pixels(root / BATCHES[batch] / key)
+    write_pixels(root / BATCHES["1"] / "valid" / KEYS[5])
+    write_pixels(root / "test" / KEYS[6])
     write_lines(root / "test_labels.csv", TEST_HEADER, *TEST, end="\r\n")
     return root
 
@@ -61,18 +60,12 @@ def write_plain(root: Path) -> Path:
     """The full images in the folders that the tables name."""
     write_tables(root, "CheXpert-v1.0")
     for key in KEYS[:5]:
-        write_image(root / "train" / key)
+        write_pixels(root / "train" / key)
     return root
 
 
 def read(root: Path) -> Listing:
     return SOURCE.read(root)
-
-
-def problem(root: Path) -> str:
-    with pytest.raises(SourceError) as error:
-        read(root)
-    return str(error.value)
 
 
 def test_every_layout_passes_the_battery(tmp_path: Path) -> None:
@@ -132,16 +125,16 @@ def test_labels_are_never_collapsed(tmp_path: Path) -> None:
 
 def test_small_and_full_together_are_refused(tmp_path: Path) -> None:
     write_full(tmp_path)
-    write_image(tmp_path / "CheXpert-v1.0-small" / "train" / KEYS[0])
-    assert "is there twice" in problem(tmp_path)
+    write_pixels(tmp_path / "CheXpert-v1.0-small" / "train" / KEYS[0])
+    assert "is there twice" in problem(read, tmp_path)
     write_small(tmp_path)
-    assert "keep one" in problem(tmp_path)
+    assert "keep one" in problem(read, tmp_path)
 
 
 def test_lost_images_and_strays_are_counted_not_used(tmp_path: Path) -> None:
     root = write_small(tmp_path)
     (root / "CheXpert-v1.0-small" / "train" / KEYS[0]).unlink()
-    write_image(root / "CheXpert-v1.0-small" / "train" / "patient00009" / "study1" / "view1_frontal.jpg")
+    write_pixels(root / "CheXpert-v1.0-small" / "train" / "patient00009" / "study1" / "view1_frontal.jpg")
     listing = read(root)
     assert [record.source_id for record in listing.records] == list(KEYS[1:6])
     assert listing.warnings[:2] == (
@@ -151,11 +144,11 @@ def test_lost_images_and_strays_are_counted_not_used(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_names_every_layout(tmp_path: Path) -> None:
-    text = problem(tmp_path)
+    text = problem(read, tmp_path)
     assert "CheXpert-v1.0-small" in text
     assert "batch 1 (validate & csv)" in text
     write_tables(tmp_path, "CheXpert-v1.0")
-    assert "6 named, 0 files found" in problem(tmp_path)
+    assert "6 named, 0 files found" in problem(read, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +168,7 @@ def test_an_empty_folder_names_every_layout(tmp_path: Path) -> None:
     ],
 )
 def test_a_row_that_cannot_be_is_named(row: str, words: str, tmp_path: Path) -> None:
-    text = problem(write_small(tmp_path, train=(row, *TRAIN[1:])))
+    text = problem(read, write_small(tmp_path, train=(row, *TRAIN[1:])))
     assert words in text
     assert "train.csv row " in text
 
@@ -183,18 +176,18 @@ def test_a_row_that_cannot_be_is_named(row: str, words: str, tmp_path: Path) -> 
 def test_a_table_of_the_train_set_must_have_views(tmp_path: Path) -> None:
     root = write_small(tmp_path)
     write_lines(root / "CheXpert-v1.0-small" / "train.csv", TEST_HEADER, *TEST)
-    assert "needs the columns" in problem(root)
+    assert "needs the columns" in problem(read, root)
 
 
 def test_an_image_or_a_patient_of_two_sets_is_refused(tmp_path: Path) -> None:
     root = write_small(tmp_path)
     folder = root / "CheXpert-v1.0-small"
     write_lines(folder / "valid.csv", HEADER, TRAIN[0].format(prefix="x"))
-    assert "is also in the table of train" in problem(root)
+    assert "is also in the table of train" in problem(read, root)
     other = TRAIN[0].format(prefix="x").replace("study1", "study9")
     write_lines(folder / "valid.csv", HEADER, other)
-    write_image(folder / "valid" / "patient00001" / "study9" / "view1_frontal.jpg")
-    assert "patient chexpert/patient00001 is in the splits train and val" in problem(root)
+    write_pixels(folder / "valid" / "patient00001" / "study9" / "view1_frontal.jpg")
+    assert "patient chexpert/patient00001 is in the splits train and val" in problem(read, root)
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +268,7 @@ def test_a_part_of_the_published_train_set_is_read_in_full(
 ) -> None:
     root = tmp_path / "small" / "CheXpert-v1.0-small"
     names = sorted(entries)[:20_000]
-    write_placeholders(root / "train", names)
+    write_files(root / "train", names, b"")
     shutil.copy(published("chexpert_train.csv.gz"), root / "train.csv.gz")
     listing = read(root.parent)
     assert [record.source_id for record in listing.records] == names

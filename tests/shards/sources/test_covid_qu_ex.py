@@ -8,16 +8,16 @@ from shards.records import File, MaskFiles
 from shards.sources.check import check_source
 from shards.sources.covid_qu_ex import CLASSES, SOURCE
 from shards.sources.registry import open_source
-from tests.shards.sources.trees import by_id, problem, write_png
+from tests.shards.sources.trees import by_id, problem, write_pixels
 
 LUNG, INFECTION = "Lung Segmentation Data", "Infection Segmentation Data"
 
 
 def write_image(root: Path, tree: str, part: str, group: str, name: str, *masks: str) -> None:
     folder = root / tree / part / group
-    write_png(folder / "images" / f"{name}.png", 100)
+    write_pixels(folder / "images" / f"{name}.png", 100)
     for number, mask in enumerate(masks):
-        write_png(folder / mask / f"{name}.png", 255 if number == 0 else 0)
+        write_pixels(folder / mask / f"{name}.png", 255 if number == 0 else 0)
 
 
 def write_lungs(root: Path, tree: str = LUNG) -> None:
@@ -73,10 +73,10 @@ def test_records_hold_what_the_folders_say(tmp_path: Path) -> None:
     folder = "Segmentation Data/Train/COVID-19"
     assert sick.image.path == f"Lung {folder}/images/covid_1601.png"
     assert sick.masks == {
-        "lung": MaskFiles((File(f"Lung {folder}/lung masks/covid_1601.png"),)),
+        "lungs": MaskFiles((File(f"Lung {folder}/lung masks/covid_1601.png"),)),
         "infection": MaskFiles((File(f"Infection {folder}/infection masks/covid_1601.png"),)),
     }
-    assert list(records["non_COVID (3265)"].masks) == ["lung"], "nobody looked for infection: unknown, not absent"
+    assert list(records["non_COVID (3265)"].masks) == ["lungs"], "nobody looked for infection: unknown, not absent"
     assert records["Normal (7)"].masks == {}
     assert (sick.patient, listing.patient_grouping) == ("covid-qu-ex/covid_1601", "image")
 
@@ -121,7 +121,7 @@ def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
 
 def test_trees_that_do_not_mean_the_same_image_are_refused(tmp_path: Path) -> None:
     write_lungs(tmp_path)
-    write_png(tmp_path / INFECTION / "Train/COVID-19/images/covid_1601.png", size=(40, 40))
+    write_pixels(tmp_path / INFECTION / "Train/COVID-19/images/covid_1601.png", size=(40, 40))
     assert "Register the trees on their own" in problem(lambda: SOURCE.read(tmp_path))
     (tmp_path / INFECTION / "Train/COVID-19/images/covid_1601.png").unlink()
     write_image(tmp_path, INFECTION, "Train", "Normal", "covid_1601")

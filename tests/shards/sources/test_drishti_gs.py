@@ -6,7 +6,7 @@ from shards.errors import SourceError
 from shards.records import MaskFiles
 from shards.sources.check import check_source
 from shards.sources.drishti_gs import SOURCE, WORKBOOK
-from tests.shards.sources.layouts import by_id, mask_paths, write_files, write_workbook
+from tests.shards.sources.trees import by_id, mask_paths, write_files, write_workbook
 
 TOP = "Drishti-GS1_files"
 HEADER = ("Sl.", "Drishti-GS File", "Patient ID", "Marking 1", "Total")

@@ -5,7 +5,7 @@ import pytest
 from shards.errors import SourceError
 from shards.sources.check import check_source
 from shards.sources.drive import SOURCE
-from tests.shards.sources.layouts import by_id, mask_paths, write_files
+from tests.shards.sources.trees import by_id, mask_paths, write_files
 
 
 @pytest.fixture

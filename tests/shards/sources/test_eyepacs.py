@@ -7,7 +7,7 @@ import pytest
 from shards.errors import SourceError
 from shards.sources.check import check_source
 from shards.sources.eyepacs import SOURCE, grade_labels, patient_of
-from tests.shards.sources.layouts import by_id, write_files, write_text
+from tests.shards.sources.trees import by_id, write_files, write_text
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_a_patient_in_both_parts_is_refused(root: Path) -> None:
 
 def test_two_lists_of_the_same_grades_are_refused(root: Path) -> None:
     write_text(root, "copy/trainLabels.csv", "image,level\n10_left,0\n")
-    with pytest.raises(SourceError, match="two lists of grades"):
+    with pytest.raises(SourceError, match=r"2 files of one kind, copy/trainLabels\.csv, trainLabels\.csv; keep one"):
         SOURCE.read(root)
 
 

@@ -1,66 +1,78 @@
-import re
+import os
 from pathlib import Path
 
 import pytest
 
-from shards.errors import SourceError
-from shards.sources.files import find_table, index_files, list_files
+from shards.sources.files import find_file, find_files, index_files, list_files
+from tests.shards.sources.trees import problem, write_files
 
-PNG = re.compile(r"(?:^|/)([^/]+\.png)$")
-
-
-def touch(root: Path, *paths: str) -> None:
-    for path in paths:
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).touch()
+PNG = r"(?P<name>[^/]+)\.png"
 
 
-def test_files_are_listed_at_any_depth_without_hidden_ones(tmp_path: Path) -> None:
-    touch(tmp_path, "a.png", "b/c d/e.png", "b/.hidden.png", ".cache/f.png")
-    assert sorted(list_files(tmp_path, 2)) == ["a.png", "b/c d/e.png"]
+def test_files_are_listed_in_order_at_any_depth_without_hidden_ones_and_the_leavings_of_archives(
+    tmp_path: Path,
+) -> None:
+    write_files(tmp_path, ["b/2.png", "a.png", "b/10.png", "b/c d/1.PNG", "b/sub.png/x"])
+    write_files(tmp_path, [".DS_Store", "b/._2.png", ".git/x.png", "__MACOSX/b/2.png"])
+    assert list_files(tmp_path) == ["a.png", "b/10.png", "b/2.png", "b/c d/1.PNG", "b/sub.png/x"]
 
 
-def test_a_missing_root_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="no such folder"):
-        list_files(tmp_path / "nowhere", 2)
+def test_a_missing_folder_and_a_file_in_its_place_are_refused(tmp_path: Path) -> None:
+    write_files(tmp_path, ["file"])
+    for name in ("missing", "file"):
+        assert f"{tmp_path / name}: no such folder" in problem(list_files, tmp_path / name)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root lists every folder")
+def test_a_folder_that_cannot_be_listed_is_refused_not_passed_over(tmp_path: Path) -> None:
+    write_files(tmp_path, ["closed/a.png"])
+    (tmp_path / "closed").chmod(0)
+    assert "cannot be listed (Permission denied)" in problem(list_files, tmp_path)
+    (tmp_path / "closed").chmod(0o700)
 
 
 @pytest.mark.parametrize("target", ["../elsewhere", "../elsewhere/x.png"])
 def test_a_link_that_leads_out_is_refused(target: str, tmp_path: Path) -> None:
-    touch(tmp_path, "elsewhere/x.png", "root/a.png")
+    write_files(tmp_path, ["elsewhere/x.png", "root/a.png"])
     (tmp_path / "root" / "out.png").symlink_to(target)
-    with pytest.raises(SourceError, match=r"out\.png: a symbolic link leads out"):
-        list_files(tmp_path / "root", 2)
+    assert "out.png: a symbolic link leads out of the folder" in problem(list_files, tmp_path / "root")
 
 
 def test_a_link_to_a_folder_inside_is_not_followed_and_one_to_a_file_inside_is_a_file(tmp_path: Path) -> None:
-    touch(tmp_path, "images/a.png")
+    write_files(tmp_path, ["images/a.png"])
     (tmp_path / "loop").symlink_to(tmp_path)
     (tmp_path / "b.png").symlink_to("images/a.png")
     (tmp_path / "gone.png").symlink_to("images/gone.png")
-    assert sorted(list_files(tmp_path, 2)) == ["b.png", "images/a.png"]
+    assert list_files(tmp_path) == ["b.png", "images/a.png"]
 
 
 def test_a_root_may_itself_be_a_link(tmp_path: Path) -> None:
-    touch(tmp_path, "real/a.png")
+    write_files(tmp_path, ["real/a.png"])
     (tmp_path / "link").symlink_to("real")
-    assert list_files(tmp_path / "link", 2) == ["a.png"]
+    assert list_files(tmp_path / "link") == ["a.png"]
 
 
-def test_an_index_has_the_first_group_and_leaves_out_what_does_not_match(tmp_path: Path) -> None:
-    assert index_files(tmp_path, ["x/a.png", "b.png", "c.txt"], PNG) == {"a.png": "x/a.png", "b.png": "b.png"}
+def test_a_pattern_names_whole_path_parts_and_ignores_case(tmp_path: Path) -> None:
+    paths = ["CXR_png/a1.png", "deep/down/cxr_PNG/b2.PNG", "myCXR_png/c3.png", "CXR_png/sub/d4.png"]
+    pattern = r"CXR_png/(?P<name>[a-z]\d)\.png"
+    assert [path for _, path in find_files(paths, pattern)] == paths[:2]
+    assert index_files(tmp_path, paths, pattern) == {"a1": paths[0], "b2": paths[1]}
+
+
+def test_a_name_keeps_its_dots_but_the_last(tmp_path: Path) -> None:
+    name = "1.2.276.0.7230010.3.1.4.8323329.1.1517875201.850819"
+    assert index_files(tmp_path, [f"s/{name}.png", "x.txt"], PNG) == {name: f"s/{name}.png"}
 
 
 def test_one_name_in_two_places_is_refused_with_both(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"a\.png is there twice, as x/a\.png and y/a\.png"):
-        index_files(tmp_path, ["x/a.png", "y/a.png"], PNG)
+    message = problem(index_files, tmp_path, ["x/a.png", "y/a.png"], PNG)
+    assert "a is there twice, as x/a.png and y/a.png; keep one" in message
 
 
-def test_a_table_is_found_by_its_whole_name(tmp_path: Path) -> None:
-    name = re.compile(r"train\.csv(\.gz)?")
-    assert (
-        find_table(tmp_path, ["deep/train.csv", "my_train.csv", "train.csv.bak"], name) == tmp_path / "deep/train.csv"
-    )
-    assert find_table(tmp_path, ["x.csv"], name) is None
-    with pytest.raises(SourceError, match=r"2 files of one kind, train\.csv, train\.csv\.gz; keep one"):
-        find_table(tmp_path, ["train.csv.gz", "train.csv"], name)
+def test_the_one_file_of_a_kind_is_found_by_its_whole_name(tmp_path: Path) -> None:
+    name = r"train\.csv(\.gz)?"
+    found = find_file(tmp_path, ["deep/train.csv", "my_train.csv", "train.csv.bak"], name)
+    assert found == tmp_path / "deep/train.csv"
+    assert find_file(tmp_path, ["x.csv"], name) is None
+    message = problem(find_file, tmp_path, ["train.csv.gz", "train.csv"], name)
+    assert "2 files of one kind, train.csv, train.csv.gz; keep one" in message

@@ -5,8 +5,8 @@ import pytest
 from shards.errors import SourceError
 from shards.records import MaskFiles
 from shards.sources.check import check_source
-from shards.sources.idrid import LESIONS, SOURCE, parse_grades, read_padded
-from tests.shards.sources.layouts import by_id, mask_paths, write_files, write_text
+from shards.sources.idrid import LESIONS, SOURCE, parse_grades
+from tests.shards.sources.trees import by_id, mask_paths, write_files, write_text
 
 A = "A. Segmentation"
 B = "B. Disease Grading"
@@ -210,11 +210,11 @@ def test_a_list_with_values_that_it_cannot_have_is_refused(text: str, words: str
         SOURCE.read(root)
 
 
-@pytest.mark.parametrize("text", ["", "Image name,Risk of macular edema,Retinopathy grade\nIDRiD_001,1,3\n"])
+@pytest.mark.parametrize("text", ["", "Image name,Retinopathy,Risk of macular edema\nIDRiD_001,3,1\n"])
 def test_a_list_with_other_columns_is_a_warning_and_grades_are_unknown(text: str, root: Path) -> None:
     write_text(root, f"{B}/2. Groundtruths/a. IDRiD_Disease Grading_Training Labels.csv", text)
     listing = SOURCE.read(root)
-    assert "expected the first columns Image name, Retinopathy grade" in listing.warnings[0]
+    assert "IDRiD's list needs the columns Image name, Retinopathy grade" in listing.warnings[0]
     assert set(by_id(listing)["grading/train/IDRiD_001"].labels.values()) == {None}
     assert by_id(listing)["grading/test/IDRiD_001"].labels["DR grade 4"] == 1
 
@@ -226,11 +226,19 @@ def test_a_place_that_is_none_is_refused(root: Path) -> None:
         SOURCE.read(root)
 
 
-def test_empty_cells_are_unknown_and_padding_is_dropped(tmp_path: Path) -> None:
-    columns = ("Image name", "Retinopathy grade", "Risk of macular edema")
-    path = write_text(tmp_path, "a.csv", "Image name,Retinopathy grade, Risk of macular edema ,,\r\nx,,2,,\r\n,,,,\r\n")
-    (row,) = read_padded(path, columns)
-    labels = parse_grades(row, "here")
+def test_a_row_cut_short_is_a_row_and_a_place_given_twice_is_refused(root: Path) -> None:
+    grades = "Image name,Retinopathy grade, Risk of macular edema ,,\r\nIDRiD_001,3\r\nIDRiD_002,1,2,,\r\n,,,,\r\n"
+    write_text(root, f"{B}/2. Groundtruths/a. IDRiD_Disease Grading_Training Labels.csv", grades)
+    labels = by_id(SOURCE.read(root))["grading/train/IDRiD_001"].labels
+    assert (labels["DR grade 3"], labels["DME risk 0"]) == (1, None)
+    path = f"{MARKUPS}/2. Fovea Center Location/IDRiD_Fovea_Center_Training Set_Markups.csv"
+    write_text(root, path, "Image No,X- Coordinate,Y - Coordinate\n" + "IDRiD_001,12,13\n" * 2)
+    with pytest.raises(SourceError, match="row 2: IDRiD_001 is listed twice"):
+        SOURCE.read(root)
+
+
+def test_empty_cells_are_unknown() -> None:
+    labels = parse_grades({"Retinopathy grade": "", "Risk of macular edema": "2"}, "here")
     assert labels["DR grade 0"] is None
     assert labels["DME risk 2"] == 1
 

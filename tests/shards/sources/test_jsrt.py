@@ -8,7 +8,7 @@ from shards.errors import SourceError
 from shards.records import Box, MaskFiles
 from shards.sources.check import check_source
 from shards.sources.jsrt import RAW, SOURCE, parse_clinical
-from tests.shards.sources.layouts import by_id, mask_paths, write_files, write_text
+from tests.shards.sources.trees import by_id, mask_paths, write_files, write_text
 
 FOLDERS = ["heart", "left clavicle", "right clavicle", "left lung", "right lung"]
 STRUCTURES = {"heart", "left_clavicle", "right_clavicle", "left_lung", "right_lung"}
@@ -53,6 +53,16 @@ def test_labels_follow_the_name_and_the_clinical_tables(root: Path) -> None:
         ("F", 49),
         (None, None),
     ]
+
+
+def test_a_name_in_lower_case_is_the_same_case_with_the_same_labels_and_masks(tmp_path: Path) -> None:
+    write_files(tmp_path, ["jpcln001.img", "jpcnn001.png", "fold1/masks/heart/jpcln001.gif"])
+    nodule, none = SOURCE.read(tmp_path).records
+    assert (nodule.source_id, nodule.labels["Nodule"], nodule.raw, list(nodule.masks)) == (
+        *("JPCLN001", 1, RAW),
+        ["heart"],
+    )
+    assert (none.source_id, none.labels["Nodule"], none.raw) == ("JPCNN001", 0, None)
 
 
 def test_without_the_tables_malignancy_is_unknown_where_there_is_a_nodule(tmp_path: Path) -> None:

@@ -2,12 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from shards.errors import SourceError
 from shards.sources.base import Listing
 from shards.sources.check import check_source
 from shards.sources.mimic_cxr_jpg import LABELS, SOURCE, read_views
 from shards.sources.registry import open_source
-from tests.shards.sources.raw_tree import write_image, write_lines
+from tests.shards.sources.trees import problem, write_lines, write_pixels
 
 
 def dicom_id(number: int) -> str:
@@ -43,7 +42,7 @@ def write_tree(
     root: Path, *, end: str = ".csv.gz", has_group: bool = True, images: tuple = IMAGES, studies: tuple = STUDIES
 ) -> Path:
     for image, subject, study, *_ in IMAGES:
-        write_image(root / path_of(image, subject, study, has_group=has_group))
+        write_pixels(root / path_of(image, subject, study, has_group=has_group))
     splits = (f"{image},{study},{subject},{split}" for image, subject, study, _, split in images)
     write_lines(root / f"mimic-cxr-2.0.0-split{end}", "dicom_id,study_id,subject_id,split", *splits)
     rows = (
@@ -57,12 +56,6 @@ def write_tree(
 
 def read(root: Path) -> Listing:
     return SOURCE.read(root)
-
-
-def problem(root: Path) -> str:
-    with pytest.raises(SourceError) as error:
-        read(root)
-    return str(error.value)
 
 
 @pytest.mark.parametrize("end", [".csv", ".csv.gz"])
@@ -120,7 +113,7 @@ def test_no_date_reaches_a_record(tmp_path: Path) -> None:
 def test_documented_counts_that_differ_are_warnings(tmp_path: Path) -> None:
     root = write_tree(tmp_path)
     (root / path_of(*IMAGES[0][:3])).unlink()
-    write_image(root / "files" / f"{dicom_id(77)}.jpg")
+    write_pixels(root / "files" / f"{dicom_id(77)}.jpg")
     assert read(root).warnings == (
         "mimic-cxr-jpg: 1 of 5 listed images have no file; left out",
         "mimic-cxr-jpg: 1 of 5 image files are in no table; left out",
@@ -144,7 +137,7 @@ def test_a_view_that_is_no_short_code_is_unknown(tmp_path: Path) -> None:
 def test_a_missing_table_is_named_with_the_layout(what: str, tmp_path: Path) -> None:
     root = write_tree(tmp_path)
     (root / f"mimic-cxr-2.0.0-{what}.csv.gz").unlink()
-    text = problem(root)
+    text = problem(read, root)
     assert f"mimic-cxr-2.0.0-{what}.csv.gz not found" in text
     assert "files/p1N/pNNNNNNNN" in text
 
@@ -152,7 +145,7 @@ def test_a_missing_table_is_named_with_the_layout(what: str, tmp_path: Path) -> 
 def test_a_table_packed_and_unpacked_is_there_twice(tmp_path: Path) -> None:
     root = write_tree(tmp_path)
     write_tree(root, end=".csv")
-    assert "keep one of them" in problem(root)
+    assert "keep one of them" in problem(read, root)
 
 
 @pytest.mark.parametrize(
@@ -166,19 +159,19 @@ def test_a_table_packed_and_unpacked_is_there_twice(tmp_path: Path) -> None:
     ],
 )
 def test_a_row_that_cannot_be_is_named(image: tuple, words: str, tmp_path: Path) -> None:
-    assert words in problem(write_tree(tmp_path, images=(image, *IMAGES[1:])))
+    assert words in problem(read, write_tree(tmp_path, images=(image, *IMAGES[1:])))
 
 
 def test_tables_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     root = write_tree(tmp_path)
     write_lines(root / "mimic-cxr-2.0.0-metadata.csv.gz", "dicom_id,ViewPosition", f"{dicom_id(1)},PA")
-    assert "4 images of mimic-cxr-2.0.0-split.csv.gz are missing" in problem(root)
+    assert "4 images of mimic-cxr-2.0.0-split.csv.gz are missing" in problem(read, root)
 
 
 def test_a_study_labelled_twice_is_refused(tmp_path: Path) -> None:
-    assert "study 50414267 is there twice" in problem(write_tree(tmp_path, studies=(*STUDIES, STUDIES[0])))
+    assert "study 50414267 is there twice" in problem(read, write_tree(tmp_path, studies=(*STUDIES, STUDIES[0])))
 
 
 def test_a_label_that_is_none_is_named_by_row_and_column(tmp_path: Path) -> None:
     wrong = STUDIES[0].replace("1.0", "yes")
-    assert "row 1: Consolidation: expected 1 (present)" in problem(write_tree(tmp_path, studies=(wrong,)))
+    assert "row 1: Consolidation: expected 1 (present)" in problem(read, write_tree(tmp_path, studies=(wrong,)))

@@ -6,7 +6,7 @@ from shards.errors import SourceError
 from shards.records import MaskFiles, Sex
 from shards.sources.check import check_source
 from shards.sources.montgomery import SOURCE, parse_demographics
-from tests.shards.sources.layouts import by_id, mask_paths, write_files, write_text
+from tests.shards.sources.trees import by_id, mask_paths, write_files, write_text
 
 TOP = "NLM-MontgomeryCXRSet/MontgomerySet"
 NAMES = ["MCUCXR_0001_0", "MCUCXR_0104_1"]

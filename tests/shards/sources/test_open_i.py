@@ -20,7 +20,7 @@ from shards.sources.open_i import (
     read_views,
 )
 from shards.sources.registry import open_source
-from tests.shards.sources.trees import by_id, problem, write_dicom, write_lines, write_png
+from tests.shards.sources.trees import by_id, problem, write_dicom, write_lines, write_pixels
 
 REPORT = """<?xml version="1.0" encoding="utf-8"?>
 <eCitation>
@@ -62,7 +62,7 @@ def root(tmp_path: Path) -> Path:
     for name, text in reports.items():
         write_lines(tmp_path / "ecgen-radiology" / name, text)
     for name in ("CXR1_1_IM-0001-3001", "CXR1_1_IM-0001-4001", "CXR2_IM-0652-1001", "CXR10_IM-0002-1001", "CXR9_IM-1"):
-        write_png(tmp_path / f"{name}.png")
+        write_pixels(tmp_path / f"{name}.png")
     return tmp_path
 
 
@@ -134,13 +134,13 @@ def test_a_lateral_by_eye_is_no_frontal(tag: str | None, seen: str | None, expec
 def test_dicom_files_stand_for_the_same_images(root: Path) -> None:
     for path in root.glob("*.png"):
         path.unlink()
-    write_dicom(root / "1/1_IM-0001-3001.dcm", ViewPosition="PA", PatientAge="050Y")
+    write_dicom(root / "1/1_IM-0001-3001.dcm", ViewPosition="PA", PatientBirthDate="19600101", StudyDate="20111122")
     write_dicom(root / "2/2_IM-0652-1001.dcm", PixelSpacing=[0.15, 0.15])
     records = by_id(SOURCE.read(root))
     assert list(records) == ["CXR1_1_IM-0001-3001", "CXR2_IM-0652-1001"]
-    assert (records["CXR1_1_IM-0001-3001"].view, records["CXR1_1_IM-0001-3001"].age_years) == ("PA", 50)
+    assert (records["CXR1_1_IM-0001-3001"].view, records["CXR1_1_IM-0001-3001"].age_years) == ("PA", None)
     assert records["CXR2_IM-0652-1001"].spacing_mm == (0.15, 0.15)
-    write_png(root / "CXR2_IM-0652-1001.png")
+    write_pixels(root / "CXR2_IM-0652-1001.png")
     assert "are the same image" in problem(lambda: SOURCE.read(root))
 
 
@@ -172,8 +172,8 @@ def test_what_is_no_report_is_refused(text: str, expected: str) -> None:
 
 
 def test_a_report_of_many_bytes_is_not_read(tmp_path: Path) -> None:
-    write_lines(tmp_path / "1.xml", report("CXR1", (), ()) + " " * 2**20)
-    assert "more than 1,048,576 bytes" in problem(lambda: read_reports(tmp_path))
+    write_lines(tmp_path / "ecgen-radiology/1.xml", report("CXR1", (), ()) + " " * 2**20)
+    assert "more than 1,048,576 bytes" in problem(lambda: read_reports(tmp_path, ["ecgen-radiology/1.xml"]))
 
 
 def test_reports_that_name_one_image_are_refused(root: Path) -> None:
@@ -195,7 +195,7 @@ def test_another_folder_is_told_from_the_dataset(root: Path, tmp_path: Path) -> 
     for path in root.glob("*.png"):
         path.unlink()
     assert "NLMCXR_png.tgz" in problem(lambda: SOURCE.read(root))
-    assert "no reports; expected <number>.xml" in problem(lambda: SOURCE.read(root / "ecgen-radiology"))
+    assert "no reports; expected ecgen-radiology/<number>.xml" in problem(lambda: SOURCE.read(root / "ecgen-radiology"))
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +263,7 @@ def test_the_real_views_count_as_published(lists: Path, images: set[str]) -> Non
 
 def test_the_real_dicom_names_are_the_reports(lists: Path, images: set[str]) -> None:
     paths = re.findall(r"\./[\w-]+\.dcm", (lists / "nlmcxr_dicom_metadata.csv").read_text(encoding="utf-8"))
-    index = index_by_image(paths, lists)
+    index = index_by_image(lists, paths)
     assert (len(paths), len(index)) == (7_469, 7_469)
     assert (len(images - index.keys()), len(index.keys() - images)) == (1, 0)
 

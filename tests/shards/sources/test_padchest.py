@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from shards.errors import SourceError
@@ -23,7 +24,7 @@ from shards.sources.padchest import (
 )
 from shards.sources.registry import open_source
 from shards.sources.tables import read_columns
-from tests.shards.sources.raw_tree import write_image, write_lines, write_placeholders
+from tests.shards.sources.trees import problem, write_files, write_lines, write_pixels
 
 TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
 HEADER = (
@@ -57,19 +58,13 @@ NAMES = tuple(text.split(",")[1] for text in ROWS)
 
 def write_tree(root: Path, *, rows: tuple[str, ...] = ROWS, is_flat: bool = False, end: str = "") -> Path:
     for text, name in zip(ROWS, NAMES, strict=True):
-        write_image(root / ("images" if is_flat else text.split(",")[2]) / name, mode="I;16")
+        write_pixels(root / ("images" if is_flat else text.split(",")[2]) / name, 4000, dtype=np.uint16)
     write_lines(root / f"{TABLE}{end}", HEADER, *rows)
     return root
 
 
 def read(root: Path) -> Listing:
     return SOURCE.read(root)
-
-
-def problem(root: Path) -> str:
-    with pytest.raises(SourceError) as error:
-        read(root)
-    return str(error.value)
 
 
 @pytest.mark.parametrize("is_flat", [True, False])
@@ -149,14 +144,14 @@ def test_lost_images_and_strays_are_counted_not_used(tmp_path: Path) -> None:
 
 def test_an_image_in_a_folder_and_beside_it_is_refused(tmp_path: Path) -> None:
     root = write_tree(tmp_path)
-    write_image(root / NAMES[1])
-    assert f"{NAMES[1]} is there twice" in problem(root)
+    write_pixels(root / NAMES[1])
+    assert f"{NAMES[1]} is there twice" in problem(read, root)
 
 
 def test_an_empty_folder_names_the_layout(tmp_path: Path) -> None:
-    assert f"{TABLE} not found at any depth" in problem(tmp_path)
+    assert f"{TABLE} not found at any depth" in problem(read, tmp_path)
     write_lines(tmp_path / TABLE, HEADER, *ROWS)
-    assert "6 named, 0 files found" in problem(tmp_path)
+    assert "6 named, 0 files found" in problem(read, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +194,7 @@ def test_three_states(found: set[str], nodule: int | None, normal: int | None) -
     ],
 )
 def test_a_row_that_cannot_be_is_named(old: str, new: str, words: str, tmp_path: Path) -> None:
-    text = problem(write_tree(tmp_path, rows=(ROWS[0], ROWS[1].replace(old, new), *ROWS[2:])))
+    text = problem(read, write_tree(tmp_path, rows=(ROWS[0], ROWS[1].replace(old, new), *ROWS[2:])))
     assert words in text
     assert ".csv row " in text
 
@@ -276,7 +271,7 @@ def test_all_known_defects_are_images_of_the_published_table(entries: dict[str, 
 @pytest.mark.slow
 def test_the_whole_list_is_read(entries: dict[str, Entry], published: Callable[[str], Path], tmp_path: Path) -> None:
     root = tmp_path / "padchest"
-    write_placeholders(root, [f"{number % 55}/{name}" for number, name in enumerate(entries) if name not in MISSING])
+    write_files(root, [f"{number % 55}/{name}" for number, name in enumerate(entries) if name not in MISSING], b"")
     shutil.copy(published(f"{TABLE}.gz"), root)
     listing = read(root)
     assert listing.warnings[:1] == ("padchest: 11 of 160,861 listed images have no file; left out",)

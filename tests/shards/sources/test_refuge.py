@@ -6,7 +6,7 @@ from shards.errors import SourceError
 from shards.records import Label, MaskFiles, Point
 from shards.sources.check import check_source
 from shards.sources.refuge import SOURCE
-from tests.shards.sources.layouts import by_id, mask_paths, write_files, write_workbook
+from tests.shards.sources.trees import by_id, mask_paths, write_files, write_workbook
 
 TRAIN_GT = "Annotation-Training400/Annotation-Training400"
 VAL_GT = "REFUGE-Validation400-GT"
@@ -151,6 +151,16 @@ def test_a_workbook_in_another_form_is_a_warning(root: Path) -> None:
     listing = SOURCE.read(root)
     assert "expected REFUGE's labels as an Excel workbook" in listing.warnings[0]
     assert by_id(listing)["V0001"].labels == {"Glaucoma": None}
+
+
+def test_rows_are_found_with_and_without_an_extension_and_those_without_an_image_are_counted(root: Path) -> None:
+    write_workbook(
+        root / VAL_GT / "Fovea_locations.xlsx",
+        [("ImgName", "Glaucoma Label", "Fovea_X", "Fovea_Y"), ("V0001", "1", "800", "9"), ("V0009.jpg", "0", "1", "2")],
+    )
+    listing = SOURCE.read(root)
+    assert by_id(listing)["V0001"].landmarks == {"fovea": (9.0, 800.0)}
+    assert "refuge: 1 rows of the workbooks without an image" in listing.warnings
 
 
 def test_a_folder_without_images_names_the_layout(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from shards.errors import SourceError
 from shards.records import Sex
 from shards.sources.check import check_source
 from shards.sources.shenzhen import SOURCE, parse_demographics
-from tests.shards.sources.layouts import by_id, mask_paths, write_files, write_text
+from tests.shards.sources.trees import by_id, mask_paths, write_files, write_text
 
 TOP = "ChinaSet_AllFiles"
 NAMES = ["CHNCXR_0001_0", "CHNCXR_0326_0", "CHNCXR_0327_1", "CHNCXR_0662_1"]
@@ -90,7 +90,7 @@ def test_images_outside_of_cxr_png_are_copies_and_are_not_taken(root: Path) -> N
     write_files(root, [f"Lung Segmentation/test/{NAMES[0]}.png"])
     assert len(SOURCE.read(root).records) == len(NAMES)
     write_files(root, [f"Lung Segmentation/CXR_png/{NAMES[0]}.png"])
-    with pytest.raises(SourceError, match=r"two files for CHNCXR_0001_0"):
+    with pytest.raises(SourceError, match=r"CHNCXR_0001_0 is there twice"):
         SOURCE.read(root)
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from shards.errors import SourceError
-from shards.sources.tables import read_columns
-from tests.shards.sources.raw_tree import write_lines
+from shards.sources.tables import read_columns, read_rows
+from tests.shards.sources.trees import write_lines
 
 
 def rows(path: Path, *required: str, optional: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -56,7 +56,9 @@ def test_a_repeated_column_that_nobody_asked_for_does_no_harm(tmp_path: Path) ->
 
 
 def test_a_missing_file_is_named_with_its_columns(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"t\.csv: not found; expected the test's table, a CSV with the columns a"):
+    with pytest.raises(
+        SourceError, match=r"t\.csv: not found; expected the test's table with the columns a, a CSV file"
+    ):
         rows(tmp_path / "t.csv", "a")
 
 
@@ -73,3 +75,24 @@ def test_a_damaged_file_is_one_error(name: str, data: bytes, tmp_path: Path) -> 
     (tmp_path / name).write_bytes(data)
     with pytest.raises(SourceError, match="damaged; expected the test's table"):
         rows(tmp_path / name, "a")
+
+
+def test_a_list_kept_by_hand_is_read_if_asked_for(tmp_path: Path) -> None:
+    table = write_lines(
+        tmp_path / "t.csv", "Image  No,X- Coordinate , grade,,", "a,1", ",,,,", "b,2,3,,,x", "c, ,", ","
+    )
+    names = ("grade", "X - Coordinate", "Image No")
+    ragged = list(read_columns(table, names, "the test's table", is_ragged=True))
+    assert ragged == [("", "1", "a"), ("3", "2", "b"), ("", "", "c")]
+    with pytest.raises(SourceError, match="needs the columns"):
+        list(read_columns(table, names, "the test's table"))
+
+
+def test_all_columns_come_by_name_and_every_one_needs_a_name(tmp_path: Path) -> None:
+    table = write_lines(tmp_path / "t.csv.gz", "b, a", "1,2", "3,")
+    assert read_rows(table, ("a",), "the test's table") == [{"b": "1", "a": "2"}, {"b": "3", "a": ""}]
+    for header in ("a,b,", "a,b,b", "a,,b", "b,c", ""):
+        with pytest.raises(SourceError, match="needs the columns a, each once and every one named"):
+            read_rows(write_lines(tmp_path / "t.csv", header, "1,2,3"), ("a",), "the test's table")
+    with pytest.raises(SourceError, match="row 2: 1 fields; the header has 2"):
+        read_rows(write_lines(tmp_path / "t.csv", "a,b", "1,2", "3"), ("a",), "the test's table")

@@ -18,7 +18,7 @@ from shards.sources.vindr_cxr import (
     read_kaggle,
     vote,
 )
-from tests.shards.sources.trees import by_id, problem, write_dicom, write_lines, write_png, write_table
+from tests.shards.sources.trees import by_id, problem, write_dicom, write_lines, write_pixels, write_table
 
 ONE, TWO, THREE, ABSENT, STRAY = (f"50a418190bc3fb1ef1633bf9678929b{digit}" for digit in range(5))
 FINDINGS = (*LOCAL_FINDINGS, *GLOBAL_FINDINGS)
@@ -40,8 +40,8 @@ def kaggle(tmp_path: Path) -> Path:
         *(f"{ABSENT},No finding,14,R{reader},,,," for reader in (1, 2, 3)),
     )
     write_dicom(tmp_path / f"train/{ONE}.dicom", PatientSex="F", PatientAge="061Y", PixelSpacing=[0.139, 0.14])
-    write_png(tmp_path / f"train/{TWO}.png")
-    write_png(tmp_path / f"train/{STRAY}.png")
+    write_pixels(tmp_path / f"train/{TWO}.png")
+    write_pixels(tmp_path / f"train/{STRAY}.png")
     write_dicom(tmp_path / f"test/{THREE}.dicom")
     return tmp_path
 
@@ -74,6 +74,7 @@ def physionet(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"{ONE},R9,nodule/mass,-2.5,20,30,40",
         f"{ONE},R9,Nodule/Mass,10,20,10,40",
         f"{ONE},R9,Something new,10,20,30,40",
+        f"{STRAY},R9,Cardiomegaly,10,20,30,40",
         f"{ONE},R8,No finding,,,,",
     )
     write_lines(
@@ -158,7 +159,7 @@ def test_what_is_missing_is_counted(kaggle: Path, physionet: Path) -> None:
     assert "1 images without labels were left out" in warnings
     warnings = "\n".join(SOURCE.read(physionet).warnings)
     assert "1 images without labels were left out" in warnings
-    assert "2 boxes without an area, or of a finding that the labels do not have" in warnings
+    assert "3 boxes without an area, or of a finding or image that the labels lack" in warnings
 
 
 @pytest.mark.parametrize(
@@ -199,7 +200,7 @@ def test_labels_of_physionet_that_cannot_be_are_named(physionet: Path) -> None:
 
 
 def test_an_image_twice_in_two_forms_is_refused(kaggle: Path) -> None:
-    write_png(kaggle / f"train_jpeg/{ONE}.jpeg")
+    write_pixels(kaggle / f"train_jpeg/{ONE}.jpeg")
     assert "keep one of them" in problem(lambda: SOURCE.read(kaggle))
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from shards.errors import SourceError
 from shards.sources import workbook
 from shards.sources.workbook import read_workbook
-from tests.shards.sources.layouts import MAIN, write_workbook
+from tests.shards.sources.trees import MAIN, write_workbook
 
 COLUMNS = ("ImgName", "Fovea_X")
 words = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S")), max_size=12)

@@ -1,0 +1,129 @@
+"""The battery notices every fault that a source may have."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from shards.errors import ShardError, SourceError
+from shards.records import Box, File, MaskFiles, MaskPolygons, MaskRuns, Record
+from shards.sources.base import Listing, SourceInfo
+from shards.sources.check import ContractError, check_source
+from tests.shards.sources.trees import write_files
+
+INFO = SourceInfo(
+    name="zoo",
+    title="Zoo",
+    modality="chest X-ray",
+    num_images=None,
+    num_patients=None,
+    tasks=("classification",),
+    licence="free",
+    is_redistributable=True,
+    citation="A. Keeper, Zoo, 2026",
+    pages=("https://example.org",),
+    layout="*.png",
+    shares_images_with=("farm",),
+)
+ONE = Record("one", File("a/b/one.png"), "zoo/1", labels={"ill": 1}, masks={"heart": MaskFiles((File("m.png"),))})
+TWO = Record("two", File("two.png"), "farm/2", labels={"ill": None}, split="train")
+
+
+@dataclass
+class Source:
+    listing: Listing
+    info: SourceInfo = INFO
+
+    def read(self, root: Path) -> Listing:
+        return self.listing
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_files(tmp_path / "root", ["a/b/one.png", "two.png", "m.png"])
+    write_files(tmp_path, ["outside/one.png"])
+    return tmp_path / "root"
+
+
+def source(*records: Record, **facts: object) -> Source:
+    return Source(replace(Listing(records, "patient"), **facts))
+
+
+def test_a_source_without_fault_passes(root: Path) -> None:
+    check_source(source(ONE, TWO), root)
+    gone = replace(TWO, image=File("gone.png"), known_defect="never published")
+    check_source(source(ONE, gone, shares_images_with=("farm",)), root)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (lambda one: replace(one, source_id="two"), "the same source_id"),
+        (lambda one: replace(one, image=TWO.image), "the same image"),
+        (lambda one: replace(one, source_id="a\nb"), "must be printable"),
+        (lambda one: replace(one, image=File("none.png")), "no file none.png"),
+        (lambda one: replace(one, image=File("a/b")), "no file a/b"),
+        (lambda one: replace(one, masks={"heart": MaskFiles((File("none.png"),))}), "no file none.png"),
+        (lambda one: replace(one, image=File("a/../two.png")), "the path leaves the folder"),
+        (lambda one: replace(one, image=File("/etc/hostname"), known_defect="x"), "the path leaves the folder"),
+        (lambda one: replace(one, image=File("two.png", 3)), "hashes are made by `register`"),
+        (lambda one: replace(one, patient=""), "needs a patient"),
+        (lambda one: replace(one, patient="1"), "must begin with zoo or farm"),
+        (lambda one: replace(one, study=""), "an unknown study is None"),
+        (lambda one: replace(one, view="front/side"), "a view is a short code"),
+        (lambda one: replace(one, labels={}), "every record has the same labels"),
+        (lambda one: replace(one, labels={"ill": 2}), "labels are 1, 0, -1 or None"),
+        (lambda one: replace(one, split="dev"), "split is train, val, test or None"),
+        (lambda one: replace(one, patient=TWO.patient, split="test"), "in several official splits"),
+        (lambda one: replace(one, sex="m"), "sex is F, M, O or None"),
+        (lambda one: replace(one, age_years=411.0), "an age that cannot be"),
+        (lambda one: replace(one, masks={"left lung": MaskPolygons(())}), "structures have no dot"),
+        (lambda one: replace(one, masks={"heart": MaskFiles((), 9, 3)}), "0 <= low <= high"),
+        (lambda one: replace(one, masks={"heart": MaskRuns((((12, 5),),), 4, 4)}), "ends outside"),
+        (lambda one: replace(one, masks={"heart": MaskPolygons((((0.0, 0.0), (1.0, 1.0)),))}), "has 3 points"),
+        (lambda one: replace(one, boxes=(Box("ill", 1, 1, 1, 5),)), "has no area"),
+    ],
+)
+def test_a_fault_of_a_record_is_named(fault: Callable[[Record], Record], words: str, root: Path) -> None:
+    with pytest.raises(ShardError, match=re.escape(words)):
+        check_source(source(TWO, fault(ONE)), root)
+
+
+def test_a_fault_of_the_listing_is_named(root: Path) -> None:
+    with pytest.raises(ContractError, match="no records"):
+        check_source(source(), root)
+    with pytest.raises(ContractError, match="two images have one patient"):
+        check_source(source(ONE, replace(TWO, patient=ONE.patient, split=None), patient_grouping="image"), root)
+    with pytest.raises(ContractError, match="shares images with a dataset that info does not name"):
+        check_source(source(ONE, shares_images_with=("circus",)), root)
+    with pytest.raises(ContractError, match="a label needs a plain name"):
+        check_source(source(replace(ONE, labels={"ill;": 1})), root)
+    with pytest.raises(ContractError, match=r"info\.licence is empty"):
+        check_source(Source(Listing((ONE,), "patient"), replace(INFO, licence="")), root)
+
+
+def test_two_readings_that_differ_are_noticed(root: Path) -> None:
+    class Forgetful(Source):
+        def read(self, root: Path) -> Listing:
+            self.listing, found = replace(self.listing, warnings=("again",)), self.listing
+            return found
+
+    with pytest.raises(ContractError, match="two readings of one folder differ"):
+        check_source(Forgetful(Listing((ONE,), "patient")), root)
+
+
+@pytest.mark.parametrize("place", ["a", "a/b", "a/b/one.png"])
+def test_a_link_that_leads_out_is_noticed_at_whatever_depth_and_one_that_stays_inside_is_fine(
+    place: str, root: Path
+) -> None:
+    (root / place).rename(root / "elsewhere")
+    (root / place).symlink_to(root / "elsewhere")
+    check_source(source(TWO, ONE), root)
+    (root / place).unlink()
+    (root / "elsewhere").rename(root.parent / "elsewhere")
+    (root / place).symlink_to(root.parent / "elsewhere")
+    for path in ("a/b/one.png", "a//b//one.png", "./a/./b/one.png"):
+        with pytest.raises(SourceError, match="record one: a symbolic link leads out"):
+            check_source(source(TWO, replace(ONE, image=File(path))), root)
