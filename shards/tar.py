@@ -1,5 +1,6 @@
 """Tar archives with the same bytes on every build, and the place of each member in them."""
 
+import hashlib
 import io
 import tarfile
 from collections.abc import Iterator
@@ -33,15 +34,27 @@ class TarWriter:
     """A ustar archive whose bytes depend on nothing but names, data and their order (mtime 0, root, mode 0644)."""
 
     def __init__(self, path: Path) -> None:
-        self._tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 (closed by __exit__)
+        self._file = path.open("wb")  # noqa: SIM115 (closed by __exit__)
+        self._digest = hashlib.sha256()
+        self.num_bytes = 0
+
+    @property
+    def sha256(self) -> str:
+        """Of what has been written, in hex: of the whole archive, once it is closed."""
+        return self._digest.hexdigest()
 
     def add(self, name: str, data: bytes) -> Span:
         """Append one member. A ustar name of up to 100 characters has a header of exactly one block."""
-        member = tarfile.TarInfo(name)
-        member.size, member.mode, member.uname, member.gname = len(data), 0o644, "root", "root"
-        start = self._tar.offset + BLOCK
-        self._tar.addfile(member, io.BytesIO(data))
-        return Span(start, len(data))
+        self._write(_header(name, len(data)))
+        span = Span(self.num_bytes, len(data))
+        self._write(data)
+        self._write(bytes(-len(data) % BLOCK))
+        return span
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self.num_bytes += len(data)
 
     def __enter__(self) -> Self:
         return self
@@ -49,7 +62,18 @@ class TarWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._tar.close()
+        try:
+            if kind is None:
+                self._write(bytes(2 * BLOCK))
+                self._write(bytes(-self.num_bytes % tarfile.RECORDSIZE))
+        finally:
+            self._file.close()
+
+
+def _header(name: str, num_bytes: int) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size, member.mode, member.uname, member.gname = num_bytes, 0o644, "root", "root"
+    return member.tobuf(tarfile.USTAR_FORMAT)
 
 
 def read_header(block: bytes) -> tuple[str, int]:

@@ -58,8 +58,8 @@ class TarBuilder:
         summary = {
             "name": shard.name,
             "split": shard.split,
-            "bytes": (self.scratch / shard.name).stat().st_size,
-            "sha256": sha256_of(self.scratch / shard.name),
+            "bytes": tar.num_bytes,
+            "sha256": tar.sha256,
             "samples": samples,
             "quarantined": [[task.place, result.reason] for task, result in rejected],
         }

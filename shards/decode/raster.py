@@ -98,7 +98,7 @@ def values_of(image: Image.Image) -> Values:
 def eight_bit_pixels(image: Image.Image) -> Pixels:
     """A Pillow image of at most 8 bits as grey or RGB: alpha dropped, palettes and CMYK resolved."""
     mode = "L" if image.mode in _GREY else "RGB"
-    return np.array(image if image.mode == mode else image.convert(mode))
+    return np.asarray(image if image.mode == mode else image.convert(mode))
 
 
 def _essential(data: bytes) -> bytes:
