@@ -20,7 +20,7 @@ from pydicom.uid import (
 )
 
 from shards.decode import Decoded, UnreadableImageError, reasons
-from shards.decode.dicom import is_dicom
+from shards.decode.signature import is_dicom
 from shards.decode.dicom_image import decode_dicom
 from shards.decode.reasons import (
     BIT_DEPTH,
