@@ -20,6 +20,7 @@ from shards.index import check_quarantine, describe, publish
 from shards.params import GridParams, PhantomSourceParams, ShardParams, SourceParams
 from shards.plan import BatchPlan, fingerprint, plan_batch
 from shards.progress import progress_bar
+from shards.quality.inspection import Inspection, inspect, list_originals
 from shards.sample import Encoder
 from shards.scratch import SCRATCH_VARIABLE, unfinished_work
 from shards.sources.phantom import PhantomSource
@@ -66,9 +67,20 @@ def build_shards(
     ):
         plan = plan_batch(manifest.placed_in(scratch), root_of(source), params)
         _build_tars(plan, TarBuilder(plan.manifest, plan.header, encoder, scratch), execution or Processes(), out)
-        check_quarantine(batch, plan, scratch, params.max_quarantined_fraction)
-        values = publish(plan, encoder, scratch, out)
+        inspection = inspect(plan, params.quality, scratch)
+        originals = _list_originals(batch, source, inspection)
+        check_quarantine(batch, inspection, params.max_quarantined_fraction, originals)
+        values = publish(inspection, encoder, scratch, out)
     print(describe(values), file=sys.stderr)
+    if originals:
+        print(f"paths of the quarantined files, for you alone: {originals}", file=sys.stderr)
+
+
+def _list_originals(batch: str, source: SourceParams, inspection: Inspection) -> Path | None:
+    """Where the names of files are private, quarantine.csv does not say them; a file beside the manifest does."""
+    if isinstance(source, PhantomSourceParams):
+        return None
+    return list_originals(Path(source.dep).with_name(f"{batch}.quarantine.csv"), inspection)
 
 
 def root_of(source: SourceParams) -> Path:

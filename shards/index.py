@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,40 +18,51 @@ from shards.contact import draw_contact_sheet
 from shards.errors import SourceError
 from shards.format import CONTACT_SHEET, FORMAT_VERSION, INDEX, QUARANTINE, ROW_DTYPE, ROWS, sha256_of
 from shards.identity import SPLITS
-from shards.plan import BatchPlan
+from shards.quality.inspection import Inspection
 from shards.read import ShardIndex
 from shards.records import Split
 from shards.sample import Encoder
-from shards.writer import Summary, read_summary
 
 _MAX_NAMED = 5
 _MAX_GREY = 255
 
 
-def check_quarantine(batch: str, plan: BatchPlan, scratch: Path, max_fraction: float) -> None:
-    """A few unreadable images are counted; many mean that something is wrong with the source.
+def check_quarantine(batch: str, inspection: Inspection, max_fraction: float, originals: Path | None) -> None:
+    """A few quarantined images are counted; many mean that something is wrong with the source.
+
+    Args:
+        batch: Its name.
+        inspection: What is kept out of it.
+        max_fraction: That may be quarantined.
+        originals: The private list of their paths, for the message.
 
     Raises:
         SourceError: more than the allowed fraction is quarantined, or nothing is left.
     """
-    quarantined = [item for summary in _summaries(plan, scratch) for item in summary["quarantined"]]
-    if len(quarantined) < plan.num_images and len(quarantined) <= max_fraction * plan.num_images:
+    quarantined, total = _listed(inspection), inspection.plan.num_images
+    if len(quarantined) < total and len(quarantined) <= max_fraction * total:
         return
     reasons = "; ".join(f"{count} × {reason}" for reason, count in _reasons(quarantined).items())
     places = ", ".join(place for place, _ in quarantined[:_MAX_NAMED])
+    listed = f", all in {originals}" if originals else ""
     raise SourceError(
-        f"batch {batch}: {len(quarantined)} of {plan.num_images} images cannot be used ({reasons}), "
-        f"first: {places}; shard.max_quarantined_fraction allows {max_fraction:g}. Repair or remove them, or raise it"
+        f"batch {batch}: {len(quarantined)} of {total} images cannot be used ({reasons}), first: {places}{listed}; "
+        f"shard.max_quarantined_fraction allows {max_fraction:g}. Repair or remove them, or raise it"
     )
 
 
-def publish(plan: BatchPlan, encoder: Encoder, scratch: Path, out: Path) -> dict[str, Any]:
+def _listed(inspection: Inspection) -> list[list[str]]:
+    """Place and reason of everything that is kept out."""
+    return [[item["place"], item["reason"]] for _, item in inspection.quarantined()]
+
+
+def publish(inspection: Inspection, encoder: Encoder, scratch: Path, out: Path) -> dict[str, Any]:
     """Put the finished set together beside `out` and move it there in one step; returns the content of index.json."""
     finished = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(finished, ignore_errors=True)
     finished.mkdir(parents=True)
     try:
-        values = _write_set(plan, encoder, scratch, finished)
+        values = _write_set(inspection, encoder, scratch, finished)
     except OSError:
         shutil.rmtree(finished, ignore_errors=True)
         raise
@@ -59,60 +70,47 @@ def publish(plan: BatchPlan, encoder: Encoder, scratch: Path, out: Path) -> dict
     return values
 
 
-def _write_set(plan: BatchPlan, encoder: Encoder, scratch: Path, finished: Path) -> dict[str, Any]:
-    tally = _Tally()
-    rows = _RowWriter(finished / ROWS, sum(len(summary["samples"]) for summary in _summaries(plan, scratch)))
-    quarantined: list[list[str]] = []
+def _write_set(inspection: Inspection, encoder: Encoder, scratch: Path, finished: Path) -> dict[str, Any]:
+    tally, header, quarantined = _Tally(), inspection.plan.header, _listed(inspection)
+    rows = _RowWriter(finished / ROWS, inspection.plan.num_images - len(quarantined))
     shards: list[dict[str, Any]] = []
-    for summary in _summaries(plan, scratch):
-        quarantined += summary["quarantined"]
+    for summary in inspection.summaries():
         if not summary["samples"]:
             continue
         rows.append(summary["samples"], split=SPLITS.index(summary["split"]), shard=len(shards))
         tally.add(summary["split"], summary["samples"])
         shards.append({"num_samples": len(summary["samples"]), **{key: summary[key] for key in _OF_TARS}})
-        link_or_copy(scratch / summary["name"], finished / summary["name"])
+        link_or_copy(scratch / summary["path"], finished / summary["name"])
     rows.close()
     (finished / QUARANTINE).write_text(_csv_text([["path", "reason"], *quarantined]), encoding="utf-8")
     values = {
         "format_version": FORMAT_VERSION,
         "batch": encoder.batch,
         "dataset": {
-            "kind": plan.header.kind,
-            "patient_grouping": plan.header.patient_grouping,
-            "shares_images_with": list(plan.header.shares_images_with),
-            "split_rule": plan.header.split_rule,
+            "kind": header.kind,
+            "patient_grouping": header.patient_grouping,
+            "shares_images_with": list(header.shares_images_with),
+            "split_rule": header.split_rule,
         },
         "spec": encoder.spec.to_json(),
         "channels": encoder.channels,
         "image_format": encoder.params.image_format,
         "bank": {"seed": encoder.params.seed, "num_pairs_per_scale": encoder.params.num_bank_pairs},
-        "id_key_fingerprint": plan.header.id_key_fingerprint,
+        "id_key_fingerprint": header.id_key_fingerprint,
         "shards": shards,
         "counts": tally.counts(),
         "statistics": tally.statistics(),
         "quarantined": {"count": len(quarantined), "reasons": _reasons(quarantined)},
+        "quality": inspection.values,
         "samples": {"name": ROWS, "bytes": (finished / ROWS).stat().st_size, "sha256": sha256_of(finished / ROWS)},
     }
     (finished / INDEX).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     draw_contact_sheet(ShardIndex.open(finished)).save(finished / CONTACT_SHEET)
+    inspection.write(finished)
     return values
 
 
 _OF_TARS = ("name", "split", "bytes", "sha256")
-
-
-def _summaries(plan: BatchPlan, scratch: Path) -> Iterator[Summary]:
-    """One at a time: together they would fill the memory of a large batch.
-
-    Raises:
-        SourceError: one is missing.
-    """
-    for shard in plan.shards:
-        summary = read_summary(scratch, shard.name)
-        if summary is None:
-            raise SourceError(f"{scratch / shard.name}: gone since it was built; give the same command again")
-        yield summary
 
 
 class _Tally:
@@ -193,10 +191,11 @@ class _RowWriter:
 def describe(values: dict[str, Any]) -> str:
     """One line for the end of the stage."""
     images, patients = values["counts"]["images"], values["counts"]["patients"]
+    num_suspect = values["quality"]["suspects"]["count"]
     splits = ", ".join(f"{split} {images[split]} of {patients[split]}" for split in SPLITS)
     return (
         f"shard {values['batch']}: {sum(images.values())} images of {sum(patients.values())} patients ({splits}) in "
-        f"{len(values['shards'])} tars, {values['quarantined']['count']} quarantined"
+        f"{len(values['shards'])} tars, {values['quarantined']['count']} quarantined, {num_suspect} suspect"
     )
 
 

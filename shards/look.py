@@ -46,7 +46,7 @@ with 1 if anything is wrong."""
 
 def verify(arguments: argparse.Namespace) -> int:
     """Check, repair if asked, report; 1 if anything is (still) wrong."""
-    from shards.verify import findings_json, format_findings, verify_set
+    from shards.verify import find_copies, findings_json, format_findings, verify_set
 
     findings = {root: verify_set(root) for root in arguments.sets}
     if arguments.repair:
@@ -55,6 +55,8 @@ def verify(arguments: argparse.Namespace) -> int:
                 _repair(root, found, arguments)
                 findings[root] = verify_set(root)
     everything = [finding for found in findings.values() for finding in found]
+    if len(arguments.sets) > 1:
+        everything += find_copies(arguments.sets)
     report = findings_json(everything) if arguments.json else format_findings(everything)
     print(report or "all is as it should be")
     return int(bool(everything))

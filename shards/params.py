@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from shards.config import Section
 from shards.errors import ConfigError, GridError
 from shards.grid import GridSpec, Scale
+from shards.quality.params import QualityParams
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 FINGERPRINT = r"^idkey-[0-9a-f]{16}$"
@@ -104,7 +105,9 @@ class ShardParams(Section):
     max_source_megapixels: float = Field(gt=0)
     """A larger image is quarantined before it is decoded."""
     max_quarantined_fraction: Fraction
-    """The stage fails when more of a batch than this cannot be read."""
+    """The stage fails when more of a batch than this is quarantined: cannot be read, or is kept out by `quality`."""
+    quality: QualityParams
+    """What else keeps an image out."""
 
 
 class PhantomSourceParams(Section):

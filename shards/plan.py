@@ -3,16 +3,19 @@
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 from shards.delivery import Header, iterate_manifest
 from shards.errors import SourceError
 from shards.format import MAX_KEY_LENGTH
 from shards.identity import SPLITS, split_of
-from shards.params import ShardParams, SplitParams
+from shards.params import ShardParams
+from shards.quality.judge import MOST_PROTECTED_FIRST
 from shards.records import Record, Split, files_of
 from shards.sample import Encoder, Task
 
@@ -30,11 +33,13 @@ class ShardPlan:
         split: Of all its samples.
         places: Its images in order: number in the manifest, from 1, and offset of the line there. The records stay in
             the manifest, so that a plan is small however many images there are.
+        copies: Position in `places` → key of the image with the same file, which is the one that is kept.
     """
 
     name: str
     split: Split
     places: tuple[tuple[int, int], ...]
+    copies: Mapping[int, str]
 
 
 @dataclass(frozen=True)
@@ -59,11 +64,12 @@ def plan_batch(manifest: Path, root: Path, params: ShardParams) -> BatchPlan:
     """
     header, lines = iterate_manifest(manifest)
     official: set[Split] = set()
-    images: list[tuple[str, float, Split | None, int, int]] = []
+    images: list[_Image] = []
     changed = []
     for number, (offset, entry) in enumerate(lines, start=1):
         record = entry.record
-        images.append((key_of(record, header), entry.position, record.split, number, offset))
+        digest = bytes.fromhex(record.image.sha256) if record.image.sha256 and not record.known_defect else b""
+        images.append(_Image(key_of(record, header), entry.position, record.split, number, offset, digest))
         official |= {record.split} if record.split else set()
         if record.known_defect is None and any(_size_of(root / f.path) != f.num_bytes for f in files_of(record)):
             changed.append(number)
@@ -76,25 +82,53 @@ def plan_batch(manifest: Path, root: Path, params: ShardParams) -> BatchPlan:
         )
     images.sort()
     for first, second in pairwise(images):
-        if first[0] == second[0]:
-            raise SourceError(f"{manifest}: images {first[3]} and {second[3]} have the same id; ids must be unique")
-    return BatchPlan(manifest, header, _deal(images, frozenset(official), params.splits, params.num_images_per_shard))
+        if first.key == second.key:
+            raise SourceError(f"{manifest}: images {first.number} and {second.number} have the same id")
+    return BatchPlan(manifest, header, _deal(images, frozenset(official), params))
 
 
-def _deal(
-    images: list[tuple[str, float, Split | None, int, int]],
-    official: frozenset[Split],
-    splits: SplitParams,
-    size: int,
-) -> list[ShardPlan]:
-    dealt: dict[Split, list[tuple[int, int]]] = {split: [] for split in SPLITS}
-    for _, position, split, number, offset in images:
-        dealt[split_of(position, splits, split, official_splits=official)].append((number, offset))
+class _Image(NamedTuple):
+    """What deciding an image's place takes."""
+
+    key: str
+    position: float
+    official: Split | None
+    number: int
+    offset: int
+    digest: bytes
+
+
+def _deal(images: list[_Image], official: frozenset[Split], params: ShardParams) -> list[ShardPlan]:
+    dealt: dict[Split, list[_Image]] = {split: [] for split in SPLITS}
+    for image in images:
+        dealt[split_of(image.position, params.splits, image.official, official_splits=official)].append(image)
+    originals = _originals(dealt) if params.quality.exact_copies.action == "quarantine" else {}
+    size = params.num_images_per_shard
     return [
-        ShardPlan(f"{split}-{start // size:06d}.tar", split, tuple(places[start : start + size]))
-        for split, places in dealt.items()
-        for start in range(0, len(places), size)
+        ShardPlan(
+            f"{split}-{start // size:06d}.tar",
+            split,
+            tuple((image.number, image.offset) for image in chunk),
+            {
+                position: originals[image.digest]
+                for position, image in enumerate(chunk)
+                if originals.get(image.digest, image.key) != image.key
+            },
+        )
+        for split, of_split in dealt.items()
+        for start in range(0, len(of_split), size)
+        for chunk in [of_split[start : start + size]]
     ]
+
+
+def _originals(dealt: Mapping[Split, list[_Image]]) -> dict[bytes, str]:
+    """Hash of a file → key of the image that is kept of its copies: the first by split, then by key."""
+    originals: dict[bytes, str] = {}
+    for split in MOST_PROTECTED_FIRST:
+        for image in dealt[split]:
+            if image.digest:
+                originals.setdefault(image.digest, image.key)
+    return originals
 
 
 def fingerprint(manifest_sha256: str, encoder: Encoder) -> str:
@@ -104,8 +138,9 @@ def fingerprint(manifest_sha256: str, encoder: Encoder) -> str:
         "batch": encoder.batch,
         "channels": encoder.channels,
         "spec": encoder.spec.to_json(),
-        "shard": encoder.params.model_dump(mode="json", exclude={"max_quarantined_fraction"}),
-        "libraries": [version(name) for name in ("numpy", "pillow")],
+        "shard": encoder.params.model_dump(mode="json", exclude={"max_quarantined_fraction", "quality"}),
+        "exact_copies": encoder.params.quality.exact_copies.action,  # other bounds are judged after the tars
+        "libraries": [version(name) for name in ("numpy", "opencv-python-headless", "pillow", "simplejpeg")],
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     package = Path(__file__).parent
@@ -115,10 +150,10 @@ def fingerprint(manifest_sha256: str, encoder: Encoder) -> str:
     return digest.hexdigest()[:16]
 
 
-def task_of(record: Record, header: Header, number: int, split: Split) -> Task:
-    """The record's task: what its sample is called, and what messages call the image."""
-    place = record.image.path if header.has_public_ids else f"manifest image {number}"
-    return Task(record, key_of(record, header), place, split)
+def task_of(plan: ShardPlan, position: int, record: Record, header: Header) -> Task:
+    """The task of one place of a plan: what the record's sample is called, and what messages call the image."""
+    place = record.image.path if header.has_public_ids else f"manifest image {plan.places[position][0]}"
+    return Task(record, key_of(record, header), place, plan.split, plan.copies.get(position))
 
 
 def key_of(record: Record, header: Header) -> str:

@@ -15,7 +15,7 @@ from random import SystemRandom
 from ssl import CertificateError
 from typing import Any, BinaryIO
 
-import fsspec  # type: ignore[import-untyped]
+import fsspec
 from tqdm import tqdm
 
 from shards.errors import ConfigError, StoreError
@@ -237,7 +237,7 @@ def _is_connection_error(error: Exception) -> bool:
 
         return isinstance(error, ClientError) and not isinstance(error, InvalidURL)
     if package in ("botocore", "aiobotocore"):
-        from botocore import exceptions, parsers  # type: ignore[import-untyped]
+        from botocore import exceptions, parsers
 
         # SSLError is a ConnectionError there.
         on_the_way = exceptions.ConnectionError | exceptions.HTTPClientError | exceptions.IncompleteReadError

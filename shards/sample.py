@@ -22,6 +22,8 @@ from shards.grid import GridSpec, crop_bank
 from shards.jpeg import encode_canvas
 from shards.masks import draw
 from shards.params import ShardParams
+from shards.quality.measure import Measured, measure
+from shards.quality.reasons import SAME_FILE
 from shards.records import Box, File, Record, Split, locate
 
 _PAUSES_S = (0.5, 1.0, 2.0)
@@ -42,12 +44,14 @@ class Task:
         key: The sample's key.
         place: What messages and quarantine.csv call it: free of anything that could name a patient.
         split: The patient's.
+        copy_of: Key of the task with the same file, which is the one that is kept.
     """
 
     record: Record
     key: str
     place: str
     split: Split
+    copy_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,10 +62,12 @@ class Encoded:
         members: (suffix, data) in the order of the tar: description, image, others.
         counted: What the index adds up: labels, view, foreground (sum, sum of squares, number of values),
             lost_colour, num_values (of the canvas).
+        measured: For the quality pass.
     """
 
     members: tuple[tuple[str, bytes], ...]
     counted: dict[str, Any]
+    measured: Measured
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,8 @@ class Encoder:
         record = task.record
         if record.known_defect is not None:
             return Rejected(record.known_defect)
+        if task.copy_of is not None:
+            return Rejected(SAME_FILE)
         try:
             data = self._read(record.image, task.place)
             return self._encode(task, decode(data, max_pixels=self.max_pixels, raw=record.raw))
@@ -120,8 +128,10 @@ class Encoder:
         points = {name: placement.place_point(point) for name, point in sorted(record.landmarks.items())}
         if points:
             members.append((LANDMARKS_SUFFIX, _json_bytes(points)))
+        areas = {}
         for structure, mask in sorted(record.masks.items()):
             drawn = draw(mask, image.shape[:2], partial(self._read, place=task.place), self.max_pixels)
+            areas[structure] = float(np.count_nonzero(drawn) / drawn.size)
             placed = _png_bytes(Image.fromarray(placement.place_mask(drawn)))
             members.append((MASK_SUFFIX.format(structure=structure), placed))
         counted = {
@@ -131,7 +141,9 @@ class Encoder:
             "num_values": canvas.size,
             "lost_colour": self.channels == 1 and is_coloured(image),
         }
-        return Encoded(tuple(members), counted)
+        is_burned_in = decoded.facts.is_annotation_burned_in
+        measured = measure(with_channels(image, 1), members[1][1], areas, record.labels, is_burned_in=is_burned_in)
+        return Encoded(tuple(members), counted, measured)
 
     def _meta(self, task: Task, placement: Placement, cells: Cells, facts: Facts) -> dict[str, Any]:
         record, spec = task.record, self.spec

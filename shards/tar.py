@@ -3,13 +3,16 @@
 import hashlib
 import io
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from shards.errors import IndexFormatError
+
 BLOCK = tarfile.BLOCKSIZE
+_COPIED_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,37 @@ def read_header(block: bytes) -> tuple[str, int]:
     if block[257:262] != b"ustar" or num_bytes.strip(b"01234567"):
         return "", 0
     return block[:100].rstrip(b"\0").decode("ascii", "replace"), int(num_bytes, 8)
+
+
+def copy_members(source: Path, runs: Iterable[tuple[int, int]], target: Path) -> list[int]:
+    """A tar of some of another one's members, as `TarWriter` would have written it without the others.
+
+    Args:
+        source: The tar.
+        runs: First byte and one past the last of each run of members, headers and padding included, in order.
+        target: The new one.
+
+    Returns:
+        First byte of each run in the new tar.
+
+    Raises:
+        IndexFormatError: the tar ends before a run does.
+    """
+    starts = []
+    with source.open("rb") as whole, target.open("wb") as part:
+        for start, stop in runs:
+            starts.append(part.tell())
+            whole.seek(start)
+            remaining = stop - start
+            while remaining:
+                data = whole.read(min(remaining, _COPIED_AT_ONCE))
+                if not data:
+                    raise IndexFormatError(f"{source}: ends before byte {stop}; build the shard set again")
+                part.write(data)
+                remaining -= len(data)
+        part.write(bytes(2 * BLOCK))
+        part.write(bytes(-part.tell() % tarfile.RECORDSIZE))
+    return starts
 
 
 def walk_members(run: bytes) -> Iterator[tuple[str, bytes]]:

@@ -17,6 +17,8 @@ from shards.index import link_or_copy
 from shards.params import GridParams, ShardParams, SourceParams
 from shards.plan import fingerprint, plan_batch
 from shards.progress import progress, progress_bar
+from shards.quality.report import QUALITY, near_duplicates_between
+from shards.quality.withdraw import withdraw
 from shards.read import ShardIndex
 from shards.sample import Encoder
 from shards.scratch import unfinished_work
@@ -140,6 +142,24 @@ def _named(keys: list[bytes]) -> str:
     return f"{len(keys)}: {', '.join(key.decode(errors='replace') for key in keys[:_MAX_NAMED])}{more}"
 
 
+def find_copies(roots: list[Path]) -> list[Finding]:
+    """Images of different sets and different splits that show the same picture; each set's quality report tells.
+
+    Raises:
+        IndexFormatError: a set has no report.
+    """
+    return [
+        Finding(
+            str(pair.first.report.parent),
+            QUALITY,
+            "the same picture is in two splits",
+            f"{pair.first.key} ({pair.first.split}) is {pair.second.key} ({pair.second.split}) of "
+            f"{pair.second.report.parent}, correlation {pair.correlation:.3f}; take one of them out of its batch",
+        )
+        for pair in near_duplicates_between([root / QUALITY for root in roots])
+    ]
+
+
 def repair_set(
     root: Path,
     findings: list[Finding],
@@ -181,20 +201,30 @@ def repair_set(
                     raise SourceError(f"{shard.name}: the process that built it was lost; give the same command again")
             show_progress()
         for name in damaged:
-            _replace(root / name, scratch, index.shards[listed[name]])
+            described = index.shards[listed[name]]
+            first = sum(before["num_samples"] for before in index.shards[: listed[name]])
+            keys = index.keys(np.arange(first, first + described["num_samples"]))
+            _replace(root / name, _rebuilt(scratch, name, frozenset(keys)), described)
     return damaged
 
 
-def _replace(target: Path, scratch: Path, shard: dict[str, object]) -> None:
-    summary = read_summary(scratch, target.name, is_checked=True)
-    if summary is None or summary["sha256"] != shard["sha256"]:
-        found = "cannot be built" if summary is None else f"has sha256 {summary['sha256']}"
+def _rebuilt(scratch: Path, name: str, keys: frozenset[str]) -> Path:
+    """The tar as it was built again, without what the quality pass had taken out of it."""
+    summary = read_summary(scratch, name)
+    built = [] if summary is None else [sample["row"]["key"] for sample in summary["samples"]]
+    surplus = set(built) - keys
+    return scratch / withdraw(summary, surplus, scratch)["path"] if summary and surplus else scratch / name
+
+
+def _replace(target: Path, built: Path, shard: dict[str, object]) -> None:
+    found = sha256_of(built) if built.is_file() else None
+    if found != shard["sha256"]:
         raise IndexFormatError(
-            f"{target}: built again it {found}, the index expects {shard['sha256']}; parameters, raw files or "
-            "libraries are others than when the set was built: build all of it again with `dvc repro --force`"
+            f"{target}: built again it has sha256 {found}, the index expects {shard['sha256']}; parameters, raw files "
+            "or libraries are others than when the set was built: build all of it again with `dvc repro --force`"
         )
     with atomic_path(target) as temporary:
-        link_or_copy(scratch / target.name, temporary)
+        link_or_copy(built, temporary)
 
 
 def format_findings(findings: list[Finding]) -> str:

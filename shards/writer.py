@@ -11,6 +11,8 @@ from shards.delivery import Header, read_entry
 from shards.errors import SourceError
 from shards.format import HALF_SUFFIX, LANDMARKS_SUFFIX, sha256_of
 from shards.plan import ShardPlan, task_of
+from shards.quality.measure import Measured
+from shards.quality.store import write_measured
 from shards.sample import Encoded, Encoder, Rejected, Task
 from shards.tar import Span, TarWriter
 
@@ -37,31 +39,36 @@ class TarBuilder:
             OSError: the disk is full or gone.
         """
         samples: list[dict[str, Any]] = []
-        rejected: list[tuple[Task, Rejected]] = []
+        measured: list[Measured] = []
+        rejected: list[tuple[int, Task, Rejected]] = []
         skipped = self._skipped(shard)
         with (
             atomic_path(self.scratch / shard.name) as temporary,
             (self.scratch / f"{shard.name}.begun").open("wb", buffering=0) as begun,
         ):
             with TarWriter(temporary) as tar:
-                for position, (number, offset) in enumerate(shard.places):
+                for position, (_, offset) in enumerate(shard.places):
                     begun.write(b".")
-                    task = task_of(read_entry(self.manifest, offset).record, self.header, number, shard.split)
+                    task = task_of(shard, position, read_entry(self.manifest, offset).record, self.header)
                     result = Rejected(_CRASHED) if position in skipped else self.encoder(task)
                     match result:
                         case Encoded():
                             spans = {suffix: tar.add(f"{task.key}.{suffix}", data) for suffix, data in result.members}
-                            samples.append({"row": _row(task, spans), **result.counted})
+                            samples.append(
+                                {"position": position, "place": task.place, "row": _row(task, spans), **result.counted}
+                            )
+                            measured.append(result.measured)
                         case Rejected():
-                            rejected.append((task, result))
-            _check_unchanged(rejected)
+                            rejected.append((position, task, result))
+            _check_unchanged([(task, result) for _, task, result in rejected])
+        write_measured(self.scratch, shard.name, measured)
         summary = {
             "name": shard.name,
             "split": shard.split,
             "bytes": tar.num_bytes,
             "sha256": tar.sha256,
             "samples": samples,
-            "quarantined": [[task.place, result.reason] for task, result in rejected],
+            "quarantined": [_quarantined(position, task, result.reason) for position, task, result in rejected],
         }
         write_text(self.scratch / f"{shard.name}.json", json.dumps(summary))
 
@@ -77,6 +84,17 @@ class TarBuilder:
     def _crashes(self, shard: ShardPlan) -> list[int]:
         path = self.scratch / f"{shard.name}.crashes"
         return list(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else []
+
+
+def _quarantined(position: int, task: Task, reason: str) -> dict[str, Any]:
+    return {
+        "position": position,
+        "key": task.key,
+        "place": task.place,
+        "patient": task.record.patient,
+        "view": task.record.view,
+        "reason": reason,
+    }
 
 
 def num_begun(scratch: Path, name: str) -> int:

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from ace.config import Config, check_config, use
 from shards.config import read_params
-from shards.errors import ConfigError
+from shards.errors import ConfigError, ContaminationError
 from shards.identity import PUBLIC_KEY, split_of
 from shards.phantom.study import patient_id
 
@@ -134,3 +134,23 @@ def test_a_command_prints_the_mistake_without_a_traceback_and_exits_2(tmp_path: 
     assert result.returncode == 2
     assert "pretrain.epoch: unknown key; did you mean 'epochs'?" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_training_and_evaluation_on_the_same_images_need_an_explicit_yes() -> None:
+    values = changed(evaluate__batch="rsna-b000")
+    source = {
+        "dep_sha256": 64 * "0",
+        "root": "/data",
+        "channels": 1,
+        "id_key_fingerprint": "idkey-0123456789abcdef",
+    }
+    for name, kind, shared in (("nih", "nih-chestxray14", []), ("rsna", "rsna-pneumonia", ["nih-chestxray14"])):
+        item = {"kind": kind, "dep": f"data/manifests/{name}-b000.jsonl", "shares_images_with": shared, **source}
+        values["batches"][f"{name}-b000"] = {"source": item, "mix": {"weight": 1.0, "mean": 0.5, "std": 0.2}}
+    with pytest.raises(ContaminationError, match=r"rsna-b000 \(rsna-pneumonia\) and training hold .* nih-b000"):
+        check_config(Config.from_params(values, "params.yaml"))
+    values["evaluate"]["accept_shared_images"] = True
+    check_config(Config.from_params(values, "params.yaml"))
+    values["evaluate"]["accept_shared_images"] = False
+    values["batches"]["nih-b000"]["mix"]["weight"] = 0.0
+    check_config(Config.from_params(values, "params.yaml"))

@@ -21,6 +21,27 @@ FINDINGS = ("nodule", "pleural_effusion", "pneumothorax", "consolidation", "card
 PHANTOM_COLUMNS = ("image_id", "patient_id", "study_id", "view", *FINDINGS, "finding_side", "detector_spacing_mm")
 
 
+QUALITY: dict[str, dict[str, Any]] = {
+    "view_means": {"min_images": 24, "min_coherence": 0.5},
+    "blank": {"action": "quarantine", "min_std": 5.0, "max_one_level": 0.95, "min_levels": 16, "min_entropy_bits": 2.0},
+    "saturated": {"action": "quarantine", "max_white": 0.5, "max_black": 0.9, "min_brightest": 32},
+    "inverted": {"action": "quarantine", "max_correlation": -0.2},
+    "lateral": {"action": "quarantine", "max_correlation": 0.6, "min_deviations": 6.0},
+    "burned_in": {"action": "quarantine"},
+    "exact_copies": {"action": "quarantine"},
+    "near_copies": {
+        "action": "quarantine",
+        "max_bits": 4,
+        "min_correlation": 0.95,
+        "min_correlation_of_patient": 0.985,
+    },
+    "masks": {"action": "remark"},
+}
+"""Section `shard.quality`, as in configs/demo.yaml."""
+NO_CHECKS = {name: section | ({"action": "ignore"} if "action" in section else {}) for name, section in QUALITY.items()}
+"""For drawn images, which are blank, or copies, on purpose."""
+
+
 def grid_params(**changes: Any) -> GridParams:
     values = {
         "n": 6,
@@ -44,6 +65,7 @@ def shard_params(**changes: Any) -> ShardParams:
         "foreground": {"min_mean": 8.0, "min_std": 4.0},
         "max_source_megapixels": 1.0,
         "max_quarantined_fraction": 0.2,
+        "quality": QUALITY,
     }
     return ShardParams.from_params({**values, **changes}, "test: shard")
 

@@ -111,7 +111,7 @@ def test_where_the_raw_files_lie_does_not_show_in_the_shards(tmp_path: Path) -> 
 def test_a_shard_set_has_its_files_and_leaves_no_others(tmp_path: Path, scratch: Path) -> None:
     index = build(write_phantom(tmp_path / "phantom"), tmp_path / "sets" / "out").index
     tars = [shard["name"] for shard in index.shards]
-    others = ["contact_sheet.png", "index.json", "quarantine.csv", "samples.npy"]
+    others = ["contact_sheet.png", "index.json", "quality.parquet", "quality.png", "quarantine.csv", "samples.npy"]
     assert sorted(path.name for path in (tmp_path / "sets" / "out").iterdir()) == sorted([*tars, *others])
     assert [path.name for path in (tmp_path / "sets").iterdir()] == ["out"]
     assert {path.suffix for path in scratch.rglob("*") if path.is_file()} <= {".lock"}

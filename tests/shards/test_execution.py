@@ -56,8 +56,9 @@ def test_an_image_that_ends_its_process_is_quarantined_and_nothing_else_is_lost(
     whole = built(source, tmp_path / "whole", Processes(1))
     hurt = built(source, tmp_path / "hurt", Processes(2), key="p0005-i2")
     (name,) = (name for name in whole if whole[name]["sha256"] != hurt[name]["sha256"])
-    assert [place for place, _ in hurt[name]["quarantined"]] == ["images/p0005-i2.png"]
-    assert "ends the process that reads it" in hurt[name]["quarantined"][0][1]
+    (item,) = hurt[name]["quarantined"]
+    assert item["place"] == "images/p0005-i2.png"
+    assert "ends the process that reads it" in item["reason"]
     rows = [sample["row"]["key"] for sample in whole[name]["samples"]]
     assert [sample["row"]["key"] for sample in hurt[name]["samples"]] == [key for key in rows if key != "p0005-i2"]
 

@@ -13,7 +13,7 @@ from shards.execution import Processes
 from shards.identity import create_key
 from shards.params import GridParams, ShardParams
 from shards.read import ShardIndex
-from tests.shards.datasets import folder_params
+from tests.shards.datasets import NO_CHECKS, folder_params
 
 BuildShards = Callable[..., ShardIndex]
 VIEWS = ViewsParams.from_params(
@@ -44,6 +44,7 @@ def build_shards_of(
         "foreground": {"min_mean": 0.0, "min_std": 0.0},
         "max_source_megapixels": 1.0,
         "max_quarantined_fraction": 0.0,
+        "quality": NO_CHECKS,
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACE_ID_KEY_FILE", str(root / "key"))

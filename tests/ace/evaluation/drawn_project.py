@@ -16,6 +16,7 @@ from ace.training.model_folder import save_model
 from shards.build import build_shards
 from shards.execution import Processes
 from shards.params import GridParams, PhantomSourceParams, ShardParams
+from tests.shards.datasets import QUALITY
 
 BATCH = "phantom-b000"
 GRID = GridParams.from_params(
@@ -33,10 +34,12 @@ SHARD = {
     "foreground": {"min_mean": 8.0, "min_std": 4.0},
     "max_source_megapixels": 100.0,
     "max_quarantined_fraction": 0.0,
+    "quality": QUALITY,
 }
 EVALUATE: dict[str, Any] = {
     "batch": BATCH,
     "seed": 0,
+    "accept_shared_images": False,
     "max_patients": 16,
     "images_per_forward": 32,
     "composition": {

@@ -80,7 +80,7 @@ def test_the_same_params_give_the_same_bytes(
 def test_evidence_loads_without_pickle_and_marks_the_right_candidate(result: tuple[dict[str, Any], Path]) -> None:
     _, out = result
     names = sorted(path.name for path in (out / "evidence").iterdir())
-    assert names == ["composition.npz", "correspondence.npz", "decomposition.npz", "protocol.json"]
+    assert names == ["composition.npz", "correspondence.npz", "decomposition.npz", "independence.json", "protocol.json"]
     arrays = np.load(out / "evidence" / "decomposition.npz", allow_pickle=False)
     for encoder in ("trained", "untrained"):
         for example, (is_right, rank) in enumerate(

@@ -19,6 +19,7 @@ from shards.execution import Processes
 from shards.params import BatchParams, MixParams, ShardParams
 from shards.read import ShardIndex, ShardReader
 from tests.ace.training.conftest import demo_values, tiny_grid, tiny_params
+from tests.shards.datasets import NO_CHECKS
 
 CPU = torch.device("cpu")
 Members = list[tuple[ShardIndex, MixParams]]
@@ -65,6 +66,7 @@ def members(tmp_path_factory: pytest.TempPathFactory) -> Members:
     """Two shard sets of 50 and 20 patients with two images each, 60 % of them for training."""
     root = tmp_path_factory.mktemp("striped")
     values = {**demo_values("shard"), "splits": {"train": 0.6, "val": 0.4, "test": 0.0}, "num_bank_pairs": 0}
+    values["quality"] = NO_CHECKS  # half the images are unlike the other half on purpose
     found = []
     for name, num_patients, first_patient in (("striped-b000", 50, 0), ("striped-b001", 20, 500)):
         write_striped_dataset(root / f"raw-{name}", num_patients, first_patient)

@@ -1,0 +1,362 @@
+"""Verdicts on the images of a batch: what is kept out of its shards, what is only remarked on, and which are copies."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, Int64, UInt8, UInt64
+
+from shards.quality.measure import THUMBNAIL_PX, corners_and_centre, standardised
+from shards.quality.near import NearCopies, find_near_copies
+from shards.quality.params import Action, QualityParams, ViewMeanParams
+from shards.quality.reasons import (
+    BLANK,
+    BRIGHT_CORNERS,
+    BURNED_IN,
+    CONTRADICTION,
+    INVERTED,
+    LATERAL,
+    SAME_PICTURE,
+    SAME_PICTURE_ELSEWHERE,
+    SAME_PIXELS,
+    SATURATED,
+    UNLIKE_ITS_VIEW,
+)
+from shards.quality.store import MeasureStore
+from shards.records import Split
+
+MOST_PROTECTED_FIRST: tuple[Split, ...] = ("test", "val", "train")
+"""Of two copies the one in the earlier split stays: leaving a test image out would change what is measured."""
+_FRONTAL = ("PA", "AP", "FRONTAL")
+"""A view that begins so is frontal, as AP-HORIZONTAL."""
+
+Rows = Int64[np.ndarray, "_"]
+Mask = Bool[np.ndarray, "num_images"]
+_MAD_TO_STD = 1.4826
+_MIN_DEVIATION = 0.01
+_MAX_DEVIATIONS_OF_MEAN = 3.0
+_MIN_SYMMETRY = 0.4
+"""Frontal chests and fundi are as good as mirror images of themselves; what is not says nothing by its corners."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """What the checks need to know of the measured images of a batch, beside their thumbnails.
+
+    Attributes:
+        keys: Of the samples.
+        patients: The same number for images of one patient.
+        ranks: Position of the split in `MOST_PROTECTED_FIRST`.
+        views: Codes; empty where there is none.
+        numbers: Fields of `MEASURE_DTYPE` but the thumbnail.
+        contradicts: Some mask contradicts its label.
+    """
+
+    keys: np.ndarray
+    patients: Int64[np.ndarray, "num_images"]
+    ranks: Int64[np.ndarray, "num_images"]
+    views: np.ndarray
+    numbers: np.ndarray
+    contradicts: Mask
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """On one image that is not beyond reproach.
+
+    Attributes:
+        is_quarantined: It is kept out of the shards.
+        reason: One of `shards.quality.reasons`, or several remarks joined by `; `.
+    """
+
+    is_quarantined: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class ViewMean:
+    """What the images of a view look like.
+
+    Attributes:
+        view: Its code.
+        num_images: That it was computed from.
+        coherence: Median correlation of the view's images with it.
+        picture: Mean of the thumbnails.
+        has_bright_corners: Brighter at the corners than in the centre: is the whole view inverted?
+    """
+
+    view: str
+    num_images: int
+    coherence: float
+    picture: UInt8[np.ndarray, "64 64"]
+    has_bright_corners: bool
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Of a batch.
+
+    Attributes:
+        verdicts: Row → verdict, for images that have one.
+        groups: Row → first row of its group of copies, for images that are in one.
+        view_means: Of the views that have a common appearance.
+    """
+
+    verdicts: dict[int, Verdict]
+    groups: dict[int, int]
+    view_means: tuple[ViewMean, ...]
+
+
+@dataclass(frozen=True)
+class _Finding:
+    rows: Rows
+    reason: str
+    action: Action
+
+
+def judge(images: Images, store: MeasureStore, params: QualityParams) -> Judgement:
+    """Judge every image; what is quarantined for one reason does not count in the checks after it.
+
+    Args:
+        images: The batch.
+        store: Reads thumbnails.
+        params: Bounds and actions.
+    """
+    findings = list(_findings_of_pixels(images, params))
+    view_means, correlations = mean_views(
+        images.views, _is_usable(findings, len(images.keys)), store, params.view_means
+    )
+    findings += _findings_of_views(images, correlations, params)
+    exact = _exact_copies(images, _is_usable(findings, len(images.keys)))
+    findings.append(_Finding(exact[1], SAME_PIXELS, params.exact_copies.action))
+    is_compared = _is_usable(findings, len(images.keys))
+    is_compared[exact[1]] = False
+    near = _near_copies(images, is_compared, store, params)
+    findings += _findings_of_copies(images, near, params)
+    verdicts = _verdicts(findings)
+    links = list(zip(near.first.tolist(), near.second.tolist(), strict=True))
+    if params.exact_copies.action != "ignore":
+        links += zip(exact[0].tolist(), exact[1].tolist(), strict=True)
+    groups = _groups(links)
+    return Judgement(verdicts, groups, view_means)
+
+
+def _findings_of_pixels(images: Images, params: QualityParams) -> Iterator[_Finding]:
+    """Checks of each image alone."""
+    numbers, blank, saturated = images.numbers, params.blank, params.saturated
+    yield _finding(numbers["burned_in"] == 1, BURNED_IN, params.burned_in.action)
+    # The first reason counts: a flat white image is blank, one with a dark rest was cut off.
+    yield _finding(numbers["std"] < blank.min_std, BLANK, blank.action)
+    yield _finding(
+        (numbers["white"] > saturated.max_white)
+        | (numbers["black"] > saturated.max_black)
+        | (numbers["brightest"] < saturated.min_brightest),
+        SATURATED,
+        saturated.action,
+    )
+    yield _finding(
+        (numbers["one_level"] > blank.max_one_level)
+        | (numbers["num_levels"] < blank.min_levels)
+        | (numbers["entropy_bits"] < blank.min_entropy_bits),
+        BLANK,
+        blank.action,
+    )
+    yield _finding(images.contradicts, CONTRADICTION, params.masks.action)
+
+
+def mean_views(
+    views: np.ndarray, is_usable: Mask, store: MeasureStore, params: ViewMeanParams
+) -> tuple[tuple[ViewMean, ...], Float32[np.ndarray, "num_images"]]:
+    """The mean image of each view, and each image's correlation with its view's; NaN where there is no mean.
+
+    Robust: images far from the mean of all (negatives, other views) are left out of the mean that counts. Views with
+    few images, or without a common appearance, have none.
+    """
+    means: list[ViewMean] = []
+    correlations = np.full(len(views), np.nan, np.float32)
+    large = [view for view in np.unique(views[is_usable]) if (is_usable & (views == view)).sum() >= params.min_images]
+    members = {view: is_usable & (views == view) for view in large}
+    first = _means(members, store)
+    rough = _correlations({view: (views == view, first[view][0]) for view in large}, store, len(views))
+    kept = {}
+    for view, member in members.items():
+        middle, deviation = _middle_and_deviation(rough[member])
+        kept[view] = member & (rough >= middle - _MAX_DEVIATIONS_OF_MEAN * deviation)
+    second = _means(kept, store)
+    fine = _correlations({view: (views == view, second[view][0]) for view in large}, store, len(views))
+    for view in large:
+        coherence = float(np.median(fine[members[view]]))
+        if coherence < params.min_coherence:
+            continue
+        correlations[views == view] = fine[views == view]
+        _, picture = second[view]
+        means.append(ViewMean(str(view), int(kept[view].sum()), coherence, picture, _has_bright_corners(picture)))
+    return tuple(means), correlations
+
+
+def _means(
+    members: dict[str, Mask], store: MeasureStore
+) -> dict[str, tuple[Float64[np.ndarray, "64 64"], UInt8[np.ndarray, "64 64"]]]:
+    """View → mean of its standardised thumbnails, and of the thumbnails as they are."""
+    shape = (THUMBNAIL_PX, THUMBNAIL_PX)
+    sums = {view: (np.zeros(shape), np.zeros(shape)) for view in members}
+    start = 0
+    for thumbnails in store.thumbnails_by_tar():
+        stop = start + len(thumbnails)
+        for view, member in members.items():
+            chosen = thumbnails[member[start:stop]]
+            sums[view][0][:] += standardised(chosen).sum(axis=0, dtype=np.float64)
+            sums[view][1][:] += chosen.sum(axis=0, dtype=np.float64)
+        start = stop
+    return {
+        view: (standardised(standard), np.round(plain / members[view].sum()).astype(np.uint8))
+        for view, (standard, plain) in sums.items()
+    }
+
+
+def _correlations(
+    references: dict[str, tuple[Mask, Float64[np.ndarray, "64 64"]]], store: MeasureStore, num_images: int
+) -> Float32[np.ndarray, "num_images"]:
+    """Of each image with its view's mean."""
+    correlations = np.full(num_images, np.nan, np.float32)
+    start = 0
+    for thumbnails in store.thumbnails_by_tar():
+        stop = start + len(thumbnails)
+        for member, mean in references.values():
+            chosen = member[start:stop]
+            correlations[start:stop][chosen] = (standardised(thumbnails[chosen]) * mean).sum(axis=(1, 2))
+        start = stop
+    return correlations
+
+
+def _middle_and_deviation(values: Float32[np.ndarray, "num"]) -> tuple[float, float]:
+    """Median, and standard deviation as the median distance from it would have it of a normal distribution."""
+    middle = float(np.median(values))
+    return middle, max(_MAD_TO_STD * float(np.median(np.abs(values - middle))), _MIN_DEVIATION)
+
+
+def _has_bright_corners(picture: UInt8[np.ndarray, "64 64"]) -> bool:
+    corners, centre = corners_and_centre(picture)
+    return corners > centre
+
+
+def _findings_of_views(
+    images: Images, correlations: Float32[np.ndarray, "num_images"], params: QualityParams
+) -> list[_Finding]:
+    """Checks of each image against those of its view."""
+    is_known = ~np.isnan(correlations)
+    deviations = np.zeros(len(correlations), np.float32)
+    for view in np.unique(images.views[is_known]):
+        member = is_known & (images.views == view)
+        middle, deviation = _middle_and_deviation(correlations[member])
+        deviations[member] = (middle - correlations[member]) / deviation
+    is_inverted = is_known & (correlations < params.inverted.max_correlation)
+    is_far = is_known & ~is_inverted & (deviations > params.lateral.min_deviations)
+    is_lateral = is_far & _is_frontal(images.views) & (correlations < params.lateral.max_correlation)
+    is_symmetric = images.numbers["symmetry"] > _MIN_SYMMETRY
+    has_bright_corners = ~is_known & is_symmetric & (images.numbers["corners"] > images.numbers["centre"])
+    return [
+        _finding(is_inverted, INVERTED, params.inverted.action),
+        _finding(is_lateral, LATERAL, params.lateral.action),
+        _finding(is_far & ~is_lateral, UNLIKE_ITS_VIEW, _remark(params.lateral.action)),
+        _finding(has_bright_corners, BRIGHT_CORNERS, _remark(params.inverted.action)),
+    ]
+
+
+def _is_frontal(views: np.ndarray) -> Mask:
+    upper = np.char.upper(views)
+    frontal: Mask = np.logical_or.reduce([np.char.startswith(upper, name) for name in _FRONTAL])
+    return frontal
+
+
+def _remark(action: Action) -> Action:
+    """What a check does with images that are below its bound for quarantine but suspect."""
+    return "ignore" if action == "ignore" else "remark"
+
+
+def _exact_copies(images: Images, is_usable: Mask) -> tuple[Rows, Rows]:
+    """(the one that stays, its copy) of all images with the same pixels: it is the first by split, then by key."""
+    rows = np.flatnonzero(is_usable)
+    rows = rows[np.lexsort((images.keys[rows], images.ranks[rows]))]
+    pixels: UInt64[np.ndarray, "num 2"] = images.numbers["pixels"][rows]
+    _, first, group = np.unique(pixels, axis=0, return_index=True, return_inverse=True)
+    original = rows[first[group.ravel()]]
+    is_copy = original != rows
+    return original[is_copy], rows[is_copy]
+
+
+def _near_copies(images: Images, is_compared: Mask, store: MeasureStore, params: QualityParams) -> NearCopies:
+    """Among images of different pixels."""
+    rows = np.flatnonzero(is_compared if params.near_copies.action != "ignore" else np.zeros_like(is_compared))
+    found = find_near_copies(
+        images.numbers["hashes"][rows],
+        images.patients[rows],
+        lambda chosen: store.thumbnails(rows[chosen]),
+        params.near_copies,
+        lambda first, second: np.ones(len(first), bool),
+    )
+    return NearCopies(rows[found.first], rows[found.second], found.correlation)
+
+
+def _findings_of_copies(images: Images, near: NearCopies, params: QualityParams) -> list[_Finding]:
+    """Of a group of copies only the most protected split keeps its images; where it has several, they are remarked on.
+
+    A whole group counts, not its pairs: a copy of a copy may be too far from the first to be recognised.
+    """
+    groups = _groups(list(zip(near.first.tolist(), near.second.tolist(), strict=True)))
+    rows, firsts = (np.array(list(values), np.int64) for values in (groups.keys(), groups.values()))
+    ranks = images.ranks[rows]
+    most_protected = {first: int(ranks[firsts == first].min()) for first in set(firsts.tolist())}
+    is_elsewhere = ranks > np.array([most_protected[first] for first in firsts.tolist()], np.int64)
+    num_alike = Counter(firsts[~is_elsewhere].tolist())
+    has_twin = np.array([num_alike[first] > 1 for first in firsts.tolist()], bool)
+    return [
+        _Finding(rows[is_elsewhere], SAME_PICTURE_ELSEWHERE, params.near_copies.action),
+        _Finding(rows[~is_elsewhere & has_twin], SAME_PICTURE, "remark"),
+    ]
+
+
+def _finding(mask: Mask, reason: str, action: Action) -> _Finding:
+    return _Finding(np.flatnonzero(mask), reason, action)
+
+
+def _is_usable(findings: list[_Finding], num_images: int) -> Mask:
+    """Which images no check has quarantined yet."""
+    usable = np.ones(num_images, bool)
+    for finding in findings:
+        if finding.action == "quarantine":
+            usable[finding.rows] = False
+    return usable
+
+
+def _verdicts(findings: list[_Finding]) -> dict[int, Verdict]:
+    """The first reason for quarantine, or all remarks."""
+    verdicts: dict[int, Verdict] = {}
+    for finding in findings:
+        for row in finding.rows.tolist() if finding.action == "quarantine" else []:
+            verdicts.setdefault(row, Verdict(True, finding.reason))
+    for finding in findings:
+        for row in finding.rows.tolist() if finding.action == "remark" else []:
+            known = verdicts.get(row)
+            if known is None:
+                verdicts[row] = Verdict(False, finding.reason)
+            elif not known.is_quarantined:
+                verdicts[row] = Verdict(False, f"{known.reason}; {finding.reason}")
+    return dict(sorted(verdicts.items()))
+
+
+def _groups(links: list[tuple[int, int]]) -> dict[int, int]:
+    """Row → smallest row that links lead to."""
+    root: dict[int, int] = {}
+
+    def find(row: int) -> int:
+        while root.setdefault(row, row) != row:
+            root[row] = root[root[row]]
+            row = root[row]
+        return row
+
+    for a, b in links:
+        first, second = sorted((find(a), find(b)))
+        root[second] = first
+    return {row: find(row) for row in sorted(root)}

@@ -1,0 +1,127 @@
+"""The section `shard.quality` of params.yaml."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from shards.config import Section
+
+Action = Literal["quarantine", "remark", "ignore"]
+"""What a check does with what it finds: keep it out of the shards, only name it in the report, or nothing."""
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Correlation = Annotated[float, Field(ge=-1, le=1)]
+
+
+class ViewMeanParams(Section):
+    """When a view's mean image may judge its images."""
+
+    min_images: int = Field(ge=2)
+    """Images that a view must have."""
+    min_coherence: Correlation
+    """Least median correlation of a view's images with their mean; below it they have no common appearance."""
+
+
+class BlankParams(Section):
+    """Images that show nothing; one bound is enough."""
+
+    action: Action
+    """What happens to them."""
+    min_std: float = Field(ge=0)
+    """Grey levels (0 to 255) that the standard deviation must reach."""
+    max_one_level: Share
+    """Greatest share of the pixels on the commonest grey level."""
+    min_levels: int = Field(ge=0, le=256)
+    """Least number of grey levels in use."""
+    min_entropy_bits: float = Field(ge=0, le=8)
+    """Least entropy of the grey levels, bits a pixel."""
+
+
+class SaturatedParams(Section):
+    """Images that were cut off when they were made 8 bits deep; one bound is enough."""
+
+    action: Action
+    """What happens to them."""
+    max_white: Share
+    """Greatest share of the pixels at 255; 16-bit images cut off at 255 are nearly all white."""
+    max_black: Share
+    """Greatest share of the pixels at 0."""
+    min_brightest: int = Field(ge=0, le=255)
+    """Grey level that the brightest pixel must reach."""
+
+
+class InvertedParams(Section):
+    """Negatives, by their view's mean image."""
+
+    action: Action
+    """What happens to them."""
+    max_correlation: Correlation
+    """An image that correlates less than this with the mean of its view is a negative."""
+
+
+class LateralParams(Section):
+    """Images called frontal that look like no frontal image of the batch; both bounds must be passed."""
+
+    action: Action
+    """What happens to them."""
+    max_correlation: Correlation
+    """Correlation with the mean of its view that it is below."""
+    min_deviations: float = Field(ge=0)
+    """Robust standard deviations below the view's median correlation; images of any view beyond are remarked on."""
+
+
+class BurnedInParams(Section):
+    """Images whose header says that text is burned into the pixels."""
+
+    action: Action
+    """What happens to them."""
+
+
+class ExactCopyParams(Section):
+    """Images with the same file or the same pixels as another one; one of them stays, of the test split if any is."""
+
+    action: Action
+    """What happens to all but the first."""
+
+
+class NearCopyParams(Section):
+    """Images that are another one after compression, resizing, a change of brightness or a slight crop."""
+
+    action: Action
+    """What happens to those in a less protected split (train, then val); others in one split are remarked on."""
+    max_bits: int = Field(ge=0, le=16)
+    """Greatest number of different bits of the 64 of the perceptual hashes; candidates are then compared."""
+    min_correlation: Correlation
+    """Least correlation of the details of two aligned thumbnails of different patients."""
+    min_correlation_of_patient: Correlation
+    """The same for two images of one patient, whose exposures are alike."""
+
+
+class MaskParams(Section):
+    """Images with a finding's mask although the label says absent, or the reverse."""
+
+    action: Action
+    """What happens to them."""
+
+
+class QualityParams(Section):
+    """What keeps an image out of the shards, or gets it a remark (section `shard.quality`)."""
+
+    view_means: ViewMeanParams
+    """Which views have a mean image."""
+    blank: BlankParams
+    """Images that show nothing."""
+    saturated: SaturatedParams
+    """Images cut off at white or black."""
+    inverted: InvertedParams
+    """Negatives."""
+    lateral: LateralParams
+    """Laterals among frontals."""
+    burned_in: BurnedInParams
+    """Text in the pixels, by the header."""
+    exact_copies: ExactCopyParams
+    """The same file or the same pixels."""
+    near_copies: NearCopyParams
+    """The same picture."""
+    masks: MaskParams
+    """Masks that contradict labels."""

@@ -1,0 +1,123 @@
+import io
+from collections.abc import Callable
+from itertools import combinations
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from shards.quality.measure import measure
+from shards.quality.near import close_pairs, detail_correlation, find_near_copies
+from shards.quality.params import NearCopyParams
+from tests.shards.datasets import QUALITY
+
+PARAMS = NearCopyParams.from_params(QUALITY["near_copies"], "near_copies")
+
+
+def reencoded(image: np.ndarray) -> np.ndarray:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=60)
+    return np.asarray(Image.open(file))
+
+
+COPIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "re-encoded": reencoded,
+    "half the size": lambda image: cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA),
+    "enlarged": lambda image: cv2.resize(image, None, fx=1.7, fy=1.7, interpolation=cv2.INTER_CUBIC),
+    "brighter": lambda image: np.clip(image * 1.1 + 8, 0, 255).astype(np.uint8),
+    "another gamma": lambda image: np.round(255 * (image / 255) ** 0.8).astype(np.uint8),
+    "cropped": lambda image: image[3:-3, 3:-3],
+}
+
+
+@st.composite
+def clustered_hashes(draw: st.DrawFn) -> np.ndarray:
+    """Some hashes, and some with a few bits of another one changed, so that pairs at every distance exist."""
+    hashes = draw(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=6))
+    for _ in range(draw(st.integers(0, 14))):
+        flipped = draw(st.sets(st.integers(0, 63), max_size=10))
+        hashes.append(draw(st.sampled_from(hashes)) ^ sum(1 << bit for bit in flipped))
+    return np.array(hashes, np.uint64)
+
+
+@given(clustered_hashes(), st.integers(0, 8))
+def test_banding_finds_exactly_the_pairs_that_comparing_all_finds_each_once(hashes: np.ndarray, max_bits: int) -> None:
+    values = [int(value) for value in hashes]
+    expected = [
+        (a, b) for a, b in combinations(range(len(values)), 2) if (values[a] ^ values[b]).bit_count() <= max_bits
+    ]
+    found = [
+        pair
+        for first, second in close_pairs(hashes, max_bits)
+        for pair in zip(first.tolist(), second.tolist(), strict=True)
+    ]
+    assert sorted(found) == expected
+
+
+def test_few_close_pairs_are_found_among_very_many_hashes() -> None:
+    rng = np.random.default_rng(0)
+    hashes = rng.integers(0, 2**64, 300_000, dtype=np.uint64)
+    hashes[-40:] = hashes[:40] ^ np.uint64(0b1011 << 31)
+    found = {
+        pair for first, second in close_pairs(hashes, 4) for pair in zip(first.tolist(), second.tolist(), strict=True)
+    }
+    assert found == {(number, 300_000 - 40 + number) for number in range(40)}
+
+
+def thumbnail(image: np.ndarray) -> np.ndarray:
+    return np.asarray(measure(image, b"", {}, {}, is_burned_in=None).values["thumbnail"])
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_the_details_of_a_copy_agree(name: str, chests: list[np.ndarray]) -> None:
+    found = [detail_correlation(thumbnail(image), thumbnail(COPIES[name](image))) for image in chests[:12]]
+    assert min(found) > PARAMS.min_correlation
+
+
+def test_the_details_of_different_patients_do_not_agree(chests: list[np.ndarray]) -> None:
+    pictures = [thumbnail(image) for image in chests]
+    found = [detail_correlation(first, second) for first, second in combinations(pictures[:16], 2)]
+    assert max(found) < PARAMS.min_correlation - 0.1
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_copies_are_found_among_all_images_and_nothing_else(name: str, chests: list[np.ndarray]) -> None:
+    images = [*chests, *(COPIES[name](image) for image in chests[:10])]
+    values = np.array([measure(image, b"", {}, {}, is_burned_in=None).values for image in images])
+    found = find_near_copies(
+        values["hashes"],
+        np.arange(len(images)),
+        lambda rows: values["thumbnail"][rows],
+        PARAMS,
+        lambda first, second: np.ones(len(first), bool),
+    )
+    pairs = set(zip(found.first.tolist(), found.second.tolist(), strict=True))
+    expected = {(number, len(chests) + number) for number in range(10)}
+    assert pairs <= expected
+    assert len(pairs) >= 9
+    assert found.correlation.min() > PARAMS.min_correlation
+
+
+def test_two_images_of_one_patient_need_more_agreement(chests: list[np.ndarray]) -> None:
+    images = [chests[0], COPIES["brighter"](chests[0])]
+    values = np.array([measure(image, b"", {}, {}, is_burned_in=None).values for image in images])
+    bounds = PARAMS.model_copy(update={"min_correlation_of_patient": 1.0})
+    for patients, expected in (([0, 1], 1), ([0, 0], 0)):
+        found = find_near_copies(
+            values["hashes"],
+            np.array(patients),
+            lambda rows: values["thumbnail"][rows],
+            bounds,
+            lambda first, second: np.ones(len(first), bool),
+        )
+        assert len(found.first) == expected
+
+
+def test_a_flat_picture_agrees_with_none() -> None:
+    flat = np.full((64, 64), 90, np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    assert detail_correlation(flat, noise) < 0.5
+    assert detail_correlation(flat, flat) < 0.5
