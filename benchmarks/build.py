@@ -1,10 +1,10 @@
 """Images per second of `build_shards`, against decoding, placing and encoding the same images and nothing else.
 
-The images are a registered delivery of the kind `folder`: a few distinct ones, hard links of which have many ids. In
-every round the delivery is built by one process and by two, start of the processes, index and contact sheet included;
-and the bound, between them: processes that wait with the files' bytes in memory do to each image what no builder can
-leave out, by the library calls that the product makes (Pillow's decoder, its resize where the sizes differ, the
-canvas's encoder, for JPEG that of its half-size copy too). Of the rounds' ratios the medians are taken:
+The images are a registered delivery of the kind `folder`, mixed from a few of the phantom's. In every round it is built
+by one process and by two, with all that belongs to it: their start, checks of the files, tars, quality pass, index and
+contact sheets. Between them comes the bound: processes that are there already read each file and do to it what no
+builder can leave out, by the library calls that the product makes (Pillow's decoder, its resize where the sizes differ,
+the canvas's encoder; of JPEGs the half-size copy too). Of the rounds' ratios the medians are taken:
 
 - `ratio_to_bound`: images/s of the product over those of the bound, one process each;
 - `ratio_of_scaling`: how much faster two processes are than one, over how much faster two bare processes are.
@@ -39,7 +39,7 @@ import numpy as np
 from PIL import Image
 
 from shards.build import build_shards
-from shards.canvas import Canvas, Placement
+from shards.canvas import Canvas, Pixels, Placement
 from shards.delivery import format_manifest, identify
 from shards.execution import Processes
 from shards.identity import IdKey
@@ -50,7 +50,10 @@ from shards.sources.base import Listing
 
 ROOT = Path(__file__).parents[1]
 NUM_DISTINCT = 8
-SMALL_CELL_PX = 2
+NUM_FINDINGS = 14
+SHADOWS, SHADOW_LEVELS = 12, 24.0
+SOURCE_QUALITY = 90
+SMALL_CELL_PX, SMALL_PX = 2, 96
 KEY = IdKey(b"identity key of nobody", is_public=False)
 PNG_LEVEL = 4
 """The product's (shards/sample.py)."""
@@ -78,14 +81,14 @@ def main() -> None:
 def measure(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     grid, shard = sections(arguments.config, arguments.image_format)
     write_phantom(root / "phantom", arguments.size)
-    files = encoded_images(root / "phantom", arguments.source_format)
-    delivery = deliver(files, arguments.num_images, root / "speed", arguments.source_format)
-    rounds = time_rounds(delivery, files, grid, shard, root / "sets", arguments)
+    radiographs = read_radiographs(root / "phantom")
+    delivery = deliver(radiographs, arguments.num_images, arguments.size, arguments.source_format, root / "speed")
+    rounds = time_rounds(delivery, grid, shard, root / "sets", arguments)
     small_grid = grid.model_copy(update={"cell_px": SMALL_CELL_PX})
-    small = encoded_images(root / "phantom", arguments.source_format, small_grid.spec.canvas_px)
+    small = [np.array(Image.fromarray(pixels).resize((SMALL_PX, SMALL_PX))) for pixels in radiographs]
     memory = {}
     for num_images in arguments.num_images_memory:
-        delivery = deliver(small, num_images, root / f"memory-{num_images}", arguments.source_format)
+        delivery = deliver(small, num_images, SMALL_PX, arguments.source_format, root / f"memory-{num_images}")
         memory[str(num_images)] = peak_memory(delivery, small_grid, shard, root / "sets")
     for name, seconds in rounds.items():
         print(f"{name:>15}: {1e3 * statistics.median(seconds) / arguments.num_images:8.3f} ms an image")
@@ -114,33 +117,22 @@ def write_phantom(folder: Path, size_px: int) -> None:
     subprocess.run([sys.executable, "-m", "shards", "phantom", *command], cwd=ROOT, check=True)
 
 
-def encoded_images(phantom: Path, file_format: str, size_px: int | None = None) -> list[bytes]:
-    """The phantom's radiographs as files of a format, at another size if one is given."""
-    return [encoded(path, file_format, size_px) for path in sorted((phantom / "images").iterdir())]
+def read_radiographs(phantom: Path) -> list[Pixels]:
+    return [np.array(Image.open(path)) for path in sorted((phantom / "images").iterdir())]
 
 
-def encoded(path: Path, file_format: str, size_px: int | None) -> bytes:
-    file = io.BytesIO()
-    with Image.open(path) as image:
-        resized = image.resize((size_px, size_px)) if size_px else image
-        resized.save(file, "JPEG" if file_format == "jpg" else "PNG")
-    return file.getvalue()
-
-
-def deliver(files: Sequence[bytes], num_images: int, root: Path, file_format: str) -> RegisteredSourceParams:
-    """A registered folder of `num_images` images, two of every patient; every file beyond the first few is a link."""
+def deliver(
+    radiographs: Sequence[Pixels], num_images: int, size_px: int, file_format: str, root: Path
+) -> RegisteredSourceParams:
+    """A registered folder of images, two of every patient."""
     (root / "images").mkdir(parents=True)
-    registered = [(len(data), sha256(data).hexdigest()) for data in files]
     records = []
     for number in range(num_images):
-        distinct = number % len(files)
         path = Path("images") / f"{number:06d}.{file_format}"
-        if number == distinct:
-            (root / path).write_bytes(files[distinct])
-        else:
-            os.link(root / "images" / f"{distinct:06d}.{file_format}", root / path)
-        labels = {f"finding-{finding}": (number >> finding) & 1 for finding in range(14)}
-        file = File(path.as_posix(), *registered[distinct])
+        data = encoded(vary(radiographs, size_px, np.random.default_rng(number)), file_format)
+        (root / path).write_bytes(data)
+        file = File(path.as_posix(), len(data), sha256(data).hexdigest())
+        labels = {f"finding-{finding}": (number >> finding) & 1 for finding in range(NUM_FINDINGS)}
         records.append(Record(path.as_posix(), file, f"patient-{number // 2}", view="PA", labels=labels))
     delivery = identify(Listing(tuple(records), "patient", ()), "folder", KEY, split_rule="official", has_sex=False)
     manifest = "".join(format_manifest(delivery)).encode()
@@ -156,9 +148,28 @@ def deliver(files: Sequence[bytes], num_images: int, root: Path, file_format: st
     )
 
 
+def vary(radiographs: Sequence[Pixels], size_px: int, rng: np.random.Generator) -> Pixels:
+    """Parts of two radiographs over one another, with shadows: a picture that the search for copies tells from all."""
+    mixed = np.zeros((size_px, size_px), np.float32)
+    for weight in (0.6, 0.4):
+        radiograph = radiographs[rng.integers(len(radiographs))]
+        top, left, side = rng.uniform((0, 0, 0.75), (0.25, 0.25, 0.75)) * radiograph.shape[0]
+        part = Image.fromarray(radiograph).resize((size_px, size_px), box=(left, top, left + side, top + side))
+        mixed += np.float32(weight) * np.asarray(part)
+    shadows = Image.fromarray(rng.normal(0, SHADOW_LEVELS, (SHADOWS, SHADOWS)).astype(np.float32))
+    mixed += np.asarray(shadows.resize((size_px, size_px), Image.Resampling.BICUBIC))
+    pixels: Pixels = mixed.clip(0, 255).astype(np.uint8)
+    return pixels
+
+
+def encoded(pixels: Pixels, file_format: str) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG" if file_format == "jpg" else "PNG", quality=SOURCE_QUALITY)
+    return file.getvalue()
+
+
 def time_rounds(
     delivery: RegisteredSourceParams,
-    files: Sequence[bytes],
     grid: GridParams,
     shard: ShardParams,
     out: Path,
@@ -167,12 +178,13 @@ def time_rounds(
     """Seconds of every round; product and bound take turns."""
     one, two = (partial(build_shards, "speed", delivery, grid, shard, execution=Processes(count)) for count in (1, 2))
     rounds: dict[str, list[float]] = {"bare one": [], "built by one": [], "bare two": [], "built by two": []}
-    with BareProcesses(files, Bare(grid.spec.canvas_px, shard)) as bare:
+    paths = sorted((Path(delivery.root) / "images").iterdir())
+    middle = len(paths) // 2
+    with BareProcesses(Bare(grid.spec.canvas_px, shard)) as bare:
         for number in range(arguments.num_rounds):
-            rounds["bare one"].append(timed(partial(bare.run, [arguments.num_images])))
+            rounds["bare one"].append(timed(partial(bare.run, [paths])))
             rounds["built by one"].append(timed(partial(one, out / f"{number}-one")))
-            halves = [arguments.num_images // 2, arguments.num_images - arguments.num_images // 2]
-            rounds["bare two"].append(timed(partial(bare.run, halves)))
+            rounds["bare two"].append(timed(partial(bare.run, [paths[:middle], paths[middle:]])))
             rounds["built by two"].append(timed(partial(two, out / f"{number}-two")))
     return rounds
 
@@ -184,8 +196,8 @@ class Bare:
     canvas_px: int
     shard: ShardParams
 
-    def __call__(self, data: bytes) -> None:
-        with Image.open(io.BytesIO(data)) as image:
+    def __call__(self, path: Path) -> None:
+        with Image.open(io.BytesIO(path.read_bytes())) as image:
             pixels = np.asarray(image)
         placement = Placement(self.canvas_px, *pixels.shape)
         self._encode(placement.place_image(pixels))
@@ -200,37 +212,40 @@ class Bare:
 
 
 class BareProcesses:
-    """Two processes with the files in memory, which wait until they are told how many images to take."""
+    """Two processes, which are there before the clock starts and wait for images."""
 
-    def __init__(self, files: Sequence[bytes], bare: Bare) -> None:
+    def __init__(self, bare: Bare) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipes: list[Connection] = []
         for _ in range(2):
             ours, theirs = context.Pipe()
-            context.Process(target=serve, args=(theirs, files, bare), daemon=True).start()
+            context.Process(target=serve, args=(theirs, bare), daemon=True).start()
             self._pipes.append(ours)
 
     def __enter__(self) -> "BareProcesses":
-        self.run([1, 1])
+        for pipe in self._pipes:
+            pipe.recv()
         return self
 
     def __exit__(self, *_: object) -> None:
         for pipe in self._pipes:
-            pipe.send(0)
+            pipe.send([])
 
-    def run(self, counts: Sequence[int]) -> None:
-        """Each process takes as many images as its count says, all at once."""
-        for pipe, count in zip(self._pipes, counts, strict=False):
-            pipe.send(count)
-        for pipe, _ in zip(self._pipes, counts, strict=False):
+    def run(self, parts: Sequence[Sequence[Path]]) -> None:
+        """Each process takes a part of the images, at once; one part leaves the second process idle."""
+        busy = self._pipes[: len(parts)]
+        for pipe, paths in zip(busy, parts, strict=True):
+            pipe.send(paths)
+        for pipe in busy:
             pipe.recv()
 
 
-def serve(pipe: Connection, files: Sequence[bytes], bare: Bare) -> None:
-    while count := pipe.recv():
-        for number in range(count):
-            bare(files[number % len(files)])
-        pipe.send(count)
+def serve(pipe: Connection, bare: Bare) -> None:
+    pipe.send("ready")
+    while paths := pipe.recv():
+        for path in paths:
+            bare(path)
+        pipe.send("done")
 
 
 def peak_memory(
