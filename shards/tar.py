@@ -40,7 +40,7 @@ class TarWriter:
     """A ustar archive whose bytes depend on nothing but names, data and their order (mtime 0, root, mode 0644)."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("wb")  # noqa: SIM115 (closed by __exit__)
+        self._file = path.open("wb")
         self._digest = hashlib.sha256()
         self.num_bytes = 0
 
