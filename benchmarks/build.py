@@ -54,7 +54,7 @@ ROOT = Path(__file__).parents[1]
 NUM_DISTINCT = 4
 NUM_FINDINGS = 14
 SHADOWS, SHADOW_LEVELS = 12, 24.0
-SOURCE_QUALITY = 90
+SOURCE_QUALITY, SOURCE_LEVEL = 90, 1
 SMALL_CELL_PX, SMALL_PX = 2, 96
 KEY = IdKey(b"identity key of nobody", is_public=False)
 PNG_LEVEL = 4
@@ -170,7 +170,8 @@ def vary(radiographs: Sequence[Pixels], size_px: int, rng: np.random.Generator) 
 
 def encoded(pixels: Pixels, file_format: str) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG" if file_format == "jpg" else "PNG", quality=SOURCE_QUALITY)
+    options = {"quality": SOURCE_QUALITY} if file_format == "jpg" else {"compress_level": SOURCE_LEVEL}
+    Image.fromarray(pixels).save(file, "JPEG" if file_format == "jpg" else "PNG", **options)
     return file.getvalue()
 
 
