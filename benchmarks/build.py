@@ -52,6 +52,7 @@ from shards.sources.base import Listing
 
 ROOT = Path(__file__).parents[1]
 NUM_DISTINCT = 4
+MAX_RENDERED_PX = 1024  # larger images are enlarged
 NUM_FINDINGS = 14
 SHADOWS, SHADOW_LEVELS = 12, 24.0
 SOURCE_QUALITY, SOURCE_LEVEL = 90, 1
@@ -84,7 +85,7 @@ def main() -> None:
 
 def measure(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     grid, shard = sections(arguments.config, arguments.image_format)
-    write_phantom(root / "phantom", arguments.size)
+    write_phantom(root / "phantom", min(arguments.size, MAX_RENDERED_PX))
     radiographs = read_radiographs(root / "phantom")
     delivery = deliver(radiographs, arguments.num_images, arguments.size, arguments.source_format, root / "speed")
     rounds = time_rounds(delivery, grid, shard, root / "sets", arguments)
