@@ -4,6 +4,7 @@ import errno
 import hashlib
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -132,21 +133,32 @@ def _build_tars(plan: BatchPlan, builder: TarBuilder, execution: Execution, out:
     _check_space(num_pending, builder, out)
     for shard in pending:
         (builder.scratch / f"{shard.name}.begun").unlink(missing_ok=True)
+    # The largest first, so that at the end no process waits long for another's.
+    pending.sort(key=lambda shard: len(shard.places), reverse=True)
     num_finished = plan.num_images - num_pending
     bar = progress_bar(
         total=plan.num_images, initial=num_finished, description=f"shard {builder.encoder.batch}", unit="image"
     )
 
+    begun: Counter[str] = Counter()
+
     def show_progress() -> None:
-        bar.update(num_finished + sum(num_begun(builder.scratch, shard.name) for shard in pending) - bar.n)
+        for shard in pending:
+            if begun[shard.name] < len(shard.places):
+                begun[shard.name] = num_begun(builder.scratch, shard.name)
+                if not begun[shard.name]:
+                    break  # tars are begun in their order; to ask after every later one can take a core's whole time
+        bar.update(num_finished + begun.total() - bar.n)
 
     with bar:
-        while pending_now := [shard for shard in pending if read_summary(builder.scratch, shard.name) is None]:
-            lost = [shard for shard, is_lost in execution.run(builder, pending_now, show_progress) if is_lost]
+        left = pending
+        while left:
+            lost = [shard for shard, is_lost in execution.run(builder, left, show_progress) if is_lost]
             # Which of the tars under way ended its process? One at a time tells, and tells which image it was.
             for shard in [shard for shard in lost if num_begun(builder.scratch, shard.name)]:
                 while any(is_lost for _, is_lost in execution.run(builder, [shard], show_progress)):
                     builder.note_crash(shard)
+            left = [shard for shard in lost if read_summary(builder.scratch, shard.name) is None]
         show_progress()
 
 

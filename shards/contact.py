@@ -50,7 +50,7 @@ def draw_sample(sample: Sample, pair: int = 0) -> Image.Image:
 
 def _tiles(sample: Sample, tile_px: int, pair: int) -> list[tuple[Image.Image, str]]:
     """The tiles of one sample with their captions."""
-    plain = Image.fromarray(sample.image).convert("RGB").resize((tile_px, tile_px), Image.Resampling.LANCZOS)
+    plain = Image.fromarray(sample.image).resize((tile_px, tile_px), Image.Resampling.LANCZOS).convert("RGB")
     findings = ", ".join(name for name, value in sample.meta["labels"].items() if value == 1)
     return [
         (plain, f"{sample.key}  {sample.split}  {sample.meta['view'] or ''}"),

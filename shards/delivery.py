@@ -18,6 +18,7 @@ MANIFEST_VERSION = 1
 SplitRule = Literal["official", "hash"]
 _OLDEST_BUCKET = 90
 _BUCKET_YEARS = 10
+_PUBLIC_FINGERPRINT = PUBLIC_KEY.fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class Header:
     @property
     def has_public_ids(self) -> bool:
         """Whether ids and file names hide nobody and may be shown."""
-        return self.id_key_fingerprint == PUBLIC_KEY.fingerprint
+        return self.id_key_fingerprint == _PUBLIC_FINGERPRINT
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ edges are integers (pixel r covers [r, r + 1)).
 
 import hashlib
 import math
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -149,7 +150,13 @@ class CropPair:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` turns them back."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        return {
+            "jitter": list(self.jitter),
+            "coarse": list(self.coarse),
+            "fine": list(self.fine),
+            "k": self.k,
+            "l": self.l,
+        }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
@@ -202,7 +209,7 @@ class _PairTable:
 
     def draw(self, rng: np.random.Generator) -> tuple[tuple[int, int], tuple[int, int]]:
         rank = int(rng.integers(self.bounds[-1]))
-        group = int(np.searchsorted(self.bounds, rank, side="right")) - 1
+        group = bisect_right(self.bounds, rank) - 1
         rows, cols = self.rows[self.groups[group][0]], self.cols[self.groups[group][1]]
         row, col = divmod(rank - self.bounds[group], len(cols))
         return rows[row], cols[col]

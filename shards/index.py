@@ -118,7 +118,7 @@ class _Tally:
 
     def __init__(self) -> None:
         self._images: Counter[str] = Counter()
-        self._patients: dict[str, set[str]] = {split: set() for split in SPLITS}
+        self._patients: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
         self._labels: dict[str, dict[str, Counter[str]]] = {split: {} for split in SPLITS}
         self._views: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
         self._foreground = {split: [0, 0, 0] for split in SPLITS}
@@ -128,8 +128,8 @@ class _Tally:
     def add(self, split: Split, samples: list[dict[str, Any]]) -> None:
         """The samples of one tar."""
         self._images[split] += len(samples)
+        self._patients[split].append(np.unique([sample["row"]["patient"].encode("ascii") for sample in samples]))
         for sample in samples:
-            self._patients[split].add(sample["row"]["patient"])
             self._views[split][sample["view"] or "unknown"] += 1
             for name, value in sample["labels"].items():
                 self._labels[split].setdefault(name, Counter())["unknown" if value is None else str(value)] += 1
@@ -143,7 +143,9 @@ class _Tally:
         that is foreground, of each split."""
         return {
             "images": {split: self._images[split] for split in SPLITS},
-            "patients": {split: len(self._patients[split]) for split in SPLITS},
+            "patients": {
+                split: len(np.unique(np.concatenate(parts))) if parts else 0 for split, parts in self._patients.items()
+            },
             "labels": {
                 split: {name: _sorted(counts) for name, counts in sorted(self._labels[split].items())}
                 for split in SPLITS
@@ -169,23 +171,22 @@ class _Tally:
 
 
 class _RowWriter:
-    """samples.npy, written tar by tar through a memory map."""
+    """samples.npy, written tar by tar."""
 
     def __init__(self, path: Path, num_rows: int) -> None:
-        self._rows = np.lib.format.open_memmap(path, mode="w+", dtype=ROW_DTYPE, shape=(num_rows,))
-        self._num_written = 0
+        self._file = path.open("wb")
+        header = {"descr": np.lib.format.dtype_to_descr(ROW_DTYPE), "fortran_order": False, "shape": (num_rows,)}
+        np.lib.format.write_array_header_1_0(self._file, header)
 
     def append(self, samples: list[dict[str, Any]], *, split: int, shard: int) -> None:
         """The rows of one tar's samples."""
         rest = {"split": split, "shard": shard}
         rows = [tuple({**sample["row"], **rest}[name] for name in ROW_DTYPE.names or ()) for sample in samples]
-        self._rows[self._num_written : self._num_written + len(rows)] = np.array(rows, dtype=ROW_DTYPE)
-        self._num_written += len(rows)
+        self._file.write(np.array(rows, dtype=ROW_DTYPE).tobytes())
 
     def close(self) -> None:
         """Bring them to the disk."""
-        self._rows.flush()
-        del self._rows
+        self._file.close()
 
 
 def describe(values: dict[str, Any]) -> str:

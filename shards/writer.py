@@ -65,8 +65,8 @@ class TarBuilder:
         summary = {
             "name": shard.name,
             "split": shard.split,
-            "bytes": (self.scratch / shard.name).stat().st_size,
-            "sha256": sha256_of(self.scratch / shard.name),
+            "bytes": tar.num_bytes,
+            "sha256": tar.sha256,
             "samples": samples,
             "quarantined": [_quarantined(position, task, result.reason) for position, task, result in rejected],
         }

@@ -11,7 +11,7 @@ import numpy as np
 from ace.inference.images import decode_file
 from shards.canvas import Pixels
 from shards.decode import UnreadableImageError
-from shards.decode.dicom import is_dicom
+from shards.decode.signature import is_dicom
 from shards.errors import SourceError
 from shards.format import INDEX
 from shards.identity import read_id_key

@@ -19,19 +19,14 @@ from pydicom.tag import Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from shards.decode.reasons import DAMAGED, NOT_DICOM, TOO_LARGE, TRUNCATED, UnreadableImageError
+from shards.decode.signature import DICOM_MAGIC, PREAMBLE_BYTES, is_dicom
 from shards.errors import ShardError
 from shards.records import Sex
 
 # pydicom's log lines quote values, as its warnings do; they must not reach the handlers of the root logger.
 logging.getLogger("pydicom").propagate = False
 
-_PREAMBLE_BYTES = 128
-_MAGIC = b"DICM"
 _HEAD_BYTES = 16384
-# Files without a preamble begin with the group of their file meta information or with the identifying group.
-_FIRST_ELEMENT = re.compile(
-    rb"\x02\x00[\x00-\x16]\x00(UL|OB|UI)|\x08\x00[\x00-\x18]\x00([A-Z]{2}|.\x00\x00\x00)", re.DOTALL
-)
 _META_GROUP = b"\x02\x00"
 _SYNTAX_ELEMENT = b"\x10\x00"
 _LONG_FORMS = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
@@ -120,11 +115,6 @@ class DicomHeader:
     cols: int | None
     has_pixels: bool
     spacing: tuple[float, float] | None
-
-
-def is_dicom(data: bytes) -> bool:
-    """Whether the file says that it is DICOM: by its preamble, or by a first element that nothing else begins with."""
-    return data[_PREAMBLE_BYTES : _PREAMBLE_BYTES + 4] == _MAGIC or _FIRST_ELEMENT.match(data) is not None
 
 
 def read_header(path: Path) -> DicomHeader:
@@ -307,7 +297,7 @@ class _Meta:
 
 def _meta(data: bytes) -> _Meta:
     """Walk the file meta information (PS3.10 7.1), which is in explicit little endian whatever follows."""
-    place = _PREAMBLE_BYTES + 4 if data[_PREAMBLE_BYTES : _PREAMBLE_BYTES + 4] == _MAGIC else 0
+    place = PREAMBLE_BYTES + 4 if data[PREAMBLE_BYTES : PREAMBLE_BYTES + 4] == DICOM_MAGIC else 0
     syntax = slice(0, 0)
     while data[place : place + 2] == _META_GROUP:
         is_long = data[place + 4 : place + 6] in _LONG_FORMS

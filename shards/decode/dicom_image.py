@@ -30,7 +30,6 @@ from shards.decode.codestream import is_ended, read_frame
 from shards.decode.dicom import (
     count_of,
     is_burned_in,
-    is_dicom,
     number_of,
     numbers_of,
     parse,
@@ -56,6 +55,7 @@ from shards.decode.reasons import (
     UnreadableImageError,
 )
 from shards.decode.result import NO_TRANSFER_SYNTAX, SURPLUS_DATA, VALUES_ABOVE_BITS, Decoded, Facts
+from shards.decode.signature import is_dicom
 
 _OVERLAY_BIT_POSITIONS = tuple((group, 0x0102) for group in range(0x6000, 0x6020, 2))
 _TAGS = (

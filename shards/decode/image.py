@@ -1,6 +1,5 @@
 """An image file of any kind that is read, told apart by its content."""
 
-from shards.decode.dicom_image import decode_dicom
 from shards.decode.raster import decode_raster
 from shards.decode.raw import decode_raw
 from shards.decode.result import Decoded
@@ -27,5 +26,8 @@ def decode(data: bytes, *, max_pixels: float, raw: RawLayout | None = None) -> D
         return decode_raw(data, raw, max_pixels=max_pixels)
     kind = kind_of(data)
     if kind == "DICOM":
+        # Not at the top: pydicom takes as long to import as half of the rest, and few batches need it.
+        from shards.decode.dicom_image import decode_dicom
+
         return decode_dicom(data, max_pixels=max_pixels)
     return decode_raster(data, kind, max_pixels=max_pixels)

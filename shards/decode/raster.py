@@ -103,25 +103,27 @@ def values_of(image: Image.Image) -> Values:
 def eight_bit_pixels(image: Image.Image) -> Pixels:
     """A Pillow image of at most 8 bits as grey or RGB: alpha dropped, palettes and CMYK resolved."""
     mode = "L" if image.mode in _GREY else "RGB"
-    return np.array(image if image.mode == mode else image.convert(mode))
+    return np.asarray(image if image.mode == mode else image.convert(mode))
 
 
 def _essential(data: bytes) -> bytes:
     """A PNG file without what is not needed for its pixels."""
     if not data.startswith(_PNG_SIGNATURE):
         raise UnreadableImageError(DAMAGED)
-    parts, start = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
+    view, start = memoryview(data), len(_PNG_SIGNATURE)
+    parts = [view[:start]]
     while start + 12 <= len(data):
         name = data[start + 4 : start + 8]
         end = start + 12 + int.from_bytes(data[start : start + 4], "big")
         if name == b"acTL" and int.from_bytes(data[start + 8 : start + 12], "big") > 1:
             raise UnreadableImageError(MULTI_FRAME)
         if name in _PNG_CHUNKS:
-            parts.append(data[start:end])
+            parts.append(view[start:end])
         if name == b"IEND":
             break
         start = end
-    return b"".join(parts)
+    # A file of several hundred kilobytes is not copied for nothing.
+    return data if sum(map(len, parts)) == len(data) else b"".join(parts)
 
 
 def _check(image: Image.Image, data: bytes, max_pixels: float) -> None:

@@ -45,7 +45,8 @@ class Decoded:
     """An image in 8 bits.
 
     Attributes:
-        pixels: Grey or RGB, upright, black is dark.
+        pixels: Grey or RGB, upright, black is dark. Perhaps read-only: one copy more takes as long as a third of
+            decoding.
         facts: About the file.
     """
 

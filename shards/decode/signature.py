@@ -1,8 +1,8 @@
 """What a file is, by its first bytes: names and extensions lie."""
 
+import re
 from typing import Literal
 
-from shards.decode.dicom import is_dicom
 from shards.decode.reasons import (
     ANNEX_POINTER,
     ARCHIVE,
@@ -19,6 +19,12 @@ from shards.decode.reasons import (
 
 RasterKind = Literal["PNG", "JPEG", "TIFF", "BMP", "GIF"]
 
+PREAMBLE_BYTES = 128
+DICOM_MAGIC = b"DICM"
+# Files without a preamble begin with the group of their file meta information or with the identifying group.
+_FIRST_ELEMENT = re.compile(
+    rb"\x02\x00[\x00-\x16]\x00(UL|OB|UI)|\x08\x00[\x00-\x18]\x00([A-Z]{2}|.\x00\x00\x00)", re.DOTALL
+)
 _RASTERS: tuple[tuple[bytes, RasterKind], ...] = (
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG", "PNG"),
@@ -63,6 +69,11 @@ def kind_of(data: bytes) -> RasterKind | Literal["DICOM"]:
     if data.startswith(b"BM") and int.from_bytes(data[14:18], "little") in _BMP_HEADERS:
         return "BMP"
     raise UnreadableImageError(pretence(data) or NOT_AN_IMAGE)
+
+
+def is_dicom(data: bytes) -> bool:
+    """Whether the file says that it is DICOM: by its preamble, or by a first element that nothing else begins with."""
+    return data[PREAMBLE_BYTES : PREAMBLE_BYTES + 4] == DICOM_MAGIC or _FIRST_ELEMENT.match(data) is not None
 
 
 def pretence(data: bytes) -> str | None:

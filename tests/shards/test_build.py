@@ -1,5 +1,8 @@
+import io
 import json
 import shutil
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -320,16 +323,19 @@ def test_wide_and_small_images_are_placed_with_their_affine(tmp_path: Path, id_k
 
 
 def test_a_second_build_of_the_same_set_waits_for_the_first(
-    tmp_path: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_phantom(tmp_path / "phantom")
     build(source, tmp_path / "first")
     (lock_file,) = scratch.rglob("*.lock")
+    said = io.StringIO()  # not capsys, which loses what is written while it is read
+    monkeypatch.setattr(sys, "stderr", said)
     with ThreadPoolExecutor(1) as thread:
         with FileLock(lock_file):
             second = thread.submit(build, source, tmp_path / "second")
-            while "waiting for the process at the same shard/" not in capsys.readouterr().err:
+            while "waiting for the process at the same shard/" not in said.getvalue():
                 assert not second.done()
+                time.sleep(0.01)
             assert not (tmp_path / "second").exists()
         second.result()
     assert folder_bytes(tmp_path / "second") == folder_bytes(tmp_path / "first")

@@ -1,8 +1,10 @@
 import hashlib
+import io
 import tarfile
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -77,3 +79,28 @@ def test_the_block_before_the_data_says_whose_it_is_and_other_blocks_say_nothing
 def test_any_bytes_can_be_asked_for_a_header(block: bytes) -> None:
     assert read_header(block)[1] >= 0
     assert read_header(block[:257] + b"ustar" + block[262:])[1] >= 0
+
+
+@given(contents_of_tars)
+def test_the_bytes_are_those_of_tarfile(contents: dict[str, bytes]) -> None:
+    expected = io.BytesIO()
+    with tarfile.open(fileobj=expected, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in contents.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.mode, member.uname, member.gname = len(data), 0o644, "root", "root"
+            tar.addfile(member, io.BytesIO(data))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.tar"
+        with TarWriter(path) as writer:
+            for name, data in contents.items():
+                writer.add(name, data)
+        assert path.read_bytes() == expected.getvalue()
+    assert writer.sha256 == hashlib.sha256(expected.getvalue()).hexdigest()
+    assert writer.num_bytes == len(expected.getvalue())
+
+
+def test_a_name_longer_than_a_header_is_refused(tmp_path: Path) -> None:
+    with TarWriter(tmp_path / "a.tar") as tar:
+        tar.add("a" * 100, b"")
+        with pytest.raises(ValueError, match="101 bytes"):
+            tar.add("a" * 101, b"")

@@ -20,7 +20,6 @@ from pydicom.uid import (
 )
 
 from shards.decode import Decoded, UnreadableImageError, reasons
-from shards.decode.dicom import is_dicom
 from shards.decode.dicom_image import decode_dicom
 from shards.decode.reasons import (
     BIT_DEPTH,
@@ -34,6 +33,7 @@ from shards.decode.reasons import (
     TRUNCATED,
     UNSAID_SYNTAX,
 )
+from shards.decode.signature import is_dicom
 from tests.shards.datasets import smooth_image
 from tests.shards.decode.dicom_files import RAMP, data_of, dataset_of
 
