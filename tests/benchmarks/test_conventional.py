@@ -21,6 +21,7 @@ SPEC = GridSpec(n=8, cell_px=8, t=4, scales=(Scale(2, 2, 1.0),), min_overlap=0.5
 def augment_params(probability: float) -> AugmentParams:
     return AugmentParams.from_params(
         {
+            "where": "host",
             "brightness_contrast": {"probability": probability, "max_brightness": 0.2, "max_contrast": 0.2},
             "blur": {"probability": probability, "min_sigma_px": 0.5, "max_sigma_px": 1.0},
             "sharpen": {"probability": probability, "max_amount": 1.0, "sigma_px": 1.0},
