@@ -150,7 +150,8 @@ def test_what_can_pass_is_tried_again_and_the_content_is_right(
 
 
 def test_a_broken_download_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    content = np.random.default_rng(0).bytes(2**23)
+    # The fifth drop still sends 1 MB: a client that is behind may lose the last few hundred kB of what was sent.
+    content = np.random.default_rng(0).bytes(2**25)
     (tmp_path / "large.tar").write_bytes(content)
     server = FlakyServer(tmp_path)
     server.faults["large.tar"] = ["drop"] * 5  # more than QUICK's attempts, but each gains something
