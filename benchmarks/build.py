@@ -41,11 +41,12 @@ import numpy as np
 from PIL import Image
 
 from shards.build import build_shards
-from shards.canvas import Canvas, Pixels, Placement
+from shards.canvas import Canvas, Pixels, Placement, halved
 from shards.delivery import format_manifest, identify
 from shards.execution import Processes
 from shards.identity import IdKey
 from shards.jpeg import encode_canvas
+from shards.memory import keep_freed_memory
 from shards.params import GridParams, RegisteredSourceParams, ShardParams
 from shards.records import File, Record
 from shards.sources.base import Listing
@@ -216,7 +217,7 @@ class Bare:
             image.save(io.BytesIO(), "PNG", compress_level=PNG_LEVEL)
             return
         encode_canvas(canvas, self.shard.jpg_quality)
-        encode_canvas(np.asarray(image.reduce(2)), self.shard.jpg_quality)
+        encode_canvas(halved(canvas), self.shard.jpg_quality)
 
 
 class BareProcesses:
@@ -249,6 +250,7 @@ class BareProcesses:
 
 
 def serve(pipe: Connection, bare: Bare) -> None:
+    keep_freed_memory()
     pipe.send("ready")
     while paths := pipe.recv():
         for path in paths:

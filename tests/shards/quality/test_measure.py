@@ -37,8 +37,8 @@ def test_grey_levels_are_measured_as_numpy_measures_them(grey: np.ndarray) -> No
 def test_the_levels_of_a_large_image_are_those_of_every_nth_row() -> None:
     grey = np.random.default_rng(0).integers(0, 200, (1600, 40), dtype=np.uint8)
     values = measured(grey).values
-    assert values["std"] == pytest.approx(grey[::3].std(), abs=1e-3)
-    assert values["entropy_bits"] == pytest.approx(entropy_bits(grey[::3]), abs=1e-4)
+    assert values["std"] == pytest.approx(grey[::6].std(), abs=1e-3)
+    assert values["entropy_bits"] == pytest.approx(entropy_bits(grey[::6]), abs=1e-4)
     assert values["std"] == pytest.approx(grey.std(), rel=0.01)
 
 
