@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from shards.cli import add_params_options, run_command, values_of
+from shards.cli import add_params_options, count, run_command, values_of
 from shards.look import add_look_commands
 from shards.sources.table import add_sources_command
 
@@ -93,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--images-per-patient", type=int, metavar="M", help="at most M images of each patient")
     command.add_argument("--size", type=int, metavar="PX", help="height and width of an image, up to 1024")
     command.add_argument("--seed", type=int, metavar="S")
-    command.add_argument("--num-workers", type=int, metavar="N", help="processes; default: one a core")
+    command.add_argument("--num-workers", type=count, metavar="N", help="processes; default: one a core")
     command.set_defaults(run=phantom)
 
     command = commands.add_parser(
@@ -102,8 +102,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_params_options(command)
     command.add_argument("--batch", required=True, metavar="NAME", help="a key of `batches` in the params file")
     command.add_argument("--out", type=Path, metavar="DIR", help="default: data/shards/NAME")
-    command.add_argument("--num-workers", type=int, metavar="N", help="processes; default: one a core")
-    command.add_argument(
+    where = command.add_mutually_exclusive_group()
+    where.add_argument("--num-workers", type=count, metavar="N", help="processes; default: one a core")
+    where.add_argument(
         "--ray",
         metavar="ADDRESS",
         help="build on a Ray cluster (ray://HOST:10001, auto, or local) whose nodes see the same files and folders, "

@@ -19,10 +19,15 @@ from shards.errors import SourceError
 from shards.format import CONTACT_SHEET, FORMAT_VERSION, INDEX, QUARANTINE, ROW_DTYPE, ROWS, sha256_of
 from shards.identity import SPLITS
 from shards.quality.inspection import Inspection
+from shards.quality.report import QUALITY
+from shards.quality.sheet import SHEET
 from shards.read import ShardIndex
 from shards.records import Split
 from shards.sample import Encoder
+from shards.store import LocalStore
 
+REPORTS = (QUARANTINE, QUALITY, SHEET, CONTACT_SHEET)
+"""What a set has for people."""
 _MAX_NAMED = 5
 _MAX_GREY = 255
 
@@ -102,12 +107,18 @@ def _write_set(inspection: Inspection, encoder: Encoder, scratch: Path, finished
         "statistics": tally.statistics(),
         "quarantined": {"count": len(quarantined), "reasons": _reasons(quarantined)},
         "quality": inspection.values,
-        "samples": {"name": ROWS, "bytes": (finished / ROWS).stat().st_size, "sha256": sha256_of(finished / ROWS)},
+        "samples": _described(finished / ROWS),
     }
-    (finished / INDEX).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    draw_contact_sheet(ShardIndex.open(finished)).save(finished / CONTACT_SHEET)
+    index = ShardIndex(LocalStore(finished), values, np.load(finished / ROWS, mmap_mode="r"), fingerprint="")
+    draw_contact_sheet(index).save(finished / CONTACT_SHEET)
     inspection.write(finished)
+    values["reports"] = [_described(finished / name) for name in REPORTS]
+    (finished / INDEX).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     return values
+
+
+def _described(path: Path) -> dict[str, Any]:
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 _OF_TARS = ("name", "split", "bytes", "sha256")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shards.atomic import write_text
+from shards.atomic import clear_when_full, write_text
 from shards.canvas import Placement, cell_statistics, is_coloured
 from shards.config import DEFAULT_PARAMS, read_params
 from shards.decode import UnreadableImageError, decode
@@ -112,9 +112,10 @@ def register_batch(
     if known is None:
         params_text = add_item(params_text, "batches", name, item)
     dvc_text = add_deps(project.dvc.read_text(encoding="utf-8"), name)
-    write_text(project.root / dep, manifest)
-    write_text(project.dvc, dvc_text)
-    write_text(project.params, params_text)
+    with clear_when_full(project.root):
+        write_text(project.root / dep, manifest)
+        write_text(project.dvc, dvc_text)
+        write_text(project.params, params_text)
     _report(name, delivery, listing, item, growth, is_registered=known is not None)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from shards.build import _build_tars, build_shards, open_manifest, root_of
+from shards.build import build_shards, build_tars, open_manifest, root_of
 from shards.errors import ConfigError, NoSpaceError, SourceError
 from shards.execution import Execution, Processes, RayCluster
 from shards.params import PhantomSourceParams
@@ -45,7 +45,7 @@ def built(source: PhantomSourceParams, scratch: Path, execution: Execution, **dy
     encoder = DyingEncoder("a", "phantom", root_of(source), 1, grid_params().spec, params, **dying)  # type: ignore[arg-type]
     plan = plan_batch(open_manifest(source).placed_in(scratch), root_of(source), params)
     builder = TarBuilder(plan.manifest, plan.header, encoder, scratch)
-    _build_tars(plan, builder, execution, scratch / "out")
+    build_tars(plan, builder, execution, scratch / "out")
     summaries = {shard.name: read_summary(scratch, shard.name, is_checked=True) for shard in plan.shards}
     assert None not in summaries.values()
     return {name: summary for name, summary in summaries.items() if summary}
@@ -119,7 +119,7 @@ def test_a_full_disk_leaves_no_half_file_and_what_was_finished_is_used_again(
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
     )
     assert answer.returncode == 2, answer.stderr
-    assert "finished tars are kept: make room and give the same command again" in answer.stderr
+    assert "what was finished is kept: make room and give the same command again" in answer.stderr
     assert "Traceback" not in answer.stderr
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / ".out.tmp").exists()
@@ -142,7 +142,7 @@ def test_an_error_of_one_tar_arrives_and_ends_the_others(tmp_path: Path, scratch
     encoder = Encoder("a", "phantom", root_of(source), 1, grid_params().spec, shard_params())
     builder = TarBuilder(plan.manifest, plan.header, encoder, scratch)
     with pytest.raises(SourceError, match="1 files are missing or changed since they were listed: images/p0005-i2"):
-        _build_tars(plan, builder, Processes(2), tmp_path / "out")
+        build_tars(plan, builder, Processes(2), tmp_path / "out")
 
 
 def test_the_index_of_a_set_built_on_two_processes_counts_what_its_tars_hold(tmp_path: Path) -> None:
