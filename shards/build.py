@@ -9,7 +9,7 @@ from pathlib import Path
 
 from shards.atomic import clear_when_full, write_text
 from shards.delivery import format_manifest, hashed, identify
-from shards.errors import NoSpaceError, SourceError
+from shards.errors import ConfigError, NoSpaceError, SourceError
 from shards.execution import Execution, Processes
 from shards.format import sha256_of
 from shards.identity import PUBLIC_KEY
@@ -180,11 +180,17 @@ def _check_space(num_images: int, num_pending: int, builder: TarBuilder, out: Pa
         out: Folder of the shard set.
 
     Raises:
+        ConfigError: there is no place for `out`.
         NoSpaceError: the scratch folder's disk, or that of `out`, has too little room.
     """
     encoder = builder.encoder
     image_bytes = encoder.spec.canvas_px**2 * encoder.channels * _ENCODED_FRACTION[encoder.params.image_format]
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{out.parent}: {error.strerror}; expected a folder for the shard set, choose another --out"
+        ) from None
     is_one_disk = builder.scratch.stat().st_dev == out.parent.stat().st_dev
     for folder, num in ((builder.scratch, num_pending), (out.parent, num_pending if is_one_disk else num_images)):
         free, needed = shutil.disk_usage(folder).free, num * image_bytes

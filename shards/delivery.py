@@ -221,20 +221,24 @@ def hashed(records: Iterable[Record], root: Path) -> Iterator[Record]:
     """The records with size and hash of every file as it is now.
 
     Raises:
-        SourceError: a file lies outside of `root`.
+        SourceError: a file lies outside of `root` or cannot be read; names the record by its number from 1.
     """
-    for record in records:
+    for number, record in enumerate(records, start=1):
+        where = f"{root} image {number} of the delivery"
         masks = {
-            name: replace(mask, files=tuple(_described(root, file) for file in mask.files))
+            name: replace(mask, files=tuple(_described(root, file, where) for file in mask.files))
             if isinstance(mask, MaskFiles)
             else mask
             for name, mask in record.masks.items()
         }
         is_there = record.known_defect is None or (root / record.image.path).is_file()
-        yield replace(record, image=_described(root, record.image) if is_there else record.image, masks=masks)
+        yield replace(record, image=_described(root, record.image, where) if is_there else record.image, masks=masks)
 
 
-def _described(root: Path, file: File) -> File:
-    with locate(root, file, "a file of the delivery").open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return File(file.path, stream.tell(), digest)
+def _described(root: Path, file: File, where: str) -> File:
+    try:
+        with locate(root, file, where).open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            return File(file.path, stream.tell(), digest)
+    except OSError as error:
+        raise SourceError(f"{where}: {error.strerror}; expected files that can be read, then register again") from None

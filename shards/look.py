@@ -19,7 +19,9 @@ def add_look_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPar
     """Add `verify`, `stats` and `show` to the commands of `python -m shards`."""
     command = commands.add_parser("verify", help="check finished shard sets, repair damaged ones", description=_VERIFY)
     add_params_options(command)
-    command.add_argument("sets", nargs="+", type=Path, metavar="SET", help="folder of a shard set, as data/shards/NAME")
+    command.add_argument(
+        "sets", nargs="+", type=_folder, metavar="SET", help="folder of a shard set, as data/shards/NAME"
+    )
     command.add_argument(
         "--repair", action="store_true", help="build exactly the damaged tars again, from the raw files"
     )
@@ -45,6 +47,16 @@ _VERIFY = """Compare shard sets with their indexes, byte for byte: missing and t
 missing, unknown or twice there, members out of place, changed reports; between several sets, near-duplicates in
 different splits. Ends with 1 if anything is wrong. What --repair does not build again (index, rows, reports),
 `dvc checkout` restores, or a new build."""
+
+
+def _folder(text: str) -> Path:
+    from shards.store import is_remote
+
+    if is_remote(text):
+        raise argparse.ArgumentTypeError(
+            f"{text}: expected a local folder; what lies on a server is compared with its sums when it is read"
+        )
+    return Path(text)
 
 
 def verify(arguments: argparse.Namespace) -> int:

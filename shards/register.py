@@ -74,6 +74,8 @@ def register_batch(
     project = project or Project()
     check_batch_name(name)
     values = read_params(project.params)
+    if not project.dvc.is_file():
+        raise ConfigError(f"{project.dvc}: no such file; run from the project's root or pass --dvc FILE")
     grid = GridParams.from_params(values.get("grid"), f"{project.params}: grid")
     shard = ShardParams.from_params(values.get("shard"), f"{project.params}: shard")
     batches = parse_batches(values.get("batches"), f"{project.params}: batches")

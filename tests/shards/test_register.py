@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 
 from shards.build import build_shards
 from shards.config import read_params
-from shards.delivery import Entry, check_records, iterate_manifest
+from shards.delivery import Entry, check_records, hashed, iterate_manifest
 from shards.errors import ConfigError, IdKeyError, SourceError
 from shards.execution import Processes
 from shards.identity import KEY_FILE_VARIABLE, SPLITS, create_key, split_of
@@ -309,6 +309,20 @@ def test_two_images_with_one_id_are_refused(tmp_path: Path) -> None:
     records = [Record("a", File("1.png"), "p"), Record("a", File("2.png"), "p")]
     with pytest.raises(SourceError, match="image 2: an earlier one has the same id"):
         check_records(records, "there")
+
+
+def test_a_file_that_is_gone_when_it_is_hashed_is_an_error_with_a_place(tmp_path: Path) -> None:
+    write_folder(tmp_path / "own", ["a.png"])
+    records = [Record("a", File("a.png"), "p"), Record("b", File("Doe.png"), "p")]
+    with pytest.raises(SourceError, match="own image 2 of the delivery: No such file") as error:
+        list(hashed(records, tmp_path / "own"))
+    assert "Doe" not in str(error.value)
+
+
+def test_a_project_without_dvc_yaml_is_named(project: Path, root: Path, id_key: str) -> None:
+    (project / "dvc.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"dvc\.yaml: no such file.*--dvc FILE"):
+        register(project, root)
 
 
 def test_a_manifest_holds_no_id_of_a_patient(project: Path, root: Path, id_key: str) -> None:
