@@ -8,6 +8,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -77,16 +78,15 @@ def publish(inspection: Inspection, encoder: Encoder, scratch: Path, out: Path) 
 
 def _write_set(inspection: Inspection, encoder: Encoder, scratch: Path, finished: Path) -> dict[str, Any]:
     tally, header, quarantined = _Tally(), inspection.plan.header, _listed(inspection)
-    rows = _RowWriter(finished / ROWS, inspection.plan.num_images - len(quarantined))
     shards: list[dict[str, Any]] = []
-    for summary in inspection.summaries():
-        if not summary["samples"]:
-            continue
-        rows.append(summary["samples"], split=SPLITS.index(summary["split"]), shard=len(shards))
-        tally.add(summary["split"], summary["samples"])
-        shards.append({"num_samples": len(summary["samples"]), **{key: summary[key] for key in _OF_TARS}})
-        link_or_copy(scratch / summary["path"], finished / summary["name"])
-    rows.close()
+    with closing(_RowWriter(finished / ROWS, inspection.plan.num_images - len(quarantined))) as rows:
+        for summary in inspection.summaries():
+            if not summary["samples"]:
+                continue
+            rows.append(summary["samples"], split=SPLITS.index(summary["split"]), shard=len(shards))
+            tally.add(summary["split"], summary["samples"])
+            shards.append({"num_samples": len(summary["samples"]), **{key: summary[key] for key in _OF_TARS}})
+            link_or_copy(scratch / summary["path"], finished / summary["name"])
     (finished / QUARANTINE).write_text(_csv_text([["path", "reason"], *quarantined]), encoding="utf-8")
     values = {
         "format_version": FORMAT_VERSION,

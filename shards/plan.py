@@ -56,8 +56,14 @@ class BatchPlan:
         return sum(len(shard.places) for shard in self.shards)
 
 
-def plan_batch(manifest: Path, root: Path, params: ShardParams) -> BatchPlan:
+def plan_batch(manifest: Path, root: Path, params: ShardParams, *, is_checked: bool = True) -> BatchPlan:
     """Deal the images of a manifest to tars: by split, then in the order of their keys.
+
+    Args:
+        manifest: Of the batch.
+        root: Folder of its images.
+        params: Section `shard`.
+        is_checked: All files must be there and of their sizes; without, they are looked at when they are read.
 
     Raises:
         SourceError: files are missing or of another size than when they were registered, or two images have one id.
@@ -70,7 +76,11 @@ def plan_batch(manifest: Path, root: Path, params: ShardParams) -> BatchPlan:
         digest = bytes.fromhex(record.image.sha256) if record.image.sha256 and not record.known_defect else b""
         split = split_of(entry.position, params.splits, entry.splits)
         images.append(_Image(key_of(record, header), split, number, offset, digest))
-        if record.known_defect is None and any(_size_of(root / f.path) != f.num_bytes for f in files_of(record)):
+        if (
+            is_checked
+            and record.known_defect is None
+            and any(_size_of(root / f.path) != f.num_bytes for f in files_of(record))
+        ):
             changed.append(number)
     if changed:
         more = f" and {len(changed) - _MAX_NAMED} more" if len(changed) > _MAX_NAMED else ""

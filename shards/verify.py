@@ -226,7 +226,8 @@ def repair_set(
         clear_when_full(scratch_root(), root),
         unfinished_work(f"repair/{index.name}", fingerprint(manifest.sha256, encoder)) as scratch,
     ):
-        plan = plan_batch(manifest.placed_in(scratch), root_of(source), params)
+        # Raw files of tars that are sound may be gone.
+        plan = plan_batch(manifest.placed_in(scratch), root_of(source), params, is_checked=False)
         builder = TarBuilder(plan.manifest, plan.header, encoder, scratch)
         build_tars(
             replace(plan, shards=[shard for shard in plan.shards if shard.name in damaged]), builder, execution, root

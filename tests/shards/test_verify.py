@@ -15,13 +15,22 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from shards.build import build_shards
-from shards.errors import IndexFormatError
+from shards.delivery import iterate_manifest
+from shards.errors import IndexFormatError, SourceError
 from shards.execution import Processes
 from shards.params import PhantomSourceParams
 from shards.read import ShardIndex
 from shards.stats import format_statistics, statistics_of
 from shards.verify import repair_set, verify_set
-from tests.shards.datasets import folder_bytes, grid_params, shard_params, write_phantom
+from tests.shards.datasets import (
+    NO_CHECKS,
+    folder_bytes,
+    folder_params,
+    grid_params,
+    shard_params,
+    write_folder,
+    write_phantom,
+)
 
 TAR = "train-000001.tar"
 
@@ -231,6 +240,27 @@ def test_tars_without_what_was_quarantined_after_the_build_are_repaired_to_the_b
         findings = verify_set(tmp_path / "set")
         repair_set(tmp_path / "set", findings, source, grid_params(), shard_params(), execution=Processes(1))
         assert folder_bytes(tmp_path / "set") == whole
+
+
+def test_a_repair_needs_the_raw_files_of_the_damaged_tars_alone(tmp_path: Path, scratch: Path, id_key: str) -> None:
+    write_folder(tmp_path / "own", [f"{number}.png" for number in range(20)])
+    source = folder_params(tmp_path / "own", tmp_path / "manifest.jsonl")
+    params = shard_params(quality=NO_CHECKS, splits={"train": 1.0, "val": 0.0, "test": 0.0})
+    build_shards("a-b000", source, grid_params(), params, tmp_path / "set", execution=Processes(1))
+    whole = folder_bytes(tmp_path / "set")
+    (tmp_path / "set" / TAR).unlink()
+    findings = verify_set(tmp_path / "set")
+    kept = ShardIndex.open(tmp_path / "set", is_checked=False).keys(np.arange(5, 10))
+    entries = [entry for _, entry in iterate_manifest(tmp_path / "manifest.jsonl")[1]]
+    for entry in entries:
+        if entry.record.source_id not in kept:
+            (tmp_path / "own" / entry.record.image.path).unlink()
+    repair_set(tmp_path / "set", findings, source, grid_params(), params, execution=Processes(1))
+    assert folder_bytes(tmp_path / "set") == whole
+    (tmp_path / "set" / TAR).unlink()
+    shutil.rmtree(tmp_path / "own")
+    with pytest.raises(SourceError, match="5 files are missing or changed since they were listed"):
+        repair_set(tmp_path / "set", findings, source, grid_params(), params, execution=Processes(1))
 
 
 def run(*arguments: str, code: int = 0) -> str:
