@@ -3,9 +3,11 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,6 +95,34 @@ def test_too_little_room_is_said_before_the_work(tmp_path: Path, scratch: Path) 
         build_shards("a", source, huge, shard_params(), tmp_path / "out", execution=Processes(1))
     assert not list(scratch.rglob("*.tar"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a second disk: /dev/shm")
+def test_a_set_on_another_disk_needs_room_for_finished_tars_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_phantom(tmp_path / "phantom")
+    path = tmp_path / "phantom" / "images" / "p0004-i1.png"
+    path.write_bytes(path.read_bytes()[:-60])
+    with pytest.raises(SourceError, match="1 of 30 images cannot be used"):  # when every tar is finished
+        build_shards(
+            "a",
+            source,
+            grid_params(),
+            shard_params(max_quarantined_fraction=0.0),
+            tmp_path / "out",
+            execution=Processes(1),
+        )
+    usage = shutil.disk_usage(tmp_path)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        full = Path(other)
+        free = {full: 0}
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=free.get(folder, usage.free)))
+        with pytest.raises(NoSpaceError, match=r"0\.0 GB free, 30 images need"):
+            build_shards("a", source, grid_params(), shard_params(), full / "out", execution=Processes(1))
+        free[full] = usage.free
+        build_shards("a", source, grid_params(), shard_params(), full / "out", execution=Processes(1))
+        assert len(ShardIndex.open(full / "out").rows) == 29
 
 
 @pytest.mark.parametrize("max_bytes", [20_000, 100_000])
