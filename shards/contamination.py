@@ -22,8 +22,8 @@ class Origin:
 def shared_images(trained: Mapping[str, Origin], measured: Origin) -> dict[str, tuple[str, ...]]:
     """Training batches that may hold images of the measured one → the datasets that they have in common.
 
-    Two sets of one dataset are not among them: its patients have one split in all its batches. Nor is a pair that a
-    mapping file told apart: then a patient has one pseudonym, and so one split, in both.
+    Two sets of one dataset and one way to call its patients are not among them: these have one split in all its
+    batches. Nor is a pair that a mapping file told apart: then a patient has one pseudonym, and so one split, in both.
 
     Args:
         trained: Batch → origin.
@@ -32,7 +32,7 @@ def shared_images(trained: Mapping[str, Origin], measured: Origin) -> dict[str, 
     found = {}
     for name, origin in trained.items():
         common = {origin.kind, *origin.shares_images_with} & {measured.kind, *measured.shares_images_with}
-        if origin.kind != measured.kind and common:
+        if origin != measured and common:
             found[name] = tuple(sorted(common))
     return found
 

@@ -22,6 +22,7 @@ SHENZHEN = Origin("shenzhen", ())
         (NIH, RSNA_MAPPED, None),
         (NIH, NIH, None),
         (RSNA, RSNA, None),
+        (RSNA, RSNA_MAPPED, ("rsna-pneumonia",)),
         (NIH, SHENZHEN, None),
         (COVID, NIH, ("nih-chestxray14",)),
     ],
