@@ -15,7 +15,7 @@ Then deliveries of 1,000 and 20,000 images are built by two processes on small c
 process of its own: `memory_mb` has the peak resident memory of that process and of the largest of its two. Last line:
 one JSON object.
 
-    python benchmarks/build.py [--config ace_swin_b_cxr] [--num-images 2048] [--source-format png] [--size 1024]
+    python benchmarks/build.py [--config ace_swin_b_cxr] [--num-images 4096] [--source-format png] [--size 1024]
 """
 
 import argparse
@@ -68,7 +68,7 @@ Item = TypeVar("Item")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="ace_swin_b_cxr", help="a named configuration (configs/)")
-    parser.add_argument("--num-images", type=int, default=2048, help="of the delivery whose speed is measured")
+    parser.add_argument("--num-images", type=int, default=4096, help="of the delivery whose speed is measured")
     parser.add_argument(
         "--image-format", choices=("png", "jpg"), help="of the canvases; the configuration's if not given"
     )
