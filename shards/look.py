@@ -106,7 +106,7 @@ def show(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(sample.meta, indent=1))
         return
-    out = arguments.out or Path(f"{sample.key}.png")
+    out = arguments.out or Path(Path(f"{sample.key}.png").name)  # the key of a foreign set may be a path
     draw_sample(sample, arguments.pair).save(out)
     print(f"wrote {out}", file=sys.stderr)
 
