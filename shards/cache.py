@@ -89,20 +89,26 @@ class ShardCache:
         Raises:
             ConfigError: the file is larger than the cache may be.
             IndexFormatError: what comes is not what the index says, more than once.
-            StoreError: the disk has no room, or the download fails for good.
+            StoreError: the folder cannot be used, the disk has no room, or the download fails for good.
         """
-        descriptor = self._opened(stored)
-        if descriptor is not None:
-            return descriptor
-        if stored.num_bytes > self.max_bytes:
-            raise ConfigError(
-                f"{where}: {stored.num_bytes} bytes, and the cache {self.root} may hold {self.max_bytes}; raise "
-                f"{SIZE_VARIABLE}, so that it holds at least a few tars"
-            )
-        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _locked(self.root / f"{stored.sha256}.lock"):
-            descriptor = self._opened(stored)  # another process was first
-            return self._downloaded(stored, where, download) if descriptor is None else descriptor
+        try:
+            descriptor = self._opened(stored)
+            if descriptor is not None:
+                return descriptor
+            if stored.num_bytes > self.max_bytes:
+                raise ConfigError(
+                    f"{where}: {stored.num_bytes} bytes, and the cache {self.root} may hold {self.max_bytes}; raise "
+                    f"{SIZE_VARIABLE}, so that it holds at least a few tars"
+                )
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with _locked(self.root / f"{stored.sha256}.lock"):
+                descriptor = self._opened(stored)  # another process was first
+                return self._downloaded(stored, where, download) if descriptor is None else descriptor
+        except OSError as error:
+            raise StoreError(
+                f"{self.root}: the cache cannot be used: {error.strerror or error}; free space, or set "
+                f"{CACHE_VARIABLE} to a folder on another disk that may be written"
+            ) from None
 
     def _opened(self, stored: StoredFile) -> int | None:
         path = self.path(stored)
@@ -115,7 +121,8 @@ class ShardCache:
             os.close(descriptor)
             path.unlink(missing_ok=True)
             return None
-        os.utime(descriptor)  # the last use, by which files are evicted
+        with suppress(OSError):  # a folder that another one fills may be read-only here
+            os.utime(descriptor)  # the last use, by which files are evicted
         return descriptor
 
     def _downloaded(self, stored: StoredFile, where: str, download: Download) -> int:
@@ -125,15 +132,10 @@ class ShardCache:
         self._make_room(stored, part, where)
         found = ""
         for _ in range(_NUM_COPIES):
-            try:
-                with part.open("ab") as file:
-                    download(file)
-                    file.flush()
-                    os.fsync(file.fileno())
-            except OSError as error:
-                raise StoreError(
-                    f"{part}: cannot be written: {error.strerror}; free space, or set {CACHE_VARIABLE} to another disk"
-                ) from None
+            with part.open("ab") as file:
+                download(file)
+                file.flush()
+                os.fsync(file.fileno())
             found = sha256_of(part)
             if found == stored.sha256:
                 descriptor = os.open(part, os.O_RDONLY)
@@ -156,7 +158,7 @@ class ShardCache:
         while True:
             with _locked(self.root / "room.lock"):
                 missing = self._missing_bytes(stored, part)
-                for path in self._oldest_first(but=part):
+                for path in self._oldest_first(part):
                     if missing <= 0:
                         break
                     if _evict(path):
@@ -164,7 +166,7 @@ class ShardCache:
                 if missing <= 0:
                     part.touch()
                     return
-                is_disk_full = self._free_bytes(stored, part) < 0
+                is_disk_full = self._free_bytes(stored, part) + sum(map(_size, self._others(part))) < 0
             if is_disk_full or time.monotonic() > deadline:
                 raise StoreError(
                     f"{where}: {stored.num_bytes} bytes, and {self.root} lacks {missing} for it, with all evicted that "
@@ -177,34 +179,38 @@ class ShardCache:
             time.sleep(_POLL_S)
 
     def _missing_bytes(self, stored: StoredFile, part: Path) -> int:
-        held = sum(_reserved_bytes(path) for path in self._files() if path != part)
-        return max(held + stored.num_bytes - self.max_bytes, -self._free_bytes(stored, part))
+        """What has to go: the cache's bound and the disk count what others are about to write as written."""
+        others = self._others(part)
+        reserved = sum(map(_reserved_bytes, others))
+        to_come = reserved - sum(map(_size, others))
+        return max(reserved + stored.num_bytes - self.max_bytes, to_come - self._free_bytes(stored, part))
 
     def _free_bytes(self, stored: StoredFile, part: Path) -> int:
         """What the disk would have left; below 0 it has no room for the file."""
-        here = part.stat().st_size if part.exists() else 0
-        return shutil.disk_usage(self.root).free - (stored.num_bytes - here) - _RESERVE_BYTES
+        return shutil.disk_usage(self.root).free - (stored.num_bytes - _size(part)) - _RESERVE_BYTES
 
-    def _files(self) -> list[Path]:
-        return [path for path in self.root.iterdir() if _OWN.fullmatch(path.name)]
+    def _others(self, part: Path) -> list[Path]:
+        return [path for path in self.root.iterdir() if path != part and _OWN.fullmatch(path.name)]
 
-    def _oldest_first(self, *, but: Path) -> list[Path]:
+    def _oldest_first(self, part: Path) -> list[Path]:
         """Tars and parts by their last use, then rows of indexes: a run opens those once and may need them again."""
         used: dict[Path, float] = {}
-        for path in self._files():
+        for path in self._others(part):
             with suppress(FileNotFoundError):
                 used[path] = path.stat().st_mtime
-        return sorted((path for path in used if path != but), key=lambda path: (path.suffix == ".npy", used[path]))
+        return sorted(used, key=lambda path: (path.suffix == ".npy", used[path]))
 
 
-def _reserved_bytes(path: Path) -> int:
-    """What a file of the cache takes once it is whole; a part's name says it."""
-    if path.suffix == _PART:
-        return int(path.name.split(".")[1])
+def _size(path: Path) -> int:
     try:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
+
+
+def _reserved_bytes(path: Path) -> int:
+    """What a file of the cache takes once it is whole; a part's name says it."""
+    return int(path.name.split(".")[1]) if path.suffix == _PART else _size(path)
 
 
 def _evict(path: Path) -> bool:

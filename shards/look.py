@@ -126,7 +126,7 @@ def show(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(sample.meta, indent=1))
         return
-    out = arguments.out or Path(f"{sample.key}.png")
+    out = arguments.out or Path(Path(f"{sample.key}.png").name)  # the key of a foreign set may be a path
     if out.suffix.lower() not in _PICTURES:
         raise ConfigError(f"--out {out}: expected a file name that ends in {' or '.join(_PICTURES)}")
     with clear_when_full(out.parent), atomic_path(out) as temporary:

@@ -87,7 +87,7 @@ def cache_window(
 ) -> TarWindow | None:
     """The window that remote sets need; None where the cache holds all their tars, or all lie on local disks.
 
-    Two windows fit the cache: while one ends, the next begins.
+    Two windows fit the cache beside the rows of all indexes: while one ends, the next begins.
 
     Args:
         indexes: The data sets.
@@ -108,13 +108,15 @@ def cache_window(
         for number in np.unique(of_rows)
     ]
     bounds = [index.store.cache.max_bytes for index in indexes if isinstance(index.store, RemoteStore)]
-    if not sizes or sum(sizes) <= min(bounds):
+    num_row_bytes = sum(index.stored_rows.num_bytes for index in indexes if isinstance(index.store, RemoteStore))
+    if not sizes or sum(sizes) + num_row_bytes <= min(bounds):
         return None
-    num_tars = min(bounds) // (2 * max(sizes))
-    if not num_tars:
+    num_tars = (min(bounds) - num_row_bytes) // (2 * max(sizes))
+    if num_tars < 1:
         raise ConfigError(
-            f"the cache may hold {min(bounds) / 1e9:g} GB and the largest tar has {max(sizes) / 1e9:g} GB; expected "
-            "room for two at least, and for many if the order is to be random: raise ACE_SHARD_CACHE_GB"
+            f"the cache may hold {min(bounds) / 1e9:g} GB; the largest tar has {max(sizes) / 1e9:g} and the indexes "
+            f"{num_row_bytes / 1e9:g}. Expected room for two tars at least, and for many if the order is to be random: "
+            "raise ACE_SHARD_CACHE_GB"
         )
     return TarWindow(tuple(numbers), num_tars)
 

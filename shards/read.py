@@ -14,12 +14,24 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Int64
 from PIL import Image
+from pydantic import ValidationError
 
 from shards import jpeg
 from shards.cache import StoredFile
 from shards.canvas import Canvas
 from shards.errors import ConfigError, DamagedImageError, GridError, IndexFormatError
-from shards.format import FORMAT_VERSION, HALF_SUFFIX, IMAGE_FORMATS, INDEX, MASK_SUFFIX, ROW_DTYPE, ROWS, SampleSpans
+from shards.format import (
+    FORMAT_VERSION,
+    HALF_SUFFIX,
+    IMAGE_FORMATS,
+    INDEX,
+    MASK_SUFFIX,
+    MAX_HEADER_BYTES,
+    ROW_DTYPE,
+    ROWS,
+    IndexDescription,
+    SampleSpans,
+)
 from shards.grid import GridSpec, Rectangle
 from shards.identity import SPLITS
 from shards.jpeg import Region
@@ -29,7 +41,6 @@ from shards.tar import BLOCK, read_header, walk_members
 
 Reduction = Literal[1, 2]
 """Pixels of the canvas, along a side, to one of what is asked for."""
-_RESTORE = "restore the shard set with `dvc checkout` or build it again"
 
 
 @dataclass(frozen=True)
@@ -66,7 +77,7 @@ class ShardIndex:
         try:
             text = store.read(INDEX)
             values = json.loads(text)
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             raise IndexFormatError(
                 f"{store.location}: no shard set: {INDEX} is missing or no JSON; build it with `dvc repro shard@{name}`"
             ) from None
@@ -76,13 +87,9 @@ class ShardIndex:
                 f"{store.location}: format_version {found}, this code reads {FORMAT_VERSION}; build it again: "
                 f"`dvc repro --force shard@{name}`"
             )
-        try:
-            index = cls(store, values, _read_rows(store, values), hashlib.sha256(text).hexdigest())
-            num_listed = sum(shard["num_samples"] for shard in index.shards)
-            _ = index.tars, index.name, index.spec
-        except (KeyError, TypeError, ValueError, GridError):
-            raise IndexFormatError(f"{store.location}: {INDEX} is damaged; {_RESTORE}") from None
-        if num_listed != len(index.rows):
+        num_listed = _check_description(store, values)
+        index = cls(store, values, _read_rows(store, values), hashlib.sha256(text).hexdigest())
+        if index.rows.shape != (num_listed,):
             raise IndexFormatError(
                 f"{store.location}: {len(index.rows)} rows, and its tars hold {num_listed} samples; build it again"
             )
@@ -98,7 +105,7 @@ class ShardIndex:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if self.rows is None:
-            self.__dict__["rows"] = _open_rows(self.store, self.values)
+            self.__dict__["rows"] = _open_rows(self.store, self.stored_rows)
 
     @property
     def root(self) -> Path:
@@ -135,6 +142,11 @@ class ShardIndex:
     def tars(self) -> list[StoredFile]:
         """The tars' files, in the order of `shards`."""
         return [StoredFile(shard["name"], shard["bytes"], shard["sha256"]) for shard in self.shards]
+
+    @property
+    def stored_rows(self) -> StoredFile:
+        """The file of its rows."""
+        return _stored_rows(self.values)
 
     @property
     def statistics(self) -> dict[str, Any]:
@@ -198,12 +210,11 @@ class Sample:
         """The canvas.
 
         Raises:
-            IndexFormatError: its JPEG is damaged.
+            IndexFormatError: its file is damaged.
         """
-        if self.image_format == "jpg":
-            with self._damage_has_a_place():
-                return jpeg.decode(self.encoded)
-        return np.array(Image.open(io.BytesIO(self.encoded)))
+        decode = jpeg.decode if self.image_format == "jpg" else _decode_png
+        with self._damage_has_a_place("image"):
+            return decode(self.encoded)
 
     def region(self, rectangle: Rectangle, reduction: Reduction = 1) -> Region:
         """A part of the canvas that holds the rectangle (row0, col0, row1, col1); of a JPEG no more is decoded.
@@ -213,14 +224,14 @@ class Sample:
             reduction: 2 takes them from the canvas at half its size; the set has it (`half`).
 
         Raises:
-            IndexFormatError: its JPEG is damaged.
+            IndexFormatError: its file is damaged.
         """
         encoded = self.encoded if reduction == 1 else self.half
         if encoded is None:
             raise IndexFormatError(f"{self.tar}: sample {self.key} has no {HALF_SUFFIX}; take its canvas")
         if self.image_format == "png":
             return Region(self.image, 0, 0)
-        with self._damage_has_a_place():
+        with self._damage_has_a_place("image"):
             return jpeg.decode_region(encoded, rectangle)
 
     @cached_property
@@ -233,11 +244,13 @@ class Sample:
         return _read_meta(self.tar, self.row)
 
     @contextmanager
-    def _damage_has_a_place(self) -> Iterator[None]:
+    def _damage_has_a_place(self, what: str) -> Iterator[None]:
         try:
             yield
         except DamagedImageError as error:
-            raise IndexFormatError(f"{self.tar}: image of sample {self.key}: {error}; {_RESTORE}") from None
+            raise IndexFormatError(
+                f"{self.tar}: {what} of sample {self.key}: {error}; {self.tar.store.remedy(self.tar.stored)}"
+            ) from None
 
     @property
     def split(self) -> Split:
@@ -253,14 +266,19 @@ class Sample:
         return {name: (row, col) for name, (row, col) in json.loads(self.tar.read(span.start, span.num_bytes)).items()}
 
     def masks(self) -> dict[str, np.ndarray]:
-        """Structure → boolean mask of the canvas; read on demand."""
+        """Structure → boolean mask of the canvas; read on demand.
+
+        Raises:
+            IndexFormatError: one is damaged.
+        """
         span = SampleSpans.of(self.row).members
         before, after = MASK_SUFFIX.split("{structure}")
         masks = {}
         for name, data in walk_members(self.tar.read(span.start, span.num_bytes)):
             _, _, suffix = name.partition(".")
             if suffix.startswith(before) and suffix.endswith(after):
-                masks[suffix.removeprefix(before).removesuffix(after)] = np.asarray(Image.open(io.BytesIO(data))) > 0
+                with self._damage_has_a_place(suffix):
+                    masks[suffix.removeprefix(before).removesuffix(after)] = _decode_png(data) > 0
         return masks
 
 
@@ -279,7 +297,7 @@ class ShardReader:
             StoreError: its tar cannot be had from the server.
         """
         entry = self.index.rows[row]
-        spans, tar = SampleSpans.of(entry), self._tars[entry["shard"]]
+        spans, tar = SampleSpans.of(entry), self._tar_of(entry)
         # The image's header and content and its half size lie side by side: one read for all.
         start = spans.image.member_start
         last = spans.half if spans.half.num_bytes else spans.image
@@ -299,7 +317,16 @@ class ShardReader:
             StoreError: its tar cannot be had from the server.
         """
         entry = self.index.rows[row]
-        return _read_meta(self._tars[entry["shard"]], entry)
+        return _read_meta(self._tar_of(entry), entry)
+
+    def _tar_of(self, entry: np.void) -> Tar:
+        number = int(entry["shard"])
+        if number >= len(self._tars):
+            raise IndexFormatError(
+                f"{self.index.store.location}/{ROWS}: a row in tar number {number}, of {len(self._tars)}; build the "
+                "shard set again"
+            )
+        return self._tars[number]
 
 
 def _read_meta(tar: Tar, row: np.void) -> dict[str, Any]:
@@ -318,27 +345,61 @@ def _wrong_place(tar: Tar, found: str, expected: str) -> IndexFormatError:
     return IndexFormatError(f"{tar}: found sample {found} in the place of {expected}; build it again")
 
 
+def _decode_png(data: bytes) -> np.ndarray:
+    try:
+        return np.array(Image.open(io.BytesIO(data), formats=["PNG"]))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DamagedImageError(f"truncated or damaged PNG ({error})") from None
+
+
+def _check_description(store: Store, values: dict[str, Any]) -> int:
+    """Hold index.json against its description, before anything in it becomes a path or a size; its samples.
+
+    Raises:
+        IndexFormatError: it does not fit, or samples.npy cannot have as many rows as the tars have samples.
+    """
+    place = f"{store.location}/{INDEX}"
+    try:
+        described = IndexDescription.model_validate(values)
+        GridSpec.from_json(described.spec)
+    except (ValidationError, GridError, TypeError, KeyError) as error:
+        found = f"spec: {error}"
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            found = f"{'.'.join(map(str, first['loc']))} is {first['input']!r:.100}: {first['msg']}"
+        raise IndexFormatError(f"{place}: damaged, or by other hands: {found}; build the shard set again") from None
+    num_samples = sum(tar.num_samples for tar in described.shards)
+    surplus = described.samples.bytes - num_samples * ROW_DTYPE.itemsize
+    if not 0 < surplus <= MAX_HEADER_BYTES:
+        raise IndexFormatError(
+            f"{place}: {ROWS} of {described.samples.bytes} bytes for {num_samples} samples of {ROW_DTYPE.itemsize} "
+            "bytes each; build it again"
+        )
+    return num_samples
+
+
 def _read_rows(store: Store, values: dict[str, Any]) -> np.ndarray:
-    """The rows, compared with their hash: 109 bytes a sample, read without becoming part of this process's memory."""
+    """The rows, compared with their hash: read without becoming part of this process's memory."""
     stored = _stored_rows(values)
     if _sha256_of(store.open(stored)) != stored.sha256:
         raise IndexFormatError(f"{store.path(stored)}: missing or not the file of this index; {store.remedy(stored)}")
-    rows = _open_rows(store, values)
-    if rows.dtype != ROW_DTYPE:
-        raise IndexFormatError(
-            f"{store.location}/{ROWS}: rows of {rows.dtype}, expected {ROW_DTYPE}; build the shard set again"
-        )
-    return rows
+    return _open_rows(store, stored)
 
 
-def _open_rows(store: Store, values: dict[str, Any]) -> np.ndarray:
-    stored = _stored_rows(values)
-    descriptor = store.open(stored)  # held while the file is mapped: until then the cache may not evict it
-    try:
-        rows: np.ndarray = np.load(store.path(stored), mmap_mode="r", allow_pickle=False)
-    finally:
-        os.close(descriptor)
-    return rows
+def _open_rows(store: Store, stored: StoredFile) -> np.ndarray:
+    # Mapped by its descriptor: under its name another process may evict it first. Never unpickled: only rows of this
+    # type are mapped.
+    with os.fdopen(store.open(stored), "rb") as file:
+        try:
+            version = np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        except ValueError:
+            version, dtype = None, None
+        if version != (1, 0) or dtype != ROW_DTYPE:
+            raise IndexFormatError(
+                f"{store.location}/{ROWS}: rows of {dtype}, expected {ROW_DTYPE}; build the shard set again"
+            )
+        return np.memmap(file, ROW_DTYPE, "r", file.tell(), shape)
 
 
 def _stored_rows(values: dict[str, Any]) -> StoredFile:

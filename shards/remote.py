@@ -6,7 +6,8 @@ nothing here looks for any.
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -84,18 +85,21 @@ class Remote:
         """Of a file in it."""
         return f"{self.location}/{name}"
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, max_bytes: int) -> bytes:
         """A small file, whole.
 
         Raises:
-            StoreError: it is not there, may not be read, or the server does not answer.
+            StoreError: it is not there, may not be read, is larger, or the server does not answer.
         """
         content = bytearray()
 
         def attempt() -> None:
             content.clear()
-            for chunk in self._stream(name, 0, None):
-                content.extend(chunk)
+            with closing(self._stream(name, 0, max_bytes + 1)) as chunks:
+                for chunk in chunks:
+                    content.extend(chunk)
+                    if len(content) > max_bytes:
+                        raise StoreError(f"{self.url(name)}: more than {max_bytes} bytes; check the address")
 
         self._insist(name, attempt, lambda: 0)
         return bytes(content)
@@ -115,10 +119,12 @@ class Remote:
         """
 
         def attempt() -> None:
-            for chunk in self._stream(name, file.tell(), num_bytes):
-                wanted = chunk[: num_bytes - file.tell()]
-                file.write(wanted)
-                on_bytes(len(wanted))
+            with closing(self._stream(name, file.tell(), num_bytes)) as chunks:
+                # A server may send more than that, without end.
+                while file.tell() < num_bytes and (chunk := next(chunks, None)):
+                    wanted = chunk[: num_bytes - file.tell()]
+                    file.write(wanted)
+                    on_bytes(len(wanted))
             if file.tell() < num_bytes:
                 raise _PassingError(f"it ends at byte {file.tell()}, expected {num_bytes}")
 
@@ -142,8 +148,8 @@ class Remote:
                     tqdm.write(f"{self.url(name)}: {error}; {again}", file=sys.stderr)
                 time.sleep(delay_s)
 
-    def _stream(self, name: str, start: int, stop: int | None) -> Iterator[bytes]:
-        """Chunks of the bytes [start, stop), or to the end.
+    def _stream(self, name: str, start: int, stop: int) -> Generator[bytes, None, None]:
+        """Chunks of the bytes from `start` on; to the end, or at least to `stop`.
 
         Raises:
             _PassingError: as soon as something fails that can pass.
@@ -181,16 +187,15 @@ class Remote:
                     yield fresh
 
 
-def _range_stream(system: Any, path: str, start: int, stop: int | None) -> Iterator[bytes]:
-    if stop is None:
-        yield system.cat_file(path)
-        return
+def _range_stream(system: Any, path: str, start: int, stop: int) -> Iterator[bytes]:
     while start < stop:
-        chunk = system.cat_file(path, start=start, end=min(start + _RANGE_BYTES, stop))
-        if not chunk:
+        end = min(start + _RANGE_BYTES, stop)
+        chunk = system.cat_file(path, start=start, end=end)
+        if chunk:
+            yield chunk
+        if len(chunk) < end - start:  # the file's end: stores refuse a range behind it
             return
-        yield chunk
-        start += len(chunk)
+        start = end
 
 
 def _judged(error: Exception, url: str) -> Exception:
@@ -203,6 +208,8 @@ def _judged(error: Exception, url: str) -> Exception:
             f"{url}: access refused ({status or HTTPStatus.FORBIDDEN:d}); give credentials in the store's own way (S3: "
             "environment, profile or role; others: fsspec's configuration), or ask for the right to read it"
         )
+    if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+        return StoreError(f"{url}: shorter than expected (416); upload the whole shard set again")
     found = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     if status is not None:
         can_pass = status in _PASSING or status >= HTTPStatus.INTERNAL_SERVER_ERROR

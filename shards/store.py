@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 
 from shards.cache import ShardCache, StoredFile
 from shards.errors import ConfigError, IndexFormatError
+from shards.format import MAX_INDEX_BYTES
 from shards.progress import progress_bar
 from shards.remote import PATIENT, Remote, Retry
 
@@ -88,7 +89,7 @@ class RemoteStore:
         Raises:
             StoreError: it cannot be had from the server.
         """
-        return self.remote.read(name)
+        return self.remote.read(name, MAX_INDEX_BYTES)
 
     def check(self, tars: Sequence[StoredFile]) -> None:
         """Nothing: a tar is checked when it comes."""
@@ -139,17 +140,19 @@ class Tar:
         """Bytes at a place.
 
         Raises:
-            IndexFormatError: the tar is missing, not what the index says, or ends before.
+            IndexFormatError: the tar is missing, not what the index says, or has no such place.
             StoreError: it cannot be had from the server.
         """
-        descriptor = self.store.open(self.stored)
-        try:
-            data = os.pread(descriptor, num_bytes, start)
-        finally:
-            os.close(descriptor)
-        if len(data) != num_bytes:
-            raise IndexFormatError(f"{self}: ends before byte {start + num_bytes}; {self.store.remedy(self.stored)}")
-        return data
+        stop = start + num_bytes
+        if 0 <= start <= stop <= self.stored.num_bytes:
+            descriptor = self.store.open(self.stored)
+            try:
+                data = os.pread(descriptor, num_bytes, start)
+            finally:
+                os.close(descriptor)
+            if len(data) == num_bytes:
+                return data
+        raise IndexFormatError(f"{self}: bytes {start} to {stop} are not in it; {self.store.remedy(self.stored)}")
 
     def __str__(self) -> str:
         return f"{self.store.location}/{self.stored.name}"

@@ -90,7 +90,7 @@ def _verify_index(root: Path, index: ShardIndex) -> Iterator[Finding]:
         detail = f"of images and patients the rows have {counted}; {_RESTORE}"
         yield Finding(str(root), INDEX, "counts are not those of the rows", detail)
     for report in index.values["reports"]:
-        path = root / report["name"]
+        path = root / Path(report["name"]).name
         found = sha256_of(path) if path.is_file() else None
         if found != report["sha256"]:
             detail = f"sha256 {found}, {report['sha256']} expected; {_RESTORE}"

@@ -1,5 +1,6 @@
 """Servers on loopback that hold shard sets: a real S3 one in its own process, and an HTTP one that fails on demand."""
 
+import gzip
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Literal
 
 import fsspec
 
-Fault = Literal["503", "429", "403", "drop", "end early", "stall", "wrong bytes"]
+Fault = Literal["503", "429", "403", "drop", "end early", "stall", "wrong bytes", "gzip", "redirect", "endless"]
 KEYS = {"key": "test", "secret": "test"}
 
 
@@ -117,17 +118,25 @@ class FlakyServer:
         path = self.root / request.path.lstrip("/")
         if fault in ("503", "429", "403") or not path.is_file():
             return self._refuse(request, int(fault) if fault in ("503", "429", "403") else 404)
+        if fault == "redirect":
+            return self._refuse(request, 302)
         body, status, start = path.read_bytes(), 200, 0
         total = len(body)
         if wanted is not None and self.knows_ranges:
             start, status = int(wanted.removeprefix("bytes=").rstrip("-")), 206
+            if start >= total:
+                return self._refuse(request, 416)
             body = body[start:]
         if fault == "wrong bytes":
             body = bytes(byte ^ 1 for byte in body)
         if fault == "end early":
             body = body[: len(body) // 2]  # and says so: its length is that of what it sends
         request.send_response(status)
-        request.send_header("Content-Length", str(len(body)))
+        if fault == "gzip":
+            body = gzip.compress(body)
+            request.send_header("Content-Encoding", "gzip")
+        if fault != "endless":
+            request.send_header("Content-Length", str(len(body)))
         if status == 206:
             request.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
         request.end_headers()
@@ -135,6 +144,8 @@ class FlakyServer:
         for first in range(0, len(sent), 2**16):
             self.is_ending.wait(self.pause_s)
             request.wfile.write(sent[first : first + 2**16])
+        while fault == "endless" and not self.is_ending.is_set():
+            request.wfile.write(bytes(2**16))
         if fault == "stall":
             self.is_ending.wait(20)
         request.close_connection = fault in ("drop", "stall")
@@ -144,5 +155,7 @@ class FlakyServer:
         request.send_response(status)
         if self.retry_after is not None:
             request.send_header("Retry-After", self.retry_after)
+        if status == 302:
+            request.send_header("Location", request.path)
         request.send_header("Content-Length", "0")
         request.end_headers()

@@ -1,5 +1,6 @@
 """The cache of remote files: its bound, its locks, and what is left when its processes are killed."""
 
+import errno
 import fcntl
 import hashlib
 import multiprocessing
@@ -164,10 +165,59 @@ def test_a_disk_that_fills_up_while_writing_is_told_and_leaves_no_whole_file(tmp
         file.write(bytes(SIZE // 2))
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(StoreError, match="cannot be written: No space left on device; free space"):
+    with pytest.raises(StoreError, match="the cache cannot be used: No space left on device; free space"):
         cache.open(stored_file(0)[0], "test://a", download)
     assert held(cache) == []
     os.close(fetch(cache, 1))
+
+
+def test_what_others_are_about_to_write_counts_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = ShardCache(tmp_path, 10 * SIZE)
+    other = tmp_path / f"{stored_file(1)[0].sha256}.{SIZE}.part"
+    other.write_bytes(b"")
+    disk = cache_module._RESERVE_BYTES + SIZE + SIZE // 2
+    monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=disk))
+    monkeypatch.setattr(cache_module, "_ROOM_TIMEOUT_S", 0.0)
+    with (tmp_path / f"{stored_file(1)[0].sha256}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as who downloads the other
+        with pytest.raises(StoreError, match=f"{SIZE} bytes, and .* lacks {SIZE // 2} for it"):
+            fetch(cache, 0)
+        assert other.exists()
+    os.close(fetch(cache, 0))
+    assert not other.exists()
+
+
+def test_a_disk_full_of_files_in_use_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = ShardCache(tmp_path, 10 * SIZE)
+    descriptor = fetch(cache, 1)
+    disk = cache_module._RESERVE_BYTES + SIZE + SIZE // 2
+
+    def usage(path: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=disk - sum(file.stat().st_size for file in tmp_path.glob("*.tar")))
+
+    monkeypatch.setattr(cache_module.shutil, "disk_usage", usage)
+    threading.Timer(0.5, os.close, [descriptor]).start()
+    os.close(fetch(cache, 0))
+    assert held(cache) == [0]
+
+
+def test_files_of_a_folder_that_cannot_be_written_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = ShardCache(tmp_path, SIZE)
+    os.close(fetch(cache, 0))
+
+    def refuse(*args: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(cache_module.os, "utime", refuse)
+    with os.fdopen(fetch(cache, 0), "rb") as file:
+        assert file.read() == stored_file(0)[1]
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_place_that_is_no_folder_is_told(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StoreError, match=f"{place}: the cache cannot be used: .*set {CACHE_VARIABLE} to a folder"):
+        fetch(ShardCache(tmp_path / place, SIZE), 0)
 
 
 def test_who_waits_for_room_gives_up_what_it_has_so_that_no_two_wait_for_each_other(tmp_path: Path) -> None:

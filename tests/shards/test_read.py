@@ -1,9 +1,12 @@
 import gc
+import hashlib
 import io
 import json
 import multiprocessing
 import pickle
+import re
 import shutil
+import tarfile
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
@@ -194,6 +197,157 @@ def test_another_format_version_is_refused(copy: Path) -> None:
     (copy / "index.json").write_text(json.dumps({**values, "format_version": 99}))
     with pytest.raises(IndexFormatError, match="format_version 99, this code reads 2"):
         ShardIndex.open(copy)
+
+
+def write_index(folder: Path, values: object) -> None:
+    (folder / "index.json").write_text(json.dumps(values))
+
+
+def write_rows(folder: Path, rows: np.ndarray) -> None:
+    """With an index that names them."""
+    np.save(folder / "samples.npy", rows, allow_pickle=True)
+    values, content = json.loads((folder / "index.json").read_text()), (folder / "samples.npy").read_bytes()
+    about = {"name": "samples.npy", "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    write_index(folder, {**values, "samples": about})
+
+
+@pytest.mark.parametrize("name", ["../train-000000.tar", "/etc/passwd", "train-000000.tar/../../x", "a.tar", "", 7])
+def test_a_tars_name_that_could_lead_out_of_the_set_is_refused(name: object, copy: Path) -> None:
+    values = json.loads((copy / "index.json").read_text())
+    values["shards"][0]["name"] = name
+    write_index(copy, values)
+    with pytest.raises(IndexFormatError, match=rf"shards\.0\.name is {re.escape(repr(name))}: .*build the shard set"):
+        ShardIndex.open(copy)
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("samples.name", {"samples": {"name": "../samples.npy"}}),
+        ("samples.sha256", {"samples": {"sha256": "../../" + "0" * 58}}),
+        ("samples.bytes", {"samples": {"bytes": -1}}),
+        ("shards.0.sha256", {"shards": {"sha256": "/tmp/" + "0" * 59}}),
+        ("shards.0.sha256", {"shards": {"sha256": "A" * 64}}),
+        ("shards.0.bytes", {"shards": {"bytes": 1e9}}),
+        ("shards.0.num_samples", {"shards": {"num_samples": -3}}),
+        ("shards.0.split", {"shards": {"split": "all"}}),
+        ("batch", {"batch": "../a"}),
+        ("channels", {"channels": 2}),
+        ("spec", {"spec": None}),
+        ("spec", {"spec": {}}),
+        ("spec", {"spec": {"n": "9"}}),
+        ("shards", {"shards": None}),
+    ],
+)
+def test_an_index_that_is_not_what_this_code_writes_is_refused_by_its_field(
+    part: str, change: dict, copy: Path
+) -> None:
+    values = json.loads((copy / "index.json").read_text())
+    for name, value in change.items():
+        if isinstance(value, dict) and name == "shards":
+            values["shards"][0].update(value)
+        elif isinstance(value, dict) and value:
+            values[name].update(value)
+        else:
+            values[name] = value
+    write_index(copy, values)
+    with pytest.raises(IndexFormatError, match=rf"index\.json: damaged, or by other hands: {re.escape(part)}\b"):
+        ShardIndex.open(copy)
+
+
+@pytest.mark.parametrize("values", [[], None, "text", 3, {}])
+def test_json_that_is_no_index_is_refused(values: object, copy: Path) -> None:
+    write_index(copy, values)
+    with pytest.raises(IndexFormatError, match="format_version None, this code reads"):
+        ShardIndex.open(copy)
+
+
+def test_json_nested_too_deeply_is_refused(copy: Path) -> None:
+    (copy / "index.json").write_text("[" * 100_000)
+    with pytest.raises(IndexFormatError, match="no JSON"):
+        ShardIndex.open(copy)
+
+
+def test_rows_of_a_size_that_does_not_fit_the_tars_are_refused_before_they_are_fetched(copy: Path) -> None:
+    values = json.loads((copy / "index.json").read_text())
+    values["samples"]["bytes"] = 2**40
+    write_index(copy, values)
+    with pytest.raises(IndexFormatError, match=rf"samples\.npy of {2**40} bytes for 30 samples of 113 bytes each"):
+        ShardIndex.open(copy)
+
+
+class Planted:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+def test_rows_are_never_unpickled(copy: Path, tmp_path: Path) -> None:
+    rows = np.array([Planted(tmp_path / "planted")] + [None] * 29, dtype=object)
+    write_rows(copy, rows)
+    with (copy / "samples.npy").open("ab") as file:
+        file.write(bytes(30 * ROW_DTYPE.itemsize + 128 - file.tell()))
+    content = (copy / "samples.npy").read_bytes()
+    values = json.loads((copy / "index.json").read_text())
+    values["samples"] |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    write_index(copy, values)
+    with pytest.raises(IndexFormatError, match="rows of object, expected"):
+        ShardIndex.open(copy)
+    assert not (tmp_path / "planted").exists()
+
+
+def test_rows_of_another_shape_or_of_no_array_are_refused(copy: Path) -> None:
+    rows = np.array(ShardIndex.open(copy).rows)
+    write_rows(copy, rows[:, None])
+    with pytest.raises(IndexFormatError, match="30 rows, and its tars hold 30 samples"):
+        ShardIndex.open(copy)
+    write_rows(copy, rows)
+    content = bytes((copy / "samples.npy").stat().st_size)
+    (copy / "samples.npy").write_bytes(content)
+    values = json.loads((copy / "index.json").read_text())
+    values["samples"]["sha256"] = hashlib.sha256(content).hexdigest()
+    write_index(copy, values)
+    with pytest.raises(IndexFormatError, match="rows of None, expected"):
+        ShardIndex.open(copy)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("start", -(2**40), "are not in it"),
+        ("start", 2**40, "are not in it"),
+        ("image_bytes", 2**32 - 1, "are not in it"),
+        ("shard", 99, "a row in tar number 99"),
+    ],
+)
+def test_a_row_that_points_outside_its_tar_is_told(field: str, value: int, message: str, copy: Path) -> None:
+    rows = np.array(ShardIndex.open(copy).rows)
+    rows[field] = value
+    write_rows(copy, rows)
+    with pytest.raises(IndexFormatError, match=message):
+        ShardReader(ShardIndex.open(copy)).read(0)
+
+
+def test_a_damaged_png_and_a_damaged_mask_are_named_by_tar_and_key(copy: Path) -> None:
+    sample = all_samples(copy)[4]
+    structure = min(sample.masks())
+    path = copy / sample.tar.stored.name
+    content = bytearray(path.read_bytes())
+    with tarfile.open(path) as tar:
+        for name in (f"{sample.key}.png", f"{sample.key}.mask.{structure}.png"):
+            member = tar.getmember(name)
+            start, stop = member.offset_data + 33, member.offset_data + member.size  # all but the size
+            content[start:stop] = bytes(stop - start)
+    path.write_bytes(content)
+    damaged = all_samples(copy)[4]
+    with pytest.raises(IndexFormatError, match=rf"{path.name}: image of sample {sample.key}: truncated or damaged PNG"):
+        _ = damaged.image
+    with pytest.raises(IndexFormatError, match=rf"{path.name}: mask\.{structure}\.png of sample {sample.key}: trunc"):
+        damaged.masks()
 
 
 def test_rows_of_another_set_are_refused(copy: Path) -> None:

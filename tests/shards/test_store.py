@@ -8,16 +8,18 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from ssl import CertificateError
 
+import fsspec
 import numpy as np
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ReadTimeoutError
 from s3fs.errors import translate_boto_error
 
-from shards import remote
+from shards import remote, store
 from shards.build import build_shards
 from shards.cache import CACHE_VARIABLE, ShardCache
 from shards.errors import ConfigError, IndexFormatError, StoreError
@@ -137,7 +139,7 @@ def test_a_damaged_tar_in_s3_is_named_with_both_sums(
 
 
 @pytest.mark.parametrize("knows_ranges", [True, False])
-@pytest.mark.parametrize("fault", ["503", "429", "drop", "end early", "stall", "wrong bytes"])
+@pytest.mark.parametrize("fault", ["503", "429", "drop", "end early", "stall", "wrong bytes", "redirect"])
 def test_what_can_pass_is_tried_again_and_the_content_is_right(
     fault: Fault, knows_ranges: bool, flaky: FlakyServer, built: Path, cache: ShardCache
 ) -> None:
@@ -147,6 +149,99 @@ def test_what_can_pass_is_tried_again_and_the_content_is_right(
         flaky.faults[path.name] = ["503"] if path.name == "index.json" else [fault]
     assert_same_samples(open_flaky(flaky, cache), built)
     assert flaky.num_requests(TAR) == 2
+
+
+def test_an_answer_that_is_compressed_against_the_request_is_read(
+    flaky: FlakyServer, built: Path, cache: ShardCache
+) -> None:
+    flaky.always = {path.name: "gzip" for path in built.iterdir()}
+    assert_same_samples(open_flaky(flaky, cache), built)
+    assert flaky.num_requests(TAR) == 1
+
+
+@pytest.mark.timeout(60)
+def test_an_answer_without_end_is_read_as_far_as_the_index_says(
+    flaky: FlakyServer, built: Path, cache: ShardCache
+) -> None:
+    flaky.always = {path.name: "endless" for path in built.iterdir() if path.name != "index.json"}
+    assert_same_samples(open_flaky(flaky, cache), built)
+
+
+@pytest.mark.timeout(60)
+def test_an_index_without_end_is_refused(
+    flaky: FlakyServer, cache: ShardCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "MAX_INDEX_BYTES", 10**6)
+    flaky.always["index.json"] = "endless"
+    with pytest.raises(StoreError, match=r"/set/index\.json: more than 1000000 bytes; check the address"):
+        open_flaky(flaky, cache)
+    assert flaky.num_requests("index.json") == 1
+
+
+def test_a_large_index_in_s3_is_refused_and_one_of_any_other_size_is_read(
+    s3: tuple[str, dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, options = s3
+    monkeypatch.setattr(remote, "_RANGE_BYTES", 1000)
+    files = Remote("s3://hospital/sizes", options, QUICK)
+    system = fsspec.filesystem("s3", **options)
+    for size in (1, 999, 1001, 2500):
+        content = np.random.default_rng(size).bytes(size)
+        system.pipe_file(f"hospital/sizes/{size}", content)
+        assert files.read(str(size), 2500) == content
+    with pytest.raises(StoreError, match="sizes/2500: more than 2499 bytes"):
+        files.read("2500", 2499)
+
+
+def test_a_part_that_is_whole_is_checked_without_asking_the_server(
+    flaky: FlakyServer, built: Path, cache: ShardCache
+) -> None:
+    index = open_flaky(flaky, cache)
+    tar = index.tars[0]
+    (cache.root / f"{tar.sha256}.{tar.num_bytes}.part").write_bytes((built / TAR).read_bytes())
+    ShardReader(index).read(0)
+    assert flaky.num_requests(TAR) == 0
+
+
+def test_a_tar_that_has_become_shorter_on_the_server_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(b"short")
+    (tmp_path / "part").write_bytes(bytes(100))
+    server = FlakyServer(tmp_path)
+    try:
+        with (tmp_path / "part").open("ab") as file:
+            append = partial(Remote(server.url, {}, QUICK).append, "a.tar", file, 200, lambda _: None)
+            with pytest.raises(StoreError, match=r"a\.tar: shorter than expected \(416\)"):
+                append()
+    finally:
+        server.close()
+
+
+def test_a_tar_that_changes_on_the_server_is_told_once_it_is_asked_for_and_what_came_before_stays(
+    built: Path, tmp_path: Path, cache: ShardCache
+) -> None:
+    served = Path(shutil.copytree(built, tmp_path / "served" / "set"))
+    server = FlakyServer(served.parent)
+    try:
+        index = open_flaky(server, cache)
+        reader = ShardReader(index)
+        before = reader.read(0).encoded
+        for path in served.glob("*.tar"):
+            path.write_bytes(bytes(path.stat().st_size))
+        assert reader.read(0).encoded == before
+        with pytest.raises(IndexFormatError, match="or of another build than its index: upload the shard set again"):
+            reader.read(len(index.rows) - 1)
+    finally:
+        server.close()
+
+
+def test_a_set_among_thousands_of_objects_is_read_without_listing_them(
+    s3: tuple[str, dict], built: Path, cache: ShardCache
+) -> None:
+    _, options = s3
+    url = upload(built, "crowded", "set", options)
+    system = fsspec.filesystem("s3", **options)
+    system.pipe({f"crowded/set/a-{number:04d}": b"" for number in range(1100)})
+    assert_same_samples(ShardIndex.open(open_store(url, storage_options=options, cache=cache)), built)
 
 
 def test_a_broken_download_goes_on_where_it_stopped(tmp_path: Path) -> None:
@@ -359,8 +454,9 @@ def test_an_unknown_kind_of_store_is_told(cache: ShardCache) -> None:
 
 
 def test_options_are_not_shown(cache: ShardCache) -> None:
-    store = open_store("s3://bucket/set", storage_options={"secret": "do-not-show"}, cache=cache)
-    assert "do-not-show" not in repr(store)
+    assert "do-not-show" not in repr(
+        open_store("s3://bucket/set", storage_options={"secret": "do-not-show"}, cache=cache)
+    )
 
 
 def test_locations_are_read_from_a_command_line_and_joined() -> None:

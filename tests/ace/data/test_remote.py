@@ -119,10 +119,20 @@ def test_local_sets_are_not_bound_by_the_window_of_remote_ones(cramped: ShardInd
 def test_a_cache_without_room_for_two_tars_is_refused_before_training(
     server: FlakyServer, local: ShardIndex, tmp_path: Path
 ) -> None:
-    bound = 2 * max(tar.num_bytes for tar in local.tars) - 1
+    bound = local.stored_rows.num_bytes + 2 * max(tar.num_bytes for tar in local.tars) - 1
     index = ShardIndex.open(open_store(server.url, cache=ShardCache(tmp_path / "tiny", bound), retry=QUICK))
-    with pytest.raises(ConfigError, match=r"expected room for two at least.*raise ACE_SHARD_CACHE_GB"):
+    with pytest.raises(ConfigError, match=r"Expected room for two tars at least.*raise ACE_SHARD_CACHE_GB"):
         dataset_of(index)
+
+
+def test_a_cache_that_holds_the_tars_but_not_the_rows_beside_them_has_a_window(
+    server: FlakyServer, local: ShardIndex, tmp_path: Path
+) -> None:
+    everything = local.stored_rows.num_bytes + sum(tar.num_bytes for tar in local.tars)
+    for bound, num_tars in ((everything, None), (everything - 1, NUM_IMAGES // PER_TAR // 2 - 1)):
+        cache = ShardCache(tmp_path / str(bound), bound)
+        window = dataset_of(ShardIndex.open(open_store(server.url, cache=cache, retry=QUICK))).window
+        assert (None if window is None else window.num_tars) == num_tars
 
 
 def test_a_set_with_weight_0_needs_no_window(cramped: ShardIndex, local: ShardIndex) -> None:
