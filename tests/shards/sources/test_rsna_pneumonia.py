@@ -194,6 +194,9 @@ def test_the_real_headers_count_as_published(published: Callable[[str], Path], t
         ).items()
     }
     assert all(headers["Filename"] == headers["PatientID"] + ".dcm")
+    assert headers["PatientID"].nunique() == 26_684
+    constant = headers[["Modality", "ConversionType", "SamplesPerPixel"]].drop_duplicates()
+    assert constant.to_numpy().tolist() == [["CR", "WSD", "1.0"]]
     views = headers["ViewPosition"].map(parse_view)
     assert Counter(views) == {"PA": 14_511, "AP": 12_173}
     assert Counter(views[headers["PatientID"].map(targets) == 1]) == {"PA": 1_348, "AP": 4_664}

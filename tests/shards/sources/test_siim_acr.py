@@ -135,8 +135,12 @@ def test_the_real_masks_count_as_published(published: Callable[[str], Path]) -> 
     assert sum(number * count for number, count in num_rows.items()) == 3_576
     assert (sum(count for number, count in num_rows.items() if number > 1), max(num_rows)) == (624, 10)
     assert all(name.startswith("1.2.276.0.7230010.3.1.4.8323329") and name.count(".") == 11 for name in runs)
+    with gzip.open(published("siim-pneumothorax-train-rle.csv.gz"), "rt") as file:
+        assert file.readline() == "ImageId, EncodedPixels\n"
     ends = [sum(map(sum, annotation)) for annotations in positive.values() for annotation in annotations]
     assert max(ends) == 1_021_949
+    firsts = [[skipped for skipped, _ in runs] for found in positive.values() for runs in found if len(runs) > 1]
+    assert not any(starts == sorted(starts) for starts in firsts), "absolute starts would go up"
 
 
 def test_the_real_masks_have_the_published_areas(published: Callable[[str], Path], tmp_path: Path) -> None:
@@ -152,6 +156,8 @@ def test_the_real_masks_have_the_published_areas(published: Callable[[str], Path
         draw_mask(MaskRuns(annotations, 1024, 1024), tmp_path, (1024, 1024), 1e9).sum() for annotations, _ in several
     ]
     assert sum(area < sum(areas) for area, (_, areas) in zip(drawn, several, strict=True)) == 183
+    # A reader that keeps an image's last row alone has it right where that row holds all others.
+    assert sum(area != areas[-1] for area, (_, areas) in zip(drawn, several, strict=True)) == 623
 
 
 def test_a_real_mask_is_what_a_pen_draws(published: Callable[[str], Path], tmp_path: Path) -> None:
