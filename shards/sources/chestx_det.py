@@ -5,6 +5,14 @@ Transactions on Medical Imaging 40(8), 2021, 2042-2052.
 Licence: none stated; NIH's terms for the images.
 Pages: https://github.com/Deepwise-AILab/ChestX-Det-Dataset, and its issue 2 for mapping.json.
 
+Layout:
+    train_data/<number>.png
+    test_data/<number>.png
+    ChestX_Det_train.json
+    ChestX_Det_test.json
+    mapping.json (optional: patients, from issue 2 of the authors' repository)
+    train_val_list.txt, test_list.txt of NIH ChestX-ray14 (optional, with the mapping: its official split)
+
 What is easily got wrong:
 - The images were renumbered: the patient follows from the authors' mapping.json only, which lacks 35 images (the
   repository's issue 11).
@@ -23,11 +31,12 @@ from typing import Any
 
 from shards.errors import SourceError
 from shards.records import Box, File, Mask, MaskPolygons, Point, Record, Split, check_inside
-from shards.sources.base import Listing, SourceInfo
+from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.files import index_files, list_files
 from shards.sources.listing import count_warnings, number_warnings, wrong_layout
 from shards.sources.nih_identity import is_nih_image, list_nih_images, parse_mapping, relatives
 
+_LAYOUT = layout_in(__doc__)
 KIND = "chestx-det"
 FINDINGS = (
     "Atelectasis",
@@ -81,14 +90,9 @@ class ChestXDetSource:
         licence="none stated; NIH's terms for the images",
         is_redistributable=False,
         citation="J. Lian et al., A Structure-Aware Relation Network for Thoracic Diseases Detection and Segmentation, "
-        "IEEE TMI 40(8), 2021",
+        "IEEE Transactions on Medical Imaging 40(8), 2021",
         pages=("https://github.com/Deepwise-AILab/ChestX-Det-Dataset",),
-        layout="train_data/<number>.png\n"
-        "test_data/<number>.png\n"
-        "ChestX_Det_train.json\n"
-        "ChestX_Det_test.json\n"
-        "mapping.json (optional: patients, from issue 2 of the authors' repository)\n"
-        "train_val_list.txt, test_list.txt of NIH ChestX-ray14 (optional, with the mapping: its official split)",
+        layout=_LAYOUT,
         shares_images_with=relatives(KIND),
     )
 

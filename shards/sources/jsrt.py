@@ -6,6 +6,12 @@ anatomical structures in chest radiographs using supervised methods", Med. Image
 https://www.isi.uu.nl/Research/Databases/SCR/ (research and education, no redistribution). Lung masks of other hands:
 http://imgcom.jsrt.or.jp/minijsrtdb/ (Segmentation01, segmentation02).
 
+Layout:
+    ANY_FOLDER/JPCLN001.IMG, JPCNN001.IMG (or converted: .png .jpg .bmp .tif)
+    scratch/fold1/masks/left lung/JPCLN001.gif (SCR: fold1, fold2; five structures)
+    CLNDAT_EN.txt, CNNDAT_EN.TXT (optional: age, sex, nodule)
+    or instead Segmentation01/train/org/NAME.png, Segmentation01/train/label/NAME.png
+
 - `.IMG` files have no header: 2048 x 2048 big-endian 16-bit values, 12 of them grey levels (some values are greater),
   0 is white. Files that others converted (PNG, JPEG, BMP, TIFF) are upright already and are read as they are: which of
   the two it is, only the extension says. Where both are there, the `.IMG` file is used.
@@ -28,10 +34,11 @@ from pathlib import Path
 
 from shards.errors import SourceError
 from shards.records import Box, File, Label, Mask, MaskFiles, RawLayout, Record, Sex, Split
-from shards.sources.base import Listing, SourceInfo
+from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.files import find_files, index_files, list_files
 from shards.sources.listing import count_warnings, no_images, number_warnings
 
+_LAYOUT = layout_in(__doc__)
 RAW = RawLayout(height=2048, width=2048, dtype=">u2", max_value=4095, is_inverted=True)
 SPACING_MM = 0.175
 STRUCTURES = ("heart", "left_clavicle", "right_clavicle", "left_lung", "right_lung")
@@ -99,10 +106,7 @@ class JsrtSource:
             "https://www.isi.uu.nl/Research/Databases/SCR/",
             "http://imgcom.jsrt.or.jp/minijsrtdb/",
         ),
-        layout="ANY_FOLDER/JPCLN001.IMG, JPCNN001.IMG (or converted: .png .jpg .bmp .tif)\n"
-        "scratch/fold1/masks/left lung/JPCLN001.gif (SCR: fold1, fold2; five structures)\n"
-        "CLNDAT_EN.txt, CNNDAT_EN.TXT (optional: age, sex, nodule)\n"
-        "or instead Segmentation01/train/org/NAME.png, Segmentation01/train/label/NAME.png",
+        layout=_LAYOUT,
     )
 
     def read(self, root: Path) -> Listing:

@@ -4,6 +4,14 @@ Citation: A. Zawacki et al., "SIIM-ACR Pneumothorax Segmentation", Kaggle, 2019.
 Licence: the competition's rules.
 Pages: https://www.kaggle.com/c/siim-acr-pneumothorax-segmentation
 
+Layout:
+    dicom-images-train/<study>/<series>/<image>.dcm
+    dicom-images-test/<study>/<series>/<image>.dcm
+    stage_2_images/<image>.dcm (optional: unlabelled)
+    stage_2_train.csv (or train-rle.csv of stage 1, which labels dicom-images-train only)
+    siim_to_nih.csv (optional, your own: sop_uid,nih_image)
+    train_val_list.txt, test_list.txt of NIH ChestX-ray14 (optional, with the mapping: its official split)
+
 What is easily got wrong:
 - The run lengths are relative: each start counts from the end of the run before, down the columns, from 0. Read as
   absolute starts they end outside the image or draw scattered dots.
@@ -21,13 +29,14 @@ from pathlib import Path
 
 from shards.errors import SourceError
 from shards.records import File, MaskRuns, Record, Split
-from shards.sources.base import Listing, SourceInfo
+from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.dicom_facts import DicomFacts, read_all_facts
-from shards.sources.files import index_files, list_files
+from shards.sources.files import folders_of, index_files, list_files
 from shards.sources.listing import count_warnings, number_warnings, wrong_layout
 from shards.sources.nih_identity import list_nih_images, parse_mapping, relatives
 from shards.sources.tables import read_columns
 
+_LAYOUT = layout_in(__doc__)
 KIND = "siim-acr"
 FINDING = "Pneumothorax"
 SIDE_PX = 1024
@@ -57,12 +66,7 @@ class SiimAcrSource:
         is_redistributable=False,
         citation="A. Zawacki et al., SIIM-ACR Pneumothorax Segmentation, Kaggle, 2019",
         pages=("https://www.kaggle.com/c/siim-acr-pneumothorax-segmentation",),
-        layout="dicom-images-train/<study>/<series>/<image>.dcm\n"
-        "dicom-images-test/<study>/<series>/<image>.dcm\n"
-        "stage_2_images/<image>.dcm (optional: unlabelled)\n"
-        "stage_2_train.csv (or train-rle.csv of stage 1, which labels dicom-images-train only)\n"
-        "siim_to_nih.csv (optional, your own: sop_uid,nih_image)\n"
-        "train_val_list.txt, test_list.txt of NIH ChestX-ray14 (optional, with the mapping: its official split)",
+        layout=_LAYOUT,
         shares_images_with=relatives(KIND),
     )
 
@@ -78,7 +82,7 @@ class SiimAcrSource:
         index = index_files(root, paths, _IMAGE)
         labelled = sorted(index.keys() & runs.keys())
         others = sorted(index.keys() - runs.keys())
-        unlabelled = [name for name in others if set(UNLABELLED_FOLDERS) & set(index[name].split("/"))]
+        unlabelled = [name for name in others if set(UNLABELLED_FOLDERS) & folders_of(index[name])]
         if not labelled and not unlabelled:
             raise wrong_layout(self.info, root, f"no image of {labels.name} is there")
         facts = read_all_facts(root, {name: index[name] for name in (*labelled, *unlabelled)})
@@ -130,7 +134,7 @@ def read_mapping(path: Path) -> dict[str, str]:
 
 
 def _record(name: str, path: str, facts: DicomFacts, runs: tuple[Runs, ...] | None) -> Record:
-    split = next((SPLIT_FOLDERS[part] for part in path.split("/") if part in SPLIT_FOLDERS), None)
+    split = next((split for folder, split in SPLIT_FOLDERS.items() if folder in folders_of(path)), None)
     return Record(
         source_id=name,
         image=File(path),

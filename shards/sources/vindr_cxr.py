@@ -13,6 +13,11 @@ One label a finding out of three readers, who often disagree: 1 where more than 
 where none did, -1 (uncertain) where some did, but no more than half. PhysioNet's test labels are the consensus of
 five readers in one row: 1 or 0. Boxes are those of every reader.
 
+Layout:
+    train/<image>.dicom
+    test/<image>.dicom
+    annotations/{image_labels,annotations}_{train,test}.csv (PhysioNet), or train.csv (Kaggle)
+
 What is easily got wrong:
 - `Other diseases` in the training labels is `Other disease` in the test labels: one name here, the first.
 - The two do not count alike: Aortic enlargement has 3,067 images by any reader at Kaggle, 3,098 at PhysioNet.
@@ -29,12 +34,13 @@ from pathlib import Path
 
 from shards.errors import SourceError
 from shards.records import Box, File, Label, Record, Split
-from shards.sources.base import Listing, SourceInfo
+from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.dicom_facts import DicomFacts, read_all_facts
-from shards.sources.files import index_files, list_files
+from shards.sources.files import folders_of, index_files, list_files
 from shards.sources.listing import count_warnings, number_warnings, wrong_layout
 from shards.sources.tables import read_rows
 
+_LAYOUT = layout_in(__doc__)
 KIND = "vindr-cxr"
 NO_FINDING = "No finding"
 OTHER_DISEASES = "Other diseases"
@@ -124,9 +130,7 @@ class VindrCxrSource:
             "https://physionet.org/content/vindr-cxr/1.0.0/",
             "https://www.kaggle.com/c/vinbigdata-chest-xray-abnormalities-detection",
         ),
-        layout="train/<image>.dicom\n"
-        "test/<image>.dicom\n"
-        "annotations/{image_labels,annotations}_{train,test}.csv (PhysioNet), or train.csv (Kaggle)",
+        layout=_LAYOUT,
     )
 
     def read(self, root: Path) -> Listing:
@@ -141,7 +145,7 @@ class VindrCxrSource:
         index = index_files(root, list_files(root, self.info.num_images), _IMAGE)
         labelled = sorted(index.keys() & readings.keys())
         others = sorted(index.keys() - readings.keys())
-        unlabelled = [] if is_physionet else [name for name in others if "test" in index[name].split("/")]
+        unlabelled = [] if is_physionet else [name for name in others if "test" in folders_of(index[name])]
         if not labelled and not unlabelled:
             raise wrong_layout(self.info, root, "no image of the lists is there")
         unknown = Readings(dict.fromkeys(findings), (), "test")

@@ -57,6 +57,13 @@ def test_records_hold_what_the_files_say(root: Path) -> None:
     assert (listing.patient_grouping, listing.shares_images_with[0]) == ("image", "nih-chestxray14")
 
 
+def test_a_folder_in_another_case_is_the_same_folder(root: Path) -> None:
+    expected = {name: record.split for name, record in by_id(SOURCE.read(root)).items()}
+    for name in ("dicom-images-train", "dicom-images-test", "stage_2_images"):
+        (root / name).rename(root / name.upper())
+    assert {name: record.split for name, record in by_id(SOURCE.read(root)).items()} == expected
+
+
 def test_the_rows_of_an_image_are_ored_down_the_columns(root: Path) -> None:
     drawn = draw_mask(by_id(SOURCE.read(root))[SICK].masks["Pneumothorax"], root, (1024, 1024), 1e9)
     assert np.argwhere(drawn).tolist() == [[2, 1], [2, 2], [3, 1], [3, 2], [4, 1], [4, 2]]
