@@ -23,7 +23,8 @@ Layout:
 - CLNDAT_EN.txt and CNNDAT_EN.txt are tables without a header, in which lines have run together: a case is what follows
   its file's name and has the known form. The diagnosis is free text and never read. The nodule's box is the square of
   its stated size around its stated centre, in pixels of the `.IMG` file; other files have none.
-- Names in miniJSRT are case numbers of its own, which nothing maps to JSRT's: the two must not be mixed. Its
+- Names in miniJSRT are case numbers of its own, which nothing maps to JSRT's: the two must not be mixed, and as a batch
+  it says that it shares images with jsrt. Its two archives may show one patient each under its own number. Its
   Segmentation01 has lung masks; what the grey levels of segmentation02's masks mean is not known, so they are left.
 """
 
@@ -107,6 +108,7 @@ class JsrtSource:
             "http://imgcom.jsrt.or.jp/minijsrtdb/",
         ),
         layout=_LAYOUT,
+        shares_images_with=("jsrt",),
     )
 
     def read(self, root: Path) -> Listing:
@@ -130,7 +132,8 @@ class JsrtSource:
             )
         if mini:
             counts = {"images of segmentation02, whose masks are left": sum(not record.masks for record in mini)}
-            return Listing(mini, "patient", count_warnings(self.info, mini) + number_warnings(self.info, counts))
+            warnings = count_warnings(self.info, mini) + number_warnings(self.info, counts)
+            return Listing(mini, "image", warnings, self.info.shares_images_with)
         masks, folds = _index_masks(mask_files)
         clinical = parse_clinical(_texts(root, paths))
         images = {**converted, **raw}

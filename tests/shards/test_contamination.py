@@ -30,6 +30,7 @@ SHENZHEN = Origin("shenzhen", ())
         (COVID, COVID, False),
         # A patient of one is an image of the other.
         (RSNA, RSNA_MAPPED, True),
+        (Origin("jsrt", ()), Origin("jsrt", ("jsrt",)), True),
         (NIH, SHENZHEN, False),
         # COVID-QU-Ex took images from both, which says nothing of these two.
         (RSNA, PADCHEST, False),

@@ -123,7 +123,8 @@ def test_a_datasets_module_opens_with_its_citation_pages_and_layout(kind: str) -
 
 def test_sources_share_images_with_sources_there_are() -> None:
     for kind, info in INFOS.items():
-        assert set(info.shares_images_with) <= set(MODULES) - {kind}
+        # JSRT's images are there twice, under names that nothing maps.
+        assert set(info.shares_images_with) <= set(MODULES) - ({kind} - {"jsrt"})
 
 
 def test_a_markdown_row_has_seven_cells_whatever_is_in_them() -> None:
