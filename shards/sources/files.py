@@ -84,6 +84,15 @@ def find_file(root: Path, paths: Iterable[str], pattern: str) -> Path | None:
     return root / found[0] if found else None
 
 
+def find_list(root: Path, paths: Iterable[str], name: str) -> Path:
+    """The one file of a name at any depth; where there is none, the place in the root at which it is missed.
+
+    Raises:
+        SourceError: there are several.
+    """
+    return find_file(root, paths, re.escape(name)) or root / name
+
+
 def index_files(root: Path, paths: Iterable[str], pattern: str) -> dict[str, str]:
     """What the group `name` of a pattern (as of `find_files`) finds in a path → the path.
 

@@ -34,7 +34,7 @@ from shards.errors import SourceError
 from shards.records import Box, File, Label, Record
 from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.dicom_facts import DicomFacts, read_all_facts
-from shards.sources.files import folders_of, index_files, list_files
+from shards.sources.files import find_list, folders_of, index_files, list_files
 from shards.sources.listing import count_warnings, number_warnings, wrong_layout
 from shards.sources.nih_identity import list_nih_images, parse_mapping, relatives
 from shards.sources.tables import read_columns, read_lines
@@ -89,10 +89,11 @@ class RsnaPneumoniaSource:
         Raises:
             SourceError: a file is missing or not what it should be; the labels and the classes contradict each other.
         """
-        opacities = parse_labels(read_columns(root / LABELS_FILE, COLUMNS, "RSNA's boxes"), str(root / LABELS_FILE))
-        classes = read_classes(root / CLASSES_FILE) if (root / CLASSES_FILE).is_file() else {}
-        check_classes(opacities, classes, str(root / CLASSES_FILE))
         paths = list_files(root, self.info.num_images)
+        boxes, groups, pairs = (find_list(root, paths, name) for name in (LABELS_FILE, CLASSES_FILE, MAPPING_FILE))
+        opacities = parse_labels(read_columns(boxes, COLUMNS, "RSNA's boxes"), str(boxes))
+        classes = read_classes(groups) if groups.is_file() else {}
+        check_classes(opacities, classes, str(groups))
         index = index_files(root, paths, _IMAGE)
         labelled = sorted(index.keys() & opacities.keys())
         others = sorted(index.keys() - opacities.keys())
@@ -103,7 +104,7 @@ class RsnaPneumoniaSource:
         records = tuple(
             _record(name, index[name], found, opacities.get(name), classes.get(name)) for name, found in facts.items()
         )
-        mapping = read_mapping(root / MAPPING_FILE) if (root / MAPPING_FILE).is_file() else None
+        mapping = read_mapping(pairs) if pairs.is_file() else None
         counts = {
             f"images of {LABELS_FILE} are not there": len(opacities) - len(labelled),
             f"images without a row in {LABELS_FILE} were left out": len(others) - len(unlabelled),

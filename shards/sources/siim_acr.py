@@ -20,7 +20,7 @@ What is easily got wrong:
 - Stage 1 kept the labels of `dicom-images-test` back; stage_2_train.csv has them. Stage 2's own test images have none.
 - File names are DICOM identifiers with dots in them.
 - The images are NIH ChestX-ray14's (not stated by the organisers); no public mapping is known. A file of your own,
-  siim_to_nih.csv with the columns sop_uid and nih_image, is used if it lies in the root.
+  siim_to_nih.csv with the columns sop_uid and nih_image, is used if it lies in the folder.
 - The images were resized; the pixel spacing in the headers may be the originals', and is not used.
 """
 
@@ -31,7 +31,7 @@ from shards.errors import SourceError
 from shards.records import File, MaskRuns, Record, Split
 from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.dicom_facts import DicomFacts, read_all_facts
-from shards.sources.files import folders_of, index_files, list_files
+from shards.sources.files import find_list, folders_of, index_files, list_files
 from shards.sources.listing import count_warnings, number_warnings, wrong_layout
 from shards.sources.nih_identity import list_nih_images, parse_mapping, relatives
 from shards.sources.tables import read_columns
@@ -76,9 +76,10 @@ class SiimAcrSource:
         Raises:
             SourceError: a file is missing or not what it should be.
         """
-        labels = next((root / name for name in LABEL_FILES if (root / name).is_file()), root / LABEL_FILES[0])
-        runs = parse_runs(read_columns(labels, COLUMNS, "SIIM-ACR's masks"), str(labels))
         paths = list_files(root, self.info.num_images)
+        lists = [find_list(root, paths, name) for name in LABEL_FILES]
+        labels = next((path for path in lists if path.is_file()), lists[0])
+        runs = parse_runs(read_columns(labels, COLUMNS, "SIIM-ACR's masks"), str(labels))
         index = index_files(root, paths, _IMAGE)
         labelled = sorted(index.keys() & runs.keys())
         others = sorted(index.keys() - runs.keys())
@@ -87,7 +88,8 @@ class SiimAcrSource:
             raise wrong_layout(self.info, root, f"no image of {labels.name} is there")
         facts = read_all_facts(root, {name: index[name] for name in (*labelled, *unlabelled)})
         records = tuple(_record(name, index[name], found, runs.get(name)) for name, found in facts.items())
-        mapping = read_mapping(root / MAPPING_FILE) if (root / MAPPING_FILE).is_file() else None
+        pairs = find_list(root, paths, MAPPING_FILE)
+        mapping = read_mapping(pairs) if pairs.is_file() else None
         counts = {
             f"images of {labels.name} are not there": len(runs) - len(labelled),
             f"images without a row in {labels.name} were left out": len(others) - len(unlabelled),

@@ -89,6 +89,16 @@ def test_instances_are_drawn_and_ored(root: Path) -> None:
     np.testing.assert_array_equal(drawn, expected)
 
 
+def test_one_folder_more_around_it_all_does_not_matter(root: Path) -> None:
+    names = [record.source_id for record in SOURCE.read(root).records]
+    (root / "more").mkdir()
+    for path in sorted(root.iterdir()):
+        if path.name != "more":
+            path.rename(root / "more" / path.name)
+    check_source(SOURCE, root)
+    assert [record.source_id for record in SOURCE.read(root).records] == names
+
+
 def test_what_is_missing_is_counted(root: Path) -> None:
     warnings = "\n".join(SOURCE.read(root).warnings)
     assert "3 images found, 3,578 published" in warnings

@@ -87,6 +87,16 @@ def test_without_the_mapping_an_image_stands_for_its_patient(root: Path) -> None
     assert by_id(listing)[SICK].patient == f"rsna-pneumonia/{SICK}"
 
 
+def test_one_folder_more_around_it_all_does_not_matter(root: Path) -> None:
+    names = [record.source_id for record in SOURCE.read(root).records]
+    (root / "more").mkdir()
+    for path in sorted(root.iterdir()):
+        if path.name != "more":
+            path.rename(root / "more" / path.name)
+    check_source(SOURCE, root)
+    assert [record.source_id for record in SOURCE.read(root).records] == names
+
+
 def test_what_is_missing_is_counted(root: Path) -> None:
     warnings = "\n".join(SOURCE.read(root).warnings)
     assert "3 images found, 26,684 published" in warnings

@@ -69,6 +69,16 @@ def test_the_rows_of_an_image_are_ored_down_the_columns(root: Path) -> None:
     assert np.argwhere(drawn).tolist() == [[2, 1], [2, 2], [3, 1], [3, 2], [4, 1], [4, 2]]
 
 
+def test_one_folder_more_around_it_all_does_not_matter(root: Path) -> None:
+    names = [record.source_id for record in SOURCE.read(root).records]
+    (root / "more").mkdir()
+    for path in sorted(root.iterdir()):
+        if path.name != "more":
+            path.rename(root / "more" / path.name)
+    check_source(SOURCE, root)
+    assert [record.source_id for record in SOURCE.read(root).records] == names
+
+
 def test_what_is_missing_is_counted(root: Path) -> None:
     warnings = "\n".join(SOURCE.read(root).warnings)
     assert "3 images found, 12,047 published" in warnings

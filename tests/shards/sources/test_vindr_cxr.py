@@ -152,6 +152,17 @@ def test_physionets_lists_are_read_where_both_are_there(kaggle: Path, physionet:
     assert SOURCE.read(physionet) == expected
 
 
+def test_one_folder_more_around_it_all_does_not_matter(kaggle: Path, physionet: Path) -> None:
+    for root in (kaggle, physionet):
+        names = [record.source_id for record in SOURCE.read(root).records]
+        (root / "files/1.0.0").mkdir(parents=True)
+        for path in sorted(root.iterdir()):
+            if path.name != "files":
+                path.rename(root / "files/1.0.0" / path.name)
+        check_source(SOURCE, root)
+        assert [record.source_id for record in SOURCE.read(root).records] == names
+
+
 def test_what_is_missing_is_counted(kaggle: Path, physionet: Path) -> None:
     warnings = "\n".join(SOURCE.read(kaggle).warnings)
     assert "3 images found, 18,000 published" in warnings
