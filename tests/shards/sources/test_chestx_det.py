@@ -10,7 +10,7 @@ from shards.records import Box, MaskPolygons
 from shards.sources.check import check_source
 from shards.sources.chestx_det import FINDINGS, SOURCE, has_area, read_mapping
 from shards.sources.registry import open_source
-from tests.shards.sources.trees import by_id, problem, write_pixels
+from tests.shards.sources.trees import by_id, check_one_folder_more, problem, write_pixels
 
 SQUARE = [[2, 1], [8, 1], [8, 5], [8, 5], [2, 5]]
 TRIANGLE = [[0, 6], [4, 6], [0, 10]]
@@ -90,13 +90,7 @@ def test_instances_are_drawn_and_ored(root: Path) -> None:
 
 
 def test_one_folder_more_around_it_all_does_not_matter(root: Path) -> None:
-    names = [record.source_id for record in SOURCE.read(root).records]
-    (root / "more").mkdir()
-    for path in sorted(root.iterdir()):
-        if path.name != "more":
-            path.rename(root / "more" / path.name)
-    check_source(SOURCE, root)
-    assert [record.source_id for record in SOURCE.read(root).records] == names
+    check_one_folder_more(SOURCE, root)
 
 
 def test_what_is_missing_is_counted(root: Path) -> None:

@@ -14,7 +14,7 @@ from shards.sources.dicom_facts import parse_view
 from shards.sources.registry import open_source
 from shards.sources.rsna_pneumonia import CLASSES, COLUMNS, OPACITY, SOURCE, parse_labels, read_classes
 from shards.sources.tables import read_columns
-from tests.shards.sources.trees import by_id, problem, write_dicom, write_lines
+from tests.shards.sources.trees import by_id, check_one_folder_more, problem, write_dicom, write_lines
 
 NORMAL, ABNORMAL, SICK, UNLABELLED, STRAY, ABSENT = (
     f"0004cfab-14fd-4e49-80ba-63a80b6bddd{digit}" for digit in range(6)
@@ -88,13 +88,7 @@ def test_without_the_mapping_an_image_stands_for_its_patient(root: Path) -> None
 
 
 def test_one_folder_more_around_it_all_does_not_matter(root: Path) -> None:
-    names = [record.source_id for record in SOURCE.read(root).records]
-    (root / "more").mkdir()
-    for path in sorted(root.iterdir()):
-        if path.name != "more":
-            path.rename(root / "more" / path.name)
-    check_source(SOURCE, root)
-    assert [record.source_id for record in SOURCE.read(root).records] == names
+    check_one_folder_more(SOURCE, root)
 
 
 def test_what_is_missing_is_counted(root: Path) -> None:

@@ -14,7 +14,7 @@ from shards.sources.registry import open_source
 from shards.sources.siim_acr import COLUMNS, SOURCE, parse_runs
 from shards.sources.tables import read_columns
 from tests.oracles.masks import walk_runs
-from tests.shards.sources.trees import by_id, problem, write_dicom, write_lines
+from tests.shards.sources.trees import by_id, check_one_folder_more, problem, write_dicom, write_lines
 
 UID = "1.2.276.0.7230010.3.1.4.8323329.{}.1517875201.850819"
 SICK, WELL, TESTED, HIDDEN, STRAY = (UID.format(number) for number in (6904, 13666, 11104, 10231, 5))
@@ -70,13 +70,7 @@ def test_the_rows_of_an_image_are_ored_down_the_columns(root: Path) -> None:
 
 
 def test_one_folder_more_around_it_all_does_not_matter(root: Path) -> None:
-    names = [record.source_id for record in SOURCE.read(root).records]
-    (root / "more").mkdir()
-    for path in sorted(root.iterdir()):
-        if path.name != "more":
-            path.rename(root / "more" / path.name)
-    check_source(SOURCE, root)
-    assert [record.source_id for record in SOURCE.read(root).records] == names
+    check_one_folder_more(SOURCE, root)
 
 
 def test_what_is_missing_is_counted(root: Path) -> None:

@@ -18,7 +18,15 @@ from shards.sources.vindr_cxr import (
     read_kaggle,
     vote,
 )
-from tests.shards.sources.trees import by_id, problem, write_dicom, write_lines, write_pixels, write_table
+from tests.shards.sources.trees import (
+    by_id,
+    check_one_folder_more,
+    problem,
+    write_dicom,
+    write_lines,
+    write_pixels,
+    write_table,
+)
 
 ONE, TWO, THREE, ABSENT, STRAY = (f"50a418190bc3fb1ef1633bf9678929b{digit}" for digit in range(5))
 FINDINGS = (*LOCAL_FINDINGS, *GLOBAL_FINDINGS)
@@ -153,14 +161,8 @@ def test_physionets_lists_are_read_where_both_are_there(kaggle: Path, physionet:
 
 
 def test_one_folder_more_around_it_all_does_not_matter(kaggle: Path, physionet: Path) -> None:
-    for root in (kaggle, physionet):
-        names = [record.source_id for record in SOURCE.read(root).records]
-        (root / "files/1.0.0").mkdir(parents=True)
-        for path in sorted(root.iterdir()):
-            if path.name != "files":
-                path.rename(root / "files/1.0.0" / path.name)
-        check_source(SOURCE, root)
-        assert [record.source_id for record in SOURCE.read(root).records] == names
+    check_one_folder_more(SOURCE, kaggle)
+    check_one_folder_more(SOURCE, physionet)
 
 
 def test_what_is_missing_is_counted(kaggle: Path, physionet: Path) -> None:
