@@ -15,7 +15,7 @@ Then deliveries of 1,000 and 20,000 images are built by two processes on small c
 process of its own: `memory_mb` has the peak resident memory of that process and of the largest of its two. Last line:
 one JSON object.
 
-    python benchmarks/build.py [--config ace_swin_b_cxr] [--num-images 2048] [--source-format png] [--size 1024]
+    python benchmarks/build.py [--config ace_swin_b_cxr] [--num-images 4096] [--source-format png] [--size 1024]
 """
 
 import argparse
@@ -41,11 +41,12 @@ import numpy as np
 from PIL import Image
 
 from shards.build import build_shards
-from shards.canvas import Canvas, Pixels, Placement
+from shards.canvas import Canvas, Pixels, Placement, halved
 from shards.delivery import format_manifest, identify
 from shards.execution import Processes
 from shards.identity import IdKey
 from shards.jpeg import encode_canvas
+from shards.memory import keep_freed_memory
 from shards.params import GridParams, RegisteredSourceParams, ShardParams
 from shards.records import File, Record
 from shards.sources.base import Listing
@@ -67,7 +68,7 @@ Item = TypeVar("Item")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="ace_swin_b_cxr", help="a named configuration (configs/)")
-    parser.add_argument("--num-images", type=int, default=2048, help="of the delivery whose speed is measured")
+    parser.add_argument("--num-images", type=int, default=4096, help="of the delivery whose speed is measured")
     parser.add_argument(
         "--image-format", choices=("png", "jpg"), help="of the canvases; the configuration's if not given"
     )
@@ -216,7 +217,7 @@ class Bare:
             image.save(io.BytesIO(), "PNG", compress_level=PNG_LEVEL)
             return
         encode_canvas(canvas, self.shard.jpg_quality)
-        encode_canvas(np.asarray(image.reduce(2)), self.shard.jpg_quality)
+        encode_canvas(halved(canvas), self.shard.jpg_quality)
 
 
 class BareProcesses:
@@ -249,6 +250,7 @@ class BareProcesses:
 
 
 def serve(pipe: Connection, bare: Bare) -> None:
+    keep_freed_memory()
     pipe.send("ready")
     while paths := pipe.recv():
         for path in paths:

@@ -7,11 +7,12 @@ One process, one core, the same images, in turn in every round; of the rounds' r
 - decoding: the same canvases as whole JPEGs of `shard.jpg_quality`, 4:4:4, *without* restart markers, which cost a
   decoder a tenth, by the fastest of Pillow, OpenCV, torchvision and simplejpeg; `ratio_to_decode_as_stored` is to the
   shard's own files;
-- `reference/conventional.py`: PNGs to RGB, full-canvas bicubic resampling, targets in Python loops, augmentation.
+- `reference/conventional.py`: PNGs to RGB, full-canvas bicubic resampling, targets in Python loops, torchvision's
+  augmentation on the host; and, harder to beat, the same with Pillow's Gaussian blur instead of torchvision's.
 
 Images are the phantom's, rendered at the canvas's size with the configuration's parameters into a temporary folder
 (seconds an image), or smooth noise (`--images noise`). Last line: one JSON object with `ratio_to_decode`,
-`ratio_to_decode_augmented` and `ratio_to_conventional` (above 1: ours is faster).
+`ratio_to_decode_augmented`, `ratio_to_conventional` and `ratio_to_conventional_pillow_blur` (above 1: ours is faster).
 
     python benchmarks/loader.py [--config ace_swin_b_cxr] [--num-images 16] [--image-format jpg] [--images phantom]
 """
@@ -26,7 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -43,13 +44,18 @@ from ace.data.loader import CropDataset
 from ace.data.params import AugmentParams
 from shards.build import build_shards
 from shards.execution import Processes
+from shards.memory import keep_freed_memory
 from shards.params import MixParams, PhantomSourceParams
 from shards.phantom.dataset import build_phantom
 from shards.read import ShardIndex, ShardReader
 
 ROOT = Path(__file__).parents[1]
-NUM_CONVENTIONAL = 2
-"""Items of the conventional data set in a round: it takes as long as some dozens of ours."""
+CONVENTIONAL: dict[str, Literal["torchvision", "Pillow"]] = {
+    "conventional": "torchvision",
+    "with Pillow's blur": "Pillow",
+}
+NUM_CONVENTIONAL = 4
+"""Items of a conventional data set in a round: they take as long as some hundred of ours."""
 
 Decoder = Callable[[bytes], Any]
 DECODERS: dict[str, dict[str, Decoder]] = {
@@ -75,6 +81,7 @@ def main() -> None:
     parser.add_argument("--num-rounds", type=int, default=15, help="after one to warm up")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as the loader's processes do
     config = Config.from_params(resolve(arguments.config, ROOT / "configs"), arguments.config)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -89,7 +96,10 @@ def measure(config: Config, root: Path, arguments: argparse.Namespace) -> dict[s
     on_host = config.pretrain.augment.model_copy(update={"where": "host"})
     plain, augmented = data_set(config, index, None), data_set(config, index, on_host)
     paths = sorted((root / "raw" / "images").iterdir())
-    conventional = ConventionalDataset(paths, config.grid.spec, config.pretrain.augment, seed=0)
+    conventional = {
+        name: ConventionalDataset(paths, config.grid.spec, config.pretrain.augment, seed=0, blur_by=blur_by)
+        for name, blur_by in CONVENTIONAL.items()
+    }
     reader = ShardReader(index)
     samples = [reader.read(row) for row in range(num_images)]
     stored = [sample.encoded for sample in samples]
@@ -99,11 +109,11 @@ def measure(config: Config, root: Path, arguments: argparse.Namespace) -> dict[s
     def ours(dataset: CropDataset, step: int) -> None:
         collate([dataset[(0, position, step, 0)] for position in range(num_images)])
 
-    def theirs(step: int) -> None:
+    def theirs(dataset: ConventionalDataset, step: int) -> None:
         first = step * NUM_CONVENTIONAL
-        default_collate([conventional[number % num_images] for number in range(first, first + NUM_CONVENTIONAL)])
+        default_collate([dataset[number % num_images] for number in range(first, first + NUM_CONVENTIONAL)])
 
-    rounds: dict[str, list[float]] = {name: [] for name in (*decoders, "stored", "plain", "augmented", "conventional")}
+    rounds: dict[str, list[float]] = {name: [] for name in (*decoders, "stored", "plain", "augmented", *conventional)}
     for step in range(1 + arguments.num_rounds):
         for name, decode in decoders.items():
             rounds[name].append(timed(lambda decode=decode: decode_all(decode, whole)) / num_images)
@@ -111,10 +121,12 @@ def measure(config: Config, root: Path, arguments: argparse.Namespace) -> dict[s
         rounds["stored"].append(timed(lambda fastest=fastest: decode_all(decoders[fastest], stored)) / num_images)
         rounds["plain"].append(timed(lambda step=step: ours(plain, step)) / num_images)
         rounds["augmented"].append(timed(lambda step=step: ours(augmented, step)) / num_images)
-        rounds["conventional"].append(timed(lambda step=step: theirs(step)) / NUM_CONVENTIONAL)
+        for name, dataset in conventional.items():
+            seconds = timed(lambda dataset=dataset, step=step: theirs(dataset, step))
+            rounds[name].append(seconds / NUM_CONVENTIONAL)
     rounds = {name: seconds[1:] for name, seconds in rounds.items()}
     for name, seconds in rounds.items():
-        print(f"{name:>13}: {1e3 * statistics.median(seconds):8.3f} ms an image ({1e3 * min(seconds):.3f} at best)")
+        print(f"{name:>18}: {1e3 * statistics.median(seconds):8.3f} ms an image ({1e3 * min(seconds):.3f} at best)")
     fastest = min(decoders, key=lambda name: statistics.median(rounds[name]))
     halves = sum(len(sample.half or b"") for sample in samples)
     return {
@@ -129,6 +141,7 @@ def measure(config: Config, root: Path, arguments: argparse.Namespace) -> dict[s
         "ratio_to_decode_as_stored": ratio(rounds["stored"], rounds["plain"]),
         "ratio_to_decode_augmented": ratio(rounds[fastest], rounds["augmented"]),
         "ratio_to_conventional": ratio(rounds["conventional"], rounds["plain"]),
+        "ratio_to_conventional_pillow_blur": ratio(rounds["with Pillow's blur"], rounds["plain"]),
         "ratio_to_conventional_augmented": ratio(rounds["conventional"], rounds["augmented"]),
     }
 

@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from shards.cli import add_params_options, run_command, values_of
+from shards.cli import add_params_options, count, run_command, values_of
 from shards.look import add_look_commands
 from shards.sources.table import add_sources_command
 
@@ -28,7 +28,8 @@ def phantom(arguments: argparse.Namespace) -> None:
 
 
 def shard(arguments: argparse.Namespace) -> None:
-    """Build the shards of one delivery."""
+    """Build the shards of one batch. Finished tars are kept: after a kill or a full disk the same command goes on, and
+    leaves the same bytes."""
     from shards.build import build_shards
     from shards.errors import ConfigError
     from shards.execution import Processes, RayCluster
@@ -46,7 +47,9 @@ def shard(arguments: argparse.Namespace) -> None:
 
 
 def register(arguments: argparse.Namespace) -> None:
-    """Register a dataset or a folder of images as a new batch."""
+    """Add a dataset or a folder of images as a new batch: a manifest of its files in data/manifests, an item of
+    `batches` in the params file, a line in dvc.yaml. A folder that has grown is added again under the next name; what
+    its other batches have is left out, and their patients keep their splits."""
     from shards.errors import ConfigError
     from shards.register import Project, register_batch
     from shards.sources.dicom_tree import DicomTreeSource
@@ -79,9 +82,23 @@ def new_key(arguments: argparse.Namespace) -> None:
     print(f"`register` enters its fingerprint, {fingerprint}, in params.yaml")
 
 
+_EPILOG = """from images to shards:
+  python -m shards sources                            what there is, and what to put where
+  python -m shards key new ~/ace-id.key               once; export ACE_ID_KEY_FILE=~/ace-id.key
+  python -m shards register NAME FOLDER --source KIND
+  python -m shards build --batch NAME                 what `dvc repro` runs
+  python -m shards verify data/shards/NAME            then stats, show
+"""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `python -m shards`."""
-    parser = argparse.ArgumentParser(prog="python -m shards", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m shards",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser(
@@ -89,11 +106,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_params_options(command)
     command.add_argument("--out", type=Path, default=Path("data/phantom"), metavar="DIR")
-    command.add_argument("--num-patients", type=int, metavar="N")
+    command.add_argument("--num-patients", type=int, metavar="N", help="these four: default as in the params file")
     command.add_argument("--images-per-patient", type=int, metavar="M", help="at most M images of each patient")
     command.add_argument("--size", type=int, metavar="PX", help="height and width of an image, up to 1024")
     command.add_argument("--seed", type=int, metavar="S")
-    command.add_argument("--num-workers", type=int, metavar="N", help="processes; default: one a core")
+    command.add_argument("--num-workers", type=count, metavar="N", help="processes; default: one a core")
     command.set_defaults(run=phantom)
 
     command = commands.add_parser(
@@ -102,8 +119,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_params_options(command)
     command.add_argument("--batch", required=True, metavar="NAME", help="a key of `batches` in the params file")
     command.add_argument("--out", type=Path, metavar="DIR", help="default: data/shards/NAME")
-    command.add_argument("--num-workers", type=int, metavar="N", help="processes; default: one a core")
-    command.add_argument(
+    where = command.add_mutually_exclusive_group()
+    where.add_argument("--num-workers", type=count, metavar="N", help="processes; default: one a core")
+    where.add_argument(
         "--ray",
         metavar="ADDRESS",
         help="build on a Ray cluster (ray://HOST:10001, auto, or local) whose nodes see the same files and folders, "
@@ -128,7 +146,7 @@ def build_parser() -> argparse.ArgumentParser:
         "empty), images without a row are left out; for `dicom`: column sop_uid, and labels",
     )
     command.add_argument(
-        "--weight", type=float, default=1.0, help="share in training; default: 1, each image once an epoch"
+        "--weight", type=float, default=1.0, metavar="W", help="share in training; default: 1, each image once an epoch"
     )
     command.add_argument(
         "--splits",
@@ -137,8 +155,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="official: the dataset's own splits where it has them; hash: all patients by their keyed hash",
     )
     command.add_argument("--sex", action="store_true", help="let the shards say the sex; default: they do not")
-    command.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE")
-    command.add_argument("--dvc", type=Path, default=Path("dvc.yaml"), metavar="FILE")
+    command.add_argument(
+        "--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="default: params.yaml"
+    )
+    command.add_argument("--dvc", type=Path, default=Path("dvc.yaml"), metavar="FILE", help="default: dvc.yaml")
     command.set_defaults(run=register)
 
     add_sources_command(commands)

@@ -4,12 +4,38 @@ A kill leaves no target half written. Nor does a power cut where the target is a
 renamed; the files of a folder are not synced.
 """
 
+import errno
 import glob
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from shards.errors import NoSpaceError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def clear_when_full(*folders: Path) -> Iterator[None]:
+    """What a full disk stops is said in one line; what was finished is kept.
+
+    Args:
+        folders: That are written to: few errors tell where they come from.
+
+    Raises:
+        NoSpaceError: a disk is full, a quota is used up, or files may not be as large.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise NoSpaceError(
+            f"{os.strerror(error.errno)}, below {' or '.join(map(str, folders))}; what was finished is kept: make room "
+            "and give the same command again"
+        ) from None
 
 
 @contextmanager

@@ -1,18 +1,15 @@
 """The stage `shard`: one batch of raw images becomes one set of tars with an index."""
 
-import errno
 import hashlib
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from shards.atomic import write_text
+from shards.atomic import clear_when_full, write_text
 from shards.delivery import format_manifest, hashed, identify
-from shards.errors import NoSpaceError, SourceError
+from shards.errors import ConfigError, NoSpaceError, SourceError
 from shards.execution import Execution, Processes
 from shards.format import sha256_of
 from shards.identity import PUBLIC_KEY
@@ -22,11 +19,10 @@ from shards.plan import BatchPlan, fingerprint, plan_batch
 from shards.progress import progress_bar
 from shards.quality.inspection import Inspection, inspect, list_originals
 from shards.sample import Encoder
-from shards.scratch import SCRATCH_VARIABLE, unfinished_work
+from shards.scratch import SCRATCH_VARIABLE, scratch_root, unfinished_work
 from shards.sources.phantom import PhantomSource
 from shards.writer import TarBuilder, num_begun, read_summary
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ENCODED_FRACTION = {"png": 0.7, "jpg": 0.4}
 """Upper end of what a stored canvas takes of its raw size, at the formats' usual settings."""
 
@@ -62,11 +58,11 @@ def build_shards(
     manifest = open_manifest(source)
     # An experiment beside the workspace may need the same set: the second waits for the first.
     with (
-        _clear_when_full(),
+        clear_when_full(scratch_root(), out.parent),
         unfinished_work(f"shard/{batch}", fingerprint(manifest.sha256, encoder), is_waiting=True) as scratch,
     ):
         plan = plan_batch(manifest.placed_in(scratch), root_of(source), params)
-        _build_tars(plan, TarBuilder(plan.manifest, plan.header, encoder, scratch), execution or Processes(), out)
+        build_tars(plan, TarBuilder(plan.manifest, plan.header, encoder, scratch), execution or Processes(), out)
         inspection = inspect(plan, params.quality, scratch)
         originals = _list_originals(batch, source, inspection)
         check_quarantine(batch, inspection, params.max_quarantined_fraction, originals)
@@ -126,11 +122,23 @@ def open_manifest(source: SourceParams) -> ManifestFile:
     return ManifestFile(found, path)
 
 
-def _build_tars(plan: BatchPlan, builder: TarBuilder, execution: Execution, out: Path) -> None:
-    """Write the tars that are not there yet."""
+def build_tars(plan: BatchPlan, builder: TarBuilder, execution: Execution, out: Path) -> None:
+    """Write the tars of a plan that are not there yet.
+
+    Args:
+        plan: Of some tars of a batch, or all.
+        builder: Writes one of them.
+        execution: Where it does.
+        out: Folder of the shard set, for whose disk they are.
+
+    Raises:
+        SourceError: images are missing or changed since they were registered.
+        NoSpaceError: there is too little room.
+        OSError: the disk is full or gone.
+    """
     pending = [shard for shard in plan.shards if read_summary(builder.scratch, shard.name, is_checked=True) is None]
     num_pending = sum(len(shard.places) for shard in pending)
-    _check_space(num_pending, builder, out)
+    _check_space(plan.num_images, num_pending, builder, out)
     for shard in pending:
         (builder.scratch / f"{shard.name}.begun").unlink(missing_ok=True)
     # The largest first, so that at the end no process waits long for another's.
@@ -162,34 +170,32 @@ def _build_tars(plan: BatchPlan, builder: TarBuilder, execution: Execution, out:
         show_progress()
 
 
-def _check_space(num_images: int, builder: TarBuilder, out: Path) -> None:
+def _check_space(num_images: int, num_pending: int, builder: TarBuilder, out: Path) -> None:
     """Before an hour of work, not after it.
 
+    Args:
+        num_images: In all tars; all of them are copied to `out` if it is on another disk, and linked otherwise.
+        num_pending: In the tars that are not there yet.
+        builder: Of the tars.
+        out: Folder of the shard set.
+
     Raises:
+        ConfigError: there is no place for `out`.
         NoSpaceError: the scratch folder's disk, or that of `out`, has too little room.
     """
     encoder = builder.encoder
-    raw = encoder.spec.canvas_px**2 * encoder.channels
-    needed = int(num_images * raw * _ENCODED_FRACTION[encoder.params.image_format])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for folder in (builder.scratch, out.parent):
-        free = shutil.disk_usage(folder).free
+    image_bytes = encoder.spec.canvas_px**2 * encoder.channels * _ENCODED_FRACTION[encoder.params.image_format]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{out.parent}: {error.strerror}; expected a folder for the shard set, choose another --out"
+        ) from None
+    is_one_disk = builder.scratch.stat().st_dev == out.parent.stat().st_dev
+    for folder, num in ((builder.scratch, num_pending), (out.parent, num_pending if is_one_disk else num_images)):
+        free, needed = shutil.disk_usage(folder).free, num * image_bytes
         if free < needed:
             raise NoSpaceError(
-                f"{folder}: {free / 1e9:.1f} GB free, {num_images:,} images need about {needed / 1e9:.1f} GB; make "
-                f"room, or set {SCRATCH_VARIABLE} to a folder on another disk"
+                f"{folder}: {free / 1e9:.1f} GB free, {num:,} images need about {needed / 1e9:.1f} GB; make room, or "
+                f"set {SCRATCH_VARIABLE} to a folder on another disk"
             )
-
-
-@contextmanager
-def _clear_when_full() -> Iterator[None]:
-    """What a full disk stops is said in one line; finished tars are kept."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise NoSpaceError(
-            f"{error.filename or 'the disk'}: {error.strerror}; finished tars are kept: make room and give the same "
-            "command again"
-        ) from None

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
@@ -28,6 +29,15 @@ def with_channels(image: Pixels, channels: int) -> Pixels:
     if channels == 3 and image.ndim == 2:
         return np.repeat(image[..., None], 3, axis=2)
     return image
+
+
+def halved(image: Pixels) -> UInt8[np.ndarray, "lower narrower *channels"]:
+    """At half its size, each pixel the mean of 2 × 2, halves rounded up; both sides are even."""
+    height, width = image.shape[:2]
+    half: UInt8[np.ndarray, "lower narrower *channels"] = cv2.resize(
+        image, (width // 2, height // 2), interpolation=cv2.INTER_AREA
+    )
+    return half
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,13 @@ def add_params_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def count(text: str) -> int:
+    """The type of an option that counts from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number from 1")
+    return int(text)
+
+
 def values_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """The params file with the overrides applied.
 

@@ -43,7 +43,7 @@ def draw_sample(sample: Sample, pair: int = 0) -> Image.Image:
         ConfigError: the sample has no such pair.
     """
     num_pairs = len(sample.meta["grid"]["bank"])
-    if pair and pair >= num_pairs:
+    if not 0 <= pair < max(1, num_pairs):
         raise ConfigError(f"sample {sample.key} has {num_pairs} stored crop pairs; expected a number from 0 below that")
     return _sheet(_tiles(sample, _SHOWN_TILE_PX, pair), _NUM_TILES, _SHOWN_TILE_PX)
 

@@ -10,11 +10,11 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from shards.errors import SourceError
-from shards.identity import PUBLIC_KEY, IdKey
-from shards.records import File, MaskFiles, Record, check_inside, files_of, locate
+from shards.identity import PUBLIC_KEY, IdKey, open_splits
+from shards.records import File, MaskFiles, Record, Split, check_inside, files_of, locate
 from shards.sources.base import Listing, PatientGrouping
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 SplitRule = Literal["official", "hash"]
 _OLDEST_BUCKET = 90
 _BUCKET_YEARS = 10
@@ -26,12 +26,15 @@ class Entry:
     """A record as it may be kept.
 
     Attributes:
-        record: Its ids are keyed hashes, its age the first year of its bucket, its sex None unless it was asked for.
-        position: Where its patient stands in [0, 1) among all patients; decides the split.
+        record: Its ids are keyed hashes, its age the first year of its bucket, its sex None unless it was asked for,
+            its split None (`splits` stands for it).
+        position: Where its patient stands in [0, 1) among all patients; decides between the splits.
+        splits: Those that its patient can be in; the same in all batches.
     """
 
     record: Record
     position: float
+    splits: tuple[Split, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +81,19 @@ def identify(listing: Listing, kind: str, key: IdKey, *, split_rule: SplitRule, 
     """Replace every id by what may be kept.
 
     Args:
-        listing: What the source found.
+        listing: What the source found, all of it: which official splits there are decides who may be in which.
         kind: Of the source.
         key: Behind the hashes; with the public one the names of images and studies stay.
         split_rule: `hash` forgets official splits.
         has_sex: Whether the sex is kept.
     """
+    official = frozenset(record.split for record in listing.records if record.split)
     entries = [
-        Entry(_published(record, key, split_rule=split_rule, has_sex=has_sex), key.position(record.patient))
+        Entry(
+            _published(record, key, has_sex=has_sex),
+            key.position(record.patient),
+            open_splits(record.split if split_rule == "official" else None, official),
+        )
         for record in listing.records
     ]
     header = Header(
@@ -100,7 +108,7 @@ def identify(listing: Listing, kind: str, key: IdKey, *, split_rule: SplitRule, 
     return Delivery(header, entries)
 
 
-def _published(record: Record, key: IdKey, *, split_rule: SplitRule, has_sex: bool) -> Record:
+def _published(record: Record, key: IdKey, *, has_sex: bool) -> Record:
     # Study ids may be unique within a patient only.
     study = key.pseudonym("study", f"{record.patient}/{record.study}") if record.study else None
     return replace(
@@ -108,7 +116,7 @@ def _published(record: Record, key: IdKey, *, split_rule: SplitRule, has_sex: bo
         source_id=record.source_id if key.is_public else key.pseudonym("source", record.source_id),
         patient=key.pseudonym("patient", record.patient),
         study=record.study if key.is_public else study,
-        split=record.split if split_rule == "official" else None,
+        split=None,
         sex=record.sex if has_sex else None,
         age_years=None if record.age_years is None else float(_bucket(record.age_years)),
     )
@@ -190,39 +198,47 @@ def _parsed(line: bytes, path: Path) -> Entry:
         raise SourceError(f"{path}: {_NO_MANIFEST}") from None
 
 
-def check_paths(records: Iterable[Record], where: str) -> None:
-    """Every file lies below the root, and no image is named twice.
+def check_records(records: Iterable[Record], where: str) -> None:
+    """Every file lies below the root, and no image is there twice.
 
     Raises:
         SourceError: naming the record by its number from 1.
     """
     seen: set[str] = set()
+    ids: set[str] = set()
     for number, record in enumerate(records, start=1):
         for file in files_of(record):
             check_inside(file.path, f"{where} image {number}")
         if record.image.path in seen:
             raise SourceError(f"{where} image {number}: an earlier one has the same file")
+        if record.source_id in ids:
+            raise SourceError(f"{where} image {number}: an earlier one has the same id")
         seen.add(record.image.path)
+        ids.add(record.source_id)
 
 
 def hashed(records: Iterable[Record], root: Path) -> Iterator[Record]:
     """The records with size and hash of every file as it is now.
 
     Raises:
-        SourceError: a file lies outside of `root`.
+        SourceError: a file lies outside of `root` or cannot be read; names the record by its number from 1.
     """
-    for record in records:
+    for number, record in enumerate(records, start=1):
+        where = f"{root} image {number} of the delivery"
         masks = {
-            name: replace(mask, files=tuple(_described(root, file) for file in mask.files))
+            name: replace(mask, files=tuple(_described(root, file, where) for file in mask.files))
             if isinstance(mask, MaskFiles)
             else mask
             for name, mask in record.masks.items()
         }
         is_there = record.known_defect is None or (root / record.image.path).is_file()
-        yield replace(record, image=_described(root, record.image) if is_there else record.image, masks=masks)
+        yield replace(record, image=_described(root, record.image, where) if is_there else record.image, masks=masks)
 
 
-def _described(root: Path, file: File) -> File:
-    with locate(root, file, "a file of the delivery").open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return File(file.path, stream.tell(), digest)
+def _described(root: Path, file: File, where: str) -> File:
+    try:
+        with locate(root, file, where).open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            return File(file.path, stream.tell(), digest)
+    except OSError as error:
+        raise SourceError(f"{where}: {error.strerror}; expected files that can be read, then register again") from None

@@ -5,7 +5,6 @@ import hashlib
 import hmac
 import os
 import secrets
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -56,37 +55,38 @@ PUBLIC_KEY = IdKey(hashlib.sha256(b"ACE phantom: public identity key").digest(),
 """For sources whose ids belong to nobody."""
 
 
-def split_of(
-    position: float,
-    splits: SplitParams,
-    official: Split | None = None,
-    *,
-    official_splits: frozenset[Split] = frozenset(),
-) -> Split:
-    """The split of a patient: decided by id, key and the dataset alone, so that adding data moves nobody.
+def open_splits(official: Split | None, official_splits: frozenset[Split]) -> tuple[Split, ...]:
+    """The splits that a patient's position decides between; a single one is decided.
 
-    An official split is kept. Where a dataset has officially no validation patients, part of its training patients are,
-    as many as `val` is of `train` and `val` together. Changing the fractions moves only patients next to the borders.
+    An official split is kept. Where a dataset has officially no validation patients, part of its training patients are.
 
     Args:
-        position: The patient's (`IdKey.position`).
-        splits: Expected fractions.
-        official: The image's split in its dataset.
+        official: The patient's split in the dataset.
         official_splits: Those that the dataset has.
     """
     if official is None:
-        return _split_at(position, {name: getattr(splits, name) for name in SPLITS})
-    if official == "train" and "val" not in official_splits and splits.train + splits.val > 0:
-        total = splits.train + splits.val
-        return _split_at(position, {"train": splits.train / total, "val": splits.val / total})
-    return official
+        return SPLITS
+    if official == "train" and "val" not in official_splits:
+        return ("train", "val")
+    return (official,)
 
 
-def _split_at(position: float, fractions: Mapping[Split, float]) -> Split:
-    used = [name for name, fraction in fractions.items() if fraction > 0]
+def split_of(position: float, fractions: SplitParams, splits: tuple[Split, ...] = SPLITS) -> Split:
+    """The split of a patient: decided by nothing but what its first manifest says, so that adding data moves nobody.
+
+    Changing the fractions moves only patients next to the borders.
+
+    Args:
+        position: The patient's (`IdKey.position`).
+        fractions: Expected ones, of all patients.
+        splits: Those in question (`open_splits`), each as likely as its part of their fractions; the first where they
+            have none.
+    """
+    used = [name for name in splits if getattr(fractions, name) > 0] or [splits[0]]
+    total = sum(getattr(fractions, name) for name in used)
     border = 0.0
     for name in used[:-1]:
-        border += fractions[name]
+        border += getattr(fractions, name) / total
         if position < border:
             return name
     return used[-1]

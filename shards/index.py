@@ -8,6 +8,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,15 @@ from shards.errors import SourceError
 from shards.format import CONTACT_SHEET, FORMAT_VERSION, INDEX, QUARANTINE, ROW_DTYPE, ROWS, sha256_of
 from shards.identity import SPLITS
 from shards.quality.inspection import Inspection
+from shards.quality.report import QUALITY
+from shards.quality.sheet import SHEET
 from shards.read import ShardIndex
 from shards.records import Split
 from shards.sample import Encoder
+from shards.store import LocalStore
 
+REPORTS = (QUARANTINE, QUALITY, SHEET, CONTACT_SHEET)
+"""What a set has for people."""
 _MAX_NAMED = 5
 _MAX_GREY = 255
 
@@ -72,16 +78,15 @@ def publish(inspection: Inspection, encoder: Encoder, scratch: Path, out: Path) 
 
 def _write_set(inspection: Inspection, encoder: Encoder, scratch: Path, finished: Path) -> dict[str, Any]:
     tally, header, quarantined = _Tally(), inspection.plan.header, _listed(inspection)
-    rows = _RowWriter(finished / ROWS, inspection.plan.num_images - len(quarantined))
     shards: list[dict[str, Any]] = []
-    for summary in inspection.summaries():
-        if not summary["samples"]:
-            continue
-        rows.append(summary["samples"], split=SPLITS.index(summary["split"]), shard=len(shards))
-        tally.add(summary["split"], summary["samples"])
-        shards.append({"num_samples": len(summary["samples"]), **{key: summary[key] for key in _OF_TARS}})
-        link_or_copy(scratch / summary["path"], finished / summary["name"])
-    rows.close()
+    with closing(_RowWriter(finished / ROWS, inspection.plan.num_images - len(quarantined))) as rows:
+        for summary in inspection.summaries():
+            if not summary["samples"]:
+                continue
+            rows.append(summary["samples"], split=SPLITS.index(summary["split"]), shard=len(shards))
+            tally.add(summary["split"], summary["samples"])
+            shards.append({"num_samples": len(summary["samples"]), **{key: summary[key] for key in _OF_TARS}})
+            link_or_copy(scratch / summary["path"], finished / summary["name"])
     (finished / QUARANTINE).write_text(_csv_text([["path", "reason"], *quarantined]), encoding="utf-8")
     values = {
         "format_version": FORMAT_VERSION,
@@ -102,12 +107,18 @@ def _write_set(inspection: Inspection, encoder: Encoder, scratch: Path, finished
         "statistics": tally.statistics(),
         "quarantined": {"count": len(quarantined), "reasons": _reasons(quarantined)},
         "quality": inspection.values,
-        "samples": {"name": ROWS, "bytes": (finished / ROWS).stat().st_size, "sha256": sha256_of(finished / ROWS)},
+        "samples": _described(finished / ROWS),
     }
-    (finished / INDEX).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    draw_contact_sheet(ShardIndex.open(finished)).save(finished / CONTACT_SHEET)
+    index = ShardIndex(LocalStore(finished), values, np.load(finished / ROWS, mmap_mode="r"), fingerprint="")
+    draw_contact_sheet(index).save(finished / CONTACT_SHEET)
     inspection.write(finished)
+    values["reports"] = [_described(finished / name) for name in REPORTS]
+    (finished / INDEX).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     return values
+
+
+def _described(path: Path) -> dict[str, Any]:
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 _OF_TARS = ("name", "split", "bytes", "sha256")

@@ -70,9 +70,8 @@ def check_independence(model: Path, index: ShardIndex, *, is_accepted: bool) -> 
         trained = sorted({name for patient in shared for name in batches[patient]})
         raise ContaminationError(
             f"{len(shared)} of {len(tested)} test patients of {index.name} are among the model's training patients "
-            f"(of {', '.join(trained)}), as {', '.join(shared[:_MAX_NAMED])}: other splits hold for the two batches. "
-            "Register both with the same --splits and the same official lists in their folders, or say yes: "
-            "evaluate.accept_shared_images: true"
+            f"(of {', '.join(trained)}), as {', '.join(shared[:_MAX_NAMED])}: other splits held when it was trained. "
+            "Train on this project's batches, or say yes: evaluate.accept_shared_images: true"
         )
     return {
         "num_test_patients": len(tested),

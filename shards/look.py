@@ -6,23 +6,27 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shards.cli import add_params_options, values_of
+from shards.cli import add_params_options, count, values_of
 
 if TYPE_CHECKING:
     from shards.read import ShardReader
     from shards.verify import Finding
+
+_PICTURES = {".png": "PNG", ".jpg": "JPEG"}
 
 
 def add_look_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `verify`, `stats` and `show` to the commands of `python -m shards`."""
     command = commands.add_parser("verify", help="check finished shard sets, repair damaged ones", description=_VERIFY)
     add_params_options(command)
-    command.add_argument("sets", nargs="+", type=Path, metavar="SET", help="folder of a shard set, as data/shards/NAME")
+    command.add_argument(
+        "sets", nargs="+", type=_folder, metavar="SET", help="folder of a shard set, as data/shards/NAME"
+    )
     command.add_argument(
         "--repair", action="store_true", help="build exactly the damaged tars again, from the raw files"
     )
-    command.add_argument("--num-workers", type=int, metavar="N", help="processes of a repair; default: one a core")
-    command.add_argument("--json", action="store_true", help="for programs: a list of findings")
+    command.add_argument("--num-workers", type=count, metavar="N", help="processes of a repair; default: one a core")
+    command.add_argument("--json", action="store_true", help="for programs: a list of findings, empty if all is well")
     command.set_defaults(run=verify)
 
     command = commands.add_parser("stats", help="what is in a shard set", description=stats.__doc__)
@@ -34,29 +38,43 @@ def add_look_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPar
     command.add_argument("set", metavar="SET", help="folder or URL of a shard set")
     command.add_argument("sample", nargs="?", default="0", metavar="KEY", help="its key, or its row; default: row 0")
     command.add_argument("--pair", type=int, default=0, metavar="N", help="which of its stored crop pairs; default: 0")
-    command.add_argument("--out", type=Path, metavar="FILE", help="default: KEY.png")
+    command.add_argument("--out", type=Path, metavar="FILE", help="a .png or .jpg file; default: KEY.png")
     command.add_argument("--json", action="store_true", help="print the sample's description and draw nothing")
     command.set_defaults(run=show)
 
 
 _VERIFY = """Compare shard sets with their indexes, byte for byte: missing and truncated tars, wrong sums, keys that are
-missing, unknown or twice there, members out of place; between several sets, near-duplicates in different splits. Ends
-with 1 if anything is wrong."""
+missing, unknown or twice there, members out of place, changed reports; between several sets, near-duplicates in
+different splits. Ends with 1 if anything is wrong. What --repair does not build again (index, rows, reports),
+`dvc checkout` restores, or a new build."""
+
+
+def _folder(text: str) -> Path:
+    from shards.store import is_remote
+
+    if is_remote(text):
+        raise argparse.ArgumentTypeError(
+            f"{text}: expected a local folder; what lies on a server is compared with its sums when it is read"
+        )
+    return Path(text)
 
 
 def verify(arguments: argparse.Namespace) -> int:
     """Check, repair if asked, report; 1 if anything is (still) wrong."""
+    from shards.format import INDEX
+    from shards.quality.report import QUALITY
     from shards.verify import find_copies, findings_json, format_findings, verify_set
 
     findings = {root: verify_set(root) for root in arguments.sets}
     if arguments.repair:
         for root, found in findings.items():
-            if found:
+            files = {finding.file for finding in found}
+            if INDEX not in files and any(file.endswith(".tar") for file in files):
                 _repair(root, found, arguments)
                 findings[root] = verify_set(root)
     everything = [finding for found in findings.values() for finding in found]
-    if len(arguments.sets) > 1:
-        everything += find_copies(arguments.sets)
+    readable = [root for root, found in findings.items() if not {INDEX, QUALITY} & {finding.file for finding in found}]
+    everything += find_copies(readable)
     report = findings_json(everything) if arguments.json else format_findings(everything)
     print(report or "all is as it should be")
     return int(bool(everything))
@@ -84,7 +102,7 @@ def _repair(root: Path, findings: "list[Finding]", arguments: argparse.Namespace
         ShardParams.from_params(values.get("shard"), f"{arguments.params}: shard"),
         execution=Processes(arguments.num_workers),
     )
-    print(f"{root}: built again: {', '.join(repaired)}", file=sys.stderr)
+    print(f"{root}: built again: {', '.join(repaired) or 'nothing'}", file=sys.stderr)
 
 
 def stats(arguments: argparse.Namespace) -> None:
@@ -98,7 +116,9 @@ def stats(arguments: argparse.Namespace) -> None:
 
 def show(arguments: argparse.Namespace) -> None:
     """Draw one sample: the canvas, its grid with a crop pair, its masks, boxes and landmarks."""
+    from shards.atomic import atomic_path, clear_when_full
     from shards.contact import draw_sample
+    from shards.errors import ConfigError
     from shards.read import ShardIndex, ShardReader
 
     reader = ShardReader(ShardIndex.open(arguments.set))
@@ -107,7 +127,10 @@ def show(arguments: argparse.Namespace) -> None:
         print(json.dumps(sample.meta, indent=1))
         return
     out = arguments.out or Path(f"{sample.key}.png")
-    draw_sample(sample, arguments.pair).save(out)
+    if out.suffix.lower() not in _PICTURES:
+        raise ConfigError(f"--out {out}: expected a file name that ends in {' or '.join(_PICTURES)}")
+    with clear_when_full(out.parent), atomic_path(out) as temporary:
+        draw_sample(sample, arguments.pair).save(temporary, _PICTURES[out.suffix.lower()])
     print(f"wrote {out}", file=sys.stderr)
 
 

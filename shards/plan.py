@@ -56,22 +56,31 @@ class BatchPlan:
         return sum(len(shard.places) for shard in self.shards)
 
 
-def plan_batch(manifest: Path, root: Path, params: ShardParams) -> BatchPlan:
+def plan_batch(manifest: Path, root: Path, params: ShardParams, *, is_checked: bool = True) -> BatchPlan:
     """Deal the images of a manifest to tars: by split, then in the order of their keys.
+
+    Args:
+        manifest: Of the batch.
+        root: Folder of its images.
+        params: Section `shard`.
+        is_checked: All files must be there and of their sizes; without, they are looked at when they are read.
 
     Raises:
         SourceError: files are missing or of another size than when they were registered, or two images have one id.
     """
     header, lines = iterate_manifest(manifest)
-    official: set[Split] = set()
     images: list[_Image] = []
     changed = []
     for number, (offset, entry) in enumerate(lines, start=1):
         record = entry.record
         digest = bytes.fromhex(record.image.sha256) if record.image.sha256 and not record.known_defect else b""
-        images.append(_Image(key_of(record, header), entry.position, record.split, number, offset, digest))
-        official |= {record.split} if record.split else set()
-        if record.known_defect is None and any(_size_of(root / f.path) != f.num_bytes for f in files_of(record)):
+        split = split_of(entry.position, params.splits, entry.splits)
+        images.append(_Image(key_of(record, header), split, number, offset, digest))
+        if (
+            is_checked
+            and record.known_defect is None
+            and any(_size_of(root / f.path) != f.num_bytes for f in files_of(record))
+        ):
             changed.append(number)
     if changed:
         more = f" and {len(changed) - _MAX_NAMED} more" if len(changed) > _MAX_NAMED else ""
@@ -84,24 +93,23 @@ def plan_batch(manifest: Path, root: Path, params: ShardParams) -> BatchPlan:
     for first, second in pairwise(images):
         if first.key == second.key:
             raise SourceError(f"{manifest}: images {first.number} and {second.number} have the same id")
-    return BatchPlan(manifest, header, _deal(images, frozenset(official), params))
+    return BatchPlan(manifest, header, _deal(images, params))
 
 
 class _Image(NamedTuple):
     """What deciding an image's place takes."""
 
     key: str
-    position: float
-    official: Split | None
+    split: Split
     number: int
     offset: int
     digest: bytes
 
 
-def _deal(images: list[_Image], official: frozenset[Split], params: ShardParams) -> list[ShardPlan]:
+def _deal(images: list[_Image], params: ShardParams) -> list[ShardPlan]:
     dealt: dict[Split, list[_Image]] = {split: [] for split in SPLITS}
     for image in images:
-        dealt[split_of(image.position, params.splits, image.official, official_splits=official)].append(image)
+        dealt[image.split].append(image)
     originals = _originals(dealt) if params.quality.exact_copies.action == "quarantine" else {}
     size = params.num_images_per_shard
     return [

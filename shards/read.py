@@ -18,7 +18,7 @@ from PIL import Image
 from shards import jpeg
 from shards.cache import StoredFile
 from shards.canvas import Canvas
-from shards.errors import ConfigError, DamagedImageError, IndexFormatError
+from shards.errors import ConfigError, DamagedImageError, GridError, IndexFormatError
 from shards.format import FORMAT_VERSION, HALF_SUFFIX, IMAGE_FORMATS, INDEX, MASK_SUFFIX, ROW_DTYPE, ROWS, SampleSpans
 from shards.grid import GridSpec, Rectangle
 from shards.identity import SPLITS
@@ -29,6 +29,7 @@ from shards.tar import BLOCK, read_header, walk_members
 
 Reduction = Literal[1, 2]
 """Pixels of the canvas, along a side, to one of what is asked for."""
+_RESTORE = "restore the shard set with `dvc checkout` or build it again"
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,18 @@ class ShardIndex:
             raise IndexFormatError(
                 f"{store.location}: no shard set: {INDEX} is missing or no JSON; build it with `dvc repro shard@{name}`"
             ) from None
-        found = values.get("format_version")
+        found = values.get("format_version") if isinstance(values, dict) else None
         if found != FORMAT_VERSION:
             raise IndexFormatError(
                 f"{store.location}: format_version {found}, this code reads {FORMAT_VERSION}; build it again: "
                 f"`dvc repro --force shard@{name}`"
             )
-        index = cls(store, values, _read_rows(store, values), hashlib.sha256(text).hexdigest())
-        num_listed = sum(shard["num_samples"] for shard in index.shards)
+        try:
+            index = cls(store, values, _read_rows(store, values), hashlib.sha256(text).hexdigest())
+            num_listed = sum(shard["num_samples"] for shard in index.shards)
+            _ = index.tars, index.name, index.spec
+        except (KeyError, TypeError, ValueError, GridError):
+            raise IndexFormatError(f"{store.location}: {INDEX} is damaged; {_RESTORE}") from None
         if num_listed != len(index.rows):
             raise IndexFormatError(
                 f"{store.location}: {len(index.rows)} rows, and its tars hold {num_listed} samples; build it again"
@@ -232,10 +237,7 @@ class Sample:
         try:
             yield
         except DamagedImageError as error:
-            raise IndexFormatError(
-                f"{self.tar}: image of sample {self.key}: {error}; restore the shard set with `dvc checkout` or "
-                "build it again"
-            ) from None
+            raise IndexFormatError(f"{self.tar}: image of sample {self.key}: {error}; {_RESTORE}") from None
 
     @property
     def split(self) -> Split:

@@ -3,17 +3,18 @@
 import hashlib
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shards.atomic import write_text
+from shards.atomic import clear_when_full, write_text
 from shards.canvas import Placement, cell_statistics, is_coloured
 from shards.config import DEFAULT_PARAMS, read_params
 from shards.decode import UnreadableImageError, decode
-from shards.delivery import Delivery, SplitRule, check_paths, format_manifest, hashed, identify, iterate_manifest
+from shards.delivery import Delivery, SplitRule, check_records, format_manifest, hashed, identify
 from shards.errors import ConfigError, SourceError
+from shards.growth import Growth, Registered, grow, read_settled
 from shards.identity import IdKey, load_id_key, read_id_key
 from shards.params import BatchParams, GridParams, RegisteredSourceParams, ShardParams, check_batch_name, parse_batches
 from shards.progress import progress
@@ -73,25 +74,22 @@ def register_batch(
     project = project or Project()
     check_batch_name(name)
     values = read_params(project.params)
+    if not project.dvc.is_file():
+        raise ConfigError(f"{project.dvc}: no such file; run from the project's root or pass --dvc FILE")
     grid = GridParams.from_params(values.get("grid"), f"{project.params}: grid")
     shard = ShardParams.from_params(values.get("shard"), f"{project.params}: shard")
     batches = parse_batches(values.get("batches"), f"{project.params}: batches")
     key = _id_key(batches)
 
     listing = source.read(root)
-    check_paths((record for record in listing.records), str(root))
+    check_records(listing.records, str(root))
     _check_official_splits(listing, split_rule)
-    earlier = _earlier_files(name, root, batches, project)
-    new = tuple(record for record in listing.records if _is_new(record, root, earlier))
-    num_known = len(listing.records) - len(new)
-    if not new:
-        raise SourceError(f"{root}: all {len(listing.records)} images are in earlier batches; there is nothing to add")
-    records = tuple(progress(hashed(new, root), total=len(new), description="hash", unit="image"))
-    listing = replace(listing, records=records)
-    delivery = identify(listing, source.info.name, key, split_rule=split_rule, has_sex=has_sex)
+    whole = identify(listing, source.info.name, key, split_rule=split_rule, has_sex=has_sex)
+    growth = grow(whole.entries, root, read_settled(root, _others(name, batches, project)))
+    delivery = _hashed(replace(whole, entries=growth.entries), root)
     manifest = "".join(format_manifest(delivery))
     dep = (MANIFESTS / f"{name}.jsonl").as_posix()
-    survey = survey_images(root, new, grid, shard)
+    survey = survey_images(root, [entry.record for entry in growth.entries], grid, shard)
     item = {
         "source": {
             "kind": source.info.name,
@@ -116,10 +114,11 @@ def register_batch(
     if known is None:
         params_text = add_item(params_text, "batches", name, item)
     dvc_text = add_deps(project.dvc.read_text(encoding="utf-8"), name)
-    write_text(project.root / dep, manifest)
-    write_text(project.dvc, dvc_text)
-    write_text(project.params, params_text)
-    _report(name, delivery, listing, item, num_known=num_known, is_registered=known is not None)
+    with clear_when_full(project.root):
+        write_text(project.root / dep, manifest)
+        write_text(project.dvc, dvc_text)
+        write_text(project.params, params_text)
+    _report(name, delivery, listing, item, growth, is_registered=known is not None)
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ class Survey:
     std: float
 
 
-def survey_images(root: Path, records: tuple[Record, ...], grid: GridParams, shard: ShardParams) -> Survey:
+def survey_images(root: Path, records: Sequence[Record], grid: GridParams, shard: ShardParams) -> Survey:
     """Look at up to 256 images spread evenly over the delivery; unreadable ones are left to the stage `shard`.
 
     Raises:
@@ -193,35 +192,23 @@ def _check_official_splits(listing: Listing, split_rule: SplitRule) -> None:
         )
 
 
-def _earlier_files(
-    name: str, root: Path, batches: Mapping[str, BatchParams], project: Project
-) -> dict[str, int | None]:
-    """Path → size of the images that earlier batches of the same folder have."""
-    earlier: dict[str, int | None] = {}
+def _others(name: str, batches: Mapping[str, BatchParams], project: Project) -> Iterator[Registered]:
+    """All batches but one that have manifests: those before it in params.yaml are earlier."""
+    is_earlier = True
     for other, batch in batches.items():
-        if other == name:
-            break
         source = batch.source
-        if isinstance(source, RegisteredSourceParams) and (project.root / source.root).resolve() == root.resolve():
-            _, lines = iterate_manifest(project.root / source.dep)
-            earlier.update((entry.record.image.path, entry.record.image.num_bytes) for _, entry in lines)
-    return earlier
+        if other == name:
+            is_earlier = False
+        elif isinstance(source, RegisteredSourceParams):
+            yield Registered(other, project.root / source.dep, project.root / source.root, is_earlier)
 
 
-def _is_new(record: Record, root: Path, earlier: Mapping[str, int | None]) -> bool:
-    """Whether no earlier batch has the image.
-
-    Raises:
-        SourceError: one has it with another size: what was delivered has been changed.
-    """
-    if record.image.path not in earlier:
-        return True
-    if (root / record.image.path).stat().st_size != earlier[record.image.path]:
-        raise SourceError(
-            f"{root}: an image of an earlier batch has changed since it was registered; restore it, and give the new "
-            "version another name"
-        )
-    return False
+def _hashed(delivery: Delivery, root: Path) -> Delivery:
+    """The same with size and hash of every file."""
+    records = hashed((entry.record for entry in delivery.entries), root)
+    bar = progress(records, total=len(delivery.entries), description="hash", unit="image")
+    entries = [replace(entry, record=record) for entry, record in zip(delivery.entries, bar, strict=True)]
+    return Delivery(replace(delivery.header, num_images=len(entries)), entries)
 
 
 def _portable(path: Path, project: Path) -> str:
@@ -231,7 +218,7 @@ def _portable(path: Path, project: Path) -> str:
 
 
 def _report(
-    name: str, delivery: Delivery, listing: Listing, item: Mapping[str, Any], *, num_known: int, is_registered: bool
+    name: str, delivery: Delivery, listing: Listing, item: Mapping[str, Any], growth: Growth, *, is_registered: bool
 ) -> None:
     """Say what was understood, and everything that may be wrong with it."""
     for warning in listing.warnings:
@@ -244,8 +231,14 @@ def _report(
         )
     for other in listing.shares_images_with:
         print(f"warning: some images are also in {other}, and nothing here tells which (docs/data.md)", file=sys.stderr)
-    if num_known:
-        print(f"{num_known} images are in earlier batches of the folder and are left out", file=sys.stderr)
+    if growth.num_kept:
+        print(
+            f"warning: {growth.num_kept} patients are in earlier batches and keep the splits that they have there, not "
+            "those that the dataset's lists or --splits would now give them",
+            file=sys.stderr,
+        )
+    if growth.num_known:
+        print(f"{growth.num_known} images are in other batches of the folder and are left out", file=sys.stderr)
     num_patients = len({entry.record.patient for entry in delivery.entries})
     verb, mix = "already registered" if is_registered else "registered", item["mix"]
     print(

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from PIL import Image
 
-from shards.canvas import Cells, Pixels, Placement, cell_statistics, is_coloured, with_channels
+from shards.canvas import Cells, Pixels, Placement, cell_statistics, halved, is_coloured, with_channels
 from shards.decode import Decoded, Facts, UnreadableImageError, decode
 from shards.delivery import age_bucket
 from shards.format import FORMAT_VERSION, HALF_SUFFIX, LANDMARKS_SUFFIX, MASK_SUFFIX, META_SUFFIX
@@ -188,12 +188,12 @@ class Encoder:
         }
 
     def _images(self, canvas: Pixels) -> list[tuple[str, bytes]]:
-        image, quality = Image.fromarray(canvas), self.params.jpg_quality
+        quality = self.params.jpg_quality
         if self.params.image_format == "png":
-            return [("png", _png_bytes(image))]
+            return [("png", _png_bytes(Image.fromarray(canvas)))]
         members = [("jpg", encode_canvas(canvas, quality))]
         if self.spec.canvas_px % 2 == 0 and any(min(scale.k, scale.l) >= 2 for scale in self.spec.scales):
-            members.append((HALF_SUFFIX, encode_canvas(np.asarray(image.reduce(2)), quality)))
+            members.append((HALF_SUFFIX, encode_canvas(halved(canvas), quality)))
         return members
 
 

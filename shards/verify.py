@@ -3,29 +3,33 @@
 import json
 import tarfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jaxtyping import Int64
 
-from shards.atomic import atomic_path
-from shards.build import open_manifest, root_of
-from shards.errors import IndexFormatError, SourceError
+from shards.atomic import atomic_path, clear_when_full
+from shards.build import build_tars, open_manifest, root_of
+from shards.errors import IndexFormatError
 from shards.execution import Execution
-from shards.format import HALF_SUFFIX, INDEX, LANDMARKS_SUFFIX, SampleSpans, sha256_of
+from shards.format import HALF_SUFFIX, INDEX, LANDMARKS_SUFFIX, ROWS, SampleSpans, sha256_of
+from shards.identity import SPLITS
 from shards.index import link_or_copy
 from shards.params import GridParams, ShardParams, SourceParams
 from shards.plan import fingerprint, plan_batch
-from shards.progress import progress, progress_bar
+from shards.progress import progress
 from shards.quality.report import QUALITY, near_duplicates_between
 from shards.quality.withdraw import withdraw
 from shards.read import ShardIndex
 from shards.sample import Encoder
-from shards.scratch import unfinished_work
+from shards.scratch import scratch_root, unfinished_work
 from shards.tar import Span
-from shards.writer import TarBuilder, num_begun, read_summary
+from shards.writer import TarBuilder, read_summary
 
 _MAX_NAMED = 5
+_RESTORE = "restore it with `dvc checkout`, or build the set again"
 
 
 @dataclass(frozen=True)
@@ -50,28 +54,59 @@ class Finding:
 
 
 def verify_set(root: Path) -> list[Finding]:
-    """Everything wrong with one shard set: index, rows, sums, archives, keys, and places of members."""
+    """Everything wrong with one shard set: index, rows, sums, archives, keys, places of members, and reports."""
     try:
         index = ShardIndex.open(root, is_checked=False)
+        findings = list(_verify_index(root, index))
     except IndexFormatError as error:
         return [Finding(str(root), INDEX, "the index cannot be used", str(error))]
-    listed = {shard["name"] for shard in index.shards}
-    findings = [
-        Finding(str(root), path.name, "a tar that the index does not list", f"{path.stat().st_size} bytes")
-        for path in sorted(root.glob("*.tar"))
-        if path.name not in listed
-    ]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return [Finding(str(root), INDEX, "the index cannot be used", f"fields are missing or wrong; {_RESTORE}")]
     seen: dict[bytes, str] = {}
-    bounds = np.cumsum([0, *(shard["num_samples"] for shard in index.shards)])
-    shards = progress(range(len(index.shards)), total=len(index.shards), description="verify", unit="tar")
-    for number in shards:
+    bounds = _bounds(index)
+    for number in progress(range(len(index.shards)), total=len(index.shards), description="verify", unit="tar"):
         rows = index.rows[bounds[number] : bounds[number + 1]]
         findings += _verify_tar(root, index.shards[number], rows, seen)
     return findings
 
 
-def _verify_tar(root: Path, shard: dict[str, object], rows: np.ndarray, seen: dict[bytes, str]) -> Iterator[Finding]:
-    path, name = root / str(shard["name"]), str(shard["name"])
+def _bounds(index: ShardIndex) -> Int64[np.ndarray, "num_tars_and_one"]:
+    """The first row of each tar, and the number of all rows."""
+    return np.cumsum([0, *(shard["num_samples"] for shard in index.shards)], dtype=np.int64)
+
+
+def _verify_index(root: Path, index: ShardIndex) -> Iterator[Finding]:
+    """What can be seen without reading a tar."""
+    listed = {shard["name"] for shard in index.shards}
+    for path in sorted(root.glob("*.tar")):
+        if path.name not in listed:
+            detail = f"{path.stat().st_size} bytes; remove it"
+            yield Finding(str(root), path.name, "a tar that the index does not list", detail)
+    splits = [SPLITS.index(shard["split"]) for shard in index.shards]
+    numbers = np.repeat(np.arange(len(splits)), np.diff(_bounds(index)))
+    if np.any(index.rows["shard"] != numbers) or np.any(index.rows["split"] != np.array(splits)[numbers]):
+        yield Finding(str(root), INDEX, "rows are of other tars or splits than the index says", _RESTORE)
+    if (counted := _counted(index)) != {name: index.values["counts"][name] for name in counted}:
+        detail = f"of images and patients the rows have {counted}; {_RESTORE}"
+        yield Finding(str(root), INDEX, "counts are not those of the rows", detail)
+    for report in index.values["reports"]:
+        path = root / report["name"]
+        found = sha256_of(path) if path.is_file() else None
+        if found != report["sha256"]:
+            detail = f"sha256 {found}, {report['sha256']} expected; {_RESTORE}"
+            yield Finding(str(root), path.name, "a report is missing or changed", detail)
+
+
+def _counted(index: ShardIndex) -> dict[str, dict[str, int]]:
+    rows = {split: index.rows[index.rows["split"] == number] for number, split in enumerate(SPLITS)}
+    return {
+        "images": {split: len(of_split) for split, of_split in rows.items()},
+        "patients": {split: len(np.unique(of_split["patient"])) for split, of_split in rows.items()},
+    }
+
+
+def _verify_tar(root: Path, shard: dict[str, Any], rows: np.ndarray, seen: dict[bytes, str]) -> Iterator[Finding]:
+    path, name = root / shard["name"], shard["name"]
 
     def finding(problem: str, detail: str) -> Finding:
         return Finding(str(root), name, problem, detail)
@@ -81,7 +116,7 @@ def _verify_tar(root: Path, shard: dict[str, object], rows: np.ndarray, seen: di
         return
     size = path.stat().st_size
     if size != shard["bytes"]:
-        problem = "a tar is truncated" if size < int(str(shard["bytes"])) else "a tar is too long"
+        problem = "a tar is truncated" if size < shard["bytes"] else "a tar is too long"
         yield finding(problem, f"{size} bytes, {shard['bytes']} expected")
     elif (found := sha256_of(path)) != shard["sha256"]:
         yield finding("a tar's sum is wrong", f"sha256 {found}, {shard['sha256']} expected")
@@ -114,11 +149,12 @@ def _members(path: Path) -> tuple[dict[bytes, dict[str, Span]], bool]:
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                key, _, suffix = member.name.partition(".")
-                if key.encode() in members and key.encode() != last:
+                name, _, suffix = member.name.partition(".")
+                key = name.encode(errors="surrogateescape")
+                if key in members and key != last:
                     suffix = f"{suffix} (again)"
-                last = key.encode()
-                members.setdefault(last, {})[suffix] = Span(member.offset_data, member.size)
+                last = key
+                members.setdefault(key, {})[suffix] = Span(member.offset_data, member.size)
             is_whole = tar.offset + 2 * tarfile.BLOCKSIZE <= path.stat().st_size
     except (tarfile.TarError, OSError, EOFError):
         return members, False
@@ -146,7 +182,7 @@ def find_copies(roots: list[Path]) -> list[Finding]:
     """Images of different sets and different splits that show the same picture; each set's quality report tells.
 
     Raises:
-        IndexFormatError: a set has no report.
+        IndexFormatError: a set has no sound report.
     """
     return [
         Finding(
@@ -172,34 +208,30 @@ def repair_set(
     """Build exactly the damaged tars again and put each in its place; returns their names.
 
     A tar depends on nothing but the raw files and the parameters, so what is built must have the sum that the index
-    names. Links of DVC's cache are replaced, never written through.
+    names. Links of DVC's cache are replaced, never written through. Like a build it may be killed, and goes on.
 
     Raises:
         IndexFormatError: the index itself is damaged, or a tar comes out otherwise than the index expects.
         SourceError: the raw files are not as they were.
+        NoSpaceError: the disk has too little room, or is full.
     """
     if any(finding.file == INDEX for finding in findings):
-        raise IndexFormatError(f"{root}: the index is damaged; restore it with `dvc checkout`, or build the set again")
+        raise IndexFormatError(f"{root}: the index or {ROWS} is damaged; {_RESTORE}")
     index = ShardIndex.open(root, is_checked=False)
     listed = {shard["name"]: number for number, shard in enumerate(index.shards)}
     damaged = sorted({finding.file for finding in findings} & set(listed))
     encoder = Encoder(index.name, source.kind, root_of(source), source.channels, grid.spec, params)
     manifest = open_manifest(source)
-    with unfinished_work(f"repair/{index.name}", fingerprint(manifest.sha256, encoder)) as scratch:
-        plan = plan_batch(manifest.placed_in(scratch), root_of(source), params)
+    with (
+        clear_when_full(scratch_root(), root),
+        unfinished_work(f"repair/{index.name}", fingerprint(manifest.sha256, encoder)) as scratch,
+    ):
+        # Raw files of tars that are sound may be gone.
+        plan = plan_batch(manifest.placed_in(scratch), root_of(source), params, is_checked=False)
         builder = TarBuilder(plan.manifest, plan.header, encoder, scratch)
-        shards = [shard for shard in plan.shards if shard.name in damaged]
-        total = sum(len(shard.places) for shard in shards)
-        bar = progress_bar(total=total, description=f"repair {index.name}", unit="image")
-
-        def show_progress() -> None:
-            bar.update(sum(num_begun(scratch, shard.name) for shard in shards) - bar.n)
-
-        with bar:
-            for shard, is_lost in execution.run(builder, shards, show_progress):
-                if is_lost:
-                    raise SourceError(f"{shard.name}: the process that built it was lost; give the same command again")
-            show_progress()
+        build_tars(
+            replace(plan, shards=[shard for shard in plan.shards if shard.name in damaged]), builder, execution, root
+        )
         for name in damaged:
             described = index.shards[listed[name]]
             first = sum(before["num_samples"] for before in index.shards[: listed[name]])

@@ -10,6 +10,7 @@ from shards.atomic import atomic_path, write_text
 from shards.delivery import Header, read_entry
 from shards.errors import SourceError
 from shards.format import HALF_SUFFIX, LANDMARKS_SUFFIX, sha256_of
+from shards.memory import keep_freed_memory
 from shards.plan import ShardPlan, task_of
 from shards.quality.measure import Measured
 from shards.quality.store import write_measured
@@ -38,6 +39,7 @@ class TarBuilder:
             SourceError: images are missing or changed since they were registered.
             OSError: the disk is full or gone.
         """
+        keep_freed_memory()
         samples: list[dict[str, Any]] = []
         measured: list[Measured] = []
         rejected: list[tuple[int, Task, Rejected]] = []

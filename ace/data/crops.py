@@ -138,9 +138,11 @@ def _factor(ratio: float) -> int:
 
 
 def _cover(windows: Sequence[Window], size_px: int) -> Rectangle:
-    """The pixels that any of the windows is made of: two blocks more on every side."""
+    """The pixels that any of the windows is made of: on every side one block more, and what of the next one may be cut
+    off because blocks are counted from the canvas's edge."""
     row0s, col0s, row1s, col1s = zip(*windows, strict=True)
-    margin = 2 * max(_factor((row1 - row0) / size_px) for row0, row1 in zip(row0s + col0s, row1s + col1s, strict=True))
+    factor = max(_factor((row1 - row0) / size_px) for row0, row1 in zip(row0s + col0s, row1s + col1s, strict=True))
+    margin = 2 * factor - 1
     return (
         math.floor(min(row0s)) - margin,
         math.floor(min(col0s)) - margin,

@@ -41,9 +41,13 @@ def visible_tokens(square: Square | None, *, size_px: int, t: int) -> Bool[np.nd
         size_px: Side of the crop.
         t: Tokens per crop side; divides it.
     """
-    is_left = np.ones((size_px, size_px), dtype=bool)
-    if square is not None:
-        is_left[square.row : square.row + square.side, square.col : square.col + square.side] = False
+    if square is None:
+        return np.ones((t, t), dtype=bool)
     cell = size_px // t
-    visible: Bool[np.ndarray, "{t} {t}"] = is_left.reshape(t, cell, t, cell).mean(axis=(1, 3)) > 0.5
+    starts = cell * np.arange(t)
+    erased_rows, erased_cols = (
+        np.clip(np.minimum(starts + cell, first + square.side) - np.maximum(starts, first), 0, None)
+        for first in (square.row, square.col)
+    )
+    visible: Bool[np.ndarray, "{t} {t}"] = 2 * np.outer(erased_rows, erased_cols) < cell**2
     return visible

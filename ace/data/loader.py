@@ -26,6 +26,7 @@ from ace.data.views import centred_windows, random_windows
 from shards.canvas import Pixels, with_channels
 from shards.errors import ConfigError
 from shards.grid import CropPair, GridSpec, Window, draw_crop_pair, scale_of_step
+from shards.memory import keep_freed_memory
 from shards.order import batches_per_epoch, cache_window, epoch_order
 from shards.params import MixParams
 from shards.read import Sample, ShardIndex, ShardReader
@@ -207,16 +208,17 @@ def build_loader(sampler: StepSampler, *, num_workers: int, is_pinned: bool) -> 
         multiprocessing_context=context,
         # Its own: the loader would draw a base seed from torch's generator, which a resumed run has restored.
         generator=torch.Generator(),
-        worker_init_fn=partial(_end_if_orphaned, os.getpid()),
+        worker_init_fn=partial(_start_worker, os.getpid()),
     )
 
 
-def _end_if_orphaned(parent: int, worker: int) -> None:
-    """End a worker whose trainer was killed while it started: the loader's own watch begins later, and would take
-    whoever adopted the worker for its trainer."""
+def _start_worker(parent: int, worker: int) -> None:
+    """First thing in a worker process; it ends if its trainer was killed while it started: the loader's own watch
+    begins later, and would take whoever adopted the worker for its trainer."""
     del worker
     if os.getppid() != parent:
         os._exit(1)
+    keep_freed_memory()
 
 
 def _generator(seed: int, step: int, key: str) -> np.random.Generator:

@@ -5,16 +5,18 @@ plain about it:
 
 - an image is a PNG of its own, decoded to RGB with Pillow, grey or not;
 - the random placement is a bicubic random resized crop of the whole canvas, from which both crops are cut;
-- augmentation is torchvision's on Pillow images, one by one on the host, with Pillow's blur (torchvision's own is
-  several times slower);
+- augmentation is torchvision's on Pillow images, one by one on the host; its blur is a dense convolution, so Pillow's,
+  several times as fast, can be had in its place;
 - both dense targets and both overlap masks come from Python loops over the sample's tokens (`targets.py`);
 - crops leave as normalised floats, and a batch is torch's default stack of all that.
 
 It is not slowed down on purpose: drawing the pair takes no search, and nothing above is computed twice.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -32,7 +34,15 @@ from .targets import looped_composition, looped_decomposition
 class ConventionalDataset(Dataset[dict[str, Tensor]]):
     """Items by number; `torch.utils.data.default_collate` batches them."""
 
-    def __init__(self, paths: Sequence[Path], spec: GridSpec, augment: AugmentParams, seed: int) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        spec: GridSpec,
+        augment: AugmentParams,
+        *,
+        seed: int,
+        blur_by: Literal["torchvision", "Pillow"],
+    ) -> None:
         """Plan the transforms.
 
         Args:
@@ -40,15 +50,19 @@ class ConventionalDataset(Dataset[dict[str, Tensor]]):
             spec: Grid with one (k, l).
             augment: Probabilities and strengths, as far as torchvision has the step.
             seed: Of the pairs; torchvision's draws are torch's.
+            blur_by: Whose Gaussian blur.
         """
         self.paths, self.spec = list(paths), spec
         self.rng = np.random.default_rng(seed)
         light, blur, sharpen = augment.brightness_contrast, augment.blur, augment.sharpen
-        self.blur = blur
+        self.sigmas = blur.min_sigma_px, blur.max_sigma_px
+        # As wide as the strongest blur needs, and no wider.
+        gaussian = v2.GaussianBlur(2 * math.ceil(3 * blur.max_sigma_px) + 1, self.sigmas)
+        blurred = gaussian if blur_by == "torchvision" else v2.Lambda(self._blurred)
         self.transform = v2.Compose(
             [
                 v2.RandomApply([v2.ColorJitter(light.max_brightness, light.max_contrast)], p=light.probability),
-                v2.RandomApply([v2.Lambda(self._blurred)], p=blur.probability),
+                v2.RandomApply([blurred], p=blur.probability),
                 v2.RandomAdjustSharpness(1 + sharpen.max_amount, p=sharpen.probability),
                 v2.RandomEqualize(p=augment.clahe.probability),
                 v2.ToImage(),
@@ -86,4 +100,4 @@ class ConventionalDataset(Dataset[dict[str, Tensor]]):
         }
 
     def _blurred(self, crop: Image.Image) -> Image.Image:
-        return crop.filter(ImageFilter.GaussianBlur(self.rng.uniform(self.blur.min_sigma_px, self.blur.max_sigma_px)))
+        return crop.filter(ImageFilter.GaussianBlur(self.rng.uniform(*self.sigmas)))

@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Num, UInt8
 
+from shards.canvas import halved
+
 THUMBNAIL_PX = 64
 _HASHED_PX, _DCT_PX, _NUM_FREQUENCIES = 128, 32, 8
 _MARGINS_PX = (0, 3, 5)
@@ -16,7 +18,7 @@ _MARGINS_PX = (0, 3, 5)
 NUM_HASHES = len(_MARGINS_PX)
 UNKNOWN = -1
 _MAX_NAME = 80
-_MIN_COUNTED_ROWS = 512
+_MIN_COUNTED_ROWS = 256
 """An image of twice as many rows or more has its levels counted in every nth row: shares and deviation stay as good."""
 
 MEASURE_DTYPE = np.dtype(
@@ -98,7 +100,7 @@ def measure(
     grey = np.ascontiguousarray(grey)
     values = np.zeros((), MEASURE_DTYPE)
     _measure_levels(grey, values)
-    small = cv2.resize(grey, (_HASHED_PX, _HASHED_PX), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(_halved_often(grey), (_HASHED_PX, _HASHED_PX), interpolation=cv2.INTER_AREA)
     thumbnail = cv2.resize(small, (THUMBNAIL_PX, THUMBNAIL_PX), interpolation=cv2.INTER_AREA)
     values["thumbnail"] = thumbnail
     values["corners"], values["centre"] = corners_and_centre(thumbnail)
@@ -151,6 +153,13 @@ def _measure_levels(grey: UInt8[np.ndarray, "height width"], values: np.ndarray)
     values["darkest"], values["brightest"] = levels[0], levels[-1]
     values["num_levels"] = len(levels)
     values["black"], values["white"], values["one_level"] = shares[0], shares[255], shares.max()
+
+
+def _halved_often(grey: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "lower narrower"]:
+    """Of even sides means of 2 × 2, as long as enough is left to shrink: OpenCV is several times as fast at those."""
+    while min(grey.shape) >= 4 * _HASHED_PX and grey.shape[0] % 2 == grey.shape[1] % 2 == 0:
+        grey = halved(grey)
+    return grey
 
 
 def corners_and_centre(thumbnail: UInt8[np.ndarray, "side side"]) -> tuple[float, float]:

@@ -1,5 +1,6 @@
 """The measures of a batch on disk, a pair of files a tar: written as each tar is, read back without its thumbnails."""
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,8 +32,10 @@ def write_measured(folder: Path, tar: str, measured: Sequence[Measured]) -> None
         (_values_path(folder, tar), values),
         (_structures_path(folder, tar), np.array(structures, STRUCTURE_DTYPE)),
     ):
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.save(file, array)
+        content = io.BytesIO()  # to a file numpy writes past Python, and of a full disk says only how much was missing
+        np.save(content, array)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content.getbuffer())
 
 
 @dataclass(frozen=True)

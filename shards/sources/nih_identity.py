@@ -134,8 +134,6 @@ def list_nih_images(
         "of a patient in another split": num_unmapped,
         "images went to train from the dataset's own val or test, for their patients are in several of its splits; put "
         f"NIH's {' and '.join(SPLIT_FILES)} beside the mapping to use NIH's split": num_moved,
-        f"images have no split of NIH's, for {' and '.join(SPLIT_FILES)} are not beside the mapping: a patient may "
-        "be in another split here than in NIH ChestX-ray14": 0 if splits else len(records),
     }
     shared = relatives(info.name) if num_unmapped else ()
     return Listing(mapped, "patient", (*warnings, *number_warnings(info, counts)), shared)

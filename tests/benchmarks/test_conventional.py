@@ -1,6 +1,7 @@
 """The conventional data set that the loader is compared with does the same work: the same crops and targets."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def paths(tmp_path: Path) -> list[Path]:
 
 
 def test_it_cuts_the_crops_and_builds_the_targets_that_the_loader_and_the_step_do(paths: list[Path]) -> None:
-    batch = default_collate([ConventionalDataset(paths, SPEC, augment_params(0.0), seed=0)[1]])
+    batch = default_collate([ConventionalDataset(paths, SPEC, augment_params(0.0), seed=0, blur_by="Pillow")[1]])
     pair = draw_crop_pair(SPEC, SPEC.scales[0], np.random.default_rng(0))
     canvas = np.array(Image.open(paths[1]))
     for which in ("coarse", "fine"):
@@ -59,7 +60,10 @@ def test_it_cuts_the_crops_and_builds_the_targets_that_the_loader_and_the_step_d
         torch.testing.assert_close(batch[name], build(*origins, t=SPEC.t, k=2, l=2).dense())
 
 
-def test_its_augmentation_changes_crops(paths: list[Path]) -> None:
-    plain, changed = (ConventionalDataset(paths, SPEC, augment_params(p), seed=0)[0] for p in (0.0, 1.0))
+@pytest.mark.parametrize("blur_by", ["torchvision", "Pillow"])
+def test_its_augmentation_changes_crops(blur_by: Literal["torchvision", "Pillow"], paths: list[Path]) -> None:
+    plain, changed = (
+        ConventionalDataset(paths, SPEC, augment_params(p), seed=0, blur_by=blur_by)[0] for p in (0.0, 1.0)
+    )
     assert not torch.equal(plain["coarse"], changed["coarse"])
     assert torch.equal(plain["decomposition"], changed["decomposition"])

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from shards.canvas import Placement, cell_statistics, is_coloured, with_channels
+from shards.canvas import Placement, cell_statistics, halved, is_coloured, with_channels
 from shards.grid import GridSpec, Scale
 from shards.params import ForegroundParams
 from tests.shards.datasets import smooth_image
@@ -93,6 +93,14 @@ def test_padding_and_flat_dark_cells_are_background_but_a_dark_edge_is_not() -> 
     canvas[16:24, 16:18] = 20  # an edge through a dark cell
     foreground = cell_statistics(canvas, SPEC, FOREGROUND).foreground
     assert sorted(zip(*np.nonzero(foreground), strict=True)) == [(1, 1), (2, 2)]
+
+
+@given(grey_images(), st.sampled_from([1, 3]))
+def test_a_halved_image_has_the_means_of_two_by_two_rounded_half_up(pixels: np.ndarray, channels: int) -> None:
+    height, width = (2 * side for side in pixels.shape)
+    image = with_channels(np.tile(pixels, (2, 2)), channels)
+    sums = image.reshape(height // 2, 2, width // 2, 2, -1).sum(axis=(1, 3), dtype=np.int64)
+    assert np.array_equal(halved(image), ((sums + 2) // 4).reshape(halved(image).shape))
 
 
 def test_the_grid_decides_the_size_of_the_canvas() -> None:

@@ -3,16 +3,18 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
-from shards.build import _build_tars, build_shards, open_manifest, root_of
+from shards.build import build_shards, build_tars, open_manifest, root_of
 from shards.errors import ConfigError, NoSpaceError, SourceError
 from shards.execution import Execution, Processes, RayCluster
 from shards.params import PhantomSourceParams
@@ -45,7 +47,7 @@ def built(source: PhantomSourceParams, scratch: Path, execution: Execution, **dy
     encoder = DyingEncoder("a", "phantom", root_of(source), 1, grid_params().spec, params, **dying)  # type: ignore[arg-type]
     plan = plan_batch(open_manifest(source).placed_in(scratch), root_of(source), params)
     builder = TarBuilder(plan.manifest, plan.header, encoder, scratch)
-    _build_tars(plan, builder, execution, scratch / "out")
+    build_tars(plan, builder, execution, scratch / "out")
     summaries = {shard.name: read_summary(scratch, shard.name, is_checked=True) for shard in plan.shards}
     assert None not in summaries.values()
     return {name: summary for name, summary in summaries.items() if summary}
@@ -95,6 +97,34 @@ def test_too_little_room_is_said_before_the_work(tmp_path: Path, scratch: Path) 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a second disk: /dev/shm")
+def test_a_set_on_another_disk_needs_room_for_finished_tars_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_phantom(tmp_path / "phantom")
+    path = tmp_path / "phantom" / "images" / "p0004-i1.png"
+    path.write_bytes(path.read_bytes()[:-60])
+    with pytest.raises(SourceError, match="1 of 30 images cannot be used"):  # when every tar is finished
+        build_shards(
+            "a",
+            source,
+            grid_params(),
+            shard_params(max_quarantined_fraction=0.0),
+            tmp_path / "out",
+            execution=Processes(1),
+        )
+    usage = shutil.disk_usage(tmp_path)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        full = Path(other)
+        free = {full: 0}
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=free.get(folder, usage.free)))
+        with pytest.raises(NoSpaceError, match=r"0\.0 GB free, 30 images need"):
+            build_shards("a", source, grid_params(), shard_params(), full / "out", execution=Processes(1))
+        free[full] = usage.free
+        build_shards("a", source, grid_params(), shard_params(), full / "out", execution=Processes(1))
+        assert len(ShardIndex.open(full / "out").rows) == 29
+
+
 @pytest.mark.parametrize("max_bytes", [20_000, 100_000])
 def test_a_full_disk_leaves_no_half_file_and_what_was_finished_is_used_again(
     max_bytes: int, tmp_path: Path, scratch: Path
@@ -119,7 +149,7 @@ def test_a_full_disk_leaves_no_half_file_and_what_was_finished_is_used_again(
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
     )
     assert answer.returncode == 2, answer.stderr
-    assert "finished tars are kept: make room and give the same command again" in answer.stderr
+    assert "what was finished is kept: make room and give the same command again" in answer.stderr
     assert "Traceback" not in answer.stderr
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / ".out.tmp").exists()
@@ -142,7 +172,7 @@ def test_an_error_of_one_tar_arrives_and_ends_the_others(tmp_path: Path, scratch
     encoder = Encoder("a", "phantom", root_of(source), 1, grid_params().spec, shard_params())
     builder = TarBuilder(plan.manifest, plan.header, encoder, scratch)
     with pytest.raises(SourceError, match="1 files are missing or changed since they were listed: images/p0005-i2"):
-        _build_tars(plan, builder, Processes(2), tmp_path / "out")
+        build_tars(plan, builder, Processes(2), tmp_path / "out")
 
 
 def test_the_index_of_a_set_built_on_two_processes_counts_what_its_tars_hold(tmp_path: Path) -> None:

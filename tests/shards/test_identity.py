@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.errors import IdKeyError
-from shards.identity import KEY_FILE_VARIABLE, PUBLIC_KEY, IdKey, create_key, load_id_key, read_id_key, split_of
+from shards.identity import (
+    KEY_FILE_VARIABLE,
+    PUBLIC_KEY,
+    IdKey,
+    create_key,
+    load_id_key,
+    open_splits,
+    read_id_key,
+    split_of,
+)
 from shards.params import SplitParams
 from shards.records import Split
 
@@ -122,17 +131,18 @@ def test_another_fingerprint_is_refused_and_both_are_shown(id_key: str, expected
 
 @given(st.floats(0, 1, exclude_max=True), st.sampled_from(["train", "val", "test"]))
 def test_an_official_split_is_kept_where_the_dataset_has_all_three(position: float, official: Split) -> None:
-    assert split_of(position, SPLITS, official, official_splits=frozenset({"train", "val", "test"})) == official
+    splits = open_splits(official, frozenset({"train", "val", "test"}))
+    assert split_of(position, SPLITS, splits) == official
 
 
 @given(st.floats(0, 1, exclude_max=True))
 def test_without_official_validation_part_of_official_training_becomes_it(position: float) -> None:
-    splits = SplitParams(train=0.3, val=0.1, test=0.6)
-    found = split_of(position, splits, "train", official_splits=frozenset({"train", "test"}))
+    fractions, official = SplitParams(train=0.3, val=0.1, test=0.6), frozenset[Split]({"train", "test"})
+    found = split_of(position, fractions, open_splits("train", official))
     assert found == ("train" if position < 0.75 else "val")
-    assert split_of(position, splits, "test", official_splits=frozenset({"train", "test"})) == "test"
+    assert split_of(position, fractions, open_splits("test", official)) == "test"
 
 
 def test_where_training_has_no_share_an_official_training_image_stays_one() -> None:
     only_test = SplitParams(train=0.0, val=0.0, test=1.0)
-    assert split_of(0.2, only_test, "train", official_splits=frozenset({"train", "test"})) == "train"
+    assert split_of(0.2, only_test, open_splits("train", frozenset({"train", "test"}))) == "train"

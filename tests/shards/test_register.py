@@ -10,16 +10,19 @@ from ruamel.yaml import YAML
 
 from shards.build import build_shards
 from shards.config import read_params
-from shards.delivery import Entry, iterate_manifest
+from shards.delivery import Entry, check_records, hashed, iterate_manifest
 from shards.errors import ConfigError, IdKeyError, SourceError
 from shards.execution import Processes
-from shards.identity import KEY_FILE_VARIABLE, create_key
+from shards.identity import KEY_FILE_VARIABLE, SPLITS, create_key, split_of
 from shards.params import BatchParams, parse_batches
 from shards.read import ShardIndex
+from shards.records import File, Record
 from shards.register import Project, register_batch
+from shards.sources.dicom_tree import DicomTreeSource
 from shards.sources.folder import FolderSource
 from shards.yaml_lines import add_deps, add_item, consumers
 from tests.shards.datasets import folder_bytes, grid_params, shard_params, write_csv, write_folder
+from tests.shards.decode.dicom_files import RAMP, data_of, dataset_of
 
 REPOSITORY = Path(__file__).parents[2]
 NAMES = [f"patient {number}/{view}.png" for number in range(6) for view in ("a", "b")]
@@ -164,7 +167,7 @@ def test_a_folder_that_has_grown_is_registered_again_without_what_was_there(
     capsys.readouterr()
     register(project, root, name="clinic-b001", labels=labels)
     assert registered_images(project, "clinic-b001") == ["late/arrival.png", "later/arrival.png"]
-    assert "12 images are in earlier batches of the folder and are left out" in capsys.readouterr().err
+    assert "12 images are in other batches of the folder and are left out" in capsys.readouterr().err
     assert (project / "data" / "manifests" / "clinic-b000.jsonl").read_bytes() == once
     names = ("clinic-b000", "clinic-b001")
     old, new = ({entry.record.patient: entry.position for entry in registered(project, name)} for name in names)
@@ -190,6 +193,138 @@ def test_a_lost_manifest_is_written_again_as_it_was(project: Path, root: Path, i
     assert manifest.read_bytes() == before
 
 
+def test_a_lost_manifest_of_a_folder_that_has_grown_is_written_again_too(
+    project: Path, root: Path, id_key: str
+) -> None:
+    register(project, root)
+    write_folder(root, ["late/arrival.png"])
+    register(project, root, name="clinic-b001")
+    whole = folder_bytes(project)
+    for name in ("clinic-b000", "clinic-b001"):
+        (project / "data" / "manifests" / f"{name}.jsonl").unlink()
+        register(project, root, name)
+        assert folder_bytes(project) == whole
+
+
+def splits_of(project: Path, *names: str) -> dict[str, set[str]]:
+    """Patient → splits that the images of some batches are in."""
+    found: dict[str, set[str]] = {}
+    for name in names:
+        for entry in registered(project, name):
+            split = split_of(entry.position, shard_params().splits, entry.splits)
+            found.setdefault(entry.record.patient, set()).add(split)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", "test"),
+        ("test", ""),
+        ("train test", "train val test"),
+        ("train val test", "train"),
+        ("train val test", "train test"),
+    ],
+)
+def test_official_splits_that_come_or_go_move_no_patient_of_earlier_batches(
+    before: str, after: str, project: Path, root: Path, id_key: str, capsys: pytest.CaptureFixture
+) -> None:
+    """Two images of each of 40 patients, one in either batch; all have the official splits in turn."""
+    patients = [f"p{number:02d}" for number in range(40)]
+    old, new = ([f"{patient}/{batch}.png" for patient in patients] for batch in ("old", "new"))
+    labels = project / "labels.csv"
+    for name, names, listed, splits in (("b000", old, old, before), ("b001", new, old + new, after)):
+        write_folder(root.parent / "grown", names)
+        official = splits.split() or [""]
+        rows = [(path, path[:3], official[patients.index(path[:3]) % len(official)]) for path in listed]
+        write_csv(labels, ("path", "patient", "split"), rows)
+        register(project, root.parent / "grown", name, labels)
+    assert {len(splits) for splits in splits_of(project, "b000", "b001").values()} == {1}
+    assert "patients are in earlier batches and keep the splits" in capsys.readouterr().err
+
+
+def test_new_images_alone_do_not_decide_which_official_splits_there_are(
+    project: Path, root: Path, id_key: str, capsys: pytest.CaptureFixture
+) -> None:
+    rows = [(name, name[:9], SPLITS[int(name[8]) % 3]) for name in NAMES]
+    write_csv(project / "labels.csv", ("path", "patient", "split"), rows)
+    register(project, root, labels=project / "labels.csv")
+    late = [f"late {number}.png" for number in range(20)]
+    write_folder(root, late)
+    write_csv(project / "labels.csv", ("path", "patient", "split"), rows + [(name, name, "train") for name in late])
+    register(project, root, "clinic-b001", project / "labels.csv")
+    assert {entry.splits for entry in registered(project, "clinic-b001")} == {("train",)}
+    assert "keep the splits" not in capsys.readouterr().err
+
+
+def test_a_patient_of_another_folders_batch_keeps_its_split(project: Path, root: Path, id_key: str) -> None:
+    write_csv(project / "a.csv", ("path", "patient", "split"), [(name, name[:9], "test") for name in NAMES])
+    register(project, root, labels=project / "a.csv")
+    write_folder(root.parent / "other", ["x.png", "y.png"])
+    write_csv(project / "b.csv", ("path", "patient"), [("x.png", "patient 3"), ("y.png", "somebody")])
+    register(project, root.parent / "other", "other-b000", project / "b.csv")
+    assert [entry.splits for entry in registered(project, "other-b000")] == [("test",), SPLITS]
+
+
+def test_a_list_that_gives_old_images_to_other_patients_is_refused(project: Path, root: Path, id_key: str) -> None:
+    register(project, root)
+    before = folder_bytes(project)
+    write_folder(root, ["late.png"])
+    labels = root.parent / "labels.csv"
+    write_csv(labels, ("path", "patient"), [(name, f"MRN {name[8]}") for name in NAMES] + [("late.png", "MRN 0")])
+    with pytest.raises(SourceError, match=r"12 images of clinic-b000 belong to other patients now"):
+        register(project, root, "clinic-b001", labels)
+    assert folder_bytes(project) == before
+
+
+def test_a_folder_within_a_registered_one_has_nothing_new(project: Path, root: Path, id_key: str) -> None:
+    labels = root.parent / "labels.csv"
+    write_csv(labels, ("path", "patient"), [(name, name[:9]) for name in NAMES])
+    register(project, root, labels=labels)
+    write_csv(labels, ("path", "patient"), [(name[10:], name[:9]) for name in NAMES if name.startswith("patient 3")])
+    with pytest.raises(SourceError, match="all 2 images are in earlier batches"):
+        register(project, root / "patient 3", "clinic-b001", labels)
+
+
+def test_a_copy_of_a_known_image_under_another_name_is_known_too(project: Path, tmp_path: Path, id_key: str) -> None:
+    """Of copies with one SOP Instance UID the source takes the larger: which may be the one that came later."""
+    root, files = tmp_path / "export", Project(project / "params.yaml", project / "dvc.yaml")
+    one, other = (
+        dataset_of(RAMP, PatientID="a", StudyInstanceUID="1.2", Modality="CR", SOPInstanceUID=f"1.2.{number}")
+        for number in (3, 4)
+    )
+    root.mkdir()
+    (root / "first.dcm").write_bytes(data_of(one))
+    register_batch("dicom-b000", root, DicomTreeSource(), project=files)
+    one.ImageComments = "sent again" * 50
+    (root / "again.dcm").write_bytes(data_of(one))
+    with pytest.raises(SourceError, match="all 1 images are in earlier batches"):
+        register_batch("dicom-b001", root, DicomTreeSource(), project=files)
+    (root / "new.dcm").write_bytes(data_of(other))
+    register_batch("dicom-b001", root, DicomTreeSource(), project=files)
+    assert registered_images(project, "dicom-b001") == ["new.dcm"]
+
+
+def test_two_images_with_one_id_are_refused(tmp_path: Path) -> None:
+    records = [Record("a", File("1.png"), "p"), Record("a", File("2.png"), "p")]
+    with pytest.raises(SourceError, match="image 2: an earlier one has the same id"):
+        check_records(records, "there")
+
+
+def test_a_file_that_is_gone_when_it_is_hashed_is_an_error_with_a_place(tmp_path: Path) -> None:
+    write_folder(tmp_path / "own", ["a.png"])
+    records = [Record("a", File("a.png"), "p"), Record("b", File("Doe.png"), "p")]
+    with pytest.raises(SourceError, match="own image 2 of the delivery: No such file") as error:
+        list(hashed(records, tmp_path / "own"))
+    assert "Doe" not in str(error.value)
+
+
+def test_a_project_without_dvc_yaml_is_named(project: Path, root: Path, id_key: str) -> None:
+    (project / "dvc.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"dvc\.yaml: no such file.*--dvc FILE"):
+        register(project, root)
+
+
 def test_a_manifest_holds_no_id_of_a_patient(project: Path, root: Path, id_key: str) -> None:
     labels = project / "labels.csv"
     header = ("path", "patient", "study", "sex", "age_years", "Effusion")
@@ -209,7 +344,7 @@ def test_a_patient_on_both_sides_of_an_official_split_is_refused(project: Path, 
         register(project, root, labels=labels)
     files = Project(project / "params.yaml", project / "dvc.yaml")
     register_batch("clinic-b000", root, FolderSource(labels), split_rule="hash", project=files)
-    assert {entry.record.split for entry in registered(project)} == {None}
+    assert {entry.splits for entry in registered(project)} == {SPLITS}
 
 
 def test_a_weight_edited_later_does_not_make_it_another_batch(project: Path, root: Path, id_key: str) -> None:

@@ -93,12 +93,8 @@ def test_with_mappings_an_image_has_one_pseudonym_and_one_split_in_both(
     theirs_by_file = {Path(entry.record.image.path).name.removesuffix(".png"): entry for entry in theirs[1]}
     for number, uid in zip(NUMBERS, reversed(UIDS), strict=True):
         one, other = ours_by_file[number], theirs_by_file[uid]
-        assert (one.record.patient, one.position, one.record.split) == (
-            other.record.patient,
-            other.position,
-            other.record.split,
-        )
+        assert (one.record.patient, one.position, one.splits) == (other.record.patient, other.position, other.splits)
     patients = [ours_by_file[number].record.patient for number in NUMBERS]
     assert patients[0] == patients[1]
     assert len(set(patients)) == 3
-    assert [ours_by_file[number].record.split for number in NUMBERS] == ["train", "train", "train", "test"]
+    assert [ours_by_file[number].splits for number in NUMBERS] == [*[("train", "val")] * 3, ("test",)]

@@ -15,13 +15,22 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from shards.build import build_shards
-from shards.errors import IndexFormatError
+from shards.delivery import iterate_manifest
+from shards.errors import IndexFormatError, SourceError
 from shards.execution import Processes
 from shards.params import PhantomSourceParams
 from shards.read import ShardIndex
 from shards.stats import format_statistics, statistics_of
 from shards.verify import repair_set, verify_set
-from tests.shards.datasets import folder_bytes, grid_params, shard_params, write_phantom
+from tests.shards.datasets import (
+    NO_CHECKS,
+    folder_bytes,
+    folder_params,
+    grid_params,
+    shard_params,
+    write_folder,
+    write_phantom,
+)
 
 TAR = "train-000001.tar"
 
@@ -128,6 +137,48 @@ def test_a_sample_that_is_twice_in_a_tar_is_out_of_place(damaged: Path) -> None:
     assert "members are not where the index says" in {finding.problem for finding in verify_set(damaged)}
 
 
+def change_the_index(change: Callable[[dict], None]) -> Callable[[Path], None]:
+    def damage(root: Path) -> None:
+        values = json.loads((root / "index.json").read_text())
+        change(values)
+        (root / "index.json").write_text(json.dumps(values))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda values: values["shards"][0].update(split="test"), "rows are of other tars or splits than the index"),
+        (lambda values: values["counts"]["patients"].update(train=99), "counts are not those of the rows"),
+        (lambda values: values.pop("reports"), "the index cannot be used"),
+        (lambda values: values.pop("spec"), "the index cannot be used"),
+        (lambda values: values["shards"][0].pop("sha256"), "the index cannot be used"),
+        (lambda values: values["shards"][0].update(split="nowhere"), "the index cannot be used"),
+    ],
+)
+def test_an_index_that_contradicts_itself_is_found(change: Callable[[dict], None], problem: str, damaged: Path) -> None:
+    change_the_index(change)(damaged)
+    (finding,) = verify_set(damaged)
+    assert finding.file == "index.json"
+    assert finding.problem.startswith(problem)
+
+
+@pytest.mark.parametrize("name", ["quarantine.csv", "quality.parquet", "quality.png", "contact_sheet.png"])
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-9])])
+def test_a_damaged_report_is_found_and_a_repair_leaves_it_alone(
+    damage: Callable[[Path], None], name: str, whole: tuple[PhantomSourceParams, Path], damaged: Path, scratch: Path
+) -> None:
+    damage(damaged / name)
+    truncate(damaged)
+    before = {key: value for key, value in folder_bytes(damaged).items() if key != TAR}
+    found = verify_set(damaged)
+    assert (name, "a report is missing or changed") in {(finding.file, finding.problem) for finding in found}
+    assert repair_set(damaged, found, whole[0], grid_params(), shard_params(), execution=Processes(1)) == [TAR]
+    assert [finding.file for finding in verify_set(damaged)] == [name]
+    assert folder_bytes(damaged) == before | {TAR: (whole[1] / TAR).read_bytes()}
+
+
 @pytest.mark.parametrize("damage", [edit_the_rows, lambda root: (root / "index.json").write_text("{")])
 def test_a_damaged_index_is_one_finding_and_no_traceback(damage: Callable[[Path], None], damaged: Path) -> None:
     damage(damaged)
@@ -172,6 +223,46 @@ def test_a_repair_with_other_parameters_is_refused_and_changes_nothing(
     assert folder_bytes(damaged) == before
 
 
+def test_tars_without_what_was_quarantined_after_the_build_are_repaired_to_the_byte(
+    tmp_path: Path, scratch: Path
+) -> None:
+    """A file that is there twice, pixels that are, a blank image and a damaged one; every tar is lost in turn."""
+    source, images = write_phantom(tmp_path / "phantom"), tmp_path / "phantom" / "images"
+    shutil.copy(images / "p0002-i1.png", images / "p0009-i2.png")
+    Image.open(images / "p0004-i1.png").save(images / "p0011-i2.png", compress_level=1)
+    Image.new("L", (48, 48), 50).save(images / "p0006-i1.png")
+    (images / "p0013-i1.png").write_bytes((images / "p0013-i1.png").read_bytes()[:-60])
+    build_shards("a-b000", source, grid_params(), shard_params(), tmp_path / "set", execution=Processes(1))
+    assert len((tmp_path / "set" / "quarantine.csv").read_text().splitlines()) == 5
+    whole = folder_bytes(tmp_path / "set")
+    for name in (name for name in whole if name.endswith(".tar")):
+        (tmp_path / "set" / name).unlink()
+        findings = verify_set(tmp_path / "set")
+        repair_set(tmp_path / "set", findings, source, grid_params(), shard_params(), execution=Processes(1))
+        assert folder_bytes(tmp_path / "set") == whole
+
+
+def test_a_repair_needs_the_raw_files_of_the_damaged_tars_alone(tmp_path: Path, scratch: Path, id_key: str) -> None:
+    write_folder(tmp_path / "own", [f"{number}.png" for number in range(20)])
+    source = folder_params(tmp_path / "own", tmp_path / "manifest.jsonl")
+    params = shard_params(quality=NO_CHECKS, splits={"train": 1.0, "val": 0.0, "test": 0.0})
+    build_shards("a-b000", source, grid_params(), params, tmp_path / "set", execution=Processes(1))
+    whole = folder_bytes(tmp_path / "set")
+    (tmp_path / "set" / TAR).unlink()
+    findings = verify_set(tmp_path / "set")
+    kept = ShardIndex.open(tmp_path / "set", is_checked=False).keys(np.arange(5, 10))
+    entries = [entry for _, entry in iterate_manifest(tmp_path / "manifest.jsonl")[1]]
+    for entry in entries:
+        if entry.record.source_id not in kept:
+            (tmp_path / "own" / entry.record.image.path).unlink()
+    repair_set(tmp_path / "set", findings, source, grid_params(), params, execution=Processes(1))
+    assert folder_bytes(tmp_path / "set") == whole
+    (tmp_path / "set" / TAR).unlink()
+    shutil.rmtree(tmp_path / "own")
+    with pytest.raises(SourceError, match="5 files are missing or changed since they were listed"):
+        repair_set(tmp_path / "set", findings, source, grid_params(), params, execution=Processes(1))
+
+
 def run(*arguments: str, code: int = 0) -> str:
     answer = subprocess.run(
         [sys.executable, "-m", "shards", *arguments], capture_output=True, text=True, check=False, timeout=300
@@ -206,6 +297,15 @@ def test_the_commands_verify_repair_stats_and_show(
         assert image.width > 3 * 600
     assert json.loads(run("show", str(damaged), "p0003-i1", "--json"))["key"] == "p0003-i1"
     run("show", str(damaged), "nobody", code=2)
+    run("show", str(damaged), "0", "--pair", "-1", code=2)
+    run("show", str(damaged), "0", "--out", str(tmp_path / "sample.parquet"), code=2)
+    (damaged / "quality.parquet").write_bytes(b"")
+    (finding,) = json.loads(run("verify", str(damaged), str(whole[1]), "--json", code=1))
+    assert finding["file"] == "quality.parquet"
+    (damaged / "index.json").write_text("[]")
+    findings = json.loads(run("verify", str(whole[1]), str(damaged), "--repair", "--json", code=1))
+    assert [(finding["location"], finding["file"]) for finding in findings] == [(str(damaged), "index.json")]
+    run("verify", str(damaged), "--num-workers", "0", code=2)
     run("show", str(damaged), "p0003-i1", "--pair", "99", "--out", str(picture), code=2)
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ace.data.crops import resample, resample_all, resample_region
+from ace.data.crops import _cover, resample, resample_all, resample_region
 from shards.grid import GridSpec, Scale, Window, draw_crop_pair
 from shards.jpeg import Region
 from shards.phantom.anatomy import load_anatomy
@@ -111,9 +111,11 @@ def test_a_crop_does_not_depend_on_how_much_of_the_canvas_is_at_hand(
     canvas = canvas if is_coloured else canvas[:, :, 0].copy()
     size_px = 12
     window = data.draw(windows(ratio, size_px, 48))
-    # At least what `resample_all` asks for: two blocks of pixels around the window.
-    row0, col0 = (data.draw(st.integers(0, max(0, int(low) - 2 * int(np.ceil(ratio))))) for low in window[:2])
-    region = Region(canvas[row0:, col0:], row0, col0)
+    # At least what `resample_all` asks for.
+    covered = _cover([window], size_px)
+    row0, col0 = (data.draw(st.integers(0, max(0, first))) for first in covered[:2])
+    row1, col1 = (data.draw(st.integers(min(stop, 48), 48)) for stop in covered[2:])
+    region = Region(canvas[row0:row1, col0:col1], row0, col0)
     whole = resample_region(Region(canvas, 0, 0), window, size_px)
     assert np.abs(resample_region(region, window, size_px).astype(int) - whole).max() <= 1
 
