@@ -142,7 +142,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--labels",
         type=Path,
         metavar="CSV",
-        help="for `folder`: columns path, patient, optional study, view, split, sex, age_years, and labels (1, 0, -1, "
+        help="for `folder`: column path, optional patient, study, view, split, sex, age_years, and labels (1, 0, -1, "
         "empty), images without a row are left out; for `dicom`: column sop_uid, and labels",
     )
     command.add_argument(

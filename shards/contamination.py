@@ -19,27 +19,29 @@ class Origin:
     shares_images_with: tuple[str, ...]
 
 
-def shared_images(trained: Mapping[str, Origin], measured: Origin) -> dict[str, tuple[str, ...]]:
-    """Training batches that may hold images of the measured one → the datasets that they have in common.
+def shared_images(trained: Mapping[str, Origin], measured: Origin) -> tuple[str, ...]:
+    """Training batches that may hold images of the measured one.
 
-    Two sets of one dataset and one way to call its patients are not among them: these have one split in all its
-    batches. Nor is a pair that a mapping file told apart: then a patient has one pseudonym, and so one split, in both.
+    A pair that a mapping file told apart is none of them: there a patient has one pseudonym in both, and
+    `shards.lineage` compares patients. Nor are two batches of one dataset, unless a mapping named the patients of only
+    one of them.
 
     Args:
         trained: Batch → origin.
         measured: Of the set whose patients are measured on.
     """
-    found = {}
-    for name, origin in trained.items():
-        common = {origin.kind, *origin.shares_images_with} & {measured.kind, *measured.shares_images_with}
-        if origin != measured and common:
-            found[name] = tuple(sorted(common))
-    return found
+    return tuple(name for name, origin in trained.items() if _may_share(origin, measured))
+
+
+def _may_share(one: Origin, other: Origin) -> bool:
+    if one.kind == other.kind:
+        return bool(one.shares_images_with) != bool(other.shares_images_with)
+    return one.kind in other.shares_images_with or other.kind in one.shares_images_with
 
 
 def check_shared_images(
     trained: Mapping[str, Origin], measured_name: str, measured: Origin, *, is_accepted: bool
-) -> dict[str, tuple[str, ...]]:
+) -> tuple[str, ...]:
     """The same, refused unless it is accepted.
 
     Raises:
@@ -47,7 +49,7 @@ def check_shared_images(
     """
     found = shared_images(trained, measured)
     if found and not is_accepted:
-        named = "; ".join(f"{name} ({trained[name].kind}, by {', '.join(common)})" for name, common in found.items())
+        named = ", ".join(f"{name} ({trained[name].kind})" for name in found)
         raise ContaminationError(
             f"evaluate.batch {measured_name} ({measured.kind}) and training hold some of the same images: {named}. "
             "Give the dataset's mapping file when registering (`python -m shards sources KIND`), take the batch out of "

@@ -1,23 +1,32 @@
-"""Whether a model has been trained on the patients it is measured on: by the list of images that it carries."""
+"""Whether a model has been trained on what it is measured on: by the lists of images and datasets that it carries."""
 
 import csv
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from shards.contamination import Origin, check_shared_images
 from shards.errors import ContaminationError
 from shards.read import ShardIndex
 
-TRAINING_IMAGES = "training_images.csv"
+TRAINING_IMAGES, TRAINING_DATASETS = "training_images.csv", "training_datasets.json"
 COLUMNS = ("batch", "key", "patient")
 _MAX_NAMED = 5
 
 
-def write_training_images(path: Path, indexes: Mapping[str, ShardIndex]) -> None:
-    """The training images of some shard sets: batch, key and pseudonym of the patient, a row an image."""
-    with path.open("w", encoding="utf-8", newline="") as file:
+def write_lineage(model: Path, indexes: Mapping[str, ShardIndex]) -> None:
+    """What a model was trained on, written into its folder: a row an image, and the dataset of each batch.
+
+    Args:
+        model: The folder.
+        indexes: Batch → shard set.
+    """
+    datasets = {name: index.values["dataset"] for name, index in indexes.items()}
+    (model / TRAINING_DATASETS).write_text(json.dumps(datasets, indent=1) + "\n", encoding="utf-8")
+    with (model / TRAINING_IMAGES).open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         for name, index in indexes.items():
@@ -26,26 +35,35 @@ def write_training_images(path: Path, indexes: Mapping[str, ShardIndex]) -> None
 
 
 def check_independence(model: Path, index: ShardIndex, *, is_accepted: bool) -> dict[str, Any]:
-    """Compare the test patients of a shard set with the patients that a model was trained on.
+    """Compare the test patients of a shard set, and its dataset, with those that a model was trained on.
 
     Args:
         model: Folder of the model.
         index: Of the set whose test patients are measured.
-        is_accepted: Shared patients are counted rather than refused.
+        is_accepted: Shared patients and datasets are told rather than refused.
 
     Returns:
-        num_test_patients, num_training_patients and num_shared_patients; the last two None where the model does not say
-        what it was trained on (an imported one).
+        num_test_patients, num_training_patients, num_shared_patients and batches_that_may_share_images; the last three
+        None where the model does not say what it was trained on (an imported one).
 
     Raises:
-        ContaminationError: there are shared patients and nobody has said yes.
+        ContaminationError: there are shared patients, or datasets with some of the same images that no mapping told
+            apart, and nobody has said yes.
     """
     tested = {_text(patient) for patient in index.rows["patient"][index.select("test")]}
-    path = model / TRAINING_IMAGES
-    if not path.is_file():
-        return {"num_test_patients": len(tested), "num_training_patients": None, "num_shared_patients": None}
+    if not all((model / name).is_file() for name in (TRAINING_IMAGES, TRAINING_DATASETS)):
+        return {
+            "num_test_patients": len(tested),
+            "num_training_patients": None,
+            "num_shared_patients": None,
+            "batches_that_may_share_images": None,
+        }
+    datasets = json.loads((model / TRAINING_DATASETS).read_text(encoding="utf-8"))
+    trained_on = {name: _origin(dataset) for name, dataset in datasets.items()}
+    measured = _origin(index.values["dataset"])
+    found = check_shared_images(trained_on, index.name, measured, is_accepted=is_accepted)
     batches: dict[str, set[str]] = {}
-    for row in _rows(path):
+    for row in _rows(model / TRAINING_IMAGES):
         batches.setdefault(row["patient"], set()).add(row["batch"])
     shared = sorted(tested & batches.keys())
     if shared and not is_accepted:
@@ -59,7 +77,12 @@ def check_independence(model: Path, index: ShardIndex, *, is_accepted: bool) -> 
         "num_test_patients": len(tested),
         "num_training_patients": len(batches),
         "num_shared_patients": len(shared),
+        "batches_that_may_share_images": list(found),
     }
+
+
+def _origin(dataset: Mapping[str, Any]) -> Origin:
+    return Origin(dataset["kind"], tuple(dataset["shares_images_with"]))
 
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:

@@ -31,7 +31,7 @@ from ace.training.state import TrainState
 from ace.training.stop import StopRequest
 from shards.atomic import replace_directory, write_text
 from shards.errors import ConfigError
-from shards.lineage import TRAINING_IMAGES, write_training_images
+from shards.lineage import write_lineage
 from shards.params import BatchParams, GridParams, MixParams
 from shards.read import ShardIndex
 from shards.store import Location, location_of
@@ -302,7 +302,7 @@ def _publish(
     shutil.rmtree(finished, ignore_errors=True)
     finished.mkdir(parents=True)
     save_model(finished, state.student, state.teacher, config, best)
-    write_training_images(finished / TRAINING_IMAGES, indexes)
+    write_lineage(finished, indexes)
     for name in (ROWS, START):
         if (run / name).exists():
             shutil.copyfile(run / name, finished / name)

@@ -1,6 +1,7 @@
 """What every source is: a dataset's description, and a way from its folder to records."""
 
 import re
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -78,6 +79,12 @@ class Source(Protocol):
             SourceError: files or columns are not what the source expects; names what was looked for.
         """
         ...
+
+
+def layout_in(docstring: str | None) -> str:
+    """What a module's docstring has between the line `Layout:` and the next empty one, without its indent."""
+    _, _, below = (docstring or "").partition("\nLayout:\n")
+    return textwrap.dedent(below.partition("\n\n")[0])
 
 
 def parse_label(value: str, place: str) -> Label:

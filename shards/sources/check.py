@@ -1,10 +1,12 @@
 """The contract of every source, as a battery: `check_source(source, root)` for your own adapters and for ours."""
 
+import math
 import os
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from shards.errors import ShardError
+from shards.errors import ShardError, SourceError
 from shards.records import File, MaskFiles, MaskPolygons, MaskRuns, Record, check_inside, files_of, locate
 from shards.sources.base import Source
 
@@ -28,6 +30,7 @@ def check_source(source: Source, root: Path) -> None:
     info = source.info
     for name in ("name", "title", "modality", "tasks", "licence", "citation", "pages", "layout"):
         _require(bool(getattr(info, name)), f"info.{name} is empty")
+    _check_empty_folder(source)
     listing = source.read(root)
     records = listing.records
     _require(bool(records), "no records; a folder without images must raise SourceError")
@@ -51,6 +54,15 @@ def check_source(source: Source, root: Path) -> None:
     _require(all(len(found) == 1 for found in splits.values()), "a patient is in several official splits")
     if listing.patient_grouping == "image":
         _require(len(splits) == len(records), "patient_grouping is 'image' but two images have one patient")
+
+
+def _check_empty_folder(source: Source) -> None:
+    with TemporaryDirectory() as folder:
+        try:
+            source.read(Path(folder))
+        except SourceError:
+            return
+    raise ContractError("a folder without images must raise SourceError")
 
 
 class _Files:
@@ -107,8 +119,19 @@ def _check_record(record: Record, files: _Files, findings: set[str], prefixes: t
                 _require(max(pixels, default=0) <= mask.height * mask.width, f"{where}: mask {name} ends outside")
             case MaskPolygons():
                 _require(all(len(ring) >= 3 for ring in mask.rings), f"{where}: mask {name}: a ring has 3 points")
+                points = (value for ring in mask.rings for point in ring for value in point)
+                _require(all(map(math.isfinite, points)), f"{where}: mask {name} has points that are no numbers")
     for box in record.boxes:
-        _require(0 <= box.row0 < box.row1 and 0 <= box.col0 < box.col1, f"{where}: box of {box.label} has no area")
+        _require(box.label in findings, f"{where}: box of {box.label}, which is none of the labels")
+        _require(
+            0 <= box.row0 < box.row1 < math.inf and 0 <= box.col0 < box.col1 < math.inf,
+            f"{where}: box of {box.label} has no area",
+        )
+    for name, place in record.landmarks.items():
+        _require(bool(_STRUCTURE.fullmatch(name)), f"{where}: landmarks have no dot")
+        _require(all(map(math.isfinite, place)), f"{where}: landmark {name} is nowhere")
+    if record.spacing_mm is not None:
+        _require(all(0 < side < math.inf for side in record.spacing_mm), f"{where}: a spacing is above 0 mm")
 
 
 def _require(holds: bool, message: str) -> None:

@@ -5,6 +5,14 @@ Transactions on Medical Imaging 40(8), 2021, 2042-2052.
 Licence: none stated; NIH's terms for the images.
 Pages: https://github.com/Deepwise-AILab/ChestX-Det-Dataset, and its issue 2 for mapping.json.
 
+Layout:
+    train_data/<number>.png
+    test_data/<number>.png
+    ChestX_Det_train.json
+    ChestX_Det_test.json
+    mapping.json (optional: patients, from issue 2 of the authors' repository)
+    train_val_list.txt, test_list.txt of NIH ChestX-ray14 (optional, with the mapping: its official split)
+
 What is easily got wrong:
 - The images were renumbered: the patient follows from the authors' mapping.json only, which lacks 35 images (the
   repository's issue 11).
@@ -23,11 +31,12 @@ from typing import Any
 
 from shards.errors import SourceError
 from shards.records import Box, File, Mask, MaskPolygons, Point, Record, Split, check_inside
-from shards.sources.base import Listing, SourceInfo
-from shards.sources.files import index_files, list_files
+from shards.sources.base import Listing, SourceInfo, layout_in
+from shards.sources.files import find_list, index_files, list_files
 from shards.sources.listing import count_warnings, number_warnings, wrong_layout
 from shards.sources.nih_identity import is_nih_image, list_nih_images, parse_mapping, relatives
 
+_LAYOUT = layout_in(__doc__)
 KIND = "chestx-det"
 FINDINGS = (
     "Atelectasis",
@@ -81,14 +90,9 @@ class ChestXDetSource:
         licence="none stated; NIH's terms for the images",
         is_redistributable=False,
         citation="J. Lian et al., A Structure-Aware Relation Network for Thoracic Diseases Detection and Segmentation, "
-        "IEEE TMI 40(8), 2021",
+        "IEEE Transactions on Medical Imaging 40(8), 2021",
         pages=("https://github.com/Deepwise-AILab/ChestX-Det-Dataset",),
-        layout="train_data/<number>.png\n"
-        "test_data/<number>.png\n"
-        "ChestX_Det_train.json\n"
-        "ChestX_Det_test.json\n"
-        "mapping.json (optional: patients, from issue 2 of the authors' repository)\n"
-        "train_val_list.txt, test_list.txt of NIH ChestX-ray14 (optional, with the mapping: its official split)",
+        layout=_LAYOUT,
         shares_images_with=relatives(KIND),
     )
 
@@ -99,11 +103,12 @@ class ChestXDetSource:
             SourceError: a list is missing or not what it should be; no image is there.
         """
         paths = list_files(root, self.info.num_images)
-        parts = [part for part in PARTS if part[1] in paths]
+        lists = [(split, find_list(root, paths, name), folder) for split, name, folder in PARTS]
+        parts = [part for part in lists if part[1].is_file()]
         records: list[Record] = []
         num_missing = num_unlisted = num_dropped = 0
-        for split, list_name, folder in parts:
-            annotations = read_annotations(root / list_name)
+        for split, path, folder in parts:
+            annotations = read_annotations(path)
             found = index_files(root, paths, rf"{folder}/(?:.*/)?(?P<name>[^/]+\.png)")
             names = sorted(annotations.keys() & found.keys())
             records += [_record(name, found[name], annotations[name], split) for name in names]
@@ -114,7 +119,8 @@ class ChestXDetSource:
             raise wrong_layout(self.info, root, "no list with its images is there")
         if len({record.source_id for record in records}) != len(records):
             raise SourceError(f"{root}: the two lists name the same image; expected those of one release")
-        mapping = read_mapping(root / MAPPING_FILE) if (root / MAPPING_FILE).is_file() else None
+        pairs = find_list(root, paths, MAPPING_FILE)
+        mapping = read_mapping(pairs) if pairs.is_file() else None
         counts = {
             "images of the lists are not there": num_missing,
             "images in no list were left out": num_unlisted,

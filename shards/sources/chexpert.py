@@ -4,6 +4,14 @@ Irvin et al., "CheXpert: A Large Chest Radiograph Dataset with Uncertainty Label
 Stanford's research use agreement: registration, no redistribution. https://aimi.stanford.edu/datasets/chexpert-chest-x-rays;
 the test set came later with CheXlocalize, https://stanfordaimi.azurewebsites.net.
 
+Layout:
+    small: CheXpert-v1.0-small/{train.csv,valid.csv},
+           CheXpert-v1.0-small/{train,valid}/patientNNNNN/studyN/viewN_{frontal,lateral}.jpg
+    full: 'CheXpert-v1.0 batch 1 (validate & csv)'/{train.csv,valid.csv,valid/patientNNNNN/...},
+          'CheXpert-v1.0 batch N (train N-1)'/patientNNNNN/... with N = 2, 3, 4
+    test set: test/patientNNNNN/... with test.csv or test_labels.csv
+    at any depth; not small and full together
+
 What is easily got wrong:
 - The tables say `CheXpert-v1.0/train/patientNNNNN/...`, or `CheXpert-v1.0-small/...`, or nothing before `test/`; the
   full images lie in `CheXpert-v1.0 batch 2 (train 1)/patientNNNNN/...`, without `train/`. No patient is in two of the
@@ -21,7 +29,7 @@ from pathlib import Path
 
 from shards.errors import SourceError
 from shards.records import File, Label, Record, Sex, Split
-from shards.sources.base import Listing, SourceInfo, parse_label
+from shards.sources.base import Listing, SourceInfo, layout_in, parse_label
 from shards.sources.files import find_file, index_files, list_files
 from shards.sources.listing import build_listing, wrong_layout
 from shards.sources.tables import read_columns
@@ -60,14 +68,7 @@ _INFO = SourceInfo(
         "AAAI 2019"
     ),
     pages=("https://aimi.stanford.edu/datasets/chexpert-chest-x-rays", "https://stanfordaimi.azurewebsites.net"),
-    layout=(
-        "small: CheXpert-v1.0-small/{train.csv,valid.csv},\n"
-        "       CheXpert-v1.0-small/{train,valid}/patientNNNNN/studyN/viewN_{frontal,lateral}.jpg\n"
-        "full: 'CheXpert-v1.0 batch 1 (validate & csv)'/{train.csv,valid.csv,valid/patientNNNNN/...},\n"
-        "      'CheXpert-v1.0 batch N (train N-1)'/patientNNNNN/... with N = 2, 3, 4\n"
-        "test set: test/patientNNNNN/... with test.csv or test_labels.csv\n"
-        "at any depth; not small and full together"
-    ),
+    layout=layout_in(__doc__),
 )
 _IMAGE = r"(?P<name>patient\d+/study\d+/view\d+_(?:frontal|lateral)\.jpg)"
 _PATH = re.compile(rf"(?:.*/)?{_IMAGE}")

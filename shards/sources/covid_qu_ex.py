@@ -5,6 +5,11 @@ in Biology and Medicine 139, 2021, 105002.
 Licence: CC BY-SA 4.0 on Kaggle for the collection; its sources have their own.
 Pages: https://www.kaggle.com/datasets/anasmohammedtahir/covidqu
 
+Layout:
+  Lung Segmentation Data/{Train,Val,Test}/{COVID-19,Non-COVID,Normal}/{images,lung masks}/NAME.png
+  Infection Segmentation Data/{Train,Val,Test}/{COVID-19,Non-COVID,Normal}/{images,lung masks,infection masks}/NAME.png
+  (either or both; each may lie in a folder of its own name once more)
+
 What is easily got wrong:
 - Two trees: lungs for all 33,920 images, infection for 5,826 of them. An image in both, by its name and its file's
   size, is one record; where the trees disagree on its split, test goes before val and val before train, so that no
@@ -22,11 +27,12 @@ from pathlib import Path
 
 from shards.errors import SourceError
 from shards.records import File, Mask, MaskFiles, Record, Split
-from shards.sources.base import Listing, SourceInfo
+from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.files import find_files, list_files
 from shards.sources.listing import count_warnings, number_warnings, wrong_layout
 from shards.sources.nih_identity import FAMILY
 
+_LAYOUT = layout_in(__doc__)
 KIND = "covid-qu-ex"
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
 SPLITS: dict[str, Split] = {"Train": "train", "Val": "val", "Test": "test"}
@@ -74,10 +80,7 @@ class CovidQuExSource:
         citation="A. M. Tahir et al., COVID-19 infection localization and severity grading from chest X-ray images, "
         "Computers in Biology and Medicine 139, 2021",
         pages=("https://www.kaggle.com/datasets/anasmohammedtahir/covidqu",),
-        layout="Lung Segmentation Data/{Train,Val,Test}/{COVID-19,Non-COVID,Normal}/{images,lung masks}/<name>.png\n"
-        "Infection Segmentation Data/{Train,Val,Test}/{COVID-19,Non-COVID,Normal}/"
-        "{images,lung masks,infection masks}/<name>.png\n"
-        "(either or both; each may lie in a folder of its own name once more)",
+        layout=_LAYOUT,
         shares_images_with=_SHARED,
     )
 
@@ -89,9 +92,10 @@ class CovidQuExSource:
         """
         paths = list_files(root, self.info.num_images)
         images: dict[str, Found] = {}
-        num_shared = 0
+        num_shared = num_masks = 0
         for tree in (*TREES, None):
-            found = _read_tree(root, [path for path in paths if _tree_of(path) == tree])
+            found, num_strays = _read_tree(root, [path for path in paths if _tree_of(path) == tree])
+            num_masks += num_strays
             num_shared += len(found.keys() & images.keys())
             _merge(root, images, found)
         if not images:
@@ -103,6 +107,7 @@ class CovidQuExSource:
                 len(found.splits) > 1 for found in images.values()
             ),
             "images have no mask of the lungs": sum("lungs" not in found.masks for found in images.values()),
+            "masks have no image of their name in their tree, split and class, and were left out": num_masks,
         }
         return Listing(
             records, "image", (*count_warnings(self.info, records), *number_warnings(self.info, counts)), _SHARED
@@ -114,8 +119,8 @@ def _tree_of(path: str) -> str | None:
     return next((tree for tree in TREES if tree in path.split("/")), None)
 
 
-def _read_tree(root: Path, paths: Iterable[str]) -> dict[str, Found]:
-    """Name → image, from the files of one tree."""
+def _read_tree(root: Path, paths: Iterable[str]) -> tuple[dict[str, Found], int]:
+    """Name → image, from the files of one tree; and how many masks are of none of them."""
     images: dict[str, Found] = {}
     masks: dict[tuple[str, ...], dict[str, str]] = {}
     for match, path in find_files(paths, _FILE):
@@ -126,7 +131,8 @@ def _read_tree(root: Path, paths: Iterable[str]) -> dict[str, Found]:
             raise SourceError(f"{root}: {images[name].path} and {path} have one name; expected every name once")
         else:
             images[name] = Found(path, group, {SPLITS[split]}, masks.setdefault((split, group, name), {}))
-    return images
+    num_used = sum(len(found.masks) for found in images.values())
+    return images, sum(map(len, masks.values())) - num_used
 
 
 def _merge(root: Path, images: dict[str, Found], others: dict[str, Found]) -> None:

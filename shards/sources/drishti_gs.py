@@ -3,6 +3,12 @@
 Sivaswamy J. et al., "Drishti-GS: retinal image dataset for optic nerve head (ONH) segmentation", ISBI 2014:
 https://cvit.iiit.ac.in/projects/mip/drishti-gs/mip-dataset2/Home.php (registration; research).
 
+Layout:
+    Drishti-GS1_files/Training/Images/drishtiGS_002.png
+    Drishti-GS1_files/Training/GT/drishtiGS_002/SoftMap/drishtiGS_002_ODsegSoftmap.png, drishtiGS_002_cupsegSoftmap.png
+    Drishti-GS1_files/Test/Images/drishtiGS_001.png, Test/Test_GT/drishtiGS_001/SoftMap/...
+    Drishti-GS1_files/Drishti-GS1_diagnosis.xlsx (optional: diagnosis, patients)
+
 - 50 training images and 51 test images. The ground truth of the test images lies in `Test_GT`, that of the training
   images in `GT`.
 - A soft map shows how many of four annotators drew a pixel inside: grey levels near 0, 64, 128, 191 and 255. Inside is
@@ -19,11 +25,12 @@ from pathlib import Path
 
 from shards.errors import SourceError
 from shards.records import File, Label, Mask, MaskFiles, Record, Split
-from shards.sources.base import Listing, SourceInfo
+from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.files import find_file, index_files, list_files
 from shards.sources.listing import count_warnings, no_images, number_warnings, read_or_warn
 from shards.sources.workbook import read_workbook
 
+_LAYOUT = layout_in(__doc__)
 MAJORITY_LEVEL = 160
 PARTS: dict[str, tuple[str, Split]] = {"Training": ("GT", "train"), "Test": ("Test_GT", "test")}
 _STRUCTURES = {"optic_disc": "ODsegSoftmap", "optic_cup": "cupsegSoftmap"}
@@ -61,11 +68,7 @@ class DrishtiGsSource:
         citation="Sivaswamy et al., Drishti-GS: retinal image dataset for optic nerve head (ONH) segmentation, ISBI "
         "2014",
         pages=("https://cvit.iiit.ac.in/projects/mip/drishti-gs/mip-dataset2/Home.php",),
-        layout="Drishti-GS1_files/Training/Images/drishtiGS_002.png\n"
-        "Drishti-GS1_files/Training/GT/drishtiGS_002/SoftMap/drishtiGS_002_ODsegSoftmap.png, "
-        "drishtiGS_002_cupsegSoftmap.png\n"
-        "Drishti-GS1_files/Test/Images/drishtiGS_001.png, Test/Test_GT/drishtiGS_001/SoftMap/...\n"
-        "Drishti-GS1_files/Drishti-GS1_diagnosis.xlsx (optional: diagnosis, patients)",
+        layout=_LAYOUT,
     )
 
     def read(self, root: Path) -> Listing:

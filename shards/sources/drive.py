@@ -3,6 +3,13 @@
 Staal J. et al., "Ridge-based vessel segmentation in color images of the retina", IEEE Trans. Med. Imaging 23(4), 2004:
 https://drive.grand-challenge.org (registration; research).
 
+Layout:
+    training/images/21_training.tif
+    training/1st_manual/21_manual1.gif (vessels)
+    training/mask/21_training_mask.gif (field of view)
+    test/images/01_test.tif, test/mask/01_test_mask.gif
+    test/1st_manual/01_manual1.gif, test/2nd_manual/01_manual2.gif (in older archives)
+
 - 20 training images (21 to 40) and 20 test images (01 to 20), one a patient; TIFF, 565 x 584 pixels.
 - Two kinds of masks have much the same names: `mask/` is the camera's field of view, `1st_manual/` the vessels. They
   are taken by folder and name together, as `field_of_view` and `vessels`.
@@ -14,10 +21,11 @@ https://drive.grand-challenge.org (registration; research).
 from pathlib import Path
 
 from shards.records import File, Mask, MaskFiles, Record, Split
-from shards.sources.base import Listing, SourceInfo
+from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.files import index_files, list_files
 from shards.sources.listing import count_warnings, no_images, number_warnings
 
+_LAYOUT = layout_in(__doc__)
 PARTS: dict[str, Split] = {"training": "train", "test": "test"}
 _MASKS = {
     "vessels": r"1st_manual/(?P<name>\d\d)_manual1",
@@ -41,11 +49,7 @@ class DriveSource:
         citation="Staal et al., Ridge-based vessel segmentation in color images of the retina, IEEE Trans. Med. "
         "Imaging 23(4), 2004",
         pages=("https://drive.grand-challenge.org",),
-        layout="training/images/21_training.tif\n"
-        "training/1st_manual/21_manual1.gif (vessels)\n"
-        "training/mask/21_training_mask.gif (field of view)\n"
-        "test/images/01_test.tif, test/mask/01_test_mask.gif\n"
-        "test/1st_manual/01_manual1.gif, test/2nd_manual/01_manual2.gif (in older archives)",
+        layout=_LAYOUT,
     )
 
     def read(self, root: Path) -> Listing:

@@ -1,7 +1,13 @@
 """EyePACS: diabetic retinopathy in fundus photographs, Kaggle's competition of 2015.
 
-Kaggle and EyePACS, "Diabetic Retinopathy Detection", 2015: https://www.kaggle.com/c/diabetic-retinopathy-detection
-(competition rules: research, no redistribution).
+Kaggle and EyePACS, "Diabetic Retinopathy Detection", 2015:
+https://www.kaggle.com/c/diabetic-retinopathy-detection/data (competition rules: research, no redistribution).
+
+Layout:
+    train/10_left.jpeg
+    test/1_right.jpeg
+    trainLabels.csv
+    retinopathy_solution.csv (grades of test)
 
 - The archives come in pieces (`train.zip.001` to `.005`, `test.zip.001` to `.007`), about 88 GB; `trainLabels.csv` is
   an archive of its own. The grades of the test images came out after the competition as `retinopathy_solution.csv`.
@@ -17,11 +23,12 @@ from pathlib import Path
 
 from shards.errors import SourceError
 from shards.records import File, Label, Record, Split
-from shards.sources.base import Listing, SourceInfo
+from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.files import find_file, index_files, list_files
 from shards.sources.listing import count_warnings, no_images, number_warnings
 from shards.sources.tables import read_columns
 
+_LAYOUT = layout_in(__doc__)
 GRADES = ("0", "1", "2", "3", "4")
 LABEL_FILES: dict[Split, str] = {"train": "trainLabels.csv", "test": "retinopathy_solution.csv"}
 
@@ -40,7 +47,7 @@ class EyepacsSource:
         is_redistributable=False,
         citation="Kaggle and EyePACS, Diabetic Retinopathy Detection, 2015",
         pages=("https://www.kaggle.com/c/diabetic-retinopathy-detection/data",),
-        layout="train/10_left.jpeg\ntest/1_right.jpeg\ntrainLabels.csv\nretinopathy_solution.csv (grades of test)",
+        layout=_LAYOUT,
     )
 
     def read(self, root: Path) -> Listing:

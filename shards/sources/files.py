@@ -67,6 +67,11 @@ def find_files(paths: Iterable[str], pattern: str) -> Iterator[tuple[re.Match[st
             yield match, path
 
 
+def folders_of(path: str) -> set[str]:
+    """The folders that a path leads through, in lower case, as `find_files` does not tell cases apart."""
+    return set(path.lower().split("/")[:-1])
+
+
 def find_file(root: Path, paths: Iterable[str], pattern: str) -> Path | None:
     """The one file that fits a pattern (as of `find_files`); None where there is none.
 
@@ -79,16 +84,26 @@ def find_file(root: Path, paths: Iterable[str], pattern: str) -> Path | None:
     return root / found[0] if found else None
 
 
+def find_list(root: Path, paths: Iterable[str], name: str) -> Path:
+    """The one file of a name at any depth; where there is none, the place in the root at which it is missed.
+
+    Raises:
+        SourceError: there are several.
+    """
+    return find_file(root, paths, re.escape(name)) or root / name
+
+
 def index_files(root: Path, paths: Iterable[str], pattern: str) -> dict[str, str]:
     """What the group `name` of a pattern (as of `find_files`) finds in a path → the path.
 
     Raises:
-        SourceError: two files have one name, as where a mirror was unpacked beside the original.
+        SourceError: two files have one name, in whatever case, as where a mirror was unpacked beside the original.
     """
     index: dict[str, str] = {}
+    seen: dict[str, str] = {}
     for match, path in find_files(paths, pattern):
         name = match["name"]
-        if name in index:
-            raise SourceError(f"{root}: {name} is there twice, as {index[name]} and {path}; keep one of them")
+        if (other := seen.setdefault(name.casefold(), path)) != path:
+            raise SourceError(f"{root}: {name} is there twice, as {other} and {path}; keep one of them")
         index[name] = path
     return index

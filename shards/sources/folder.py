@@ -1,8 +1,11 @@
 """A user's own folder of images as a source, with an optional CSV of patients, labels and views.
 
-Layout: image files at any depth; hidden files and folders are passed over. The CSV has the columns `path` (relative to
-the folder) and `patient`, optionally `study`, `view`, `split` (train, val, test), `sex` (F, M, O) and `age_years`, and
-one column per label with 1 (present), 0 (absent), -1 (uncertain) or nothing (unknown).
+Layout: image files at any depth, DICOM files also without an extension; hidden files and folders are passed over. The
+CSV has the column `path` (relative to the folder), optionally `patient`, `study`, `view`, `split` (train, val, test),
+`sex` (F, M, O) and `age_years`, and one column per label with 1 (present), 0 (absent), -1 (uncertain) or nothing
+(unknown). Without its column `patient` every image stands alone.
+
+Of a DICOM file the pixels are read and nothing else: `dicom_tree` takes patients, studies and views from headers.
 """
 
 import math
@@ -11,15 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import cast, get_args
 
+from shards.decode.signature import DICOM_MAGIC, PREAMBLE_BYTES, is_dicom
 from shards.errors import SourceError
 from shards.records import File, Record, Sex, Split, check_inside
 from shards.sources.base import Listing, SourceInfo, check_label_name, parse_label
+from shards.sources.dicom_facts import DICOM_SUFFIXES
 from shards.sources.files import list_files
 from shards.sources.tables import read_rows
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-REQUIRED_COLUMNS = ("path", "patient")
-_DESCRIPTIVE = ("study", "view", "split", "sex", "age_years")
+_RASTER_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
+SUFFIXES = (*_RASTER_SUFFIXES, *DICOM_SUFFIXES)
+REQUIRED_COLUMNS = ("path",)
+_DESCRIPTIVE = ("patient", "study", "view", "split", "sex", "age_years")
 _VIEW = re.compile(r"[A-Za-z0-9 _-]{0,16}")
 _MAX_AGE_YEARS = 120
 
@@ -34,7 +40,7 @@ INFO = SourceInfo(
     is_redistributable=False,
     citation="none: the images are yours",
     pages=("docs/data.md",),
-    layout=f"FOLDER/**/*{{{','.join(SUFFIXES)}}}, and --labels CSV with the columns path, patient, "
+    layout=f"FOLDER/**/*{{{','.join(SUFFIXES)}}}, and --labels CSV with the column path, "
     f"optionally {', '.join(_DESCRIPTIVE)}, and labels (1, 0, -1, empty)",
 )
 
@@ -54,6 +60,7 @@ class FolderSource:
         """
         found = find_images(root)
         if self.labels is None:
+            _check_stems(root, found)
             rows = {path: {"patient": patient_of_path(path)} for path in found}
             warnings = _patients_of_paths(rows)
         else:
@@ -68,7 +75,12 @@ class FolderSource:
             left_out = f"{num_left_out} images in the folder have no row in {self.labels} and are left out"
             warnings = (left_out,) if num_left_out else ()
         records = tuple(_record(path, rows[path], f"{self.labels}") for path in sorted(rows))
-        return Listing(records, "patient", warnings)
+        num_dicom = sum(not path.lower().endswith(_RASTER_SUFFIXES) for path in rows)
+        unread = (
+            f"the headers of {num_dicom} DICOM files are not read: --source dicom takes patients and views from them"
+        )
+        is_grouped = all("patient" in row for row in rows.values())
+        return Listing(records, "patient" if is_grouped else "image", (*warnings, unread) if num_dicom else warnings)
 
 
 SOURCE = FolderSource()
@@ -79,7 +91,7 @@ def _record(path: str, row: dict[str, str], where: str) -> Record:
     return Record(
         source_id=path,
         image=File(path),
-        patient=row["patient"],
+        patient=row.get("patient", path),
         study=row.get("study") or None,
         view=row.get("view") or None,
         labels={name: parse_label(row[name], where) for name in row if name not in (*REQUIRED_COLUMNS, *_DESCRIPTIVE)},
@@ -95,9 +107,12 @@ def find_images(root: Path) -> list[str]:
     Raises:
         SourceError: there are none, a symbolic link leads out of `root`, or one has a name that no CSV line can hold.
     """
-    found = [path for path in list_files(root) if path.lower().endswith(SUFFIXES)]
+    found = [path for path in list_files(root) if path.lower().endswith(SUFFIXES) or _is_nameless_dicom(root, path)]
     if not found:
-        raise SourceError(f"{root}: no images; looked for files ending in {', '.join(SUFFIXES)} at any depth")
+        raise SourceError(
+            f"{root}: no images; looked for files ending in {', '.join(SUFFIXES)}, and DICOM files without an "
+            "extension, at any depth"
+        )
     num_odd = sum(not path.isprintable() or path != path.strip() for path in found)
     if num_odd:  # which may be patients' names: they are not repeated
         raise SourceError(
@@ -105,6 +120,28 @@ def find_images(root: Path) -> list[str]:
             "printable characters, as a CSV line holds them: rename them (`ls -Rb` shows such characters)"
         )
     return found
+
+
+def _is_nameless_dicom(root: Path, path: str) -> bool:
+    """Whether a file without an extension is DICOM; the last number of an identifier is no extension."""
+    if not PurePosixPath(path).suffix.strip(".").isdecimal() and PurePosixPath(path).suffix:
+        return False
+    with (root / path).open("rb") as file:
+        return is_dicom(file.read(PREAMBLE_BYTES + len(DICOM_MAGIC)))
+
+
+def _check_stems(root: Path, paths: list[str]) -> None:
+    """A file beside one of its own name in another format is the same image, and would count twice.
+
+    Raises:
+        SourceError: there is one.
+    """
+    stems = {re.sub(rf"({'|'.join(map(re.escape, SUFFIXES))})$", "", path, flags=re.IGNORECASE) for path in paths}
+    if len(stems) < len(paths):
+        raise SourceError(
+            f"{root}: {len(paths) - len(stems)} images lie beside one of the same name in another format; keep one of "
+            "each, or list those that you mean with --labels CSV"
+        )
 
 
 def patient_of_path(path: str) -> str:
@@ -144,8 +181,8 @@ def read_label_rows(path: Path) -> dict[str, dict[str, str]]:
 
 
 def _check_row(row: dict[str, str], place: str) -> None:
-    if not row["patient"]:
-        raise SourceError(f"{place}: no patient; the split needs one for every image")
+    if not row.get("patient", "unknown"):
+        raise SourceError(f"{place}: no patient; fill the column in for every image, or leave it out")
     if not _VIEW.fullmatch(row.get("view", "")):
         raise SourceError(f"{place}: view must be a short code, as PA: at most 16 letters or digits")
     for column, allowed in (("split", get_args(Split)), ("sex", get_args(Sex))):

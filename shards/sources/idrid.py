@@ -4,6 +4,18 @@ Porwal P. et al., "Indian Diabetic Retinopathy Image Dataset (IDRiD): a database
 research", Data 3(3), 25, 2018: https://ieee-dataport.org/open-access/indian-diabetic-retinopathy-image-dataset-idrid
 (CC BY 4.0).
 
+Layout:
+    A. Segmentation/
+      1. Original Images/a. Training Set/IDRiD_01.jpg
+      2. All Segmentation Groundtruths/a. Training Set/1. Microaneurysms/IDRiD_01_MA.tif
+    B. Disease Grading/
+      1. Original Images/a. Training Set/IDRiD_001.jpg
+      2. Groundtruths/a. IDRiD_Disease Grading_Training Labels.csv
+    C. Localization/
+      1. Original Images/a. Training Set/IDRiD_001.jpg
+      2. Groundtruths/1. Optic Disc Center Location/a. IDRiD_OD_Center_Training Set_Markups.csv
+    (any of A, B and C; b. Testing Set likewise)
+
 - Three archives: A. Segmentation (54 training, 27 test images), B. Disease Grading (413, 103), C. Localization (the
   images of B). Kaggle's copy wraps each in a folder of an encoded name (`A.%20Segmentation/A. Segmentation`).
 - Names are no identities. Segmentation counts in two digits (IDRiD_01), the others in three (IDRiD_001), and these
@@ -29,11 +41,12 @@ from typing import TypeVar
 from shards.errors import SourceError
 from shards.progress import progress
 from shards.records import File, Label, Mask, MaskFiles, Point, Record, Split
-from shards.sources.base import Listing, SourceInfo
+from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.files import find_files, index_files, list_files
 from shards.sources.listing import no_images, number_warnings, read_or_warn
 from shards.sources.tables import read_columns
 
+_LAYOUT = layout_in(__doc__)
 PARTS: dict[str, Split] = {"a. Training Set": "train", "b. Testing Set": "test"}
 LESIONS = {
     "microaneurysms": ("1. Microaneurysms", "MA"),
@@ -70,16 +83,7 @@ class IdridSource:
         citation="Porwal et al., Indian Diabetic Retinopathy Image Dataset (IDRiD): a database for diabetic "
         "retinopathy screening research, Data 3(3), 25, 2018",
         pages=("https://ieee-dataport.org/open-access/indian-diabetic-retinopathy-image-dataset-idrid",),
-        layout="A. Segmentation/\n"
-        "  1. Original Images/a. Training Set/IDRiD_01.jpg\n"
-        "  2. All Segmentation Groundtruths/a. Training Set/1. Microaneurysms/IDRiD_01_MA.tif\n"
-        "B. Disease Grading/\n"
-        "  1. Original Images/a. Training Set/IDRiD_001.jpg\n"
-        "  2. Groundtruths/a. IDRiD_Disease Grading_Training Labels.csv\n"
-        "C. Localization/\n"
-        "  1. Original Images/a. Training Set/IDRiD_001.jpg\n"
-        "  2. Groundtruths/1. Optic Disc Center Location/a. IDRiD_OD_Center_Training Set_Markups.csv\n"
-        "(any of A, B and C; b. Testing Set likewise)",
+        layout=_LAYOUT,
     )
 
     def read(self, root: Path) -> Listing:

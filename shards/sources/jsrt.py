@@ -6,6 +6,12 @@ anatomical structures in chest radiographs using supervised methods", Med. Image
 https://www.isi.uu.nl/Research/Databases/SCR/ (research and education, no redistribution). Lung masks of other hands:
 http://imgcom.jsrt.or.jp/minijsrtdb/ (Segmentation01, segmentation02).
 
+Layout:
+    ANY_FOLDER/JPCLN001.IMG, JPCNN001.IMG (or converted: .png .jpg .bmp .tif)
+    scratch/fold1/masks/left lung/JPCLN001.gif (SCR: fold1, fold2; five structures)
+    CLNDAT_EN.txt, CNNDAT_EN.TXT (optional: age, sex, nodule)
+    or instead Segmentation01/train/org/NAME.png, Segmentation01/train/label/NAME.png
+
 - `.IMG` files have no header: 2048 x 2048 big-endian 16-bit values, 12 of them grey levels (some values are greater),
   0 is white. Files that others converted (PNG, JPEG, BMP, TIFF) are upright already and are read as they are: which of
   the two it is, only the extension says. Where both are there, the `.IMG` file is used.
@@ -17,7 +23,8 @@ http://imgcom.jsrt.or.jp/minijsrtdb/ (Segmentation01, segmentation02).
 - CLNDAT_EN.txt and CNNDAT_EN.txt are tables without a header, in which lines have run together: a case is what follows
   its file's name and has the known form. The diagnosis is free text and never read. The nodule's box is the square of
   its stated size around its stated centre, in pixels of the `.IMG` file; other files have none.
-- Names in miniJSRT are case numbers of its own, which nothing maps to JSRT's: the two must not be mixed. Its
+- Names in miniJSRT are case numbers of its own, which nothing maps to JSRT's: the two must not be mixed, and as a batch
+  it says that it shares images with jsrt. Its two archives may show one patient each under its own number. Its
   Segmentation01 has lung masks; what the grey levels of segmentation02's masks mean is not known, so they are left.
 """
 
@@ -28,10 +35,11 @@ from pathlib import Path
 
 from shards.errors import SourceError
 from shards.records import Box, File, Label, Mask, MaskFiles, RawLayout, Record, Sex, Split
-from shards.sources.base import Listing, SourceInfo
+from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.files import find_files, index_files, list_files
 from shards.sources.listing import count_warnings, no_images, number_warnings
 
+_LAYOUT = layout_in(__doc__)
 RAW = RawLayout(height=2048, width=2048, dtype=">u2", max_value=4095, is_inverted=True)
 SPACING_MM = 0.175
 STRUCTURES = ("heart", "left_clavicle", "right_clavicle", "left_lung", "right_lung")
@@ -99,10 +107,8 @@ class JsrtSource:
             "https://www.isi.uu.nl/Research/Databases/SCR/",
             "http://imgcom.jsrt.or.jp/minijsrtdb/",
         ),
-        layout="ANY_FOLDER/JPCLN001.IMG, JPCNN001.IMG (or converted: .png .jpg .bmp .tif)\n"
-        "scratch/fold1/masks/left lung/JPCLN001.gif (SCR: fold1, fold2; five structures)\n"
-        "CLNDAT_EN.txt, CNNDAT_EN.TXT (optional: age, sex, nodule)\n"
-        "or instead Segmentation01/train/org/NAME.png, Segmentation01/train/label/NAME.png",
+        layout=_LAYOUT,
+        shares_images_with=("jsrt",),
     )
 
     def read(self, root: Path) -> Listing:
@@ -126,7 +132,8 @@ class JsrtSource:
             )
         if mini:
             counts = {"images of segmentation02, whose masks are left": sum(not record.masks for record in mini)}
-            return Listing(mini, "patient", count_warnings(self.info, mini) + number_warnings(self.info, counts))
+            warnings = count_warnings(self.info, mini) + number_warnings(self.info, counts)
+            return Listing(mini, "image", warnings, self.info.shares_images_with)
         masks, folds = _index_masks(mask_files)
         clinical = parse_clinical(_texts(root, paths))
         images = {**converted, **raw}

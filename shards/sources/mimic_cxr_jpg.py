@@ -4,6 +4,11 @@ Johnson et al., "MIMIC-CXR-JPG, a large publicly available database of labeled c
 2019. PhysioNet Credentialed Health Data License: training, agreement, no redistribution.
 https://physionet.org/content/mimic-cxr-jpg/
 
+Layout:
+    mimic-cxr-2.0.0-split.csv.gz, mimic-cxr-2.0.0-metadata.csv.gz, mimic-cxr-2.0.0-chexpert.csv.gz
+    (or unpacked, not both)
+    files/p1N/pNNNNNNNN/sNNNNNNNN/DICOM_ID.jpg, with or without p1N
+
 What is easily got wrong:
 - Labels are per study and a study has several images: they are joined by (subject_id, study_id). 8 studies have no
   report and so no labels.
@@ -22,7 +27,7 @@ from pathlib import Path
 
 from shards.errors import SourceError
 from shards.records import File, Label, Record, Split
-from shards.sources.base import Listing, SourceInfo, parse_label
+from shards.sources.base import Listing, SourceInfo, layout_in, parse_label
 from shards.sources.files import find_file, index_files, list_files
 from shards.sources.listing import build_listing, wrong_layout
 from shards.sources.tables import read_columns
@@ -61,11 +66,7 @@ _INFO = SourceInfo(
         "arXiv:1901.07042, 2019"
     ),
     pages=("https://physionet.org/content/mimic-cxr-jpg/",),
-    layout=(
-        "mimic-cxr-2.0.0-split.csv.gz, mimic-cxr-2.0.0-metadata.csv.gz, mimic-cxr-2.0.0-chexpert.csv.gz\n"
-        "(or unpacked, not both)\n"
-        "files/p1N/pNNNNNNNN/sNNNNNNNN/DICOM_ID.jpg, with or without p1N"
-    ),
+    layout=layout_in(__doc__),
 )
 _IMAGE = r"(?P<name>[0-9a-f]{8}(?:-[0-9a-f]{8}){4})\.jpg"
 _SUBJECT = re.compile(r"1\d{7}")

@@ -4,6 +4,12 @@ Jaeger S. et al., "Two public chest X-ray datasets for computer-aided screening 
 Med. Surg. 4(6), 2014. From the US National Library of Medicine, free for research with citation:
 https://data.lhncbc.nlm.nih.gov/public/Tuberculosis-Chest-X-ray-Datasets/Montgomery-County-CXR-Set/
 
+Layout:
+    CXR_png/MCUCXR_0001_0.png
+    ManualMask/leftMask/MCUCXR_0001_0.png
+    ManualMask/rightMask/MCUCXR_0001_0.png (or one merged mask: masks/MCUCXR_0001_0.png)
+    ClinicalReadings/MCUCXR_0001_0.txt (optional: sex, age)
+
 - 138 images: 80 normal (name ends in 0), 58 tuberculosis (1). 4020 x 4892 or 4892 x 4020 pixels of 0.0875 mm, 12 grey
   bits as digitised; the PNG files are 8 bit in most copies and 16 bit in some.
 - Masks of the left and the right lung are files of the image's own name in two folders; `lungs` is either. Some
@@ -17,10 +23,11 @@ from pathlib import Path
 
 from shards.errors import SourceError
 from shards.records import File, MaskFiles, Record, Sex
-from shards.sources.base import Listing, SourceInfo
+from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.files import index_files, list_files
 from shards.sources.listing import count_warnings, no_images, number_warnings
 
+_LAYOUT = layout_in(__doc__)
 _NAME = r"(?P<name>MCUCXR_\d{4}_[01])"
 _SEX = re.compile(r"Patient's Sex:\s*([MFO])\s*")
 _AGE = re.compile(r"Patient's Age:\s*(\d{1,3})Y\s*")
@@ -43,10 +50,7 @@ class MontgomerySource:
         citation="Jaeger et al., Two public chest X-ray datasets for computer-aided screening of pulmonary diseases, "
         "Quant. Imaging Med. Surg. 4(6), 2014",
         pages=("https://data.lhncbc.nlm.nih.gov/public/Tuberculosis-Chest-X-ray-Datasets/Montgomery-County-CXR-Set/",),
-        layout="CXR_png/MCUCXR_0001_0.png\n"
-        "ManualMask/leftMask/MCUCXR_0001_0.png\n"
-        "ManualMask/rightMask/MCUCXR_0001_0.png (or one merged mask: masks/MCUCXR_0001_0.png)\n"
-        "ClinicalReadings/MCUCXR_0001_0.txt (optional: sex, age)",
+        layout=_LAYOUT,
     )
 
     def read(self, root: Path) -> Listing:

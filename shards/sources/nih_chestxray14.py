@@ -4,6 +4,12 @@ Wang et al., "ChestX-ray8: Hospital-scale Chest X-ray Database and Benchmarks", 
 paper, name the NIH Clinical Center and link to its download page. Original: https://nihcc.app.box.com/v/ChestXray-NIHCC;
 mirror: https://www.kaggle.com/datasets/nih-chest-xrays/data.
 
+Layout:
+    Data_Entry_2017_v2020.csv (or Data_Entry_2017.csv, with the older labels)
+    train_val_list.txt, test_list.txt (both or none)
+    BBox_List_2017.csv (optional)
+    images/*.png, or images_001/images/*.png to images_012/images/*.png: 1024 x 1024, no resized copy
+
 What is easily got wrong:
 - `Follow-up #` is not the number in the file name (24,106 rows differ); images are joined by `Image Index` alone.
 - The header splits `OriginalImage[Width,Height]` at its comma. The Kaggle mirror ends its header with a comma and has
@@ -23,7 +29,7 @@ from pathlib import Path
 
 from shards.errors import SourceError
 from shards.records import Box, File, Label, Record, Sex, Split
-from shards.sources.base import Listing, SourceInfo
+from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.files import find_file, index_files, list_files
 from shards.sources.listing import build_listing, number_warnings, wrong_layout
 from shards.sources.nih_identity import NIH, SPLIT_FILES, find_nih_splits, is_nih_image, nih_patient, relatives
@@ -61,12 +67,7 @@ _INFO = SourceInfo(
     is_redistributable=True,
     citation="Wang et al., ChestX-ray8: Hospital-scale Chest X-ray Database and Benchmarks, CVPR 2017",
     pages=("https://nihcc.app.box.com/v/ChestXray-NIHCC", "https://www.kaggle.com/datasets/nih-chest-xrays/data"),
-    layout=(
-        "Data_Entry_2017_v2020.csv (or Data_Entry_2017.csv, with the older labels)\n"
-        "train_val_list.txt, test_list.txt (both or none)\n"
-        "BBox_List_2017.csv (optional)\n"
-        "images/*.png, or images_001/images/*.png to images_012/images/*.png: 1024 x 1024, no resized copy"
-    ),
+    layout=layout_in(__doc__),
     shares_images_with=relatives(NIH),
 )
 _IMAGE = r"(?P<name>\d{8}_\d{3}\.png)"

@@ -10,6 +10,11 @@ with the name (`Opacity/lung/base/left` is an Opacity), 0 where the report was i
 not (`No Indexing`). A report's terms hold for each of its images. Nothing else of a report is read: its text is free
 text about a person.
 
+Layout:
+    ecgen-radiology/<number>.xml (NLMCXR_reports.tgz)
+    <image>.png at any depth (NLMCXR_png.tgz), or <image>.dcm (NLMCXR_dcm.tgz)
+    nlmcxr_dicom_metadata.csv, nlmcxr_tsne_pa.csv (optional: views; from torchxrayvision; .gz as well)
+
 What is easily got wrong:
 - An image belongs to the report that names it (`parentImage`), not to the number in its file name; 104 name none.
 - The first report's images have a number more than their DICOM files: CXR1_1_IM-0001-3001 is 1_IM-0001-3001.dcm.
@@ -27,12 +32,13 @@ from pathlib import Path
 
 from shards.errors import SourceError
 from shards.records import File, Label, Record
-from shards.sources.base import Listing, SourceInfo
+from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.dicom_facts import DicomFacts, parse_view, read_all_facts
 from shards.sources.files import find_file, find_files, index_files, list_files
 from shards.sources.listing import count_warnings, number_warnings, wrong_layout
 from shards.sources.tables import read_columns
 
+_LAYOUT = layout_in(__doc__)
 KIND = "open-i"
 FINDINGS = (
     "normal",
@@ -113,11 +119,9 @@ class OpenISource:
         licence="CC BY-NC-ND 4.0",
         is_redistributable=False,
         citation="D. Demner-Fushman et al., Preparing a collection of radiology examinations for distribution and "
-        "retrieval, JAMIA 23(2), 2016",
+        "retrieval, Journal of the American Medical Informatics Association 23(2), 2016",
         pages=("https://openi.nlm.nih.gov/faq",),
-        layout="ecgen-radiology/<number>.xml (NLMCXR_reports.tgz)\n"
-        "<image>.png at any depth (NLMCXR_png.tgz), or <image>.dcm (NLMCXR_dcm.tgz)\n"
-        "nlmcxr_dicom_metadata.csv, nlmcxr_tsne_pa.csv (optional: views; from torchxrayvision; .gz as well)",
+        layout=_LAYOUT,
     )
 
     def read(self, root: Path) -> Listing:

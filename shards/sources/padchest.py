@@ -4,6 +4,10 @@ Bustos et al., "PadChest: A large chest x-ray image dataset with multi-label ann
 66, 2020. Research use by BIMCV's agreement: no passing on, no attempt to identify anyone.
 https://bimcv.cipf.es/bimcv-projects/padchest/
 
+Layout:
+    PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv (or .csv.gz)
+    0/*.png to 54/*.png as unpacked from 0.zip to 54.zip, or all in one folder
+
 What is easily got wrong:
 - The images are 16-bit PNG of which 12 or 10 bits are used (`BitsStored_DICOM`): over 65535 they are nearly black.
 - PatientID has up to 39 digits and StudyID up to 51: they are text, never numbers. One StudyID is used for two
@@ -24,7 +28,7 @@ from pathlib import Path
 
 from shards.errors import SourceError
 from shards.records import File, Label, Record, Sex
-from shards.sources.base import Listing, SourceInfo
+from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.files import find_file, index_files, list_files
 from shards.sources.listing import build_listing, wrong_layout
 from shards.sources.tables import read_columns
@@ -128,10 +132,7 @@ _INFO = SourceInfo(
         "Medical Image Analysis 66, 2020"
     ),
     pages=("https://bimcv.cipf.es/bimcv-projects/padchest/",),
-    layout=(
-        "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv (or .csv.gz)\n"
-        "0/*.png to 54/*.png as unpacked from 0.zip to 54.zip, or all in one folder"
-    ),
+    layout=layout_in(__doc__),
     shares_images_with=("covid-qu-ex",),
 )
 _IMAGE = r"(?P<name>[^/]+\.png)"

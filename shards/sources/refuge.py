@@ -3,6 +3,14 @@
 Orlando J.I. et al., "REFUGE Challenge: a unified framework for evaluating automated methods for glaucoma assessment
 from fundus photographs", Med. Image Anal. 59, 2020: https://refuge.grand-challenge.org (registration; research).
 
+Layout:
+    Training400/Glaucoma/g0001.jpg, Training400/Non-Glaucoma/n0001.jpg
+    Annotation-Training400/Disc_Cup_Masks/Glaucoma/g0001.bmp, .../Fovea_location.xlsx
+    REFUGE-Validation400/V0001.jpg
+    REFUGE-Validation400-GT/Disc_Cup_Masks/V0001.bmp, .../Fovea_locations.xlsx
+    Test400/T0001.jpg
+    REFUGE-Test-GT/Disc_Cup_Masks/G/T0001.bmp, .../Glaucoma_label_and_Fovea_location.xlsx
+
 - 400 images each for training (40 glaucoma, 360 not; Zeiss camera), validation and test (Canon): the camera changes
   with the split. Names begin with g, n, V and T.
 - In a mask 0 is the cup, 128 the rim and 255 the background, the opposite of what one expects: the disc is 0 to 150,
@@ -22,11 +30,12 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from shards.records import File, Label, MaskFiles, Point, Record, Split
-from shards.sources.base import Listing, SourceInfo
+from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.files import find_files, index_files, list_files
 from shards.sources.listing import count_warnings, no_images, number_warnings, read_or_warn
 from shards.sources.workbook import read_workbook
 
+_LAYOUT = layout_in(__doc__)
 MAX_DISC_LEVEL = 150
 MAX_CUP_LEVEL = 100
 PARTS: dict[str, Split] = {"Training400": "train", "Validation400": "val", "Test400": "test"}
@@ -63,12 +72,7 @@ class RefugeSource:
         citation="Orlando et al., REFUGE Challenge: a unified framework for evaluating automated methods for glaucoma "
         "assessment from fundus photographs, Med. Image Anal. 59, 2020",
         pages=("https://refuge.grand-challenge.org",),
-        layout="Training400/Glaucoma/g0001.jpg, Training400/Non-Glaucoma/n0001.jpg\n"
-        "Annotation-Training400/Disc_Cup_Masks/Glaucoma/g0001.bmp, .../Fovea_location.xlsx\n"
-        "REFUGE-Validation400/V0001.jpg\n"
-        "REFUGE-Validation400-GT/Disc_Cup_Masks/V0001.bmp, .../Fovea_locations.xlsx\n"
-        "Test400/T0001.jpg\n"
-        "REFUGE-Test-GT/Disc_Cup_Masks/G/T0001.bmp, .../Glaucoma_label_and_Fovea_location.xlsx",
+        layout=_LAYOUT,
     )
 
     def read(self, root: Path) -> Listing:

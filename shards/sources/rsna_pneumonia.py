@@ -6,6 +6,14 @@ Licence: the competition's rules; the images are NIH ChestX-ray14's.
 Pages: https://www.kaggle.com/c/rsna-pneumonia-detection-challenge/data and
 https://www.rsna.org/rsnai/ai-image-challenge/rsna-pneumonia-detection-challenge-2018 (the mapping to NIH).
 
+Layout:
+    stage_2_train_images/<patientId>.dcm
+    stage_2_test_images/<patientId>.dcm (optional: unlabelled)
+    stage_2_train_labels.csv
+    stage_2_detailed_class_info.csv (optional: tells Normal from Not Normal)
+    pneumonia-challenge-dataset-mappings_2018.json (optional: patients, from the RSNA's page)
+    train_val_list.txt, test_list.txt of NIH ChestX-ray14 (optional, with the mapping: its official split)
+
 What is easily got wrong:
 - `patientId` names an image, not a patient: NIH has up to 184 images of one patient. Only the mapping file tells them.
 - An image has one row a box in stage_2_train_labels.csv, and as many equal rows in stage_2_detailed_class_info.csv,
@@ -24,13 +32,14 @@ from pathlib import Path
 
 from shards.errors import SourceError
 from shards.records import Box, File, Label, Record
-from shards.sources.base import Listing, SourceInfo
+from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.dicom_facts import DicomFacts, read_all_facts
-from shards.sources.files import index_files, list_files
+from shards.sources.files import find_list, folders_of, index_files, list_files
 from shards.sources.listing import count_warnings, number_warnings, wrong_layout
 from shards.sources.nih_identity import list_nih_images, parse_mapping, relatives
 from shards.sources.tables import read_columns, read_lines
 
+_LAYOUT = layout_in(__doc__)
 KIND = "rsna-pneumonia"
 OPACITY = "Lung Opacity"
 CLASSES = ("Normal", "No Lung Opacity / Not Normal", OPACITY)
@@ -65,17 +74,12 @@ class RsnaPneumoniaSource:
         licence="Kaggle competition rules; NIH's terms for the images",
         is_redistributable=False,
         citation="G. Shih et al., Augmenting the National Institutes of Health Chest Radiograph Dataset with Expert "
-        "Annotations of Possible Pneumonia, Radiology: AI 1(1), 2019",
+        "Annotations of Possible Pneumonia, Radiology: Artificial Intelligence 1(1), 2019",
         pages=(
             "https://www.kaggle.com/c/rsna-pneumonia-detection-challenge/data",
             "https://www.rsna.org/rsnai/ai-image-challenge/rsna-pneumonia-detection-challenge-2018",
         ),
-        layout="stage_2_train_images/<patientId>.dcm\n"
-        "stage_2_test_images/<patientId>.dcm (optional: unlabelled)\n"
-        "stage_2_train_labels.csv\n"
-        "stage_2_detailed_class_info.csv (optional: tells Normal from Not Normal)\n"
-        "pneumonia-challenge-dataset-mappings_2018.json (optional: patients, from the RSNA's page)\n"
-        "train_val_list.txt, test_list.txt of NIH ChestX-ray14 (optional, with the mapping: its official split)",
+        layout=_LAYOUT,
         shares_images_with=relatives(KIND),
     )
 
@@ -85,21 +89,22 @@ class RsnaPneumoniaSource:
         Raises:
             SourceError: a file is missing or not what it should be; the labels and the classes contradict each other.
         """
-        opacities = parse_labels(read_columns(root / LABELS_FILE, COLUMNS, "RSNA's boxes"), str(root / LABELS_FILE))
-        classes = read_classes(root / CLASSES_FILE) if (root / CLASSES_FILE).is_file() else {}
-        check_classes(opacities, classes, str(root / CLASSES_FILE))
         paths = list_files(root, self.info.num_images)
+        boxes, groups, pairs = (find_list(root, paths, name) for name in (LABELS_FILE, CLASSES_FILE, MAPPING_FILE))
+        opacities = parse_labels(read_columns(boxes, COLUMNS, "RSNA's boxes"), str(boxes))
+        classes = read_classes(groups) if groups.is_file() else {}
+        check_classes(opacities, classes, str(groups))
         index = index_files(root, paths, _IMAGE)
         labelled = sorted(index.keys() & opacities.keys())
         others = sorted(index.keys() - opacities.keys())
-        unlabelled = [name for name in others if TEST_FOLDER in index[name].split("/")]
+        unlabelled = [name for name in others if TEST_FOLDER in folders_of(index[name])]
         if not labelled and not unlabelled:
             raise wrong_layout(self.info, root, f"no image of {LABELS_FILE} is there")
         facts = read_all_facts(root, {name: index[name] for name in (*labelled, *unlabelled)})
         records = tuple(
             _record(name, index[name], found, opacities.get(name), classes.get(name)) for name, found in facts.items()
         )
-        mapping = read_mapping(root / MAPPING_FILE) if (root / MAPPING_FILE).is_file() else None
+        mapping = read_mapping(pairs) if pairs.is_file() else None
         counts = {
             f"images of {LABELS_FILE} are not there": len(opacities) - len(labelled),
             f"images without a row in {LABELS_FILE} were left out": len(others) - len(unlabelled),

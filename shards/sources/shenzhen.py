@@ -5,6 +5,11 @@ Med. Surg. 4(6), 2014. From the US National Library of Medicine, free for resear
 https://data.lhncbc.nlm.nih.gov/public/Tuberculosis-Chest-X-ray-Datasets/Shenzhen-Hospital-CXR-Set/
 Lung masks of 566 of the images are another set: https://www.kaggle.com/datasets/yoctoman/shcxr-lung-mask
 
+Layout:
+    CXR_png/CHNCXR_0001_0.png
+    ClinicalReadings/CHNCXR_0001_0.txt (optional: sex, age)
+    ANY_FOLDER/CHNCXR_0001_0_mask.png (optional: lungs)
+
 - The label is the last character of the name: 1 tuberculosis, 0 normal. Numbers 1 to 326 are all normal and 327 to 662
   all tuberculosis: an order or a split by number leaks the label.
 - Clinical readings are free text. Sex and age are taken where the first line is nothing else (`male 45yrs`, with
@@ -18,10 +23,11 @@ import re
 from pathlib import Path
 
 from shards.records import File, MaskFiles, Record, Sex
-from shards.sources.base import Listing, SourceInfo
+from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.files import index_files, list_files
 from shards.sources.listing import count_warnings, no_images, number_warnings
 
+_LAYOUT = layout_in(__doc__)
 _DEMOGRAPHICS = re.compile(
     r"(?P<sex>female|male)[ ,]*(?P<age>\d{1,3}) ?(?P<unit>years|year|yrs|yr|months|month|days|day)", re.IGNORECASE
 )
@@ -47,9 +53,7 @@ class ShenzhenSource:
             "https://data.lhncbc.nlm.nih.gov/public/Tuberculosis-Chest-X-ray-Datasets/Shenzhen-Hospital-CXR-Set/",
             "https://www.kaggle.com/datasets/yoctoman/shcxr-lung-mask",
         ),
-        layout="CXR_png/CHNCXR_0001_0.png\n"
-        "ClinicalReadings/CHNCXR_0001_0.txt (optional: sex, age)\n"
-        "ANY_FOLDER/CHNCXR_0001_0_mask.png (optional: lungs)",
+        layout=_LAYOUT,
     )
 
     def read(self, root: Path) -> Listing:

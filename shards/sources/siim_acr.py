@@ -4,6 +4,14 @@ Citation: A. Zawacki et al., "SIIM-ACR Pneumothorax Segmentation", Kaggle, 2019.
 Licence: the competition's rules.
 Pages: https://www.kaggle.com/c/siim-acr-pneumothorax-segmentation
 
+Layout:
+    dicom-images-train/<study>/<series>/<image>.dcm
+    dicom-images-test/<study>/<series>/<image>.dcm
+    stage_2_images/<image>.dcm (optional: unlabelled)
+    stage_2_train.csv (or train-rle.csv of stage 1, which labels dicom-images-train only)
+    siim_to_nih.csv (optional, your own: sop_uid,nih_image)
+    train_val_list.txt, test_list.txt of NIH ChestX-ray14 (optional, with the mapping: its official split)
+
 What is easily got wrong:
 - The run lengths are relative: each start counts from the end of the run before, down the columns, from 0. Read as
   absolute starts they end outside the image or draw scattered dots.
@@ -12,7 +20,7 @@ What is easily got wrong:
 - Stage 1 kept the labels of `dicom-images-test` back; stage_2_train.csv has them. Stage 2's own test images have none.
 - File names are DICOM identifiers with dots in them.
 - The images are NIH ChestX-ray14's (not stated by the organisers); no public mapping is known. A file of your own,
-  siim_to_nih.csv with the columns sop_uid and nih_image, is used if it lies in the root.
+  siim_to_nih.csv with the columns sop_uid and nih_image, is used if it lies in the folder.
 - The images were resized; the pixel spacing in the headers may be the originals', and is not used.
 """
 
@@ -21,13 +29,14 @@ from pathlib import Path
 
 from shards.errors import SourceError
 from shards.records import File, MaskRuns, Record, Split
-from shards.sources.base import Listing, SourceInfo
+from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.dicom_facts import DicomFacts, read_all_facts
-from shards.sources.files import index_files, list_files
+from shards.sources.files import find_list, folders_of, index_files, list_files
 from shards.sources.listing import count_warnings, number_warnings, wrong_layout
 from shards.sources.nih_identity import list_nih_images, parse_mapping, relatives
 from shards.sources.tables import read_columns
 
+_LAYOUT = layout_in(__doc__)
 KIND = "siim-acr"
 FINDING = "Pneumothorax"
 SIDE_PX = 1024
@@ -57,12 +66,7 @@ class SiimAcrSource:
         is_redistributable=False,
         citation="A. Zawacki et al., SIIM-ACR Pneumothorax Segmentation, Kaggle, 2019",
         pages=("https://www.kaggle.com/c/siim-acr-pneumothorax-segmentation",),
-        layout="dicom-images-train/<study>/<series>/<image>.dcm\n"
-        "dicom-images-test/<study>/<series>/<image>.dcm\n"
-        "stage_2_images/<image>.dcm (optional: unlabelled)\n"
-        "stage_2_train.csv (or train-rle.csv of stage 1, which labels dicom-images-train only)\n"
-        "siim_to_nih.csv (optional, your own: sop_uid,nih_image)\n"
-        "train_val_list.txt, test_list.txt of NIH ChestX-ray14 (optional, with the mapping: its official split)",
+        layout=_LAYOUT,
         shares_images_with=relatives(KIND),
     )
 
@@ -72,18 +76,20 @@ class SiimAcrSource:
         Raises:
             SourceError: a file is missing or not what it should be.
         """
-        labels = next((root / name for name in LABEL_FILES if (root / name).is_file()), root / LABEL_FILES[0])
-        runs = parse_runs(read_columns(labels, COLUMNS, "SIIM-ACR's masks"), str(labels))
         paths = list_files(root, self.info.num_images)
+        lists = [find_list(root, paths, name) for name in LABEL_FILES]
+        labels = next((path for path in lists if path.is_file()), lists[0])
+        runs = parse_runs(read_columns(labels, COLUMNS, "SIIM-ACR's masks"), str(labels))
         index = index_files(root, paths, _IMAGE)
         labelled = sorted(index.keys() & runs.keys())
         others = sorted(index.keys() - runs.keys())
-        unlabelled = [name for name in others if set(UNLABELLED_FOLDERS) & set(index[name].split("/"))]
+        unlabelled = [name for name in others if set(UNLABELLED_FOLDERS) & folders_of(index[name])]
         if not labelled and not unlabelled:
             raise wrong_layout(self.info, root, f"no image of {labels.name} is there")
         facts = read_all_facts(root, {name: index[name] for name in (*labelled, *unlabelled)})
         records = tuple(_record(name, index[name], found, runs.get(name)) for name, found in facts.items())
-        mapping = read_mapping(root / MAPPING_FILE) if (root / MAPPING_FILE).is_file() else None
+        pairs = find_list(root, paths, MAPPING_FILE)
+        mapping = read_mapping(pairs) if pairs.is_file() else None
         counts = {
             f"images of {labels.name} are not there": len(runs) - len(labelled),
             f"images without a row in {labels.name} were left out": len(others) - len(unlabelled),
@@ -130,7 +136,7 @@ def read_mapping(path: Path) -> dict[str, str]:
 
 
 def _record(name: str, path: str, facts: DicomFacts, runs: tuple[Runs, ...] | None) -> Record:
-    split = next((SPLIT_FOLDERS[part] for part in path.split("/") if part in SPLIT_FOLDERS), None)
+    split = next((split for folder, split in SPLIT_FOLDERS.items() if folder in folders_of(path)), None)
     return Record(
         source_id=name,
         image=File(path),

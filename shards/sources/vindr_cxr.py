@@ -13,6 +13,11 @@ One label a finding out of three readers, who often disagree: 1 where more than 
 where none did, -1 (uncertain) where some did, but no more than half. PhysioNet's test labels are the consensus of
 five readers in one row: 1 or 0. Boxes are those of every reader.
 
+Layout:
+    train/<image>.dicom
+    test/<image>.dicom
+    annotations/{image_labels,annotations}_{train,test}.csv (PhysioNet), or train.csv (Kaggle)
+
 What is easily got wrong:
 - `Other diseases` in the training labels is `Other disease` in the test labels: one name here, the first.
 - The two do not count alike: Aortic enlargement has 3,067 images by any reader at Kaggle, 3,098 at PhysioNet.
@@ -29,12 +34,13 @@ from pathlib import Path
 
 from shards.errors import SourceError
 from shards.records import Box, File, Label, Record, Split
-from shards.sources.base import Listing, SourceInfo
+from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.dicom_facts import DicomFacts, read_all_facts
-from shards.sources.files import index_files, list_files
+from shards.sources.files import find_list, folders_of, index_files, list_files
 from shards.sources.listing import count_warnings, number_warnings, wrong_layout
 from shards.sources.tables import read_rows
 
+_LAYOUT = layout_in(__doc__)
 KIND = "vindr-cxr"
 NO_FINDING = "No finding"
 OTHER_DISEASES = "Other diseases"
@@ -82,7 +88,6 @@ KAGGLE_FINDINGS = (
 )
 """In the order of Kaggle's class_id."""
 KAGGLE_FILE = "train.csv"
-ANNOTATIONS = "annotations"
 SPLITS: tuple[Split, ...] = ("train", "test")
 
 _VARIANTS = {"Other disease": OTHER_DISEASES}
@@ -124,9 +129,7 @@ class VindrCxrSource:
             "https://physionet.org/content/vindr-cxr/1.0.0/",
             "https://www.kaggle.com/c/vinbigdata-chest-xray-abnormalities-detection",
         ),
-        layout="train/<image>.dicom\n"
-        "test/<image>.dicom\n"
-        "annotations/{image_labels,annotations}_{train,test}.csv (PhysioNet), or train.csv (Kaggle)",
+        layout=_LAYOUT,
     )
 
     def read(self, root: Path) -> Listing:
@@ -135,13 +138,17 @@ class VindrCxrSource:
         Raises:
             SourceError: a list is missing or not what it should be; no image is there.
         """
-        is_physionet = any(_labels_file(root, split).is_file() for split in SPLITS)
+        paths = list_files(root, self.info.num_images)
+        lists = {split: find_list(root, paths, f"image_labels_{split}.csv") for split in SPLITS}
+        is_physionet = any(path.is_file() for path in lists.values())
         findings = (*LOCAL_FINDINGS, *GLOBAL_FINDINGS) if is_physionet else KAGGLE_FINDINGS
-        readings, num_skipped = read_physionet(root) if is_physionet else read_kaggle(root / KAGGLE_FILE)
-        index = index_files(root, list_files(root, self.info.num_images), _IMAGE)
+        readings, num_skipped = (
+            read_physionet(lists) if is_physionet else read_kaggle(find_list(root, paths, KAGGLE_FILE))
+        )
+        index = index_files(root, paths, _IMAGE)
         labelled = sorted(index.keys() & readings.keys())
         others = sorted(index.keys() - readings.keys())
-        unlabelled = [] if is_physionet else [name for name in others if "test" in index[name].split("/")]
+        unlabelled = [] if is_physionet else [name for name in others if "test" in folders_of(index[name])]
         if not labelled and not unlabelled:
             raise wrong_layout(self.info, root, "no image of the lists is there")
         unknown = Readings(dict.fromkeys(findings), (), "test")
@@ -188,8 +195,11 @@ def read_kaggle(path: Path) -> tuple[dict[str, Readings], int]:
     return readings, num_skipped
 
 
-def read_physionet(root: Path) -> tuple[dict[str, Readings], int]:
+def read_physionet(lists: Mapping[Split, Path]) -> tuple[dict[str, Readings], int]:
     """PhysioNet's lists of the splits that are there, and how many boxes were left out.
+
+    Args:
+        lists: Split → its labels, which may be missing; its boxes lie beside them.
 
     Raises:
         SourceError: a list is not what it should be, or an image is in both splits.
@@ -197,12 +207,11 @@ def read_physionet(root: Path) -> tuple[dict[str, Readings], int]:
     readings: dict[str, Readings] = {}
     num_skipped = 0
     findings = (*LOCAL_FINDINGS, *GLOBAL_FINDINGS)
-    for split in SPLITS:
-        path = _labels_file(root, split)
+    for split, path in lists.items():
         if not path.is_file():
             continue
         labels = parse_image_labels(_one_name(read_rows(path, ("image_id",), "VinDr-CXR's labels")), str(path))
-        boxes_path = root / ANNOTATIONS / f"annotations_{split}.csv"
+        boxes_path = path.with_name(f"annotations_{split}.csv")
         rows = read_rows(boxes_path, ("image_id", "class_name", *_CORNERS), "VinDr-CXR's boxes")
         boxes, skipped = parse_boxes(rows, findings, str(boxes_path))
         num_skipped += skipped + sum(len(found) for name, found in boxes.items() if name not in labels)
@@ -273,10 +282,6 @@ def parse_boxes(
 
 def _one_name(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     return [{_VARIANTS.get(name, name): value for name, value in row.items()} for row in rows]
-
-
-def _labels_file(root: Path, split: Split) -> Path:
-    return root / ANNOTATIONS / f"image_labels_{split}.csv"
 
 
 def _record(name: str, path: str, facts: DicomFacts, readings: Readings) -> Record:

@@ -1,4 +1,6 @@
 import csv
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from shards.build import build_shards
 from shards.errors import ContaminationError
 from shards.execution import Processes
-from shards.lineage import COLUMNS, TRAINING_IMAGES, check_independence, write_training_images
+from shards.lineage import COLUMNS, TRAINING_DATASETS, TRAINING_IMAGES, check_independence, write_lineage
 from shards.read import ShardIndex
 from tests.shards.datasets import folder_params, grid_params, shard_params, write_csv, write_folder, write_phantom
 
@@ -32,21 +34,24 @@ def folder_set(root: Path, name: str, splits: list[str]) -> ShardIndex:
 
 
 def test_the_list_names_every_training_image_and_no_other(index: ShardIndex, tmp_path: Path) -> None:
-    write_training_images(tmp_path / TRAINING_IMAGES, {"a-b000": index})
+    write_lineage(tmp_path, {"a-b000": index})
     with (tmp_path / TRAINING_IMAGES).open(newline="") as file:
         header, *rows = csv.reader(file)
     assert tuple(header) == COLUMNS
     train = index.rows[index.select("train")]
     assert rows == [["a-b000", row["key"].decode(), row["patient"].decode()] for row in train]
+    datasets = json.loads((tmp_path / TRAINING_DATASETS).read_text())
+    assert datasets == {"a-b000": index.values["dataset"]}
 
 
 def test_a_model_of_the_same_batch_is_independent_of_its_test_patients(index: ShardIndex, tmp_path: Path) -> None:
-    write_training_images(tmp_path / TRAINING_IMAGES, {"a-b000": index})
+    write_lineage(tmp_path, {"a-b000": index})
     found = check_independence(tmp_path, index, is_accepted=False)
     assert found == {
         "num_test_patients": len(np.unique(index.rows["patient"][index.select("test")])),
         "num_training_patients": len(np.unique(index.rows["patient"][index.select("train")])),
         "num_shared_patients": 0,
+        "batches_that_may_share_images": [],
     }
 
 
@@ -54,11 +59,30 @@ def test_a_test_patient_that_another_batch_trained_on_needs_an_explicit_yes(tmp_
     write_folder(tmp_path / "own", NAMES)
     trained = folder_set(tmp_path, "trained", ["train"] * 9 + ["test"] * 3)
     measured = folder_set(tmp_path, "measured", ["test"] * 2 + ["train"] * 7 + ["test"] * 3)
-    write_training_images(tmp_path / TRAINING_IMAGES, {"trained": trained})
+    write_lineage(tmp_path, {"trained": trained})
     with pytest.raises(ContaminationError, match=r"2 of 5 test patients of measured are .* \(of trained\)"):
         check_independence(tmp_path, measured, is_accepted=False)
     found = check_independence(tmp_path, measured, is_accepted=True)
     assert (found["num_shared_patients"], found["num_test_patients"]) == (2, 5)
+
+
+def test_a_model_trained_on_a_dataset_of_the_same_images_needs_an_explicit_yes(
+    index: ShardIndex, tmp_path: Path
+) -> None:
+    """The names in params.yaml are of what is trained on now, not of what the model was."""
+    write_lineage(tmp_path, {"nih-b000": of_dataset(index, "nih-chestxray14")})
+    unmapped = of_dataset(index, "rsna-pneumonia", "nih-chestxray14")
+    with pytest.raises(ContaminationError, match=r"a-b000 \(rsna-pneumonia\) and training .* nih-b000"):
+        check_independence(tmp_path, unmapped, is_accepted=False)
+    found = check_independence(tmp_path, unmapped, is_accepted=True)
+    assert (found["num_shared_patients"], found["batches_that_may_share_images"]) == (0, ["nih-b000"])
+    mapped = of_dataset(index, "rsna-pneumonia")
+    assert check_independence(tmp_path, mapped, is_accepted=False)["batches_that_may_share_images"] == []
+
+
+def of_dataset(index: ShardIndex, kind: str, *shares_images_with: str) -> ShardIndex:
+    dataset = {**index.values["dataset"], "kind": kind, "shares_images_with": list(shares_images_with)}
+    return replace(index, values={**index.values, "dataset": dataset})
 
 
 def test_a_model_that_does_not_say_what_it_saw_is_not_called_independent(index: ShardIndex, tmp_path: Path) -> None:

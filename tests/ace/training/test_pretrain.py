@@ -37,6 +37,7 @@ def test_a_finished_run_leaves_model_metrics_and_no_scratch(finished: Path) -> N
         "metrics.jsonl",
         "student_backbone.safetensors",
         "teacher_backbone.safetensors",
+        "training_datasets.json",
         "training_images.csv",
     ]
     rows = [json.loads(line) for line in (model / "metrics.jsonl").read_text().splitlines()]

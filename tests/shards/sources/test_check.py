@@ -1,5 +1,6 @@
 """The battery notices every fault that a source may have."""
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ INFO = SourceInfo(
 )
 ONE = Record("one", File("a/b/one.png"), "zoo/1", labels={"ill": 1}, masks={"heart": MaskFiles((File("m.png"),))})
 TWO = Record("two", File("two.png"), "farm/2", labels={"ill": None}, split="train")
+RING_TO_NOWHERE = ((0.0, 0.0), (1.0, math.nan), (1.0, 0.0))
 
 
 @dataclass
@@ -37,6 +39,8 @@ class Source:
     info: SourceInfo = INFO
 
     def read(self, root: Path) -> Listing:
+        if not any(root.iterdir()):
+            raise SourceError(f"{root}: no images")
         return self.listing
 
 
@@ -83,7 +87,13 @@ def test_a_source_without_fault_passes(root: Path) -> None:
         (lambda one: replace(one, masks={"heart": MaskFiles((), 9, 3)}), "0 <= low <= high"),
         (lambda one: replace(one, masks={"heart": MaskRuns((((12, 5),),), 4, 4)}), "ends outside"),
         (lambda one: replace(one, masks={"heart": MaskPolygons((((0.0, 0.0), (1.0, 1.0)),))}), "has 3 points"),
+        (lambda one: replace(one, masks={"heart": MaskPolygons((RING_TO_NOWHERE,))}), "points that are no numbers"),
         (lambda one: replace(one, boxes=(Box("ill", 1, 1, 1, 5),)), "has no area"),
+        (lambda one: replace(one, boxes=(Box("ill", 1, 1, 2, math.inf),)), "has no area"),
+        (lambda one: replace(one, boxes=(Box("well", 1, 1, 2, 5),)), "none of the labels"),
+        (lambda one: replace(one, landmarks={"tip": (math.nan, 1.0)}), "landmark tip is nowhere"),
+        (lambda one: replace(one, landmarks={"a.tip": (0.0, 1.0)}), "landmarks have no dot"),
+        (lambda one: replace(one, spacing_mm=(0.0, 0.1)), "a spacing is above 0 mm"),
     ],
 )
 def test_a_fault_of_a_record_is_named(fault: Callable[[Record], Record], words: str, root: Path) -> None:
@@ -91,9 +101,16 @@ def test_a_fault_of_a_record_is_named(fault: Callable[[Record], Record], words: 
         check_source(source(TWO, fault(ONE)), root)
 
 
+class Careless(Source):
+    def read(self, root: Path) -> Listing:
+        return self.listing
+
+
 def test_a_fault_of_the_listing_is_named(root: Path) -> None:
     with pytest.raises(ContractError, match="no records"):
         check_source(source(), root)
+    with pytest.raises(ContractError, match="a folder without images must raise SourceError"):
+        check_source(Careless(Listing((ONE,), "patient")), root)
     with pytest.raises(ContractError, match="two images have one patient"):
         check_source(source(ONE, replace(TWO, patient=ONE.patient, split=None), patient_grouping="image"), root)
     with pytest.raises(ContractError, match="shares images with a dataset that info does not name"):
@@ -107,7 +124,8 @@ def test_a_fault_of_the_listing_is_named(root: Path) -> None:
 def test_two_readings_that_differ_are_noticed(root: Path) -> None:
     class Forgetful(Source):
         def read(self, root: Path) -> Listing:
-            self.listing, found = replace(self.listing, warnings=("again",)), self.listing
+            found = super().read(root)
+            self.listing = replace(found, warnings=("again",))
             return found
 
     with pytest.raises(ContractError, match="two readings of one folder differ"):

@@ -10,7 +10,7 @@ from shards.records import Box, MaskPolygons
 from shards.sources.check import check_source
 from shards.sources.chestx_det import FINDINGS, SOURCE, has_area, read_mapping
 from shards.sources.registry import open_source
-from tests.shards.sources.trees import by_id, problem, write_pixels
+from tests.shards.sources.trees import by_id, check_one_folder_more, problem, write_pixels
 
 SQUARE = [[2, 1], [8, 1], [8, 5], [8, 5], [2, 5]]
 TRIANGLE = [[0, 6], [4, 6], [0, 10]]
@@ -87,6 +87,10 @@ def test_instances_are_drawn_and_ored(root: Path) -> None:
         # The hypotenuse passes through centres, which lie on its right-hand side.
         expected[6 + row, : 3 - row] = True
     np.testing.assert_array_equal(drawn, expected)
+
+
+def test_one_folder_more_around_it_all_does_not_matter(root: Path) -> None:
+    check_one_folder_more(SOURCE, root)
 
 
 def test_what_is_missing_is_counted(root: Path) -> None:

@@ -107,6 +107,17 @@ def test_an_image_that_one_tree_tests_on_is_in_no_training_set(tmp_path: Path) -
     assert "1 images have no mask of the lungs" in warnings
 
 
+def test_masks_without_an_image_are_counted(tmp_path: Path) -> None:
+    write_infections(tmp_path)
+    folder = tmp_path / INFECTION / "Train"
+    write_pixels(folder / "COVID-19/lung masks/covid_9.png")
+    write_pixels(folder / "COVID-19/infection masks/covid_9.png")
+    write_pixels(folder / "Normal/lung masks/covid_1601.png")
+    listing = SOURCE.read(tmp_path)
+    assert len(listing.records) == 3
+    assert any("3 masks have no image of their name" in warning for warning in listing.warnings)
+
+
 def test_the_sharing_is_always_told(tmp_path: Path) -> None:
     write_lungs(tmp_path)
     shared = SOURCE.read(tmp_path).shares_images_with

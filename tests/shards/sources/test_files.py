@@ -65,8 +65,9 @@ def test_a_name_keeps_its_dots_but_the_last(tmp_path: Path) -> None:
 
 
 def test_one_name_in_two_places_is_refused_with_both(tmp_path: Path) -> None:
-    message = problem(index_files, tmp_path, ["x/a.png", "y/a.png"], PNG)
-    assert "a is there twice, as x/a.png and y/a.png; keep one" in message
+    for other in ("y/a.png", "x/A.png", "x/a.PNG"):
+        message = problem(index_files, tmp_path, ["x/a.png", other], PNG)
+        assert f"is there twice, as x/a.png and {other}; keep one" in message
 
 
 def test_the_one_file_of_a_kind_is_found_by_its_whole_name(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from shards.errors import SourceError
 from shards.sources.check import check_source
 from shards.sources.folder import FolderSource, find_images, patient_of_path
 from tests.shards.datasets import write_csv, write_folder
+from tests.shards.sources.trees import write_dicom
 
 NAMES = ["doe_john/1.2.840.png", "doe_john/1.3.jpg", "roe_jane/x.PNG", "roe_jane/deep/er.jpeg"]
 COLUMNS = ("path", "patient", "study", "view", "Effusion", "No Finding")
@@ -92,11 +93,37 @@ def test_a_name_that_no_csv_line_can_hold_is_refused(name: str, root: Path) -> N
         find_images(root)
 
 
+def test_dicom_files_are_images_with_or_without_an_extension_and_their_headers_are_left(root: Path) -> None:
+    names = ["doe_john/scan.dcm", "doe_john/x.DICOM", "roe_jane/IM0001", "roe_jane/1.2.840.113"]
+    for name in names:
+        write_dicom(root / name, PatientID="SECRET", ViewPosition="PA")
+    (root / "roe_jane/README").write_text("no image")
+    check_source(FolderSource(), root)
+    listing = FolderSource().read(root)
+    assert {record.source_id: record.view for record in listing.records} == dict.fromkeys(sorted([*NAMES, *names]))
+    assert "SECRET" not in repr(listing)
+    assert any("headers of 4 DICOM files are not read: --source dicom" in warning for warning in listing.warnings)
+
+
+def test_without_a_column_of_patients_every_image_stands_alone(root: Path) -> None:
+    source = labelled(root, [(name, 1) for name in NAMES], ("path", "Effusion"))
+    check_source(source, root)
+    listing = source.read(root)
+    assert listing.patient_grouping == "image"
+    assert [record.patient for record in listing.records] == sorted(NAMES)
+
+
+def test_one_image_in_two_formats_is_refused_unless_a_csv_says_which(root: Path) -> None:
+    write_folder(root, ["roe_jane/x.tif", "doe_john/x.png"])
+    assert "1 images lie beside one of the same name" in problem(FolderSource(), root)
+    assert len(labelled(root, ROWS).read(root).records) == len(ROWS)
+
+
 def test_a_folder_without_images_names_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no such folder"):
         find_images(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "scan.dcm").write_bytes(b"DICM")
+    (tmp_path / "empty" / "notes").write_bytes(b"DICM")
     with pytest.raises(SourceError, match=r"looked for files ending in \.png, \.jpg, \.jpeg"):
         find_images(tmp_path / "empty")
 
@@ -109,8 +136,8 @@ def test_a_path_that_leaves_the_folder_is_refused(path: str, root: Path) -> None
 @pytest.mark.parametrize(
     ("rows", "columns", "words"),
     [
-        (ROWS, ("file", *COLUMNS[1:]), ["path, patient", "'file'"]),
-        (ROWS[1:], ROWS[0], ["path, patient", "a first line with none of them"]),
+        (ROWS, ("file", *COLUMNS[1:]), ["needs the columns path", "a first line with none of them"]),
+        (ROWS[1:], ROWS[0], ["needs the columns path", "a first line with none of them"]),
         (ROWS, (*COLUMNS[:5], "Effusion"), ["each once"]),
         ([*ROWS[:3], (NAMES[3], "", "", "", "", "")], COLUMNS, ["row 4", "no patient"]),
         ([*ROWS, ROWS[0]], COLUMNS, ["row 5", "same path"]),

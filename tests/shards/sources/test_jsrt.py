@@ -191,6 +191,7 @@ def test_mini_jsrt_brings_its_own_split_and_lungs_of_its_first_archive(tmp_path:
     assert records["segmentation02/train/case001"].masks == {}
     assert "jsrt: 1 images of segmentation02, whose masks are left" in listing.warnings
     assert all(record.raw is None for record in listing.records)
+    assert (listing.patient_grouping, listing.shares_images_with) == ("image", ("jsrt",))
 
 
 def test_the_same_images_under_two_sets_of_names_are_refused(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from shards.sources.open_i import (
     read_views,
 )
 from shards.sources.registry import open_source
+from shards.sources.tables import read_columns
 from tests.shards.sources.trees import by_id, problem, write_dicom, write_lines, write_pixels
 
 REPORT = """<?xml version="1.0" encoding="utf-8"?>
@@ -259,6 +260,25 @@ def test_the_real_views_count_as_published(lists: Path, images: set[str]) -> Non
     assert Counter(seen.values()) == {"PA": 3_267, "L": 584}
     assert seen.keys() <= images
     assert tags.keys() <= images, "the two names that the reports write otherwise are theirs"
+
+
+def test_the_real_headers_count_as_published(lists: Path) -> None:
+    """Why the decoder inverts once, and why no header is trusted to be free of persons."""
+    names = ("Photometric Interpretation", "Presentation LUT Shape", "Bits Stored", "Burned In Annotation")
+    sizes, personal = ("Rows", "Columns"), ("Patient's Name", "Patient's Birth Date", "Accession Number", "Study Date")
+    path = lists / "nlmcxr_dicom_metadata.csv"
+    rows = list(read_columns(path, (*names, "Private Creator", *sizes, *personal), "the real file"))
+    assert Counter(row[:2] for row in rows) == {
+        ("MONOCHROME1", "INVERSE"): 572,
+        ("MONOCHROME1", ""): 3_012,
+        ("MONOCHROME2", "IDENTITY"): 3_772,
+        ("MONOCHROME2", ""): 3_885 - 3_772,
+    }
+    assert Counter(row[2] for row in rows) == {"12": 5_906, "15": 1_476, "14": 26, "10": 61}
+    assert Counter(row[3] for row in rows) == {"NO": 4_073, "": 3_396}
+    assert sum(row[4] != "" for row in rows) == 6_989
+    assert max(float(size) for row in rows for size in row[5:7]) == 4_248
+    assert all(all(row[7:]) for row in rows)
 
 
 def test_the_real_dicom_names_are_the_reports(lists: Path, images: set[str]) -> None:

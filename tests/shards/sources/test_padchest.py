@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from shards.errors import SourceError
@@ -260,6 +261,28 @@ def test_what_the_docstring_says_of_the_published_table_holds(published: Callabl
     folders = Counter(row[3] for row in rows)
     assert (len(folders), folders["50"], folders["54"]) == (52, 1, 4_297)
     assert [row[0] for row in rows if row[3] == "50"] == [f"{LONG_STUDY}_04-014-105.png"]
+
+
+def test_the_published_headers_have_their_exact_counts(published: Callable[[str], Path]) -> None:
+    tags = ("Modality", "Manufacturer", "PhotometricInterpretation", "PixelRepresentation", "WindowCenter")
+    names = [f"{tag}_DICOM" for tag in (*tags, "StudyDate", "Rows", "Columns")] + [
+        "Pediatric",
+        "Report",
+        "PatientBirth",
+    ]
+    table = pd.read_csv(published(f"{TABLE}.gz"), dtype=str, usecols=names)
+    assert Counter(table["Modality_DICOM"]) == {"CR": 148_862, "DX": 11_999}
+    makers = {"PhilipsMedicalSystems": 81_084, "ImagingDynamicsCompanyLtd": 79_777}
+    assert Counter(table["Manufacturer_DICOM"]) == makers
+    assert set(table["PhotometricInterpretation_DICOM"]) == {"MONOCHROME2"}
+    assert set(table["PixelRepresentation_DICOM"]) == {"0"}
+    assert Counter(table["Pediatric"]) == {"No": 160_587, "PED": 274}
+    num_absent = table.isna().sum()
+    assert (num_absent["WindowCenter_DICOM"], num_absent["Report"], num_absent["PatientBirth"]) == (1_223, 116, 6)
+    assert len(table) - 1_223 == 159_638
+    assert (table["StudyDate_DICOM"].min(), table["StudyDate_DICOM"].max()) == ("20070503", "20171117")
+    rows, cols = (table[name].astype(int) for name in ("Rows_DICOM", "Columns_DICOM"))
+    assert (rows.min(), rows.max(), cols.max()) == (636, 4_280, 4_280)
 
 
 def test_all_known_defects_are_images_of_the_published_table(entries: dict[str, Entry]) -> None:

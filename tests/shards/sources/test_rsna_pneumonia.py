@@ -14,7 +14,7 @@ from shards.sources.dicom_facts import parse_view
 from shards.sources.registry import open_source
 from shards.sources.rsna_pneumonia import CLASSES, COLUMNS, OPACITY, SOURCE, parse_labels, read_classes
 from shards.sources.tables import read_columns
-from tests.shards.sources.trees import by_id, problem, write_dicom, write_lines
+from tests.shards.sources.trees import by_id, check_one_folder_more, problem, write_dicom, write_lines
 
 NORMAL, ABNORMAL, SICK, UNLABELLED, STRAY, ABSENT = (
     f"0004cfab-14fd-4e49-80ba-63a80b6bddd{digit}" for digit in range(6)
@@ -85,6 +85,10 @@ def test_without_the_mapping_an_image_stands_for_its_patient(root: Path) -> None
     assert listing.patient_grouping == "image"
     assert listing.shares_images_with[0] == "nih-chestxray14"
     assert by_id(listing)[SICK].patient == f"rsna-pneumonia/{SICK}"
+
+
+def test_one_folder_more_around_it_all_does_not_matter(root: Path) -> None:
+    check_one_folder_more(SOURCE, root)
 
 
 def test_what_is_missing_is_counted(root: Path) -> None:
@@ -194,6 +198,9 @@ def test_the_real_headers_count_as_published(published: Callable[[str], Path], t
         ).items()
     }
     assert all(headers["Filename"] == headers["PatientID"] + ".dcm")
+    assert headers["PatientID"].nunique() == 26_684
+    constant = headers[["Modality", "ConversionType", "SamplesPerPixel"]].drop_duplicates()
+    assert constant.to_numpy().tolist() == [["CR", "WSD", "1.0"]]
     views = headers["ViewPosition"].map(parse_view)
     assert Counter(views) == {"PA": 14_511, "AP": 12_173}
     assert Counter(views[headers["PatientID"].map(targets) == 1]) == {"PA": 1_348, "AP": 4_664}

@@ -14,7 +14,7 @@ from shards.sources.registry import open_source
 from shards.sources.siim_acr import COLUMNS, SOURCE, parse_runs
 from shards.sources.tables import read_columns
 from tests.oracles.masks import walk_runs
-from tests.shards.sources.trees import by_id, problem, write_dicom, write_lines
+from tests.shards.sources.trees import by_id, check_one_folder_more, problem, write_dicom, write_lines
 
 UID = "1.2.276.0.7230010.3.1.4.8323329.{}.1517875201.850819"
 SICK, WELL, TESTED, HIDDEN, STRAY = (UID.format(number) for number in (6904, 13666, 11104, 10231, 5))
@@ -57,9 +57,20 @@ def test_records_hold_what_the_files_say(root: Path) -> None:
     assert (listing.patient_grouping, listing.shares_images_with[0]) == ("image", "nih-chestxray14")
 
 
+def test_a_folder_in_another_case_is_the_same_folder(root: Path) -> None:
+    expected = {name: record.split for name, record in by_id(SOURCE.read(root)).items()}
+    for name in ("dicom-images-train", "dicom-images-test", "stage_2_images"):
+        (root / name).rename(root / name.upper())
+    assert {name: record.split for name, record in by_id(SOURCE.read(root)).items()} == expected
+
+
 def test_the_rows_of_an_image_are_ored_down_the_columns(root: Path) -> None:
     drawn = draw_mask(by_id(SOURCE.read(root))[SICK].masks["Pneumothorax"], root, (1024, 1024), 1e9)
     assert np.argwhere(drawn).tolist() == [[2, 1], [2, 2], [3, 1], [3, 2], [4, 1], [4, 2]]
+
+
+def test_one_folder_more_around_it_all_does_not_matter(root: Path) -> None:
+    check_one_folder_more(SOURCE, root)
 
 
 def test_what_is_missing_is_counted(root: Path) -> None:
@@ -135,8 +146,12 @@ def test_the_real_masks_count_as_published(published: Callable[[str], Path]) -> 
     assert sum(number * count for number, count in num_rows.items()) == 3_576
     assert (sum(count for number, count in num_rows.items() if number > 1), max(num_rows)) == (624, 10)
     assert all(name.startswith("1.2.276.0.7230010.3.1.4.8323329") and name.count(".") == 11 for name in runs)
+    with gzip.open(published("siim-pneumothorax-train-rle.csv.gz"), "rt") as file:
+        assert file.readline() == "ImageId, EncodedPixels\n"
     ends = [sum(map(sum, annotation)) for annotations in positive.values() for annotation in annotations]
     assert max(ends) == 1_021_949
+    firsts = [[skipped for skipped, _ in runs] for found in positive.values() for runs in found if len(runs) > 1]
+    assert not any(starts == sorted(starts) for starts in firsts), "absolute starts would go up"
 
 
 def test_the_real_masks_have_the_published_areas(published: Callable[[str], Path], tmp_path: Path) -> None:
@@ -152,6 +167,8 @@ def test_the_real_masks_have_the_published_areas(published: Callable[[str], Path
         draw_mask(MaskRuns(annotations, 1024, 1024), tmp_path, (1024, 1024), 1e9).sum() for annotations, _ in several
     ]
     assert sum(area < sum(areas) for area, (_, areas) in zip(drawn, several, strict=True)) == 183
+    # A reader that keeps an image's last row alone has it right where that row holds all others.
+    assert sum(area != areas[-1] for area, (_, areas) in zip(drawn, several, strict=True)) == 623
 
 
 def test_a_real_mask_is_what_a_pen_draws(published: Callable[[str], Path], tmp_path: Path) -> None:

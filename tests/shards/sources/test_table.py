@@ -4,6 +4,7 @@
 """
 
 import argparse
+import importlib
 import json
 import re
 from dataclasses import asdict
@@ -14,19 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.cli import run_command
-from shards.sources import table
-from shards.sources.base import SourceInfo
+from shards.sources.base import SourceInfo, layout_in
 from shards.sources.registry import MODULES, open_source
 from shards.sources.table import FAMILIES, WIDTH, add_sources_command, family_of, render_markdown, render_table
 
 ROOT = Path(__file__).parents[3]
 DOCUMENT = ROOT / "docs/datasets.md"
-PRESENT = [
-    kind
-    for kind, module in MODULES.items()
-    if (file := ROOT / f"shards/sources/{module}.py").is_file() and re.search("^SOURCE = ", file.read_text(), re.M)
-]
-INFOS = {kind: open_source(kind).info for kind in PRESENT}
+INFOS = {kind: open_source(kind).info for kind in MODULES}
+OWN = ("phantom", "folder", "dicom")
 BLOCK = re.compile(r"(<!-- sources: (\w+) -->\n)(.*?)(\n<!-- end -->)", re.S)
 
 words = st.text("abcdefghij/.-_,| ", min_size=1, max_size=150).filter(str.strip)
@@ -64,18 +60,13 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
     return code, captured.out, captured.err
 
 
-@pytest.fixture(autouse=True)
-def _only_present(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table, "MODULES", {kind: MODULES[kind] for kind in PRESENT})
-
-
 def test_every_source_is_listed_with_its_layout_in_lines_that_fit(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys)
     assert code == 0
     lines = out.splitlines()
     assert max(map(len, lines)) <= WIDTH
     starts = [line.split()[0] for line in lines if line[:1] not in ("", " ")]
-    assert starts[1 : len(PRESENT) + 1] == PRESENT
+    assert starts[1 : len(MODULES) + 1] == list(MODULES)
     squeezed = re.sub(r"\s", "", out)
     for info in INFOS.values():
         assert re.sub(r"\s", "", info.layout) in squeezed
@@ -118,12 +109,22 @@ def test_a_kind_that_there_is_not_is_one_message_with_those_there_are(capsys: py
 
 
 def test_every_registered_source_calls_itself_by_its_kind() -> None:
-    assert {kind: info.name for kind, info in INFOS.items()} == {kind: kind for kind in PRESENT}
+    assert {kind: info.name for kind, info in INFOS.items()} == {kind: kind for kind in MODULES}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in MODULES if kind not in OWN])
+def test_a_datasets_module_opens_with_its_citation_pages_and_layout(kind: str) -> None:
+    text, info = importlib.import_module(f"shards.sources.{MODULES[kind]}").__doc__ or "", INFOS[kind]
+    assert set(re.findall(r"\w+", info.citation)) <= set(re.findall(r"\w+", text))
+    assert all(page in text for page in info.pages)
+    assert info.layout == layout_in(text) != ""
+    assert re.search("licen[cs]e|research|CC BY|use", text, re.I), "terms of use"
 
 
 def test_sources_share_images_with_sources_there_are() -> None:
     for kind, info in INFOS.items():
-        assert set(info.shares_images_with) <= set(MODULES) - {kind}
+        # JSRT's images are there twice, under names that nothing maps.
+        assert set(info.shares_images_with) <= set(MODULES) - ({kind} - {"jsrt"})
 
 
 def test_a_markdown_row_has_seven_cells_whatever_is_in_them() -> None:

@@ -18,7 +18,15 @@ from shards.sources.vindr_cxr import (
     read_kaggle,
     vote,
 )
-from tests.shards.sources.trees import by_id, problem, write_dicom, write_lines, write_pixels, write_table
+from tests.shards.sources.trees import (
+    by_id,
+    check_one_folder_more,
+    problem,
+    write_dicom,
+    write_lines,
+    write_pixels,
+    write_table,
+)
 
 ONE, TWO, THREE, ABSENT, STRAY = (f"50a418190bc3fb1ef1633bf9678929b{digit}" for digit in range(5))
 FINDINGS = (*LOCAL_FINDINGS, *GLOBAL_FINDINGS)
@@ -150,6 +158,11 @@ def test_physionets_lists_are_read_where_both_are_there(kaggle: Path, physionet:
     expected = SOURCE.read(physionet)
     (kaggle / "train.csv").rename(physionet / "train.csv")
     assert SOURCE.read(physionet) == expected
+
+
+def test_one_folder_more_around_it_all_does_not_matter(kaggle: Path, physionet: Path) -> None:
+    check_one_folder_more(SOURCE, kaggle)
+    check_one_folder_more(SOURCE, physionet)
 
 
 def test_what_is_missing_is_counted(kaggle: Path, physionet: Path) -> None:

@@ -15,7 +15,8 @@ from pydicom.config import disable_value_validation
 
 from shards.errors import SourceError
 from shards.records import MaskFiles, Record
-from shards.sources.base import Listing
+from shards.sources.base import Listing, Source
+from shards.sources.check import check_source
 from tests.shards.decode.dicom_files import data_of, dataset_of
 
 MAIN = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
@@ -87,6 +88,18 @@ def write_workbook(path: Path, rows: Sequence[Sequence[str]], *, is_inline: bool
             f'<worksheet xmlns="{MAIN}"><sheetData>{"".join(lines)}</sheetData></worksheet>',
         )
     return path
+
+
+def check_one_folder_more(source: Source, root: Path) -> None:
+    """Whether an archive left a folder around it all must not matter; moves the tree there."""
+    names = [record.source_id for record in source.read(root).records]
+    inner = root / "more"
+    inner.mkdir()
+    for path in sorted(root.iterdir()):
+        if path != inner:
+            path.rename(inner / path.name)
+    check_source(source, root)
+    assert [record.source_id for record in source.read(root).records] == names
 
 
 def by_id(listing: Listing) -> dict[str, Record]:
