@@ -41,11 +41,11 @@ import numpy as np
 from PIL import Image
 
 from shards.build import build_shards
-from shards.canvas import Canvas, Pixels, Placement, halved
+from shards.canvas import Canvas, Pixels, Placement
 from shards.delivery import format_manifest, identify
 from shards.execution import Processes
 from shards.identity import IdKey
-from shards.jpeg import encode_canvas
+from shards.jpeg import encode_canvas, encode_half
 from shards.memory import keep_freed_memory
 from shards.params import GridParams, RegisteredSourceParams, ShardParams
 from shards.records import File, Record
@@ -217,7 +217,7 @@ class Bare:
             image.save(io.BytesIO(), "PNG", compress_level=PNG_LEVEL)
             return
         encode_canvas(canvas, self.shard.jpg_quality)
-        encode_canvas(halved(canvas), self.shard.jpg_quality)
+        encode_half(canvas, self.shard.jpg_quality)
 
 
 class BareProcesses:

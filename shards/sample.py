@@ -13,12 +13,12 @@ import numpy as np
 from PIL import Image
 from pydantic_core import to_json
 
-from shards.canvas import Cells, Pixels, Placement, cell_statistics, halved, is_coloured, with_channels
+from shards.canvas import Cells, Pixels, Placement, cell_statistics, is_coloured, with_channels
 from shards.decode import Decoded, Facts, UnreadableImageError, decode
 from shards.delivery import age_bucket
 from shards.format import FORMAT_VERSION, HALF_SUFFIX, LANDMARKS_SUFFIX, MASK_SUFFIX, META_SUFFIX
 from shards.grid import GridSpec, crop_bank
-from shards.jpeg import encode_canvas
+from shards.jpeg import encode_canvas, encode_half
 from shards.masks import draw
 from shards.params import ShardParams
 from shards.quality.measure import Measured, measure
@@ -191,7 +191,7 @@ class Encoder:
             return [("png", _png_bytes(Image.fromarray(canvas)))]
         members = [("jpg", encode_canvas(canvas, quality))]
         if self.spec.canvas_px % 2 == 0 and any(min(scale.k, scale.l) >= 2 for scale in self.spec.scales):
-            members.append((HALF_SUFFIX, encode_canvas(halved(canvas), quality)))
+            members.append((HALF_SUFFIX, encode_half(canvas, quality)))
         return members
 
 

@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from shards.canvas import halved
 from shards.errors import DamagedImageError
 from shards.grid import Rectangle
-from shards.jpeg import BLOCK_PX, MIN_BLOCKS_IN_SEGMENT, decode, decode_region, encode_canvas
+from shards.jpeg import BLOCK_PX, MIN_BLOCKS_IN_SEGMENT, decode, decode_region, encode_canvas, encode_half
 
 
 def noise(height: int, width: int, channels: int, seed: int) -> np.ndarray:
@@ -80,6 +81,16 @@ def test_of_a_canvas_no_more_is_decoded_than_the_segments_of_the_rectangle(
 def test_a_canvas_of_1024_px_is_cut_in_segments_of_64_px() -> None:
     pixels, row, col = decode_region(encode_canvas(noise(1024, 1024, 1, 0), 50), (400, 320, 401, 321))
     assert (pixels.shape, row, col) == ((8, 64), 400, 320)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_half_is_cut_in_rows_of_blocks(channels: int) -> None:
+    canvas = noise(256, 512, channels, 0)
+    file = encode_half(canvas, 90)
+    half = np.asarray(Image.open(io.BytesIO(file)))
+    assert half.shape[:2] == (128, 256)
+    assert np.abs(half.astype(int) - halved(canvas)).mean() < 12  # noise at quality 90
+    assert assert_is_cut_from(half, file, (20, 100, 21, 101)) == (8, 256)
 
 
 def test_markers_cost_two_percent_of_a_canvas_like_a_radiographs() -> None:
