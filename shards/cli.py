@@ -10,7 +10,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from shards.config import DEFAULT_PARAMS, read_params
-from shards.errors import ConfigError, ShardError
+from shards.errors import ConfigError, OutOfReachError, ShardError
 
 
 def add_params_options(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +56,7 @@ def values_of(arguments: argparse.Namespace) -> dict[str, Any]:
 def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
     """Parse, call the subcommand's function, print a user's mistake as one message; returns the exit code.
 
-    A command returns its own exit code, or None for 0.
+    A command returns its own exit code, or None for 0. A mistake, which the same command would make again, gives 2.
     """
     arguments = parser.parse_args(argv)
     command: Callable[[argparse.Namespace], int | None] = arguments.run
@@ -65,7 +65,7 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
         sys.stdout.flush()
     except ShardError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, OutOfReachError) else 2
     except KeyboardInterrupt:
         print("interrupted; run the same command again: it goes on with what was kept", file=sys.stderr)
         return 130

@@ -33,6 +33,10 @@ class StoreError(ShardError):
     """A remote shard set cannot be reached or read, or there is no room for its files."""
 
 
+class OutOfReachError(StoreError):
+    """A server gave no answer that could be used, however often it was asked: the same command may succeed later."""
+
+
 class DamagedImageError(ShardError):
     """The bytes of a shard's image are not all there, or not as they were written."""
 

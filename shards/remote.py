@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import fsspec
 from tqdm import tqdm
 
-from shards.errors import ConfigError, StoreError
+from shards.errors import ConfigError, OutOfReachError, StoreError
 
 _CHUNK_BYTES = 2**20
 _RANGE_BYTES = 2**24
@@ -138,7 +138,7 @@ class Remote:
             except _PassingError as error:
                 failures, before = (1, gained()) if gained() > before else (failures + 1, before)
                 if failures >= self.retry.attempts:
-                    raise StoreError(
+                    raise OutOfReachError(
                         f"{self.url(name)}: {error}; tried {failures} times in {time.monotonic() - started:.0f} s. The "
                         "server is overloaded or out of reach: run the same command again, what has come is kept"
                     ) from None

@@ -7,13 +7,14 @@ the seed and the step's number alone, so a resumed run sees what an uninterrupte
 import hashlib
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from ace.data.augment import augment
 from ace.data.augmentation import AS_IT_IS, Augmentation, draw_augmentation
@@ -24,7 +25,7 @@ from ace.data.objectives import CYCLE, Objective, spec_of_epoch
 from ace.data.params import AugmentParams, ViewsParams
 from ace.data.views import centred_windows, random_windows
 from shards.canvas import Pixels, with_channels
-from shards.errors import ConfigError
+from shards.errors import ConfigError, ShardError
 from shards.grid import CropPair, GridSpec, Window, draw_crop_pair, scale_of_step
 from shards.memory import keep_freed_memory
 from shards.order import batches_per_epoch, cache_window, epoch_order
@@ -99,6 +100,14 @@ class CropDataset(Dataset[CropPairItem | ViewItem]):
         (coarse, coarse_visible, coarse_left), (fine, fine_visible, fine_left) = [self._finish(c, rng) for c in crops]
         both = coarse_visible, fine_visible, coarse_left, fine_left
         return CropPairItem(coarse, fine, pair, mix.mean, mix.std, sample.key, *both)
+
+    def __getitems__(self, requests: Sequence[Request]) -> "list[CropPairItem | ViewItem] | ShardError":
+        """The items of one step; what a user can cause is handed over as it is, not as a traceback of the process that
+        found it."""
+        try:
+            return [self[request] for request in requests]
+        except ShardError as error:
+            return error
 
     def _view_windows(self, rng: np.random.Generator) -> tuple[list[Window], int]:
         if self.objective == "dino":
@@ -189,7 +198,14 @@ class StepSampler(Sampler[list[Request]]):
                 yield [(shard_set, position, step, epoch) for shard_set, position in batch.tolist()]
 
 
-def build_loader(sampler: StepSampler, *, num_workers: int, is_pinned: bool) -> DataLoader[Any]:
+class StepLoader(DataLoader[Any]):
+    """Batches, step by step. Close its iterator: that ends the processes which make them."""
+
+    def __iter__(self) -> Generator[Any, None, None]:  # type: ignore[override]
+        return _until_closed(super().__iter__())
+
+
+def build_loader(sampler: StepSampler, *, num_workers: int, is_pinned: bool) -> StepLoader:
     """A loader of batches over the sampler's steps, in their order.
 
     Args:
@@ -199,17 +215,39 @@ def build_loader(sampler: StepSampler, *, num_workers: int, is_pinned: bool) -> 
     """
     # Not fork: it copies the locks of torch's threads. Not forkserver: its workers outlive a killed trainer.
     context = multiprocessing.get_context("spawn") if num_workers else None
-    return DataLoader(
+    return StepLoader(
         sampler.dataset,
         batch_sampler=sampler,
         num_workers=num_workers,
-        collate_fn=collate,
+        collate_fn=_collate,
         pin_memory=is_pinned,
         multiprocessing_context=context,
         # Its own: the loader would draw a base seed from torch's generator, which a resumed run has restored.
         generator=torch.Generator(),
         worker_init_fn=partial(_start_worker, os.getpid()),
     )
+
+
+def _collate(items: Any) -> Any:
+    return items if isinstance(items, ShardError) else collate(items)
+
+
+def _until_closed(batches: Any) -> Generator[Any, None, None]:
+    """The batches; the error that came instead of one is raised, and at any end the processes are gone.
+
+    Torch ends them when nothing refers to its iterator any more, and the traceback of an error does. Python waits for
+    them before it drops that, and for ever: they are deaf to the signal that it sends them (ace.training.stop).
+    """
+    try:
+        for batch in batches:
+            if isinstance(batch, ShardError):
+                raise batch
+            yield batch
+    finally:
+        if isinstance(batches, _MultiProcessingDataLoaderIter):
+            batches._shutdown_workers()
+            for process in batches._workers:  # one that waits for a server has not looked up
+                process.kill()
 
 
 def _start_worker(parent: int, worker: int) -> None:

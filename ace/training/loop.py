@@ -2,8 +2,8 @@
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Generator, Mapping
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,12 +97,11 @@ class TrainingLoop:
                 "of this process; the same command goes on from there"
             )
         self.learner.train()
-        batches = self._batches()
         saved, window = time.monotonic(), Window(time.monotonic())
         bar = progress_bar(
             total=num_steps, initial=state.step, description="pretrain", unit="step", is_shown=self.ranks.is_first
         )
-        with bar:
+        with bar, closing(self._batches()) as batches:
             while state.step < num_steps:
                 asked = time.monotonic()
                 batch = next(batches).to(self.ranks.device)
@@ -145,7 +144,7 @@ class TrainingLoop:
                         f"{num_steps}; the same command goes on from there"
                     )
 
-    def _batches(self) -> Iterator[PairBatch | ViewBatch]:
+    def _batches(self) -> Generator[PairBatch | ViewBatch, None, None]:
         is_pinned = self.ranks.device.type == "cuda"
         with deaf_children() if self.params.num_workers else nullcontext():
             return iter(build_loader(self.sampler, num_workers=self.params.num_workers, is_pinned=is_pinned))

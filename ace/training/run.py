@@ -22,7 +22,7 @@ from shards.read import ShardIndex
 from shards.scratch import unfinished_work
 
 RUN = "run.json"
-RECORDED_VERSIONS = ("torch", "timm", "numpy", "pillow")
+RECORDED_VERSIONS = ("torch", "timm", "numpy", "pillow", "opencv-python-headless", "simplejpeg")
 CODE = (
     *(f"ace/{folder}/*.py" for folder in ("data", "geometry", "losses", "models", "training")),
     "ace/evaluation/embedding.py",

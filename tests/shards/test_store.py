@@ -20,8 +20,10 @@ from botocore.exceptions import ClientError, EndpointConnectionError, NoCredenti
 from s3fs.errors import translate_boto_error
 
 from shards import remote, store
+from shards.__main__ import build_parser
 from shards.build import build_shards
 from shards.cache import CACHE_VARIABLE, ShardCache
+from shards.cli import run_command
 from shards.errors import ConfigError, IndexFormatError, StoreError
 from shards.execution import Processes
 from shards.read import ShardIndex, ShardReader
@@ -300,6 +302,15 @@ def test_nobody_at_the_address_is_told_after_the_tries(flaky: FlakyServer, cache
     flaky.close()
     with pytest.raises(StoreError, match=r"index\.json: .*tried 4 times"):
         ShardIndex.open(open_store(f"{url}/set", cache=cache, retry=QUICK))
+
+
+@pytest.mark.parametrize(("fault", "code"), [("503", 1), ("403", 2)])
+def test_a_server_that_is_away_is_no_mistake_of_the_user(
+    fault: Fault, code: int, flaky: FlakyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
+    flaky.always["index.json"] = fault
+    assert run_command(build_parser(), ["stats", f"{flaky.url}/set"]) == code
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])

@@ -179,6 +179,42 @@ def test_loader_processes_end_with_a_trainer_that_is_killed_while_they_start(
     assert_group_ends(process.pid)
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_damaged_shard_ends_the_run_and_its_loader_with_one_message(
+    num_workers: int, noise_shards: Path, tmp_path: Path
+) -> None:
+    shards = Path(shutil.copytree(noise_shards, tmp_path / "shards"))
+    for tar in (shards / BATCH).glob("train-*.tar"):
+        tar.write_bytes(bytes(tar.stat().st_size))
+    processes = start_run(shards, tmp_path, num_workers=num_workers)
+    try:
+        (said,) = finish(processes, 2)
+    finally:
+        kill_all(processes)
+    assert_group_ends(processes[0].pid)
+    assert "Traceback" not in said
+    (message,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert "found sample . in the place of" in message
+
+
+BROKEN_STEP = """
+from ace.training import loop
+def fail(*_, **__):
+    raise RuntimeError("out of memory")
+loop.train_step = fail
+"""
+
+
+def test_an_error_of_the_trainer_itself_ends_its_loader_too(noise_shards: Path, tmp_path: Path) -> None:
+    processes = start_run(noise_shards, tmp_path, num_workers=2, prelude=BROKEN_STEP)
+    try:
+        (said,) = finish(processes, 1)
+    finally:
+        kill_all(processes)
+    assert_group_ends(processes[0].pid)
+    assert "RuntimeError: out of memory" in said
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes_and_ends_close(
     finished: dict[int, Path], noise_shards: Path, tmp_path: Path
