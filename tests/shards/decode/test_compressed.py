@@ -13,7 +13,7 @@ from pydicom.pixels.decoders.base import Decoder
 from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
 
 from shards.decode.codestream import is_ended, read_frame
-from shards.decode.reasons import OTHER_SIZE, TRUNCATED
+from shards.decode.reasons import DAMAGED, OTHER_SIZE, TRUNCATED
 from tests.shards.datasets import smooth_image
 from tests.shards.decode.dicom_files import RAMP, compressed, data_of, dataset_of
 from tests.shards.decode.files import decoded, encoded, reason_for
@@ -137,6 +137,14 @@ def test_a_truncated_file_of_compressed_pixels_is_refused(tmp_path: Path) -> Non
     packed = compressed(data_of(dataset_of(NOISE, bits=16)), "JPEG2000Lossless", tmp_path)
     for kept in range(len(packed) // 2, len(packed) - 8, 301):
         assert reason_for(packed[:kept])
+
+
+def test_a_jpeg_that_was_closed_before_its_picture_ends_is_damaged(tmp_path: Path) -> None:
+    packed = compressed(data_of(dataset_of((NOISE >> 8).astype(np.uint8))), "JPEGBaselineProcess1", tmp_path)
+    stream = stream_of(packed)
+    assert decoded(with_stream(packed, stream)).pixels.shape == (40, 50)
+    for kept in range(stream.index(b"\xff\xda") + 20, len(stream) - 64, 64):
+        assert reason_for(with_stream(packed, stream[:kept] + b"\xff\xd9")) == DAMAGED
 
 
 def test_a_missing_decoder_is_named_with_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
