@@ -223,7 +223,8 @@ def _check_frame(dataset: FileDataset, layout: _Layout) -> None:
             raise UnreadableImageError(OTHER_SIZE)
         return
     frame = read_frame(stream)
-    if frame is None or (frame.height, frame.width) != (layout.height, layout.width):
+    said = layout.height, layout.width, layout.num_samples
+    if frame is None or (frame.height, frame.width, frame.num_components) != said:
         raise UnreadableImageError(OTHER_SIZE)
     if not is_ended(stream):
         raise UnreadableImageError(TRUNCATED)

@@ -42,6 +42,7 @@ _JPEG_COLOURS = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
 _SURPLUS = re.compile(r"\b[1-4] extraneous bytes before marker 0xd9")  # the mark that ends the file
 _GREY = ("1", "L", "LA")
 _COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+_SIGNED = 2
 _DEEP = ("I;16", "I;16B", "I;16L", "I")
 _TURNED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -182,7 +183,9 @@ def _check_tiff(image: TiffImagePlugin.TiffImageFile, max_pixels: float) -> None
     bits = _tag(image, TiffImagePlugin.BITSPERSAMPLE) or 1
     if bits > 8 and image.mode not in _DEEP:
         raise UnreadableImageError(DEEP_COLOUR if bits == 16 else UNREAD_VARIANT)
-    if bits > 16 or image.mode not in (*_GREY, *_COLOUR, *_DEEP):
+    # Pillow takes signed bytes for unsigned ones.
+    is_signed_byte = bits == 8 and _tag(image, TiffImagePlugin.SAMPLEFORMAT) == _SIGNED
+    if bits > 16 or is_signed_byte or image.mode not in (*_GREY, *_COLOUR, *_DEEP):
         raise UnreadableImageError(UNREAD_VARIANT)
 
 

@@ -106,7 +106,8 @@ def test_streams_say_their_size_and_their_end(syntax: str, tmp_path: Path) -> No
     packed = compressed(data_of(dataset_of(NOISE, bits=16)), syntax, tmp_path)
     stream = stream_of(packed)
     frame = read_frame(stream)
-    assert (frame.height, frame.width, frame.precision, frame.is_subsampled) == (40, 50, 16, False)
+    assert (frame.height, frame.width, frame.num_components) == (40, 50, 1)
+    assert (frame.precision, frame.is_subsampled) == (16, False)
     assert is_ended(stream + bytes(9))
     assert not is_ended(stream[:-200])
     assert reason_for(with_stream(packed, stream, Rows=20)) == OTHER_SIZE
@@ -123,6 +124,17 @@ def test_a_stream_of_more_pixels_than_the_header_is_refused_before_decoding(
     dataset = dataset_of(np.zeros((20, 20), np.uint8))
     dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit if file_format == "JPEG" else JPEG2000Lossless
     dataset.PixelData = encapsulate([encoded(Image.new("L", (3000, 2000)), file_format)])
+    assert reason_for(data_of(dataset)) == OTHER_SIZE
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "JPEG2000"])
+def test_a_stream_of_more_components_than_the_header_is_refused_before_decoding(
+    file_format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Decoder, "as_array", lambda *_, **__: pytest.fail("decoded"))
+    dataset = dataset_of(np.zeros((40, 50), np.uint8))
+    dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit if file_format == "JPEG" else JPEG2000Lossless
+    dataset.PixelData = encapsulate([encoded(COLOUR, file_format)])
     assert reason_for(data_of(dataset)) == OTHER_SIZE
 
 

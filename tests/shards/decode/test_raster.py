@@ -126,6 +126,13 @@ def test_floats_and_long_integers_in_tiff_are_refused(mode: str) -> None:
     assert reason_for(encoded(Image.new(mode, (4, 4), 7), "TIFF")) == UNREAD_VARIANT
 
 
+def test_signed_bytes_in_tiff_are_refused_rather_than_taken_for_unsigned_ones() -> None:
+    pixels = np.arange(-50, 50, dtype=np.int8).reshape(10, 10)
+    tags = strip_tags(10, 10, 8, 1, 100)
+    assert reason_for(tiff(tags | {339: ("H", 2)}, pixels.tobytes())) == UNREAD_VARIANT
+    assert decoded(tiff(tags | {339: ("H", 1)}, pixels.tobytes())).pixels.shape == (10, 10)
+
+
 STORED = {
     1: lambda upright: upright,
     2: lambda upright: upright[:, ::-1],
