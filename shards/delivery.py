@@ -209,7 +209,7 @@ def hashed(records: Iterable[Record], root: Path) -> Iterator[Record]:
     """The records with size and hash of every file as it is now.
 
     Raises:
-        SourceError: a file lies outside of `root`.
+        SourceError: a file lies outside of `root`, or cannot be read.
     """
     for record in records:
         masks = {
@@ -223,6 +223,12 @@ def hashed(records: Iterable[Record], root: Path) -> Iterator[Record]:
 
 
 def _described(root: Path, file: File) -> File:
-    with locate(root, file, "a file of the delivery").open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return File(file.path, stream.tell(), digest)
+    try:
+        with locate(root, file, "a file of the delivery").open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            return File(file.path, stream.tell(), digest)
+    except OSError as error:  # whose own text names the file
+        raise SourceError(
+            f"{root}: a file of the delivery cannot be read ({error.strerror}); make all of them readable "
+            "(`find ! -readable` lists those that are not)"
+        ) from None

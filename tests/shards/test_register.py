@@ -1,5 +1,6 @@
 import hashlib
 import shutil
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ from ruamel.yaml import YAML
 
 from shards.build import build_shards
 from shards.config import read_params
-from shards.delivery import Entry, iterate_manifest
+from shards.delivery import Entry, hashed, iterate_manifest
 from shards.errors import ConfigError, IdKeyError, SourceError
 from shards.execution import Processes
 from shards.identity import KEY_FILE_VARIABLE, create_key
 from shards.params import BatchParams, parse_batches
 from shards.read import ShardIndex
+from shards.records import File, Record
 from shards.register import Project, register_batch
 from shards.sources.folder import FolderSource
 from shards.yaml_lines import add_deps, add_item, consumers
@@ -32,6 +34,13 @@ def project(tmp_path: Path) -> Path:
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(REPOSITORY / name, tmp_path / "project")
     return tmp_path / "project"
+
+
+def test_a_file_that_cannot_be_hashed_is_an_error_that_does_not_name_it(tmp_path: Path) -> None:
+    record = Record("1", File("Doe^Jane/1.png"), "1")
+    with pytest.raises(SourceError, match="No such file or directory") as error:
+        list(hashed([record], tmp_path))
+    assert "Doe" not in "".join(traceback.format_exception(error.value))
 
 
 @pytest.fixture
