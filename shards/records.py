@@ -167,6 +167,14 @@ def check_inside(path: str, place: str) -> None:
         raise SourceError(f"{place}: the path leaves the folder; expected one below it, without '..' and not absolute")
 
 
+def is_below(root: Path, path: Path) -> bool:
+    """Whether a path leads to a place below a folder, links followed; links in a circle lead nowhere."""
+    try:
+        return path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):  # what Python says of a circle, with the path in it
+        return False
+
+
 def locate(root: Path, file: File, place: str) -> Path:
     """The file itself; a symbolic link must not lead out of `root` either.
 
@@ -175,6 +183,6 @@ def locate(root: Path, file: File, place: str) -> Path:
     """
     check_inside(file.path, place)
     path = root / file.path
-    if not path.resolve().is_relative_to(root.resolve()):
+    if not is_below(root, path):
         raise SourceError(f"{place}: a symbolic link leads out of the folder; expected files that lie below it")
     return path

@@ -19,6 +19,7 @@ from shards.identity import IdKey, load_id_key, read_id_key
 from shards.params import BatchParams, GridParams, RegisteredSourceParams, ShardParams, check_batch_name, parse_batches
 from shards.progress import progress
 from shards.records import Record
+from shards.sample import read_patiently
 from shards.sources.base import Listing, Source
 from shards.yaml_lines import add_deps, add_item
 
@@ -143,13 +144,16 @@ def survey_images(root: Path, records: Sequence[Record], grid: GridParams, shard
         SourceError: none can be read, or none has any foreground.
     """
     chosen = records[:: -(-len(records) // _MAX_SAMPLED)]
+    max_pixels = shard.max_source_megapixels * 1e6
     total = squares = count = num_read = 0
     has_colour = False
     for record in progress(chosen, total=len(chosen), description="look", unit="image"):
+        if record.known_defect is not None:
+            continue
         try:
-            data = (root / record.image.path).read_bytes()
-            image = decode(data, max_pixels=shard.max_source_megapixels * 1e6, raw=record.raw).pixels
-        except UnreadableImageError:
+            data = read_patiently(root / record.image.path, max_pixels)
+            image = decode(data, max_pixels=max_pixels, raw=record.raw).pixels
+        except (OSError, UnreadableImageError):
             continue
         canvas = Placement(grid.spec.canvas_px, *image.shape[:2]).place_image(image)
         cells = cell_statistics(canvas, grid.spec, shard.foreground)

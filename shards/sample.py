@@ -15,7 +15,9 @@ from pydantic_core import to_json
 
 from shards.canvas import Cells, Pixels, Placement, cell_statistics, is_coloured, with_channels
 from shards.decode import Decoded, Facts, UnreadableImageError, decode
+from shards.decode.reasons import TOO_MANY_BYTES
 from shards.delivery import age_bucket
+from shards.errors import SourceError
 from shards.format import FORMAT_VERSION, HALF_SUFFIX, LANDMARKS_SUFFIX, MASK_SUFFIX, META_SUFFIX
 from shards.grid import GridSpec, crop_bank
 from shards.jpeg import encode_canvas, encode_half
@@ -27,6 +29,8 @@ from shards.records import Box, File, Record, Split, locate
 
 _PAUSES_S = (0.5, 1.0, 2.0)
 _PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.ECONNRESET, errno.EHOSTDOWN)
+_MAX_BYTES_PER_PIXEL = 8
+_MAX_OTHER_BYTES = 64 * 2**20
 
 
 class ChangedFileError(Exception):
@@ -109,9 +113,14 @@ class Encoder:
 
     def _read(self, file: File, place: str) -> bytes:
         try:
-            data = read_patiently(locate(self.root, file, place))
+            data = read_patiently(locate(self.root, file, place), self.max_pixels)
         except (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError):
             raise ChangedFileError("missing or not readable") from None
+        except OSError as error:  # whose own text names the file
+            raise SourceError(
+                f"{place}: cannot be read ({error.strerror}); finished tars are kept: give the same command again when "
+                "the raw files are within reach"
+            ) from None
         if file.sha256 is not None and hashlib.sha256(data).hexdigest() != file.sha256:
             raise ChangedFileError("changed since it was registered")
         return data
@@ -195,19 +204,30 @@ class Encoder:
         return members
 
 
-def read_patiently(path: Path) -> bytes:
+def read_patiently(path: Path, max_pixels: float) -> bytes:
     """The content of a file; what a network drive may do for a moment (time-outs, stale handles) is tried again.
+
+    Args:
+        path: Of the file.
+        max_pixels: A file that is larger than any image of so many is not read.
 
     Raises:
         OSError: it stays.
+        UnreadableImageError: the file is larger.
     """
     for pause_s in _PAUSES_S:
         try:
-            return path.read_bytes()
+            return _read_within(path, _MAX_BYTES_PER_PIXEL * max_pixels + _MAX_OTHER_BYTES)
         except OSError as error:
             if error.errno not in _PASSING:
                 raise
             time.sleep(pause_s)
+    return _read_within(path, _MAX_BYTES_PER_PIXEL * max_pixels + _MAX_OTHER_BYTES)
+
+
+def _read_within(path: Path, max_bytes: float) -> bytes:
+    if path.stat().st_size > max_bytes:
+        raise UnreadableImageError(TOO_MANY_BYTES)
     return path.read_bytes()
 
 

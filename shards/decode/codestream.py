@@ -17,12 +17,14 @@ class Frame:
     Attributes:
         height: Rows.
         width: Columns.
+        num_components: Samples of a pixel.
         precision: Bits of a sample.
         is_subsampled: Whether the components of a JPEG differ in resolution, as only luma and chroma do.
     """
 
     height: int
     width: int
+    num_components: int
     precision: int
     is_subsampled: bool
 
@@ -36,7 +38,8 @@ def read_frame(stream: bytes) -> Frame | None:
     if start < 0 or len(stream) < start + 43:
         return None
     width, height, left, top = (_integer(stream, start + 8 + 4 * place, 4) for place in range(4))
-    return Frame(height - top, width - left, (stream[start + 42] & 0x7F) + 1, is_subsampled=False)
+    num_components = _integer(stream, start + 40, 2)
+    return Frame(height - top, width - left, num_components, (stream[start + 42] & 0x7F) + 1, is_subsampled=False)
 
 
 def is_ended(stream: bytes) -> bool:
@@ -54,7 +57,7 @@ def _read_jpeg(stream: bytes) -> Frame | None:
             num_components = stream[place + 9]
             samplings = set(stream[place + 11 : place + 10 + 3 * num_components : 3])
             height, width = _integer(stream, place + 5, 2), _integer(stream, place + 7, 2)
-            return Frame(height, width, stream[place + 4], is_subsampled=len(samplings) > 1)
+            return Frame(height, width, num_components, stream[place + 4], is_subsampled=len(samplings) > 1)
         else:
             place += 2 + _integer(stream, place + 2, 2)
     return None

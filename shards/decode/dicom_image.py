@@ -39,6 +39,7 @@ from shards.decode.dicom import (
 )
 from shards.decode.display import Function, Look, Lookup, VoiWindow, show
 from shards.decode.grey import histogram
+from shards.decode.raster import decode_sound_jpeg
 from shards.decode.reasons import (
     BIT_DEPTH,
     COLOUR_SPACE,
@@ -222,10 +223,14 @@ def _check_frame(dataset: FileDataset, layout: _Layout) -> None:
             raise UnreadableImageError(OTHER_SIZE)
         return
     frame = read_frame(stream)
-    if frame is None or (frame.height, frame.width) != (layout.height, layout.width):
+    said = layout.height, layout.width, layout.num_samples
+    if frame is None or (frame.height, frame.width, frame.num_components) != said:
         raise UnreadableImageError(OTHER_SIZE)
     if not is_ended(stream):
         raise UnreadableImageError(TRUNCATED)
+    if dataset.file_meta.TransferSyntaxUID == JPEGBaseline8Bit:
+        # GDCM says nothing of a stream that was closed before its picture ends; a ValueError is damage.
+        decode_sound_jpeg(stream, "GRAY")
     dataset.BitsStored = layout.bits_stored
     if layout.bits_stored < frame.precision <= layout.bits_allocated:
         dataset.BitsStored, dataset.HighBit = frame.precision, frame.precision - 1

@@ -13,6 +13,7 @@ NOT_AN_IMAGE = "none of the kinds of image that are read (PNG, JPEG, TIFF, BMP, 
 NOT_DICOM = "no DICOM file"
 
 TOO_LARGE = "more pixels than the bound (of shards: shard.max_source_megapixels)"
+TOO_MANY_BYTES = "a larger file than an image within the bound can be (of shards: shard.max_source_megapixels)"
 DAMAGED = "truncated or damaged image data"
 MULTI_FRAME = "several frames or pages; one image a file is read"
 DEEP_COLOUR = "16-bit colour (8-bit colour and 16-bit grey are read)"

@@ -39,7 +39,7 @@ from shards.decode.reasons import NOT_DICOM
 from shards.errors import SourceError
 from shards.parallel import map_in_processes
 from shards.progress import progress
-from shards.records import File, Label, Record
+from shards.records import File, Label, Record, is_below
 from shards.sources.base import Listing, SourceInfo, check_label_name, parse_label
 from shards.sources.dicom_facts import parse_view
 from shards.sources.listing import number_warnings
@@ -216,7 +216,7 @@ def _look_at_all(root: Path, paths: Sequence[str]) -> list[_Image | str]:
 def _look(root: Path, path: str) -> _Image | str:
     """An image, or the reason why the file is left out."""
     file = root / path
-    if not file.resolve().is_relative_to(root.resolve()):
+    if not is_below(root, file):
         return LINKED
     try:
         num_bytes = file.stat().st_size

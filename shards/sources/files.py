@@ -45,7 +45,7 @@ def _walk(root: Path, prefix: str) -> Iterator[str]:
                 continue
             path = prefix + entry.name
             if entry.is_symlink():
-                locate(root, File(path), f"{root}: {path}")
+                locate(root, File(path), f"{root} (`find -type l` lists links)")
             if entry.is_dir(follow_symlinks=False):
                 folders.append(f"{path}/")
             elif entry.is_file():

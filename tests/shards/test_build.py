@@ -1,8 +1,12 @@
+import csv
+import errno
 import io
 import json
+import os
 import shutil
 import sys
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +16,7 @@ from filelock import FileLock
 from PIL import Image
 
 from shards.build import build_shards
+from shards.decode.reasons import TOO_MANY_BYTES
 from shards.errors import SourceError
 from shards.execution import Processes
 from shards.format import FORMAT_VERSION, sha256_of
@@ -309,6 +314,34 @@ def test_an_image_changed_since_the_manifest_is_an_error_naming_its_row(tmp_path
     with pytest.raises(SourceError, match="1 files are missing or changed since they were listed: manifest image 6"):
         build(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_drive_that_fails_is_an_error_that_names_the_image_by_its_row(
+    tmp_path: Path, id_key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path / "own", ["Doe.png"])
+    source = folder_params(tmp_path / "own", tmp_path / "m.jsonl")
+
+    read = Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:
+        if path.suffix != ".png":
+            return read(path)
+        raise OSError(errno.ELOOP, "the drive is gone", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    with pytest.raises(SourceError, match=r"manifest image 1: cannot be read \(the drive is gone\)") as error:
+        build(source, tmp_path / "out")
+    assert "Doe" not in "".join(traceback.format_exception(error.value))
+
+
+def test_a_file_that_is_larger_than_any_image_may_be_is_not_read(tmp_path: Path, id_key: str) -> None:
+    write_folder(tmp_path / "own", ["a.png", "slide.tif"])
+    os.truncate(tmp_path / "own" / "slide.tif", 80 * 10**6)  # with a hole
+    source = folder_params(tmp_path / "own", tmp_path / "m.jsonl")
+    reader = build(source, tmp_path / "out", max_quarantined_fraction=0.5)
+    with (reader.index.root / "quarantine.csv").open() as file:
+        assert [row["reason"] for row in csv.DictReader(file)] == [TOO_MANY_BYTES]
 
 
 def test_wide_and_small_images_are_placed_with_their_affine(tmp_path: Path, id_key: str) -> None:

@@ -1,5 +1,6 @@
 import hashlib
 import shutil
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,13 @@ def project(tmp_path: Path) -> Path:
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(REPOSITORY / name, tmp_path / "project")
     return tmp_path / "project"
+
+
+def test_a_file_that_cannot_be_hashed_is_an_error_that_does_not_name_it(tmp_path: Path) -> None:
+    record = Record("1", File("Doe^Jane/1.png"), "1")
+    with pytest.raises(SourceError, match="No such file or directory") as error:
+        list(hashed([record], tmp_path))
+    assert "Doe" not in "".join(traceback.format_exception(error.value))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pydicom.pixels.decoders.base import Decoder
 from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
 
 from shards.decode.codestream import is_ended, read_frame
-from shards.decode.reasons import OTHER_SIZE, TRUNCATED
+from shards.decode.reasons import DAMAGED, OTHER_SIZE, TRUNCATED
 from tests.shards.datasets import smooth_image
 from tests.shards.decode.dicom_files import RAMP, compressed, data_of, dataset_of
 from tests.shards.decode.files import decoded, encoded, reason_for
@@ -106,7 +106,8 @@ def test_streams_say_their_size_and_their_end(syntax: str, tmp_path: Path) -> No
     packed = compressed(data_of(dataset_of(NOISE, bits=16)), syntax, tmp_path)
     stream = stream_of(packed)
     frame = read_frame(stream)
-    assert (frame.height, frame.width, frame.precision, frame.is_subsampled) == (40, 50, 16, False)
+    assert (frame.height, frame.width, frame.num_components) == (40, 50, 1)
+    assert (frame.precision, frame.is_subsampled) == (16, False)
     assert is_ended(stream + bytes(9))
     assert not is_ended(stream[:-200])
     assert reason_for(with_stream(packed, stream, Rows=20)) == OTHER_SIZE
@@ -126,6 +127,17 @@ def test_a_stream_of_more_pixels_than_the_header_is_refused_before_decoding(
     assert reason_for(data_of(dataset)) == OTHER_SIZE
 
 
+@pytest.mark.parametrize("file_format", ["JPEG", "JPEG2000"])
+def test_a_stream_of_more_components_than_the_header_is_refused_before_decoding(
+    file_format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Decoder, "as_array", lambda *_, **__: pytest.fail("decoded"))
+    dataset = dataset_of(np.zeros((40, 50), np.uint8))
+    dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit if file_format == "JPEG" else JPEG2000Lossless
+    dataset.PixelData = encapsulate([encoded(COLOUR, file_format)])
+    assert reason_for(data_of(dataset)) == OTHER_SIZE
+
+
 def test_runs_that_outgrow_the_image_are_refused() -> None:
     dataset = dataset_of(RAMP)
     compress(dataset, RLELossless, encoding_plugin="pydicom")
@@ -137,6 +149,14 @@ def test_a_truncated_file_of_compressed_pixels_is_refused(tmp_path: Path) -> Non
     packed = compressed(data_of(dataset_of(NOISE, bits=16)), "JPEG2000Lossless", tmp_path)
     for kept in range(len(packed) // 2, len(packed) - 8, 301):
         assert reason_for(packed[:kept])
+
+
+def test_a_jpeg_that_was_closed_before_its_picture_ends_is_damaged(tmp_path: Path) -> None:
+    packed = compressed(data_of(dataset_of((NOISE >> 8).astype(np.uint8))), "JPEGBaselineProcess1", tmp_path)
+    stream = stream_of(packed)
+    assert decoded(with_stream(packed, stream)).pixels.shape == (40, 50)
+    for kept in range(stream.index(b"\xff\xda") + 20, len(stream) - 64, 64):
+        assert reason_for(with_stream(packed, stream[:kept] + b"\xff\xd9")) == DAMAGED
 
 
 def test_a_missing_decoder_is_named_with_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """PNG, JPEG, TIFF, BMP and GIF."""
 
+import io
+
 import cv2
 import numpy as np
 import pytest
@@ -124,6 +126,13 @@ def test_floats_and_long_integers_in_tiff_are_refused(mode: str) -> None:
     assert reason_for(encoded(Image.new(mode, (4, 4), 7), "TIFF")) == UNREAD_VARIANT
 
 
+def test_signed_bytes_in_tiff_are_refused_rather_than_taken_for_unsigned_ones() -> None:
+    pixels = np.arange(-50, 50, dtype=np.int8).reshape(10, 10)
+    tags = strip_tags(10, 10, 8, 1, 100)
+    assert reason_for(tiff(tags | {339: ("H", 2)}, pixels.tobytes())) == UNREAD_VARIANT
+    assert decoded(tiff(tags | {339: ("H", 1)}, pixels.tobytes())).pixels.shape == (10, 10)
+
+
 STORED = {
     1: lambda upright: upright,
     2: lambda upright: upright[:, ::-1],
@@ -168,6 +177,46 @@ def test_every_truncation_of_a_jpeg_is_found() -> None:
     data = encoded(smooth_image(40, 40, 0), "JPEG")
     for kept in range(4, len(data)):
         assert reason_for(data[:kept]) == DAMAGED, kept
+
+
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"restart_marker_rows": 1}])
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_a_jpeg_that_was_closed_before_its_picture_ends_is_damaged(mode: str, options: dict) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (48, 40, 4), dtype=np.uint8)
+    data = encoded(Image.fromarray(noise, "CMYK").convert(mode), "JPEG", **options)
+    for kept in range(64, len(data) - 64, 64):
+        assert reason_for(data[:kept] + b"\xff\xd9") == DAMAGED, kept
+
+
+def test_a_progressive_jpeg_that_was_closed_within_a_scan_is_damaged() -> None:
+    """Closed between two scans it is a coarser picture, and nothing says that there was more."""
+    data = encoded(np.random.default_rng(0).integers(0, 256, (48, 40), dtype=np.uint8), "JPEG", progressive=True)
+    scans = [place for place in range(len(data)) if data[place : place + 2] == b"\xff\xda"]
+    assert len(scans) > 3
+    for place in scans:
+        assert reason_for(data[: place + 40] + b"\xff\xd9") == DAMAGED
+
+
+@pytest.mark.parametrize("colours", [False, True])
+@pytest.mark.parametrize("size", [(64, 48), (37, 51), (1, 1)])
+@pytest.mark.parametrize("options", [{"subsampling": 2}, {"subsampling": 0}, {"progressive": True}, {"keep_rgb": True}])
+def test_a_jpeg_has_the_pixels_that_pillow_gives_it(colours: bool, size: tuple[int, int], options: dict) -> None:
+    planes = [smooth_image(*size, seed) for seed in range(3)]
+    data = encoded(np.stack(planes, axis=2) if colours else planes[0], "JPEG", quality=80, **options)
+    assert np.array_equal(decoded(data).pixels, np.asarray(Image.open(io.BytesIO(data))))
+
+
+def test_a_few_bytes_too_many_at_the_end_of_a_jpeg_do_no_harm() -> None:
+    data = encoded(smooth_image(40, 40, 0), "JPEG")
+    assert np.array_equal(decoded(data[:-2] + b"abc\xff\xd9").pixels, decoded(data).pixels)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_png_whose_end_was_filled_up_with_zeros_is_damaged(bits: int) -> None:
+    values = np.random.default_rng(0).integers(0, 2**bits, (40, 50)).astype(f"u{bits // 8}")
+    data = encoded(values)
+    for kept in range(64, len(data) - 12, 64):
+        assert reason_for(data[:kept] + bytes(len(data) - kept)) == DAMAGED, kept
 
 
 def test_a_damaged_header_is_damage() -> None:

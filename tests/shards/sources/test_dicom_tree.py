@@ -183,6 +183,14 @@ def test_a_folder_that_cannot_be_listed_is_counted(root: Path) -> None:
     assert read(root)[1] == [f"left out 1 {dicom_tree.UNLISTED}"]
 
 
+def test_links_that_lead_out_or_in_a_circle_are_left_out_and_counted(root: Path) -> None:
+    (root / "Doe.dcm").symlink_to("Doe.dcm")
+    (root / "out.dcm").symlink_to(write(root.parent / "elsewhere.dcm", radiograph()))
+    listing = SOURCE.read(root)
+    assert len(listing.records) == 4
+    assert f"dicom: left out 2 {dicom_tree.LINKED}" in listing.warnings
+
+
 def test_a_name_that_is_not_utf8_is_left_out_and_counted(root: Path) -> None:
     latin = Path(os.fsdecode(os.fsencode(root) + b"/M\xfcller"))
     latin.write_bytes(data_of(radiograph()))

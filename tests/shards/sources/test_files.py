@@ -35,7 +35,15 @@ def test_a_folder_that_cannot_be_listed_is_refused_not_passed_over(tmp_path: Pat
 def test_a_link_that_leads_out_is_refused(target: str, tmp_path: Path) -> None:
     write_files(tmp_path, ["elsewhere/x.png", "root/a.png"])
     (tmp_path / "root" / "out.png").symlink_to(target)
-    assert "out.png: a symbolic link leads out of the folder" in problem(list_files, tmp_path / "root")
+    message = problem(list_files, tmp_path / "root")
+    assert f"{tmp_path / 'root'} (`find -type l` lists links): a symbolic link leads out of the folder" in message
+    assert "out.png" not in message
+
+
+def test_links_in_a_circle_are_an_error_that_does_not_name_them(tmp_path: Path) -> None:
+    write_files(tmp_path, ["a.png"])
+    (tmp_path / "Jane.png").symlink_to("Jane.png")
+    assert "Jane" not in problem(list_files, tmp_path)
 
 
 def test_a_link_to_a_folder_inside_is_not_followed_and_one_to_a_file_inside_is_a_file(tmp_path: Path) -> None:
