@@ -11,6 +11,9 @@ that of small JPEGs. Of the rounds' ratios the medians are taken:
 - `ratio_to_bound`: images/s of the product over those of the bound, one process each;
 - `ratio_of_scaling`: how much faster two processes are than one, over how much faster two bare processes are.
 
+Tars hold fewer images than the configuration's, so that there are as many as a delivery four times as large would have:
+of 9 tars the last ones leave a process idle, of hundreds they do not matter.
+
 Then deliveries of 1,000 and 20,000 images are built by two processes on small canvases of the same grid, each in a
 process of its own: `memory_mb` has the peak resident memory of that process and of the largest of its two. Last line:
 one JSON object.
@@ -53,6 +56,7 @@ from shards.sources.base import Listing
 
 ROOT = Path(__file__).parents[1]
 NUM_DISTINCT = 4
+NUM_IMAGES_PER_SHARD = 128
 MAX_RENDERED_PX = 1024  # larger images are enlarged
 NUM_FINDINGS = 14
 SHADOWS, SHADOW_LEVELS = 12, 24.0
@@ -114,7 +118,9 @@ def sections(config: str, image_format: str | None) -> tuple[GridParams, ShardPa
     from ace.config import Config, resolve
 
     values = Config.from_params(resolve(config, ROOT / "configs"), config)
-    changes = {"image_format": image_format} if image_format else {}
+    changes: dict[str, object] = {"num_images_per_shard": NUM_IMAGES_PER_SHARD}
+    if image_format:
+        changes["image_format"] = image_format
     return values.grid, values.shard.model_copy(update=changes)
 
 

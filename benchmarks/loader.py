@@ -103,7 +103,7 @@ def measure(config: Config, root: Path, arguments: argparse.Namespace) -> dict[s
     }
     reader = ShardReader(index)
     samples = [reader.read(row) for row in range(num_images)]
-    stored = [sample.encoded for sample in samples]
+    stored = [bytes(sample.encoded) for sample in samples]
     whole = [encoded(sample.image, image_format, config.shard.jpg_quality) for sample in samples]
     decoders = DECODERS[image_format]
 

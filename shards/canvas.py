@@ -82,6 +82,8 @@ class Placement:
         height, width = self.size
         if image.shape[:2] != (height, width):
             image = np.asarray(Image.fromarray(image).resize((width, height), resampling))
+        if height == width:  # the longer of both is the canvas's
+            return np.ascontiguousarray(image)
         canvas = np.zeros((self.canvas_px, self.canvas_px, *image.shape[2:]), image.dtype)
         row, col = self.offset
         canvas[row : row + height, col : col + width] = image

@@ -5,6 +5,9 @@ Every few blocks of a row a restart marker begins the prediction of brightness a
 the image's own header, with another height and width in it and the markers numbered again, is therefore a JPEG, and
 decodes to the pixels that the whole image has there. It saves what most of the time goes to: undoing the entropy code
 is four fifths of decoding, which no smaller DCT spares (docs/data.md).
+
+Where the segments lie is written behind the file's first marker, in a piece of the header that other programs skip:
+APP15, the text `ACE segments`, a zero byte, and two bytes for the length of each, marker included, row by row.
 """
 
 import io
@@ -24,10 +27,14 @@ BLOCK_PX = 8
 MIN_BLOCKS_IN_SEGMENT = 8
 """Shorter segments waste fewer pixels beside a crop and more bytes on markers: 1.8 % at 8, 3.5 % at 4."""
 
+Encoded = bytes | bytearray | memoryview
+
 _SOF0, _SOS, _DRI, _EOI = 0xC0, 0xDA, 0xDD, 0xD9
 _RESTART, _NUM_RESTARTS = 0xD0, 8
-_UNSUBSAMPLED = 0x11
-_WHOLE_SPECTRUM = b"\x00\x3f\x00"
+_TABLE_MARKER = bytes([0xFF, 0xEF])
+_TABLE_NAME = b"ACE segments\0"
+_TABLE_DTYPE = np.dtype(">u2")
+_MAX_SEGMENTS = (0xFFFF - 2 - len(_TABLE_NAME)) // _TABLE_DTYPE.itemsize
 
 
 class Region(NamedTuple):
@@ -39,32 +46,55 @@ class Region(NamedTuple):
 
 
 def encode_canvas(pixels: Pixels, quality: int) -> bytes:
-    """A baseline JPEG, colour not subsampled, every row of blocks in segments of equal length.
+    """A baseline JPEG, colour not subsampled, every row of blocks in segments of equal length, with their table.
 
     Args:
         pixels: 8-bit grey or colour.
         quality: 1 to 100.
     """
-    return _encoded(pixels, quality, MIN_BLOCKS_IN_SEGMENT)
+    rows, blocks = (-(-side // BLOCK_PX) for side in pixels.shape[:2])
+    lengths = (
+        length
+        for length in range(MIN_BLOCKS_IN_SEGMENT, blocks)
+        if blocks % length == 0 and rows * blocks // length <= _MAX_SEGMENTS
+    )
+    return _with_table(_encoded(pixels, quality, restart_marker_blocks=next(lengths, blocks)))
 
 
 def encode_half(pixels: Pixels, quality: int) -> bytes:
-    """The canvas at half its size; of even sides. What a coarse crop takes of it is nearly as wide as the canvas, and a
-    marker costs a decoder as much as some pixels: every row of blocks is one segment.
+    """The canvas at half its size; of even sides. A coarse crop takes most of it, so it is decoded whole: markers, and
+    looking for them, would cost more than the rest.
     """
-    return _encoded(halved(pixels), quality, min_blocks=pixels.shape[1])
+    return _encoded(halved(pixels), quality)
 
 
-def _encoded(pixels: Pixels, quality: int, min_blocks: int) -> bytes:
-    blocks = -(-pixels.shape[1] // BLOCK_PX)
-    lengths = (length for length in range(min_blocks, blocks) if blocks % length == 0)
+def _encoded(pixels: Pixels, quality: int, **options: int) -> bytes:
     file = io.BytesIO()
-    image = Image.fromarray(pixels)
-    image.save(file, "JPEG", quality=quality, subsampling=0, restart_marker_blocks=next(lengths, blocks))
+    Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling=0, **options)
     return file.getvalue()
 
 
-def decode(data: bytes | bytearray) -> Pixels:
+def _with_table(data: bytes) -> bytes:
+    at = table_at = 2 + _num_bytes(data, 2)
+    while data[at + 1] != _SOS:
+        at += _num_bytes(data, at)
+    coded = np.frombuffer(data, np.uint8, offset=at + _num_bytes(data, at))
+    # A byte FF of the code itself is followed by 00.
+    markers = np.flatnonzero((coded[:-1] == 0xFF) & (coded[1:] != 0))
+    lengths = np.diff(markers + 2, prepend=0)
+    if lengths.max() > np.iinfo(_TABLE_DTYPE).max:
+        return data
+    table = _TABLE_NAME + lengths.astype(_TABLE_DTYPE).tobytes()
+    rest = memoryview(data)[table_at:]
+    return b"".join([data[:table_at], _TABLE_MARKER, (2 + len(table)).to_bytes(2), table, rest])
+
+
+def _num_bytes(data: Encoded, at: int) -> int:
+    """Of a piece of the header, from its marker on."""
+    return 2 + int.from_bytes(data[at + 2 : at + 4])
+
+
+def decode(data: Encoded) -> Pixels:
     """All pixels of a grey or colour JPEG.
 
     Raises:
@@ -74,22 +104,21 @@ def decode(data: bytes | bytearray) -> Pixels:
         _, _, colour_space, _ = simplejpeg.decode_jpeg_header(data)
         pixels: Pixels = simplejpeg.decode_jpeg(data, "GRAY" if colour_space == "Gray" else "RGB")
     except ValueError as error:
-        raise DamagedImageError(f"truncated or damaged JPEG ({error})") from None
+        raise _damaged(error) from None
     return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
 
 
-def decode_region(data: bytes, rectangle: Rectangle) -> Region:
+def decode_region(data: Encoded, rectangle: Rectangle) -> Region:
     """The segments that a rectangle touches; the whole image where it has no segments that can be cut.
 
-    The pixels equal those of `decode` to the bit. A JPEG by other hands is decoded whole: progressive, subsampled, or
-    with segments that do not divide a row of blocks.
+    The pixels equal those of `decode` to the bit. A JPEG by other hands has no table, and is decoded whole.
 
     Args:
         data: A grey or colour JPEG.
         rectangle: (row0, col0, row1, col1) in pixels, not empty; what lies outside the image is ignored.
 
     Raises:
-        DamagedImageError: segments are missing or out of order, or the decoder finds fault with those it was given.
+        DamagedImageError: bytes or segments are missing, or the decoder finds fault with those it was given.
     """
     header = _Header.parse(data)
     if header is None:
@@ -108,6 +137,9 @@ class _Header:
         height: In pixels.
         width: In pixels.
         segment_px: Width of a segment, which is one block high.
+        lengths: Bytes of each segment and the marker behind it.
+        stops: Where that ends.
+        table: Where the table stands.
         size_at: Where height and width stand, two bytes each.
         num_bytes: Where the segments begin.
     """
@@ -115,33 +147,49 @@ class _Header:
     height: int
     width: int
     segment_px: int
+    lengths: Int64[np.ndarray, "rows cols"]
+    stops: Int64[np.ndarray, "rows cols"]
+    table: slice
     size_at: int
     num_bytes: int
 
     @classmethod
-    def parse(cls, data: bytes) -> Self | None:
-        """The header of an image that can be cut; None for every other, sound or not: the decoder judges those."""
-        height = width = interval = size_at = num_components = 0
-        at = 2
-        while at + 4 <= len(data) and data[at] == 0xFF:
-            marker, body = data[at + 1], data[at + 4 : at + 2 + int.from_bytes(data[at + 2 : at + 4])]
-            if marker == _SOF0 and len(body) >= 6:
-                size_at, num_components = at + 5, body[5]
-                height, width = int.from_bytes(body[1:3]), int.from_bytes(body[3:5])
-                if any(sampling != _UNSUBSAMPLED for sampling in body[7::3]):
-                    return None
-            elif marker == _DRI:
-                interval = int.from_bytes(body)
-            elif marker == _SOS:
-                blocks = -(-width // BLOCK_PX)
-                is_one_scan = body[:1] == bytes([num_components]) and body[-3:] == _WHOLE_SPECTRUM
-                if not (is_one_scan and height and interval) or blocks % interval:
-                    return None
-                return cls(height, width, interval * BLOCK_PX, size_at, at + 4 + len(body))
-            at += 4 + len(body)
-        return None
+    def parse(cls, data: Encoded) -> Self | None:
+        """The header of an image with a table of its segments; None for every other: the decoder judges those.
 
-    def cut(self, data: bytes, rows: tuple[int, int], cols: tuple[int, int]) -> bytearray:
+        Raises:
+            DamagedImageError: the table is not that of an image of this size and number of bytes.
+        """
+        table_at = 2 + _num_bytes(data, 2)
+        lengths_at = table_at + 4 + len(_TABLE_NAME)
+        if data[table_at : table_at + 2] != _TABLE_MARKER or data[table_at + 4 : lengths_at] != _TABLE_NAME:
+            return None
+        at = table_stop = table_at + _num_bytes(data, table_at)
+        height = width = interval = size_at = 0
+        while at + 4 <= len(data) and data[at] == 0xFF:
+            marker, start = data[at + 1], at + 4
+            if marker == _SOF0:
+                size_at = start + 1
+                height, width = (int.from_bytes(data[place : place + 2]) for place in (size_at, size_at + 2))
+            elif marker == _DRI:
+                interval = int.from_bytes(data[start : start + 2])
+            at += _num_bytes(data, at)
+            if marker == _SOS:
+                break
+        segment_px = max(interval, 1) * BLOCK_PX
+        rows, cols = -(-height // BLOCK_PX), -(-width // segment_px)
+        if table_stop - lengths_at != rows * cols * _TABLE_DTYPE.itemsize or not rows * cols:
+            raise _damaged(f"a table of {table_stop - lengths_at} bytes for {rows} x {cols} segments")
+        lengths = np.frombuffer(data[lengths_at:table_stop], _TABLE_DTYPE).astype(np.int64)
+        stops = at + np.cumsum(lengths)
+        if stops[-1] != len(data):
+            raise _damaged(f"it should have {stops[-1]} bytes and has {len(data)}")
+        table = slice(table_at, table_stop)
+        return cls(
+            height, width, segment_px, lengths.reshape(rows, cols), stops.reshape(rows, cols), table, size_at, at
+        )
+
+    def cut(self, data: Encoded, rows: tuple[int, int], cols: tuple[int, int]) -> bytearray:
         """The JPEG of a rectangle of segments.
 
         Args:
@@ -150,42 +198,33 @@ class _Header:
             cols: First segment of a row, and one past the last.
 
         Raises:
-            DamagedImageError: see `_segments`.
+            DamagedImageError: their markers are not where the table says.
         """
-        starts, stops = self._segments(data)
-        starts, stops = starts[rows[0] : rows[1], cols[0] : cols[1]], stops[rows[0] : rows[1], cols[0] : cols[1]]
+        box = slice(*rows), slice(*cols)
+        starts, stops, kinds = self.stops[box] - self.lengths[box], self.stops[box], self._kinds()[box]
         # One run of bytes a row, with the marker behind it; behind the image's last segment that is the end of image.
-        first, last = starts[:, 0], stops[:, -1] + 2
-        image = bytearray(data[: self.num_bytes])
+        first, last = starts[:, 0], stops[:, -1]
+        runs = [data[start:stop] for start, stop in zip(first.tolist(), last.tolist(), strict=True)]
+        image = bytearray(b"".join([data[: self.table.start], data[self.table.stop : self.num_bytes], *runs]))
+        num_bytes_of_table = self.table.stop - self.table.start
+        moved = self.num_bytes - num_bytes_of_table + np.cumsum(last - first) - last
+        coded, marker_at = np.frombuffer(image, np.uint8), (stops + moved[:, None]).ravel() - 1
+        if (coded[marker_at - 1] != 0xFF).any() or (coded[marker_at] != kinds.ravel()).any():
+            raise _damaged("its segments are not where its table says")
+        coded[marker_at] = _RESTART + np.arange(len(marker_at)) % _NUM_RESTARTS
+        image[-1] = _EOI
         height, width = (rows[1] - rows[0]) * BLOCK_PX, (cols[1] - cols[0]) * self.segment_px
         size = min(height, self.height - rows[0] * BLOCK_PX), min(width, self.width - cols[0] * self.segment_px)
-        image[self.size_at : self.size_at + 4] = b"".join(side.to_bytes(2) for side in size)
-        image += b"".join([data[start:stop] for start, stop in zip(first.tolist(), last.tolist(), strict=True)])
-        moved = self.num_bytes + np.cumsum(last - first) - last
-        marker_at = (stops + moved[:, None]).ravel() + 1
-        np.frombuffer(image, np.uint8)[marker_at] = _RESTART + np.arange(len(marker_at)) % _NUM_RESTARTS
-        image[-1] = _EOI
+        size_at = self.size_at - num_bytes_of_table
+        image[size_at : size_at + 4] = b"".join(side.to_bytes(2) for side in size)
         return image
 
-    def _segments(self, data: bytes) -> tuple[Int64[np.ndarray, "rows cols"], Int64[np.ndarray, "rows cols"]]:
-        """Where each segment begins, and where the marker behind it does.
+    def _kinds(self) -> UInt8[np.ndarray, "rows cols"]:
+        """Of the markers behind the segments."""
+        kinds = (_RESTART + np.arange(self.stops.size) % _NUM_RESTARTS).astype(np.uint8)
+        kinds[-1] = _EOI
+        return kinds.reshape(self.stops.shape)
 
-        Raises:
-            DamagedImageError: the markers are not those of a whole image of this size.
-        """
-        coded: UInt8[np.ndarray, " num_bytes"] = np.frombuffer(data, np.uint8, offset=self.num_bytes)
-        # A byte FF of the code itself is followed by 00.
-        at = np.flatnonzero(coded[:-1] == 0xFF)
-        kinds = coded[at + 1]
-        at, kinds = at[kinds != 0], kinds[kinds != 0]
-        rows, cols = -(-self.height // BLOCK_PX), -(-self.width // self.segment_px)
-        expected = _RESTART + np.arange(rows * cols) % _NUM_RESTARTS
-        expected[-1] = _EOI
-        if not np.array_equal(kinds, expected):
-            raise DamagedImageError(
-                f"truncated or damaged JPEG ({len(kinds)} markers between its segments, not all in order; expected "
-                f"{rows * cols})"
-            )
-        stops = at + self.num_bytes
-        starts = np.concatenate([[self.num_bytes], stops[:-1] + 2])
-        return starts.reshape(rows, cols), stops.reshape(rows, cols)
+
+def _damaged(what: object) -> DamagedImageError:
+    return DamagedImageError(f"truncated or damaged JPEG ({what})")

@@ -34,7 +34,7 @@ from shards.format import (
 )
 from shards.grid import GridSpec, Rectangle
 from shards.identity import SPLITS
-from shards.jpeg import Region
+from shards.jpeg import Encoded, Region
 from shards.records import Split
 from shards.store import LocalStore, Location, RemoteStore, Store, Tar, open_store
 from shards.tar import BLOCK, read_header, walk_members
@@ -199,11 +199,16 @@ class Sample:
     """
 
     key: str
-    encoded: bytes
-    half: bytes | None
+    encoded: Encoded
+    half: Encoded | None
     image_format: str
     tar: Tar
     row: np.void
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A view of the bytes that were read in one piece.
+        half = None if self.half is None else bytes(self.half)
+        return self.__dict__ | {"encoded": bytes(self.encoded), "half": half}
 
     @cached_property
     def image(self) -> Canvas:
@@ -217,11 +222,11 @@ class Sample:
             return decode(self.encoded)
 
     def region(self, rectangle: Rectangle, reduction: Reduction = 1) -> Region:
-        """A part of the canvas that holds the rectangle (row0, col0, row1, col1); of a JPEG no more is decoded.
+        """A part of the canvas that holds the rectangle (row0, col0, row1, col1); of a JPEG little more is decoded.
 
         Args:
             rectangle: In the pixels that are returned.
-            reduction: 2 takes them from the canvas at half its size; the set has it (`half`).
+            reduction: 2 takes them from the canvas at half its size, all of which is decoded; the set has it (`half`).
 
         Raises:
             IndexFormatError: its file is damaged.
@@ -232,7 +237,7 @@ class Sample:
         if self.image_format == "png":
             return Region(self.image, 0, 0)
         with self._damage_has_a_place("image"):
-            return jpeg.decode_region(encoded, rectangle)
+            return jpeg.decode_region(encoded, rectangle) if reduction == 1 else Region(jpeg.decode(encoded), 0, 0)
 
     @cached_property
     def meta(self) -> dict[str, Any]:
@@ -301,9 +306,9 @@ class ShardReader:
         # The image's header and content and its half size lie side by side: one read for all.
         start = spans.image.member_start
         last = spans.half if spans.half.num_bytes else spans.image
-        data = tar.read(start, last.start + last.num_bytes - start)
+        data = memoryview(tar.read(start, last.start + last.num_bytes - start))
         key = entry["key"].decode("ascii")
-        found, _, image_format = read_header(data[:BLOCK])[0].partition(".")
+        found, _, image_format = read_header(bytes(data[:BLOCK]))[0].partition(".")
         if found != key or image_format not in IMAGE_FORMATS:
             raise _wrong_place(tar, f"{found}.{image_format}", key)
         half = data[spans.half.start - start :] if spans.half.num_bytes else None
@@ -345,7 +350,7 @@ def _wrong_place(tar: Tar, found: str, expected: str) -> IndexFormatError:
     return IndexFormatError(f"{tar}: found sample {found} in the place of {expected}; build it again")
 
 
-def _decode_png(data: bytes) -> np.ndarray:
+def _decode_png(data: Encoded) -> np.ndarray:
     try:
         return np.array(Image.open(io.BytesIO(data), formats=["PNG"]))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -261,4 +261,4 @@ def _start_worker(parent: int, worker: int) -> None:
 
 def _generator(seed: int, step: int, key: str) -> np.random.Generator:
     digest = hashlib.sha256(f"{seed}/{step}/{key}".encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest, "big"))
+    return np.random.default_rng(np.frombuffer(digest[::-1], "<u4"))
