@@ -285,9 +285,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "source",
         type=parse_location,
-        help="a shard set, as data/shards/phantom-b000 or s3://bucket/phantom-b000, or a folder with PNG, JPEG and "
-        "DICOM files at any depth; the "
-        "keys of files are their relative paths, which may carry patients' names: see --hash-keys",
+        help="a shard set, as data/shards/phantom-b000 or s3://bucket/phantom-b000, or a folder with images (PNG, "
+        "JPEG, TIFF, BMP, GIF, DICOM) at any depth; the keys of files are their relative paths, which may carry "
+        "patients' names: see --hash-keys",
     )
     _add_model_options(command)
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="the Parquet file")

@@ -93,8 +93,8 @@ class EmbeddingModel:
         for a large folder use `python -m ace embed`.
 
         Args:
-            images: As `to_pixels` takes them (8- and 16-bit, floats in [0, 1], paths of PNG, JPEG and DICOM files), or
-                an iterable of such.
+            images: As `to_pixels` takes them (8- and 16-bit, floats in [0, 1], paths of image files), or an iterable of
+                such.
             batch_size: Images in one forward pass.
 
         Returns:

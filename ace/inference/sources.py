@@ -19,7 +19,7 @@ from shards.read import ShardIndex, ShardReader
 from shards.records import Split
 from shards.store import Location
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".dcm", ".dicom")
 _BYTES_THAT_TELL = 132
 _DIRECTORY = "DICOMDIR"
 
@@ -95,7 +95,7 @@ class ShardImages:
 
 
 def open_folder(root: Path, *, is_hashed: bool, max_pixels: float) -> FolderImages:
-    """PNG, JPEG and DICOM files at any depth, in the order of their paths; hidden ones are passed over.
+    """Image files of every kind that is read, at any depth, in the order of their paths; hidden ones are passed over.
 
     Files of other names count if they have DICOM's preamble. Links to files are followed, links to folders are not.
 
@@ -109,7 +109,9 @@ def open_folder(root: Path, *, is_hashed: bool, max_pixels: float) -> FolderImag
         IdKeyError: keys are to be hashed and there is no identity key.
     """
     if not root.is_dir():
-        raise SourceError(f"{root}: no such folder; expected a shard set or a folder of PNG, JPEG or DICOM files")
+        raise SourceError(
+            f"{root}: no such folder; expected a shard set or a folder of images (PNG, JPEG, TIFF, BMP, GIF, DICOM)"
+        )
     # Their contact sheets would be taken for the images.
     if shard_sets := sorted(path.name for path in root.iterdir() if is_shard_set(path)):
         raise SourceError(f"{root}: holds the shard sets {', '.join(shard_sets)}; embed one of them by its own folder")

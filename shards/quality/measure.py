@@ -7,7 +7,7 @@ from functools import cache
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Num, UInt8
+from jaxtyping import Bool, Float, Num, UInt8
 
 from shards.canvas import halved
 
@@ -18,6 +18,8 @@ _MARGINS_PX = (0, 3, 5)
 NUM_HASHES = len(_MARGINS_PX)
 UNKNOWN = -1
 _MAX_NAME = 80
+_MAX_FRAME_LEVELS = 8
+"""A row or column with a greater range of grey levels shows something."""
 _MIN_COUNTED_ROWS = 256
 """An image of twice as many rows or more has its levels counted in every nth row: shares and deviation stay as good."""
 
@@ -38,7 +40,7 @@ MEASURE_DTYPE = np.dtype(
         ("burned_in", np.int8),  # 1, 0, or UNKNOWN
         ("pixels", np.uint64, (2,)),  # first 16 bytes of the sha256 of the sample's image
         ("hashes", np.uint64, (NUM_HASHES,)),  # perceptual: of the whole, then of its inner part
-        ("thumbnail", np.uint8, (THUMBNAIL_PX, THUMBNAIL_PX)),  # stretched to a square
+        ("thumbnail", np.uint8, (THUMBNAIL_PX, THUMBNAIL_PX)),  # without a flat frame, stretched to a square
     ]
 )
 STRUCTURE_DTYPE = np.dtype(
@@ -100,11 +102,12 @@ def measure(
     grey = np.ascontiguousarray(grey)
     values = np.zeros((), MEASURE_DTYPE)
     _measure_levels(grey, values)
-    small = cv2.resize(_halved_often(grey), (_HASHED_PX, _HASHED_PX), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(_halved_often(_without_frame(grey)), (_HASHED_PX, _HASHED_PX), interpolation=cv2.INTER_AREA)
     thumbnail = cv2.resize(small, (THUMBNAIL_PX, THUMBNAIL_PX), interpolation=cv2.INTER_AREA)
     values["thumbnail"] = thumbnail
     values["corners"], values["centre"] = corners_and_centre(thumbnail)
-    values["symmetry"] = (standardised(thumbnail) * standardised(thumbnail[:, ::-1])).sum()
+    even = standardised(thumbnail)
+    values["symmetry"] = (even * even[:, ::-1]).sum()
     values["burned_in"] = UNKNOWN if is_burned_in is None else is_burned_in
     values["pixels"] = np.frombuffer(hashlib.sha256(encoded).digest()[:16], np.uint64)
     values["hashes"] = [perceptual_hash(_without_margin(small, margin)) for margin in _MARGINS_PX]
@@ -137,7 +140,8 @@ def perceptual_hash(picture: UInt8[np.ndarray, "height width"]) -> int:
     """
     shrunk = cv2.resize(picture, (_DCT_PX, _DCT_PX), interpolation=cv2.INTER_AREA).astype(np.float32)
     low = cv2.dct(shrunk)[:_NUM_FREQUENCIES, :_NUM_FREQUENCIES].ravel()
-    return int.from_bytes(np.packbits(low > np.median(low[1:])).tobytes(), "big")
+    median = np.sort(low[1:])[low.size // 2 - 1]
+    return int.from_bytes(np.packbits(low > median).tobytes(), "big")
 
 
 def _measure_levels(grey: UInt8[np.ndarray, "height width"], values: np.ndarray) -> None:
@@ -165,9 +169,35 @@ def _halved_often(grey: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, 
 def corners_and_centre(thumbnail: UInt8[np.ndarray, "side side"]) -> tuple[float, float]:
     """Mean grey of the four corners, and of the middle, where a radiograph or a fundus is bright."""
     edge, quarter = THUMBNAIL_PX // 8, THUMBNAIL_PX // 4
-    ends = np.r_[:edge, -edge:0]
+    corners = [
+        thumbnail[rows, cols]
+        for rows in (slice(edge), slice(-edge, None))
+        for cols in (slice(edge), slice(-edge, None))
+    ]
     centre = thumbnail[quarter:-quarter, THUMBNAIL_PX // 2 - quarter // 2 : THUMBNAIL_PX // 2 + quarter // 2]
-    return float(thumbnail[np.ix_(ends, ends)].mean()), float(centre.mean())
+    return float(np.mean(corners)), float(centre.mean())
+
+
+def _without_frame(grey: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "inner_height inner_width"]:
+    """The picture without flat rows and columns at its edges: a copy may have been padded to a square.
+
+    All of it where fewer than a third of them show something: what is so dark or so flat is not framed.
+    """
+    spans = []
+    for lines in (grey, grey.T):
+        if not (_is_flat(lines[:1]) | _is_flat(lines[-1:])).any():
+            spans.append(slice(None))
+            continue
+        shown = np.flatnonzero(~_is_flat(lines))
+        if 3 * shown.size < len(lines):
+            return grey
+        spans.append(slice(shown[0], shown[-1] + 1))
+    return np.ascontiguousarray(grey[spans[0], spans[1]])
+
+
+def _is_flat(lines: UInt8[np.ndarray, "num length"]) -> Bool[np.ndarray, " num"]:
+    flat: Bool[np.ndarray, " num"] = lines.max(1) - lines.min(1) <= _MAX_FRAME_LEVELS
+    return flat
 
 
 def _without_margin(picture: UInt8[np.ndarray, "side side"], margin: int) -> UInt8[np.ndarray, "inner inner"]:

@@ -28,7 +28,7 @@ from tests.ace.inference.models import DIM, mix, write_model
 from tests.shards.datasets import grid_params, shard_params, smooth_image, write_phantom
 from tests.shards.decode.dicom_files import data_of, dataset_of
 
-IMAGES = ["a/2.png", "a/10.jpg", "b.PNG", "b/deep/er/1.png", "scan", "x.dcm"]
+IMAGES = ["a/2.png", "a/10.jpg", "b.PNG", "b/deep/er/1.TIFF", "scan", "x.dcm"]
 
 
 @pytest.fixture(scope="module")

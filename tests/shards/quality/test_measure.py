@@ -10,6 +10,7 @@ from hypothesis import given
 from scipy.fft import dctn
 
 from shards.quality.measure import Measured, measure, perceptual_hash, standardised
+from tests.shards.datasets import smooth_image
 from tests.shards.strategies import grey_images
 
 
@@ -71,6 +72,24 @@ def test_the_product_of_standardised_pictures_is_their_correlation(first: np.nda
         assert abs(product) <= 1 + 1e-4
     else:
         assert product == pytest.approx(np.corrcoef(first.ravel(), second.ravel())[0, 1], abs=1e-3)
+
+
+@pytest.mark.parametrize("width", [0, 9, 40])
+def test_a_flat_frame_is_no_part_of_what_is_compared_but_counts_among_the_levels(width: int) -> None:
+    picture = smooth_image(70, 60, 3)
+    plain, framed = (
+        measure(image, b"", {}, {}, is_burned_in=None).values
+        for image in (picture, np.pad(picture, width, constant_values=5))
+    )
+    assert np.array_equal(plain["thumbnail"], framed["thumbnail"])
+    assert np.array_equal(plain["hashes"], framed["hashes"])
+    assert framed["one_level"] >= 1 - picture.size / (70 + 2 * width) / (60 + 2 * width)
+
+
+def test_a_small_spot_on_a_flat_picture_is_not_taken_for_a_framed_one() -> None:
+    picture = np.zeros((64, 64), np.uint8)
+    picture[30:34, 20:40] = 200
+    assert np.array_equal(measure(picture, b"", {}, {}, is_burned_in=None).values["thumbnail"], picture)
 
 
 def test_corners_centre_and_symmetry_of_a_drawn_image() -> None:

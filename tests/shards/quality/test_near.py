@@ -30,6 +30,8 @@ COPIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "brighter": lambda image: np.clip(image * 1.1 + 8, 0, 255).astype(np.uint8),
     "another gamma": lambda image: np.round(255 * (image / 255) ** 0.8).astype(np.uint8),
     "cropped": lambda image: image[3:-3, 3:-3],
+    "padded to a square": lambda image: np.pad(image, ((0, 0), (40, 40))),
+    "framed in grey": lambda image: np.pad(image, ((7, 50), (20, 0)), constant_values=128),
 }
 
 
