@@ -26,6 +26,7 @@ import io
 import json
 import multiprocessing
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -93,7 +94,7 @@ def measure(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     write_phantom(root / "phantom", min(arguments.size, MAX_RENDERED_PX))
     radiographs = read_radiographs(root / "phantom")
     delivery = deliver(radiographs, arguments.num_images, arguments.size, arguments.source_format, root / "speed")
-    rounds = time_rounds(delivery, grid, shard, root / "sets", arguments)
+    rounds = time_rounds(delivery, grid, shard, root / "set", arguments)
     small_grid = grid.model_copy(update={"cell_px": SMALL_CELL_PX})
     small = [np.array(Image.fromarray(pixels).resize((SMALL_PX, SMALL_PX))) for pixels in radiographs]
     memory = {}
@@ -191,16 +192,22 @@ def time_rounds(
     arguments: argparse.Namespace,
 ) -> dict[str, list[float]]:
     """Seconds of every round; product and bound take turns."""
-    one, two = (partial(build_shards, "speed", delivery, grid, shard, execution=Processes(count)) for count in (1, 2))
+
+    def built_by(num_processes: int) -> float:
+        os.sync()  # what was written before is not this build's to wait for
+        seconds = timed(partial(build_shards, "speed", delivery, grid, shard, out, execution=Processes(num_processes)))
+        shutil.rmtree(out)
+        return seconds
+
     rounds: dict[str, list[float]] = {"bare one": [], "built by one": [], "bare two": [], "built by two": []}
     paths = sorted((Path(delivery.root) / "images").iterdir())
     middle = len(paths) // 2
     with BareProcesses(Bare(grid.spec.canvas_px, shard)) as bare:
-        for number in range(arguments.num_rounds):
+        for _ in range(arguments.num_rounds):
             rounds["bare one"].append(timed(partial(bare.run, [paths])))
-            rounds["built by one"].append(timed(partial(one, out / f"{number}-one")))
+            rounds["built by one"].append(built_by(1))
             rounds["bare two"].append(timed(partial(bare.run, [paths[:middle], paths[middle:]])))
-            rounds["built by two"].append(timed(partial(two, out / f"{number}-two")))
+            rounds["built by two"].append(built_by(2))
     return rounds
 
 

@@ -7,7 +7,7 @@ edges are integers (pixel r covers [r, r + 1)).
 import hashlib
 import math
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, Literal, Self
@@ -171,21 +171,32 @@ def draw_crop_pair(spec: GridSpec, scale: Scale, rng: np.random.Generator) -> Cr
     One integer below the number of allowed pairs is drawn and unranked in a table of counts, so the draw is exact
     and takes the same time however few pairs the bound leaves.
     """
-    (row_coarse, row_fine), (col_coarse, col_fine) = _pair_table(
-        spec.n, spec.t, scale.k, scale.l, spec.min_overlap
-    ).draw(rng)
-    # Of [0, 1), one by one: the generator's other draws take several times as long to call.
-    area = spec.min_jitter_area + (1.0 - spec.min_jitter_area) * rng.random()
-    side = spec.canvas_px * math.sqrt(area)
-    row, col = (spec.canvas_px - side) * rng.random(), (spec.canvas_px - side) * rng.random()
-    return CropPair((row, col, side), (row_coarse, col_coarse), (row_fine, col_fine), scale.k, scale.l)
+    table = _pair_table(spec.n, spec.t, scale.k, scale.l, spec.min_overlap)
+    # One by one: the generator's draws of several, or of another range than [0, 1), take several times as long.
+    rank, jitter = int(rng.integers(table.num_pairs)), (rng.random(), rng.random(), rng.random())
+    return _pair(spec, scale, table, rank, jitter)
+
+
+def _pair(spec: GridSpec, scale: Scale, table: "_PairTable", rank: int, jitter: Sequence[float]) -> CropPair:
+    """The pair of a rank among the allowed ones and three numbers of [0, 1): the jitter square's area and place."""
+    (row_coarse, row_fine), (col_coarse, col_fine) = table.pair(rank)
+    area, row, col = jitter
+    side = spec.canvas_px * math.sqrt(spec.min_jitter_area + (1.0 - spec.min_jitter_area) * area)
+    room = spec.canvas_px - side
+    return CropPair((room * row, room * col, side), (row_coarse, col_coarse), (row_fine, col_fine), scale.k, scale.l)
 
 
 def crop_bank(spec: GridSpec, key: str, seed: int, num_pairs: int) -> list[CropPair]:
     """`num_pairs` crop pairs per scale for the sample `key`; the same for the same arguments."""
     digest = hashlib.sha256(f"{seed}/{key}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest, "big"))
-    return [draw_crop_pair(spec, scale, rng) for scale in spec.scales for _ in range(num_pairs)]
+    bank = []
+    for scale in spec.scales:
+        table = _pair_table(spec.n, spec.t, scale.k, scale.l, spec.min_overlap)
+        ranks, jitters = rng.integers(table.num_pairs, size=num_pairs), rng.random((num_pairs, 3))
+        drawn = zip(ranks.tolist(), jitters.tolist(), strict=True)
+        bank += [_pair(spec, scale, table, rank, jitter) for rank, jitter in drawn]
+    return bank
 
 
 @lru_cache(maxsize=64)
@@ -209,8 +220,11 @@ class _PairTable:
     groups: list[tuple[int, int]]
     bounds: list[int]
 
-    def draw(self, rng: np.random.Generator) -> tuple[tuple[int, int], tuple[int, int]]:
-        rank = int(rng.integers(self.bounds[-1]))
+    @property
+    def num_pairs(self) -> int:
+        return self.bounds[-1]
+
+    def pair(self, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
         group = bisect_right(self.bounds, rank) - 1
         rows, cols = self.rows[self.groups[group][0]], self.cols[self.groups[group][1]]
         row, col = divmod(rank - self.bounds[group], len(cols))

@@ -110,7 +110,7 @@ def _write_set(inspection: Inspection, encoder: Encoder, scratch: Path, finished
         "samples": _described(finished / ROWS),
     }
     index = ShardIndex(LocalStore(finished), values, np.load(finished / ROWS, mmap_mode="r"), fingerprint="")
-    draw_contact_sheet(index).save(finished / CONTACT_SHEET)
+    draw_contact_sheet(index).save(finished / CONTACT_SHEET, compress_level=4)
     inspection.write(finished)
     values["reports"] = [_described(finished / name) for name in REPORTS]
     (finished / INDEX).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

@@ -80,7 +80,8 @@ def _with_table(data: bytes) -> bytes:
         at += _num_bytes(data, at)
     coded = np.frombuffer(data, np.uint8, offset=at + _num_bytes(data, at))
     # A byte FF of the code itself is followed by 00.
-    markers = np.flatnonzero((coded[:-1] == 0xFF) & (coded[1:] != 0))
+    markers = np.flatnonzero(coded[:-1] == 0xFF)
+    markers = markers[coded[markers + 1] != 0]
     lengths = np.diff(markers + 2, prepend=0)
     if lengths.max() > np.iinfo(_TABLE_DTYPE).max:
         return data
