@@ -172,9 +172,12 @@ def check_inside(path: str, place: str) -> None:
 def is_below(root: Path, path: Path) -> bool:
     """Whether a path leads to a place below a folder, links followed; links in a circle lead nowhere."""
     try:
-        return path.resolve().is_relative_to(root.resolve())
+        place = path.resolve(strict=True)
+    except FileNotFoundError:
+        place = path.resolve()
     except (OSError, RuntimeError):  # what Python says of a circle, with the path in it
         return False
+    return place.is_relative_to(root.resolve())
 
 
 def locate(root: Path, file: File, place: str) -> Path:

@@ -45,7 +45,8 @@ def resample_all(sample: Sample, windows: Sequence[Window], size_px: int) -> lis
     """Several windows of one sample, each as a square of `size_px`.
 
     A PNG, which keeps every pixel, is resampled by `resample`. Of a JPEG no more is decoded than the windows cover, and
-    of its half-size copy where that has .9 pixels or more to one of the crop; `resample_region` does the rest.
+    instead its copy at half the size where that has .9 pixels or more to one of the crop; `resample_region` does the
+    rest.
     """
     if sample.image_format == "png":
         return [resample(sample.image, window, size_px) for window in windows]
