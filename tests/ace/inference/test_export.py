@@ -27,6 +27,7 @@ import warnings
 from ace.__main__ import build_parser
 from shards.cli import run_command
 warnings.simplefilter("error")
+warnings.filterwarnings("ignore", "Guards may run slower on Python 3.13.0")  # torch, there alone
 *folders, refused = sys.argv[1:]
 for folder in folders:
     code = run_command(build_parser(), ["export", "--format", "onnx", "--model", folder, "--out", folder + "-onnx"])
