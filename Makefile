@@ -9,7 +9,7 @@ export DAGSTER_HOME ?= $(CURDIR)/.dagster
 export DAGSTER_DISABLE_TELEMETRY := 1
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-slow check dev bench
+.PHONY: help setup demo real given test test-slow check dev bench
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,6 +24,23 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP) ## the main job: phantom, shards, pretraining, evidence, report
 	@python -m ace config check && dvc repro && python -m ace summary
+
+# DATA and LABELS are read as "$$DATA" by the recipe's shell, so that a path may hold spaces and quotes.
+EXAMPLE := for example: make real DATA=/path/to/images LABELS=/path/to/labels.csv
+real: export BATCH ?= real-b000
+real: export CONFIG ?= cxr_small
+real: export SOURCE ?= folder
+real: export ACE_ID_KEY_FILE := $(or $(ACE_ID_KEY_FILE),$(HOME)/ace-id.key)
+real: given $(STAMP) ## the same on your own images alone: make real DATA=/folder [LABELS=/file.csv CONFIG=cxr_small]
+	@test -e "$$ACE_ID_KEY_FILE" || test "$$ACE_ID_KEY_FILE" != "$$HOME/ace-id.key" || { python -m shards key new "$$ACE_ID_KEY_FILE" >/dev/null && \
+	  echo "made $$ACE_ID_KEY_FILE, the secret behind patient pseudonyms and splits: keep a copy in a safe place, never commit it"; }
+	@python -m ace config use "$$CONFIG"
+	@python -m shards register "$$BATCH" "$$DATA" --source "$$SOURCE" $${LABELS:+--labels "$$LABELS"} --only
+	@python -m ace config check && dvc repro report && python -m ace summary
+
+given: # what `real` is given, looked at before anything is installed
+	@test -d "$$DATA" || { echo "error: DATA='$$DATA' is not a folder of images; $(EXAMPLE)" >&2; exit 2; }
+	@test -z "$$LABELS" || test -f "$$LABELS" || { echo "error: LABELS='$$LABELS' is not a file; $(EXAMPLE)" >&2; exit 2; }
 
 test: $(STAMP) ## the tests (everything not marked slow)
 	@python -m pytest

@@ -1,7 +1,7 @@
 """What is learned: Anatomically Consistent Embeddings (ACE) in composition and decomposition.
 
 import ace
-model = ace.load("models/ace")
+model = ace.load("cxr-small")  # a shipped model (python -m ace models), or a folder, as "models/ace"
 out = model.embed(image)  # out.embedding [D], out.tokens [rows, cols, D]
 """
 
@@ -16,25 +16,27 @@ __all__ = ["load"]
 
 
 def load(
-    folder: str | Path,
+    model: str | Path,
     *,
     which: "Which" = "teacher",
     device: str = "auto",
     normalisation: str | tuple[float, float] | None = None,
 ) -> "EmbeddingModel":
-    """A trained model, ready to embed images.
+    """Load a trained model, ready to embed images. Nothing is downloaded.
 
     Args:
-        folder: A folder that `python -m ace pretrain` wrote.
+        model: A folder that `python -m ace pretrain` wrote, or the name of a model that comes with the package, as
+            `python -m ace models` lists them. A folder that exists wins.
         which: `teacher`, the encoder to use, `student`, or `best`: the teacher when the probe scored it highest.
         device: `auto` (the accelerator, if there is one), `cpu`, or another of torch's, as `cuda:0`.
         normalisation: A batch that the model was trained with, whose mean and standard deviation are to be used, or
             (mean, std) of the pixels in [0, 1]. Needed only where the batches it was trained with differ in them.
 
     Raises:
-        ConfigError: the folder is no model, the device is not there, or the normalisation is open.
+        ConfigError: there is no such model, its files are damaged, the device is not there, or the normalisation is
+            open.
     """
     # torch is imported here and not with the package: commands that only print or check stay quick.
     from ace.inference.embedder import load_model
 
-    return load_model(Path(folder), which=which, device=device, normalisation=normalisation)
+    return load_model(model, which=which, device=device, normalisation=normalisation)

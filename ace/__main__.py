@@ -1,4 +1,4 @@
-"""`python -m ace`: pretrain or import an encoder, measure, embed and export it, report, choose a configuration."""
+"""`python -m ace`: pretrain or import an encoder, measure, embed, export and publish it, report, configure."""
 
 import argparse
 import sys
@@ -56,9 +56,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
     """Measure compositionality, decompositionality and correspondence on test patients, trained against untrained."""
     from ace.evaluation.evidence import evaluate
     from ace.evaluation.params import EvaluateParams
+    from ace.zoo.shipped import find_model
 
     params = EvaluateParams.from_params(values_of(arguments).get("evaluate"), f"{arguments.params}: evaluate")
-    evaluate(params, arguments.shards, arguments.model, arguments.metrics, arguments.out)
+    evaluate(params, arguments.shards, find_model(arguments.model), arguments.metrics, arguments.out)
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -157,6 +158,43 @@ def export(arguments: argparse.Namespace) -> None:
         print(f"wrote {arguments.out}: ONNX Runtime is within {found.max_difference:.2g} of torch on random inputs")
 
 
+def models(arguments: argparse.Namespace) -> None:
+    """List the models that come with the package: what each is, what it saw, its figures and its size."""
+    from ace.zoo.shipped import models_text
+
+    print(models_text())
+
+
+def publish(arguments: argparse.Namespace) -> None:
+    """Make the folder of a shipped model from a finished training: the teacher's backbone, its figures, the names of
+    its images and the terms of its data; no student, no heads, no path of this machine."""
+    from ace.zoo.publishing import publish as publish_model
+    from ace.zoo.shipped import ZOO
+
+    terms = Path(arguments.terms)
+    done = publish_model(
+        arguments.folder,
+        name=arguments.name,
+        metrics=arguments.metrics,
+        images=arguments.images,
+        terms=terms.read_text(encoding="utf-8") if _is_file(terms) else arguments.terms,
+        out=arguments.out or ZOO / arguments.name,
+        half=arguments.half,
+        summary=arguments.summary,
+    )
+    print(
+        f"wrote {done.folder}: {done.num_bytes / 1e6:.2f} MB of weights, whose embeddings keep a cosine of "
+        f"{done.min_cosine:.6f} or more with the training's, on random inputs"
+    )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a text too long to be a file's name
+        return False
+
+
 def config_check(arguments: argparse.Namespace) -> None:
     """Validate the whole params file before any work: keys, grid, backbone, patients."""
     from ace.config import Config, check_config
@@ -172,8 +210,18 @@ def config_use(arguments: argparse.Namespace) -> None:
         print(change)
 
 
+def _add_model_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model",
+        type=Path,
+        default=MODEL,
+        metavar="MODEL",
+        help=f"folder of a model, or the name of a shipped one (python -m ace models); default: {MODEL}",
+    )
+
+
 def _add_model_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", type=Path, default=MODEL, metavar="DIR", help=f"default: {MODEL}")
+    _add_model_option(command)
     command.add_argument(
         "--which",
         choices=["teacher", "student", "best"],
@@ -255,7 +303,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help=f"folder of the shard sets, or their URL, as s3://bucket/prefix; default: {SHARDS}",
     )
-    command.add_argument("--model", type=Path, default=MODEL, metavar="DIR", help=f"default: {MODEL}")
+    _add_model_option(command)
     command.add_argument("--metrics", type=Path, default=PROPERTIES, metavar="FILE", help=f"default: {PROPERTIES}")
     command.add_argument("--out", type=Path, default=EVIDENCE, metavar="DIR", help=f"default: {EVIDENCE}")
     command.set_defaults(run=evaluate)
@@ -318,6 +366,35 @@ def build_parser() -> argparse.ArgumentParser:
         help="largest allowed difference of ONNX Runtime to torch; above it nothing is written; default: 1e-4",
     )
     command.set_defaults(run=export)
+
+    command = commands.add_parser(
+        "models", help="list the models that come with the package", description=models.__doc__
+    )
+    command.set_defaults(run=models)
+
+    command = commands.add_parser(
+        "publish", help="make a shipped model from a finished training", description=publish.__doc__
+    )
+    command.add_argument("folder", type=Path, metavar="MODEL_DIR", help="the folder that the training wrote")
+    command.add_argument("--name", required=True, help="to load it by, as cxr-small")
+    command.add_argument("--metrics", type=Path, default=PROPERTIES, metavar="FILE", help=f"default: {PROPERTIES}")
+    command.add_argument(
+        "--images",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="names of the images it was trained on, one a line; or the manifest of the batch, "
+        "data/manifests/NAME.jsonl, whose file names are then published: take a public dataset's only",
+    )
+    command.add_argument(
+        "--terms", required=True, metavar="FILE|TEXT", help="under which terms the images may be used, whom to cite"
+    )
+    command.add_argument(
+        "--summary", metavar="TEXT", help="one sentence on the model; default: its size, channels and tokens"
+    )
+    command.add_argument("--half", action="store_true", help="store the weights in 16 bits; they compute in 32")
+    command.add_argument("--out", type=Path, metavar="DIR", help="default: the package's folder, ace/zoo/NAME")
+    command.set_defaults(run=publish)
 
     config = commands.add_parser("config", help="check the params file, or choose a named one").add_subparsers(
         required=True

@@ -23,6 +23,8 @@ CONFIGS = Path("configs")
 BASE = "demo"
 KEPT = ("batches",)
 """Sections that `use` leaves alone: registered deliveries belong to the project, not to a configuration."""
+REPLACED = ("checks",)
+"""Mappings that an overlay replaces instead of adding to: bounds are about the figures of one configuration."""
 
 
 class Config(Section):
@@ -68,13 +70,14 @@ def load_config(path: Path = DEFAULT_PARAMS) -> Config:
 
 
 def check_config(config: Config) -> None:
-    """Checks that need more than the file: token grid, initial weights, dense features, patients in the phantom.
+    """Checks that need more than the file: token grids, weights of others, dense features, patients in the phantom.
 
     Raises:
         ConfigError: saying what was found and what is needed.
     """
     from ace.evaluation.correspondence import location_axis
     from ace.models.backbone import check_backbone
+    from ace.models.encoder import check_reference
     from ace.models.weights import check_weights
     from shards.identity import PUBLIC_KEY, split_of
     from shards.phantom.study import count_images, patient_id
@@ -82,16 +85,19 @@ def check_config(config: Config) -> None:
     _check_shared_images(config)
     check_backbone(config.pretrain.backbone, config.grid.spec)
     check_weights(config.pretrain.backbone)
+    if config.evaluate.reference is not None:
+        check_reference(config.evaluate.reference, config.grid.spec)
     correspondence = config.evaluate.correspondence
     location_axis(config.grid.spec, correspondence.locations_per_cell, correspondence.window_step_cells)
     phantom, splits = config.phantom, config.shard.splits
     by_patient = [split_of(PUBLIC_KEY.position(patient_id(number)), splits) for number in range(phantom.num_patients)]
     if config.batches[config.evaluate.batch].source.kind == "phantom":
-        needed, found = config.evaluate.decomposition.batch, by_patient.count("test")
+        split = config.evaluate.split
+        needed, found = config.evaluate.decomposition.batch, by_patient.count(split)
         if found < needed:
             raise ConfigError(
-                f"phantom.num_patients {phantom.num_patients} gives {found} test patients and "
-                f"evaluate.decomposition.batch needs {needed}; raise num_patients or shard.splits.test"
+                f"phantom.num_patients {phantom.num_patients} gives {found} {split} patients and "
+                f"evaluate.decomposition.batch needs {needed}; raise num_patients or shard.splits.{split}"
             )
     if all(batch.source.kind == "phantom" for batch in config.batches.values() if batch.mix.weight > 0):
         images = sum(count_images(phantom, number) for number, split in enumerate(by_patient) if split == "train")
@@ -120,6 +126,8 @@ def use(name: str, params: Path = DEFAULT_PARAMS, configs: Path = CONFIGS) -> li
     """Write the named configuration to `params`, keeping its comments; returns what changed as `key: old → new`.
 
     A configuration is an overlay on configs/demo.yaml, so that `use` gives the same file whatever stood there before.
+    `evaluate.batch` stays too where the project does not have the configuration's batch (`register --only` took it
+    out).
 
     Raises:
         ConfigError: no such configuration, or the result is not a valid one (then nothing is written).
@@ -129,6 +137,8 @@ def use(name: str, params: Path = DEFAULT_PARAMS, configs: Path = CONFIGS) -> li
     yaml.width = 120
     yaml.indent(mapping=2, sequence=4, offset=2)
     document = yaml.load(params.read_text(encoding="utf-8"))
+    if values["evaluate"]["batch"] not in document.get("batches", {}) and "evaluate" in document:
+        values["evaluate"] = {**values["evaluate"], "batch": document["evaluate"].get("batch")}
     changes: list[str] = []
     _assign(document, {key: value for key, value in values.items() if key not in KEPT}, "", changes)
     Config.from_params(YAML(typ="safe", pure=True).load(_dump(yaml, document)), f"configuration '{name}'")
@@ -138,23 +148,36 @@ def use(name: str, params: Path = DEFAULT_PARAMS, configs: Path = CONFIGS) -> li
 
 
 def resolve(name: str, configs: Path = CONFIGS) -> dict[str, Any]:
-    """The complete values of a named configuration: configs/demo.yaml with its overlay.
+    """The complete values of a named configuration: its file laid over configs/demo.yaml.
+
+    A file with the line `base: NAME` is laid over that configuration instead, so that a variant is a few lines.
 
     Raises:
-        ConfigError: no such configuration.
+        ConfigError: no such configuration, or configurations are each other's base.
     """
+    overlays: list[Mapping[str, Any]] = []
+    seen: list[str] = []
     known = sorted(path.stem for path in configs.glob("*.yaml"))
-    if name not in known:
-        raise ConfigError(f"configuration '{name}' is not in {configs}/; there are: {', '.join(known)}")
-    base = read_params(configs / f"{BASE}.yaml")
-    return base if name == BASE else _merged(base, read_params(configs / f"{name}.yaml"))
+    while name != BASE:
+        if name not in known:
+            raise ConfigError(f"configuration '{name}' is not in {configs}/; there are: {', '.join(known)}")
+        if name in seen:
+            raise ConfigError(f"configs: {' → '.join([*seen, name])}: a configuration cannot be its own base")
+        seen.append(name)
+        overlay = read_params(configs / f"{name}.yaml")
+        name = str(overlay.pop("base", BASE))
+        overlays.append(overlay)
+    values = read_params(configs / f"{BASE}.yaml")
+    for overlay in reversed(overlays):
+        values = _merged(values, overlay)
+    return values
 
 
 def _merged(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with the overlay's values; an empty mapping in the overlay empties the one in `base`."""
     nested = {
         key: _merged(base[key], value)
-        if isinstance(value, Mapping) and value and isinstance(base.get(key), Mapping)
+        if isinstance(value, Mapping) and value and isinstance(base.get(key), Mapping) and key not in REPLACED
         else value
         for key, value in overlay.items()
     }

@@ -8,6 +8,10 @@ One process, the three kinds of step in turn, their order turning by one every r
 - `straightforward`: `reference/straightforward.py`, the same method written plainly; the run begins by holding its loss
   to ours on the same weights.
 
+`--removal` times the step with the removal term on, on crops of which some have rectangles erased: the teacher sees the
+whole crops and the student the erased ones, both normalised in the step. The plain trainer knows no such term, so that
+run compares with the backbone alone. Without the flag the term is off, whatever the configuration says.
+
 Ratios are medians of the rounds' ratios, since what else the machine does changes slowly; times are medians. On the CPU
 `processor_time` has the same ratios of the processor's seconds, which other processes disturb less. Peak memory
 is the high-water mark of a process that builds one kind and runs two steps of it: resident memory on the CPU (libraries
@@ -16,6 +20,7 @@ included), the allocator's on an accelerator. Last line: one JSON object.
     python benchmarks/step.py                                                  # the demo's configuration
     python benchmarks/step.py --backbone vit_base_patch32_224 --batch 2        # the paper's sizes
     python benchmarks/step.py --backbone swin_base_patch4_window7_224 --batch 2
+    python benchmarks/step.py --backbone vit_base_patch32_224 --batch 2 --removal
 """
 
 import argparse
@@ -36,10 +41,12 @@ import torch
 from reference.straightforward import Straightforward
 
 from ace.config import Config, resolve
+from ace.data.augmentation import Augmentation
 from ace.data.batches import CropPairItem, PairBatch, collate
+from ace.data.erase import draw_erasure, shown_share
 from ace.models.backbone import build_backbone
 from ace.models.encoder import default_device
-from ace.training.objective import compute_loss, count_valid
+from ace.training.objective import compute_loss, count_totals, teach
 from ace.training.params import PretrainParams
 from ace.training.pretrain import build_state
 from ace.training.ranks import Ranks
@@ -53,6 +60,7 @@ ROOT = Path(__file__).parents[1]
 KINDS = ("full", "backbone", "straightforward")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LR, WEIGHT_DECAY, MOMENTUM = 1e-4, 0.04, 0.996
+REMOVAL_WEIGHT, ERASE_PROBABILITY = 0.1, 0.35  # with --removal, where the configuration has 0
 STEPS_PER_EPOCH = 10
 LOSS_TOLERANCE = 1e-4
 
@@ -75,7 +83,7 @@ def paper_values(backbone: str, crop_px: int, t: int, hidden_dim: int) -> dict[s
         "local_head": {"form": "mlp", "hidden_dim": hidden_dim},
         "composer": "mlp",
         "decomposer": "mlp",
-        "loss_weights": {"global": 0.1, "decomposition": 0.5, "composition": 0.5},
+        "loss_weights": {"global": 0.1, "decomposition": 0.5, "composition": 0.5, "removal": 0},
         "matching_loss": {
             "alpha_decomposition": 0.99,
             "alpha_composition": 0.9,
@@ -96,20 +104,32 @@ def benchmark_config(arguments: argparse.Namespace) -> Config:
     pretrain["global_loss"] = {**pretrain["global_loss"], "frozen_last_layer_epochs": 0}
     matching = pretrain["matching_loss"]
     pretrain["matching_loss"] = {**matching, "logits": {**matching["logits"], "learnable": False}}
+    removal = (pretrain["loss_weights"]["removal"] or REMOVAL_WEIGHT) if arguments.removal else 0
+    pretrain["loss_weights"] = {**pretrain["loss_weights"], "removal": removal}
+    augment = pretrain["augment"]
+    if arguments.removal and augment["erase"]["probability"] == 0:
+        pretrain["augment"] = {**augment, "erase": {**augment["erase"], "probability": ERASE_PROBABILITY}}
     pretrain |= {"precision": arguments.precision, "compile": arguments.compile}
     return Config.from_params({**values, "pretrain": pretrain}, arguments.config)
 
 
 def random_batch(config: Config, rng: np.random.Generator) -> PairBatch:
+    """Build a batch of noise; with removal, at least the first crop has rectangles erased."""
+    erase = config.pretrain.augment.erase
+    is_erased = config.pretrain.loss_weights.removal > 0
     spec, channels = config.grid.spec, config.pretrain.backbone.in_channels
     shape = (spec.crop_px, spec.crop_px) if channels == 1 else (spec.crop_px, spec.crop_px, 3)
     items = []
     for number in range(config.pretrain.batch_size):
         pair = draw_crop_pair(spec, spec.scales[0], rng)
         coarse, fine = (rng.integers(0, 256, shape, dtype=np.uint8) for _ in range(2))
-        visible = np.ones((spec.t, spec.t), dtype=bool)
-        items.append(CropPairItem(coarse, fine, pair, 0.5, 0.25, f"random-{number}", visible, visible))
-    return collate(items)
+        drawn = [draw_erasure(erase, rng, size_px=spec.crop_px) if is_erased else None for _ in range(2)]
+        if is_erased and number == 0 and drawn[0] is None:
+            drawn[0] = draw_erasure(erase.model_copy(update={"probability": 1.0}), rng, size_px=spec.crop_px)
+        shown = [shown_share(erasure, size_px=spec.crop_px, t=spec.t) for erasure in drawn]
+        left = [Augmentation(erased=erasure) for erasure in drawn]
+        items.append(CropPairItem(coarse, fine, pair, 0.5, 0.25, f"random-{number}", shown[0], shown[1], *left))
+    return collate(items).augmented(config.pretrain.augment)
 
 
 def full_step(state: TrainState, batch: PairBatch, params: PretrainParams, t: int) -> StepOutcome:
@@ -128,7 +148,7 @@ class BackboneAlone:
         self.clip_norm = params.clip_norm
 
     def step(self, batch: PairBatch, precision: torch.dtype) -> None:
-        crops = torch.cat([batch.normalised_coarse(), batch.normalised_fine()])
+        crops = torch.cat(batch.whole())
         with torch.autocast(crops.device.type, dtype=precision, enabled=precision != torch.float32):
             loss = self.student(crops).float().square().mean()
             with torch.no_grad():
@@ -176,16 +196,17 @@ def check_equal_loss(config: Config, batch: PairBatch) -> None:
     state.student.eval()
     plain.student.eval()
     with torch.no_grad():
+        taught = teach(state.teacher, batch, params, t)
         ours = compute_loss(
             state.student,
-            state.teacher,
             batch,
+            taught,
             state.center,
             params,
             t=t,
             teacher_temperature=params.global_loss.teacher_temperature,
             logit_scales=state.student,
-            num_valid=count_valid(batch, t),
+            totals=count_totals(batch, [taught], 1, t),
         ).loss.item()
         theirs = plain.loss(batch)[0].item()
     if abs(ours - theirs) > LOSS_TOLERANCE * abs(ours):
@@ -201,10 +222,14 @@ def timed(function: Step, device: torch.device) -> dict[str, float]:
     return {name: clock() - started[name] for name, clock in clocks.items()}
 
 
+def kinds_of(arguments: argparse.Namespace) -> tuple[str, ...]:
+    return KINDS[:2] if arguments.removal else KINDS
+
+
 def ratios(rounds: list[dict[str, dict[str, float]]], clock: str) -> dict[str, Any]:
     """Full step over each other kind: the median of the rounds' ratios, and their range."""
     result: dict[str, Any] = {}
-    for kind in KINDS[1:]:
+    for kind in [kind for kind in rounds[0] if kind != "full"]:
         values = sorted(seconds["full"][clock] / seconds[kind][clock] for seconds in rounds)
         result[f"ratio_to_{kind}"] = round(statistics.median(values), 3)
         result[f"ratio_to_{kind}_range"] = [round(values[0], 3), round(values[-1], 3)]
@@ -217,10 +242,10 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def measured_peaks_gib() -> dict[str, float]:
+def measured_peaks_gib(kinds: tuple[str, ...]) -> dict[str, float]:
     """Each kind's peak in a process of its own, started while this one is still small: Linux hands its mark down."""
     peaks = {}
-    for kind in progress(KINDS, total=len(KINDS), description="memory", unit="kind"):
+    for kind in progress(kinds, total=len(kinds), description="memory", unit="kind"):
         command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", kind]
         printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         peaks[kind] = round(json.loads(printed.splitlines()[-1])["peak_bytes"] / 2**30, 3)
@@ -238,6 +263,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num-steps", type=int, default=7, help="timed rounds, after one to warm up")
     parser.add_argument("--compile", action="store_true", help="torch.compile the backbones of all three kinds")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="autocast of all three kinds")
+    parser.add_argument("--removal", action="store_true", help="the step with the removal term, on erased crops")
     parser.add_argument("--memory-of", choices=KINDS, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -254,17 +280,19 @@ def main() -> None:
         step()
         print(json.dumps({"peak_bytes": peak_bytes(device)}))
         return
-    peaks = measured_peaks_gib()
+    kinds = kinds_of(arguments)
+    peaks = measured_peaks_gib(kinds)
     batch = random_batch(config, np.random.default_rng(0)).to(device)
-    check_equal_loss(config, batch)
-    steps = {kind: build_step(kind, config, batch, arguments) for kind in KINDS}
+    if "straightforward" in kinds:
+        check_equal_loss(config, batch)
+    steps = {kind: build_step(kind, config, batch, arguments) for kind in kinds}
     rounds: list[dict[str, dict[str, float]]] = []
     num_rounds = arguments.num_steps + 1
     for number in progress(range(num_rounds), total=num_rounds, description="step", unit="round"):
-        first = number % len(KINDS)
-        rounds.append({kind: timed(steps[kind], device) for kind in KINDS[first:] + KINDS[:first]})
+        first = number % len(kinds)
+        rounds.append({kind: timed(steps[kind], device) for kind in kinds[first:] + kinds[:first]})
     rounds = rounds[1:]
-    medians = {kind: round(statistics.median(seconds[kind]["wall"] for seconds in rounds), 4) for kind in KINDS}
+    medians = {kind: round(statistics.median(seconds[kind]["wall"] for seconds in rounds), 4) for kind in kinds}
     result = {
         "config": arguments.config if arguments.backbone is None else "paper",
         "backbone": config.pretrain.backbone.name,
@@ -277,9 +305,9 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("torch", "timm")},
         "num_steps": arguments.num_steps,
+        "is_removal": arguments.removal,
         "step_s": medians["full"],
-        "backbone_s": medians["backbone"],
-        "straightforward_s": medians["straightforward"],
+        **{f"{kind}_s": medians[kind] for kind in kinds if kind != "full"},
         **ratios(rounds, "wall"),
         **({"processor_time": ratios(rounds, "processor")} if device.type == "cpu" else {}),
         "peak_gib": peaks,

@@ -49,9 +49,10 @@ def shard(arguments: argparse.Namespace) -> None:
 def register(arguments: argparse.Namespace) -> None:
     """Add a dataset or a folder of images as a new batch: a manifest of its files in data/manifests, an item of
     `batches` in the params file, a line in dvc.yaml. A folder that has grown is added again under the next name; what
-    its other batches have is left out, and their patients keep their splits."""
+    its other batches have is left out, and their patients keep their splits. With --only the project has no batch
+    beside the new one."""
     from shards.errors import ConfigError
-    from shards.register import Project, register_batch
+    from shards.register import Project, check_paths_fit, register_batch
     from shards.sources.dicom_tree import DicomTreeSource
     from shards.sources.folder import FolderSource
     from shards.sources.registry import open_source
@@ -61,6 +62,8 @@ def register(arguments: argparse.Namespace) -> None:
         if not isinstance(source, FolderSource | DicomTreeSource):
             raise ConfigError(f"--labels belongs to --source folder or dicom; {arguments.source} brings its own labels")
         source = replace(source, labels=arguments.labels)
+        if isinstance(source, FolderSource):
+            check_paths_fit(arguments.labels, arguments.root)
     register_batch(
         arguments.name,
         arguments.root,
@@ -68,6 +71,7 @@ def register(arguments: argparse.Namespace) -> None:
         weight=arguments.weight,
         split_rule=arguments.splits,
         has_sex=arguments.sex,
+        only=arguments.only,
         project=Project(arguments.params, arguments.dvc),
     )
 
@@ -155,6 +159,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="official: the dataset's own splits where it has them; hash: all patients by their keyed hash",
     )
     command.add_argument("--sex", action="store_true", help="let the shards say the sex; default: they do not")
+    command.add_argument(
+        "--only",
+        action="store_true",
+        help="make it the project's only batch: take all others out of params.yaml and dvc.yaml (their shards stay on "
+        "the disk) and measure on it",
+    )
     command.add_argument(
         "--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="default: params.yaml"
     )

@@ -11,6 +11,7 @@ import numpy as np
 from shards.contamination import Origin, check_shared_images
 from shards.errors import ContaminationError
 from shards.read import ShardIndex
+from shards.records import Split
 
 TRAINING_IMAGES, TRAINING_DATASETS = "training_images.csv", "training_datasets.json"
 COLUMNS = ("batch", "key", "patient")
@@ -34,26 +35,28 @@ def write_lineage(model: Path, indexes: Mapping[str, ShardIndex]) -> None:
                 writer.writerow((name, _text(row["key"]), _text(row["patient"])))
 
 
-def check_independence(model: Path, index: ShardIndex, *, is_accepted: bool) -> dict[str, Any]:
-    """Compare the test patients of a shard set, and its dataset, with those that a model was trained on.
+def check_independence(model: Path, index: ShardIndex, *, is_accepted: bool, split: Split = "test") -> dict[str, Any]:
+    """Compare the patients of one split of a shard set, and its dataset, with those that a model was trained on.
 
     Args:
         model: Folder of the model.
-        index: Of the set whose test patients are measured.
+        index: Of the set whose patients are measured.
         is_accepted: Shared patients and datasets are told rather than refused.
+        split: The split whose patients are measured.
 
     Returns:
-        num_test_patients, num_training_patients, num_shared_patients and batches_that_may_share_images; the last three
-        None where the model does not say what it was trained on (an imported one).
+        num_test_patients (named after the split), num_training_patients, num_shared_patients and
+        batches_that_may_share_images; the last three None where the model does not say what it was trained on (an
+        imported one).
 
     Raises:
         ContaminationError: there are shared patients, or datasets with some of the same images that no mapping told
             apart, and nobody has said yes.
     """
-    tested = {_text(patient) for patient in index.rows["patient"][index.select("test")]}
+    measured_patients = {_text(patient) for patient in index.rows["patient"][index.select(split)]}
+    count = {f"num_{split}_patients": len(measured_patients)}
     if not all((model / name).is_file() for name in (TRAINING_IMAGES, TRAINING_DATASETS)):
-        return {
-            "num_test_patients": len(tested),
+        return count | {
             "num_training_patients": None,
             "num_shared_patients": None,
             "batches_that_may_share_images": None,
@@ -65,16 +68,16 @@ def check_independence(model: Path, index: ShardIndex, *, is_accepted: bool) -> 
     batches: dict[str, set[str]] = {}
     for row in _rows(model / TRAINING_IMAGES):
         batches.setdefault(row["patient"], set()).add(row["batch"])
-    shared = sorted(tested & batches.keys())
+    shared = sorted(measured_patients & batches.keys())
     if shared and not is_accepted:
         trained = sorted({name for patient in shared for name in batches[patient]})
         raise ContaminationError(
-            f"{len(shared)} of {len(tested)} test patients of {index.name} are among the model's training patients "
-            f"(of {', '.join(trained)}), as {', '.join(shared[:_MAX_NAMED])}: other splits held when it was trained. "
+            f"{len(shared)} of {len(measured_patients)} {split} patients of {index.name} are among the model's "
+            f"training patients (of {', '.join(trained)}), as {', '.join(shared[:_MAX_NAMED])}: other splits held when "
+            "it was trained. "
             "Train on this project's batches, or say yes: evaluate.accept_shared_images: true"
         )
-    return {
-        "num_test_patients": len(tested),
+    return count | {
         "num_training_patients": len(batches),
         "num_shared_patients": len(shared),
         "batches_that_may_share_images": list(found),

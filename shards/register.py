@@ -12,20 +12,23 @@ from shards.atomic import clear_when_full, write_text
 from shards.canvas import Placement, cell_statistics, is_coloured
 from shards.config import DEFAULT_PARAMS, read_params
 from shards.decode import UnreadableImageError, decode
-from shards.delivery import Delivery, SplitRule, check_records, format_manifest, hashed, identify
+from shards.delivery import Delivery, Entry, SplitRule, check_records, format_manifest, hashed, identify
 from shards.errors import ConfigError, SourceError
 from shards.growth import Growth, Registered, grow, read_settled
-from shards.identity import IdKey, load_id_key, read_id_key
+from shards.identity import IdKey, load_id_key, read_id_key, split_of
 from shards.params import BatchParams, GridParams, RegisteredSourceParams, ShardParams, check_batch_name, parse_batches
 from shards.progress import progress
 from shards.records import Record
 from shards.sample import read_patiently
 from shards.sources.base import Listing, Source
-from shards.yaml_lines import add_deps, add_item
+from shards.sources.folder import read_label_rows
+from shards.yaml_lines import add_deps, add_item, keep_dep, keep_item, set_value
 
 MANIFESTS = Path("data/manifests")
+PHANTOM = "data/phantom"
 _MAX_SAMPLED = 256
 _DECIMALS = 4
+_MAX_COMPARED_ROWS = 50
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ def register_batch(
     weight: float = 1.0,
     split_rule: SplitRule = "official",
     has_sex: bool = False,
+    only: bool = False,
     project: Project | None = None,
 ) -> None:
     """Add images to the project; `dvc repro` then does the rest.
@@ -58,6 +62,9 @@ def register_batch(
     registered again under a new name: files that an earlier batch of the same folder has are left out. Every batch
     names the identity key, and all the same one.
 
+    With `only` the batch becomes the project's only one: the other items of `batches` and what the stages read of them
+    are taken out, and `evaluate.batch` names it. Shards and manifests of the others stay on the disk.
+
     Args:
         name: Of the batch, as `clinic-b000`.
         root: The folder.
@@ -65,11 +72,13 @@ def register_batch(
         weight: Share in training; 1 shows each image once per epoch.
         split_rule: `official` keeps the dataset's own splits where it has them, `hash` splits patients by their hash.
         has_sex: Whether the shards say the patients' sex.
+        only: Take every other batch out of the project.
         project: Where params.yaml and dvc.yaml are.
 
     Raises:
         ConfigError: the name is taken by other files or unfit, or the files of the project are not as expected.
-        SourceError: the folder is not as the source expects, or no image in it can be read.
+        SourceError: the folder is not as the source expects, no image in it can be read, or, with `only`, it has too
+            few test patients to measure on.
         IdKeyError: there is no identity key, or another one than the project's.
     """
     project = project or Project()
@@ -80,13 +89,16 @@ def register_batch(
     grid = GridParams.from_params(values.get("grid"), f"{project.params}: grid")
     shard = ShardParams.from_params(values.get("shard"), f"{project.params}: shard")
     batches = parse_batches(values.get("batches"), f"{project.params}: batches")
-    key = _id_key(batches)
+    kept = {other: batch for other, batch in batches.items() if other == name or not only}
+    key = _id_key(kept)
 
     listing = source.read(root)
     check_records(listing.records, str(root))
     _check_official_splits(listing, split_rule)
     whole = identify(listing, source.info.name, key, split_rule=split_rule, has_sex=has_sex)
-    growth = grow(whole.entries, root, read_settled(root, _others(name, batches, project)))
+    growth = grow(whole.entries, root, read_settled(root, _others(name, kept, project)))
+    if only:
+        _check_test_patients(growth.entries, shard, values, root)
     delivery = _hashed(replace(whole, entries=growth.entries), root)
     manifest = "".join(format_manifest(delivery))
     dep = (MANIFESTS / f"{name}.jsonl").as_posix()
@@ -115,11 +127,19 @@ def register_batch(
     if known is None:
         params_text = add_item(params_text, "batches", name, item)
     dvc_text = add_deps(project.dvc.read_text(encoding="utf-8"), name)
+    if only:
+        params_text = set_value(keep_item(params_text, "batches", name), "evaluate", "batch", name)
+        deps = {batch.source.dep for other, batch in batches.items() if other != name}
+        dvc_text = keep_dep(dvc_text, name, deps | {PHANTOM})
     with clear_when_full(project.root):
         write_text(project.root / dep, manifest)
         write_text(project.dvc, dvc_text)
         write_text(project.params, params_text)
     _report(name, delivery, listing, item, growth, is_registered=known is not None)
+    if only:
+        _report_only(name, sorted(set(batches) - {name}))
+    else:
+        print("now run `dvc repro`", file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -167,6 +187,54 @@ def survey_images(root: Path, records: Sequence[Record], grid: GridParams, shard
     mean = total / count
     std = math.sqrt(max(squares / count - mean**2, 1.0))
     return Survey(3 if has_colour else 1, round(mean / 255, _DECIMALS), round(std / 255, _DECIMALS))
+
+
+def check_paths_fit(labels: Path, root: Path) -> None:
+    """Find the folder that the paths of a CSV are relative to, where it is not the one that was given.
+
+    Args:
+        labels: The user's CSV.
+        root: The folder that was given with it.
+
+    Raises:
+        SourceError: no row names a file below `root`, and rows name files below a folder beside or in it.
+    """
+    rows = list(read_label_rows(labels))
+    rows = rows[:: -(-len(rows) // _MAX_COMPARED_ROWS)] if rows else []
+    if not root.is_dir() or any((root / path).is_file() for path in rows):
+        return
+    near = dict.fromkeys([*_subfolders(root), root.parent, labels.parent, *_subfolders(labels.parent)])
+    fits = {folder: sum((folder / path).is_file() for path in rows) for folder in near}
+    best = max(fits, key=lambda folder: fits[folder])
+    if fits[best]:
+        raise SourceError(
+            f"{labels}: its paths fit the folder {best}, not {root}: give that folder "
+            "instead, as the paths of the CSV are relative to it"
+        )
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _check_test_patients(entries: Sequence[Entry], shard: ShardParams, values: Mapping[str, Any], root: Path) -> None:
+    """Refuse a folder that the evaluation would refuse after the training.
+
+    Raises:
+        SourceError: fewer patients are in the test split than the evaluation compares with one another.
+    """
+    split = {entry.record.patient: split_of(entry.position, shard.splits, entry.splits) for entry in entries}
+    evaluate = values.get("evaluate")
+    if not isinstance(evaluate, Mapping) or not isinstance(evaluate.get("decomposition"), Mapping):
+        return  # `python -m ace config check` says what is wrong with it
+    measured, needed = evaluate.get("split", "test"), evaluate["decomposition"].get("batch")
+    found = list(split.values()).count(measured)
+    if isinstance(needed, int) and found < needed:
+        raise SourceError(
+            f"{root}: {found} of its {len(split)} patients are in the {measured} split, and the evaluation compares "
+            f"{needed} with one another (evaluate.decomposition.batch in params.yaml); give more patients, raise "
+            f"shard.splits.{measured}, or choose a configuration that compares fewer"
+        )
 
 
 def _id_key(batches: Mapping[str, BatchParams]) -> IdKey:
@@ -247,6 +315,16 @@ def _report(
     verb, mix = "already registered" if is_registered else "registered", item["mix"]
     print(
         f"{verb}: {name}, {len(delivery.entries)} images of {num_patients} patients, "
-        f"{item['source']['channels']} channel(s), mean {mix['mean']}, std {mix['std']}; now run `dvc repro`",
+        f"{item['source']['channels']} channel(s), mean {mix['mean']}, std {mix['std']}",
         file=sys.stderr,
     )
+
+
+def _report_only(name: str, others: Sequence[str]) -> None:
+    """Say what the project no longer has."""
+    if others:
+        print(
+            f"taken out of params.yaml and dvc.yaml: {', '.join(others)}; their shards and manifests stay on the disk",
+            file=sys.stderr,
+        )
+    print(f"{name} is the project's only batch: `dvc repro report` runs what it needs", file=sys.stderr)

@@ -1,15 +1,17 @@
-"""Lines added to YAML files that people write: every other byte, comments and order included, stays as it is."""
+"""Edit single lines of YAML files that people write; every other byte, comments and order included, stays as it is."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from io import StringIO
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from shards.errors import ConfigError
 
 SHARDS = "data/shards/"
+_SCALAR = re.compile(r"""\"[^"]*\"|'[^']*'|[^\s#,}\]]+""")
 _DEP_LINE = re.compile(r"\s*- (?P<quote>[\"']?)data/shards/(?P<batch>[A-Za-z0-9_-]+)(?P=quote)\s*(#.*)?")
 
 
@@ -20,16 +22,61 @@ def add_item(text: str, section: str, name: str, item: Mapping[str, Any]) -> str
         ConfigError: the section is not there, or is written in braces.
     """
     document = YAML().load(text)
-    mapping = document.get(section) if isinstance(document, Mapping) else None
-    if not isinstance(mapping, Mapping) or not mapping or mapping.fa.flow_style():  # type: ignore[attr-defined]
-        raise ConfigError(f"{section}: expected a mapping with one item a line (not in braces), to add '{name}' to")
+    mapping = _block_mapping(document, section, name)
     lines = text.splitlines()
-    indent = " " * mapping.lc.key(next(iter(mapping)))[1]  # type: ignore[attr-defined]
-    later = [document.lc.key(key)[0] for key in document if document.lc.key(key)[0] > document.lc.key(section)[0]]
-    end = min(later, default=len(lines))
+    indent = " " * mapping.lc.key(next(iter(mapping)))[1]
+    end = _end_of_section(document, section, lines)
     while not lines[end - 1].strip() or lines[end - 1].startswith("#"):
         end -= 1
     return _joined([*lines[:end], *(indent + line for line in _block(name, item)), *lines[end:]])
+
+
+def keep_item(text: str, section: str, name: str) -> str:
+    """`text` with the item `name` as the only one of a top-level block mapping.
+
+    The lines of the other items go, with the comments inside them; comments between items stay.
+
+    Raises:
+        ConfigError: the section is not there, is written in braces, or its items share values by anchors.
+    """
+    document = YAML().load(text)
+    mapping = _block_mapping(document, section, name)
+    lines = text.splitlines()
+    starts = sorted(mapping.lc.key(key) for key in mapping)
+    ends = [*(row for row, _ in starts[1:]), _end_of_section(document, section, lines)]
+    kept_row = mapping.lc.key(name)[0]
+    for (row, column), end in reversed(list(zip(starts, ends, strict=True))):
+        if row == kept_row:
+            continue
+        while end > row + 1 and _is_between_items(lines[end - 1], column):
+            end -= 1
+        del lines[row:end]
+    before, after = _plain(text), _loaded(_joined(lines))
+    if after != {**before, section: {name: before[section][name]}}:
+        raise ConfigError(f"{section}: the items beside '{name}' cannot be taken out line by line; do so by hand")
+    return _joined(lines)
+
+
+def set_value(text: str, section: str, key: str, value: str) -> str:
+    """`text` with another word as the value `section.key`; a comment behind it stays.
+
+    Raises:
+        ConfigError: there is no such key, or its value is not a single word on the key's line.
+    """
+    before = _plain(text)
+    if not isinstance(before, Mapping) or not isinstance(before.get(section), Mapping) or key not in before[section]:
+        raise ConfigError(f"{section}.{key}: not found; expected it in the file, to set it to '{value}'")
+    if before[section][key] == value:
+        return text
+    lines = text.splitlines()
+    row, column = YAML().load(text)[section].lc.value(key)
+    found = _SCALAR.match(lines[row], column)
+    if found:
+        word = value if YAML(typ="safe", pure=True).load(value) == value else f'"{value}"'
+        lines[row] = lines[row][:column] + word + lines[row][found.end() :]
+    if _loaded(_joined(lines)) != {**before, section: {**before[section], key: value}}:
+        raise ConfigError(f"{section}.{key}: expected one word on the line of its key; set it to '{value}' by hand")
+    return _joined(lines)
 
 
 def consumers(text: str) -> dict[str, list[str]]:
@@ -67,6 +114,69 @@ def add_deps(text: str, batch: str) -> str:
         indent = len(lines[line]) - len(lines[line].lstrip())
         lines.insert(line + 1, f"{' ' * indent}- {SHARDS}{batch}")
     return _joined(lines)
+
+
+def keep_dep(text: str, batch: str, others: Collection[str] = ()) -> str:
+    """A dvc.yaml in which no consumer depends on the shards of another batch than `batch`.
+
+    Args:
+        text: The file's text, in which every consumer depends on `data/shards/<batch>` (`add_deps`).
+        batch: The batch that stays.
+        others: Further paths that consumers no longer depend on.
+
+    Raises:
+        ConfigError: a dep that has to go does not stand on a line of its own.
+    """
+    stages, lines = YAML().load(text)["stages"], text.splitlines()
+    unwanted = []
+    for stage, batches in consumers(text).items():
+        gone = {SHARDS + other for other in batches if other != batch} | set(others)
+        deps = stages[stage]["deps"]
+        for position, dep in enumerate(deps):
+            if dep in gone:
+                row = deps.lc.item(position)[0]
+                if not re.fullmatch(rf"\s*- ([\"']?){re.escape(dep)}\1\s*(#.*)?", lines[row]):
+                    raise ConfigError(f"dvc.yaml: {stage}.deps: expected one dep a line; take '- {dep}' out by hand")
+                unwanted.append(row)
+    for row in sorted(unwanted, reverse=True):
+        del lines[row]
+    return _joined(lines)
+
+
+def _block_mapping(document: Any, section: str, name: str) -> Any:
+    """The mapping of a section, with the positions of its items.
+
+    Raises:
+        ConfigError: it is not there, empty, or written in braces.
+    """
+    mapping = document.get(section) if isinstance(document, Mapping) else None
+    if not isinstance(mapping, Mapping) or not mapping or mapping.fa.flow_style():  # type: ignore[attr-defined]
+        raise ConfigError(f"{section}: expected a mapping with one item a line (not in braces), to add '{name}' to")
+    return mapping
+
+
+def _end_of_section(document: Any, section: str, lines: list[str]) -> int:
+    """The row of the next section's key, or the number of lines."""
+    later = [document.lc.key(key)[0] for key in document if document.lc.key(key)[0] > document.lc.key(section)[0]]
+    return min(later, default=len(lines))
+
+
+def _is_between_items(line: str, column: int) -> bool:
+    """Whether a line is empty, or a comment that is not indented deeper than the items."""
+    stripped = line.lstrip()
+    return not stripped or (stripped.startswith("#") and len(line) - len(stripped) <= column)
+
+
+def _plain(text: str) -> Any:
+    return YAML(typ="safe", pure=True).load(text)
+
+
+def _loaded(text: str) -> Any:
+    """The values of an edited text, or None where the edit broke it."""
+    try:
+        return _plain(text)
+    except YAMLError:
+        return None
 
 
 def _block(name: str, item: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from ace.config import Config, check_config, use
+from ace.config import Config, check_config, resolve, use
 from shards.config import read_params
 from shards.errors import ConfigError, ContaminationError
 from shards.identity import PUBLIC_KEY, split_of
@@ -123,8 +123,55 @@ def test_use_gives_the_same_file_from_any_other_and_keeps_comments_and_batches(t
     assert use("smoke", params, ROOT / "configs") == []
 
 
+def test_use_leaves_the_measured_batch_of_a_project_without_the_phantom(tmp_path: Path) -> None:
+    params = tmp_path / "params.yaml"
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    params.write_text(text.replace("phantom-b000", "real-b000"), encoding="utf-8")
+    assert use("cxr_small", params, ROOT / "configs")
+    assert read_params(params)["evaluate"]["batch"] == "real-b000"
+    assert use("cxr_small", params, ROOT / "configs") == []
+    shutil.copy(ROOT / "params.yaml", params)
+    use("cxr_small", params, ROOT / "configs")
+    assert read_params(params)["evaluate"]["batch"] == "phantom-b000"
+
+
+def write_configs(folder: Path, **overlays: str) -> Path:
+    folder.mkdir()
+    shutil.copy(ROOT / "configs/demo.yaml", folder)
+    for name, text in overlays.items():
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_a_configuration_with_a_base_is_laid_over_it(tmp_path: Path) -> None:
+    configs = write_configs(
+        tmp_path / "configs",
+        small="pretrain: {epochs: 5, batch_size: 4}\nreport: {title: small}\n",
+        smaller="base: small\npretrain: {epochs: 3}\n",
+    )
+    values = resolve("smaller", configs)
+    assert (values["pretrain"]["epochs"], values["pretrain"]["batch_size"]) == (3, 4)
+    assert values["report"]["title"] == "small"
+    assert values["pretrain"]["seed"] == resolve("demo", configs)["pretrain"]["seed"]
+    assert "base" not in values
+
+
+@pytest.mark.parametrize(
+    ("base", "reason"), [("b", "a → b → a: a configuration cannot be its own base"), ("c", "configuration 'c' is not")]
+)
+def test_a_base_that_leads_nowhere_is_refused(base: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        resolve("a", write_configs(tmp_path / "configs", a=f"base: {base}\n", b="base: a\n"))
+
+
+def test_checks_of_a_configuration_replace_those_of_its_base(tmp_path: Path) -> None:
+    checks = "evaluate: {checks: {gain.compositionality.low: {min: 0.5}}}\n"
+    values = resolve("mine", write_configs(tmp_path / "configs", mine=checks))
+    assert values["evaluate"]["checks"] == {"gain.compositionality.low": {"min": 0.5}}
+
+
 def test_an_unknown_configuration_lists_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"there are: .*\bdemo, nano, smoke"):
+    with pytest.raises(ConfigError, match=r"there are: .*\bdemo, .*nano, smoke"):
         use("enormous", tmp_path / "params.yaml", ROOT / "configs")
 
 

@@ -93,7 +93,7 @@ def test_the_large_configurations_have_the_papers_sizes(name: str) -> None:
 def test_the_method_of_these_configurations_is_the_papers(name: str) -> None:
     pretrain = config(name).pretrain
     weights, matching, loss = pretrain.loss_weights, pretrain.matching_loss, pretrain.global_loss
-    assert (weights.global_, weights.decomposition, weights.composition) == (0.1, 0.5, 0.5)
+    assert (weights.global_, weights.decomposition, weights.composition, weights.removal) == (0.1, 0.5, 0.5, 0)
     assert (matching.alpha_decomposition, matching.alpha_composition) == (0.99, 0.9)
     assert (matching.logits.scale, matching.logits.bias, matching.logits.learnable) == (1 / 0.07, 0.0, False)
     assert (pretrain.composer, pretrain.decomposer, pretrain.local_head.form) == ("mlp", "mlp", "mlp")

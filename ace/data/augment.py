@@ -4,7 +4,6 @@ import cv2
 import numpy as np
 
 from ace.data.augmentation import Augmentation, BrightnessContrast
-from ace.data.erase import erase
 from ace.data.params import AugmentParams
 from shards.canvas import Pixels
 
@@ -13,8 +12,10 @@ cv2.setNumThreads(0)
 
 
 def augment(crop: Pixels, drawn: Augmentation, params: AugmentParams) -> Pixels:
-    """Brightness and contrast, blur, sharpening, CLAHE and the erased square as drawn, in this order, rounded to 8 bits
-    after each; the crop given is not written to."""
+    """Change brightness and contrast, blur, sharpen and equalise as drawn, in this order, rounded to 8 bits after each.
+
+    The crop given is not written to. What is drawn to be erased is left for the batch (`ace.data.erase`).
+    """
     if drawn.brightness_contrast is not None:
         crop = change_brightness_contrast(crop, drawn.brightness_contrast)
     if drawn.blur_sigma_px is not None:
@@ -23,8 +24,6 @@ def augment(crop: Pixels, drawn: Augmentation, params: AugmentParams) -> Pixels:
         crop = sharpen(crop, drawn.sharpen_amount, params.sharpen.sigma_px)
     if drawn.clip_limit is not None:
         crop = equalise(crop, drawn.clip_limit, params.clahe.num_tiles)
-    if drawn.erased is not None:
-        crop = erase(crop, drawn.erased)
     return crop
 
 

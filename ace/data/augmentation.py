@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
-from ace.data.erase import Square, draw_square
+from ace.data.erase import Erasure, draw_erasure
 from ace.data.params import AugmentParams
 
 
@@ -28,16 +28,16 @@ class Augmentation:
     blur_sigma_px: float | None = None
     sharpen_amount: float | None = None
     clip_limit: float | None = None
-    erased: Square | None = None
+    erased: Erasure | None = None
 
 
 AS_IT_IS = Augmentation()
-CONTRAST, SHIFT, SIGMA, AMOUNT, CLIP, ROW, COL, SIDE = range(8)
+CONTRAST, SHIFT, SIGMA, AMOUNT, CLIP = range(5)
 """Columns of the collated records."""
 
 
 def draw_augmentation(params: AugmentParams, rng: np.random.Generator, *, size_px: int) -> Augmentation:
-    """Brightness and contrast, blur, sharpening, CLAHE and an erased square, each with its own probability.
+    """Brightness and contrast, blur, sharpening, CLAHE and erased rectangles, each with its own probability.
 
     Args:
         params: How often, and how strong.
@@ -54,7 +54,7 @@ def draw_augmentation(params: AugmentParams, rng: np.random.Generator, *, size_p
         sharpen_amount = rng.uniform(0.0, params.sharpen.max_amount)
     if rng.random() < params.clahe.probability:
         clip_limit = rng.uniform(1.0, params.clahe.max_clip_limit)
-    erased = draw_square(params.erase, rng, size_px=size_px)
+    erased = draw_erasure(params.erase, rng, size_px=size_px)
     return Augmentation(brightness_contrast, blur_sigma_px, sharpen_amount, clip_limit, erased)
 
 
@@ -66,10 +66,12 @@ class Augmentations:
     Attributes:
         on_host: One row a crop, NaN in the columns of steps that are left out.
         on_device: The same.
+        erasures: What is erased of each crop after the other steps.
     """
 
     on_host: Float64[np.ndarray, "batch crops columns"]
     on_device: Float64[Tensor, "batch crops columns"]
+    erasures: Sequence[Sequence[Erasure | None]]
 
     @classmethod
     def of(cls, records: Sequence[Sequence[Augmentation]]) -> "Augmentations | None":
@@ -77,7 +79,7 @@ class Augmentations:
         if all(record == AS_IT_IS for crops in records for record in crops):
             return None
         values = np.array([[_row(record) for record in crops] for crops in records])
-        return cls(values, torch.from_numpy(values))
+        return cls(values, torch.from_numpy(values), [[record.erased for record in crops] for crops in records])
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> "Augmentations":
         """With the device's copy moved."""
@@ -85,7 +87,7 @@ class Augmentations:
 
     def sliced(self, part: slice) -> "Augmentations":
         """Those of some samples."""
-        return Augmentations(self.on_host[part], self.on_device[part])
+        return Augmentations(self.on_host[part], self.on_device[part], self.erasures[part])
 
     def rows(self, column: int) -> Int[Tensor, " rows"] | None:
         """Which crops, counted through the batch, a step touches, in order, on the device; None for none."""
@@ -102,6 +104,5 @@ def _row(record: Augmentation) -> list[float]:
         record.blur_sigma_px,
         record.sharpen_amount,
         record.clip_limit,
-        *(record.erased or (None, None, None)),
     ]
     return [np.nan if value is None else float(value) for value in steps]

@@ -1,7 +1,8 @@
 """One step's crops on their way to the networks: pairs on the grid, or views without it."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -11,11 +12,14 @@ from torch import Tensor
 
 from ace.data.augment_device import augment_batch
 from ace.data.augmentation import AS_IT_IS, Augmentation, Augmentations
+from ace.data.erase import partners, with_erased
 from ace.data.params import AugmentParams
+from ace.geometry.visibility import VISIBLE_ABOVE
 from shards.canvas import Pixels
 from shards.grid import CropPair
 
-Visible = Bool[np.ndarray, "t t"]
+Shown = Float[np.ndarray, "t t"]
+"""Share of each token's pixels that is not erased."""
 AnyBatch = TypeVar("AnyBatch", bound="Batch")
 
 
@@ -29,8 +33,8 @@ class CropPairItem:
     mean: float
     std: float
     key: str
-    coarse_visible: Visible
-    fine_visible: Visible
+    coarse_shown: Shown
+    fine_shown: Shown
     coarse_augmentation: Augmentation = AS_IT_IS
     fine_augmentation: Augmentation = AS_IT_IS
 
@@ -41,7 +45,7 @@ class ViewItem:
     augmented."""
 
     views: list[Pixels]
-    visible: list[Visible]
+    shown: list[Shown]
     augmentations: list[Augmentation]
     num_teacher_views: int
     mean: float
@@ -50,7 +54,7 @@ class ViewItem:
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(ABC):
     """What every batch has, whatever it shows.
 
     Attributes:
@@ -58,12 +62,17 @@ class Batch:
         std: Divides them after.
         keys: The samples.
         augmentations: What the crops have still to go through before the networks see them; None for nothing.
+        erased: The augmented crops with their rectangles erased: coarse and fine, or the views; None where nothing is.
+        donated: Which crops have their rectangles filled with their partner's tissue (`ace.data.erase.partners`); None
+            where nothing is erased.
     """
 
     mean: Float[Tensor, " batch"]
     std: Float[Tensor, " batch"]
     keys: list[str]
     augmentations: Augmentations | None
+    erased: UInt8[Tensor, "batch crops channels size size"] | None = field(default=None, kw_only=True)
+    donated: Bool[Tensor, "batch crops"] | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -81,11 +90,34 @@ class Batch:
         """The batch in page-locked memory (torch's loader calls this)."""
         return self._mapped(Tensor.pin_memory)
 
-    def _augmented(self, crops: Tensor, params: AugmentParams) -> Tensor:
-        """Crops [batch, crops, ...] as their records say."""
+    @abstractmethod
+    def whole(self) -> list[Float[Tensor, "batch channels size size"]]:
+        """Crop by crop, as the networks take them, nothing erased."""
+
+    @abstractmethod
+    def shown(self) -> list[Float[Tensor, "batch tokens"]]:
+        """Crop by crop, the share of each token that is not erased."""
+
+    def visible(self) -> list[Bool[Tensor, "batch tokens"]]:
+        """Crop by crop, the tokens of which more than half is not erased."""
+        return [shares > VISIBLE_ABOVE for shares in self.shown()]
+
+    def seen(self) -> list[Float[Tensor, "batch channels size size"]]:
+        """Crop by crop, as the networks take them, with what is erased of them."""
+        return self.whole() if self.erased is None else [self._normalised(crop) for crop in self.erased.unbind(1)]
+
+    def _augmented(self, crops: Tensor, params: AugmentParams) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Crops [batch, crops, ...] as their records say, and the fields `erased` and `donated`."""
         if self.augmentations is None:
-            return crops
-        return augment_batch(crops.flatten(0, 1), self.augmentations, params).view(crops.shape)
+            return crops, None, None
+        whole = augment_batch(crops.flatten(0, 1), self.augmentations, params)
+        erasures = [erasure for sample in self.augmentations.erasures for erasure in sample]
+        donated = torch.tensor([erasure is not None and erasure.fill == "tissue" for erasure in erasures])
+        donors = whole.view(crops.shape)[partners(len(crops))].flatten(0, 1) if donated.any() else None
+        erased = with_erased(whole, erasures, donors)
+        if erased is whole:
+            return whole.view(crops.shape), None, None
+        return whole.view(crops.shape), erased.view(crops.shape), donated.view(crops.shape[:2]).to(crops.device)
 
     def _normalised(self, crops: Tensor) -> Tensor:
         if self.augmentations is not None:
@@ -116,8 +148,8 @@ class PairBatch(Batch):
         fine_origin: (row, col) in cells.
         k: Cells per coarse token, rows.
         l: Cells per coarse token, columns.
-        coarse_visible: Which tokens of the coarse crops are not erased, row-major.
-        fine_visible: The same of the fine crops.
+        coarse_shown: Share of each token of the coarse crops that is not erased, from 0 to 1, row-major.
+        fine_shown: Share of each token of the fine crops that is not erased, from 0 to 1, row-major.
     """
 
     coarse: UInt8[Tensor, "batch channels size size"]
@@ -126,21 +158,39 @@ class PairBatch(Batch):
     fine_origin: Int[Tensor, "batch 2"]
     k: int
     l: int
-    coarse_visible: Bool[Tensor, "batch tokens"]
-    fine_visible: Bool[Tensor, "batch tokens"]
+    coarse_shown: Float[Tensor, "batch tokens"]
+    fine_shown: Float[Tensor, "batch tokens"]
+
+    @property
+    def coarse_visible(self) -> Bool[Tensor, "batch tokens"]:
+        """Tokens of the coarse crops of which more than half is not erased."""
+        return self.coarse_shown > VISIBLE_ABOVE
+
+    @property
+    def fine_visible(self) -> Bool[Tensor, "batch tokens"]:
+        """Tokens of the fine crops of which more than half is not erased."""
+        return self.fine_shown > VISIBLE_ABOVE
 
     def augmented(self, params: AugmentParams) -> "PairBatch":
         """With the crops augmented as was drawn for them, where they are."""
-        coarse, fine = self._augmented(torch.stack([self.coarse, self.fine], 1), params).unbind(1)
-        return replace(self, coarse=coarse.contiguous(), fine=fine.contiguous(), augmentations=None)
+        whole, erased, donated = self._augmented(torch.stack([self.coarse, self.fine], 1), params)
+        coarse, fine = whole.unbind(1)
+        return replace(
+            self,
+            coarse=coarse.contiguous(),
+            fine=fine.contiguous(),
+            erased=erased,
+            donated=donated,
+            augmentations=None,
+        )
 
-    def normalised_coarse(self) -> Float[Tensor, "batch channels size size"]:
-        """Coarse crops as the networks take them."""
-        return self._normalised(self.coarse)
+    def whole(self) -> list[Float[Tensor, "batch channels size size"]]:
+        """Coarse and fine crops as the networks take them, nothing erased."""
+        return [self._normalised(self.coarse), self._normalised(self.fine)]
 
-    def normalised_fine(self) -> Float[Tensor, "batch channels size size"]:
-        """Fine crops as the networks take them."""
-        return self._normalised(self.fine)
+    def shown(self) -> list[Float[Tensor, "batch tokens"]]:
+        """`coarse_shown` and `fine_shown`."""
+        return [self.coarse_shown, self.fine_shown]
 
 
 @dataclass(frozen=True)
@@ -149,21 +199,26 @@ class ViewBatch(Batch):
 
     Attributes:
         views: 8-bit views of each sample.
-        visible: Which tokens of each view are not erased, row-major.
+        view_shown: Share of each token of each view that is not erased, from 0 to 1, row-major.
         num_teacher_views: How many of the views, the first, the teacher sees.
     """
 
     views: UInt8[Tensor, "batch views channels size size"]
-    visible: Bool[Tensor, "batch views tokens"]
+    view_shown: Float[Tensor, "batch views tokens"]
     num_teacher_views: int
 
     def augmented(self, params: AugmentParams) -> "ViewBatch":
         """With the views augmented as was drawn for them, where they are."""
-        return replace(self, views=self._augmented(self.views, params), augmentations=None)
+        views, erased, donated = self._augmented(self.views, params)
+        return replace(self, views=views, erased=erased, donated=donated, augmentations=None)
 
-    def normalised_views(self) -> list[Float[Tensor, "batch channels size size"]]:
-        """View by view, as the networks take them."""
+    def whole(self) -> list[Float[Tensor, "batch channels size size"]]:
+        """View by view, as the networks take them, nothing erased."""
         return [self._normalised(view) for view in self.views.unbind(1)]
+
+    def shown(self) -> list[Float[Tensor, "batch tokens"]]:
+        """`view_shown`, view by view."""
+        return list(self.view_shown.unbind(1))
 
 
 @overload
@@ -187,8 +242,8 @@ def _collate_pairs(items: Sequence[CropPairItem]) -> PairBatch:
         k=items[0].pair.k,
         l=items[0].pair.l,
         keys=[item.key for item in items],
-        coarse_visible=_stacked_visible([item.coarse_visible for item in items]),
-        fine_visible=_stacked_visible([item.fine_visible for item in items]),
+        coarse_shown=_stacked_shown([item.coarse_shown for item in items]),
+        fine_shown=_stacked_shown([item.fine_shown for item in items]),
         augmentations=Augmentations.of([(item.coarse_augmentation, item.fine_augmentation) for item in items]),
     )
 
@@ -196,7 +251,7 @@ def _collate_pairs(items: Sequence[CropPairItem]) -> PairBatch:
 def _collate_views(items: Sequence[ViewItem]) -> ViewBatch:
     return ViewBatch(
         views=torch.stack([_stacked(item.views) for item in items]),
-        visible=torch.stack([_stacked_visible(item.visible) for item in items]),
+        view_shown=torch.stack([_stacked_shown(item.shown) for item in items]),
         num_teacher_views=items[0].num_teacher_views,
         augmentations=Augmentations.of([item.augmentations for item in items]),
         mean=torch.tensor([item.mean for item in items]),
@@ -210,5 +265,5 @@ def _stacked(crops: Sequence[Pixels]) -> UInt8[Tensor, "batch channels size size
     return stack[:, None] if stack.ndim == 3 else stack.permute(0, 3, 1, 2).contiguous()
 
 
-def _stacked_visible(masks: Sequence[Visible]) -> Bool[Tensor, "batch tokens"]:
-    return torch.from_numpy(np.stack(masks)).flatten(1)
+def _stacked_shown(shares: Sequence[Shown]) -> Float[Tensor, "batch tokens"]:
+    return torch.from_numpy(np.stack(shares)).flatten(1)

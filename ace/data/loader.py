@@ -18,9 +18,9 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from ace.data.augment import augment
 from ace.data.augmentation import AS_IT_IS, Augmentation, draw_augmentation
-from ace.data.batches import CropPairItem, ViewItem, Visible, collate
+from ace.data.batches import CropPairItem, Shown, ViewItem, collate
 from ace.data.crops import resample_all
-from ace.data.erase import visible_tokens
+from ace.data.erase import shown_share
 from ace.data.objectives import CYCLE, Objective, spec_of_epoch
 from ace.data.params import AugmentParams, ViewsParams
 from ace.data.views import centred_windows, random_windows
@@ -92,13 +92,13 @@ class CropDataset(Dataset[CropPairItem | ViewItem]):
         if spec is None:
             windows, num_teacher_views = self._view_windows(rng)
             crops = resample_all(sample, windows, self.spec.crop_px)
-            views, visible, left = zip(*[self._finish(crop, rng) for crop in crops], strict=True)
-            records = list(views), list(visible), list(left)
+            views, shown, left = zip(*[self._finish(crop, rng) for crop in crops], strict=True)
+            records = list(views), list(shown), list(left)
             return ViewItem(*records, num_teacher_views, mix.mean, mix.std, sample.key)
         pair = self._pair(sample, spec, step, rng)
         crops = resample_all(sample, [pair.window("coarse", spec), pair.window("fine", spec)], spec.crop_px)
-        (coarse, coarse_visible, coarse_left), (fine, fine_visible, fine_left) = [self._finish(c, rng) for c in crops]
-        both = coarse_visible, fine_visible, coarse_left, fine_left
+        (coarse, coarse_shown, coarse_left), (fine, fine_shown, fine_left) = [self._finish(c, rng) for c in crops]
+        both = coarse_shown, fine_shown, coarse_left, fine_left
         return CropPairItem(coarse, fine, pair, mix.mean, mix.std, sample.key, *both)
 
     def __getitems__(self, requests: Sequence[Request]) -> "list[CropPairItem | ViewItem] | ShardError":
@@ -129,15 +129,15 @@ class CropDataset(Dataset[CropPairItem | ViewItem]):
             )
         return bank[rng.integers(len(bank))]
 
-    def _finish(self, crop: Pixels, rng: np.random.Generator) -> tuple[Pixels, Visible, Augmentation]:
-        """The crop, its visible tokens, and what of its augmentation is left for the device."""
+    def _finish(self, crop: Pixels, rng: np.random.Generator) -> tuple[Pixels, Shown, Augmentation]:
+        """The crop, the share of each token that stays, and what of its augmentation is left for the batch."""
         params, size_px = self.augment, self.spec.crop_px
         crop = with_channels(crop, self.in_channels)
         drawn = AS_IT_IS if params is None else draw_augmentation(params, rng, size_px=size_px)
-        visible = visible_tokens(drawn.erased, size_px=size_px, t=self.spec.t)
+        shown = shown_share(drawn.erased, size_px=size_px, t=self.spec.t)
         if params is not None and params.where == "host":
-            return augment(crop, drawn, params), visible, AS_IT_IS
-        return crop, visible, drawn
+            return augment(crop, drawn, params), shown, Augmentation(erased=drawn.erased)
+        return crop, shown, drawn
 
 
 class StepSampler(Sampler[list[Request]]):

@@ -59,15 +59,42 @@ class ClaheParams(Section):
     """Tiles per crop side."""
 
 
+class FillWeights(Section):
+    """How often each fill is drawn for an erased crop, relative to the others."""
+
+    black: float = Field(ge=0)
+    """All channels 0."""
+    mean: float = Field(ge=0)
+    """The crop's own mean level in each channel."""
+    grey: float = Field(ge=0)
+    """One random level in each channel."""
+    noise: float = Field(ge=0)
+    """A random level in each pixel and channel."""
+    tissue: float = Field(ge=0)
+    """What another image of the batch shows at the same place; only with `loss_weights.removal` above 0."""
+
+    @model_validator(mode="after")
+    def _one_is_drawn(self) -> Self:
+        if self.black + self.mean + self.grey + self.noise + self.tissue == 0:
+            raise ValueError("all fills have weight 0: nothing to fill erased pixels with; set at least one above 0")
+        return self
+
+
 class EraseParams(Section):
-    """A square set to black; its tokens match no anatomy. Not of the paper, which is probability 0."""
+    """Rectangles of a crop are filled, and their tokens show no anatomy. Not of the paper, which is probability 0."""
 
     probability: Probability
     """Share of the crops it is applied to."""
     min_side: float = Field(gt=0, lt=1)
-    """Least side of the square, as a fraction of the crop's."""
+    """Least side of a square, as a fraction of the crop's."""
     max_side: float = Field(gt=0, lt=1)
-    """Greatest side of the square, as a fraction of the crop's."""
+    """Greatest side of a square, as a fraction of the crop's."""
+    max_rectangles: int = Field(ge=1, le=4)
+    """Most rectangles in a crop; their number is uniform from 1 to this."""
+    max_aspect: float = Field(ge=1)
+    """Greatest ratio of a rectangle's sides, either way, at the area of the drawn square; 1 for squares."""
+    fills: FillWeights
+    """What erased pixels are filled with: with one fill alone an encoder learns that fill, with several, absence."""
 
     @model_validator(mode="after")
     def _sides_are_ordered(self) -> Self:
@@ -81,7 +108,7 @@ class AugmentParams(Section):
 
     where: Literal["device", "host"]
     """`device` augments whole batches where the networks are; `host` each crop in the loader's processes. What is drawn
-    is the same, and so are the crops but for single grey levels."""
+    is the same, and so are the crops but for single grey levels. Rectangles are erased on the batch either way."""
     brightness_contrast: BrightnessContrastParams
     blur: BlurParams
     sharpen: SharpenParams

@@ -1,4 +1,4 @@
-"""The test patients an evaluation looks at: one image each."""
+"""The patients an evaluation looks at: one image each, all of one split."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,11 +9,12 @@ from jaxtyping import Bool
 from ace.evaluation.embedding import Image
 from shards.grid import GridSpec
 from shards.read import ShardIndex, ShardReader
+from shards.records import Split
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A test patient's canvas, its landmarks in canvas pixels, and which of its cells show the patient."""
+    """A patient's canvas, its landmarks in canvas pixels, and which of its cells show the patient."""
 
     key: str
     canvas: Image
@@ -23,27 +24,29 @@ class Subject:
 
 @dataclass(frozen=True)
 class Cohort:
-    """Test patients in random order, so that the first few are a fair sample.
+    """Patients of one split in random order, so that the first few are a fair sample.
 
     Attributes:
         batch: Name of the shard set.
+        split: The split that the patients are of.
         spec: Its grid.
         subjects: One image of each patient.
     """
 
     batch: str
+    split: Split
     spec: GridSpec
     subjects: tuple[Subject, ...]
 
 
-def read_cohort(index: ShardIndex, max_patients: int, seed: int) -> Cohort:
-    """Choose test patients of a shard set, one image of each, by seed."""
+def read_cohort(index: ShardIndex, split: Split, max_patients: int, seed: int) -> Cohort:
+    """Choose patients of one split of a shard set, one image of each, by seed."""
     reader = ShardReader(index)
     rng = np.random.default_rng(seed)
-    test_rows = rng.permutation(index.select("test"))
-    _, first_of_patient = np.unique(index.rows["patient"][test_rows], return_index=True)
-    chosen = test_rows[np.sort(first_of_patient)][:max_patients]
-    return Cohort(index.name, index.spec, tuple(_read_subject(reader, int(row)) for row in chosen))
+    rows = rng.permutation(index.select(split))
+    _, first_of_patient = np.unique(index.rows["patient"][rows], return_index=True)
+    chosen = rows[np.sort(first_of_patient)][:max_patients]
+    return Cohort(index.name, split, index.spec, tuple(_read_subject(reader, int(row)) for row in chosen))
 
 
 def _read_subject(reader: ShardReader, row: int) -> Subject:

@@ -1,17 +1,21 @@
 """Decompositionality: a region taken out of an image is what its embedding loses (method.md §5)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
+from torch import Tensor
 
 from ace.data.crops import resample
-from ace.evaluation.embedding import Embedder, Image, unit
+from ace.evaluation.embedding import Embedder, Image, pool, unit
+from ace.evaluation.fills import FillPlan
 from ace.evaluation.intervals import Measure, per_patient
-from ace.evaluation.params import DecompositionParams
+from ace.evaluation.params import DecompositionParams, Fill
 from ace.evaluation.regions import Region, draw_region
+from ace.evaluation.removal import Removal, RemovalTally
 from shards.errors import ConfigError
+from shards.records import Split
 
 
 @dataclass(frozen=True)
@@ -43,24 +47,43 @@ class DecompositionEmbeddings:
         return cosines
 
 
+@dataclass(frozen=True)
+class Removals:
+    """What one encoder makes of the regions' removal.
+
+    Attributes:
+        by_fill: Directions for each fill; the candidates are the same ones.
+        tokens: What happens to single tokens where the fill is black.
+    """
+
+    by_fill: Mapping[Fill, DecompositionEmbeddings]
+    tokens: Removal
+
+
 def plan_decomposition(
-    num_patients: int, params: DecompositionParams, rng: np.random.Generator, *, same_position: bool
+    num_patients: int,
+    params: DecompositionParams,
+    rng: np.random.Generator,
+    *,
+    same_position: bool,
+    split: Split = "test",
 ) -> DecompositionPlan:
     """Draw the regions and who meets whom.
 
     Args:
-        num_patients: Test patients there are.
+        num_patients: Patients there are.
         params: Sides, number of draws, and their size.
         rng: Decides regions and draws.
         same_position: The hard case: in a draw all regions have the same place, so that place tells nothing.
+        split: The split that the patients are of, for the message.
 
     Raises:
         ConfigError: there are fewer patients than a draw needs.
     """
     if num_patients < params.batch:
         raise ConfigError(
-            f"{num_patients} test patients, but a draw needs {params.batch} different ones (evaluate.decomposition."
-            "batch); make more patients or give the test split a larger share"
+            f"{num_patients} {split} patients, but a draw needs {params.batch} different ones (evaluate.decomposition."
+            f"batch); make more patients, give the {split} split a larger share, or lower the batch"
         )
 
     def draw_regions() -> tuple[Region, ...]:
@@ -85,7 +108,47 @@ def remove_and_cut(image: Image, region: Region) -> tuple[Image, Image]:
 def decomposition_embeddings(
     embedder: Embedder, canvases: Sequence[Image], plan: DecompositionPlan
 ) -> DecompositionEmbeddings:
-    """E0(image) − E0(image without region), and E0(region), as directions."""
+    """E0(image) − E0(image with the region set to black), and E0(region), as directions."""
+    images, without, regions = _pooled_with_black(embedder, canvases, plan, watch=None)
+    return DecompositionEmbeddings(unit(images - without), unit(regions))
+
+
+def remove_regions(embedder: Embedder, canvases: Sequence[Image], plan: DecompositionPlan, fills: FillPlan) -> Removals:
+    """Embed whole images and regions once, and the images without a region once for each fill."""
+    spec = embedder.encoder.spec
+    tally = RemovalTally(plan.regions, size_px=spec.crop_px, t=spec.t)
+    images, without, regions = _pooled_with_black(embedder, canvases, plan, tally.add)
+    candidates, others = unit(regions), fills.fills[1:]
+
+    def crops() -> Iterator[Image]:
+        for patient, (canvas, own) in enumerate(zip(canvases, plan.regions, strict=True)):
+            image = resample(canvas, (0, 0, len(canvas), len(canvas)), spec.crop_px)
+            for number, region in enumerate(own):
+                for fill in others:
+                    yield fills.filled(image, region, fill, canvases=canvases, patient=patient, number=number)
+
+    by_fill: dict[Fill, DecompositionEmbeddings] = {
+        "black": DecompositionEmbeddings(unit(images - without), candidates)
+    }
+    if others:
+        total = candidates.shape[0] * candidates.shape[1] * len(others)
+        pooled = embedder.pooled(crops(), total=total, task="decomposition, other fills")
+        filled = pooled.reshape(*candidates.shape[:2], len(others), -1)
+        for number, fill in enumerate(others):
+            by_fill[fill] = DecompositionEmbeddings(unit(images - filled[:, :, number]), candidates)
+    return Removals(by_fill, tally.result())
+
+
+def _pooled_with_black(
+    embedder: Embedder,
+    canvases: Sequence[Image],
+    plan: DecompositionPlan,
+    watch: Callable[[Tensor], None] | None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Embed images [patients, 1, dim], images without each region, and regions [patients, regions, dim].
+
+    `watch` is given the tokens of every forward pass; crops come as (image, (without, region) …), patient by patient.
+    """
     size_px, num_patients, num_regions = embedder.encoder.spec.crop_px, len(canvases), len(plan.regions[0])
 
     def crops() -> Iterator[Image]:
@@ -95,10 +158,13 @@ def decomposition_embeddings(
             for region in regions:
                 yield from remove_and_cut(image, region)
 
-    total = num_patients * (1 + 2 * num_regions)
-    pooled = embedder.pooled(crops(), total=total, task="decomposition").reshape(num_patients, 1 + 2 * num_regions, -1)
-    images, without, regions = pooled[:, :1], pooled[:, 1::2], pooled[:, 2::2]
-    return DecompositionEmbeddings(unit(images - without), unit(regions))
+    means = []
+    for tokens in embedder.shown_tokens(crops(), total=num_patients * (1 + 2 * num_regions), task="decomposition"):
+        means.append(pool(tokens))
+        if watch is not None:
+            watch(tokens)
+    pooled = np.concatenate(means).reshape(num_patients, 1 + 2 * num_regions, -1)
+    return pooled[:, :1], pooled[:, 1::2], pooled[:, 2::2]
 
 
 def top1_credit(similarities: Float[np.ndarray, "queries candidates"]) -> Float[np.ndarray, " queries"]:

@@ -15,6 +15,8 @@ from shards.grid import GridSpec
 from shards.progress import progress_bar
 
 Image = Pixels
+Level = float | tuple[float, ...]
+"""One number for all channels of an image, or one for each."""
 
 
 class Encoder(Protocol):
@@ -29,7 +31,7 @@ class Encoder(Protocol):
     @property
     def in_channels(self) -> int: ...  # noqa: D102
 
-    def normalisation(self, batch: str) -> tuple[float, float]:
+    def normalisation(self, batch: str) -> tuple[Level, Level]:
         """(mean, standard deviation) of the pixels, in [0, 1], of one batch of shards."""
         ...
 
@@ -52,7 +54,7 @@ class Embedder:
 
     def tokens(self, crops: Iterable[Image]) -> Iterator[Float[Tensor, "batch t t dim"]]:
         """The backbone's tokens of each crop, in order, `images_per_forward` crops at a time."""
-        mean, std = self.encoder.normalisation(self.batch)
+        mean, std = (self._per_channel(level) for level in self.encoder.normalisation(self.batch))
         remaining = iter(crops)
         while chunk := list(islice(remaining, self.images_per_forward)):
             crops = np.stack([with_channels(crop, self.encoder.in_channels) for crop in chunk])
@@ -61,14 +63,30 @@ class Embedder:
             with torch.inference_mode():
                 yield self.encoder.backbone((planes - mean) / std).float()
 
-    def pooled(self, crops: Iterable[Image], *, total: int, task: str) -> Float[np.ndarray, "crops dim"]:
-        """E0 of each crop: the mean over its tokens, not normalised; `total` and `task` are for the progress bar."""
-        means = []
+    def shown_tokens(
+        self, crops: Iterable[Image], *, total: int, task: str
+    ) -> Iterator[Float[Tensor, "batch t t dim"]]:
+        """Yield what `tokens` does, with a progress bar of `total` crops that is called `task`."""
         with progress_bar(total=total, description=f"{task}, {self.name}", unit="crop") as bar:
             for tokens in self.tokens(crops):
-                means.append(tokens.mean(dim=(1, 2)).cpu().numpy())
+                yield tokens
                 bar.update(len(tokens))
-        return np.concatenate(means)
+
+    def pooled(self, crops: Iterable[Image], *, total: int, task: str) -> Float[np.ndarray, "crops dim"]:
+        """E0 of each crop: the mean over its tokens, not normalised; `total` and `task` are for the progress bar."""
+        return np.concatenate([pool(tokens) for tokens in self.shown_tokens(crops, total=total, task=task)])
+
+    def _per_channel(self, level: Level) -> float | Tensor:
+        """A level that channels [C, H, W] can be shifted or scaled by."""
+        if isinstance(level, tuple):
+            return torch.tensor(level, device=self.encoder.device).view(-1, 1, 1)
+        return level
+
+
+def pool(tokens: Float[Tensor, "batch t t dim"]) -> Float[np.ndarray, "batch dim"]:
+    """E0 of each crop of a forward pass: the mean over its tokens."""
+    means: Float[np.ndarray, "batch dim"] = tokens.mean(dim=(1, 2)).cpu().numpy()
+    return means
 
 
 def unit(vectors: Float[np.ndarray, "*batch dim"]) -> Float[np.ndarray, "*batch dim"]:

@@ -1,4 +1,4 @@
-"""The stage `evaluate`: the three properties of the trained and the untrained encoder, on test patients."""
+"""The stage `evaluate`: the three properties of the trained encoder and of those it is compared with."""
 
 import json
 import shutil
@@ -36,15 +36,25 @@ from ace.evaluation.correspondence import (
 from ace.evaluation.decomposition import (
     DecompositionEmbeddings,
     DecompositionPlan,
+    Removals,
     decomposition_embeddings,
     decompositionality,
     plan_decomposition,
+    remove_regions,
 )
 from ace.evaluation.embedding import Embedder, Encoder
+from ace.evaluation.fills import FillPlan, plan_fills
 from ace.evaluation.intervals import Measure, difference, estimate, interval, patient_weights
 from ace.evaluation.params import BootstrapParams, EvaluateParams
-from ace.evaluation.pictures import composition_arrays, correspondence_arrays, decomposition_arrays, write_arrays
-from ace.models.encoder import load_encoder, untrained_encoder
+from ace.evaluation.pictures import (
+    composition_arrays,
+    correspondence_arrays,
+    decomposition_arrays,
+    removal_arrays,
+    write_arrays,
+)
+from ace.evaluation.removal import change_outside, erased_length
+from ace.models.encoder import load_encoder, reference_encoder, untrained_encoder
 from shards.atomic import replace_directory, write_text
 from shards.errors import ConfigError
 from shards.lineage import check_independence
@@ -52,7 +62,8 @@ from shards.read import ShardIndex
 from shards.store import Location, location_of
 
 CORRESPONDENCE = "correspondence_px_at_1024"
-NO_LANDMARKS = "fewer than two test patients of this batch have landmarks"
+IMAGENET = "imagenet"
+"""Row of the encoder that `evaluate.reference` names."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,7 @@ class Plan:
     composition: CompositionPlan
     decomposition: DecompositionPlan
     same_position: DecompositionPlan
+    fills: FillPlan
     axis: LocationAxis
     mapped: tuple[Subject, ...]
     pairs: tuple[Pair, ...]
@@ -72,7 +84,7 @@ class Answers:
     """What one encoder answered: cosines, embeddings, dense features of `mapped`, places found for the pairs."""
 
     composition: CompositionCosines
-    decomposition: DecompositionEmbeddings
+    removals: Removals
     same_position: DecompositionEmbeddings
     features: list[Features]
     found: list[Points]
@@ -103,17 +115,19 @@ def evaluate(
         evidence_dir: Folder of .npz files, replaced as a whole.
 
     Raises:
-        ConfigError: too few test patients, or a model trained on another grid.
-        ContaminationError: the model was trained on some of the test patients.
+        ConfigError: too few patients, a model trained on another grid, or a reference encoder that cannot be had.
+        ContaminationError: the model was trained on some of the patients.
     """
     index = ShardIndex.open(location_of(shards_root, params.batch))
-    independence = check_independence(model_dir, index, is_accepted=params.accept_shared_images)
-    cohort = read_cohort(index, params.max_patients, params.seed)
+    independence = check_independence(model_dir, index, is_accepted=params.accept_shared_images, split=params.split)
+    cohort = read_cohort(index, params.split, params.max_patients, params.seed)
     plan = draw_plan(cohort, params)
     encoders: dict[str, Encoder] = {
         "trained": load_encoder(model_dir, which="teacher"),
         "untrained": untrained_encoder(model_dir, params.seed),
     }
+    if params.reference is not None:
+        encoders[IMAGENET] = reference_encoder(params.reference, cohort.spec)
     answers = {}
     for name, encoder in encoders.items():
         _check_grid(encoder, cohort)
@@ -125,13 +139,19 @@ def evaluate(
 
 def draw_plan(cohort: Cohort, params: EvaluateParams) -> Plan:
     """Draw regions, draws and pairs; each property has its own generator, so that one leaves the others unchanged."""
-    composition, decomposition, same_position, pairs = np.random.default_rng(params.seed).spawn(4)
+    composition, decomposition, same_position, pairs, fills = np.random.default_rng(params.seed).spawn(5)
+    keys, split = [subject.key for subject in cohort.subjects], cohort.split
     num_patients, corr = len(cohort.subjects), params.correspondence
     with_landmarks = tuple(subject for subject in cohort.subjects if subject.landmarks)[: corr.num_patients]
     has_landmarks = len(with_landmarks) > 1
     return Plan(
-        decomposition=plan_decomposition(num_patients, params.decomposition, decomposition, same_position=False),
-        same_position=plan_decomposition(num_patients, params.decomposition, same_position, same_position=True),
+        decomposition=plan_decomposition(
+            num_patients, params.decomposition, decomposition, same_position=False, split=split
+        ),
+        same_position=plan_decomposition(
+            num_patients, params.decomposition, same_position, same_position=True, split=split
+        ),
+        fills=plan_fills(keys, params.decomposition, params.seed, fills),
         composition=plan_composition(num_patients, params.composition, composition),
         axis=location_axis(cohort.spec, corr.locations_per_cell, corr.window_step_cells),
         mapped=with_landmarks if has_landmarks else cohort.subjects[: params.num_examples],
@@ -145,7 +165,7 @@ def ask(embedder: Embedder, cohort: Cohort, plan: Plan) -> Answers:
     features = canvas_features(embedder, plan.mapped, plan.axis)
     return Answers(
         composition=composition_cosines(embedder, canvases, plan.composition),
-        decomposition=decomposition_embeddings(embedder, canvases, plan.decomposition),
+        removals=remove_regions(embedder, canvases, plan.decomposition, plan.fills),
         same_position=decomposition_embeddings(embedder, canvases, plan.same_position),
         features=features,
         found=find_landmarks(plan.mapped, features, plan.axis, plan.pairs),
@@ -159,14 +179,16 @@ def tabulate(cohort: Cohort, plan: Plan, answers: Mapping[str, Answers], params:
         name: {key: _figure(reading, params) for key, reading in of_encoder.items()}
         for name, of_encoder in readings.items()
     }
-    table["gain"] = {
-        key: _figure(_gain(reading, readings["untrained"][key]), params) for key, reading in readings["trained"].items()
-    }
+    table["gain"] = _gains(readings["trained"], readings["untrained"], params)
+    if IMAGENET in readings:
+        table[f"gain_over_{IMAGENET}"] = _gains(readings["trained"], readings[IMAGENET], params)
     if plan.pairs:
         table["baselines"] = {CORRESPONDENCE: {k: _figure(r, params) for k, r in _baselines(cohort, plan).items()}}
     else:
         for figures in table.values():
-            figures[CORRESPONDENCE] = {"value": None, "low": None, "high": None, "n": 0, "reason": NO_LANDMARKS}
+            figures[CORRESPONDENCE] = _not_measured(
+                f"fewer than two {cohort.split} patients of this batch have landmarks"
+            )
     return table
 
 
@@ -188,9 +210,12 @@ def write_evidence(
     write_text(fresh / "independence.json", json.dumps(independence, indent=2) + "\n")
     cosines = {name: answer.composition for name, answer in answers.items()}
     write_arrays(fresh / "composition.npz", composition_arrays(canvases, plan.composition, cosines, size_px))
-    embeddings = {name: answer.decomposition for name, answer in answers.items()}
+    embeddings = {name: answer.removals.by_fill["black"] for name, answer in answers.items()}
     arrays = decomposition_arrays(canvases, plan.decomposition, embeddings, size_px, num_examples)
     write_arrays(fresh / "decomposition.npz", arrays)
+    tokens = {name: answer.removals.tokens for name, answer in answers.items()}
+    arrays = removal_arrays(canvases, plan.decomposition, tokens, size_px, num_examples)
+    write_arrays(fresh / "removal.npz", arrays)
     features = {name: answer.features for name, answer in answers.items()}
     found = {name: answer.found for name, answer in answers.items()}
     arrays = correspondence_arrays(plan.mapped, plan.axis, plan.pairs, features, found, num_examples)
@@ -203,15 +228,22 @@ def _readings(cohort: Cohort, plan: Plan, answers: Answers, params: EvaluatePara
     num_regions, num_mismatches = len(plan.composition.regions), len(plan.composition.mismatches)
     regions = {"num_regions": num_regions, "num_mismatches": num_mismatches}
     draws = {"batch": params.decomposition.batch, "num_draws": params.decomposition.num_draws}
-    by_draw, by_cosine = (plan.decomposition, answers.decomposition), (plan.composition, answers.composition)
+    by_cosine, tokens = (plan.composition, answers.composition), answers.removals.tokens
     chance = 1 / params.decomposition.batch
+
+    def found_by(decomposition: DecompositionPlan, embeddings: DecompositionEmbeddings) -> Reading:
+        return Reading(decompositionality(decomposition, embeddings), num_patients, chance, facts=draws)
+
+    by_fill = {fill: found_by(plan.decomposition, found) for fill, found in answers.removals.by_fill.items()}
+    crops = {"num_regions": tokens.change.shape[0] * tokens.change.shape[1]}
     readings = {
         "compositionality": Reading(compositionality(*by_cosine, num_patients), num_patients, 0.0, facts=regions),
         "compositionality_auc": Reading(composition_auc(*by_cosine, num_patients), num_patients, 0.5, facts=regions),
-        "decompositionality": Reading(decompositionality(*by_draw), num_patients, chance, facts=draws),
-        "decompositionality_same_position": Reading(
-            decompositionality(plan.same_position, answers.same_position), num_patients, chance, facts=draws
-        ),
+        "decompositionality": by_fill["black"],
+        "decompositionality_same_position": found_by(plan.same_position, answers.same_position),
+        **{f"decompositionality_{fill}": reading for fill, reading in by_fill.items() if fill != "black"},
+        "removal_erased_length": Reading(erased_length(tokens), num_patients, None, is_error=True, facts=crops),
+        "removal_change_outside": Reading(change_outside(tokens), num_patients, None, is_error=True, facts=crops),
     }
     if not plan.pairs:
         return readings
@@ -251,14 +283,26 @@ def _baselines(cohort: Cohort, plan: Plan) -> dict[str, Reading]:
     }
 
 
-def _gain(trained: Reading, untrained: Reading) -> Reading:
-    """By how much training is better, resampled over the same patients; above 0 is better for every figure."""
-    first, second = (untrained, trained) if trained.is_error else (trained, untrained)
+def _gains(
+    trained: Mapping[str, Reading], other: Mapping[str, Reading], params: EvaluateParams
+) -> dict[str, dict[str, Any]]:
+    return {key: _figure(_gain(reading, other[key]), params) for key, reading in trained.items()}
+
+
+def _gain(trained: Reading, other: Reading) -> Reading:
+    """By how much the trained encoder is better, resampled over the same patients; above 0 is better for all."""
+    first, second = (other, trained) if trained.is_error else (trained, other)
     return Reading(difference(first.measure, second.measure), trained.num_patients, None, facts=trained.facts)
+
+
+def _not_measured(reason: str) -> dict[str, Any]:
+    return {"value": None, "low": None, "high": None, "n": 0, "reason": reason}
 
 
 def _figure(reading: Reading, params: EvaluateParams) -> dict[str, Any]:
     bootstrap: BootstrapParams = params.bootstrap
+    if np.isnan(estimate(reading.measure, reading.num_patients)):
+        return _not_measured("nothing to divide by: tokens without length or change")
     rng = np.random.default_rng([params.seed, reading.num_patients])
     weights = patient_weights(reading.num_patients, bootstrap.num_resamples, rng)
     low, high = interval(reading.measure, weights, bootstrap.level)

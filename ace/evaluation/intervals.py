@@ -42,6 +42,11 @@ def difference(first: Measure, second: Measure) -> Measure:
     return lambda weights: first(weights) - second(weights)
 
 
+def quotient(first: Measure, second: Measure) -> Measure:
+    """`first / second`, both over the same resampled patients; nan where `second` is 0."""
+    return lambda weights: _ratio(first(weights), second(weights))
+
+
 def estimate(measure: Measure, num_patients: int) -> float:
     """The figure over all patients, each once."""
     return float(measure(np.ones((1, num_patients), dtype=np.int64))[0])

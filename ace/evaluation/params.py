@@ -1,10 +1,15 @@
 """The `evaluate` section of params.yaml."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from ace.models.params import ReferenceParams
 from shards.config import Section
+
+Fill = Literal["black", "mean", "white", "noise", "tissue"]
+"""What takes the place of a region that is removed from an image."""
+MeasuredSplit = Literal["test", "val"]
 
 
 class CompositionParams(Section):
@@ -47,10 +52,26 @@ class DecompositionParams(Section):
     """Smallest side of a region, as a fraction of the canvas side."""
     max_side: float = Field(gt=0, le=1)
     """Largest side of a region, as a fraction of the canvas side."""
+    fills: tuple[Fill, ...]
+    """What takes the place of a removed region; the first is `black`, the paper's, whose figure is the headline. Each
+    other one gives the same measure over the same regions and draws, `decompositionality_FILL`: `mean` is the image's
+    own mean grey level in each channel; `white` is 255, which no training here fills with; `noise` is a random level in
+    each pixel and channel; `tissue` is what another patient's image shows at a place and size of its own, resampled
+    into the region. An encoder that only knows black loses the figure with the others."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         _check_sides(self.min_side, self.max_side)
+        return self
+
+    @model_validator(mode="after")
+    def _black_first(self) -> Self:
+        if self.fills[:1] != ("black",):
+            raise ValueError(
+                f"fills are {list(self.fills)}; the first has to be black, since `decompositionality` is black's figure"
+            )
+        if len(set(self.fills)) < len(self.fills):
+            raise ValueError(f"fills are {list(self.fills)}; name each once")
         return self
 
 
@@ -102,21 +123,27 @@ class Bound(Section):
 
 
 class EvaluateParams(Section):
-    """The evidence: on which test patients, how it is measured, and what is expected of it."""
+    """The evidence: on which patients, how it is measured, and what is expected of it."""
 
     batch: str = Field(min_length=1)
-    """Key in `batches` of the shard set whose test patients are used."""
+    """Key in `batches` of the shard set whose patients are used."""
+    split: MeasuredSplit
+    """Whose patients are measured: `test` for results; `val` to choose settings by, so that no choice is made on the
+    patients that results are of."""
     accept_shared_images: bool
     """Whether the batch may hold images, or patients, that the encoder was trained on (docs/data.md)."""
     seed: int = Field(ge=0)
     """Seed of the patients chosen, the regions, the draws, the resamples, and the untrained encoder."""
     max_patients: int = Field(ge=2)
-    """Largest number of test patients used, one image each."""
+    """Largest number of patients used, one image each."""
     images_per_forward: int = Field(ge=1)
     """Images in one forward pass; speed and memory only."""
     composition: CompositionParams
     decomposition: DecompositionParams
     correspondence: CorrespondenceParams
+    reference: ReferenceParams | None
+    """An encoder that others trained on ImageNet, measured beside the trained one as the row `imagenet`; null leaves
+    the row out."""
     bootstrap: BootstrapParams
     num_examples: int = Field(ge=1)
     """Examples of each property kept for the report's pictures."""

@@ -22,6 +22,8 @@ from ace.evaluation.correspondence import (
 )
 from ace.evaluation.decomposition import DecompositionEmbeddings, DecompositionPlan, remove_and_cut
 from ace.evaluation.embedding import Image
+from ace.evaluation.intervals import estimate
+from ace.evaluation.removal import Removal, change_outside, erased_length, shown_region
 from shards.atomic import atomic_path
 
 Arrays = dict[str, Any]
@@ -87,6 +89,35 @@ def decomposition_arrays(
         arrays[f"{name}_cosine"] = np.take_along_axis(similarities, best, axis=1)
         arrays[f"{name}_is_right"] = best == shown[:, None]
         arrays[f"{name}_rank"] = 1 + (order == shown[:, None]).argmax(axis=1)
+    return arrays
+
+
+def removal_arrays(
+    canvases: Sequence[Image],
+    plan: DecompositionPlan,
+    removals: Mapping[str, Removal],
+    size_px: int,
+    num_examples: int,
+) -> Arrays:
+    """Show what the first patients' tokens make of a region of moderate size that is set to black.
+
+    `image` and `without` are crops, `place` is (row, col, side) of the square in pixels. Per encoder: `_change` is the
+    length of each token's change over the mean token length of the whole image [examples, t, t]; `_erased_length` and
+    `_change_outside` are the figures of the same names over all patients and regions (nan where nothing has a length).
+    """
+    patients = np.arange(min(num_examples, len(canvases)))
+    numbers = np.array([shown_region(plan.regions[patient]) for patient in patients])
+    regions = [plan.regions[patient][number] for patient, number in zip(patients, numbers, strict=True)]
+    images = [resample(canvas, (0, 0, len(canvas), len(canvas)), size_px) for canvas in canvases[: len(patients)]]
+    arrays: Arrays = {
+        "image": np.stack(images),
+        "without": np.stack([remove_and_cut(*pair)[0] for pair in zip(images, regions, strict=True)]),
+        "place": np.array([region.pixels(size_px) for region in regions]),
+    }
+    for name, removal in removals.items():
+        arrays[f"{name}_change"] = removal.relative_change[patients, numbers]
+        arrays[f"{name}_erased_length"] = np.array(estimate(erased_length(removal), len(canvases)))
+        arrays[f"{name}_change_outside"] = np.array(estimate(change_outside(removal), len(canvases)))
     return arrays
 
 

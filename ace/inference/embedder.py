@@ -19,6 +19,7 @@ from torch import Tensor
 from ace.inference.images import ImageInput, ImageInputError, to_pixels
 from ace.inference.preprocessing import Preprocessing, preprocessing_of
 from ace.models.encoder import WEIGHTS, Encoder, Which, load_encoder
+from ace.zoo.shipped import find_model
 from shards.canvas import Canvas
 from shards.errors import ConfigError
 from shards.format import sha256_of
@@ -133,7 +134,7 @@ class EmbeddingModel:
 
 
 def load_model(
-    folder: Path,
+    model: str | Path,
     *,
     which: Which,
     device: str,
@@ -143,7 +144,7 @@ def load_model(
     """`ace.load`, and for images of a known batch.
 
     Args:
-        folder: As for `ace.load`.
+        model: As for `ace.load`.
         which: As for `ace.load`.
         device: As for `ace.load`.
         normalisation: As for `ace.load`.
@@ -155,6 +156,7 @@ def load_model(
     """
     if which not in WEIGHTS:
         raise ConfigError(f"which='{which}': a model has the networks {' and '.join(WEIGHTS)}")
+    folder = find_model(model)
     encoder = load_encoder(folder, which, device)
     if normalisation is None and batch in encoder.config["params"]["batches"]:
         normalisation = batch

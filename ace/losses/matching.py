@@ -12,16 +12,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ace.geometry.targets import Matches
-
-Visible = tuple[Bool[Tensor, "batch rows"], Bool[Tensor, "batch cols"]]
-"""Which tokens of the rows and of the columns are not erased."""
+from ace.geometry.visibility import LeftOut
 
 
 def matching_loss(
     teacher_tokens: Float[Tensor, "batch rows dim"],
     student_tokens: Float[Tensor, "batch cols dim"],
     matches: Matches,
-    visible: Visible | None = None,
+    left_out: LeftOut | None = None,
     *,
     scale: Float[Tensor, ""],
     bias: Float[Tensor, ""],
@@ -35,13 +33,13 @@ def matching_loss(
         teacher_tokens: Tokens of norm 1, no gradient.
         student_tokens: Tokens of norm 1.
         matches: Soft correspondence in [0, 1], from `ace.geometry.targets`, of visible tokens only.
-        visible: Which tokens are not erased; None for all.
+        left_out: Pairs that are left open, from `ace.geometry.visibility`; None for none.
         scale: Multiplies the cosines.
         bias: Added to the scaled cosines.
         alpha: Weight of a full match; 1 − alpha is that of none.
     """
     logits = matching_logits(teacher_tokens, student_tokens, scale=scale, bias=bias)
-    return balanced_bce(logits, matches, visible, alpha=alpha)
+    return balanced_bce(logits, matches, left_out, alpha=alpha)
 
 
 def matching_logits(
@@ -56,15 +54,14 @@ def matching_logits(
 
 
 def balanced_bce(
-    logits: Float[Tensor, "batch rows cols"], matches: Matches, visible: Visible | None = None, *, alpha: float
+    logits: Float[Tensor, "batch rows cols"], matches: Matches, left_out: LeftOut | None = None, *, alpha: float
 ) -> Float[Tensor, ""]:
     """`(α·y + (1−α)(1−y)) · BCE(σ(x), y)`, mean over all entries; the authors call a focal loss with γ = 0.
 
     Args:
         logits: x, any real numbers.
-        matches: y in [0, 1]; 0 for erased tokens.
-        visible: Which tokens of the rows and of the columns are not erased: pairs of two erased ones weigh 0, and the
-            mean stays over all. None for all.
+        matches: y in [0, 1]; 0 for pairs that are left out.
+        left_out: Rows and columns whose common pairs weigh 0, while the mean stays over all. None for none.
         alpha: Weight of y = 1; 1 − alpha is that of y = 0.
     """
     x, y = logits.float(), matches.values
@@ -72,8 +69,8 @@ def balanced_bce(
     # summand alone is left; what is more in the windows is added there.
     no_match = F.softplus(x)
     total = no_match.sum()
-    if visible is not None:
-        rows, cols = ((~mask).float() for mask in visible)
+    if left_out is not None:
+        rows, cols = (mask.float() for mask in left_out)
         total = total - ((no_match * cols[:, None]).sum(-1) * rows).sum()
     near = x.gather(-1, matches.columns)
     more = (2.0 * alpha - 1.0) * y * F.softplus(near) - _weight(y, alpha) * y * near
@@ -91,13 +88,16 @@ def target_entropy(matches: Matches, *, alpha: float) -> Float[Tensor, ""]:
 
 
 def matching_accuracy(
-    teacher_tokens: Float[Tensor, "batch rows dim"], student_tokens: Float[Tensor, "batch cols dim"], matches: Matches
+    teacher_tokens: Float[Tensor, "batch rows dim"],
+    student_tokens: Float[Tensor, "batch cols dim"],
+    matches: Matches,
+    visible: Bool[Tensor, "batch cols"],
 ) -> Float[Tensor, ""]:
-    """Share of the rows inside the overlap whose most similar column is the true match; chance is 1/cols.
+    """Share of the rows inside the overlap whose most similar visible column is the true match; chance is 1/cols.
 
-    Rows outside the overlap have no match and do not count; with no row inside, the accuracy is 0.
+    Rows outside the overlap, or whose match is erased, have no match and do not count; without any the accuracy is 0.
     """
-    similarity = teacher_tokens @ student_tokens.detach().mT
+    similarity = (teacher_tokens @ student_tokens.detach().mT).masked_fill(~visible[:, None], -torch.inf)
     match, peak = matches.own
     is_inside = peak > 0
     is_hit = (similarity.argmax(-1) == match) & is_inside

@@ -11,8 +11,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ace.models.backbone import Backbone, build_backbone
-from ace.models.params import BackboneParams
+from ace.models.backbone import Backbone, build_backbone, check_backbone
+from ace.models.params import BackboneParams, ReferenceParams
+from ace.models.weights import check_weights, load_initial_weights
 from shards.errors import ConfigError
 from shards.grid import GridSpec
 
@@ -107,6 +108,71 @@ def untrained_encoder(model_dir: Path, seed: int) -> Encoder:
         torch.manual_seed(seed)
         config, backbone, spec = _empty_encoder(model_dir)
     return Encoder(backbone.to(default_device()).eval(), spec, config)
+
+
+@dataclass(frozen=True)
+class ReferenceEncoder:
+    """An encoder that others trained, in evaluation mode, with what its input must look like.
+
+    Attributes:
+        backbone: Normalised crops [B, C, S, S] to tokens [B, t, t, D].
+        spec: The grid whose crops it is shown; S is `spec.crop_px`.
+        in_channels: Channels of an input crop, 1 or 3.
+        mean: Subtracted from each channel of pixels in [0, 1].
+        std: Each channel is divided by it after.
+    """
+
+    backbone: Backbone
+    spec: GridSpec
+    in_channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.backbone.parameters()).device
+
+    def normalisation(self, batch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """(mean, std) of each channel: those that the encoder was published with, for every batch."""
+        return self.mean, self.std
+
+
+def check_reference(params: ReferenceParams, spec: GridSpec) -> None:
+    """Check that a published encoder has the grid's tokens and that its weights can be had, without building it.
+
+    Raises:
+        ConfigError: its token grid is not t×t, timm refuses the arguments, or the weights are missing or changed.
+    """
+    try:
+        check_backbone(params.backbone, spec)
+        check_weights(params.backbone)
+    except ConfigError as error:
+        raise ConfigError(
+            f"evaluate.reference: {error}; or set evaluate.reference to null, which leaves the published encoder out"
+        ) from None
+
+
+def reference_encoder(params: ReferenceParams, spec: GridSpec) -> ReferenceEncoder:
+    """Build the published encoder, untouched, for crops of the grid.
+
+    Args:
+        params: The section `evaluate.reference`.
+        spec: Grid of the images it will be shown.
+
+    Raises:
+        ConfigError: as for `check_reference`; the weights do not give every tensor of the encoder.
+    """
+    check_reference(params, spec)
+    with torch.random.fork_rng(devices=[]):  # what is random at first is replaced
+        backbone = build_backbone(params.backbone, spec)
+    report = load_initial_weights(backbone, params.backbone)
+    if report is None or report.missing:
+        raise ConfigError(
+            f"evaluate.reference: the weights leave part of {params.name} random, so it is not the published "
+            f"encoder; choose weights of this architecture\n{report}"
+        )
+    return ReferenceEncoder(backbone.to(default_device()).eval(), spec, params.in_channels, params.mean, params.std)
 
 
 def default_device() -> torch.device:

@@ -21,6 +21,7 @@ class Branches:
     global_: bool
     decomposition: bool
     composition: bool
+    removal: bool = False
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,13 @@ class StudentOutputs:
         decomposed: The coarse crop's tokens in parts of one cell, norm 1.
         composed: The fine crop's tokens in wholes of k×l cells, norm 1.
         logits: Global head on the pooled tokens of each crop (coarse, then fine) or view.
+        tokens: The backbone's tokens of each crop or view, for the removal term.
     """
 
     decomposed: Float[Tensor, "batch parts dim"] | None
     composed: Float[Tensor, "batch wholes dim"] | None
     logits: Float[Tensor, "crops batch out"] | None
+    tokens: Float[Tensor, "crops batch tokens width"] | None
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,14 @@ class TeacherOutputs:
         coarse_tokens: Local tokens of the coarse crop, norm 1.
         logits: Global head on the pooled tokens of each crop (coarse, then fine) or view, not centred.
         features: Mean backbone token of every crop seen, for the collapse monitors.
+        tokens: The backbone's tokens of each crop or view, for the removal term.
     """
 
     fine_tokens: Float[Tensor, "batch tokens dim"] | None
     coarse_tokens: Float[Tensor, "batch tokens dim"] | None
     logits: Float[Tensor, "crops batch out"] | None
     features: Float[Tensor, "samples width"]
+    tokens: Float[Tensor, "crops batch tokens width"] | None
 
     @property
     def fine_logits(self) -> Float[Tensor, "batch out"] | None:
@@ -111,19 +116,21 @@ class Student(nn.Module):
         branches = self.branches
         needed = [True] * len(crops)
         if scale is not None:
-            needed = [branches.global_ or branches.decomposition, branches.global_ or branches.composition]
+            every = branches.global_ or branches.removal
+            needed = [every or branches.decomposition, every or branches.composition]
         tokens = _encode(self.backbone, crops, needed)
         logits = _global_logits(self.global_head, tokens, pooled)
         if scale is None:
             assert logits is not None, "views have the global term alone"
             in_use = (self.backbone, self.global_head)
-            return StudentOutputs(None, None, _with_idle(logits, [m for m in self.children() if m not in in_use]))
+            logits = _with_idle(logits, [m for m in self.children() if m not in in_use])
+            return StudentOutputs(None, None, logits, _stacked(tokens, branches))
         decomposed = composed = None
         if self.local_head is not None and branches.decomposition:
             decomposed = _at_scale(self.decomposers, self.local_head(tokens[0]), *scale)
         if self.local_head is not None and branches.composition:
             composed = _at_scale(self.composers, self.local_head(tokens[1]), *scale)
-        return StudentOutputs(decomposed, composed, logits)
+        return StudentOutputs(decomposed, composed, logits, _stacked(tokens, branches))
 
 
 class Teacher(nn.Module):
@@ -164,7 +171,8 @@ class Teacher(nn.Module):
         branches = self.branches
         needed = [True] * len(crops)
         if is_pair:
-            needed = [branches.global_ or branches.composition, branches.global_ or branches.decomposition]
+            every = branches.global_ or branches.removal
+            needed = [every or branches.composition, every or branches.decomposition]
         tokens = _encode(self.backbone, crops, needed)
         local_fine = local_coarse = None
         if is_pair and self.local_head is not None and branches.decomposition:
@@ -172,7 +180,8 @@ class Teacher(nn.Module):
         if is_pair and self.local_head is not None and branches.composition:
             local_coarse = self.local_head(tokens[0]).flatten(1, 2)
         features = torch.cat([seen for seen in tokens if seen is not None]).mean((1, 2))
-        return TeacherOutputs(local_fine, local_coarse, _global_logits(self.global_head, tokens, pooled), features)
+        logits = _global_logits(self.global_head, tokens, pooled)
+        return TeacherOutputs(local_fine, local_coarse, logits, features, _stacked(tokens, branches))
 
     @torch.no_grad()
     def update(self, student: Student, momentum: float) -> None:
@@ -195,6 +204,10 @@ def _encode(backbone: Backbone, crops: Sequence[Tensor], is_needed: Sequence[boo
     needed = [crop for crop, flag in zip(crops, is_needed, strict=True) if flag]
     encoded = iter(backbone(torch.cat(needed)).chunk(len(needed)))
     return [next(encoded) if flag else None for flag in is_needed]
+
+
+def _stacked(tokens: Sequence[Any], branches: Branches) -> Float[Tensor, "crops batch tokens width"] | None:
+    return torch.stack(list(tokens)).flatten(2, 3) if branches.removal else None
 
 
 def _global_logits(

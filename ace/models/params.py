@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from shards.config import Section
 
@@ -44,7 +44,20 @@ class FileWeightsParams(InitialWeightsSection):
     """sha256 of the file, so that a changed file is noticed."""
 
 
-InitialWeightsParams = Annotated[TimmWeightsParams | FileWeightsParams, Field(discriminator="kind")]
+class PackageWeightsParams(InitialWeightsSection):
+    """Weights that an installed Python package carries as a file; the file is read and no code of the package runs."""
+
+    kind: Literal["package"]
+    """Which source the weights come from."""
+    package: str = Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")
+    """Name of the package as pip knows it; it holds exactly one file of weights."""
+    sha256: Sha256
+    """sha256 of that file, so that another release of the package is noticed."""
+
+
+InitialWeightsParams = Annotated[
+    TimmWeightsParams | FileWeightsParams | PackageWeightsParams, Field(discriminator="kind")
+]
 
 
 class BackboneParams(Section):
@@ -64,6 +77,44 @@ class BackboneParams(Section):
     """Stochastic depth of the student at its last block; the teacher has none."""
     weights: InitialWeightsParams | None
     """What the student starts from; null starts from random weights."""
+
+
+class ReferenceParams(Section):
+    """An encoder that others trained and published, measured as it is: nothing of it is trained here."""
+
+    name: str
+    """timm's name of the architecture, as `tf_efficientnet_lite0`."""
+    model_args: dict[str, Any]
+    """Further arguments of the architecture, as `{output_stride: 16}`, so that it yields t×t tokens at crop size."""
+    in_channels: Literal[1, 3]
+    """Channels of an input image; grey images are repeated for 3, colour images turned to grey for 1."""
+    mean: tuple[float, ...]
+    """Subtracted from pixels in [0, 1], one number for each channel."""
+    std: tuple[Annotated[float, Field(gt=0)], ...]
+    """Pixels are divided by it after, one number for each channel, above 0."""
+    weights: InitialWeightsParams
+    """The published weights; they have to give every tensor of the encoder."""
+
+    @model_validator(mode="after")
+    def _one_level_for_each_channel(self) -> "ReferenceParams":
+        if (len(self.mean), len(self.std)) != (self.in_channels, self.in_channels):
+            raise ValueError(
+                f"mean has {len(self.mean)} numbers and std {len(self.std)}, in_channels is {self.in_channels}; "
+                "give one of each for every channel"
+            )
+        return self
+
+    @property
+    def backbone(self) -> BackboneParams:
+        """The encoder as a backbone: tokens as they leave its last norm, without stochastic depth."""
+        return BackboneParams(
+            name=self.name,
+            model_args=self.model_args,
+            in_channels=self.in_channels,
+            token_activation="identity",
+            drop_path=0.0,
+            weights=self.weights,
+        )
 
 
 class GlobalHeadParams(Section):

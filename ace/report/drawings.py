@@ -3,6 +3,7 @@
 import base64
 import colorsys
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,10 @@ from shards.grid import CropPair, GridSpec, Rectangle, crop_bank
 from shards.read import Sample
 
 MAX_LANDMARKS_DRAWN = 28
-ENCODERS = ("trained", "untrained")
+NUM_SHADES = 64
+SCALE_PERCENTILE = 99
+"""The brightest colour of the change maps stands for this percentile of all changes, so that single tokens that change
+far more than the rest do not darken them."""
 
 
 @dataclass(frozen=True)
@@ -111,17 +115,17 @@ def draw_pair(sample: Sample, spec: GridSpec, seed: int) -> PairDrawing:
     )
 
 
-def composition_example(arrays: Arrays) -> dict[str, Any]:
+def composition_example(arrays: Arrays, encoders: Sequence[str]) -> dict[str, Any]:
     """A region, its parts, another region's parts, and the cosines of each encoder."""
     return {
         "whole": data_uri(arrays["example_whole"]),
         "parts": [data_uri(part) for part in arrays["example_parts"]],
         "other_parts": [data_uri(part) for part in arrays["example_other_parts"]],
-        "cosines": {name: [float(value) for value in arrays[f"{name}_example"]] for name in ENCODERS},
+        "cosines": {name: [float(value) for value in arrays[f"{name}_example"]] for name in encoders},
     }
 
 
-def decomposition_examples(arrays: Arrays) -> list[dict[str, Any]]:
+def decomposition_examples(arrays: Arrays, encoders: Sequence[str]) -> list[dict[str, Any]]:
     """Each query with the region taken out of it, and the best candidates of each encoder."""
     size_px = arrays["without"].shape[1]
     return [
@@ -143,14 +147,32 @@ def decomposition_examples(arrays: Arrays) -> list[dict[str, Any]]:
                         )
                     ],
                 }
-                for name in ENCODERS
+                for name in encoders
             },
         }
         for place in range(len(arrays["without"]))
     ]
 
 
-def correspondence_examples(arrays: Arrays) -> list[dict[str, Any]]:
+def removal_pictures(arrays: Arrays, encoders: Sequence[str]) -> dict[str, Any]:
+    """Each image with a square set to black, and how much each encoder's tokens change, on one scale for all."""
+    top = float(np.percentile(np.stack([arrays[f"{name}_change"] for name in encoders]), SCALE_PERCENTILE)) or 1.0
+    return {
+        "top": top,
+        "scale": data_uri(heat(np.linspace(0, top, NUM_SHADES)[None], low=0, high=top)),
+        "size_px": arrays["without"].shape[1],
+        "examples": [
+            {
+                "without": data_uri(arrays["without"][place], kind="jpeg"),
+                "box": _square(*arrays["place"][place].tolist()),
+                "maps": {name: data_uri(heat(arrays[f"{name}_change"][place], low=0, high=top)) for name in encoders},
+            }
+            for place in range(len(arrays["without"]))
+        ],
+    }
+
+
+def correspondence_examples(arrays: Arrays, encoders: Sequence[str]) -> list[dict[str, Any]]:
     """Each pair of patients: landmarks in the query, where each encoder found them in the key, and one cosine map."""
     positions = arrays["positions_px"]
     pitch = float(positions[1] - positions[0])
@@ -174,21 +196,21 @@ def correspondence_examples(arrays: Arrays) -> list[dict[str, Any]]:
                         "colour": place_colour(one["source"][i] / size_px),
                         "source": one["source"][i].tolist(),
                         "target": one["target"][i].tolist(),
-                        "found": {name: one[f"{name}_found"][i].tolist() for name in ENCODERS},
+                        "found": {name: one[f"{name}_found"][i].tolist() for name in encoders},
                     }
                     for i in shown
                 ],
                 "extent": extent,
-                "maps": {name: data_uri(heat(one[f"{name}_map"])) for name in ENCODERS},
+                "maps": {name: data_uri(heat(one[f"{name}_map"])) for name in encoders},
                 "probe": {
                     "name": str(one["names"][probe]).replace("_", " "),
                     "source": one["source"][probe].tolist(),
                     "target": one["target"][probe].tolist(),
-                    "found": {name: one[f"{name}_found"][probe].tolist() for name in ENCODERS},
+                    "found": {name: one[f"{name}_found"][probe].tolist() for name in encoders},
                 },
                 "error_px": {
                     name: float(np.linalg.norm(one[f"{name}_found"] - one["target"], axis=1).mean() * 1024 / size_px)
-                    for name in ENCODERS
+                    for name in encoders
                 },
             }
         )
@@ -196,12 +218,12 @@ def correspondence_examples(arrays: Arrays) -> list[dict[str, Any]]:
     return examples
 
 
-def colour_examples(arrays: Arrays) -> list[dict[str, str]]:
+def colour_examples(arrays: Arrays, encoders: Sequence[str]) -> list[dict[str, str]]:
     """Canvases beside the principal components of their dense features as colours."""
     return [
         {
             "canvas": data_uri(canvas, kind="jpeg"),
-            **{name: data_uri((arrays[f"{name}_colours"][place] * 255).astype(np.uint8)) for name in ENCODERS},
+            **{name: data_uri((arrays[f"{name}_colours"][place] * 255).astype(np.uint8)) for name in encoders},
         }
         for place, canvas in enumerate(arrays["canvases"])
     ]
@@ -215,10 +237,17 @@ def place_colour(place: Float[np.ndarray, "2"]) -> str:
     return f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}"
 
 
-def heat(values: Float[np.ndarray, "rows cols"]) -> np.ndarray:
-    """Values from their smallest (dark) to their largest (bright) as RGB."""
-    spread = float(np.ptp(values)) or 1.0
-    coloured: np.ndarray = matplotlib.colormaps["inferno"]((values - values.min()) / spread, bytes=True)
+def heat(values: Float[np.ndarray, "rows cols"], *, low: float | None = None, high: float | None = None) -> np.ndarray:
+    """Values as RGB, from dark to bright.
+
+    Args:
+        values: What is shown.
+        low: Value of the darkest colour; None takes the smallest.
+        high: Value of the brightest colour, which larger ones have as well; None takes the largest.
+    """
+    start = float(values.min()) if low is None else low
+    spread = (float(values.max()) if high is None else high) - start or 1.0
+    coloured: np.ndarray = matplotlib.colormaps["inferno"]((values - start) / spread, bytes=True)
     return coloured[..., :3]
 
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,9 +12,19 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ace.report.inputs import encoder_name
+
 # Placeholder colours and the style sheet's variables that replace them.
 INK, MUTED, TRAINED, UNTRAINED, REFERENCE = "#010101", "#020202", "#030303", "#040404", "#050505"
-VARIABLES = {INK: "ink", MUTED: "muted", TRAINED: "trained", UNTRAINED: "untrained", REFERENCE: "reference"}
+IMAGENET = "#060606"
+VARIABLES = {
+    INK: "ink",
+    MUTED: "muted",
+    TRAINED: "trained",
+    UNTRAINED: "untrained",
+    IMAGENET: "imagenet",
+    REFERENCE: "reference",
+}
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -36,7 +47,10 @@ STYLE: dict[Any, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }
-COLOURS = {"trained": TRAINED, "untrained": UNTRAINED}
+COLOURS = {"trained": TRAINED, "untrained": UNTRAINED, "imagenet": IMAGENET}
+TITLE_CHARACTERS = 40
+"""Longest line of a curve's title; a longer title is broken."""
+LEGEND_COLUMNS = 3
 COUNTERS = {"step", "epoch", "images"}
 SCHEDULES = {"lr", "weight_decay", "momentum"}
 Values = Float[np.ndarray, " values"]
@@ -49,7 +63,7 @@ def density_plot(cosines: dict[str, tuple[Values, Values]]) -> str:
         cosines: Encoder → (true, mismatched).
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+        figure = Figure(figsize=(6.4, 1.7 * len(cosines)), layout="constrained")
         panels = figure.subplots(len(cosines), 1, sharex=True, squeeze=False)[:, 0]
         low = min(float(values.min()) for pair in cosines.values() for values in pair)
         grid = np.linspace(max(-1.0, low - 0.05), 1.02, 400)
@@ -62,7 +76,7 @@ def density_plot(cosines: dict[str, tuple[Values, Values]]) -> str:
                 height /= height.max()
                 axes.fill_between(grid, height, color=colour, alpha=alpha, linewidth=0, label=label)
                 axes.plot(grid, height, color=colour, linewidth=1.2)
-            axes.set_title(name)
+            axes.set_title(encoder_name(name))
             axes.set_yticks([])
             axes.spines["left"].set_visible(False)
             axes.legend(loc="upper left", borderaxespad=0, handlelength=1.2)
@@ -78,7 +92,7 @@ def error_curves(errors: dict[str, Values], success_px: float) -> str:
         success_px: Marked radius.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
         axes = figure.subplots()
         limit = 4 * success_px
         for name, values in errors.items():
@@ -95,12 +109,12 @@ def error_curves(errors: dict[str, Values], success_px: float) -> str:
                 color=COLOURS.get(name, REFERENCE),
                 linewidth=2 if is_encoder else 1.2,
                 linestyle="-" if is_encoder else ("--" if "same" in name else ":"),
-                label=name,
+                label=encoder_name(name),
             )
         axes.axvline(success_px, color=MUTED, linewidth=0.6)
         axes.annotate(f" {success_px:g} px", (success_px, 0.01), color=MUTED, fontsize=8)
         axes.set(xlim=(0, limit), ylim=(0, 1), xlabel="radius in px of a 1024-px canvas", ylabel="share found within")
-        figure.legend(loc="outside upper left", ncols=len(errors), columnspacing=1.4, handlelength=1.6)
+        figure.legend(loc="outside upper left", ncols=LEGEND_COLUMNS, columnspacing=1.4, handlelength=1.6)
         return _svg(figure, "errors")
 
 
@@ -111,7 +125,7 @@ def curve(title: str, steps: Values, values: Values, smoothing: int) -> str:
         axes = figure.subplots()
         axes.plot(steps, values, color=TRAINED, linewidth=0.7, alpha=0.35)
         axes.plot(steps, running_mean(values, smoothing), color=TRAINED, linewidth=1.6)
-        axes.set_title(title)
+        axes.set_title("\n".join(textwrap.wrap(title, TITLE_CHARACTERS)))
         _tidy(axes)
         return _svg(figure, title)
 

@@ -18,6 +18,14 @@ from shards.read import ShardIndex
 
 VERSIONS = ("torch", "torchvision", "timm", "numpy", "pillow", "webdataset", "dvc")
 Arrays = Mapping[str, Any]
+ENCODERS = ("trained", "untrained", "imagenet")
+"""Encoders that can be measured, in the order of the page; older evaluations, and some configurations, have the first
+two alone."""
+
+
+def encoder_name(name: str) -> str:
+    """What the page calls an encoder; other names are returned as they are."""
+    return "ImageNet" if name == "imagenet" else name
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,11 @@ class Project:
     def properties(self) -> dict[str, Any]:
         """metrics/properties.json."""
         return self._json("metrics/properties.json", "dvc repro evaluate")
+
+    @property
+    def encoders(self) -> list[str]:
+        """The encoders that were measured, in the order of `ENCODERS`."""
+        return [name for name in ENCODERS if name in self.properties]
 
     @cached_property
     def model_config(self) -> dict[str, Any]:
@@ -69,7 +82,9 @@ class Project:
 
     @cached_property
     def phantom(self) -> dict[str, Any] | None:
-        """dataset.json of the built-in dataset, if the project has it."""
+        """dataset.json of the built-in dataset, if the model was configured with it."""
+        if all(index.values["dataset"]["kind"] != "phantom" for index in self.batches):
+            return None
         path = self.root / "data/phantom/dataset.json"
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 

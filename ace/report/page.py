@@ -1,7 +1,6 @@
 """The stage `report`: one self-contained page that opens without a network."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +9,35 @@ import numpy as np
 from PIL import Image
 
 from ace.report.drawings import (
-    ENCODERS,
     colour_examples,
     composition_example,
     correspondence_examples,
     data_uri,
     decomposition_examples,
     draw_pair,
+    removal_pictures,
 )
 from ace.report.figures import curve_panels, density_plot, error_curves
-from ace.report.inputs import Project
+from ace.report.inputs import Project, encoder_name
 from ace.report.params import ReportParams
+from ace.report.tables import (
+    CHANGE_OUTSIDE,
+    CORRESPONDENCE,
+    ERASED_LENGTH,
+    FIGURES,
+    HEADLINES,
+    figure_rows,
+    fill_rows,
+    headline_card,
+    with_interval,
+)
+from ace.training.erased import erased_parts, removal_weight
 from shards.atomic import write_text
 from shards.read import ShardIndex, ShardReader
 
 FOLDER = Path(__file__).parent
-CORRESPONDENCE = "correspondence_px_at_1024"
+PUBLISHED = {"tf_efficientnet_lite0": "EfficientNet-Lite0"}
+"""What timm's architectures are called elsewhere."""
 CONTACT_SHEET_PX = 1800
 SPLITS = ("train", "val", "test")
 CURVES = {
@@ -34,6 +46,9 @@ CURVES = {
     "loss_views": "consistency of views",
     "loss_decomposition_excess": "decomposition, above its floor",
     "loss_composition_excess": "composition, above its floor",
+    "loss_removal": "removal",
+    ERASED_LENGTH: "length of erased tokens over visible ones",
+    CHANGE_OUTSIDE: "share of the change that falls outside what was erased",
     "accuracy_decomposition": "decomposition arg-max accuracy",
     "accuracy_composition": "composition arg-max accuracy",
     "probe_knn_auroc": "kNN probe, mean AUROC",
@@ -54,53 +69,6 @@ CURVES = {
 }
 
 
-@dataclass(frozen=True)
-class Headline:
-    """One of the three properties at the top of the page."""
-
-    key: str
-    title: str
-    question: str
-    unit: str
-    number: str
-    anchor: str
-
-
-HEADLINES = (
-    Headline(
-        "compositionality",
-        "Compositionality",
-        "Is the whole the mean of its parts?",
-        "cosine to its own parts minus cosine to another region's",
-        "{:.3f}",
-        "composition",
-    ),
-    Headline(
-        "decompositionality",
-        "Decompositionality",
-        "Does removing a part remove its embedding?",
-        "top-1 accuracy among {batch} patients' regions",
-        "{:.1%}",
-        "decomposition",
-    ),
-    Headline(
-        CORRESPONDENCE,
-        "Correspondence",
-        "Is the same anatomy found in another patient?",
-        "mean error in px of a 1024-px canvas; less is better",
-        "{:.1f}",
-        "correspondence",
-    ),
-)
-FIGURES = {
-    "compositionality": ("Compositionality: cosine, true minus mismatched", "{:.3f}"),
-    "compositionality_auc": ("Compositionality: AUC, true against mismatched", "{:.3f}"),
-    "decompositionality": ("Decompositionality: top-1", "{:.1%}"),
-    "decompositionality_same_position": ("Decompositionality: top-1, all regions at the same position", "{:.1%}"),
-    CORRESPONDENCE: ("Correspondence: mean error, px at 1024", "{:.1f}"),
-}
-
-
 def write_report(params: ReportParams, out: Path, project_root: Path = Path()) -> None:
     """Draw the page from what the other stages left.
 
@@ -117,6 +85,7 @@ def write_report(params: ReportParams, out: Path, project_root: Path = Path()) -
         loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     environment.filters["thousands"] = lambda number: f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+    environment.filters["encoder"] = encoder_name
     environment.filters["megabytes"] = lambda number: f"{number / 1e6:,.1f} MB"
     page = environment.get_template("template.html").render(build_context(params, Project(project_root)))
     write_text(out, page)
@@ -124,20 +93,23 @@ def write_report(params: ReportParams, out: Path, project_root: Path = Path()) -
 
 def build_context(params: ReportParams, project: Project) -> dict[str, Any]:
     """Everything that the template shows."""
+    properties, encoders, protocol = project.properties, project.encoders, project.protocol
     correspondence = project.evidence("correspondence")
     composition = project.evidence("composition")
-    has_landmarks = project.properties["trained"][CORRESPONDENCE]["value"] is not None
-    errors = {name: correspondence[f"{name}_errors"] for name in ENCODERS} if has_landmarks else {}
+    has_landmarks = properties["trained"][CORRESPONDENCE]["value"] is not None
+    errors = {name: correspondence[f"{name}_errors"] for name in encoders} if has_landmarks else {}
     for name, label in (("same_pixel", "same pixel"), ("affine_oracle", "best affine map (oracle)")):
         if has_landmarks:
             errors[label] = correspondence[f"{name}_errors"]
+    cosines = {name: (composition[f"{name}_true"], composition[f"{name}_mismatched"]) for name in encoders}
     return {
         "title": params.title,
         "style": (FOLDER / "style.css").read_text(encoding="utf-8"),
-        "headlines": [_headline(headline, project.properties) for headline in HEADLINES],
-        "figures": _figure_rows(project.properties),
+        "headlines": [headline_card(headline, properties, encoders) for headline in HEADLINES],
+        "figures": figure_rows(properties, encoders),
         "has_landmarks": has_landmarks,
-        "protocol": project.protocol,
+        "protocol": protocol,
+        "reference": _reference(project),
         "pair": draw_pair(_sample(project.batches[0], params.seed), project.batches[0].spec, params.seed),
         "splits": SPLITS,
         "batches": [_batch(index) for index in project.batches],
@@ -145,16 +117,17 @@ def build_context(params: ReportParams, project: Project) -> dict[str, Any]:
         "sheets": list(_sheets(project)),
         "curves": curve_panels(project.log, CURVES, params.smoothing_steps),
         "model": project.model_config,
-        "erase": project.model_config["params"]["pretrain"]["augment"]["erase"],
-        "density": density_plot(
-            {name: (composition[f"{name}_true"], composition[f"{name}_mismatched"]) for name in ENCODERS}
-        ),
-        "composition": composition_example(composition),
-        "decomposition": decomposition_examples(project.evidence("decomposition")),
-        "correspondence": correspondence_examples(correspondence),
-        "colours": colour_examples(correspondence),
-        "error_curves": error_curves(errors, project.protocol["correspondence"]["success_px"]) if has_landmarks else "",
-        "encoders": ENCODERS,
+        "erased": _erased(project),
+        "density": density_plot(cosines),
+        "composition": composition_example(composition, encoders),
+        "decomposition": decomposition_examples(project.evidence("decomposition"), encoders),
+        "decomposition_chance": properties["trained"]["decompositionality"]["chance"],
+        "fills": fill_rows(properties, protocol["decomposition"].get("fills", ()), encoders),
+        "removal": _removal(project),
+        "correspondence": correspondence_examples(correspondence, encoders),
+        "colours": colour_examples(correspondence, encoders),
+        "error_curves": error_curves(errors, protocol["correspondence"]["success_px"]) if has_landmarks else "",
+        "encoders": encoders,
         "commit": project.commit,
         "versions": project.versions,
         "locked_outs": project.locked_outs,
@@ -162,71 +135,35 @@ def build_context(params: ReportParams, project: Project) -> dict[str, Any]:
     }
 
 
-def _headline(headline: Headline, properties: dict[str, Any]) -> dict[str, Any]:
-    trained, untrained = (properties[name][headline.key] for name in ENCODERS)
-    card: dict[str, Any] = {"title": headline.title, "question": headline.question, "anchor": headline.anchor}
-    if trained["value"] is None:
-        return card | {"reason": trained["reason"]}
-    marks = {"chance": {"value": trained["chance"]}, "untrained": untrained, "trained": trained}
-    for name, figure in properties.get("baselines", {}).get(headline.key, {}).items():
-        marks[name.replace("_", " ")] = figure
-    gain = properties["gain"][headline.key]
-    top = max(float(figure.get("high", figure["value"])) for figure in marks.values())
-    low = min(0.0, *(float(figure.get("low", figure["value"])) for figure in marks.values()))
-    span = (max(1.0, top) if headline.key == "decompositionality" else top * 1.05) - low or 1.0
+def _reference(project: Project) -> dict[str, Any] | None:
+    """The published encoder of the row `imagenet`: the section `evaluate.reference`, and what others call it."""
+    if "imagenet" not in project.encoders:
+        return None
+    reference: dict[str, Any] = project.protocol["reference"]
+    return reference | {"published_name": PUBLISHED.get(reference["name"], reference["name"])}
 
-    def place(value: float) -> float:
-        return round(100 * (value - low) / span, 2)
 
-    return card | {
-        "unit": headline.unit.format(batch=trained.get("batch")),
-        "value": _with_interval(trained, headline.number)[0],
-        "n": trained["n"],
-        "is_better": gain["low"] > 0,
-        "is_worse": gain["high"] < 0,
-        "gain": _with_interval(gain, headline.number),
-        "marks": [
-            {
-                "name": name,
-                "text": _with_interval(figure, headline.number),
-                "at": place(figure["value"]),
-                "from": place(figure.get("low", figure["value"])),
-                "to": place(figure.get("high", figure["value"])),
-            }
-            for name, figure in marks.items()
-        ],
+def _erased(project: Project) -> dict[str, Any]:
+    """What was erased in training, in words (empty for nothing), and the weight of the removal term."""
+    pretrain = project.model_config["params"]["pretrain"]
+    fills = pretrain["augment"]["erase"].get("fills", {})
+    return {
+        "parts": erased_parts(pretrain),
+        "has_random_levels": fills.get("grey", 0) > 0,
+        "weight": removal_weight(pretrain),
     }
 
 
-def _figure_rows(properties: dict[str, Any]) -> list[dict[str, Any]]:
-    rows = []
-    for key, trained in properties["trained"].items():
-        if trained["value"] is None:
-            continue
-        name, number = FIGURES.get(key, (key.replace("_", " ").capitalize(), "{:.1%}"))
-        rows.append(
-            {
-                "name": name,
-                "trained": _with_interval(trained, number),
-                "untrained": _with_interval(properties["untrained"][key], number),
-                "gain": _with_interval(properties["gain"][key], number),
-                "chance": number.format(trained["chance"]),
-                "n": trained["n"],
-                "facts": ", ".join(f"{v} {k.removeprefix('num_')}" for k, v in trained.items() if k.startswith("num_")),
-            }
-        )
-    for name, figure in properties.get("baselines", {}).get(CORRESPONDENCE, {}).items():
-        label = f"… {name.replace('_', ' ')}, without any encoder"
-        blank = {"untrained": ("", ""), "gain": ("", ""), "chance": "", "facts": ""}
-        rows.append({"name": label, "trained": _with_interval(figure, "{:.1f}"), "n": figure["n"], **blank})
-    return rows
-
-
-def _with_interval(figure: dict[str, Any], number: str) -> tuple[str, str]:
-    """The figure and its interval, which is empty if it has none."""
-    names = [name for name in ("value", "low", "high") if name in figure]
-    value, *ends = (number.format(figure[name]).replace("-", "\N{MINUS SIGN}") for name in names)
-    return value, f"[{', '.join(ends)}]" if ends else ""
+def _removal(project: Project) -> dict[str, Any] | None:
+    """The pictures of what tokens change, and each encoder's figures; None where it was not measured."""
+    if CHANGE_OUTSIDE not in project.properties["trained"]:
+        return None
+    encoders = sorted(project.encoders, key=("untrained", "trained", "imagenet").index)
+    figures = {
+        name: [with_interval(project.properties[name][key], FIGURES[key][1]) for key in (ERASED_LENGTH, CHANGE_OUTSIDE)]
+        for name in encoders
+    }
+    return removal_pictures(project.evidence("removal"), encoders) | {"encoders": encoders, "figures": figures}
 
 
 def _sample(index: ShardIndex, seed: int) -> Any:
@@ -262,7 +199,7 @@ def _sheets(project: Project) -> Iterator[dict[str, str]]:
     """The contact sheets there are: the phantom's, and each shard set's."""
     phantom = ("phantom", "virtual patients rendered from one chest CT, with their exact masks and landmarks")
     shards = "samples as the shards hold them, with grid, crops, masks and landmarks"
-    folders = [(project.root / "data/phantom", *phantom)]
+    folders = [(project.root / "data/phantom", *phantom)] if project.phantom else []
     folders += [(index.root, index.name, shards) for index in project.batches]
     for folder, name, text in folders:
         path = folder / "contact_sheet.png"

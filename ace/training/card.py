@@ -5,6 +5,7 @@ from typing import Any
 
 from ace.models.encoder import WEIGHTS
 from ace.models.notice import NOTICE
+from ace.training.erased import erased_parts, removal_weight
 
 ORIGINS = {
     "ace": """\
@@ -37,8 +38,9 @@ tags: [medical-imaging, self-supervised, ACE]
 | started from | {start} |
 | training | {epochs} epochs, {steps} steps of {batch_size} images |
 | computed | in {precision}, by {num_processes} process(es) on {device} |
-| erased squares | in {erased:.0%} of the crops |
-| loss weights | global {w_global:g}, decomposition {w_decomposition:g}, composition {w_composition:g} |
+| erased | {erased} |
+| loss weights | global {w_global:g}, decomposition {w_decomposition:g}, composition {w_composition:g}, \
+removal {w_removal:g} |
 | made with | {versions} |
 
 ## Data
@@ -81,7 +83,7 @@ def model_card(config: Mapping[str, Any]) -> str:
         model_args=pretrain["backbone"]["model_args"] or "",
         in_channels=pretrain["backbone"]["in_channels"],
         token_activation=pretrain["backbone"]["token_activation"],
-        erased=pretrain["augment"]["erase"]["probability"],
+        erased=erased_parts(pretrain) or "nothing",
         crop_px=grid["t"] * grid["cell_px"],
         canvas_px=grid["n"] * grid["cell_px"],
         t=grid["t"],
@@ -97,6 +99,7 @@ def model_card(config: Mapping[str, Any]) -> str:
         w_global=weights["global"],
         w_decomposition=weights["decomposition"],
         w_composition=weights["composition"],
+        w_removal=removal_weight(pretrain),
         versions=", ".join(f"{name} {version}" for name, version in config["versions"].items()),
         data="\n".join(table),
     )
@@ -111,6 +114,7 @@ def _start(config: Mapping[str, Any]) -> str:
         return f"backbones and heads of the model `{pretrain['start_from']}`, whose teacher has the sha256 `{sha256}`"
     if weights is None:
         return "random weights"
-    name = f"timm's `{weights['tag']}`" if weights["kind"] == "timm" else f"`{weights['path']}`"
+    names = {"timm": "timm's `{tag}`", "file": "`{path}`", "package": "the Python package `{package}`"}
+    name = names[weights["kind"]].format(**weights)
     sha256 = f"sha256 `{weights['sha256']}`" if weights["sha256"] else "no sha256 asked for"
     return f"other people's backbone, {name}, {sha256}; `start.txt` accounts for every tensor"

@@ -1,6 +1,6 @@
-"""The total loss of one batch as a sum of named terms (method.md §4).
+"""The total loss of one batch as a sum of named terms (docs/method.md).
 
-Of crop pairs: `L = w_g·L_g + w_d·L_dec + w_c·L_com`. Of views: `L = w_g·L_views`.
+Of crop pairs: `L = w_g·L_g + w_d·L_dec + w_c·L_com + w_r·L_removal`. Of views: `L = w_g·L_views + w_r·L_removal`.
 """
 
 from collections.abc import Sequence
@@ -11,11 +11,28 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ace.data.batches import PairBatch, ViewBatch
+from ace.data.erase import partners
 from ace.geometry.overlap import overlap_masks
 from ace.losses.consistency import center_sum, view_consistency
+from ace.losses.removal import removal_error, removal_sums, teacher_energy
 from ace.models.networks import Branches, Student, StudentOutputs, Teacher, TeacherOutputs
 from ace.training.objective_local import local_terms
 from ace.training.params import PretrainParams
+
+Masks = Sequence[Bool[Tensor, "batch tokens"]]
+
+
+@dataclass(frozen=True)
+class BatchTotals:
+    """What the terms of a micro-batch are divided by: sums over all micro-batches and ranks, over the number of ranks.
+
+    Attributes:
+        num_valid: Samples of the global term: those with a token to pool in both crops, or in every view.
+        teacher_energy: Squared length of the teacher's tokens of all crops with something erased.
+    """
+
+    num_valid: Float[Tensor, ""]
+    teacher_energy: Float[Tensor, ""]
 
 
 @dataclass(frozen=True)
@@ -27,99 +44,167 @@ class StepResult:
         terms: Named parts and accuracies, detached; those of a step's micro-batches add up, ranks are averaged.
         teacher: The teacher's outputs, for the collapse monitors.
         center_sum: Sum of the teacher's global logits and how many rows it has; None without the global branch.
+        removal_sums: `ace.losses.removal.removal_sums` in the order of its fields; None if they are not measured.
     """
 
     loss: Float[Tensor, ""]
     terms: dict[str, Float[Tensor, ""]]
     teacher: TeacherOutputs
     center_sum: tuple[Tensor, Tensor] | None
+    removal_sums: Float[Tensor, " sums"] | None
 
 
 def branches_of(params: PretrainParams) -> Branches:
-    """The branches with a weight above 0; `dino`, which has no pairs, has the global one alone."""
-    if params.objective == "dino":
-        return Branches(True, False, False)
+    """The branches with a weight above 0; `dino`, which has no pairs, has the global one and removal alone."""
     weights = params.loss_weights
-    return Branches(weights.global_ > 0, weights.decomposition > 0, weights.composition > 0)
+    if params.objective == "dino":
+        return Branches(True, False, False, weights.removal > 0)
+    return Branches(weights.global_ > 0, weights.decomposition > 0, weights.composition > 0, weights.removal > 0)
 
 
-def count_valid(batch: PairBatch | ViewBatch, t: int) -> Float[Tensor, ""]:
-    """How many samples the global term has: those with a token to pool in both crops, or in every view."""
-    return _is_valid(_pooled(batch, t)).sum().float()
+def teach(teacher: Teacher, batch: PairBatch | ViewBatch, params: PretrainParams, t: int) -> TeacherOutputs:
+    """Run the teacher on one micro-batch: on whole crops with the removal term, else on what the student sees.
+
+    Args:
+        teacher: The teacher.
+        batch: Crop pairs or views on the teacher's device.
+        params: Section `pretrain`.
+        t: Tokens per crop side.
+    """
+    crops = batch.whole() if params.loss_weights.removal > 0 else batch.seen()
+    num_taught = batch.num_teacher_views if isinstance(batch, ViewBatch) else len(crops)
+    pooled = _pooled(batch, t, is_whole=params.loss_weights.removal > 0)
+    outputs: TeacherOutputs = teacher(crops[:num_taught], pooled[:num_taught], is_pair=isinstance(batch, PairBatch))
+    return outputs
+
+
+def count_totals(
+    batch: PairBatch | ViewBatch, taught: Sequence[TeacherOutputs], num_micro_batches: int, t: int
+) -> BatchTotals:
+    """The totals of this rank's batch alone.
+
+    Args:
+        batch: This rank's whole batch.
+        taught: The teacher's outputs on its micro-batches.
+        num_micro_batches: How many there are.
+        t: Tokens per crop side.
+    """
+    num_valid = _is_valid(_pooled(batch, t)).sum().float()
+    energy = num_valid.new_zeros(())
+    micro_batches: Sequence[PairBatch | ViewBatch] = batch.split(num_micro_batches)
+    for micro_batch, outputs in zip(micro_batches, taught, strict=True):
+        if outputs.tokens is not None:
+            energy = energy + teacher_energy(outputs.tokens.flatten(0, 1), _shown(micro_batch, len(outputs.tokens)))
+    return BatchTotals(num_valid, energy)
 
 
 def compute_loss(
     student: nn.Module,
-    teacher: Teacher,
     batch: PairBatch | ViewBatch,
+    taught: TeacherOutputs,
     center: Float[Tensor, " out"],
     params: PretrainParams,
     *,
     t: int,
     teacher_temperature: float,
     logit_scales: Student,
-    num_valid: Float[Tensor, ""],
+    totals: BatchTotals,
     share: float = 1.0,
     is_measured: bool = True,
 ) -> StepResult:
-    """Both networks on one micro-batch, and every term that is switched on.
+    """The student on one micro-batch, and every term that is switched on.
 
     The losses of a rank's micro-batches, added up and averaged over the ranks, are the loss of the whole batch.
 
     Args:
         student: The student, or its DDP wrapper.
-        teacher: The teacher.
         batch: Crop pairs or views on the networks' device.
+        taught: What `teach` returned for them.
         center: Running mean of the teacher's global logits.
         params: Section `pretrain`.
         t: Tokens per crop side.
-        teacher_temperature: Of this step.
+        teacher_temperature: Divides the teacher's centred logits in this step.
         logit_scales: The plain student, whose matching scales and biases the losses use.
-        num_valid: `count_valid` of the whole batch, over all micro-batches and ranks, divided by the number of ranks.
+        totals: Of the whole batch, over all micro-batches and ranks, divided by the number of ranks.
         share: This micro-batch's part of the rank's samples.
-        is_measured: Whether to measure accuracies and excesses, which only the log wants.
+        is_measured: Whether to measure accuracies, excesses and sums for monitors, which only the log wants.
     """
-    pooled = _pooled(batch, t)
-    if isinstance(batch, ViewBatch):
-        name, crops, scale, num_taught = "loss_views", batch.normalised_views(), None, batch.num_teacher_views
-    else:
-        name, crops, scale = "loss_global", [batch.normalised_coarse(), batch.normalised_fine()], (batch.k, batch.l)
-        num_taught = len(crops)
-    student_out: StudentOutputs = student(crops, pooled, scale)
-    teacher_out: TeacherOutputs = teacher(crops[:num_taught], pooled[:num_taught], is_pair=scale is not None)
+    pooled, is_pair = _pooled(batch, t), isinstance(batch, PairBatch)
+    out: StudentOutputs = student(batch.seen(), pooled, (batch.k, batch.l) if isinstance(batch, PairBatch) else None)
     terms: dict[str, Tensor] = {}
     parts: list[Tensor] = []
-    sums = None
-    if student_out.logits is not None and teacher_out.logits is not None:
-        valid = _is_valid(pooled)
+    center_sums = sums = None
+    if out.logits is not None and taught.logits is not None:
+        name, valid = "loss_global" if is_pair else "loss_views", _is_valid(pooled)
         total, _ = view_consistency(
-            student_out.logits,
-            teacher_out.logits,
+            out.logits,
+            taught.logits,
             valid,
             center,
             student_temperature=params.global_loss.student_temperature,
             teacher_temperature=teacher_temperature,
         )
-        terms[name] = total / num_valid.clamp_min(1)
+        terms[name] = total / totals.num_valid.clamp_min(1)
         parts.append(params.loss_weights.global_ * terms[name])
-        sums = center_sum(teacher_out.logits, valid)
+        center_sums = center_sum(taught.logits, valid)
     if isinstance(batch, PairBatch):
         weighted, named = local_terms(
-            batch, student_out, teacher_out, logit_scales, params, t=t, share=share, is_measured=is_measured
+            batch, out, taught, logit_scales, params, t=t, share=share, is_measured=is_measured
         )
         parts, terms = parts + weighted, terms | named
+    if out.tokens is not None and taught.tokens is not None:
+        # The student has more views than the teacher has seen; of the others nothing is known.
+        num_taught = len(taught.tokens)
+        student_tokens, teacher_tokens = out.tokens[:num_taught].flatten(0, 1), taught.tokens.flatten(0, 1)
+        shown, inserted = _shown(batch, num_taught), _inserted(batch, taught.tokens)
+        error = removal_error(student_tokens, teacher_tokens, shown, inserted)
+        # The smallest number, not 1: the energy scales with the tokens, and is 0 only where nothing is erased.
+        terms["loss_removal"] = error / totals.teacher_energy.clamp_min(torch.finfo(torch.float32).tiny)
+        parts.append(params.loss_weights.removal * terms["loss_removal"])
+        if is_measured:
+            # The monitors tell what absence leaves; where tissue was put in, nothing is absent.
+            is_filled = torch.zeros_like(shown) if inserted is None else _donated(batch, num_taught).float()
+            sums = removal_sums(student_tokens, teacher_tokens, torch.maximum(shown, is_filled)).stacked()
     loss = torch.stack(parts).sum()
     detached = {name: value.detach() for name, value in terms.items()}
-    return StepResult(loss, {"loss": loss.detach(), **detached}, teacher_out, sums)
+    return StepResult(loss, {"loss": loss.detach(), **detached}, taught, center_sums, sums)
 
 
-def _pooled(batch: PairBatch | ViewBatch, t: int) -> Sequence[Bool[Tensor, "batch tokens"]]:
-    """Tokens whose mean the global head takes, none of them erased: of a pair those in the overlap, of a view all."""
+def _pooled(batch: PairBatch | ViewBatch, t: int, *, is_whole: bool = False) -> Masks:
+    """Tokens whose mean the global head takes: of a pair those in the overlap, of a view all; none of them erased.
+
+    Args:
+        batch: Crop pairs or views.
+        t: Tokens per crop side.
+        is_whole: Take erased tokens too, since the network sees whole crops.
+    """
+    visible = batch.visible()
+    if is_whole:
+        visible = [torch.ones_like(mask) for mask in visible]
     if isinstance(batch, ViewBatch):
-        return batch.visible.unbind(1)
+        return visible
     fine, coarse = overlap_masks(batch.coarse_origin, batch.fine_origin, t=t, k=batch.k, l=batch.l)
-    return coarse & batch.coarse_visible, fine & batch.fine_visible
+    return coarse & visible[0], fine & visible[1]
 
 
-def _is_valid(pooled: Sequence[Bool[Tensor, "batch tokens"]]) -> Bool[Tensor, " batch"]:
+def _is_valid(pooled: Masks) -> Bool[Tensor, " batch"]:
     return torch.stack([mask.any(1) for mask in pooled]).all(0)
+
+
+def _shown(batch: PairBatch | ViewBatch, num_crops: int) -> Float[Tensor, "crops*batch tokens"]:
+    """Of the first crops, one crop of all samples after another."""
+    return torch.cat(batch.shown()[:num_crops])
+
+
+def _inserted(
+    batch: PairBatch | ViewBatch, taught: Float[Tensor, "crops batch tokens width"]
+) -> Float[Tensor, "crops*batch tokens width"] | None:
+    """The teacher's tokens of the tissue that fills rectangles, 0 in crops with another fill; None without any."""
+    if batch.donated is None:
+        return None
+    return taught[:, partners(len(batch))].flatten(0, 1) * _donated(batch, len(taught))[..., None]
+
+
+def _donated(batch: PairBatch | ViewBatch, num_crops: int) -> Bool[Tensor, "crops*batch 1"]:
+    assert batch.donated is not None
+    return batch.donated[:, :num_crops].T.reshape(-1, 1)

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from ace.data.batches import PairBatch
 from ace.geometry.targets import Matches, composition_target, decomposition_target
-from ace.geometry.visibility import composed_visible, decomposed_visible, visible_matches
+from ace.geometry.visibility import composed_visible, decomposed_visible, taught_matches, visible_matches
 from ace.losses.matching import matching_accuracy, matching_loss, target_entropy
 from ace.models.heads import LogitScale
 from ace.models.networks import Student, StudentOutputs, TeacherOutputs
@@ -40,20 +40,23 @@ def local_terms(
     """
     origins, k, l = (batch.coarse_origin, batch.fine_origin), batch.k, batch.l
     weights, matching = params.loss_weights, params.matching_loss
+    is_whole = weights.removal > 0
     weighted: list[Tensor] = []
     terms: dict[str, Tensor] = {}
     if weights.decomposition > 0:
         target = decomposition_target(*origins, t=t, k=k, l=l)
         visible = batch.fine_visible, decomposed_visible(batch.coarse_visible, t=t, k=k, l=l)
         tokens, logits = (teacher.fine_tokens, student.decomposed), logit_scales.decomposition_logits
-        named = _matching("decomposition", tokens, target, visible, logits, matching.alpha_decomposition, is_measured)
+        alpha = matching.alpha_decomposition
+        named = _matching("decomposition", tokens, target, visible, logits, alpha, is_whole, is_measured)
         terms |= {key: share * value for key, value in named.items()}
         weighted.append(weights.decomposition * terms["loss_decomposition"])
     if weights.composition > 0:
         target = composition_target(*origins, t=t, k=k, l=l)
         visible = batch.coarse_visible, composed_visible(batch.fine_visible, t=t, k=k, l=l)
         tokens, logits = (teacher.coarse_tokens, student.composed), logit_scales.composition_logits
-        named = _matching("composition", tokens, target, visible, logits, matching.alpha_composition, is_measured)
+        alpha = matching.alpha_composition
+        named = _matching("composition", tokens, target, visible, logits, alpha, is_whole, is_measured)
         terms |= {key: share * value for key, value in named.items()}
         weighted.append(weights.composition * terms["loss_composition"])
     return weighted, terms
@@ -66,19 +69,23 @@ def _matching(
     visible: tuple[Tensor, Tensor],
     logits: LogitScale | None,
     alpha: float,
+    is_whole: bool,
     is_measured: bool,
 ) -> dict[str, Tensor]:
-    """One matching term and, if measured, its excess and its accuracy, over visible matches."""
+    """One matching term and, if measured, its excess and its accuracy, over visible matches.
+
+    `is_whole` says that the teacher saw whole crops, so that all its tokens count.
+    """
     teacher_tokens, student_tokens = tokens
     # Built and computed whenever the branch's weight is above 0.
     assert teacher_tokens is not None
     assert student_tokens is not None
     assert logits is not None
     scale, bias = logits()
-    matches = visible_matches(target, *visible)
-    loss = matching_loss(teacher_tokens, student_tokens, matches, visible, scale=scale, bias=bias, alpha=alpha)
+    matches, left_out = taught_matches(target, visible[1]) if is_whole else visible_matches(target, *visible)
+    loss = matching_loss(teacher_tokens, student_tokens, matches, left_out, scale=scale, bias=bias, alpha=alpha)
     terms = {f"loss_{name}": loss}
     if is_measured:
         terms[f"loss_{name}_excess"] = loss - target_entropy(matches, alpha=alpha)
-        terms[f"accuracy_{name}"] = matching_accuracy(teacher_tokens, student_tokens, matches)
+        terms[f"accuracy_{name}"] = matching_accuracy(teacher_tokens, student_tokens, matches, visible[1])
     return terms

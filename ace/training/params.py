@@ -12,7 +12,7 @@ from shards.config import Section
 
 
 class LossWeights(Section):
-    """Weights of the three terms of the total loss; 0 switches a branch off (its computation too)."""
+    """Weights of the terms of the total loss; 0 switches a term off (its computation too)."""
 
     global_: float = Field(ge=0, alias="global")
     """Global consistency over the overlap (sec. 3.2), or of views; the authors use 0.1."""
@@ -20,11 +20,17 @@ class LossWeights(Section):
     """Decomposition matching (sec. 3.3); the authors use 0.5."""
     composition: float = Field(ge=0)
     """Composition matching (sec. 3.3); the authors use 0.5."""
+    removal: float = Field(ge=0)
+    """Removal: erasing a part of a crop subtracts that part's tokens and nothing else (docs/method.md). Above 0 the
+    teacher sees whole crops, and `augment.erase.probability` has to be above 0 too; the paper's method is 0."""
 
     @model_validator(mode="after")
     def _one_term_is_on(self) -> "LossWeights":
         if self.global_ + self.decomposition + self.composition == 0:
-            raise ValueError("all three loss weights are 0: nothing would be learned; set at least one above 0")
+            raise ValueError(
+                f"loss_weights of global, decomposition and composition are all 0 (removal is {self.removal:g}): no "
+                "term would tell places apart; set at least one of the three above 0"
+            )
         return self
 
 
@@ -147,6 +153,21 @@ class PretrainParams(OptimizerParams):
             raise ValueError(
                 f"objective is {self.objective} and crops is bank: shards store crop pairs on the grid, not its views; "
                 "set crops to fresh"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_erased(self) -> "PretrainParams":
+        if self.loss_weights.removal > 0 and self.augment.erase.probability == 0:
+            raise ValueError(
+                f"loss_weights.removal is {self.loss_weights.removal:g} and augment.erase.probability 0: nothing is "
+                "taken out of any crop; set the probability above 0, or the weight to 0"
+            )
+        erase = self.augment.erase
+        if self.loss_weights.removal == 0 and erase.probability > 0 and erase.fills.tissue > 0:
+            raise ValueError(
+                f"augment.erase.fills.tissue is {erase.fills.tissue:g} and loss_weights.removal 0: no other term says "
+                "what another image's tissue adds; set the fill's weight to 0, or the term's above 0"
             )
         return self
 

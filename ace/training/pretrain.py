@@ -207,10 +207,10 @@ def _begin(
         in_channels=params.backbone.in_channels,
         seed=params.seed,
     )
-    samples_per_rank = _samples_per_rank(params, ranks.world_size)
+    num_samples = samples_per_rank(params, ranks.world_size)
     warnings = check_division(
         dataset,
-        batch_size=samples_per_rank,
+        batch_size=num_samples,
         world_size=ranks.world_size,
         num_local_ranks=ranks.num_local,
         num_workers=params.num_workers,
@@ -231,7 +231,7 @@ def _begin(
         state.load_dict(saved)
     sampler = StepSampler(
         dataset,
-        batch_size=samples_per_rank,
+        batch_size=num_samples,
         rank=ranks.rank,
         world_size=ranks.world_size,
         first_step=state.step,
@@ -266,7 +266,7 @@ def _agreed_identity(identity: RunIdentity, ranks: Ranks) -> RunIdentity:
     return identity
 
 
-def _samples_per_rank(params: PretrainParams, world_size: int) -> int:
+def samples_per_rank(params: PretrainParams, world_size: int) -> int:
     """Each process's part of the batch; its micro-batches are equal.
 
     Raises:
@@ -277,6 +277,13 @@ def _samples_per_rank(params: PretrainParams, world_size: int) -> int:
         raise ConfigError(
             f"pretrain.batch_size {params.batch_size} does not divide into {world_size} process(es) × "
             f"num_micro_batches {params.num_micro_batches} = {num_parts} equal parts; change one of the three"
+        )
+    num_samples, erase = params.batch_size // num_parts, params.augment.erase
+    if erase.probability > 0 and erase.fills.tissue > 0 and num_samples % 2:
+        raise ConfigError(
+            f"pretrain.batch_size {params.batch_size} gives parts of {num_samples} image(s) for {world_size} "
+            f"process(es) × num_micro_batches {params.num_micro_batches}, and augment.erase.fills.tissue needs an even "
+            "number, since images exchange tissue in pairs; change one of the three, or set fills.tissue to 0"
         )
     return params.batch_size // world_size
 

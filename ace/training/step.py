@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from ace.data.batches import PairBatch, ViewBatch
 from ace.losses.consistency import update_center
+from ace.losses.removal import RemovalSums
 from ace.models.networks import TeacherOutputs
 from ace.training.monitors import center_norm, effective_rank, feature_std, mean_entropy, rank_fraction
-from ace.training.objective import StepResult, compute_loss, count_valid
+from ace.training.objective import BatchTotals, StepResult, compute_loss, count_totals, teach
 from ace.training.optimizer import set_schedule
 from ace.training.params import PretrainParams
 from ace.training.ranks import Ranks
@@ -108,13 +109,15 @@ def train_step(
     schedule = Schedule.at(params, step, steps_per_epoch)
     set_schedule(state.optimizer, lr=schedule.lr, weight_decay=schedule.weight_decay)
     torch.manual_seed(seed_of(params.seed, step, ranks.rank))
-    # Known before any micro-batch runs: each divides its part of the global term by the whole batch's count.
-    num_valid = count_valid(batch, t)
-    agreed = ranks.sum(torch.stack([num_valid, num_valid.new_tensor(float(is_stop_wanted))]))
+    # The teacher first: what the terms are divided by has to be known before any micro-batch's backward pass.
+    taught = _taught(state, batch, params, t, ranks)
+    own = count_totals(batch, taught, params.num_micro_batches, t)
+    stop = own.num_valid.new_tensor(float(is_stop_wanted))
+    agreed = ranks.sum(torch.stack([own.num_valid, own.teacher_energy, stop]))
+    totals = BatchTotals(*(agreed[:2] / ranks.world_size))
     state.optimizer.zero_grad(set_to_none=True)
-    num_valid = agreed[0] / ranks.world_size
-    results = _forward_backward(state, learner, batch, params, t, schedule, num_valid, ranks, is_logged)
-    center_sums, terms = _added_up(results, ranks)
+    results = _forward_backward(state, learner, batch, taught, params, t, schedule, totals, ranks, is_logged)
+    center_sums, terms, removal = _added_up(results, ranks)
     grad_norm, is_scaled_finite = _clipped(state, params, schedule)
     is_loss_finite = bool(torch.isfinite(terms["loss"]))
     is_finite = is_loss_finite and is_scaled_finite
@@ -134,12 +137,14 @@ def train_step(
         "momentum": schedule.momentum,
         "grad_norm": grad_norm,
     }
+    if removal is not None:
+        values |= {name: value for name, value in removal.ratios.items() if torch.isfinite(value)}
     if is_logged:
         values |= _monitored(results[-1].teacher, state.center, schedule.teacher_temperature)
     if state.scaler.is_enabled():
         values["loss_scale"] = state.scaler.get_scale()
     local_loss = torch.stack([result.loss.detach() for result in results]).sum()
-    return StepOutcome(values, local_loss, is_finite, is_overflow, bool(agreed[1] > 0))
+    return StepOutcome(values, local_loss, is_finite, is_overflow, bool(agreed[2] > 0))
 
 
 def seed_of(seed: int, step: int, rank: int) -> int:
@@ -147,34 +152,45 @@ def seed_of(seed: int, step: int, rank: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()[:8], "big") >> 1
 
 
+def _taught(
+    state: TrainState, batch: PairBatch | ViewBatch, params: PretrainParams, t: int, ranks: Ranks
+) -> list[TeacherOutputs]:
+    """The teacher's outputs on each micro-batch."""
+    dtype = DTYPES[params.precision]
+    micro_batches: Sequence[PairBatch | ViewBatch] = batch.split(params.num_micro_batches)
+    with torch.autocast(ranks.device.type, dtype, enabled=dtype is not None):
+        return [teach(state.teacher, micro_batch, params, t) for micro_batch in micro_batches]
+
+
 def _forward_backward(
     state: TrainState,
     learner: nn.Module,
     batch: PairBatch | ViewBatch,
+    taught: Sequence[TeacherOutputs],
     params: PretrainParams,
     t: int,
     schedule: Schedule,
-    num_valid: Tensor,
+    totals: BatchTotals,
     ranks: Ranks,
     is_logged: bool,
 ) -> list[StepResult]:
     dtype = DTYPES[params.precision]
     micro_batches: Sequence[PairBatch | ViewBatch] = batch.split(params.num_micro_batches)
     results = []
-    for number, micro_batch in enumerate(micro_batches, start=1):
+    for number, (micro_batch, outputs) in enumerate(zip(micro_batches, taught, strict=True), start=1):
         is_averaged = ranks.world_size == 1 or number == len(micro_batches)
         with nullcontext() if is_averaged else learner.no_sync():  # type: ignore[operator]
             with torch.autocast(ranks.device.type, dtype, enabled=dtype is not None):
                 result = compute_loss(
                     learner,
-                    state.teacher,
                     micro_batch,
+                    outputs,
                     state.center,
                     params,
                     t=t,
                     teacher_temperature=schedule.teacher_temperature,
                     logit_scales=state.student,
-                    num_valid=num_valid,
+                    totals=totals,
                     share=1 / len(micro_batches),
                     is_measured=is_logged,
                 )
@@ -183,18 +199,24 @@ def _forward_backward(
     return results
 
 
-def _added_up(results: list[StepResult], ranks: Ranks) -> tuple[tuple[Tensor, Tensor] | None, dict[str, Tensor]]:
-    """The centre's sum and count, and the named terms, over micro-batches and ranks: one reduction for all."""
+def _added_up(
+    results: list[StepResult], ranks: Ranks
+) -> tuple[tuple[Tensor, Tensor] | None, dict[str, Tensor], RemovalSums | None]:
+    """The centre's sum and count, the named terms and the monitors' sums, over micro-batches and ranks: one reduction
+    for all."""
     names = list(results[0].terms)
-    terms = torch.stack([torch.stack([result.terms[name].float() for name in names]) for result in results]).sum(0)
-    sums = [result.center_sum for result in results if result.center_sum is not None]
-    if not sums:
-        return None, dict(zip(names, ranks.sum(terms) / ranks.world_size, strict=True))
-    logit_sum = torch.stack([total for total, _ in sums]).sum(0)
-    count = torch.stack([number for _, number in sums]).sum(0)
-    reduced = ranks.sum(torch.cat([terms, count[None], logit_sum]))
-    means = reduced[: len(names)] / ranks.world_size
-    return (reduced[len(names) + 1 :], reduced[len(names)]), dict(zip(names, means, strict=True))
+    parts = [torch.stack([torch.stack([result.terms[name].float() for name in names]) for result in results]).sum(0)]
+    centers = [result.center_sum for result in results if result.center_sum is not None]
+    if centers:
+        parts.append(torch.stack([count for _, count in centers]).sum(0)[None])
+        parts.append(torch.stack([total for total, _ in centers]).sum(0))
+    removals = [result.removal_sums for result in results if result.removal_sums is not None]
+    if removals:
+        parts.append(torch.stack(removals).sum(0))
+    added = list(torch.split(ranks.sum(torch.cat(parts)), [len(part) for part in parts]))
+    terms = dict(zip(names, added.pop(0) / ranks.world_size, strict=True))
+    removal = RemovalSums(*added.pop()) if removals else None
+    return (added[1], added[0][0]) if centers else None, terms, removal
 
 
 def _clipped(state: TrainState, params: PretrainParams, schedule: Schedule) -> tuple[Tensor, bool]:

@@ -11,8 +11,8 @@ to ours. What is plain about it:
 - losses are written as their formulas, one term at a time, and the loss is read back every step to see if it is finite;
 - AdamW with torch's defaults, and the teacher's average as a loop over parameters.
 
-It knows no erased tokens and one (k, l). It is not slowed down on purpose: the backbone is timm's, the head's layers
-and the local losses are batched multiplications, and nothing but what stands above is computed twice.
+It knows one (k, l), nothing erased and so no removal term. It is not slowed down on purpose: the backbone is timm's,
+the head's layers and the local losses are batched multiplications, and nothing but what stands above is computed twice.
 """
 
 import copy
@@ -106,7 +106,7 @@ class Straightforward:
         decomposition, composition, overlap_fine, overlap_coarse = (
             torch.stack(parts).to(device) for parts in zip(*self._targets(batch), strict=True)
         )
-        coarse, fine = batch.normalised_coarse(), batch.normalised_fine()
+        coarse, fine = batch.whole()
         with torch.no_grad():
             teacher_coarse, teacher_coarse_tokens = self.teacher(coarse, overlap_coarse)
             teacher_fine, teacher_fine_tokens = self.teacher(fine, overlap_fine)

@@ -27,7 +27,14 @@ def augment_params(probability: float) -> AugmentParams:
             "blur": {"probability": probability, "min_sigma_px": 0.5, "max_sigma_px": 1.0},
             "sharpen": {"probability": probability, "max_amount": 1.0, "sigma_px": 1.0},
             "clahe": {"probability": probability, "max_clip_limit": 3.0, "num_tiles": 4},
-            "erase": {"probability": 0.0, "min_side": 0.3, "max_side": 0.8},
+            "erase": {
+                "probability": 0.0,
+                "min_side": 0.3,
+                "max_side": 0.8,
+                "max_rectangles": 1,
+                "max_aspect": 1.0,
+                "fills": {"black": 1.0, "mean": 0.0, "grey": 0.0, "noise": 0.0},
+            },
         },
         "augment",
     )

@@ -33,12 +33,12 @@ def test_targets_built_on_the_host_are_ours(k: int, l: int) -> None:
 
 
 def random_batch(spec: GridSpec, size: int, rng: np.random.Generator) -> PairBatch:
-    visible = np.ones((spec.t, spec.t), dtype=bool)
+    shown = np.ones((spec.t, spec.t), dtype=np.float32)
     items = []
     for number in range(size):
         coarse, fine = (rng.integers(0, 256, (spec.crop_px, spec.crop_px), dtype=np.uint8) for _ in range(2))
         pair = draw_crop_pair(spec, spec.scales[0], rng)
-        items.append(CropPairItem(coarse, fine, pair, 0.5, 0.25, str(number), visible, visible))
+        items.append(CropPairItem(coarse, fine, pair, 0.5, 0.25, str(number), shown, shown))
     return collate(items)
 
 
@@ -50,7 +50,7 @@ def test_the_plain_trainer_has_our_weights_teacher_and_centre_after_several_step
         local_head={"form": "mlp", "hidden_dim": 16},
         composer="mlp",
         decomposer="mlp",
-        loss_weights={"global": 0.1, "decomposition": 0.5, "composition": 0.5},
+        loss_weights={"global": 0.1, "decomposition": 0.5, "composition": 0.5, "removal": 0.0},
         global_loss={**values["global_loss"], "frozen_last_layer_epochs": 0},
         matching_loss={
             "alpha_decomposition": 0.99,

@@ -76,6 +76,41 @@ def view_consistency(
     return total
 
 
+def removal(
+    student: np.ndarray, teacher: np.ndarray, shown: np.ndarray, inserted: np.ndarray | None = None
+) -> tuple[float, float]:
+    """`Σ‖z − v·z̄ − (1−v)·z̄'‖²` and `Σ‖z̄‖²` over the tokens of the crops [crops, tokens, dim] with something erased."""
+    error = energy = 0.0
+    inserted = np.zeros_like(teacher) if inserted is None else inserted
+    for number, shares in enumerate(shown.tolist()):
+        if all(share == 1 for share in shares):
+            continue
+        crops = (values[number].tolist() for values in (student, teacher, inserted))
+        for token, taught, new, share in zip(*crops, shares, strict=True):
+            error += sum((x - share * y - (1 - share) * w) ** 2 for x, y, w in zip(token, taught, new, strict=True))
+            energy += sum(y * y for y in taught)
+    return error, energy
+
+
+def removal_monitors(student: np.ndarray, teacher: np.ndarray, shown: np.ndarray) -> tuple[float, float]:
+    """Mean length of erased tokens over that of visible ones; share of the squared change on tokens shown in full.
+
+    Both of the crops with something erased; a token is visible if more than half of it is shown.
+    """
+    erased: list[float] = []
+    visible: list[float] = []
+    outside = change = 0.0
+    for crop, whole, shares in zip(student.tolist(), teacher.tolist(), shown.tolist(), strict=True):
+        if all(share == 1 for share in shares):
+            continue
+        for token, taught, share in zip(crop, whole, shares, strict=True):
+            (visible if share > 0.5 else erased).append(math.sqrt(sum(x * x for x in token)))
+            square = sum((x - y) ** 2 for x, y in zip(token, taught, strict=True))
+            change += square
+            outside += square if share == 1 else 0.0
+    return (sum(erased) / len(erased)) / (sum(visible) / len(visible)), outside / change
+
+
 def pooled(tokens: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """Mean of one crop's tokens [tokens, dim] that are inside; 0 if none is."""
     total, count = np.zeros(tokens.shape[1]), 0

@@ -52,6 +52,19 @@ def with_erased(
     return left, known
 
 
+def with_columns_erased(target: np.ndarray, is_col_erased: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Entry by entry: the target, and which entries are known, where the rows' crop is whole.
+
+    Of an erased column nothing is known; all other entries are as if nothing were erased.
+    """
+    left, known = target.copy(), np.ones(target.shape, dtype=bool)
+    for row in range(target.shape[0]):
+        for col in range(target.shape[1]):
+            if is_col_erased[col]:
+                left[row, col], known[row, col] = 0.0, False
+    return left, known
+
+
 def _window(rows: int, cols: int, radius: int) -> float:
     is_near = abs(rows) <= radius and abs(cols) <= radius
     return math.exp(-(rows**2 + cols**2) / 2) if is_near else 0.0

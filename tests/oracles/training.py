@@ -84,17 +84,36 @@ class ReferenceRun:
     def _loss(self, batch) -> tuple[Tensor, list[Tensor]]:
         """Mean over the samples of each term, weighted; and the teacher's logits of every valid crop."""
         is_views = hasattr(batch, "views")
+        self.removed: list[tuple[Tensor, Tensor]] = []
         samples = [self._views(batch, i) if is_views else self._pair(batch, i) for i in range(len(batch.keys))]
         weights = self.params.loss_weights
         crosses = [cross for cross, _, _ in samples if cross is not None]
         loss = weights.global_ * sum(crosses) / max(len(crosses), 1)
         loss = loss + sum(local for _, local, _ in samples) / len(samples)
+        if self.is_whole and self.removed:
+            errors, energies = zip(*self.removed, strict=True)
+            loss = loss + weights.removal * sum(errors) / sum(energies)
         return loss, [row for _, _, rows in samples for row in rows]
 
     def _cross_entropy(self, taught: Tensor, logits: Tensor) -> Tensor:
         p = torch.exp((taught - self.center) / self._temperature())
         q = torch.exp(logits / self.params.global_loss.student_temperature)
         return -((p / p.sum()) * torch.log(q / q.sum())).sum()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the teacher sees whole crops, which it does with the removal term."""
+        return self.params.loss_weights.removal > 0
+
+    def _remove(self, tokens: Tensor, taught: Tensor, shown: Tensor) -> None:
+        """Note the error and the energy of one crop with something erased."""
+        if all(share == 1 for share in shown.tolist()):
+            return
+        error, energy = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        for token, whole, share in zip(tokens.flatten(0, 1), taught.flatten(0, 1), shown.tolist(), strict=True):
+            for x, y in zip(token, whole, strict=True):
+                error, energy = error + (x - share * y) ** 2, energy + y**2
+        self.removed.append((error, energy))
 
     @staticmethod
     def _pixels(batch, crop: Tensor, i: int) -> Tensor:
@@ -106,35 +125,45 @@ class ReferenceRun:
         return network.global_head(torch.stack(rows).mean(0)[None])[0]
 
     def _views(self, batch, i: int) -> tuple[Tensor | None, float, list[Tensor]]:
-        visible = batch.visible[i].numpy()
+        visible = batch.view_shown[i].numpy() > 0.5
+        seen = [self._pixels(batch, view, i) for view in batch.erased[i]]
+        whole = [self._pixels(batch, view, i) for view in batch.views[i]]
+        tokens = [self.student.backbone(pixels)[0] for pixels in seen]
+        with torch.no_grad():
+            taught_tokens = [
+                self.teacher.backbone((whole if self.is_whole else seen)[a])[0] for a in range(batch.num_teacher_views)
+            ]
+        for a, whole_tokens in enumerate(taught_tokens):
+            self._remove(tokens[a], whole_tokens, batch.view_shown[i, a])
         if not visible.any(1).all():
             return None, 0.0, []
-        pixels = [self._pixels(batch, view, i) for view in batch.views[i]]
+        pooled = np.ones_like(visible) if self.is_whole else visible
         with torch.no_grad():
-            taught = [
-                self._head(self.teacher, self.teacher.backbone(pixels[a])[0], visible[a])
-                for a in range(batch.num_teacher_views)
-            ]
-        logits = [self._head(self.student, self.student.backbone(p)[0], visible[b]) for b, p in enumerate(pixels)]
+            taught = [self._head(self.teacher, of_view, pooled[a]) for a, of_view in enumerate(taught_tokens)]
+        logits = [self._head(self.student, of_view, visible[b]) for b, of_view in enumerate(tokens)]
         terms = [self._cross_entropy(p, q) for a, p in enumerate(taught) for b, q in enumerate(logits) if a != b]
         return sum(terms) / len(terms), 0.0, taught
 
     def _pair(self, batch, i: int) -> tuple[Tensor | None, Tensor, list[Tensor]]:
         k, l, t, weights = batch.k, batch.l, self.t, self.params.loss_weights
         origins = tuple(batch.coarse_origin[i].tolist()), tuple(batch.fine_origin[i].tolist())
-        visible_coarse, visible_fine = batch.coarse_visible[i].numpy(), batch.fine_visible[i].numpy()
+        visible_coarse, visible_fine = (shown[i].numpy() > 0.5 for shown in (batch.coarse_shown, batch.fine_shown))
         inside_fine, inside_coarse = overlap.overlap_masks(*origins, t, k, l)
-        crops = self._pixels(batch, batch.coarse[i], i), self._pixels(batch, batch.fine[i], i)
-        coarse, fine = (self.student.backbone(crop) for crop in crops)
+        whole = self._pixels(batch, batch.coarse[i], i), self._pixels(batch, batch.fine[i], i)
+        seen = [self._pixels(batch, crop, i) for crop in batch.erased[i]]
+        coarse, fine = (self.student.backbone(crop) for crop in seen)
         with torch.no_grad():
-            taught_coarse, taught_fine = (self.teacher.backbone(crop) for crop in crops)
+            taught_coarse, taught_fine = (self.teacher.backbone(crop) for crop in (whole if self.is_whole else seen))
+        self._remove(coarse[0], taught_coarse[0], batch.coarse_shown[i])
+        self._remove(fine[0], taught_fine[0], batch.fine_shown[i])
         cross, rows = None, []
         seen_coarse, seen_fine = inside_coarse & visible_coarse, inside_fine & visible_fine
         if seen_coarse.any() and seen_fine.any():
+            of_coarse, of_fine = (inside_coarse, inside_fine) if self.is_whole else (seen_coarse, seen_fine)
             with torch.no_grad():
                 rows = [
-                    self._head(self.teacher, taught_coarse[0], seen_coarse),
-                    self._head(self.teacher, taught_fine[0], seen_fine),
+                    self._head(self.teacher, taught_coarse[0], of_coarse),
+                    self._head(self.teacher, taught_fine[0], of_fine),
                 ]
             to_fine = self._cross_entropy(rows[0], self._head(self.student, fine[0], seen_fine))
             to_coarse = self._cross_entropy(rows[1], self._head(self.student, coarse[0], seen_coarse))
@@ -148,22 +177,23 @@ class ReferenceRun:
         wholes_erased = 2 * blocks.sum(1) >= k * l
         with torch.no_grad():
             local_fine, local_coarse = self.teacher.local_head(taught_fine), self.teacher.local_head(taught_coarse)
-        target, known = targets.with_erased(
-            targets.decomposition_target(*origins, t, k, l), ~visible_fine, parts_erased
-        )
+        target = targets.decomposition_target(*origins, t, k, l)
+        target, known = self._with_erased(target, ~visible_fine, parts_erased)
         matching = self.params.matching_loss
         logits = self.student.decomposition_logits
         local = weights.decomposition * self._bce(
             local_fine, parts, logits, target, known, matching.alpha_decomposition
         )
-        target, known = targets.with_erased(
-            targets.composition_target(*origins, t, k, l), ~visible_coarse, wholes_erased
-        )
+        target = targets.composition_target(*origins, t, k, l)
+        target, known = self._with_erased(target, ~visible_coarse, wholes_erased)
         logits = self.student.composition_logits
         local = local + weights.composition * self._bce(
             local_coarse, wholes, logits, target, known, matching.alpha_composition
         )
         return cross, local, rows
+
+    def _with_erased(self, target: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return targets.with_columns_erased(target, cols) if self.is_whole else targets.with_erased(target, rows, cols)
 
     @staticmethod
     def _bce(taught: Tensor, tokens: Tensor, logits, target: np.ndarray, known: np.ndarray, alpha: float) -> Tensor:

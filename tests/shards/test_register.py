@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
+from shards.atomic import write_text
 from shards.build import build_shards
 from shards.config import read_params
 from shards.delivery import Entry, check_records, hashed, iterate_manifest
@@ -18,10 +19,10 @@ from shards.identity import KEY_FILE_VARIABLE, SPLITS, create_key, split_of
 from shards.params import BatchParams, parse_batches
 from shards.read import ShardIndex
 from shards.records import File, Record
-from shards.register import Project, register_batch
+from shards.register import Project, check_paths_fit, register_batch
 from shards.sources.dicom_tree import DicomTreeSource
 from shards.sources.folder import FolderSource
-from shards.yaml_lines import add_deps, add_item, consumers
+from shards.yaml_lines import add_deps, add_item, consumers, keep_dep, keep_item, set_value
 from tests.shards.datasets import folder_bytes, grid_params, shard_params, write_csv, write_folder
 from tests.shards.decode.dicom_files import RAMP, data_of, dataset_of
 
@@ -497,3 +498,169 @@ def test_deps_in_brackets_are_left_to_the_user() -> None:
         add_deps("stages:\n  one:\n    deps: [data/shards/a]\n", "b")
     with pytest.raises(ConfigError, match="no stage has a line '- data/shards/NAME'"):
         add_deps("stages:\n  one:\n    deps: [models]\n", "b")
+
+
+def many(folder: Path, number: int = 150) -> Path:
+    """A folder with enough patients for the evaluation: one image each."""
+    write_folder(folder, [f"p{number:03d}.png" for number in range(number)], (20, 15))
+    return folder
+
+
+def register_only(project: Path, root: Path, name: str = "real-b000") -> None:
+    files = Project(project / "params.yaml", project / "dvc.yaml")
+    register_batch(name, root, FolderSource(), only=True, project=files)
+
+
+def test_the_only_batch_leaves_no_other_and_every_other_byte(
+    project: Path, tmp_path: Path, id_key: str, capsys: pytest.CaptureFixture
+) -> None:
+    register(project, many(tmp_path / "first", 12), "real-b0001")  # a name that begins like the next one's
+    before = {name: (project / name).read_text() for name in ("params.yaml", "dvc.yaml")}
+    capsys.readouterr()
+    register_only(project, many(tmp_path / "many"))
+    assert "taken out of params.yaml and dvc.yaml: phantom-b000, real-b0001" in capsys.readouterr().err
+    values = load(project / "params.yaml")
+    assert list(values["batches"]) == ["real-b000"]
+    assert values["evaluate"]["batch"] == "real-b000"
+    stages, others = load(project / "dvc.yaml")["stages"], load(REPOSITORY / "dvc.yaml")["stages"]
+    for name, stage in stages.items():
+        deps = others[name].get("deps", [])
+        if name in ("pretrain", "report"):
+            deps = [dep for dep in deps if dep not in ("data/phantom", "data/shards/phantom-b000")]
+            assert sorted(stage["deps"]) == sorted([*deps, "data/shards/real-b000"])
+        else:
+            assert stage == others[name]
+    head, _, rest = before["dvc.yaml"].partition("\n  shard:\n")  # before it data/phantom is what a stage makes
+    gone = {f"      - data/{name}" for name in ("phantom", "shards/phantom-b000", "shards/real-b0001")}
+    kept = [*head.split("\n"), "  shard:", *(line for line in rest.splitlines() if line not in gone)]
+    now = [line for line in (project / "dvc.yaml").read_text().splitlines() if "real-b000" not in line]
+    assert now == kept
+    head, _, rest = before["params.yaml"].partition("\nbatches:\n")
+    tail = rest[rest.index("\npretrain:") :].replace("\n  batch: phantom-b000", "\n  batch: real-b000", 1)
+    text = (project / "params.yaml").read_text()
+    assert text.startswith(head + "\nbatches:\n  real-b000:\n")
+    assert text.endswith(tail)
+
+
+def test_the_only_batch_twice_changes_nothing(project: Path, tmp_path: Path, id_key: str) -> None:
+    register_only(project, many(tmp_path / "many"))
+    once = folder_bytes(project)
+    register_only(project, tmp_path / "many")
+    assert folder_bytes(project) == once
+
+
+@pytest.mark.parametrize("killed_after", ["manifest", "dvc.yaml"])
+def test_a_kill_while_the_only_batch_is_entered_is_completed_by_the_same_call(
+    killed_after: str, project: Path, tmp_path: Path, id_key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many(tmp_path / "many")
+    copy = Path(shutil.copytree(project, tmp_path / "copy"))
+    register_only(copy, tmp_path / "many")
+
+    written = []
+
+    def killed(target: Path, text: str) -> None:
+        if written and written[-1].startswith({"manifest": "real", "dvc.yaml": "dvc"}[killed_after]):
+            raise KeyboardInterrupt
+        written.append(target.name)
+        write_text(target, text)
+
+    monkeypatch.setattr("shards.register.write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        register_only(project, tmp_path / "many")
+    monkeypatch.undo()
+    monkeypatch.setenv(KEY_FILE_VARIABLE, str(tmp_path / "keys" / "id.key"))
+    assert folder_bytes(project) != folder_bytes(copy)
+    register_only(project, tmp_path / "many")
+    assert folder_bytes(project) == folder_bytes(copy)
+
+
+def test_the_only_batch_may_be_one_that_is_there_and_another_may_follow(
+    project: Path, tmp_path: Path, id_key: str
+) -> None:
+    register(project, many(tmp_path / "many"), "real-b000")
+    register_only(project, tmp_path / "many")
+    assert list(read_batches(project / "params.yaml")) == ["real-b000"]
+    write_folder(tmp_path / "many", ["late.png"])
+    register_only(project, tmp_path / "many", "real-b001")
+    assert list(read_batches(project / "params.yaml")) == ["real-b001"]
+    assert len(registered(project, "real-b001")) == 151, "what the batch taken out had is not left out"
+    assert all(deps == ["real-b001"] for deps in consumers((project / "dvc.yaml").read_text()).values())
+
+
+def test_too_few_test_patients_are_refused_before_anything_is_written(project: Path, root: Path, id_key: str) -> None:
+    before = folder_bytes(project)
+    with pytest.raises(SourceError, match=r"of its 6 patients are in the test split, and the evaluation compares 32"):
+        register_only(project, root)
+    assert folder_bytes(project) == before
+
+
+@pytest.mark.parametrize("given", ["own", "own/sub/deeper", "elsewhere"])
+def test_a_csv_whose_paths_fit_another_folder_names_it(given: str, tmp_path: Path) -> None:
+    write_folder(tmp_path / "own" / "sub", NAMES)
+    write_folder(tmp_path / "own" / "sub" / "deeper", ["x.png"])
+    write_folder(tmp_path / "elsewhere", ["y.png"])
+    write_csv(tmp_path / "own" / "labels.csv", ("path", "patient"), [(name, "x") for name in NAMES])
+    with pytest.raises(SourceError, match=rf"its paths fit the folder {tmp_path}/own/sub, not .*: give that folder"):
+        check_paths_fit(tmp_path / "own" / "labels.csv", tmp_path / given)
+    check_paths_fit(tmp_path / "own" / "labels.csv", tmp_path / "own" / "sub")
+    write_csv(tmp_path / "labels.csv", ("path",), [("nowhere.png",)])
+    check_paths_fit(tmp_path / "labels.csv", tmp_path / "elsewhere")  # the source says which row names no file
+
+
+def test_one_item_is_kept_with_the_comments_between_the_items() -> None:
+    text = (
+        "# top\nbatches:   # deliveries\n  # the first\n  a:\n    k: 1\n    # inside a\n\n  # the second\n"
+        "  ab: {k: 2}   # beside\n  # the third\n  b:\n    k: 3\n# the next\nother: 1\n"
+    )
+    assert keep_item(text, "batches", "ab") == (
+        "# top\nbatches:   # deliveries\n  # the first\n\n  # the second\n"
+        "  ab: {k: 2}   # beside\n  # the third\n# the next\nother: 1\n"
+    )
+    assert keep_item(text, "batches", "b").endswith("  # the third\n  b:\n    k: 3\n# the next\nother: 1\n")
+    once = keep_item(text, "batches", "a")
+    assert keep_item(once, "batches", "a") == once
+
+
+def test_items_that_share_an_anchor_are_left_to_the_user() -> None:
+    with pytest.raises(ConfigError, match="do so by hand"):
+        keep_item("batches:\n  a: &x {k: 1}\n  b:\n    <<: *x\n", "batches", "b")
+    with pytest.raises(ConfigError, match="one item a line"):
+        keep_item("batches: {a: 1, b: 2}\n", "batches", "b")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("evaluate:\n  batch: a   # why\n  seed: 0\n", "evaluate:\n  batch: b-1   # why\n  seed: 0\n"),
+        ("evaluate: {batch: a, seed: 0}  # all\n", "evaluate: {batch: b-1, seed: 0}  # all\n"),
+        ("evaluate:\n  batch: 'a # b'\n", "evaluate:\n  batch: b-1\n"),
+        ('evaluate:\n  batch: "b-1"\n', 'evaluate:\n  batch: "b-1"\n'),
+    ],
+)
+def test_a_value_is_set_in_its_place(before: str, after: str) -> None:
+    assert set_value(before, "evaluate", "batch", "b-1") == after
+
+
+def test_a_value_that_reads_as_no_word_is_quoted_and_what_cannot_be_set_is_refused() -> None:
+    assert set_value("evaluate:\n  batch: a\n", "evaluate", "batch", "null") == 'evaluate:\n  batch: "null"\n'
+    with pytest.raises(ConfigError, match=r"evaluate\.batch: not found"):
+        set_value("evaluate:\n  seed: 0\n", "evaluate", "batch", "b")
+    with pytest.raises(ConfigError, match="by hand"):
+        set_value("evaluate:\n  batch: &x a\n", "evaluate", "batch", "b")
+
+
+def test_other_batches_and_what_was_read_of_them_leave_the_consumers() -> None:
+    text = (
+        "stages:\n  phantom:\n    outs:\n      - data/phantom\n"
+        "  one:\n    deps:\n    - data/shards/a   # first\n    - data/other\n    - data/shards/a1\n"
+        "  two:\n    deps:\n        - 'data/phantom'  # gone\n        - 'data/shards/b'\n        - data/shards/a\n"
+        "  three:\n    deps:\n      - data/phantom\n"
+    )
+    expected = text
+    for line in ("    - data/shards/a1\n", "        - 'data/phantom'  # gone\n", "        - 'data/shards/b'\n"):
+        expected = expected.replace(line, "")
+    assert keep_dep(text, "a", {"data/phantom"}) == expected
+    assert keep_dep(expected, "a", {"data/phantom"}) == expected
+    with pytest.raises(ConfigError, match="take '- data/shards/b' out by hand"):
+        keep_dep("stages:\n  one:\n    deps: [data/shards/a, data/shards/b]\n", "a")

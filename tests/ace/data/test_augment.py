@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ace.data.augment import augment
 from ace.data.augment_device import augment_batch
 from ace.data.augmentation import AS_IT_IS, Augmentation, Augmentations, BrightnessContrast, draw_augmentation
-from ace.data.erase import Square
+from ace.data.erase import FILLS, Erasure, Rectangle, with_erased
 from ace.data.params import AugmentParams
 
 ALWAYS = AugmentParams.from_params(
@@ -22,7 +22,14 @@ ALWAYS = AugmentParams.from_params(
         "blur": {"probability": 1.0, "min_sigma_px": 0.3, "max_sigma_px": 1.5},
         "sharpen": {"probability": 1.0, "max_amount": 1.0, "sigma_px": 1.0},
         "clahe": {"probability": 1.0, "max_clip_limit": 3.0, "num_tiles": 4},
-        "erase": {"probability": 1.0, "min_side": 0.2, "max_side": 0.7},
+        "erase": {
+            "probability": 1.0,
+            "min_side": 0.2,
+            "max_side": 0.7,
+            "max_rectangles": 2,
+            "max_aspect": 2.0,
+            "fills": {**dict.fromkeys(FILLS, 1.0), "tissue": 0.0},
+        },
     },
     "augment",
 )
@@ -53,8 +60,17 @@ def textured(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     return cv2.GaussianBlur(noise, (0, 0), 2.0)
 
 
+def as_batch(crop: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(crop.reshape(*crop.shape[:2], -1)).permute(2, 0, 1)[None]
+
+
+def erased(crop: np.ndarray, record: Augmentation) -> np.ndarray:
+    """What the batch does after either way."""
+    return with_erased(as_batch(crop), [record.erased])[0].permute(1, 2, 0).numpy().reshape(crop.shape)
+
+
 def on_host(crop: np.ndarray, record: Augmentation) -> np.ndarray:
-    return augment(crop, record, ALWAYS)
+    return erased(augment(crop, record, ALWAYS), record)
 
 
 def on_device(crop: np.ndarray, record: Augmentation) -> np.ndarray:
@@ -62,8 +78,8 @@ def on_device(crop: np.ndarray, record: Augmentation) -> np.ndarray:
     augmentations = Augmentations.of([[record]])
     if augmentations is None:
         return crop
-    planes = torch.from_numpy(crop.reshape(*crop.shape[:2], -1)).permute(2, 0, 1)[None]
-    return augment_batch(planes, augmentations, ALWAYS)[0].permute(1, 2, 0).numpy().reshape(crop.shape)
+    changed = augment_batch(as_batch(crop), augmentations, ALWAYS)[0].permute(1, 2, 0).numpy().reshape(crop.shape)
+    return erased(changed, record)
 
 
 @pytest.fixture(params=[on_host, on_device], ids=["host", "device"])
@@ -145,7 +161,7 @@ def test_blur_lowers_and_sharpening_raises_the_differences_between_neighbours(ca
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(1, 30))
 def test_the_erased_square_is_black_and_nothing_else_changes(row: int, col: int, side: int) -> None:
     side = min(side, 32 - row, 32 - col)
-    crop, square = np.full((32, 32, 3), 100, dtype=np.uint8), Square(row, col, side)
+    crop, square = np.full((32, 32, 3), 100, dtype=np.uint8), Erasure((Rectangle(row, col, side, side),))
     expected = crop.copy()
     expected[row : row + side, col : col + side] = 0
     for carry_out in (on_host, on_device):

@@ -1,5 +1,7 @@
 import itertools
 import pickle
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import torch
 
 from ace.data.augmentation import Augmentations
 from ace.data.batches import PairBatch, collate
+from ace.data.erase import FILLS, Erasure
 from ace.data.loader import CropDataset, StepSampler, build_loader
 from ace.data.params import AugmentParams
 from shards.errors import ConfigError
@@ -24,7 +27,14 @@ AUGMENT = AugmentParams.from_params(
         "blur": {"probability": 0.5, "min_sigma_px": 0.3, "max_sigma_px": 1.5},
         "sharpen": {"probability": 0.3, "max_amount": 1.0, "sigma_px": 1.0},
         "clahe": {"probability": 0.3, "max_clip_limit": 3.0, "num_tiles": 4},
-        "erase": {"probability": 0.5, "min_side": 0.5, "max_side": 0.7},  # 0.5: some token is erased wherever it lies
+        "erase": {
+            "probability": 0.5,
+            "min_side": 0.5,  # some token is erased wherever the square lies
+            "max_side": 0.7,
+            "max_rectangles": 1,
+            "max_aspect": 1.0,
+            "fills": dict.fromkeys(FILLS, 1.0),
+        },
     },
     "augment",
 )
@@ -42,11 +52,11 @@ def indexes(build_painted: BuildShards) -> list[ShardIndex]:
 HOST = AugmentParams.from_params(AUGMENT.model_dump() | {"where": "host"}, "augment")
 
 
-def with_only(step: str, probability: float) -> AugmentParams:
-    """One step of AUGMENT at this probability, the others never."""
+def with_only(step: str, probability: float, **changes: Any) -> AugmentParams:
+    """One step of AUGMENT at this probability and with these changes, the others never."""
     values = AUGMENT.model_dump()
     for name in values.keys() - {"where"}:
-        values[name]["probability"] = probability if name == step else 0.0
+        values[name] |= {"probability": probability, **changes} if name == step else {"probability": 0.0}
     return AugmentParams.from_params(values, "augment")
 
 
@@ -76,7 +86,7 @@ def assert_same(first: list[PairBatch], second: list[PairBatch]) -> None:
     assert len(first) == len(second) > 0
     for one, other in zip(first, second, strict=True):
         assert (one.keys, one.k, one.l) == (other.keys, other.k, other.l)
-        for name in ("coarse", "fine", "coarse_origin", "fine_origin", "mean", "std", "coarse_visible", "fine_visible"):
+        for name in ("coarse", "fine", "coarse_origin", "fine_origin", "mean", "std", "coarse_shown", "fine_shown"):
             assert torch.equal(getattr(one, name), getattr(other, name)), name
         assert_same_records(one.augmentations, other.augmentations)
 
@@ -86,6 +96,7 @@ def assert_same_records(one: Augmentations | None, other: Augmentations | None) 
     if one is not None and other is not None:
         np.testing.assert_array_equal(one.on_host, other.on_host)
         np.testing.assert_array_equal(one.on_device.numpy(), one.on_host)
+        assert one.erasures == other.erasures
 
 
 def test_a_batch_has_one_scale_that_of_its_step(indexes: list[ShardIndex]) -> None:
@@ -158,23 +169,67 @@ def test_augmentation_is_drawn_for_each_crop_by_itself(indexes: list[ShardIndex]
     for step in range(60):
         before, after = (collate([dataset[(0, 0, step, 0)]]).augmented(params) for dataset in (plain, augmented))
         assert torch.equal(before.coarse_origin, after.coarse_origin)
-        for which, steps in changed.items():
-            if not torch.equal(getattr(before, which), getattr(after, which)):
-                steps.add(step)
+        for which, plain_crop, crop in zip(changed, before.seen(), after.seen(), strict=True):
+            if not torch.equal(plain_crop, crop):
+                changed[which].add(step)
     assert changed["coarse"] - changed["fine"]
     assert changed["fine"] - changed["coarse"]
 
 
 def test_tokens_are_visible_where_their_pixels_are_not_erased(indexes: list[ShardIndex]) -> None:
-    params = with_only("erase", 1.0)
+    params = with_only("erase", 1.0, fills={**dict.fromkeys(FILLS, 0.0), "black": 1.0})
     batch = load(sampler_of(dataset_of(indexes, augment=params)))[0].augmented(params)
-    for crops, visible in ((batch.coarse, batch.coarse_visible), (batch.fine, batch.fine_visible)):
+    for crops, visible in zip(batch.erased.unbind(1), (batch.coarse_visible, batch.fine_visible), strict=True):
         share_black = torch.nn.functional.avg_pool2d((crops == 0).float(), GRID.cell_px).flatten(1)
         assert (~visible).any(1).all()
         assert (share_black[~visible] >= 0.5).all()
         assert (share_black[visible] < 0.6).all(), "less than half of a token, and what the noise has of black pixels"
     (batch, *_) = load(sampler_of(dataset_of(indexes, augment=None)))
     assert (batch.coarse_visible & batch.fine_visible).all()
+
+
+def inside(erasure: Erasure | None) -> torch.Tensor:
+    """Pixels of a crop in a rectangle."""
+    is_inside = torch.zeros(GRID.spec.crop_px, GRID.spec.crop_px, dtype=torch.bool)
+    for row, col, height, width in () if erasure is None else erasure.rectangles:
+        is_inside[row : row + height, col : col + width] = True
+    return is_inside
+
+
+@pytest.mark.parametrize("where", ["device", "host"])
+def test_the_whole_and_the_erased_crop_have_one_augmentation_and_differ_inside_the_rectangles_alone(
+    indexes: list[ShardIndex], where: str
+) -> None:
+    erase = AUGMENT.erase.model_dump() | {"max_rectangles": 3, "max_aspect": 2.0, "min_side": 0.2}
+    params = AugmentParams.from_params(AUGMENT.model_dump() | {"where": where, "erase": erase}, "augment")
+    fills = set()
+    for waiting in load(sampler_of(dataset_of(indexes, augment=params), epochs=4)):
+        records = waiting.augmentations
+        if records is None:
+            continue
+        unerased = replace(records, erasures=[[None, None] for _ in records.erasures])
+        batch, other = (item.augmented(params) for item in (waiting, replace(waiting, augmentations=unerased)))
+        assert other.erased is None
+        assert torch.equal(batch.coarse, other.coarse)
+        assert torch.equal(batch.fine, other.fine)
+        whole = torch.stack([batch.coarse, batch.fine], 1)
+        seen = whole if batch.erased is None else batch.erased
+        for sample, crop in itertools.product(range(len(batch)), range(2)):
+            erasure = records.erasures[sample][crop]
+            is_inside = inside(erasure)
+            is_changed = (seen[sample, crop] != whole[sample, crop]).any(0)
+            assert not (is_changed & ~is_inside).any()
+            assert (is_changed & is_inside).sum() >= 0.9 * is_inside.sum(), "some pixels had the fill's level"
+            shares = torch.nn.functional.avg_pool2d((~is_inside).float()[None], GRID.cell_px).flatten()
+            assert torch.equal(batch.shown()[crop][sample], shares)
+            fills |= {erasure.fill} if erasure is not None else {None}
+        assert torch.equal(batch.shown()[0], batch.coarse_shown)
+        for crop, visible in enumerate((batch.coarse_visible, batch.fine_visible)):
+            assert torch.equal(visible, batch.shown()[crop] > 0.5)
+            assert torch.equal(visible, batch.visible()[crop])
+            for normalised, levels in ((batch.whole(), whole), (batch.seen(), seen)):
+                torch.testing.assert_close(normalised[crop], (levels[:, crop] / 255 - 0.5) / 0.25)
+    assert fills == {None, *FILLS}
 
 
 @pytest.mark.parametrize("in_channels", [1, 3])
@@ -186,25 +241,30 @@ def test_a_batch_augmented_where_it_lies_is_one_of_crops_augmented_by_the_loader
         load(sampler_of(dataset_of(indexes, augment=augment, in_channels=in_channels, seed=5), epochs=2))
         for augment in (AUGMENT, HOST)
     )
-    for waiting, done in zip(late, early, strict=True):
-        assert done.augmentations is None
-        batch = waiting.augmented(AUGMENT)
-        assert batch.augmentations is None
-        for name in ("coarse", "fine"):
+    for waiting, finished in zip(late, early, strict=True):
+        batch, done = waiting.augmented(AUGMENT), finished.augmented(HOST)
+        assert batch.augmentations is done.augmentations is None
+        assert torch.equal(finished.coarse, done.coarse), "nothing is left but to erase"
+        assert (batch.erased is None) == (done.erased is None)
+        for name in ("coarse", "fine") if batch.erased is None else ("coarse", "fine", "erased"):
             difference = (getattr(batch, name).int() - getattr(done, name)).abs()
             assert difference.max() <= 1
             assert (difference > 0).float().mean() < 1e-3
             assert getattr(batch, name).is_contiguous()
-        assert torch.equal(batch.coarse_visible, done.coarse_visible)
-        assert torch.equal(batch.fine_visible, done.fine_visible)
+        assert torch.equal(batch.coarse_shown, done.coarse_shown)
+        assert torch.equal(batch.fine_shown, done.fine_shown)
     assert any(not torch.equal(batch.augmented(AUGMENT).coarse, batch.coarse) for batch in late)
 
 
 def test_the_parts_of_a_batch_are_augmented_as_the_whole_is(indexes: list[ShardIndex]) -> None:
     for batch in load(sampler_of(dataset_of(indexes), batch_size=4, epochs=1)):
-        whole, parts = batch.augmented(AUGMENT), [part.augmented(AUGMENT) for part in batch.split(4)]
+        whole, parts = batch.augmented(AUGMENT), [part.augmented(AUGMENT) for part in batch.split(2)]
         for name in ("coarse", "fine"):
             assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
+        for number, crops in enumerate(whole.seen()):
+            assert torch.equal(torch.cat([part.seen()[number] for part in parts]), crops)
+        for part, again in zip(parts, whole.split(2), strict=True):
+            assert all(torch.equal(*both) for both in zip(part.seen(), again.seen(), strict=True))
 
 
 def test_a_batch_takes_its_records_along_to_another_device(indexes: list[ShardIndex]) -> None:
@@ -219,10 +279,11 @@ def test_a_batch_takes_its_records_along_to_another_device(indexes: list[ShardIn
 def test_crops_that_are_not_augmented_yet_are_not_given_to_networks(indexes: list[ShardIndex]) -> None:
     params = with_only("erase", 1.0)
     (batch, *_) = load(sampler_of(dataset_of(indexes, augment=params)))
-    for normalised in (batch.normalised_coarse, batch.normalised_fine):
+    for normalised in (batch.whole, batch.seen):
         with pytest.raises(ValueError, match="not augmented yet"):
             normalised()
-    assert batch.augmented(params).normalised_coarse().shape == batch.coarse.shape
+    done = batch.augmented(params)
+    assert [crops.shape for crops in (*done.whole(), *done.seen())] == [batch.coarse.shape] * 4
 
 
 def test_bank_crops_are_those_stored_with_the_sample(indexes: list[ShardIndex]) -> None:
@@ -259,7 +320,7 @@ def test_each_sample_is_normalised_with_its_own_shard_sets_mean_and_std(indexes:
     mixes = [MixParams(weight=1.0, mean=0.5, std=0.25), MixParams(weight=1.0, mean=0.2, std=0.1)]
     dataset = dataset_of(indexes, mixes=mixes, augment=None)
     batch = collate([dataset[(0, 0, 0, 0)], dataset[(1, 0, 0, 0)]]).to(torch.device("cpu"))
-    for crops, normalised in ((batch.coarse, batch.normalised_coarse()), (batch.fine, batch.normalised_fine())):
+    for crops, normalised in zip((batch.coarse, batch.fine), batch.whole(), strict=True):
         assert normalised.dtype == torch.float32
         for i, mix in enumerate(mixes):
             torch.testing.assert_close(normalised[i], (crops[i] / 255 - mix.mean) / mix.std)

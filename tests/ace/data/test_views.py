@@ -19,7 +19,14 @@ from tests.ace.data.painted import VIEWS, BuildShards, grid_params
 
 GRID = grid_params((1, 1), (2, 2), (1, 2), t=4, n=9, cell_px=8, area=1.0)
 CANVAS_PX = GRID.spec.canvas_px
-ERASE = {"probability": 0.5, "min_side": 0.5, "max_side": 0.7}
+ERASE = {
+    "probability": 0.5,
+    "min_side": 0.5,
+    "max_side": 0.7,
+    "max_rectangles": 1,
+    "max_aspect": 1.0,
+    "fills": {"black": 1.0, "mean": 0.0, "grey": 0.0, "noise": 0.0},
+}
 OFF = {
     "where": "device",
     "brightness_contrast": {"probability": 0.0, "max_brightness": 0.2, "max_contrast": 0.3},
@@ -194,6 +201,7 @@ def assert_same(first: list[PairBatch | ViewBatch], second: list[PairBatch | Vie
         assert (one.augmentations is None) == (other.augmentations is None)
         if one.augmentations is not None and other.augmentations is not None:
             np.testing.assert_array_equal(one.augmentations.on_host, other.augmentations.on_host)
+            assert one.augmentations.erasures == other.augmentations.erasures
         for name in vars(one).keys() - {"augmentations"}:
             value = getattr(one, name)
             same = torch.equal(value, getattr(other, name)) if torch.is_tensor(value) else value == getattr(other, name)
@@ -216,11 +224,15 @@ def test_erased_tokens_of_a_view_are_marked_and_each_view_is_erased_by_itself(in
         batch = waiting.augmented(augment)
         assert isinstance(before, ViewBatch)
         assert isinstance(batch, ViewBatch)
-        assert before.visible.all()
-        black = (batch.views == 0).all(2).float().flatten(0, 1)[:, None]
-        share = torch.nn.functional.avg_pool2d(black, GRID.cell_px).reshape(batch.visible.shape)
-        assert torch.equal(batch.visible, share < 0.5)
-        states |= {tuple(sample.all(-1).tolist()) for sample in batch.visible}
+        assert (before.view_shown == 1).all()
+        assert torch.equal(batch.views, waiting.views), "the teacher's views stay whole"
+        seen = batch.views if batch.erased is None else batch.erased
+        black = (seen == 0).all(2).float().flatten(0, 1)[:, None]
+        share = torch.nn.functional.avg_pool2d(black, GRID.cell_px).reshape(batch.view_shown.shape)
+        torch.testing.assert_close(batch.view_shown, 1 - share)
+        assert torch.equal(torch.stack(batch.visible(), 1), share < 0.5)
+        assert all(torch.equal(*both) for both in zip(batch.shown(), batch.view_shown.unbind(1), strict=True))
+        states |= {tuple(sample.all(-1).tolist()) for sample in batch.view_shown == 1}
     assert len(states) > 2, "of a sample's views some are erased, others not"
 
 
@@ -229,11 +241,14 @@ def test_parts_of_a_batch_of_views_are_augmented_as_the_whole_is(index: ShardInd
     params = AugmentParams.from_params({"where": "device", **steps}, "augment")
     for batch in load(index, "ace_v2", epochs=1, augment=params):
         assert isinstance(batch, ViewBatch)
-        whole = batch.augmented(params).views
-        assert not torch.equal(whole, batch.views)
-        assert torch.equal(torch.cat([part.augmented(params).views for part in batch.split(2)]), whole)
-        with pytest.raises(ValueError, match="not augmented yet"):
-            batch.normalised_views()
+        whole, parts = batch.augmented(params), [part.augmented(params) for part in batch.split(2)]
+        assert not torch.equal(whole.views, batch.views)
+        assert torch.equal(torch.cat([part.views for part in parts]), whole.views)
+        for number, view in enumerate(whole.seen()):
+            assert torch.equal(torch.cat([part.seen()[number] for part in parts]), view)
+        for normalised in (batch.whole, batch.seen):
+            with pytest.raises(ValueError, match="not augmented yet"):
+                normalised()
 
 
 def test_a_batch_of_views_splits_and_moves_like_one_of_pairs(index: ShardIndex) -> None:
@@ -244,5 +259,5 @@ def test_a_batch_of_views_splits_and_moves_like_one_of_pairs(index: ShardIndex) 
     assert first.keys + second.keys == batch.keys
     assert torch.equal(torch.cat([first.views, second.views]), batch.views)
     assert first.num_teacher_views == batch.num_teacher_views
-    for number, view in enumerate(batch.normalised_views()):
+    for number, view in enumerate(batch.whole()):
         torch.testing.assert_close(view, (batch.views[:, number] / 255 - 0.5) / 0.25)

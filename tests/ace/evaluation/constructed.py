@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from ace.evaluation.cohort import Cohort, Subject
-from ace.evaluation.embedding import Embedder
+from ace.evaluation.embedding import Embedder, Level
 from shards.grid import GridSpec, Scale
 
 SPEC = GridSpec(n=6, cell_px=8, t=4, scales=(Scale(1, 1, 1.0),), min_overlap=0.25, min_jitter_area=1.0)
@@ -35,7 +35,7 @@ class ConstructedEncoder:
     in_channels: int = 3
     device: torch.device = torch.device("cpu")  # noqa: RUF009
 
-    def normalisation(self, batch: str) -> tuple[float, float]:
+    def normalisation(self, batch: str) -> tuple[Level, Level]:
         assert batch == "constructed"
         return 0.0, 1.0
 
@@ -85,4 +85,4 @@ def map_subject(row_shift_px: float, col_shift_px: float, num_landmarks: int, se
 def map_cohort(num_patients: int, seed: int = 0) -> Cohort:
     shifts = np.random.default_rng(seed).uniform(0, 16, size=(num_patients, 2))
     subjects = [map_subject(float(row), float(col), num_landmarks=9, seed=3) for row, col in shifts]
-    return Cohort("constructed", SPEC, tuple(subjects))
+    return Cohort("constructed", "test", SPEC, tuple(subjects))

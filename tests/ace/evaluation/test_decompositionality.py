@@ -9,12 +9,12 @@ from ace.evaluation.decomposition import (
     top1_credit,
 )
 from ace.evaluation.intervals import estimate
-from ace.evaluation.params import DecompositionParams
+from ace.evaluation.params import DecompositionParams, MeasuredSplit
 from ace.evaluation.regions import Region
 from shards.errors import ConfigError
 from tests.ace.evaluation.constructed import SPEC, collapsed, colour, embedder, plain_canvases, random_colours
 
-PARAMS = DecompositionParams(num_draws=20, batch=8, regions_per_patient=2, min_side=0.3, max_side=0.8)
+PARAMS = DecompositionParams(num_draws=20, batch=8, regions_per_patient=2, min_side=0.3, max_side=0.8, fills=("black",))
 
 
 @pytest.mark.parametrize("same_position", [False, True])
@@ -54,9 +54,11 @@ def test_credit_is_shared_among_ties_and_never_given_to_a_loser() -> None:
     np.testing.assert_array_equal(top1_credit(similarities), [0.5, 0.0, 1.0])
 
 
-def test_too_few_test_patients_name_both_numbers() -> None:
-    with pytest.raises(ConfigError, match=r"7 test patients, but a draw needs 8"):
-        plan_decomposition(7, PARAMS, np.random.default_rng(0), same_position=False)
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_too_few_patients_name_the_split_and_both_numbers(split: MeasuredSplit) -> None:
+    message = rf"7 {split} patients, but a draw needs 8 .* give the {split} split a larger share"
+    with pytest.raises(ConfigError, match=message):
+        plan_decomposition(7, PARAMS, np.random.default_rng(0), same_position=False, split=split)
 
 
 def test_the_image_is_resampled_to_crop_size() -> None:

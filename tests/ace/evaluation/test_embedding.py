@@ -3,15 +3,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from ace.evaluation.embedding import Embedder, unit
+from ace.evaluation.embedding import Embedder, Level, unit
 from tests.ace.evaluation.constructed import SPEC, ConstructedEncoder, FromCellMeans, colour, embedder
 
 SIZE_PX = SPEC.crop_px
 
 
+PER_CHANNEL = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
 class Normalising(ConstructedEncoder):
-    def normalisation(self, batch: str) -> tuple[float, float]:
-        return {"first": (0.5, 0.25), "second": (0.0, 1.0)}[batch]
+    def normalisation(self, batch: str) -> tuple[Level, Level]:
+        return {"first": (0.5, 0.25), "second": (0.0, 1.0), "channels": PER_CHANNEL}[batch]
 
 
 def noise(num_crops: int, *shape: int) -> np.ndarray:
@@ -25,6 +28,15 @@ def test_pixels_are_normalised_by_the_batch_they_come_from() -> None:
     second = Embedder(encoder, "second", 2, "e").pooled(crops, total=3, task="t")
     np.testing.assert_allclose(second, crops.mean(axis=(1, 2)) / 255, rtol=1e-5)
     np.testing.assert_allclose(first, (second - 0.5) / 0.25, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_a_level_for_each_channel_is_taken_from_that_channel(shape: tuple[int, ...]) -> None:
+    crops = noise(3, *shape)
+    found = Embedder(Normalising(FromCellMeans(SPEC, colour)), "channels", 2, "e").pooled(crops, total=3, task="t")
+    mean, std = map(np.array, PER_CHANNEL)
+    expected = (crops.reshape(3, -1, *(shape or (1,))).mean(axis=1) / 255 - mean) / std
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("images_per_forward", [1, 4, 100])

@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,17 @@ import pytest
 
 from ace.evaluation.cohort import read_cohort
 from ace.evaluation.evidence import evaluate
-from ace.evaluation.params import Bound, EvaluateParams
+from ace.evaluation.params import Bound, EvaluateParams, MeasuredSplit
 from ace.evaluation.summary import summary_table
-from shards.errors import ConfigError
+from shards.errors import ConfigError, ContaminationError
+from shards.lineage import TRAINING_IMAGES, write_lineage
 from shards.read import ShardIndex, ShardReader
 from tests.ace.evaluation.drawn_project import BATCH, EVALUATE, write_project
 
 PARAMS = EvaluateParams.from_params(EVALUATE, "evaluate")
+ENCODERS = ("trained", "untrained", "imagenet")
+REMOVAL = ("removal_erased_length", "removal_change_outside")
+LESS_IS_BETTER = ("correspondence_px_at_1024", *REMOVAL)
 
 
 def run(project: Path, out: Path, params: EvaluateParams = PARAMS) -> dict[str, Any]:
@@ -38,24 +43,33 @@ def result(project: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dic
 
 def test_every_figure_has_its_n_chance_and_an_interval_around_it(result: tuple[dict[str, Any], Path]) -> None:
     figures, _ = result
-    for encoder in ("trained", "untrained"):
+    assert list(figures) == [*ENCODERS, "gain", "gain_over_imagenet", "baselines"]
+    for encoder in ENCODERS:
         assert figures[encoder].keys() >= {"compositionality", "decompositionality", "correspondence_px_at_1024"}
-        for figure in figures[encoder].values():
+        assert figures[encoder].keys() >= {f"decompositionality_{fill}" for fill in PARAMS.decomposition.fills[1:]}
+        for name, figure in figures[encoder].items():
             assert figure["low"] <= figure["value"] <= figure["high"]
             assert figure["n"] >= 6
-            assert "chance" in figure
+            assert ("chance" in figure) == (name not in REMOVAL)
+        for name in REMOVAL:
+            assert figures[encoder][name]["num_regions"] == 2 * figures[encoder][name]["n"]
     assert figures["trained"]["decompositionality"]["batch"] == 8
     assert figures["trained"]["decompositionality"]["chance"] == 0.125
     assert figures["trained"]["compositionality"]["chance"] == 0
     assert figures["trained"]["compositionality"] != figures["untrained"]["compositionality"]
 
 
-def test_gain_is_positive_where_the_trained_encoder_is_better(result: tuple[dict[str, Any], Path]) -> None:
+@pytest.mark.parametrize(("key", "other"), [("gain", "untrained"), ("gain_over_imagenet", "imagenet")])
+def test_gain_is_positive_where_the_trained_encoder_is_better(
+    key: str, other: str, result: tuple[dict[str, Any], Path]
+) -> None:
     figures, _ = result
-    for name, gain in figures["gain"].items():
-        sign = -1 if name == "correspondence_px_at_1024" else 1
-        expected = sign * (figures["trained"][name]["value"] - figures["untrained"][name]["value"])
+    assert figures[key].keys() == figures["trained"].keys()
+    for name, gain in figures[key].items():
+        sign = -1 if name in LESS_IS_BETTER else 1
+        expected = sign * (figures["trained"][name]["value"] - figures[other][name]["value"])
         assert gain["value"] == pytest.approx(expected, abs=2e-5)
+        assert gain["low"] <= gain["value"] <= gain["high"]
 
 
 def test_baselines_are_ordered_affine_oracle_same_pixel_random_guess(result: tuple[dict[str, Any], Path]) -> None:
@@ -80,9 +94,10 @@ def test_the_same_params_give_the_same_bytes(
 def test_evidence_loads_without_pickle_and_marks_the_right_candidate(result: tuple[dict[str, Any], Path]) -> None:
     _, out = result
     names = sorted(path.name for path in (out / "evidence").iterdir())
-    assert names == ["composition.npz", "correspondence.npz", "decomposition.npz", "independence.json", "protocol.json"]
+    kept = ["composition.npz", "correspondence.npz", "decomposition.npz", "removal.npz"]
+    assert names == sorted([*kept, "independence.json", "protocol.json"])
     arrays = np.load(out / "evidence" / "decomposition.npz", allow_pickle=False)
-    for encoder in ("trained", "untrained"):
+    for encoder in ENCODERS:
         for example, (is_right, rank) in enumerate(
             zip(arrays[f"{encoder}_is_right"], arrays[f"{encoder}_rank"], strict=True)
         ):
@@ -90,15 +105,47 @@ def test_evidence_loads_without_pickle_and_marks_the_right_candidate(result: tup
             if is_right.any():
                 assert is_right[rank - 1]
                 np.testing.assert_array_equal(arrays[f"{encoder}_best"][example][rank - 1], arrays["removed"][example])
-    assert np.load(out / "evidence" / "correspondence.npz")["trained_colours"].shape == (3, 15, 15, 3)
+    correspondence = np.load(out / "evidence" / "correspondence.npz")
+    assert {correspondence[f"{encoder}_colours"].shape for encoder in ENCODERS} == {(3, 15, 15, 3)}
 
 
-def test_a_cohort_has_one_image_of_each_test_patient(project: Path) -> None:
+def test_the_evidence_of_removal_holds_the_same_figures_as_the_metrics(result: tuple[dict[str, Any], Path]) -> None:
+    figures, out = result
+    arrays = np.load(out / "evidence" / "removal.npz", allow_pickle=False)
+    assert arrays["image"].shape == arrays["without"].shape == (3, 32, 32)
+    for encoder in ENCODERS:
+        assert arrays[f"{encoder}_change"].shape == (3, 4, 4)
+        for name in REMOVAL:
+            found = float(arrays[f"{encoder}_{name.removeprefix('removal_')}"])
+            assert figures[encoder][name]["value"] == pytest.approx(found, abs=1e-5)
+
+
+def test_more_fills_and_a_reference_leave_every_other_figure_and_array_as_it_is(
+    project: Path, result: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    figures, out = result
+    few = {"decomposition": EVALUATE["decomposition"] | {"fills": ["black"]}, "reference": None}
+    found = run(project, tmp_path, EvaluateParams.from_params(EVALUATE | few, "evaluate"))
+    assert list(found) == ["trained", "untrained", "gain", "baselines"]
+    for name, of_encoder in found.items():
+        assert of_encoder.items() <= figures[name].items()
+    for path in sorted((tmp_path / "evidence").glob("*.npz")):
+        first, second = np.load(path), np.load(out / "evidence" / path.name)
+        for name in first:
+            np.testing.assert_array_equal(first[name], second[name])
+    assert "imagenet" not in summary_table(tmp_path / "properties.json")
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_a_cohort_has_one_image_of_each_patient_of_its_split_and_of_no_other(
+    split: MeasuredSplit, project: Path
+) -> None:
     root = project / "data/shards" / BATCH
     index, reader = ShardIndex.open(root), ShardReader(ShardIndex.open(root))
-    test_rows = index.select("test")
-    patient_of = {reader.read(int(row)).key: index.rows["patient"][row].decode() for row in test_rows}
-    cohort = read_cohort(ShardIndex.open(root), max_patients=1000, seed=0)
+    rows = index.select(split)
+    patient_of = {reader.read(int(row)).key: index.rows["patient"][row].decode() for row in rows}
+    cohort = read_cohort(ShardIndex.open(root), split, max_patients=1000, seed=0)
+    assert cohort.split == split
     found = [patient_of[subject.key] for subject in cohort.subjects]
     assert len(set(found)) == len(found) == len(set(patient_of.values()))
     assert len(patient_of) > len(found)
@@ -107,9 +154,51 @@ def test_a_cohort_has_one_image_of_each_test_patient(project: Path) -> None:
 def test_a_smaller_cohort_is_the_beginning_of_a_larger_one(project: Path) -> None:
     root = project / "data/shards" / BATCH
     index = ShardIndex.open(root)
-    few, many = read_cohort(index, 5, seed=0).subjects, read_cohort(index, 9, seed=0).subjects
+    few, many = read_cohort(index, "test", 5, seed=0).subjects, read_cohort(index, "test", 9, seed=0).subjects
     assert [subject.key for subject in few] == [subject.key for subject in many[:5]]
-    assert [subject.key for subject in few] != [subject.key for subject in read_cohort(index, 5, seed=1).subjects]
+    other = read_cohort(index, "test", 5, seed=1).subjects
+    assert [subject.key for subject in few] != [subject.key for subject in other]
+
+
+ON_VALIDATION = EVALUATE | {
+    "split": "val",
+    "decomposition": EVALUATE["decomposition"] | {"batch": 2},
+    "reference": None,
+}
+
+
+def test_on_the_validation_split_only_its_patients_are_measured(project: Path, tmp_path: Path) -> None:
+    figures = run(project, tmp_path, EvaluateParams.from_params(ON_VALIDATION, "evaluate"))
+    index = ShardIndex.open(project / "data/shards" / BATCH)
+    num_patients = len(np.unique(index.rows["patient"][index.select("val")]))
+    assert {figures["trained"][name]["n"] for name in ("compositionality", *REMOVAL)} == {num_patients}
+    protocol = json.loads((tmp_path / "evidence/protocol.json").read_text())
+    independence = json.loads((tmp_path / "evidence/independence.json").read_text())
+    assert protocol["split"] == "val"
+    assert independence["num_val_patients"] == num_patients
+    summary = summary_table(tmp_path / "properties.json", tmp_path / "evidence/protocol.json")
+    assert summary.splitlines()[-1] == f"measured on {num_patients} val patients of {BATCH}"
+
+
+def test_a_model_that_was_trained_on_validation_patients_is_not_measured_on_them(project: Path, tmp_path: Path) -> None:
+    index = ShardIndex.open(project / "data/shards" / BATCH)
+    model = tmp_path / "model"
+    shutil.copytree(project / "models/ace", model)
+    write_lineage(model, {BATCH: index})
+    row = index.rows[index.select("val")][0]
+    with (model / TRAINING_IMAGES).open("a") as file:
+        file.write(f"{BATCH},{row['key'].decode()},{row['patient'].decode()}\n")
+    params = EvaluateParams.from_params(ON_VALIDATION, "evaluate")
+    with pytest.raises(ContaminationError, match=r"1 of \d+ val patients of phantom-b000 are among the model's"):
+        evaluate(params, project / "data/shards", model, tmp_path / "p.json", tmp_path / "evidence")
+    on_test = EvaluateParams.from_params(EVALUATE | {"reference": None}, "evaluate")
+    evaluate(on_test, project / "data/shards", model, tmp_path / "p.json", tmp_path / "evidence")
+
+
+def test_too_few_validation_patients_are_told_as_such(project: Path, tmp_path: Path) -> None:
+    params = EvaluateParams.from_params(EVALUATE | {"split": "val"}, "evaluate")
+    with pytest.raises(ConfigError, match=r"\d val patients, but a draw needs 8 .*give the val split"):
+        run(project, tmp_path, params)
 
 
 def test_fewer_test_patients_than_the_batch_is_a_configuration_error(project: Path, tmp_path: Path) -> None:
@@ -135,7 +224,8 @@ def test_without_landmarks_correspondence_is_null_with_a_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ACE_SCRATCH", str(tmp_path / "scratch"))
-    figures = run(write_project(tmp_path / "project", has_landmarks=False), tmp_path)
+    params = EvaluateParams.from_params(EVALUATE | {"reference": None}, "evaluate")
+    figures = run(write_project(tmp_path / "project", has_landmarks=False), tmp_path, params)
     for encoder in ("trained", "untrained", "gain"):
         figure = figures[encoder]["correspondence_px_at_1024"]
         assert figure["value"] is None
@@ -150,8 +240,21 @@ def test_the_summary_names_each_property_with_its_chance(result: tuple[dict[str,
     for name in ("compositionality", "decompositionality", "correspondence"):
         assert any(line.startswith(name) for line in lines)
     line = next(line for line in lines if line.startswith("decompositionality"))
-    assert f"{figures['trained']['decompositionality']['value']:.1%}" in line
+    for encoder in ENCODERS:
+        assert f"{encoder} [interval]" in lines[0]
+        assert f"{figures[encoder]['decompositionality']['value']:.1%}" in line
     assert "12.5%" in line
+    assert len([line for line in lines if "set to" in line]) == len(PARAMS.decomposition.fills)
+    assert next(line for line in lines if line.startswith("removal")).endswith("]")
+
+
+def test_a_reference_of_another_token_grid_is_refused_before_anything_is_measured(
+    project: Path, tmp_path: Path
+) -> None:
+    change = {"reference": EVALUATE["reference"] | {"model_args": {"output_stride": 16}}}
+    with pytest.raises(ConfigError, match=r"evaluate.reference: .*2×2, expected t×t = 4×4"):
+        run(project, tmp_path, EvaluateParams.from_params(EVALUATE | change, "evaluate"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_bound_accepts_its_ends_and_needs_one_side() -> None:

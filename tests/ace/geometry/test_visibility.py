@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ace.geometry.targets import composition_target, decomposition_target
-from ace.geometry.visibility import composed_visible, decomposed_visible, visible_matches
+from ace.geometry.visibility import composed_visible, decomposed_visible, taught_matches, visible_matches
 from shards.grid import GridSpec, Scale, draw_crop_pair
 from tests.oracles import targets as oracle
 
@@ -28,8 +28,14 @@ def test_targets_with_erased_tokens_agree_with_the_oracle(scale: tuple[int, int]
         target = build(*origins, t=T, k=k, l=l)
         rows_erased, cols_erased = rng.random(T * T) < share, rng.random(cols) < share
         visible = torch.from_numpy(~rows_erased)[None], torch.from_numpy(~cols_erased)[None]
-        left, _ = oracle.with_erased(target.dense()[0].double().numpy(), rows_erased, cols_erased)
-        np.testing.assert_array_equal(visible_matches(target, *visible).dense()[0].double().numpy(), left)
+        dense = target.dense()[0].double().numpy()
+        for (matches, left_out), (left, known) in (
+            (visible_matches(target, *visible), oracle.with_erased(dense, rows_erased, cols_erased)),
+            (taught_matches(target, visible[1]), oracle.with_columns_erased(dense, cols_erased)),
+        ):
+            np.testing.assert_array_equal(matches.dense()[0].double().numpy(), left)
+            rows, cols_out = (mask[0].numpy() for mask in left_out)
+            np.testing.assert_array_equal(~(rows[:, None] & cols_out), known)
 
 
 @pytest.mark.parametrize(("k", "l"), SCALES)
@@ -37,10 +43,11 @@ def test_nothing_erased_leaves_the_targets_as_they_are(k: int, l: int) -> None:
     coarse, fine = pair(k, l, np.random.default_rng(0))
     origins, visible = (torch.tensor([coarse]), torch.tensor([fine])), torch.ones(1, T * T, dtype=torch.bool)
     parts, wholes = decomposed_visible(visible, t=T, k=k, l=l), composed_visible(visible, t=T, k=k, l=l)
-    target = decomposition_target(*origins, t=T, k=k, l=l)
-    assert torch.equal(visible_matches(target, visible, parts).values, target.values)
-    target = composition_target(*origins, t=T, k=k, l=l)
-    assert torch.equal(visible_matches(target, visible, wholes).values, target.values)
+    for build, cols in ((decomposition_target, parts), (composition_target, wholes)):
+        target = build(*origins, t=T, k=k, l=l)
+        for matches, (rows_out, cols_out) in (visible_matches(target, visible, cols), taught_matches(target, cols)):
+            assert torch.equal(matches.values, target.values)
+            assert not (rows_out[:, :, None] & cols_out[:, None]).any(), "no pair is left out"
 
 
 @pytest.mark.parametrize(("k", "l"), SCALES)

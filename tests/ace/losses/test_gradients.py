@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from ace.geometry.overlap import overlap_masks
 from ace.geometry.targets import Matches, composition_target, decomposition_target
-from ace.geometry.visibility import composed_visible, decomposed_visible, visible_matches
+from ace.geometry.visibility import LeftOut, composed_visible, decomposed_visible, taught_matches, visible_matches
 from ace.losses.consistency import view_consistency
 from ace.losses.matching import matching_loss
 from ace.models.networks import overlap_mean
@@ -23,6 +23,7 @@ from tests.oracles import losses, overlap, targets
 T, DIM = 4, 2
 scales = pytest.mark.parametrize(("k", "l"), [(1, 1), (1, 2), (2, 1), (2, 2)])
 erasing = pytest.mark.parametrize("share_erased", [0.0, 0.3])
+teaching = pytest.mark.parametrize("is_whole", [False, True], ids=["teacher sees erased", "teacher sees whole"])
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ def check(loss: torch.Tensor, leaves: list[torch.Tensor], oracle: Callable[..., 
 
 
 def check_matching(
-    target: Matches,
-    visible: tuple[torch.Tensor, torch.Tensor],
+    matches: Matches,
+    left_out: LeftOut,
     expected: list[tuple[np.ndarray, np.ndarray]],
     rng: np.random.Generator,
     alpha: float,
@@ -85,8 +86,8 @@ def check_matching(
     loss = matching_loss(
         F.normalize(teacher, dim=-1),
         F.normalize(student, dim=-1),
-        visible_matches(target, *visible),
-        visible,
+        matches,
+        left_out,
         scale=scale,
         bias=bias,
         alpha=alpha,
@@ -100,9 +101,18 @@ def check_matching(
     check(loss, leaves, oracle, tolerance=2e-6)
 
 
+def without_erased(target: np.ndarray, rows: np.ndarray, cols: np.ndarray, is_whole: bool) -> tuple[np.ndarray, ...]:
+    return targets.with_columns_erased(target, cols) if is_whole else targets.with_erased(target, rows, cols)
+
+
+def matches_of(target: Matches, visible: tuple[torch.Tensor, torch.Tensor], is_whole: bool) -> tuple[Matches, LeftOut]:
+    return taught_matches(target, visible[1]) if is_whole else visible_matches(target, *visible)
+
+
 @scales
 @erasing
-def test_decomposition_agrees_in_value_and_gradient(k: int, l: int, share_erased: float) -> None:
+@teaching
+def test_decomposition_agrees_in_value_and_gradient(k: int, l: int, share_erased: float, is_whole: bool) -> None:
     rng = np.random.default_rng(10 * k + l)
     # One pair where the matrices are largest: central differences take their time.
     pairs = draw_pairs(k, l, share_erased, rng, num_pairs=1 if k * l == 4 else 2)
@@ -110,15 +120,17 @@ def test_decomposition_agrees_in_value_and_gradient(k: int, l: int, share_erased
     for coarse, fine, coarse_erased, fine_erased in zip(*vars(pairs).values(), strict=True):
         target = targets.decomposition_target(coarse, fine, T, k, l)
         parts_erased = [coarse_erased[(row // k) * T + col // l] for row in range(k * T) for col in range(l * T)]
-        expected.append(targets.with_erased(target, fine_erased, np.array(parts_erased)))
+        expected.append(without_erased(target, fine_erased, np.array(parts_erased), is_whole))
     coarse_visible, fine_visible = pairs.visible
     visible = fine_visible, decomposed_visible(coarse_visible, t=T, k=k, l=l)
-    check_matching(decomposition_target(*pairs.origins, t=T, k=k, l=l), visible, expected, rng, alpha=0.99)
+    target = decomposition_target(*pairs.origins, t=T, k=k, l=l)
+    check_matching(*matches_of(target, visible, is_whole), expected, rng, alpha=0.99)
 
 
 @scales
 @erasing
-def test_composition_agrees_in_value_and_gradient(k: int, l: int, share_erased: float) -> None:
+@teaching
+def test_composition_agrees_in_value_and_gradient(k: int, l: int, share_erased: float, is_whole: bool) -> None:
     rng = np.random.default_rng(10 * k + l)
     pairs = draw_pairs(k, l, share_erased, rng)
     expected = []
@@ -129,10 +141,11 @@ def test_composition_agrees_in_value_and_gradient(k: int, l: int, share_erased: 
             for col in range(0, T, l):
                 parts = [fine_erased[(row + i) * T + col + j] for i in range(k) for j in range(l)]
                 wholes_erased.append(2 * sum(parts) >= len(parts))
-        expected.append(targets.with_erased(target, coarse_erased, np.array(wholes_erased)))
+        expected.append(without_erased(target, coarse_erased, np.array(wholes_erased), is_whole))
     coarse_visible, fine_visible = pairs.visible
     visible = coarse_visible, composed_visible(fine_visible, t=T, k=k, l=l)
-    check_matching(composition_target(*pairs.origins, t=T, k=k, l=l), visible, expected, rng, alpha=0.9)
+    target = composition_target(*pairs.origins, t=T, k=k, l=l)
+    check_matching(*matches_of(target, visible, is_whole), expected, rng, alpha=0.9)
 
 
 @scales

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ace.geometry.targets import Matches, composition_target, decomposition_target
+from ace.geometry.visibility import taught_matches, visible_matches
 from ace.losses.matching import balanced_bce, matching_accuracy, matching_logits, matching_loss, target_entropy
 from tests.oracles import losses as oracle
 
@@ -30,10 +31,10 @@ def everywhere(target: torch.Tensor) -> Matches:
 
 
 def with_gaps(target: torch.Tensor, seed: int) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """The target without erased tokens, which tokens are visible, and which pairs are known."""
+    """The target without erased tokens, which tokens are erased, and which pairs are known."""
     generator = torch.Generator().manual_seed(seed)
     rows, cols = (torch.rand(target.shape[0], size, generator=generator) < 0.6 for size in target.shape[1:])
-    return target * (rows[:, :, None] & cols[:, None]), (rows, cols), rows[:, :, None] | cols[:, None]
+    return target * (rows[:, :, None] & cols[:, None]), (~rows, ~cols), rows[:, :, None] | cols[:, None]
 
 
 @settings(deadline=None, max_examples=25)
@@ -44,10 +45,10 @@ def test_matching_loss_agrees_with_the_oracle(seed: int, alpha: float, scale: fl
         tokens(2, 5, 4, seed=seed + 1),
         soft_target(2, 6, 5, seed=seed),
     )
-    left, visible, known = with_gaps(target, seed)
+    left, left_out, known = with_gaps(target, seed)
     logits = {"scale": torch.tensor(scale), "bias": torch.tensor(bias), "alpha": alpha}
     both = teacher.double().numpy(), student.double().numpy()
-    for wanted, mask, pairs in ((left, visible, known), (target, None, torch.ones_like(known))):
+    for wanted, mask, pairs in ((left, left_out, known), (target, None, torch.ones_like(known))):
         loss = matching_loss(teacher, student, everywhere(wanted), mask, **logits)
         expected = oracle.matching_loss(*both, wanted.numpy(), pairs.numpy(), scale, bias, alpha)
         assert loss.item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
@@ -60,8 +61,8 @@ def test_gradients_of_tokens_scale_and_bias_agree_with_central_differences() -> 
         torch.tensor(3.0, dtype=torch.float64, requires_grad=True),
         torch.tensor(-1.0).double().requires_grad_(),
     )
-    target, visible, known = with_gaps(target, 3)
-    matching_loss(teacher, student, everywhere(target), visible, scale=scale, bias=bias, alpha=0.9).backward()
+    target, left_out, known = with_gaps(target, 3)
+    matching_loss(teacher, student, everywhere(target), left_out, scale=scale, bias=bias, alpha=0.9).backward()
 
     def loss(values: np.ndarray, s: float = 3.0, b: float = -1.0) -> float:
         return oracle.matching_loss(teacher.numpy(), values, target.numpy(), known.numpy(), s, b, 0.9)
@@ -114,7 +115,8 @@ def test_an_empty_overlap_gives_a_finite_loss_and_gradient_that_push_every_pair_
         loss.backward()
         assert torch.isfinite(loss)
         assert bias.grad > 0
-        assert matching_accuracy(teacher, tokens(1, cols, 8, seed=1), target) == 0
+        every = torch.ones(1, cols, dtype=torch.bool)
+        assert matching_accuracy(teacher, tokens(1, cols, 8, seed=1), target, every) == 0
         assert target_entropy(target, alpha=0.9) == 0
 
 
@@ -132,11 +134,26 @@ def test_accuracy_counts_only_rows_inside_the_overlap() -> None:
     columns, values = torch.tensor([[[0, 0, 1], [0, 1, 2], [1, 2, 3], [0, 0, 0]]]), torch.zeros(1, 4, 3)
     values[0, :3, 1] = 1.0
     values[0, 0, 2] = math.exp(-0.5)
-    assert matching_accuracy(teacher, student, Matches(columns, values, 4)).item() == pytest.approx(2 / 3)
+    matches, every = Matches(columns, values, 4), torch.ones(1, 4, dtype=torch.bool)
+    assert matching_accuracy(teacher, student, matches, every).item() == pytest.approx(2 / 3)
+
+
+def test_accuracy_counts_only_rows_whose_match_is_visible_and_looks_at_visible_columns_alone() -> None:
+    # Row 0 matches column 0 and looks like column 1 most, which is erased; row 1 matches that.
+    student = torch.eye(3)[None]
+    teacher = F.normalize(torch.tensor([[[0.6, 0.7, 0.1], [0.9, 0.2, 0.1]]]), dim=-1)
+    values = torch.zeros(1, 2, 3)
+    values[0, :, 1] = 1.0
+    matches = Matches(torch.tensor([[[0, 0, 1], [0, 1, 2]]]), values, 3)
+    cols = torch.tensor([[True, False, True]])
+    for left, _ in (taught_matches(matches, cols), visible_matches(matches, torch.ones(1, 2).bool(), cols)):
+        assert matching_accuracy(teacher, student, left, cols) == 1
+    assert matching_accuracy(teacher, student, matches, torch.ones_like(cols)) == 0
 
 
 def test_perfectly_matching_tokens_have_accuracy_1() -> None:
     coarse, fine = torch.tensor([[0, 0], [2, 1]]), torch.tensor([[4, 2], [4, 3]])
     target = decomposition_target(coarse, fine, t=4, k=2, l=2)
     parts = tokens(2, 64, 32, seed=0)
-    assert matching_accuracy(parts.gather(1, target.own[0][:, :, None].expand(-1, -1, 32)), parts, target) == 1
+    matched, every = parts.gather(1, target.own[0][:, :, None].expand(-1, -1, 32)), torch.ones(2, 64) > 0
+    assert matching_accuracy(matched, parts, target, every) == 1

@@ -11,7 +11,7 @@ from shards.grid import GridSpec, Scale
 
 T, CELL_PX, WIDTH = 4, 16, 24
 SPEC = GridSpec(8, CELL_PX, T, (Scale(2, 2, 1.0), Scale(1, 2, 1.0), Scale(1, 1, 1.0)), 0.0, 0.85)
-ALL = Branches(True, True, True)
+ALL = Branches(True, True, True, True)
 VIT = {"embed_dim": WIDTH, "depth": 2, "num_heads": 2, "class_token": False}
 SWIN = {"embed_dim": 6, "depths": [1, 1, 1], "num_heads": [1, 2, 4], "window_size": 4}
 
@@ -75,7 +75,9 @@ def test_every_parameter_gets_a_gradient_in_a_step_of_any_scale(k: int, l: int, 
             assert bool(parameter.grad.count_nonzero()) == scale.startswith(f"{k}x{l}."), name
 
 
-@pytest.mark.parametrize("branches", [ALL, Branches(True, False, True), Branches(True, False, False)])
+@pytest.mark.parametrize(
+    "branches", [ALL, Branches(True, True, True), Branches(True, False, True), Branches(True, False, False)]
+)
 def test_every_parameter_gets_a_gradient_in_a_step_of_views(branches: Branches) -> None:
     net = student(branches)
     out = net(*inputs(num_crops=3), None)
@@ -98,8 +100,8 @@ def test_student_and_teacher_see_a_view_as_they_see_a_crop() -> None:
     assert taught.features.shape == (6, WIDTH)
 
 
-@pytest.mark.parametrize("flags", [f for f in itertools.product([True, False], repeat=3) if any(f)])
-def test_only_what_a_branch_needs_is_built_and_encoded(flags: tuple[bool, bool, bool]) -> None:
+@pytest.mark.parametrize("flags", [f for f in itertools.product([True, False], repeat=4) if any(f[:3])])
+def test_only_what_a_branch_needs_is_built_and_encoded(flags: tuple[bool, bool, bool, bool]) -> None:
     branches = Branches(*flags)
     net = student(branches)
     teacher = Teacher(net)
@@ -107,17 +109,32 @@ def test_only_what_a_branch_needs_is_built_and_encoded(flags: tuple[bool, bool, 
     for name, backbone in (("student", net.backbone), ("teacher", teacher.backbone)):
         backbone.register_forward_pre_hook(lambda _, args, name=name: seen.update({name: len(args[0]) // 3}))
     out, taught = net(*inputs(), (2, 2)), teacher(*inputs(), is_pair=True)
-    both = branches.global_ or (branches.decomposition and branches.composition)
+    both = branches.global_ or branches.removal or (branches.decomposition and branches.composition)
     assert seen == {"student": 2 if both else 1, "teacher": 2 if both else 1}
     assert (out.decomposed is not None) == (taught.fine_tokens is not None) == branches.decomposition
     assert (out.composed is not None) == (taught.coarse_tokens is not None) == branches.composition
     assert (out.logits is not None) == (taught.logits is not None) == branches.global_
+    assert (out.tokens is not None) == (taught.tokens is not None) == branches.removal
     assert (net.global_head is not None) == branches.global_
     assert taught.features.shape == (3 * seen["teacher"], WIDTH)
     outputs = [x for x in (out.decomposed, out.composed, out.logits) if x is not None]
     torch.stack([x.square().sum() + x.sum() for x in outputs]).sum().backward()
     without = [n for n, p in net.named_parameters() if p.grad is None]
     assert all(name.partition(".")[0] in ("decomposition_logits", "composition_logits") for name in without)
+
+
+def test_tokens_for_removal_are_the_backbones_of_each_crop_row_major() -> None:
+    net = student().eval()
+    crops, overlaps = inputs(num_crops=3)
+    with torch.no_grad():
+        for out in (net(crops, overlaps, None), Teacher(net)(crops, overlaps, is_pair=False)):
+            assert out.tokens.shape == (3, 3, T * T, WIDTH)
+            for found, crop in zip(out.tokens, crops, strict=True):
+                grid = net.backbone(crop)
+                torch.testing.assert_close(found, torch.cat([grid[:, row] for row in range(T)], 1))
+        for out in (net(crops[:2], overlaps[:2], (2, 2)), Teacher(net)(crops[:2], overlaps[:2], is_pair=True)):
+            torch.testing.assert_close(out.tokens[0], net.backbone(crops[0]).flatten(1, 2))
+            torch.testing.assert_close(out.tokens[1], net.backbone(crops[1]).flatten(1, 2))
 
 
 def test_a_fresh_teacher_sees_what_the_student_sees() -> None:

@@ -271,10 +271,10 @@ def test_weights_that_cannot_be_there_are_refused_before_any_work(weights: dict[
         check_weights(params(VIT, weights))
 
 
-@pytest.mark.parametrize("kind", ["file", "timm"])
+@pytest.mark.parametrize("kind", ["file", "timm", "package"])
 def test_a_misspelt_key_of_weights_is_compared_with_its_own_kind(kind: str) -> None:
     with pytest.raises(ConfigError, match=r"weights\.\w+\.sha: unknown key; did you mean 'sha256'\?"):
-        params(VIT, {"kind": kind, "path": "w", "tag": "w", "min_share": 0.5, "sha": ""})
+        params(VIT, {"kind": kind, "path": "w", "tag": "w", "package": "w", "min_share": 0.5, "sha": ""})
 
 
 class Payload:

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ace.report.drawings import heat, place_colour
-from ace.report.figures import curve_panels, kernel_density, running_mean
+from ace.report.figures import curve_panels, density_plot, error_curves, kernel_density, running_mean
 
 
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=50))
@@ -47,3 +47,30 @@ def test_heat_is_brightest_where_the_value_is_largest() -> None:
     values = np.array([[0.1, 0.5], [0.9, 0.2]])
     assert np.unravel_index(heat(values).sum(-1).argmax(), (2, 2)) == (1, 0)
     assert heat(np.ones((2, 2))).shape == (2, 2, 3)
+
+
+def test_heat_on_a_common_scale_gives_equal_values_equal_colours() -> None:
+    first, second = (heat(np.array([[0.0, 1.0, top]]), low=0, high=2) for top in (2.0, 5.0))
+    np.testing.assert_array_equal(first, second)
+    assert (heat(np.array([[0.0, 1.0]]), low=0, high=2)[0, 1] == first[0, 1]).all()
+
+
+def test_long_titles_of_curves_are_broken() -> None:
+    rows = [{"step": step, "long": 1.0 + step} for step in range(5)]
+    (panel,) = curve_panels(rows, {"long": "share of the change that falls outside what was erased"}, smoothing=1)
+    assert "share of the change that falls outside<" in panel
+    assert "what was erased<" in panel
+
+
+def test_every_encoder_has_its_own_colour_in_the_plots() -> None:
+    values = np.linspace(0, 1, 20)
+    names = ("trained", "untrained", "imagenet")
+    densities, curves = (
+        density_plot(dict.fromkeys(names, (values, values))),
+        error_curves(dict.fromkeys(names, values), 32),
+    )
+    for name in names:
+        assert f"var(--{name})" in densities
+        assert f"var(--{name})" in curves
+    assert "ImageNet" in densities
+    assert "ImageNet" in curves

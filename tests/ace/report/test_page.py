@@ -4,8 +4,10 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
+import numpy as np
 import pytest
 
 from ace.report.page import write_report
@@ -67,30 +69,138 @@ def test_ids_are_unique(page: str) -> None:
     assert sorted(ids) == sorted(set(ids))
 
 
-def test_every_key_figure_stands_beside_its_chance_and_the_untrained_encoder(
-    page: str, evaluated_project: Path
-) -> None:
+def changed_project(project: Path, root: Path, **pretrain: Any) -> Path:
+    """A copy of the project below `root`, with other values in the section `pretrain` of the model's config.json."""
+    shutil.copytree(project, root)
+    path = root / "models/ace/config.json"
+    config = json.loads(path.read_text())
+    config["params"]["pretrain"] |= pretrain
+    path.write_text(json.dumps(config))
+    return root
+
+
+def without_the_new_figures(project: Path, root: Path) -> Path:
+    """A copy of the project as it was evaluated and trained before fills, the removal term and the third encoder."""
+    erase = {"probability": 0.25, "min_side": 0.3, "max_side": 0.8}
+    weights = {"global": 0.1, "decomposition": 0.5, "composition": 0.5}
+    changed_project(project, root, augment={"erase": erase}, loss_weights=weights)
+    figures, protocol = root / "metrics/properties.json", root / "data/evidence/protocol.json"
+    kept = {name: json.loads(figures.read_text())[name] for name in ("trained", "untrained", "gain", "baselines")}
+    for name in ("trained", "untrained", "gain"):
+        new = ("removal_", "decompositionality_mean", "decompositionality_white")
+        new += ("decompositionality_noise", "decompositionality_tissue")
+        kept[name] = {key: figure for key, figure in kept[name].items() if not key.startswith(new)}
+    figures.write_text(json.dumps(kept))
+    values = json.loads(protocol.read_text())
+    for section, name in ((values, "reference"), (values, "split"), (values["decomposition"], "fills")):
+        del section[name]
+    protocol.write_text(json.dumps(values))
+    (root / "data/evidence/removal.npz").unlink()
+    for path in root.glob("data/evidence/*.npz"):
+        with np.load(path) as arrays:
+            shown = {name: values for name, values in arrays.items() if "imagenet" not in name}
+        np.savez(path, **shown)
+    return root
+
+
+def report_of(root: Path, out: Path) -> str:
+    write_report(PARAMS, out, root)
+    return out.read_text(encoding="utf-8")
+
+
+def shown(figure: dict[str, Any], number: str) -> str:
+    value, low, high = (number.format(figure[name]).replace("-", "−") for name in ("value", "low", "high"))
+    return f"{value} <small>[{low}, {high}]</small>"
+
+
+def test_every_key_figure_stands_beside_its_chance_and_every_other_encoder(page: str, evaluated_project: Path) -> None:
     figures = json.loads((evaluated_project / "metrics/properties.json").read_text())
     for key, number in (("compositionality", "{:.3f}"), ("decompositionality", "{:.1%}")):
-        for encoder in ("trained", "untrained"):
-            figure = figures[encoder][key]
-            value, low, high = (number.format(figure[name]).replace("-", "−") for name in ("value", "low", "high"))
-            assert f"{value} <small>[{low}, {high}]</small>" in page
+        for column in ("trained", "untrained", "imagenet", "gain", "gain_over_imagenet"):
+            assert shown(figures[column][key], number) in page
         assert number.format(figures["trained"][key]["chance"]) in page
     assert f"{figures['baselines']['correspondence_px_at_1024']['same_pixel']['value']:.1f}" in page
 
 
-def test_squares_erased_in_training_are_told_where_the_protocol_removes_squares(
+def test_the_imagenet_encoder_is_described_where_it_is_shown(page: str) -> None:
+    assert "is EfficientNet-Lite0, which others trained on ImageNet photographs, not on medical images" in page
+    assert "579344248a93e230" in page
+
+
+def test_every_fill_has_a_row_with_the_figure_and_interval_of_every_encoder(page: str, evaluated_project: Path) -> None:
+    figures = json.loads((evaluated_project / "metrics/properties.json").read_text())
+    table = page[page.index('<table class="fills">') :]
+    rows = table[: table.index("</table>")].split("<tr>")[2:]
+    names = ("black", "the image&#39;s mean grey or colour", "white", "noise", "another patient&#39;s tissue")
+    keys = ("decompositionality", *(f"decompositionality_{fill}" for fill in ("mean", "white", "noise", "tissue")))
+    for row, name, key in zip(rows, names, keys, strict=True):
+        assert row.startswith(f"<td>{name}</td>")
+        cells = [shown(figures[encoder][key], "{:.1%}") for encoder in ("trained", "untrained", "imagenet")]
+        assert [cell for cell in cells if cell not in row] == []
+
+
+def test_the_change_of_tokens_is_drawn_for_every_encoder_with_its_figures(page: str, evaluated_project: Path) -> None:
+    figures = json.loads((evaluated_project / "metrics/properties.json").read_text())
+    part = page[page.index('<div class="removal"') : page.index('<div class="scale">')]
+    with np.load(evaluated_project / "data/evidence/removal.npz") as arrays:
+        num_examples = len(arrays["without"])
+    assert part.count("<image ") == 4 * num_examples
+    for encoder in ("untrained", "trained", "imagenet"):
+        for key, number in (("removal_erased_length", "{:.3f}"), ("removal_change_outside", "{:.1%}")):
+            assert shown(figures[encoder][key], number) in part
+
+
+def test_what_was_erased_in_training_is_told_where_the_protocol_erases(
     page: str, evaluated_project: Path, tmp_path: Path
 ) -> None:
-    assert "In training 25 % of the crops had a black square" in page
-    root = tmp_path / "project"
-    shutil.copytree(evaluated_project, root)
-    config = json.loads((root / "models/ace/config.json").read_text())
-    config["params"]["pretrain"]["augment"]["erase"]["probability"] = 0.0
-    (root / "models/ace/config.json").write_text(json.dumps(config))
-    write_report(PARAMS, tmp_path / "report.html", root)
-    assert "black square" not in (tmp_path / "report.html").read_text()
+    told = "a square in 25 % of the crops, filled with black, the crop&#39;s mean grey, a random grey or noise, each"
+    assert told in page
+    assert "White was never used on purpose" in page
+    assert "The removal term was on, with weight 0.1:" in page
+    assert "trained without erased parts, or without the removal term" in page
+    erase = {"probability": 0.0, "min_side": 0.3, "max_side": 0.8, "max_rectangles": 1, "max_aspect": 1.0}
+    weights = {"global": 0.1, "decomposition": 0.5, "composition": 0.5, "removal": 0.0}
+    root = changed_project(evaluated_project, tmp_path / "off", augment={"erase": erase}, loss_weights=weights)
+    off = report_of(root, tmp_path / "off.html")
+    assert "In training nothing was erased from any crop" in off
+    assert "The removal term was on" not in off
+
+
+def test_black_alone_in_training_is_not_told_as_several_fills(evaluated_project: Path, tmp_path: Path) -> None:
+    erase = {"probability": 0.5, "min_side": 0.3, "max_side": 0.8, "max_rectangles": 3, "max_aspect": 2.0}
+    fills = {"black": 1.0, "mean": 0.0, "grey": 0.0, "noise": 0.0}
+    root = changed_project(evaluated_project, tmp_path / "black", augment={"erase": {**erase, "fills": fills}})
+    page = report_of(root, tmp_path / "black.html")
+    assert "1 to 3 rectangles in 50 % of the crops, filled with black. White was never used, and" in page
+
+
+def test_a_project_from_before_fills_and_the_removal_term_has_a_report(evaluated_project: Path, tmp_path: Path) -> None:
+    root = without_the_new_figures(evaluated_project, tmp_path / "project")
+    page = report_of(root, tmp_path / "report.html")
+    assert "a square in 25 % of the crops, filled with black." in page
+    assert "The removal term was off" in page
+    for absent in ("imagenet", "ImageNet", '<table class="fills">', '<div class="removal"'):
+        assert absent not in page[page.index("<body>") :]
+
+
+def test_figures_that_were_not_measured_are_dashes(evaluated_project: Path, tmp_path: Path) -> None:
+    root = changed_project(evaluated_project, tmp_path / "project")
+    path = root / "metrics/properties.json"
+    figures = json.loads(path.read_text())
+    for column in ("untrained", "gain"):
+        figures[column]["removal_erased_length"] = {"value": None, "low": None, "high": None, "n": 0, "reason": "why"}
+    path.write_text(json.dumps(figures))
+    assert "erased length – " in report_of(root, tmp_path / "report.html")
+
+
+def test_figures_of_the_validation_split_are_no_results(page: str, evaluated_project: Path, tmp_path: Path) -> None:
+    assert "All figures are of test patients" in page
+    root = changed_project(evaluated_project, tmp_path / "project")
+    path = root / "data/evidence/protocol.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"split": "val"}))
+    found = report_of(root, tmp_path / "report.html")
+    assert "All figures are of validation patients" in found
+    assert "so these are not results" in found
 
 
 def test_texts_from_data_and_params_are_escaped(page: str) -> None:
@@ -148,6 +258,7 @@ def test_a_shard_set_that_the_model_does_not_know_is_not_reported(
         ("metrics/properties.json", "dvc repro evaluate"),
         ("models/ace/config.json", "dvc repro pretrain"),
         ("data/evidence/composition.npz", "dvc repro evaluate"),
+        ("data/evidence/removal.npz", "dvc repro evaluate"),
         ("data/shards", "dvc repro"),
     ],
 )
@@ -176,7 +287,7 @@ def test_a_project_without_phantom_and_landmarks_has_a_report_too(evaluated_proj
     shutil.copytree(evaluated_project, root)
     shutil.rmtree(root / "data/phantom")
     figures = json.loads((root / "metrics/properties.json").read_text())
-    for encoder in ("trained", "untrained", "gain"):
+    for encoder in ("trained", "untrained", "imagenet", "gain", "gain_over_imagenet"):
         figures[encoder]["correspondence_px_at_1024"] = {"value": None, "reason": "there are no landmarks"}
         figures[encoder].pop("correspondence_within_32px")
     figures.pop("baselines")

@@ -1,7 +1,11 @@
-"""One training step on a batch with gaps, alone or as one of several processes; what it did is written to a file."""
+"""One training step on a batch with gaps, alone or as one of several processes; what it did is written to a file.
+
+Run as `python -m tests.ace.training.steps FOLDER CHANGES BATCH`, the changes as JSON and the batch by its name.
+"""
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,33 +13,70 @@ import numpy as np
 import torch
 
 from ace.data.batches import CropPairItem, PairBatch, collate
+from ace.data.erase import partners
 from ace.training.pretrain import build_state
 from ace.training.ranks import ALONE, Ranks, open_ranks
 from ace.training.state import TrainState
 from ace.training.step import StepOutcome, train_step
 from shards.grid import draw_crop_pair
 from tests.ace.training.conftest import tiny_grid, tiny_params
+from tests.ace.training.synthetic import draw_shown, with_blackened
 
 GRID = tiny_grid(n=10, t=4)
 NUM_SAMPLES = 8
 
 
 def settings(**changes: Any) -> dict[str, Any]:
-    """No stochastic depth, and no clipping, so that gradients stay as they are reduced."""
-    backbone = tiny_params().backbone.model_dump() | {"drop_path": 0.0}
-    return {"backbone": backbone, "batch_size": NUM_SAMPLES, "clip_norm": 1e9, **changes}
+    """No stochastic depth, and no clipping, so that gradients stay as they are reduced; removal weighs as others do."""
+    values = tiny_params().model_dump(by_alias=True)
+    backbone, weights = values["backbone"] | {"drop_path": 0.0}, values["loss_weights"] | {"removal": 0.5}
+    return {
+        "backbone": backbone,
+        "loss_weights": weights,
+        "batch_size": NUM_SAMPLES,
+        "clip_norm": 1e9,
+        **changes,
+    }
+
+
+def without_removal() -> dict[str, Any]:
+    """What switches the removal term off in `settings`."""
+    return {"loss_weights": settings()["loss_weights"] | {"removal": 0.0}}
 
 
 def batch_with_gaps() -> PairBatch:
     """Random crops with erased tokens; some samples have no visible overlap, more of them in the second half."""
-    rng, spec = np.random.default_rng(5), GRID.spec
+    return _batch([1.0 if number in (1, 4, 6) else 0.2 for number in range(NUM_SAMPLES)])
+
+
+def batch_erased_in_one_half() -> PairBatch:
+    """Random crops, of which nothing is erased in the first half and much in the second."""
+    return _batch([0.0 if number < NUM_SAMPLES // 2 else 0.6 for number in range(NUM_SAMPLES)])
+
+
+def _batch(shares_erased: list[float]) -> PairBatch:
+    rng, spec = np.random.default_rng(16), GRID.spec
     items = []
-    for number in range(NUM_SAMPLES):
+    for number, share_erased in enumerate(shares_erased):
         crops = rng.integers(0, 256, (2, spec.crop_px, spec.crop_px), dtype=np.uint8)
-        visible = rng.random((2, spec.t, spec.t)) >= (1.0 if number in (1, 4, 6) else 0.2)
+        shown = draw_shown(rng, 2, spec.t, share_erased)
         pair = draw_crop_pair(spec, spec.scales[0], rng)
-        items.append(CropPairItem(*crops, pair, 0.5, 0.25, f"noise-{number}", *visible))
-    return collate(items)
+        items.append(CropPairItem(*crops, pair, 0.5, 0.25, f"noise-{number}", *shown))
+    return with_blackened(collate(items))
+
+
+def batch_with_tissue() -> PairBatch:
+    """Random crops of which much is erased; some show their partner's pixels there."""
+    batch = _batch([0.4] * NUM_SAMPLES)
+    donated = torch.from_numpy(np.random.default_rng(3).random((NUM_SAMPLES, 2)) < 0.6)
+    whole = torch.stack([batch.coarse, batch.fine], 1)
+    is_black = batch.erased == 0
+    is_filled = donated[:, :, None, None, None] & is_black
+    erased = torch.where(is_filled, whole[partners(NUM_SAMPLES)], batch.erased)
+    return replace(batch, erased=erased, donated=donated)
+
+
+BATCHES = {"gaps": batch_with_gaps, "erased in one half": batch_erased_in_one_half, "tissue": batch_with_tissue}
 
 
 def fresh_state(ranks: Ranks = ALONE, **changes: Any) -> TrainState:
@@ -60,14 +101,14 @@ def record(state: TrainState, outcome: StepOutcome) -> dict[str, Any]:
     }
 
 
-def main(folder: Path, changes: dict[str, Any]) -> None:
+def main(folder: Path, changes: dict[str, Any], batch: str) -> None:
     """Run by itself or as a process of torchrun: this rank's part of the batch."""
     with open_ranks() as ranks:
         state = fresh_state(ranks, **changes)
-        part = batch_with_gaps().split(ranks.world_size)[ranks.rank].to(ranks.device)
+        part = BATCHES[batch]().split(ranks.world_size)[ranks.rank].to(ranks.device)
         outcome = step_on(state, part, ranks, **changes)
         torch.save(record(state, outcome), folder / f"rank{ranks.rank}.pt")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3])

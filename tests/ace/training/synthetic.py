@@ -1,28 +1,33 @@
 """Batches of noise and the loss of a state on them, without shards or a loader."""
 
+from dataclasses import replace
+from typing import TypeVar
+
 import numpy as np
 import torch
 
 from ace.data.augmentation import AS_IT_IS
 from ace.data.batches import CropPairItem, PairBatch, ViewBatch, ViewItem, collate
 from ace.models.encoder import default_device
-from ace.training.objective import StepResult, compute_loss, count_valid
+from ace.training.objective import BatchTotals, StepResult, compute_loss, count_totals, teach
 from ace.training.params import PretrainParams
 from ace.training.state import TrainState
 from shards.grid import GridSpec, Scale, draw_crop_pair
+
+AnyBatch = TypeVar("AnyBatch", PairBatch, ViewBatch)
 
 
 def pair_batch(
     spec: GridSpec, scale: Scale, rng: np.random.Generator, *, size: int = 4, share_erased: float = 0.0
 ) -> PairBatch:
-    """Crop pairs of one scale; each token is erased (for the bookkeeping, not in the pixels) with this probability."""
+    """Crop pairs of one scale; each token is erased with this probability, in the pixels too."""
     items = []
     for number in range(size):
         crops = rng.integers(0, 256, (2, spec.crop_px, spec.crop_px), dtype=np.uint8)
-        visible = rng.random((2, spec.t, spec.t)) >= share_erased
+        shown = draw_shown(rng, 2, spec.t, share_erased)
         pair = draw_crop_pair(spec, scale, rng)
-        items.append(CropPairItem(*crops, pair, 0.5, 0.25, f"noise-{number}", *visible))
-    return collate(items).to(default_device())
+        items.append(CropPairItem(*crops, pair, 0.5, 0.25, f"noise-{number}", *shown))
+    return with_blackened(collate(items)).to(default_device())
 
 
 def view_batch(
@@ -34,15 +39,44 @@ def view_batch(
     size: int = 4,
     share_erased: float = 0.0,
 ) -> ViewBatch:
-    """Views, erased as those of `pair_batch`."""
+    """Views, erased as the crops of `pair_batch`."""
     items = []
     for number in range(size):
         views = rng.integers(0, 256, (num_views, spec.crop_px, spec.crop_px), dtype=np.uint8)
-        visible = rng.random((num_views, spec.t, spec.t)) >= share_erased
+        shown = draw_shown(rng, num_views, spec.t, share_erased)
         augmentations = [AS_IT_IS] * num_views
         values = (num_teacher_views, 0.5, 0.25, f"noise-{number}")
-        items.append(ViewItem(list(views), list(visible), augmentations, *values))
-    return collate(items).to(default_device())
+        items.append(ViewItem(list(views), list(shown), augmentations, *values))
+    return with_blackened(collate(items)).to(default_device())
+
+
+def draw_shown(rng: np.random.Generator, num_crops: int, t: int, share_erased: float) -> np.ndarray:
+    """Shares of tokens [crops, t, t] in quarters: a token is erased, at most half of it shown, with this probability.
+
+    Above 0 some crops are left whole and visible tokens may lack a quarter; at 1 all tokens are erased.
+    """
+    is_erased = rng.random((num_crops, t, t)) < share_erased
+    erased, visible = (rng.choice(shares, is_erased.shape) for shares in ((0, 0.25, 0.5), (0.75, 1, 1, 1)))
+    shown = np.where(is_erased, erased, visible)
+    is_whole = rng.random(num_crops) < (1.0 if share_erased == 0 else 0.25 * (share_erased < 1))
+    shown[is_whole] = 1.0
+    return shown.astype(np.float32)
+
+
+def with_blackened(batch: AnyBatch) -> AnyBatch:
+    """The batch whose erased crops lack, of each token, the first rows of pixels, as many as its share says."""
+    whole = batch.views if isinstance(batch, ViewBatch) else torch.stack([batch.coarse, batch.fine], 1)
+    shown = torch.stack(batch.shown(), 1)
+    t = round(shown.shape[-1] ** 0.5)
+    cell_px = whole.shape[-1] // t
+    rows = torch.arange(cell_px, device=whole.device)[:, None] >= cell_px * (1 - shown.unflatten(-1, (t, 1, t)))
+    is_shown = rows.flatten(2, 3).repeat_interleave(cell_px, -1)[:, :, None]
+    return replace(batch, erased=torch.where(is_shown, whole, 0))
+
+
+def totals_on(state: TrainState, batch: PairBatch | ViewBatch, params: PretrainParams, t: int) -> BatchTotals:
+    """`count_totals` of a batch that is not divided."""
+    return count_totals(batch, [teach(state.teacher, batch, params, t)], 1, t)
 
 
 def loss_on(
@@ -52,19 +86,19 @@ def loss_on(
     t: int,
     *,
     student: torch.nn.Module | None = None,
-    num_valid: torch.Tensor | None = None,
+    totals: BatchTotals | None = None,
     share: float = 1.0,
 ) -> StepResult:
     """`compute_loss` of the plain student, or of its wrapper, with the whole batch as default."""
     return compute_loss(
         student or state.student,
-        state.teacher,
         batch,
+        teach(state.teacher, batch, params, t),
         state.center,
         params,
         t=t,
         teacher_temperature=0.04,
         logit_scales=state.student,
-        num_valid=count_valid(batch, t) if num_valid is None else num_valid,
+        totals=totals or totals_on(state, batch, params, t),
         share=share,
     )

@@ -46,6 +46,62 @@ def test_objective_and_conditions_of_the_training_are_named() -> None:
     assert row(card, "computed") == "in bf16, by 2 process(es) on cuda"
 
 
+def augment_with(**erase: Any) -> dict[str, Any]:
+    augment = tiny_params().augment.model_dump(mode="json")
+    return {"augment": {**augment, "erase": {**augment["erase"], **erase}}}
+
+
+def test_weights_of_all_terms_are_named() -> None:
+    weights = {"global": 0.2, "decomposition": 0.5, "composition": 0.25, "removal": 0.1}
+    expected = "global 0.2, decomposition 0.5, composition 0.25, removal 0.1"
+    assert row(model_card(config_of(loss_weights=weights)), "loss weights") == expected
+
+
+@pytest.mark.parametrize(
+    ("erase", "expected"),
+    [
+        (
+            {"probability": 0.35, "fills": {"black": 2.0, "mean": 2.0, "grey": 2.0, "noise": 2.0}},
+            "a square in 35 % of the crops, filled with black, the crop's mean grey, a random grey or noise, each "
+            "equally often",
+        ),
+        (
+            {"probability": 0.5, "fills": {"black": 3.0, "mean": 0.0, "grey": 0.0, "noise": 1.0}, "max_rectangles": 2},
+            "1 to 2 squares in 50 % of the crops, filled with black (75 %) or noise (25 %)",
+        ),
+        (
+            {"probability": 1.0, "fills": {"black": 0.0, "mean": 0.0, "grey": 1.0, "noise": 0.0}, "max_aspect": 2.0},
+            "a rectangle in 100 % of the crops, filled with a random grey",
+        ),
+    ],
+)
+def test_what_was_erased_and_what_filled_it_are_named(erase: dict[str, Any], expected: str) -> None:
+    assert row(model_card(config_of(**augment_with(**erase))), "erased") == expected
+
+
+def test_nothing_erased_is_told_as_that() -> None:
+    weights = {"global": 0.1, "decomposition": 0.5, "composition": 0.5, "removal": 0.0}
+    config = config_of(**augment_with(probability=0.0), loss_weights=weights)
+    assert row(model_card(config), "erased") == "nothing"
+
+
+def test_a_model_from_before_fills_and_the_removal_term_has_a_card() -> None:
+    config = config_of()
+    pretrain = config["params"]["pretrain"]
+    del pretrain["loss_weights"]["removal"]
+    pretrain["augment"]["erase"] = {"probability": 0.25, "min_side": 0.3, "max_side": 0.8}
+    card = model_card(config)
+    assert row(card, "erased") == "a square in 25 % of the crops, filled with black"
+    assert row(card, "loss weights").endswith("removal 0")
+
+
+def test_colour_images_have_a_mean_colour() -> None:
+    backbone = {"backbone": {**tiny_params().backbone.model_dump(mode="json"), "in_channels": 3}}
+    fills = {"black": 0.0, "mean": 1.0, "grey": 1.0, "noise": 0.0}
+    config = config_of(**backbone, **augment_with(probability=0.5, fills=fills))
+    assert "the crop's mean colour or a random colour" in row(model_card(config), "erased")
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -59,8 +115,12 @@ def test_objective_and_conditions_of_the_training_are_named() -> None:
             backbone_with({"kind": "file", "path": "weights/b.pth", "sha256": SHA256, "min_share": 0.9}),
             ["`weights/b.pth`", SHA256, "start.txt"],
         ),
+        (
+            backbone_with({"kind": "package", "package": "some-weights", "sha256": SHA256, "min_share": 0.9}),
+            ["the Python package `some-weights`", SHA256, "start.txt"],
+        ),
     ],
-    ids=["random", "model", "timm", "file"],
+    ids=["random", "model", "timm", "file", "package"],
 )
 def test_what_the_training_started_from_is_named(changes: dict[str, Any], expected: list[str]) -> None:
     found = row(model_card(config_of(**changes)), "started from")

@@ -26,7 +26,7 @@ VIT = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "class_toke
 EPOCHS, STEPS_PER_EPOCH = 4, 1
 
 
-def params_of(**changes: Any) -> PretrainParams:
+def params_of(*, removal: float = 0.0, **changes: Any) -> PretrainParams:
     """Every schedule moves within the few steps: warm-ups, decay, momentum, temperature, frozen last layer."""
     backbone = {**demo_values("pretrain")["backbone"], "name": "vit_tiny_patch16_224", "model_args": VIT}
     values: dict[str, Any] = {
@@ -43,7 +43,7 @@ def params_of(**changes: Any) -> PretrainParams:
         "local_head": {"form": "mlp", "hidden_dim": 8},
         "composer": "mlp",
         "decomposer": "mlp",
-        "loss_weights": {"global": 0.3, "decomposition": 0.7, "composition": 0.9},
+        "loss_weights": {"global": 0.3, "decomposition": 0.7, "composition": 0.9, "removal": removal},
     }
     values["global_loss"] = {
         **demo_values("pretrain")["global_loss"],
@@ -79,8 +79,9 @@ def batches_of(objective: str, rng: np.random.Generator) -> list[PairBatch | Vie
 
 @pytest.mark.parametrize("clip_norm", [0.05, 1e6], ids=["clipped", "not clipped"])
 @pytest.mark.parametrize("objective", ["ace", "dino", "ace_v2"])
-def test_steps_end_in_the_weights_of_a_run_written_plainly(objective: str, clip_norm: float) -> None:
-    params = params_of(objective=objective, clip_norm=clip_norm)
+@pytest.mark.parametrize("removal", [0.0, 0.6], ids=["the paper's", "removal"])
+def test_steps_end_in_the_weights_of_a_run_written_plainly(objective: str, clip_norm: float, removal: float) -> None:
+    params = params_of(objective=objective, clip_norm=clip_norm, removal=removal)
     torch.manual_seed(0)
     state = build_state(params, GRID, torch.device("cpu"))
     # In float64, but for the losses' own float32: Adam divides by gradients that may be nothing but rounding.

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +44,8 @@ def pair_batch(size: int = 3, channels: int = 1) -> PairBatch:
         k=2,
         l=1,
         keys=[f"key-{number}" for number in range(size)],
-        coarse_visible=torch.ones(size, 4, dtype=torch.bool),
-        fine_visible=torch.ones(size, 4, dtype=torch.bool),
+        coarse_shown=torch.ones(size, 4),
+        fine_shown=torch.ones(size, 4),
         augmentations=None,
     )
 
@@ -98,6 +98,15 @@ def test_a_second_dump_of_the_step_replaces_the_first_and_leaves_nothing_beside_
     assert json.loads((folder / "batch.json").read_text())["reason"] == "second"
     assert sorted(path.name for path in folder.iterdir()) == ["batch.json", "batch.safetensors", "crops.png"]
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+
+
+def test_erased_crops_are_kept_and_drawn_beside_the_whole_ones(tmp_path: Path) -> None:
+    batch = pair_batch(2)
+    batch = replace(batch, erased=torch.stack([batch.coarse, batch.fine], 1) + 5)
+    folder = dump_batch(tmp_path, 1, 0, batch, {}, reason="test")
+    assert torch.equal(load_file(folder / "batch.safetensors")["erased"], batch.erased)
+    assert sorted(tile_levels(draw_crops(batch))) == [10, 15, 20, 25, 110, 115, 120, 125]
+    assert sum(tile_levels(draw_crops(batch))[:4]) == 10 + 15 + 110 + 115, "a sample's four in one row"
 
 
 def test_any_batch_of_keys_and_tensors_can_be_dumped(tmp_path: Path) -> None:

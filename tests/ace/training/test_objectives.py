@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ace.config import Config, resolve
 from ace.data.batches import PairBatch, ViewBatch
 from ace.models.encoder import default_device, load_encoder
-from ace.training.objective import branches_of, count_valid
+from ace.training.objective import branches_of, count_totals
 from ace.training.params import PretrainParams
 from ace.training.pretrain import build_state, pretrain
 from ace.training.state import TrainState
@@ -22,14 +22,14 @@ from ace.training.stop import StopRequest
 from shards.errors import ConfigError
 from shards.grid import Scale
 from tests.ace.training.conftest import ROOT, tiny_batches, tiny_grid, tiny_params
-from tests.ace.training.synthetic import loss_on, pair_batch, view_batch
+from tests.ace.training.synthetic import loss_on, pair_batch, totals_on, view_batch
 from tests.oracles import losses
 
 GRID = tiny_grid(
     n=9, t=4, min_overlap=0.3, scales=[{"k": k, "l": l, "weight": 1.0} for k, l in ((1, 1), (2, 2), (1, 2))]
 )
 SPEC = GRID.spec
-WEIGHTS = {"global": 0.3, "decomposition": 0.7, "composition": 0.9}
+WEIGHTS = {"global": 0.3, "decomposition": 0.7, "composition": 0.9, "removal": 0.0}
 HEADS = {"local_head": {"form": "mlp", "hidden_dim": 8}, "composer": "mlp", "decomposer": "mlp"}
 
 
@@ -65,12 +65,12 @@ def double(tensor: torch.Tensor) -> np.ndarray:
 
 def expected_view_loss(state: TrainState, batch: ViewBatch, params: PretrainParams) -> float:
     """From the networks' logits, one view at a time, by the oracle."""
-    pooled = batch.visible.unbind(1)
-    views = list(zip(batch.normalised_views(), pooled, strict=True))
+    visible = (batch.view_shown > 0.5).unbind(1)
+    views = list(zip(batch.seen(), visible, strict=True))
     with torch.no_grad():
         ours = [state.student([view], [mask], None).logits[0] for view, mask in views]
     theirs = [state.teacher([view], [mask], is_pair=False).logits[0] for view, mask in views[: batch.num_teacher_views]]
-    valid = batch.visible.any(2).all(1).cpu().numpy()
+    valid = (batch.view_shown > 0.5).any(2).all(1).cpu().numpy()
     temperature = params.global_loss.student_temperature
     arrays = [np.stack([double(logits) for logits in side]) for side in (ours, theirs)]
     return losses.view_consistency(*arrays, valid, double(state.center), temperature, 0.04) / max(valid.sum(), 1)
@@ -92,9 +92,10 @@ def test_the_loss_of_views_is_that_of_the_oracle(
     assert result.terms["loss_views"].item() == pytest.approx(expected, rel=1e-4)
     assert result.loss.item() == pytest.approx(0.3 * expected, rel=1e-4)
     assert set(result.terms) == {"loss", "loss_views"}
+    assert result.removal_sums is None
     assert result.teacher.features.shape[0] == 6 * num_teacher_views
     logits, rows = result.center_sum
-    assert rows == num_teacher_views * batch.visible.any(2).all(1).sum()
+    assert rows == num_teacher_views * (batch.view_shown > 0.5).any(2).all(1).sum()
     assert logits.shape == state.center.shape
 
 
@@ -122,9 +123,12 @@ USED = {
 }
 
 
+@pytest.mark.parametrize("removal", [0.0, 0.6])
 @pytest.mark.parametrize("learnable", [True, False])
-def test_every_parameter_gets_a_gradient_in_every_phase_and_those_in_use_one_that_is_not_0(learnable: bool) -> None:
-    params = params_of("ace_v2", learnable=learnable)
+def test_every_parameter_gets_a_gradient_in_every_phase_and_those_in_use_one_that_is_not_0(
+    learnable: bool, removal: float
+) -> None:
+    params = params_of("ace_v2", learnable=learnable, removal=removal)
     state = state_of(params)
     for phase, batch in phases(np.random.default_rng(0)).items():
         state.student.zero_grad(set_to_none=True)
@@ -141,9 +145,12 @@ def test_every_parameter_gets_a_gradient_in_every_phase_and_those_in_use_one_tha
             assert used >= {"composers", "decomposers", "backbone", "global_head", "local_head"}
 
 
-def test_ddp_without_a_search_for_unused_parameters_goes_through_all_phases(tmp_path: Path) -> None:
-    params = params_of("ace_v2")
-    state, batches = state_of(params), phases(np.random.default_rng(1))
+@pytest.mark.parametrize(("removal", "share_erased"), [(0.0, 0.2), (0.6, 0.2), (0.6, 0.0)])
+def test_ddp_without_a_search_for_unused_parameters_goes_through_all_phases(
+    removal: float, share_erased: float, tmp_path: Path
+) -> None:
+    params = params_of("ace_v2", removal=removal)
+    state, batches = state_of(params), phases(np.random.default_rng(1), share_erased=share_erased)
     expected = {}
     for phase, batch in batches.items():
         state.student.zero_grad(set_to_none=True)
@@ -162,17 +169,20 @@ def test_ddp_without_a_search_for_unused_parameters_goes_through_all_phases(tmp_
         distributed.destroy_process_group()
 
 
+@pytest.mark.parametrize("removal", [0.0, 0.6])
 @pytest.mark.parametrize("phase", ["uniqueness", "consistency", "composition and decomposition"])
-def test_losses_gradients_and_centre_sums_of_micro_batches_add_up_to_the_whole_batch(phase: str) -> None:
-    params = params_of("ace_v2")
-    state, batch = state_of(params), phases(np.random.default_rng(2), size=6, share_erased=0.85)[phase]
-    num_valid = count_valid(batch, GRID.t)
-    assert 0 < num_valid < 6, "some samples have nothing to pool"
+def test_losses_gradients_and_sums_of_micro_batches_add_up_to_the_whole_batch(phase: str, removal: float) -> None:
+    params = params_of("ace_v2", removal=removal)
+    state, batch = state_of(params), phases(np.random.default_rng(2), size=6, share_erased=0.9)[phase]
+    totals = totals_on(state, batch, params, GRID.t)
+    assert 0 < totals.num_valid < 6, "some samples have nothing to pool"
     whole = loss_on(state, batch, params, GRID.t)
     whole.loss.backward()
     expected = gradients(state)
     state.student.zero_grad(set_to_none=True)
-    parts = [loss_on(state, part, params, GRID.t, num_valid=num_valid, share=1 / 3) for part in batch.split(3)]
+    parts = [loss_on(state, part, params, GRID.t, totals=totals, share=1 / 3) for part in batch.split(3)]
+    counted = count_totals(batch, [part.teacher for part in parts], 3, GRID.t)
+    torch.testing.assert_close(vars(counted), vars(totals))
     for part in parts:
         part.loss.backward()
     torch.testing.assert_close(sum(part.loss for part in parts), whole.loss)
@@ -181,22 +191,25 @@ def test_losses_gradients_and_centre_sums_of_micro_batches_add_up_to_the_whole_b
             torch.testing.assert_close(sum(part.terms[name] for part in parts), whole.terms[name], msg=name)
     for total, sums in zip(whole.center_sum, zip(*(part.center_sum for part in parts), strict=True), strict=True):
         torch.testing.assert_close(sum(sums), total)
+    assert (whole.removal_sums is not None) == (totals.teacher_energy > 0) == (removal > 0)
+    if whole.removal_sums is not None:
+        torch.testing.assert_close(sum(part.removal_sums for part in parts), whole.removal_sums)
     for name, gradient in gradients(state).items():
         torch.testing.assert_close(gradient, expected[name], msg=name, atol=1e-6, rtol=1e-4)
 
 
-ABLATIONS = [flags for flags in itertools.product([True, False], repeat=3) if any(flags)]
+ABLATIONS = [flags for flags in itertools.product([True, False], repeat=4) if any(flags[:3])]
 
 
 @pytest.mark.parametrize("scale", [(1, 1), (2, 2), (1, 2)])
-@pytest.mark.parametrize("flags", ABLATIONS, ids=lambda flags: "".join("gdc"[i] for i in range(3) if flags[i]))
+@pytest.mark.parametrize("flags", ABLATIONS, ids=lambda flags: "".join("gdcr"[i] for i in range(4) if flags[i]))
 def test_an_ablation_builds_trains_and_weighs_its_terms_alone(
-    flags: tuple[bool, bool, bool], scale: tuple[int, int]
+    flags: tuple[bool, bool, bool, bool], scale: tuple[int, int]
 ) -> None:
     """Its terms are those of the whole objective with the same networks, its gradients the weighted sum of theirs."""
-    names = ("global", "decomposition", "composition")
-    weights = {name: WEIGHTS[name] * flag for name, flag in zip(names, flags, strict=True)}
-    params, everything = params_of("ace", **weights), params_of("ace")
+    full_weights = {**WEIGHTS, "removal": 0.6 * flags[3]}  # with it the teacher sees other crops, so it is in both
+    weights = {name: full_weights[name] * flag for name, flag in zip(full_weights, flags, strict=True)}
+    params, everything = params_of("ace", **weights), params_of("ace", **full_weights)
     state, whole = state_of(params), state_of(everything)
     with torch.no_grad():
         for ours, full in ((state.student, whole.student), (state.teacher, whole.teacher)):
@@ -207,17 +220,17 @@ def test_an_ablation_builds_trains_and_weighs_its_terms_alone(
     result = loss_on(state, batch, params, GRID.t)
     result.loss.backward()
     found, expected_terms = gradients(state), loss_on(whole, batch, everything, GRID.t).terms
-    on = [name for name, flag in zip(names, flags, strict=True) if flag]
+    on = [name for name, flag in zip(full_weights, flags, strict=True) if flag]
     assert {name for name in result.terms if name.startswith("loss_") and not name.endswith("excess")} == {
         f"loss_{name}" for name in on
     }
     for name in result.terms.keys() - {"loss"}:
         torch.testing.assert_close(result.terms[name], expected_terms[name], msg=name)
-    total = sum(WEIGHTS[name] * expected_terms[f"loss_{name}"] for name in on)
+    total = sum(full_weights[name] * expected_terms[f"loss_{name}"] for name in on)
     torch.testing.assert_close(result.loss.detach(), total)
 
     built = {"global": {"global_head"}, "decomposition": {"local_head", "decomposers", "decomposition_logits"}}
-    built["composition"] = {"local_head", "composers", "composition_logits"}
+    built |= {"composition": {"local_head", "composers", "composition_logits"}, "removal": set()}
     parts = {name.split(".")[0] for name in found}
     assert parts == set().union({"backbone"}, *(built[name] for name in on))
     assert {name.split(".")[0] for name, gradient in found.items() if gradient.count_nonzero()} == parts - (
@@ -225,7 +238,7 @@ def test_an_ablation_builds_trains_and_weighs_its_terms_alone(
     )
     assert (result.center_sum is None) == (not flags[0])
     branches = branches_of(params)
-    assert (branches.global_, branches.decomposition, branches.composition) == flags
+    assert (branches.global_, branches.decomposition, branches.composition, branches.removal) == flags
 
 
 @pytest.mark.parametrize("objective", ["dino", "ace_v2"])
@@ -235,6 +248,20 @@ def test_views_need_the_global_term_and_fresh_crops(objective: str) -> None:
     with pytest.raises(ConfigError, match=rf"objective is {objective} and crops is bank: .*set crops to fresh"):
         tiny_params(objective=objective, crops="bank")
     assert params_of("ace", **{"global": 0.0}).objective == "ace"
+
+
+def test_removal_with_nothing_erased_and_removal_alone_are_refused() -> None:
+    augment = tiny_params().augment.model_dump()
+    augment["erase"]["probability"] = 0.0
+    words = r"loss_weights\.removal is 0\.25 and augment\.erase\.probability 0: .*set the probability above 0"
+    with pytest.raises(ConfigError, match=words):
+        tiny_params(loss_weights={**WEIGHTS, "removal": 0.25}, augment=augment)
+    assert tiny_params(loss_weights=WEIGHTS, augment=augment).loss_weights.removal == 0
+    alone = {"global": 0.0, "decomposition": 0.0, "composition": 0.0, "removal": 0.25}
+    with pytest.raises(ConfigError, match=r"composition are all 0 \(removal is 0\.25\): .*at least one of the three"):
+        tiny_params(loss_weights=alone)
+    with pytest.raises(ConfigError, match=r"removal"):
+        tiny_params(loss_weights={**WEIGHTS, "removal": -0.25})
 
 
 def test_ace_v2_on_a_grid_of_nothing_but_one_to_one_is_refused_by_the_configuration() -> None:
@@ -251,8 +278,14 @@ def test_ace_v2_on_a_grid_of_nothing_but_one_to_one_is_refused_by_the_configurat
 @pytest.mark.parametrize(
     ("objective", "expected"),
     [
-        ("dino", [{"loss_views"}] * 3),
-        ("ace_v2", [{"loss_views"}, *[{"loss_global", "loss_decomposition", "loss_composition"}] * 2]),
+        ("dino", [{"loss_views", "loss_removal"}] * 3),
+        (
+            "ace_v2",
+            [
+                {"loss_views", "loss_removal"},
+                *[{"loss_global", "loss_decomposition", "loss_composition", "loss_removal"}] * 2,
+            ],
+        ),
     ],
 )
 def test_a_run_trains_each_epoch_on_what_its_objective_shows(

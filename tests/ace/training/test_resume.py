@@ -74,7 +74,9 @@ def test_a_run_killed_at_random_steps_ends_with_the_same_weights(
     rows = [json.loads(line) for line in (tmp_path / "model/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(NUM_STEPS))
     before = [json.loads(line) for line in (finished[num_ranks] / "model/metrics.jsonl").read_text().splitlines()]
-    assert [row["loss"] for row in rows] == [row["loss"] for row in before]
+    for name in ("loss", "loss_removal"):
+        assert [row[name] for row in rows] == [row[name] for row in before]
+    assert any(row["loss_removal"] > 0 for row in rows), "the removal term is on, and crops have something erased"
 
 
 @pytest.mark.parametrize(

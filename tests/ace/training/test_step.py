@@ -1,9 +1,11 @@
 """One step: the same over processes and micro-batches as on the whole batch at once."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +13,34 @@ import pytest
 import torch
 
 from ace.models.backbone import build_backbone
-from ace.training.objective import count_valid
+from ace.training.objective import count_totals, teach
+from ace.training.pretrain import samples_per_rank
 from ace.training.step import seed_of
 from shards.errors import ConfigError
 from tests.ace.models.test_backbone import grid, params
-from tests.ace.training.conftest import ROOT, tiny_params
-from tests.ace.training.steps import GRID, batch_with_gaps, fresh_state, record, step_on
+from tests.ace.training.conftest import ROOT, demo_values, tiny_params
+from tests.ace.training.steps import (
+    BATCHES,
+    GRID,
+    NUM_SAMPLES,
+    batch_erased_in_one_half,
+    batch_with_gaps,
+    batch_with_tissue,
+    fresh_state,
+    record,
+    settings,
+    step_on,
+    without_removal,
+)
+from tests.oracles import losses as oracle
 
 MONITORS = {"feature_std", "effective_rank", "rank_fraction", "teacher_entropy"}
 """Measured on the first rank's last micro-batch, so other for another division."""
 
 
-def recorded(**changes: Any) -> dict[str, Any]:
+def recorded(batch: str = "gaps", **changes: Any) -> dict[str, Any]:
     state = fresh_state(**changes)
-    return record(state, step_on(state, batch_with_gaps(), **changes))
+    return record(state, step_on(state, BATCHES[batch](), **changes))
 
 
 def assert_same(found: dict[str, Any], expected: dict[str, Any], *, tolerance: float = 1e-5) -> None:
@@ -33,18 +49,21 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any], *, tolerance: f
         for name, value in expected[group].items():
             torch.testing.assert_close(found[group][name], value, rtol=tolerance, atol=tolerance, msg=f"{group} {name}")
     torch.testing.assert_close(found["center"], expected["center"])
+    assert found["terms"].keys() == expected["terms"].keys()
     for name in expected["terms"].keys() - MONITORS:
         if not name.startswith("accuracy"):  # a share of matches: samples with more of them count more in a whole batch
             torch.testing.assert_close(found["terms"][name], expected["terms"][name], rtol=1e-4, atol=1e-6)
 
 
-def run_processes(folder: Path, num_processes: int, changes: dict[str, Any]) -> list[dict[str, Any]]:
+def run_processes(
+    folder: Path, num_processes: int, changes: dict[str, Any], batch: str = "gaps"
+) -> list[dict[str, Any]]:
     """What each process of torchrun recorded; none of them checks shapes, which a compiler cannot look through."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment["GLOO_SOCKET_IFNAME"] = "lo"
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={num_processes}"]
     command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
-    command += ["-m", "tests.ace.training.steps", str(folder), json.dumps(changes)]
+    command += ["-m", "tests.ace.training.steps", str(folder), json.dumps(changes), batch]
     finished = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stderr
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(num_processes)]
@@ -55,13 +74,36 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, An
     return run_processes(tmp_path_factory.mktemp("two"), 2, {})
 
 
-def test_the_halves_of_the_batch_differ_in_what_counts() -> None:
-    first, second = batch_with_gaps().split(2)
-    assert (count_valid(first, GRID.t), count_valid(second, GRID.t)) == (3, 1)
+def test_the_halves_of_the_batches_differ_in_what_counts() -> None:
+    state, params = fresh_state(), tiny_params(**settings())
+    gaps, erased = (
+        [count_totals(half, [teach(state.teacher, half, params, GRID.t)], 1, GRID.t) for half in batch.split(2)]
+        for batch in (batch_with_gaps(), batch_erased_in_one_half())
+    )
+    assert [half.num_valid for half in gaps] == [3, 2]
+    assert all(half.teacher_energy > 0 for half in gaps)
+    assert erased[0].teacher_energy == 0
+    assert erased[1].teacher_energy > 0
 
 
 def test_two_processes_make_the_step_of_one_on_the_concatenated_batch(two_processes: list[dict[str, Any]]) -> None:
     assert_same(two_processes[0], recorded())
+
+
+@pytest.mark.parametrize(
+    ("batch", "is_removal"),
+    [("gaps", False), ("erased in one half", True), ("tissue", True)],
+    ids=["no removal", "erased in one half", "tissue"],
+)
+def test_two_processes_also_make_that_step_without_removal_and_where_one_has_nothing_erased(
+    batch: str, is_removal: bool, tmp_path: Path
+) -> None:
+    changes = {"num_micro_batches": 2} if is_removal else without_removal()
+    found = run_processes(tmp_path, 2, changes, batch)
+    expected = recorded(batch, **({} if is_removal else changes))
+    assert ("removal_change_outside" in expected["terms"]) == is_removal
+    for one in found:
+        assert_same(one, expected)
 
 
 def test_both_processes_have_the_same_networks_to_the_last_bit(two_processes: list[dict[str, Any]]) -> None:
@@ -71,9 +113,59 @@ def test_both_processes_have_the_same_networks_to_the_last_bit(two_processes: li
     assert torch.equal(first["center"], second["center"])
 
 
-@pytest.mark.parametrize("num_micro_batches", [2, 4, 8])
-def test_accumulated_gradients_are_those_of_the_large_batch(num_micro_batches: int) -> None:
-    assert_same(recorded(num_micro_batches=num_micro_batches), recorded())
+@pytest.mark.parametrize(
+    ("batch", "num_micro_batches"),
+    # Images exchange tissue in pairs, so that the parts of such a batch have two at least.
+    [(batch, number) for batch in BATCHES for number in (2, 4, 8) if (batch, number) != ("tissue", 8)],
+)
+def test_accumulated_gradients_are_those_of_the_large_batch(num_micro_batches: int, batch: str) -> None:
+    assert_same(recorded(batch, num_micro_batches=num_micro_batches), recorded(batch))
+
+
+def test_accumulated_gradients_without_removal_are_those_of_the_large_batch() -> None:
+    assert_same(recorded(num_micro_batches=4, **without_removal()), recorded(**without_removal()))
+
+
+def test_the_monitors_of_removal_are_logged_where_something_is_erased() -> None:
+    names = {"removal_erased_length", "removal_change_outside"}
+    erased = step_on(fresh_state(), batch_erased_in_one_half())
+    assert names <= erased.values.keys()
+    assert all(erased.values[name] > 0 for name in names)
+    whole = step_on(fresh_state(), batch_erased_in_one_half().split(2)[0])
+    assert whole.values["loss_removal"] == 0
+    assert not names & whole.values.keys()
+    plain = step_on(fresh_state(**without_removal()), batch_erased_in_one_half(), **without_removal())
+    assert not (names | {"loss_removal"}) & plain.values.keys()
+
+
+def test_tissue_put_into_a_crop_is_asked_for_by_the_partners_tokens_of_the_same_crop() -> None:
+    batch, state, params = batch_with_tissue(), fresh_state(), tiny_params(**settings())
+    taught = teach(state.teacher, batch, params, GRID.t)
+    seen = state.student(batch.seen(), [torch.ones(NUM_SAMPLES, GRID.t**2) > 0] * 2, (2, 2)).tokens
+    inserted = torch.zeros_like(taught.tokens)
+    for crop, sample in itertools.product(range(2), range(NUM_SAMPLES)):
+        if batch.donated[sample, crop]:
+            inserted[crop, sample] = taught.tokens[crop, sample + 1 if sample % 2 == 0 else sample - 1]
+    values = [tokens.detach().double().flatten(0, 1).numpy() for tokens in (seen, taught.tokens)]
+    shown = torch.cat([batch.coarse_shown, batch.fine_shown]).double().numpy()
+    error, energy = oracle.removal(*values, shown, inserted.double().flatten(0, 1).numpy())
+    emptied, _ = oracle.removal(*values, shown)
+    found = step_on(state, batch).values["loss_removal"].item()
+    assert found == pytest.approx(error / energy, rel=1e-5)
+    assert found != pytest.approx(emptied / energy, rel=1e-3)
+
+
+def test_the_monitors_leave_out_crops_that_show_tissue() -> None:
+    batch = batch_with_tissue()
+    every = replace(batch, donated=torch.ones_like(batch.donated))
+    assert not {"removal_erased_length", "removal_change_outside"} & step_on(fresh_state(), every).values.keys()
+
+
+def test_parts_that_cannot_exchange_tissue_in_pairs_are_refused() -> None:
+    weights = settings()["loss_weights"]
+    params = tiny_params(num_micro_batches=8, augment=demo_values("pretrain")["augment"], loss_weights=weights)
+    with pytest.raises(ConfigError, match=r"batch_size 8 gives parts of 1 image\(s\).*fills\.tissue needs an even"):
+        samples_per_rank(params, 1)
 
 
 def test_activations_computed_again_change_no_value() -> None:

@@ -1,0 +1,402 @@
+"""Make the folder of a shipped model from a finished training: one encoder, its figures, its images and their terms."""
+
+import csv
+import hashlib
+import json
+import math
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from ace.evaluation.summary import ROWS
+from ace.models.encoder import CONFIG, IMPORTED, WEIGHTS, Encoder, load_encoder
+from ace.models.notice import NOTICE
+from ace.training.card import ORIGINS, model_card
+from ace.zoo.shipped import PUBLISHED, figure_text, published_of
+from shards.atomic import replace_directory, write_text
+from shards.delivery import iterate_manifest
+from shards.errors import ConfigError
+from shards.lineage import TRAINING_IMAGES
+
+MAX_BYTES = 8_000_000
+"""Largest file of weights that is published: the folder travels with every installation of the package."""
+CARD, IMAGES = "README.md", "images.txt"
+ENCODERS = ("trained", "untrained", "imagenet", "gain")
+"""Rows of metrics/properties.json that are kept, where it has them."""
+_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_NUM_COMPARED = 16
+_KEPT = ("best", "device", "format_version", "num_processes", "params", "shards", "start_from", "steps", "versions")
+"""Keys of a training's config.json that are kept; all others may speak of the machine."""
+
+_CARD = """\
+---
+library_name: ace
+license: other
+tags: [medical-imaging, self-supervised, ACE]
+---
+# {name}
+
+{summary}
+
+{origin}
+
+    import ace
+    model = ace.load("{name}")
+    out = model.embed("image.png")
+
+`out.embedding` is the direction of the mean token.
+`out.tokens` has one token of {dim} numbers for each of {t} × {t} places of the image.
+
+## Network
+
+| | |
+|---|---|
+| backbone | `{backbone}`, {channels} channel(s), {num_parameters:,} parameters; token activation `{token_activation}` |
+| input | the image at {crop_px} × {crop_px} px, its aspect kept, the rest black |
+| training | objective `{objective}`, {epochs} epochs, {steps} steps of {batch_size} images |
+| weights | the teacher's backbone, {dtype}; sha256 `{sha256}` |
+| made with | ace-pretraining {version}, {versions} |
+{half}
+## What it saw
+
+{saw}
+`{images}` lists the file names of these images, as their dataset has them.
+
+{terms}
+
+## What it is worth
+
+Every figure is of patients that the training did not see, with its bootstrap interval over patients in brackets.
+`config.json` holds all of them under `published`.
+
+{figures}
+
+## Files
+
+| file | what it holds |
+|---|---|
+| `{weights}` | the encoder, as safetensors |
+| `{config}` | the parameters of the training, the sha256 of the weights, the figures |
+| `{images}` | the names of the images it was trained on |
+| `{card}` | this text |
+
+There is no student, no head and no pickled code.
+
+## Limits
+
+{notice}
+What the encoder learned is bounded by the images above.
+It may be worse on images of other hospitals, devices or populations.
+"""
+_HALF = """
+The weights are stored in 16 bits and computed with in 32. On random inputs the embeddings keep a cosine of at least
+{min_cosine:.6f} with those of the full weights, which the figures below are of.
+"""
+
+
+@dataclass(frozen=True)
+class Published:
+    """What `publish` wrote.
+
+    Attributes:
+        folder: The new folder.
+        num_bytes: The size of its weights.
+        min_cosine: The smallest cosine between its embeddings and those of the training's weights, on random inputs.
+    """
+
+    folder: Path
+    num_bytes: int
+    min_cosine: float
+
+
+def publish(
+    model_dir: Path,
+    *,
+    name: str,
+    metrics: Path,
+    images: Path,
+    terms: str,
+    out: Path,
+    half: bool,
+    summary: str | None = None,
+) -> Published:
+    """Write an ordinary model folder that holds the teacher's backbone, its figures and no private data.
+
+    Kept are the parameters, the counts and the fingerprint of each shard set. Left out are student, heads, log, the
+    list of keys and patients, paths of this machine and sums of single shards.
+
+    Args:
+        model_dir: The folder that `python -m ace pretrain` wrote.
+        name: The name to load it by, in small letters, digits and hyphens; the name of `out` too.
+        metrics: metrics/properties.json of this model.
+        images: The file names of the training images, one a line; or the manifest (.jsonl) of the batch, from which the
+            names of those that were trained on are taken.
+        terms: What the data's owners ask for: licence, citation, thanks. Markdown.
+        out: The new folder. A folder that `publish` made under the same name is replaced, any other one refused.
+        half: Store the weights in 16 bits.
+        summary: One sentence on the model; by default made of its size and channels.
+
+    Raises:
+        ConfigError: the model is no finished training, an input is missing or does not fit it, the weights are too
+            large, or `out` is another folder.
+    """
+    _check_out(out, name)
+    encoder = load_encoder(model_dir, "teacher", "cpu")
+    _check_trained_here(model_dir, encoder)
+    figures = _read_figures(metrics)
+    names = _image_names(images, model_dir, encoder.config)
+    if not terms.strip():
+        raise ConfigError("--terms: empty; say under which terms the images may be used and whom to cite")
+    temporary = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        weights = temporary / WEIGHTS["teacher"]
+        _write_weights(model_dir / WEIGHTS["teacher"], weights, half=half)
+        data = weights.read_bytes()
+        if len(data) > MAX_BYTES:
+            advice = "" if half else "; --half makes them half as large"
+            raise ConfigError(
+                f"{model_dir}: its weights are {len(data) / 1e6:.1f} MB, at most {MAX_BYTES / 1e6:.0f}{advice}"
+            )
+        config = _public_config(encoder.config)
+        sha256 = hashlib.sha256(data).hexdigest()
+        config[PUBLISHED] = {
+            "name": name,
+            "summary": summary or _summary(encoder),
+            "saw": _saw(encoder.config),
+            "dtype": "float16" if half else "float32",
+            "sha256": {WEIGHTS["teacher"]: sha256},
+            "figures": figures,
+            "terms": terms.strip(),
+            "version": version("ace-pretraining"),
+        }
+        write_text(temporary / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+        write_text(temporary / IMAGES, "".join(f"{line}\n" for line in names))
+        min_cosine = _min_cosine(encoder, load_encoder(temporary, "teacher", "cpu"))
+        config[PUBLISHED]["min_cosine"] = min_cosine
+        write_text(temporary / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+        write_text(temporary / CARD, _card(config, encoder, min_cosine))
+        replace_directory(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Published(out, len(data), min_cosine)
+
+
+def _check_out(out: Path, name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"--name {name}: expected small letters, digits and single hyphens, as cxr-small")
+    if out.name != name:
+        raise ConfigError(
+            f"--out {out}: the folder of a shipped model is named after it; expected {out.with_name(name)}"
+        )
+    if out.exists() and (published_of(out) or {}).get("name") != name and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigError(
+            f"{out} exists and is not the published model '{name}'; name a new folder, or remove it first"
+        )
+
+
+def _check_trained_here(model_dir: Path, encoder: Encoder) -> None:
+    if encoder.config.get("origin") == IMPORTED:
+        raise ConfigError(f"{model_dir}: an imported model; its weights are others' to publish")
+    if PUBLISHED in encoder.config:
+        raise ConfigError(f"{model_dir}: a published model already; give the folder that the training wrote")
+
+
+def _read_figures(metrics: Path) -> dict[str, Any]:
+    """The figures of every encoder, without what only the report needs."""
+    try:
+        values = json.loads(metrics.read_text(encoding="utf-8"))
+        figures = {encoder: values[encoder] for encoder in ENCODERS if encoder in values}
+        if not {"trained", "untrained"} <= figures.keys():
+            raise KeyError("trained, untrained")
+        return {
+            encoder: {
+                key: {name: value for name, value in figure.items() if name in _FIGURE_KEYS}
+                for key, figure in row.items()
+            }
+            for encoder, row in figures.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"--metrics {metrics}: expected the figures that `python -m ace evaluate` wrote of this model "
+            f"({type(error).__name__}: {error})"
+        ) from None
+
+
+_FIGURE_KEYS = ("value", "low", "high", "chance", "n", "batch", "reason")
+
+
+def _image_names(images: Path, model_dir: Path, config: Mapping[str, Any]) -> list[str]:
+    """The file names of the training images, sorted.
+
+    Raises:
+        ConfigError: the file is not there, a name repeats or leads out of the dataset, or there are more or fewer names
+            than training images.
+    """
+    if not images.is_file():
+        raise ConfigError(
+            f"--images {images}: no such file; expected a list of file names, or the batch's manifest (.jsonl)"
+        )
+    if images.suffix == ".jsonl":
+        with (model_dir / TRAINING_IMAGES).open(encoding="utf-8", newline="") as file:
+            keys = {row["key"] for row in csv.DictReader(file)}
+        entries = iterate_manifest(images)[1]
+        names = [entry.record.image.path for _, entry in entries if entry.record.source_id in keys]
+    else:
+        names = [line.strip() for line in images.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"--images {images}: {len(names) - len(set(names))} names are there twice")
+    num_absolute = sum(_is_absolute(name) for name in names)
+    if num_absolute:
+        raise ConfigError(
+            f"--images {images}: {num_absolute} are absolute paths; expected names as the dataset has them"
+        )
+    expected = sum(item["num_images"] for item in config["shards"])
+    if len(names) != expected:
+        raise ConfigError(
+            f"--images {images}: {len(names)} names of training images, and the model was trained on {expected}; give "
+            "the list of those, or the manifest of its batch in data/manifests"
+        )
+    return sorted(names)
+
+
+def _write_weights(source: Path, target: Path, *, half: bool) -> None:
+    tensors = load_file(source)
+    if half:
+        tensors = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
+        lost = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+        if lost:
+            raise ConfigError(f"{source}: {lost[0]} has values that 16 bits cannot hold; publish without --half")
+    save_file(tensors, target, metadata={"format": "pt"})
+    target.chmod(0o644)  # safetensors writes for the owner alone
+
+
+def _public_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json without what speaks of this machine or of single shards."""
+    kept = {key: config[key] for key in _KEPT if key in config}
+    params = config["params"]
+    kept["params"] = {
+        "grid": params["grid"],
+        "pretrain": params["pretrain"],
+        "batches": {name: {"mix": batch["mix"]} for name, batch in params["batches"].items()},
+    }
+    kept["best"] = None
+    kept["shards"] = [{**item, "shards": []} for item in config["shards"]]
+    public: dict[str, Any] = _without_paths(kept)
+    return public
+
+
+def _without_paths(value: Any) -> Any:
+    """The same values with the file's name in place of every absolute path."""
+    if isinstance(value, Mapping):
+        return {key: _without_paths(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_paths(item) for item in value]
+    if isinstance(value, str) and _is_absolute(value):
+        return PureWindowsPath(value).name  # takes both kinds of slashes
+    return value
+
+
+def _is_absolute(text: str) -> bool:
+    return PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute() or text.startswith("~")
+
+
+def _summary(encoder: Encoder) -> str:
+    kind = "grey" if encoder.in_channels == 1 else "colour"
+    millions = _num_parameters(encoder) / 1e6
+    return (
+        f"An encoder of {millions:.2f} million parameters for {kind} images at {encoder.spec.crop_px} px, with "
+        f"{encoder.spec.t} × {encoder.spec.t} tokens of {encoder.backbone.width}."
+    )
+
+
+def _saw(config: Mapping[str, Any]) -> str:
+    items = config["shards"]
+    sets = " and ".join(
+        f"{item['num_images']} images of {item['num_patients']} patients (batch {item['batch']})" for item in items
+    )
+    return f"{sets}, without labels."
+
+
+def _num_parameters(encoder: Encoder) -> int:
+    return sum(parameter.numel() for parameter in encoder.backbone.parameters())
+
+
+def _min_cosine(trained: Encoder, stored: Encoder) -> float:
+    """The smallest cosine between the embeddings of both, on random inputs."""
+    size = (trained.in_channels, trained.spec.crop_px, trained.spec.crop_px)
+    inputs = torch.randn(_NUM_COMPARED, *size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        one, other = (encoder.backbone(inputs).float().mean((1, 2)) for encoder in (trained, stored))
+        smallest = float(F.cosine_similarity(one, other, dim=-1).min())
+    if not smallest > 0.99:
+        raise ConfigError(f"the stored weights give other embeddings (cosine {smallest:.4f}); publish without --half")
+    return math.floor(min(smallest, 1.0) * 1e6) / 1e6
+
+
+def _card(config: Mapping[str, Any], encoder: Encoder, min_cosine: float) -> str:
+    model_card(config)  # what an export to timm shows of this model; fails here rather than there
+    about, pretrain = config[PUBLISHED], config["params"]["pretrain"]
+    return _CARD.format(
+        name=about["name"],
+        summary=about["summary"],
+        origin=ORIGINS[pretrain["objective"]],
+        dim=encoder.backbone.width,
+        t=encoder.spec.t,
+        backbone=pretrain["backbone"]["name"],
+        channels=encoder.in_channels,
+        num_parameters=_num_parameters(encoder),
+        token_activation=pretrain["backbone"]["token_activation"],
+        crop_px=encoder.spec.crop_px,
+        objective=pretrain["objective"],
+        epochs=pretrain["epochs"],
+        steps=config["steps"],
+        batch_size=pretrain["batch_size"],
+        dtype=about["dtype"],
+        sha256=about["sha256"][WEIGHTS["teacher"]],
+        version=about["version"],
+        versions=", ".join(f"{name} {found}" for name, found in config["versions"].items()),
+        half=_HALF.format(min_cosine=min_cosine) if about["dtype"] == "float16" else "",
+        saw=about["saw"],
+        terms=about["terms"],
+        figures=_figure_table(about["figures"]),
+        weights=WEIGHTS["teacher"],
+        config=CONFIG,
+        images=IMAGES,
+        card=CARD,
+        notice=NOTICE,
+    )
+
+
+def _figure_table(figures: Mapping[str, Any]) -> str:
+    """A row for each key figure, a column for each encoder, and chance."""
+    encoders = [name for name in ENCODERS if name in figures and name != "gain"]
+    lines = [["figure", *encoders, "chance", "patients"]]
+    label = ""
+    for key, (name, measure, number) in ROWS.items():
+        label = name or label
+        trained = figures["trained"].get(key)
+        if trained is None:
+            continue
+        text = f"{label}: {measure.strip().format(batch=trained.get('batch'))}"
+        if trained["value"] is None:
+            lines.append([text, f"not measured: {trained.get('reason', '')}", *[""] * (len(encoders) + 1)])
+            continue
+        cells = [_cell(figures[encoder].get(key), number) for encoder in encoders]
+        chance = number.format(trained["chance"]) if trained.get("chance") is not None else ""
+        lines.append([text, *cells, chance, str(trained.get("n", ""))])
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(figure: Mapping[str, Any] | None, number: str) -> str:
+    return "" if figure is None or figure["value"] is None else figure_text(figure, number)

