@@ -53,7 +53,11 @@ def pretrain(arguments: argparse.Namespace) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """Measure compositionality, decompositionality and correspondence on test patients, trained against untrained."""
+    """Measure compositionality, decompositionality and correspondence on patients that the model was not trained on.
+
+    The trained encoder stands beside an untrained one and, unless evaluate.reference is null, one that others trained
+    on ImageNet photographs. evaluate.split says whether test or validation patients are measured.
+    """
     from ace.evaluation.evidence import evaluate
     from ace.evaluation.params import EvaluateParams
     from ace.zoo.shipped import find_model
