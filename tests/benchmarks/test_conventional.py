@@ -33,7 +33,7 @@ def augment_params(probability: float) -> AugmentParams:
                 "max_side": 0.8,
                 "max_rectangles": 1,
                 "max_aspect": 1.0,
-                "fills": {"black": 1.0, "mean": 0.0, "grey": 0.0, "noise": 0.0},
+                "fills": {"black": 1.0, "mean": 0.0, "grey": 0.0, "noise": 0.0, "tissue": 0.0},
             },
         },
         "augment",

@@ -25,7 +25,7 @@ ERASE = {
     "max_side": 0.7,
     "max_rectangles": 1,
     "max_aspect": 1.0,
-    "fills": {"black": 1.0, "mean": 0.0, "grey": 0.0, "noise": 0.0},
+    "fills": {"black": 1.0, "mean": 0.0, "grey": 0.0, "noise": 0.0, "tissue": 0.0},
 }
 OFF = {
     "where": "device",

@@ -38,8 +38,8 @@ def tiny_params(**changes: Any) -> PretrainParams:
         "drop_path": 0.2,
         "weights": None,
     }
-    # Tests that switch the removal term off could not have it with the fill that needs the term.
-    values["augment"]["erase"]["fills"]["tissue"] = 0.0
+    if changes.get("loss_weights", values["loss_weights"])["removal"] == 0:
+        values["augment"]["erase"]["fills"]["tissue"] = 0.0  # the fill that needs the term
     values |= {"epochs": 6, "warmup_epochs": 1, "batch_size": 8, "num_workers": 0, "log_every_steps": 1}
     values |= {
         "global_head": {"hidden_dim": 16, "bottleneck_dim": 8, "out_dim": 32},
