@@ -129,7 +129,7 @@ def test_the_reference_encoder_is_in_evaluation_mode_and_leaves_randomness_alone
     encoder = reference_encoder(reference(model_args={"output_stride": 8}), spec(4, 8))
     assert torch.equal(before, torch.random.get_rng_state())
     assert not any(module.training for module in encoder.backbone.modules())
-    assert encoder.normalisation("any") == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert encoder.normalisation("any") == ((0.498,) * 3, (0.502,) * 3)
     assert (encoder.in_channels, encoder.spec) == (3, spec(4, 8))
 
 

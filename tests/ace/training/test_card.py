@@ -61,16 +61,28 @@ def test_weights_of_all_terms_are_named() -> None:
     ("erase", "expected"),
     [
         (
-            {"probability": 0.35, "fills": {"black": 2.0, "mean": 2.0, "grey": 2.0, "noise": 2.0}},
+            {"probability": 0.35, "fills": {"black": 2.0, "mean": 2.0, "grey": 2.0, "noise": 2.0, "tissue": 0.0}},
             "a square in 35 % of the crops, filled with black, the crop's mean grey, a random grey or noise, each "
             "equally often",
         ),
         (
-            {"probability": 0.5, "fills": {"black": 3.0, "mean": 0.0, "grey": 0.0, "noise": 1.0}, "max_rectangles": 2},
+            {"probability": 0.7, "fills": {"black": 1.0, "mean": 0.0, "grey": 0.0, "noise": 0.0, "tissue": 3.0}},
+            "a square in 70 % of the crops, filled with black (25 %) or another image's tissue (75 %)",
+        ),
+        (
+            {
+                "probability": 0.5,
+                "fills": {"black": 3.0, "mean": 0.0, "grey": 0.0, "noise": 1.0, "tissue": 0.0},
+                "max_rectangles": 2,
+            },
             "1 to 2 squares in 50 % of the crops, filled with black (75 %) or noise (25 %)",
         ),
         (
-            {"probability": 1.0, "fills": {"black": 0.0, "mean": 0.0, "grey": 1.0, "noise": 0.0}, "max_aspect": 2.0},
+            {
+                "probability": 1.0,
+                "fills": {"black": 0.0, "mean": 0.0, "grey": 1.0, "noise": 0.0, "tissue": 0.0},
+                "max_aspect": 2.0,
+            },
             "a rectangle in 100 % of the crops, filled with a random grey",
         ),
     ],
@@ -97,7 +109,7 @@ def test_a_model_from_before_fills_and_the_removal_term_has_a_card() -> None:
 
 def test_colour_images_have_a_mean_colour() -> None:
     backbone = {"backbone": {**tiny_params().backbone.model_dump(mode="json"), "in_channels": 3}}
-    fills = {"black": 0.0, "mean": 1.0, "grey": 1.0, "noise": 0.0}
+    fills = {"black": 0.0, "mean": 1.0, "grey": 1.0, "noise": 0.0, "tissue": 0.0}
     config = config_of(**backbone, **augment_with(probability=0.5, fills=fills))
     assert "the crop's mean colour or a random colour" in row(model_card(config), "erased")
 
