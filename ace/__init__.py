@@ -1,7 +1,7 @@
 """What is learned: Anatomically Consistent Embeddings (ACE) in composition and decomposition.
 
 import ace
-model = ace.load("cxr-small")  # a shipped model (python -m ace models), or a folder, as "models/ace"
+model = ace.load("models/ace")  # a folder, or the name of a shipped model (python -m ace models)
 out = model.embed(image)  # out.embedding [D], out.tokens [rows, cols, D]
 """
 

@@ -174,8 +174,11 @@ def publish(arguments: argparse.Namespace) -> None:
     its images and the terms of its data; no student, no heads, no path of this machine."""
     from ace.zoo.publishing import publish as publish_model
     from ace.zoo.shipped import ZOO
+    from shards.errors import ConfigError
 
     terms = Path(arguments.terms)
+    if not _is_file(terms) and not any(character.isspace() for character in arguments.terms.strip()):
+        raise ConfigError(f"--terms {arguments.terms}: no such file; expected a text file, or the terms in words")
     done = publish_model(
         arguments.folder,
         name=arguments.name,

@@ -109,6 +109,9 @@ def benchmark_config(arguments: argparse.Namespace) -> Config:
     augment = pretrain["augment"]
     if arguments.removal and augment["erase"]["probability"] == 0:
         pretrain["augment"] = {**augment, "erase": {**augment["erase"], "probability": ERASE_PROBABILITY}}
+    if not arguments.removal:
+        erase = pretrain["augment"]["erase"]
+        pretrain["augment"] = {**pretrain["augment"], "erase": {**erase, "probability": 0.0}}
     pretrain |= {"precision": arguments.precision, "compile": arguments.compile}
     return Config.from_params({**values, "pretrain": pretrain}, arguments.config)
 

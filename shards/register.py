@@ -123,6 +123,12 @@ def register_batch(
             f"batch {name} exists with other files, labels or settings; a batch never changes: choose another name for "
             "the new files, as its number + 1"
         )
+    earlier = project.root / dep
+    if known is None and earlier.is_file() and earlier.read_text(encoding="utf-8") != manifest:
+        raise ConfigError(
+            f"{earlier}: a batch {name} was registered before, with other files, labels or settings; a batch never "
+            "changes: choose another name, or remove that file if the batch is no longer needed"
+        )
     params_text = project.params.read_text(encoding="utf-8")
     if known is None:
         params_text = add_item(params_text, "batches", name, item)

@@ -106,6 +106,16 @@ class Batch(ABC):
         """Crop by crop, as the networks take them, with what is erased of them."""
         return self.whole() if self.erased is None else [self._normalised(crop) for crop in self.erased.unbind(1)]
 
+    def donors(self) -> Int[Tensor, " batch"]:
+        """Whose tissue fills each sample: its partner's, or its own where the two are normalised differently.
+
+        Its own changes nothing. Grey levels of another shard set would mean something else in this one.
+        """
+        own, other = torch.arange(len(self)), torch.tensor(partners(len(self)))
+        own, other = own.to(self.mean.device), other.to(self.mean.device)
+        is_alike = (self.mean[other] == self.mean) & (self.std[other] == self.std)
+        return torch.where(is_alike, other, own)
+
     def _augmented(self, crops: Tensor, params: AugmentParams) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Crops [batch, crops, ...] as their records say, and the fields `erased` and `donated`."""
         if self.augmentations is None:
@@ -113,7 +123,7 @@ class Batch(ABC):
         whole = augment_batch(crops.flatten(0, 1), self.augmentations, params)
         erasures = [erasure for sample in self.augmentations.erasures for erasure in sample]
         donated = torch.tensor([erasure is not None and erasure.fill == "tissue" for erasure in erasures])
-        donors = whole.view(crops.shape)[partners(len(crops))].flatten(0, 1) if donated.any() else None
+        donors = whole.view(crops.shape)[self.donors()].flatten(0, 1) if donated.any() else None
         erased = with_erased(whole, erasures, donors)
         if erased is whole:
             return whole.view(crops.shape), None, None

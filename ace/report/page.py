@@ -150,6 +150,7 @@ def _erased(project: Project) -> dict[str, Any]:
     return {
         "parts": erased_parts(pretrain),
         "has_random_levels": fills.get("grey", 0) > 0,
+        "has_tissue": fills.get("tissue", 0) > 0,
         "weight": removal_weight(pretrain),
     }
 

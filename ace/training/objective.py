@@ -11,7 +11,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ace.data.batches import PairBatch, ViewBatch
-from ace.data.erase import partners
 from ace.geometry.overlap import overlap_masks
 from ace.losses.consistency import center_sum, view_consistency
 from ace.losses.removal import removal_error, removal_sums, teacher_energy
@@ -202,7 +201,8 @@ def _inserted(
     """The teacher's tokens of the tissue that fills rectangles, 0 in crops with another fill; None without any."""
     if batch.donated is None:
         return None
-    return taught[:, partners(len(batch))].flatten(0, 1) * _donated(batch, len(taught))[..., None]
+    tokens = taught[:, batch.donors()].flatten(0, 1)
+    return torch.where(_donated(batch, len(taught))[..., None], tokens, 0.0)
 
 
 def _donated(batch: PairBatch | ViewBatch, num_crops: int) -> Bool[Tensor, "crops*batch 1"]:

@@ -255,10 +255,11 @@ def _image_names(images: Path, model_dir: Path, config: Mapping[str, Any]) -> li
         names = [line.strip() for line in images.read_text(encoding="utf-8").splitlines() if line.strip()]
     if len(set(names)) < len(names):
         raise ConfigError(f"--images {images}: {len(names) - len(set(names))} names are there twice")
-    num_absolute = sum(_is_absolute(name) for name in names)
-    if num_absolute:
+    num_outside = sum(_is_absolute(name) or "://" in name or ".." in re.split(r"[/\\\\]", name) for name in names)
+    if num_outside:
         raise ConfigError(
-            f"--images {images}: {num_absolute} are absolute paths; expected names as the dataset has them"
+            f"--images {images}: {num_outside} lead out of the dataset (absolute paths, addresses or `..`); expected "
+            "names as the dataset has them"
         )
     expected = sum(item["num_images"] for item in config["shards"])
     if len(names) != expected:
@@ -295,10 +296,16 @@ def _public_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return public
 
 
+_PLACES = ("path", "start_from")
+
+
 def _without_paths(value: Any) -> Any:
-    """The same values with the file's name in place of every absolute path."""
+    """Keep the file's name alone of every absolute path, and of whatever says where weights came from."""
     if isinstance(value, Mapping):
-        return {key: _without_paths(item) for key, item in value.items()}
+        return {
+            key: PureWindowsPath(item).name if key in _PLACES and isinstance(item, str) else _without_paths(item)
+            for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
         return [_without_paths(item) for item in value]
     if isinstance(value, str) and _is_absolute(value):

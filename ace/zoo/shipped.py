@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,7 +79,17 @@ def _check_weights(folder: Path) -> None:
     Raises:
         ConfigError: a file is missing or is another one.
     """
-    for name, expected in ((published_of(folder) or {}).get("sha256") or {}).items():
+    sums = (published_of(folder) or {}).get("sha256") or {}
+    is_sound = isinstance(sums, dict) and all(
+        re.fullmatch(r"\w+\.safetensors", name) and isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)
+        for name, value in sums.items()
+    )
+    if not is_sound:
+        raise ConfigError(
+            f"{folder / CONFIG}: damaged: expected the sha256 of weights by their file names; install the package or "
+            "copy the model again"
+        )
+    for name, expected in sums.items():
         path = folder / name
         if not path.is_file():
             raise ConfigError(
