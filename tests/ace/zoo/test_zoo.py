@@ -252,7 +252,10 @@ def test_a_mistake_leaves_nothing_behind(changes: dict[str, Any], reason: str, t
     [
         (NAMES[:6], "6 names of training images, and the model was trained on 7"),
         ([*NAMES[:6], NAMES[0]], "1 names are there twice"),
-        ([*NAMES[:6], "/home/somebody/a.png"], "1 are absolute paths"),
+        ([*NAMES[:6], "/home/somebody/a.png"], "1 lead out of the dataset"),
+        ([*NAMES[:6], "../../somebody/a.png"], "1 lead out of the dataset"),
+        ([*NAMES[:6], "..\\somebody\\a.png"], "1 lead out of the dataset"),
+        ([*NAMES[:6], "s3://bucket/a.png"], "1 lead out of the dataset"),
     ],
 )
 def test_the_names_must_be_those_of_the_training_images(
