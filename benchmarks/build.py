@@ -221,7 +221,7 @@ class Bare:
     def __call__(self, path: Path) -> None:
         with Image.open(io.BytesIO(path.read_bytes())) as image:
             pixels = np.asarray(image)
-        placement = Placement(self.canvas_px, *pixels.shape)
+        placement = Placement.of(pixels, self.canvas_px, None)
         self._encode(placement.place_image(pixels))
 
     def _encode(self, canvas: Canvas) -> None:

@@ -15,6 +15,7 @@ Canvas = UInt8[np.ndarray, "side side"] | UInt8[np.ndarray, "side side 3"]
 
 # A colour is a hue: the channels of a grey JPEG saved as RGB may differ by a few levels.
 _MAX_GREY_DIFFERENCE = 8
+_MAX_BRIGHT_AT_AN_EDGE = 0.02
 
 
 def is_coloured(image: Pixels) -> bool:
@@ -40,34 +41,70 @@ def halved(image: Pixels) -> UInt8[np.ndarray, "lower narrower *channels"]:
     return half
 
 
+def bright_box(image: Pixels, level: int) -> tuple[int, int, int, int]:
+    """The part of an image inside its dark edges: (row0, col0, row1, col1), half open.
+
+    A row or column at an edge is dark if at most a fiftieth of its pixels are above the level in any channel, so that
+    dust and a printed date do not hold an edge. An image that is dark everywhere is left whole.
+
+    Args:
+        image: Pixels of 8 bits.
+        level: Grey levels up to it are dark.
+    """
+    is_bright = (image.max(axis=2) if image.ndim == 3 else image) > level
+    box: list[int] = []
+    for axis in (1, 0):
+        kept = np.flatnonzero(is_bright.mean(axis=axis) > _MAX_BRIGHT_AT_AN_EDGE)
+        if not len(kept):
+            return 0, 0, *image.shape[:2]
+        box += [int(kept[0]), int(kept[-1]) + 1]
+    row0, row1, col0, col1 = box
+    return row0, col0, row1, col1
+
+
 @dataclass(frozen=True)
 class Placement:
-    """Where an image lies on the canvas: scaled to fit with its aspect kept, centred, the rest background (0)."""
+    """Where an image lies on the canvas: scaled to fit with its aspect kept, centred, the rest background (0).
+
+    Attributes:
+        canvas_px: Side of the canvas.
+        source_height: Of the image, in pixels.
+        source_width: Likewise.
+        box: (row0, col0, row1, col1) of the image's part that is placed.
+    """
 
     canvas_px: int
     source_height: int
     source_width: int
+    box: tuple[int, int, int, int]
+
+    @classmethod
+    def of(cls, image: Pixels, canvas_px: int, trim_level: int | None) -> "Placement":
+        """Where this image lies; with a `trim_level`, without its dark edges (`bright_box`)."""
+        height, width = image.shape[:2]
+        whole = 0, 0, height, width
+        return cls(canvas_px, height, width, whole if trim_level is None else bright_box(image, trim_level))
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the image on the canvas."""
-        longest = max(self.source_height, self.source_width)
-        height, width = (
-            max(1, round(side * self.canvas_px / longest)) for side in (self.source_height, self.source_width)
-        )
+        """(height, width) of the placed part on the canvas."""
+        row0, col0, row1, col1 = self.box
+        longest = max(row1 - row0, col1 - col0)
+        height, width = (max(1, round(side * self.canvas_px / longest)) for side in (row1 - row0, col1 - col0))
         return height, width
 
     @property
     def offset(self) -> tuple[int, int]:
-        """(row, col) of the image's first pixel on the canvas."""
+        """(row, col) of the placed part's first pixel on the canvas."""
         height, width = self.size
         return (self.canvas_px - height) // 2, (self.canvas_px - width) // 2
 
     @property
     def affine(self) -> list[list[float]]:
         """[[s, 0, row], [0, s, col]]: source to canvas, both in continuous pixels."""
-        (height, width), (row, col) = self.size, self.offset
-        return [[height / self.source_height, 0.0, float(row)], [0.0, width / self.source_width, float(col)]]
+        (height, width), (row, col), (row0, col0, row1, col1) = self.size, self.offset, self.box
+        down, right = height / (row1 - row0), width / (col1 - col0)
+        return [[down, 0.0, row - row0 * down], [0.0, right, col - col0 * right]]
 
     def place_image(self, image: Pixels) -> Canvas:
         """The image on the canvas, antialiased."""
@@ -80,13 +117,15 @@ class Placement:
 
     def _place(self, image: Pixels, resampling: Image.Resampling) -> Canvas:
         height, width = self.size
-        if image.shape[:2] != (height, width):
-            image = np.asarray(Image.fromarray(image).resize((width, height), resampling))
+        row0, col0, row1, col1 = self.box
+        part = image[row0:row1, col0:col1]
+        if part.shape[:2] != (height, width):
+            part = np.asarray(Image.fromarray(part).resize((width, height), resampling))
         if height == width:  # the longer of both is the canvas's
-            return np.ascontiguousarray(image)
+            return np.ascontiguousarray(part)
         canvas = np.zeros((self.canvas_px, self.canvas_px, *image.shape[2:]), image.dtype)
         row, col = self.offset
-        canvas[row : row + height, col : col + width] = image
+        canvas[row : row + height, col : col + width] = part
         return canvas
 
     def place_point(self, point: tuple[float, float]) -> tuple[float, float]:

@@ -42,6 +42,8 @@ class GridSpec:
         scales: The (k, l) in use, with the weights they are drawn with.
         min_overlap: Least shared area, as a fraction of the fine crop.
         min_jitter_area: Least area of the jitter square, as a fraction of the canvas.
+        trim_level: Dark edges of an image, up to this grey level, are cut off before it is placed on the canvas; None
+            leaves images whole.
 
     Raises:
         GridError: the numbers contradict each other; the message shows both.
@@ -53,6 +55,7 @@ class GridSpec:
     scales: tuple[Scale, ...]
     min_overlap: float
     min_jitter_area: float
+    trim_level: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("n", "cell_px", "t"):
@@ -64,6 +67,8 @@ class GridSpec:
             raise GridError(f"min_overlap is {self.min_overlap}; expected a fraction of the fine crop, 0 to 1")
         if not 0 < self.min_jitter_area <= 1:
             raise GridError(f"min_jitter_area is {self.min_jitter_area}; expected a fraction of the canvas, 0 to 1")
+        if self.trim_level is not None and not 0 <= self.trim_level < 255:
+            raise GridError(f"trim_level is {self.trim_level}; expected a grey level from 0 to 254, or null")
         pairs = [(scale.k, scale.l) for scale in self.scales]
         if len(set(pairs)) != len(pairs):
             raise GridError(f"scales {pairs} repeat a (k, l); give each one once, with its weight")
@@ -91,8 +96,9 @@ class GridSpec:
         return self.t * self.cell_px
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; `from_json` turns them back."""
-        return asdict(self) | {"scales": [asdict(scale) for scale in self.scales]}
+        """Plain values; `from_json` turns them back. What is None is left out, as in files from before it existed."""
+        values = asdict(self) | {"scales": [asdict(scale) for scale in self.scales]}
+        return {name: value for name, value in values.items() if value is not None}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:

@@ -42,12 +42,14 @@ class GridParams(Section):
     """Least shared area of two crops, as a fraction of the fine crop."""
     min_jitter_area: float
     """Least area of the jitter square, as a fraction of the canvas."""
+    trim_level: int | None = None
+    """Dark edges of an image, up to this grey level, are cut off before it is placed on the canvas (fundus)."""
 
     @property
     def spec(self) -> GridSpec:
         """The grid itself."""
         scales = tuple(Scale(scale.k, scale.l, scale.weight) for scale in self.scales)
-        return GridSpec(self.n, self.cell_px, self.t, scales, self.min_overlap, self.min_jitter_area)
+        return GridSpec(self.n, self.cell_px, self.t, scales, self.min_overlap, self.min_jitter_area, self.trim_level)
 
     @model_validator(mode="after")
     def _grid_exists(self) -> Self:

@@ -181,7 +181,7 @@ def survey_images(root: Path, records: Sequence[Record], grid: GridParams, shard
             image = decode(data, max_pixels=max_pixels, raw=record.raw).pixels
         except (OSError, UnreadableImageError):
             continue
-        canvas = Placement(grid.spec.canvas_px, *image.shape[:2]).place_image(image)
+        canvas = Placement.of(image, grid.spec.canvas_px, grid.trim_level).place_image(image)
         cells = cell_statistics(canvas, grid.spec, shard.foreground)
         total, squares, count = total + cells.total, squares + cells.total_squares, count + cells.num_values
         has_colour, num_read = has_colour or is_coloured(image), num_read + 1

@@ -127,7 +127,7 @@ class Encoder:
 
     def _encode(self, task: Task, decoded: Decoded) -> Encoded:
         record, image = task.record, decoded.pixels
-        placement = Placement(self.spec.canvas_px, *image.shape[:2])
+        placement = Placement.of(image, self.spec.canvas_px, self.spec.trim_level)
         canvas = placement.place_image(with_channels(image, self.channels))
         cells = cell_statistics(canvas, self.spec, self.params.foreground)
         meta = self._meta(task, placement, cells, decoded.facts)

@@ -26,6 +26,7 @@ class Preprocessing:
     Attributes:
         crop_px: Side of the input.
         channels: 1 (grey; colour images lose their hue) or 3 (grey images are repeated).
+        trim_level: Dark edges up to this grey level are cut off first, as in training; None leaves images whole.
         mean: Of the pixels in [0, 1], over channels too.
         std: The same, standard deviation.
         normalisation: The training batch that mean and std belong to, several joined by `+`, or `custom`.
@@ -33,13 +34,14 @@ class Preprocessing:
 
     crop_px: int
     channels: int
+    trim_level: int | None
     mean: float
     std: float
     normalisation: str
 
     def place(self, image: Pixels) -> Canvas:
         """The image at crop size and with the encoder's channels, still in 8 bits."""
-        return Placement(self.crop_px, *image.shape[:2]).place_image(with_channels(image, self.channels))
+        return Placement.of(image, self.crop_px, self.trim_level).place_image(with_channels(image, self.channels))
 
     def normalise(
         self, canvases: Sequence[Canvas], device: torch.device
@@ -66,7 +68,7 @@ def preprocessing_of(encoder: Encoder, normalisation: str | tuple[float, float] 
     mean, std, name = _normalisation(encoder, normalisation)
     if not (0 <= mean <= 1 and 0 < std < math.inf):
         raise ConfigError(f"normalisation: mean {mean:g}, std {std:g}; expected a mean in [0, 1] and a std above 0")
-    return Preprocessing(encoder.spec.crop_px, encoder.in_channels, mean, std, name)
+    return Preprocessing(encoder.spec.crop_px, encoder.in_channels, encoder.spec.trim_level, mean, std, name)
 
 
 def _normalisation(encoder: Encoder, choice: str | tuple[float, float] | None) -> tuple[float, float, str]:

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from shards.canvas import Placement, cell_statistics, halved, is_coloured, with_channels
+from shards.canvas import Placement, bright_box, cell_statistics, halved, is_coloured, with_channels
+from shards.errors import GridError
 from shards.grid import GridSpec, Scale
 from shards.params import ForegroundParams
 from tests.shards.datasets import smooth_image
@@ -34,7 +35,7 @@ def test_a_hue_is_colour_and_jpeg_noise_is_none() -> None:
 
 @given(grey_images(), st.integers(4, 60))
 def test_the_image_is_centred_with_its_aspect_kept_and_the_rest_is_background(pixels: np.ndarray, side: int) -> None:
-    placement = Placement(side, *pixels.shape)
+    placement = Placement.of(pixels, side, None)
     canvas = placement.place_image(np.full_like(pixels, 200))
     (height, width), (row, col) = placement.size, placement.offset
     assert canvas.shape == (side, side)
@@ -46,12 +47,12 @@ def test_the_image_is_centred_with_its_aspect_kept_and_the_rest_is_background(pi
 
 @given(hnp.arrays(np.uint8, (48, 48)))
 def test_an_image_of_the_canvas_size_is_not_touched(pixels: np.ndarray) -> None:
-    assert np.array_equal(Placement(48, 48, 48).place_image(pixels), pixels)
+    assert np.array_equal(Placement.of(pixels, 48, None).place_image(pixels), pixels)
 
 
 @pytest.mark.parametrize(("height", "width"), [(96, 60), (30, 48), (17, 90), (48, 48), (100, 99)])
 def test_affine_points_and_masks_agree_on_where_a_spot_lies(height: int, width: int) -> None:
-    placement = Placement(96, height, width)
+    placement = Placement(96, height, width, (0, 0, height, width))
     mask = np.zeros((height, width), bool)
     mask[height // 3 : height // 3 + 6, width // 2 : width // 2 + 6] = True
     rows, cols = np.nonzero(placement.place_mask(mask))
@@ -63,7 +64,7 @@ def test_affine_points_and_masks_agree_on_where_a_spot_lies(height: int, width: 
 
 
 def test_the_corners_of_the_image_map_onto_the_corners_of_its_place() -> None:
-    placement = Placement(96, 50, 30)
+    placement = Placement(96, 50, 30, (0, 0, 50, 30))
     (height, width), (row, col) = placement.size, placement.offset
     assert placement.place_point((0, 0)) == (row, col)
     assert placement.place_point((50, 30)) == pytest.approx((row + height, col + width))
@@ -104,4 +105,38 @@ def test_a_halved_image_has_the_means_of_two_by_two_rounded_half_up(pixels: np.n
 
 
 def test_the_grid_decides_the_size_of_the_canvas() -> None:
-    assert Placement(replace(SPEC, n=7).canvas_px, 20, 10).place_image(smooth_image(20, 10, 0)).shape == (56, 56)
+    image = smooth_image(20, 10, 0)
+    assert Placement.of(image, replace(SPEC, n=7).canvas_px, None).place_image(image).shape == (56, 56)
+
+
+@given(grey_images(), st.integers(0, 40), st.integers(0, 40), st.integers(0, 40), st.integers(0, 40))
+def test_what_is_cut_off_are_the_dark_edges_and_nothing_else(
+    pixels: np.ndarray, top: int, bottom: int, left: int, right: int
+) -> None:
+    bright = np.maximum(pixels, 26)
+    framed = np.pad(bright, ((top, bottom), (left, right)), constant_values=25)
+    height, width = pixels.shape
+    assert bright_box(framed, 25) == (top, left, top + height, left + width)
+    trimmed, alone = Placement.of(framed, 64, 25), Placement.of(bright, 64, None)
+    assert np.array_equal(trimmed.place_image(framed), alone.place_image(bright))
+    assert np.array_equal(trimmed.place_mask(framed > 90), alone.place_mask(bright > 90))
+    assert trimmed.place_point((top + 1.5, left + 0.5)) == pytest.approx(alone.place_point((1.5, 0.5)))
+    (down, _, row), (_, across, col) = trimmed.affine
+    assert trimmed.place_point((7.0, 3.0)) == pytest.approx((7 * down + row, 3 * across + col))
+
+
+def test_an_edge_is_bright_in_any_channel_and_not_by_a_few_pixels() -> None:
+    image = np.zeros((100, 200, 3), np.uint8)
+    image[30:80, 40:150, 2] = 60
+    image[5, 10:12] = 255  # dust
+    assert bright_box(image, 25) == (30, 40, 80, 150)
+    assert bright_box(image, 60) == (0, 0, 100, 200), "dark everywhere: left whole"
+    assert bright_box(image[..., 2], 25) == (30, 40, 80, 150)
+
+
+def test_a_trim_level_that_no_pixel_can_exceed_is_refused_and_none_is_not_written() -> None:
+    with pytest.raises(GridError, match=r"trim_level is 255; expected a grey level from 0 to 254, or null"):
+        replace(SPEC, trim_level=255)
+    assert "trim_level" not in SPEC.to_json()
+    for spec in (SPEC, replace(SPEC, trim_level=0)):
+        assert GridSpec.from_json(spec.to_json()) == spec
