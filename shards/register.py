@@ -16,6 +16,7 @@ from shards.delivery import Delivery, Entry, SplitRule, check_records, format_ma
 from shards.errors import ConfigError, SourceError
 from shards.growth import Growth, Registered, grow, read_settled
 from shards.identity import IdKey, load_id_key, read_id_key, split_of
+from shards.image_names import MANIFESTS
 from shards.params import BatchParams, GridParams, RegisteredSourceParams, ShardParams, check_batch_name, parse_batches
 from shards.progress import progress
 from shards.published_key import warn_of_published_key
@@ -25,7 +26,6 @@ from shards.sources.base import Listing, Source
 from shards.sources.folder import read_label_rows
 from shards.yaml_lines import add_deps, add_item, keep_dep, keep_item, set_value
 
-MANIFESTS = Path("data/manifests")
 PHANTOM = "data/phantom"
 _MAX_SAMPLED = 256
 _DECIMALS = 4
