@@ -171,7 +171,7 @@ def test_more_fills_and_a_reference_leave_every_other_figure_and_array_as_it_is(
     figures, out = result
     few = {"decomposition": EVALUATE["decomposition"] | {"fills": ["black"]}, "reference": None}
     found = run(project, tmp_path, EvaluateParams.from_params(EVALUATE | few, "evaluate"))
-    assert list(found) == ["trained", "untrained", "gain", "baselines"]
+    assert list(found) == ["trained", "untrained", "gain", "baselines", "measured"]
     for name, of_encoder in found.items():
         assert of_encoder.items() <= figures[name].items()
     for path in sorted((tmp_path / "evidence").glob("*.npz")):
