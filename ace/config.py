@@ -70,7 +70,8 @@ def load_config(path: Path = DEFAULT_PARAMS) -> Config:
 
 
 def check_config(config: Config) -> None:
-    """Checks that need more than the file: token grids, weights of others, dense features, patients in the phantom.
+    """Checks that need more than the file: token grids, weights of others, equal parts of a batch, dense features,
+    patients in the phantom.
 
     Raises:
         ConfigError: saying what was found and what is needed.
@@ -79,12 +80,15 @@ def check_config(config: Config) -> None:
     from ace.models.backbone import check_backbone
     from ace.models.encoder import check_reference
     from ace.models.weights import check_weights
+    from ace.training.pretrain import samples_per_rank
     from shards.identity import PUBLIC_KEY, split_of
     from shards.phantom.study import count_images, patient_id
 
     _check_shared_images(config)
     check_backbone(config.pretrain.backbone, config.grid.spec)
     check_weights(config.pretrain.backbone)
+    # What one process cannot divide, several cannot either; how many there will be is not known here.
+    samples_per_rank(config.pretrain, 1)
     if config.evaluate.reference is not None:
         check_reference(config.evaluate.reference, config.grid.spec)
     correspondence = config.evaluate.correspondence

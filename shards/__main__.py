@@ -33,7 +33,8 @@ def shard(arguments: argparse.Namespace) -> None:
     from shards.build import build_shards
     from shards.errors import ConfigError
     from shards.execution import Processes, RayCluster
-    from shards.params import GridParams, ShardParams, parse_batches
+    from shards.params import GridParams, RegisteredSourceParams, ShardParams, parse_batches
+    from shards.published_key import warn_of_published_key
 
     values = values_of(arguments)
     batches = parse_batches(values.get("batches"), f"{arguments.params}: batches")
@@ -43,7 +44,10 @@ def shard(arguments: argparse.Namespace) -> None:
     params = ShardParams.from_params(values.get("shard"), f"{arguments.params}: shard")
     out = arguments.out or Path("data/shards") / arguments.batch
     execution = RayCluster(arguments.ray) if arguments.ray else Processes(arguments.num_workers)
-    build_shards(arguments.batch, batches[arguments.batch].source, grid, params, out, execution=execution)
+    source = batches[arguments.batch].source
+    if isinstance(source, RegisteredSourceParams):
+        warn_of_published_key(source.id_key_fingerprint)
+    build_shards(arguments.batch, source, grid, params, out, execution=execution)
 
 
 def register(arguments: argparse.Namespace) -> None:

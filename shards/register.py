@@ -16,15 +16,16 @@ from shards.delivery import Delivery, Entry, SplitRule, check_records, format_ma
 from shards.errors import ConfigError, SourceError
 from shards.growth import Growth, Registered, grow, read_settled
 from shards.identity import IdKey, load_id_key, read_id_key, split_of
+from shards.image_names import MANIFESTS
 from shards.params import BatchParams, GridParams, RegisteredSourceParams, ShardParams, check_batch_name, parse_batches
 from shards.progress import progress
+from shards.published_key import warn_of_published_key
 from shards.records import Record
 from shards.sample import read_patiently
 from shards.sources.base import Listing, Source
 from shards.sources.folder import read_label_rows
 from shards.yaml_lines import add_deps, add_item, keep_dep, keep_item, set_value
 
-MANIFESTS = Path("data/manifests")
 PHANTOM = "data/phantom"
 _MAX_SAMPLED = 256
 _DECIMALS = 4
@@ -63,7 +64,8 @@ def register_batch(
     names the identity key, and all the same one.
 
     With `only` the batch becomes the project's only one: the other items of `batches` and what the stages read of them
-    are taken out, and `evaluate.batch` names it. Shards and manifests of the others stay on the disk.
+    are taken out, and `evaluate.batch` names it. Shards and manifests of the others stay on the disk, and so do both
+    files as they were, as params.yaml.before-NAME and dvc.yaml.before-NAME.
 
     Args:
         name: Of the batch, as `clinic-b000`.
@@ -129,21 +131,27 @@ def register_batch(
             f"{earlier}: a batch {name} was registered before, with other files, labels or settings; a batch never "
             "changes: choose another name, or remove that file if the batch is no longer needed"
         )
-    params_text = project.params.read_text(encoding="utf-8")
+    before = {path: path.read_text(encoding="utf-8") for path in (project.params, project.dvc)}
+    params_text = before[project.params]
     if known is None:
         params_text = add_item(params_text, "batches", name, item)
-    dvc_text = add_deps(project.dvc.read_text(encoding="utf-8"), name)
+    dvc_text = add_deps(before[project.dvc], name)
     if only:
         params_text = set_value(keep_item(params_text, "batches", name), "evaluate", "batch", name)
         deps = {batch.source.dep for other, batch in batches.items() if other != name}
         dvc_text = keep_dep(dvc_text, name, deps | {PHANTOM})
+    copies = []
     with clear_when_full(project.root):
         write_text(project.root / dep, manifest)
-        write_text(project.dvc, dvc_text)
-        write_text(project.params, params_text)
+        for path, text in ((project.dvc, dvc_text), (project.params, params_text)):
+            # What a killed call has written already is not copied again: its copy is of the file as it was.
+            if only and text != before[path]:
+                copies.append(path.with_name(f"{path.name}.before-{name}"))
+                write_text(copies[-1], before[path])
+            write_text(path, text)
     _report(name, delivery, listing, item, growth, is_registered=known is not None)
     if only:
-        _report_only(name, sorted(set(batches) - {name}))
+        _report_only(name, sorted(set(batches) - {name}), copies)
     else:
         print("now run `dvc repro`", file=sys.stderr)
 
@@ -301,6 +309,7 @@ def _report(
     """Say what was understood, and everything that may be wrong with it."""
     for warning in listing.warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    warn_of_published_key(delivery.header.id_key_fingerprint)
     if listing.patient_grouping == "image":
         print(
             "warning: patients are unknown, every image stands alone in the split: images of one patient may be in "
@@ -326,11 +335,13 @@ def _report(
     )
 
 
-def _report_only(name: str, others: Sequence[str]) -> None:
-    """Say what the project no longer has."""
+def _report_only(name: str, others: Sequence[str], copies: Sequence[Path]) -> None:
+    """Say what the project no longer has, and where to find it."""
     if others:
         print(
             f"taken out of params.yaml and dvc.yaml: {', '.join(others)}; their shards and manifests stay on the disk",
             file=sys.stderr,
         )
+    if copies:
+        print(f"what the files were before is kept: {', '.join(map(str, copies))}", file=sys.stderr)
     print(f"{name} is the project's only batch: `dvc repro report` runs what it needs", file=sys.stderr)

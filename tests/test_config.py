@@ -87,6 +87,8 @@ def test_every_mistake_is_listed_at_once() -> None:
         ({"batches__phantom-b000__mix__weight": 0}, "every batch has weight 0"),
         ({"pretrain__warmup_epochs": 1000}, "warm-up must be shorter"),
         ({"pretrain__crops": "bank", "shard__num_bank_pairs": 0}, "'bank' and shard.num_bank_pairs is 0"),
+        ({"pretrain__batch_size": 15}, "parts of 15 image(s) for 1 process(es) × num_micro_batches 1, and"),
+        ({"pretrain__num_micro_batches": 3}, "does not divide into 1 process(es) × num_micro_batches 3"),
         ({"pretrain__batch_size": 5000}, "training images and pretrain.batch_size is 5000"),
         ({"shard__splits": {"train": 0.0, "val": 0.0, "test": 1.0}}, "gives 0 training images"),
         ({"pretrain__augment__blur__min_sigma_px": 9.0}, "min_sigma_px 9.0 is above max_sigma_px 1.6"),

@@ -45,6 +45,7 @@ from ace.evaluation.decomposition import (
 from ace.evaluation.embedding import Embedder, Encoder
 from ace.evaluation.fills import FillPlan, plan_fills
 from ace.evaluation.intervals import Measure, difference, estimate, interval, patient_weights
+from ace.evaluation.measured import MEASURED, Measured
 from ace.evaluation.params import BootstrapParams, EvaluateParams
 from ace.evaluation.pictures import (
     composition_arrays,
@@ -54,9 +55,11 @@ from ace.evaluation.pictures import (
     write_arrays,
 )
 from ace.evaluation.removal import change_outside, erased_length
-from ace.models.encoder import load_encoder, reference_encoder, untrained_encoder
+from ace.models.encoder import WEIGHTS, load_encoder, reference_encoder, untrained_encoder
 from shards.atomic import replace_directory, write_text
 from shards.errors import ConfigError
+from shards.format import sha256_of
+from shards.image_names import MANIFESTS, check_image_names
 from shards.lineage import check_independence
 from shards.read import ShardIndex
 from shards.store import Location, location_of
@@ -103,7 +106,13 @@ class Reading:
 
 
 def evaluate(
-    params: EvaluateParams, shards_root: Location, model_dir: Path, metrics_path: Path, evidence_dir: Path
+    params: EvaluateParams,
+    shards_root: Location,
+    model_dir: Path,
+    metrics_path: Path,
+    evidence_dir: Path,
+    *,
+    manifests: Path = MANIFESTS,
 ) -> None:
     """Measure what method.md §5 names, write the metrics, and keep the arrays that the report draws.
 
@@ -111,15 +120,20 @@ def evaluate(
         params: The section `evaluate`.
         shards_root: Folder or URL of all shard sets; `params.batch` names the one used.
         model_dir: The trained model.
-        metrics_path: JSON of figures, each with n, chance and interval.
+        metrics_path: JSON of figures, each with n, chance and interval, and under `measured` whose they are.
         evidence_dir: Folder of .npz files, replaced as a whole.
+        manifests: Folder of the project's manifests, with which the file names that a published model lists are
+            compared.
 
     Raises:
         ConfigError: too few patients, a model trained on another grid, or a reference encoder that cannot be had.
         ContaminationError: the model was trained on some of the patients.
     """
     index = ShardIndex.open(location_of(shards_root, params.batch))
-    independence = check_independence(model_dir, index, is_accepted=params.accept_shared_images, split=params.split)
+    is_accepted, split = params.accept_shared_images, params.split
+    independence = check_independence(model_dir, index, is_accepted=is_accepted, split=split)
+    if independence["num_shared_patients"] is None:
+        independence |= check_image_names(model_dir, index, manifests, is_accepted=is_accepted, split=split)
     cohort = read_cohort(index, params.split, params.max_patients, params.seed)
     plan = draw_plan(cohort, params)
     encoders: dict[str, Encoder] = {
@@ -133,6 +147,7 @@ def evaluate(
         _check_grid(encoder, cohort)
         answers[name] = ask(Embedder(encoder, cohort.batch, params.images_per_forward, name), cohort, plan)
     figures = tabulate(cohort, plan, answers, params)
+    figures[MEASURED] = _measured(model_dir, cohort, independence).model_dump(mode="json")
     write_evidence(cohort, plan, answers, params, independence, evidence_dir)
     write_text(metrics_path, json.dumps(figures, indent=2) + "\n")
 
@@ -221,6 +236,17 @@ def write_evidence(
     arrays = correspondence_arrays(plan.mapped, plan.axis, plan.pairs, features, found, num_examples)
     write_arrays(fresh / "correspondence.npz", arrays)
     replace_directory(fresh, evidence_dir)
+
+
+def _measured(model_dir: Path, cohort: Cohort, independence: Mapping[str, Any]) -> Measured:
+    return Measured(
+        model_sha256=sha256_of(model_dir / WEIGHTS["teacher"]),
+        batch=cohort.batch,
+        split=cohort.split,
+        num_patients=len(cohort.subjects),
+        num_shared_patients=independence["num_shared_patients"],
+        batches_that_may_share_images=independence["batches_that_may_share_images"],
+    )
 
 
 def _readings(cohort: Cohort, plan: Plan, answers: Answers, params: EvaluateParams) -> dict[str, Reading]:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+from ace.evaluation.measured import MEASURED, Measured
 from ace.evaluation.summary import ROWS
 from ace.models.encoder import CONFIG, IMPORTED, WEIGHTS, Encoder, load_encoder
 from ace.models.notice import NOTICE
@@ -24,13 +25,16 @@ from ace.zoo.shipped import PUBLISHED, figure_text, published_of
 from shards.atomic import replace_directory, write_text
 from shards.delivery import iterate_manifest
 from shards.errors import ConfigError
+from shards.format import sha256_of
+from shards.image_names import IMAGE_NAMES
 from shards.lineage import TRAINING_IMAGES
 
 MAX_BYTES = 8_000_000
 """Largest file of weights that is published: the folder travels with every installation of the package."""
-CARD, IMAGES = "README.md", "images.txt"
+CARD = "README.md"
 ENCODERS = ("trained", "untrained", "imagenet", "gain")
 """Rows of metrics/properties.json that are kept, where it has them."""
+_SPLITS = {"test": "test patients", "val": "validation patients, on whom settings may have been chosen,"}
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _NUM_COMPARED = 16
 _KEPT = ("best", "device", "format_version", "num_processes", "params", "shards", "start_from", "steps", "versions")
@@ -74,7 +78,8 @@ tags: [medical-imaging, self-supervised, ACE]
 
 ## What it is worth
 
-Every figure is of patients that the training did not see, with its bootstrap interval over patients in brackets.
+Every figure is of {patients} of the batch {batch}; the training saw none of them.
+In brackets stands its bootstrap interval over patients.
 `config.json` holds all of them under `published`.
 
 {figures}
@@ -136,7 +141,8 @@ def publish(
     Args:
         model_dir: The folder that `python -m ace pretrain` wrote.
         name: The name to load it by, in small letters, digits and hyphens; the name of `out` too.
-        metrics: metrics/properties.json of this model.
+        metrics: metrics/properties.json, as `python -m ace evaluate` wrote it of this model and of patients that it was
+            not trained on.
         images: The file names of the training images, one a line; or the manifest (.jsonl) of the batch, from which the
             names of those that were trained on are taken.
         terms: What the data's owners ask for: licence, citation, thanks. Markdown.
@@ -145,13 +151,15 @@ def publish(
         summary: One sentence on the model; by default made of its size and channels.
 
     Raises:
-        ConfigError: the model is no finished training, an input is missing or does not fit it, the weights are too
-            large, or `out` is another folder.
+        ConfigError: the model is no finished training, an input is missing or does not fit it, the metrics are another
+            model's or of patients that it may have been trained on, the weights are too large, or `out` is another
+            folder.
     """
     _check_out(out, name)
     encoder = load_encoder(model_dir, "teacher", "cpu")
     _check_trained_here(model_dir, encoder)
-    figures = _read_figures(metrics)
+    figures, section = _read_metrics(metrics)
+    measured = _check_measured(section, metrics, model_dir)
     names = _image_names(images, model_dir, encoder.config)
     if not terms.strip():
         raise ConfigError("--terms: empty; say under which terms the images may be used and whom to cite")
@@ -176,11 +184,12 @@ def publish(
             "dtype": "float16" if half else "float32",
             "sha256": {WEIGHTS["teacher"]: sha256},
             "figures": figures,
+            MEASURED: measured.model_dump(mode="json"),
             "terms": terms.strip(),
             "version": version("ace-pretraining"),
         }
         write_text(temporary / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
-        write_text(temporary / IMAGES, "".join(f"{line}\n" for line in names))
+        write_text(temporary / IMAGE_NAMES, "".join(f"{line}\n" for line in names))
         min_cosine = _min_cosine(encoder, load_encoder(temporary, "teacher", "cpu"))
         config[PUBLISHED]["min_cosine"] = min_cosine
         write_text(temporary / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -211,20 +220,21 @@ def _check_trained_here(model_dir: Path, encoder: Encoder) -> None:
         raise ConfigError(f"{model_dir}: a published model already; give the folder that the training wrote")
 
 
-def _read_figures(metrics: Path) -> dict[str, Any]:
-    """The figures of every encoder, without what only the report needs."""
+def _read_metrics(metrics: Path) -> tuple[dict[str, Any], Any]:
+    """The figures of every encoder, without what only the report needs; and what the file says of whose they are."""
     try:
         values = json.loads(metrics.read_text(encoding="utf-8"))
         figures = {encoder: values[encoder] for encoder in ENCODERS if encoder in values}
         if not {"trained", "untrained"} <= figures.keys():
             raise KeyError("trained, untrained")
-        return {
+        kept = {
             encoder: {
                 key: {name: value for name, value in figure.items() if name in _FIGURE_KEYS}
                 for key, figure in row.items()
             }
             for encoder, row in figures.items()
         }
+        return kept, values.get(MEASURED)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"--metrics {metrics}: expected the figures that `python -m ace evaluate` wrote of this model "
@@ -233,6 +243,36 @@ def _read_figures(metrics: Path) -> dict[str, Any]:
 
 
 _FIGURE_KEYS = ("value", "low", "high", "chance", "n", "batch", "reason")
+
+
+def _check_measured(section: Any, metrics: Path, model_dir: Path) -> Measured:
+    """Whose figures they are: this model's, of patients that it has not seen.
+
+    Raises:
+        ConfigError: nobody knows, or they are another model's or of patients that it may have been trained on.
+    """
+    again = f"measure this model: `python -m ace evaluate --model {model_dir}`"
+    if section is None:
+        raise ConfigError(
+            f"--metrics {metrics}: an older release wrote it, without saying which model it is of; {again}"
+        )
+    measured = Measured.from_params(section, f"--metrics {metrics}: {MEASURED}")
+    expected = sha256_of(model_dir / WEIGHTS["teacher"])
+    if measured.model_sha256 != expected:
+        raise ConfigError(
+            f"--metrics {metrics}: figures of another model, whose weights have the sha256 "
+            f"{measured.model_sha256[:16]}…; those of {model_dir} have {expected[:16]}…; {again}"
+        )
+    num_shared, batches = measured.num_shared_patients, measured.batches_that_may_share_images
+    if num_shared != 0 or batches:
+        found = "an unknown number" if num_shared is None else num_shared
+        sharing = f", and {', '.join(batches)} may hold images of {measured.batch}" if batches else ""
+        raise ConfigError(
+            f"--metrics {metrics}: the model was trained on {found} of the {measured.split} patients of "
+            f"{measured.batch}{sharing}; expected none. Measure patients that it has not seen, with "
+            "evaluate.accept_shared_images: false"
+        )
+    return measured
 
 
 def _image_names(images: Path, model_dir: Path, config: Mapping[str, Any]) -> list[str]:
@@ -376,9 +416,11 @@ def _card(config: Mapping[str, Any], encoder: Encoder, min_cosine: float) -> str
         saw=about["saw"],
         terms=about["terms"],
         figures=_figure_table(about["figures"]),
+        patients=_SPLITS[about[MEASURED]["split"]],
+        batch=about[MEASURED]["batch"],
         weights=WEIGHTS["teacher"],
         config=CONFIG,
-        images=IMAGES,
+        images=IMAGE_NAMES,
         card=CARD,
         notice=NOTICE,
     )

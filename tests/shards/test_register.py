@@ -1,6 +1,7 @@
 import hashlib
 import shutil
 import traceback
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -506,6 +507,10 @@ def many(folder: Path, number: int = 150) -> Path:
     return folder
 
 
+COPY = ".before-real-b000"
+"""What `--only` adds to the name of a file to keep it as it was."""
+
+
 def register_only(project: Path, root: Path, name: str = "real-b000") -> None:
     files = Project(project / "params.yaml", project / "dvc.yaml")
     register_batch(name, root, FolderSource(), only=True, project=files)
@@ -542,6 +547,22 @@ def test_the_only_batch_leaves_no_other_and_every_other_byte(
     assert text.endswith(tail)
 
 
+def test_the_files_that_lose_batches_are_kept_as_they_were(
+    project: Path, tmp_path: Path, id_key: str, capsys: pytest.CaptureFixture
+) -> None:
+    register(project, many(tmp_path / "first", 12), "mine-b000")
+    assert not list(project.glob("*.before-*")), "nothing is taken out without --only"
+    before = {name: (project / name).read_bytes() for name in ("params.yaml", "dvc.yaml")}
+    capsys.readouterr()
+    register_only(project, many(tmp_path / "many"))
+    said = capsys.readouterr().err
+    for name, content in before.items():
+        copy = project / f"{name}{COPY}"
+        assert copy.read_bytes() == content
+        assert str(copy) in said
+        assert any(fnmatch(copy.name, line) for line in (REPOSITORY / ".gitignore").read_text().splitlines())
+
+
 def test_the_only_batch_twice_changes_nothing(project: Path, tmp_path: Path, id_key: str) -> None:
     register_only(project, many(tmp_path / "many"))
     once = folder_bytes(project)
@@ -549,7 +570,7 @@ def test_the_only_batch_twice_changes_nothing(project: Path, tmp_path: Path, id_
     assert folder_bytes(project) == once
 
 
-@pytest.mark.parametrize("killed_after", ["manifest", "dvc.yaml"])
+@pytest.mark.parametrize("killed_after", ["real-b000.jsonl", f"dvc.yaml{COPY}", "dvc.yaml", f"params.yaml{COPY}"])
 def test_a_kill_while_the_only_batch_is_entered_is_completed_by_the_same_call(
     killed_after: str, project: Path, tmp_path: Path, id_key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -560,7 +581,7 @@ def test_a_kill_while_the_only_batch_is_entered_is_completed_by_the_same_call(
     written = []
 
     def killed(target: Path, text: str) -> None:
-        if written and written[-1].startswith({"manifest": "real", "dvc.yaml": "dvc"}[killed_after]):
+        if written and written[-1] == killed_after:
             raise KeyboardInterrupt
         written.append(target.name)
         write_text(target, text)

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from ace.evaluation.evidence import evaluate
 from ace.evaluation.params import Bound, EvaluateParams, MeasuredSplit
 from ace.evaluation.summary import summary_table
 from shards.errors import ConfigError, ContaminationError
+from shards.identity import SPLITS
+from shards.image_names import IMAGE_NAMES
 from shards.lineage import TRAINING_IMAGES, write_lineage
 from shards.read import ShardIndex, ShardReader
 from tests.ace.evaluation.drawn_project import BATCH, EVALUATE, write_project
@@ -43,7 +46,7 @@ def result(project: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dic
 
 def test_every_figure_has_its_n_chance_and_an_interval_around_it(result: tuple[dict[str, Any], Path]) -> None:
     figures, _ = result
-    assert list(figures) == [*ENCODERS, "gain", "gain_over_imagenet", "baselines"]
+    assert list(figures) == [*ENCODERS, "gain", "gain_over_imagenet", "baselines", "measured"]
     for encoder in ENCODERS:
         assert figures[encoder].keys() >= {"compositionality", "decompositionality", "correspondence_px_at_1024"}
         assert figures[encoder].keys() >= {f"decompositionality_{fill}" for fill in PARAMS.decomposition.fills[1:]}
@@ -57,6 +60,48 @@ def test_every_figure_has_its_n_chance_and_an_interval_around_it(result: tuple[d
     assert figures["trained"]["decompositionality"]["chance"] == 0.125
     assert figures["trained"]["compositionality"]["chance"] == 0
     assert figures["trained"]["compositionality"] != figures["untrained"]["compositionality"]
+
+
+def test_the_metrics_say_which_weights_and_which_patients_they_are_of(
+    project: Path, result: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    weights = project / "models/ace/teacher_backbone.safetensors"
+    expected = {
+        "model_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "batch": BATCH,
+        "split": "test",
+        "num_patients": PARAMS.max_patients,
+        "num_shared_patients": None,
+        "batches_that_may_share_images": None,
+    }
+    assert result[0]["measured"] == expected, "nothing tells what a model without lists was trained on"
+    model = tmp_path / "model"
+    shutil.copytree(project / "models/ace", model)
+    write_lineage(model, {BATCH: ShardIndex.open(project / "data/shards" / BATCH)})
+    params = EvaluateParams.from_params(ON_VALIDATION, "evaluate")
+    evaluate(params, project / "data/shards", model, tmp_path / "p.json", tmp_path / "evidence")
+    found = json.loads((tmp_path / "p.json").read_text())
+    expected |= {"split": "val", "num_shared_patients": 0, "batches_that_may_share_images": []}
+    assert found["measured"] == expected | {"num_patients": found["trained"]["compositionality"]["n"]}
+
+
+def test_a_published_model_is_not_measured_on_patients_whose_images_it_names(project: Path, tmp_path: Path) -> None:
+    index = ShardIndex.open(project / "data/shards" / BATCH)
+    model = tmp_path / "model"
+    shutil.copytree(project / "models/ace", model)
+    names = {
+        split: [f"images/{key.decode()}.png" for key in index.rows["key"][index.select(split)]] for split in SPLITS
+    }
+    params = EvaluateParams.from_params(ON_VALIDATION, "evaluate")
+    (model / IMAGE_NAMES).write_text("\n".join([*names["train"], names["val"][0]]))
+    with pytest.raises(ContaminationError, match=r"1 of \d+ val patients of phantom-b000, .*have images among the"):
+        evaluate(params, project / "data/shards", model, tmp_path / "p.json", tmp_path / "evidence")
+    assert not (tmp_path / "p.json").exists()
+    (model / IMAGE_NAMES).write_text("\n".join(names["train"]))
+    evaluate(params, project / "data/shards", model, tmp_path / "p.json", tmp_path / "evidence")
+    independence = json.loads((tmp_path / "evidence/independence.json").read_text())
+    assert independence["num_named_images_found"] == len(names["train"])
+    assert independence["num_shared_patients"] == 0
 
 
 @pytest.mark.parametrize(("key", "other"), [("gain", "untrained"), ("gain_over_imagenet", "imagenet")])
@@ -126,7 +171,7 @@ def test_more_fills_and_a_reference_leave_every_other_figure_and_array_as_it_is(
     figures, out = result
     few = {"decomposition": EVALUATE["decomposition"] | {"fills": ["black"]}, "reference": None}
     found = run(project, tmp_path, EvaluateParams.from_params(EVALUATE | few, "evaluate"))
-    assert list(found) == ["trained", "untrained", "gain", "baselines"]
+    assert list(found) == ["trained", "untrained", "gain", "baselines", "measured"]
     for name, of_encoder in found.items():
         assert of_encoder.items() <= figures[name].items()
     for path in sorted((tmp_path / "evidence").glob("*.npz")):

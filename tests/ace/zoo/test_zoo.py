@@ -26,6 +26,7 @@ from ace.zoo.publishing import MAX_BYTES, publish
 from ace.zoo.shipped import ZOO, find_model, published_of, shipped_names
 from shards.cli import run_command
 from shards.errors import ConfigError
+from shards.format import sha256_of
 from shards.register import Project, register_batch
 from shards.sources.folder import FolderSource
 from tests.ace.inference.models import DIM, ROOT, mix, write_model
@@ -36,8 +37,8 @@ NAMES = [f"{number:08d}_000.png" for number in range(7)]
 TERMS = "Use is unrestricted. Cite Wang et al., CVPR 2017."
 
 
-def figures(**changes: Any) -> dict[str, Any]:
-    """metrics/properties.json with one figure of each kind."""
+def figures(model: Path, **measured: Any) -> dict[str, Any]:
+    """metrics/properties.json of a model with one figure of each kind."""
     figure = {"value": 0.3, "low": 0.2, "high": 0.4, "chance": 0.0, "n": 66, "num_regions": 264}
     absent = {"value": None, "low": None, "high": None, "n": 0, "reason": "no landmarks"}
     row = {
@@ -45,7 +46,15 @@ def figures(**changes: Any) -> dict[str, Any]:
         "decompositionality": {**figure, "chance": 0.03125, "batch": 32},
         "correspondence_px_at_1024": absent,
     }
-    return {"trained": row, "untrained": row, "gain": row, **changes}
+    section = {
+        "model_sha256": sha256_of(model / "teacher_backbone.safetensors"),
+        "batch": "a-b000",
+        "split": "test",
+        "num_patients": 66,
+        "num_shared_patients": 0,
+        "batches_that_may_share_images": [],
+    }
+    return {"trained": row, "untrained": row, "gain": row, "measured": section | measured}
 
 
 @pytest.fixture
@@ -61,7 +70,7 @@ def trained(tmp_path: Path) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "training_images.csv").write_text("batch,key,patient\na-b000,0123456789abcdef,fedcba9876543210\n")
     (folder / "metrics.jsonl").write_text("{}\n")
-    (tmp_path / "properties.json").write_text(json.dumps(figures()))
+    (tmp_path / "properties.json").write_text(json.dumps(figures(folder)))
     (tmp_path / "images.txt").write_text("\n".join(reversed(NAMES)) + "\n")
     return folder
 
@@ -245,6 +254,44 @@ def test_a_mistake_leaves_nothing_behind(changes: dict[str, Any], reason: str, t
     with pytest.raises(ConfigError, match=reason):
         publish_as(trained, tmp_path / "zoo" / "cxr-tiny", **changes)
     assert not (tmp_path / "zoo").exists()
+
+
+@pytest.mark.parametrize(
+    ("measured", "reason"),
+    [
+        ({"model_sha256": 64 * "5"}, r"figures of another model, .* 5555555555555555…; those of .* evaluate --model"),
+        ({"num_shared_patients": 3}, "was trained on 3 of the test patients of a-b000; expected none"),
+        ({"num_shared_patients": None, "batches_that_may_share_images": None}, "trained on an unknown number of the"),
+        ({"batches_that_may_share_images": ["nih-b000"]}, "and nih-b000 may hold images of a-b000; expected none"),
+        ({"split": "train"}, r"measured\.split: Input should be 'test' or 'val'"),
+    ],
+)
+def test_figures_of_another_model_or_of_its_training_patients_are_refused(
+    measured: dict[str, Any], reason: str, trained: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "properties.json").write_text(json.dumps(figures(trained, **measured)))
+    with pytest.raises(ConfigError, match=reason):
+        publish_as(trained, tmp_path / "zoo" / "cxr-tiny")
+    assert not (tmp_path / "zoo").exists()
+
+
+def test_metrics_that_do_not_say_whose_they_are_are_refused(trained: Path, tmp_path: Path) -> None:
+    values = figures(trained)
+    del values["measured"]
+    (tmp_path / "properties.json").write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=r"an older release wrote it, .*measure this model: .* evaluate --model"):
+        publish_as(trained, tmp_path / "cxr-tiny")
+
+
+@pytest.mark.parametrize(("split", "named"), [("test", "test patients"), ("val", "validation patients, on whom")])
+def test_the_card_says_of_which_split_the_figures_are(split: str, named: str, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "properties.json").write_text(json.dumps(figures(trained, split=split)))
+    folder = publish_as(trained, tmp_path / "cxr-tiny", half=True)
+    assert f"Every figure is of {named}" in (folder / "README.md").read_text()
+    about = published_of(folder)
+    assert about is not None
+    assert about["measured"]["split"] == split
+    assert about["measured"]["model_sha256"] == sha256_of(trained / "teacher_backbone.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,26 @@
+"""Whose figures the metrics are: the weights and the patients that `evaluate` measured."""
+
+from pydantic import Field
+
+from ace.evaluation.params import MeasuredSplit
+from shards.config import Section
+
+MEASURED = "measured"
+"""The section of metrics/properties.json that says so; releases before it wrote none."""
+
+
+class Measured(Section):
+    """What was measured, so that figures are not taken for another model's, or for those of another split."""
+
+    model_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """Of the file of the encoder's weights."""
+    batch: str
+    """The shard set."""
+    split: MeasuredSplit
+    """Whose patients were measured."""
+    num_patients: int = Field(ge=1)
+    """Patients measured, one image each."""
+    num_shared_patients: int | None = Field(ge=0)
+    """Patients of the whole split that the model was trained on; null where nothing tells."""
+    batches_that_may_share_images: tuple[str, ...] | None
+    """Training batches whose dataset holds some of the same images, which no mapping told apart; null likewise."""
