@@ -211,14 +211,21 @@ def check_paths_fit(labels: Path, root: Path) -> None:
         root: The folder that was given with it.
 
     Raises:
-        SourceError: no row names a file below `root`, and rows name files below a folder beside or in it.
+        SourceError: no row names a file below `root`, and rows name files below a folder beside or in it; or the
+            permissions of `root`, or of a folder below it, hide whether a row does.
     """
     rows = list(read_label_rows(labels))
     rows = rows[:: -(-len(rows) // _MAX_COMPARED_ROWS)] if rows else []
-    if not root.is_dir() or any((root / path).is_file() for path in rows):
-        return
+    try:
+        if not root.is_dir() or any((root / path).is_file() for path in rows):
+            return
+    except PermissionError as error:
+        raise SourceError(
+            f"{root}: the files that {labels} names cannot be looked up in it ({error.strerror}); expected that folder "
+            "and all below it open to you: check their permissions"
+        ) from None
     near = dict.fromkeys([*_subfolders(root), root.parent, labels.parent, *_subfolders(labels.parent)])
-    fits = {folder: sum((folder / path).is_file() for path in rows) for folder in near}
+    fits = {folder: sum(_is_file(folder / path) for path in rows) for folder in near}
     best = max(fits, key=lambda folder: fits[folder])
     if fits[best]:
         raise SourceError(
@@ -228,7 +235,19 @@ def check_paths_fit(labels: Path, root: Path) -> None:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    """None where they may not be looked up: no such folder is proposed."""
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except PermissionError:
+        return []
+
+
+def _is_file(path: Path) -> bool:
+    """False also where it may not be looked up."""
+    try:
+        return path.is_file()
+    except PermissionError:
+        return False
 
 
 def _check_test_patients(entries: Sequence[Entry], shard: ShardParams, values: Mapping[str, Any], root: Path) -> None:

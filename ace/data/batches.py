@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ace.data.augment_device import augment_batch
 from ace.data.augmentation import AS_IT_IS, Augmentation, Augmentations
-from ace.data.erase import partners, with_erased
+from ace.data.erase import from_host, partners, with_erased
 from ace.data.params import AugmentParams
 from ace.geometry.visibility import VISIBLE_ABOVE
 from shards.canvas import Pixels
@@ -111,8 +111,8 @@ class Batch(ABC):
 
         Its own changes nothing. Grey levels of another shard set would mean something else in this one.
         """
-        own, other = torch.arange(len(self)), torch.tensor(partners(len(self)))
-        own, other = own.to(self.mean.device), other.to(self.mean.device)
+        device = self.mean.device
+        own, other = torch.arange(len(self), device=device), from_host(partners(len(self)), device)
         is_alike = (self.mean[other] == self.mean) & (self.std[other] == self.std)
         return torch.where(is_alike, other, own)
 
@@ -122,12 +122,12 @@ class Batch(ABC):
             return crops, None, None
         whole = augment_batch(crops.flatten(0, 1), self.augmentations, params)
         erasures = [erasure for sample in self.augmentations.erasures for erasure in sample]
-        donated = torch.tensor([erasure is not None and erasure.fill == "tissue" for erasure in erasures])
-        donors = whole.view(crops.shape)[self.donors()].flatten(0, 1) if donated.any() else None
+        donated = [erasure is not None and erasure.fill == "tissue" for erasure in erasures]
+        donors = whole.view(crops.shape)[self.donors()].flatten(0, 1) if any(donated) else None
         erased = with_erased(whole, erasures, donors)
         if erased is whole:
             return whole.view(crops.shape), None, None
-        return whole.view(crops.shape), erased.view(crops.shape), donated.view(crops.shape[:2]).to(crops.device)
+        return whole.view(crops.shape), erased.view(crops.shape), from_host(donated, crops.device).view(crops.shape[:2])
 
     def _normalised(self, crops: Tensor) -> Tensor:
         if self.augmentations is not None:

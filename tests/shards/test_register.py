@@ -1,4 +1,5 @@
 import hashlib
+import os
 import shutil
 import traceback
 from fnmatch import fnmatch
@@ -627,6 +628,21 @@ def test_a_csv_whose_paths_fit_another_folder_names_it(given: str, tmp_path: Pat
     check_paths_fit(tmp_path / "own" / "labels.csv", tmp_path / "own" / "sub")
     write_csv(tmp_path / "labels.csv", ("path",), [("nowhere.png",)])
     check_paths_fit(tmp_path / "labels.csv", tmp_path / "elsewhere")  # the source says which row names no file
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look everywhere")
+def test_a_folder_closed_to_the_user_is_named_where_it_was_given_and_passed_over_beside_it(tmp_path: Path) -> None:
+    write_folder(tmp_path / "closed", NAMES)
+    write_folder(tmp_path / "open", ["x.png"])
+    write_csv(tmp_path / "labels.csv", ("path",), [(name,) for name in NAMES])
+    (tmp_path / "closed").chmod(0)
+    try:
+        check_paths_fit(tmp_path / "labels.csv", tmp_path / "open")
+        for given in ("closed", "closed/sub"):
+            with pytest.raises(SourceError, match=rf"{tmp_path}/{given}: .*\(Permission denied\); expected .*: check"):
+                check_paths_fit(tmp_path / "labels.csv", tmp_path / given)
+    finally:
+        (tmp_path / "closed").chmod(0o700)
 
 
 def test_one_item_is_kept_with_the_comments_between_the_items() -> None:

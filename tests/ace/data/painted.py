@@ -10,7 +10,6 @@ from PIL import Image
 from ace.data.params import ViewsParams
 from shards.build import build_shards
 from shards.execution import Processes
-from shards.identity import create_key
 from shards.params import GridParams, ShardParams
 from shards.read import ShardIndex
 from tests.shards.datasets import NO_CHECKS, folder_params
@@ -28,7 +27,11 @@ VIEWS = ViewsParams.from_params(
 def build_shards_of(
     images: Mapping[str, np.ndarray], grid: GridParams, root: Path, *, num_bank_pairs: int, image_format: str = "png"
 ) -> ShardIndex:
-    """Put images into a folder below `root`, all of them in `train`, and shard it."""
+    """Put images into a folder below `root`, all of them in `train`, and shard it.
+
+    Samples are named with a fixed key: what is drawn for a sample follows from its name, so every run of a test sees
+    the same crops.
+    """
     raw = root / "raw"
     raw.mkdir()
     for name, image in images.items():
@@ -49,7 +52,7 @@ def build_shards_of(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACE_ID_KEY_FILE", str(root / "key"))
         patch.setenv("ACE_SCRATCH", str(root / "scratch"))
-        create_key(root / "key")
+        (root / "key").write_text("a5" * 32)
         build_shards(
             root.name,
             folder_params(raw, root / "raw.jsonl", channels=channels),

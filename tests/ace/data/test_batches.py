@@ -44,8 +44,8 @@ AUGMENT = AugmentParams.from_params(
 def indexes(build_painted: BuildShards) -> list[ShardIndex]:
     """Seven grey and five coloured images of noise."""
     rng, size = np.random.default_rng(0), GRID.spec.canvas_px
-    grey = {f"{i}.png": rng.integers(0, 256, (size, size), dtype=np.uint8) for i in range(7)}
-    colour = {f"{i}.png": rng.integers(0, 256, (size, size, 3), dtype=np.uint8) for i in range(5)}
+    grey = {f"grey-{i}.png": rng.integers(0, 256, (size, size), dtype=np.uint8) for i in range(7)}
+    colour = {f"colour-{i}.png": rng.integers(0, 256, (size, size, 3), dtype=np.uint8) for i in range(5)}
     return [build_painted(grey, GRID), build_painted(colour, GRID)]
 
 

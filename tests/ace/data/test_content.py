@@ -17,6 +17,10 @@ from tests.ace.data.painted import VIEWS, BuildShards, grid_params
 NUM_IMAGES, EPOCHS = 6, 4
 MIX = MixParams(weight=1.0, mean=0.5, std=0.25)
 SCALES = [(1, 1), (1, 2), (2, 1), (2, 2)]
+# How far apart, in cells, two readings of one place of a gradient may be. Over 25 other sets of crops a scale they were
+# at most .04 apart as PNG and .21, three grey levels, as JPEG; crops that lie a quarter of a cell beside each other
+# show .25.
+MOST_APART = {"png": 0.1, "jpg": 0.24}
 
 
 def plain_dataset(index, grid: GridParams, crops: str) -> CropDataset:
@@ -110,14 +114,12 @@ def test_masks_and_targets_match_what_jittered_crops_of_a_gradient_show(
         for i in range(NUM_IMAGES)
     }
     index = build_painted(images, grid, image_format=image_format)
-    cell_levels = 255 / grid.n
+    cell_levels, most_apart = 255 / grid.n, MOST_APART[image_format]
 
     def is_same(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        distance = (a[:, :, None] - b[:, None]).abs().amax(-1)
-        assert not ((distance > 0.2 * cell_levels) & (distance < 0.6 * cell_levels)).any(), (
-            "same or not, nothing between"
-        )
-        return distance < 0.4 * cell_levels
+        cells_apart = (a[:, :, None] - b[:, None]).abs().amax(-1) / cell_levels
+        assert not ((cells_apart > most_apart) & (cells_apart < 0.6)).any(), "same or not, nothing between"
+        return cells_apart < 0.4
 
     for batch in load_pairs(index, grid, crops):
         check_correspondence(batch, grid.t, is_same)

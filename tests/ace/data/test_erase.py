@@ -226,11 +226,16 @@ def test_a_batch_of_which_nothing_is_erased_is_given_back_as_it_is() -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu_gives_the_levels_of_the_cpu() -> None:
+def test_a_gpu_gives_the_levels_of_the_cpu_and_never_waits() -> None:
     crops = textured(32, 3)
     erasures = [draw_erasure(params(0.8, max_rectangles=4), np.random.default_rng(n), size_px=SIZE) for n in range(32)]
-    found = with_erased(crops.cuda(), erasures, crops.flip(0).cuda()).cpu()
-    assert torch.equal(found, with_erased(crops, erasures, crops.flip(0)))
+    there, donors = crops.cuda(), crops.flip(0).cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = with_erased(there, erasures, donors)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(found.cpu(), with_erased(crops, erasures, crops.flip(0)))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Where views lie, and what an epoch of each objective shows."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -50,15 +52,16 @@ def load(
     objective: str,
     *,
     epochs: int = 3,
+    batch_size: int = 2,
     first_step: int = 0,
     num_workers: int = 0,
     augment: AugmentParams | None = None,
 ) -> list[PairBatch | ViewBatch]:
-    """Three steps an epoch."""
+    """Three steps an epoch, each of two of the six images; other sizes make fewer."""
     mix = MixParams(weight=1.0, mean=0.5, std=0.25)
     values = {"objective": objective, "views": VIEWS, "crops": "fresh", "augment": augment}
     dataset = CropDataset([(index, mix)], GRID.spec, **values, in_channels=3, seed=3)
-    sampler = StepSampler(dataset, batch_size=2, rank=0, world_size=1, first_step=first_step, epochs=epochs)
+    sampler = StepSampler(dataset, batch_size=batch_size, rank=0, world_size=1, first_step=first_step, epochs=epochs)
     return list(build_loader(sampler, num_workers=num_workers, is_pinned=False))
 
 
@@ -234,6 +237,31 @@ def test_erased_tokens_of_a_view_are_marked_and_each_view_is_erased_by_itself(in
         assert all(torch.equal(*both) for both in zip(batch.shown(), batch.view_shown.unbind(1), strict=True))
         states |= {tuple(sample.all(-1).tolist()) for sample in batch.view_shown == 1}
     assert len(states) > 2, "of a sample's views some are erased, others not"
+
+
+@pytest.mark.parametrize("objective", ["ace", "dino", "ace_v2"])
+def test_tissue_in_a_crop_or_view_is_what_the_same_one_of_the_partner_shows_there(
+    index: ShardIndex, objective: str
+) -> None:
+    """Partners by hand: samples 0 and 1, 2 and 3, 4 and 5."""
+    erase = {**ERASE, "fills": {**ERASE["fills"], "tissue": 1.0}}
+    augment = AugmentParams.from_params({**OFF, "erase": erase}, "augment")
+    drawn = set()
+    for waiting in load(index, objective, epochs=9, batch_size=6, augment=augment):
+        batch, erasures = waiting.augmented(augment), waiting.augmentations.erasures
+        whole = batch.views if isinstance(batch, ViewBatch) else torch.stack([batch.coarse, batch.fine], 1)
+        for sample, crop in itertools.product(range(6), range(whole.shape[1])):
+            erasure, expected = erasures[sample][crop], whole[sample, crop].clone()
+            is_tissue = erasure is not None and erasure.fill == "tissue"
+            partner = whole[sample + 1 if sample % 2 == 0 else sample - 1, crop]
+            for row, col, height, width in () if erasure is None else erasure.rectangles:
+                inside = (slice(None), slice(row, row + height), slice(col, col + width))
+                expected[inside] = partner[inside] if is_tissue else 0
+            assert torch.equal(batch.erased[sample, crop], expected)
+            assert batch.donated[sample, crop] == is_tissue
+            drawn.add((erasure and erasure.fill, crop))
+    num_crops = 3 if objective == "ace_v2" else 2
+    assert drawn == set(itertools.product((None, "black", "tissue"), range(num_crops)))
 
 
 def test_parts_of_a_batch_of_views_are_augmented_as_the_whole_is(index: ShardIndex) -> None:

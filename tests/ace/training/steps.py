@@ -5,7 +5,6 @@ Run as `python -m tests.ace.training.steps FOLDER CHANGES BATCH`, the changes as
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,13 @@ import numpy as np
 import torch
 
 from ace.data.batches import CropPairItem, PairBatch, collate
-from ace.data.erase import partners
 from ace.training.pretrain import build_state
 from ace.training.ranks import ALONE, Ranks, open_ranks
 from ace.training.state import TrainState
 from ace.training.step import StepOutcome, train_step
 from shards.grid import draw_crop_pair
 from tests.ace.training.conftest import tiny_grid, tiny_params
-from tests.ace.training.synthetic import draw_shown, with_blackened
+from tests.ace.training.synthetic import draw_shown, with_blackened, with_tissue
 
 GRID = tiny_grid(n=10, t=4)
 NUM_SAMPLES = 8
@@ -67,13 +65,7 @@ def _batch(shares_erased: list[float]) -> PairBatch:
 
 def batch_with_tissue() -> PairBatch:
     """Random crops of which much is erased; some show their partner's pixels there."""
-    batch = _batch([0.4] * NUM_SAMPLES)
-    donated = torch.from_numpy(np.random.default_rng(3).random((NUM_SAMPLES, 2)) < 0.6)
-    whole = torch.stack([batch.coarse, batch.fine], 1)
-    is_black = batch.erased == 0
-    is_filled = donated[:, :, None, None, None] & is_black
-    erased = torch.where(is_filled, whole[partners(NUM_SAMPLES)], batch.erased)
-    return replace(batch, erased=erased, donated=donated)
+    return with_tissue(_batch([0.4] * NUM_SAMPLES), np.random.default_rng(3))
 
 
 BATCHES = {"gaps": batch_with_gaps, "erased in one half": batch_erased_in_one_half, "tissue": batch_with_tissue}

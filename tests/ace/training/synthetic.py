@@ -8,6 +8,7 @@ import torch
 
 from ace.data.augmentation import AS_IT_IS
 from ace.data.batches import CropPairItem, PairBatch, ViewBatch, ViewItem, collate
+from ace.data.erase import partners
 from ace.models.encoder import default_device
 from ace.training.objective import BatchTotals, StepResult, compute_loss, count_totals, teach
 from ace.training.params import PretrainParams
@@ -72,6 +73,15 @@ def with_blackened(batch: AnyBatch) -> AnyBatch:
     rows = torch.arange(cell_px, device=whole.device)[:, None] >= cell_px * (1 - shown.unflatten(-1, (t, 1, t)))
     is_shown = rows.flatten(2, 3).repeat_interleave(cell_px, -1)[:, :, None]
     return replace(batch, erased=torch.where(is_shown, whole, 0))
+
+
+def with_tissue(batch: AnyBatch, rng: np.random.Generator) -> AnyBatch:
+    """The batch, blackened, with the partner's pixels in most of the crops where they were black."""
+    assert batch.erased is not None
+    whole = batch.views if isinstance(batch, ViewBatch) else torch.stack([batch.coarse, batch.fine], 1)
+    donated = torch.from_numpy(rng.random(whole.shape[:2]) < 0.6).to(whole.device)
+    is_filled = donated[:, :, None, None, None] & (batch.erased == 0)
+    return replace(batch, erased=torch.where(is_filled, whole[partners(len(batch))], batch.erased), donated=donated)
 
 
 def totals_on(state: TrainState, batch: PairBatch | ViewBatch, params: PretrainParams, t: int) -> BatchTotals:

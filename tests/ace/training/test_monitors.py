@@ -139,9 +139,18 @@ def test_the_demos_recorded_training_gives_no_warning() -> None:
     most = min(2 * pretrain["batch_size"] - 1, pretrain["backbone"]["model_args"]["dims"][-1])
     for item in rows.values():
         item["rank_fraction"] = item["effective_rank"] / most
-    watching = CollapseWatch(collapse_params(patience_rows=1), out_dim=pretrain["global_head"]["out_dim"])
+    params = CollapseParams.from_params(pretrain["collapse"], "demo: collapse")
+
+    def warnings(entropy_factor: float) -> list[str]:
+        watching = CollapseWatch(params, out_dim=pretrain["global_head"]["out_dim"])
+        changed = [
+            item | {"teacher_entropy": entropy_factor * item["teacher_entropy"]} for _, item in sorted(rows.items())
+        ]
+        return [text for item in changed for text in watching.check(item)]
+
     assert len(rows) > 100
-    assert [text for _, item in sorted(rows.items()) for text in watching.check(item)] == []
+    assert warnings(1.0) == []
+    assert any("teacher_entropy is" in text for text in warnings(0.2))
 
 
 def test_entropy_bounds_out_of_order_are_refused() -> None:

@@ -22,7 +22,7 @@ from ace.training.stop import StopRequest
 from shards.errors import ConfigError
 from shards.grid import Scale
 from tests.ace.training.conftest import ROOT, tiny_batches, tiny_grid, tiny_params
-from tests.ace.training.synthetic import loss_on, pair_batch, totals_on, view_batch
+from tests.ace.training.synthetic import loss_on, pair_batch, totals_on, view_batch, with_tissue
 from tests.oracles import losses
 
 GRID = tiny_grid(
@@ -97,6 +97,29 @@ def test_the_loss_of_views_is_that_of_the_oracle(
     logits, rows = result.center_sum
     assert rows == num_teacher_views * (batch.view_shown > 0.5).any(2).all(1).sum()
     assert logits.shape == state.center.shape
+
+
+@pytest.mark.parametrize(
+    ("objective", "num_views", "num_teacher_views"), [("dino", 2, 2), ("ace_v2", 4, 2), ("ace_v2", 3, 1)]
+)
+def test_the_removal_term_of_views_takes_those_of_the_teacher_and_asks_for_the_tissue_put_into_each(
+    objective: str, num_views: int, num_teacher_views: int
+) -> None:
+    params, rng = params_of(objective, removal=0.6), np.random.default_rng(num_views)
+    state, values = state_of(params), {"num_views": num_views, "num_teacher_views": num_teacher_views}
+    batch = with_tissue(view_batch(SPEC, rng, **values, size=6, share_erased=0.4), rng)
+    student, teacher, inserted, shown = [], [], [], []
+    for view in range(num_teacher_views):
+        student.append(double(state.student.backbone(batch.seen()[view]).flatten(1, 2)))
+        teacher.append(double(state.teacher.backbone(batch.whole()[view]).flatten(1, 2)))
+        is_filled = batch.donated[:, view].cpu().numpy()[:, None, None]
+        inserted.append(is_filled * teacher[view][[1, 0, 3, 2, 5, 4]])
+        shown.append(double(batch.view_shown[:, view]))
+    error, energy = losses.removal(*(np.concatenate(arrays) for arrays in (student, teacher, shown, inserted)))
+    result = loss_on(state, batch, params, GRID.t)
+    assert result.terms["loss_removal"].item() == pytest.approx(error / energy, rel=1e-4)
+    parts = 0.3 * result.terms["loss_views"] + 0.6 * result.terms["loss_removal"]
+    assert result.loss.item() == pytest.approx(parts.item(), rel=1e-5)
 
 
 def test_dino_builds_the_global_head_alone_whatever_the_weights() -> None:
