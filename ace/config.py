@@ -70,7 +70,7 @@ def load_config(path: Path = DEFAULT_PARAMS) -> Config:
 
 
 def check_config(config: Config) -> None:
-    """Checks that need more than the file: token grids, weights of others, dense features, patients in the phantom.
+    """Checks that need more than the file: channels, token grids, weights of others, dense features, patients.
 
     Raises:
         ConfigError: saying what was found and what is needed.
@@ -83,6 +83,9 @@ def check_config(config: Config) -> None:
     from shards.phantom.study import count_images, patient_id
 
     _check_shared_images(config)
+    for name, batch in config.batches.items():
+        if batch.mix.weight > 0 or name == config.evaluate.batch:
+            batch.mix.normalisation(config.pretrain.backbone.in_channels, name)
     check_backbone(config.pretrain.backbone, config.grid.spec)
     check_weights(config.pretrain.backbone)
     if config.evaluate.reference is not None:
