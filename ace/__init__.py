@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ace.inference.embedder import EmbeddingModel
+    from ace.inference.preprocessing import Choice
     from ace.models.encoder import Which
 
 __all__ = ["load"]
@@ -20,7 +21,7 @@ def load(
     *,
     which: "Which" = "teacher",
     device: str = "auto",
-    normalisation: str | tuple[float, float] | None = None,
+    normalisation: "Choice" = None,
 ) -> "EmbeddingModel":
     """Load a trained model, ready to embed images. Nothing is downloaded.
 
@@ -30,7 +31,8 @@ def load(
         which: `teacher`, the encoder to use, `student`, or `best`: the teacher when the probe scored it highest.
         device: `auto` (the accelerator, if there is one), `cpu`, or another of torch's, as `cuda:0`.
         normalisation: A batch that the model was trained with, whose mean and standard deviation are to be used, or
-            (mean, std) of the pixels in [0, 1]. Needed only where the batches it was trained with differ in them.
+            (mean, std) of the pixels in [0, 1], each one number or one for each channel. Needed only where the batches
+            it was trained with differ in them.
 
     Raises:
         ConfigError: there is no such model, its files are damaged, the device is not there, or the normalisation is

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -239,17 +239,34 @@ def _add_model_options(command: argparse.ArgumentParser) -> None:
         "--normalisation",
         type=_normalisation,
         metavar="NAME",
-        help="the training batch whose mean and std are used, or MEAN,STD of your pixels in [0, 1]; needed where the "
-        "batches of the training mix differ (a shard set that the model was trained with is normalised as then)",
+        help="the training batch whose mean and std are used, or MEAN,STD of your pixels in [0, 1], or six numbers, "
+        "three means and three stds; needed where the batches of the training mix differ (a shard set that the model "
+        "was trained with is normalised as then)",
     )
 
 
-def _normalisation(text: str) -> str | tuple[float, float]:
-    mean, separator, std = text.partition(",")
+def _normalisation(text: str) -> str | tuple[Sequence[float], Sequence[float]]:
+    if "," not in text:
+        return text
     try:
-        return (float(mean), float(std)) if separator else text
+        numbers = [float(number) for number in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text}: expected MEAN,STD in numbers, as 0.48,0.27") from None
+        numbers = []
+    if len(numbers) not in (2, 6):
+        raise argparse.ArgumentTypeError(
+            f"{text}: expected MEAN,STD in numbers, as 0.48,0.27, or three means and three stds"
+        )
+    return numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]
+
+
+def _levels(text: str) -> Sequence[float]:
+    try:
+        levels = [float(number) for number in text.split(",")]
+    except ValueError:
+        levels = []
+    if len(levels) not in (1, 3):
+        raise argparse.ArgumentTypeError(f"{text}: expected a number, or three as 0.485,0.456,0.406")
+    return levels
 
 
 def _positive(kind: Callable[[str], Number]) -> Callable[[str], Number]:
@@ -331,9 +348,14 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--architecture", required=True, choices=PUBLISHED, help="what the file holds")
     command.add_argument("--network", choices=["teacher", "student"], default="teacher", help="default: teacher")
     command.add_argument(
-        "--mean", type=float, default=0.5056, help="of pixels in [0, 1]; default: 0.5056, the authors' chest X-rays"
+        "--mean",
+        type=_levels,
+        default=[0.5056],
+        help="of pixels in [0, 1], or R,G,B; default: 0.5056, the authors' chest X-rays",
     )
-    command.add_argument("--std", type=float, default=0.252, help="default: 0.252, the authors' chest X-rays")
+    command.add_argument(
+        "--std", type=_levels, default=[0.252], help="likewise; default: 0.252, the authors' chest X-rays"
+    )
     command.set_defaults(run=import_)
 
     command = commands.add_parser("embed", help="embed a folder of images or a shard set", description=embed.__doc__)

@@ -70,8 +70,8 @@ def load_config(path: Path = DEFAULT_PARAMS) -> Config:
 
 
 def check_config(config: Config) -> None:
-    """Checks that need more than the file: token grids, weights of others, equal parts of a batch, dense features,
-    patients in the phantom.
+    """Checks that need more than the file: channels, token grids, weights of others, equal parts of a batch, dense
+    features, patients in the phantom.
 
     Raises:
         ConfigError: saying what was found and what is needed.
@@ -85,6 +85,9 @@ def check_config(config: Config) -> None:
     from shards.phantom.study import count_images, patient_id
 
     _check_shared_images(config)
+    for name, batch in config.batches.items():
+        if batch.mix.weight > 0 or name == config.evaluate.batch:
+            batch.mix.normalisation(config.pretrain.backbone.in_channels, name)
     check_backbone(config.pretrain.backbone, config.grid.spec)
     check_weights(config.pretrain.backbone)
     # What one process cannot divide, several cannot either; how many there will be is not known here.

@@ -53,6 +53,7 @@ from ace.training.ranks import Ranks
 from ace.training.state import TrainState
 from ace.training.step import StepOutcome, train_step
 from shards.grid import draw_crop_pair
+from shards.normalisation import Normalisation
 from shards.params import GridParams
 from shards.progress import progress
 
@@ -130,8 +131,9 @@ def random_batch(config: Config, rng: np.random.Generator) -> PairBatch:
         if is_erased and number == 0 and drawn[0] is None:
             drawn[0] = draw_erasure(erase.model_copy(update={"probability": 1.0}), rng, size_px=spec.crop_px)
         shown = [shown_share(erasure, size_px=spec.crop_px, t=spec.t) for erasure in drawn]
+        levels = Normalisation.of(0.5, 0.25)
         left = [Augmentation(erased=erasure) for erasure in drawn]
-        items.append(CropPairItem(coarse, fine, pair, 0.5, 0.25, f"random-{number}", shown[0], shown[1], *left))
+        items.append(CropPairItem(coarse, fine, pair, levels, f"random-{number}", shown[0], shown[1], *left))
     return collate(items).augmented(config.pretrain.augment)
 
 

@@ -171,6 +171,17 @@ def cell_statistics(canvas: Canvas, spec: GridSpec, params: ForegroundParams) ->
     return Cells(mean, std, foreground, total, total_squares, count * int(foreground.sum()))
 
 
+def foreground_sums(
+    canvas: Canvas, foreground: Bool[np.ndarray, "n n"], spec: GridSpec
+) -> Int[np.ndarray, "2 channels"]:
+    """Of each channel, the sum of the foreground's values and that of their squares; exact."""
+    cells = canvas.reshape(spec.n, spec.cell_px, spec.n, spec.cell_px, -1).swapaxes(1, 2)[foreground]
+    levels = np.arange(256)
+    counts = np.stack([np.bincount(values, minlength=256) for values in cells.reshape(-1, cells.shape[-1]).T])
+    sums: Int[np.ndarray, "2 channels"] = np.stack([counts @ levels, counts @ levels**2])
+    return sums
+
+
 def _cell_sums(canvas: Canvas, spec: GridSpec) -> Int[np.ndarray, "2 n n"]:
     """The sum of every cell's values, and that of their squares."""
     columns = np.empty((2, spec.n, canvas[0].size), np.uint32)

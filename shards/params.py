@@ -5,14 +5,16 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from shards.config import Section
 from shards.errors import ConfigError, GridError
 from shards.grid import GridSpec, Scale
+from shards.normalisation import Normalisation, as_written
 from shards.quality.params import QualityParams
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
 FINGERPRINT = r"^idkey-[0-9a-f]{16}$"
 
 
@@ -177,15 +179,32 @@ class RegisteredSourceParams(Section):
 SourceParams = Annotated[PhantomSourceParams | RegisteredSourceParams, Field(discriminator="kind")]
 
 
+def _as_several(levels: Any) -> Any:
+    return levels if isinstance(levels, list | tuple) else (levels,)
+
+
+_ONE_OR_EACH = (Field(min_length=1), BeforeValidator(_as_several), PlainSerializer(as_written))
+
+
 class MixParams(Section):
     """A batch's part in training."""
 
     weight: float = Field(ge=0)
     """Multiplies the batch's natural share: 1 shows each image once per epoch, 0 leaves the batch out."""
-    mean: float = Field(ge=0, le=1)
-    """Subtracted from pixels in [0, 1]."""
-    std: float = Field(gt=0)
-    """Pixels are divided by it after."""
+    mean: Annotated[tuple[Fraction, ...], *_ONE_OR_EACH]
+    """Subtracted from pixels in [0, 1]: one number for all channels, or a list with one for each."""
+    std: Annotated[tuple[Positive, ...], *_ONE_OR_EACH]
+    """Pixels are divided by it after; likewise."""
+
+    def normalisation(self, channels: int, batch: str) -> Normalisation:
+        """Mean and deviation of each channel of the network's input; `batch` is the name that the message says.
+
+        Raises:
+            ConfigError: there are several numbers, and not as many as channels.
+        """
+        grey = "set in_channels to 3, or give mean and std of the images in grey (the same `python -m shards register`"
+        remedy = f"{grey} prints them)" if channels == 1 else "give mean and std for each of them"
+        return Normalisation(self.mean, self.std).per_channel(channels, f"batches.{batch}.mix", remedy)
 
 
 class BatchParams(Section):

@@ -8,8 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int
+
 from shards.atomic import clear_when_full, write_text
-from shards.canvas import Placement, cell_statistics, is_coloured
+from shards.canvas import Placement, cell_statistics, foreground_sums, is_coloured, with_channels
 from shards.config import DEFAULT_PARAMS, read_params
 from shards.decode import UnreadableImageError, decode
 from shards.delivery import Delivery, Entry, SplitRule, check_records, format_manifest, hashed, identify
@@ -17,6 +20,7 @@ from shards.errors import ConfigError, SourceError
 from shards.growth import Growth, Registered, grow, read_settled
 from shards.identity import IdKey, load_id_key, read_id_key, split_of
 from shards.image_names import MANIFESTS
+from shards.normalisation import Normalisation, as_written
 from shards.params import BatchParams, GridParams, RegisteredSourceParams, ShardParams, check_batch_name, parse_batches
 from shards.progress import progress
 from shards.published_key import warn_of_published_key
@@ -115,7 +119,11 @@ def register_batch(
             "shares_images_with": list(listing.shares_images_with),
             "id_key_fingerprint": key.fingerprint,
         },
-        "mix": {"weight": weight, "mean": survey.mean, "std": survey.std},
+        "mix": {
+            "weight": weight,
+            "mean": as_written(survey.normalisation.mean),
+            "std": as_written(survey.normalisation.std),
+        },
     }
     BatchParams.from_params(item, f"batch {name}")
 
@@ -149,7 +157,7 @@ def register_batch(
                 copies.append(path.with_name(f"{path.name}.before-{name}"))
                 write_text(copies[-1], before[path])
             write_text(path, text)
-    _report(name, delivery, listing, item, growth, is_registered=known is not None)
+    _report(name, delivery, listing, survey, growth, is_registered=known is not None)
     if only:
         _report_only(name, sorted(set(batches) - {name}), copies)
     else:
@@ -162,13 +170,13 @@ class Survey:
 
     Attributes:
         channels: 3 if any is coloured.
-        mean: Of the foreground, in [0, 1].
-        std: Likewise.
+        normalisation: Mean and deviation of the foreground, in [0, 1]; of coloured images those of each channel.
+        in_grey: The same as a network of one channel sees the images.
     """
 
     channels: int
-    mean: float
-    std: float
+    normalisation: Normalisation
+    in_grey: Normalisation
 
 
 def survey_images(root: Path, records: Sequence[Record], grid: GridParams, shard: ShardParams) -> Survey:
@@ -179,7 +187,8 @@ def survey_images(root: Path, records: Sequence[Record], grid: GridParams, shard
     """
     chosen = records[:: -(-len(records) // _MAX_SAMPLED)]
     max_pixels = shard.max_source_megapixels * 1e6
-    total = squares = count = num_read = 0
+    over_channels, of_channels, in_grey = _Sums(1), _Sums(3), _Sums(1)
+    num_read = 0
     has_colour = False
     for record in progress(chosen, total=len(chosen), description="look", unit="image"):
         if record.known_defect is not None:
@@ -191,16 +200,40 @@ def survey_images(root: Path, records: Sequence[Record], grid: GridParams, shard
             continue
         canvas = Placement.of(image, grid.spec.canvas_px, grid.trim_level).place_image(image)
         cells = cell_statistics(canvas, grid.spec, shard.foreground)
-        total, squares, count = total + cells.total, squares + cells.total_squares, count + cells.num_values
+        over_channels.add(np.array([[cells.total], [cells.total_squares]]), cells.num_values)
+        num_pixels = int(cells.foreground.sum()) * grid.spec.cell_px**2
+        of_channels.add(foreground_sums(canvas, cells.foreground, grid.spec), num_pixels)
+        in_grey.add(foreground_sums(with_channels(canvas, 1), cells.foreground, grid.spec), num_pixels)
         has_colour, num_read = has_colour or is_coloured(image), num_read + 1
-    if not count:
+    if not over_channels.num_values:
         raise SourceError(
             f"{root}: looked at {len(chosen)} images, could read {num_read} and found no foreground in them "
             "(shard.foreground); expected image files with something in them"
         )
-    mean = total / count
-    std = math.sqrt(max(squares / count - mean**2, 1.0))
-    return Survey(3 if has_colour else 1, round(mean / 255, _DECIMALS), round(std / 255, _DECIMALS))
+    if has_colour:
+        return Survey(3, of_channels.normalisation(), in_grey.normalisation())
+    return Survey(1, over_channels.normalisation(), over_channels.normalisation())
+
+
+class _Sums:
+    """Sums of grey levels and of their squares, as whole numbers: their order does not matter."""
+
+    def __init__(self, channels: int) -> None:
+        self.sums = np.zeros((2, channels), np.int64)
+        self.num_values = 0
+
+    def add(self, sums: Int[np.ndarray, "2 channels"], num_values: int) -> None:
+        """Those of one image; a grey one counts the same in every channel."""
+        self.sums += sums
+        self.num_values += num_values
+
+    def normalisation(self) -> Normalisation:
+        """Mean and deviation of each channel, in [0, 1]; the deviation is at least one grey level."""
+        totals, squares = self.sums.tolist()
+        means = [total / self.num_values for total in totals]
+        stds = [math.sqrt(max(sq / self.num_values - mean**2, 1.0)) for sq, mean in zip(squares, means, strict=True)]
+        mean, std = (tuple(round(level / 255, _DECIMALS) for level in levels) for levels in (means, stds))
+        return Normalisation(mean, std)
 
 
 def check_paths_fit(labels: Path, root: Path) -> None:
@@ -323,7 +356,7 @@ def _portable(path: Path, project: Path) -> str:
 
 
 def _report(
-    name: str, delivery: Delivery, listing: Listing, item: Mapping[str, Any], growth: Growth, *, is_registered: bool
+    name: str, delivery: Delivery, listing: Listing, survey: Survey, growth: Growth, *, is_registered: bool
 ) -> None:
     """Say what was understood, and everything that may be wrong with it."""
     for warning in listing.warnings:
@@ -346,12 +379,20 @@ def _report(
     if growth.num_known:
         print(f"{growth.num_known} images are in other batches of the folder and are left out", file=sys.stderr)
     num_patients = len({entry.record.patient for entry in delivery.entries})
-    verb, mix = "already registered" if is_registered else "registered", item["mix"]
+    verb = "already registered" if is_registered else "registered"
+    mean, std = (as_written(levels) for levels in survey.normalisation)
     print(
         f"{verb}: {name}, {len(delivery.entries)} images of {num_patients} patients, "
-        f"{item['source']['channels']} channel(s), mean {mix['mean']}, std {mix['std']}",
+        f"{survey.channels} channel(s), mean {mean}, std {std}",
         file=sys.stderr,
     )
+    if survey.channels == 3:
+        mean, std = (as_written(levels) for levels in survey.in_grey)
+        print(
+            f"a network of one channel sees these images in grey: for pretrain.backbone.in_channels 1, set mean {mean} "
+            f"and std {std} in batches.{name}.mix",
+            file=sys.stderr,
+        )
 
 
 def _report_only(name: str, others: Sequence[str], copies: Sequence[Path]) -> None:

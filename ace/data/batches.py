@@ -17,6 +17,7 @@ from ace.data.params import AugmentParams
 from ace.geometry.visibility import VISIBLE_ABOVE
 from shards.canvas import Pixels
 from shards.grid import CropPair
+from shards.normalisation import Normalisation
 
 Shown = Float[np.ndarray, "t t"]
 """Share of each token's pixels that is not erased."""
@@ -30,8 +31,7 @@ class CropPairItem:
     coarse: Pixels
     fine: Pixels
     pair: CropPair
-    mean: float
-    std: float
+    normalisation: Normalisation
     key: str
     coarse_shown: Shown
     fine_shown: Shown
@@ -48,8 +48,7 @@ class ViewItem:
     shown: list[Shown]
     augmentations: list[Augmentation]
     num_teacher_views: int
-    mean: float
-    std: float
+    normalisation: Normalisation
     key: str
 
 
@@ -58,7 +57,7 @@ class Batch(ABC):
     """What every batch has, whatever it shows.
 
     Attributes:
-        mean: Subtracted from pixels in [0, 1]; each sample's shard set has its own.
+        mean: Subtracted from each channel of pixels in [0, 1]; each sample's shard set has its own.
         std: Divides them after.
         keys: The samples.
         augmentations: What the crops have still to go through before the networks see them; None for nothing.
@@ -67,8 +66,8 @@ class Batch(ABC):
             where nothing is erased.
     """
 
-    mean: Float[Tensor, " batch"]
-    std: Float[Tensor, " batch"]
+    mean: Float[Tensor, "batch channels"]
+    std: Float[Tensor, "batch channels"]
     keys: list[str]
     augmentations: Augmentations | None
     erased: UInt8[Tensor, "batch crops channels size size"] | None = field(default=None, kw_only=True)
@@ -113,7 +112,7 @@ class Batch(ABC):
         """
         device = self.mean.device
         own, other = torch.arange(len(self), device=device), from_host(partners(len(self)), device)
-        is_alike = (self.mean[other] == self.mean) & (self.std[other] == self.std)
+        is_alike = ((self.mean[other] == self.mean) & (self.std[other] == self.std)).all(dim=1)
         return torch.where(is_alike, other, own)
 
     def _augmented(self, crops: Tensor, params: AugmentParams) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -132,7 +131,7 @@ class Batch(ABC):
     def _normalised(self, crops: Tensor) -> Tensor:
         if self.augmentations is not None:
             raise ValueError("these crops are not augmented yet: networks take what `augmented` returns")
-        return (crops / 255.0 - self.mean[:, None, None, None]) / self.std[:, None, None, None]
+        return (crops / 255.0 - self.mean[:, :, None, None]) / self.std[:, :, None, None]
 
     def _sliced(self: AnyBatch, part: slice) -> AnyBatch:
         records = None if self.augmentations is None else self.augmentations.sliced(part)
@@ -247,8 +246,8 @@ def _collate_pairs(items: Sequence[CropPairItem]) -> PairBatch:
         fine=_stacked([item.fine for item in items]),
         coarse_origin=torch.tensor([item.pair.coarse for item in items]),
         fine_origin=torch.tensor([item.pair.fine for item in items]),
-        mean=torch.tensor([item.mean for item in items]),
-        std=torch.tensor([item.std for item in items]),
+        mean=torch.tensor([item.normalisation.mean for item in items]),
+        std=torch.tensor([item.normalisation.std for item in items]),
         k=items[0].pair.k,
         l=items[0].pair.l,
         keys=[item.key for item in items],
@@ -264,8 +263,8 @@ def _collate_views(items: Sequence[ViewItem]) -> ViewBatch:
         view_shown=torch.stack([_stacked_shown(item.shown) for item in items]),
         num_teacher_views=items[0].num_teacher_views,
         augmentations=Augmentations.of([item.augmentations for item in items]),
-        mean=torch.tensor([item.mean for item in items]),
-        std=torch.tensor([item.std for item in items]),
+        mean=torch.tensor([item.normalisation.mean for item in items]),
+        std=torch.tensor([item.normalisation.std for item in items]),
         keys=[item.key for item in items],
     )
 

@@ -65,7 +65,8 @@ class CropDataset(Dataset[CropPairItem | ViewItem]):
             seed: Decides order, (k, l), crops and augmentation.
 
         Raises:
-            ConfigError: a shard set was built with another grid, or the objective needs a scale that the grid lacks.
+            ConfigError: a shard set was built with another grid, the objective needs a scale that the grid lacks, or a
+                mix has means or deviations of another number of channels.
         """
         for index, _ in members:
             if index.spec != spec:
@@ -78,6 +79,7 @@ class CropDataset(Dataset[CropPairItem | ViewItem]):
         self.specs = [spec_of_epoch(objective, spec, epoch) for epoch in range(CYCLE)]
         self.in_channels, self.seed = in_channels, seed
         self.mixes = [mix for _, mix in members]
+        self.normalisations = [mix.normalisation(in_channels, index.name) for index, mix in members]
         self.indexes = [index for index, _ in members]
         self.readers = [ShardReader(index) for index in self.indexes]
         self.rows = [index.select("train") for index in self.indexes]
@@ -88,18 +90,18 @@ class CropDataset(Dataset[CropPairItem | ViewItem]):
         shard_set, position, step, epoch = request
         sample = self.readers[shard_set].read(int(self.rows[shard_set][position]))
         rng = _generator(self.seed, step, sample.key)
-        mix, spec = self.mixes[shard_set], self.specs[epoch % CYCLE]
+        normalisation, spec = self.normalisations[shard_set], self.specs[epoch % CYCLE]
         if spec is None:
             windows, num_teacher_views = self._view_windows(rng)
             crops = resample_all(sample, windows, self.spec.crop_px)
             views, shown, left = zip(*[self._finish(crop, rng) for crop in crops], strict=True)
             records = list(views), list(shown), list(left)
-            return ViewItem(*records, num_teacher_views, mix.mean, mix.std, sample.key)
+            return ViewItem(*records, num_teacher_views, normalisation, sample.key)
         pair = self._pair(sample, spec, step, rng)
         crops = resample_all(sample, [pair.window("coarse", spec), pair.window("fine", spec)], spec.crop_px)
         (coarse, coarse_shown, coarse_left), (fine, fine_shown, fine_left) = [self._finish(c, rng) for c in crops]
         both = coarse_shown, fine_shown, coarse_left, fine_left
-        return CropPairItem(coarse, fine, pair, mix.mean, mix.std, sample.key, *both)
+        return CropPairItem(coarse, fine, pair, normalisation, sample.key, *both)
 
     def __getitems__(self, requests: Sequence[Request]) -> "list[CropPairItem | ViewItem] | ShardError":
         """The items of one step; what a user can cause is handed over as it is, not as a traceback of the process that

@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ace.data.normalise import normalised
 from shards.canvas import Pixels, with_channels
 from shards.grid import GridSpec
+from shards.normalisation import Normalisation
 from shards.progress import progress_bar
 
 Image = Pixels
-Level = float | tuple[float, ...]
-"""One number for all channels of an image, or one for each."""
 
 
 class Encoder(Protocol):
@@ -31,8 +31,8 @@ class Encoder(Protocol):
     @property
     def in_channels(self) -> int: ...  # noqa: D102
 
-    def normalisation(self, batch: str) -> tuple[Level, Level]:
-        """(mean, standard deviation) of the pixels, in [0, 1], of one batch of shards."""
+    def normalisation(self, batch: str) -> Normalisation:
+        """That of the pixels, in [0, 1], of one batch of shards."""
         ...
 
 
@@ -54,14 +54,12 @@ class Embedder:
 
     def tokens(self, crops: Iterable[Image]) -> Iterator[Float[Tensor, "batch t t dim"]]:
         """The backbone's tokens of each crop, in order, `images_per_forward` crops at a time."""
-        mean, std = (self._per_channel(level) for level in self.encoder.normalisation(self.batch))
+        encoder, normalisation = self.encoder, self.encoder.normalisation(self.batch)
         remaining = iter(crops)
         while chunk := list(islice(remaining, self.images_per_forward)):
-            crops = np.stack([with_channels(crop, self.encoder.in_channels) for crop in chunk])
-            pixels = torch.from_numpy(crops).to(self.encoder.device).float() / 255
-            planes = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.movedim(-1, 1)
+            crops = np.stack([with_channels(crop, encoder.in_channels) for crop in chunk])
             with torch.inference_mode():
-                yield self.encoder.backbone((planes - mean) / std).float()
+                yield encoder.backbone(normalised(crops, normalisation, encoder.device)).float()
 
     def shown_tokens(
         self, crops: Iterable[Image], *, total: int, task: str
@@ -75,12 +73,6 @@ class Embedder:
     def pooled(self, crops: Iterable[Image], *, total: int, task: str) -> Float[np.ndarray, "crops dim"]:
         """E0 of each crop: the mean over its tokens, not normalised; `total` and `task` are for the progress bar."""
         return np.concatenate([pool(tokens) for tokens in self.shown_tokens(crops, total=total, task=task)])
-
-    def _per_channel(self, level: Level) -> float | Tensor:
-        """A level that channels [C, H, W] can be shifted or scaled by."""
-        if isinstance(level, tuple):
-            return torch.tensor(level, device=self.encoder.device).view(-1, 1, 1)
-        return level
 
 
 def pool(tokens: Float[Tensor, "batch t t dim"]) -> Float[np.ndarray, "batch dim"]:

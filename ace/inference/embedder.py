@@ -17,12 +17,13 @@ from PIL import Image
 from torch import Tensor
 
 from ace.inference.images import ImageInput, ImageInputError, to_pixels
-from ace.inference.preprocessing import Preprocessing, preprocessing_of
+from ace.inference.preprocessing import Choice, Preprocessing, preprocessing_of
 from ace.models.encoder import WEIGHTS, Encoder, Which, load_encoder
 from ace.zoo.shipped import find_model
 from shards.canvas import Canvas
 from shards.errors import ConfigError
 from shards.format import sha256_of
+from shards.normalisation import as_written
 
 BATCH_SIZE = 32
 
@@ -71,7 +72,7 @@ class EmbeddingModel:
         """sha256 of the weights: which model an embedding is of."""
         return sha256_of(self.folder / WEIGHTS[self.which])
 
-    def describe(self) -> dict[str, str | int | float]:
+    def describe(self) -> dict[str, str | int | float | list[float]]:
         """What whoever gets embeddings or an exported model has to know: the weights, and what images pass first."""
         backbone = self.encoder.config["params"]["pretrain"]["backbone"]
         rows, cols = self.token_grid
@@ -84,6 +85,8 @@ class EmbeddingModel:
             "rows": rows,
             "cols": cols,
             **asdict(self.preprocessing),
+            "mean": as_written(self.preprocessing.mean),
+            "std": as_written(self.preprocessing.std),
             "version": version("ace-pretraining"),
         }
 
@@ -138,7 +141,7 @@ def load_model(
     *,
     which: Which,
     device: str,
-    normalisation: str | tuple[float, float] | None,
+    normalisation: Choice,
     batch: str | None = None,
 ) -> EmbeddingModel:
     """`ace.load`, and for images of a known batch.

@@ -13,6 +13,7 @@ from ace.models.encoder import IMPORTED
 from ace.models.notice import NOTICE
 from ace.training.card import ORIGINS, model_card
 from shards.atomic import write_text
+from shards.normalisation import Normalisation, text_of
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
@@ -31,7 +32,7 @@ This is the {network}'s backbone.
 | | |
 |---|---|
 | input | {crop_px} × {crop_px} px, {channels} channel(s): the image, aspect kept, padded to a square with black |
-| normalisation | pixels in [0, 1], mean {mean:g}, std {std:g} ({normalisation}) |
+| normalisation | pixels in [0, 1], mean {mean_text}, std {std_text} ({normalisation}) |
 | tokens | {rows} × {cols} of {dim} channels, after the last norm |
 | token activation | `{token_activation}`, **not part of this model**: {activation_note} |
 | weights | sha256 {model_sha256} |
@@ -88,6 +89,7 @@ def _config(model: EmbeddingModel, network: Any) -> dict[str, Any]:
     """What timm calls a hub config; Transformers knows it by `pretrained_cfg`."""
     params = model.encoder.config["params"]["pretrain"]["backbone"]
     preprocessing = model.preprocessing
+    every = Normalisation(preprocessing.mean, preprocessing.std).per_channel(preprocessing.channels, "normalisation")
     original = timm.get_pretrained_cfg(params["name"])
     is_fixed = original is not None and original.fixed_input_size
     size = {"img_size": preprocessing.crop_px} if is_fixed else {}
@@ -109,8 +111,8 @@ def _config(model: EmbeddingModel, network: Any) -> dict[str, Any]:
             "fixed_input_size": is_fixed,
             "interpolation": "bicubic",
             "crop_pct": 1.0,
-            "mean": [preprocessing.mean] * preprocessing.channels,
-            "std": [preprocessing.std] * preprocessing.channels,
+            "mean": list(every.mean),
+            "std": list(every.std),
             "num_classes": 0,
             "pool_size": None,
             "first_conv": network.pretrained_cfg.get("first_conv"),
@@ -129,6 +131,8 @@ def _card(model: EmbeddingModel) -> str:
         data = sections["Data"].partition("\n\n")[0]  # the table; what follows speaks of the model's own files
     return _CARD.format(
         **about,
+        mean_text=text_of(model.preprocessing.mean),
+        std_text=text_of(model.preprocessing.std),
         origin=origin,
         activation_note=_ACTIVATION_NOTES[str(about["token_activation"])],
         data=data,

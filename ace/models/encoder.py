@@ -16,6 +16,7 @@ from ace.models.params import BackboneParams, ReferenceParams
 from ace.models.weights import check_weights, load_initial_weights
 from shards.errors import ConfigError
 from shards.grid import GridSpec
+from shards.normalisation import Normalisation
 
 FORMAT_VERSION = 3
 CONFIG = "config.json"
@@ -54,18 +55,20 @@ class Encoder:
         """Channels of an input crop, 1 or 3."""
         return int(self.config["params"]["pretrain"]["backbone"]["in_channels"])
 
-    def normalisation(self, batch: str) -> tuple[float, float]:
-        """(mean, std) of a batch's pixels in [0, 1], as used in training; an imported model has one for all batches.
+    def normalisation(self, batch: str) -> Normalisation:
+        """That of a batch's pixels in [0, 1], as used in training; an imported model has one for all batches.
 
         Raises:
-            ConfigError: the model has not seen the batch.
+            ConfigError: the model has not seen the batch, or it is one of another number of channels.
         """
         mixes = self.config["params"]["batches"]
         if self.config.get("origin") == IMPORTED:
             batch = IMPORTED
         if batch not in mixes:
             raise ConfigError(f"batch '{batch}' is unknown to this model; it was trained with {sorted(mixes)}")
-        return float(mixes[batch]["mix"]["mean"]), float(mixes[batch]["mix"]["std"])
+        found = Normalisation.of(mixes[batch]["mix"]["mean"], mixes[batch]["mix"]["std"])
+        found.per_channel(self.in_channels, f"{CONFIG}: batches.{batch}.mix")
+        return found
 
 
 def load_encoder(model_dir: Path, which: Which = "teacher", device: str = "auto") -> Encoder:
@@ -118,24 +121,22 @@ class ReferenceEncoder:
         backbone: Normalised crops [B, C, S, S] to tokens [B, t, t, D].
         spec: The grid whose crops it is shown; S is `spec.crop_px`.
         in_channels: Channels of an input crop, 1 or 3.
-        mean: Subtracted from each channel of pixels in [0, 1].
-        std: Each channel is divided by it after.
+        published: What it was published with, for pixels in [0, 1].
     """
 
     backbone: Backbone
     spec: GridSpec
     in_channels: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    published: Normalisation
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.backbone.parameters()).device
 
-    def normalisation(self, batch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """(mean, std) of each channel: those that the encoder was published with, for every batch."""
-        return self.mean, self.std
+    def normalisation(self, batch: str) -> Normalisation:
+        """That which the encoder was published with, for every batch."""
+        return self.published
 
 
 def check_reference(params: ReferenceParams, spec: GridSpec) -> None:
@@ -172,7 +173,8 @@ def reference_encoder(params: ReferenceParams, spec: GridSpec) -> ReferenceEncod
             f"evaluate.reference: the weights leave part of {params.name} random, so it is not the published "
             f"encoder; choose weights of this architecture\n{report}"
         )
-    return ReferenceEncoder(backbone.to(default_device()).eval(), spec, params.in_channels, params.mean, params.std)
+    published = Normalisation(params.mean, params.std)
+    return ReferenceEncoder(backbone.to(default_device()).eval(), spec, params.in_channels, published)
 
 
 def default_device() -> torch.device:

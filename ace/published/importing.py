@@ -22,6 +22,7 @@ from shards.atomic import replace_directory, write_text
 from shards.errors import ConfigError
 from shards.format import sha256_of
 from shards.grid import GridSpec, Scale
+from shards.normalisation import Levels, Normalisation, as_tuple, text_of
 from shards.params import MixParams
 
 CARD = """\
@@ -38,7 +39,7 @@ they saw, for how long and with which settings is not known here. Their publishe
 | | |
 |---|---|
 | backbone | `{backbone}`{model_args}, {in_channels} channel(s), {num_parameters:,} parameters |
-| input | {crop_px} × {crop_px} px, {t} × {t} tokens; pixels in [0, 1] minus {mean:g}, over {std:g} |
+| input | {crop_px} × {crop_px} px, {t} × {t} tokens; pixels in [0, 1] minus {mean}, over {std} |
 | made from | `{file}`, sha256 `{sha256}`, {nest} |
 | left out | {num_derived} tables that follow from the architecture, {num_heads} tensors of heads: see `config.json` |
 
@@ -84,8 +85,8 @@ def import_checkpoint(
     architecture: Architecture,
     *,
     network: Literal["teacher", "student"],
-    mean: float,
-    std: float,
+    mean: Levels,
+    std: Levels,
 ) -> KeyMap:
     """Convert a checkpoint and write the model folder, whole or not at all; returns what each key of the file was.
 
@@ -94,12 +95,12 @@ def import_checkpoint(
         out: Folder of the model; must not exist.
         architecture: What the file holds.
         network: Which of its networks becomes the encoder.
-        mean: Subtracted from pixels in [0, 1], as in the encoder's training.
-        std: Pixels are divided by it after.
+        mean: Subtracted from pixels in [0, 1], as in the encoder's training: one number, or one for each channel.
+        std: Pixels are divided by it after; likewise.
 
     Raises:
         ConfigError: `out` exists, the file cannot be read, or a tensor is unknown, missing, of another shape, or not
-            finite.
+            finite; the encoder has another number of channels than `mean` or `std`.
     """
     if out.exists():
         raise ConfigError(f"{out} exists; choose another --out or remove it")
@@ -109,11 +110,12 @@ def import_checkpoint(
     backbone = {
         "name": architecture.name,
         "model_args": dict(architecture.model_args),
-        "in_channels": _in_channels(path, state),
+        "in_channels": (in_channels := _in_channels(path, state)),
         "token_activation": "identity",
         "drop_path": 0.0,
         "weights": None,
     }
+    Normalisation(mix.mean, mix.std).per_channel(in_channels, "normalisation", "give --mean and --std accordingly")
     built = build_backbone(BackboneParams.from_params(backbone, f"{path}: backbone"), architecture.spec)
     _load(built.model, state.tensors, keys, path)
     heads = (*keys.heads, *state.beside)
@@ -158,8 +160,8 @@ def _card(config: Mapping[str, Any], spec: GridSpec, num_parameters: int) -> str
         num_parameters=num_parameters,
         crop_px=spec.crop_px,
         t=spec.t,
-        mean=mix["mean"],
-        std=mix["std"],
+        mean=text_of(as_tuple(mix["mean"])),
+        std=text_of(as_tuple(mix["std"])),
         file=source["file"],
         sha256=source["sha256"],
         nest=f"network `{source['nest']}`" if source["nest"] else "its only network",

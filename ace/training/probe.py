@@ -18,6 +18,7 @@ from ace.training.monitor_params import ProbeParams
 from ace.training.probe_scores import NOT_KNOWN, auroc_by_label, knn_votes, linear_scores
 from shards.errors import ConfigError
 from shards.grid import GridSpec
+from shards.normalisation import Normalisation
 from shards.params import MixParams
 from shards.read import ShardIndex, ShardReader
 from shards.records import Split
@@ -145,9 +146,8 @@ class _Teacher:
     in_channels: int
     mix: MixParams
 
-    def normalisation(self, batch: str) -> tuple[float, float]:
-        del batch  # made for one
-        return self.mix.mean, self.mix.std
+    def normalisation(self, batch: str) -> Normalisation:
+        return self.mix.normalisation(self.in_channels, batch)
 
 
 def _features(

@@ -13,6 +13,7 @@ from ace.training.step import train_step
 from benchmarks.reference import targets
 from benchmarks.reference.straightforward import Straightforward
 from shards.grid import GridSpec, Scale, draw_crop_pair
+from shards.normalisation import Normalisation
 from tests.ace.training.conftest import tiny_grid, tiny_params
 
 STEPS_PER_EPOCH = 10
@@ -38,7 +39,7 @@ def random_batch(spec: GridSpec, size: int, rng: np.random.Generator) -> PairBat
     for number in range(size):
         coarse, fine = (rng.integers(0, 256, (spec.crop_px, spec.crop_px), dtype=np.uint8) for _ in range(2))
         pair = draw_crop_pair(spec, spec.scales[0], rng)
-        items.append(CropPairItem(coarse, fine, pair, 0.5, 0.25, str(number), shown, shown))
+        items.append(CropPairItem(coarse, fine, pair, Normalisation.of(0.5, 0.25), str(number), shown, shown))
     return collate(items)
 
 

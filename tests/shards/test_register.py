@@ -383,8 +383,8 @@ def test_a_registered_batch_builds_and_its_mix_is_what_the_index_finds(
     index = ShardIndex.open(project / "set")
     assert index.statistics["images"]["train"] == 12
     assert index.statistics["patients"]["train"] == 6
-    assert index.statistics["mean"] == pytest.approx(batch.mix.mean, abs=1e-4)
-    assert index.statistics["std"] == pytest.approx(batch.mix.std, abs=1e-4)
+    assert index.statistics["mean"] == pytest.approx(batch.mix.mean[0], abs=1e-4)
+    assert index.statistics["std"] == pytest.approx(batch.mix.std[0], abs=1e-4)
 
 
 def test_with_a_csv_only_its_images_are_registered(project: Path, root: Path, id_key: str) -> None:

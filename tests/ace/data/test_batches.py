@@ -323,7 +323,7 @@ def test_each_sample_is_normalised_with_its_own_shard_sets_mean_and_std(indexes:
     for crops, normalised in zip((batch.coarse, batch.fine), batch.whole(), strict=True):
         assert normalised.dtype == torch.float32
         for i, mix in enumerate(mixes):
-            torch.testing.assert_close(normalised[i], (crops[i] / 255 - mix.mean) / mix.std)
+            torch.testing.assert_close(normalised[i], (crops[i] / 255 - mix.mean[0]) / mix.std[0])
 
 
 def test_mix_weights_decide_how_often_a_shard_set_is_seen(indexes: list[ShardIndex]) -> None:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from ace.evaluation.cohort import Cohort, Subject
-from ace.evaluation.embedding import Embedder, Level
+from ace.evaluation.embedding import Embedder
 from shards.grid import GridSpec, Scale
+from shards.normalisation import Normalisation
 
 SPEC = GridSpec(n=6, cell_px=8, t=4, scales=(Scale(1, 1, 1.0),), min_overlap=0.25, min_jitter_area=1.0)
 
@@ -35,9 +36,9 @@ class ConstructedEncoder:
     in_channels: int = 3
     device: torch.device = torch.device("cpu")  # noqa: RUF009
 
-    def normalisation(self, batch: str) -> tuple[Level, Level]:
+    def normalisation(self, batch: str) -> Normalisation:
         assert batch == "constructed"
-        return 0.0, 1.0
+        return Normalisation.of(0.0, 1.0)
 
 
 def embedder(code: Callable[[Tensor], Tensor], spec: GridSpec = SPEC, images_per_forward: int = 7) -> Embedder:

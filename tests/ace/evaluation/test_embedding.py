@@ -3,7 +3,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ace.evaluation.embedding import Embedder, Level, unit
+from ace.evaluation.embedding import Embedder, unit
+from shards.normalisation import Normalisation
 from tests.ace.evaluation.constructed import SPEC, ConstructedEncoder, FromCellMeans, colour, embedder
 
 SIZE_PX = SPEC.crop_px
@@ -13,8 +14,8 @@ PER_CHANNEL = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Normalising(ConstructedEncoder):
-    def normalisation(self, batch: str) -> tuple[Level, Level]:
-        return {"first": (0.5, 0.25), "second": (0.0, 1.0), "channels": PER_CHANNEL}[batch]
+    def normalisation(self, batch: str) -> Normalisation:
+        return Normalisation.of(*{"first": (0.5, 0.25), "second": (0.0, 1.0), "channels": PER_CHANNEL}[batch])
 
 
 def noise(num_crops: int, *shape: int) -> np.ndarray:

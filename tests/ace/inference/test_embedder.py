@@ -157,7 +157,7 @@ def test_normalisation_is_that_of_the_training_mix_or_has_to_be_chosen(tmp_path:
     same = ace.load(write_model(tmp_path / "same", batches={"a": one, "b": mix(3.0, 0.4, 0.2), "c": unused}))
     assert (same.preprocessing.mean, same.preprocessing.std) == (0.4, 0.2)
     assert same.preprocessing.normalisation == "a+b"
-    assert ace.load(tmp_path / "same", normalisation="c").preprocessing.mean == 0.1
+    assert ace.load(tmp_path / "same", normalisation="c").preprocessing.mean == (0.1,)
 
     differing = write_model(tmp_path / "differing", batches={"a": one, "b": other})
     with pytest.raises(ConfigError, match=r"a: 0.4 ± 0.2, b: 0.6 ± 0.3.*normalisation='NAME'"):

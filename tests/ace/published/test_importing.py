@@ -137,7 +137,7 @@ def test_the_model_claims_no_training_of_its_own(tmp_path: Path) -> None:
     assert "This project did not train them" in card
     assert config["source"]["sha256"] in card
     encoder = load_encoder(folder)
-    assert encoder.normalisation("any-b000") == (0.5, 0.25)
+    assert encoder.normalisation("any-b000") == ((0.5,), (0.25,))
     with pytest.raises(ConfigError, match="student_backbone"):
         load_encoder(folder, "student")
 
@@ -147,7 +147,7 @@ def test_an_imported_encoder_embeds_and_is_exported_as_what_it_is(tmp_path: Path
     with pytest.raises(ConfigError, match="the model knows imported"):
         ace.load(folder, normalisation="any-b000")
     model = ace.load(folder, device="cpu")
-    assert (model.preprocessing.normalisation, model.preprocessing.mean) == ("imported", 0.5)
+    assert (model.preprocessing.normalisation, model.preprocessing.mean) == ("imported", (0.5,))
     export_timm(model, tmp_path / "timm")
     network = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True, num_classes=0, global_pool="").eval()
     images = torch.randn(2, 1, 64, 64)

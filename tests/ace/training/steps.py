@@ -17,6 +17,7 @@ from ace.training.ranks import ALONE, Ranks, open_ranks
 from ace.training.state import TrainState
 from ace.training.step import StepOutcome, train_step
 from shards.grid import draw_crop_pair
+from shards.normalisation import Normalisation
 from tests.ace.training.conftest import tiny_grid, tiny_params
 from tests.ace.training.synthetic import draw_shown, with_blackened, with_tissue
 
@@ -59,7 +60,7 @@ def _batch(shares_erased: list[float]) -> PairBatch:
         crops = rng.integers(0, 256, (2, spec.crop_px, spec.crop_px), dtype=np.uint8)
         shown = draw_shown(rng, 2, spec.t, share_erased)
         pair = draw_crop_pair(spec, spec.scales[0], rng)
-        items.append(CropPairItem(*crops, pair, 0.5, 0.25, f"noise-{number}", *shown))
+        items.append(CropPairItem(*crops, pair, Normalisation.of(0.5, 0.25), f"noise-{number}", *shown))
     return with_blackened(collate(items))
 
 

@@ -14,6 +14,7 @@ from ace.training.objective import BatchTotals, StepResult, compute_loss, count_
 from ace.training.params import PretrainParams
 from ace.training.state import TrainState
 from shards.grid import GridSpec, Scale, draw_crop_pair
+from shards.normalisation import Normalisation
 
 AnyBatch = TypeVar("AnyBatch", PairBatch, ViewBatch)
 
@@ -27,7 +28,7 @@ def pair_batch(
         crops = rng.integers(0, 256, (2, spec.crop_px, spec.crop_px), dtype=np.uint8)
         shown = draw_shown(rng, 2, spec.t, share_erased)
         pair = draw_crop_pair(spec, scale, rng)
-        items.append(CropPairItem(*crops, pair, 0.5, 0.25, f"noise-{number}", *shown))
+        items.append(CropPairItem(*crops, pair, Normalisation.of(0.5, 0.25), f"noise-{number}", *shown))
     return with_blackened(collate(items)).to(default_device())
 
 
@@ -46,7 +47,7 @@ def view_batch(
         views = rng.integers(0, 256, (num_views, spec.crop_px, spec.crop_px), dtype=np.uint8)
         shown = draw_shown(rng, num_views, spec.t, share_erased)
         augmentations = [AS_IT_IS] * num_views
-        values = (num_teacher_views, 0.5, 0.25, f"noise-{number}")
+        values = (num_teacher_views, Normalisation.of(0.5, 0.25), f"noise-{number}")
         items.append(ViewItem(list(views), list(shown), augmentations, *values))
     return with_blackened(collate(items)).to(default_device())
 

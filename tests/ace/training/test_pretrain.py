@@ -99,7 +99,7 @@ def test_trained_and_untrained_encoders_share_the_architecture(finished: Path) -
     assert not torch.equal(trained.backbone(image), untrained.backbone(image))
     again = untrained_encoder(finished / "model", seed=0)
     assert torch.equal(again.backbone(image), untrained.backbone(image))
-    assert trained.normalisation(BATCH) == (0.5, 0.25)
+    assert trained.normalisation(BATCH) == ((0.5,), (0.25,))
     with pytest.raises(ConfigError, match="trained with"):
         trained.normalisation("other")
 
