@@ -76,6 +76,7 @@ class EmbeddingModel:
         """What whoever gets embeddings or an exported model has to know: the weights, and what images pass first."""
         backbone = self.encoder.config["params"]["pretrain"]["backbone"]
         rows, cols = self.token_grid
+        preprocessing = {name: value for name, value in asdict(self.preprocessing).items() if value is not None}
         return {
             "model_sha256": self.fingerprint,
             "network": self.which,
@@ -84,7 +85,7 @@ class EmbeddingModel:
             "dim": self.dim,
             "rows": rows,
             "cols": cols,
-            **asdict(self.preprocessing),
+            **preprocessing,
             "mean": as_written(self.preprocessing.mean),
             "std": as_written(self.preprocessing.std),
             "version": version("ace-pretraining"),

@@ -54,6 +54,12 @@ class Preprocessing:
         return normalised(np.stack(canvases), Normalisation(self.mean, self.std), device)
 
 
+def placement_text(trim_level: int | None) -> str:
+    """What happens to an image's shape, in words for a model card."""
+    trim = "" if trim_level is None else f", dark edges up to grey level {trim_level} cut off"
+    return f"the image{trim}, its aspect kept, padded to a square with black"
+
+
 def preprocessing_of(encoder: Encoder, normalisation: Choice) -> Preprocessing:
     """The preprocessing that an encoder was trained with.
 

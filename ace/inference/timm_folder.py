@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from ace.inference.embedder import EmbeddingModel
 from ace.inference.folder import new_folder
+from ace.inference.preprocessing import placement_text
 from ace.models.encoder import IMPORTED
 from ace.models.notice import NOTICE
 from ace.training.card import ORIGINS, model_card
@@ -31,7 +32,7 @@ This is the {network}'s backbone.
 
 | | |
 |---|---|
-| input | {crop_px} × {crop_px} px, {channels} channel(s): the image, aspect kept, padded to a square with black |
+| input | {crop_px} × {crop_px} px, {channels} channel(s): {placement} |
 | normalisation | pixels in [0, 1], mean {mean_text}, std {std_text} ({normalisation}) |
 | tokens | {rows} × {cols} of {dim} channels, after the last norm |
 | token activation | `{token_activation}`, **not part of this model**: {activation_note} |
@@ -131,6 +132,7 @@ def _card(model: EmbeddingModel) -> str:
         data = sections["Data"].partition("\n\n")[0]  # the table; what follows speaks of the model's own files
     return _CARD.format(
         **about,
+        placement=placement_text(model.preprocessing.trim_level),
         mean_text=text_of(model.preprocessing.mean),
         std_text=text_of(model.preprocessing.std),
         origin=origin,

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from ace.evaluation.measured import MEASURED, Measured
 from ace.evaluation.summary import ROWS
+from ace.inference.preprocessing import placement_text
 from ace.models.encoder import CONFIG, IMPORTED, WEIGHTS, Encoder, load_encoder
 from ace.models.notice import NOTICE
 from ace.training.card import ORIGINS, model_card
@@ -64,7 +65,7 @@ tags: [medical-imaging, self-supervised, ACE]
 | | |
 |---|---|
 | backbone | `{backbone}`, {channels} channel(s), {num_parameters:,} parameters; token activation `{token_activation}` |
-| input | the image at {crop_px} × {crop_px} px, its aspect kept, the rest black |
+| input | {crop_px} × {crop_px} px: {placement} |
 | training | objective `{objective}`, {epochs} epochs, {steps} steps of {batch_size} images |
 | weights | the teacher's backbone, {dtype}; sha256 `{sha256}` |
 | made with | ace-pretraining {version}, {versions} |
@@ -404,6 +405,7 @@ def _card(config: Mapping[str, Any], encoder: Encoder, min_cosine: float) -> str
         num_parameters=_num_parameters(encoder),
         token_activation=pretrain["backbone"]["token_activation"],
         crop_px=encoder.spec.crop_px,
+        placement=placement_text(encoder.spec.trim_level),
         objective=pretrain["objective"],
         epochs=pretrain["epochs"],
         steps=config["steps"],
