@@ -98,6 +98,12 @@ def test_every_mistake_is_listed_at_once() -> None:
             "regions of min_side 0.95 overlap by an IoU of at least 0.81",
         ),
         ({"shard__splits__test": 0.5}, "must sum to 1"),
+        (
+            {"batches__phantom-b000__mix__mean": [0.6, 0.3, 0.1]},
+            "batches.phantom-b000.mix: found a list of 3 as mean, expected one number: the network takes 1 channel(s) "
+            "(pretrain.backbone.in_channels); set in_channels to 3, or give mean and std of the images in grey",
+        ),
+        ({"batches__phantom-b000__mix__mean": 2.0}, "less than or equal to 1"),
     ],
 )
 def test_contradictions_are_explained_with_both_numbers(overrides: dict[str, Any], expected: str) -> None:

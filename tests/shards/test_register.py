@@ -432,7 +432,9 @@ def test_without_a_csv_it_is_said_where_patients_come_from(
     assert all(word in text for word in ["--labels CSV", *words]), text
 
 
-def test_one_coloured_image_makes_the_batch_coloured(project: Path, root: Path, id_key: str) -> None:
+def test_one_coloured_image_makes_the_batch_coloured(
+    project: Path, root: Path, id_key: str, capsys: pytest.CaptureFixture
+) -> None:
     grey = np.full((20, 20, 3), 90, np.uint8)
     Image.fromarray(grey).save(root / "grey as colour.png")
     register(project, root)
@@ -442,6 +444,11 @@ def test_one_coloured_image_makes_the_batch_coloured(project: Path, root: Path, 
     batches = read_batches(project / "params.yaml")
     channels = [batches[name].source.model_dump()["channels"] for name in ("clinic-b000", "clinic-b001")]
     assert channels == [1, 3]
+    grey_mix, mix = (load(project / "params.yaml")["batches"][name]["mix"] for name in ("clinic-b000", "clinic-b001"))
+    assert isinstance(grey_mix["mean"], float)
+    assert isinstance(grey_mix["std"], float)
+    assert (len(mix["mean"]), len(mix["std"])) == (3, 3)
+    assert "for pretrain.backbone.in_channels 1, set mean 0." in capsys.readouterr().err
 
 
 def test_unreadable_images_are_left_to_the_stage_but_not_all_of_them(project: Path, root: Path, id_key: str) -> None:

@@ -11,6 +11,7 @@ from ace.models.networks import Branches, Student, Teacher
 from ace.models.params import BackboneParams, GlobalHeadParams, LocalHeadParams, LogitParams
 from ace.training.model_folder import save_model
 from shards.grid import GridSpec, Scale
+from shards.normalisation import Levels
 
 ROOT = Path(__file__).parents[3]
 BACKBONES: dict[str, tuple[str, dict[str, Any], int]] = {
@@ -26,7 +27,7 @@ BACKBONES: dict[str, tuple[str, dict[str, Any], int]] = {
 CROP_PX, DIM = 64, 16
 
 
-def mix(weight: float, mean: float, std: float) -> dict[str, Any]:
+def mix(weight: float, mean: Levels, std: Levels) -> dict[str, Any]:
     return {"mix": {"weight": weight, "mean": mean, "std": std}}
 
 

@@ -1,5 +1,6 @@
 """`ace.load(...).embed(...)`: the embedding of method.md §5, by every way an image can be given."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import ace
 from ace.evaluation.embedding import Embedder, unit
 from ace.inference.embedder import EmbeddingModel
 from ace.inference.images import ImageInputError
+from ace.inference.timm_folder import export_timm
 from ace.models.encoder import load_encoder
 from shards.errors import ConfigError
 from tests.ace.inference.models import BACKBONES, CROP_PX, DIM, mix, write_model
@@ -53,6 +55,29 @@ def test_the_embedding_is_what_evaluation_measures(kind: str, in_channels: int, 
     assert np.abs(out.embedding.numpy() - unit(expected)).max() < 1e-5
     assert np.abs(out.tokens.mean((1, 2)).numpy() - expected).max() < 1e-5
     assert np.linalg.norm(expected, axis=1).min() > 0.1
+
+
+def test_a_model_of_coloured_images_normalises_each_channel_and_says_how(tmp_path: Path) -> None:
+    mean, std = [0.62, 0.31, 0.1], [0.14, 0.11, 0.08]
+    folder = write_model(tmp_path / "ace", in_channels=3, batches={"a-b000": mix(1.0, mean, std)})
+    model = ace.load(folder)
+    about = model.describe()
+    assert (about["mean"], about["std"]) == (mean, std)
+    crops = [np.random.default_rng(0).integers(0, 256, (CROP_PX, CROP_PX, 3), dtype=np.uint8)]
+    embedder = Embedder(load_encoder(folder, device="cpu"), "a-b000", images_per_forward=2, name="test")
+    expected = embedder.pooled(crops, total=1, task="test")
+    assert np.abs(model.embed(crops).tokens.mean((1, 2)).numpy() - expected).max() < 1e-5
+    swapped = ace.load(folder, normalisation=([0.31, 0.62, 0.1], std))
+    assert np.abs(swapped.embed(crops).tokens.mean((1, 2)).numpy() - expected).max() > 1e-3
+
+    export_timm(model, tmp_path / "timm")
+    config = json.loads((tmp_path / "timm" / "config.json").read_text(encoding="utf-8"))
+    assert (config["pretrained_cfg"]["mean"], config["pretrained_cfg"]["std"]) == (mean, std)
+    assert "mean 0.62, 0.31, 0.1, std 0.14, 0.11, 0.08 (a-b000)" in (tmp_path / "timm" / "README.md").read_text("utf-8")
+
+    grey = write_model(tmp_path / "grey", batches={"a-b000": mix(1.0, mean, std)})
+    with pytest.raises(ConfigError, match=r"batches.a-b000.mix: found a list of 3 as mean, expected one number"):
+        ace.load(grey)
 
 
 @given(st.integers(0, 7), st.integers(1, 9))
@@ -155,7 +180,7 @@ def test_devices_are_chosen_by_name(model_dir: Path) -> None:
 def test_normalisation_is_that_of_the_training_mix_or_has_to_be_chosen(tmp_path: Path) -> None:
     one, other, unused = mix(1.0, 0.4, 0.2), mix(2.0, 0.6, 0.3), mix(0.0, 0.1, 0.1)
     same = ace.load(write_model(tmp_path / "same", batches={"a": one, "b": mix(3.0, 0.4, 0.2), "c": unused}))
-    assert (same.preprocessing.mean, same.preprocessing.std) == (0.4, 0.2)
+    assert (same.preprocessing.mean, same.preprocessing.std) == ((0.4,), (0.2,))
     assert same.preprocessing.normalisation == "a+b"
     assert ace.load(tmp_path / "same", normalisation="c").preprocessing.mean == (0.1,)
 
