@@ -136,7 +136,7 @@ def test_features_do_not_depend_on_how_many_images_go_forward_together(members: 
 def test_each_set_is_normalised_by_its_own_mean_and_deviation(members: Members, backbone: Backbone) -> None:
     seen: list[torch.Tensor] = []
     handle = backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    shifted = [(index, mix.model_copy(update={"mean": float(i)})) for i, (index, mix) in enumerate(members)]
+    shifted = [(index, mix.model_copy(update={"mean": (float(i),)})) for i, (index, mix) in enumerate(members)]
     params = probe_params(images_per_forward=1)
     plan = plan_probe(shifted, params, seed=0)
     try:
