@@ -61,7 +61,7 @@ ROOT = Path(__file__).parents[1]
 KINDS = ("full", "backbone", "straightforward")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LR, WEIGHT_DECAY, MOMENTUM = 1e-4, 0.04, 0.996
-REMOVAL_WEIGHT, ERASE_PROBABILITY = 0.1, 0.35  # with --removal, where the configuration has 0
+REMOVAL_WEIGHT, ERASE_PROBABILITY = 0.1, 0.5  # with --removal, where the configuration has 0
 STEPS_PER_EPOCH = 10
 LOSS_TOLERANCE = 1e-4
 

@@ -61,5 +61,5 @@ def test_with_removal_the_term_weighs_something_and_something_is_erased(
     """Also where the configuration, or the paper, has neither."""
     config = config_of(step, monkeypatch, "--removal", "--batch", "2", *flags)
     assert config.pretrain.loss_weights.removal == 0.1
-    assert config.pretrain.augment.erase.probability == 0.35
+    assert config.pretrain.augment.erase.probability == demo().pretrain.augment.erase.probability == 0.5
     assert step.random_batch(config, np.random.default_rng(0)).erased is not None
