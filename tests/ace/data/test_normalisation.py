@@ -111,7 +111,7 @@ def test_training_evaluation_and_inference_normalise_the_same_pixels_alike(
     np.testing.assert_allclose(trained.permute(0, 2, 3, 1).numpy(), expected, atol=1e-5)
 
     normalisation = mix.normalisation(3, "a")
-    preprocessing = Preprocessing(GRID.spec.crop_px, 3, *normalisation, "a")
+    preprocessing = Preprocessing(GRID.spec.crop_px, 3, None, *normalisation, "a")
     assert torch.equal(preprocessing.normalise(crops, CPU), trained)
 
     class Showing(ConstructedEncoder):
