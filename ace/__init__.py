@@ -1,7 +1,7 @@
 """What is learned: Anatomically Consistent Embeddings (ACE) in composition and decomposition.
 
 import ace
-model = ace.load("models/ace")  # a folder, or the name of a shipped model (python -m ace models)
+model = ace.load("cxr-small")  # comes with the package; or the folder of a model that you trained
 out = model.embed(image)  # out.embedding [D], out.tokens [rows, cols, D]
 """
 

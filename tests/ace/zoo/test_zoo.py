@@ -380,6 +380,10 @@ def test_the_package_ships_what_it_says() -> None:
     assert folders == set(SHIPPED)
 
 
+def test_an_encoder_of_chest_radiographs_ships() -> None:
+    assert "cxr-small" in SHIPPED
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_model_is_in_order(name: str, offline: None) -> None:
     folder = ZOO / name
