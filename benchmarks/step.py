@@ -131,7 +131,7 @@ def random_batch(config: Config, rng: np.random.Generator) -> PairBatch:
         if is_erased and number == 0 and drawn[0] is None:
             drawn[0] = draw_erasure(erase.model_copy(update={"probability": 1.0}), rng, size_px=spec.crop_px)
         shown = [shown_share(erasure, size_px=spec.crop_px, t=spec.t) for erasure in drawn]
-        levels = Normalisation.of(0.5, 0.25)
+        levels = Normalisation.of(0.5, 0.25).per_channel(channels, "random")
         left = [Augmentation(erased=erasure) for erasure in drawn]
         items.append(CropPairItem(coarse, fine, pair, levels, f"random-{number}", shown[0], shown[1], *left))
     return collate(items).augmented(config.pretrain.augment)
