@@ -109,6 +109,7 @@ def register_batch(
     manifest = "".join(format_manifest(delivery))
     dep = (MANIFESTS / f"{name}.jsonl").as_posix()
     survey = survey_images(root, [entry.record for entry in growth.entries], grid, shard)
+    normalisation = survey.in_grey if _takes_grey(values) else survey.normalisation
     item = {
         "source": {
             "kind": source.info.name,
@@ -121,8 +122,8 @@ def register_batch(
         },
         "mix": {
             "weight": weight,
-            "mean": as_written(survey.normalisation.mean),
-            "std": as_written(survey.normalisation.std),
+            "mean": as_written(normalisation.mean),
+            "std": as_written(normalisation.std),
         },
     }
     BatchParams.from_params(item, f"batch {name}")
@@ -157,7 +158,7 @@ def register_batch(
                 copies.append(path.with_name(f"{path.name}.before-{name}"))
                 write_text(copies[-1], before[path])
             write_text(path, text)
-    _report(name, delivery, listing, survey, growth, is_registered=known is not None)
+    _report(name, delivery, listing, survey, growth, is_registered=known is not None, takes_grey=_takes_grey(values))
     if only:
         _report_only(name, sorted(set(batches) - {name}), copies)
     else:
@@ -171,7 +172,7 @@ class Survey:
     Attributes:
         channels: 3 if any is coloured.
         normalisation: Mean and deviation of the foreground, in [0, 1]; of coloured images those of each channel.
-        in_grey: The same as a network of one channel sees the images.
+        in_grey: Mean and deviation of the foreground, in [0, 1], as a network of one channel sees the images.
     """
 
     channels: int
@@ -215,15 +216,21 @@ def survey_images(root: Path, records: Sequence[Record], grid: GridParams, shard
     return Survey(1, over_channels.normalisation(), over_channels.normalisation())
 
 
+def _takes_grey(values: Mapping[str, Any]) -> bool:
+    """Whether the project's network has one channel, so that it sees coloured images in grey."""
+    backbone = (values.get("pretrain") or {}).get("backbone") or {}
+    return bool(backbone.get("in_channels") == 1)
+
+
 class _Sums:
-    """Sums of grey levels and of their squares, as whole numbers: their order does not matter."""
+    """Grey levels and their squares are added up as whole numbers, so that their order does not matter."""
 
     def __init__(self, channels: int) -> None:
         self.sums = np.zeros((2, channels), np.int64)
         self.num_values = 0
 
     def add(self, sums: Int[np.ndarray, "2 channels"], num_values: int) -> None:
-        """Those of one image; a grey one counts the same in every channel."""
+        """Add the sums of one image; a grey one counts the same in every channel."""
         self.sums += sums
         self.num_values += num_values
 
@@ -356,7 +363,14 @@ def _portable(path: Path, project: Path) -> str:
 
 
 def _report(
-    name: str, delivery: Delivery, listing: Listing, survey: Survey, growth: Growth, *, is_registered: bool
+    name: str,
+    delivery: Delivery,
+    listing: Listing,
+    survey: Survey,
+    growth: Growth,
+    *,
+    is_registered: bool,
+    takes_grey: bool,
 ) -> None:
     """Say what was understood, and everything that may be wrong with it."""
     for warning in listing.warnings:
@@ -380,17 +394,21 @@ def _report(
         print(f"{growth.num_known} images are in other batches of the folder and are left out", file=sys.stderr)
     num_patients = len({entry.record.patient for entry in delivery.entries})
     verb = "already registered" if is_registered else "registered"
-    mean, std = (as_written(levels) for levels in survey.normalisation)
+    written, otherwise = survey.normalisation, survey.in_grey
+    if takes_grey:
+        written, otherwise = otherwise, written
+    mean, std = (as_written(levels) for levels in written)
     print(
         f"{verb}: {name}, {len(delivery.entries)} images of {num_patients} patients, "
         f"{survey.channels} channel(s), mean {mean}, std {std}",
         file=sys.stderr,
     )
     if survey.channels == 3:
-        mean, std = (as_written(levels) for levels in survey.in_grey)
+        mean, std = (as_written(levels) for levels in otherwise)
+        seen, channels = ("in grey", 3) if takes_grey else ("in colour", 1)
         print(
-            f"a network of one channel sees these images in grey: for pretrain.backbone.in_channels 1, set mean {mean} "
-            f"and std {std} in batches.{name}.mix",
+            f"the project's network sees these images {seen}; for pretrain.backbone.in_channels {channels}, set mean "
+            f"{mean} and std {std} in batches.{name}.mix",
             file=sys.stderr,
         )
 

@@ -444,11 +444,37 @@ def test_one_coloured_image_makes_the_batch_coloured(
     batches = read_batches(project / "params.yaml")
     channels = [batches[name].source.model_dump()["channels"] for name in ("clinic-b000", "clinic-b001")]
     assert channels == [1, 3]
-    grey_mix, mix = (load(project / "params.yaml")["batches"][name]["mix"] for name in ("clinic-b000", "clinic-b001"))
-    assert isinstance(grey_mix["mean"], float)
-    assert isinstance(grey_mix["std"], float)
-    assert (len(mix["mean"]), len(mix["std"])) == (3, 3)
-    assert "for pretrain.backbone.in_channels 1, set mean 0." in capsys.readouterr().err
+    mixes = [load(project / "params.yaml")["batches"][name]["mix"] for name in ("clinic-b000", "clinic-b001")]
+    assert all(isinstance(mix[name], float) for mix in mixes for name in ("mean", "std")), "the network takes grey"
+    assert "for pretrain.backbone.in_channels 3, set mean [0." in capsys.readouterr().err
+
+
+def test_a_coloured_batch_is_normalised_as_the_projects_network_sees_it(
+    project: Path, root: Path, id_key: str, capsys: pytest.CaptureFixture
+) -> None:
+    image = np.zeros((40, 40, 3), np.uint8)
+    image[:] = (200, 90, 30)
+    image[20:] += 20
+    for path in list(root.rglob("*")):
+        if path.is_file():
+            path.unlink()
+    for number in range(3):
+        Image.fromarray(image + np.uint8(number)).save(root / f"{number}.png")
+    params = project / "params.yaml"
+    grey = params.read_text(encoding="utf-8")
+    register(project, root)
+    assert capsys.readouterr().err.count("in grey; for pretrain.backbone.in_channels 3, set mean [0.") == 1
+    seen_in_grey = load(params)["batches"]["clinic-b000"]["mix"]
+    (project / "data/manifests/clinic-b000.jsonl").unlink()
+    assert "in_channels: 1" in grey
+    params.write_text(grey.replace("in_channels: 1", "in_channels: 3"), encoding="utf-8")
+    register(project, root)
+    mix = load(params)["batches"]["clinic-b000"]["mix"]
+    assert "in colour; for pretrain.backbone.in_channels 1, set mean 0." in capsys.readouterr().err
+    assert mix["mean"] == pytest.approx([211 / 255, 101 / 255, 41 / 255], abs=2e-3)
+    assert mix["std"] == pytest.approx([10 / 255] * 3, abs=3e-3)
+    luma = 0.299 * 211 + 0.587 * 101 + 0.114 * 41
+    assert seen_in_grey["mean"] == pytest.approx(luma / 255, abs=5e-3)
 
 
 def test_unreadable_images_are_left_to_the_stage_but_not_all_of_them(project: Path, root: Path, id_key: str) -> None:
