@@ -42,7 +42,7 @@ def halved(image: Pixels) -> UInt8[np.ndarray, "lower narrower *channels"]:
 
 
 def bright_box(image: Pixels, level: int) -> tuple[int, int, int, int]:
-    """The part of an image inside its dark edges: (row0, col0, row1, col1), half open.
+    """Find the part of an image inside its dark edges: (row0, col0, row1, col1), half open.
 
     A row or column at an edge is dark if at most a fiftieth of its pixels are above the level in any channel, so that
     dust and a printed date do not hold an edge. An image that is dark everywhere is left whole.
@@ -64,12 +64,12 @@ def bright_box(image: Pixels, level: int) -> tuple[int, int, int, int]:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where an image lies on the canvas: scaled to fit with its aspect kept, centred, the rest background (0).
+    """A placement says where an image lies on the canvas: scaled to fit, its aspect kept, centred, the rest 0.
 
     Attributes:
         canvas_px: Side of the canvas.
         source_height: Of the image, in pixels.
-        source_width: Likewise.
+        source_width: Of the image, in pixels.
         box: (row0, col0, row1, col1) of the image's part that is placed.
     """
 
@@ -80,7 +80,7 @@ class Placement:
 
     @classmethod
     def of(cls, image: Pixels, canvas_px: int, trim_level: int | None) -> "Placement":
-        """Where this image lies; with a `trim_level`, without its dark edges (`bright_box`)."""
+        """Place this image; with a `trim_level` its dark edges are left out (`bright_box`)."""
         height, width = image.shape[:2]
         whole = 0, 0, height, width
         return cls(canvas_px, height, width, whole if trim_level is None else bright_box(image, trim_level))
@@ -140,7 +140,7 @@ class Cells:
 
     Attributes:
         mean: Grey levels 0..255 (over channels too), to two decimals as stored.
-        std: The same, population standard deviation.
+        std: Population standard deviation of the same pixels, to two decimals as stored.
         foreground: Whether the cell shows anatomy (not collimation or air).
         total: Sum of the foreground's values.
         total_squares: Sum of their squares.

@@ -1,4 +1,4 @@
-"""How pixels in [0, 1] become a network's input: minus a mean, over a deviation, of all channels or of each."""
+"""Pixels in [0, 1] become a network's input: a mean is subtracted and a deviation divides, in all channels or each."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,15 +6,15 @@ from typing import NamedTuple
 from shards.errors import ConfigError
 
 Levels = float | Sequence[float]
-"""As people write it: one number for all channels, or a list with one for each."""
+"""People write one number for all channels, or a list with one for each."""
 
 
 class Normalisation(NamedTuple):
-    """`(pixel − mean) / std`, channel by channel.
+    """A normalisation turns each channel of an image into `(pixel − mean) / std`, for pixels in [0, 1].
 
     Attributes:
-        mean: One number for all channels, or one for each.
-        std: The same.
+        mean: Subtracted from pixels; one number for all channels, or one for each.
+        std: Divides them after; one number for all channels, or one for each.
     """
 
     mean: tuple[float, ...]
@@ -22,11 +22,11 @@ class Normalisation(NamedTuple):
 
     @classmethod
     def of(cls, mean: Levels, std: Levels) -> "Normalisation":
-        """From what stands in a file or is given by a caller."""
+        """Make one from what stands in a file or is given by a caller."""
         return cls(as_tuple(mean), as_tuple(std))
 
     def per_channel(self, channels: int, where: str, remedy: str = "give other numbers") -> "Normalisation":
-        """With one number for each channel.
+        """Return the same normalisation with one number for each channel.
 
         Args:
             channels: Of the network's input.
@@ -51,15 +51,15 @@ class Normalisation(NamedTuple):
 
 
 def as_tuple(levels: Levels) -> tuple[float, ...]:
-    """One number for all channels, or one for each."""
+    """Return levels as a tuple: one number for all channels, or one for each."""
     return tuple(map(float, levels)) if isinstance(levels, Sequence) else (float(levels),)
 
 
 def as_written(levels: tuple[float, ...]) -> float | list[float]:
-    """For a file: one number where it holds for all channels, else a list."""
+    """Return levels as a file has them: one number where it holds for all channels, else a list."""
     return levels[0] if len(levels) == 1 else list(levels)
 
 
 def text_of(levels: tuple[float, ...]) -> str:
-    """For a reader: `0.5`, or `0.62, 0.31, 0.1`."""
+    """Return levels as a reader sees them: `0.5`, or `0.62, 0.31, 0.1`."""
     return ", ".join(f"{level:g}" for level in levels)

@@ -32,7 +32,7 @@ class Encoder(Protocol):
     def in_channels(self) -> int: ...  # noqa: D102
 
     def normalisation(self, batch: str) -> Normalisation:
-        """That of the pixels, in [0, 1], of one batch of shards."""
+        """Return the normalisation of one batch of shards, for pixels in [0, 1]."""
         ...
 
 

@@ -10,10 +10,10 @@ MEASURED = "measured"
 
 
 class Measured(Section):
-    """What was measured, so that figures are not taken for another model's, or for those of another split."""
+    """The section says which weights and which patients the figures are of, so that they are taken for no others'."""
 
     model_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    """Of the file of the encoder's weights."""
+    """The sha256 of the file that holds the encoder's weights."""
     batch: str
     """The shard set."""
     split: MeasuredSplit

@@ -32,7 +32,7 @@ class Preprocessing:
         channels: 1 (grey; colour images lose their hue) or 3 (grey images are repeated).
         trim_level: Dark edges up to this grey level are cut off first, as in training; None leaves images whole.
         mean: Of the pixels in [0, 1]: one number for all channels, or one for each.
-        std: The same, standard deviation.
+        std: The standard deviation of the pixels in [0, 1]: one number for all channels, or one for each.
         normalisation: The training batch that mean and std belong to, several joined by `+`, or `custom`.
     """
 
@@ -55,7 +55,7 @@ class Preprocessing:
 
 
 def placement_text(trim_level: int | None) -> str:
-    """What happens to an image's shape, in words for a model card."""
+    """Say for a model card how an image is brought to the square that the encoder takes."""
     trim = "" if trim_level is None else f", dark edges up to grey level {trim_level} cut off"
     return f"the image{trim}, its aspect kept, padded to a square with black"
 

@@ -56,7 +56,7 @@ class Encoder:
         return int(self.config["params"]["pretrain"]["backbone"]["in_channels"])
 
     def normalisation(self, batch: str) -> Normalisation:
-        """That of a batch's pixels in [0, 1], as used in training; an imported model has one for all batches.
+        """Return the normalisation that training used for a batch; an imported model has one for all batches.
 
         Raises:
             ConfigError: the model has not seen the batch, or it is one of another number of channels.
@@ -135,7 +135,7 @@ class ReferenceEncoder:
         return next(self.backbone.parameters()).device
 
     def normalisation(self, batch: str) -> Normalisation:
-        """That which the encoder was published with, for every batch."""
+        """Return the normalisation that the encoder was published with, which is the same for every batch."""
         return self.published
 
 
