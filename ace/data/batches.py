@@ -106,7 +106,7 @@ class Batch(ABC):
         return self.whole() if self.erased is None else [self._normalised(crop) for crop in self.erased.unbind(1)]
 
     def donors(self) -> Int[Tensor, " batch"]:
-        """Whose tissue fills each sample: its partner's, or its own where the two are normalised differently.
+        """Name whose tissue fills each sample: its partner's, or its own where the two are normalised differently.
 
         Its own changes nothing. Grey levels of another shard set would mean something else in this one.
         """

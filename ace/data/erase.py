@@ -38,7 +38,7 @@ class Rectangle(NamedTuple):
 
 @dataclass(frozen=True)
 class Erasure:
-    """What is erased of one crop.
+    """An erasure holds the rectangles of one crop and what fills them.
 
     Attributes:
         rectangles: One or more; they may overlap.
@@ -72,7 +72,7 @@ def _draw_rectangle(params: EraseParams, rng: np.random.Generator, size_px: int)
 
 
 def shown_share(erasure: Erasure | None, *, size_px: int, t: int) -> Float[np.ndarray, "{t} {t}"]:
-    """Share of each token's pixels that is not erased, from 0 to 1.
+    """Compute the share of each token's pixels that is not erased, from 0 to 1.
 
     Args:
         erasure: What is erased; None for nothing.
@@ -90,7 +90,7 @@ def shown_share(erasure: Erasure | None, *, size_px: int, t: int) -> Float[np.nd
 
 
 def with_erased(crops: Crops, erasures: Sequence[Erasure | None], donors: Crops | None = None) -> Crops:
-    """The crops with their rectangles filled; the crops given are not written to.
+    """Return the crops with their rectangles filled; the crops given are not written to.
 
     But for the fill `tissue`, what becomes of a crop depends on no other crop of the batch.
 
@@ -126,7 +126,7 @@ def with_erased(crops: Crops, erasures: Sequence[Erasure | None], donors: Crops 
 
 
 def from_host(values: Sequence[int] | Sequence[bool] | np.ndarray, device: torch.device) -> Tensor:
-    """A few numbers on a device; a GPU takes them from page-locked memory, so that nothing waits for its work to end.
+    """Bring a few numbers to a device; a GPU takes them from page-locked memory, so that nothing waits for its work.
 
     Args:
         values: Whole numbers or truth values.
@@ -137,7 +137,7 @@ def from_host(values: Sequence[int] | Sequence[bool] | np.ndarray, device: torch
 
 
 def partners(num_samples: int) -> list[int]:
-    """Whose tissue fills each sample of a batch: samples 0 and 1 exchange theirs, 2 and 3, and so on.
+    """Name whose tissue fills each sample of a batch: samples 0 and 1 exchange theirs, 2 and 3, and so on.
 
     Parts of a batch that begin and end between two such pairs have the partners of the whole batch. The last of an odd
     number takes the tissue of the sample before it; a sample alone takes its own, which changes nothing.

@@ -1,4 +1,4 @@
-"""Whole images as the encoder takes them, outside training; the batches of training do the same (ace.data.batches)."""
+"""Whole images are brought to what the encoder takes, outside training; its batches do the same (ace.data.batches)."""
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from shards.normalisation import Normalisation
 def normalised(
     images: UInt8[np.ndarray, "batch size size *channels"], normalisation: Normalisation, device: torch.device
 ) -> Float[Tensor, "batch planes size size"]:
-    """8-bit images, grey or with channels last, on a device, as `(pixels / 255 − mean) / std` of each channel."""
+    """Bring 8-bit images, grey or with channels last, to a device as `(pixels / 255 − mean) / std` of each channel."""
     pixels = torch.from_numpy(images).to(device).float() / 255
     planes = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.movedim(-1, 1)
     mean, std = (_level(levels, device) for levels in normalisation)

@@ -17,7 +17,7 @@ LEVELS = 256
 
 @dataclass(frozen=True)
 class FillPlan:
-    """What fills each patient's regions, for every fill; the same for every encoder.
+    """The plan says what fills each patient's regions, for every fill; it is the same for every encoder.
 
     Attributes:
         fills: The fills measured, the first of them black.
@@ -84,7 +84,7 @@ def plan_fills(keys: Sequence[str], params: DecompositionParams, seed: int, rng:
 
 
 def mean_level(image: Image) -> Int[np.ndarray, "*channels"]:
-    """The image's mean grey level in each channel, rounded, halves up: what training fills with as `mean`."""
+    """Compute the image's mean grey level in each channel, rounded, halves up, as training's fill `mean` does."""
     count = image.shape[0] * image.shape[1]
     level: Int[np.ndarray, "*channels"] = (2 * image.sum(axis=(0, 1), dtype=np.int64) + count) // (2 * count)
     return level

@@ -21,7 +21,7 @@ Lengths = Float[np.ndarray, "patients regions t t"]
 
 @dataclass(frozen=True)
 class Removal:
-    """Lengths of tokens before and after each region is removed.
+    """A removal holds the lengths of tokens before and after each region is removed.
 
     Attributes:
         whole: ‖z(x)‖ of the whole image's tokens.
@@ -37,7 +37,7 @@ class Removal:
 
     @property
     def relative_change(self) -> Lengths:
-        """The change in units of the whole image's mean token length; 0 where all its tokens are 0."""
+        """Return the change in units of the whole image's mean token length; it is 0 where all its tokens are."""
         unit = self.whole.mean(axis=(1, 2))[:, None, None, None]
         relative = np.zeros_like(self.change)
         np.divide(self.change, unit, out=relative, where=unit > 0)
@@ -73,12 +73,12 @@ class RemovalTally:
             self._position += 1
 
     def result(self) -> Removal:
-        """The lengths of all crops taken."""
+        """Return the lengths of all crops taken."""
         return Removal(self._whole, self._without, self._change, self._erased)
 
 
 def erased_share(region: Region, size_px: int, t: int) -> Float[np.ndarray, "t t"]:
-    """Share of each token's pixels that lies in the region, 0 to 1, where the region is whole pixels of the crop."""
+    """Compute the share of each token's pixels that lies in the region, 0 to 1; a region is whole pixels."""
     row, col, side = region.pixels(size_px)
     edges = np.arange(t + 1) * (size_px // t)
     rows, cols = (np.diff(np.clip(edges, start, start + side)) for start in (row, col))
@@ -87,7 +87,7 @@ def erased_share(region: Region, size_px: int, t: int) -> Float[np.ndarray, "t t
 
 
 def erased_length(removal: Removal) -> Measure:
-    """Mean length of tokens that are removed as a whole, over that of tokens of which nothing is; 0 is best.
+    """Divide the mean length of tokens that are removed as a whole by that of tokens of which nothing is; 0 is best.
 
     Both are tokens of the image without the region.
     """
@@ -97,7 +97,7 @@ def erased_length(removal: Removal) -> Measure:
 
 
 def change_outside(removal: Removal) -> Measure:
-    """Share of the tokens' squared change that falls on tokens of which nothing is removed, 0 to 1; 0 is best."""
+    """Compute the share of the squared change that falls on tokens of which nothing is removed, 0 to 1; 0 is best."""
     squares = removal.change.astype(np.float64) ** 2
     return per_patient((squares * (removal.erased == 0)).sum(axis=(1, 2, 3)), squares.sum(axis=(1, 2, 3)))
 

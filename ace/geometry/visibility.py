@@ -24,7 +24,7 @@ LeftOut = tuple[Bool[Tensor, "batch rows"], Bool[Tensor, "batch cols"]]
 def decomposed_visible(
     coarse: Bool[Tensor, "batch {t}*{t}"], *, t: int, k: int, l: int
 ) -> Bool[Tensor, "batch {k}*{l}*{t}*{t}"]:
-    """Of the decomposed coarse tokens: each is as visible as the coarse token it is a part of."""
+    """Give each decomposed coarse token the visibility of the coarse token that it is a part of."""
     parts: Tensor = coarse.reshape(-1, t, t).repeat_interleave(k, dim=1).repeat_interleave(l, dim=2).flatten(1)
     return parts
 
@@ -32,7 +32,7 @@ def decomposed_visible(
 def composed_visible(
     fine: Bool[Tensor, "batch {t}*{t}"], *, t: int, k: int, l: int
 ) -> Bool[Tensor, "batch {t}*{t}//({k}*{l})"]:
-    """Of the composed fine tokens: those of whose k×l fine tokens more than half are visible."""
+    """Count a composed fine token as visible if more than half of its k×l fine tokens are."""
     parts: Tensor = fine.reshape(-1, t // k, k, t // l, l).sum((2, 4))
     return (2 * parts > k * l).flatten(1)
 

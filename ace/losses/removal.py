@@ -17,7 +17,7 @@ from ace.geometry.visibility import VISIBLE_ABOVE
 
 @dataclass(frozen=True)
 class RemovalSums:
-    """What the monitors of the term are ratios of, summed over the crops with something erased.
+    """The sums whose ratios the term's monitors are, taken over the crops with something erased.
 
     Attributes:
         erased_length: Summed length of the student's erased tokens, of which at most half stays.
@@ -36,12 +36,12 @@ class RemovalSums:
     change: Float[Tensor, ""]
 
     def stacked(self) -> Float[Tensor, " sums"]:
-        """All of them in one tensor, in the order of the fields, to be added up over micro-batches and ranks."""
+        """Return all sums in one tensor, in the order of the fields, to be added up over micro-batches and ranks."""
         return torch.stack([getattr(self, item.name) for item in fields(self)])
 
     @property
     def ratios(self) -> dict[str, Float[Tensor, ""]]:
-        """The monitors by name; NaN where nothing was erased.
+        """Return the monitors by name; they are NaN where nothing was erased.
 
         `removal_erased_length` is the mean length of erased tokens over that of visible ones, 0 where what is erased
         leaves nothing. `removal_change_outside` is the share of the squared change that falls on tokens of which
@@ -60,7 +60,7 @@ def removal_error(
     shown: Float[Tensor, "crops tokens"],
     inserted: Float[Tensor, "crops tokens dim"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Σ‖z − v·z̄ − (1−v)·z̄'‖² over all tokens of the crops with something erased; 0 if nothing is.
+    """Sum ‖z − v·z̄ − (1−v)·z̄'‖² over all tokens of the crops with something erased; it is 0 if nothing is.
 
     Args:
         student: z, the backbone's tokens of the crops with their rectangles erased.
@@ -80,12 +80,12 @@ def removal_error(
 def teacher_energy(
     teacher: Float[Tensor, "crops tokens dim"], shown: Float[Tensor, "crops tokens"]
 ) -> Float[Tensor, ""]:
-    """Σ‖z̄‖² over all tokens of the crops with something erased: what `removal_error` is divided by."""
+    """Sum ‖z̄‖², by which `removal_error` is divided, over all tokens of the crops with something erased."""
     return torch.where(has_erased(shown), teacher.float().square().sum((1, 2)), 0.0).sum()
 
 
 def has_erased(shown: Float[Tensor, "crops tokens"]) -> Bool[Tensor, " crops"]:
-    """Which crops have something erased."""
+    """Tell which crops have something erased."""
     return (shown < 1).any(1)
 
 
@@ -95,7 +95,7 @@ def removal_sums(
     teacher: Float[Tensor, "crops tokens dim"],
     shown: Float[Tensor, "crops tokens"],
 ) -> RemovalSums:
-    """Sums for the monitors; arguments as for `removal_error`."""
+    """Add up what the monitors need; the arguments are those of `removal_error`."""
     is_taken = has_erased(shown)[:, None].expand_as(shown)
     is_erased = is_taken & (shown <= VISIBLE_ABOVE)
     is_visible = is_taken & ~is_erased
