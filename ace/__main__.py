@@ -61,9 +61,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from ace.evaluation.evidence import evaluate
     from ace.evaluation.params import EvaluateParams
     from ace.zoo.shipped import find_model
+    from shards.image_names import MANIFESTS
 
     params = EvaluateParams.from_params(values_of(arguments).get("evaluate"), f"{arguments.params}: evaluate")
-    evaluate(params, arguments.shards, find_model(arguments.model), arguments.metrics, arguments.out)
+    model, manifests = find_model(arguments.model), arguments.params.parent / MANIFESTS
+    evaluate(params, arguments.shards, model, arguments.metrics, arguments.out, manifests=manifests)
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -114,12 +116,12 @@ def embed(arguments: argparse.Namespace) -> None:
     from shards.read import ShardIndex
 
     images: ImageSource
-    batch = None
+    batch = trimmed = None
     if is_shard_set(arguments.source):
         if arguments.hash_keys:
             raise ConfigError("--hash-keys is for folders; the keys of a shard set name nobody")
         index = ShardIndex.open(arguments.source)
-        images, batch = open_shards(index, arguments.split), index.name
+        images, batch, trimmed = open_shards(index, arguments.split), index.name, index.spec.trim_level
     else:
         if arguments.split != "all":
             raise ConfigError(f"--split {arguments.split}: {arguments.source} is no shard set, so it has no splits")
@@ -132,6 +134,12 @@ def embed(arguments: argparse.Namespace) -> None:
         normalisation=arguments.normalisation,
         batch=batch,
     )
+    if trimmed not in (None, model.preprocessing.trim_level):
+        print(
+            f"warning: {batch} was built with grid.trim_level {trimmed}, and the model was trained on images with "
+            f"{model.preprocessing.trim_level}: it sees them framed otherwise than in its training",
+            file=sys.stderr,
+        )
     outcome = write_embeddings(
         model,
         images,

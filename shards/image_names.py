@@ -20,7 +20,7 @@ IMAGE_NAMES = "images.txt"
 """In the folder of a published model: the file names of its training images, one a line."""
 MANIFESTS = Path("data/manifests")
 _MAX_NAMED = 5
-_SUFFIX = re.compile(r"\.[A-Za-z]\w*$")
+_SUFFIX = re.compile(r"\.(png|jpe?g|tiff?|bmp|gif|webp|dcm|dicom)$")
 
 
 def check_image_names(
@@ -28,7 +28,7 @@ def check_image_names(
 ) -> dict[str, Any]:
     """Compare the patients of one split of a shard set with those whose images a model names as its training images.
 
-    Two names are the same if one path ends in the other, whatever kind of image file each is of, as those of
+    Two names are the same if one path ends in the other, whatever kind of image file and in whatever case, as those of
     `images/00000013_004.png` and `00000013_004.jpg`. Images that were renamed are not found, nor are patients none of
     whose training images was ever registered here. What was compared, or why nothing could be, is said on stderr.
 
@@ -63,8 +63,9 @@ def check_image_names(
             "Restore it, or make sure that none of these images is measured"
         )
         return {}
-    found = dict(_same(names, known))
-    shared = sorted(measured & set(found.values()))
+    found = list(_same(names, known))  # several images may have one name, in other folders or batches
+    shared = sorted(measured & {patient for _, patient in found})
+    num_found = len({name for name, _ in found})
     if shared and not is_accepted:
         raise ContaminationError(
             f"{len(shared)} of {len(measured)} {split} patients of {index.name}, as {', '.join(shared[:_MAX_NAMED])}, "
@@ -72,13 +73,13 @@ def check_image_names(
             "expected none. Measure other patients, or say yes: evaluate.accept_shared_images: true"
         )
     print(
-        f"{model}: of the {len(names)} images that it was trained on {len(found)} are registered here by name; they "
+        f"{model}: of the {len(names)} images that it was trained on {num_found} are registered here by name; they "
         f"show {len(shared)} of the {len(measured)} {split} patients of {index.name}",
         file=sys.stderr,
     )
     return {
         "num_named_images": len(names),
-        "num_named_images_found": len(found),
+        "num_named_images_found": num_found,
         "num_shared_patients": len(shared),
     }
 
@@ -107,8 +108,8 @@ def _same(names: Iterable[str], known: Iterable[tuple[str, str]]) -> Iterator[tu
 
 
 def _plain(name: str) -> str:
-    """The path without the kind of file."""
-    return _SUFFIX.sub("", name.strip().replace("\\", "/"))
+    """Return the path without the kind of file, and alike however it is written."""
+    return _SUFFIX.sub("", re.sub(r"[/\\]+", "/", name.strip()).casefold())
 
 
 def _ends(name: str) -> Iterator[str]:

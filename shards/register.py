@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -155,10 +156,10 @@ def register_batch(
         for path, text in ((project.dvc, dvc_text), (project.params, params_text)):
             # What a killed call has written already is not copied again: its copy is of the file as it was.
             if only and text != before[path]:
-                copies.append(path.with_name(f"{path.name}.before-{name}"))
+                copies.append(_place_of_copy(path.with_name(f"{path.name}.before-{name}"), before[path]))
                 write_text(copies[-1], before[path])
             write_text(path, text)
-    _report(name, delivery, listing, survey, growth, is_registered=known is not None, takes_grey=_takes_grey(values))
+    _report(name, delivery, listing, survey, growth, known=known, takes_grey=_takes_grey(values))
     if only:
         _report_only(name, sorted(set(batches) - {name}), copies)
     else:
@@ -214,6 +215,14 @@ def survey_images(root: Path, records: Sequence[Record], grid: GridParams, shard
     if has_colour:
         return Survey(3, of_channels.normalisation(), in_grey.normalisation())
     return Survey(1, over_channels.normalisation(), over_channels.normalisation())
+
+
+def _place_of_copy(path: Path, text: str) -> Path:
+    """Return the path, or with the first number from 2 that does not write over an earlier copy of another text."""
+    numbered = (path.with_name(f"{path.name}-{number}") for number in count(2))
+    return next(
+        place for place in chain([path], numbered) if not place.exists() or place.read_text(encoding="utf-8") == text
+    )
 
 
 def _takes_grey(values: Mapping[str, Any]) -> bool:
@@ -369,7 +378,7 @@ def _report(
     survey: Survey,
     growth: Growth,
     *,
-    is_registered: bool,
+    known: Mapping[str, Any] | None,
     takes_grey: bool,
 ) -> None:
     """Say what was understood, and everything that may be wrong with it."""
@@ -393,7 +402,7 @@ def _report(
     if growth.num_known:
         print(f"{growth.num_known} images are in other batches of the folder and are left out", file=sys.stderr)
     num_patients = len({entry.record.patient for entry in delivery.entries})
-    verb = "already registered" if is_registered else "registered"
+    verb = "registered" if known is None else "already registered"
     written, otherwise = survey.normalisation, survey.in_grey
     if takes_grey:
         written, otherwise = otherwise, written
@@ -403,6 +412,13 @@ def _report(
         f"{survey.channels} channel(s), mean {mean}, std {std}",
         file=sys.stderr,
     )
+    kept = None if known is None else (known["mix"]["mean"], known["mix"]["std"])
+    if kept not in (None, (mean, std)):
+        print(
+            f"params.yaml keeps mean {kept[0]}, std {kept[1]} for it, measured with other parameters or written by "
+            f"hand; to use what is measured now, write it to batches.{name}.mix",
+            file=sys.stderr,
+        )
     if survey.channels == 3:
         mean, std = (as_written(levels) for levels in otherwise)
         seen, channels = ("in grey", 3) if takes_grey else ("in colour", 1)

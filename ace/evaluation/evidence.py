@@ -55,10 +55,11 @@ from ace.evaluation.pictures import (
     write_arrays,
 )
 from ace.evaluation.removal import change_outside, erased_length
-from ace.models.encoder import WEIGHTS, load_encoder, reference_encoder, untrained_encoder
+from ace.models.encoder import IMPORTED, WEIGHTS, load_encoder, reference_encoder, untrained_encoder
 from shards.atomic import replace_directory, write_text
 from shards.errors import ConfigError
 from shards.format import sha256_of
+from shards.grid import GridSpec
 from shards.image_names import MANIFESTS, check_image_names
 from shards.lineage import check_independence
 from shards.read import ShardIndex
@@ -126,7 +127,8 @@ def evaluate(
             compared.
 
     Raises:
-        ConfigError: too few patients, a model trained on another grid, or a reference encoder that cannot be had.
+        ConfigError: too few patients, a model trained on another grid or frame, or a reference encoder that cannot be
+            had.
         ContaminationError: the model was trained on some of the patients.
     """
     index = ShardIndex.open(location_of(shards_root, params.batch))
@@ -136,8 +138,11 @@ def evaluate(
         independence |= check_image_names(model_dir, index, manifests, is_accepted=is_accepted, split=split)
     cohort = read_cohort(index, params.split, params.max_patients, params.seed)
     plan = draw_plan(cohort, params)
+    trained = load_encoder(model_dir, which="teacher")
+    if trained.config.get("origin") != IMPORTED:  # of an imported model nothing says how its images were framed
+        _check_trim(trained.spec, cohort)
     encoders: dict[str, Encoder] = {
-        "trained": load_encoder(model_dir, which="teacher"),
+        "trained": trained,
         "untrained": untrained_encoder(model_dir, params.seed),
     }
     if params.reference is not None:
@@ -336,6 +341,15 @@ def _figure(reading: Reading, params: EvaluateParams) -> dict[str, Any]:
     if reading.chance is not None:
         figure["chance"] = reading.chance
     return {k: round(v, 5) for k, v in figure.items()} | {"n": reading.num_patients} | dict(reading.facts)
+
+
+def _check_trim(trained: GridSpec, cohort: Cohort) -> None:
+    if trained.trim_level != cohort.spec.trim_level:
+        ours, found = ("null" if spec.trim_level is None else spec.trim_level for spec in (trained, cohort.spec))
+        raise ConfigError(
+            f"the model was trained on images with grid.trim_level {ours}, but {cohort.batch} was built with {found}: "
+            "its canvases frame the anatomy otherwise; build the batch with the model's trim_level, or train again"
+        )
 
 
 def _check_grid(encoder: Encoder, cohort: Cohort) -> None:

@@ -16,7 +16,8 @@ from shards.errors import ConfigError
 from shards.normalisation import Levels, Normalisation, text_of
 
 CUSTOM = "custom"
-Choice = str | tuple[Levels, Levels] | None
+Given = Levels | np.ndarray | Tensor
+Choice = str | tuple[Given, Given] | None
 """A batch's name; (mean, std), each one number or one for each channel; or None for what the batches have in common."""
 
 
@@ -92,9 +93,9 @@ def _normalisation(encoder: Encoder, choice: Choice) -> tuple[Normalisation, str
             raise ConfigError(f"normalisation '{choice}': the model knows {', '.join(mixes)}; or give (mean, std)")
         return encoder.normalisation(choice), choice
     if choice is not None:
-        return Normalisation.of(*choice), CUSTOM
+        return _given(choice), CUSTOM
     values = {name: encoder.normalisation(name) for name, mix in mixes.items() if mix["weight"] > 0}
-    if len(set(values.values())) != 1:
+    if len({value.per_channel(encoder.in_channels, name) for name, value in values.items()}) != 1:
         found = ", ".join(f"{name}: {value}" for name, value in values.items())
         raise ConfigError(
             f"the model was trained with batches of different mean and std ({found or 'none with a weight'}); choose "
@@ -102,3 +103,15 @@ def _normalisation(encoder: Encoder, choice: Choice) -> tuple[Normalisation, str
             "in [0, 1]"
         )
     return next(iter(values.values())), "+".join(values)
+
+
+def _given(choice: object) -> Normalisation:
+    """Read a caller's (mean, std): numbers, sequences, arrays or tensors."""
+    try:
+        mean, std = (np.asarray(levels, dtype=float).reshape(-1).tolist() for levels in choice)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"normalisation: found {choice!r}; expected the name of a training batch, or (mean, std), each one number "
+            "or one for each channel"
+        ) from None
+    return Normalisation.of(mean, std)

@@ -59,6 +59,7 @@ def test_training_images_of_other_patients_are_told_and_accepted(
         "images\\00000005_001.png",
         "00000005_001.jpg",
         "00000005_001",
+        "Images//00000005_001.PNG",
     ],
 )
 def test_one_image_of_a_measured_patient_is_found_wherever_and_as_whatever_it_was_kept(
@@ -69,7 +70,9 @@ def test_one_image_of_a_measured_patient_is_found_wherever_and_as_whatever_it_wa
     assert check(model, measured, is_accepted=True)["num_shared_patients"] == 1
 
 
-@pytest.mark.parametrize("name", ["000000005_001.png", "5_001.png", "00000005_0010.png", "other/00000005.png"])
+@pytest.mark.parametrize(
+    "name", ["000000005_001.png", "5_001.png", "00000005_0010.png", "other/00000005.png", "00000005_001.T1"]
+)
 def test_a_name_that_only_looks_like_it_is_another(name: str, model: Path, measured: ShardIndex) -> None:
     assert check(model, measured, name)["num_named_images_found"] == 0
 
@@ -81,6 +84,16 @@ def test_a_patient_is_found_by_an_image_of_another_batch(model: Path, measured: 
     folder_params(tmp_path / "more", tmp_path / "manifests" / "more-b000.jsonl", tmp_path / "more.csv")
     with pytest.raises(ContaminationError, match="1 of 4 test patients"):
         check(model, measured, "late.png")
+
+
+def test_a_name_that_several_patients_images_have_stands_for_all_of_them(
+    model: Path, measured: ShardIndex, tmp_path: Path
+) -> None:
+    write_folder(tmp_path / "zz" / "images", [IMAGES[10]])
+    folder_params(tmp_path / "zz", tmp_path / "manifests" / "zz-b000.jsonl")  # no CSV: a patient of its own
+    with pytest.raises(ContaminationError, match="1 of 4 test patients"):
+        check(model, measured, IMAGES[10])
+    assert check(model, measured, is_accepted=True)["num_named_images_found"] == 1
 
 
 def test_without_the_manifest_or_without_names_a_warning_says_what_is_missing(

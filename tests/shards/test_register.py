@@ -597,6 +597,31 @@ def test_the_files_that_lose_batches_are_kept_as_they_were(
         assert any(fnmatch(copy.name, line) for line in (REPOSITORY / ".gitignore").read_text().splitlines())
 
 
+def test_a_kept_copy_is_never_written_over(project: Path, tmp_path: Path, id_key: str) -> None:
+    before = (project / "params.yaml").read_bytes()
+    a, b = many(tmp_path / "a"), many(tmp_path / "b")
+    register_only(project, a)
+    register_only(project, b, "other-b000")
+    between = (project / "params.yaml").read_bytes()
+    register_only(project, a)
+    assert (project / f"params.yaml{COPY}").read_bytes() == before
+    assert (project / f"params.yaml{COPY}-2").read_bytes() == between
+
+
+def test_statistics_that_are_in_force_are_told_where_others_are_measured_now(
+    project: Path, root: Path, id_key: str, capsys: pytest.CaptureFixture
+) -> None:
+    register(project, root)
+    mean = load(project / "params.yaml")["batches"]["clinic-b000"]["mix"]["mean"]
+    register(project, root)
+    assert "params.yaml keeps" not in capsys.readouterr().err
+    params = project / "params.yaml"
+    params.write_text(params.read_text().replace(f"mean: {mean}", "mean: 0.123"))
+    register(project, root)
+    assert f"mean {mean}" in (said := capsys.readouterr().err)
+    assert "params.yaml keeps mean 0.123" in said
+
+
 def test_the_only_batch_twice_changes_nothing(project: Path, tmp_path: Path, id_key: str) -> None:
     register_only(project, many(tmp_path / "many"))
     once = folder_bytes(project)

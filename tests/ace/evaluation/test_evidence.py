@@ -77,6 +77,7 @@ def test_the_metrics_say_which_weights_and_which_patients_they_are_of(
     assert result[0]["measured"] == expected, "nothing tells what a model without lists was trained on"
     model = tmp_path / "model"
     shutil.copytree(project / "models/ace", model)
+    (model / "student_backbone.safetensors").unlink()  # it is not what is measured
     write_lineage(model, {BATCH: ShardIndex.open(project / "data/shards" / BATCH)})
     params = EvaluateParams.from_params(ON_VALIDATION, "evaluate")
     evaluate(params, project / "data/shards", model, tmp_path / "p.json", tmp_path / "evidence")
@@ -262,6 +263,16 @@ def test_a_model_of_another_grid_is_refused(project: Path, tmp_path: Path) -> No
     config["params"]["grid"]["n"] = 10
     (model / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match=r"\(10, 8, 4\).*has \(8, 8, 4\)"):
+        evaluate(PARAMS, project / "data/shards", model, tmp_path / "m.json", tmp_path / "evidence")
+
+
+def test_a_model_of_images_framed_otherwise_is_refused(project: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(project / "models/ace", model)
+    config = json.loads((model / "config.json").read_text())
+    config["params"]["grid"]["trim_level"] = 25
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"grid.trim_level 25, but .* was built with null"):
         evaluate(PARAMS, project / "data/shards", model, tmp_path / "m.json", tmp_path / "evidence")
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 import ace
 from ace.evaluation.embedding import Embedder, unit
+from ace.inference import preprocessing
 from ace.inference.embedder import EmbeddingModel
 from ace.inference.images import ImageInputError
 from ace.inference.timm_folder import export_timm
@@ -142,6 +143,25 @@ def test_the_student_is_another_network(model: EmbeddingModel, model_dir: Path) 
     assert student.fingerprint != model.fingerprint
     with pytest.raises(ConfigError, match="teacher and student"):
         ace.load(model_dir, which="head")  # type: ignore[arg-type]
+
+
+def test_a_normalisation_may_be_numbers_arrays_or_tensors_and_is_refused_in_words(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "ace", in_channels=3, batches={"a": mix(1.0, [0.5, 0.4, 0.3], [0.2, 0.2, 0.2])})
+    given = [0.5, 0.4, 0.3], [0.2, 0.2, 0.2]
+    expected = ace.load(folder, device="cpu").preprocessing
+    for choice in (given, tuple(map(np.array, given)), tuple(map(torch.tensor, given))):
+        found = ace.load(folder, normalisation=choice, device="cpu").preprocessing
+        assert found.mean == pytest.approx(expected.mean)
+        assert found.std == pytest.approx(expected.std)
+    for wrong in ((0.5,), 0.5, ("dark", "light")):
+        with pytest.raises(ConfigError, match="expected the name of a training batch, or"):
+            preprocessing._given(wrong)
+
+
+def test_one_number_and_the_same_number_for_each_channel_are_the_same_normalisation(tmp_path: Path) -> None:
+    batches = {"a": mix(1.0, 0.5, 0.2), "b": mix(1.0, [0.5, 0.5, 0.5], [0.2, 0.2, 0.2])}
+    folder = write_model(tmp_path / "ace", in_channels=3, batches=batches)
+    assert ace.load(folder, device="cpu").preprocessing.normalisation == "a+b"
 
 
 def test_a_network_that_the_folder_lacks_is_named_with_those_it_has(tmp_path: Path) -> None:
