@@ -56,7 +56,8 @@ def register(arguments: argparse.Namespace) -> None:
     its other batches have is left out, and their patients keep their splits. With --only the project has no batch
     beside the new one."""
     from shards.errors import ConfigError
-    from shards.register import Project, check_paths_fit, register_batch
+    from shards.project import Project
+    from shards.register import check_paths_fit, register_batch
     from shards.sources.dicom_tree import DicomTreeSource
     from shards.sources.folder import FolderSource
     from shards.sources.registry import open_source
@@ -80,6 +81,14 @@ def register(arguments: argparse.Namespace) -> None:
     )
 
 
+def remove(arguments: argparse.Namespace) -> None:
+    """Take a batch out of the project: its item of `batches` in the params file, and its lines in dvc.yaml. Its images,
+    manifest and shards stay on the disk; registering it again brings it back."""
+    from shards.project import Project, remove_batch
+
+    remove_batch(arguments.name, Project(arguments.params, arguments.dvc))
+
+
 def new_key(arguments: argparse.Namespace) -> None:
     """Write a new secret identity key."""
     from shards.identity import KEY_FILE_VARIABLE, create_key
@@ -96,6 +105,7 @@ _EPILOG = """from images to shards:
   python -m shards register NAME FOLDER --source KIND
   python -m shards build --batch NAME                 what `dvc repro` runs
   python -m shards verify data/shards/NAME            then stats, show
+  python -m shards remove NAME                        the project without this batch
 """
 
 
@@ -169,11 +179,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="make it the project's only batch: take all others out of params.yaml and dvc.yaml (their shards stay on "
         "the disk) and measure on it",
     )
-    command.add_argument(
-        "--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="default: params.yaml"
-    )
-    command.add_argument("--dvc", type=Path, default=Path("dvc.yaml"), metavar="FILE", help="default: dvc.yaml")
+    _add_project_options(command)
     command.set_defaults(run=register)
+
+    command = commands.add_parser("remove", help="take a batch out of the project", description=remove.__doc__)
+    command.add_argument("name", help="a key of `batches` in the params file, as phantom-b000")
+    _add_project_options(command)
+    command.set_defaults(run=remove)
 
     add_sources_command(commands)
     add_look_commands(commands)
@@ -184,6 +196,13 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("path", type=Path)
     command.set_defaults(run=new_key)
     return parser
+
+
+def _add_project_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="default: params.yaml"
+    )
+    command.add_argument("--dvc", type=Path, default=Path("dvc.yaml"), metavar="FILE", help="default: dvc.yaml")
 
 
 if __name__ == "__main__":

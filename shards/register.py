@@ -14,7 +14,7 @@ from jaxtyping import Int
 
 from shards.atomic import clear_when_full, write_text
 from shards.canvas import Placement, cell_statistics, foreground_sums, is_coloured, with_channels
-from shards.config import DEFAULT_PARAMS, read_params
+from shards.config import read_params
 from shards.decode import UnreadableImageError, decode
 from shards.delivery import Delivery, Entry, SplitRule, check_records, format_manifest, hashed, identify
 from shards.errors import ConfigError, SourceError
@@ -24,30 +24,18 @@ from shards.image_names import MANIFESTS
 from shards.normalisation import Normalisation, as_written
 from shards.params import BatchParams, GridParams, RegisteredSourceParams, ShardParams, check_batch_name, parse_batches
 from shards.progress import progress
+from shards.project import Project
 from shards.published_key import warn_of_published_key
 from shards.records import Record
 from shards.sample import read_patiently
 from shards.sources.base import Listing, Source
 from shards.sources.folder import read_label_rows
-from shards.yaml_lines import add_deps, add_item, keep_dep, keep_item, set_value
+from shards.yaml_lines import SHARDS, add_deps, add_item, consumers, drop_deps, keep_items, set_value
 
 PHANTOM = "data/phantom"
 _MAX_SAMPLED = 256
 _DECIMALS = 4
 _MAX_COMPARED_ROWS = 50
-
-
-@dataclass(frozen=True)
-class Project:
-    """The two files that a batch is entered in; manifests lie in data/manifests beside them."""
-
-    params: Path = DEFAULT_PARAMS
-    dvc: Path = Path("dvc.yaml")
-
-    @property
-    def root(self) -> Path:
-        """The project's folder."""
-        return self.params.parent
 
 
 def register_batch(
@@ -90,80 +78,84 @@ def register_batch(
     """
     project = project or Project()
     check_batch_name(name)
-    values = read_params(project.params)
-    if not project.dvc.is_file():
-        raise ConfigError(f"{project.dvc}: no such file; run from the project's root or pass --dvc FILE")
-    grid = GridParams.from_params(values.get("grid"), f"{project.params}: grid")
-    shard = ShardParams.from_params(values.get("shard"), f"{project.params}: shard")
-    batches = parse_batches(values.get("batches"), f"{project.params}: batches")
-    kept = {other: batch for other, batch in batches.items() if other == name or not only}
-    key = _id_key(kept)
+    with project.editing():
+        values = read_params(project.params)
+        if not project.dvc.is_file():
+            raise ConfigError(f"{project.dvc}: no such file; run from the project's root or pass --dvc FILE")
+        grid = GridParams.from_params(values.get("grid"), f"{project.params}: grid")
+        shard = ShardParams.from_params(values.get("shard"), f"{project.params}: shard")
+        batches = parse_batches(values.get("batches"), f"{project.params}: batches")
+        kept = {other: batch for other, batch in batches.items() if other == name or not only}
+        key = _id_key(kept)
 
-    listing = source.read(root)
-    check_records(listing.records, str(root))
-    _check_official_splits(listing, split_rule)
-    whole = identify(listing, source.info.name, key, split_rule=split_rule, has_sex=has_sex)
-    growth = grow(whole.entries, root, read_settled(root, _others(name, kept, project)))
-    if only:
-        _check_test_patients(growth.entries, shard, values, root)
-    delivery = _hashed(replace(whole, entries=growth.entries), root)
-    manifest = "".join(format_manifest(delivery))
-    dep = (MANIFESTS / f"{name}.jsonl").as_posix()
-    survey = survey_images(root, [entry.record for entry in growth.entries], grid, shard)
-    normalisation = survey.in_grey if _takes_grey(values) else survey.normalisation
-    item = {
-        "source": {
-            "kind": source.info.name,
-            "dep": dep,
-            "dep_sha256": hashlib.sha256(manifest.encode()).hexdigest(),
-            "root": _portable(root, project.root),
-            "channels": survey.channels,
-            "shares_images_with": list(listing.shares_images_with),
-            "id_key_fingerprint": key.fingerprint,
-        },
-        "mix": {
-            "weight": weight,
-            "mean": as_written(normalisation.mean),
-            "std": as_written(normalisation.std),
-        },
-    }
-    BatchParams.from_params(item, f"batch {name}")
+        listing = source.read(root)
+        check_records(listing.records, str(root))
+        _check_official_splits(listing, split_rule)
+        whole = identify(listing, source.info.name, key, split_rule=split_rule, has_sex=has_sex)
+        growth = grow(whole.entries, root, read_settled(root, _others(name, kept, project)))
+        if only:
+            _check_test_patients(growth.entries, shard, values, root)
+        delivery = _hashed(replace(whole, entries=growth.entries), root)
+        manifest = "".join(format_manifest(delivery))
+        dep = (MANIFESTS / f"{name}.jsonl").as_posix()
+        survey = survey_images(root, [entry.record for entry in growth.entries], grid, shard)
+        normalisation = survey.in_grey if _takes_grey(values) else survey.normalisation
+        item = {
+            "source": {
+                "kind": source.info.name,
+                "dep": dep,
+                "dep_sha256": hashlib.sha256(manifest.encode()).hexdigest(),
+                "root": _portable(root, project.root),
+                "channels": survey.channels,
+                "shares_images_with": list(listing.shares_images_with),
+                "id_key_fingerprint": key.fingerprint,
+            },
+            "mix": {
+                "weight": weight,
+                "mean": as_written(normalisation.mean),
+                "std": as_written(normalisation.std),
+            },
+        }
+        BatchParams.from_params(item, f"batch {name}")
 
-    known = (values.get("batches") or {}).get(name)
-    if known is not None and known.get("source") != item["source"]:
-        raise ConfigError(
-            f"batch {name} exists with other files, labels or settings; a batch never changes: choose another name for "
-            "the new files, as its number + 1"
+        known = (values.get("batches") or {}).get(name)
+        if known is not None and known.get("source") != item["source"]:
+            raise ConfigError(
+                f"batch {name} exists with other files, labels or settings; a batch never changes: choose another name "
+                "for the new files, as its number + 1"
+            )
+        earlier = project.root / dep
+        if known is None and earlier.is_file() and earlier.read_text(encoding="utf-8") != manifest:
+            raise ConfigError(
+                f"{earlier}: a batch {name} was registered before, with other files, labels or settings; a batch never "
+                "changes: choose another name, or remove that file if the batch is no longer needed"
+            )
+        before = {path: path.read_text(encoding="utf-8") for path in (project.params, project.dvc)}
+        with_batch = (
+            before[project.params] if known is not None else add_item(before[project.params], "batches", name, item)
         )
-    earlier = project.root / dep
-    if known is None and earlier.is_file() and earlier.read_text(encoding="utf-8") != manifest:
-        raise ConfigError(
-            f"{earlier}: a batch {name} was registered before, with other files, labels or settings; a batch never "
-            "changes: choose another name, or remove that file if the batch is no longer needed"
-        )
-    before = {path: path.read_text(encoding="utf-8") for path in (project.params, project.dvc)}
-    params_text = before[project.params]
-    if known is None:
-        params_text = add_item(params_text, "batches", name, item)
-    dvc_text = add_deps(before[project.dvc], name)
-    if only:
-        params_text = set_value(keep_item(params_text, "batches", name), "evaluate", "batch", name)
-        deps = {batch.source.dep for other, batch in batches.items() if other != name}
-        dvc_text = keep_dep(dvc_text, name, deps | {PHANTOM})
-    copies = []
-    with clear_when_full(project.root):
-        write_text(project.root / dep, manifest)
-        for path, text in ((project.dvc, dvc_text), (project.params, params_text)):
-            # What a killed call has written already is not copied again: its copy is of the file as it was.
-            if only and text != before[path]:
-                copies.append(_place_of_copy(path.with_name(f"{path.name}.before-{name}"), before[path]))
-                write_text(copies[-1], before[path])
-            write_text(path, text)
-    _report(name, delivery, listing, survey, growth, known=known, takes_grey=_takes_grey(values))
-    if only:
-        _report_only(name, sorted(set(batches) - {name}), copies)
-    else:
-        print("now run `dvc repro`", file=sys.stderr)
+        params_text, dvc_text = with_batch, add_deps(before[project.dvc], name)
+        if only:
+            params_text = set_value(keep_items(with_batch, "batches", [name]), "evaluate", "batch", name)
+            others = {batch for found in consumers(dvc_text).values() for batch in found} - {name}
+            deps = {batch.source.dep for other, batch in batches.items() if other != name} | {PHANTOM}
+            dvc_text = drop_deps(dvc_text, deps | {SHARDS + other for other in others})
+        copies = []
+        with clear_when_full(project.root):
+            write_text(project.root / dep, manifest)
+            for path, text in ((project.params, params_text), (project.dvc, dvc_text)):
+                if only and text != before[path]:
+                    copies.append(_place_of_copy(path.with_name(f"{path.name}.before-{name}"), before[path]))
+                    write_text(copies[-1], before[path])
+            # A batch comes before what depends on it and goes after: a kill at any moment leaves a graph that runs.
+            write_text(project.params, with_batch)
+            write_text(project.dvc, dvc_text)
+            write_text(project.params, params_text)
+        _report(name, delivery, listing, survey, growth, known=known, takes_grey=_takes_grey(values))
+        if only:
+            _report_only(name, sorted(set(batches) - {name}), copies)
+        else:
+            print("now run `dvc repro`", file=sys.stderr)
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ def add_item(text: str, section: str, name: str, item: Mapping[str, Any]) -> str
     return _joined([*lines[:end], *(indent + line for line in _block(name, item)), *lines[end:]])
 
 
-def keep_item(text: str, section: str, name: str) -> str:
-    """`text` with the item `name` as the only one of a top-level block mapping.
+def keep_items(text: str, section: str, names: Collection[str]) -> str:
+    """`text` with the named items, of which there is at least one, as the only ones of a top-level block mapping.
 
     The lines of the other items go, with the comments inside them; comments between items stay.
 
@@ -40,20 +40,22 @@ def keep_item(text: str, section: str, name: str) -> str:
         ConfigError: the section is not there, is written in braces, or its items share values by anchors.
     """
     document = YAML().load(text)
-    mapping = _block_mapping(document, section, name)
+    mapping = _block_mapping(document, section, ", ".join(names))
     lines = text.splitlines()
-    starts = sorted(mapping.lc.key(key) for key in mapping)
-    ends = [*(row for row, _ in starts[1:]), _end_of_section(document, section, lines)]
-    kept_row = mapping.lc.key(name)[0]
-    for (row, column), end in reversed(list(zip(starts, ends, strict=True))):
-        if row == kept_row:
+    places = sorted((*mapping.lc.key(key), key) for key in mapping)
+    ends = [*(row for row, *_ in places[1:]), _end_of_section(document, section, lines)]
+    for (row, column, name), end in reversed(list(zip(places, ends, strict=True))):
+        if name in names:
             continue
         while end > row + 1 and _is_between_items(lines[end - 1], column):
             end -= 1
         del lines[row:end]
     before, after = _plain(text), _loaded(_joined(lines))
-    if after != {**before, section: {name: before[section][name]}}:
-        raise ConfigError(f"{section}: the items beside '{name}' cannot be taken out line by line; do so by hand")
+    kept = {name: value for name, value in before[section].items() if name in names}
+    if after != {**before, section: kept}:
+        raise ConfigError(
+            f"{section}: the items beside '{', '.join(names)}' cannot be taken out line by line; do so by hand"
+        )
     return _joined(lines)
 
 
@@ -116,24 +118,21 @@ def add_deps(text: str, batch: str) -> str:
     return _joined(lines)
 
 
-def keep_dep(text: str, batch: str, others: Collection[str] = ()) -> str:
-    """A dvc.yaml in which no consumer depends on the shards of another batch than `batch`.
-
-    Args:
-        text: The file's text, in which every consumer depends on `data/shards/<batch>` (`add_deps`).
-        batch: The batch that stays.
-        others: Further paths that consumers no longer depend on.
+def drop_deps(text: str, paths: Collection[str]) -> str:
+    """A dvc.yaml in which no consumer of shards depends on the paths any more.
 
     Raises:
-        ConfigError: a dep that has to go does not stand on a line of its own.
+        ConfigError: a dep that has to go does not stand on a line of its own, or would leave a consumer without any
+            batch.
     """
     stages, lines = YAML().load(text)["stages"], text.splitlines()
     unwanted = []
     for stage, batches in consumers(text).items():
-        gone = {SHARDS + other for other in batches if other != batch} | set(others)
+        if all(SHARDS + batch in paths for batch in batches):
+            raise ConfigError(f"dvc.yaml: {stage} would read no batch at all; expected one that stays")
         deps = stages[stage]["deps"]
         for position, dep in enumerate(deps):
-            if dep in gone:
+            if dep in paths:
                 row = deps.lc.item(position)[0]
                 if not re.fullmatch(rf"\s*- ([\"']?){re.escape(dep)}\1\s*(#.*)?", lines[row]):
                     raise ConfigError(f"dvc.yaml: {stage}.deps: expected one dep a line; take '- {dep}' out by hand")

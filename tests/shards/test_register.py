@@ -1,6 +1,8 @@
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
 import traceback
 from fnmatch import fnmatch
 from pathlib import Path
@@ -19,13 +21,14 @@ from shards.errors import ConfigError, IdKeyError, SourceError
 from shards.execution import Processes
 from shards.identity import KEY_FILE_VARIABLE, SPLITS, create_key, split_of
 from shards.params import BatchParams, parse_batches
+from shards.project import Project, remove_batch
 from shards.read import ShardIndex
 from shards.records import File, Record
-from shards.register import Project, check_paths_fit, register_batch
+from shards.register import check_paths_fit, register_batch
 from shards.sources.dicom_tree import DicomTreeSource
 from shards.sources.folder import FolderSource
-from shards.yaml_lines import add_deps, add_item, consumers, keep_dep, keep_item, set_value
-from tests.shards.datasets import folder_bytes, grid_params, shard_params, write_csv, write_folder
+from shards.yaml_lines import add_deps, add_item, consumers, drop_deps, keep_items, set_value
+from tests.shards.datasets import folder_bytes, grid_params, shard_params, smooth_image, write_csv, write_folder
 from tests.shards.decode.dicom_files import RAMP, data_of, dataset_of
 
 REPOSITORY = Path(__file__).parents[2]
@@ -597,6 +600,88 @@ def test_the_files_that_lose_batches_are_kept_as_they_were(
         assert any(fnmatch(copy.name, line) for line in (REPOSITORY / ".gitignore").read_text().splitlines())
 
 
+def test_a_batch_that_is_removed_leaves_both_files_as_they_were_without_it(
+    project: Path, root: Path, id_key: str, capsys: pytest.CaptureFixture
+) -> None:
+    files = Project(project / "params.yaml", project / "dvc.yaml")
+    before = folder_bytes(project)
+    register(project, root)
+    entered = folder_bytes(project)
+    remove_batch("clinic-b000", files)
+    assert {name: data for name, data in folder_bytes(project).items() if name in before} == before
+    register(project, root)
+    assert folder_bytes(project) == entered
+    said = capsys.readouterr().err
+    assert "taken out of" in said
+    assert "manifest and shards stay on the disk" in said
+
+
+def test_the_phantom_makes_room_for_a_users_batch(
+    project: Path, root: Path, id_key: str, capsys: pytest.CaptureFixture
+) -> None:
+    register(project, root)
+    remove_batch("phantom-b000", Project(project / "params.yaml", project / "dvc.yaml"))
+    values = load(project / "params.yaml")
+    assert list(values["batches"]) == ["clinic-b000"]
+    assert values["evaluate"]["batch"] == "clinic-b000"
+    assert "evaluate.batch is clinic-b000 now" in capsys.readouterr().err
+    stages = load(project / "dvc.yaml")["stages"]
+    assert not {"data/phantom", "data/shards/phantom-b000"} & {*stages["pretrain"]["deps"], *stages["report"]["deps"]}
+
+
+def test_what_cannot_be_removed_is_refused_before_anything_is_written(
+    project: Path, root: Path, tmp_path: Path, id_key: str
+) -> None:
+    files = Project(project / "params.yaml", project / "dvc.yaml")
+
+    def refuses(name: str, match: str) -> None:
+        before = files.params.read_bytes(), files.dvc.read_bytes()
+        with pytest.raises(ConfigError, match=match):
+            remove_batch(name, files)
+        assert before == (files.params.read_bytes(), files.dvc.read_bytes())
+
+    refuses("other", r"batch other: .* has phantom-b000")
+    refuses("phantom-b000", "is the only one")
+    register(project, root)
+    register(project, many(tmp_path / "many"), "many-b000")
+    refuses("phantom-b000", r"clinic-b000, many-b000 would stay; .* evaluate\.batch first")
+
+
+def test_two_registrations_at_once_lose_nothing(project: Path, tmp_path: Path, id_key: str) -> None:
+    roots = {f"clinic-b00{number}": many(tmp_path / f"many{number}", 12) for number in range(3)}
+    for name, folder in roots.items():
+        for number, path in enumerate(sorted(folder.rglob("*.png"))):
+            Image.fromarray(smooth_image(24, 24, 1000 * int(name[-1]) + number)).save(path)
+    command = [sys.executable, "-m", "shards", "register"]
+    running = [subprocess.Popen([*command, name, str(folder)], cwd=project) for name, folder in roots.items()]
+    assert [process.wait(timeout=120) for process in running] == [0, 0, 0]
+    assert set(load(project / "params.yaml")["batches"]) == {"phantom-b000", *roots}
+    deps = load(project / "dvc.yaml")["stages"]["pretrain"]["deps"]
+    assert {f"data/shards/{name}" for name in roots} <= set(deps)
+
+
+@pytest.mark.parametrize("only", [False, True])
+def test_a_registration_that_is_killed_between_any_two_writes_leaves_a_graph_that_runs(
+    only: bool, project: Path, tmp_path: Path, id_key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, states = many(tmp_path / "many"), []
+
+    def write_and_look(path: Path, text: str) -> None:
+        write_text(path, text)
+        states.append([load(project / "params.yaml"), load(project / "dvc.yaml")])
+
+    monkeypatch.setattr("shards.register.write_text", write_and_look)
+    register_batch(
+        "real-b000", folder, FolderSource(), only=only, project=Project(project / "params.yaml", project / "dvc.yaml")
+    )
+    assert len(states) > 3
+    for values, graph in states:
+        needed = {dep for stage in ("pretrain", "report") for dep in graph["stages"][stage]["deps"]}
+        made = {f"data/shards/{name}" for name in values["batches"]}
+        assert {dep for dep in needed if dep.startswith("data/shards/")} <= made
+        assert values["evaluate"]["batch"] in values["batches"]
+
+
 def test_a_kept_copy_is_never_written_over(project: Path, tmp_path: Path, id_key: str) -> None:
     before = (project / "params.yaml").read_bytes()
     a, b = many(tmp_path / "a"), many(tmp_path / "b")
@@ -708,20 +793,20 @@ def test_one_item_is_kept_with_the_comments_between_the_items() -> None:
         "# top\nbatches:   # deliveries\n  # the first\n  a:\n    k: 1\n    # inside a\n\n  # the second\n"
         "  ab: {k: 2}   # beside\n  # the third\n  b:\n    k: 3\n# the next\nother: 1\n"
     )
-    assert keep_item(text, "batches", "ab") == (
+    assert keep_items(text, "batches", ["ab"]) == (
         "# top\nbatches:   # deliveries\n  # the first\n\n  # the second\n"
         "  ab: {k: 2}   # beside\n  # the third\n# the next\nother: 1\n"
     )
-    assert keep_item(text, "batches", "b").endswith("  # the third\n  b:\n    k: 3\n# the next\nother: 1\n")
-    once = keep_item(text, "batches", "a")
-    assert keep_item(once, "batches", "a") == once
+    assert keep_items(text, "batches", ["b"]).endswith("  # the third\n  b:\n    k: 3\n# the next\nother: 1\n")
+    once = keep_items(text, "batches", ["a"])
+    assert keep_items(once, "batches", ["a"]) == once
 
 
 def test_items_that_share_an_anchor_are_left_to_the_user() -> None:
     with pytest.raises(ConfigError, match="do so by hand"):
-        keep_item("batches:\n  a: &x {k: 1}\n  b:\n    <<: *x\n", "batches", "b")
+        keep_items("batches:\n  a: &x {k: 1}\n  b:\n    <<: *x\n", "batches", ["b"])
     with pytest.raises(ConfigError, match="one item a line"):
-        keep_item("batches: {a: 1, b: 2}\n", "batches", "b")
+        keep_items("batches: {a: 1, b: 2}\n", "batches", ["b"])
 
 
 @pytest.mark.parametrize(
@@ -755,7 +840,10 @@ def test_other_batches_and_what_was_read_of_them_leave_the_consumers() -> None:
     expected = text
     for line in ("    - data/shards/a1\n", "        - 'data/phantom'  # gone\n", "        - 'data/shards/b'\n"):
         expected = expected.replace(line, "")
-    assert keep_dep(text, "a", {"data/phantom"}) == expected
-    assert keep_dep(expected, "a", {"data/phantom"}) == expected
+    gone = {"data/phantom", "data/shards/a1", "data/shards/b"}
+    assert drop_deps(text, gone) == expected
+    assert drop_deps(expected, gone) == expected
     with pytest.raises(ConfigError, match="take '- data/shards/b' out by hand"):
-        keep_dep("stages:\n  one:\n    deps: [data/shards/a, data/shards/b]\n", "a")
+        drop_deps("stages:\n  one:\n    deps: [data/shards/a, data/shards/b]\n", {"data/shards/b"})
+    with pytest.raises(ConfigError, match="one would read no batch at all"):
+        drop_deps("stages:\n  one:\n    deps:\n    - data/shards/a\n", {"data/shards/a"})

@@ -11,8 +11,9 @@ from shards.config import read_params
 from shards.delivery import Entry, Header, iterate_manifest
 from shards.execution import Processes
 from shards.params import parse_batches
+from shards.project import Project
 from shards.read import ShardIndex
-from shards.register import Project, register_batch
+from shards.register import register_batch
 from shards.sources.registry import open_source
 from tests.shards.datasets import grid_params, shard_params, write_folder
 from tests.shards.sources.trees import write_lines

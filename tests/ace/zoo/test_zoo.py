@@ -27,7 +27,8 @@ from ace.zoo.shipped import ZOO, find_model, published_of, shipped_names
 from shards.cli import run_command
 from shards.errors import ConfigError
 from shards.format import sha256_of
-from shards.register import Project, register_batch
+from shards.project import Project
+from shards.register import register_batch
 from shards.sources.folder import FolderSource
 from tests.ace.inference.models import DIM, ROOT, mix, write_model
 from tests.shards.datasets import smooth_image, write_folder
