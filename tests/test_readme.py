@@ -46,6 +46,12 @@ def test_the_readme_begins_with_the_two_commands() -> None:
     assert commands(README)[:2] == ["make demo", "make test"]
 
 
+def test_a_newcomer_activates_the_environment_before_the_first_command_that_needs_it() -> None:
+    text = README.read_text(encoding="utf-8")
+    first = min(text.index(command) for command in commands(README) if not command.startswith("make "))
+    assert text.index("source .venv/bin/activate") < first
+
+
 def test_links_of_the_documents_lead_to_files() -> None:
     for document in DOCUMENTS:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text(encoding="utf-8")):
