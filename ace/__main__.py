@@ -62,10 +62,24 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from ace.evaluation.params import EvaluateParams
     from ace.zoo.shipped import find_model
     from shards.image_names import MANIFESTS
+    from shards.normalisation import Normalisation
+    from shards.params import parse_batches
 
-    params = EvaluateParams.from_params(values_of(arguments).get("evaluate"), f"{arguments.params}: evaluate")
-    model, manifests = find_model(arguments.model), arguments.params.parent / MANIFESTS
-    evaluate(params, arguments.shards, model, arguments.metrics, arguments.out, manifests=manifests)
+    values = values_of(arguments)
+    flags = {"batch": arguments.batch, "split": arguments.split}
+    section = {**(values.get("evaluate") or {}), **{key: value for key, value in flags.items() if value is not None}}
+    params = EvaluateParams.from_params(section, f"{arguments.params}: evaluate")
+    batches = parse_batches(values.get("batches"), f"{arguments.params}: batches")
+    mix = batches[params.batch].mix if params.batch in batches else None
+    evaluate(
+        params,
+        arguments.shards,
+        find_model(arguments.model),
+        arguments.metrics,
+        arguments.out,
+        manifests=arguments.params.parent / MANIFESTS,
+        normalisation=None if mix is None else Normalisation(mix.mean, mix.std),
+    )
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -335,6 +349,10 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help=f"folder of the shard sets, or their URL, as s3://bucket/prefix; default: {SHARDS}",
     )
+    command.add_argument(
+        "--batch", metavar="NAME", help="the shard set to measure on, also one that the model was not trained with"
+    )
+    command.add_argument("--split", choices=["val", "test"], help="its split; these two: default as in the params file")
     _add_model_option(command)
     command.add_argument("--metrics", type=Path, default=PROPERTIES, metavar="FILE", help=f"default: {PROPERTIES}")
     command.add_argument("--out", type=Path, default=EVIDENCE, metavar="DIR", help=f"default: {EVIDENCE}")

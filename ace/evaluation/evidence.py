@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ from shards.format import sha256_of
 from shards.grid import GridSpec
 from shards.image_names import MANIFESTS, check_image_names
 from shards.lineage import check_independence
+from shards.normalisation import Normalisation
 from shards.read import ShardIndex
 from shards.store import Location, location_of
 
@@ -114,6 +115,7 @@ def evaluate(
     evidence_dir: Path,
     *,
     manifests: Path = MANIFESTS,
+    normalisation: Normalisation | None = None,
 ) -> None:
     """Measure what method.md §5 names, write the metrics, and keep the arrays that the report draws.
 
@@ -125,10 +127,11 @@ def evaluate(
         evidence_dir: Folder of .npz files, replaced as a whole.
         manifests: Folder of the project's manifests, with which the file names that a published model lists are
             compared.
+        normalisation: The batch's own mean and std, for a model that was not trained with it.
 
     Raises:
-        ConfigError: too few patients, a model trained on another grid or frame, or a reference encoder that cannot be
-            had.
+        ConfigError: too few patients, a model trained on another grid or frame, a batch that it was not trained with
+            and no normalisation, or a reference encoder that cannot be had.
         ContaminationError: the model was trained on some of the patients.
     """
     index = ShardIndex.open(location_of(shards_root, params.batch))
@@ -141,10 +144,12 @@ def evaluate(
     trained = load_encoder(model_dir, which="teacher")
     if trained.config.get("origin") != IMPORTED:  # of an imported model nothing says how its images were framed
         _check_trim(trained.spec, cohort)
+    own = {} if normalisation is None else {cohort.batch: normalisation}
     encoders: dict[str, Encoder] = {
-        "trained": trained,
-        "untrained": untrained_encoder(model_dir, params.seed),
+        "trained": replace(trained, given=own),
+        "untrained": replace(untrained_encoder(model_dir, params.seed), given=own),
     }
+    encoders["trained"].normalisation(cohort.batch)  # is known or given, or refused here before any work
     if params.reference is not None:
         encoders[IMAGENET] = reference_encoder(params.reference, cohort.spec)
     answers = {}

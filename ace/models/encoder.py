@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,11 +39,13 @@ class Encoder:
         backbone: Normalised crops [B, C, S, S] to tokens [B, t, t, D] after its last norm.
         spec: The grid it was trained on; S is `spec.crop_px`.
         config: config.json of the model.
+        given: The normalisation of batches that the model was not trained with, by their names.
     """
 
     backbone: Backbone
     spec: GridSpec
     config: Mapping[str, Any]
+    given: Mapping[str, Normalisation] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -56,18 +58,24 @@ class Encoder:
         return int(self.config["params"]["pretrain"]["backbone"]["in_channels"])
 
     def normalisation(self, batch: str) -> Normalisation:
-        """Return the normalisation that training used for a batch; an imported model has one for all batches.
+        """Return the normalisation that training used for a batch, or the one given; an imported model has one for all.
 
         Raises:
-            ConfigError: the model has not seen the batch, or it is one of another number of channels.
+            ConfigError: the model has not seen the batch and none is given, or it is one of another number of channels.
         """
         mixes = self.config["params"]["batches"]
         if self.config.get("origin") == IMPORTED:
             batch = IMPORTED
-        if batch not in mixes:
-            raise ConfigError(f"batch '{batch}' is unknown to this model; it was trained with {sorted(mixes)}")
-        found = Normalisation.of(mixes[batch]["mix"]["mean"], mixes[batch]["mix"]["std"])
-        found.per_channel(self.in_channels, f"{CONFIG}: batches.{batch}.mix")
+        if batch in mixes:
+            found = Normalisation.of(mixes[batch]["mix"]["mean"], mixes[batch]["mix"]["std"])
+        elif batch in self.given:
+            found = self.given[batch]
+        else:
+            raise ConfigError(
+                f"batch '{batch}' is unknown to this model; it was trained with {sorted(mixes)}. Give the batch's own "
+                f"mean and std, as `python -m shards register` writes them to batches.{batch}.mix in params.yaml"
+            )
+        found.per_channel(self.in_channels, f"batches.{batch}.mix")
         return found
 
 

@@ -16,6 +16,7 @@ from shards.errors import ConfigError, ContaminationError
 from shards.identity import SPLITS
 from shards.image_names import IMAGE_NAMES
 from shards.lineage import TRAINING_IMAGES, write_lineage
+from shards.normalisation import Normalisation
 from shards.read import ShardIndex, ShardReader
 from tests.ace.evaluation.drawn_project import BATCH, EVALUATE, write_project
 
@@ -274,6 +275,28 @@ def test_a_model_of_images_framed_otherwise_is_refused(project: Path, tmp_path: 
     (model / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match=r"grid.trim_level 25, but .* was built with null"):
         evaluate(PARAMS, project / "data/shards", model, tmp_path / "m.json", tmp_path / "evidence")
+
+
+def test_a_batch_that_the_model_was_not_trained_with_is_measured_with_its_own_normalisation(
+    project: Path, result: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(project / "models/ace", model)
+    config = json.loads((model / "config.json").read_text())
+    mix = config["params"]["batches"].pop(BATCH)["mix"]
+    config["params"]["batches"]["elsewhere"] = {"mix": {"weight": 1.0, "mean": 0.1, "std": 0.9}}
+    (model / "config.json").write_text(json.dumps(config))
+    shards, metrics, evidence = project / "data/shards", tmp_path / "m.json", tmp_path / "evidence"
+    with pytest.raises(
+        ConfigError, match=rf"'{BATCH}' is unknown to this model; .*\['elsewhere'\]. Give the batch's own"
+    ):
+        evaluate(PARAMS, shards, model, metrics, evidence)
+    own = Normalisation.of(mix["mean"], mix["std"])
+    evaluate(PARAMS, shards, model, metrics, evidence, normalisation=own)
+    found = json.loads(metrics.read_text())
+    assert [found[name] for name in ENCODERS] == [result[0][name] for name in ENCODERS]
+    evaluate(PARAMS, shards, model, metrics, evidence, normalisation=Normalisation.of(0.0, 1.0))
+    assert json.loads(metrics.read_text())["trained"] != found["trained"]
 
 
 def test_without_landmarks_correspondence_is_null_with_a_reason(
