@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
 from pydicom.dataset import Dataset, FileDataset
-from pydicom.encaps import get_frame
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
     JPEG2000,
@@ -26,7 +26,7 @@ from pydicom.uid import (
 )
 
 from shards.decode.apart import Pixels, decode_apart
-from shards.decode.codestream import is_ended, read_frame
+from shards.decode.codestream import Frame, has_every_part, is_ended, read_frame, without_oddities
 from shards.decode.dicom import (
     count_of,
     is_burned_in,
@@ -49,13 +49,15 @@ from shards.decode.reasons import (
     NO_PIXEL_DATA,
     NO_PIXELS,
     NOT_DICOM,
+    OTHER_DEPTH,
     OTHER_SIZE,
     TOO_LARGE,
     TRUNCATED,
+    UNKNOWN_SYNTAX,
     UNSAID_SYNTAX,
     UnreadableImageError,
 )
-from shards.decode.result import NO_TRANSFER_SYNTAX, SURPLUS_DATA, VALUES_ABOVE_BITS, Decoded, Facts
+from shards.decode.result import MISSING_ELEMENTS, NO_TRANSFER_SYNTAX, SURPLUS_DATA, VALUES_ABOVE_BITS, Decoded, Facts
 from shards.decode.signature import is_dicom
 
 _OVERLAY_BIT_POSITIONS = tuple((group, 0x0102) for group in range(0x6000, 0x6020, 2))
@@ -122,12 +124,20 @@ def decode_dicom(data: bytes, *, max_pixels: float) -> Decoded:
         dataset = parse(
             data, (*_TAGS, *_OVERLAY_BIT_POSITIONS), max_bytes=_MAX_BYTES_PER_PIXEL * max_pixels + _MAX_OTHER_BYTES
         )
+        is_syntax_said = "TransferSyntaxUID" in dataset.file_meta
+        if is_syntax_said:
+            _check_decoder(dataset.file_meta.TransferSyntaxUID)
         layout = _layout(dataset, max_pixels)
         flags = []
-        if "TransferSyntaxUID" not in dataset.file_meta:
+        if not is_syntax_said:
             dataset.file_meta.TransferSyntaxUID = _plain_syntax(dataset)
             flags.append(NO_TRANSFER_SYNTAX)
-        if _check_pixel_data(dataset, layout):
+        if _fill_in(dataset, layout):
+            flags.append(MISSING_ELEMENTS)
+        syntax = dataset.file_meta.TransferSyntaxUID
+        if syntax == RLELossless:
+            _check_runs(dataset, layout)
+        elif not syntax.is_compressed and _has_surplus(dataset, layout):
             flags.append(SURPLUS_DATA)
         facts = Facts(
             bits_stored=layout.bits_stored,
@@ -180,13 +190,29 @@ def _layout(dataset: Dataset, max_pixels: float) -> _Layout:
         raise UnreadableImageError(COLOUR_SPACE)
     if allocated not in (8, 16):
         raise UnreadableImageError(BIT_DEPTH)
-    stored = count_of(dataset, "BitsStored") or allocated
     high_bit = number_of(dataset, "HighBit")
+    stored = count_of(dataset, "BitsStored") or (allocated if high_bit is None else int(high_bit) + 1)
     high = stored - 1 if high_bit is None else int(high_bit)
     if not stored - 1 <= high < allocated:
         raise UnreadableImageError(DAMAGED)
     is_signed = number_of(dataset, "PixelRepresentation") == 1
     return _Layout(height, width, num_samples, allocated, stored, high, is_signed, photometric)
+
+
+def _fill_in(dataset: FileDataset, layout: _Layout) -> bool:
+    """Write the layout's values where the header says nothing, and tell whether there was such an element."""
+    values = {
+        "SamplesPerPixel": layout.num_samples,
+        "BitsStored": layout.bits_stored,
+        "HighBit": layout.high_bit,
+        "PixelRepresentation": int(layout.is_signed),
+    }
+    if layout.num_samples > 1 and not _is_stream(dataset.file_meta.TransferSyntaxUID):
+        values["PlanarConfiguration"] = 0
+    missing = [keyword for keyword in values if number_of(dataset, keyword) is None]
+    for keyword in missing:
+        setattr(dataset, keyword, values[keyword])
+    return bool(missing)
 
 
 def _plain_syntax(dataset: FileDataset) -> UID:
@@ -198,56 +224,61 @@ def _plain_syntax(dataset: FileDataset) -> UID:
     return ImplicitVRLittleEndian if is_implicit else explicit
 
 
-def _check_pixel_data(dataset: FileDataset, layout: _Layout) -> bool:
-    """Refuse what no installed decoder reads, and data of another size than the header's, before decoding.
+@dataclass(frozen=True)
+class _Stream:
+    """A codec's stream and what it says of itself, checked against the header."""
 
-    Returns:
-        Whether there are more data than the header speaks of.
+    data: bytes
+    frame: Frame
+
+    @property
+    def is_lossy_jpeg(self) -> bool:
+        return self.frame.codec == "JPEG"
+
+
+def _has_surplus(dataset: FileDataset, layout: _Layout) -> bool:
+    """Whether there are more data that nothing compressed than the header speaks of.
+
+    Raises:
+        UnreadableImageError: there are fewer.
     """
-    syntax = dataset.file_meta.TransferSyntaxUID
-    _check_decoder(syntax, layout)
-    if syntax.is_compressed:
-        _check_frame(dataset, layout)
-        return False
     if len(dataset.PixelData) < layout.num_bytes:
         raise UnreadableImageError(TRUNCATED)
     return len(dataset.PixelData) > layout.num_bytes + layout.num_bytes % 2
 
 
-def _check_frame(dataset: FileDataset, layout: _Layout) -> None:
-    """The same of compressed data; where the stream knows better than the header, decoders are told what it says."""
-    stream = get_frame(dataset.PixelData, 0, number_of_frames=1)
-    if not _is_stream(dataset.file_meta.TransferSyntaxUID):
-        # A run of two bytes becomes 128; runs never make an honest file larger than a header and a byte in 128.
-        if len(stream) > 2 * layout.num_bytes + 1024:
-            raise UnreadableImageError(OTHER_SIZE)
-        return
-    frame = read_frame(stream)
+def _check_runs(dataset: FileDataset, layout: _Layout) -> None:
+    """Refuse RLE that outgrows the image."""
+    # A run of two bytes becomes 128; runs never make an honest file larger than a header and a byte in 128.
+    if len(get_frame(dataset.PixelData, 0, number_of_frames=1)) > 2 * layout.num_bytes + 1024:
+        raise UnreadableImageError(OTHER_SIZE)
+
+
+def _stream(dataset: FileDataset, layout: _Layout) -> _Stream:
+    """The stream of an image, refused before decoding if it is damaged or of another size or depth than the header."""
+    data = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    frame = read_frame(data)
     said = layout.height, layout.width, layout.num_samples
     if frame is None or (frame.height, frame.width, frame.num_components) != said:
         raise UnreadableImageError(OTHER_SIZE)
-    if not is_ended(stream):
+    if frame.precision > layout.bits_allocated:
+        raise UnreadableImageError(OTHER_DEPTH)
+    if not is_ended(data) or not has_every_part(data):
         raise UnreadableImageError(TRUNCATED)
-    if dataset.file_meta.TransferSyntaxUID == JPEGBaseline8Bit:
-        # GDCM says nothing of a stream that was closed before its picture ends; a ValueError is damage.
-        decode_sound_jpeg(stream, "GRAY")
-    dataset.BitsStored = layout.bits_stored
-    if layout.bits_stored < frame.precision <= layout.bits_allocated:
-        dataset.BitsStored, dataset.HighBit = frame.precision, frame.precision - 1
-    if layout.photometric == "RGB" and frame.is_subsampled:
-        dataset.PhotometricInterpretation = "YBR_FULL_422"
+    stream = _Stream(without_oddities(data), frame)
+    if stream.is_lossy_jpeg:
+        if frame.precision > 8:  # which GDCM and Pillow take for 8
+            raise UnreadableImageError(_unread(JPEGExtended12Bit))
+        # GDCM would pass over a few bytes too many, as it should here, and over damage as well.
+        decode_sound_jpeg(stream.data, "GRAY")
+    return stream
 
 
-def _check_decoder(syntax: UID, layout: _Layout) -> None:
+def _check_decoder(syntax: UID) -> None:
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:  # pydicom does not know the syntax
         raise UnreadableImageError(_unread(syntax)) from None
-    plugins = set(decoder.available_plugins)
-    if syntax == JPEGExtended12Bit and layout.bits_stored > 8:
-        plugins -= {"gdcm", "pillow"}  # they read its 8 bits alone
-        if not plugins:
-            raise UnreadableImageError(_unread(syntax))
     if not decoder.is_available:
         remedy = ": pip install 'ace-pretraining[dicom]'" if syntax in _IN_THE_EXTRA else ""
         raise UnreadableImageError(_unread(syntax) + remedy)
@@ -260,8 +291,9 @@ def _is_stream(syntax: UID) -> bool:
 
 def _unread(syntax: UID) -> str:
     """A name of the standard's, never the file's text."""
-    name = "in an unknown way" if syntax.name == str(syntax) else f"as {syntax.name}"
-    return f"DICOM pixels compressed {name}, which no installed decoder reads"
+    if syntax.name == str(syntax):
+        return UNKNOWN_SYNTAX
+    return f"DICOM pixels compressed as {syntax.name}, which no installed decoder reads"
 
 
 def _stored(dataset: FileDataset, layout: _Layout) -> Pixels:
@@ -270,6 +302,8 @@ def _stored(dataset: FileDataset, layout: _Layout) -> Pixels:
     if not _is_stream(syntax):
         pixels: Pixels = get_decoder(syntax).as_array(dataset, **_AS_THEY_ARE)[0]
         return pixels
+    stream = _stream(dataset, layout)
+    # Where the stream knows better than the header, decoders are told what it says (PS3.5 8.2).
     options = {
         **_AS_THEY_ARE,
         "pixel_keyword": "PixelData",
@@ -277,13 +311,13 @@ def _stored(dataset: FileDataset, layout: _Layout) -> Pixels:
         "rows": layout.height,
         "columns": layout.width,
         "samples_per_pixel": layout.num_samples,
-        "bits_allocated": layout.bits_allocated,
-        "bits_stored": int(dataset.BitsStored),
+        "bits_allocated": 8 if stream.frame.precision <= 8 else 16,
+        "bits_stored": stream.frame.precision,
         "pixel_representation": int(layout.is_signed),
-        "photometric_interpretation": str(dataset.PhotometricInterpretation),
-        "planar_configuration": int(number_of(dataset, "PlanarConfiguration") or 0),
+        "photometric_interpretation": stream.frame.colour_space or layout.photometric,
+        "planar_configuration": 0,
     }
-    return decode_apart(syntax, dataset.PixelData, options)
+    return decode_apart(syntax, encapsulate([stream.data]), options, is_checked=stream.is_lossy_jpeg)
 
 
 def _grey(stored: Shaped[np.ndarray, "height width"], dataset: FileDataset, layout: _Layout, facts: Facts) -> Decoded:

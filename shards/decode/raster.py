@@ -7,7 +7,6 @@ decodes grey PNG some 15 % faster, but prints its complaints.
 
 import io
 import logging
-import re
 import warnings
 import zlib
 
@@ -17,17 +16,21 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from shards.canvas import Pixels
+from shards.decode.apart import SURPLUS, check_jpeg_apart
+from shards.decode.codestream import has_every_part, read_frame, without_oddities
 from shards.decode.grey import Values, spread
 from shards.decode.reasons import (
     DAMAGED,
     DEEP_COLOUR,
     MULTI_FRAME,
     TOO_LARGE,
+    UNREAD_JPEG,
     UNREAD_VARIANT,
     UnreadableImageError,
 )
 from shards.decode.result import Decoded, Facts
 from shards.decode.signature import RasterKind
+from shards.errors import ShardError
 
 # Pillow's log lines quote what stands in the tags of TIFF and EXIF; they must not reach the root logger's handlers.
 logging.getLogger("PIL").propagate = False
@@ -39,7 +42,7 @@ _PNG_CHUNKS = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"eXIf")
 _PNG_BITS, _PNG_COLOUR_TYPE = 24, 25
 _PNG_INDEXED = 3
 _JPEG_COLOURS = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
-_SURPLUS = re.compile(r"\b[1-4] extraneous bytes before marker 0xd9")  # the mark that ends the file
+_UNNAMED_SAMPLING = "Could not determine subsampling"
 _GREY = ("1", "L", "LA")
 _COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 _SIGNED = 2
@@ -80,6 +83,8 @@ def load(data: bytes, kind: RasterKind, *, max_pixels: float) -> Image.Image:
         with warnings.catch_warnings():
             # Pillow's own pixel bound and its remarks on odd metadata; ours is checked below, before decoding.
             warnings.simplefilter("ignore")
+            if kind == "JPEG":
+                _check_jpeg(data)
             image = Image.open(io.BytesIO(_essential(data) if kind == "PNG" else data), formats=(kind,))
             _check(image, data, max_pixels)
             # Pillow turns TIFF itself while loading, and then says that it is upright.
@@ -89,7 +94,7 @@ def load(data: bytes, kind: RasterKind, *, max_pixels: float) -> Image.Image:
         raise UnreadableImageError(TOO_LARGE) from None
     except UnidentifiedImageError:
         raise UnreadableImageError(UNREAD_VARIANT if kind in ("TIFF", "BMP") else DAMAGED) from None
-    except UnreadableImageError:
+    except (UnreadableImageError, ShardError):
         raise
     # Pillow's parsers let nearly any error through on damaged files; one file must not end the batch.
     except Exception:
@@ -116,22 +121,42 @@ def eight_bit_pixels(image: Image.Image) -> Pixels:
     return np.asarray(image if image.mode == mode else image.convert(mode))
 
 
-def decode_sound_jpeg(data: bytes, colour: str) -> UInt8[np.ndarray, "height width channels"]:
+def decode_sound_jpeg(data: bytes, colour: str) -> UInt8[np.ndarray, "height width channels"] | None:
     """The pixels of a JPEG of 8 bits, of which the decoder found every one.
 
     Args:
         data: The file.
         colour: As simplejpeg calls it.
 
+    Returns:
+        None if the file is sound, but of a sampling that simplejpeg does not decode.
+
     Raises:
-        ValueError: the data end before the picture, or are damaged.
+        UnreadableImageError: the data end before the picture, or are damaged.
+        DecoderError: the process that such a sampling needs cannot be started.
     """
+    if not has_every_part(data):
+        raise UnreadableImageError(DAMAGED)
+    try:
+        return _simplejpeg(data, colour)
+    except ValueError as error:
+        plain = without_oddities(data)
+        if _UNNAMED_SAMPLING in str(error):
+            check_jpeg_apart(plain)
+            return None
+    try:
+        return _simplejpeg(plain, colour)
+    except ValueError:
+        raise UnreadableImageError(DAMAGED) from None
+
+
+def _simplejpeg(data: bytes, colour: str) -> UInt8[np.ndarray, "height width channels"]:
     pixels: UInt8[np.ndarray, "height width channels"]
     try:
         pixels = simplejpeg.decode_jpeg(data, colour)
     except ValueError as error:
         # Left over when the whole picture was there, as some cameras do it. Many would say that it lost its way.
-        if not _SURPLUS.search(str(error)):
+        if not SURPLUS.search(str(error)):
             raise
         pixels = simplejpeg.decode_jpeg(data, colour, strict=False)
     return pixels
@@ -161,6 +186,12 @@ def _essential(data: bytes) -> bytes:
         start = end
     # A file of several hundred kilobytes is not copied for nothing.
     return data if sum(map(len, parts)) == len(data) else b"".join(parts)
+
+
+def _check_jpeg(data: bytes) -> None:
+    frame = read_frame(data)
+    if frame is not None and (frame.codec != "JPEG" or frame.precision != 8):
+        raise UnreadableImageError(UNREAD_JPEG)
 
 
 def _check(image: Image.Image, data: bytes, max_pixels: float) -> None:
@@ -197,7 +228,7 @@ def _load(image: Image.Image) -> Image.Image:
 def _load_jpeg(image: Image.Image, data: bytes) -> Image.Image:
     """The pixels that Pillow would give, or for CMYK gives, if the decoder has no doubts."""
     pixels = decode_sound_jpeg(data, _JPEG_COLOURS[image.mode])
-    if image.mode == "CMYK":  # inverted or not, which Pillow knows
+    if pixels is None or image.mode == "CMYK":  # inverted or not, which Pillow knows
         return _load(image)
     return Image.fromarray(pixels[..., 0] if image.mode == "L" else pixels)
 

@@ -15,6 +15,7 @@ VALUES_ABOVE_BITS = "values above bits stored"
 VALUES_ABOVE_MAXIMUM = "values above the maximum"
 SURPLUS_DATA = "more pixel data than the header says"
 NO_TRANSFER_SYNTAX = "no transfer syntax"
+MISSING_ELEMENTS = "elements of the pixels missing, their defaults taken"
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from shards.decode.dicom_image import decode_dicom
 from shards.decode.reasons import (
     BIT_DEPTH,
     COLOUR_SPACE,
+    DAMAGED,
     EMPTY_LUT,
     MULTI_FRAME,
     NO_PIXEL_DATA,
@@ -31,6 +32,7 @@ from shards.decode.reasons import (
     NOT_DICOM,
     TOO_LARGE,
     TRUNCATED,
+    UNKNOWN_SYNTAX,
     UNSAID_SYNTAX,
 )
 from shards.decode.signature import is_dicom
@@ -234,6 +236,30 @@ def test_a_file_that_ends_before_its_pixels_is_no_report() -> None:
     dataset = dataset_of(RAMP)
     del dataset.PixelData
     assert reason_for(data_of(dataset)) == NO_PIXEL_DATA
+
+
+@pytest.mark.parametrize("keyword", ["PatientName", "StudyDescription"])
+def test_a_file_that_ends_within_an_element_of_its_header_is_no_report(keyword: str) -> None:
+    data = data_of(dataset_of(RAMP, StudyDescription="a study of many words"))
+    place = data.index({"PatientName": b"Doe^Jane", "StudyDescription": b"a study of"}[keyword])
+    assert reason_for(data[: place + 4]) == NO_PIXEL_DATA
+
+
+def test_a_file_that_ends_within_a_sequence_of_its_header_is_no_report() -> None:
+    item = Dataset()
+    item.ReferencedSOPInstanceUID = "1.2.3.4"
+    dataset = dataset_of(RAMP, ReferencedStudySequence=[item])
+    dataset["ReferencedStudySequence"].is_undefined_length = True
+    data = data_of(dataset)
+    assert reason_for(data[: data.index(b"1.2.3.4") + 4]) in (NO_PIXEL_DATA, DAMAGED)
+
+
+def test_pixels_in_a_private_transfer_syntax_are_of_a_kind_that_is_not_read() -> None:
+    """GE's: nothing is compressed, but pixels are big-endian where all else is little-endian."""
+    data = data_of(dataset_of(RAMP, syntax=ImplicitVRLittleEndian))
+    uid = data.index(b"1.2.840.10008.1.2\0")
+    private = data[: uid - 2] + (18).to_bytes(2, "little") + b"1.2.840.113619.5.2" + data[uid + 18 :]
+    assert reason_for(private) == UNKNOWN_SYNTAX
 
 
 def test_fewer_data_than_the_header_speaks_of_are_refused_and_more_are_flagged() -> None:

@@ -11,9 +11,17 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from shards.decode import UnreadableImageError, decode, reasons
-from shards.decode.reasons import DAMAGED, DEEP_COLOUR, MULTI_FRAME, NOT_AN_IMAGE, TOO_LARGE, UNREAD_VARIANT
+from shards.decode.reasons import (
+    DAMAGED,
+    DEEP_COLOUR,
+    MULTI_FRAME,
+    NOT_AN_IMAGE,
+    TOO_LARGE,
+    UNREAD_JPEG,
+    UNREAD_VARIANT,
+)
 from tests.shards.datasets import smooth_image
-from tests.shards.decode.files import decoded, encoded, png, reason_for, strip_tags, tiff
+from tests.shards.decode.files import decoded, encoded, jpeg, png, reason_for, strip_tags, tiff
 from tests.shards.strategies import colour_images, grey_images
 
 REASONS = {value for name, value in vars(reasons).items() if name.isupper()}
@@ -204,6 +212,89 @@ def test_a_jpeg_has_the_pixels_that_pillow_gives_it(colours: bool, size: tuple[i
     planes = [smooth_image(*size, seed) for seed in range(3)]
     data = encoded(np.stack(planes, axis=2) if colours else planes[0], "JPEG", quality=80, **options)
     assert np.array_equal(decoded(data).pixels, np.asarray(Image.open(io.BytesIO(data))))
+
+
+def without_scan_parameters(data: bytes) -> bytes:
+    end = data.index(b"\xff\xda") + 2
+    end += int.from_bytes(data[end : end + 2], "big")
+    return data[: end - 3] + bytes(3) + data[end:]
+
+
+def with_version(data: bytes, version: bytes) -> bytes:
+    place = data.index(b"JFIF\0") + 5
+    return data[:place] + version + data[place + 2 :]
+
+
+def with_bytes_before(data: bytes, marker: bytes, content: bytes) -> bytes:
+    place = data.index(marker)
+    return data[:place] + content + data[place:]
+
+
+ODDITIES = {
+    "scan without parameters": without_scan_parameters,
+    "version 0.00": lambda data: with_version(data, b"\0\0"),
+    "version 2.00": lambda data: with_version(data, b"\2\0"),
+    "two bytes before the tables": lambda data: with_bytes_before(data, b"\xff\xdb", b"\0\0"),
+    "many bytes before the frame": lambda data: with_bytes_before(data, b"\xff\xc0", bytes(99)),
+    "unknown transformation of Adobe's": lambda data: with_bytes_before(
+        data, b"\xff\xdb", b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\x09"
+    ),
+    "several": lambda data: without_scan_parameters(with_version(data, b"\0\0")),
+}
+
+
+@pytest.mark.parametrize("oddity", ODDITIES)
+@pytest.mark.parametrize("colours", [False, True])
+def test_a_sound_jpeg_with_an_odd_header_has_the_pixels_of_the_plain_one(oddity: str, colours: bool) -> None:
+    planes = [smooth_image(40, 50, seed) for seed in range(3)]
+    data = encoded(np.stack(planes, axis=2) if colours else planes[0], "JPEG")
+    odd = ODDITIES[oddity](data)
+    assert odd != data
+    assert np.array_equal(decoded(odd).pixels, decoded(data).pixels)
+
+
+@pytest.mark.parametrize("oddity", ODDITIES)
+def test_an_odd_header_hides_no_damage(oddity: str) -> None:
+    data = encoded(np.random.default_rng(0).integers(0, 256, (48, 40), dtype=np.uint8), "JPEG")
+    odd = ODDITIES[oddity](data)
+    for kept in range(odd.index(b"\xff\xda") + 20, len(odd) - 64, 64):
+        assert reason_for(odd[:kept] + b"\xff\xd9") == DAMAGED, kept
+        assert reason_for(odd[:kept]) == DAMAGED, kept
+
+
+def test_scans_of_single_components_may_lack_their_parameters_too() -> None:
+    data = jpeg([(1, 1)] * 3, are_scans_apart=True)
+    assert data.count(b"\0\x3f\0") == 3
+    assert np.array_equal(decoded(data.replace(b"\0\x3f\0", bytes(3))).pixels, decoded(data).pixels)
+
+
+SAMPLINGS = {
+    "3 x 1": [(3, 1), (1, 1), (1, 1)],
+    "1 x 3": [(1, 3), (1, 1), (1, 1)],
+    "2 x 4": [(2, 4), (1, 1), (1, 1)],
+    "mixed": [(2, 2), (2, 1), (1, 2)],
+    "print": [(2, 2), (1, 1), (1, 1), (2, 2)],
+}
+
+
+@pytest.mark.parametrize("are_scans_apart", [False, True])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_components_may_differ_in_resolution_in_any_way(sampling: str, are_scans_apart: bool) -> None:
+    data = jpeg(SAMPLINGS[sampling], are_scans_apart=are_scans_apart)
+    pixels = decoded(data).pixels
+    assert np.array_equal(pixels, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+    assert pixels.std() > 20
+    assert np.array_equal(decoded(with_bytes_before(data, b"\xff\xc0", b"\0\0")).pixels, pixels)
+    half = len(data) - 60
+    assert reason_for(data[:half] + b"\xff\xd9") == DAMAGED
+    assert reason_for(data[:half]) == DAMAGED
+
+
+@pytest.mark.parametrize("start", [b"\xff\xc1\0\x0b\x0c", b"\xff\xc3\0\x0b\x08", b"\xff\xf7\0\x0b\x08"])
+def test_jpegs_of_twelve_bits_and_lossless_ones_are_of_a_kind_that_is_not_read(start: bytes) -> None:
+    data = encoded(Image.new("L", (64, 64), 99), "JPEG")
+    frame = data.index(b"\xff\xc0")
+    assert reason_for(data[:frame] + start + data[frame + 5 :]) == UNREAD_JPEG
 
 
 def test_a_few_bytes_too_many_at_the_end_of_a_jpeg_do_no_harm() -> None:
