@@ -18,6 +18,7 @@ DAMAGED = "truncated or damaged image data"
 MULTI_FRAME = "several frames or pages; one image a file is read"
 DEEP_COLOUR = "16-bit colour (8-bit colour and 16-bit grey are read)"
 UNREAD_JPEG = "a JPEG of more than 8 bits, or a lossless one, which are not read: convert it to PNG"
+UNREAD_TIFF = "a TIFF of a kind that is not read (8- and 16-bit grey and 8-bit colour are): convert it to PNG"
 UNREAD_VARIANT = "a TIFF or BMP that is damaged or of a kind that is not read (8- and 16-bit grey and 8-bit colour are)"
 RAW_SIZE = "a raw file of another size than its layout says"
 
