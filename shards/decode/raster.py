@@ -106,7 +106,7 @@ def load(data: bytes, kind: RasterKind, *, max_pixels: float) -> Image.Image:
             loaded = _load_jpeg(image, data) if kind == "JPEG" else _load(image)
             if kind == "PNG":
                 _check_rows(loaded, data)
-            return _upright(loaded, image.getexif().get(ExifTags.Base.Orientation, 1))
+            return upright(loaded, image)
     except Image.DecompressionBombError:
         raise UnreadableImageError(TOO_LARGE) from None
     except UnidentifiedImageError:
@@ -116,6 +116,37 @@ def load(data: bytes, kind: RasterKind, *, max_pixels: float) -> Image.Image:
     # Pillow's parsers let nearly any error through on damaged files; one file must not end the batch.
     except Exception:
         raise UnreadableImageError(DAMAGED) from None
+
+
+def upright(loaded: Image.Image, opened: Image.Image) -> Image.Image:
+    """A decoded image, turned as the EXIF orientation of the opened one says."""
+    turn = _TURNED.get(opened.getexif().get(ExifTags.Base.Orientation, 1))
+    return loaded if turn is None else loaded.transpose(turn)
+
+
+def check_kind(image: Image.Image, data: bytes) -> None:
+    """Refuse an opened PNG or TIFF of which Pillow makes other values than the file has.
+
+    Args:
+        image: As Pillow opened it.
+        data: The file, or its first few dozen bytes.
+
+    Raises:
+        UnreadableImageError: it is 16-bit colour, or a TIFF of a kind that is not read.
+    """
+    if data.startswith(_PNG_SIGNATURE) and data[_PNG_BITS] == 16 and data[_PNG_COLOUR_TYPE] != 0:
+        raise UnreadableImageError(DEEP_COLOUR)
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return
+    bits = _tag(image, TiffImagePlugin.BITSPERSAMPLE) or 1
+    if bits > 8 and image.mode not in _DEEP:
+        raise UnreadableImageError(DEEP_COLOUR if bits == 16 else UNREAD_TIFF)
+    # Pillow takes signed bytes for unsigned ones.
+    is_signed_byte = bits == 8 and _tag(image, TiffImagePlugin.SAMPLEFORMAT) == _SIGNED
+    if bits > 16 or is_signed_byte or image.mode not in (*_GREY, *_COLOUR, *_DEEP):
+        raise UnreadableImageError(UNREAD_TIFF)
+    if image.info.get("compression") == "webp":  # which not every libtiff decodes
+        raise UnreadableImageError(UNREAD_TIFF)
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -239,30 +270,18 @@ def _check_jpeg(data: bytes) -> None:
 def _check(image: Image.Image, data: bytes, max_pixels: float) -> None:
     if image.width * image.height > max_pixels:
         raise UnreadableImageError(TOO_LARGE)
-    if image.format == "PNG" and data[_PNG_BITS] == 16 and data[_PNG_COLOUR_TYPE] != 0:
-        raise UnreadableImageError(DEEP_COLOUR)
     if image.format in ("TIFF", "GIF") and getattr(image, "n_frames", 1) > 1:
         raise UnreadableImageError(MULTI_FRAME)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        _check_tiff(image, data, max_pixels)
-
-
-def _check_tiff(image: TiffImagePlugin.TiffImageFile, data: bytes, max_pixels: float) -> None:
-    # A tile is decoded whole, whatever part of it the image needs.
-    if (_tag(image, TiffImagePlugin.TILEWIDTH) or 0) * (_tag(image, TiffImagePlugin.TILELENGTH) or 0) > max(
-        max_pixels, _MIN_TILE_PIXELS
-    ):
-        raise UnreadableImageError(TOO_LARGE)
-    bits = _tag(image, TiffImagePlugin.BITSPERSAMPLE) or 1
-    if bits > 8 and image.mode not in _DEEP:
-        raise UnreadableImageError(DEEP_COLOUR if bits == 16 else UNREAD_TIFF)
-    # Pillow takes signed bytes for unsigned ones.
-    is_signed_byte = bits == 8 and _tag(image, TiffImagePlugin.SAMPLEFORMAT) == _SIGNED
-    if bits > 16 or is_signed_byte or image.mode not in (*_GREY, *_COLOUR, *_DEEP):
-        raise UnreadableImageError(UNREAD_TIFF)
-    if image.info.get("compression") == "webp":  # which not every libtiff decodes
-        raise UnreadableImageError(UNREAD_TIFF)
-    _check_strips(image, data, max_pixels)
+        # A tile is decoded whole, whatever part of it the image needs.
+        if (_tag(image, TiffImagePlugin.TILEWIDTH) or 0) * (_tag(image, TiffImagePlugin.TILELENGTH) or 0) > max(
+            max_pixels, _MIN_TILE_PIXELS
+        ):
+            raise UnreadableImageError(TOO_LARGE)
+        check_kind(image, data)
+        _check_strips(image, data, max_pixels)
+    else:
+        check_kind(image, data)
 
 
 def _check_strips(image: TiffImagePlugin.TiffImageFile, data: bytes, max_pixels: float) -> None:
@@ -312,11 +331,6 @@ def _load_jpeg(image: Image.Image, data: bytes) -> Image.Image:
     if pixels is None or image.mode == "CMYK":  # inverted or not, which Pillow knows
         return _load(image)
     return Image.fromarray(pixels[..., 0] if image.mode == "L" else pixels)
-
-
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    turn = _TURNED.get(orientation)
-    return image if turn is None else image.transpose(turn)
 
 
 def _bits(image: Image.Image, data: bytes) -> int:
