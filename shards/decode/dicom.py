@@ -191,10 +191,17 @@ def numbers_of(dataset: Dataset, keyword: Keyword) -> tuple[float, ...]:
         return ()
 
 
+def places_of(dataset: Dataset, keyword: Keyword) -> tuple[float | None, ...]:
+    """An element's values one by one, None for each that is empty or no number; none if it is absent or empty."""
+    value = _value(dataset, keyword)
+    if value is None or value == "":
+        return ()
+    return tuple(_number(item) for item in (value if isinstance(value, MultiValue | list | tuple) else (value,)))
+
+
 def number_of(dataset: Dataset, keyword: Keyword) -> float | None:
-    """The first of an element's numbers."""
-    numbers = numbers_of(dataset, keyword)
-    return numbers[0] if numbers else None
+    """The first of an element's values; None if that is no number."""
+    return next(iter(places_of(dataset, keyword)), None)
 
 
 def count_of(dataset: Dataset, keyword: str) -> int | None:
@@ -298,6 +305,13 @@ def _value(dataset: Dataset, keyword: Keyword) -> Any:
             return dataset.get(keyword)
         return dataset[keyword].value if keyword in dataset else None
     except (TypeError, ValueError, OverflowError, ArithmeticError):
+        return None
+
+
+def _number(item: Any) -> float | None:
+    try:
+        return float(item)
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

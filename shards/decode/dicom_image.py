@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from shards.decode.dicom import (
     number_of,
     numbers_of,
     parse,
+    places_of,
     reporting_nothing,
     spacing_of,
     text_of,
@@ -57,7 +59,18 @@ from shards.decode.reasons import (
     UNSAID_SYNTAX,
     UnreadableImageError,
 )
-from shards.decode.result import MISSING_ELEMENTS, NO_TRANSFER_SYNTAX, SURPLUS_DATA, VALUES_ABOVE_BITS, Decoded, Facts
+from shards.decode.result import (
+    MISSING_ELEMENTS,
+    NO_TRANSFER_SYNTAX,
+    ODD_PADDING,
+    ODD_RESCALE,
+    ODD_TABLE,
+    ODD_WINDOW,
+    SURPLUS_DATA,
+    VALUES_ABOVE_BITS,
+    Decoded,
+    Facts,
+)
 from shards.decode.signature import is_dicom
 
 _OVERLAY_BIT_POSITIONS = tuple((group, 0x0102) for group in range(0x6000, 0x6020, 2))
@@ -326,14 +339,15 @@ def _grey(stored: Shaped[np.ndarray, "height width"], dataset: FileDataset, layo
     cells = stored.astype(stored.dtype.newbyteorder("="), copy=False).view(f"u{stored.itemsize}")
     counts = histogram(cells)
     values, is_outside = _values_of_cells(8 * stored.itemsize, layout, dataset)
-    shown = show(values, counts, _is_padding(values, dataset, layout), _look(dataset, layout))
-    has_outside = bool((is_outside & (counts > 0)).any())
-    facts = replace(
-        facts,
-        window=shown.window,
-        window_rule=shown.rule,
-        flags=(*facts.flags, VALUES_ABOVE_BITS) if has_outside else facts.flags,
-    )
+    look, flags = _look(dataset, layout)
+    is_padding = _is_padding(values, dataset, layout)
+    if (is_padding | (counts == 0)).all():
+        is_padding = np.zeros_like(is_padding)
+        flags.append(ODD_PADDING)
+    if (is_outside & (counts > 0)).any():
+        flags.append(VALUES_ABOVE_BITS)
+    shown = show(values, counts, is_padding, look)
+    facts = replace(facts, window=shown.window, window_rule=shown.rule, flags=(*facts.flags, *flags))
     return Decoded(np.take(shown.levels, cells), facts)
 
 
@@ -378,27 +392,46 @@ def _with_sign(value: int, layout: _Layout) -> int:
     return value + span if value < 0 and not layout.is_signed else value
 
 
-def _look(dataset: FileDataset, layout: _Layout) -> Look:
-    modality = _lookup(dataset, "ModalityLUTSequence", is_signed=layout.is_signed)
-    slope, intercept = number_of(dataset, "RescaleSlope"), number_of(dataset, "RescaleIntercept")
-    if slope is None or intercept is None:
-        slope, intercept = 1.0, 0.0
-    if not (math.isfinite(slope) and math.isfinite(intercept)):
-        raise UnreadableImageError(DAMAGED)
+def _look(dataset: FileDataset, layout: _Layout) -> tuple[Look, list[str]]:
+    """How a file wants its grey values seen, and a flag for each element that made no sense."""
+    modality, is_modality_odd = _lookup(dataset, "ModalityLUTSequence", is_signed=layout.is_signed)
+    slope, intercept, is_rescale_odd = _rescale(dataset)
     is_voi_signed = layout.is_signed or (modality is None and intercept < 0)
-    return Look(
+    table, is_table_odd = _lookup(dataset, "VOILUTSequence", is_signed=is_voi_signed)
+    window, is_window_odd = _voi_window(dataset)
+    oddities = {
+        ODD_RESCALE: is_rescale_odd and modality is None,
+        ODD_TABLE: is_modality_odd or is_table_odd,
+        ODD_WINDOW: is_window_odd and table is None,
+    }
+    look = Look(
         modality or (slope, intercept),
-        _lookup(dataset, "VOILUTSequence", is_signed=is_voi_signed) or _voi_window(dataset),
+        table or window,
         is_eight_bit=layout.bits_stored == 8,
         is_inverted=layout.photometric == "MONOCHROME1",
     )
+    return look, [flag for flag, is_odd in oddities.items() if is_odd]
 
 
-def _lookup(dataset: FileDataset, keyword: str, *, is_signed: bool) -> Lookup | None:
-    """The first table of a sequence (C.11.1.1 and C.11.2.1.1)."""
+def _rescale(dataset: FileDataset) -> tuple[float, float, bool]:
+    """Slope and intercept, and whether they are not as the file has them.
+
+    A slope of 0 is an anonymizer's or a converter's, and would make every picture one grey.
+    """
+    slope, intercept = number_of(dataset, "RescaleSlope"), number_of(dataset, "RescaleIntercept")
+    if slope == 0:
+        return 1.0, 0.0, True
+    found = 1.0 if slope is None else slope, 0.0 if intercept is None else intercept
+    if not all(math.isfinite(number) for number in found):
+        raise UnreadableImageError(DAMAGED)
+    return *found, (slope is None) != (intercept is None)
+
+
+def _lookup(dataset: FileDataset, keyword: str, *, is_signed: bool) -> tuple[Lookup | None, bool]:
+    """The first table of a sequence (C.11.1.1 and C.11.2.1.1), and whether its entries are above the bits it tells."""
     items = dataset.get(keyword)
     if not items:
-        return None
+        return None, False
     descriptor, data = numbers_of(items[0], "LUTDescriptor"), items[0].get("LUTData")
     if len(descriptor) != 3:
         raise UnreadableImageError(EMPTY_LUT)
@@ -411,12 +444,18 @@ def _lookup(dataset: FileDataset, keyword: str, *, is_signed: bool) -> Lookup | 
     entries = np.atleast_1d(np.asarray([] if data is None else data)).astype(np.int64)[:num_entries]
     if not len(entries) or not 1 <= bits <= 16:
         raise UnreadableImageError(EMPTY_LUT)
-    return Lookup(first - 2**16 if is_signed and first >= 2**15 else first, entries, bits)
+    needed = max(bits, int(entries.max()).bit_length())
+    return Lookup(first - 2**16 if is_signed and first >= 2**15 else first, entries, needed), needed > bits
 
 
-def _voi_window(dataset: Dataset) -> VoiWindow | None:
-    center, width = number_of(dataset, "WindowCenter"), number_of(dataset, "WindowWidth")
-    if center is None or width is None:
-        return None
-    window = VoiWindow(center, width, _FUNCTIONS.get(text_of(dataset, "VOILUTFunction") or "", "LINEAR"))
-    return window if window.is_one else None
+def _voi_window(dataset: Dataset) -> tuple[VoiWindow | None, bool]:
+    """The first window of interest that is one, and whether any before it is none."""
+    function = _FUNCTIONS.get(text_of(dataset, "VOILUTFunction") or "", "LINEAR")
+    is_odd = False
+    for center, width in zip_longest(places_of(dataset, "WindowCenter"), places_of(dataset, "WindowWidth")):
+        if center is not None and width is not None:
+            window = VoiWindow(center, width, function)
+            if window.is_one:
+                return window, is_odd
+        is_odd = is_odd or center is not None or width is not None
+    return None, is_odd
