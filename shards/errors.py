@@ -46,4 +46,4 @@ class IdKeyError(ShardError):
 
 
 class DecoderError(ShardError):
-    """The process that decodes compressed DICOM pixels cannot be started."""
+    """The process that decodes compressed DICOM pixels, and JPEGs of rare sampling, cannot be started."""

@@ -5,19 +5,21 @@ import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile
 from torch import Tensor
 
 from shards.canvas import Pixels
 from shards.decode import UnreadableImageError, decode
 from shards.decode.grey import spread
-from shards.decode.raster import eight_bit_pixels, is_deep, values_of
+from shards.decode.raster import check_kind, eight_bit_pixels, is_deep, upright, values_of
 from shards.decode.reasons import TOO_LARGE
 from shards.errors import ShardError
 
 ImageInput = Image.Image | np.ndarray | Tensor | str | os.PathLike[str]
 
 MAX_SOURCE_PIXELS = 100e6
+_READ_AS_FILES = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "GIF")
+_PNG_HEADER_BYTES = 33
 _REASONS = {TOO_LARGE: "more pixels than the bound"}
 """Reasons of `shards.decode` that speak of the bounds of shards, as said here."""
 
@@ -40,6 +42,9 @@ def decode_file(data: bytes, max_pixels: float) -> Pixels:
 
 def to_pixels(image: ImageInput) -> Pixels:
     """An image as grey [H, W] or colour [H, W, 3] in 8 bits.
+
+    A PIL image that was opened and not yet decoded is read as its file would be; any other is taken as Pillow holds it,
+    upright, and of several frames the current one.
 
     A numpy array is [H, W] or [H, W, channels], a tensor [H, W] or [channels, H, W], with 1, 3 or 4 channels; of 4 the
     last is alpha and dropped. Values: 8-bit integers as they are; other integers (grey alone) from their own
@@ -64,11 +69,16 @@ def to_pixels(image: ImageInput) -> Pixels:
 
 
 def _from_pillow(image: Image.Image) -> Pixels:
+    if isinstance(image, ImageFile.ImageFile):
+        if _is_untouched(image):
+            return _from_data(_data_of(image))
+        _check_kind(image)
     try:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode != "F":
-            return spread(values_of(upright))[0] if is_deep(upright) else eight_bit_pixels(upright)
-        values = np.asarray(upright)
+        image.load()
+        turned = upright(image, image)
+        if turned.mode != "F":
+            return spread(values_of(turned))[0] if is_deep(turned) else eight_bit_pixels(turned)
+        values = np.asarray(turned)
     # Pillow decodes an opened file only here, and lets nearly any error through; nor can it convert every mode.
     except Exception as error:
         raise ImageInputError(
@@ -76,6 +86,42 @@ def _from_pillow(image: Image.Image) -> Pixels:
             "of a mode that becomes neither L nor RGB"
         ) from None
     return _from_array(values)
+
+
+def _is_untouched(image: ImageFile.ImageFile) -> bool:
+    """Whether an opened file stands as it was opened: its pixels neither decoded nor asked for in another way."""
+    is_open = image.fp is not None and not image.fp.closed and image.fp.seekable()
+    return (
+        is_open
+        and image.format in _READ_AS_FILES
+        and bool(image.tile)
+        and image.tell() == 0
+        and not image.decoderconfig
+    )
+
+
+def _data_of(image: ImageFile.ImageFile) -> bytes:
+    assert image.fp is not None
+    place = image.fp.tell()
+    image.fp.seek(0)
+    data = image.fp.read()
+    image.fp.seek(place)
+    return data
+
+
+def _check_kind(image: ImageFile.ImageFile) -> None:
+    """Refuse a decoded file that would be refused as one, as far as it can be told."""
+    head = b""
+    if image.format == "PNG" and image.filename:
+        try:
+            with Path(os.fsdecode(image.filename)).open("rb") as file:
+                head = file.read(_PNG_HEADER_BYTES)
+        except OSError:  # moved since
+            head = b""
+    try:
+        check_kind(image, head)
+    except UnreadableImageError as error:
+        raise ImageInputError(f"the file cannot be read: {error}") from None
 
 
 def _from_tensor(image: Tensor) -> Pixels:
@@ -122,10 +168,16 @@ def _in_eight_bits(array: np.ndarray) -> Pixels:
 
 def _from_file(path: Path) -> Pixels:
     try:
-        return decode_file(path.read_bytes(), MAX_SOURCE_PIXELS)
+        data = path.read_bytes()
     except OSError as error:
         raise ImageInputError(f"the file cannot be opened: {error.strerror}") from None
     except ValueError:  # a NUL in the path
         raise ImageInputError("the path is none that a file can have") from None
+    return _from_data(data)
+
+
+def _from_data(data: bytes) -> Pixels:
+    try:
+        return decode_file(data, MAX_SOURCE_PIXELS)
     except UnreadableImageError as error:
         raise ImageInputError(f"the file cannot be read: {error}") from None

@@ -15,10 +15,10 @@ from typing import Any, BinaryIO
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.multival import MultiValue
-from pydicom.tag import Tag
+from pydicom.tag import BaseTag, Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
-from shards.decode.reasons import DAMAGED, NOT_DICOM, TOO_LARGE, TRUNCATED, UnreadableImageError
+from shards.decode.reasons import DAMAGED, NO_PIXEL_DATA, NOT_DICOM, TOO_LARGE, TRUNCATED, UnreadableImageError
 from shards.decode.signature import DICOM_MAGIC, PREAMBLE_BYTES, is_dicom
 from shards.errors import ShardError
 from shards.records import Sex
@@ -31,6 +31,8 @@ _META_GROUP = b"\x02\x00"
 _SYNTAX_ELEMENT = b"\x10\x00"
 _LONG_FORMS = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 _PIXEL_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
+_DELIMITER = b"\xfe\xff\xdd\xe0\0\0\0\0"
+"""What ends a sequence, and compressed pixels."""
 _MAX_HEADER_BYTES = 64 * 2**20
 
 _HEADER_TAGS = (
@@ -146,11 +148,14 @@ def parse(data: bytes, keywords: Sequence[Keyword], *, max_bytes: float) -> File
         max_bytes: A deflated file is inflated no further.
 
     Raises:
-        UnreadableImageError: it inflates to more, or its deflated stream ends early.
+        UnreadableImageError: it inflates to more, its deflated stream ends early, or it ends before its pixels.
     """
     if _is_deflated(data):
         data = _inflated(data, int(max_bytes), must_end=True)
-    return dcmread(io.BytesIO(data), force=True, specific_tags=[Tag(keyword) for keyword in keywords])
+    tags = [Tag(keyword) for keyword in keywords]
+    dataset = _read(data, tags)
+    # Of a file that ends within a value of undefined length pydicom keeps nothing; its pixels may be whole.
+    return dataset if len(dataset) else _read(data + _DELIMITER, tags)
 
 
 @contextmanager
@@ -186,10 +191,17 @@ def numbers_of(dataset: Dataset, keyword: Keyword) -> tuple[float, ...]:
         return ()
 
 
+def places_of(dataset: Dataset, keyword: Keyword) -> tuple[float | None, ...]:
+    """An element's values one by one, None for each that is empty or no number; none if it is absent or empty."""
+    value = _value(dataset, keyword)
+    if value is None or value == "":
+        return ()
+    return tuple(_number(item) for item in (value if isinstance(value, MultiValue | list | tuple) else (value,)))
+
+
 def number_of(dataset: Dataset, keyword: Keyword) -> float | None:
-    """The first of an element's numbers."""
-    numbers = numbers_of(dataset, keyword)
-    return numbers[0] if numbers else None
+    """The first of an element's values; None if that is no number."""
+    return next(iter(places_of(dataset, keyword)), None)
 
 
 def count_of(dataset: Dataset, keyword: str) -> int | None:
@@ -232,6 +244,15 @@ def parse_age(value: str) -> int | None:
     number, unit = int(stated[1]), stated[2]
     years = number if unit in ("Y", "") else int(number * _DAYS_PER_UNIT[unit] / 365.25)
     return years if years <= _MAX_AGE_YEARS else None
+
+
+def _read(data: bytes, tags: list[BaseTag]) -> FileDataset:
+    file = io.BytesIO(data)
+    dataset = dcmread(file, force=True, specific_tags=list(tags))
+    # pydicom passes over an element that it was not asked for, even where the file ends within it.
+    if file.tell() > len(data) and "PixelData" not in dataset:
+        raise UnreadableImageError(NO_PIXEL_DATA)
+    return dataset
 
 
 def _header(dataset: Dataset, *, has_pixels: bool) -> DicomHeader:
@@ -284,6 +305,13 @@ def _value(dataset: Dataset, keyword: Keyword) -> Any:
             return dataset.get(keyword)
         return dataset[keyword].value if keyword in dataset else None
     except (TypeError, ValueError, OverflowError, ArithmeticError):
+        return None
+
+
+def _number(item: Any) -> float | None:
+    try:
+        return float(item)
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
 from pydicom.dataset import Dataset, FileDataset
-from pydicom.encaps import get_frame
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
     JPEG2000,
@@ -26,13 +27,14 @@ from pydicom.uid import (
 )
 
 from shards.decode.apart import Pixels, decode_apart
-from shards.decode.codestream import is_ended, read_frame
+from shards.decode.codestream import Frame, has_every_part, is_ended, read_frame, without_oddities
 from shards.decode.dicom import (
     count_of,
     is_burned_in,
     number_of,
     numbers_of,
     parse,
+    places_of,
     reporting_nothing,
     spacing_of,
     text_of,
@@ -49,13 +51,26 @@ from shards.decode.reasons import (
     NO_PIXEL_DATA,
     NO_PIXELS,
     NOT_DICOM,
+    OTHER_DEPTH,
     OTHER_SIZE,
     TOO_LARGE,
     TRUNCATED,
+    UNKNOWN_SYNTAX,
     UNSAID_SYNTAX,
     UnreadableImageError,
 )
-from shards.decode.result import NO_TRANSFER_SYNTAX, SURPLUS_DATA, VALUES_ABOVE_BITS, Decoded, Facts
+from shards.decode.result import (
+    MISSING_ELEMENTS,
+    NO_TRANSFER_SYNTAX,
+    ODD_PADDING,
+    ODD_RESCALE,
+    ODD_TABLE,
+    ODD_WINDOW,
+    SURPLUS_DATA,
+    VALUES_ABOVE_BITS,
+    Decoded,
+    Facts,
+)
 from shards.decode.signature import is_dicom
 
 _OVERLAY_BIT_POSITIONS = tuple((group, 0x0102) for group in range(0x6000, 0x6020, 2))
@@ -122,12 +137,20 @@ def decode_dicom(data: bytes, *, max_pixels: float) -> Decoded:
         dataset = parse(
             data, (*_TAGS, *_OVERLAY_BIT_POSITIONS), max_bytes=_MAX_BYTES_PER_PIXEL * max_pixels + _MAX_OTHER_BYTES
         )
+        is_syntax_said = "TransferSyntaxUID" in dataset.file_meta
+        if is_syntax_said:
+            _check_decoder(dataset.file_meta.TransferSyntaxUID)
         layout = _layout(dataset, max_pixels)
         flags = []
-        if "TransferSyntaxUID" not in dataset.file_meta:
+        if not is_syntax_said:
             dataset.file_meta.TransferSyntaxUID = _plain_syntax(dataset)
             flags.append(NO_TRANSFER_SYNTAX)
-        if _check_pixel_data(dataset, layout):
+        if _fill_in(dataset, layout):
+            flags.append(MISSING_ELEMENTS)
+        syntax = dataset.file_meta.TransferSyntaxUID
+        if syntax == RLELossless:
+            _check_runs(dataset, layout)
+        elif not syntax.is_compressed and _has_surplus(dataset, layout):
             flags.append(SURPLUS_DATA)
         facts = Facts(
             bits_stored=layout.bits_stored,
@@ -180,13 +203,29 @@ def _layout(dataset: Dataset, max_pixels: float) -> _Layout:
         raise UnreadableImageError(COLOUR_SPACE)
     if allocated not in (8, 16):
         raise UnreadableImageError(BIT_DEPTH)
-    stored = count_of(dataset, "BitsStored") or allocated
     high_bit = number_of(dataset, "HighBit")
+    stored = count_of(dataset, "BitsStored") or (allocated if high_bit is None else int(high_bit) + 1)
     high = stored - 1 if high_bit is None else int(high_bit)
     if not stored - 1 <= high < allocated:
         raise UnreadableImageError(DAMAGED)
     is_signed = number_of(dataset, "PixelRepresentation") == 1
     return _Layout(height, width, num_samples, allocated, stored, high, is_signed, photometric)
+
+
+def _fill_in(dataset: FileDataset, layout: _Layout) -> bool:
+    """Write the layout's values where the header says nothing, and tell whether there was such an element."""
+    values = {
+        "SamplesPerPixel": layout.num_samples,
+        "BitsStored": layout.bits_stored,
+        "HighBit": layout.high_bit,
+        "PixelRepresentation": int(layout.is_signed),
+    }
+    if layout.num_samples > 1 and not _is_stream(dataset.file_meta.TransferSyntaxUID):
+        values["PlanarConfiguration"] = 0
+    missing = [keyword for keyword in values if number_of(dataset, keyword) is None]
+    for keyword in missing:
+        setattr(dataset, keyword, values[keyword])
+    return bool(missing)
 
 
 def _plain_syntax(dataset: FileDataset) -> UID:
@@ -198,56 +237,61 @@ def _plain_syntax(dataset: FileDataset) -> UID:
     return ImplicitVRLittleEndian if is_implicit else explicit
 
 
-def _check_pixel_data(dataset: FileDataset, layout: _Layout) -> bool:
-    """Refuse what no installed decoder reads, and data of another size than the header's, before decoding.
+@dataclass(frozen=True)
+class _Stream:
+    """A codec's stream and what it says of itself, checked against the header."""
 
-    Returns:
-        Whether there are more data than the header speaks of.
+    data: bytes
+    frame: Frame
+
+    @property
+    def is_lossy_jpeg(self) -> bool:
+        return self.frame.codec == "JPEG"
+
+
+def _has_surplus(dataset: FileDataset, layout: _Layout) -> bool:
+    """Whether there are more data that nothing compressed than the header speaks of.
+
+    Raises:
+        UnreadableImageError: there are fewer.
     """
-    syntax = dataset.file_meta.TransferSyntaxUID
-    _check_decoder(syntax, layout)
-    if syntax.is_compressed:
-        _check_frame(dataset, layout)
-        return False
     if len(dataset.PixelData) < layout.num_bytes:
         raise UnreadableImageError(TRUNCATED)
     return len(dataset.PixelData) > layout.num_bytes + layout.num_bytes % 2
 
 
-def _check_frame(dataset: FileDataset, layout: _Layout) -> None:
-    """The same of compressed data; where the stream knows better than the header, decoders are told what it says."""
-    stream = get_frame(dataset.PixelData, 0, number_of_frames=1)
-    if not _is_stream(dataset.file_meta.TransferSyntaxUID):
-        # A run of two bytes becomes 128; runs never make an honest file larger than a header and a byte in 128.
-        if len(stream) > 2 * layout.num_bytes + 1024:
-            raise UnreadableImageError(OTHER_SIZE)
-        return
-    frame = read_frame(stream)
+def _check_runs(dataset: FileDataset, layout: _Layout) -> None:
+    """Refuse RLE that outgrows the image."""
+    # A run of two bytes becomes 128; runs never make an honest file larger than a header and a byte in 128.
+    if len(get_frame(dataset.PixelData, 0, number_of_frames=1)) > 2 * layout.num_bytes + 1024:
+        raise UnreadableImageError(OTHER_SIZE)
+
+
+def _stream(dataset: FileDataset, layout: _Layout) -> _Stream:
+    """The stream of an image, refused before decoding if it is damaged or of another size or depth than the header."""
+    data = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    frame = read_frame(data)
     said = layout.height, layout.width, layout.num_samples
     if frame is None or (frame.height, frame.width, frame.num_components) != said:
         raise UnreadableImageError(OTHER_SIZE)
-    if not is_ended(stream):
+    if frame.precision > layout.bits_allocated:
+        raise UnreadableImageError(OTHER_DEPTH)
+    if not is_ended(data) or not has_every_part(data):
         raise UnreadableImageError(TRUNCATED)
-    if dataset.file_meta.TransferSyntaxUID == JPEGBaseline8Bit:
-        # GDCM says nothing of a stream that was closed before its picture ends; a ValueError is damage.
-        decode_sound_jpeg(stream, "GRAY")
-    dataset.BitsStored = layout.bits_stored
-    if layout.bits_stored < frame.precision <= layout.bits_allocated:
-        dataset.BitsStored, dataset.HighBit = frame.precision, frame.precision - 1
-    if layout.photometric == "RGB" and frame.is_subsampled:
-        dataset.PhotometricInterpretation = "YBR_FULL_422"
+    stream = _Stream(without_oddities(data), frame)
+    if stream.is_lossy_jpeg:
+        if frame.precision > 8:  # which GDCM and Pillow take for 8
+            raise UnreadableImageError(_unread(JPEGExtended12Bit))
+        # GDCM would pass over a few bytes too many, as it should here, and over damage as well.
+        decode_sound_jpeg(stream.data, "GRAY")
+    return stream
 
 
-def _check_decoder(syntax: UID, layout: _Layout) -> None:
+def _check_decoder(syntax: UID) -> None:
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:  # pydicom does not know the syntax
         raise UnreadableImageError(_unread(syntax)) from None
-    plugins = set(decoder.available_plugins)
-    if syntax == JPEGExtended12Bit and layout.bits_stored > 8:
-        plugins -= {"gdcm", "pillow"}  # they read its 8 bits alone
-        if not plugins:
-            raise UnreadableImageError(_unread(syntax))
     if not decoder.is_available:
         remedy = ": pip install 'ace-pretraining[dicom]'" if syntax in _IN_THE_EXTRA else ""
         raise UnreadableImageError(_unread(syntax) + remedy)
@@ -260,8 +304,9 @@ def _is_stream(syntax: UID) -> bool:
 
 def _unread(syntax: UID) -> str:
     """A name of the standard's, never the file's text."""
-    name = "in an unknown way" if syntax.name == str(syntax) else f"as {syntax.name}"
-    return f"DICOM pixels compressed {name}, which no installed decoder reads"
+    if syntax.name == str(syntax):
+        return UNKNOWN_SYNTAX
+    return f"DICOM pixels compressed as {syntax.name}, which no installed decoder reads"
 
 
 def _stored(dataset: FileDataset, layout: _Layout) -> Pixels:
@@ -270,6 +315,8 @@ def _stored(dataset: FileDataset, layout: _Layout) -> Pixels:
     if not _is_stream(syntax):
         pixels: Pixels = get_decoder(syntax).as_array(dataset, **_AS_THEY_ARE)[0]
         return pixels
+    stream = _stream(dataset, layout)
+    # Where the stream knows better than the header, decoders are told what it says (PS3.5 8.2).
     options = {
         **_AS_THEY_ARE,
         "pixel_keyword": "PixelData",
@@ -277,13 +324,13 @@ def _stored(dataset: FileDataset, layout: _Layout) -> Pixels:
         "rows": layout.height,
         "columns": layout.width,
         "samples_per_pixel": layout.num_samples,
-        "bits_allocated": layout.bits_allocated,
-        "bits_stored": int(dataset.BitsStored),
+        "bits_allocated": 8 if stream.frame.precision <= 8 else 16,
+        "bits_stored": stream.frame.precision,
         "pixel_representation": int(layout.is_signed),
-        "photometric_interpretation": str(dataset.PhotometricInterpretation),
-        "planar_configuration": int(number_of(dataset, "PlanarConfiguration") or 0),
+        "photometric_interpretation": stream.frame.colour_space or layout.photometric,
+        "planar_configuration": 0,
     }
-    return decode_apart(syntax, dataset.PixelData, options)
+    return decode_apart(syntax, encapsulate([stream.data]), options, is_checked=stream.is_lossy_jpeg)
 
 
 def _grey(stored: Shaped[np.ndarray, "height width"], dataset: FileDataset, layout: _Layout, facts: Facts) -> Decoded:
@@ -292,14 +339,15 @@ def _grey(stored: Shaped[np.ndarray, "height width"], dataset: FileDataset, layo
     cells = stored.astype(stored.dtype.newbyteorder("="), copy=False).view(f"u{stored.itemsize}")
     counts = histogram(cells)
     values, is_outside = _values_of_cells(8 * stored.itemsize, layout, dataset)
-    shown = show(values, counts, _is_padding(values, dataset, layout), _look(dataset, layout))
-    has_outside = bool((is_outside & (counts > 0)).any())
-    facts = replace(
-        facts,
-        window=shown.window,
-        window_rule=shown.rule,
-        flags=(*facts.flags, VALUES_ABOVE_BITS) if has_outside else facts.flags,
-    )
+    look, flags = _look(dataset, layout)
+    is_padding = _is_padding(values, dataset, layout)
+    if (is_padding | (counts == 0)).all():
+        is_padding = np.zeros_like(is_padding)
+        flags.append(ODD_PADDING)
+    if (is_outside & (counts > 0)).any():
+        flags.append(VALUES_ABOVE_BITS)
+    shown = show(values, counts, is_padding, look)
+    facts = replace(facts, window=shown.window, window_rule=shown.rule, flags=(*facts.flags, *flags))
     return Decoded(np.take(shown.levels, cells), facts)
 
 
@@ -344,27 +392,46 @@ def _with_sign(value: int, layout: _Layout) -> int:
     return value + span if value < 0 and not layout.is_signed else value
 
 
-def _look(dataset: FileDataset, layout: _Layout) -> Look:
-    modality = _lookup(dataset, "ModalityLUTSequence", is_signed=layout.is_signed)
-    slope, intercept = number_of(dataset, "RescaleSlope"), number_of(dataset, "RescaleIntercept")
-    if slope is None or intercept is None:
-        slope, intercept = 1.0, 0.0
-    if not (math.isfinite(slope) and math.isfinite(intercept)):
-        raise UnreadableImageError(DAMAGED)
+def _look(dataset: FileDataset, layout: _Layout) -> tuple[Look, list[str]]:
+    """How a file wants its grey values seen, and a flag for each element that made no sense."""
+    modality, is_modality_odd = _lookup(dataset, "ModalityLUTSequence", is_signed=layout.is_signed)
+    slope, intercept, is_rescale_odd = _rescale(dataset)
     is_voi_signed = layout.is_signed or (modality is None and intercept < 0)
-    return Look(
+    table, is_table_odd = _lookup(dataset, "VOILUTSequence", is_signed=is_voi_signed)
+    window, is_window_odd = _voi_window(dataset)
+    oddities = {
+        ODD_RESCALE: is_rescale_odd and modality is None,
+        ODD_TABLE: is_modality_odd or is_table_odd,
+        ODD_WINDOW: is_window_odd and table is None,
+    }
+    look = Look(
         modality or (slope, intercept),
-        _lookup(dataset, "VOILUTSequence", is_signed=is_voi_signed) or _voi_window(dataset),
+        table or window,
         is_eight_bit=layout.bits_stored == 8,
         is_inverted=layout.photometric == "MONOCHROME1",
     )
+    return look, [flag for flag, is_odd in oddities.items() if is_odd]
 
 
-def _lookup(dataset: FileDataset, keyword: str, *, is_signed: bool) -> Lookup | None:
-    """The first table of a sequence (C.11.1.1 and C.11.2.1.1)."""
+def _rescale(dataset: FileDataset) -> tuple[float, float, bool]:
+    """Slope and intercept, and whether they are not as the file has them.
+
+    A slope of 0 is an anonymizer's or a converter's, and would make every picture one grey.
+    """
+    slope, intercept = number_of(dataset, "RescaleSlope"), number_of(dataset, "RescaleIntercept")
+    if slope == 0:
+        return 1.0, 0.0, True
+    found = 1.0 if slope is None else slope, 0.0 if intercept is None else intercept
+    if not all(math.isfinite(number) for number in found):
+        raise UnreadableImageError(DAMAGED)
+    return *found, (slope is None) != (intercept is None)
+
+
+def _lookup(dataset: FileDataset, keyword: str, *, is_signed: bool) -> tuple[Lookup | None, bool]:
+    """The first table of a sequence (C.11.1.1 and C.11.2.1.1), and whether its entries are above the bits it tells."""
     items = dataset.get(keyword)
     if not items:
-        return None
+        return None, False
     descriptor, data = numbers_of(items[0], "LUTDescriptor"), items[0].get("LUTData")
     if len(descriptor) != 3:
         raise UnreadableImageError(EMPTY_LUT)
@@ -377,12 +444,18 @@ def _lookup(dataset: FileDataset, keyword: str, *, is_signed: bool) -> Lookup | 
     entries = np.atleast_1d(np.asarray([] if data is None else data)).astype(np.int64)[:num_entries]
     if not len(entries) or not 1 <= bits <= 16:
         raise UnreadableImageError(EMPTY_LUT)
-    return Lookup(first - 2**16 if is_signed and first >= 2**15 else first, entries, bits)
+    needed = max(bits, int(entries.max()).bit_length())
+    return Lookup(first - 2**16 if is_signed and first >= 2**15 else first, entries, needed), needed > bits
 
 
-def _voi_window(dataset: Dataset) -> VoiWindow | None:
-    center, width = number_of(dataset, "WindowCenter"), number_of(dataset, "WindowWidth")
-    if center is None or width is None:
-        return None
-    window = VoiWindow(center, width, _FUNCTIONS.get(text_of(dataset, "VOILUTFunction") or "", "LINEAR"))
-    return window if window.is_one else None
+def _voi_window(dataset: Dataset) -> tuple[VoiWindow | None, bool]:
+    """The first window of interest that is one, and whether any before it is none."""
+    function = _FUNCTIONS.get(text_of(dataset, "VOILUTFunction") or "", "LINEAR")
+    is_odd = False
+    for center, width in zip_longest(places_of(dataset, "WindowCenter"), places_of(dataset, "WindowWidth")):
+        if center is not None and width is not None:
+            window = VoiWindow(center, width, function)
+            if window.is_one:
+                return window, is_odd
+        is_odd = is_odd or center is not None or width is not None
+    return None, is_odd

@@ -20,7 +20,7 @@ def decode(data: bytes, *, max_pixels: float, raw: RawLayout | None = None) -> D
 
     Raises:
         UnreadableImageError: with the reason for quarantine.
-        DecoderError: compressed DICOM pixels need a process that cannot be started.
+        DecoderError: compressed DICOM pixels, or a JPEG of rare sampling, need a process that cannot be started.
     """
     if raw is not None:
         return decode_raw(data, raw, max_pixels=max_pixels)

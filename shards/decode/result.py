@@ -15,6 +15,11 @@ VALUES_ABOVE_BITS = "values above bits stored"
 VALUES_ABOVE_MAXIMUM = "values above the maximum"
 SURPLUS_DATA = "more pixel data than the header says"
 NO_TRANSFER_SYNTAX = "no transfer syntax"
+ODD_RESCALE = "a rescale slope of 0, passed over, or half a rescale, the other half taken at its default"
+ODD_WINDOW = "a window of no width or half a window, passed over"
+ODD_TABLE = "a table with entries above its bits, which were raised"
+ODD_PADDING = "padding that is the whole picture, passed over"
+MISSING_ELEMENTS = "elements of the pixels missing, their defaults taken"
 
 
 @dataclass(frozen=True)

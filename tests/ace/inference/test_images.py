@@ -15,6 +15,7 @@ from PIL import Image
 from ace.inference.images import ImageInputError, to_pixels
 from tests.shards.datasets import smooth_image
 from tests.shards.decode.dicom_files import data_of, dataset_of
+from tests.shards.decode.files import png, strip_tags, tiff
 from tests.shards.strategies import colour_images, grey_images
 
 
@@ -96,17 +97,122 @@ def test_what_is_no_image_is_refused_with_what_was_expected(image: Any, said: st
     assert said in str(error.value)
 
 
-def test_an_opened_file_that_pillow_cannot_decode_is_refused(tmp_path: Path) -> None:
+def test_a_damaged_opened_file_is_refused_as_its_path_is(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(smooth_image(20, 30, 0)).save(path)
     path.write_bytes(path.read_bytes()[:100])
-    with (
-        Image.open(path) as opened,
-        pytest.raises(ImageInputError, match=r"Pillow cannot decode the L image \(OSError\)"),
-    ):
+    with Image.open(path) as opened:
+        for image in (path, opened):
+            with pytest.raises(ImageInputError, match="the file cannot be read: truncated or damaged image data"):
+                to_pixels(image)
+    with pytest.raises(ImageInputError, match=r"Pillow cannot decode the L image \(.*\): it is damaged or closed"):
         to_pixels(opened)
-    with pytest.raises(ImageInputError, match="damaged or closed"):
-        to_pixels(opened)
+
+
+def black_on_white(tmp_path: Path) -> Path:
+    """A 16-bit TIFF in which 0 is white."""
+    values = np.tile(np.arange(64) * 60, (64, 1)).astype("<u2")
+    path = tmp_path / "white.tif"
+    path.write_bytes(tiff(strip_tags(64, 64, 16, 0, values.nbytes), values.tobytes()))
+    return path
+
+
+def deep_colour(tmp_path: Path, colour: int) -> Path:
+    num_samples = {2: 3, 4: 2, 6: 4}[colour]
+    rows = b"".join(b"\0" + np.full(64 * num_samples, 3780, ">u2").tobytes() for _ in range(64))
+    path = tmp_path / f"deep{colour}.png"
+    path.write_bytes(png(64, 64, rows, bits=16, colour=colour))
+    return path
+
+
+@pytest.mark.parametrize("is_loaded", [False, True])
+@pytest.mark.parametrize("is_named", [False, True])
+def test_an_opened_tiff_in_which_0_is_white_is_the_picture_of_its_path(
+    tmp_path: Path, is_named: bool, is_loaded: bool
+) -> None:
+    path = black_on_white(tmp_path)
+    with Image.open(path if is_named else io.BytesIO(path.read_bytes())) as opened:
+        if is_loaded:
+            opened.load()
+        assert np.array_equal(to_pixels(opened), to_pixels(path))
+    assert to_pixels(path)[0, [0, -1]].tolist() == [255, 0]
+
+
+@pytest.mark.parametrize("colour", [2, 4, 6])
+def test_opened_colour_of_sixteen_bits_is_refused_as_its_path_is(tmp_path: Path, colour: int) -> None:
+    path = deep_colour(tmp_path, colour)
+    with Image.open(path) as named, Image.open(io.BytesIO(path.read_bytes())) as unnamed:
+        for image in (path, named, unnamed):
+            with pytest.raises(ImageInputError, match="16-bit colour"):
+                to_pixels(image)
+        named.load()
+        with pytest.raises(ImageInputError, match="16-bit colour"):
+            to_pixels(named)
+
+
+@pytest.mark.parametrize("is_loaded", [False, True])
+def test_opened_tiffs_of_kinds_that_are_not_read_are_refused_as_their_paths_are(
+    tmp_path: Path, is_loaded: bool
+) -> None:
+    path = tmp_path / "a.tif"
+    signed = tiff(strip_tags(10, 10, 8, 1, 100) | {339: ("H", 2)}, bytes(range(100, 200)))
+    file = io.BytesIO()
+    Image.new("I", (4, 4), 7).save(file, "TIFF")
+    for data in (signed, file.getvalue()):
+        path.write_bytes(data)
+        with Image.open(path) as opened:
+            if is_loaded:
+                opened.load()
+            for image in (path, opened):
+                with pytest.raises(ImageInputError, match="a TIFF of a kind that is not read"):
+                    to_pixels(image)
+
+
+def test_an_opened_jpeg_that_was_closed_before_its_picture_ends_is_refused_as_its_path_is(tmp_path: Path) -> None:
+    """Pillow shows it, grey from where it ends."""
+    path = tmp_path / "a.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 2 // 3] + b"\xff\xd9")
+    with Image.open(path) as opened:
+        for image in (path, opened):
+            with pytest.raises(ImageInputError, match="truncated or damaged"):
+                to_pixels(image)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "TIFF", "BMP", "GIF"])
+def test_an_opened_image_is_its_file_and_stays_open(tmp_path: Path, file_format: str) -> None:
+    path = tmp_path / "a.any"
+    Image.fromarray(smooth_image(20, 30, 0)).save(path, file_format)
+    with Image.open(path) as opened:
+        assert np.array_equal(to_pixels(opened), to_pixels(path))
+        assert np.array_equal(to_pixels(opened), to_pixels(path))
+        opened.load()
+        assert np.array_equal(to_pixels(opened), to_pixels(path))
+
+
+def test_what_was_done_to_an_opened_image_counts(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    pixels = np.stack([smooth_image(64, 64, seed) for seed in range(3)], axis=2)
+    Image.fromarray(pixels).save(path)
+    with Image.open(path) as painted, Image.open(path) as drafted:
+        painted.paste((9, 8, 7), (0, 0, 64, 64))
+        assert (to_pixels(painted) == (9, 8, 7)).all()
+        drafted.draft("L", (32, 32))
+        assert to_pixels(drafted).shape == (32, 32)
+    frames = tmp_path / "a.tif"
+    images = [Image.fromarray(smooth_image(12, 15, seed)) for seed in range(3)]
+    images[0].save(frames, save_all=True, append_images=images[1:])
+    with Image.open(frames) as stack:
+        stack.seek(2)
+        assert np.array_equal(to_pixels(stack), smooth_image(12, 15, 2))
+
+
+def test_kinds_of_files_that_only_pillow_reads_are_taken_as_it_holds_them(tmp_path: Path) -> None:
+    path = tmp_path / "a.webp"
+    Image.fromarray(smooth_image(20, 30, 0)).save(path, lossless=True)
+    with Image.open(path) as opened:
+        assert np.array_equal(to_pixels(opened)[..., 0], smooth_image(20, 30, 0))
 
 
 def test_a_file_that_cannot_be_read_is_refused_without_its_name(tmp_path: Path) -> None:

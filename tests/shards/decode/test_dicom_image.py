@@ -24,6 +24,7 @@ from shards.decode.dicom_image import decode_dicom
 from shards.decode.reasons import (
     BIT_DEPTH,
     COLOUR_SPACE,
+    DAMAGED,
     EMPTY_LUT,
     MULTI_FRAME,
     NO_PIXEL_DATA,
@@ -31,8 +32,10 @@ from shards.decode.reasons import (
     NOT_DICOM,
     TOO_LARGE,
     TRUNCATED,
+    UNKNOWN_SYNTAX,
     UNSAID_SYNTAX,
 )
+from shards.decode.result import ODD_PADDING, ODD_RESCALE, ODD_TABLE, ODD_WINDOW
 from shards.decode.signature import is_dicom
 from tests.shards.datasets import smooth_image
 from tests.shards.decode.dicom_files import RAMP, data_of, dataset_of
@@ -154,6 +157,70 @@ def test_a_window_that_is_none_is_passed_over(center: str | None, width: str | N
     assert np.array_equal(decoded(RAMP, WindowCenter=center, WindowWidth=width), decoded(RAMP))
 
 
+@pytest.mark.parametrize("intercept", ["0", "-1024", None])
+def test_a_slope_of_0_is_passed_over_with_a_flag(intercept: str | None) -> None:
+    result = result_of(RAMP, RescaleSlope="0", RescaleIntercept=intercept)
+    assert np.array_equal(result.pixels, decoded(RAMP))
+    assert result.facts.flags == (ODD_RESCALE,)
+
+
+def test_half_a_rescale_takes_the_other_half_at_its_default_with_a_flag() -> None:
+    tags = {"WindowCenter": 2000.0, "WindowWidth": 3000.0}
+    for half, whole in (
+        ({"RescaleSlope": "2"}, {"RescaleSlope": "2", "RescaleIntercept": "0"}),
+        ({"RescaleIntercept": "-900"}, {"RescaleSlope": "1", "RescaleIntercept": "-900"}),
+        ({"RescaleSlope": "2", "RescaleIntercept": ""}, {"RescaleSlope": "2", "RescaleIntercept": "0"}),
+    ):
+        result = result_of(RAMP, **half, **tags)
+        assert np.array_equal(result.pixels, decoded(RAMP, **whole, **tags))
+        assert result.facts.flags == (ODD_RESCALE,)
+        assert result_of(RAMP, **whole, **tags).facts.flags == ()
+
+
+@pytest.mark.parametrize(
+    ("center", "width"),
+    [(["2000", ""], ["1500", ""]), (["2000", ""], ["1500", "40"]), (["2000", "9"], ["1500"]), ("2000", ["1500", ""])],
+)
+def test_a_whole_window_before_a_half_one_is_used(center: Any, width: Any) -> None:
+    result = result_of(RAMP, WindowCenter=center, WindowWidth=width)
+    assert np.array_equal(result.pixels, decoded(RAMP, WindowCenter="2000", WindowWidth="1500"))
+    assert (result.facts.window_rule, result.facts.flags) == ("voi window", ())
+
+
+@pytest.mark.parametrize(
+    ("center", "width"), [(["", "2000"], ["", "1500"]), (["7", "2000"], ["", "1500"]), (["7", "2000"], ["0", "1500"])]
+)
+def test_the_first_window_that_is_one_is_used(center: Any, width: Any) -> None:
+    result = result_of(RAMP, WindowCenter=center, WindowWidth=width)
+    assert np.array_equal(result.pixels, decoded(RAMP, WindowCenter="2000", WindowWidth="1500"))
+    assert result.facts.flags == (() if center[0] == "" else (ODD_WINDOW,))
+
+
+@pytest.mark.parametrize(("center", "width"), [("100", "0"), ("100", "-5"), (None, "5"), ("100", None), ("100", "")])
+def test_a_window_that_is_none_is_flagged(center: str | None, width: str | None) -> None:
+    assert result_of(RAMP, WindowCenter=center, WindowWidth=width).facts.flags == (ODD_WINDOW,)
+
+
+def test_a_window_of_which_nothing_is_given_is_not_flagged() -> None:
+    assert result_of(RAMP, WindowCenter="", WindowWidth="").facts.flags == ()
+    assert result_of(RAMP, RescaleSlope="", RescaleIntercept="").facts.flags == ()
+
+
+def test_entries_above_the_bits_of_their_table_raise_them_with_a_flag() -> None:
+    item = Dataset()
+    item.LUTDescriptor, item.LUTData = [4096, 0, 8], np.arange(4096, dtype=np.uint16).tobytes()
+    item["LUTDescriptor"].VR, item["LUTData"].VR = "US", "OW"
+    result = result_of(RAMP, VOILUTSequence=[item])
+    assert np.abs(result.pixels - RAMP / 4095 * 255).max() <= 0.5
+    assert result.facts.flags == (ODD_TABLE,)
+
+
+def test_padding_that_is_the_whole_picture_is_passed_over_with_a_flag() -> None:
+    result = result_of(RAMP, PixelPaddingValue=0, PixelPaddingRangeLimit=65535)
+    assert np.array_equal(result.pixels, decoded(RAMP))
+    assert result.facts.flags == (ODD_PADDING,)
+
+
 def test_colour_stays_colour() -> None:
     pixels = np.stack([smooth_image(20, 30, seed) for seed in range(3)], axis=2)
     assert np.array_equal(decoded(pixels, PhotometricInterpretation="RGB", PlanarConfiguration=0), pixels)
@@ -234,6 +301,30 @@ def test_a_file_that_ends_before_its_pixels_is_no_report() -> None:
     dataset = dataset_of(RAMP)
     del dataset.PixelData
     assert reason_for(data_of(dataset)) == NO_PIXEL_DATA
+
+
+@pytest.mark.parametrize("keyword", ["PatientName", "StudyDescription"])
+def test_a_file_that_ends_within_an_element_of_its_header_is_no_report(keyword: str) -> None:
+    data = data_of(dataset_of(RAMP, StudyDescription="a study of many words"))
+    place = data.index({"PatientName": b"Doe^Jane", "StudyDescription": b"a study of"}[keyword])
+    assert reason_for(data[: place + 4]) == NO_PIXEL_DATA
+
+
+def test_a_file_that_ends_within_a_sequence_of_its_header_is_no_report() -> None:
+    item = Dataset()
+    item.ReferencedSOPInstanceUID = "1.2.3.4"
+    dataset = dataset_of(RAMP, ReferencedStudySequence=[item])
+    dataset["ReferencedStudySequence"].is_undefined_length = True
+    data = data_of(dataset)
+    assert reason_for(data[: data.index(b"1.2.3.4") + 4]) in (NO_PIXEL_DATA, DAMAGED)
+
+
+def test_pixels_in_a_private_transfer_syntax_are_of_a_kind_that_is_not_read() -> None:
+    """GE's: nothing is compressed, but pixels are big-endian where all else is little-endian."""
+    data = data_of(dataset_of(RAMP, syntax=ImplicitVRLittleEndian))
+    uid = data.index(b"1.2.840.10008.1.2\0")
+    private = data[: uid - 2] + (18).to_bytes(2, "little") + b"1.2.840.113619.5.2" + data[uid + 18 :]
+    assert reason_for(private) == UNKNOWN_SYNTAX
 
 
 def test_fewer_data_than_the_header_speaks_of_are_refused_and_more_are_flagged() -> None:
