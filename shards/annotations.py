@@ -137,8 +137,8 @@ def _place_box(found: Annotations, box: Box, placement: Placement, misfit: str |
         return
     whole = _clipped(box, (0, 0, placement.source_height, placement.source_width))
     kept = _clipped(box, placement.box)
-    if kept.row0 >= kept.row1 or kept.col0 >= kept.col1:
-        found.losses.append(Loss(name, CUT_OFF))
+    if _is_empty(kept):
+        found.losses.append(Loss(name, OUTSIDE if _is_empty(whole) else CUT_OFF))
         return
     if kept != whole:
         found.losses.append(Loss(name, PARTLY_CUT_OFF))
@@ -149,6 +149,10 @@ def _place_box(found: Annotations, box: Box, placement: Placement, misfit: str |
 def _clipped(box: Box, part: tuple[int, int, int, int]) -> Box:
     row0, col0, row1, col1 = part
     return Box(box.label, max(box.row0, row0), max(box.col0, col0), min(box.row1, row1), min(box.col1, col1))
+
+
+def _is_empty(box: Box) -> bool:
+    return box.row0 >= box.row1 or box.col0 >= box.col1
 
 
 def _place_landmark(found: Annotations, landmark: str, point: Point, placement: Placement, misfit: str | None) -> None:

@@ -108,6 +108,10 @@ def test_boxes_and_landmarks_in_the_part_that_is_cut_off_are_counted_and_others_
     assert list(found.landmarks) == ["disc"]
 
 
+def test_a_box_wholly_beyond_the_border_is_outside_and_not_cut_off() -> None:
+    assert place(WHOLE, boxes=(Box("Mass", 50, 100.2, 60, 100.8),)).losses == [Loss("box Mass", OUTSIDE)]
+
+
 def test_a_box_drawn_a_little_over_the_border_ends_there() -> None:
     found = place(WHOLE, boxes=(Box("Mass", 50, 50, 100.9, 99),), landmarks={"fovea": (-0.5, 50.0)})
     assert found.losses == []
