@@ -13,7 +13,7 @@ from shards.errors import ConfigError, NoSpaceError, SourceError
 from shards.execution import Execution, Processes
 from shards.format import sha256_of
 from shards.identity import PUBLIC_KEY
-from shards.index import check_quarantine, describe, publish
+from shards.index import annotation_warnings, check_quarantine, describe, publish
 from shards.params import GridParams, PhantomSourceParams, ShardParams, SourceParams
 from shards.plan import BatchPlan, fingerprint, plan_batch
 from shards.progress import progress_bar
@@ -68,6 +68,8 @@ def build_shards(
         check_quarantine(batch, inspection, params.max_quarantined_fraction, originals)
         values = publish(inspection, encoder, scratch, out)
     print(describe(values), file=sys.stderr)
+    for warning in annotation_warnings(values["counts"]):
+        print(f"warning: {warning}", file=sys.stderr)
     if originals:
         print(f"paths of the quarantined files, for you alone: {originals}", file=sys.stderr)
 

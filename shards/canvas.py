@@ -62,6 +62,62 @@ def bright_box(image: Pixels, level: int) -> tuple[int, int, int, int]:
     return row0, col0, row1, col1
 
 
+def resized_mask(
+    mask: Bool[np.ndarray, "height width"], size: tuple[int, int]
+) -> Bool[np.ndarray, "new_height new_width"]:
+    """Resize a mask so that it keeps its area and loses none of its connected parts.
+
+    As many of the new pixels are inside as the mask has area there: those that it covers most, and all that it covers
+    as much as the last of them. A connected part (a lesion) that has none of them gets the pixel that holds most of it.
+
+    Args:
+        mask: True inside; neighbours across a corner are connected.
+        size: (height, width) that it gets; a mask of this size stays as it is.
+    """
+    if mask.shape == size:
+        return mask
+    if not mask.any():
+        return np.zeros(size, bool)
+    covered = _covered(mask, size)
+    num_inside = (2 * int(covered.sum()) + mask.size) // (2 * mask.size)
+    least = np.partition(covered, -num_inside, axis=None)[-num_inside] if num_inside else mask.size + 1
+    resized: Bool[np.ndarray, "new_height new_width"] = covered >= least
+    # The new pixel in which the centre of each old one lies.
+    rows, cols = ((2 * np.arange(of) + 1) * to // (2 * of) for of, to in zip(mask.shape, size, strict=True))
+    num_parts, parts = connected_parts(mask)
+    is_there = np.arange(num_parts + 1) == 0  # number 0 is outside
+    is_there[parts[resized[rows][:, cols]]] = True
+    lost_rows, lost_cols = np.nonzero(~is_there[parts])
+    places = np.stack([parts[lost_rows, lost_cols], rows[lost_rows], cols[lost_cols]])
+    found, counts = np.unique(places, axis=1, return_counts=True)
+    part, row, col = found[:, np.argsort(counts, kind="stable")]
+    # Of the places of one part the last is the one that counts.
+    for place in dict(zip(part.tolist(), zip(row.tolist(), col.tolist(), strict=True), strict=True)).values():
+        resized[place] = True
+    return resized
+
+
+def connected_parts(mask: Bool[np.ndarray, "height width"]) -> tuple[int, Int[np.ndarray, "height width"]]:
+    """How many connected parts a mask has, and the number of each pixel's, from 1; 0 outside."""
+    num_with_outside, parts = cv2.connectedComponents(np.ascontiguousarray(mask).view(np.uint8), connectivity=8)
+    return num_with_outside - 1, parts
+
+
+def _covered(mask: Bool[np.ndarray, "height width"], size: tuple[int, int]) -> Int[np.ndarray, "new_height new_width"]:
+    """How much of each new pixel a mask covers, from 0 to `mask.size`: whole numbers, exact for every pair of sizes."""
+    return _summed(_summed(mask, size[0]).T, size[1]).T
+
+
+def _summed(values: Bool[np.ndarray, "of num"] | Int[np.ndarray, "of num"], to: int) -> Int[np.ndarray, "to num"]:
+    """Sum up `to` equal stretches of the rows, times `to`; a row on the edge of two counts in both by its share."""
+    of = len(values)
+    first, share = np.divmod(np.arange(to + 1) * of, to)  # a stretch begins share / to of a row behind the row `first`
+    sums = np.add.reduceat(values, first[:-1], axis=0, dtype=np.int64)
+    sums[np.diff(first) == 0] = 0  # it lies within one row
+    before: Int[np.ndarray, "edges num"] = share[:, None] * values[np.minimum(first, of - 1)]
+    return to * sums + np.diff(before, axis=0)
+
+
 @dataclass(frozen=True)
 class Placement:
     """A placement says where an image lies on the canvas: scaled to fit, its aspect kept, centred, the rest 0.
@@ -111,8 +167,11 @@ class Placement:
         return self._place(image, Image.Resampling.BICUBIC)
 
     def place_mask(self, mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "side side"]:
-        """A mask of the image on the canvas: nearest pixel."""
-        placed: Bool[np.ndarray, "side side"] = self._place(mask.astype(np.uint8), Image.Resampling.NEAREST) > 0
+        """Place a mask of the image on the canvas, by `resized_mask`; one of the canvas's size stays as it is."""
+        row0, col0, row1, col1 = self.box
+        (height, width), (row, col) = self.size, self.offset
+        placed = np.zeros((self.canvas_px, self.canvas_px), bool)
+        placed[row : row + height, col : col + width] = resized_mask(mask[row0:row1, col0:col1], self.size)
         return placed
 
     def _place(self, image: Pixels, resampling: Image.Resampling) -> Canvas:

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ REPORTS = (QUARANTINE, QUALITY, SHEET, CONTACT_SHEET)
 """What a set has for people."""
 _MAX_NAMED = 5
 _MAX_GREY = 255
+_NEARLY_ALL = 0.99
 
 
 def check_quarantine(batch: str, inspection: Inspection, max_fraction: float, originals: Path | None) -> None:
@@ -134,6 +135,8 @@ class _Tally:
         self._views: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
         self._foreground = {split: [0, 0, 0] for split in SPLITS}
         self._num_lost_colour = 0
+        self._losses: dict[str, Counter[str]] = {}
+        self._areas: dict[str, tuple[int, float, float]] = {}
         self._num_values = dict.fromkeys(SPLITS, 0)
 
     def add(self, split: Split, samples: list[dict[str, Any]]) -> None:
@@ -148,10 +151,23 @@ class _Tally:
             self._foreground[split] = [before + more for before, more in sums]
             self._num_lost_colour += sample["lost_colour"]
             self._num_values[split] += sample["num_values"]
+            self._add_annotations(sample)
+
+    def _add_annotations(self, sample: dict[str, Any]) -> None:
+        texts = set()
+        for loss in sample["losses"]:
+            text = f"{loss['name']}: {loss['reason']}"
+            counts = self._losses.setdefault(text, Counter())
+            counts.update(images=int(text not in texts), parts=loss["num_parts"], pixels=loss["num_pixels"])
+            texts.add(text)
+        for structure, area in sample["areas"].items():
+            number, least, greatest = self._areas.get(structure, (0, 1.0, 0.0))
+            self._areas[structure] = number + 1, min(least, area), max(greatest, area)
 
     def counts(self) -> dict[str, Any]:
         """Images, patients, labels (label → "1", "0", "-1", "unknown" → images), views, and the share of the canvases
-        that is foreground, of each split."""
+        that is foreground, of each split; where there are any, lost annotations and suspect masks, of all splits."""
+        found = {"lost_annotations": self._lost_annotations(), "suspect_masks": self._suspect_masks()}
         return {
             "images": {split: self._images[split] for split in SPLITS},
             "patients": {
@@ -167,6 +183,19 @@ class _Tally:
                 for split in SPLITS
             },
             "num_lost_colour": self._num_lost_colour,
+            **{name: values for name, values in found.items() if values},
+        }
+
+    def _lost_annotations(self) -> dict[str, dict[str, int]]:
+        """What and why → images, and of masks connected parts and pixels."""
+        return {text: dict(counts) for text, counts in sorted(self._losses.items())}
+
+    def _suspect_masks(self) -> dict[str, str]:
+        """Structures whose every mask is empty, or nearly the whole image, as with files of another kind."""
+        return {
+            structure: f"{'empty' if greatest == 0 else 'nearly the whole image'} in all {number} images"
+            for structure, (number, least, greatest) in sorted(self._areas.items())
+            if greatest == 0 or least > _NEARLY_ALL
         }
 
     def statistics(self) -> dict[str, float | None]:
@@ -209,6 +238,15 @@ def describe(values: dict[str, Any]) -> str:
         f"shard {values['batch']}: {sum(images.values())} images of {sum(patients.values())} patients ({splits}) in "
         f"{len(values['shards'])} tars, {values['quarantined']['count']} quarantined, {num_suspect} suspect"
     )
+
+
+def annotation_warnings(counts: Mapping[str, Any]) -> Iterator[str]:
+    """Say, a line each, which annotations are lost and which masks are suspect, from the counts of index.json."""
+    for text, lost in counts.get("lost_annotations", {}).items():
+        extent = f" ({lost['pixels']:,} pixels, {lost['parts']:,} whole lesions or parts)" if lost["pixels"] else ""
+        yield f"{text}, in {lost['images']:,} images{extent}; the images are kept, their descriptions say it (lost)"
+    for structure, text in counts.get("suspect_masks", {}).items():
+        yield f"mask {structure}: {text}; look at the contact sheet, and at the files"
 
 
 def _sorted(counts: Mapping[str, int]) -> dict[str, int]:

@@ -18,6 +18,8 @@ MASK_SIZE = "a mask is not of the image's size"
 MASK_POINTS = "a polygon of a mask has points that are no numbers"
 MASK_OUTSIDE = "the runs of a mask end outside the image"
 
+_HALF = 128
+
 Inside = Bool[np.ndarray, "height width"]
 
 
@@ -78,8 +80,13 @@ def _draw_files(mask: MaskFiles, size: tuple[int, int], read: Callable[[File], b
             grey = _nearest(grey, size)
         if grey.shape != size:
             raise UnreadableImageError(MASK_SIZE)
-        inside |= (grey >= mask.low) & (grey <= mask.high)
+        inside |= (grey >= (_half_of_range(grey) if mask.low is None else mask.low)) & (grey <= mask.high)
     return inside
+
+
+def _half_of_range(grey: UInt8[np.ndarray, "height width"]) -> float:
+    darkest, brightest = int(grey.min()), int(grey.max())
+    return _HALF if darkest == brightest else (darkest + brightest) / 2
 
 
 def _nearest(grey: UInt8[np.ndarray, "from_height from_width"], size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
@@ -123,9 +130,11 @@ def _fill_ring(ring: tuple[Point, ...], size: tuple[int, int]) -> tuple[int, Boo
     rows = np.array([row for row, _ in ring])
     first, last = (int(np.clip(np.ceil(edge - 0.5), 0, height)) for edge in (rows.min(), rows.max()))
     marks = np.zeros((last - first, width + 1), bool)
-    for (row0, col0), (row1, col1) in zip(ring, (*ring[1:], ring[0]), strict=True):
+    for ends in zip(ring, (*ring[1:], ring[0]), strict=True):
+        # From above, so that an edge and the way back along it are rounded alike and enclose nothing.
+        (row0, col0), (row1, col1) = sorted(ends)
         # Rows whose centre line an edge crosses, half open, so that a corner counts once.
-        low, high = (int(np.clip(np.ceil(edge - 0.5), first, last)) for edge in sorted((row0, row1)))
+        low, high = (int(np.clip(np.ceil(edge - 0.5), first, last)) for edge in (row0, row1))
         crossed = np.arange(low, high)
         if crossed.size:
             cols = col0 + (crossed + 0.5 - row0) * ((col1 - col0) / (row1 - row0))

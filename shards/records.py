@@ -17,6 +17,8 @@ Split = Literal["train", "val", "test"]
 Sex = Literal["F", "M", "O"]
 Point = tuple[float, float]
 """(row, col) in continuous source pixels."""
+Spacing = tuple[float, float] | Literal["unusable"] | None
+"""(row, col) sides of a pixel in mm; None: unknown, so that the file's own hold; unusable: these do not hold either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +66,14 @@ class MaskFiles:
 
     Attributes:
         files: Images of grey levels 0 to 255; none at all: the structure is known to be absent.
-        low: Least grey level inside.
+        low: Least grey level inside; None: half of the range of grey levels that a file has, for files of two levels
+            (3 and 253 as well as 0 and 1). A file of one level is inside everywhere if that is 128 or more.
         high: Greatest.
         is_scaled: The files may have another size than the image, and cover the same field; nearest pixel.
     """
 
     files: tuple[File, ...]
-    low: int = 1
+    low: int | None = None
     high: int = 255
     is_scaled: bool = False
 
@@ -101,6 +104,17 @@ class MaskPolygons:
 Mask = MaskFiles | MaskRuns | MaskPolygons
 
 
+def is_drawn(mask: Mask) -> bool:
+    """Whether anything draws a mask; otherwise the structure is known to be absent."""
+    match mask:
+        case MaskFiles():
+            return bool(mask.files)
+        case MaskRuns():
+            return bool(mask.runs)
+        case MaskPolygons():
+            return bool(mask.rings)
+
+
 @dataclass(frozen=True, slots=True)
 class Box:
     """A finding's rectangle: continuous source pixels, half open."""
@@ -124,13 +138,15 @@ class Record:
         study: The dataset's own study id, likewise.
         view: A short code, as PA.
         labels: Finding → label, the same findings for every image of a dataset.
-        masks: Structure → where it is drawn; a structure of a label's name shows that finding.
+        masks: Structure → where it is drawn; one that is called as a label (`structure_of`) shows that finding.
         boxes: Rectangles of findings.
         landmarks: Landmark → place.
         split: The dataset's official one, if it has one.
         sex: As recorded.
         age_years: As recorded; leaves this package only as a bucket.
-        spacing_mm: Size of a pixel (row, col) if known; of a projection, at the detector.
+        size: (height, width) of the image that boxes, landmarks, polygons and spacing were given for; None: whatever
+            the file has.
+        spacing_mm: Size of a pixel; of a projection, at the detector.
         raw: How to read a file without a header.
         known_defect: Why the image is known to be unusable; it is quarantined unread.
     """
@@ -147,9 +163,15 @@ class Record:
     split: Split | None = None
     sex: Sex | None = None
     age_years: float | None = None
-    spacing_mm: tuple[float, float] | None = None
+    size: tuple[int, int] | None = None
+    spacing_mm: Spacing = None
     raw: RawLayout | None = None
     known_defect: str | None = None
+
+
+def structure_of(finding: str) -> str:
+    """The finding's name as the name of a mask, which has no spaces."""
+    return finding.replace(" ", "_")
 
 
 def files_of(record: Record) -> list[File]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from shards.annotations import OTHER_SIZE, has_coordinates, misfit_of
 from shards.atomic import clear_when_full, write_text
 from shards.canvas import Placement, cell_statistics, foreground_sums, is_coloured, with_channels
 from shards.config import read_params
@@ -177,9 +178,11 @@ def survey_images(root: Path, records: Sequence[Record], grid: GridParams, shard
     """Look at up to 256 images spread evenly over the delivery; unreadable ones are left to the stage `shard`.
 
     Raises:
-        SourceError: none can be read, or none has any foreground.
+        SourceError: none can be read, none has any foreground, or boxes, landmarks and polygons do not fit most images
+            that have some.
     """
     chosen = records[:: -(-len(records) // _MAX_SAMPLED)]
+    fit = _Fit()
     max_pixels = shard.max_source_megapixels * 1e6
     over_channels, of_channels, in_grey = _Sums(1), _Sums(3), _Sums(1)
     num_read = 0
@@ -192,6 +195,7 @@ def survey_images(root: Path, records: Sequence[Record], grid: GridParams, shard
             image = decode(data, max_pixels=max_pixels, raw=record.raw).pixels
         except (OSError, UnreadableImageError):
             continue
+        fit.add(record, image.shape[:2])
         canvas = Placement.of(image, grid.spec.canvas_px, grid.trim_level).place_image(image)
         cells = cell_statistics(canvas, grid.spec, shard.foreground)
         over_channels.add(np.array([[cells.total], [cells.total_squares]]), cells.num_values)
@@ -204,9 +208,47 @@ def survey_images(root: Path, records: Sequence[Record], grid: GridParams, shard
             f"{root}: looked at {len(chosen)} images, could read {num_read} and found no foreground in them "
             "(shard.foreground); expected image files with something in them"
         )
+    fit.check(root)
     if has_colour:
         return Survey(3, of_channels.normalisation(), in_grey.normalisation())
     return Survey(1, over_channels.normalisation(), over_channels.normalisation())
+
+
+class _Fit:
+    """Whether the coordinates that records have fit their images."""
+
+    def __init__(self) -> None:
+        self.num_images = 0
+        self.misfits: list[str] = []
+
+    def add(self, record: Record, size: tuple[int, int]) -> None:
+        """Compare one record with the (height, width) of its image; one without coordinates does not count."""
+        if not has_coordinates(record):
+            return
+        self.num_images += 1
+        misfit = misfit_of(record, size)
+        if misfit is not None:
+            stated = f" of {record.size[0]} x {record.size[1]} pixels" if record.size and misfit == OTHER_SIZE else ""
+            self.misfits.append(f"an image of {size[0]} x {size[1]} pixels, coordinates {misfit}{stated}")
+
+    def check(self, root: Path) -> None:
+        """Refuse coordinates that fit few images; a few misfits are a warning, for the stage `shard` leaves them out.
+
+        Raises:
+            SourceError: most images that have coordinates are of another size.
+        """
+        if not self.misfits:
+            return
+        found = (
+            f"{root}: boxes, landmarks or polygons do not fit {len(self.misfits)} of the {self.num_images} images that "
+            f"have some and were looked at, first {self.misfits[0]}"
+        )
+        if 2 * len(self.misfits) > self.num_images:
+            raise SourceError(
+                f"{found}; expected the published images, of which no copy was resized or cropped: register those, or "
+                "use the copies without coordinates, with --source folder and a CSV of labels"
+            )
+        print(f"warning: {found}; the shards will not have them, and count them", file=sys.stderr)
 
 
 def _place_of_copy(path: Path, text: str) -> Path:

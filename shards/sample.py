@@ -4,15 +4,15 @@ import errno
 import hashlib
 import io
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from pydantic_core import to_json
 
+from shards.annotations import Annotations, place_annotations
 from shards.canvas import Cells, Pixels, Placement, cell_statistics, is_coloured, with_channels
 from shards.decode import Decoded, Facts, UnreadableImageError, decode
 from shards.decode.reasons import TOO_MANY_BYTES
@@ -21,11 +21,10 @@ from shards.errors import SourceError
 from shards.format import FORMAT_VERSION, HALF_SUFFIX, LANDMARKS_SUFFIX, MASK_SUFFIX, META_SUFFIX
 from shards.grid import GridSpec, crop_bank
 from shards.jpeg import encode_canvas, encode_half
-from shards.masks import draw
 from shards.params import ShardParams
 from shards.quality.measure import Measured, measure
 from shards.quality.reasons import SAME_FILE
-from shards.records import Box, File, Record, Split, locate
+from shards.records import File, Record, Split, is_drawn, locate, structure_of
 
 _PAUSES_S = (0.5, 1.0, 2.0)
 _PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.ECONNRESET, errno.EHOSTDOWN)
@@ -63,7 +62,8 @@ class Encoded:
     Attributes:
         members: (suffix, data) in the order of the tar: description, image, others.
         counted: What the index adds up: labels, view, foreground (sum, sum of squares, number of values),
-            lost_colour, num_values (of the canvas).
+            lost_colour, num_values (of the canvas), losses, areas (of the masks that are drawn in files, runs or
+            polygons).
         measured: For the quality pass.
     """
 
@@ -130,30 +130,30 @@ class Encoder:
         placement = Placement.of(image, self.spec.canvas_px, self.spec.trim_level)
         canvas = placement.place_image(with_channels(image, self.channels))
         cells = cell_statistics(canvas, self.spec, self.params.foreground)
-        meta = self._meta(task, placement, cells, decoded.facts)
+        found = place_annotations(record, placement, partial(self._read, place=task.place), self.max_pixels)
+        meta = self._meta(task, placement, cells, decoded.facts, found)
         members = [(META_SUFFIX, _json_bytes(meta)), *self._images(canvas)]
-        points = {name: placement.place_point(point) for name, point in sorted(record.landmarks.items())}
-        if points:
-            members.append((LANDMARKS_SUFFIX, _json_bytes(points)))
-        areas = {}
-        for structure, mask in sorted(record.masks.items()):
-            drawn = draw(mask, image.shape[:2], partial(self._read, place=task.place), self.max_pixels)
-            areas[structure] = float(np.count_nonzero(drawn) / drawn.size)
-            placed = _png_bytes(Image.fromarray(placement.place_mask(drawn)))
-            members.append((MASK_SUFFIX.format(structure=structure), placed))
+        if found.landmarks:
+            members.append((LANDMARKS_SUFFIX, _json_bytes(found.landmarks)))
+        for structure, placed in found.masks.items():
+            members.append((MASK_SUFFIX.format(structure=structure), _png_bytes(Image.fromarray(placed))))
         counted = {
             "labels": meta["labels"],
             "view": meta["view"],
             "foreground": [cells.total, cells.total_squares, cells.num_values],
             "num_values": canvas.size,
             "lost_colour": self.channels == 1 and is_coloured(image),
+            "losses": meta.get("lost", []),
+            "areas": {name: area for name, area in found.areas.items() if is_drawn(record.masks[name])},
         }
+        labels = {structure_of(name): label for name, label in record.labels.items()}
         is_burned_in = decoded.facts.is_annotation_burned_in
-        measured = measure(with_channels(image, 1), members[1][1], areas, record.labels, is_burned_in=is_burned_in)
+        measured = measure(with_channels(image, 1), members[1][1], found.areas, labels, is_burned_in=is_burned_in)
         return Encoded(tuple(members), counted, measured)
 
-    def _meta(self, task: Task, placement: Placement, cells: Cells, facts: Facts) -> dict[str, Any]:
+    def _meta(self, task: Task, placement: Placement, cells: Cells, facts: Facts, found: Annotations) -> dict[str, Any]:
         record, spec = task.record, self.spec
+        lost = {"lost": [loss.to_json() for loss in found.losses]} if found.losses else {}
         bank = crop_bank(spec, task.key, self.params.seed, self.params.num_bank_pairs)
         return {
             "format_version": FORMAT_VERSION,
@@ -167,11 +167,12 @@ class Encoder:
             "sex": record.sex,
             "age": age_bucket(record.age_years),
             "labels": dict(sorted(record.labels.items())),
-            "boxes": [_placed_box(box, placement) for box in record.boxes],
+            "boxes": [asdict(box) for box in found.boxes],
+            **lost,
             "original": {
                 "height": placement.source_height,
                 "width": placement.source_width,
-                "spacing_mm": record.spacing_mm or facts.spacing_mm,
+                "spacing_mm": _spacing_of(record, facts, placement),
                 "bits_stored": facts.bits_stored,
                 "photometric": facts.photometric,
                 "window": facts.window,
@@ -231,13 +232,10 @@ def _read_within(path: Path, max_bytes: float) -> bytes:
     return path.read_bytes()
 
 
-def _placed_box(box: Box, placement: Placement) -> dict[str, Any]:
-    """On the canvas, in continuous pixels."""
-    (row0, col0), (row1, col1) = (
-        placement.place_point((box.row0, box.col0)),
-        placement.place_point((box.row1, box.col1)),
-    )
-    return {"label": box.label, "row0": row0, "col0": col0, "row1": row1, "col1": col1}
+def _spacing_of(record: Record, facts: Facts, placement: Placement) -> tuple[float, float] | None:
+    if record.spacing_mm == "unusable" or record.size not in (None, (placement.source_height, placement.source_width)):
+        return None
+    return record.spacing_mm or facts.spacing_mm
 
 
 def _png_bytes(image: Image.Image) -> bytes:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from shards.identity import SPLITS
+from shards.index import annotation_warnings
 from shards.read import ShardIndex
 from shards.text import table
 
@@ -55,6 +56,7 @@ def format_statistics(statistics: dict[str, Any]) -> str:
     reasons = statistics["quarantined"]["reasons"]
     lines += ["", f"quarantined: {statistics['quarantined']['count']}"]
     lines += [f"  {count:,} × {reason}" for reason, count in reasons.items()]
+    lines += [f"warning: {warning}" for warning in annotation_warnings(statistics)]
     return "\n".join(lines)
 
 

@@ -113,7 +113,7 @@ def _check_record(record: Record, files: _Files, findings: set[str], prefixes: t
     for name, mask in record.masks.items():
         match mask:
             case MaskFiles():
-                _require(0 <= mask.low <= mask.high <= 255, f"{where}: mask {name}: 0 <= low <= high <= 255")
+                _require(0 <= (mask.low or 0) <= mask.high <= 255, f"{where}: mask {name}: 0 <= low <= high <= 255")
             case MaskRuns():
                 pixels = [sum(skipped + inside for skipped, inside in runs) for runs in mask.runs]
                 _require(max(pixels, default=0) <= mask.height * mask.width, f"{where}: mask {name} ends outside")
@@ -130,7 +130,9 @@ def _check_record(record: Record, files: _Files, findings: set[str], prefixes: t
     for name, place in record.landmarks.items():
         _require(bool(_STRUCTURE.fullmatch(name)), f"{where}: landmarks have no dot")
         _require(all(map(math.isfinite, place)), f"{where}: landmark {name} is nowhere")
-    if record.spacing_mm is not None:
+    if record.size is not None:
+        _require(all(side > 0 for side in record.size), f"{where}: an image has a size above 0")
+    if isinstance(record.spacing_mm, tuple):
         _require(all(0 < side < math.inf for side in record.spacing_mm), f"{where}: a spacing is above 0 mm")
 
 

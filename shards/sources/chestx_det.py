@@ -19,6 +19,7 @@ What is easily got wrong:
 - `syms`, `boxes` and `polygons` are parallel lists, one entry an instance; all empty: no finding.
 - A polygon is one ring, closed implicitly, with repeated and collinear points in places; rings without an area are
   dropped. Instances of one finding are OR-ed.
+- Boxes and polygons hold for NIH's 1024 x 1024 pixels: a resized copy loses them.
 - ChestX-Det10 is an earlier set of 3,543 images and 10 findings with other lists.
 """
 
@@ -30,7 +31,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from shards.errors import SourceError
-from shards.records import Box, File, Mask, MaskPolygons, Point, Record, Split, check_inside
+from shards.records import Box, File, Mask, MaskPolygons, Point, Record, Split, check_inside, structure_of
 from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.files import find_list, index_files, list_files
 from shards.sources.listing import count_warnings, number_warnings, wrong_layout
@@ -53,6 +54,7 @@ FINDINGS = (
     "Pleural Thickening",
     "Pneumothorax",
 )
+SIDE_PX = 1024
 MAPPING_FILE = "mapping.json"
 PARTS: tuple[tuple[Split, str, str], ...] = (
     ("train", "ChestX_Det_train.json", "train_data"),
@@ -224,11 +226,6 @@ def read_mapping(path: Path) -> dict[str, str]:
     return parse_mapping(((PurePosixPath(name).name.removesuffix(".png"), image) for name, image in pairs), str(path))
 
 
-def structure_of(finding: str) -> str:
-    """The finding's name as the name of a mask, which has no spaces."""
-    return finding.replace(" ", "_")
-
-
 def _record(name: str, path: str, annotation: Annotation, split: Split) -> Record:
     number = name.removesuffix(".png")
     return Record(
@@ -239,6 +236,7 @@ def _record(name: str, path: str, annotation: Annotation, split: Split) -> Recor
         masks=_masks(annotation),
         boxes=annotation.boxes,
         split=split,
+        size=(SIDE_PX, SIDE_PX),
     )
 
 

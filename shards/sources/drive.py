@@ -15,7 +15,8 @@ Layout:
   are taken by folder and name together, as `field_of_view` and `vessels`.
 - The archive of grand-challenge.org has no vessels of the test images; the older one has, and a second observer's
   (`vessels_second_observer`).
-- The masks are GIF files (copies have PNG); inside is any grey level above 0.
+- The masks are GIF files (copies have PNG) of two grey levels: 0 and 255, but 3 and 253 in `2nd_manual`. Inside is the
+  brighter one.
 """
 
 from pathlib import Path

@@ -26,6 +26,7 @@ Layout:
 - In segmentation a lesion without a mask file is known to be absent, wherever its folder is there for that part. The
   optic disc is never absent: without a file it is unknown.
 - Lists have empty columns and rows at their ends, and column names with stray spaces.
+- Places are in pixels of the published 4288 x 2848: a resized copy loses them.
 - Grades become one label each (`DR grade 0` to `DR grade 4`, `DME risk 0` to `DME risk 2`), of which one is 1.
 - Patients are unknown: patients are images.
 """
@@ -58,6 +59,9 @@ OPTIC_DISC = ("5. Optic Disc", "OD")
 GRADES = {"DR grade": ("Retinopathy grade", 5), "DME risk": ("Risk of macular edema", 3)}
 """Label → column of the lists and number of grades, which count from 0."""
 LANDMARKS = {"optic_disc_centre": "IDRiD_OD_Center", "fovea": "IDRiD_Fovea_Center"}
+
+SIZE = (2848, 4288)
+"""Height and width of every published image, in whose pixels the landmarks are."""
 
 _TASKS = ("segmentation", "grading", "localization")
 _TWO_DIGITS, _THREE_DIGITS = r"(?P<name>IDRiD_\d\d)", r"(?P<name>IDRiD_\d{3})"
@@ -153,6 +157,7 @@ def _record(
         masks=masks or {},
         landmarks=landmarks or {},
         split=split,
+        size=SIZE,
     )
 
 

@@ -246,6 +246,7 @@ def _record(
         split=split,
         sex=clinical.sex,
         age_years=clinical.age_years,
+        size=(RAW.height, RAW.width) if is_raw else None,
         spacing_mm=(SPACING_MM, SPACING_MM) if is_raw else None,
         raw=RAW if is_raw else None,
     )

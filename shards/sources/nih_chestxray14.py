@@ -139,6 +139,7 @@ class NihSource:
                 split=splits.get(name),
                 sex=entry.sex,
                 age_years=entry.age_years,
+                size=(SIDE_PX, SIDE_PX),
                 spacing_mm=entry.spacing_mm,
             )
             for name, entry in entries.items()

@@ -17,7 +17,8 @@ Layout:
   the cup 0 to 100.
 - Training labels are the folders Glaucoma and Non-Glaucoma (an early release had a third, AMD: unknown here). Those of
   validation and test are in the workbooks beside the masks, whose column is called `Glaucoma Label` or
-  `Label(Glaucoma=1)`; the masks of test lie in folders G and N as well. The workbooks give the fovea too, in pixels.
+  `Label(Glaucoma=1)`; the masks of test lie in folders G and N as well. The workbooks give the fovea too, in pixels
+  of the published sizes (2124 x 2056 for training, 1634 x 1634): a resized copy loses it.
 - Archives unpacked by different programs have one folder more or less, and REFUGE2's archive has all three parts in
   `Train/REFUGE1-*`: parts are told by the innermost folder of the three.
 - Patients are unknown: patients are images.
@@ -39,6 +40,8 @@ _LAYOUT = layout_in(__doc__)
 MAX_DISC_LEVEL = 150
 MAX_CUP_LEVEL = 100
 PARTS: dict[str, Split] = {"Training400": "train", "Validation400": "val", "Test400": "test"}
+SIZES = {"Training400": (2056, 2124), "Validation400": (1634, 1634), "Test400": (1634, 1634)}
+"""Height and width of the published images of each part, in whose pixels the foveae are."""
 _FOLDER_LABELS: dict[str, Label] = {"glaucoma": 1, "g": 1, "non-glaucoma": 0, "n": 0}
 _COLUMNS = ("ImgName", "Fovea_X", "Fovea_Y")
 _LABEL_COLUMNS = ("Glaucoma Label", "Label(Glaucoma=1)")
@@ -105,6 +108,7 @@ class RefugeSource:
                 masks=_masks(masks[name]) if name in masks else {},
                 landmarks={"fovea": fovea} if (fovea := rows.get(name, Row()).fovea) is not None else {},
                 split=PARTS[part],
+                size=SIZES[part],
             )
             for part, found in images.items()
             for name, path in found.items()

@@ -20,6 +20,7 @@ What is easily got wrong:
   copies of which circulate without their header.
 - Target 1 is the class `Lung Opacity`, and exactly that; one label a class is given, and no further one for Target.
 - The pixel spacing in the headers is that of NIH's originals, before they were resized to 1024 x 1024: it is not used.
+- Boxes hold for 1024 x 1024 pixels: a resized copy loses them.
 - The 3,000 images of Kaggle's test set have no labels; they are kept with unknown ones. They are no official split in
   the sense of this package, for they share patients with the others.
 """
@@ -49,6 +50,7 @@ MAPPING_FILE = "pneumonia-challenge-dataset-mappings_2018.json"
 TEST_FOLDER = "stage_2_test_images"
 
 COLUMNS = ("patientId", "x", "y", "width", "height", "Target")
+SIDE_PX = 1024
 _IMAGE = r"(?P<name>[^/]+)\.(?:dcm|png)"
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -200,6 +202,8 @@ def _record(name: str, path: str, facts: DicomFacts, opacities: Opacities | None
         boxes=() if opacities is None else opacities.boxes,
         sex=facts.sex,
         age_years=facts.age_years,
+        size=(SIDE_PX, SIDE_PX),
+        spacing_mm="unusable",
     )
 
 

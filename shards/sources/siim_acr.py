@@ -147,6 +147,7 @@ def _record(name: str, path: str, facts: DicomFacts, runs: tuple[Runs, ...] | No
         split=split,
         sex=facts.sex,
         age_years=facts.age_years,
+        spacing_mm="unusable",
     )
 
 

@@ -20,14 +20,20 @@ def walk_runs(annotations: Sequence[Sequence[tuple[int, int]]], height: int, wid
     return drawn
 
 
+def crossings(row: float, ring: Sequence[tuple[float, float]]) -> list[Fraction]:
+    """The columns in which the edges of a ring cross a row, exactly."""
+    edges = [tuple(map(Fraction, (*start, *end))) for start, end in zip(ring, [*ring[1:], ring[0]], strict=True)]
+    return [
+        (col1 - col0) * (Fraction(row) - row0) / (row1 - row0) + col0
+        for row0, col0, row1, col1 in edges
+        if (row0 > row) != (row1 > row)
+    ]
+
+
 def is_inside(point: tuple[float, float], ring: Sequence[tuple[float, float]]) -> bool:
     """Even-odd: whether a ray to the right crosses the ring an odd number of times."""
     row, col = point
-    inside = False
-    for (row0, col0), (row1, col1) in zip(ring, [*ring[1:], ring[0]], strict=True):
-        if (row0 > row) != (row1 > row) and col < (col1 - col0) * (row - row0) / (row1 - row0) + col0:
-            inside = not inside
-    return inside
+    return sum(col < crossing for crossing in crossings(row, ring)) % 2 == 1
 
 
 def fill_rings(rings: Sequence[Sequence[tuple[float, float]]], height: int, width: int) -> np.ndarray:
@@ -52,3 +58,34 @@ def nearest(grey: np.ndarray, height: int, width: int) -> np.ndarray:
             for row in range(height)
         ]
     )
+
+
+def covered(mask: np.ndarray, height: int, width: int) -> list[list[Fraction]]:
+    """The share of each new pixel that the mask covers."""
+
+    def shares(old: int, new: int) -> list[list[Fraction]]:
+        """Of each new pixel, the share that lies in each old one, along one side."""
+        starts = [[max(Fraction(i * old, new), Fraction(j)) for j in range(old)] for i in range(new)]
+        stops = [[min(Fraction((i + 1) * old, new), Fraction(j + 1)) for j in range(old)] for i in range(new)]
+        return [
+            [max(stop - start, Fraction(0)) * new / old for start, stop in zip(*pair, strict=True)]
+            for pair in zip(starts, stops, strict=True)
+        ]
+
+    rows, cols = shares(mask.shape[0], height), shares(mask.shape[1], width)
+    inside = np.argwhere(mask).tolist()
+    return [[sum((down[r] * right[c] for r, c in inside), Fraction(0)) for right in cols] for down in rows]
+
+
+def connected(mask: np.ndarray) -> list[set[tuple[int, int]]]:
+    """The parts of a mask; pixels that share an edge or a corner are of one part."""
+    left = {(row, col) for row, col in np.argwhere(mask).tolist()}
+    parts = []
+    while left:
+        part, new = set(), {left.pop()}
+        while new:
+            part |= new
+            new = {(r + i, c + j) for r, c in new for i in (-1, 0, 1) for j in (-1, 0, 1)} & left
+            left -= new
+        parts.append(part)
+    return parts

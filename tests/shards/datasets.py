@@ -15,8 +15,10 @@ from shards.format import sha256_of
 from shards.identity import KEY_FILE_VARIABLE, IdKey, read_id_key
 from shards.params import GridParams, PhantomSourceParams, RegisteredSourceParams, ShardParams
 from shards.register import hashed
+from shards.sources.base import Listing
 from shards.sources.folder import FolderSource
 
+TEST_KEY = IdKey(b"a test's own key", is_public=False)
 FINDINGS = ("nodule", "pleural_effusion", "pneumothorax", "consolidation", "cardiomegaly")
 PHANTOM_COLUMNS = ("image_id", "patient_id", "study_id", "view", *FINDINGS, "finding_side", "detector_spacing_mm")
 
@@ -118,9 +120,20 @@ def folder_params(
 ) -> RegisteredSourceParams:
     """Write the manifest of a folder as it is now, as `register` does; the params that name it."""
     listing = FolderSource(labels).read(root)
-    records = tuple(replace(record, spacing_mm=spacing_mm) for record in hashed(listing.records, root))
-    key = read_id_key() if os.environ.get(KEY_FILE_VARIABLE) else IdKey(b"a test's own key", is_public=False)
-    delivery = identify(replace(listing, records=records), "folder", key, split_rule="official", has_sex=False)
+    records = tuple(replace(record, spacing_mm=spacing_mm) for record in listing.records)
+    return delivered(replace(listing, records=records), root, manifest, **changes)
+
+
+def delivered(listing: Listing, root: Path, manifest: Path, **changes: Any) -> RegisteredSourceParams:
+    """Write the manifest of a listing with its files as they are now; the params that name it."""
+    key = read_id_key() if os.environ.get(KEY_FILE_VARIABLE) else TEST_KEY
+    delivery = identify(
+        replace(listing, records=tuple(hashed(listing.records, root))),
+        "folder",
+        key,
+        split_rule="official",
+        has_sex=False,
+    )
     manifest.parent.mkdir(parents=True, exist_ok=True)
     manifest.write_text("".join(format_manifest(delivery)), encoding="utf-8")
     values = {

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -6,10 +7,20 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from shards.canvas import Placement, bright_box, cell_statistics, halved, is_coloured, with_channels
+from shards.canvas import (
+    Placement,
+    bright_box,
+    cell_statistics,
+    connected_parts,
+    halved,
+    is_coloured,
+    resized_mask,
+    with_channels,
+)
 from shards.errors import GridError
 from shards.grid import GridSpec, Scale
 from shards.params import ForegroundParams
+from tests.oracles import masks as oracle
 from tests.shards.datasets import smooth_image
 from tests.shards.decode.files import decoded, encoded
 from tests.shards.strategies import grey_images
@@ -61,6 +72,57 @@ def test_affine_points_and_masks_agree_on_where_a_spot_lies(height: int, width: 
     assert np.abs(np.subtract(centroid, expected)).max() < 0.75
     (row_scale, _, row), (_, col_scale, col) = placement.affine
     assert expected == pytest.approx(((height // 3 + 3) * row_scale + row, (width // 2 + 3) * col_scale + col))
+
+
+@given(hnp.arrays(bool, st.tuples(*[st.integers(1, 12)] * 2)), st.integers(1, 8), st.integers(1, 8))
+def test_a_resized_mask_has_the_pixels_it_covers_most_and_something_of_every_part(
+    mask: np.ndarray, height: int, width: int
+) -> None:
+    resized = resized_mask(mask, (height, width))
+    if mask.shape == (height, width):
+        assert np.array_equal(resized, mask)
+        return
+    shares = np.array(oracle.covered(mask, height, width))
+    # In the order of what the mask covers of them: as many as it has area, rounded half up, and all like the last.
+    area = int(shares.sum() + Fraction(1, 2))
+    least = sorted(shares.ravel())[-area] if area else 2
+    by_area = shares >= least
+    assert (resized >= by_area).all()
+    assert (shares[resized] > 0).all()
+    parts = oracle.connected(mask)
+    places = [
+        {((2 * r + 1) * height // (2 * mask.shape[0]), (2 * c + 1) * width // (2 * mask.shape[1])) for r, c in part}
+        for part in parts
+    ]
+    assert all(any(resized[place] for place in found) for found in places)
+    needed = sum(not any(by_area[place] for place in found) for found in places)
+    assert np.count_nonzero(resized & ~by_area) <= needed
+
+
+def test_small_lesions_of_a_large_photograph_stay_and_large_ones_keep_their_area() -> None:
+    lesions, disc = np.zeros((2848, 4288), bool), np.zeros((2848, 4288), bool)
+    rng = np.random.default_rng(0)
+    corners = [
+        (500 * row + int(rng.integers(400)), 420 * col + int(rng.integers(400)))
+        for row in range(5)
+        for col in range(10)
+    ]
+    for row, col in corners:
+        lesions[row : row + 2, col : col + 3] = True
+    disc[(np.arange(2848)[:, None] - 1400) ** 2 + (np.arange(4288) - 2000) ** 2 < 300**2] = True
+    placement = Placement(288, 2848, 4288, (0, 0, 2848, 4288))
+    assert connected_parts(placement.place_mask(lesions))[0] == len(corners) == placement.place_mask(lesions).sum()
+    (down, _, _), (_, right, _) = placement.affine
+    assert placement.place_mask(disc).sum() == pytest.approx(disc.sum() * down * right, rel=0.01)
+
+
+def test_vessels_thinner_than_a_pixel_of_the_canvas_keep_their_area() -> None:
+    vessels = np.zeros((1000, 1000), bool)
+    for offset in (100, 333, 571, 804):
+        cols = (offset + 90 * np.sin(np.arange(1000) / 57 + offset)).astype(int)
+        vessels[np.arange(1000), cols] = vessels[np.arange(1000), cols + 1] = True
+    placed = Placement(300, 1000, 1000, (0, 0, 1000, 1000)).place_mask(vessels)
+    assert placed.sum() == pytest.approx(vessels.sum() * 0.09, rel=0.1)
 
 
 def test_the_corners_of_the_image_map_onto_the_corners_of_its_place() -> None:

@@ -67,6 +67,7 @@ def test_records_hold_what_the_lists_say(root: Path) -> None:
     assert sick.masks["Diffuse_Nodule"] == MaskPolygons((square,))
     assert sick.masks["Effusion"] == MaskPolygons((((6.0, 0.0), (6.0, 4.0), (10.0, 0.0)), square))
     assert set(records["40003"].labels.values()) == {0}
+    assert {record.size for record in records.values()} == {(1024, 1024)}
     assert sick.patient == "chestx-det/36199"
 
 

@@ -1,8 +1,11 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from shards.errors import SourceError
+from shards.masks import draw_mask
 from shards.sources.check import check_source
 from shards.sources.drive import SOURCE
 from tests.shards.sources.trees import by_id, mask_paths, write_files
@@ -67,6 +70,15 @@ def test_png_copies_are_found_too(tmp_path: Path) -> None:
     write_files(tmp_path, ["training/images/21_training.png", "training/1st_manual/21_manual1.png"])
     (record,) = SOURCE.read(tmp_path).records
     assert mask_paths(record, "vessels") == ["training/1st_manual/21_manual1.png"]
+
+
+def test_the_second_observers_greys_of_3_and_253_are_outside_and_inside(root: Path) -> None:
+    inside = np.array([[0, 1, 0], [1, 1, 0]], bool)
+    path = root / "DRIVE/test/2nd_manual/01_manual2.gif"
+    path.parent.mkdir()
+    Image.fromarray(np.where(inside, np.uint8(253), np.uint8(3))).save(path)
+    mask = by_id(SOURCE.read(root))["01"].masks["vessels_second_observer"]
+    np.testing.assert_array_equal(draw_mask(mask, root, (2, 3), 1e6), inside)
 
 
 def test_a_folder_without_images_names_the_layout(tmp_path: Path) -> None:

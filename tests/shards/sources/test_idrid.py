@@ -137,6 +137,7 @@ def test_places_are_row_then_column(root: Path) -> None:
         "fovea": (1500.0, 1900.0),
     }
     assert records["localization/train/IDRiD_002"].landmarks == {"optic_disc_centre": (1500.0, 600.5)}
+    assert {record.size for record in records.values()} == {(2848, 4288)}
 
 
 def test_a_photograph_that_the_tasks_share_is_one_record_with_the_annotations_of_all(root: Path) -> None:

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from shards.errors import SourceError
-from shards.records import Box, MaskFiles
+from shards.masks import draw_mask
+from shards.records import Box, File, MaskFiles
 from shards.sources.check import check_source
 from shards.sources.jsrt import RAW, SOURCE, parse_clinical
 from tests.shards.sources.trees import by_id, mask_paths, write_files, write_text
@@ -127,6 +128,7 @@ def test_only_img_files_are_raw_and_inverted(tmp_path: Path) -> None:
     assert {name for name, record in records.items() if record.raw is None} == {"JPCLN002", "JPCNN002", "JPCNN003"}
     assert records["JPCLN001"].spacing_mm == (0.175, 0.175)
     assert records["JPCLN002"].spacing_mm is None
+    assert (records["JPCLN001"].size, records["JPCLN002"].size) == ((2048, 2048), None)
     assert records["JPCLN002"].boxes == (), "its size is not known, so no place in it is"
     assert records["JPCLN002"].age_years == 78
 
@@ -152,15 +154,13 @@ def test_the_original_is_taken_where_a_converted_file_lies_beside_it(tmp_path: P
     assert "jsrt: 1 converted images passed over beside their .IMG files" in listing.warnings
 
 
-def test_scr_s_gif_masks_are_above_0_inside_whatever_their_palette(tmp_path: Path) -> None:
+def test_scr_s_gif_masks_are_inside_where_they_are_brighter_whatever_their_palette(tmp_path: Path) -> None:
     for name, high in (("one", 1), ("full", 255)):
         image = Image.fromarray(np.array([[0, 1], [1, 0]], np.uint8), mode="P")
         image.putpalette([0, 0, 0, high, high, high] + [0] * 762)
         image.save(tmp_path / f"{name}.gif")
-        with Image.open(tmp_path / f"{name}.gif") as opened:
-            grey = np.asarray(opened.convert("L"))
-        mask = MaskFiles(())
-        assert ((grey >= mask.low) & (grey <= mask.high)).tolist() == [[False, True], [True, False]]
+        mask = MaskFiles((File(f"{name}.gif"),), is_scaled=True)
+        assert draw_mask(mask, tmp_path, (2, 2), 1e6).tolist() == [[False, True], [True, False]]
 
 
 def test_a_mask_in_both_folds_or_twice_in_one_is_refused(root: Path) -> None:

@@ -86,6 +86,7 @@ def test_records_hold_what_the_files_say(tmp_path: Path) -> None:
 def test_the_spacing_is_that_of_the_stretched_image(tmp_path: Path) -> None:
     first = read(write_tree(tmp_path)).records[0]
     assert first.spacing_mm == pytest.approx((0.15 * 2749 / 1024, 0.143 * 2682 / 1024))
+    assert first.size == (1024, 1024)
 
 
 def test_the_column_of_sex_has_two_names(tmp_path: Path) -> None:

@@ -71,6 +71,11 @@ def test_the_fovea_is_row_then_column(root: Path) -> None:
     assert records["g0001"].landmarks == {"fovea": (1011.25, 1057.9)}
     assert records["T0002"].landmarks == {"fovea": (902.0, 802.0)}
     assert records["n0001"].landmarks == {}
+    assert (records["g0001"].size, records["V0001"].size, records["T0002"].size) == (
+        (2056, 2124),
+        (1634, 1634),
+        (1634, 1634),
+    )
 
 
 def test_the_cup_is_0_the_rim_128_and_the_background_255(root: Path) -> None:

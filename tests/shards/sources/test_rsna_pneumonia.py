@@ -75,7 +75,8 @@ def test_records_hold_what_the_files_say(root: Path) -> None:
     assert [records[NORMAL].view, records[NORMAL].sex, records[NORMAL].age_years] == ["PA", "F", 51.0]
     assert [records[ABNORMAL].view, records[ABNORMAL].sex, records[ABNORMAL].age_years] == ["AP", "M", None]
     # The header's spacing is that of the image before it was resized.
-    assert records[SICK].spacing_mm is None
+    assert {record.spacing_mm for record in records.values()} == {"unusable"}
+    assert {record.size for record in records.values()} == {(1024, 1024)}
     assert {record.split for record in records.values()} == {None}
     assert records[SICK].image.path == f"stage_2_train_images/{SICK}.dcm"
 

@@ -54,6 +54,8 @@ def test_records_hold_what_the_files_say(root: Path) -> None:
     assert records[SICK].masks == {"Pneumothorax": MaskRuns((((1026, 2), (1022, 3)), ((1027, 2),)), 1024, 1024)}
     assert records[WELL].masks == {"Pneumothorax": MaskRuns((), 1024, 1024)}
     assert records[HIDDEN].masks == {}
+    # The header's spacing is that of the image before it was resized.
+    assert {record.spacing_mm for record in records.values()} == {"unusable"}
     assert (listing.patient_grouping, listing.shares_images_with[0]) == ("image", "nih-chestxray14")
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from shards.records import Box
+from shards.register import survey_images
 from shards.sources.check import check_source
 from shards.sources.registry import open_source
 from shards.sources.vindr_cxr import (
@@ -18,6 +19,7 @@ from shards.sources.vindr_cxr import (
     read_kaggle,
     vote,
 )
+from tests.shards.datasets import grid_params, shard_params
 from tests.shards.sources.trees import (
     by_id,
     check_one_folder_more,
@@ -291,3 +293,15 @@ def test_the_whole_list_is_read_over_placeholders(published: Callable[[str], Pat
     listing = SOURCE.read(tmp_path)
     assert len(listing.records) == 15_000
     assert listing.warnings == ("vindr-cxr: 15,000 images found, 18,000 published",)
+
+
+def test_boxes_of_resized_copies_are_refused_where_they_are_registered(kaggle: Path) -> None:
+    (kaggle / f"train/{ONE}.dicom").unlink()
+    write_pixels(kaggle / f"train/{ONE}.png", 90, (512, 512))
+
+    def survey() -> None:
+        survey_images(kaggle, SOURCE.read(kaggle).records, grid_params(), shard_params())
+
+    assert "do not fit 1 of the 1 images that have some" in problem(survey)
+    write_pixels(kaggle / f"train/{ONE}.png", 90, (1840, 1660))
+    survey_images(kaggle, SOURCE.read(kaggle).records, grid_params(), shard_params(max_source_megapixels=4.0))

@@ -1,0 +1,97 @@
+"""Lesions of real fundus photographs of 4288 x 2848 pixels on a canvas of 288."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shards.build import build_shards
+from shards.canvas import connected_parts
+from shards.execution import Processes
+from shards.identity import KEY_FILE_VARIABLE
+from shards.read import Sample, ShardIndex, ShardReader
+from shards.scratch import SCRATCH_VARIABLE
+from shards.sources.idrid import LESIONS, SOURCE
+from tests.real.data import DATA, needs
+from tests.shards.datasets import NO_CHECKS, TEST_KEY, delivered, grid_params, shard_params
+
+pytestmark = needs("idrid-original")
+ROOT = DATA / "idrid-original"
+NAMES = ("11", "15", "16", "25", "61", "63", "68")
+LOST_PX, LAST_COLUMN = 48_416, 3689
+"""Of IDRiD_61's haemorrhages, what lies right of a column behind which only an arc of the disc is bright."""
+
+
+@pytest.fixture(scope="module", params=[None, 25], ids=["whole", "trimmed"])
+def reader(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ShardReader:
+    """Shards of all photographs, whole or without their dark edges."""
+    folder = tmp_path_factory.mktemp("idrid")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(SCRATCH_VARIABLE, str(folder / "scratch"))
+        patch.delenv(KEY_FILE_VARIABLE, raising=False)
+        source = delivered(SOURCE.read(ROOT), ROOT, folder / "manifest.jsonl", channels=3)
+        grid = grid_params(n=18, cell_px=16, trim_level=request.param)
+        params = shard_params(max_source_megapixels=20.0, quality=NO_CHECKS)
+        build_shards("idrid-b000", source, grid, params, folder / "out", execution=Processes(1))
+    return ShardReader(ShardIndex.open(folder / "out"))
+
+
+def sample_of(reader: ShardReader, name: str) -> Sample:
+    keys = list(reader.index.keys(np.arange(len(reader.index.rows))))
+    return reader.read(keys.index(TEST_KEY.pseudonym("source", f"segmentation/IDRiD_{name}")))
+
+
+def masks_of(name: str) -> dict[str, np.ndarray]:
+    """Lesion → what its file draws: every pixel that is not black."""
+    return {
+        lesion: np.asarray(Image.open(path).convert("RGB")).any(axis=2)
+        for lesion, (folder, suffix) in LESIONS.items()
+        for path in ROOT.glob(f"*/2. All*/*/{folder}/IDRiD_{name}_{suffix}.tif")
+    }
+
+
+def canvas_pixels(sample: Sample, size: tuple[int, int]) -> list[np.ndarray]:
+    """The row of the canvas in which each row of the photograph has its centre, and the same of columns."""
+    (down, _, row), (_, right, col) = sample.meta["grid"]["affine"]
+    places = ((np.arange(size[0]) + 0.5) * down + row, (np.arange(size[1]) + 0.5) * right + col)
+    return [np.floor(place).astype(int) for place in places]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_lesion_is_on_the_canvas_or_counted_as_lost(name: str, reader: ShardReader) -> None:
+    sample = sample_of(reader, name)
+    placed, lost = sample.masks(), {loss["name"]: loss for loss in sample.meta.get("lost", [])}
+    drawn_masks = masks_of(name)
+    assert set(drawn_masks) <= set(placed) == set(LESIONS)
+    for lesion, drawn in drawn_masks.items():
+        num_parts, parts = connected_parts(drawn)
+        rows, cols = canvas_pixels(sample, drawn.shape)
+        # A pixel of the photograph beyond the canvas was cut off.
+        canvas = np.pad(placed[lesion], 500)
+        seen = np.unique(parts[canvas[rows + 500][:, cols + 500]])
+        loss = lost.get(f"mask {lesion}", {"num_parts": 0, "num_pixels": 0})
+        assert num_parts == np.count_nonzero(seen) + loss["num_parts"], lesion
+        # The area stays, but for the pixel that a lesion has at least.
+        (down, _, _), (_, right, _) = sample.meta["grid"]["affine"]
+        area = (np.count_nonzero(drawn) - loss["num_pixels"]) * down * right
+        assert area - 1 <= placed[lesion].sum() <= area + num_parts, lesion
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_the_cut_takes_away_is_counted(name: str, reader: ShardReader) -> None:
+    sample = sample_of(reader, name)
+    is_trimmed = reader.index.spec.trim_level is not None
+    expected = LOST_PX if name == "61" and is_trimmed else 0
+    if expected:
+        assert np.count_nonzero(masks_of(name)["haemorrhages"][:, LAST_COLUMN:]) == expected
+        assert [(loss["name"], loss["num_pixels"]) for loss in sample.meta["lost"]] == [("mask haemorrhages", expected)]
+    else:
+        assert "lost" not in sample.meta
+
+
+def test_the_index_adds_it_up(reader: ShardReader) -> None:
+    lost = reader.index.values["counts"].get("lost_annotations", {})
+    found = {text: (counts["images"], counts["pixels"]) for text, counts in lost.items()}
+    text = "mask haemorrhages: partly in the dark edges that were cut off"
+    assert found == ({} if reader.index.spec.trim_level is None else {text: (1, LOST_PX)})
+    assert reader.index.values["quarantined"]["count"] == 0
+    assert "suspect_masks" not in reader.index.values["counts"]
