@@ -20,6 +20,7 @@ ENTRY = {
 }
 PARTS = {
     ("shard", "batches"): {"batches.${key}.source"},
+    ("evaluate", "batches"): {"batches.${evaluate.batch}.mix.mean", "batches.${evaluate.batch}.mix.std"},
     ("evaluate", "evaluate"): {f"evaluate.{key}" for key in EvaluateParams.model_fields if key != "checks"},
 }
 """Sections that a stage takes but does not depend on as a whole: it reads its own batch alone, or no checks."""
