@@ -28,6 +28,7 @@ from shards.published_key import warn_of_published_key
 from shards.records import Record
 from shards.sample import read_patiently
 from shards.sources.base import Listing, Source
+from shards.sources.files import is_file
 from shards.sources.folder import read_label_rows
 from shards.yaml_lines import add_deps, add_item, keep_dep, keep_item, set_value
 
@@ -274,7 +275,7 @@ def check_paths_fit(labels: Path, root: Path) -> None:
             "and all below it open to you: check their permissions"
         ) from None
     near = dict.fromkeys([*_subfolders(root), root.parent, labels.parent, *_subfolders(labels.parent)])
-    fits = {folder: sum(_is_file(folder / path) for path in rows) for folder in near}
+    fits = {folder: sum(is_file(folder / path) for path in rows) for folder in near}
     best = max(fits, key=lambda folder: fits[folder])
     if fits[best]:
         raise SourceError(
@@ -289,14 +290,6 @@ def _subfolders(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     except PermissionError:
         return []
-
-
-def _is_file(path: Path) -> bool:
-    """False also where it may not be looked up."""
-    try:
-        return path.is_file()
-    except PermissionError:
-        return False
 
 
 def _check_test_patients(entries: Sequence[Entry], shard: ShardParams, values: Mapping[str, Any], root: Path) -> None:

@@ -42,6 +42,7 @@ from shards.progress import progress
 from shards.records import File, Label, Record, is_below
 from shards.sources.base import Listing, SourceInfo, check_label_name, parse_label
 from shards.sources.dicom_facts import parse_view
+from shards.sources.files import is_passed_over
 from shards.sources.listing import number_warnings
 from shards.sources.tables import read_rows
 
@@ -49,7 +50,6 @@ MODALITIES = ("CR", "DX", "DR", "RG", "PX", "IO", "MG", "OP")
 """Projection radiographs (computed, digital, film, panoramic, intra-oral, mammography), and fundus photographs."""
 
 _UID_COLUMN = "sop_uid"
-_LEAVINGS = "__MACOSX"
 FEW_FILES = 256
 """Fewer are read before other processes have started."""
 
@@ -175,7 +175,7 @@ class _Labels:
 
 
 def _find_files(root: Path) -> tuple[list[str], Counter[str]]:
-    """All files, sorted, and what could not be looked at; hidden files and folders are passed over.
+    """All files, sorted, and what could not be looked at; hidden ones and the leavings of systems are passed over.
 
     Raises:
         SourceError: there is no such folder.
@@ -185,12 +185,12 @@ def _find_files(root: Path) -> tuple[list[str], Counter[str]]:
     unlisted: Counter[str] = Counter()
     paths = []
     for folder, subfolders, names in os.walk(root, onerror=lambda _: unlisted.update([UNLISTED])):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".") and name != _LEAVINGS]
+        subfolders[:] = [name for name in subfolders if not is_passed_over(name)]
         unlisted[LINKED] += sum((Path(folder) / name).is_symlink() for name in subfolders)
         prefix = Path(folder).relative_to(root)
         for name in names:
             path = (prefix / name).as_posix()
-            if name.startswith(".") or name.upper() == "DICOMDIR":
+            if is_passed_over(name) or name.upper() == "DICOMDIR":
                 continue
             if _is_utf8(path):
                 paths.append(path)

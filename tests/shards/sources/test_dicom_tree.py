@@ -167,8 +167,9 @@ def test_files_that_are_no_dicom_or_damaged_are_counted(root: Path) -> None:
     (root / "cut off").write_bytes(whole[:340])
     (root / "damaged").write_bytes(whole.replace(b"\x28\x00\x10\x00US\x02", b"\x28\x00\x10\x00US\x03"))
     (root / ".hidden").write_bytes(whole)
-    (root / "__MACOSX").mkdir()
-    (root / "__MACOSX" / "a").write_bytes(whole)
+    for name in ("__MACOSX", "$RECYCLE.BIN", "@eaDir"):
+        (root / name).mkdir()
+        (root / name / "a").write_bytes(whole)
     (root / "link out").symlink_to(write(root.parent / "outside", radiograph()))
     (root / "link within").symlink_to(root / "DICOM")
     records, warnings = read(root)
