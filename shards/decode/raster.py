@@ -82,6 +82,7 @@ def load(data: bytes, kind: RasterKind, *, max_pixels: float) -> Image.Image:
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(_essential(data) if kind == "PNG" else data), formats=(kind,))
             _check(image, data, max_pixels)
+            image.info.pop("xmp", None)  # whose orientation Pillow would take where EXIF has none
             # Pillow turns TIFF itself while loading, and then says that it is upright.
             loaded = _load_jpeg(image, data) if kind == "JPEG" else _load(image)
             return _upright(loaded, image.getexif().get(ExifTags.Base.Orientation, 1))
