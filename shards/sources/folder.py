@@ -14,11 +14,11 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import cast, get_args
-from unicodedata import category
+from unicodedata import category, normalize
 
 from shards.errors import SourceError
 from shards.records import File, Record, Sex, Split, check_inside
-from shards.sources.base import Listing, SourceInfo, check_label_name, parse_label
+from shards.sources.base import Listing, SourceInfo, check_label_names, parse_label
 from shards.sources.files import is_file, list_files
 from shards.sources.images import SUFFIXES, FoundImages, count_left_out, tell_images
 from shards.sources.tables import read_rows
@@ -66,7 +66,7 @@ class FolderSource:
             rows = {path: {"patient": patient_of_path(path)} for path in found.kinds}
             warnings = _patients_of_paths(rows)
         else:
-            rows = read_label_rows(self.labels)
+            rows = _with_paths_on_disk(root, found, read_label_rows(self.labels))
             missing = [number for number, path in enumerate(rows, start=1) if not is_file(root / path)]
             if missing:
                 raise SourceError(
@@ -149,6 +149,24 @@ def _check_stems(root: Path, paths: Collection[str]) -> None:
         )
 
 
+def _with_paths_on_disk(root: Path, found: FoundImages, rows: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """The rows by the paths that the files have: macOS and others write the same letter with other code points.
+
+    Raises:
+        SourceError: two rows then name one file.
+    """
+    composed = {normalize("NFC", path): path for path in (*found.kinds, *found.left_out)}
+    on_disk = {
+        path if is_file(root / path) else composed.get(normalize("NFC", path), path): row for path, row in rows.items()
+    }
+    if len(on_disk) < len(rows):
+        raise SourceError(
+            f"{root}: {len(rows) - len(on_disk)} rows of the CSV name the file of an earlier row, with their letters "
+            "written in other code points; keep one row an image"
+        )
+    return on_disk
+
+
 def patient_of_path(path: str) -> str:
     """Without a CSV: the top-level subfolder is the patient, or the file's stem where there is no subfolder."""
     parts = PurePosixPath(path).parts
@@ -166,19 +184,24 @@ def read_label_rows(path: Path) -> dict[str, dict[str, str]]:
     """The rows of a user's CSV by image path.
 
     Raises:
-        SourceError: a column is missing, a path leaves the folder or repeats, a patient is empty, a view is no short
-            code, a split, sex or age is none, a label column has no plain name or a value other than 1, 0, -1, empty.
+        SourceError: there are no rows, a column is missing, a path is empty, leaves the folder or repeats, a patient is
+            empty, a view is no short code, a split, sex or age is none, a label column has no plain name or a value
+            other than 1, 0, -1, empty.
     """
     rows: dict[str, dict[str, str]] = {}
+    names: tuple[str, ...] = ()
     for number, row in enumerate(read_rows(path, REQUIRED_COLUMNS, "the CSV of patients and labels"), start=1):
         place = f"{path} row {number}"
+        if number == 1:
+            names = check_label_names(row, (*REQUIRED_COLUMNS, *_DESCRIPTIVE), path)
+        if not row["path"]:
+            raise SourceError(f"{place}: no path; fill it in, or take the row out if it is empty")
         check_inside(row["path"], place)
         _check_row(row, place)
         image = PurePosixPath(row["path"].replace("\\", "/")).as_posix()
         if image in rows:
             raise SourceError(f"{place}: an earlier row has the same path")
-        for name in row.keys() - {*REQUIRED_COLUMNS, *_DESCRIPTIVE}:
-            check_label_name(name, path)
+        for name in names:
             known = ", ".join((*REQUIRED_COLUMNS, *_DESCRIPTIVE))
             parse_label(row[name], f"{place}: column '{name}' (every column but {known} is a label)")
         rows[image] = {**row, "path": image}

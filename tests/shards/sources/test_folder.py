@@ -157,6 +157,21 @@ def test_images_are_told_by_content_where_the_name_does_not_say_and_the_others_a
     assert f"left out 2 {UNREAD_FORMAT}" in few.warnings
 
 
+def test_letters_composed_or_not_are_one_patient_and_one_path(root: Path) -> None:
+    composed, decomposed = "J\u00f6rg", "Jo\u0308rg"
+    write_folder(root, [f"{composed}/a.png", f"{decomposed}/b.png"])
+    found = {record.source_id: record.patient for record in FolderSource().read(root).records}
+    assert (found[f"{composed}/a.png"], found[f"{decomposed}/b.png"]) == (composed, composed)
+
+    rows = [(f"{composed}/b.png", decomposed, decomposed), (NAMES[0], composed, composed)]
+    listed = labelled(root, rows, ("path", "patient", "study")).read(root).records
+    assert {record.source_id for record in listed} == {f"{decomposed}/b.png", NAMES[0]}
+    assert {(record.patient, record.study) for record in listed} == {(composed, composed)}
+
+    twice = labelled(root, [(f"{text}/b.png", "p") for text in (composed, decomposed)], ("path", "patient"))
+    assert "1 rows of the CSV name the file of an earlier row" in problem(twice, root)
+
+
 def test_a_folder_of_unread_formats_says_so(tmp_path: Path) -> None:
     Image.fromarray(smooth_image(16, 12, 9)).save(tmp_path / "a.webp")
     (tmp_path / "readme.txt").write_text("x")
@@ -210,7 +225,7 @@ def test_a_folder_without_images_names_what_was_looked_for(tmp_path: Path) -> No
         find_images(tmp_path / "empty")
 
 
-@pytest.mark.parametrize("path", ["../secret.png", "/etc/secret.png", "a/../../b.png", "..\\secret.png", ""])
+@pytest.mark.parametrize("path", ["../secret.png", "/etc/secret.png", "a/../../b.png", "..\\secret.png"])
 def test_a_path_that_leaves_the_folder_is_refused(path: str, root: Path) -> None:
     assert "row 1: the path leaves the folder" in problem(labelled(root, [(path, "doe", "", "", "", "")]), root)
 
@@ -231,6 +246,13 @@ def test_a_path_that_leaves_the_folder_is_refused(path: str, root: Path) -> None
         ([(NAMES[0], "doe", "born 1950")], ("path", "patient", "age_years"), ["row 1", "from 0 to 120"]),
         ([(NAMES[0], "doe", "nan")], ("path", "patient", "age_years"), ["row 1", "from 0 to 120"]),
         ([(NAMES[0], "doe", "411")], ("path", "patient", "age_years"), ["row 1", "from 0 to 120"]),
+        ([*ROWS, ("", "", "", "", "", "")], COLUMNS, ["row 5: no path", "take the row out if it is empty"]),
+        ([], COLUMNS, ["no rows below the header"]),
+        ([(0, NAMES[0])], ("Unnamed: 0", "path"), ["column 1, 'Unnamed: 0', is an index that pandas wrote"]),
+        ([(0, NAMES[0])], ("", "path"), ["column 1 without a name", "if pandas wrote it, it is an index"]),
+        ([(NAMES[0], 1)], ("path", "doe@home"), ["column 2 has no name that a label may have", "patient, study, view"]),
+        ([(NAMES[0], "p")], ("Path", "patient"), ["found 'Path' in place of 'path'"]),
+        ([(f"{NAMES[0]};p",)], ("path;patient",), ["separated by semicolons, expected commas"]),
         ([("gone.png", "doe", "", "", "", "")], COLUMNS, ["1 rows name no file, first: row 1"]),
     ],
 )
