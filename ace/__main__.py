@@ -140,7 +140,10 @@ def embed(arguments: argparse.Namespace) -> None:
         if arguments.split != "all":
             raise ConfigError(f"--split {arguments.split}: {arguments.source} is no shard set, so it has no splits")
         max_pixels = arguments.max_megapixels * 1e6
-        images = open_folder(arguments.source, is_hashed=arguments.hash_keys, max_pixels=max_pixels)
+        folder = open_folder(arguments.source, is_hashed=arguments.hash_keys, max_pixels=max_pixels)
+        for line in folder.left_out:
+            print(f"{arguments.source}: {line}", file=sys.stderr)
+        images = folder
     model = load_model(
         arguments.model,
         which=arguments.which,

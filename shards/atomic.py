@@ -9,7 +9,7 @@ import glob
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from shards.errors import NoSpaceError
@@ -60,6 +60,21 @@ def write_text(target: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     with atomic_path(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_private_text(target: Path, text: str) -> None:
+    """Write UTF-8 text atomically to a file that its owner alone may read."""
+    with atomic_path(target) as temporary:
+        temporary.touch()
+        temporary.chmod(0o600)
+        temporary.write_text(text, encoding="utf-8")
+
+
+def make_private_folder(folder: Path) -> None:
+    """Make a folder that its owner alone may enter, or close one that is there; somebody else's stays as it is."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with suppress(PermissionError):
+        folder.chmod(0o700)
 
 
 def replace_directory(finished: Path, target: Path) -> None:

@@ -20,7 +20,7 @@ IMAGE_NAMES = "images.txt"
 """In the folder of a published model: the file names of its training images, one a line."""
 MANIFESTS = Path("data/manifests")
 _MAX_NAMED = 5
-_SUFFIX = re.compile(r"\.(png|jpe?g|tiff?|bmp|gif|webp|dcm|dicom)$")
+_SUFFIX = re.compile(r"\.(png|jpe?g|jpe|jfif|tiff?|bmp|dib|gif|webp|dcm|dicom)$")
 
 
 def check_image_names(

@@ -1,5 +1,6 @@
 """Work spread over processes: results in order, a bounded number under way, and no process that outlives its parent."""
 
+import math
 import multiprocessing
 import os
 import signal
@@ -8,17 +9,60 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _PENDING_PER_WORKER = 4
+_MEMBERSHIP = Path("/proc/self/cgroup")
+_MOUNTED = Path("/sys/fs/cgroup")
 
 
 def default_num_workers() -> int:
-    """One process per core that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """One process per core that this process may use, and per core's time that its container is given."""
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return math.ceil(min(num_cores, cpu_quota(_MEMBERSHIP, _MOUNTED)))
+
+
+def cpu_quota(membership: Path, mounted: Path) -> float:
+    """Cores whose time this process is given at most, by its control groups of either version and all above them.
+
+    Args:
+        membership: The file that names the groups, as `/proc/self/cgroup`.
+        mounted: Where the groups are files. In a container its own group may be the root there, under no name.
+
+    Returns:
+        A number above 0; infinity without a bound, or where there are no control groups.
+    """
+    try:
+        lines = membership.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return math.inf
+    quotas = [math.inf]
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if "cpu" in controllers.split(","):
+            roots = [mounted / controllers, mounted / "cpu"]
+        else:  # version 2 names no controllers
+            roots = [] if controllers else [mounted, mounted / "unified"]
+        for root in roots:
+            folder = root / group.lstrip("/")
+            quotas += [_quota(place) for place in (folder, *folder.parents) if place.is_relative_to(root)]
+    return min(quotas)
+
+
+def _quota(group: Path) -> float:
+    """Cores whose time a group is given: time and period, in one file of version 2, in two of version 1."""
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((group / name).read_text(encoding="utf-8") for name in names).split()
+        except (OSError, ValueError):
+            continue
+        if quota not in ("max", "-1"):
+            return int(quota) / int(period)
+    return math.inf
 
 
 def map_in_processes(

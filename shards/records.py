@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from pathlib import Path, PurePosixPath
 from typing import Literal
+from unicodedata import normalize
 
 import numpy as np
 
@@ -134,7 +135,8 @@ class Record:
         source_id: The image's name in its dataset, unique there.
         image: Its file.
         patient: The dataset's own id, `DATASET/ID` where the dataset is public, or DATASET/ and the image's name where
-            patients are unknown; leaves this package only as a keyed hash.
+            patients are unknown; leaves this package only as a keyed hash. In composed letters (Unicode's NFC): one id
+            is one text, however its letters were typed.
         study: The dataset's own study id, likewise.
         view: A short code, as PA.
         labels: Finding → label, the same findings for every image of a dataset.
@@ -167,6 +169,12 @@ class Record:
     spacing_mm: Spacing = None
     raw: RawLayout | None = None
     known_defect: str | None = None
+
+    def __post_init__(self) -> None:
+        """Compose the letters of the ids that are hashed."""
+        object.__setattr__(self, "patient", normalize("NFC", self.patient))
+        if self.study is not None:
+            object.__setattr__(self, "study", normalize("NFC", self.study))
 
 
 def structure_of(finding: str) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
@@ -13,7 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from shards.annotations import OTHER_SIZE, has_coordinates, misfit_of
-from shards.atomic import clear_when_full, write_text
+from shards.atomic import clear_when_full, make_private_folder, write_private_text, write_text
 from shards.canvas import Placement, cell_statistics, foreground_sums, is_coloured, with_channels
 from shards.config import read_params
 from shards.decode import UnreadableImageError, decode
@@ -30,6 +31,7 @@ from shards.published_key import warn_of_published_key
 from shards.records import Record
 from shards.sample import read_patiently
 from shards.sources.base import Listing, Source
+from shards.sources.files import is_file
 from shards.sources.folder import read_label_rows
 from shards.yaml_lines import SHARDS, add_deps, add_item, consumers, drop_deps, keep_items, set_value
 
@@ -143,7 +145,8 @@ def register_batch(
             dvc_text = drop_deps(dvc_text, deps | {SHARDS + other for other in others})
         copies = []
         with clear_when_full(project.root):
-            write_text(project.root / dep, manifest)
+            make_private_folder(project.root / MANIFESTS)
+            write_private_text(project.root / dep, manifest)
             for path, text in ((project.params, params_text), (project.dvc, dvc_text)):
                 if only and text != before[path]:
                     copies.append(_place_of_copy(path.with_name(f"{path.name}.before-{name}"), before[path]))
@@ -167,15 +170,19 @@ class Survey:
         channels: 3 if any is coloured.
         normalisation: Mean and deviation of the foreground, in [0, 1]; of coloured images those of each channel.
         in_grey: Mean and deviation of the foreground, in [0, 1], as a network of one channel sees the images.
+        unread: Why images cannot be read → how many of those that were looked at.
+        num_images: Images that were looked at.
     """
 
     channels: int
     normalisation: Normalisation
     in_grey: Normalisation
+    unread: Counter[str]
+    num_images: int
 
 
 def survey_images(root: Path, records: Sequence[Record], grid: GridParams, shard: ShardParams) -> Survey:
-    """Look at up to 256 images spread evenly over the delivery; unreadable ones are left to the stage `shard`.
+    """Look at up to 256 images spread evenly over the delivery; unreadable ones are counted, and left to `shard`.
 
     Raises:
         SourceError: none can be read, none has any foreground, or boxes, landmarks and polygons do not fit most images
@@ -185,15 +192,20 @@ def survey_images(root: Path, records: Sequence[Record], grid: GridParams, shard
     fit = _Fit()
     max_pixels = shard.max_source_megapixels * 1e6
     over_channels, of_channels, in_grey = _Sums(1), _Sums(3), _Sums(1)
-    num_read = 0
+    unread = Counter[str]()
     has_colour = False
     for record in progress(chosen, total=len(chosen), description="look", unit="image"):
         if record.known_defect is not None:
+            unread[record.known_defect] += 1
             continue
         try:
             data = read_patiently(root / record.image.path, max_pixels)
             image = decode(data, max_pixels=max_pixels, raw=record.raw).pixels
-        except (OSError, UnreadableImageError):
+        except OSError as error:  # whose own text names the file
+            unread[error.strerror or "not readable"] += 1
+            continue
+        except UnreadableImageError as error:
+            unread[str(error)] += 1
             continue
         fit.add(record, image.shape[:2])
         canvas = Placement.of(image, grid.spec.canvas_px, grid.trim_level).place_image(image)
@@ -202,16 +214,24 @@ def survey_images(root: Path, records: Sequence[Record], grid: GridParams, shard
         num_pixels = int(cells.foreground.sum()) * grid.spec.cell_px**2
         of_channels.add(foreground_sums(canvas, cells.foreground, grid.spec), num_pixels)
         in_grey.add(foreground_sums(with_channels(canvas, 1), cells.foreground, grid.spec), num_pixels)
-        has_colour, num_read = has_colour or is_coloured(image), num_read + 1
+        has_colour = has_colour or is_coloured(image)
+    num_unread = unread.total()
+    if num_unread == len(chosen):
+        raise SourceError(f"{root}: looked at {len(chosen)} images, none can be read:{_listed(unread)}")
     if not over_channels.num_values:
         raise SourceError(
-            f"{root}: looked at {len(chosen)} images, could read {num_read} and found no foreground in them "
-            "(shard.foreground); expected image files with something in them"
+            f"{root}: looked at {len(chosen)} images, could read {len(chosen) - num_unread} and found no foreground in "
+            f"them (shard.foreground); expected image files with something in them{_listed(unread)}"
         )
     fit.check(root)
-    if has_colour:
-        return Survey(3, of_channels.normalisation(), in_grey.normalisation())
-    return Survey(1, over_channels.normalisation(), over_channels.normalisation())
+    grey = in_grey.normalisation() if has_colour else over_channels.normalisation()
+    own = of_channels.normalisation() if has_colour else grey
+    return Survey(3 if has_colour else 1, own, grey, unread, len(chosen))
+
+
+def _listed(reasons: Counter[str]) -> str:
+    """A line for each reason with its number, the most frequent first."""
+    return "".join(f"\n{number:6}  {reason}" for reason, number in reasons.most_common())
 
 
 class _Fit:
@@ -308,7 +328,7 @@ def check_paths_fit(labels: Path, root: Path) -> None:
             "and all below it open to you: check their permissions"
         ) from None
     near = dict.fromkeys([*_subfolders(root), root.parent, labels.parent, *_subfolders(labels.parent)])
-    fits = {folder: sum(_is_file(folder / path) for path in rows) for folder in near}
+    fits = {folder: sum(is_file(folder / path) for path in rows) for folder in near}
     best = max(fits, key=lambda folder: fits[folder])
     if fits[best]:
         raise SourceError(
@@ -323,14 +343,6 @@ def _subfolders(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     except PermissionError:
         return []
-
-
-def _is_file(path: Path) -> bool:
-    """False also where it may not be looked up."""
-    try:
-        return path.is_file()
-    except PermissionError:
-        return False
 
 
 def _check_test_patients(entries: Sequence[Entry], shard: ShardParams, values: Mapping[str, Any], root: Path) -> None:
@@ -435,6 +447,12 @@ def _report(
         )
     if growth.num_known:
         print(f"{growth.num_known} images are in other batches of the folder and are left out", file=sys.stderr)
+    if survey.unread:
+        print(
+            f"warning: looked at {survey.num_images} images, {survey.unread.total()} cannot be read and will be "
+            f"quarantined:{_listed(survey.unread)}",
+            file=sys.stderr,
+        )
     num_patients = len({entry.record.patient for entry in delivery.entries})
     verb = "registered" if known is None else "already registered"
     written, otherwise = survey.normalisation, survey.in_grey

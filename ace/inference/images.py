@@ -24,6 +24,9 @@ _REASONS = {TOO_LARGE: "more pixels than the bound"}
 """Reasons of `shards.decode` that speak of the bounds of shards, as said here."""
 
 
+"""Where Pillow keeps XMP, whose orientation it would take too; that of EXIF alone is applied, as to a file."""
+
+
 class ImageInputError(ShardError, ValueError):
     """What was given cannot be taken as an image; the message names neither file nor content."""
 
@@ -48,7 +51,8 @@ def to_pixels(image: ImageInput) -> Pixels:
 
     A numpy array is [H, W] or [H, W, channels], a tensor [H, W] or [channels, H, W], with 1, 3 or 4 channels; of 4 the
     last is alpha and dropped. Values: 8-bit integers as they are; other integers (grey alone) from their own
-    percentiles to 0..255, as 16-bit files; floats must lie in [0, 1]; false is black and true is white.
+    percentiles to 0..255, as 16-bit files; floats must lie in [0, 1], or outside by less than half a grey level; false
+    is black and true is white.
 
     Raises:
         ImageInputError: it is nothing of these, or a file that cannot be read.
@@ -69,6 +73,8 @@ def to_pixels(image: ImageInput) -> Pixels:
 
 
 def _from_pillow(image: Image.Image) -> Pixels:
+    if 0 in image.size:
+        raise ImageInputError(f"a PIL image of {image.width} x {image.height} pixels: expected one that is not empty")
     if isinstance(image, ImageFile.ImageFile):
         if _is_untouched(image):
             return _from_data(_data_of(image))
@@ -157,12 +163,13 @@ def _in_eight_bits(array: np.ndarray) -> Pixels:
         low, high = float(array.min()), float(array.max())
         if math.isnan(low):
             raise ImageInputError("some floats are NaN: expected values in [0, 1]; fill them, as with 0")
-        if not (low >= 0 and high <= 1):
+        # What arithmetic leaves just outside is the grey level that it is rounded to.
+        scaled = np.round(array.astype(np.float64) * 255)
+        if not (scaled.min() >= 0 and scaled.max() <= 255):
             raise ImageInputError(
                 f"floats from {low:g} to {high:g}: expected values in [0, 1]; divide by what white is in your images"
             )
-        scaled: Pixels = np.round(array.astype(np.float64) * 255).astype(np.uint8)
-        return scaled
+        return scaled.astype(np.uint8)
     raise ImageInputError(f"values of {array.dtype}: expected integers, booleans, or floats in [0, 1]")
 
 

@@ -1,6 +1,7 @@
 """Where the images of a whole run come from: a folder of files, or a shard set."""
 
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +12,14 @@ import numpy as np
 from ace.inference.images import decode_file
 from shards.canvas import Pixels
 from shards.decode import UnreadableImageError
-from shards.decode.signature import is_dicom
 from shards.errors import SourceError
 from shards.format import INDEX
 from shards.identity import read_id_key
 from shards.read import ShardIndex, ShardReader
 from shards.records import Split
+from shards.sources.files import is_file, is_passed_over
+from shards.sources.images import SUFFIXES, UNLISTED, FoundImages, count_left_out, tell_images
 from shards.store import Location
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".dcm", ".dicom")
-_BYTES_THAT_TELL = 132
-_DIRECTORY = "DICOMDIR"
 
 KeyKind = Literal["relative path", "keyed hash of the relative path", "sample key"]
 
@@ -58,6 +56,7 @@ class FolderImages:
         keys: Of the files: their paths, or keyed hashes of them.
         key_kind: Which of both.
         max_pixels: Larger images are not decoded.
+        left_out: A line for each reason why other files are left out, with their number.
     """
 
     root: Path
@@ -65,6 +64,7 @@ class FolderImages:
     keys: Sequence[str]
     key_kind: KeyKind
     max_pixels: float
+    left_out: Sequence[str] = ()
 
     def read(self, position: int) -> Pixels:  # noqa: D102
         try:
@@ -97,7 +97,8 @@ class ShardImages:
 def open_folder(root: Path, *, is_hashed: bool, max_pixels: float) -> FolderImages:
     """Image files of every kind that is read, at any depth, in the order of their paths; hidden ones are passed over.
 
-    Files of other names count if they have DICOM's preamble. Links to files are followed, links to folders are not.
+    Files are told by the endings of their names or else by their content, as `register` tells them. Links to files are
+    followed, links to folders are not.
 
     Args:
         root: The folder.
@@ -113,20 +114,25 @@ def open_folder(root: Path, *, is_hashed: bool, max_pixels: float) -> FolderImag
             f"{root}: no such folder; expected a shard set or a folder of images (PNG, JPEG, TIFF, BMP, GIF, DICOM)"
         )
     # Their contact sheets would be taken for the images.
-    if shard_sets := sorted(path.name for path in root.iterdir() if is_shard_set(path)):
+    _, subfolders, _ = next(os.walk(root), ("", [], []))
+    if shard_sets := sorted(name for name in subfolders if is_shard_set(root / name)):
         raise SourceError(f"{root}: holds the shard sets {', '.join(shard_sets)}; embed one of them by its own folder")
-    paths = sorted(_find_images(root))
+    found, unlisted = _find_images(root)
+    left_out = count_left_out([*found.left_out.values(), *unlisted])
+    paths = sorted(found.kinds)
     if not paths:
+        reasons = "".join(f"\n{line}" for line in left_out)
         raise SourceError(
-            f"{root}: no images; looked at any depth for {', '.join(SUFFIXES)} and for files with DICOM's preamble"
+            f"{root}: no images; looked at any depth for {', '.join(SUFFIXES)} and for such images by their content"
+            f"{reasons}"
         )
     # Names that are not Unicode cannot stand in a table.
     keys = [path.encode("utf-8", "backslashreplace").decode() for path in paths]
     if not is_hashed:
-        return FolderImages(root, paths, keys, "relative path", max_pixels)
+        return FolderImages(root, paths, keys, "relative path", max_pixels, left_out)
     id_key = read_id_key()
     hashed = [id_key.pseudonym("source", key) for key in keys]
-    return FolderImages(root, paths, hashed, "keyed hash of the relative path", max_pixels)
+    return FolderImages(root, paths, hashed, "keyed hash of the relative path", max_pixels, left_out)
 
 
 def open_shards(index: ShardIndex, split: Split | Literal["all"]) -> ShardImages:
@@ -143,28 +149,24 @@ def open_shards(index: ShardIndex, split: Split | Literal["all"]) -> ShardImages
 
 def is_shard_set(location: Location) -> bool:
     """Whether a folder is a shard set; a URL can be nothing else."""
-    return isinstance(location, str) or (location / INDEX).is_file()
+    return isinstance(location, str) or is_file(location / INDEX)
 
 
-def _find_images(root: Path) -> list[str]:
-    found = []
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+def _find_images(root: Path) -> tuple[FoundImages, list[str]]:
+    """The images, and the reason `UNLISTED` for each folder that could not be listed."""
+    paths, unlisted = [], []
+    for folder, subfolders, names in os.walk(root, onerror=lambda _: unlisted.append(UNLISTED)):
+        subfolders[:] = [name for name in subfolders if not is_passed_over(name)]
         for name in names:
             path = Path(folder) / name
-            if not name.startswith(".") and name != _DIRECTORY and _is_image(path):
-                found.append(path.relative_to(root).as_posix())
-    return found
+            if not is_passed_over(name) and _may_be_opened(path):
+                paths.append(path.relative_to(root).as_posix())
+    return tell_images(root, paths), unlisted
 
 
-def _is_image(path: Path) -> bool:
-    # Opening a pipe would wait for whoever writes to it; a link to nowhere is kept, to be listed as not readable.
-    if path.exists() and not path.is_file():
-        return False
-    if path.suffix.lower() in SUFFIXES:
-        return True
+def _may_be_opened(path: Path) -> bool:
+    """Whether it is a file, or nothing tells: opening a pipe would wait for whoever writes to it."""
     try:
-        with path.open("rb") as file:
-            return is_dicom(file.read(_BYTES_THAT_TELL))
-    except OSError:
-        return False
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:  # a link to nowhere, say, which is listed as unreadable
+        return True

@@ -70,6 +70,7 @@ _TURNED = {
     8: Image.Transpose.ROTATE_90,
 }
 """How an image is set upright, by its EXIF orientation."""
+_XMP = ("xmp", "XML:com.adobe.xmp")
 
 
 def decode_raster(data: bytes, kind: RasterKind, *, max_pixels: float) -> Decoded:
@@ -119,8 +120,10 @@ def load(data: bytes, kind: RasterKind, *, max_pixels: float) -> Image.Image:
 
 
 def upright(loaded: Image.Image, opened: Image.Image) -> Image.Image:
-    """A decoded image, turned as the EXIF orientation of the opened one says."""
+    """A decoded image, turned as the EXIF orientation of the opened one says, and that alone."""
+    xmp = {key: opened.info.pop(key) for key in _XMP if key in opened.info}  # where Pillow would look too
     turn = _TURNED.get(opened.getexif().get(ExifTags.Base.Orientation, 1))
+    opened.info.update(xmp)
     return loaded if turn is None else loaded.transpose(turn)
 
 

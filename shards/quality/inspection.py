@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from shards.atomic import write_text
+from shards.atomic import write_private_text, write_text
 from shards.delivery import read_entry
 from shards.errors import SourceError
 from shards.format import MAX_KEY_LENGTH
@@ -185,7 +185,7 @@ def list_originals(path: Path, inspection: Inspection) -> Path | None:
         return None
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("path", "reason"), *rows])
-    write_text(path, text.getvalue())
+    write_private_text(path, text.getvalue())
     return path
 
 

@@ -2,6 +2,7 @@
 
 import re
 import textwrap
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -10,6 +11,7 @@ from shards.errors import SourceError
 from shards.records import Label, Record
 
 PatientGrouping = Literal["patient", "image"]
+_INDEX_NAME = re.compile(r"Unnamed: \d+")
 _LABEL_NAME = re.compile(r"[A-Za-z0-9 _()/+-]{1,64}")
 
 
@@ -99,11 +101,29 @@ def parse_label(value: str, place: str) -> Label:
     return known[value]
 
 
-def check_label_name(name: str, path: Path) -> None:
-    """A column of labels in a user's CSV needs a plain name, for shards and indices repeat it.
+def check_label_names(columns: Iterable[str], others: Collection[str], path: Path) -> tuple[str, ...]:
+    """The names of the labels in a user's CSV, which must be plain, for shards and indices repeat them.
+
+    Args:
+        columns: All of the CSV, in order.
+        others: Those that are no labels.
+        path: The CSV.
 
     Raises:
-        SourceError: it has none; the name is not repeated, for a misplaced column may be about patients.
+        SourceError: a label has no plain name; its column is named by number, for a misplaced one may be about
+            patients.
     """
-    if not _LABEL_NAME.fullmatch(name):
-        raise SourceError(f"{path}: a label column needs a plain name of letters, digits and spaces")
+    names = []
+    for number, name in enumerate(columns, start=1):
+        if name in others:
+            continue
+        if _INDEX_NAME.fullmatch(name):
+            raise SourceError(f"{path}: column {number}, '{name}', is an index that pandas wrote; leave it out")
+        if not _LABEL_NAME.fullmatch(name):
+            raise SourceError(
+                f"{path}: column {number} has no name that a label may have; expected up to 64 letters, digits, spaces "
+                "and _()/+- (every column of another name than "
+                f"{', '.join(others)} is a label)"
+            )
+        names.append(name)
+    return tuple(names)

@@ -6,7 +6,8 @@ scanned paper, several frames, and images that say that text is burned into them
 images without Patient ID, for they cannot be split by patient.
 
 The patient is the Patient ID alone. Its issuer is often written by one system and not by the next, and one person
-under two names could be in training and in the test; two people under one name cannot do that harm.
+under two names could be in training and in the test; two people under one name cannot do that harm. For the same reason
+an id in UTF-8 is read as that also where the file does not say so, and letters are composed (Unicode's NFC).
 
 A CSV of labels has the column `sop_uid` (SOP Instance UID) and one column per label with 1 (present), 0 (absent), -1
 (uncertain) or nothing (unknown); images without a row have unknown labels.
@@ -15,9 +16,10 @@ A CSV of labels has the column `sop_uid` (SOP Instance UID) and one column per l
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from unicodedata import normalize
 
 from pydicom.uid import (
     DigitalIntraOralXRayImageStorageForPresentation,
@@ -40,8 +42,9 @@ from shards.errors import SourceError
 from shards.parallel import map_in_processes
 from shards.progress import progress
 from shards.records import File, Label, Record, is_below
-from shards.sources.base import Listing, SourceInfo, check_label_name, parse_label
+from shards.sources.base import Listing, SourceInfo, check_label_names, parse_label
 from shards.sources.dicom_facts import parse_view
+from shards.sources.files import is_passed_over
 from shards.sources.listing import number_warnings
 from shards.sources.tables import read_rows
 
@@ -49,7 +52,6 @@ MODALITIES = ("CR", "DX", "DR", "RG", "PX", "IO", "MG", "OP")
 """Projection radiographs (computed, digital, film, panoramic, intra-oral, mammography), and fundus photographs."""
 
 _UID_COLUMN = "sop_uid"
-_LEAVINGS = "__MACOSX"
 FEW_FILES = 256
 """Fewer are read before other processes have started."""
 
@@ -152,6 +154,7 @@ class _Image:
         header: Its ids are raw.
         patient: Its Patient ID.
         uid: Its SOP Instance UID.
+        is_silent_utf8: Whether its Patient ID is in UTF-8 though the file does not say so.
     """
 
     path: str
@@ -159,6 +162,7 @@ class _Image:
     header: DicomHeader
     patient: str
     uid: str
+    is_silent_utf8: bool
 
 
 @dataclass(frozen=True)
@@ -175,7 +179,7 @@ class _Labels:
 
 
 def _find_files(root: Path) -> tuple[list[str], Counter[str]]:
-    """All files, sorted, and what could not be looked at; hidden files and folders are passed over.
+    """All files, sorted, and what could not be looked at; hidden ones and the leavings of systems are passed over.
 
     Raises:
         SourceError: there is no such folder.
@@ -185,12 +189,12 @@ def _find_files(root: Path) -> tuple[list[str], Counter[str]]:
     unlisted: Counter[str] = Counter()
     paths = []
     for folder, subfolders, names in os.walk(root, onerror=lambda _: unlisted.update([UNLISTED])):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".") and name != _LEAVINGS]
+        subfolders[:] = [name for name in subfolders if not is_passed_over(name)]
         unlisted[LINKED] += sum((Path(folder) / name).is_symlink() for name in subfolders)
         prefix = Path(folder).relative_to(root)
         for name in names:
             path = (prefix / name).as_posix()
-            if name.startswith(".") or name.upper() == "DICOMDIR":
+            if is_passed_over(name) or name.upper() == "DICOMDIR":
                 continue
             if _is_utf8(path):
                 paths.append(path)
@@ -232,7 +236,28 @@ def _look(root: Path, path: str) -> _Image | str:
         return NO_PATIENT
     if header.sop_uid is None or not header.sop_uid.isprintable():
         return NO_UID
-    return _Image(path, num_bytes, header, header.patient_id, header.sop_uid)
+    patient, issuer = _composed(header.patient_id), _composed(header.issuer or "")
+    return _Image(
+        path=path,
+        num_bytes=num_bytes,
+        header=replace(header, patient_id=patient, issuer=issuer or None),
+        patient=patient,
+        uid=header.sop_uid,
+        is_silent_utf8=_is_silent_utf8(header.patient_id),
+    )
+
+
+def _composed(text: str) -> str:
+    """The one form of a text that several files may have in several encodings and ways to write a letter."""
+    return normalize("NFC", text.encode("latin-1").decode() if _is_silent_utf8(text) else text)
+
+
+def _is_silent_utf8(text: str) -> bool:
+    """Whether letters are bytes of UTF-8 read as Latin-1, as they are where a file does not say its character set."""
+    try:
+        return len(text.encode("latin-1").decode()) < len(text)
+    except UnicodeError:
+        return False
 
 
 def _objection(header: DicomHeader) -> str | None:
@@ -329,11 +354,12 @@ def _read_labels(path: Path) -> _Labels:
     names: tuple[str, ...] = ()
     for number, row in enumerate(read_rows(path, (_UID_COLUMN,), "the CSV of labels"), start=1):
         place = f"{path} row {number}"
-        names = tuple(name for name in row if name != _UID_COLUMN)
-        for name in names:
-            check_label_name(name, path)
-        if not row[_UID_COLUMN] or row[_UID_COLUMN] in rows:
-            raise SourceError(f"{place}: {_UID_COLUMN} is empty, or that of an earlier row; expected one row an image")
+        if number == 1:
+            names = check_label_names(row, (_UID_COLUMN,), path)
+        if not row[_UID_COLUMN]:
+            raise SourceError(f"{place}: no {_UID_COLUMN}; fill it in, or take the row out if it is empty")
+        if row[_UID_COLUMN] in rows:
+            raise SourceError(f"{place}: an earlier row has the same {_UID_COLUMN}; expected one row an image")
         rows[row[_UID_COLUMN]] = {name: parse_label(row[name], f"{place}: column '{name}'") for name in names}
     return _Labels(names, rows)
 
@@ -363,6 +389,11 @@ def _doubts(images: Sequence[_Image]) -> tuple[str, ...]:
         "Patient IDs have several issuers, or one and none: each is taken for one patient": sum(
             len(found) > 1 for found in issuers.values()
         ),
+        "images have a Patient ID in UTF-8 and do not say so: it is read as UTF-8": sum(
+            image.is_silent_utf8 for image in images
+        ),
+        "Patient IDs have letters beyond ASCII: where files do not say their character set, one patient may be taken "
+        "for two": sum(not patient.isascii() for patient in issuers),
         "Patient ID for all images: if it is a placeholder, they cannot be split": int(is_one_patient),
     }
     return number_warnings(INFO, counts)

@@ -9,13 +9,28 @@ from shards.errors import SourceError
 from shards.progress import progress_bar
 from shards.records import File, locate
 
-_LEAVINGS = "__MACOSX"
-"""The folder in which macOS archives keep a shadow of every file, under the same name."""
+_LEAVINGS = frozenset(
+    (
+        "__macosx",  # of macOS's archives: a shadow of every file, under the same name
+        "@eadir",  # Synology's thumbnails
+        "#recycle",
+        "#snapshot",
+        "@tmp",
+        "@recycle",  # QNAP's
+        "@recently-snapshot",
+        "~snapshot",  # NetApp's
+        "$recycle.bin",  # Windows'
+        "recycler",
+        "system volume information",
+        "lost+found",  # of Linux's file systems, closed to all but root
+    )
+)
+"""Names of folders, in lower case, that systems make by themselves: thumbnails, deleted files, older versions."""
 _DELAY_S = 2.0
 
 
 def list_files(root: Path, num_expected: int | None = None) -> list[str]:
-    """All files below a folder, relative with `/`, sorted; hidden ones and macOS's leavings are passed over.
+    """All files below a folder, relative with `/`, sorted; hidden ones and the leavings of systems are passed over.
 
     Linked folders are not entered: what lies below `root` is found in its own place.
 
@@ -37,11 +52,24 @@ def list_files(root: Path, num_expected: int | None = None) -> list[str]:
         ) from None
 
 
+def is_passed_over(name: str) -> bool:
+    """Whether a file or folder below a user's folder is none of the user's: hidden, or the leavings of a system."""
+    return name.startswith(".") or name.lower() in _LEAVINGS
+
+
+def is_file(path: Path) -> bool:
+    """Whether a path leads to a file; False also where it may not be looked up."""
+    try:
+        return path.is_file()
+    except PermissionError:
+        return False
+
+
 def _walk(root: Path, prefix: str) -> Iterator[str]:
     folders = []
     with os.scandir(root / prefix) as entries:
         for entry in entries:
-            if entry.name.startswith(".") or entry.name == _LEAVINGS:
+            if is_passed_over(entry.name):
                 continue
             path = prefix + entry.name
             if entry.is_symlink():

@@ -1,33 +1,34 @@
 """A user's own folder of images as a source, with an optional CSV of patients, labels and views.
 
-Layout: image files at any depth, DICOM files also without an extension; hidden files and folders are passed over. The
-CSV has the column `path` (relative to the folder), optionally `patient`, `study`, `view`, `split` (train, val, test),
-`sex` (F, M, O) and `age_years`, and one column per label with 1 (present), 0 (absent), -1 (uncertain) or nothing
-(unknown). Without its column `patient` every image stands alone.
+Layout: image files at any depth, by the endings of their names or else by their content; hidden files and folders are
+passed over, and so is what systems leave in folders. The CSV has the column `path` (relative to the folder), optionally
+`patient`, `study`, `view`, `split` (train, val, test), `sex` (F, M, O) and `age_years`, and one column per label with 1
+(present), 0 (absent), -1 (uncertain) or nothing (unknown). Without its column `patient` every image stands alone.
 
 Of a DICOM file the pixels are read and nothing else: `dicom_tree` takes patients, studies and views from headers.
 """
 
 import math
 import re
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import cast, get_args
+from unicodedata import category, normalize
 
-from shards.decode.signature import DICOM_MAGIC, PREAMBLE_BYTES, is_dicom
 from shards.errors import SourceError
 from shards.records import File, Record, Sex, Split, check_inside
-from shards.sources.base import Listing, SourceInfo, check_label_name, parse_label
-from shards.sources.dicom_facts import DICOM_SUFFIXES
-from shards.sources.files import list_files
+from shards.sources.base import Listing, SourceInfo, check_label_names, parse_label
+from shards.sources.files import is_file, list_files
+from shards.sources.images import SUFFIXES, FoundImages, count_left_out, tell_images
 from shards.sources.tables import read_rows
 
-_RASTER_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
-SUFFIXES = (*_RASTER_SUFFIXES, *DICOM_SUFFIXES)
 REQUIRED_COLUMNS = ("path",)
 _DESCRIPTIVE = ("patient", "study", "view", "split", "sex", "age_years")
 _VIEW = re.compile(r"[A-Za-z0-9 _-]{0,16}")
 _MAX_AGE_YEARS = 120
+_NOT_IN_A_LINE = ("Cc", "Cs", "Zl", "Zp")
+"""Categories of Unicode: control characters, what stands for bytes that are not UTF-8, ends of lines and paragraphs."""
 
 INFO = SourceInfo(
     name="folder",
@@ -60,22 +61,24 @@ class FolderSource:
         """
         found = find_images(root)
         if self.labels is None:
-            _check_stems(root, found)
-            rows = {path: {"patient": patient_of_path(path)} for path in found}
+            _check_names(root, found.kinds)
+            _check_stems(root, found.kinds)
+            rows = {path: {"patient": patient_of_path(path)} for path in found.kinds}
             warnings = _patients_of_paths(rows)
         else:
-            rows = read_label_rows(self.labels)
-            missing = [number for number, path in enumerate(rows, start=1) if not (root / path).is_file()]
+            rows = _with_paths_on_disk(root, found, read_label_rows(self.labels))
+            missing = [number for number, path in enumerate(rows, start=1) if not is_file(root / path)]
             if missing:
                 raise SourceError(
                     f"{self.labels}: {len(missing)} rows name no file, first: row {missing[0]}; paths are relative to "
                     f"{root}"
                 )
-            num_left_out = len(set(found) - set(rows))
+            num_left_out = len(set(found.kinds) - set(rows))
             left_out = f"{num_left_out} images in the folder have no row in {self.labels} and are left out"
             warnings = (left_out,) if num_left_out else ()
         records = tuple(_record(path, rows[path], f"{self.labels}") for path in sorted(rows))
-        num_dicom = sum(not path.lower().endswith(_RASTER_SUFFIXES) for path in rows)
+        warnings += count_left_out(reason for path, reason in found.left_out.items() if path not in rows)
+        num_dicom = sum(found.kinds.get(path) == "DICOM" for path in rows)
         unread = (
             f"the headers of {num_dicom} DICOM files are not read: --source dicom takes patients and views from them"
         )
@@ -101,36 +104,38 @@ def _record(path: str, row: dict[str, str], where: str) -> Record:
     )
 
 
-def find_images(root: Path) -> list[str]:
-    """Paths of all images below `root`, sorted; hidden files and folders are passed over.
+def find_images(root: Path) -> FoundImages:
+    """All images below `root`, by path, and why other files are none; hidden files and folders are passed over.
 
     Raises:
-        SourceError: there are none, a symbolic link leads out of `root`, or one has a name that no CSV line can hold.
+        SourceError: there are none, or a symbolic link leads out of `root`.
     """
-    found = [path for path in list_files(root) if path.lower().endswith(SUFFIXES) or _is_nameless_dicom(root, path)]
-    if not found:
+    found = tell_images(root, list_files(root))
+    if not found.kinds:
+        left_out = "".join(f"\n{line}" for line in count_left_out(found.left_out.values()))
         raise SourceError(
-            f"{root}: no images; looked for files ending in {', '.join(SUFFIXES)}, and DICOM files without an "
-            "extension, at any depth"
-        )
-    num_odd = sum(not path.isprintable() or path != path.strip() for path in found)
-    if num_odd:  # which may be patients' names: they are not repeated
-        raise SourceError(
-            f"{root}: {num_odd} images have unprintable characters in their paths, or spaces at the ends; expected "
-            "printable characters, as a CSV line holds them: rename them (`ls -Rb` shows such characters)"
+            f"{root}: no images; looked for files ending in {', '.join(SUFFIXES)}, and for such images by their "
+            f"content, at any depth{left_out}"
         )
     return found
 
 
-def _is_nameless_dicom(root: Path, path: str) -> bool:
-    """Whether a file without an extension is DICOM; the last number of an identifier is no extension."""
-    if not PurePosixPath(path).suffix.strip(".").isdecimal() and PurePosixPath(path).suffix:
-        return False
-    with (root / path).open("rb") as file:
-        return is_dicom(file.read(PREAMBLE_BYTES + len(DICOM_MAGIC)))
+def _check_names(root: Path, paths: Iterable[str]) -> None:
+    """A name must be one that a CSV line can hold, so that a CSV can be given later.
+
+    Raises:
+        SourceError: there are others; they may be patients' names and are not repeated.
+    """
+    num_odd = sum(path != path.strip() or any(category(letter) in _NOT_IN_A_LINE for letter in path) for path in paths)
+    if num_odd:
+        raise SourceError(
+            f"{root}: {num_odd} images have control characters or line separators in their paths, bytes that are not "
+            "UTF-8, or spaces at the ends; expected names that a line of a CSV holds: rename them (`LC_ALL=C ls -Rb` "
+            "shows such characters as numbers, and spaces behind a \\)"
+        )
 
 
-def _check_stems(root: Path, paths: list[str]) -> None:
+def _check_stems(root: Path, paths: Collection[str]) -> None:
     """A file beside one of its own name in another format is the same image, and would count twice.
 
     Raises:
@@ -142,6 +147,24 @@ def _check_stems(root: Path, paths: list[str]) -> None:
             f"{root}: {len(paths) - len(stems)} images lie beside one of the same name in another format; keep one of "
             "each, or list those that you mean with --labels CSV"
         )
+
+
+def _with_paths_on_disk(root: Path, found: FoundImages, rows: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """The rows by the paths that the files have: macOS and others write the same letter with other code points.
+
+    Raises:
+        SourceError: two rows then name one file.
+    """
+    composed = {normalize("NFC", path): path for path in (*found.kinds, *found.left_out)}
+    on_disk = {
+        path if is_file(root / path) else composed.get(normalize("NFC", path), path): row for path, row in rows.items()
+    }
+    if len(on_disk) < len(rows):
+        raise SourceError(
+            f"{root}: {len(rows) - len(on_disk)} rows of the CSV name the file of an earlier row, with their letters "
+            "written in other code points; keep one row an image"
+        )
+    return on_disk
 
 
 def patient_of_path(path: str) -> str:
@@ -161,19 +184,24 @@ def read_label_rows(path: Path) -> dict[str, dict[str, str]]:
     """The rows of a user's CSV by image path.
 
     Raises:
-        SourceError: a column is missing, a path leaves the folder or repeats, a patient is empty, a view is no short
-            code, a split, sex or age is none, a label column has no plain name or a value other than 1, 0, -1, empty.
+        SourceError: there are no rows, a column is missing, a path is empty, leaves the folder or repeats, a patient is
+            empty, a view is no short code, a split, sex or age is none, a label column has no plain name or a value
+            other than 1, 0, -1, empty.
     """
     rows: dict[str, dict[str, str]] = {}
+    names: tuple[str, ...] = ()
     for number, row in enumerate(read_rows(path, REQUIRED_COLUMNS, "the CSV of patients and labels"), start=1):
         place = f"{path} row {number}"
+        if number == 1:
+            names = check_label_names(row, (*REQUIRED_COLUMNS, *_DESCRIPTIVE), path)
+        if not row["path"]:
+            raise SourceError(f"{place}: no path; fill it in, or take the row out if it is empty")
         check_inside(row["path"], place)
         _check_row(row, place)
         image = PurePosixPath(row["path"].replace("\\", "/")).as_posix()
         if image in rows:
             raise SourceError(f"{place}: an earlier row has the same path")
-        for name in row.keys() - {*REQUIRED_COLUMNS, *_DESCRIPTIVE}:
-            check_label_name(name, path)
+        for name in names:
             known = ", ".join((*REQUIRED_COLUMNS, *_DESCRIPTIVE))
             parse_label(row[name], f"{place}: column '{name}' (every column but {known} is a label)")
         rows[image] = {**row, "path": image}

@@ -10,6 +10,8 @@ from typing import TextIO, cast
 
 from shards.errors import SourceError
 
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+
 
 def read_lines(path: Path, what: str) -> Iterator[list[str]]:
     """Line by line the stripped values, without a word on what they are; empty lines are passed over.
@@ -26,8 +28,14 @@ def read_lines(path: Path, what: str) -> Iterator[list[str]]:
             yield from ([value.strip() for value in line] for line in csv.reader(file, strict=True) if line)
     except FileNotFoundError:
         raise SourceError(f"{path}: not found; expected {what}, a CSV file") from None
-    except (UnicodeDecodeError, csv.Error, gzip.BadGzipFile, EOFError, zlib.error):
+    except UnicodeDecodeError:
+        raise SourceError(
+            f"{path}: not in UTF-8; expected {what} as a CSV file in UTF-8 (Excel saves a workbook as 'CSV UTF-8')"
+        ) from None
+    except (csv.Error, gzip.BadGzipFile, EOFError, zlib.error):
         raise SourceError(f"{path}: damaged; expected {what} as a CSV file in UTF-8") from None
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror}); expected {what}, a CSV file") from None
 
 
 def read_columns(
@@ -75,21 +83,46 @@ def read_rows(path: Path, required: tuple[str, ...], what: str) -> list[dict[str
         what: As for `read_lines`.
 
     Raises:
-        SourceError: as `read_columns`, or a column has no name, or repeats.
+        SourceError: as `read_columns`, or a column has no name or repeats, or there are no rows.
     """
     header = tuple(next(read_lines(path, f"{what} with the columns {', '.join(required)}"), ()))
     _check_header(path, what, required, header, header)
-    return [dict(zip(header, values, strict=True)) for values in read_columns(path, header, what)]
+    rows = [dict(zip(header, values, strict=True)) for values in read_columns(path, header, what)]
+    if not rows:
+        raise SourceError(f"{path}: no rows below the header; expected {what}")
+    return rows
 
 
 def _check_header(path: Path, what: str, required: Sequence[str], header: Sequence[str], asked: Sequence[str]) -> None:
     if set(required) <= set(header) and "" not in asked and all(header.count(name) <= 1 for name in asked):
         return
-    # A file without a header starts with data, which may be about a patient: it is not repeated.
-    found = list(header) if set(required) & set(header) else "a first line with none of them"
     raise SourceError(
-        f"{path}: {what} needs the columns {', '.join(required)}, each once and every one named; found {found}"
+        f"{path}: found {_problem(required, header, asked)}; {what} needs the columns {', '.join(required)}, each once "
+        "and every one named"
     )
+
+
+def _problem(required: Sequence[str], header: Sequence[str], asked: Sequence[str]) -> str:
+    """What is wrong with a header; a file without one starts with data, which may be about a patient."""
+    if not header:
+        return "an empty file"
+    line = ",".join(header)
+    for separator, name in _SEPARATORS.items():
+        if line.count(separator) >= len(header):
+            return f"columns separated by {name}, expected commas"
+    missing = [name for name in required if name not in header]
+    spelt = {name.casefold(): name for name in header}
+    if other := {name: spelt[name.casefold()] for name in missing if name.casefold() in spelt}:
+        return ", ".join(f"'{found}' in place of '{name}'" for name, found in other.items())
+    if len(missing) == len(required):
+        return "a first line with none of them"
+    if missing:
+        return f"none named {', '.join(missing)} among {list(header)}"
+    if "" in asked:
+        return f"column {header.index('') + 1} without a name (if pandas wrote it, it is an index: leave it out)"
+    name = next(name for name in asked if header.count(name) > 1)
+    places = [str(place) for place, found in enumerate(header, start=1) if found == name]
+    return f"'{name}' as the name of the columns {' and '.join(places)}"
 
 
 def _open(path: Path) -> TextIO:

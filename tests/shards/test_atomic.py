@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.atomic import atomic_path, replace_directory, write_text
+from shards.atomic import atomic_path, make_private_folder, replace_directory, write_private_text, write_text
 from tests.shards.datasets import folder_bytes
 
 REPOSITORY = Path(__file__).parents[2]
@@ -31,6 +31,28 @@ def test_a_file_appears_whole_and_replaces_the_old_one(tmp_path: Path) -> None:
     write_text(tmp_path / "deep" / "file.txt", "old")
     write_text(tmp_path / "deep" / "file.txt", "new ü")
     assert folder_bytes(tmp_path) == {"deep/file.txt": "new ü".encode()}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files")
+def test_a_private_file_and_its_folder_are_closed_to_others_whatever_the_mask_and_what_was_there(
+    tmp_path: Path,
+) -> None:
+    before = os.umask(0)
+    try:
+        for name in ("deep/new", "old"):
+            make_private_folder(tmp_path / name)
+            write_private_text(tmp_path / name / "file", "ü")
+            assert (tmp_path / name).stat().st_mode & 0o777 == 0o700
+            assert (tmp_path / name / "file").stat().st_mode & 0o777 == 0o600
+            assert (tmp_path / name / "file").read_text(encoding="utf-8") == "ü"
+            (tmp_path / name).chmod(0o755)
+            (tmp_path / name / "file").chmod(0o644)
+            make_private_folder(tmp_path / name)
+            write_private_text(tmp_path / name / "file", "again")
+            assert (tmp_path / name).stat().st_mode & 0o777 == 0o700
+            assert (tmp_path / name / "file").stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(before)
 
 
 def test_an_error_while_writing_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ def test_training_images_of_other_patients_are_told_and_accepted(
     [
         "00000005_001.png",
         "images/00000005_001.png",
+        "00000005_001.JFIF",
         "nih/images_002/images/00000005_001.png",
         "images\\00000005_001.png",
         "00000005_001.jpg",

@@ -1,9 +1,12 @@
+import math
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from shards.parallel import map_in_processes
+from shards import parallel
+from shards.parallel import cpu_quota, default_num_workers, map_in_processes
 
 
 def square(number: int) -> tuple[int, int]:
@@ -40,3 +43,53 @@ def test_one_worker_is_this_process() -> None:
 def test_an_error_in_a_worker_arrives() -> None:
     with pytest.raises(ValueError, match="three"):
         list(map_in_processes(fail_at_three, range(50), num_workers=2))
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "quota"),
+    [
+        ("0::/", {"cpu.max": "150000 100000\n"}, 1.5),
+        ("0::/", {"cpu.max": "max 100000\n"}, math.inf),
+        ("0::/", {}, math.inf),
+        # The group above gives less than the process' own.
+        ("0::/slice/job", {"slice/job/cpu.max": "400000 100000", "slice/cpu.max": "200000 100000"}, 2.0),
+        ("0::/slice/job", {"slice/cpu.max": "max 100000", "other/cpu.max": "10000 100000"}, math.inf),
+        # A container sees its group as the root, and the name that it has outside.
+        ("0::/docker/5f", {"cpu.max": "50000 100000"}, 0.5),
+        (
+            "9:memory:/m\n4:cpu,cpuacct:/docker/5f",
+            {"cpu,cpuacct/cpu.cfs_quota_us": "300000\n", "cpu,cpuacct/cpu.cfs_period_us": "100000\n"},
+            3.0,
+        ),
+        ("1:cpu:/a:b", {"cpu/a:b/cpu.cfs_quota_us": "-1\n", "cpu/a:b/cpu.cfs_period_us": "100000\n"}, math.inf),
+        # Both versions at once.
+        ("1:cpu:/\n0::/", {"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "50000"}, 4.0),
+    ],
+)
+def test_the_quota_is_the_least_of_all_groups_above_a_process(
+    membership: str, files: dict[str, str], quota: float, tmp_path: Path
+) -> None:
+    (tmp_path / "membership").write_text(membership + "\n")
+    for name, text in files.items():
+        path = tmp_path / "mounted" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert cpu_quota(tmp_path / "membership", tmp_path / "mounted") == quota
+
+
+def test_there_is_a_process_for_every_core_that_time_is_given_for_and_at_least_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_cores = len(os.sched_getaffinity(0))
+    (tmp_path / "membership").write_text("0::/\n")
+    monkeypatch.setattr(parallel, "_MEMBERSHIP", tmp_path / "membership")
+    monkeypatch.setattr(parallel, "_MOUNTED", tmp_path)
+    for quota, expected in (("max", num_cores), ("10000", 1), (f"{100_000 * num_cores * 2}", num_cores)):
+        (tmp_path / "cpu.max").write_text(f"{quota} 100000\n")
+        assert default_num_workers() == expected
+    monkeypatch.setattr(parallel, "_MEMBERSHIP", tmp_path / "none")
+    assert default_num_workers() == num_cores
+
+
+def test_the_real_control_groups_can_be_read() -> None:
+    assert 1 <= default_num_workers() <= len(os.sched_getaffinity(0))

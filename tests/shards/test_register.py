@@ -435,6 +435,32 @@ def test_without_a_csv_it_is_said_where_patients_come_from(
     assert all(word in text for word in ["--labels CSV", *words]), text
 
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+
+
+def test_where_no_image_can_be_read_the_reasons_are_counted(project: Path, root: Path, id_key: str) -> None:
+    for number, name in enumerate(NAMES):
+        (root / name).write_bytes(LFS if number < 9 else b"<html>")
+    with pytest.raises(SourceError) as error:
+        register(project, root)
+    assert str(error.value) == (
+        f"{root}: looked at 12 images, none can be read:\n"
+        "     9  a Git LFS pointer instead of the image: run `git lfs pull`\n"
+        "     3  a web page or an XML message instead of an image: the download was refused"
+    )
+    assert not (project / "data").exists()
+
+
+def test_where_some_images_cannot_be_read_it_is_said_before_the_stage_fails(
+    project: Path, root: Path, id_key: str, capsys: pytest.CaptureFixture
+) -> None:
+    for name in NAMES[:9]:
+        (root / name).write_bytes(LFS)
+    register(project, root)
+    said = capsys.readouterr().err
+    assert "looked at 12 images, 9 cannot be read and will be quarantined:\n     9  a Git LFS pointer" in said
+
+
 def test_one_coloured_image_makes_the_batch_coloured(
     project: Path, root: Path, id_key: str, capsys: pytest.CaptureFixture
 ) -> None:
@@ -485,7 +511,7 @@ def test_unreadable_images_are_left_to_the_stage_but_not_all_of_them(project: Pa
     register(project, root)
     write_folder(root, ["late.png"])
     (root / "late.png").write_bytes(b"\x89PNG broken")
-    with pytest.raises(SourceError, match="looked at 1 images, could read 0"):
+    with pytest.raises(SourceError, match="looked at 1 images, none can be read"):
         register(project, root, name="clinic-b001")
 
 
@@ -730,7 +756,8 @@ def test_a_kill_while_the_only_batch_is_entered_is_completed_by_the_same_call(
         written.append(target.name)
         write_text(target, text)
 
-    monkeypatch.setattr("shards.register.write_text", killed)
+    for name in ("write_text", "write_private_text"):
+        monkeypatch.setattr(f"shards.register.{name}", killed)
     with pytest.raises(KeyboardInterrupt):
         register_only(project, tmp_path / "many")
     monkeypatch.undo()

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from PIL import Image
+from PIL import ExifTags, Image
+from PIL.PngImagePlugin import PngInfo
 
 from ace.inference.images import ImageInputError, to_pixels
 from tests.shards.datasets import smooth_image
@@ -54,6 +55,47 @@ def test_booleans_are_black_and_white() -> None:
     assert to_pixels(torch.tensor([[True, False]])).tolist() == [[255, 0]]
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floats_that_arithmetic_left_just_outside_are_black_and_white(dtype: type) -> None:
+    zero, one = dtype(0), dtype(1)
+    values = np.array([[np.nextafter(zero, -one), zero, one, np.nextafter(one, dtype(2))]])
+    assert to_pixels(values).tolist() == [[0, 0, 255, 255]]
+    assert to_pixels(torch.from_numpy(values)).tolist() == [[0, 0, 255, 255]]
+    assert to_pixels(np.array([[-1e-6, 1 + 1e-6]], dtype)).tolist() == [[0, 255]]
+
+
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+)
+
+
+def png_text(xmp: bytes) -> PngInfo:
+    info = PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", xmp.decode())
+    return info
+
+
+@pytest.mark.parametrize(
+    ("kind", "with_xmp"),
+    [("JPEG", {"xmp": XMP}), ("PNG", {"pnginfo": png_text(XMP)}), ("TIFF", {"tiffinfo": {700: XMP}})],
+)
+def test_the_orientation_of_exif_is_applied_and_that_of_xmp_is_not(
+    kind: str, with_xmp: dict[str, Any], tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for turns, saved in ((0, with_xmp), (1, {"exif": exif})):
+        path = tmp_path / f"{turns}"
+        Image.fromarray(smooth_image(16, 64, 0)).save(path, kind, **saved)
+        stored = np.asarray(Image.open(path)) if kind == "JPEG" else smooth_image(16, 64, 0)
+        assert np.array_equal(to_pixels(path), np.rot90(stored, -turns))
+        if kind != "TIFF":  # Pillow itself turns it as it decodes it
+            with Image.open(path) as opened:
+                assert np.array_equal(to_pixels(opened), np.rot90(stored, -turns))
+                assert turns or opened.info.keys() & {"xmp", "XML:com.adobe.xmp"}
+
+
 def test_half_precision_tensors_are_floats() -> None:
     assert to_pixels(torch.tensor([[0.0, 1.0]], dtype=torch.bfloat16)).tolist() == [[0, 255]]
 
@@ -73,10 +115,15 @@ def test_paths_are_read_by_content_not_by_name(tmp_path: Path, is_text: bool) ->
     [
         (np.full((4, 4), 1.5), "floats from 1.5 to 1.5: expected values in [0, 1]"),
         (np.full((4, 4), -0.1), "expected values in [0, 1]"),
+        (np.array([[0.5, 1.002]]), "floats from 0.5 to 1.002: expected values in [0, 1]"),
+        (np.array([[-0.002, 0.5]]), "floats from -0.002 to 0.5: expected values in [0, 1]"),
         (np.full((4, 4), np.nan), "some floats are NaN"),
         (np.array([[0.5, np.nan]]), "some floats are NaN"),
         (np.full((4, 4), np.inf), "floats from inf to inf"),
         ("a\0b.png", "the path is none that a file can have"),
+        (Image.new("L", (0, 5)), "a PIL image of 0 x 5 pixels: expected one that is not empty"),
+        (Image.new("L", (9, 9)).crop((4, 4, 4, 4)), "a PIL image of 0 x 0 pixels"),
+        (Image.new("RGB", (5, 0)), "a PIL image of 5 x 0 pixels"),
         (Image.new("La", (4, 4)), "Pillow cannot decode the La image"),
         (torch.full((1, 4, 4), 255.0), "divide by what white is"),
         (Image.fromarray(np.full((4, 4), 9.0, np.float32)), "expected values in [0, 1]"),

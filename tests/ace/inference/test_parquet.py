@@ -24,6 +24,8 @@ from shards.cli import run_command
 from shards.execution import Processes
 from shards.identity import KEY_FILE_VARIABLE, create_key, read_id_key
 from shards.read import ShardIndex, ShardReader
+from shards.sources.folder import find_images
+from shards.sources.images import OTHER_FILE, UNREAD_FORMAT
 from tests.ace.inference.models import DIM, mix, write_model
 from tests.shards.datasets import grid_params, shard_params, smooth_image, write_phantom
 from tests.shards.decode.dicom_files import data_of, dataset_of
@@ -87,6 +89,30 @@ def test_a_folder_becomes_one_row_an_image(
     assert "2 images could not be read" in printed.out
     assert "8/8" in printed.err
     assert sorted(path.name for path in out.parent.iterdir()) == ["embeddings.errors.csv", "embeddings.parquet"]
+
+
+def test_a_folder_has_the_images_that_register_finds_in_it_and_the_others_are_counted(
+    folder: Path, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    for name in ("a.jfif", "b", "b.5", "c.bak"):
+        (root / name).write_bytes((folder / "a/2.png").read_bytes())
+    for name in ("scan.ima", "DICOMDIR"):
+        (root / name).write_bytes((folder / "x.dcm").read_bytes())
+    Image.open(folder / "b.PNG").save(root / "d.webp")
+    (root / "notes.txt").write_text("no image")
+    for name in ("@eaDir", "$RECYCLE.BIN"):
+        (root / name).mkdir()
+        (root / name / "a.jpg").write_bytes((folder / "a/10.jpg").read_bytes())
+
+    assert embed(root, "--model", model_dir, "--out", tmp_path / "e.parquet") == 0
+    keys = pq.read_table(tmp_path / "e.parquet")["key"].to_pylist()
+    assert keys == ["a.jfif", "b", "b.5", "c.bak", "scan.ima"]
+    said = capsys.readouterr().err
+    assert f"{root}: left out 2 {OTHER_FILE}" in said
+    assert f"{root}: left out 1 {UNREAD_FORMAT}" in said
+    assert sorted(find_images(root).kinds) == keys
 
 
 def test_the_same_command_gives_the_same_bytes_whatever_the_threads(

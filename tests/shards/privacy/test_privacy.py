@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import tarfile
 import traceback
 import warnings
@@ -226,6 +227,19 @@ def test_names_of_files_stand_in_the_private_manifest_and_nowhere_else(
     assert sorted(found) == [
         f"{PRIVATE}named-b{number:03d}.{suffix}" for number in range(3) for suffix in ("jsonl", "quarantine.csv")
     ]
+    assert {mode_of(corpus.project / name) for name in found} == {"600"}, "others may read them"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files")
+def test_all_that_is_private_is_closed_to_others(corpus: Workplace, printed: dict[str, str]) -> None:
+    assert mode_of(corpus.project / PRIVATE) == "700"
+    private = list((corpus.project / PRIVATE).iterdir())
+    assert {path.suffix for path in private} == {".jsonl", ".csv"}
+    assert {mode_of(path) for path in private} == {"600"}
+
+
+def mode_of(path: Path) -> str:
+    return f"{path.stat().st_mode & 0o777:o}"
 
 
 def write_named(root: Path, data: bytes, suffix: str, canaries: Canaries) -> str:

@@ -107,6 +107,40 @@ def test_headers_give_patient_study_view_sex_age_and_spacing(root: Path) -> None
     assert first.labels == {}
 
 
+@pytest.mark.parametrize(
+    ("written", "charset"),
+    [
+        ("J\u00f6rg".encode(), "ISO_IR 192"),
+        ("J\u00f6rg".encode(), None),
+        ("J\u00f6rg".encode(), "ISO_IR 100"),
+        ("Jo\u0308rg".encode(), "ISO_IR 192"),
+        ("Jo\u0308rg".encode(), None),
+        ("J\u00f6rg".encode("latin-1"), "ISO_IR 100"),
+        ("J\u00f6rg".encode("latin-1"), None),
+    ],
+)
+def test_one_patient_id_is_one_text_however_it_is_encoded(written: bytes, charset: str | None, root: Path) -> None:
+    placeholder = "X" * len(written)
+    data = data_of(radiograph(placeholder, SpecificCharacterSet=charset, IssuerOfPatientID=placeholder))
+    assert data.count(placeholder.encode()) == 2
+    (root / "a").write_bytes(data.replace(placeholder.encode(), written))
+    records, warnings = read(root)
+    assert records["a"].patient == "J\u00f6rg"
+    is_silent = charset != "ISO_IR 192" and len(written) > len("Jörg")
+    assert any("in UTF-8 and do not say so" in text for text in warnings) == is_silent
+    assert any(text.startswith("1 Patient IDs have letters beyond ASCII") for text in warnings)
+
+    # A copy in another encoding is a copy and no contradiction.
+    said = radiograph(
+        "J\u00f6rg",
+        SpecificCharacterSet="ISO_IR 192",
+        IssuerOfPatientID="J\u00f6rg",
+        SOPInstanceUID=records["a"].source_id,
+    )
+    write(root / "b", said)
+    assert f"left out 1 {dicom_tree.COPY}" in read(root)[1]
+
+
 def test_many_processes_find_what_one_does(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (root / "notes.txt").write_text("x")
     one = SOURCE.read(root)
@@ -167,8 +201,9 @@ def test_files_that_are_no_dicom_or_damaged_are_counted(root: Path) -> None:
     (root / "cut off").write_bytes(whole[:340])
     (root / "damaged").write_bytes(whole.replace(b"\x28\x00\x10\x00US\x02", b"\x28\x00\x10\x00US\x03"))
     (root / ".hidden").write_bytes(whole)
-    (root / "__MACOSX").mkdir()
-    (root / "__MACOSX" / "a").write_bytes(whole)
+    for name in ("__MACOSX", "$RECYCLE.BIN", "@eaDir"):
+        (root / name).mkdir()
+        (root / name / "a").write_bytes(whole)
     (root / "link out").symlink_to(write(root.parent / "outside", radiograph()))
     (root / "link within").symlink_to(root / "DICOM")
     records, warnings = read(root)
@@ -332,9 +367,10 @@ def test_a_csv_labels_images_by_their_uid(root: Path) -> None:
     [
         (("uid", "Effusion"), [("1.2.3.9.1", 1)], ["sop_uid", "none of them"]),
         (("sop_uid", "Effusion"), [("1.2.3.9.1", 1), ("1.2.3.9.1", 0)], ["row 2", "earlier row"]),
-        (("sop_uid", "Effusion"), [("", 1)], ["row 1", "empty"]),
+        (("sop_uid", "Effusion"), [("", 1)], ["row 1: no sop_uid"]),
         (("sop_uid", "Effusion"), [("1.2.3.9.1", "Doe")], ["row 1", "'Effusion'"]),
-        (("sop_uid", "Doe^Jane"), [("1.2.3.9.1", 1)], ["plain name"]),
+        (("sop_uid", "Doe^Jane"), [("1.2.3.9.1", 1)], ["column 2 has no name that a label may have"]),
+        (("sop_uid", "Effusion"), [], ["no rows below the header"]),
         (("sop_uid", "Effusion"), [("1.2.3.9.77", 1)], ["none of the 1 rows"]),
     ],
 )

@@ -9,11 +9,13 @@ from tests.shards.sources.trees import problem, write_files
 PNG = r"(?P<name>[^/]+)\.png"
 
 
-def test_files_are_listed_in_order_at_any_depth_without_hidden_ones_and_the_leavings_of_archives(
+def test_files_are_listed_in_order_at_any_depth_without_hidden_ones_and_the_leavings_of_systems(
     tmp_path: Path,
 ) -> None:
     write_files(tmp_path, ["b/2.png", "a.png", "b/10.png", "b/c d/1.PNG", "b/sub.png/x"])
     write_files(tmp_path, [".DS_Store", "b/._2.png", ".git/x.png", "__MACOSX/b/2.png"])
+    write_files(tmp_path, ["@eaDir/a.png/THUMB.jpg", "b/@eaDir/2.png", "$RECYCLE.BIN/x.png", "$Recycle.Bin/y.png"])
+    write_files(tmp_path, ["#recycle/x.png", "System Volume Information/x", "lost+found/x.png"])
     assert list_files(tmp_path) == ["a.png", "b/10.png", "b/2.png", "b/c d/1.PNG", "b/sub.png/x"]
 
 

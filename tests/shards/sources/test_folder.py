@@ -1,11 +1,14 @@
+import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from shards.errors import SourceError
 from shards.sources.check import check_source
 from shards.sources.folder import FolderSource, find_images, patient_of_path
-from tests.shards.datasets import write_csv, write_folder
+from shards.sources.images import CLOSED, OTHER_FILE, TIFF_BASED, UNREAD_FORMAT
+from tests.shards.datasets import smooth_image, write_csv, write_folder
 from tests.shards.sources.trees import write_dicom
 
 NAMES = ["doe_john/1.2.840.png", "doe_john/1.3.jpg", "roe_jane/x.PNG", "roe_jane/deep/er.jpeg"]
@@ -83,14 +86,108 @@ def test_without_a_csv_the_patient_is_the_top_folder_or_the_file(path: str, pati
 def test_only_images_are_found_and_hidden_ones_passed_over(root: Path) -> None:
     write_folder(root, [".hidden.png", ".cache/a.png"])
     (root / "notes.txt").write_text("x")
-    assert find_images(root) == sorted(NAMES)
+    found = find_images(root)
+    assert sorted(found.kinds) == sorted(NAMES)
+    assert found.left_out == {"notes.txt": OTHER_FILE}
 
 
-@pytest.mark.parametrize("name", ["a\nb.png", " a.png", "folder /\x7f.png"])
-def test_a_name_that_no_csv_line_can_hold_is_refused(name: str, root: Path) -> None:
+def test_thumbnails_and_deleted_files_that_systems_keep_are_no_patients(root: Path) -> None:
+    leavings = ["@eaDir/x.png/SYNOPHOTO_THUMB_M.jpg", "$RECYCLE.BIN/$R1.png", "#recycle/a.png", "roe_jane/@eaDir/x.jpg"]
+    write_folder(root, leavings)
+    assert [record.source_id for record in FolderSource().read(root).records] == sorted(NAMES)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "shot 9.41\u202fAM.png",
+        "a\u00a0b.png",
+        "\u5c71\u7530\u3000\u592a\u90ce.png",
+        "\u0645\u06cc\u200c\u062e.png",
+        "\u200ea.png",
+        "soft\u00adhyphen/\ue000.png",
+    ],
+)
+def test_a_name_with_any_space_or_mark_that_a_csv_line_holds_is_read_with_and_without_a_csv(
+    name: str, root: Path
+) -> None:
     write_folder(root, [name])
-    with pytest.raises(SourceError, match="printable characters"):
-        find_images(root)
+    assert name in {record.source_id for record in FolderSource().read(root).records}
+    (record,) = labelled(root, [(name, "p")], ("path", "patient")).read(root).records
+    assert record.source_id == name
+
+
+@pytest.mark.parametrize(
+    "name", ["a\nb.png", " a.png", "\u3000a.png", "folder /\x7f.png", "a\u2028.png", os.fsdecode(b"M\xfcller.png")]
+)
+def test_a_name_that_no_csv_line_can_hold_is_refused_and_none_where_a_csv_lists_others(name: str, root: Path) -> None:
+    write_folder(root, [name])
+    with pytest.raises(SourceError, match=r"1 images have control characters .*`LC_ALL=C ls -Rb` shows"):
+        FolderSource().read(root)
+    assert len(labelled(root, ROWS).read(root).records) == len(ROWS)
+
+
+def test_images_are_told_by_content_where_the_name_does_not_say_and_the_others_are_counted(root: Path) -> None:
+    pixels = Image.fromarray(smooth_image(16, 12, 9))
+    read = {"a.jfif": "JPEG", "b.jpe": "JPEG", "c.dib": "BMP", "d": "PNG", "e.png_large": "PNG", "f.1": "TIFF"}
+    unread = {"g.webp": "WEBP", "h.jp2": "JPEG2000", "i": "WEBP"}
+    for name, kind in (read | unread).items():
+        pixels.save(root / name, kind)
+    pixels.save(root / "camera.nef", "TIFF")
+    write_dicom(root / "scan.ima", PatientID="SECRET")
+    write_dicom(root / "DICOMDIR")
+    (root / "damaged.jfif").write_text("no image")
+    (root / "notes").write_text("no image")
+
+    listing = FolderSource().read(root)
+    expected = {*NAMES, *read, "scan.ima", "damaged.jfif"}
+    assert {record.source_id for record in listing.records} == expected
+    assert [warning for warning in listing.warnings if "left out" in warning] == [
+        f"left out 3 {UNREAD_FORMAT}",
+        f"left out 2 {OTHER_FILE}",
+        f"left out 1 {TIFF_BASED}",
+    ]
+    assert any("headers of 1 DICOM files" in warning for warning in listing.warnings)
+    check_source(FolderSource(), root)
+
+    # What a CSV names is not left out, and what it does not name is counted as an image or as none.
+    few = labelled(root, [("g.webp", "p"), ("d", "q")], ("path", "patient")).read(root)
+    assert [record.source_id for record in few.records] == ["d", "g.webp"]
+    assert any(warning.startswith(f"{len(expected) - 1} images in the folder have no row") for warning in few.warnings)
+    assert f"left out 2 {UNREAD_FORMAT}" in few.warnings
+
+
+def test_letters_composed_or_not_are_one_patient_and_one_path(root: Path) -> None:
+    composed, decomposed = "J\u00f6rg", "Jo\u0308rg"
+    write_folder(root, [f"{composed}/a.png", f"{decomposed}/b.png"])
+    found = {record.source_id: record.patient for record in FolderSource().read(root).records}
+    assert (found[f"{composed}/a.png"], found[f"{decomposed}/b.png"]) == (composed, composed)
+
+    rows = [(f"{composed}/b.png", decomposed, decomposed), (NAMES[0], composed, composed)]
+    listed = labelled(root, rows, ("path", "patient", "study")).read(root).records
+    assert {record.source_id for record in listed} == {f"{decomposed}/b.png", NAMES[0]}
+    assert {(record.patient, record.study) for record in listed} == {(composed, composed)}
+
+    twice = labelled(root, [(f"{text}/b.png", "p") for text in (composed, decomposed)], ("path", "patient"))
+    assert "1 rows of the CSV name the file of an earlier row" in problem(twice, root)
+
+
+def test_a_folder_of_unread_formats_says_so(tmp_path: Path) -> None:
+    Image.fromarray(smooth_image(16, 12, 9)).save(tmp_path / "a.webp")
+    (tmp_path / "readme.txt").write_text("x")
+    with pytest.raises(SourceError, match=rf"(?s)no images; .*left out 1 {OTHER_FILE}\nleft out 1 {UNREAD_FORMAT}"):
+        FolderSource().read(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root opens every file")
+def test_a_closed_file_that_may_be_no_image_is_counted_and_a_closed_image_is_listed(root: Path) -> None:
+    write_folder(root, ["closed.png"])
+    (root / "Doe").write_text("x")
+    for name in ("closed.png", "Doe"):
+        (root / name).chmod(0)
+    listing = FolderSource().read(root)
+    assert f"left out 1 {CLOSED}" in listing.warnings
+    assert "closed.png" in {record.source_id for record in listing.records}
 
 
 def test_dicom_files_are_images_with_or_without_an_extension_and_their_headers_are_left(root: Path) -> None:
@@ -128,7 +225,7 @@ def test_a_folder_without_images_names_what_was_looked_for(tmp_path: Path) -> No
         find_images(tmp_path / "empty")
 
 
-@pytest.mark.parametrize("path", ["../secret.png", "/etc/secret.png", "a/../../b.png", "..\\secret.png", ""])
+@pytest.mark.parametrize("path", ["../secret.png", "/etc/secret.png", "a/../../b.png", "..\\secret.png"])
 def test_a_path_that_leaves_the_folder_is_refused(path: str, root: Path) -> None:
     assert "row 1: the path leaves the folder" in problem(labelled(root, [(path, "doe", "", "", "", "")]), root)
 
@@ -149,6 +246,13 @@ def test_a_path_that_leaves_the_folder_is_refused(path: str, root: Path) -> None
         ([(NAMES[0], "doe", "born 1950")], ("path", "patient", "age_years"), ["row 1", "from 0 to 120"]),
         ([(NAMES[0], "doe", "nan")], ("path", "patient", "age_years"), ["row 1", "from 0 to 120"]),
         ([(NAMES[0], "doe", "411")], ("path", "patient", "age_years"), ["row 1", "from 0 to 120"]),
+        ([*ROWS, ("", "", "", "", "", "")], COLUMNS, ["row 5: no path", "take the row out if it is empty"]),
+        ([], COLUMNS, ["no rows below the header"]),
+        ([(0, NAMES[0])], ("Unnamed: 0", "path"), ["column 1, 'Unnamed: 0', is an index that pandas wrote"]),
+        ([(0, NAMES[0])], ("", "path"), ["column 1 without a name", "if pandas wrote it, it is an index"]),
+        ([(NAMES[0], 1)], ("path", "doe@home"), ["column 2 has no name that a label may have", "patient, study, view"]),
+        ([(NAMES[0], "p")], ("Path", "patient"), ["found 'Path' in place of 'path'"]),
+        ([(f"{NAMES[0]};p",)], ("path;patient",), ["separated by semicolons, expected commas"]),
         ([("gone.png", "doe", "", "", "", "")], COLUMNS, ["1 rows name no file, first: row 1"]),
     ],
 )

@@ -40,9 +40,14 @@ def test_a_row_of_another_length_is_named_by_number_not_content(row: str, tmp_pa
     ("header", "words"),
     [
         ("a,b", "needs the columns a, c"),
-        ("a,c,a", "each once"),
-        ("Doe,1930", "a first line with none of them"),
-        ("", "none"),
+        ("a,b", r"found none named c among \['a', 'b'\]"),
+        ("a,c,a", "found 'a' as the name of the columns 1 and 3"),
+        ("Doe,1930", "found a first line with none of them"),
+        ("A,b,C", "found 'A' in place of 'a', 'C' in place of 'c'"),
+        ("a;c", "found columns separated by semicolons, expected commas"),
+        ("a\tDoe\tc", "found columns separated by tabs, expected commas"),
+        ("sep=;", "found columns separated by semicolons"),
+        ("", "found an empty file"),
     ],
 )
 def test_a_missing_or_repeated_column_is_an_error(header: str, words: str, tmp_path: Path) -> None:
@@ -67,7 +72,6 @@ def test_a_missing_file_is_named_with_its_columns(tmp_path: Path) -> None:
     [
         ("t.csv.gz", gzip.compress(b"a\n" + bytes(range(48, 90)) * 400)[:-30]),
         ("t.csv.gz", b"<html>not found</html>"),
-        ("t.csv", b"a\nM\xfcller\n"),
         ("t.csv", b'a\n"open\n'),
     ],
 )
@@ -75,6 +79,20 @@ def test_a_damaged_file_is_one_error(name: str, data: bytes, tmp_path: Path) -> 
     (tmp_path / name).write_bytes(data)
     with pytest.raises(SourceError, match="damaged; expected the test's table"):
         rows(tmp_path / name, "a")
+
+
+@pytest.mark.parametrize(
+    "data", [b"a\nM\xfcller\n", "a\nb\n".encode("utf-16"), b"PK\x03\x04\x14\0\x06\0\x08\0\0\0!\0\xb5U0#"]
+)
+def test_a_table_of_another_encoding_and_a_workbook_are_told_from_a_damaged_file(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(data)
+    with pytest.raises(SourceError, match=r"not in UTF-8; expected the test's table .* \(Excel saves a workbook as"):
+        rows(tmp_path / "t.csv", "a")
+
+
+def test_a_folder_in_a_tables_place_is_an_error_that_says_so(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"cannot be read \(Is a directory\); expected the test's table"):
+        rows(tmp_path, "a")
 
 
 def test_a_list_kept_by_hand_is_read_if_asked_for(tmp_path: Path) -> None:
@@ -94,5 +112,9 @@ def test_all_columns_come_by_name_and_every_one_needs_a_name(tmp_path: Path) -> 
     for header in ("a,b,", "a,b,b", "a,,b", "b,c", ""):
         with pytest.raises(SourceError, match="needs the columns a, each once and every one named"):
             read_rows(write_lines(tmp_path / "t.csv", header, "1,2,3"), ("a",), "the test's table")
+    with pytest.raises(SourceError, match=r"found column 2 without a name \(if pandas wrote it, it is an index"):
+        read_rows(write_lines(tmp_path / "t.csv", "a,,b", "1,2,3"), ("a",), "the test's table")
+    with pytest.raises(SourceError, match=r"no rows below the header; expected the test's table"):
+        read_rows(write_lines(tmp_path / "t.csv", "a,b", ""), ("a",), "the test's table")
     with pytest.raises(SourceError, match="row 2: 1 fields; the header has 2"):
         read_rows(write_lines(tmp_path / "t.csv", "a,b", "1,2", "3"), ("a",), "the test's table")
