@@ -148,8 +148,10 @@ def register_batch(
             make_private_folder(project.root / MANIFESTS)
             write_private_text(project.root / dep, manifest)
             for path, text in ((project.params, params_text), (project.dvc, dvc_text)):
-                if only and text != before[path]:
-                    copies.append(_place_of_copy(path.with_name(f"{path.name}.before-{name}"), before[path]))
+                place = path.with_name(f"{path.name}.before-{name}")
+                is_kept = known is not None and place.exists() and before[path] == _entered(place, name, item)
+                if only and text != before[path] and not is_kept:
+                    copies.append(_place_of_copy(place, before[path]))
                     write_text(copies[-1], before[path])
             # A batch comes before what depends on it and goes after: a kill at any moment leaves a graph that runs.
             write_text(project.params, with_batch)
@@ -269,6 +271,14 @@ class _Fit:
                 "use the copies without coordinates, with --source folder and a CSV of labels"
             )
         print(f"warning: {found}; the shards will not have them, and count them", file=sys.stderr)
+
+
+def _entered(copy: Path, name: str, item: Mapping[str, Any]) -> str | None:
+    """Return a kept copy with the batch, as a call leaves it that is killed next; None if it is no params file."""
+    try:
+        return add_item(copy.read_text(encoding="utf-8"), "batches", name, item)
+    except ConfigError:
+        return None
 
 
 def _place_of_copy(path: Path, text: str) -> Path:

@@ -103,6 +103,8 @@ def load(data: bytes, kind: RasterKind, *, max_pixels: float) -> Image.Image:
                 raise UnreadableImageError(UNREAD_TIFF)
             image = Image.open(io.BytesIO(_essential(data) if kind == "PNG" else data), formats=(kind,))
             _check(image, data, max_pixels)
+            for key in _XMP:
+                image.info.pop(key, None)
             # Pillow turns TIFF itself while loading, and then says that it is upright.
             loaded = _load_jpeg(image, data) if kind == "JPEG" else _load(image)
             if kind == "PNG":
