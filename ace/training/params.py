@@ -65,7 +65,10 @@ class OptimizerParams(Section):
     """Learning rate at the last step."""
     warmup_epochs: float = Field(ge=0)
     weight_decay: float = Field(ge=0)
+    """Weight decay at step 0, of matrices and kernels (`ace.training.optimizer`); a cosine takes it to
+    `weight_decay_end`."""
     weight_decay_end: float = Field(ge=0)
+    """Weight decay at the last step."""
     clip_norm: float = Field(gt=0)
     """Largest global gradient norm."""
     beta1: float = Field(ge=0, lt=1)
