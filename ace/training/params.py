@@ -109,7 +109,8 @@ class PretrainParams(OptimizerParams):
     """Folder of a finished model whose backbone and heads, student's and teacher's, training starts with; null for
     random ones (or `backbone.weights`). Optimiser and schedules start anew: this is not how a run is resumed."""
     precision: Literal["fp32", "bf16", "fp16"]
-    """Of the arithmetic in the networks; weights, averages and losses are fp32. fp16 scales the loss."""
+    """Of the matrix products inside backbone and heads; weights, averages, pooled tokens, logits, losses and monitors
+    are fp32. fp16 scales the loss."""
     num_micro_batches: int = Field(ge=1)
     """Parts in which a process takes its share of the batch, to save memory; their gradients add up."""
     compile: bool
