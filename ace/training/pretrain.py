@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ace.data.division import check_division
 from ace.data.loader import CropDataset, StepSampler
@@ -82,8 +84,9 @@ def pretrain(
 
     Raises:
         ConfigError: shards of another grid, fewer images than a batch, a batch that does not divide, a backbone that
-            does not fit the grid, or a run directory that is in use or was begun with other inputs.
+            does not fit the grid or the division, or a run directory that is in use or was begun with other inputs.
         NonfiniteError: loss or gradient was not finite.
+        DivergedError: processes had different networks.
         StoppedError: asked to end by a signal or the time limit; the state is saved.
     """
     with ExitStack() as stack:
@@ -222,6 +225,7 @@ def _begin(
     torch.set_flush_denormal(True)
     torch.manual_seed(params.seed)
     state = build_state(params, grid, ranks.device)
+    check_statistics(state.student.backbone, params, ranks.world_size)
     if saved is None:
         account = take_first_weights(state, params)
         if account is not None and ranks.is_first:
@@ -286,6 +290,26 @@ def samples_per_rank(params: PretrainParams, world_size: int) -> int:
             "number, since images exchange tissue in pairs; change one of the three, or set fills.tissue to 0"
         )
     return params.batch_size // world_size
+
+
+def check_statistics(backbone: nn.Module, params: PretrainParams, world_size: int) -> None:
+    """Check that no layer takes statistics of a part of the batch, or of the same part twice.
+
+    Raises:
+        ConfigError: the backbone has such layers, as BatchNorm, and a step of it is taken in parts.
+    """
+    names = [
+        name
+        for name, layer in backbone.named_modules()
+        if isinstance(layer, _BatchNorm) or "running_var" in dict(layer.named_buffers(recurse=False))
+    ]
+    if names and (world_size > 1 or params.num_micro_batches > 1 or params.checkpoint_activations):
+        raise ConfigError(
+            f"pretrain.backbone {params.backbone.name} has {len(names)} layers with statistics of the batch, as "
+            f"{names[0]}, which must see it whole and once; found {world_size} process(es), num_micro_batches "
+            f"{params.num_micro_batches}, checkpoint_activations {str(params.checkpoint_activations).lower()}. Train "
+            "it in one process with 1 and false, or choose a backbone without BatchNorm, as a ConvNeXt, Swin or ViT"
+        )
 
 
 def _best_teacher(checkpoints: CheckpointFolder) -> BestTeacher | None:

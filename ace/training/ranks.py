@@ -1,7 +1,7 @@
 """The processes of one training: which of them this one is, and what they add up and agree on."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,6 +19,8 @@ Value = TypeVar("Value")
 
 # The first rank alone probes, saves and publishes: the others wait for it in their next sum.
 TIMEOUT = timedelta(hours=1)
+WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Whole numbers by their size in bytes."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,20 @@ class Ranks:
     def is_true_of_any(self, flag: bool) -> bool:
         """Whether any rank's flag is set; every rank has to call it, and waits until all did."""
         return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
+
+    def differing(self, tensors: Mapping[str, Tensor]) -> list[str]:
+        """Names of the tensors that some rank has otherwise than the first, to the bit; every rank has to call it.
+
+        Args:
+            tensors: The same names on every rank.
+        """
+        if self.world_size == 1:
+            return []
+        own = torch.stack([checksum(tensor) for tensor in tensors.values()])
+        every = [torch.empty_like(own) for _ in range(self.world_size)]
+        dist.all_gather(every, own)
+        is_equal = (torch.stack(every) == every[0]).all(0).tolist()
+        return [name for name, flag in zip(tensors, is_equal, strict=True) if not flag]
 
     def together(self, function: Callable[[], Value]) -> Value:
         """What `function` returns on this rank, once it has returned on all; it may not wait for other ranks itself.
@@ -131,3 +147,8 @@ def open_ranks() -> Iterator[Ranks]:
         yield Ranks(rank, world_size, device)
     finally:
         dist.destroy_process_group()
+
+
+def checksum(tensor: Tensor) -> Tensor:
+    """Add up a tensor's values read as whole numbers, wrapping round: every single bit changes the sum."""
+    return tensor.detach().flatten().view(WHOLE[tensor.element_size()]).sum(dtype=torch.int64)
