@@ -111,6 +111,9 @@ class PretrainParams(OptimizerParams):
     precision: Literal["fp32", "bf16", "fp16"]
     """Of the matrix products inside backbone and heads; weights, averages, pooled tokens, logits, losses and monitors
     are fp32. fp16 scales the loss."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where a run is computed: `cuda` refuses to begin without an accelerator, `auto` takes one if torch sees one, else
+    the CPU. `--device` wins over it."""
     num_micro_batches: int = Field(ge=1)
     """Parts in which a process takes its share of the batch, to save memory; their gradients add up."""
     compile: bool

@@ -49,11 +49,13 @@ class RunOptions:
         run_dir: Folder for checkpoints and log, kept; None for one in scratch, removed at the end.
         accepts_changed_code: Go on in `run_dir` although code or libraries changed.
         loggers: Names of more loggers than those that every run has (ace.training.loggers).
+        device: As for `choose_device`; None for `pretrain.device`.
     """
 
     run_dir: Path | None = None
     accepts_changed_code: bool = False
     loggers: Sequence[str] = ()
+    device: str | None = None
 
 
 def pretrain(
@@ -90,7 +92,9 @@ def pretrain(
         StoppedError: asked to end by a signal or the time limit; the state is saved.
     """
     with ExitStack() as stack:
-        ranks = stack.enter_context(open_ranks())
+        ranks = stack.enter_context(open_ranks(options.device or params.device))
+        if ranks.is_first:
+            print(_outset(ranks, params.precision), file=sys.stderr)
         indexes = ranks.together(lambda: _open_indexes(batches, shards_root))
         own = ranks.together(lambda: RunIdentity.of(params, grid, batches, indexes))
         identity = _agreed_identity(own, ranks)
@@ -242,6 +246,18 @@ def _begin(
         epochs=params.epochs,
     )
     return state, sampler
+
+
+def _outset(ranks: Ranks, precision: str) -> str:
+    """The line that a run begins with: what it computes on, where that decides between hours and weeks."""
+    if ranks.device.type == "cuda":
+        where = f"{ranks.device} ({torch.cuda.get_device_name(ranks.device)})"
+    else:
+        seen = (
+            f"{torch.cuda.device_count()} accelerator(s) seen" if torch.cuda.is_available() else "no accelerator seen"
+        )
+        where = f"{ranks.device} ({seen} by torch {torch.__version__})"
+    return f"pretrain: on {where}, in {precision}, by {ranks.world_size} process(es)"
 
 
 def _open_indexes(batches: Mapping[str, BatchParams], shards_root: Location) -> dict[str, ShardIndex]:
