@@ -183,9 +183,10 @@ def test_an_image_padded_as_the_card_says_gets_the_tokens_that_ace_gives_it(timm
     model = ace.load(root / "ace", device="cpu")
     image = smooth_image(CROP_PX // 2, CROP_PX, 0)
     picture = Image.fromarray(image).convert("L" if model.preprocessing.channels == 1 else "RGB")
-    assert "image = ImageOps.pad(image, (SIDE, SIDE))".replace("SIDE", str(CROP_PX)) in (
-        root / "folder/README.md"
-    ).read_text()
+    assert (
+        "image = ImageOps.pad(image, (SIDE, SIDE))".replace("SIDE", str(CROP_PX))
+        in (root / "folder/README.md").read_text()
+    )
     square = ImageOps.pad(picture, (CROP_PX, CROP_PX))
     transform = create_transform(**resolve_data_config({}, model=network))
     features = tokens_of(network(transform(square)[None]), kind, getattr(network, "num_prefix_tokens", 0))
