@@ -68,8 +68,9 @@ def start_run(
         params: Changes of the tiny configuration.
     """
     environment = {**os.environ, "ACE_SCRATCH": str(out / "scratch"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    # Equal to the last bit is promised on the CPU.
-    environment["CUDA_VISIBLE_DEVICES"] = ""
+    if on_device != "cuda":
+        # Equal to the last bit is promised on the CPU.
+        environment["CUDA_VISIBLE_DEVICES"] = ""
     if num_ranks > 1:
         environment |= {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
         environment["GLOO_SOCKET_IFNAME"] = "lo"

@@ -6,6 +6,7 @@ import torch
 
 from ace.data.batches import CropPairItem, PairBatch, collate
 from ace.models.networks import StudentOutputs, TeacherOutputs, overlap_mean
+from ace.training.ranks import ALONE, Ranks
 from ace.training.state import TrainState
 from shards.grid import CropPair, Scale
 from shards.normalisation import Normalisation
@@ -18,9 +19,9 @@ CPU = torch.device("cpu")
 HALF = ["bf16", "fp16"]
 
 
-def state_of_similar_tokens(precision: str) -> TrainState:
+def state_of_similar_tokens(precision: str, ranks: Ranks = ALONE) -> TrainState:
     """Networks whose tokens are alike: 16 of them with a mean cosine of 0.998, as a large one's hundreds at 0.96."""
-    state = fresh_state(precision=precision, **without_removal())
+    state = fresh_state(ranks, precision=precision, **without_removal())
     with torch.no_grad():
         state.student.backbone.model.norm.bias += 20.0
     state.teacher.update(state.student, momentum=0.0)
