@@ -9,7 +9,7 @@ export DAGSTER_HOME ?= $(CURDIR)/.dagster
 export DAGSTER_DISABLE_TELEMETRY := 1
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo real given test test-slow check dev bench
+.PHONY: help setup demo real given test test-slow test-gpu check dev bench
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,6 +47,9 @@ test: $(STAMP) ## the tests (everything not marked slow)
 
 test-slow: $(STAMP) ## the slow tests, and why any was skipped
 	@python -m pytest -m 'slow and not gpu' -rs
+
+test-gpu: $(STAMP) ## the tests that need an accelerator, on a machine that has one
+	@python -m pytest -m 'gpu and not network' -rs
 
 check: $(STAMP) ## ruff, mypy --strict, import-linter
 	@ruff check . && ruff format --check . && mypy && lint-imports

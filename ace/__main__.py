@@ -35,7 +35,10 @@ def pretrain(arguments: argparse.Namespace) -> None:
 
             values = values_of(arguments)
             options = RunOptions(
-                run_dir=arguments.run_dir, accepts_changed_code=arguments.accept_changed_code, loggers=arguments.logger
+                run_dir=arguments.run_dir,
+                accepts_changed_code=arguments.accept_changed_code,
+                loggers=arguments.logger,
+                device=arguments.device,
             )
             pretrain(
                 PretrainParams.from_params(values.get("pretrain"), f"{arguments.params}: pretrain"),
@@ -337,6 +340,11 @@ def build_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME",
         help="besides metrics.jsonl and DVCLive: `tensorboard`, or your own `package.module:factory`; may be repeated",
+    )
+    command.add_argument(
+        "--device",
+        metavar="DEVICE",
+        help="auto, cpu, cuda, or as cuda:1 for one process; default: pretrain.device, which is auto unless it is set",
     )
     command.add_argument(
         "--time-limit", type=_positive(float), metavar="MINUTES", help="save and end with exit code 75 after it"

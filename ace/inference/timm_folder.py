@@ -47,6 +47,12 @@ This is the {network}'s backbone.
     from transformers import AutoModel
     tokens = AutoModel.from_pretrained("DIR")(pixel_values=images).pooler_output
 
+The transforms that timm and Transformers read from this folder scale the longer side to {crop_px} px and pad the rest
+with the mean grey, where ACE pads with black. For the same numbers, make an image a square with black first:
+
+    from PIL import ImageOps
+    image = ImageOps.pad(image, ({crop_px}, {crop_px}))
+
 Both give the tokens in the architecture's own layout (a ViT's with its prefix tokens in front). The embedding of an
 image is the mean of its image tokens, after the token activation, divided by its norm.
 
@@ -112,6 +118,8 @@ def _config(model: EmbeddingModel, network: Any) -> dict[str, Any]:
             "fixed_input_size": is_fixed,
             "interpolation": "bicubic",
             "crop_pct": 1.0,
+            # Of another shape than a square nothing is cut off; timm's default crops the middle.
+            "crop_mode": "border",
             "mean": list(every.mean),
             "std": list(every.std),
             "num_classes": 0,

@@ -36,9 +36,12 @@ class Backbone(nn.Module):
         self.width: int = self.model.num_features
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch t t dim"]:
-        """Tokens after the model's last norm and their activation, in rows and columns of the image."""
+        """Tokens after the model's last norm and their activation, in rows and columns of the image.
+
+        They are fp32 or better, so that means over them are, in whatever precision the model computes.
+        """
         tokens: Tensor = self.activation(self._as_rows_and_columns(self.model(images)))
-        return tokens
+        return tokens.to(torch.promote_types(tokens.dtype, torch.float32))
 
     def checkpoint_activations(self) -> None:
         """Keep no activations inside the model's stages in training; the backward pass computes them again.

@@ -223,12 +223,14 @@ def _global_logits(
 def overlap_mean(
     tokens: Float[Tensor, "batch rows cols dim"], overlap: Bool[Tensor, "batch rows*cols"]
 ) -> Float[Tensor, "batch dim"]:
-    """Mean token over the overlap; 0 where the overlap is empty.
+    """Mean token over the overlap, in the tokens' own precision; 0 where the overlap is empty.
 
     Deviation: the authors take a ViT's class token here, which sees more than the overlap.
     """
     weights = overlap.to(tokens.dtype) / overlap.sum(1, keepdim=True).clamp_min(1)
-    return torch.einsum("bnd,bn->bd", tokens.flatten(1, 2), weights)
+    # It is a matrix product, which autocast would compute in half precision.
+    with torch.autocast(tokens.device.type, enabled=False):
+        return torch.einsum("bnd,bn->bd", tokens.flatten(1, 2), weights)
 
 
 def _at_scale(modules: nn.ModuleDict, tokens: Tensor, k: int, l: int) -> Tensor:

@@ -17,7 +17,9 @@ LEAST_NORM = 1e-12
 
 def prototype_logits(x: Float[Tensor, "batch dim"], weight: Float[Tensor, "out dim"]) -> Float[Tensor, "batch out"]:
     """`⟨x, w/‖w‖⟩` for every row w of the weight; value and gradient of `linear(x, normalize(weight))`."""
-    logits: Tensor = _PrototypeLogits.apply(x, weight)
+    # In full precision: half would round cosines to some 0.004, and the temperature divides them by some 0.04.
+    with torch.autocast(x.device.type, enabled=False):
+        logits: Tensor = _PrototypeLogits.apply(x, weight)
     return logits
 
 

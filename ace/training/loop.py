@@ -37,6 +37,10 @@ class NonfiniteError(ShardError):
     """Loss or gradient became infinite or NaN, and the run may not go on without the step."""
 
 
+class DivergedError(ShardError):
+    """The processes of a training have different networks, so that none of them is the run's."""
+
+
 @dataclass
 class Window:
     """Time and samples since the last logged row."""
@@ -89,6 +93,7 @@ class TrainingLoop:
         Raises:
             StoppedError: a rank was asked to end; the state is saved.
             NonfiniteError: loss or gradient was not finite.
+            DivergedError: the processes' networks differ.
         """
         state, num_steps, num_skipped = self.state, self.sampler.num_steps, 0
         if self.ranks.is_true_of_any(request.reason is not None) and state.step < num_steps:
@@ -124,6 +129,8 @@ class TrainingLoop:
                 num_skipped = 0 if outcome.is_finite else num_skipped + 1
                 if not outcome.is_finite:
                     self._answer_nonfinite(batch, outcome, num_skipped)
+                if is_logged:
+                    self._check_equal_networks()
                 probed = self._probe() if is_probed else {}
                 if is_logged:
                     row = self._row(outcome, window) | probed
@@ -148,6 +155,20 @@ class TrainingLoop:
         is_pinned = self.ranks.device.type == "cuda"
         with deaf_children() if self.params.num_workers else nullcontext():
             return iter(build_loader(self.sampler, num_workers=self.params.num_workers, is_pinned=is_pinned))
+
+    def _check_equal_networks(self) -> None:
+        state = self.state
+        tensors = {
+            **{f"student.{name}": value for name, value in state.student.state_dict().items()},
+            **{f"teacher.{name}": value for name, value in state.teacher.state_dict().items()},
+            "center": state.center,
+        }
+        if names := self.ranks.differing(tensors):
+            raise DivergedError(
+                f"step {state.step - 1}: {len(names)} of {len(tensors)} tensors differ between the processes, as "
+                f"{names[0]}; expected them equal to the bit. Look for a faulty accelerator or for machines with other "
+                "ones than the first; the same command goes on at the last checkpoint, of the first process"
+            )
 
     def _row(self, outcome: StepOutcome, window: Window) -> dict[str, float]:
         step = self.state.step - 1

@@ -19,6 +19,8 @@ from ace.training.objective_local import local_terms
 from ace.training.params import PretrainParams
 
 Masks = Sequence[Bool[Tensor, "batch tokens"]]
+HALF = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What the networks' matrix products are computed in, by `pretrain.precision`; None for the weights' own type."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ def teach(teacher: Teacher, batch: PairBatch | ViewBatch, params: PretrainParams
     crops = batch.whole() if params.loss_weights.removal > 0 else batch.seen()
     num_taught = batch.num_teacher_views if isinstance(batch, ViewBatch) else len(crops)
     pooled = _pooled(batch, t, is_whole=params.loss_weights.removal > 0)
-    outputs: TeacherOutputs = teacher(crops[:num_taught], pooled[:num_taught], is_pair=isinstance(batch, PairBatch))
+    with _in_precision(batch, params):
+        outputs: TeacherOutputs = teacher(crops[:num_taught], pooled[:num_taught], is_pair=isinstance(batch, PairBatch))
     return outputs
 
 
@@ -129,7 +132,9 @@ def compute_loss(
         is_measured: Whether to measure accuracies, excesses and sums for monitors, which only the log wants.
     """
     pooled, is_pair = _pooled(batch, t), isinstance(batch, PairBatch)
-    out: StudentOutputs = student(batch.seen(), pooled, (batch.k, batch.l) if isinstance(batch, PairBatch) else None)
+    scale = (batch.k, batch.l) if isinstance(batch, PairBatch) else None
+    with _in_precision(batch, params):
+        out: StudentOutputs = student(batch.seen(), pooled, scale)
     terms: dict[str, Tensor] = {}
     parts: list[Tensor] = []
     center_sums = sums = None
@@ -167,6 +172,12 @@ def compute_loss(
     loss = torch.stack(parts).sum()
     detached = {name: value.detach() for name, value in terms.items()}
     return StepResult(loss, {"loss": loss.detach(), **detached}, taught, center_sums, sums)
+
+
+def _in_precision(batch: PairBatch | ViewBatch, params: PretrainParams) -> torch.autocast:
+    """The context of the networks alone: losses and monitors are computed outside of it, in fp32."""
+    dtype = HALF[params.precision]
+    return torch.autocast(batch.mean.device.type, dtype, enabled=dtype is not None)
 
 
 def _pooled(batch: PairBatch | ViewBatch, t: int, *, is_whole: bool = False) -> Masks:

@@ -1,5 +1,6 @@
-"""AdamW over two groups: matrices with weight decay; biases, norms and scalars without."""
+"""AdamW over two groups: matrices and kernels with weight decay; biases, norms and what timm exempts without."""
 
+from timm.optim import param_groups_weight_decay
 from torch import nn
 from torch.optim import AdamW
 
@@ -7,11 +8,24 @@ from ace.training.params import OptimizerParams
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, object]]:
-    """Every trainable parameter in exactly one of two groups: `decay` (matrices and kernels) and `no_decay`."""
-    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    """Put every trainable parameter in exactly one of two groups: `decay` (matrices and kernels) and `no_decay`.
+
+    The rule is timm's: biases, whatever has one dimension or none, and what an architecture names in its
+    `no_weight_decay` are not decayed, such as position embeddings, class tokens and SwinV2's scales of attention.
+    """
+    exempt = [
+        f"{path}.{name}" if path else name
+        for path, part in module.named_modules()
+        if hasattr(part, "no_weight_decay")
+        for name in part.no_weight_decay()
+    ]
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for group in param_groups_weight_decay(module, weight_decay=1.0, no_weight_decay_list=exempt):
+        (decayed if group["weight_decay"] else free).extend(group["params"])
     return [
-        {"name": "decay", "params": [p for p in trainable if p.ndim > 1], "is_decayed": True},
-        {"name": "no_decay", "params": [p for p in trainable if p.ndim <= 1], "is_decayed": False},
+        {"name": "decay", "params": decayed, "is_decayed": True},
+        {"name": "no_decay", "params": free, "is_decayed": False},
     ]
 
 

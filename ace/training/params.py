@@ -65,7 +65,10 @@ class OptimizerParams(Section):
     """Learning rate at the last step."""
     warmup_epochs: float = Field(ge=0)
     weight_decay: float = Field(ge=0)
+    """Weight decay at step 0, of matrices and kernels (`ace.training.optimizer`); a cosine takes it to
+    `weight_decay_end`."""
     weight_decay_end: float = Field(ge=0)
+    """Weight decay at the last step."""
     clip_norm: float = Field(gt=0)
     """Largest global gradient norm."""
     beta1: float = Field(ge=0, lt=1)
@@ -106,7 +109,11 @@ class PretrainParams(OptimizerParams):
     """Folder of a finished model whose backbone and heads, student's and teacher's, training starts with; null for
     random ones (or `backbone.weights`). Optimiser and schedules start anew: this is not how a run is resumed."""
     precision: Literal["fp32", "bf16", "fp16"]
-    """Of the arithmetic in the networks; weights, averages and losses are fp32. fp16 scales the loss."""
+    """Of the matrix products inside backbone and heads; weights, averages, pooled tokens, logits, losses and monitors
+    are fp32. fp16 scales the loss."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where a run is computed: `cuda` refuses to begin without an accelerator, `auto` takes one if torch sees one, else
+    the CPU. `--device` wins over it."""
     num_micro_batches: int = Field(ge=1)
     """Parts in which a process takes its share of the batch, to save memory; their gradients add up."""
     compile: bool

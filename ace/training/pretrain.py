@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ace.data.division import check_division
 from ace.data.loader import CropDataset, StepSampler
@@ -47,11 +49,13 @@ class RunOptions:
         run_dir: Folder for checkpoints and log, kept; None for one in scratch, removed at the end.
         accepts_changed_code: Go on in `run_dir` although code or libraries changed.
         loggers: Names of more loggers than those that every run has (ace.training.loggers).
+        device: As for `choose_device`; None for `pretrain.device`.
     """
 
     run_dir: Path | None = None
     accepts_changed_code: bool = False
     loggers: Sequence[str] = ()
+    device: str | None = None
 
 
 def pretrain(
@@ -82,12 +86,15 @@ def pretrain(
 
     Raises:
         ConfigError: shards of another grid, fewer images than a batch, a batch that does not divide, a backbone that
-            does not fit the grid, or a run directory that is in use or was begun with other inputs.
+            does not fit the grid or the division, or a run directory that is in use or was begun with other inputs.
         NonfiniteError: loss or gradient was not finite.
+        DivergedError: processes had different networks.
         StoppedError: asked to end by a signal or the time limit; the state is saved.
     """
     with ExitStack() as stack:
-        ranks = stack.enter_context(open_ranks())
+        ranks = stack.enter_context(open_ranks(options.device or params.device))
+        if ranks.is_first:
+            print(_outset(ranks, params.precision), file=sys.stderr)
         indexes = ranks.together(lambda: _open_indexes(batches, shards_root))
         own = ranks.together(lambda: RunIdentity.of(params, grid, batches, indexes))
         identity = _agreed_identity(own, ranks)
@@ -222,6 +229,7 @@ def _begin(
     torch.set_flush_denormal(True)
     torch.manual_seed(params.seed)
     state = build_state(params, grid, ranks.device)
+    check_statistics(state.student.backbone, params, ranks.world_size)
     if saved is None:
         account = take_first_weights(state, params)
         if account is not None and ranks.is_first:
@@ -238,6 +246,18 @@ def _begin(
         epochs=params.epochs,
     )
     return state, sampler
+
+
+def _outset(ranks: Ranks, precision: str) -> str:
+    """The line that a run begins with: what it computes on, where that decides between hours and weeks."""
+    if ranks.device.type == "cuda":
+        where = f"{ranks.device} ({torch.cuda.get_device_name(ranks.device)})"
+    else:
+        seen = (
+            f"{torch.cuda.device_count()} accelerator(s) seen" if torch.cuda.is_available() else "no accelerator seen"
+        )
+        where = f"{ranks.device} ({seen} by torch {torch.__version__})"
+    return f"pretrain: on {where}, in {precision}, by {ranks.world_size} process(es)"
 
 
 def _open_indexes(batches: Mapping[str, BatchParams], shards_root: Location) -> dict[str, ShardIndex]:
@@ -286,6 +306,26 @@ def samples_per_rank(params: PretrainParams, world_size: int) -> int:
             "number, since images exchange tissue in pairs; change one of the three, or set fills.tissue to 0"
         )
     return params.batch_size // world_size
+
+
+def check_statistics(backbone: nn.Module, params: PretrainParams, world_size: int) -> None:
+    """Check that no layer takes statistics of a part of the batch, or of the same part twice.
+
+    Raises:
+        ConfigError: the backbone has such layers, as BatchNorm, and a step of it is taken in parts.
+    """
+    names = [
+        name
+        for name, layer in backbone.named_modules()
+        if isinstance(layer, _BatchNorm) or "running_var" in dict(layer.named_buffers(recurse=False))
+    ]
+    if names and (world_size > 1 or params.num_micro_batches > 1 or params.checkpoint_activations):
+        raise ConfigError(
+            f"pretrain.backbone {params.backbone.name} has {len(names)} layers with statistics of the batch, as "
+            f"{names[0]}, which must see it whole and once; found {world_size} process(es), num_micro_batches "
+            f"{params.num_micro_batches}, checkpoint_activations {str(params.checkpoint_activations).lower()}. Train "
+            "it in one process with 1 and false, or choose a backbone without BatchNorm, as a ConvNeXt, Swin or ViT"
+        )
 
 
 def _best_teacher(checkpoints: CheckpointFolder) -> BestTeacher | None:

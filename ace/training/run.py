@@ -30,6 +30,7 @@ CODE = (
 )
 """The modules that training runs; the one of the evaluation reads the probe's features."""
 NOT_DECISIVE = {
+    "device",
     "num_workers",
     "log_every_steps",
     "checkpoint_every_s",

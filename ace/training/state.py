@@ -9,6 +9,7 @@ from torch.amp import GradScaler
 from torch.optim import AdamW
 
 from ace.models.networks import Student, Teacher
+from shards.errors import ConfigError
 
 
 @dataclass
@@ -38,10 +39,20 @@ class TrainState:
         }
 
     def load_dict(self, values: dict[str, Any]) -> None:
-        """Take what `to_dict` gave."""
-        self.student.load_state_dict(values["student"])
-        self.teacher.load_state_dict(values["teacher"])
-        self.optimizer.load_state_dict(values["optimizer"])
+        """Take what `to_dict` gave.
+
+        Raises:
+            ConfigError: the tensors or the optimiser's groups are those of other code.
+        """
+        try:
+            self.student.load_state_dict(values["student"])
+            self.teacher.load_state_dict(values["teacher"])
+            self.optimizer.load_state_dict(values["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"the checkpoint was written by code with other networks or parameter groups: {error}; go on with that "
+                "code, or begin a new run"
+            ) from None
         self.scaler.load_state_dict(values["scaler"])
         with torch.no_grad():
             self.center.copy_(values["center"])

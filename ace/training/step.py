@@ -21,8 +21,6 @@ from ace.training.ranks import Ranks
 from ace.training.schedules import cosine, linear_warmup, warmup_cosine
 from ace.training.state import TrainState
 
-DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 @dataclass(frozen=True)
 class Schedule:
@@ -110,7 +108,7 @@ def train_step(
     set_schedule(state.optimizer, lr=schedule.lr, weight_decay=schedule.weight_decay)
     torch.manual_seed(seed_of(params.seed, step, ranks.rank))
     # The teacher first: what the terms are divided by has to be known before any micro-batch's backward pass.
-    taught = _taught(state, batch, params, t, ranks)
+    taught = [teach(state.teacher, part, params, t) for part in batch.split(params.num_micro_batches)]
     own = count_totals(batch, taught, params.num_micro_batches, t)
     stop = own.num_valid.new_tensor(float(is_stop_wanted))
     agreed = ranks.sum(torch.stack([own.num_valid, own.teacher_energy, stop]))
@@ -152,16 +150,6 @@ def seed_of(seed: int, step: int, rank: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()[:8], "big") >> 1
 
 
-def _taught(
-    state: TrainState, batch: PairBatch | ViewBatch, params: PretrainParams, t: int, ranks: Ranks
-) -> list[TeacherOutputs]:
-    """The teacher's outputs on each micro-batch."""
-    dtype = DTYPES[params.precision]
-    micro_batches: Sequence[PairBatch | ViewBatch] = batch.split(params.num_micro_batches)
-    with torch.autocast(ranks.device.type, dtype, enabled=dtype is not None):
-        return [teach(state.teacher, micro_batch, params, t) for micro_batch in micro_batches]
-
-
 def _forward_backward(
     state: TrainState,
     learner: nn.Module,
@@ -174,26 +162,24 @@ def _forward_backward(
     ranks: Ranks,
     is_logged: bool,
 ) -> list[StepResult]:
-    dtype = DTYPES[params.precision]
     micro_batches: Sequence[PairBatch | ViewBatch] = batch.split(params.num_micro_batches)
     results = []
     for number, (micro_batch, outputs) in enumerate(zip(micro_batches, taught, strict=True), start=1):
         is_averaged = ranks.world_size == 1 or number == len(micro_batches)
         with nullcontext() if is_averaged else learner.no_sync():  # type: ignore[operator]
-            with torch.autocast(ranks.device.type, dtype, enabled=dtype is not None):
-                result = compute_loss(
-                    learner,
-                    micro_batch,
-                    outputs,
-                    state.center,
-                    params,
-                    t=t,
-                    teacher_temperature=schedule.teacher_temperature,
-                    logit_scales=state.student,
-                    totals=totals,
-                    share=1 / len(micro_batches),
-                    is_measured=is_logged,
-                )
+            result = compute_loss(
+                learner,
+                micro_batch,
+                outputs,
+                state.center,
+                params,
+                t=t,
+                teacher_temperature=schedule.teacher_temperature,
+                logit_scales=state.student,
+                totals=totals,
+                share=1 / len(micro_batches),
+                is_measured=is_logged,
+            )
             state.scaler.scale(result.loss).backward()  # type: ignore[no-untyped-call]
         results.append(result)
     return results

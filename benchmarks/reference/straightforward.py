@@ -72,9 +72,14 @@ class Straightforward:
         self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
         self.student.train()
         self.center = torch.zeros(params.global_head.out_dim, device=device)
-        trainable = [p for p in self.student.parameters() if p.requires_grad]
+        exempt = getattr(self.student.backbone.model, "no_weight_decay", set)()
+        trainable = {name: p for name, p in self.student.named_parameters() if p.requires_grad}
+        decayed = {n for n, p in trainable.items() if p.ndim > 1 and n.removeprefix("backbone.model.") not in exempt}
         self.optimizer = torch.optim.AdamW(
-            [{"params": [p for p in trainable if p.ndim > 1]}, {"params": [p for p in trainable if p.ndim <= 1]}],
+            [
+                {"params": [p for name, p in trainable.items() if name in decayed]},
+                {"params": [p for name, p in trainable.items() if name not in decayed]},
+            ],
             betas=(params.beta1, params.beta2),
         )
 

@@ -77,9 +77,15 @@ class ReferenceRun:
             count += 1
             self.moments[name] = count, first, second
             mean, square = first / (1 - params.beta1**count), second / (1 - params.beta2**count)
-            decay = weight_decay if parameter.ndim > 1 else 0.0
+            decay = weight_decay if self._is_decayed(name) else 0.0
             with torch.no_grad():
                 parameter.copy_((1 - lr * decay) * parameter - lr * mean / (square.sqrt() + 1e-8))
+
+    @staticmethod
+    def _is_decayed(name: str) -> bool:
+        """Weights of linear layers and of the patch embedding; not those of norms, not position embeddings."""
+        *_, layer, last = name.split(".")
+        return last == "weight" and not layer.startswith("norm")
 
     def _loss(self, batch) -> tuple[Tensor, list[Tensor]]:
         """Mean over the samples of each term, weighted; and the teacher's logits of every valid crop."""

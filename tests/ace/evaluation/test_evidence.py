@@ -18,7 +18,7 @@ from shards.image_names import IMAGE_NAMES
 from shards.lineage import TRAINING_IMAGES, write_lineage
 from shards.normalisation import Normalisation
 from shards.read import ShardIndex, ShardReader
-from tests.ace.evaluation.drawn_project import BATCH, EVALUATE, write_project
+from tests.ace.evaluation.drawn_project import BATCH, EVALUATE, write_model, write_project
 
 PARAMS = EvaluateParams.from_params(EVALUATE, "evaluate")
 ENCODERS = ("trained", "untrained", "imagenet")
@@ -104,6 +104,26 @@ def test_a_published_model_is_not_measured_on_patients_whose_images_it_names(pro
     independence = json.loads((tmp_path / "evidence/independence.json").read_text())
     assert independence["num_named_images_found"] == len(names["train"])
     assert independence["num_shared_patients"] == 0
+
+
+def test_other_weights_change_the_trained_row_and_leave_the_untrained_one_as_it_is(
+    project: Path, result: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    figures, out = result
+    write_model(tmp_path / "model", seed=4)
+    params = EvaluateParams.from_params(EVALUATE | {"reference": None}, "evaluate")
+    evaluate(params, project / "data/shards", tmp_path / "model", tmp_path / "p.json", tmp_path / "evidence")
+    found = json.loads((tmp_path / "p.json").read_text())
+    assert found["untrained"] == figures["untrained"]
+    assert {name for name in found["trained"] if found["trained"][name] == figures["trained"][name]} == set()
+    for path in sorted((tmp_path / "evidence").glob("*.npz")):
+        first, second = np.load(path), np.load(out / "evidence" / path.name)
+        of_untrained = [name for name in first if name.startswith("untrained_")]
+        assert of_untrained
+        for name in of_untrained:
+            np.testing.assert_array_equal(first[name], second[name])
+            other = name.removeprefix("un")
+            assert not np.array_equal(first[other], second[other])
 
 
 @pytest.mark.parametrize(("key", "other"), [("gain", "untrained"), ("gain_over_imagenet", "imagenet")])

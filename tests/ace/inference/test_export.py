@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor
 
@@ -148,6 +148,49 @@ def test_timm_loads_the_folder_and_computes_the_same_tokens(timm_folder: tuple[s
     assert (features < 0).any(), "the activation is not part of the exported model"
     assert torch.allclose(features.relu()[0], expected, atol=1e-4)
     assert expected.std() > 0.1
+
+
+@pytest.mark.parametrize("is_wide", [True, False], ids=["2:1", "1:2"])
+def test_an_image_that_is_no_square_keeps_its_ends_in_timm_and_in_transformers(
+    is_wide: bool, timm_folder: tuple[str, Path]
+) -> None:
+    """Stripes of another grey level at both ends, which a crop of the middle would cut off."""
+    transformers = pytest.importorskip("transformers", reason="NOT TESTED: transformers is missing")
+    _, root = timm_folder
+    model = ace.load(root / "ace", device="cpu")
+    picture = np.full((CROP_PX, 2 * CROP_PX), 200, dtype=np.uint8)
+    picture[:, : CROP_PX // 4], picture[:, -CROP_PX // 4 :] = 40, 90
+    image = Image.fromarray(picture if is_wide else picture.T.copy())
+    image = image.convert("L" if model.preprocessing.channels == 1 else "RGB")
+    network = timm.create_model(f"local-dir:{root / 'folder'}", pretrained=True, num_classes=0, global_pool="")
+    processor = transformers.AutoImageProcessor.from_pretrained(root / "folder")
+    mean, std = model.preprocessing.mean[0], model.preprocessing.std[0]
+    for found in (
+        create_transform(**resolve_data_config({}, model=network))(image),
+        processor([image])["pixel_values"][0],
+    ):
+        levels = 255 * (found[0] * std + mean)
+        levels = levels if is_wide else levels.T
+        middle = levels[CROP_PX // 2]
+        assert middle[[0, CROP_PX // 2, -1]].round().tolist() == [40, 200, 90]
+        assert levels[[0, -1]].std() == 0, "above and below there is nothing but padding"
+
+
+@torch.inference_mode()
+def test_an_image_padded_as_the_card_says_gets_the_tokens_that_ace_gives_it(timm_folder: tuple[str, Path]) -> None:
+    kind, root = timm_folder
+    network = timm.create_model(f"local-dir:{root / 'folder'}", pretrained=True, num_classes=0, global_pool="").eval()
+    model = ace.load(root / "ace", device="cpu")
+    image = smooth_image(CROP_PX // 2, CROP_PX, 0)
+    picture = Image.fromarray(image).convert("L" if model.preprocessing.channels == 1 else "RGB")
+    assert (
+        "image = ImageOps.pad(image, (SIDE, SIDE))".replace("SIDE", str(CROP_PX))
+        in (root / "folder/README.md").read_text()
+    )
+    square = ImageOps.pad(picture, (CROP_PX, CROP_PX))
+    transform = create_transform(**resolve_data_config({}, model=network))
+    features = tokens_of(network(transform(square)[None]), kind, getattr(network, "num_prefix_tokens", 0))
+    assert torch.allclose(features.relu()[0], model.embed(image).tokens, atol=1e-4)
 
 
 @torch.inference_mode()

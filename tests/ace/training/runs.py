@@ -28,8 +28,9 @@ try:
         from ace.training.pretrain import RunOptions, pretrain
         from shards.errors import ShardError
         from tests.ace.training.conftest import tiny_batches, tiny_grid, tiny_params
+        how = RunOptions(run_dir=Path(run) if run else None, device=sys.argv[6] or None)
         pretrain(tiny_params(**options), tiny_grid(), tiny_batches(), shards_root=shards, out=out / "model",
-                 metrics_dir=out / "metrics", request=request, options=RunOptions(run_dir=Path(run) if run else None))
+                 metrics_dir=out / "metrics", request=request, options=how)
 except StoppedError as stop:
     print(stop, file=sys.stderr)
     sys.exit(EXIT_CODE)
@@ -50,6 +51,7 @@ def start_run(
     last_shards: Path | None = None,
     prelude: str = "",
     time_limit_s: float | None = None,
+    on_device: str | None = None,
     **params: Any,
 ) -> "list[subprocess.Popen[str]]":
     """Start the processes of one training below `out`, each in a group of its own, as a scheduler would.
@@ -62,11 +64,13 @@ def start_run(
         last_shards: What the last process has instead of `shards`.
         prelude: Python that each process runs first.
         time_limit_s: As `--time-limit`, in seconds.
+        on_device: As `--device`.
         params: Changes of the tiny configuration.
     """
     environment = {**os.environ, "ACE_SCRATCH": str(out / "scratch"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    # Equal to the last bit is promised on the CPU.
-    environment["CUDA_VISIBLE_DEVICES"] = ""
+    if on_device != "cuda":
+        # Equal to the last bit is promised on the CPU.
+        environment["CUDA_VISIBLE_DEVICES"] = ""
     if num_ranks > 1:
         environment |= {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
         environment["GLOO_SOCKET_IFNAME"] = "lo"
@@ -75,7 +79,7 @@ def start_run(
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if num_ranks > 1 else {}
         seen = last_shards if last_shards is not None and rank == num_ranks - 1 else shards
         command = [sys.executable, "-c", prelude + RUN, str(seen), str(out), str(run_dir or ""), json.dumps(params)]
-        command.append(json.dumps(time_limit_s))
+        command += [json.dumps(time_limit_s), on_device or ""]
         processes.append(
             subprocess.Popen(
                 command, env=environment | own, cwd=out, stderr=subprocess.PIPE, text=True, start_new_session=True

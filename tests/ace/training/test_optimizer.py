@@ -1,6 +1,7 @@
 """Parameter groups and schedules."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from torch import nn
 from ace.training.optimizer import build_optimizer, parameter_groups, set_schedule
 from ace.training.pretrain import build_state
 from ace.training.schedules import cosine, linear_warmup, warmup_cosine
-from tests.ace.training.conftest import tiny_grid, tiny_params
+from shards.errors import ConfigError
+from tests.ace.training.conftest import demo_values, tiny_grid, tiny_params
 
 
 def test_every_trainable_parameter_is_in_exactly_one_group() -> None:
@@ -37,11 +39,95 @@ def test_only_matrices_are_decayed() -> None:
     assert all(group["lr"] == 0.1 for group in optimizer.param_groups)
 
 
+WINDOWS = {"depths": [1, 1, 1], "num_heads": [1, 2, 4], "window_size": 4}
+"""Of a small Swin Transformer of either version."""
+BLOCK = {"attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight"}
+"""The matrices of one block of a transformer."""
+
+
+def in_blocks(*blocks: str) -> set[str]:
+    return {f"{block}.{name}" for block in blocks for name in BLOCK}
+
+
+@pytest.mark.parametrize(
+    ("name", "model_args", "cell_px", "decayed"),
+    [
+        (
+            "vit_tiny_patch16_224",
+            {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "reg_tokens": 1},
+            8,
+            {"patch_embed.proj.weight", *in_blocks("blocks.0", "blocks.1")},
+        ),
+        (
+            "swin_tiny_patch4_window7_224",
+            {"embed_dim": 6, **WINDOWS},
+            16,
+            {
+                "patch_embed.proj.weight",
+                "layers.1.downsample.reduction.weight",
+                "layers.2.downsample.reduction.weight",
+                *in_blocks("layers.0.blocks.0", "layers.1.blocks.0", "layers.2.blocks.0"),
+            },
+        ),
+        (
+            "swinv2_tiny_window8_256",
+            {"embed_dim": 8, **WINDOWS},
+            16,
+            {
+                "patch_embed.proj.weight",
+                "layers.1.downsample.reduction.weight",
+                "layers.2.downsample.reduction.weight",
+                *in_blocks("layers.0.blocks.0", "layers.1.blocks.0", "layers.2.blocks.0"),
+            },
+        ),
+        (
+            "convnext_atto",
+            {"patch_size": 8, "depths": [1, 1, 0, 0], "dims": [8, 8, 8, 8], "output_stride": 16},
+            16,
+            {
+                "stem.0.weight",
+                *(f"stages.{s}.downsample.1.weight" for s in (1, 2, 3)),
+                *(f"stages.{s}.blocks.0.{part}.weight" for s in (0, 1) for part in ("conv_dw", "mlp.fc1", "mlp.fc2")),
+            },
+        ),
+    ],
+)
+def test_of_a_backbone_exactly_these_parameters_are_decayed(
+    name: str, model_args: dict[str, Any], cell_px: int, decayed: set[str]
+) -> None:
+    """Neither norms, biases, tokens, position embeddings and tables, nor what SwinV2 makes its logits with."""
+    backbone = {**demo_values("pretrain")["backbone"], "name": name, "model_args": model_args}
+    params = tiny_params(backbone=backbone, local_head={"form": "linear", "hidden_dim": 8}, composer="mlp")
+    state = build_state(params, tiny_grid(n=8, t=4, cell_px=cell_px), torch.device("cpu"))
+    ids = {id(p) for group in state.optimizer.param_groups if group["is_decayed"] for p in group["params"]}
+    found = {name for name, parameter in state.student.named_parameters() if id(parameter) in ids}
+    of_backbone = {name for name in found if name.startswith("backbone.")}
+    assert of_backbone == {f"backbone.model.{name}" for name in decayed}
+    assert found - of_backbone == {
+        *(f"global_head.mlp.{layer}.weight" for layer in (0, 2, 4)),
+        "global_head.last_layer.weight",
+        "local_head.map.weight",
+        "decomposers.2x2.map.weight",
+        "composers.2x2.map.0.weight",
+        "composers.2x2.map.2.weight",
+    }
+
+
 def test_frozen_parameters_are_in_no_group() -> None:
     module = nn.Linear(3, 4)
     module.bias.requires_grad_(False)
     grouped = [p for group in parameter_groups(module) for p in group["params"]]  # type: ignore[attr-defined]
     assert [p.shape for p in grouped] == [module.weight.shape]
+
+
+def test_a_checkpoint_of_other_parameter_groups_is_refused_with_what_to_do() -> None:
+    """As code wrote it that decayed the position embedding too."""
+    state = build_state(tiny_params(), tiny_grid(), torch.device("cpu"))
+    values = state.to_dict()
+    decay, no_decay = values["optimizer"]["param_groups"]
+    decay["params"].append(no_decay["params"].pop())
+    with pytest.raises(ConfigError, match=r"by code with other networks or parameter groups: .*begin a new run"):
+        state.load_dict(values)
 
 
 @pytest.mark.parametrize("num_steps", [4, 7, 100])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ace.data.crops import resample
 from ace.models.backbone import Backbone, build_backbone
 from ace.training.monitor_params import ProbeParams
 from ace.training.probe import ProbePlan, plan_probe, run_probe
@@ -19,6 +20,7 @@ from shards.execution import Processes
 from shards.params import BatchParams, MixParams, ShardParams
 from shards.read import ShardIndex, ShardReader
 from tests.ace.training.conftest import demo_values, tiny_grid, tiny_params
+from tests.oracles import probe as oracle
 from tests.shards.datasets import NO_CHECKS
 
 CPU = torch.device("cpu")
@@ -124,6 +126,30 @@ def test_labels_are_those_of_the_samples_and_uncertain_ones_are_not_known(member
                 assert answer == (expected if expected in (0, 1) else -1)
                 uncertain += answer == -1
     assert uncertain > 0
+
+
+def test_scores_are_those_of_the_mean_over_all_tokens_of_the_whole_image(members: Members, backbone: Backbone) -> None:
+    params = probe_params(images_per_forward=5)
+    plan = plan_probe(members, params, seed=0)
+    found = probe(backbone, plan, params)
+    features = []
+    for images in (plan.train, plan.val):
+        rows = []
+        for number, row in images.places:
+            index = members[number][0]
+            canvas = ShardReader(index).read(row).image
+            crop = resample(canvas, (0, 0, len(canvas), len(canvas)), index.spec.crop_px)
+            with torch.no_grad():
+                tokens = backbone(((torch.from_numpy(crop.copy()).float() / 255 - 0.5) / 0.25)[None, None])[0].double()
+            total = sum(tokens[i, j] for i in range(index.spec.t) for j in range(index.spec.t))
+            rows.append((total / total.norm()).numpy())
+        features.append(np.stack(rows))
+    train, val = features
+    for number, label in enumerate(plan.labels):
+        answers = plan.train.labels[:, number]
+        votes = [oracle.knn_vote(train, answers, query, params.k, params.temperature) for query in val]
+        expected = oracle.auroc(plan.val.labels[:, number], np.array(votes))
+        assert found[f"probe_knn_auroc_of/{label}"] == pytest.approx(expected, abs=1e-3)
 
 
 def test_features_do_not_depend_on_how_many_images_go_forward_together(members: Members, backbone: Backbone) -> None:

@@ -55,6 +55,12 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any], *, tolerance: f
             torch.testing.assert_close(found["terms"][name], expected["terms"][name], rtol=1e-4, atol=1e-6)
 
 
+def assert_same_networks_to_the_last_bit(first: dict[str, Any], second: dict[str, Any]) -> None:
+    for group in ("gradients", "student", "teacher"):
+        assert all(torch.equal(first[group][name], second[group][name]) for name in first[group])
+    assert torch.equal(first["center"], second["center"])
+
+
 def run_processes(
     folder: Path, num_processes: int, changes: dict[str, Any], batch: str = "gaps"
 ) -> list[dict[str, Any]]:
@@ -104,13 +110,11 @@ def test_two_processes_also_make_that_step_without_removal_and_where_one_has_not
     assert ("removal_change_outside" in expected["terms"]) == is_removal
     for one in found:
         assert_same(one, expected)
+    assert_same_networks_to_the_last_bit(*found)
 
 
 def test_both_processes_have_the_same_networks_to_the_last_bit(two_processes: list[dict[str, Any]]) -> None:
-    first, second = two_processes
-    for group in ("gradients", "student", "teacher"):
-        assert all(torch.equal(first[group][name], second[group][name]) for name in first[group])
-    assert torch.equal(first["center"], second["center"])
+    assert_same_networks_to_the_last_bit(*two_processes)
 
 
 @pytest.mark.parametrize(
