@@ -243,7 +243,7 @@ def _read(source: Source, root: Path) -> Listing:
         return source.read(root)
     except OSError as error:
         raise SourceError(
-            f"{root}: a file below it cannot be read ({error.strerror}); expected all files below it open to you: check "
+            f"{root}: a file below it cannot be read ({error.strerror}); expected all below it open to you: check "
             "their permissions"
         ) from None
 
