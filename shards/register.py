@@ -91,7 +91,7 @@ def register_batch(
         kept = {other: batch for other, batch in batches.items() if other == name or not only}
         key = _id_key(kept)
 
-        listing = source.read(root)
+        listing = _read(source, root)
         check_records(listing.records, str(root))
         _check_official_splits(listing, split_rule)
         whole = identify(listing, source.info.name, key, split_rule=split_rule, has_sex=has_sex)
@@ -279,6 +279,17 @@ def _entered(copy: Path, name: str, item: Mapping[str, Any]) -> str | None:
         return add_item(copy.read_text(encoding="utf-8"), "batches", name, item)
     except ConfigError:
         return None
+
+
+def _read(source: Source, root: Path) -> Listing:
+    """What the source finds; an error of the system, whose own text names the file, is said without the name."""
+    try:
+        return source.read(root)
+    except OSError as error:
+        raise SourceError(
+            f"{root}: a file below it cannot be read ({error.strerror}); expected all below it open to you: check "
+            "their permissions"
+        ) from None
 
 
 def _place_of_copy(path: Path, text: str) -> Path:

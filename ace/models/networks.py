@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ace.models.backbone import Backbone
 from ace.models.heads import Composer, Decomposer, GlobalHead, LocalHead, LogitScale, normalised
 from ace.models.params import GlobalHeadParams, LocalHeadParams, LogitParams, PartForm, WholeForm
+from ace.models.prototypes import full_precision
 
 
 @dataclass(frozen=True)
@@ -229,7 +230,7 @@ def overlap_mean(
     """
     weights = overlap.to(tokens.dtype) / overlap.sum(1, keepdim=True).clamp_min(1)
     # It is a matrix product, which autocast would compute in half precision.
-    with torch.autocast(tokens.device.type, enabled=False):
+    with full_precision(tokens.device):
         return torch.einsum("bnd,bn->bd", tokens.flatten(1, 2), weights)
 
 

@@ -4,6 +4,7 @@
 65,536 × 256. Here the norms divide the few logits instead, and the gradient is written once and corrected in place.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,10 +16,16 @@ LEAST_NORM = 1e-12
 """As `torch.nn.functional.normalize` has it."""
 
 
+def full_precision(device: torch.device) -> AbstractContextManager[None]:
+    """Compute what is inside in the precision of its tensors, whatever autocast says around it."""
+    name = device.type
+    return torch.autocast(name, enabled=False) if torch.amp.is_autocast_available(name) else nullcontext()
+
+
 def prototype_logits(x: Float[Tensor, "batch dim"], weight: Float[Tensor, "out dim"]) -> Float[Tensor, "batch out"]:
     """`⟨x, w/‖w‖⟩` for every row w of the weight; value and gradient of `linear(x, normalize(weight))`."""
     # In full precision: half would round cosines to some 0.004, and the temperature divides them by some 0.04.
-    with torch.autocast(x.device.type, enabled=False):
+    with full_precision(x.device):
         logits: Tensor = _PrototypeLogits.apply(x, weight)
     return logits
 

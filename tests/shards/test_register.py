@@ -25,6 +25,7 @@ from shards.project import Project, remove_batch
 from shards.read import ShardIndex
 from shards.records import File, Record
 from shards.register import check_paths_fit, register_batch
+from shards.sources.base import Listing
 from shards.sources.dicom_tree import DicomTreeSource
 from shards.sources.folder import FolderSource
 from shards.yaml_lines import add_deps, add_item, consumers, drop_deps, keep_items, set_value
@@ -48,6 +49,26 @@ def test_a_file_that_cannot_be_hashed_is_an_error_that_does_not_name_it(tmp_path
     record = Record("1", File("Doe^Jane/1.png"), "1")
     with pytest.raises(SourceError, match="No such file or directory") as error:
         list(hashed([record], tmp_path))
+    assert "Doe" not in "".join(traceback.format_exception(error.value))
+
+
+class FragileSource:
+    """A source that opens a file which is not there to be opened."""
+
+    info = FolderSource().info
+
+    def read(self, root: Path) -> Listing:
+        (root / "Doe^Jane.txt").read_bytes()
+        raise AssertionError("the file was read")
+
+
+def test_a_file_that_a_source_cannot_open_is_an_error_that_does_not_name_it(
+    project: Path, tmp_path: Path, id_key: str
+) -> None:
+    with pytest.raises(SourceError, match=r"a file below it cannot be read \(No such file or directory\)") as error:
+        register_batch(
+            "own-b000", tmp_path, FragileSource(), project=Project(project / "params.yaml", project / "dvc.yaml")
+        )
     assert "Doe" not in "".join(traceback.format_exception(error.value))
 
 
