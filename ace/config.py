@@ -81,6 +81,7 @@ def check_config(config: Config) -> None:
     from ace.models.encoder import check_reference
     from ace.models.weights import check_weights
     from ace.training.pretrain import samples_per_rank
+    from ace.training.start import check_start
     from shards.identity import PUBLIC_KEY, split_of
     from shards.phantom.study import count_images, patient_id
 
@@ -90,6 +91,7 @@ def check_config(config: Config) -> None:
             batch.mix.normalisation(config.pretrain.backbone.in_channels, name)
     check_backbone(config.pretrain.backbone, config.grid.spec)
     check_weights(config.pretrain.backbone)
+    check_start(config.pretrain, is_required=True)
     # What one process cannot divide, several cannot either; how many there will be is not known here.
     samples_per_rank(config.pretrain, 1)
     if config.evaluate.reference is not None:

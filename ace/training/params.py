@@ -6,7 +6,15 @@ from pydantic import Field, model_validator
 
 from ace.data.objectives import Objective
 from ace.data.params import AugmentParams, ViewsParams
-from ace.models.params import BackboneParams, GlobalHeadParams, LocalHeadParams, LogitParams, PartForm, WholeForm
+from ace.models.params import (
+    BackboneParams,
+    GlobalHeadParams,
+    LocalHeadParams,
+    LogitParams,
+    PartForm,
+    Sha256,
+    WholeForm,
+)
 from ace.training.monitor_params import CollapseParams, ProbeParams
 from shards.config import Section
 
@@ -108,6 +116,9 @@ class PretrainParams(OptimizerParams):
     start_from: str | None
     """Folder of a finished model whose backbone and heads, student's and teacher's, training starts with; null for
     random ones (or `backbone.weights`). Optimiser and schedules start anew: this is not how a run is resumed."""
+    start_from_sha256: Sha256 | None = None
+    """Digest of that model's weights, which `python -m ace config check` prints; a stage of DVC needs it, so that other
+    weights in the same folder make the training stale. Not needed in a run of one's own."""
     precision: Literal["fp32", "bf16", "fp16"]
     """Of the matrix products inside backbone and heads; weights, averages, pooled tokens, logits, losses and monitors
     are fp32. fp16 scales the loss."""
@@ -143,6 +154,10 @@ class PretrainParams(OptimizerParams):
 
     @model_validator(mode="after")
     def _starts_from_one_thing(self) -> "PretrainParams":
+        if self.start_from is None and self.start_from_sha256 is not None:
+            raise ValueError(
+                f"start_from_sha256 is {self.start_from_sha256} and start_from null; set both or neither of them"
+            )
         if self.start_from is not None and self.backbone.weights is not None:
             raise ValueError(
                 f"start_from is {self.start_from} and backbone.weights is given too; set one of them to null"

@@ -27,8 +27,8 @@ from ace.training.optimizer import build_optimizer
 from ace.training.params import PretrainParams
 from ace.training.probe import ProbePlan, plan_probe
 from ace.training.ranks import Ranks, open_ranks
-from ace.training.run import RunFolder, RunIdentity, open_run, recorded_versions
-from ace.training.start import start_files, take_first_weights
+from ace.training.run import RunFolder, RunIdentity, open_run, recorded_commit, recorded_versions
+from ace.training.start import check_start, take_first_weights
 from ace.training.state import TrainState
 from ace.training.stop import StopRequest
 from shards.atomic import replace_directory, write_text
@@ -96,8 +96,15 @@ def pretrain(
         if ranks.is_first:
             print(_outset(ranks, params.precision), file=sys.stderr)
         indexes = ranks.together(lambda: _open_indexes(batches, shards_root))
+        ranks.together(lambda: check_start(params, is_required=False))
         own = ranks.together(lambda: RunIdentity.of(params, grid, batches, indexes))
         identity = _agreed_identity(own, ranks)
+        # Now: model and code may be others by the end of a long run.
+        origin = {
+            "code": identity.values["code"],
+            "commit": recorded_commit() if ranks.is_first else None,
+            "start_from": identity.values["start"],
+        }
         run = ranks.from_first(
             lambda: stack.enter_context(
                 open_run(identity, options.run_dir, accepts_changed_code=options.accepts_changed_code)
@@ -106,7 +113,7 @@ def pretrain(
         state = _train(params, grid, batches, indexes, run, identity.fingerprint, ranks, request, metrics_dir, options)
         if ranks.is_first:
             best = _best_teacher(CheckpointFolder(run.path / CHECKPOINTS, num_kept=params.keep_checkpoints))
-            config = _resolved_config(params, grid, batches, indexes, state.step, best, ranks)
+            config = _resolved_config(params, grid, batches, indexes, state.step, best, ranks) | origin
             _publish(state, config, indexes, best, run.path, out)
 
 
@@ -383,7 +390,6 @@ def _resolved_config(
             "batches": {name: {"mix": batches[name].mix.model_dump(mode="json")} for name in batches},
         },
         "shards": shards,
-        "start_from": {} if params.start_from is None else start_files(Path(params.start_from)),
         "steps": steps,
         "best": None if best is None else {"step": best.step, "score": best.score, "metric": best.metric},
         "num_processes": ranks.world_size,

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +30,11 @@ CODE = (
     "shards/*.py",
 )
 """The modules that training runs; the one of the evaluation reads the probe's features."""
+DESCRIPTION = ("--always", "--abbrev=40", "--exclude=*", "--dirty")
+"""Arguments of `git describe` for the whole name of a commit, without tags."""
 NOT_DECISIVE = {
+    # What it stands for is in the identity itself, as `start`.
+    "start_from_sha256",
     "device",
     "num_workers",
     "log_every_steps",
@@ -140,6 +145,18 @@ def open_run(identity: RunIdentity, run_dir: Path | None, *, accepts_changed_cod
         yield RunFolder(run_dir, frozenset(RunIdentity(run).fingerprint for run in runs))
     finally:
         lock.release()
+
+
+def recorded_commit() -> str | None:
+    """The commit of the checkout that this code runs from, with `-dirty` where files differ; None outside of one."""
+    root = Path(__file__).parents[2]
+    try:
+        # An installed package may lie in a folder of somebody else's repository.
+        for command in (("ls-files", "--error-unmatch", "ace/__init__.py"), ("describe", *DESCRIPTION)):
+            done = subprocess.run(["git", "-C", root, *command], capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
 
 
 def recorded_versions() -> dict[str, str]:

@@ -3,6 +3,7 @@
 None of it is resuming: step, optimiser and schedules begin anew.
 """
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -34,6 +35,38 @@ def start_files(folder: Path) -> dict[str, str]:
             "pretrain` wrote (for a backbone alone, set pretrain.backbone.weights)"
         )
     return {name: sha256_of(folder / name) for name in FILES}
+
+
+def start_sha256(folder: Path) -> str:
+    """One digest of the finished model's weights: of what `sha256sum` prints for the files, in the order of `FILES`.
+
+    Raises:
+        ConfigError: the folder is not a finished model.
+    """
+    lines = [f"{digest}  {name}\n" for name, digest in start_files(folder).items()]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def check_start(params: PretrainParams, *, is_required: bool) -> None:
+    """Check that the model to start with is the one that was meant.
+
+    Args:
+        params: Section `pretrain`.
+        is_required: Whether its digest has to be given: DVC sees the path alone, and would call a stage up to date
+            whose model has been replaced by another.
+
+    Raises:
+        ConfigError: it is another one, it is no finished model, or its digest is not given.
+    """
+    if params.start_from is None or (params.start_from_sha256 is None and not is_required):
+        return
+    found = start_sha256(Path(params.start_from))
+    if found != params.start_from_sha256:
+        raise ConfigError(
+            f"pretrain.start_from {params.start_from}: its weights have the sha256 {found}, and "
+            f"pretrain.start_from_sha256 is {params.start_from_sha256 or 'not set'}; get the model that was meant, or "
+            "write the new digest if the change is wanted"
+        )
 
 
 def take_first_weights(state: TrainState, params: PretrainParams) -> str | None:

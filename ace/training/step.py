@@ -1,6 +1,7 @@
 """One optimiser step: schedules, micro-batches, gradients averaged over ranks, clipping, teacher, centre."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -110,15 +111,18 @@ def train_step(
     # The teacher first: what the terms are divided by has to be known before any micro-batch's backward pass.
     taught = [teach(state.teacher, part, params, t) for part in batch.split(params.num_micro_batches)]
     own = count_totals(batch, taught, params.num_micro_batches, t)
-    stop = own.num_valid.new_tensor(float(is_stop_wanted))
+    # Filled in where it lies: a value made on the host would be waited for.
+    stop = torch.full_like(own.num_valid, float(is_stop_wanted))
     agreed = ranks.sum(torch.stack([own.num_valid, own.teacher_energy, stop]))
     totals = BatchTotals(*(agreed[:2] / ranks.world_size))
     state.optimizer.zero_grad(set_to_none=True)
     results = _forward_backward(state, learner, batch, taught, params, t, schedule, totals, ranks, is_logged)
     center_sums, terms, removal = _added_up(results, ranks)
-    grad_norm, is_scaled_finite = _clipped(state, params, schedule)
-    is_loss_finite = bool(torch.isfinite(terms["loss"]))
-    is_finite = is_loss_finite and is_scaled_finite
+    grad_norm = _clipped(state, params, schedule)
+    # The one wait of a step for the device: whether it counts has to be known here.
+    loss, norm, num_stops = torch.stack([terms["loss"], grad_norm, agreed[2]]).tolist()
+    is_loss_finite = math.isfinite(loss)
+    is_finite = is_loss_finite and math.isfinite(norm)
     if is_finite:
         state.scaler.step(state.optimizer)
         state.teacher.update(state.student, schedule.momentum)
@@ -139,10 +143,10 @@ def train_step(
         values |= {name: value for name, value in removal.ratios.items() if torch.isfinite(value)}
     if is_logged:
         values |= _monitored(results[-1].teacher, state.center, schedule.teacher_temperature)
-    if state.scaler.is_enabled():
+    if is_logged and state.scaler.is_enabled():
         values["loss_scale"] = state.scaler.get_scale()
     local_loss = torch.stack([result.loss.detach() for result in results]).sum()
-    return StepOutcome(values, local_loss, is_finite, is_overflow, bool(agreed[2] > 0))
+    return StepOutcome(values, local_loss, is_finite, is_overflow, num_stops > 0)
 
 
 def seed_of(seed: int, step: int, rank: int) -> int:
@@ -205,15 +209,14 @@ def _added_up(
     return (added[1], added[0][0]) if centers else None, terms, removal
 
 
-def _clipped(state: TrainState, params: PretrainParams, schedule: Schedule) -> tuple[Tensor, bool]:
-    """Clip the true gradient in place; its norm before, equal on every rank, and whether it is finite."""
+def _clipped(state: TrainState, params: PretrainParams, schedule: Schedule) -> Tensor:
+    """Clip the true gradient in place; its norm before, equal on every rank."""
     head = state.student.global_head
     if head is not None and schedule.is_last_layer_frozen:
         head.last_layer.weight.grad = None
     if state.scaler.is_enabled():
         state.scaler.unscale_(state.optimizer)
-    grad_norm = torch.nn.utils.clip_grad_norm_(state.student.parameters(), params.clip_norm)
-    return grad_norm, bool(torch.isfinite(grad_norm))
+    return torch.nn.utils.clip_grad_norm_(state.student.parameters(), params.clip_norm)
 
 
 def _monitored(teacher: TeacherOutputs, center: Tensor, temperature: float) -> dict[str, Tensor]:

@@ -77,10 +77,19 @@ def fresh_state(ranks: Ranks = ALONE, **changes: Any) -> TrainState:
     return build_state(tiny_params(**settings(**changes)), GRID, ranks.device)
 
 
-def step_on(state: TrainState, batch: PairBatch, ranks: Ranks = ALONE, **changes: Any) -> StepOutcome:
+def step_on(
+    state: TrainState,
+    batch: PairBatch,
+    ranks: Ranks = ALONE,
+    *,
+    is_logged: bool = True,
+    is_stop_wanted: bool = False,
+    **changes: Any,
+) -> StepOutcome:
     params = tiny_params(**settings(**changes))
     learner = ranks.averaging(state.student).train()
-    return train_step(state, learner, batch, params, t=GRID.t, steps_per_epoch=10, ranks=ranks)
+    flags = {"is_logged": is_logged, "is_stop_wanted": is_stop_wanted}
+    return train_step(state, learner, batch, params, t=GRID.t, steps_per_epoch=10, ranks=ranks, **flags)
 
 
 def record(state: TrainState, outcome: StepOutcome) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,21 @@ def test_tokens_that_are_alike_find_themselves_in_every_precision(precision: str
     values = step_on(state, batch, ranks, precision=precision, **without_removal()).values
     assert values["accuracy_decomposition"] == 1.0
     assert values["accuracy_composition"] == 1.0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_step_that_is_not_logged_waits_for_the_accelerator_once(precision: str) -> None:
+    ranks = Ranks(0, 1, torch.device(DEVICE))
+    state, batch = fresh_state(ranks, precision=precision), batch_with_gaps().to(ranks.device)
+    step_on(state, batch, ranks, precision=precision)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as waits:
+            warnings.simplefilter("always")
+            step_on(state, batch, ranks, precision=precision, is_logged=False)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(waits) <= 1, [str(wait.message) for wait in waits]
 
 
 def test_two_processes_on_one_accelerator_are_refused(noise_shards: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from ace.training.loop import SCORE
 from ace.training.pretrain import pretrain
 from ace.training.stop import StopRequest
 from shards.errors import ConfigError
-from tests.ace.training.conftest import BATCH, demo_values, tiny_batches, tiny_grid, tiny_params
+from tests.ace.training.conftest import BATCH, ROOT, demo_values, tiny_batches, tiny_grid, tiny_params
 from tests.ace.training.runs import finish, logged_rows, signal_when, start_run
 from tests.shards.servers import FlakyServer
 
@@ -46,6 +47,9 @@ def test_a_finished_run_leaves_model_metrics_and_no_scratch(finished: Path) -> N
     assert wanted | {"data_wait_share", "feature_std", "effective_rank", "teacher_entropy"} <= set(rows[0])
     config = json.loads((model / "config.json").read_text())
     assert config["format_version"] == 3
+    git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    assert config["commit"].removesuffix("-dirty") == subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    assert len(config["code"]) == 64
     assert config["shards"][0]["batch"] == BATCH
     assert all(len(shard["sha256"]) == 64 for shard in config["shards"][0]["shards"])
     assert json.loads((finished / "metrics/metrics.json").read_text())["step"] == rows[-1]["step"]

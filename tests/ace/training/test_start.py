@@ -1,5 +1,7 @@
 """A new run that starts from a finished model: what it takes, what it leaves random, what it refuses."""
 
+import hashlib
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import torch
 
 from ace.training.model_folder import save_model
 from ace.training.pretrain import build_state
-from ace.training.start import start_files, start_from
+from ace.training.start import check_start, start_files, start_from
 from ace.training.state import TrainState
 from shards.errors import ConfigError
 from tests.ace.training.conftest import tiny_grid, tiny_params
@@ -66,3 +68,30 @@ def test_another_backbone_and_a_folder_without_a_model_are_refused(
         start_from(state_of(1, backbone=backbone), finished[1])
     with pytest.raises(ConfigError, match=r"no teacher_backbone\.safetensors, .*heads\.safetensors; expected a model"):
         start_files(tmp_path)
+
+
+def test_a_stage_needs_the_digest_of_the_model_it_starts_from_and_notices_another(
+    finished: tuple[TrainState, Path],
+) -> None:
+    _, folder = finished
+    names = ("teacher_backbone.safetensors", "student_backbone.safetensors", "heads.safetensors")
+    printed = subprocess.run(["sha256sum", *names], cwd=folder, capture_output=True, check=True).stdout
+    digest = hashlib.sha256(printed).hexdigest()
+    alone, pinned = tiny_params(start_from=str(folder)), tiny_params(start_from=str(folder), start_from_sha256=digest)
+    for is_required in (False, True):
+        check_start(pinned, is_required=is_required)
+        check_start(tiny_params(), is_required=is_required)
+    check_start(alone, is_required=False)
+    with pytest.raises(ConfigError, match=rf"the sha256 {digest}, and pretrain\.start_from_sha256 is not set"):
+        check_start(alone, is_required=True)
+    other = state_of(5)
+    save_model(folder, other.student, other.teacher, config_of())
+    with pytest.raises(
+        ConfigError, match=rf"and pretrain\.start_from_sha256 is {digest}; get the model that was meant"
+    ):
+        check_start(pinned, is_required=False)
+
+
+def test_a_digest_without_a_model_is_refused() -> None:
+    with pytest.raises(ConfigError, match="start_from null; set both or neither"):
+        tiny_params(start_from_sha256="0" * 64)

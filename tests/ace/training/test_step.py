@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ace.models.backbone import build_backbone
 from ace.training.objective import count_totals, teach
@@ -249,3 +250,30 @@ def test_stochastic_depth_follows_from_the_step_whatever_was_drawn_before() -> N
 def test_a_compiled_backbone_makes_the_same_step(tmp_path: Path) -> None:
     (found,) = run_processes(tmp_path, 1, {"compile": True})
     assert_same(found, recorded(), tolerance=1e-4)
+
+
+class ReadsByTheHost(TorchDispatchMode):
+    """Counts how often a value is asked of a tensor, for which the host waits until an accelerator has computed it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_step_that_is_not_logged_asks_for_no_single_value(precision: str, batch: str) -> None:
+    """It reads what decides whether the step counts in one list."""
+    state = fresh_state(precision=precision)
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=256.0, enabled=precision == "fp16")
+    step_on(state, BATCHES[batch](), precision=precision)
+    with ReadsByTheHost() as reads:
+        outcome = step_on(state, BATCHES[batch](), precision=precision, is_logged=False, is_stop_wanted=True)
+    assert reads.count == 0
+    assert outcome.is_finite
+    assert outcome.is_stop_wanted
+    assert isinstance(outcome.values["loss"], torch.Tensor)
