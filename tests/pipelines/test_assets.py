@@ -1,6 +1,12 @@
 """Runs in Dagster: real dvc processes in the toy repository."""
 
 import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,7 +23,7 @@ from pipelines.definitions import build_definitions
 from pipelines.graph import load_graph
 from pipelines.lock import read_lock
 from pipelines.sensors import lock_events
-from tests.pipelines.toy import edit
+from tests.pipelines.toy import appears, dvc, edit
 
 
 def run(root: Path, instance: DagsterInstance, *paths: str, raise_on_error: bool = True) -> ExecuteInProcessResult:
@@ -101,6 +107,75 @@ def test_a_failing_command_leaves_its_last_lines_in_the_failure(toy: Path, insta
     assert "step 99" in log
     assert "step 0" not in log
     assert not result.get_asset_materialization_events()
+
+
+def test_the_commands_of_a_stage_find_the_python_that_runs_dagster_first(
+    toy: Path, instance: DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dagster may be started by its path, from a shell in which another Python is the first."""
+    other = tmp_path / "bin" / "python"
+    other.parent.mkdir()
+    other.write_text("#!/bin/sh\necho the wrong python >&2\nexit 1\n")
+    other.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{other.parent}{os.pathsep}{os.environ['PATH']}")
+    edit(toy / "params.yaml", "count: 3", "count: 4")
+    assert run(toy, instance, "data/raw").success
+    assert ran(toy) == ["raw data/raw"]
+
+
+def test_a_run_waits_for_another_dvc_that_is_at_work_in_the_repository(toy: Path, instance: DagsterInstance) -> None:
+    """Without its flag DVC gives up after three seconds; here it finds the repository held for long after its start."""
+    edit(toy / "params.yaml", "count: 3", "count: 4")
+    begun = time.monotonic()
+    dvc(toy, "status")
+    start_s = time.monotonic() - begun
+    with ThreadPoolExecutor() as pool:
+        with held_repository(toy):
+            running = pool.submit(run, toy, instance, "data/raw", raise_on_error=False)
+            with pytest.raises(TimeoutError):
+                running.result(timeout=6 + 4 * start_s)
+        assert running.result().success
+    assert ran(toy) == ["raw data/raw"]
+
+
+@contextmanager
+def held_repository(root: Path) -> Iterator[None]:
+    """DVC's lock on the repository, held by a process of its own while the block runs."""
+    program = "from dvc.repo import Repo\nwith Repo().lock:\n  print('held', flush=True)\n  input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        try:
+            yield
+        finally:
+            holder.communicate("\n")
+
+
+def test_metrics_are_observed_while_the_command_still_runs(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.process.OBSERVE_EVERY_S", 0.25)
+    os.mkfifo(tmp_path / "go-on")
+    monkeypatch.setenv(
+        "TOY_HOOK",
+        (
+            "if stage == 'train':\n"
+            "    from ace.training.pipes import open_reporter\n"
+            "    with open_reporter() as report:\n"
+            "        report({'loss': 3.0})\n"
+            f"        open('{tmp_path}/go-on').close()\n"
+        ),
+    )
+    edit(toy / "params.yaml", "1.0e-3", "2.0e-3")
+    with DagsterInstance.local_temp(str(tmp_path)) as instance, ThreadPoolExecutor() as pool:
+        running = pool.submit(run, toy, instance, "models/toy", "metrics/train.json", "metrics/plots")
+        key = AssetKey(["models", "toy"])
+        observed = appears(lambda: instance.fetch_observations(key, limit=1).records, lambda: not running.done())
+        (tmp_path / "go-on").open("w").close()
+        assert observed
+        assert running.result().success
 
 
 def test_metrics_reported_over_pipes_become_observations(

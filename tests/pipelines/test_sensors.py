@@ -46,11 +46,12 @@ def test_a_wiped_asset_is_reported_again(toy: Path, instance: DagsterInstance) -
     assert event.asset_key == AssetKey(["models", "toy"])
 
 
+@pytest.mark.parametrize("status", [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING])
 @pytest.mark.parametrize("selection", [frozenset({AssetKey(["models", "toy"])}), None])
 def test_assets_of_a_run_in_progress_are_left_to_it(
-    toy: Path, instance: DagsterInstance, selection: frozenset[AssetKey] | None
+    toy: Path, instance: DagsterInstance, selection: frozenset[AssetKey] | None, status: DagsterRunStatus
 ) -> None:
-    run = create_run_for_test(instance, asset_selection=selection, status=DagsterRunStatus.STARTED)
+    run = create_run_for_test(instance, asset_selection=selection, status=status)
     reported = {event.asset_key.to_user_string() for event in lock_events(instance, toy, load_graph(toy), [])}
     assert reported == (OUTS - {"models/toy"} if selection else set())
     instance.delete_run(run.run_id)
