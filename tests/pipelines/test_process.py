@@ -16,8 +16,10 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
-from dagster import DagsterInstance, DagsterRunStatus
+from dagster import AssetKey, DagsterInstance, DagsterRunStatus
 
+from pipelines.graph import load_graph
+from pipelines.lock import read_lock
 from tests.pipelines.toy import OUTS, appears, dvc, edit
 
 DEFINITIONS = """
@@ -162,7 +164,7 @@ def test_dagster_dev_shows_the_graph_follows_the_command_line_runs_and_ends_runs
         assert {node["staleStatus"] for node in nodes.values()} == {"FRESH"}
 
         edit(project / "params.yaml", "scale: 2", "scale: 3")
-        wait_for(dev, "the code location was reloaded")
+        wait_for(dev, "the code location was asked to reload")
         wait_for(dev, "Sensor dvc_lock skipped: dvc.lock holds nothing new")
         stale = {key for key, node in assets(port).items() if node["staleStatus"] == "STALE"}
         assert stale == {"data/shards/own", "data/shards/raw-b000"}
@@ -177,6 +179,29 @@ def test_dagster_dev_shows_the_graph_follows_the_command_line_runs_and_ends_runs
         with ended_life(tmp_path / "alive"):
             graphql(port, f'mutation {{ terminateRun(runId: "{run_id}") {{ __typename }} }}')
         wait_for(dev, "RUN_CANCELED")
+
+
+@pytest.mark.slow
+def test_a_code_server_that_cannot_reload_still_reports_and_is_named(project: Path) -> None:
+    """`dagster api grpc`, as in Docker and Helm."""
+    port, code_port = free_port(), free_port()
+    location = {"host": "127.0.0.1", "port": code_port, "location_name": "toy"}
+    (project / "workspace.yaml").write_text(json.dumps({"load_from": [{"grpc_server": location}]}))
+    serve = ["api", "grpc", "-m", "toy_definitions", "--host", "127.0.0.1", "--port", str(code_port)]
+    develop = ["dev", "-w", "workspace.yaml", "--host", "127.0.0.1", "--port", str(port)]
+    with started(project, *serve) as server:
+        wait_for(server, "Started Dagster code server")
+        with started(project, *develop) as dev:
+            wait_for(dev, "Sensor dvc_lock skipped: dvc.lock holds nothing new")
+            edit(project / "params.yaml", "scale: 2", "scale: 3")
+            dvc(project, "repro", "--single-item", "shard@own")
+            wait_for(dev, "restart the code server")
+    with DagsterInstance.from_config(str(project / "home")) as instance:
+        event = instance.get_latest_materialization_event(AssetKey(["data", "shards", "own"]))
+    assert event is not None
+    assert event.asset_materialization is not None
+    recorded = read_lock(project, load_graph(project))["shard@own"].outs["data/shards/own"].md5
+    assert (event.asset_materialization.tags or {})["dagster/data_version"] == recorded
 
 
 def hold_open(pipe: Path) -> str:
