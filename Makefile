@@ -5,7 +5,8 @@ VENV := .venv
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
-export DAGSTER_HOME ?= $(CURDIR)/.dagster
+# This checkout's own, whatever another project exports; `make dev DAGSTER_HOME=/a/folder` puts it elsewhere.
+export DAGSTER_HOME := $(CURDIR)/.dagster
 export DAGSTER_DISABLE_TELEMETRY := 1
 STAMP := $(VENV)/.installed
 
@@ -55,7 +56,9 @@ check: $(STAMP) ## ruff, mypy --strict, import-linter
 	@ruff check . && ruff format --check . && mypy && lint-imports
 
 dev: $(STAMP) ## Dagster on http://127.0.0.1:3000
-	@mkdir -p "$(DAGSTER_HOME)" && cp pipelines/dagster.yaml "$(DAGSTER_HOME)/dagster.yaml"; dagster dev --host 127.0.0.1 --port 3000
+	@mkdir -p "$$DAGSTER_HOME" && { test -e "$$DAGSTER_HOME/dagster.yaml" || cp pipelines/dagster.yaml "$$DAGSTER_HOME"; }
+	@cmp -s pipelines/dagster.yaml "$$DAGSTER_HOME/dagster.yaml" || echo "$$DAGSTER_HOME/dagster.yaml differs from pipelines/dagster.yaml and is left as it is"
+	@dagster dev --host 127.0.0.1 --port 3000
 
 bench: $(STAMP) ## the benchmarks; each prints one JSON object as its last line
 	@for script in benchmarks/[a-z]*.py; do python $$script || exit 1; done

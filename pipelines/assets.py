@@ -11,13 +11,14 @@ from dagster import (
     AssetsDefinition,
     AssetSpec,
     DataVersion,
+    Failure,
     MaterializeResult,
     multi_asset,
 )
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
-from pipelines.graph import Graph, Stage
-from pipelines.lock import asset_key, provenance, read_lock
+from pipelines.graph import Graph, Stage, load_graph
+from pipelines.lock import asset_key, is_up_to_date, provenance, read_lock
 from pipelines.metadata import MetricCheck, out_metadata, stage_metadata
 from pipelines.process import reproduce
 from shards.errors import ConfigError
@@ -54,14 +55,22 @@ def _family(
             for stage in stages
         ]
         selected = [(stage, outs) for stage, outs in selected if outs]
-        yield from reproduce(
-            context,
-            root,
-            [stage.name for stage, _ in selected],
-            jobs=stages[0].meta.jobs,
-            observed=asset_key(selected[0][1][0].path),
-        )
-        records = read_lock(root, graph)
+        failure = None
+        try:
+            yield from reproduce(
+                context,
+                root,
+                [stage.name for stage, _ in selected],
+                jobs=stages[0].meta.jobs,
+                observed=asset_key(selected[0][1][0].path),
+            )
+        except Failure as error:
+            failure = error
+            finished = _finished(root)
+            selected = [(stage, outs) for stage, outs in selected if stage.name in finished]
+        if failure and not selected:
+            raise failure
+        records = read_lock(root, graph, just_run=[stage.name for stage, _ in selected], wait=True)
         for stage, outs in selected:
             tags = provenance(records[stage.name])
             for out in outs:
@@ -71,6 +80,9 @@ def _family(
                     data_version=DataVersion(tags[out.path][DATA_VERSION_TAG]),
                     tags=tags[out.path],
                 )
+        if failure:
+            names = ", ".join(stage.name for stage, _ in selected)
+            raise Failure(f"{failure.description}; these have finished: {names}", metadata=failure.metadata)
         for key in context.selected_asset_check_keys:
             done = by_name[key].evaluation(root)
             yield AssetCheckResult(
@@ -82,6 +94,16 @@ def _family(
             )
 
     return run
+
+
+def _finished(root: Path) -> set[str]:
+    """Names of the stages that are up to date after a failure; none if not even that can be told."""
+    try:
+        graph = load_graph(root)
+        records = read_lock(root, graph, wait=True)
+    except ConfigError:
+        return set()
+    return {stage.name for stage in graph.stages if is_up_to_date(root, stage, records)}
 
 
 def _specs(stage: Stage) -> Iterator[AssetSpec]:

@@ -8,6 +8,7 @@ from pipelines.assets import build_assets
 from pipelines.graph import load_graph
 from pipelines.metadata import read_checks
 from pipelines.sensors import build_dvc_lock_sensor
+from shards.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -15,14 +16,17 @@ ROOT = Path(__file__).resolve().parents[1]
 def build_definitions(root: Path) -> dagster.Definitions:
     """The definitions of the DVC repository at `root`.
 
-    Raises:
-        ConfigError: dvc.yaml or params.yaml is wrong; `dagster dev` shows the message and waits for a reload.
+    If dvc.yaml or params.yaml is wrong there are no assets, and the sensor alone waits until they can be read: without
+    it nothing would ask for the reload that brings the assets back.
     """
-    graph = load_graph(root)
-    checks = read_checks(root, graph)
-    return dagster.Definitions(
-        assets=build_assets(root, graph, checks), sensors=[build_dvc_lock_sensor(root, graph, checks)]
-    )
+    try:
+        graph = load_graph(root)
+        checks = read_checks(root, graph)
+        assets = build_assets(root, graph, checks)
+    except ConfigError as error:
+        dagster.get_dagster_logger().error(f"no assets until this is mended: {error}")
+        return dagster.Definitions(sensors=[build_dvc_lock_sensor(root, None, [])])
+    return dagster.Definitions(assets=assets, sensors=[build_dvc_lock_sensor(root, graph, checks)])
 
 
 @dagster.definitions

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any, Literal
 
 from dvc.dependency import ParamsDependency
 from dvc.exceptions import DvcException
+from dvc.lock import LockError
 from dvc.repo import Repo
 
 from shards.config import Section
 from shards.errors import ConfigError
+
+LOCK_NAME = "dvc.lock"
 
 
 class DagsterMeta(Section):
@@ -99,6 +103,28 @@ def load_graph(root: Path) -> Graph:
             return Graph(tuple(_stage(stage, repo, produced) for stage in stages))
     except DvcException as error:
         raise ConfigError(f"{root}: DVC cannot read the graph: {error}") from error
+
+
+@contextmanager
+def held_repository(root: Path, *, wait: bool) -> Iterator[None]:
+    """Hold DVC's lock on the repository at `root`, under which every dvc writes dvc.lock.
+
+    Args:
+        root: of the DVC repository.
+        wait: Wait for another dvc for as long as it takes, instead of for three seconds.
+
+    Raises:
+        ConfigError: another dvc holds the lock.
+    """
+    with Repo(str(root), _wait_for_lock=wait) as repo:
+        try:
+            repo.lock.lock()
+        except LockError as error:
+            raise ConfigError(f"{root}: another dvc is at work in this repository; {LOCK_NAME} was not read") from error
+        try:
+            yield
+        finally:
+            repo.lock.unlock()
 
 
 def _stage(stage: Any, repo: Any, produced: set[str]) -> Stage:

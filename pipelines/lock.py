@@ -1,7 +1,7 @@
 """dvc.lock, read as plain YAML, and the provenance tags it gives every asset."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from posixpath import normpath
@@ -21,12 +21,11 @@ from dagster._core.definitions.data_version import (
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipelines.graph import Graph, Stage, code_version
+from pipelines.graph import LOCK_NAME, Graph, Stage, code_version, held_repository
 from shards.errors import ConfigError
 
-LOCK_NAME = "dvc.lock"
-SETTLE_S = 0.05
-NUM_READINGS = 100
+PAUSE_S = 0.2
+NUM_READINGS = 10
 
 
 @dataclass(frozen=True)
@@ -78,31 +77,62 @@ def provenance(record: Record) -> dict[str, dict[str, str]]:
     return {path: {**shared, DATA_VERSION_TAG: out.md5} for path, out in record.outs.items()}
 
 
-def read_lock(root: Path, graph: Graph) -> dict[str, Record]:
+def read_lock(root: Path, graph: Graph, *, just_run: Collection[str] = (), wait: bool = False) -> dict[str, Record]:
     """The records of dvc.lock by stage name, for stages that the graph has and that ever ran.
 
-    DVC writes the file in place, so a reading may be half a file: only two equal readings in a row count.
+    DVC writes the file in place, so it is read under DVC's own lock. Git does not know that lock: a reading that is
+    damaged, or lacks what must be there, is repeated for some seconds.
+
+    Args:
+        root: of the DVC repository.
+        graph: whose stages are looked for.
+        just_run: names of stages that must have a record.
+        wait: Wait for another dvc for as long as it takes.
 
     Raises:
-        ConfigError: the file is not a lock file.
+        ConfigError: another dvc is at work, the file is not a lock file, or a stage that has just run is not in it.
     """
+    for number in range(NUM_READINGS):
+        time.sleep(PAUSE_S if number else 0)
+        text = _read(root, wait=wait)
+        try:
+            records = _parse(text, graph)
+        except (YAMLError, KeyError, AttributeError, TypeError) as error:
+            problem = (
+                f"{LOCK_NAME}: not a DVC lock file ({error}); keep a copy of it, then `git checkout {LOCK_NAME}` and "
+                "`dvc repro`: DVC's run cache gives back what was done since that commit"
+            )
+            continue
+        missing = [name for name in just_run if name not in records]
+        if not missing:
+            return records
+        problem = (
+            f"{LOCK_NAME}: no record of {', '.join(missing)}, which dvc has just run; something else replaced the file "
+            "(git checkout, git stash): run the stage again, DVC's run cache has its result"
+        )
+    raise ConfigError(problem)
+
+
+def is_up_to_date(root: Path, stage: Stage, records: Mapping[str, Record]) -> bool:
+    """Whether dvc.lock records the stage as it now is, with the inputs that it now has, and its outs are there."""
+    record = records.get(stage.name)
+    if record is None or code_version(record.cmd, record.params, record.files) != stage.code_version:
+        return False
+    made = {path: out.md5 for other in records.values() for path, out in other.outs.items()}
+    return all(record.inputs.get(path) == made.get(path) for path in stage.inputs) and all(
+        (root / out.path).exists() for out in stage.outs
+    )
+
+
+def _read(root: Path, *, wait: bool) -> str:
     path = root / LOCK_NAME
-    previous: str | None = None
-    for _ in range(NUM_READINGS):
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        if text == previous:
-            return _parse(text, graph)
-        previous = text
-        time.sleep(SETTLE_S)
-    raise ConfigError(f"{path}: changed {NUM_READINGS} times while it was read; is something rewriting it in a loop?")
+    with held_repository(root, wait=wait):
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def _parse(text: str, graph: Graph) -> dict[str, Record]:
-    try:
-        entries: dict[str, Any] = (YAML(typ="safe").load(text) or {}).get("stages", {})
-        return {stage.name: _record(entries[stage.name], stage) for stage in graph.stages if stage.name in entries}
-    except (YAMLError, KeyError, AttributeError, TypeError) as error:
-        raise ConfigError(f"{LOCK_NAME}: not a DVC lock file ({error}); restore it with `git checkout`") from error
+    entries: dict[str, Any] = (YAML(typ="safe").load(text) or {}).get("stages", {})
+    return {stage.name: _record(entries[stage.name], stage) for stage in graph.stages if stage.name in entries}
 
 
 def _record(entry: Mapping[str, Any], stage: Stage) -> Record:

@@ -1,8 +1,6 @@
-"""What an asset shows in the UI: figures, tables, small pictures, and checks against bounds of params.yaml."""
+"""What an asset shows in the UI: figures, tables, and checks against bounds of params.yaml."""
 
-import base64
 import csv
-import io
 import json
 import math
 import re
@@ -11,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dagster import AssetCheckEvaluation, AssetCheckSpec, MetadataValue
-from PIL import Image
+from dagster import AssetCheckEvaluation, AssetCheckKey, AssetCheckSpec, MetadataValue
 
 from ace.evaluation.params import Bound
 from pipelines.graph import Graph, Out, Stage
@@ -24,7 +21,6 @@ Metadata = dict[str, MetadataValue[Any]]
 
 MAX_NUMBERS = 100
 MAX_PICTURES = 2
-PICTURE_PX = 480
 
 
 @dataclass(frozen=True)
@@ -54,34 +50,48 @@ class MetricCheck:
         return AssetCheckSpec(self.name, asset=asset_key(self.out), description=f"{self.metric}: {self.expected}")
 
     def evaluation(self, root: Path) -> AssetCheckEvaluation:
-        """The metric compared as it stands in its file; a missing one fails."""
-        value = flat_numbers(_read_metrics(root / self.out)).get(self.metric)
+        """The metric compared as it stands in its file; a missing one fails, one that is null could not be measured."""
+        leaves = flat_leaves(_read_metrics(root / self.out))
+        value: Any = leaves.get(self.metric)
+        is_number = _is_number(value)
+        is_unmeasured = self.metric in leaves and value is None
+        description = f"{self.metric} = {value}, expected {self.expected}"
+        if is_unmeasured:
+            reason = leaves.get(f"{_owner(self.metric)}.reason", "null in the metrics")
+            description = f"{self.metric} was not measured ({reason}), so its bound ({self.expected}) does not apply"
         return AssetCheckEvaluation(
             asset_key=asset_key(self.out),
             check_name=self.name,
-            passed=value is not None and self.bound.accepts(value),
-            description=f"{self.metric} = {value}, expected {self.expected}",
-            metadata=number_metadata({} if value is None else {"value": value}),
+            passed=is_unmeasured or (is_number and self.bound.accepts(value)),
+            description=description,
+            metadata=number_metadata({"value": value} if is_number else {}),
         )
+
+    @property
+    def key(self) -> AssetCheckKey:
+        """By which Dagster knows it."""
+        return AssetCheckKey(asset_key(self.out), self.name)
 
 
 def read_checks(root: Path, graph: Graph) -> list[MetricCheck]:
-    """The checks of params.yaml, each tied to the one metrics file of its stage.
+    """The checks of params.yaml, each tied to the one metrics file of its stage, or of each item of a foreach stage.
 
     Raises:
-        ConfigError: a stage has checks but not exactly one metrics file, or a range is misspelt.
+        ConfigError: a stage has checks but not exactly one metrics file, or a bound is misspelt.
     """
     params = root / "params.yaml"
     sections = read_params(params) if params.is_file() else {}
     checks = []
     for stage in graph.stages:
-        section = sections.get(stage.name)
-        bounds = section.get("checks", {}) if isinstance(section, Mapping) else {}
+        section = sections.get(stage.word)
+        bounds = (section.get("checks") if isinstance(section, Mapping) else None) or {}
+        if not isinstance(bounds, Mapping):
+            raise ConfigError(f"{params}: {stage.word}.checks: expected a bound for each metric, found {bounds!r}")
         metrics = [out.path for out in stage.outs if out.kind == "metric"]
         if bounds and len(metrics) != 1:
-            raise ConfigError(f"{params}: {stage.name}.checks: one metrics file is needed, found {metrics}")
+            raise ConfigError(f"{params}: {stage.word}.checks: one metrics file is needed, found {metrics}")
         for metric, bound in bounds.items():
-            where = f"{params}: {stage.name}.checks.{metric}"
+            where = f"{params}: {stage.word}.checks.{metric}"
             checks.append(MetricCheck(metrics[0], metric, Bound.from_params(bound, where)))
     return checks
 
@@ -97,7 +107,10 @@ def stage_metadata(stage: Stage) -> Metadata:
 
 
 def out_metadata(root: Path, out: Out, recorded: RecordedOut) -> Metadata:
-    """What a materialization shows: size and md5; a metric's numbers and table; a plot's series; pictures."""
+    """What a materialization shows: size and md5; a metric's numbers and table; a plot's series; where pictures are.
+
+    No pixels: Dagster's event database outlives the images of patients that an out may hold.
+    """
     path = root / out.path
     shown: Metadata = {"path": MetadataValue.path(path), "md5": MetadataValue.text(recorded.md5)}
     if recorded.num_bytes is not None:
@@ -110,7 +123,7 @@ def out_metadata(root: Path, out: Out, recorded: RecordedOut) -> Metadata:
     if out.kind == "plot":
         shown |= {"series": MetadataValue.md(_series_table(path))}
     pictures = [path] if path.suffix == ".png" else sorted(path.glob("*.png"))
-    return shown | {picture.name: MetadataValue.md(_preview(picture)) for picture in pictures[:MAX_PICTURES]}
+    return shown | {picture.name: MetadataValue.path(picture) for picture in pictures[:MAX_PICTURES]}
 
 
 def number_metadata(numbers: Mapping[str, float]) -> Metadata:
@@ -119,12 +132,20 @@ def number_metadata(numbers: Mapping[str, float]) -> Metadata:
     return {key: MetadataValue.float(value) for key, value in finite[:MAX_NUMBERS]}
 
 
-def flat_numbers(tree: Any, prefix: str = "") -> dict[str, float]:
+def flat_numbers(tree: Any) -> dict[str, float]:
     """Numeric leaves of nested mappings by dotted path."""
+    return {key: leaf for key, leaf in flat_leaves(tree).items() if _is_number(leaf)}
+
+
+def flat_leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Everything in nested mappings that is no mapping, by dotted path."""
     if isinstance(tree, Mapping):
-        return {key: leaf for name, sub in tree.items() for key, leaf in flat_numbers(sub, f"{prefix}.{name}").items()}
-    is_number = isinstance(tree, int | float) and not isinstance(tree, bool)
-    return {prefix.removeprefix("."): tree} if is_number else {}
+        return {key: leaf for name, sub in tree.items() for key, leaf in flat_leaves(sub, f"{prefix}.{name}").items()}
+    return {prefix.removeprefix("."): tree}
+
+
+def _is_number(leaf: Any) -> bool:
+    return isinstance(leaf, int | float) and not isinstance(leaf, bool)
 
 
 def _read_metrics(path: Path) -> Any:
@@ -175,12 +196,3 @@ def _series(file: Path) -> Iterator[list[str]]:
 
 def _markdown(header: Sequence[str], rows: Iterator[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *rows])
-
-
-def _preview(path: Path) -> str:
-    """The picture itself, small, as Markdown that needs no server."""
-    with Image.open(path) as image:
-        image.thumbnail((PICTURE_PX, PICTURE_PX))
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG", optimize=True)
-    return f"![{path.name}](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})"

@@ -1,17 +1,17 @@
-"""dvc processes inside a Dagster step: started in their own group, watched through Pipes, never left behind."""
+"""dvc processes inside a Dagster step: each under a supervisor, watched through Pipes, never left behind."""
 
 import os
-import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from subprocess import DEVNULL, PIPE, STDOUT, Popen
+from subprocess import PIPE, STDOUT, Popen, TimeoutExpired
 from threading import Thread
 
+import psutil
 from dagster import (
     AssetExecutionContext,
     AssetKey,
@@ -19,52 +19,77 @@ from dagster import (
     Failure,
     MetadataValue,
     PipesMessageHandler,
-    PipesSession,
     PipesTempFileContextInjector,
     PipesTempFileMessageReader,
     open_pipes_session,
 )
-from dagster_pipes import PipesParams
+from dagster_pipes import PipesMessage, PipesParams
 
+from pipelines import supervisor
 from pipelines.metadata import number_metadata
 
 NUM_LOG_LINES = 50
 POLL_S = 0.25
 OBSERVE_EVERY_S = 10.0
 TERMINATION_GRACE_S = 30.0
+KILL_S = 10.0
+DAGSTER_PROGRAMS = {"dagster", "dagster-daemon"}
+RWLOCK = ".dvc/tmp/rwlock"
+BUSY = "is being blocked by"
+"""What dvc says of an out that another dvc is at work on, or was when it was killed."""
 
 
 class _MessageReader(PipesTempFileMessageReader):
-    """A reader to which a command that says nothing is no fault: most stages, and all that DVC skips."""
+    """A reader to which a command that says nothing is no fault: most stages, and all that DVC skips.
+
+    It keeps the newest reported metrics alone: Dagster's handler keeps every message until the step ends.
+    """
 
     # Dagster's own property warns on every step that it is a preview.
     expected_writer_count = 1
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._newest: deque[Mapping[str, float]] = deque(maxlen=1)
+
     @contextmanager
     def read_messages(self, handler: PipesMessageHandler) -> Iterator[PipesParams]:
+        forward = handler.handle_message
+
+        def handle_message(message: PipesMessage) -> None:
+            params = message["params"] or {}
+            if message["method"] == "report_custom_message":
+                self._newest.append(params["payload"]["metrics"])
+            else:
+                forward(message)
+
+        handler.handle_message = handle_message  # type: ignore[method-assign]
         with super().read_messages(handler) as params:
-            handler.handle_message({"__dagster_pipes_version": "0.1", "method": "opened", "params": {}})
+            forward({"__dagster_pipes_version": "0.1", "method": "opened", "params": {}})
             yield params
         if not handler.received_closed_message:
-            handler.handle_message({"__dagster_pipes_version": "0.1", "method": "closed", "params": {}})
+            forward({"__dagster_pipes_version": "0.1", "method": "closed", "params": {}})
+
+    def take_metrics(self) -> Mapping[str, float] | None:
+        """The newest metrics, if any were reported since the last call."""
+        return self._newest.pop() if self._newest else None
 
 
 @dataclass
 class _DvcProcess:
-    """One running `dvc repro` and what it and its command have said so far."""
+    """One running `dvc repro` below its supervisor, and what it and its command have said so far."""
 
     stages: Sequence[str]
-    session: PipesSession
+    messages: _MessageReader
     process: "Popen[str]"
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=NUM_LOG_LINES))
-    num_observed: int = 0
 
     def __post_init__(self) -> None:
         self.reader = Thread(target=self._forward_lines, daemon=True)
         self.reader.start()
 
     def _forward_lines(self) -> None:
-        """Copy output to the step's compute log until the last process of the group has closed it."""
+        """Copy output to the step's compute log until the last process has closed it."""
         assert self.process.stdout is not None
         with self.process.stdout as lines:
             for line in lines:
@@ -74,23 +99,21 @@ class _DvcProcess:
 
     def observations(self, key: AssetKey) -> Iterator[AssetObservation]:
         """The newest metrics reported since the last call, if any."""
-        messages = self.session.get_custom_messages()
-        if len(messages) > self.num_observed:
-            self.num_observed = len(messages)
-            yield AssetObservation(key, metadata=number_metadata(messages[-1]["metrics"]))
+        if metrics := self.messages.take_metrics():
+            yield AssetObservation(key, metadata=number_metadata(metrics))
 
-    def signal(self, number: int) -> None:
-        """Signal dvc and all it started, if any of it is left: dvc alone would leave its command running."""
-        # The pipe closes when the last process of the group is gone; its id may then belong to another.
-        if self.reader.is_alive():
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, number)
+    def end(self) -> None:
+        """Have the supervisor end dvc and all it started, if any of it is left; returns at once."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
 
 
 def reproduce(
     context: AssetExecutionContext, root: Path, stages: Sequence[str], *, jobs: int, observed: AssetKey
 ) -> Iterator[AssetObservation]:
     """Run `dvc repro` for exactly these stages, in at most `jobs` processes; a process takes its share one by one.
+
+    A stage that fails does not keep the others of its share from running.
 
     Args:
         context: of the step.
@@ -103,15 +126,18 @@ def reproduce(
         The reported metrics, at most one observation per process every `OBSERVE_EVERY_S` seconds, and the last ones.
 
     Raises:
-        Failure: with the last lines of output of each process that failed.
+        Failure: with the last lines of output of each process that failed; or Dagster itself is gone.
     """
+    ancestors = _dagster_ancestors()
     shares = [stages[first::jobs] for first in range(min(jobs, len(stages)))]
     with ExitStack() as stack:
         running = [stack.enter_context(_start(context, root, share)) for share in shares]
-        stack.callback(_terminate, running)
+        stack.callback(_end, running)
         due = time.monotonic() + OBSERVE_EVERY_S
         while any(process.process.poll() is None for process in running):
             time.sleep(POLL_S)
+            if gone := [process for process in ancestors if not supervisor.is_alive(process)]:
+                raise Failure(f"Dagster's process {gone[0].pid} above this step is gone, so dvc was ended too")
             if time.monotonic() >= due:
                 due = time.monotonic() + OBSERVE_EVERY_S
                 for process in running:
@@ -120,46 +146,79 @@ def reproduce(
         yield from process.observations(observed)
     failed = [process for process in running if process.process.returncode != 0]
     if failed:
-        names = ", ".join(name for process in failed for name in process.stages)
-        log = "\n".join(line for process in failed for line in process.lines)
-        raise Failure(
-            f"dvc repro failed (exit code {failed[0].process.returncode}) while running: {names}",
-            metadata={"last_lines": MetadataValue.md(f"```\n{log}\n```")},
+        raise _failure(root, failed)
+
+
+def _failure(root: Path, failed: Sequence[_DvcProcess]) -> Failure:
+    names = ", ".join(name for process in failed for name in process.stages)
+    log = "\n".join(line for process in failed for line in process.lines)
+    text = f"dvc repro failed (exit code {failed[0].process.returncode}) while running: {names}"
+    if BUSY in log:
+        text += (
+            f"; DVC takes an out for busy: wait for the process that the last lines name, or, if it is no dvc (its id "
+            f"was given to another after a kill or a restart), remove {root / RWLOCK} and start the run again"
         )
+    return Failure(text, metadata={"last_lines": MetadataValue.md(f"```\n{log}\n```")})
 
 
-def _terminate(running: Sequence[_DvcProcess]) -> None:
+def _end(running: Sequence[_DvcProcess]) -> None:
+    """Ask all supervisors before one of them is waited for."""
     for process in running:
-        process.signal(signal.SIGTERM)
+        process.end()
+
+
+def _dagster_ancestors() -> list[psutil.Process]:
+    """The processes above this one up to the topmost of Dagster.
+
+    `dagster dev` leaves its run workers to themselves when it ends, and a killed run worker its steps.
+    """
+    parents: list[psutil.Process] = psutil.Process().parents()
+    number = len(parents)
+    while number and not _is_dagster(parents[number - 1]):
+        number -= 1
+    return parents[:number]
+
+
+def _is_dagster(process: psutil.Process) -> bool:
+    try:
+        return any(Path(argument).name in DAGSTER_PROGRAMS for argument in process.cmdline()[:4])
+    except psutil.Error:
+        return False
 
 
 @contextmanager
 def _start(context: AssetExecutionContext, root: Path, stages: Sequence[str]) -> Iterator[_DvcProcess]:
-    """Start dvc; when the block ends, wait for its whole process group and kill what remains."""
-    python = Path(sys.executable)
-    with open_pipes_session(context.op_execution_context, PipesTempFileContextInjector(), _MessageReader()) as session:
+    """Start dvc; when the block ends, wait for the supervisor, which ends all that dvc started."""
+    python, messages = Path(sys.executable), _MessageReader()
+    with open_pipes_session(context.op_execution_context, PipesTempFileContextInjector(), messages) as session:
         process = Popen(
-            # --wait-for-lock is dvc's global option and must stand before the command.
-            [str(python), "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *stages],
+            [
+                *(str(python), "-P", supervisor.__file__, str(TERMINATION_GRACE_S)),
+                # --wait-for-lock is dvc's global option and must stand before the command.
+                *(str(python), "-m", "dvc", "--wait-for-lock", "repro", "--single-item", "--keep-going", *stages),
+            ],
             cwd=root,
             env={
                 **os.environ,
                 **session.get_bootstrap_env_vars(),
                 "PATH": os.pathsep.join([str(python.parent), os.environ.get("PATH", os.defpath)]),
+                # DVC runs commands with it, and that of a service account refuses to: /usr/sbin/nologin.
+                "SHELL": "/bin/sh",
                 "DVC_NO_ANALYTICS": "1",
                 "PYTHONUNBUFFERED": "1",
             },
-            stdin=DEVNULL,
+            stdin=PIPE,
             stdout=PIPE,
             stderr=STDOUT,
             encoding="utf-8",
             errors="replace",
             start_new_session=True,
         )
-        running = _DvcProcess(stages, session, process)
+        running = _DvcProcess(stages, messages, process)
         try:
             yield running
         finally:
-            running.reader.join(TERMINATION_GRACE_S)
-            running.signal(signal.SIGKILL)
-            process.wait()
+            running.end()
+            with suppress(TimeoutExpired):
+                process.wait(TERMINATION_GRACE_S + KILL_S)
+                running.reader.join(KILL_S)

@@ -1,6 +1,13 @@
 """Runs in Dagster: real dvc processes in the toy repository."""
 
+import json
 import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,6 +17,7 @@ from dagster import (
     DagsterEventType,
     DagsterInstance,
     ExecuteInProcessResult,
+    Failure,
     materialize,
 )
 
@@ -17,7 +25,8 @@ from pipelines.definitions import build_definitions
 from pipelines.graph import load_graph
 from pipelines.lock import read_lock
 from pipelines.sensors import lock_events
-from tests.pipelines.toy import edit
+from shards.scratch import unfinished_work
+from tests.pipelines.toy import appears, dvc, edit
 
 
 def run(root: Path, instance: DagsterInstance, *paths: str, raise_on_error: bool = True) -> ExecuteInProcessResult:
@@ -88,19 +97,150 @@ def test_the_items_of_a_family_run_side_by_side(
     assert sorted(ran(toy)) == ["shard data/shards/own", "shard data/shards/raw-b000"]
 
 
+def test_an_item_that_fails_keeps_no_other_from_running_and_the_finished_ones_are_reported(
+    toy: Path, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one process for both, the first in dvc.yaml fails; its earlier result is still in dvc.lock."""
+    edit(toy / "dvc.yaml", "jobs: 2", "jobs: 1")
+    edit(toy / "params.yaml", "scale: 2", "scale: 3")
+    monkeypatch.setenv("TOY_HOOK", "if 'raw-b000' in out: sys.exit('bad delivery')")
+    result = run(toy, instance, "data/shards/own", "data/shards/raw-b000", raise_on_error=False)
+    assert not result.success
+    assert ran(toy) == ["shard data/shards/raw-b000", "shard data/shards/own"]
+    keys = [event.asset_key.to_user_string() for event in result.get_asset_materialization_events() if event.asset_key]
+    assert keys == ["data/shards/own"]
+    description = failure_of(result).description
+    assert "these have finished: shard@own" in str(description)
+    assert lock_events(instance, toy, load_graph(toy), []) != []
+
+
+def failure_of(result: ExecuteInProcessResult) -> Failure:
+    """What the one failed step raised."""
+    (event,) = (event for event in result.all_events if event.event_type == DagsterEventType.STEP_FAILURE)
+    data = event.step_failure_data.user_failure_data
+    assert data is not None
+    return Failure(data.description, metadata=data.metadata)
+
+
+def test_a_login_shell_that_refuses_to_run_commands_keeps_no_stage_from_running(
+    toy: Path, instance: DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As /usr/sbin/nologin, the shell of service accounts."""
+    shell = tmp_path / "nologin"
+    shell.write_text("#!/bin/sh\necho this account is not available\nexit 1\n")
+    shell.chmod(0o755)
+    monkeypatch.setenv("SHELL", str(shell))
+    edit(toy / "params.yaml", "count: 3", "count: 4")
+    assert run(toy, instance, "data/raw").success
+
+
+def test_an_out_that_dvc_takes_for_busy_says_what_to_remove(toy: Path, instance: DagsterInstance) -> None:
+    """A dvc that was killed leaves its id behind, which another process may have by now; here this one has it."""
+    edit(toy / "params.yaml", "count: 3", "count: 4")
+    stale = {str(toy / "data/raw"): {"pid": os.getpid(), "cmd": "dvc repro"}}
+    (toy / ".dvc/tmp/rwlock").write_text(json.dumps({"write": stale}))
+    failure = failure_of(run(toy, instance, "data/raw", raise_on_error=False))
+    assert f"remove {toy / '.dvc/tmp/rwlock'}" in str(failure.description)
+    (toy / ".dvc/tmp/rwlock").unlink()
+    assert run(toy, instance, "data/raw").success
+
+
+def test_a_second_process_at_the_same_work_ends_at_the_lock_of_its_scratch(
+    toy: Path, instance: DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What protects a training when DVC lets two of them start."""
+    monkeypatch.setenv("ACE_SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setenv(
+        "TOY_HOOK", "from shards.scratch import unfinished_work\nunfinished_work('toy', 'ab').__enter__()"
+    )
+    edit(toy / "params.yaml", "count: 3", "count: 4")
+    with unfinished_work("toy", "ab"):
+        failure = failure_of(run(toy, instance, "data/raw", raise_on_error=False))
+    assert "under way in another process" in str(failure.metadata["last_lines"].value)
+    assert run(toy, instance, "data/raw").success
+
+
 def test_a_failing_command_leaves_its_last_lines_in_the_failure(toy: Path, instance: DagsterInstance) -> None:
     edit(toy / "params.yaml", "fail: false", "fail: true")
     result = run(toy, instance, "models/toy", "metrics/train.json", "metrics/plots", raise_on_error=False)
-    failure = next(event for event in result.all_events if event.event_type == DagsterEventType.STEP_FAILURE)
-    data = failure.step_failure_data
-    assert data.user_failure_data is not None
-    assert "exit code" in str(data.user_failure_data.description)
-    log = str(data.user_failure_data.metadata["last_lines"].value).splitlines()[1:-1]
+    failure = failure_of(result)
+    assert "exit code" in str(failure.description)
+    log = str(failure.metadata["last_lines"].value).splitlines()[1:-1]
     assert len(log) == 50
     assert "the data are not to my taste" in log
     assert "step 99" in log
     assert "step 0" not in log
     assert not result.get_asset_materialization_events()
+
+
+def test_the_commands_of_a_stage_find_the_python_that_runs_dagster_first(
+    toy: Path, instance: DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dagster may be started by its path, from a shell in which another Python is the first."""
+    other = tmp_path / "bin" / "python"
+    other.parent.mkdir()
+    other.write_text("#!/bin/sh\necho the wrong python >&2\nexit 1\n")
+    other.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{other.parent}{os.pathsep}{os.environ['PATH']}")
+    edit(toy / "params.yaml", "count: 3", "count: 4")
+    assert run(toy, instance, "data/raw").success
+    assert ran(toy) == ["raw data/raw"]
+
+
+def test_a_run_waits_for_another_dvc_that_is_at_work_in_the_repository(toy: Path, instance: DagsterInstance) -> None:
+    """Without its flag DVC gives up after three seconds; here it finds the repository held for long after its start."""
+    edit(toy / "params.yaml", "count: 3", "count: 4")
+    begun = time.monotonic()
+    dvc(toy, "status")
+    start_s = time.monotonic() - begun
+    with ThreadPoolExecutor() as pool:
+        with held_repository(toy):
+            running = pool.submit(run, toy, instance, "data/raw", raise_on_error=False)
+            with pytest.raises(TimeoutError):
+                running.result(timeout=6 + 4 * start_s)
+        assert running.result().success
+    assert ran(toy) == ["raw data/raw"]
+
+
+@contextmanager
+def held_repository(root: Path) -> Iterator[None]:
+    """DVC's lock on the repository, held by a process of its own while the block runs."""
+    program = "from dvc.repo import Repo\nwith Repo().lock:\n  print('held', flush=True)\n  input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        try:
+            yield
+        finally:
+            holder.communicate("\n")
+
+
+def test_metrics_are_observed_while_the_command_still_runs(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.process.OBSERVE_EVERY_S", 0.25)
+    os.mkfifo(tmp_path / "go-on")
+    monkeypatch.setenv(
+        "TOY_HOOK",
+        (
+            "if stage == 'train':\n"
+            "    from ace.training.pipes import open_reporter\n"
+            "    with open_reporter() as report:\n"
+            "        report({'loss': 3.0})\n"
+            f"        open('{tmp_path}/go-on').close()\n"
+        ),
+    )
+    edit(toy / "params.yaml", "1.0e-3", "2.0e-3")
+    with DagsterInstance.local_temp(str(tmp_path)) as instance, ThreadPoolExecutor() as pool:
+        running = pool.submit(run, toy, instance, "models/toy", "metrics/train.json", "metrics/plots")
+        key = AssetKey(["models", "toy"])
+        observed = appears(lambda: instance.fetch_observations(key, limit=1).records, lambda: not running.done())
+        (tmp_path / "go-on").open("w").close()
+        assert observed
+        assert running.result().success
 
 
 def test_metrics_reported_over_pipes_become_observations(

@@ -77,6 +77,13 @@ def test_every_asset_has_the_group_and_the_description_of_its_stage(definitions:
         assert asset.description == body["desc"]
 
 
+def test_every_step_takes_a_slot_of_the_pool_of_its_stage(definitions: Definitions) -> None:
+    assets = definitions.resolve_asset_graph().assets_defs
+    pools = {key.to_user_string(): asset.op.pool for asset in assets for key in asset.keys}
+    assert pools == {path: body["meta"]["dagster"].get("pool") for path, (_, body) in stages_by_out().items()}
+    assert "gpu" in pools.values()
+
+
 def test_assets_depend_on_each_other_as_their_stages_do(definitions: Definitions) -> None:
     graph = definitions.resolve_asset_graph()
     upstream = {key.to_user_string() for key in graph.get(AssetKey(["reports", "report.html"])).parent_keys}

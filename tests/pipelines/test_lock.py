@@ -1,12 +1,18 @@
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from dagster import AssetKey
 from dagster._core.definitions.data_version import DataProvenance, DataVersion
 
-from pipelines.graph import DagsterMeta, Graph, Out, Stage, code_version
+from pipelines.graph import DagsterMeta, Graph, Out, Stage, code_version, load_graph
 from pipelines.lock import asset_key, provenance, read_lock
 from shards.errors import ConfigError
+from tests.pipelines.toy import dvc, edit, git
 
 LOCK = """
 schema: '2.0'
@@ -35,9 +41,15 @@ GRAPH = Graph((STAGE,))
 
 
 @pytest.fixture
-def lock(tmp_path: Path) -> Path:
-    (tmp_path / "dvc.lock").write_text(LOCK)
+def repository(tmp_path: Path) -> Path:
+    dvc(tmp_path, "init", "--quiet", "--no-scm")
     return tmp_path
+
+
+@pytest.fixture
+def lock(repository: Path) -> Path:
+    (repository / "dvc.lock").write_text(LOCK)
+    return repository
 
 
 def test_dagster_reads_the_tags_as_data_version_code_version_and_inputs(lock: Path) -> None:
@@ -58,19 +70,71 @@ def test_an_asset_key_gives_back_its_path() -> None:
     assert asset_key(path).to_user_string() == path
 
 
-def test_a_repository_that_never_ran_has_no_records(tmp_path: Path) -> None:
-    assert read_lock(tmp_path, GRAPH) == {}
+def test_a_repository_that_never_ran_has_no_records(repository: Path) -> None:
+    assert read_lock(repository, GRAPH) == {}
 
 
-def test_half_a_lock_file_is_never_taken_for_a_whole_one(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    readings = iter([LOCK[:40], LOCK[:150], LOCK, LOCK])
-    monkeypatch.setattr(Path, "read_text", lambda path, encoding: next(readings))
-    assert set(read_lock(lock, GRAPH)) == {"shard@own"}
-    assert next(readings, None) is None
+WRITER = """
+import sys
+from pathlib import Path
+from dvc.repo import Repo
+
+text = sys.stdin.readline().replace("|", chr(10))
+with Repo().lock:
+    for part in (text[: len(text) // 2], text):
+        Path("dvc.lock").write_text(part)
+        print("written", flush=True)
+        sys.stdin.readline()
+"""
+
+
+@contextmanager
+def half_written(root: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A process that wrote the first half of dvc.lock, under DVC's own lock, and waits for a line to write it all."""
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as writer:
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        try:
+            print(LOCK.replace("\n", "|"), file=writer.stdin, flush=True)
+            assert writer.stdout.readline() == "written\n"
+            yield writer
+        finally:
+            writer.communicate("\n\n")
+
+
+def test_a_lock_file_that_dvc_is_writing_is_read_once_it_is_whole(lock: Path) -> None:
+    with ThreadPoolExecutor() as pool, half_written(lock):
+        reading = pool.submit(read_lock, lock, GRAPH, wait=True)
+        with pytest.raises(TimeoutError):
+            reading.result(timeout=5)
+    assert set(reading.result()) == {"shard@own"}
+
+
+def test_a_sensor_does_not_wait_for_a_dvc_that_is_at_work(lock: Path) -> None:
+    with half_written(lock), pytest.raises(ConfigError, match="another dvc is at work"):
+        read_lock(lock, GRAPH)
+
+
+def test_a_stage_that_has_just_run_must_have_its_record(repository: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no record of shard@own.*run the stage again"):
+        read_lock(repository, GRAPH, just_run=["shard@own"])
 
 
 @pytest.mark.parametrize("text", ["stages: [", "stages: {shard@own: {deps: []}}", "just words"])
-def test_a_damaged_lock_file_says_how_to_restore_it(tmp_path: Path, text: str) -> None:
-    (tmp_path / "dvc.lock").write_text(text)
-    with pytest.raises(ConfigError, match="git checkout"):
-        read_lock(tmp_path, GRAPH)
+def test_a_damaged_lock_file_says_how_to_restore_it(repository: Path, text: str) -> None:
+    (repository / "dvc.lock").write_text(text)
+    with pytest.raises(ConfigError, match=r"keep a copy of it, then `git checkout dvc.lock` and `dvc repro`"):
+        read_lock(repository, GRAPH)
+
+
+def test_the_advice_about_a_damaged_lock_file_loses_no_finished_work(toy: Path) -> None:
+    edit(toy / "params.yaml", "rate: 1.0e-3", "rate: 1.0e-2")
+    dvc(toy, "repro")
+    finished, log = read_lock(toy, load_graph(toy)), (toy.parent / "log.txt").read_text()
+    (toy / "dvc.lock").write_text((toy / "dvc.lock").read_text()[:300])
+    git(toy, "checkout", "--quiet", "dvc.lock")
+    dvc(toy, "repro")
+    assert read_lock(toy, load_graph(toy)) == finished
+    assert (toy.parent / "log.txt").read_text() == log

@@ -73,14 +73,14 @@ def test_plots_are_summed_up_column_by_column(tmp_path: Path, path: str, text: s
     assert rows[-1][1:4] == ["2", "3", "nan" if "tsv" in path else "1"]
 
 
-def test_pictures_are_shown_small_and_few(tmp_path: Path) -> None:
+def test_pictures_are_named_by_their_paths_and_their_pixels_stay_where_they_are(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     for name in "abc":
         Image.new("L", (2000, 1000)).save(tmp_path / "data" / f"{name}.png")
     shown = out_metadata(tmp_path, Out("data", "data"), RECORDED)
-    assert [name for name in shown if name.endswith(".png")] == ["a.png", "b.png"]
-    assert str(shown["a.png"].value).startswith("![a.png](data:image/png;base64,")
-    assert len(str(shown["a.png"].value)) < 10_000
+    pictures = {name: value.value for name, value in shown.items() if name.endswith(".png")}
+    assert pictures == {name: str(tmp_path / "data" / name) for name in ("a.png", "b.png")}
+    assert not [value for value in shown.values() if "base64" in str(value.value)]
 
 
 def test_an_out_that_is_not_in_the_work_tree_still_has_its_record(tmp_path: Path) -> None:
@@ -107,11 +107,41 @@ def test_a_metric_that_is_missing_fails_its_check(toy: Path) -> None:
     assert "acuracy = None" in str(check.evaluation(toy).description)
 
 
+def test_a_metric_that_could_not_be_measured_passes_and_says_why(toy: Path) -> None:
+    figure = {"value": None, "low": None, "reason": "no landmarks"}
+    (toy / "metrics/train.json").write_text(json.dumps({"trained": {"accuracy": figure, "loss": None}}))
+    edit(toy / "params.yaml", "trained.accuracy:", "trained.accuracy.low:")
+    accuracy, loss, missing = [check.evaluation(toy) for check in read_checks(toy, load_graph(toy))]
+    assert accuracy.passed
+    assert accuracy.description == (
+        "trained.accuracy.low was not measured (no landmarks), so its bound (min 0.5) does not apply"
+    )
+    assert loss.passed
+    assert not missing.passed
+
+
+def test_checks_without_a_bound_are_none(toy: Path) -> None:
+    text = (toy / "params.yaml").read_text()
+    (toy / "params.yaml").write_text(text[: text.index("checks:")] + "checks:\n")
+    assert read_checks(toy, load_graph(toy)) == []
+
+
+def test_every_item_of_a_foreach_stage_has_the_checks_of_its_section(toy: Path) -> None:
+    edit(toy / "dvc.yaml", 'outs: ["data/shards/${key}"]', "metrics: ['metrics/${key}.json']")
+    edit(toy / "dvc.yaml", "data/shards/own, data/shards/raw-b000]", "metrics/own.json]")
+    edit(toy / "params.yaml", "shard: {", "shard: {checks: {images: {min: 1}}, ")
+    found = [check.out for check in read_checks(toy, load_graph(toy)) if check.metric == "images"]
+    assert found == ["metrics/raw-b000.json", "metrics/own.json"]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ("raw: {", "raw: {checks: {a: {min: 1}}, ", r"raw.checks: one metrics file is needed, found \[\]"),
         ("min: 0.9", "mim: 0.9", r"train.checks.untrained.accuracy.mim: unknown key; did you mean 'min'"),
+        ("{min: 0.9}", "", r"train.checks.untrained.accuracy"),
+        ("raw: {", "raw: {checks: [a], ", r"raw.checks: expected a bound for each metric, found \['a'\]"),
+        ("shard: {", "shard: {checks: {a: {min: 1}}, ", r"shard.checks: one metrics file is needed, found \[\]"),
     ],
 )
 def test_a_check_that_cannot_be_is_refused(toy: Path, old: str, new: str, message: str) -> None:

@@ -5,16 +5,22 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from select import select
 from socket import socket
+from textwrap import indent
 from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
+from dagster import AssetKey, DagsterInstance, DagsterRunStatus
 
-from tests.pipelines.toy import OUTS, dvc, edit
+from pipelines.graph import load_graph
+from pipelines.lock import read_lock
+from tests.pipelines.toy import OUTS, appears, dvc, edit
 
 DEFINITIONS = """
 from pathlib import Path
@@ -66,14 +72,64 @@ def test_ending_a_run_ends_dvc_and_the_command_it_runs(
     monkeypatch.setenv("TOY_HOOK", hold_open(tmp_path / "alive"))
     edit(project / "params.yaml", "count: 3", "count: 4")
     with started(project, "asset", "materialize", "-m", "toy_definitions", "--select", "data/raw") as run:
-        with (tmp_path / "alive").open() as life:
-            assert life.readline() == "here\n"
+        with ended_life(tmp_path / "alive"):
             run.send_signal(signal.SIGTERM)
-            assert life.read() == ""
         output, _ = run.communicate()
         assert run.returncode != 0, output
     monkeypatch.delenv("TOY_HOOK")
     dvc(project, "repro", "--single-item", "raw")
+
+
+@pytest.mark.parametrize("signals", [["SIGTERM"], ["SIGINT", "SIGINT"], ["SIGKILL"]], ids="-".join)
+def test_a_command_that_is_deaf_and_has_left_the_session_does_not_outlive_its_step(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: list[str]
+) -> None:
+    edit(project / "toy_definitions.py", "import dagster\n", "import dagster\n\nimport pipelines.process\n")
+    with (project / "toy_definitions.py").open("a") as definitions:
+        definitions.write("\n\npipelines.process.TERMINATION_GRACE_S = 1.0\n")
+    hook = hold_open(tmp_path / "alive")
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); os.setsid()"
+    monkeypatch.setenv("TOY_HOOK", f"{deaf}; {hook}")
+    edit(project / "params.yaml", "count: 3", "count: 4")
+    with (
+        started(project, "asset", "materialize", "-m", "toy_definitions", "--select", "data/raw") as run,
+        ended_life(tmp_path / "alive"),
+    ):
+        for name in signals:
+            run.send_signal(signal.Signals[name])
+            time.sleep(0.5)
+
+
+@pytest.mark.slow
+def test_the_workers_that_torchrun_starts_do_not_outlive_the_step(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TOY_HOOK", raising=False)
+    (project / "worker.py").write_text(f"import os, sys\n{hold_open(tmp_path / 'alive')}\n")
+    torchrun = "python -m torch.distributed.run --standalone --nproc-per-node 1 worker.py"
+    edit(project / "dvc.yaml", "cmd: python -m toy raw data/raw", f"cmd: {torchrun}")
+    with (
+        started(project, "asset", "materialize", "-m", "toy_definitions", "--select", "data/raw") as run,
+        ended_life(tmp_path / "alive") as worker,
+    ):
+        assert os.getsid(worker) != os.getsid(run.pid)
+        run.kill()
+
+
+@pytest.mark.slow
+def test_a_run_ends_with_dagster_dev(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM, as a service manager sends it: of its own processes `dagster dev` ends all but those of a run."""
+    monkeypatch.setenv("TOY_HOOK", hold_open(tmp_path / "alive"))
+    edit(project / "params.yaml", "count: 3", "count: 4")
+    port = free_port()
+    with started(project, "dev", "-m", "toy_definitions", "--host", "127.0.0.1", "--port", str(port)) as dev:
+        wait_for(dev, "Sensor dvc_lock skipped: dvc.lock holds nothing new")
+        run_id = launch(port, {"data/raw"})
+        with ended_life(tmp_path / "alive"):
+            dev.terminate()
+            dev.communicate()
+    with DagsterInstance.from_config(str(project / "home")) as instance:
+        assert appears(lambda: instance.get_run_by_id(run_id).status == DagsterRunStatus.FAILURE)
 
 
 def test_asset_selection_and_experiments_work_in_one_environment(project: Path) -> None:
@@ -90,11 +146,11 @@ def test_asset_selection_and_experiments_work_in_one_environment(project: Path) 
 def test_dagster_dev_shows_the_graph_follows_the_command_line_runs_and_ends_runs(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TOY_HOOK", f"if os.path.exists('{tmp_path}/alive'):\n  {hold_open(tmp_path / 'alive')}")
+    monkeypatch.setenv(
+        "TOY_HOOK", f"if os.path.exists('{tmp_path}/alive'):\n" + indent(hold_open(tmp_path / "alive"), "  ")
+    )
     (tmp_path / "alive").unlink()
-    with socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with started(project, "dev", "-m", "toy_definitions", "--host", "127.0.0.1", "--port", str(port)) as dev:
         wait_for(dev, "Sensor dvc_lock skipped: dvc.lock holds nothing new")
         nodes = assets(port)
@@ -108,7 +164,7 @@ def test_dagster_dev_shows_the_graph_follows_the_command_line_runs_and_ends_runs
         assert {node["staleStatus"] for node in nodes.values()} == {"FRESH"}
 
         edit(project / "params.yaml", "scale: 2", "scale: 3")
-        wait_for(dev, "the code location was reloaded")
+        wait_for(dev, "the code location was asked to reload")
         wait_for(dev, "Sensor dvc_lock skipped: dvc.lock holds nothing new")
         stale = {key for key, node in assets(port).items() if node["staleStatus"] == "STALE"}
         assert stale == {"data/shards/own", "data/shards/raw-b000"}
@@ -120,17 +176,63 @@ def test_dagster_dev_shows_the_graph_follows_the_command_line_runs_and_ends_runs
         hold_open(tmp_path / "alive")
         edit(project / "params.yaml", "count: 3", "count: 4")
         run_id = launch(port, {"data/raw"})
-        with (tmp_path / "alive").open() as life:
-            assert life.readline() == "here\n"
+        with ended_life(tmp_path / "alive"):
             graphql(port, f'mutation {{ terminateRun(runId: "{run_id}") {{ __typename }} }}')
-            assert life.read() == ""
         wait_for(dev, "RUN_CANCELED")
+
+
+@pytest.mark.slow
+def test_a_code_server_that_cannot_reload_still_reports_and_is_named(project: Path) -> None:
+    """`dagster api grpc`, as in Docker and Helm."""
+    port, code_port = free_port(), free_port()
+    location = {"host": "127.0.0.1", "port": code_port, "location_name": "toy"}
+    (project / "workspace.yaml").write_text(json.dumps({"load_from": [{"grpc_server": location}]}))
+    serve = ["api", "grpc", "-m", "toy_definitions", "--host", "127.0.0.1", "--port", str(code_port)]
+    develop = ["dev", "-w", "workspace.yaml", "--host", "127.0.0.1", "--port", str(port)]
+    with started(project, *serve) as server:
+        wait_for(server, "Started Dagster code server")
+        with started(project, *develop) as dev:
+            wait_for(dev, "Sensor dvc_lock skipped: dvc.lock holds nothing new")
+            edit(project / "params.yaml", "scale: 2", "scale: 3")
+            dvc(project, "repro", "--single-item", "shard@own")
+            wait_for(dev, "restart the code server")
+    with DagsterInstance.from_config(str(project / "home")) as instance:
+        event = instance.get_latest_materialization_event(AssetKey(["data", "shards", "own"]))
+    assert event is not None
+    assert event.asset_materialization is not None
+    recorded = read_lock(project, load_graph(project))["shard@own"].outs["data/shards/own"].md5
+    assert (event.asset_materialization.tags or {})["dagster/data_version"] == recorded
 
 
 def hold_open(pipe: Path) -> str:
     """A named pipe, and code that holds it open for as long as its process lives."""
     os.mkfifo(pipe)
-    return f"import signal; life = open('{pipe}', 'w'); print('here', file=life, flush=True); signal.pause()"
+    return (
+        f"import signal; life = open('{pipe}', 'w'); print(os.getpid(), file=life, flush=True)\n"
+        "while True: signal.pause()"
+    )
+
+
+@contextmanager
+def ended_life(pipe: Path) -> Iterator[int]:
+    """Of the process that holds the pipe open the id; when the block ends, it must end within two minutes."""
+    with pipe.open() as life:
+        pid = int(life.readline())
+        try:
+            yield pid
+            ready, _, _ = select([life], [], [], 120)
+            assert ready, f"process {pid} is still alive"
+            assert life.read() == ""
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def free_port() -> int:
+    with socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def wait_for(process: "subprocess.Popen[str]", text: str) -> None:

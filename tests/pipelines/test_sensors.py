@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,11 @@ from dagster import (
 )
 from dagster._core.test_utils import create_run_for_test
 
+from pipelines.definitions import build_definitions
 from pipelines.graph import load_graph
 from pipelines.metadata import read_checks
 from pipelines.sensors import build_dvc_lock_sensor, lock_events
-from tests.pipelines.toy import OUTS, edit
+from tests.pipelines.toy import OUTS, dvc, edit
 
 
 def tick(root: Path, instance: DagsterInstance, loaded: Path) -> SensorResult:
@@ -46,11 +48,12 @@ def test_a_wiped_asset_is_reported_again(toy: Path, instance: DagsterInstance) -
     assert event.asset_key == AssetKey(["models", "toy"])
 
 
+@pytest.mark.parametrize("status", [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING])
 @pytest.mark.parametrize("selection", [frozenset({AssetKey(["models", "toy"])}), None])
 def test_assets_of_a_run_in_progress_are_left_to_it(
-    toy: Path, instance: DagsterInstance, selection: frozenset[AssetKey] | None
+    toy: Path, instance: DagsterInstance, selection: frozenset[AssetKey] | None, status: DagsterRunStatus
 ) -> None:
-    run = create_run_for_test(instance, asset_selection=selection, status=DagsterRunStatus.STARTED)
+    run = create_run_for_test(instance, asset_selection=selection, status=status)
     reported = {event.asset_key.to_user_string() for event in lock_events(instance, toy, load_graph(toy), [])}
     assert reported == (OUTS - {"models/toy"} if selection else set())
     instance.delete_run(run.run_id)
@@ -62,9 +65,56 @@ def test_changed_params_ask_for_a_reload(
     toy: Path, finished_toy: Path, instance: DagsterInstance, old: str, new: str
 ) -> None:
     edit(toy / "params.yaml", old, new)
-    result = tick(toy, instance, finished_toy)
-    assert "reload" in str(result.skip_reason)
-    assert not result.asset_events
+    first, second = tick(toy, instance, finished_toy), tick(toy, instance, finished_toy)
+    assert "reload" in str(first.skip_reason)
+    assert len({event.asset_key for event in first.asset_events}) == len(OUTS)
+    assert "reload" in str(second.skip_reason)
+    assert not second.asset_events
+
+
+def test_another_bound_is_another_check(toy: Path, instance: DagsterInstance) -> None:
+    tick(toy, instance, toy)
+    edit(toy / "params.yaml", "trained.accuracy: {min: 0.5}", "trained.accuracy: {min: 0.8}")
+    (event,) = tick(toy, instance, toy).asset_events
+    assert isinstance(event, AssetCheckEvaluation)
+    assert (event.check_name, event.passed) == ("trained_accuracy", False)
+    assert not tick(toy, instance, toy).asset_events
+
+
+def test_an_out_that_is_not_in_the_work_tree_is_named_and_not_reported(toy: Path, instance: DagsterInstance) -> None:
+    """As in a fresh clone: dvc.lock and the metrics are in git, the data are not."""
+    shutil.rmtree(toy / "models")
+    (toy / "models").mkdir()
+    first = tick(toy, instance, toy)
+    assert {event.asset_key.to_user_string() for event in first.asset_events} == OUTS - {"models/toy"}
+    assert "not in the work tree: models/toy" in str(tick(toy, instance, toy).skip_reason)
+    dvc(toy, "checkout")
+    (event,) = tick(toy, instance, toy).asset_events
+    assert event.asset_key == AssetKey(["models", "toy"])
+
+
+@pytest.mark.parametrize("look", ["get_latest_materialization_events", "get_runs"])
+def test_a_run_that_ends_while_the_sensor_looks_is_not_reported_a_second_time(
+    toy: Path, instance: DagsterInstance, look: str
+) -> None:
+    """The run reports and ends right after one of the two looks at the instance."""
+    graph = load_graph(toy)
+    run = create_run_for_test(instance, status=DagsterRunStatus.STARTED)
+    with DagsterInstance.ephemeral() as empty:
+        reports = lock_events(empty, toy, graph, [])
+
+    def look_before_the_run_ends(*arguments: object) -> object:
+        patch.undo()
+        seen = getattr(instance, look)(*arguments)
+        for event in reports:
+            instance.report_runless_asset_event(event)
+        instance.report_run_failed(run)
+        return seen
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(instance, look, look_before_the_run_ends)
+        assert lock_events(instance, toy, graph, []) == []
+    assert instance.get_run_by_id(run.run_id).status == DagsterRunStatus.FAILURE
 
 
 def test_a_graph_that_is_being_edited_is_a_reason_to_wait(
@@ -72,3 +122,13 @@ def test_a_graph_that_is_being_edited_is_a_reason_to_wait(
 ) -> None:
     edit(toy / "dvc.yaml", "stages:", "stages: [")
     assert "cannot read the graph" in str(tick(toy, instance, finished_toy).skip_reason)
+
+
+def test_definitions_of_a_graph_that_cannot_be_read_wait_until_it_can(toy: Path, instance: DagsterInstance) -> None:
+    edit(toy / "dvc.yaml", "stages:", "stages: [")
+    repository = build_definitions(toy).get_repository_def()
+    assert not repository.asset_graph.get_all_asset_keys()
+    (sensor,) = repository.sensor_defs
+    assert "cannot read the graph" in str(sensor(build_sensor_context(instance)).skip_reason)
+    edit(toy / "dvc.yaml", "stages: [", "stages:")
+    assert "reload" in str(sensor(build_sensor_context(instance)).skip_reason)

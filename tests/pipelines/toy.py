@@ -5,6 +5,8 @@ Each command appends its stage to `$TOY_LOG`, so that a test sees what really ra
 
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 DVC_YAML = """
@@ -124,3 +126,13 @@ def edit(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
+
+
+def appears(look: Callable[[], object], is_going_on: Callable[[], bool] = lambda: True) -> bool:
+    """Whether `look` finds something within two minutes, as long as what should bring it about goes on."""
+    end = time.monotonic() + 120
+    while not look():
+        if not is_going_on() or time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
