@@ -234,7 +234,10 @@ def test_metrics_are_observed_while_the_command_still_runs(
         ),
     )
     edit(toy / "params.yaml", "1.0e-3", "2.0e-3")
-    with DagsterInstance.local_temp(str(tmp_path)) as instance, ThreadPoolExecutor() as pool:
+    # Without captured output, for which Dagster starts processes that may outlive the run.
+    no_capture = {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
+    local = DagsterInstance.local_temp(str(tmp_path), overrides={"compute_logs": no_capture})
+    with local as instance, ThreadPoolExecutor() as pool:
         running = pool.submit(run, toy, instance, "models/toy", "metrics/train.json", "metrics/plots")
         key = AssetKey(["models", "toy"])
         observed = appears(lambda: instance.fetch_observations(key, limit=1).records, lambda: not running.done())
