@@ -63,7 +63,9 @@ def remove_batch(name: str, project: Project | None = None) -> None:
         values = read_params(project.params)
         batches = parse_batches(values.get("batches"), f"{project.params}: batches")
         if name not in batches:
-            raise ConfigError(f"batch {name}: {project.params} has {', '.join(batches)}")
+            raise ConfigError(f"no batch {name}: {project.params} has {', '.join(batches)}")
+        if not project.dvc.is_file():
+            raise ConfigError(f"{project.dvc}: no such file; run from the project's root or pass --dvc FILE")
         left = [other for other in batches if other != name]
         if not left:
             raise ConfigError(
@@ -78,12 +80,13 @@ def remove_batch(name: str, project: Project | None = None) -> None:
                     f"{', '.join(left)} would stay; write the one to measure on instead to evaluate.batch first"
                 )
             params_text = set_value(params_text, "evaluate", "batch", left[0])
-            print(f"evaluate.batch is {left[0]} now", file=sys.stderr)
         gone = {SHARDS + name, batches[name].source.dep} - {batches[other].source.dep for other in left}
         dvc_text = drop_deps(project.dvc.read_text(encoding="utf-8"), gone)
         with clear_when_full(project.root):  # in this order, so that a kill between the two leaves a graph that runs
             write_text(project.dvc, dvc_text)
             write_text(project.params, params_text)
+    if (values.get("evaluate") or {}).get("batch") == name:
+        print(f"evaluate.batch is {left[0]} now", file=sys.stderr)
     print(
         f"taken out of {project.params} and {project.dvc}: {name}; its images, manifest and shards stay on the disk. "
         "Now run `dvc repro`",

@@ -687,11 +687,13 @@ def test_what_cannot_be_removed_is_refused_before_anything_is_written(
             remove_batch(name, files)
         assert before == (files.params.read_bytes(), files.dvc.read_bytes())
 
-    refuses("other", r"batch other: .* has phantom-b000")
+    refuses("other", r"no batch other: .* has phantom-b000")
     refuses("phantom-b000", "is the only one")
     register(project, root)
     register(project, many(tmp_path / "many"), "many-b000")
     refuses("phantom-b000", r"clinic-b000, many-b000 would stay; .* evaluate\.batch first")
+    with pytest.raises(ConfigError, match="no such file; run from the project's root"):
+        remove_batch("many-b000", Project(files.params, tmp_path / "dvc.yaml"))
 
 
 def test_two_registrations_at_once_lose_nothing(project: Path, tmp_path: Path, id_key: str) -> None:
