@@ -30,7 +30,9 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def make_dev(root: Path, *arguments: str, home: Path | None = None) -> str:
-    environment = {**os.environ, **({"DAGSTER_HOME": str(home)} if home else {})}
+    outer = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}  # of the make that runs these tests, which would announce its folders
+    environment = {name: value for name, value in os.environ.items() if name not in outer}
+    environment |= {"DAGSTER_HOME": str(home)} if home else {}
     command = ["make", "dev", *arguments]
     return subprocess.run(command, cwd=root, env=environment, check=True, capture_output=True, text=True).stdout
 
