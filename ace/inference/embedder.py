@@ -82,6 +82,7 @@ class EmbeddingModel:
             "network": self.which,
             "backbone": str(backbone["name"]),
             "token_activation": str(backbone["token_activation"]),
+            "whitening": str(self.encoder.backbone.is_whitened).lower(),
             "dim": self.dim,
             "rows": rows,
             "cols": cols,

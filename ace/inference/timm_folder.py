@@ -16,7 +16,7 @@ from ace.training.card import ORIGINS, model_card
 from shards.atomic import write_text
 from shards.normalisation import Normalisation, text_of
 
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+CONFIG, WEIGHTS, WHITENING, CARD = "config.json", "model.safetensors", "whitening.safetensors", "README.md"
 
 _CARD = """\
 ---
@@ -36,6 +36,7 @@ This is the {network}'s backbone.
 | normalisation | pixels in [0, 1], mean {mean_text}, std {std_text} ({normalisation}) |
 | tokens | {rows} × {cols} of {dim} channels, after the last norm |
 | token activation | `{token_activation}`, **not part of this model**: {activation_note} |
+| token whitening | {whitening_note} |
 | weights | sha256 {model_sha256} |
 
 ## Use
@@ -54,7 +55,7 @@ with the mean grey, where ACE pads with black. For the same numbers, make an ima
     image = ImageOps.pad(image, ({crop_px}, {crop_px}))
 
 Both give the tokens in the architecture's own layout (a ViT's with its prefix tokens in front). The embedding of an
-image is the mean of its image tokens, after the token activation, divided by its norm.
+image is the mean of its image tokens, after their activation and whitening, divided by its norm.
 
 ## Data
 
@@ -72,10 +73,13 @@ _ACTIVATION_NOTES = {
     "relu": "apply `torch.relu` to the tokens, as pretraining did, before you pool them",
     "identity": "there is nothing to apply",
 }
+_WHITENING_NOTE = """\
+`whitening.safetensors`, **not part of this model**: after the activation, multiply the tokens by \
+`safetensors.torch.load_file("whitening.safetensors")["weight"]`"""
 
 
 def export_timm(model: EmbeddingModel, out: Path) -> None:
-    """Write config.json, model.safetensors and a model card into a new folder.
+    """Write config.json, model.safetensors, the map of a whitened encoder's tokens and a model card into a new folder.
 
     Args:
         model: Whose backbone.
@@ -84,10 +88,15 @@ def export_timm(model: EmbeddingModel, out: Path) -> None:
     Raises:
         ConfigError: the folder is not empty.
     """
-    network = model.encoder.backbone.model
+    backbone = model.encoder.backbone
+    network = backbone.model
     with new_folder(out) as folder:
         state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
         save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+        if backbone.is_whitened:
+            # Of row vectors: tokens @ weight.
+            weight = backbone.state_dict()["whitening.weight"].cpu().T.contiguous()
+            save_file({"weight": weight}, folder / WHITENING, metadata={"format": "pt"})
         write_text(folder / CONFIG, json.dumps(_config(model, network), indent=2) + "\n")
         write_text(folder / CARD, _card(model))
 
@@ -145,6 +154,7 @@ def _card(model: EmbeddingModel) -> str:
         std_text=text_of(model.preprocessing.std),
         origin=origin,
         activation_note=_ACTIVATION_NOTES[str(about["token_activation"])],
+        whitening_note=_WHITENING_NOTE if model.encoder.backbone.is_whitened else "none",
         data=data,
         limits=limits,
     )

@@ -24,6 +24,7 @@ class Backbone(nn.Module):
     Attributes:
         model: The timm model; its output is taken after the last norm.
         activation: Of the tokens.
+        whitening: A linear map of the tokens, last of all; nothing while it is trained (`ace.training.whitening`).
         t: Tokens per crop side.
         width: Channels of a token.
     """
@@ -32,16 +33,27 @@ class Backbone(nn.Module):
         super().__init__()
         self.model = _create(params, crop_px)
         self.activation = nn.ReLU() if params.token_activation == "relu" else nn.Identity()
+        self.whitening: nn.Module = nn.Identity()
         self.t = t
         self.width: int = self.model.num_features
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch t t dim"]:
-        """Tokens after the model's last norm and their activation, in rows and columns of the image.
+        """Tokens after the model's last norm, their activation and their whitening, in rows and columns of the image.
 
         They are fp32 or better, so that means over them are, in whatever precision the model computes.
         """
-        tokens: Tensor = self.activation(self._as_rows_and_columns(self.model(images)))
-        return tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+        tokens = self._full(self.activation(self._as_rows_and_columns(self.model(images))))
+        return self._full(self.whitening(tokens))
+
+    @property
+    def is_whitened(self) -> bool:
+        """Whether tokens are mapped by `whitening`."""
+        return isinstance(self.whitening, nn.Linear)
+
+    def whiten(self, weight: Float[Tensor, "dim dim"]) -> None:
+        """Map every token by this matrix from now on."""
+        self.whitening = nn.Linear(self.width, self.width, bias=False, device=weight.device)
+        self.whitening.weight.requires_grad_(False).copy_(weight)
 
     def checkpoint_activations(self) -> None:
         """Keep no activations inside the model's stages in training; the backward pass computes them again.
@@ -56,6 +68,10 @@ class Backbone(nn.Module):
                 f"{type(self.model).__name__} has no activation checkpointing in timm; set "
                 "pretrain.checkpoint_activations to false, or choose another backbone"
             ) from None
+
+    @staticmethod
+    def _full(tokens: Tensor) -> Tensor:
+        return tokens.to(torch.promote_types(tokens.dtype, torch.float32))
 
     def _as_rows_and_columns(self, features: Tensor) -> Tensor:
         """Timm's three layouts: NLC with prefix tokens (ViT), NHWC (Swin), NCHW (ConvNeXt)."""

@@ -18,10 +18,14 @@ from shards.errors import ConfigError
 from shards.grid import GridSpec
 from shards.normalisation import Normalisation
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+READ_VERSIONS = (3, FORMAT_VERSION)
+"""Models of version 3 have no whitening."""
 CONFIG = "config.json"
 IMPORTED = "imported"
 """`origin` in config.json of a model that others trained, and the name of the one normalisation that it has."""
+WHITENING = "whitening.weight"
+"""Name of the map of tokens among a finished backbone's tensors; models trained without it have none."""
 Which = Literal["teacher", "student", "best"]
 """`best` is the teacher at the step at which the probe scored it highest; without a probe there is none."""
 WEIGHTS = {
@@ -103,7 +107,10 @@ def load_encoder(model_dir: Path, which: Which = "teacher", device: str = "auto"
         has = [network for network, name in WEIGHTS.items() if (model_dir / name).is_file()]
         raise ConfigError(f"{path}: not found; the model has {' and '.join(has) or 'no encoder'}")
     try:
-        backbone.load_state_dict(load_file(path))
+        state = load_file(path)
+        if WHITENING in state:
+            backbone.whiten(state[WHITENING])
+        backbone.load_state_dict(state)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ConfigError(f"{path}: not the weights that {CONFIG} describes: {error}") from None
     return Encoder(backbone.to(place).eval(), spec, config)
@@ -215,10 +222,11 @@ def _empty_encoder(model_dir: Path) -> tuple[dict[str, Any], Backbone, GridSpec]
     try:
         config: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
         found = config.get("format_version")
-        if found != FORMAT_VERSION:
+        if found not in READ_VERSIONS:
             raise ConfigError(
-                f"{path}: format_version {found}, this release reads {FORMAT_VERSION}; use the release that wrote the "
-                "model (`versions` and dvc.lock say what it ran with), or train or import it again"
+                f"{path}: format_version {found}, this release reads {' and '.join(map(str, READ_VERSIONS))}; use "
+                "the release that wrote the model (`versions` and dvc.lock say what it ran with), or train or import "
+                "it again"
             )
         spec = GridSpec.from_json(config["params"]["grid"])
         params = BackboneParams.from_params(config["params"]["pretrain"]["backbone"], f"{path}: backbone")

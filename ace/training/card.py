@@ -33,6 +33,7 @@ tags: [medical-imaging, self-supervised, ACE]
 | | |
 |---|---|
 | backbone | `{backbone}` {model_args}, {in_channels} channel(s); tokens after the last norm: {token_activation} |
+| token whitening | {whitening} |
 | input | {crop_px} × {crop_px} px crops of a {canvas_px} px canvas, {t} × {t} tokens |
 | objective | `{objective}` |
 | started from | {start} |
@@ -83,6 +84,7 @@ def model_card(config: Mapping[str, Any]) -> str:
         model_args=pretrain["backbone"]["model_args"] or "",
         in_channels=pretrain["backbone"]["in_channels"],
         token_activation=pretrain["backbone"]["token_activation"],
+        whitening=_whitening(config),
         erased=erased_parts(pretrain) or "nothing",
         crop_px=grid["t"] * grid["cell_px"],
         canvas_px=grid["n"] * grid["cell_px"],
@@ -103,6 +105,17 @@ def model_card(config: Mapping[str, Any]) -> str:
         versions=", ".join(f"{name} {version}" for name, version in config["versions"].items()),
         data="\n".join(table),
     )
+
+
+def _whitening(config: Mapping[str, Any]) -> str:
+    """How much of the composition error the map of the teacher's tokens leaves."""
+    found = config.get("whitening", {}).get("teacher")
+    if found is None:
+        return "none"
+    return (
+        "fitted on {num_pairs} crop pairs; their composition error relative to the tokens is {error_before:.2f} before "
+        "it and {error_after:.2f} after"
+    ).format(**found)
 
 
 def _start(config: Mapping[str, Any]) -> str:

@@ -4,12 +4,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ace.models.encoder import CONFIG, FORMAT_VERSION, WEIGHTS
+from ace.models.encoder import CONFIG, FORMAT_VERSION, WEIGHTS, WHITENING, Which
 from ace.models.networks import Student, Teacher
 from ace.training.card import model_card
 from shards.atomic import write_text
@@ -35,7 +36,12 @@ class BestTeacher:
 
 
 def save_model(
-    folder: Path, student: Student, teacher: Teacher, config: Mapping[str, Any], best: BestTeacher | None = None
+    folder: Path,
+    student: Student,
+    teacher: Teacher,
+    config: Mapping[str, Any],
+    best: BestTeacher | None = None,
+    whitening: Mapping[Which, Tensor] = MappingProxyType({}),
 ) -> None:
     """Write the model's files into an existing, empty folder.
 
@@ -45,14 +51,17 @@ def save_model(
         teacher: Its backbone and heads.
         config: Resolved parameters, shards seen, steps and versions: the content of config.json.
         best: Its backbone is written too; None for none.
+        whitening: The map of a network's tokens, for those that have one.
     """
-    networks = {"student": student.state_dict(), "teacher": teacher.state_dict()}
-    heads: dict[str, Tensor] = {}
-    for name, state in networks.items():
-        _save_backbone(state, folder / WEIGHTS[name])
-        heads |= {f"{name}.{key}": value for key, value in state.items() if not _is_backbone(key)}
+    states: dict[Which, Mapping[str, Tensor]] = {"student": student.state_dict(), "teacher": teacher.state_dict()}
+    heads = {f"{name}.{key}": value for name, s in states.items() for key, value in s.items() if not _is_backbone(key)}
     if best is not None:
-        _save_backbone(best.state, folder / WEIGHTS["best"])
+        states["best"] = best.state
+    for name, state in states.items():
+        backbone = {key.removeprefix("backbone."): value for key, value in state.items() if _is_backbone(key)}
+        if name in whitening:
+            backbone[WHITENING] = whitening[name]
+        _save(backbone, folder / WEIGHTS[name])
     _save(heads, folder / HEADS)
     text = json.dumps({"format_version": FORMAT_VERSION, **config}, indent=2, sort_keys=True)
     write_text(folder / CONFIG, text + "\n")
@@ -61,10 +70,6 @@ def save_model(
 
 def _is_backbone(key: str) -> bool:
     return key.startswith("backbone.")
-
-
-def _save_backbone(state: Mapping[str, Tensor], path: Path) -> None:
-    _save({key.removeprefix("backbone."): value for key, value in state.items() if _is_backbone(key)}, path)
 
 
 def _save(state: Mapping[str, Tensor], path: Path) -> None:

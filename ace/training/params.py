@@ -83,6 +83,15 @@ class OptimizerParams(Section):
     beta2: float = Field(ge=0, lt=1)
 
 
+class WhiteningParams(Section):
+    """How the map of the finished encoder's tokens is fitted."""
+
+    num_pairs: int = Field(ge=1)
+    """Crop pairs of training images that it is fitted on, at most all of the run's."""
+    shrinkage: float = Field(gt=0, le=1)
+    """Part of the error's second moment that is taken as equal in all directions; 1 leaves tokens as they are."""
+
+
 class PretrainParams(OptimizerParams):
     """Section `pretrain` of params.yaml."""
 
@@ -113,6 +122,9 @@ class PretrainParams(OptimizerParams):
     augment: AugmentParams
     probe: ProbeParams
     collapse: CollapseParams
+    whitening: WhiteningParams | None = None
+    """A linear map of tokens, fitted after the last step and part of the finished encoder; null for none, as the paper
+    has it (docs/method.md)."""
     start_from: str | None
     """Folder of a finished model whose backbone and heads, student's and teacher's, training starts with; null for
     random ones (or `backbone.weights`). Optimiser and schedules start anew: this is not how a run is resumed."""

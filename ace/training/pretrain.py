@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ace.data.division import check_division
 from ace.data.loader import CropDataset, StepSampler
-from ace.models.backbone import build_backbone
+from ace.models.backbone import Backbone, build_backbone
+from ace.models.encoder import Which
 from ace.models.networks import Student, Teacher
 from ace.training.checkpoints import CheckpointFolder
 from ace.training.log import RunLog, open_log
@@ -31,6 +32,7 @@ from ace.training.run import RunFolder, RunIdentity, open_run, recorded_commit, 
 from ace.training.start import check_start, take_first_weights
 from ace.training.state import TrainState
 from ace.training.stop import StopRequest
+from ace.training.whitening import Whitening, fit_whitening
 from shards.atomic import replace_directory, write_text
 from shards.errors import ConfigError
 from shards.lineage import write_lineage
@@ -113,8 +115,12 @@ def pretrain(
         state = _train(params, grid, batches, indexes, run, identity.fingerprint, ranks, request, metrics_dir, options)
         if ranks.is_first:
             best = _best_teacher(CheckpointFolder(run.path / CHECKPOINTS, num_kept=params.keep_checkpoints))
+            members = [(index, batches[name].mix) for name, index in indexes.items()]
+            whitening = _whitening(state, best, members, params, grid, ranks.device)
             config = _resolved_config(params, grid, batches, indexes, state.step, best, ranks) | origin
-            _publish(state, config, indexes, best, run.path, out)
+            config["whitening"] = {name: found.account() for name, found in whitening.items()}
+            maps = {name: found.weight for name, found in whitening.items()}
+            _publish(state, config, indexes, best, maps, run.path, out)
 
 
 def build_state(params: PretrainParams, grid: GridParams, device: torch.device) -> TrainState:
@@ -343,11 +349,33 @@ def _best_teacher(checkpoints: CheckpointFolder) -> BestTeacher | None:
     return BestTeacher(best.step, best.score, SCORE, checkpoints.load(best)["teacher"])
 
 
+def _whitening(
+    state: TrainState,
+    best: BestTeacher | None,
+    members: Sequence[tuple[ShardIndex, MixParams]],
+    params: PretrainParams,
+    grid: GridParams,
+    device: torch.device,
+) -> dict[Which, Whitening]:
+    """The map of each finished network's tokens; empty where the parameters want none."""
+    if params.whitening is None:
+        return {}
+    backbones: dict[Which, Backbone] = {"teacher": state.teacher.backbone, "student": state.student.backbone}
+    if best is not None:
+        teacher = Teacher(state.student).to(device)
+        teacher.load_state_dict(best.state)
+        backbones["best"] = teacher.backbone
+    for backbone in backbones.values():
+        backbone.eval()
+    return fit_whitening(backbones, members, grid.spec, params, device)
+
+
 def _publish(
     state: TrainState,
     config: Mapping[str, Any],
     indexes: Mapping[str, ShardIndex],
     best: BestTeacher | None,
+    whitening: Mapping[Which, Tensor],
     run: Path,
     out: Path,
 ) -> None:
@@ -355,7 +383,7 @@ def _publish(
     finished = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(finished, ignore_errors=True)
     finished.mkdir(parents=True)
-    save_model(finished, state.student, state.teacher, config, best)
+    save_model(finished, state.student, state.teacher, config, best, whitening)
     write_lineage(finished, indexes)
     for name in (ROWS, START):
         if (run / name).exists():

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ace.models.encoder import WEIGHTS
+from ace.models.encoder import WEIGHTS, WHITENING
 from ace.models.weights import load_initial_weights
 from ace.training.model_folder import HEADS
 from ace.training.params import PretrainParams
@@ -103,6 +103,7 @@ def start_from(state: TrainState, folder: Path) -> str:
         lines = [f"START FROM {folder}, not resuming: optimiser, schedules and step begin anew"]
         for name, network in (("student", state.student), ("teacher", state.teacher)):
             backbone = load_file(folder / WEIGHTS[name])
+            backbone.pop(WHITENING, None)  # fitted to the finished encoder; the new run fits its own
             given = {f"backbone.{key}": value for key, value in backbone.items()}
             given |= {key.removeprefix(f"{name}."): heads[key] for key in heads if key.startswith(f"{name}.")}
             lines += _take(name, network, given)

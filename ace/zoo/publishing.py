@@ -38,7 +38,18 @@ ENCODERS = ("trained", "untrained", "imagenet", "gain")
 _SPLITS = {"test": "test patients", "val": "validation patients, on whom settings may have been chosen,"}
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _NUM_COMPARED = 16
-_KEPT = ("best", "device", "format_version", "num_processes", "params", "shards", "start_from", "steps", "versions")
+_KEPT = (
+    "best",
+    "device",
+    "format_version",
+    "num_processes",
+    "params",
+    "shards",
+    "start_from",
+    "steps",
+    "versions",
+    "whitening",
+)
 """Keys of a training's config.json that are kept; all others may speak of the machine."""
 
 _CARD = """\
@@ -64,7 +75,8 @@ tags: [medical-imaging, self-supervised, ACE]
 
 | | |
 |---|---|
-| backbone | `{backbone}`, {channels} channel(s), {num_parameters:,} parameters; token activation `{token_activation}` |
+| backbone | `{backbone}`, {channels} channel(s), {num_parameters:,} parameters |
+| tokens | after the last norm, activation `{token_activation}`, {whitening} |
 | input | {crop_px} × {crop_px} px: {placement} |
 | training | objective `{objective}`, {epochs} epochs, {steps} steps of {batch_size} images |
 | weights | the teacher's backbone, {dtype}; sha256 `{sha256}` |
@@ -404,6 +416,7 @@ def _card(config: Mapping[str, Any], encoder: Encoder, min_cosine: float) -> str
         channels=encoder.in_channels,
         num_parameters=_num_parameters(encoder),
         token_activation=pretrain["backbone"]["token_activation"],
+        whitening="whitening" if encoder.backbone.is_whitened else "no whitening",
         crop_px=encoder.spec.crop_px,
         placement=placement_text(encoder.spec.trim_level),
         objective=pretrain["objective"],

@@ -38,6 +38,7 @@ def write_model(
     in_channels: int = 1,
     token_activation: str = "relu",
     objective: str = "ace",
+    is_whitened: bool = False,
     batches: dict[str, Any] | None = None,
 ) -> Path:
     """A model whose teacher is not its student."""
@@ -90,5 +91,6 @@ def write_model(
         "device": "cpu",
         "versions": {"torch": torch.__version__},
     }
-    save_model(folder, student, teacher, config)
+    whitening = torch.eye(DIM) + 0.2 * torch.randn(DIM, DIM)  # unlike a fitted one, not its own transpose
+    save_model(folder, student, teacher, config, whitening={"teacher": whitening} if is_whitened else {})
     return folder

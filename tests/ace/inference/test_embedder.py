@@ -182,7 +182,7 @@ def test_a_damaged_configuration_is_one_clear_error(text: str, tmp_path: Path) -
 def test_a_model_of_another_release_is_refused_with_what_to_do(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "ace")
     (folder / "config.json").write_text('{"format_version": 2}')
-    with pytest.raises(ConfigError, match=r"format_version 2, .* reads 3; use the release that wrote the model"):
+    with pytest.raises(ConfigError, match=r"format_version 2, .* reads 3 and 4; use the release that wrote the model"):
         ace.load(folder, device="cpu")
 
 

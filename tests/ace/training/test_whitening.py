@@ -1,0 +1,169 @@
+"""The map of a finished encoder's tokens: against plain loops, and what becomes of it in a model folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from ace.data.crops import resample
+from ace.data.loader import CropDataset, StepSampler, _generator
+from ace.models.backbone import Backbone, build_backbone
+from ace.models.encoder import WEIGHTS, WHITENING, load_encoder, untrained_encoder
+from ace.training.params import PretrainParams
+from ace.training.whitening import fit_whitening, whitening_map
+from shards.grid import CropPair, GridSpec, draw_crop_pair, scale_of_step
+from shards.read import ShardIndex, ShardReader
+from tests.ace.training.conftest import BATCH, tiny_batches, tiny_grid, tiny_params
+from tests.ace.training.runs import finish, start_run
+
+
+def random_moment(width: int, seed: int) -> torch.Tensor:
+    rows = torch.randn(3 * width, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    rows *= torch.logspace(-3, 0, width, dtype=torch.float64)
+    return rows.T @ rows
+
+
+@given(st.integers(1, 12), st.integers(0, 2**31), st.floats(0.01, 1.0))
+def test_mapped_errors_are_alike_in_all_directions(width: int, seed: int, shrinkage: float) -> None:
+    error = random_moment(width, seed)
+    weight = whitening_map(error, shrinkage)
+    shrunk = (1 - shrinkage) * error + shrinkage * error.trace() / width * torch.eye(width, dtype=torch.float64)
+    white = weight @ shrunk @ weight
+    assert torch.allclose(white / white[0, 0], torch.eye(width, dtype=torch.float64), atol=1e-9)
+    assert torch.allclose(weight, weight.T, atol=1e-12)
+    assert torch.linalg.eigvalsh(weight).max() == pytest.approx(1.0)
+
+
+def test_no_error_and_full_shrinkage_leave_tokens_as_they_are() -> None:
+    identity = torch.eye(5, dtype=torch.float64)
+    assert torch.equal(whitening_map(torch.zeros(5, 5, dtype=torch.float64), 0.5), identity)
+    assert torch.allclose(whitening_map(random_moment(5, 0), 1.0), identity)
+
+
+def cells_of(pair: CropPair, name: str, row: int, col: int) -> set[tuple[int, int]]:
+    """Cells of the canvas that a token of a crop shows."""
+    origin, (height, width) = getattr(pair, name), (pair.k, pair.l) if name == "coarse" else (1, 1)
+    return {(origin[0] + height * row + i, origin[1] + width * col + j) for i in range(height) for j in range(width)}
+
+
+def mean_in_overlap(tokens: np.ndarray, pair: CropPair, name: str, t: int) -> np.ndarray:
+    """Mean of a crop's tokens all of whose cells the other crop shows too."""
+    other = "fine" if name == "coarse" else "coarse"
+    seen = set().union(*(cells_of(pair, other, row, col) for row in range(t) for col in range(t)))
+    inside = [tokens[r, c] for r in range(t) for c in range(t) if cells_of(pair, name, r, c) <= seen]
+    return np.mean(inside, axis=0)
+
+
+def moments_by_loops(
+    backbone: Backbone, index: ShardIndex, spec: GridSpec, params: PretrainParams, num_steps: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Second moment of the differences, and of the means."""
+    dataset = CropDataset(
+        [(index, tiny_batches()[BATCH].mix)],
+        spec,
+        objective="ace",
+        views=params.views,
+        crops="fresh",
+        augment=None,
+        in_channels=1,
+        seed=params.seed,
+    )
+    steps = list(StepSampler(dataset, batch_size=8, rank=0, world_size=1, first_step=0, epochs=params.epochs))
+    reader, rows = ShardReader(index), index.select("train")
+    error, second = np.zeros((2, backbone.width, backbone.width))
+    for requests in steps[:num_steps]:
+        for _, position, step, _ in requests:
+            sample = reader.read(int(rows[position]))
+            pair = draw_crop_pair(
+                spec, scale_of_step(spec, params.seed, step), _generator(params.seed, step, sample.key)
+            )
+            means = []
+            for name in ("coarse", "fine"):
+                crop = resample(sample.image, pair.window(name, spec), spec.crop_px)
+                with torch.inference_mode():
+                    tokens = backbone(torch.from_numpy((crop[None, None] / 255 - 0.5) / 0.25).float())[0].double()
+                means.append(mean_in_overlap(tokens.numpy(), pair, name, spec.t))
+            error += np.outer(means[0] - means[1], means[0] - means[1])
+            second += (np.outer(means[0], means[0]) + np.outer(means[1], means[1])) / 2
+    return error, second
+
+
+@pytest.mark.parametrize("micro", [1, 2])
+def test_the_map_is_that_of_plain_loops_over_crops_and_tokens(noise_shards: Path, micro: int) -> None:
+    params = tiny_params(whitening={"num_pairs": 17, "shrinkage": 0.3}, num_micro_batches=micro)
+    index, spec = ShardIndex.open(noise_shards / BATCH), tiny_grid().spec
+    torch.manual_seed(0)
+    backbone = build_backbone(params.backbone, spec).eval()
+    members = [(index, tiny_batches()[BATCH].mix)]
+    found = fit_whitening({"teacher": backbone}, members, spec, params, torch.device("cpu"))["teacher"]
+    assert found.num_pairs == 24
+    error, second = moments_by_loops(backbone, index, spec, params, num_steps=3)
+    expected = whitening_map(torch.from_numpy(error), 0.3).numpy()
+    assert np.abs(found.weight.numpy() - expected).max() < 1e-4
+    assert found.error_before == pytest.approx(np.trace(error) / np.trace(second), rel=1e-4)
+    mapped = [np.trace(expected @ moment @ expected) for moment in (error, second)]
+    assert found.error_after == pytest.approx(mapped[0] / mapped[1], rel=1e-3)
+    assert found.error_after < found.error_before
+
+
+@pytest.fixture(scope="module")
+def finished(noise_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whitened")
+    finish(start_run(noise_shards, out, whitening={"num_pairs": 16, "shrinkage": 0.5}))
+    return out / "model"
+
+
+@pytest.mark.parametrize("which", ["teacher", "student"])
+def test_a_finished_encoder_maps_its_tokens(finished: Path, which: Any) -> None:
+    encoder = load_encoder(finished, which, device="cpu")
+    weight = load_file(finished / WEIGHTS[which])[WHITENING]
+    images = torch.randn(3, 1, encoder.spec.crop_px, encoder.spec.crop_px)
+    with torch.inference_mode():
+        found = encoder.backbone(images)
+        encoder.backbone.whitening = torch.nn.Identity()
+        assert torch.allclose(found, encoder.backbone(images) @ weight.T, atol=1e-6)
+    assert not torch.allclose(weight, torch.eye(len(weight)), atol=1e-2)
+    about = json.loads((finished / "config.json").read_text())["whitening"][which]
+    assert about["num_pairs"] == 16
+    assert about["error_after"] < about["error_before"]
+    assert f"{about['error_after']:.2f} after" in (finished / "README.md").read_text() or which == "student"
+
+
+def test_the_map_is_fitted_to_the_finished_network_on_the_images_that_trained_it(
+    finished: Path, noise_shards: Path
+) -> None:
+    encoder = load_encoder(finished, device="cpu")
+    weight = encoder.backbone.state_dict()[WHITENING]
+    encoder.backbone.whitening = torch.nn.Identity()
+    params = tiny_params(whitening={"num_pairs": 16, "shrinkage": 0.5})
+    members = [(ShardIndex.open(noise_shards / BATCH), tiny_batches()[BATCH].mix)]
+    again = fit_whitening({"teacher": encoder.backbone}, members, encoder.spec, params, torch.device("cpu"))
+    assert torch.allclose(again["teacher"].weight, weight, atol=1e-5)
+
+
+def test_an_untrained_encoder_of_a_whitened_model_has_no_map(finished: Path) -> None:
+    assert not untrained_encoder(finished, 0).backbone.is_whitened
+    assert load_encoder(finished, device="cpu").backbone.is_whitened
+
+
+def test_a_new_run_starts_from_the_tokens_before_the_map(finished: Path, noise_shards: Path, tmp_path: Path) -> None:
+    finish(start_run(noise_shards, tmp_path, start_from=str(finished), whitening=None, epochs=2))
+    assert WHITENING not in load_file(tmp_path / "model" / WEIGHTS["teacher"])
+    account = (tmp_path / "model/start.txt").read_text()
+    assert "unused" not in account
+
+
+def test_a_model_of_the_format_before_the_map_is_read(noise_shards: Path, tmp_path: Path) -> None:
+    finish(start_run(noise_shards, tmp_path, whitening=None, epochs=2))
+    path = tmp_path / "model/config.json"
+    config = json.loads(path.read_text())
+    config |= {"format_version": 3}
+    del config["whitening"], config["params"]["pretrain"]["whitening"]
+    path.write_text(json.dumps(config))
+    assert not load_encoder(tmp_path / "model", device="cpu").backbone.is_whitened
