@@ -84,7 +84,7 @@ def model_card(config: Mapping[str, Any]) -> str:
         model_args=pretrain["backbone"]["model_args"] or "",
         in_channels=pretrain["backbone"]["in_channels"],
         token_activation=pretrain["backbone"]["token_activation"],
-        whitening=_whitening(config),
+        whitening=_whitening(pretrain),
         erased=erased_parts(pretrain) or "nothing",
         crop_px=grid["t"] * grid["cell_px"],
         canvas_px=grid["n"] * grid["cell_px"],
@@ -107,15 +107,10 @@ def model_card(config: Mapping[str, Any]) -> str:
     )
 
 
-def _whitening(config: Mapping[str, Any]) -> str:
-    """How much of the composition error the map of the teacher's tokens leaves."""
-    found = config.get("whitening", {}).get("teacher")
-    if found is None:
-        return "none"
-    return (
-        "fitted on {num_pairs} crop pairs; their composition error relative to the tokens is {error_before:.2f} before "
-        "it and {error_after:.2f} after"
-    ).format(**found)
+def _whitening(pretrain: Mapping[str, Any]) -> str:
+    """How the map of the finished encoders' tokens was fitted."""
+    whitening = pretrain.get("whitening")
+    return "fitted on {num_pairs} crop pairs, shrinkage {shrinkage:g}".format(**whitening) if whitening else "none"
 
 
 def _start(config: Mapping[str, Any]) -> str:

@@ -32,7 +32,7 @@ from ace.training.run import RunFolder, RunIdentity, open_run, recorded_commit, 
 from ace.training.start import check_start, take_first_weights
 from ace.training.state import TrainState
 from ace.training.stop import StopRequest
-from ace.training.whitening import Whitening, fit_whitening
+from ace.training.whitening import fit_whitening
 from shards.atomic import replace_directory, write_text
 from shards.errors import ConfigError
 from shards.lineage import write_lineage
@@ -118,9 +118,7 @@ def pretrain(
             members = [(index, batches[name].mix) for name, index in indexes.items()]
             whitening = _whitening(state, best, members, params, grid, ranks.device)
             config = _resolved_config(params, grid, batches, indexes, state.step, best, ranks) | origin
-            config["whitening"] = {name: found.account() for name, found in whitening.items()}
-            maps = {name: found.weight for name, found in whitening.items()}
-            _publish(state, config, indexes, best, maps, run.path, out)
+            _publish(state, config, indexes, best, whitening, run.path, out)
 
 
 def build_state(params: PretrainParams, grid: GridParams, device: torch.device) -> TrainState:
@@ -356,7 +354,7 @@ def _whitening(
     params: PretrainParams,
     grid: GridParams,
     device: torch.device,
-) -> dict[Which, Whitening]:
+) -> dict[Which, Tensor]:
     """The map of each finished network's tokens; empty where the parameters want none."""
     if params.whitening is None:
         return {}

@@ -38,18 +38,7 @@ ENCODERS = ("trained", "untrained", "imagenet", "gain")
 _SPLITS = {"test": "test patients", "val": "validation patients, on whom settings may have been chosen,"}
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _NUM_COMPARED = 16
-_KEPT = (
-    "best",
-    "device",
-    "format_version",
-    "num_processes",
-    "params",
-    "shards",
-    "start_from",
-    "steps",
-    "versions",
-    "whitening",
-)
+_KEPT = ("best", "device", "format_version", "num_processes", "params", "shards", "start_from", "steps", "versions")
 """Keys of a training's config.json that are kept; all others may speak of the machine."""
 
 _CARD = """\
