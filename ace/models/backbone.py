@@ -47,7 +47,7 @@ class Backbone(nn.Module):
 
     @property
     def is_whitened(self) -> bool:
-        """Whether tokens are mapped by `whitening`."""
+        """Tell whether `whitening` maps the tokens."""
         return isinstance(self.whitening, nn.Linear)
 
     def whiten(self, weight: Float[Tensor, "dim dim"]) -> None:

@@ -108,7 +108,7 @@ def model_card(config: Mapping[str, Any]) -> str:
 
 
 def _whitening(pretrain: Mapping[str, Any]) -> str:
-    """How the map of the finished encoders' tokens was fitted."""
+    """Say how the map of the finished encoders' tokens was fitted."""
     whitening = pretrain.get("whitening")
     return "fitted on {num_pairs} crop pairs, shrinkage {shrinkage:g}".format(**whitening) if whitening else "none"
 

@@ -84,7 +84,7 @@ class OptimizerParams(Section):
 
 
 class WhiteningParams(Section):
-    """How the map of the finished encoder's tokens is fitted."""
+    """The section says how the map of the finished encoder's tokens is fitted."""
 
     num_pairs: int = Field(ge=1)
     """Crop pairs of training images that it is fitted on, at most all of the run's."""

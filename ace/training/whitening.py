@@ -34,7 +34,7 @@ def fit_whitening(
     params: PretrainParams,
     device: torch.device,
 ) -> dict[Which, Float[Tensor, "dim dim"]]:
-    """The map of each backbone's tokens, fitted on unaugmented crop pairs of the training images.
+    """Fit the map of each backbone's tokens on unaugmented crop pairs of the training images.
 
     Args:
         backbones: In evaluation mode, on the device, without a map.
