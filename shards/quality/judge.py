@@ -42,6 +42,8 @@ _MIN_DEVIATION = 0.01
 _MAX_DEVIATIONS_OF_MEAN = 3.0
 _MIDDLE = slice(THUMBNAIL_PX * 3 // 16, -THUMBNAIL_PX * 3 // 16)
 """Rows and columns of the middle, five eighths of each side: collimation, labels and a fundus' corners lie beyond."""
+_MAX_BLACK = 15
+"""Grey level of a mean up to which it is black."""
 _MIN_SYMMETRY = 0.4
 """Frontal chests and fundi are as good as mirror images of themselves; what is not says nothing by its corners."""
 
@@ -109,6 +111,7 @@ class Likeness:
         whole: Of whole thumbnails.
         middle: Of their middles with its middle.
         mirrored: With its mirror image, as a view of both sides has.
+        white_outside: With its picture, and white where that is black, as the corners of a fundus may be.
         upside_down: With it turned by half or flipped, the greater one.
         on_its_side: With it turned by a quarter either way, mirrored or not, the greatest one.
     """
@@ -116,6 +119,7 @@ class Likeness:
     whole: Float32[np.ndarray, "num_images"]
     middle: Float32[np.ndarray, "num_images"]
     mirrored: Float32[np.ndarray, "num_images"]
+    white_outside: Float32[np.ndarray, "num_images"]
     upside_down: Float32[np.ndarray, "num_images"]
     on_its_side: Float32[np.ndarray, "num_images"]
 
@@ -222,7 +226,8 @@ def mean_views(
         middle, deviation = _middle_and_deviation(rough[member])
         kept[view] = member & (rough >= middle - _MAX_DEVIATIONS_OF_MEAN * deviation)
     second = _means(kept, store)
-    fine = _correlations({view: _turned(second[view][0]) for view in large}, views, store, 8)
+    references = {view: np.stack([*_turned(second[view][0]), _white_outside(second[view][1])]) for view in large}
+    fine = _correlations(references, views, store, 9)
     coherent = {}
     for view in large:
         coherence = float(np.median(fine[members[view], 0]))
@@ -233,8 +238,8 @@ def mean_views(
         means.append(ViewMean(str(view), int(kept[view].sum()), coherence, picture, _has_bright_corners(picture)))
     middles = {view: standardised(mean[_MIDDLE, _MIDDLE])[None] for view, mean in coherent.items()}
     of_middles = _correlations(middles, views, store, 1, _MIDDLE)[:, 0]
-    likeness = Likeness(fine[:, 0], of_middles, fine[:, 1], fine[:, 2:4].max(axis=1), fine[:, 4:].max(axis=1))
-    return tuple(means), likeness
+    upside_down, on_its_side = (fine[:, turns].max(axis=1) for turns in (slice(2, 4), slice(4, 8)))
+    return tuple(means), Likeness(fine[:, 0], of_middles, fine[:, 1], fine[:, 8], upside_down, on_its_side)
 
 
 def _turned(mean: Float64[np.ndarray, "64 64"]) -> Float64[np.ndarray, "8 64 64"]:
@@ -262,6 +267,11 @@ def _means(
         view: (standardised(standard), np.round(plain / members[view].sum()).astype(np.uint8))
         for view, (standard, plain) in sums.items()
     }
+
+
+def _white_outside(picture: UInt8[np.ndarray, "64 64"]) -> Float64[np.ndarray, "64 64"]:
+    white: Float64[np.ndarray, "64 64"] = standardised(np.where(picture <= _MAX_BLACK, 255.0, picture))
+    return white
 
 
 def _correlations(
@@ -299,7 +309,7 @@ def _has_bright_corners(picture: UInt8[np.ndarray, "64 64"]) -> bool:
 def _findings_of_views(images: Images, likeness: Likeness, params: QualityParams) -> list[_Finding]:
     """Checks of each image against those of its view.
 
-    What explains an image best counts: that it is turned, a negative, or of the other side.
+    What explains an image best counts: that it is turned, a negative, of the other side, or white around the picture.
     """
     whole, middle = likeness.whole, likeness.middle
     is_known = ~np.isnan(whole)
@@ -307,8 +317,8 @@ def _findings_of_views(images: Images, likeness: Likeness, params: QualityParams
     gain = turned - np.maximum(whole, likeness.mirrored)
     is_turned = (turned > params.turned.min_correlation) & (gain > params.turned.min_gain) & (turned > -whole)
     is_upside_down = is_turned & (likeness.upside_down >= likeness.on_its_side)
-    is_negative = (np.maximum(whole, middle) < params.inverted.max_correlation) & (likeness.mirrored < -whole)
-    is_inverted = is_negative & ~is_turned
+    is_positive = np.maximum(likeness.mirrored, likeness.white_outside) > -whole
+    is_inverted = (np.maximum(whole, middle) < params.inverted.max_correlation) & ~is_positive & ~is_turned
     is_far = is_known & ~is_turned & ~is_inverted
     for part in (whole, middle):
         is_far &= _deviations(part, images.views) > params.lateral.min_deviations
