@@ -119,9 +119,9 @@ def register_batch(
                 "std": as_written(normalisation.std),
             },
         }
-        keep_sha256 = ((values.get("batches") or {}).get(name) or {}).get("source", {}).get("keep_sha256")
-        if keep_sha256 is not None:  # what a person keeps is no part of the delivery
-            item["source"]["keep_sha256"] = keep_sha256
+        its_source = ((values.get("batches") or {}).get(name) or {}).get("source") or {}
+        if "keep_sha256" in its_source:  # what a person keeps is no part of the delivery
+            item["source"]["keep_sha256"] = its_source["keep_sha256"]
         BatchParams.from_params(item, f"batch {name}")
 
         known = (values.get("batches") or {}).get(name)
