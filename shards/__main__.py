@@ -89,6 +89,15 @@ def remove(arguments: argparse.Namespace) -> None:
     remove_batch(arguments.name, Project(arguments.params, arguments.dvc))
 
 
+def keep(arguments: argparse.Namespace) -> None:
+    """Keep single images in a batch's shards although the quality pass would leave them out. Their keys stand in
+    quality.parquet and quality.png of the shards, and in data/manifests/NAME.quarantine.csv; the list of kept ones is
+    data/manifests/NAME.keep.txt, a key a line. After editing it, give the command without keys."""
+    from shards.project import Project, keep_images
+
+    keep_images(arguments.name, arguments.keys, Project(arguments.params))
+
+
 def new_key(arguments: argparse.Namespace) -> None:
     """Write a new secret identity key."""
     from shards.identity import KEY_FILE_VARIABLE, create_key
@@ -105,6 +114,7 @@ _EPILOG = """from images to shards:
   python -m shards register NAME FOLDER --source KIND
   python -m shards build --batch NAME                 what `dvc repro` runs
   python -m shards verify data/shards/NAME            then stats, show
+  python -m shards keep NAME KEY …                    images that the quality pass left out by mistake
   python -m shards remove NAME                        the project without this batch
 """
 
@@ -186,6 +196,16 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("name", help="a key of `batches` in the params file, as phantom-b000")
     _add_project_options(command)
     command.set_defaults(run=remove)
+
+    command = commands.add_parser(
+        "keep", help="keep single images that the quality pass leaves out", description=keep.__doc__
+    )
+    command.add_argument("name", metavar="NAME", help="a key of `batches` in the params file, as clinic-b000")
+    command.add_argument("keys", nargs="*", metavar="KEY", help="of an image; none: take the list as it was edited")
+    command.add_argument(
+        "--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="default: params.yaml"
+    )
+    command.set_defaults(run=keep)
 
     add_sources_command(commands)
     add_look_commands(commands)

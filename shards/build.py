@@ -13,7 +13,8 @@ from shards.errors import ConfigError, NoSpaceError, SourceError
 from shards.execution import Execution, Processes
 from shards.format import sha256_of
 from shards.identity import PUBLIC_KEY
-from shards.index import annotation_warnings, check_quarantine, describe, publish
+from shards.index import annotation_warnings, check_quarantine, describe, keep_warnings, publish
+from shards.keep_list import read_list
 from shards.params import GridParams, PhantomSourceParams, ShardParams, SourceParams
 from shards.plan import BatchPlan, fingerprint, plan_batch
 from shards.progress import progress_bar
@@ -55,20 +56,24 @@ def build_shards(
         NoSpaceError: the disk has too little room for the set, or is full.
     """
     encoder = Encoder(batch, source.kind, root_of(source), source.channels, grid.spec, params)
+    execution = execution or Processes()
     manifest = open_manifest(source)
+    kept = frozenset() if isinstance(source, PhantomSourceParams) else read_list(batch, source)
     # An experiment beside the workspace may need the same set: the second waits for the first.
     with (
         clear_when_full(scratch_root(), out.parent),
         unfinished_work(f"shard/{batch}", fingerprint(manifest.sha256, encoder), is_waiting=True) as scratch,
     ):
         plan = plan_batch(manifest.placed_in(scratch), root_of(source), params)
-        build_tars(plan, TarBuilder(plan.manifest, plan.header, encoder, scratch), execution or Processes(), out)
-        inspection = inspect(plan, params.quality, scratch)
+        build_tars(plan, TarBuilder(plan.manifest, plan.header, encoder, scratch), execution, out)
+        num_workers = execution.num_workers if isinstance(execution, Processes) else None
+        inspection = inspect(plan, params.quality, scratch, kept, num_workers)
         originals = _list_originals(batch, source, inspection)
         check_quarantine(batch, inspection, params.max_quarantined_fraction, originals)
         values = publish(inspection, encoder, scratch, out)
+        warnings = [*annotation_warnings(values["counts"]), *keep_warnings(kept, inspection)]
     print(describe(values), file=sys.stderr)
-    for warning in annotation_warnings(values["counts"]):
+    for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if originals:
         print(f"paths of the quarantined files, for you alone: {originals}", file=sys.stderr)

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from shards.errors import SourceError
 from shards.format import CONTACT_SHEET, FORMAT_VERSION, INDEX, QUARANTINE, ROW_DTYPE, ROWS, sha256_of
 from shards.identity import SPLITS
 from shards.quality.inspection import Inspection
+from shards.quality.reasons import COPIES
 from shards.quality.report import QUALITY
 from shards.quality.sheet import SHEET
 from shards.read import ShardIndex
@@ -37,6 +38,8 @@ _NEARLY_ALL = 0.99
 def check_quarantine(batch: str, inspection: Inspection, max_fraction: float, originals: Path | None) -> None:
     """A few quarantined images are counted; many mean that something is wrong with the source.
 
+    Copies do not count: each has an original that is kept, and a delivery of many copies is no worse than without.
+
     Args:
         batch: Its name.
         inspection: What is kept out of it.
@@ -47,13 +50,14 @@ def check_quarantine(batch: str, inspection: Inspection, max_fraction: float, or
         SourceError: more than the allowed fraction is quarantined, or nothing is left.
     """
     quarantined, total = _listed(inspection), inspection.plan.num_images
-    if len(quarantined) < total and len(quarantined) <= max_fraction * total:
+    faults = [[place, reason] for place, reason in quarantined if reason not in COPIES]
+    if len(quarantined) < total and len(faults) <= max_fraction * total:
         return
-    reasons = "; ".join(f"{count} × {reason}" for reason, count in _reasons(quarantined).items())
-    places = ", ".join(place for place, _ in quarantined[:_MAX_NAMED])
+    reasons = "; ".join(f"{count} × {reason}" for reason, count in _reasons(faults).items())
+    places = ", ".join(place for place, _ in faults[:_MAX_NAMED])
     listed = f", all in {originals}" if originals else ""
     raise SourceError(
-        f"batch {batch}: {len(quarantined)} of {total} images cannot be used ({reasons}), first: {places}{listed}; "
+        f"batch {batch}: {len(faults)} of {total} images cannot be used ({reasons}), first: {places}{listed}; "
         f"shard.max_quarantined_fraction allows {max_fraction:g}. Repair or remove them, or raise it"
     )
 
@@ -247,6 +251,13 @@ def annotation_warnings(counts: Mapping[str, Any]) -> Iterator[str]:
         yield f"{text}, in {lost['images']:,} images{extent}; the images are kept, their descriptions say it (lost)"
     for structure, text in counts.get("suspect_masks", {}).items():
         yield f"mask {structure}: {text}; look at the contact sheet, and at the files"
+
+
+def keep_warnings(kept: Collection[str], inspection: Inspection) -> Iterator[str]:
+    """Say, a line each, which images of a keep list are left out all the same: there is nothing to keep of them."""
+    for _, item in inspection.quarantined():
+        if item["key"] in kept:
+            yield f"{item['key']} is on the keep list and left out all the same: {item['reason']}"
 
 
 def _sorted(counts: Mapping[str, int]) -> dict[str, int]:

@@ -166,6 +166,8 @@ class RegisteredSourceParams(Section):
     """Manifest of the delivery (docs/data.md); what DVC tracks."""
     dep_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     """Of the manifest: a batch never changes."""
+    keep_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """Of the list of images that a person keeps, beside the manifest (`python -m shards keep`)."""
     root: str
     """The folder; its files stay where they are."""
     channels: Literal[1, 3]

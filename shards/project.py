@@ -1,18 +1,22 @@
-"""The project's two files that name batches, params.yaml and dvc.yaml: one writer at a time, and a batch taken out."""
+"""The project's two files that name batches, params.yaml and dvc.yaml: one writer at a time; commands that change a
+batch."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from shards.atomic import clear_when_full, write_text
+from shards.atomic import clear_when_full, write_private_text, write_text
 from shards.config import DEFAULT_PARAMS, read_params
-from shards.errors import ConfigError
-from shards.params import parse_batches
-from shards.yaml_lines import SHARDS, drop_deps, keep_items, set_value
+from shards.delivery import iterate_manifest
+from shards.errors import ConfigError, SourceError
+from shards.keep_list import keys_of, place_of_list, sha256_of_list
+from shards.params import RegisteredSourceParams, parse_batches
+from shards.plan import key_of
+from shards.yaml_lines import SHARDS, drop_deps, keep_items, set_in_item, set_value
 
 
 @dataclass(frozen=True)
@@ -92,3 +96,46 @@ def remove_batch(name: str, project: Project | None = None) -> None:
         "Now run `dvc repro`",
         file=sys.stderr,
     )
+
+
+def keep_images(name: str, keys: Sequence[str], project: Project | None = None) -> None:
+    """Put images on a batch's keep list; without keys, take the list as somebody has edited it.
+
+    Args:
+        name: Of the batch.
+        keys: Of its images, as quality.parquet, quality.png and the private list of what is quarantined say them.
+        project: Where params.yaml is.
+
+    Raises:
+        ConfigError: there is no such batch, or it is the phantom.
+        SourceError: its manifest is missing or damaged, or none of its images has a key of the list.
+    """
+    project = project or Project()
+    with project.editing():
+        batches = parse_batches(read_params(project.params).get("batches"), f"{project.params}: batches")
+        if name not in batches:
+            raise ConfigError(f"no batch {name}: {project.params} has {', '.join(batches)}")
+        source = batches[name].source
+        if not isinstance(source, RegisteredSourceParams):
+            raise ConfigError(f"batch {name} is a phantom, which has no manifest; expected a registered one")
+        path = project.root / place_of_list(name, source)
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        text += "\n" if text and not text.endswith("\n") else ""
+        text += "".join(f"{key}\n" for key in dict.fromkeys(keys) if key not in keys_of(text))
+        _check_keys(keys_of(text), project.root / source.dep, path)
+        params_text = project.params.read_text(encoding="utf-8")
+        params_text = set_in_item(params_text, "batches", name, ("source", "keep_sha256"), sha256_of_list(text))
+        with clear_when_full(project.root):
+            write_private_text(path, text)
+            write_text(project.params, params_text)
+    print(f"{path} keeps {len(keys_of(text))} images of {name}. Now run `dvc repro`", file=sys.stderr)
+
+
+def _check_keys(keys: frozenset[str], manifest: Path, path: Path) -> None:
+    header, entries = iterate_manifest(manifest)
+    unknown = sorted(keys - {key_of(entry.record, header) for _, entry in entries})
+    if unknown:
+        raise SourceError(
+            f"{path}: {len(unknown)} of {len(keys)} keys are of no image of {manifest}, first {unknown[0]!r}; expected "
+            "keys as quality.parquet of the batch's shards has them"
+        )

@@ -103,7 +103,7 @@ def register_batch(
         dep = (MANIFESTS / f"{name}.jsonl").as_posix()
         survey = survey_images(root, [entry.record for entry in growth.entries], grid, shard)
         normalisation = survey.in_grey if _takes_grey(values) else survey.normalisation
-        item = {
+        item: dict[str, dict[str, Any]] = {
             "source": {
                 "kind": source.info.name,
                 "dep": dep,
@@ -119,6 +119,9 @@ def register_batch(
                 "std": as_written(normalisation.std),
             },
         }
+        its_source = ((values.get("batches") or {}).get(name) or {}).get("source") or {}
+        if "keep_sha256" in its_source:  # what a person keeps is no part of the delivery
+            item["source"]["keep_sha256"] = its_source["keep_sha256"]
         BatchParams.from_params(item, f"batch {name}")
 
         known = (values.get("batches") or {}).get(name)

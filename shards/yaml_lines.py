@@ -81,6 +81,28 @@ def set_value(text: str, section: str, key: str, value: str) -> str:
     return _joined(lines)
 
 
+def set_in_item(text: str, section: str, name: str, path: tuple[str, str], value: str) -> str:
+    """`text` with a word as the value of a key two levels below an item of a section; a new key comes last there.
+
+    Raises:
+        ConfigError: the keys there are not one a line.
+    """
+    part, key = path
+    expected = _plain(text)
+    if expected[section][name][part].get(key) == value:
+        return text
+    expected[section][name][part][key] = value
+    mapping = YAML().load(text)[section][name][part]
+    lines = text.splitlines()
+    row, column = mapping.lc.key(key if key in mapping else next(reversed(mapping)))
+    is_word = YAML(typ="safe", pure=True).load(value) == value
+    line = f"{' ' * column}{key}: " + (value if is_word else f"'{value}'")
+    lines[row if key in mapping else row + 1 : row + 1] = [line]
+    if _loaded(_joined(lines)) != expected:
+        raise ConfigError(f"{section}.{name}.{part}: expected one key a line; set '{key}' to '{value}' by hand")
+    return _joined(lines)
+
+
 def consumers(text: str) -> dict[str, list[str]]:
     """Stages of a dvc.yaml that read every batch by name → the batches they read.
 

@@ -44,7 +44,11 @@ _HEADER_TAGS = (
     "SOPInstanceUID",
     "SOPClassUID",
     "Modality",
+    "BodyPartExamined",
+    "ImageLaterality",
+    "Laterality",
     "ViewPosition",
+    "ViewCodeSequence",
     "PatientSex",
     "PatientAge",
     "PatientBirthDate",
@@ -84,7 +88,10 @@ class DicomHeader:
         sop_uid: SOP Instance UID, unique to the image.
         sop_class: SOP Class UID, the kind of object.
         modality: As CR, DX, SR.
+        body_part: Body Part Examined, as CHEST, BREAST.
+        laterality: Of the image, or else of its series: L, R, U (not of one side), B (both).
         view_position: As PA, AP, LL.
+        view_code: Code of the view, of SNOMED, as 399162004 or R-10242.
         sex: M, F or O.
         age_years: Completed years, of Patient's Age or else from birth to study; None if neither makes sense.
         presentation_intent: FOR PRESENTATION or FOR PROCESSING.
@@ -105,7 +112,10 @@ class DicomHeader:
     sop_uid: str | None
     sop_class: str | None
     modality: str | None
+    body_part: str | None
+    laterality: str | None
     view_position: str | None
+    view_code: str | None
     sex: Sex | None
     age_years: int | None
     presentation_intent: str | None
@@ -264,7 +274,10 @@ def _header(dataset: Dataset, *, has_pixels: bool) -> DicomHeader:
         sop_uid=text_of(dataset, "SOPInstanceUID"),
         sop_class=text_of(dataset, "SOPClassUID"),
         modality=text_of(dataset, "Modality"),
+        body_part=text_of(dataset, "BodyPartExamined"),
+        laterality=text_of(dataset, "ImageLaterality") or text_of(dataset, "Laterality"),
         view_position=text_of(dataset, "ViewPosition"),
+        view_code=_code_of(dataset, "ViewCodeSequence"),
         sex=parse_sex(text_of(dataset, "PatientSex") or ""),
         age_years=_age_years(dataset),
         presentation_intent=text_of(dataset, "PresentationIntentType"),
@@ -277,6 +290,12 @@ def _header(dataset: Dataset, *, has_pixels: bool) -> DicomHeader:
         has_pixels=has_pixels,
         spacing=spacing_of(dataset),
     )
+
+
+def _code_of(dataset: Dataset, keyword: str) -> str | None:
+    """The code of a sequence's first item."""
+    items = _value(dataset, keyword)
+    return text_of(items[0], "CodeValue") if isinstance(items, Sequence) and items else None
 
 
 def _age_years(dataset: Dataset) -> int | None:

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -142,22 +142,27 @@ class Inspection:
             kind = "suspect" if reason[0] else "quarantined"
             for row, picture in zip(chosen, self.store.thumbnails(chosen), strict=True):
                 # What is written in the picture may be a name.
-                yield Tile(None if reason[1] == BURNED_IN else picture, f"{_text(self.keys[row])}: {kind}: {reason[1]}")
+                yield Tile(None if BURNED_IN in reason[1] else picture, f"{_text(self.keys[row])}: {kind}: {reason[1]}")
 
 
-def inspect(plan: BatchPlan, params: QualityParams, scratch: Path) -> Inspection:
+def inspect(
+    plan: BatchPlan, params: QualityParams, scratch: Path, kept: Collection[str] = (), num_workers: int | None = None
+) -> Inspection:
     """Judge the samples of finished tars and take the bad ones out.
 
-    Every run judges anew, so a kill leaves nothing to go wrong; the finished tars stay for a run with other bounds.
+    Every run judges anew, so a kill leaves nothing to go wrong; the finished tars stay for a run with other bounds, and
+    so do comparisons of pictures.
 
     Args:
         plan: Of the batch.
         params: Section `shard.quality`.
         scratch: Where tars, summaries and measures lie.
+        kept: Keys of images that a person keeps, whatever the checks say.
+        num_workers: Processes that compare pictures; one a core if None.
     """
     store = MeasureStore(scratch, tuple(shard.name for shard in plan.shards))
-    images = _images(plan, store, scratch)
-    judgement = judge(images, store, params)
+    images = _images(plan, store, scratch, kept)
+    judgement = judge(images, store, params, num_workers)
     reasons = {
         _text(images.keys[row]): verdict.reason for row, verdict in judgement.verdicts.items() if verdict.is_quarantined
     }
@@ -177,26 +182,26 @@ def list_originals(path: Path, inspection: Inspection) -> Path | None:
     """
     manifest = inspection.plan.manifest
     rows = [
-        (read_entry(manifest, shard.places[item["position"]][1]).record.image.path, item["reason"])
+        (read_entry(manifest, shard.places[item["position"]][1]).record.image.path, item["key"], item["reason"])
         for shard, item in inspection.quarantined()
     ]
     if not rows:
         path.unlink(missing_ok=True)
         return None
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([("path", "reason"), *rows])
+    csv.writer(text, lineterminator="\n").writerows([("path", "key", "reason"), *rows])
     write_private_text(path, text.getvalue())
     return path
 
 
-def _images(plan: BatchPlan, store: MeasureStore, scratch: Path) -> Images:
+def _images(plan: BatchPlan, store: MeasureStore, scratch: Path, kept: Collection[str]) -> Images:
     keys, patients, ranks, views = [], [], [], []
     for shard in plan.shards:
         samples = _needed(scratch, shard.name)["samples"]
         keys.append(np.array([sample["row"]["key"].encode("ascii") for sample in samples], f"S{MAX_KEY_LENGTH}"))
         patients.append(np.array([sample["row"]["patient"].encode("ascii") for sample in samples], "S16"))
         ranks.append(np.full(len(samples), MOST_PROTECTED_FIRST.index(shard.split), np.int64))
-        views.append(np.array([sample["view"] or "" for sample in samples], "U16"))
+        views.append(np.array([sample["view"] or "" for sample in samples], "U32"))
     contradicts, start = np.zeros(sum(map(len, keys)), bool), 0
     for values, structures in store.by_tar():
         contradicts[start + structures["row"][structures["contradicts"]]] = True
@@ -208,6 +213,7 @@ def _images(plan: BatchPlan, store: MeasureStore, scratch: Path) -> Images:
         views=np.concatenate(views),
         numbers=store.numbers(),
         contradicts=contradicts,
+        is_kept=np.isin(np.concatenate(keys), [key.encode("ascii") for key in kept]),
     )
 
 

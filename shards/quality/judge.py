@@ -1,7 +1,7 @@
 """Verdicts on the images of a batch: what is kept out of its shards, what is only remarked on, and which are copies."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,12 +16,15 @@ from shards.quality.reasons import (
     BURNED_IN,
     CONTRADICTION,
     INVERTED,
+    KEPT,
     LATERAL,
+    ON_ITS_SIDE,
     SAME_PICTURE,
     SAME_PICTURE_ELSEWHERE,
     SAME_PIXELS,
     SATURATED,
     UNLIKE_ITS_VIEW,
+    UPSIDE_DOWN,
 )
 from shards.quality.store import MeasureStore
 from shards.records import Split
@@ -33,9 +36,14 @@ _FRONTAL = ("PA", "AP", "FRONTAL")
 
 Rows = Int64[np.ndarray, "_"]
 Mask = Bool[np.ndarray, "num_images"]
+_COMPARED = "compared"
 _MAD_TO_STD = 1.4826
 _MIN_DEVIATION = 0.01
 _MAX_DEVIATIONS_OF_MEAN = 3.0
+_MIDDLE = slice(THUMBNAIL_PX * 3 // 16, -THUMBNAIL_PX * 3 // 16)
+"""Rows and columns of the middle, five eighths of each side: collimation, labels and a fundus' corners lie beyond."""
+_MAX_BLACK = 15
+"""Grey level of a mean up to which it is black."""
 _MIN_SYMMETRY = 0.4
 """Frontal chests and fundi are as good as mirror images of themselves; what is not says nothing by its corners."""
 
@@ -51,6 +59,7 @@ class Images:
         views: Codes; empty where there is none.
         numbers: Fields of `MEASURE_DTYPE` but the thumbnail.
         contradicts: Some mask contradicts its label.
+        is_kept: A person keeps it, whatever the checks say.
     """
 
     keys: np.ndarray
@@ -59,6 +68,7 @@ class Images:
     views: np.ndarray
     numbers: np.ndarray
     contradicts: Mask
+    is_kept: Mask
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,27 @@ class ViewMean:
 
 
 @dataclass(frozen=True)
+class Likeness:
+    """Correlations of images with the mean of their view, NaN where there is no mean.
+
+    Attributes:
+        whole: Of whole thumbnails.
+        middle: Of their middles with its middle.
+        mirrored: With its mirror image, as a view of both sides has.
+        white_outside: With its picture, and white where that is black, as the corners of a fundus may be.
+        upside_down: With it turned by half or flipped, the greater one.
+        on_its_side: With it turned by a quarter either way, mirrored or not, the greatest one.
+    """
+
+    whole: Float32[np.ndarray, "num_images"]
+    middle: Float32[np.ndarray, "num_images"]
+    mirrored: Float32[np.ndarray, "num_images"]
+    white_outside: Float32[np.ndarray, "num_images"]
+    upside_down: Float32[np.ndarray, "num_images"]
+    on_its_side: Float32[np.ndarray, "num_images"]
+
+
+@dataclass(frozen=True)
 class Judgement:
     """Of a batch.
 
@@ -115,25 +146,24 @@ class _Finding:
     action: Action
 
 
-def judge(images: Images, store: MeasureStore, params: QualityParams) -> Judgement:
+def judge(images: Images, store: MeasureStore, params: QualityParams, num_workers: int | None = None) -> Judgement:
     """Judge every image; what is quarantined for one reason does not count in the checks after it.
 
     Args:
         images: The batch.
         store: Reads thumbnails.
         params: Bounds and actions.
+        num_workers: Processes that compare pictures; one a core if None.
     """
-    findings = list(_findings_of_pixels(images, params))
-    view_means, correlations = mean_views(
-        images.views, _is_usable(findings, len(images.keys)), store, params.view_means
-    )
-    findings += _findings_of_views(images, correlations, params)
+    findings = _overruled(_findings_of_pixels(images, params), images.is_kept)
+    view_means, likeness = mean_views(images.views, _is_usable(findings, len(images.keys)), store, params.view_means)
+    findings += _overruled(_findings_of_views(images, likeness, params), images.is_kept)
     exact = _exact_copies(images, _is_usable(findings, len(images.keys)))
-    findings.append(_Finding(exact[1], SAME_PIXELS, params.exact_copies.action))
+    findings += _overruled([_Finding(exact[1], SAME_PIXELS, params.exact_copies.action)], images.is_kept)
     is_compared = _is_usable(findings, len(images.keys))
     is_compared[exact[1]] = False
-    near = _near_copies(images, is_compared, store, params)
-    findings += _findings_of_copies(images, near, params)
+    near = _near_copies(images, is_compared, store, params, num_workers)
+    findings += _overruled(_findings_of_copies(images, near, params), images.is_kept)
     verdicts = _verdicts(findings)
     links = list(zip(near.first.tolist(), near.second.tolist(), strict=True))
     if params.exact_copies.action != "ignore":
@@ -165,34 +195,58 @@ def _findings_of_pixels(images: Images, params: QualityParams) -> Iterator[_Find
     yield _finding(images.contradicts, CONTRADICTION, params.masks.action)
 
 
+def _overruled(findings: Iterable[_Finding], is_kept: Mask) -> list[_Finding]:
+    """The same, but of images that a person keeps a remark."""
+    found = []
+    for finding in findings:
+        if finding.action != "quarantine":
+            found.append(finding)
+            continue
+        kept = is_kept[finding.rows]
+        found.append(_Finding(finding.rows[~kept], finding.reason, finding.action))
+        found.append(_Finding(finding.rows[kept], f"{KEPT}: {finding.reason}", "remark"))
+    return found
+
+
 def mean_views(
     views: np.ndarray, is_usable: Mask, store: MeasureStore, params: ViewMeanParams
-) -> tuple[tuple[ViewMean, ...], Float32[np.ndarray, "num_images"]]:
-    """The mean image of each view, and each image's correlation with its view's; NaN where there is no mean.
+) -> tuple[tuple[ViewMean, ...], Likeness]:
+    """The mean image of each view, and how much its images are like it.
 
     Robust: images far from the mean of all (negatives, other views) are left out of the mean that counts. Views with
     few images, or without a common appearance, have none.
     """
     means: list[ViewMean] = []
-    correlations = np.full(len(views), np.nan, np.float32)
     large = [view for view in np.unique(views[is_usable]) if (is_usable & (views == view)).sum() >= params.min_images]
     members = {view: is_usable & (views == view) for view in large}
     first = _means(members, store)
-    rough = _correlations({view: (views == view, first[view][0]) for view in large}, store, len(views))
+    rough = _correlations({view: first[view][0][None] for view in large}, views, store, 1)[:, 0]
     kept = {}
     for view, member in members.items():
         middle, deviation = _middle_and_deviation(rough[member])
         kept[view] = member & (rough >= middle - _MAX_DEVIATIONS_OF_MEAN * deviation)
     second = _means(kept, store)
-    fine = _correlations({view: (views == view, second[view][0]) for view in large}, store, len(views))
+    references = {view: np.stack([*_turned(second[view][0]), _white_outside(second[view][1])]) for view in large}
+    fine = _correlations(references, views, store, 9)
+    coherent = {}
     for view in large:
-        coherence = float(np.median(fine[members[view]]))
+        coherence = float(np.median(fine[members[view], 0]))
         if coherence < params.min_coherence:
+            fine[views == view] = np.nan
             continue
-        correlations[views == view] = fine[views == view]
-        _, picture = second[view]
+        coherent[view], picture = second[view]
         means.append(ViewMean(str(view), int(kept[view].sum()), coherence, picture, _has_bright_corners(picture)))
-    return tuple(means), correlations
+    middles = {view: standardised(mean[_MIDDLE, _MIDDLE])[None] for view, mean in coherent.items()}
+    of_middles = _correlations(middles, views, store, 1, _MIDDLE)[:, 0]
+    upside_down, on_its_side = (fine[:, turns].max(axis=1) for turns in (slice(2, 4), slice(4, 8)))
+    return tuple(means), Likeness(fine[:, 0], of_middles, fine[:, 1], fine[:, 8], upside_down, on_its_side)
+
+
+def _turned(mean: Float64[np.ndarray, "64 64"]) -> Float64[np.ndarray, "8 64 64"]:
+    """As it is and mirrored; the same two upside down; the same four by a quarter."""
+    upright = np.stack([mean, mean[:, ::-1]])
+    both_ways = np.concatenate([upright, upright[:, ::-1]])
+    return np.concatenate([both_ways, both_ways.swapaxes(1, 2)])
 
 
 def _means(
@@ -215,17 +269,28 @@ def _means(
     }
 
 
+def _white_outside(picture: UInt8[np.ndarray, "64 64"]) -> Float64[np.ndarray, "64 64"]:
+    white: Float64[np.ndarray, "64 64"] = standardised(np.where(picture <= _MAX_BLACK, 255.0, picture))
+    return white
+
+
 def _correlations(
-    references: dict[str, tuple[Mask, Float64[np.ndarray, "64 64"]]], store: MeasureStore, num_images: int
-) -> Float32[np.ndarray, "num_images"]:
-    """Of each image with its view's mean."""
-    correlations = np.full(num_images, np.nan, np.float32)
+    references: Mapping[str, Float64[np.ndarray, "num_references height width"]],
+    views: np.ndarray,
+    store: MeasureStore,
+    num_references: int,
+    part: slice = slice(None),
+) -> Float32[np.ndarray, "num_images num_references"]:
+    """Of each image, or of the same part of its rows and columns, with each reference of its view."""
+    correlations = np.full((len(views), num_references), np.nan, np.float32)
     start = 0
     for thumbnails in store.thumbnails_by_tar():
         stop = start + len(thumbnails)
-        for member, mean in references.values():
-            chosen = member[start:stop]
-            correlations[start:stop][chosen] = (standardised(thumbnails[chosen]) * mean).sum(axis=(1, 2))
+        for view, pictures in references.items():
+            rows = start + np.flatnonzero(views[start:stop] == view)
+            shown = standardised(thumbnails[rows - start][:, part, part])
+            for number, picture in enumerate(pictures):
+                correlations[rows, number] = (shown * picture).sum(axis=(1, 2))
         start = stop
     return correlations
 
@@ -241,27 +306,46 @@ def _has_bright_corners(picture: UInt8[np.ndarray, "64 64"]) -> bool:
     return corners > centre
 
 
-def _findings_of_views(
-    images: Images, correlations: Float32[np.ndarray, "num_images"], params: QualityParams
-) -> list[_Finding]:
-    """Checks of each image against those of its view."""
-    is_known = ~np.isnan(correlations)
-    deviations = np.zeros(len(correlations), np.float32)
-    for view in np.unique(images.views[is_known]):
-        member = is_known & (images.views == view)
-        middle, deviation = _middle_and_deviation(correlations[member])
-        deviations[member] = (middle - correlations[member]) / deviation
-    is_inverted = is_known & (correlations < params.inverted.max_correlation)
-    is_far = is_known & ~is_inverted & (deviations > params.lateral.min_deviations)
-    is_lateral = is_far & _is_frontal(images.views) & (correlations < params.lateral.max_correlation)
+def _findings_of_views(images: Images, likeness: Likeness, params: QualityParams) -> list[_Finding]:
+    """Checks of each image against those of its view.
+
+    What explains an image best counts: that it is turned, a negative, of the other side, or white around the picture.
+    """
+    whole, middle = likeness.whole, likeness.middle
+    is_known = ~np.isnan(whole)
+    turned = np.maximum(likeness.upside_down, likeness.on_its_side)
+    gain = turned - np.maximum(whole, likeness.mirrored)
+    is_turned = (turned > params.turned.min_correlation) & (gain > params.turned.min_gain) & (turned > -whole)
+    is_upside_down = is_turned & (likeness.upside_down >= likeness.on_its_side)
+    is_positive = np.maximum(likeness.mirrored, likeness.white_outside) > -whole
+    is_inverted = (np.maximum(whole, middle) < params.inverted.max_correlation) & ~is_positive & ~is_turned
+    is_far = is_known & ~is_turned & ~is_inverted
+    for part in (whole, middle):
+        is_far &= _deviations(part, images.views) > params.lateral.min_deviations
+    is_like_none = np.maximum(whole, middle) < params.lateral.max_correlation
+    is_lateral = is_far & is_like_none & _is_frontal(images.views)
     is_symmetric = images.numbers["symmetry"] > _MIN_SYMMETRY
     has_bright_corners = ~is_known & is_symmetric & (images.numbers["corners"] > images.numbers["centre"])
     return [
+        _finding(is_upside_down, UPSIDE_DOWN, params.turned.action),
+        _finding(is_turned & ~is_upside_down, ON_ITS_SIDE, params.turned.action),
         _finding(is_inverted, INVERTED, params.inverted.action),
         _finding(is_lateral, LATERAL, params.lateral.action),
         _finding(is_far & ~is_lateral, UNLIKE_ITS_VIEW, _remark(params.lateral.action)),
         _finding(has_bright_corners, BRIGHT_CORNERS, _remark(params.inverted.action)),
     ]
+
+
+def _deviations(
+    correlations: Float32[np.ndarray, "num_images"], views: np.ndarray
+) -> Float32[np.ndarray, "num_images"]:
+    """Robust standard deviations below the median of the view."""
+    deviations = np.full(len(correlations), np.nan, np.float32)
+    for view in np.unique(views[~np.isnan(correlations)]):
+        member = views == view
+        middle, deviation = _middle_and_deviation(correlations[member])
+        deviations[member] = (middle - correlations[member]) / deviation
+    return deviations
 
 
 def _is_frontal(views: np.ndarray) -> Mask:
@@ -286,7 +370,9 @@ def _exact_copies(images: Images, is_usable: Mask) -> tuple[Rows, Rows]:
     return original[is_copy], rows[is_copy]
 
 
-def _near_copies(images: Images, is_compared: Mask, store: MeasureStore, params: QualityParams) -> NearCopies:
+def _near_copies(
+    images: Images, is_compared: Mask, store: MeasureStore, params: QualityParams, num_workers: int | None
+) -> NearCopies:
     """Among images of different pixels."""
     rows = np.flatnonzero(is_compared if params.near_copies.action != "ignore" else np.zeros_like(is_compared))
     found = find_near_copies(
@@ -295,6 +381,8 @@ def _near_copies(images: Images, is_compared: Mask, store: MeasureStore, params:
         lambda chosen: store.thumbnails(rows[chosen]),
         params.near_copies,
         lambda first, second: np.ones(len(first), bool),
+        finished=store.folder / _COMPARED,
+        num_workers=num_workers,
     )
     return NearCopies(rows[found.first], rows[found.second], found.correlation)
 
@@ -341,7 +429,7 @@ def _verdicts(findings: list[_Finding]) -> dict[int, Verdict]:
             known = verdicts.get(row)
             if known is None:
                 verdicts[row] = Verdict(False, finding.reason)
-            elif not known.is_quarantined:
+            elif not known.is_quarantined and finding.reason not in known.reason.split("; "):
                 verdicts[row] = Verdict(False, f"{known.reason}; {finding.reason}")
     return dict(sorted(verdicts.items()))
 

@@ -7,7 +7,7 @@ from functools import cache
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, Num, UInt8
+from jaxtyping import Bool, Float, Int64, Num, UInt8
 
 from shards.canvas import halved
 
@@ -20,11 +20,16 @@ UNKNOWN = -1
 _MAX_NAME = 80
 _MAX_FRAME_LEVELS = 8
 """A row or column with a greater range of grey levels shows something."""
+_DARK_QUANTILE = 0.05
+"""Share of the pixels below a level of the background that is no outlier."""
+_MIN_BACKGROUND, _MIN_SHOWN = 0.5, 0.02
+"""A dark background is more than this share of an image, and what stands out from it at least that."""
 _MIN_COUNTED_ROWS = 256
 """An image of twice as many rows or more has its levels counted in every nth row: shares and deviation stay as good."""
 
 MEASURE_DTYPE = np.dtype(
     [
+        # Of the grey levels; where an image is mostly dark background, as a mammogram, of those that stand out from it:
         ("mean", np.float32),  # grey levels, 0 to 255
         ("std", np.float32),
         ("entropy_bits", np.float32),  # of the grey levels' histogram
@@ -34,6 +39,7 @@ MEASURE_DTYPE = np.dtype(
         ("black", np.float32),  # share of the pixels at 0
         ("white", np.float32),  # at 255
         ("one_level", np.float32),  # on the commonest level
+        # Of the picture:
         ("corners", np.float32),  # mean of the corners, an eighth of height and width each
         ("centre", np.float32),  # mean of the middle half of the height and quarter of the width
         ("symmetry", np.float32),  # correlation with its mirror image
@@ -148,6 +154,7 @@ def _measure_levels(grey: UInt8[np.ndarray, "height width"], values: np.ndarray)
     """Everything that the histogram decides."""
     step = max(1, len(grey) // _MIN_COUNTED_ROWS)
     counts = cv2.calcHist([grey[::step]], [0], None, [256], [0, 256]).ravel().astype(np.int64)
+    counts[: _end_of_background(counts)] = 0
     levels, shares = np.flatnonzero(counts), counts / counts.sum()
     used = shares[levels]
     mean = float(used @ levels)
@@ -157,6 +164,14 @@ def _measure_levels(grey: UInt8[np.ndarray, "height width"], values: np.ndarray)
     values["darkest"], values["brightest"] = levels[0], levels[-1]
     values["num_levels"] = len(levels)
     values["black"], values["white"], values["one_level"] = shares[0], shares[255], shares.max()
+
+
+def _end_of_background(counts: Int64[np.ndarray, "256"]) -> int:
+    """The first grey level above a dark background; 0 where an image has none, or nothing beside it."""
+    shares = counts.cumsum() / counts.sum()
+    end = int(np.searchsorted(shares, _DARK_QUANTILE)) + _MAX_FRAME_LEVELS + 1
+    share = shares[min(end, len(shares)) - 1]
+    return end if _MIN_BACKGROUND < share <= 1 - _MIN_SHOWN else 0
 
 
 def _halved_often(grey: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "lower narrower"]:

@@ -1,21 +1,29 @@
 """Pictures that are one picture: candidates by perceptual hash, without comparing all pairs; then by their details."""
 
+import hashlib
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import combinations, pairwise
+from pathlib import Path
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int64, UInt8, UInt64
 
+from shards.atomic import atomic_path
+from shards.parallel import map_in_processes
+from shards.progress import progress_bar
 from shards.quality.measure import standardised
 from shards.quality.params import NearCopyParams
-from shards.quality.store import ReadThumbnails
+from shards.quality.store import ReadThumbnails, Thumbnails
 
 Rows = Int64[np.ndarray, "_"]
 
 _HASH_BITS = 64
 _PAIRS_AT_ONCE = 512
+_PAIRS_IN_MEMORY = 2**22
+"""Candidates that are gathered before their repeats go."""
 _BAND_PX = (1.0, 4.0)
 _MIN_UNALIGNED = 0.85
 """Correlation of this band below which aligning is not tried. On the phantom copies cropped by 2 % of each side have
@@ -46,6 +54,9 @@ def find_near_copies(
     thumbnails: ReadThumbnails,
     params: NearCopyParams,
     is_wanted: Callable[[Rows, Rows], Bool[np.ndarray, "num"]],
+    *,
+    finished: Path | None = None,
+    num_workers: int | None = None,
 ) -> NearCopies:
     """All pairs of images that show the same picture.
 
@@ -55,18 +66,23 @@ def find_near_copies(
         thumbnails: Reads pictures.
         params: Bounds.
         is_wanted: Whether pairs of rows are worth comparing.
+        finished: Folder for what has been compared, so that a run that is killed goes on.
+        num_workers: Processes that compare where there are many candidates; one a core if None.
     """
-    found = {
-        (a, b): correlation
-        for first, second in _gathered(_candidates(hashes, params.max_bits, is_wanted))
-        for a, b, correlation in _confirmed(first, second, patients, thumbnails, params)
-    }
-    pairs = sorted(found)
-    return NearCopies(
-        np.array([a for a, _ in pairs], np.int64),
-        np.array([b for _, b in pairs], np.int64),
-        np.array([found[pair] for pair in pairs], np.float64),
-    )
+    pairs = _candidates(hashes, params.max_bits, is_wanted)
+    first, second = pairs.T
+    parts = [pairs[start : start + _PAIRS_AT_ONCE] for start in range(0, len(pairs), _PAIRS_AT_ONCE)]
+    comparisons = (_Comparison.of(part, thumbnails, finished) for part in parts)
+    found = map_in_processes(_compare, comparisons, 1 if len(parts) < 2 else num_workers)
+    correlation = np.full(len(pairs), -1.0)
+    with progress_bar(total=len(pairs), description="compare", unit="pair", is_shown=len(parts) > 1) as bar:
+        for part, values in zip(parts, found, strict=True):
+            correlation[bar.n : bar.n + len(part)] = values
+            bar.update(len(part))
+    is_one_patient = patients[first] == patients[second]
+    bounds = np.where(is_one_patient, params.min_correlation_of_patient, params.min_correlation)
+    is_copy = correlation >= bounds
+    return NearCopies(first[is_copy], second[is_copy], correlation[is_copy])
 
 
 def close_pairs(hashes: UInt64[np.ndarray, "num"], max_bits: int) -> Iterator[tuple[Rows, Rows]]:
@@ -129,55 +145,68 @@ def _candidates(
     hashes: UInt64[np.ndarray, "num_images num_hashes"],
     max_bits: int,
     is_wanted: Callable[[Rows, Rows], Bool[np.ndarray, "num"]],
-) -> Iterator[tuple[Rows, Rows]]:
-    """Pairs of images, the smaller row first; a pair may come several times."""
-    num_hashes = hashes.shape[1]
+) -> Int64[np.ndarray, "num_pairs 2"]:
+    """Pairs of images, the smaller row first, each once, in order."""
+    num_images, num_hashes = hashes.shape
+    known, waiting, num_waiting = np.zeros(0, np.int64), [], 0
     for left, right in close_pairs(hashes.ravel(), max_bits):
         has_whole = (left % num_hashes == 0) | (right % num_hashes == 0)
         first, second = left[has_whole] // num_hashes, right[has_whole] // num_hashes
         keep = (first != second) & is_wanted(first, second)
-        yield np.minimum(first, second)[keep], np.maximum(first, second)[keep]
+        waiting.append(np.minimum(first, second)[keep] * num_images + np.maximum(first, second)[keep])
+        num_waiting += len(waiting[-1])
+        if num_waiting > max(len(known), _PAIRS_IN_MEMORY):
+            known, waiting, num_waiting = np.unique(np.concatenate([known, *waiting])), [], 0
+    known = np.unique(np.concatenate([known, *waiting]))
+    return np.stack(np.divmod(known, max(num_images, 1)), axis=1)
 
 
-def _gathered(chunks: Iterator[tuple[Rows, Rows]]) -> Iterator[tuple[Rows, Rows]]:
-    """The same pairs in chunks of a size that is worth reading pictures for, without repeats in a chunk."""
-    waiting: list[tuple[Rows, Rows]] = []
-    for chunk in chunks:
-        waiting.append(chunk)
-        if sum(len(first) for first, _ in waiting) >= _PAIRS_AT_ONCE:
-            yield from _in_parts(waiting)
-            waiting = []
-    yield from _in_parts(waiting)
+@dataclass(frozen=True)
+class _Comparison:
+    """Some pairs with what it takes to compare them in any process.
+
+    Attributes:
+        pictures: Of the images in the pairs.
+        pairs: Positions in `pictures`.
+        path: Where the result is kept.
+    """
+
+    pictures: Thumbnails
+    pairs: Int64[np.ndarray, "num_pairs 2"]
+    path: Path | None
+
+    @classmethod
+    def of(
+        cls, pairs: Int64[np.ndarray, "num_pairs 2"], thumbnails: ReadThumbnails, finished: Path | None
+    ) -> "_Comparison":
+        """Of some pairs of rows."""
+        rows, places = np.unique(pairs, return_inverse=True)
+        pictures, places = thumbnails(rows), places.reshape(pairs.shape)
+        name = hashlib.sha256(pictures.tobytes() + places.tobytes()).hexdigest()
+        return cls(pictures, places, finished / f"{name}.npy" if finished else None)
 
 
-def _in_parts(chunks: list[tuple[Rows, Rows]]) -> Iterator[tuple[Rows, Rows]]:
-    if not chunks:
-        return
-    pairs = np.unique(np.concatenate([np.stack(chunk) for chunk in chunks], axis=1), axis=1)
-    for start in range(0, pairs.shape[1], _PAIRS_AT_ONCE):
-        first, second = pairs[:, start : start + _PAIRS_AT_ONCE]
-        yield first, second
-
-
-def _confirmed(
-    first: Rows,
-    second: Rows,
-    patients: Int64[np.ndarray, "num_images"],
-    thumbnails: ReadThumbnails,
-    params: NearCopyParams,
-) -> Iterator[tuple[int, int, float]]:
-    rows, places = np.unique(np.concatenate([first, second]), return_inverse=True)
-    pictures = thumbnails(rows)
-    left, right = np.split(places, 2)
+def _compare(comparison: _Comparison) -> Float[np.ndarray, "num"]:
+    """Correlation of the details of each pair; -1 where the pictures are so unlike that aligning is not tried."""
+    path = comparison.path
+    if path is not None and path.is_file():
+        return _loaded(path)
+    pictures, (left, right) = comparison.pictures, comparison.pairs.T
     bands = standardised(np.stack([_band(picture) for picture in pictures]))
-    alike = (bands[left] * bands[right]).sum(axis=(1, 2)) >= _MIN_UNALIGNED
-    for pair in np.flatnonzero(alike):
-        a, b = int(first[pair]), int(second[pair])
-        is_one_patient = patients[a] == patients[b]
-        bound = params.min_correlation_of_patient if is_one_patient else params.min_correlation
-        correlation = detail_correlation(pictures[left[pair]], pictures[right[pair]])
-        if correlation >= bound:
-            yield a, b, correlation
+    correlation = np.full(len(left), -1.0)
+    for pair in np.flatnonzero((bands[left] * bands[right]).sum(axis=(1, 2)) >= _MIN_UNALIGNED):
+        correlation[pair] = detail_correlation(pictures[left[pair]], pictures[right[pair]])
+    if path is not None:
+        content = io.BytesIO()
+        np.save(content, correlation)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content.getbuffer())
+    return correlation
+
+
+def _loaded(path: Path) -> Float[np.ndarray, "num"]:
+    values: Float[np.ndarray, " num"] = np.load(path)
+    return values
 
 
 def _details(picture: Float[np.ndarray, "side side"]) -> Float[np.ndarray, "side side"]:

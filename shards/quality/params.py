@@ -56,11 +56,24 @@ class InvertedParams(Section):
     action: Action
     """What happens to them."""
     max_correlation: Correlation
-    """An image that correlates less than this with the mean of its view is a negative."""
+    """An image that correlates less than this with the mean of its view, and whose middle does so too, is a negative:
+    white edges alone make none."""
+
+
+class TurnedParams(Section):
+    """Images upside down or on their sides, by their view's mean image; both bounds must be passed."""
+
+    action: Action
+    """What happens to them."""
+    min_correlation: Correlation
+    """Correlation with the turned mean of the view that it is above."""
+    min_gain: float = Field(ge=0, le=2)
+    """By how much that is more than the correlation with the mean as it is."""
 
 
 class LateralParams(Section):
-    """Images called frontal that look like no frontal image of the batch; both bounds must be passed."""
+    """Images called frontal that look like no frontal image of the batch, nor do their middles; both bounds must be
+    passed."""
 
     action: Action
     """What happens to them."""
@@ -115,6 +128,8 @@ class QualityParams(Section):
     """Images cut off at white or black."""
     inverted: InvertedParams
     """Negatives."""
+    turned: TurnedParams
+    """Upside down, on their sides."""
     lateral: LateralParams
     """Laterals among frontals."""
     burned_in: BurnedInParams

@@ -5,15 +5,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.decode import UnreadableImageError
-from shards.decode.dicom import read_header
+from shards.decode.dicom import DicomHeader, read_header
 from shards.progress import progress
 from shards.records import Sex
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
-_CODES = ("PA", "AP", "LL", "RL", "L", "RLD", "LLD", "RLO", "LLO", "CC", "MLO", "ML", "LM", "LMO", "XCCL", "XCCM")
+_OF_BREASTS = ("CC", "MLO", "ML", "LM", "LMO", "XCC", "XCCL", "XCCM", "FB", "SIO", "ISO")
+_CODES = ("PA", "AP", "LL", "RL", "L", "RLD", "LLD", "RLO", "LLO", *_OF_BREASTS)
 _OTHER_NAMES = {"LATERAL": "L", "LARGE LATERAL": "L"}
 VIEWS = {code: code for code in _CODES} | _OTHER_NAMES
 """View Position → code: the standard's of radiographs (PS3.3 C.8.11.5) and of mammograms, and what some write."""
+VIEWS_OF_CODES = {
+    **{"399348003": "AP", "272479007": "PA", "399173006": "LL", "399198007": "RL", "399067008": "L"},
+    **{"R-10206": "AP", "R-40888": "PA", "R-10236": "LL", "R-10232": "RL", "R-102CD": "L"},
+    **{"399162004": "CC", "399368009": "MLO", "399260004": "ML", "399352003": "LM", "399099002": "LMO"},
+    **{"399192008": "XCCL", "399101009": "XCCM", "399196006": "FB", "399188001": "SIO", "441555000": "ISO"},
+    **{"R-10242": "CC", "R-10226": "MLO", "R-10224": "ML", "R-10228": "LM", "R-10230": "LMO"},
+    **{"R-1024A": "XCCL", "R-1024B": "XCCM", "R-10244": "FB", "R-102D0": "SIO", "R-40AAA": "ISO"},
+}
+"""View Code Sequence → code: SNOMED's numbers, and those it had before (PS3.16 CID 4010 and 4014)."""
+_LIMBS = (
+    *("ANKLE", "ARM", "CALCANEUS", "CLAVICLE", "ELBOW", "EXTREMITY", "FEMUR", "FINGER", "FOOT", "FOREARM", "HAND"),
+    *("HIP", "HUMERUS", "KNEE", "LEG", "RIB", "SCAPULA", "SHOULDER", "THUMB", "TOE", "WRIST"),
+)
+_TRUNK = ("ABDOMEN", "CSPINE", "HEAD", "LSPINE", "NECK", "PELVIS", "SKULL", "SPINE", "SSPINE", "TSPINE")
+"""Of Body Part Examined (PS3.16 L), with and without a left and a right; other words may be anybody's."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +64,24 @@ def read_facts(path: Path) -> DicomFacts:
     except (OSError, UnreadableImageError):
         return DicomFacts()
     return DicomFacts(parse_view(header.view_position or ""), header.sex, header.age_years, header.spacing)
+
+
+def view_of(header: DicomHeader) -> str | None:
+    """What an image shows: a view's code, behind body part and side where these tell images apart.
+
+    As PA, R-MLO, HAND-L-PA. A chest is not named, nor is a breast or an eye; of an eye the side alone is enough. None
+    if the view is not known.
+    """
+    view = parse_view(header.view_position or "") or VIEWS_OF_CODES.get((header.view_code or "").upper())
+    is_eye = (header.modality or "").upper() == "OP"
+    part = "EYE" if is_eye else "BREAST" if view in _OF_BREASTS else (header.body_part or "").upper()
+    side = (header.laterality or "").upper()
+    if part not in (*_LIMBS, "BREAST", "EYE") or side not in ("L", "R"):
+        side = ""
+    if view is None and not (is_eye and side):
+        return None
+    named = part if part in (*_LIMBS, *_TRUNK) else ""
+    return "-".join(word for word in (named, side, view) if word)
 
 
 def parse_view(value: str) -> str | None:

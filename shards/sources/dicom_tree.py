@@ -43,7 +43,7 @@ from shards.parallel import map_in_processes
 from shards.progress import progress
 from shards.records import File, Label, Record, is_below
 from shards.sources.base import Listing, SourceInfo, check_label_names, parse_label
-from shards.sources.dicom_facts import parse_view
+from shards.sources.dicom_facts import view_of
 from shards.sources.files import is_passed_over
 from shards.sources.listing import number_warnings
 from shards.sources.tables import read_rows
@@ -335,7 +335,7 @@ def _record(image: _Image, labels: _Labels) -> Record:
         image=File(image.path),
         patient=image.patient,
         study=header.study_uid,
-        view=parse_view(header.view_position or ""),
+        view=view_of(header),
         labels=labels.rows.get(image.uid, unknown),
         sex=header.sex,
         age_years=None if header.age_years is None else float(header.age_years),
@@ -384,7 +384,7 @@ def _doubts(images: Sequence[_Image]) -> tuple[str, ...]:
         ),
         "images without Study Instance UID": sum(header.study_uid is None for header in headers),
         "images without a view of the standard's; their view is unknown": sum(
-            parse_view(header.view_position or "") is None for header in headers
+            view_of(header) is None for header in headers
         ),
         "Patient IDs have several issuers, or one and none: each is taken for one patient": sum(
             len(found) > 1 for found in issuers.values()

@@ -28,7 +28,8 @@ QUALITY: dict[str, dict[str, Any]] = {
     "blank": {"action": "quarantine", "min_std": 5.0, "max_one_level": 0.95, "min_levels": 16, "min_entropy_bits": 2.0},
     "saturated": {"action": "quarantine", "max_white": 0.5, "max_black": 0.9, "min_brightest": 32},
     "inverted": {"action": "quarantine", "max_correlation": -0.2},
-    "lateral": {"action": "quarantine", "max_correlation": 0.6, "min_deviations": 6.0},
+    "turned": {"action": "quarantine", "min_correlation": 0.4, "min_gain": 0.3},
+    "lateral": {"action": "remark", "max_correlation": 0.6, "min_deviations": 6.0},
     "burned_in": {"action": "quarantine"},
     "exact_copies": {"action": "quarantine"},
     "near_copies": {

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydicom import Dataset
 from pydicom.pixels import compress
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -30,6 +31,9 @@ TAGS = {
     "SeriesInstanceUID": "1.2.3.4",
     "SOPInstanceUID": "1.2.3.4.5",
     "Modality": "DX",
+    "BodyPartExamined": "CHEST",
+    "Laterality": "L",
+    "ImageLaterality": "U",
     "ViewPosition": "PA",
     "PatientSex": "F",
     "PatientAge": "064Y",
@@ -52,6 +56,8 @@ def header_of(path: Path, data: bytes) -> DicomHeader:
 def test_the_header_is_read_in_every_transfer_syntax(syntax: str, tmp_path: Path) -> None:
     pixels = RAMP.byteswap() if syntax == ExplicitVRBigEndian else RAMP
     dataset = dataset_of(pixels, syntax=syntax, **TAGS)
+    dataset.ViewCodeSequence = [Dataset()]
+    dataset.ViewCodeSequence[0].CodeValue = "399348003"
     assert header_of(tmp_path / "a", data_of(dataset)) == DicomHeader(
         patient_id="00Ä42",
         issuer="CLINIC",
@@ -60,7 +66,10 @@ def test_the_header_is_read_in_every_transfer_syntax(syntax: str, tmp_path: Path
         sop_uid="1.2.3.4.5",
         sop_class=dataset.SOPClassUID,
         modality="DX",
+        body_part="CHEST",
+        laterality="U",
         view_position="PA",
+        view_code="399348003",
         sex="F",
         age_years=64,
         presentation_intent="FOR PRESENTATION",

@@ -36,6 +36,7 @@ from shards.quality.reasons import (
     SAME_PICTURE_ELSEWHERE,
     SAME_PIXELS,
     SATURATED,
+    UPSIDE_DOWN,
 )
 from shards.quality.report import near_duplicates_between
 from shards.quality.store import MeasureStore
@@ -56,7 +57,7 @@ PLANTED = {
     "blank.png": BLANK,
     "cut-off.png": SATURATED,
     "negative.png": INVERTED,
-    "side.png": LATERAL,
+    "upside-down.png": UPSIDE_DOWN,
     "same-file.png": SAME_FILE,
     "same-pixels.png": SAME_PIXELS,
     "cropped-copy.png": SAME_PICTURE_ELSEWHERE,
@@ -72,7 +73,7 @@ def params(**changes: Any) -> Any:
 def planted(
     chests: list[np.ndarray], laterals: list[np.ndarray], tmp_path: Path, id_key: str
 ) -> RegisteredSourceParams:
-    """Twenty-eight good radiographs, ten of them for the test, seven bad ones and a pair of near copies."""
+    """Twenty-eight good radiographs, ten of them for the test, seven bad ones, a lateral and a pair of near copies."""
     root = tmp_path / "raw"
     root.mkdir()
     for number, image in enumerate(chests[:28]):
@@ -82,6 +83,7 @@ def planted(
         "cut-off.png": np.minimum(chests[0].astype(int) * 257, 255).astype(np.uint8),
         "negative.png": 255 - chests[28],
         "side.png": laterals[0],
+        "upside-down.png": chests[29][::-1],
         "same-pixels.png": chests[1],
         "cropped-copy.png": chests[2][3:-3, 3:-3],
         "twin.png": chests[12][3:-3, 3:-3],
@@ -124,7 +126,7 @@ def test_every_planted_defect_is_quarantined_for_its_reason_and_nothing_else_is(
     assert sorted(rows) == names(planted)
     assert {name: row["reason"] for name, row in rows.items() if row["verdict"] == "quarantined"} == PLANTED
     suspects = {name: row["reason"] for name, row in rows.items() if row["verdict"] == "suspect"}
-    assert suspects == {"good12.png": SAME_PICTURE, "twin.png": SAME_PICTURE}
+    assert suspects == {"good12.png": SAME_PICTURE, "twin.png": SAME_PICTURE, "side.png": LATERAL}
     assert all(row["reason"] is None for row in rows.values() if row["verdict"] == "kept")
     groups: dict[str, set[str]] = {}
     for name, row in rows.items():
@@ -138,13 +140,13 @@ def test_every_planted_defect_is_quarantined_for_its_reason_and_nothing_else_is(
     ]
     values = reader.index.values
     assert values["quarantined"] == {"count": 7, "reasons": dict.fromkeys(sorted(PLANTED.values()), 1)}
-    assert values["quality"]["suspects"] == {"count": 2, "reasons": {SAME_PICTURE: 2}}
+    assert values["quality"]["suspects"] == {"count": 3, "reasons": {LATERAL: 1, SAME_PICTURE: 2}}
     assert values["quality"]["num_groups_of_copies"] == 4
     assert values["quality"]["view_means"]["PA"]["coherence"] > 0.7
-    assert values["counts"]["images"] == {"train": 19, "val": 0, "test": 10}
+    assert values["counts"]["images"] == {"train": 20, "val": 0, "test": 10}
     assert values["counts"]["labels"]["test"] == {"Effusion": {"0": 8, "1": 2}}
-    assert "29 images" in (said := capsys.readouterr().err)
-    assert "7 quarantined, 2 suspect" in said
+    assert "30 images" in (said := capsys.readouterr().err)
+    assert "7 quarantined, 3 suspect" in said
 
 
 def test_the_shards_hold_the_kept_samples_alone_and_the_index_finds_each(
@@ -174,7 +176,7 @@ def test_nothing_is_judged_or_remarked_on_where_every_check_is_off(
     planted: RegisteredSourceParams, tmp_path: Path
 ) -> None:
     reader = build(planted, tmp_path / "out", quality=ignoring())
-    assert len(reader.index.rows) == 36
+    assert len(reader.index.rows) == 37
     assert reader.index.values["quality"]["suspects"] == {"count": 0, "reasons": {}}
     assert reader.index.values["quality"]["num_groups_of_copies"] == 0
     assert {row["verdict"] for row in report(tmp_path / "out", planted).values()} == {"kept"}
@@ -236,17 +238,18 @@ def test_a_threshold_fails_the_stage_and_the_next_run_judges_the_same_tars_again
 ) -> None:
     with pytest.raises(SourceError) as error:
         build(planted, tmp_path / "out", max_quarantined_fraction=0.1)
-    assert "7 of 36 images cannot be used" in str(error.value)
+    assert "4 of 37 images cannot be used" in str(error.value)
+    assert "the same" not in str(error.value), "a copy is no fault: its original is kept"
     assert f"1 × {INVERTED}" in str(error.value)
     assert str(tmp_path / "own-b000.quarantine.csv") in str(error.value)
     assert not (tmp_path / "out").exists()
     (tar,) = scratch.rglob("test-000000.tar")
     inode = tar.stat().st_ino
     without_inverted = QUALITY | {"inverted": QUALITY["inverted"] | {"action": "ignore"}}
-    reader = build(planted, tmp_path / "out", max_quarantined_fraction=0.2, quality=without_inverted)
+    reader = build(planted, tmp_path / "out", max_quarantined_fraction=0.1, quality=without_inverted)
     assert (tmp_path / "out" / "test-000000.tar").stat().st_ino == inode
-    assert len(reader.index.rows) == 30
-    build(planted, tmp_path / "fresh", max_quarantined_fraction=0.2, quality=without_inverted)
+    assert len(reader.index.rows) == 31
+    build(planted, tmp_path / "fresh", max_quarantined_fraction=0.1, quality=without_inverted)
     assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "fresh")
 
 
@@ -358,7 +361,7 @@ def peak_bytes(folder: Path, num_images: int) -> int:
     store = MeasureStore(folder, tars)
     none = np.zeros(num_images, np.int64)
     images = Images(
-        none.astype("U16"), np.arange(num_images), none, np.full(num_images, "PA"), store.numbers(), none > 0
+        none.astype("U16"), np.arange(num_images), none, np.full(num_images, "PA"), store.numbers(), none > 0, none > 0
     )
     judge(images, store, QualityParams.from_params(QUALITY, "test: quality"))
     peak = tracemalloc.get_traced_memory()[1]
@@ -384,6 +387,6 @@ def test_index_json_names_every_view_mean(planted: RegisteredSourceParams, tmp_p
     quality = json.loads((tmp_path / "out" / "index.json").read_text())["quality"]
     assert quality["view_means"]["PA"]["has_bright_corners"] is False
     with Image.open(tmp_path / "out" / "quality.png") as sheet:
-        # The mean, six quarantined that could be read, and two suspects: two rows of tiles.
+        # The mean, six quarantined that could be read, and three suspects: two rows of tiles.
         assert sheet.size == (1208, 524)
         assert np.ptp(np.asarray(sheet)[10:190, 10:190]) > 60

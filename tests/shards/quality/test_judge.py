@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,22 +13,36 @@ from shards.quality.reasons import (
     BURNED_IN,
     CONTRADICTION,
     INVERTED,
+    KEPT,
     LATERAL,
+    ON_ITS_SIDE,
     SAME_PICTURE,
     SAME_PICTURE_ELSEWHERE,
     SAME_PIXELS,
     SATURATED,
     UNLIKE_ITS_VIEW,
+    UPSIDE_DOWN,
 )
 from shards.quality.store import MeasureStore, write_measured
 from tests.shards.datasets import QUALITY, smooth_image
+from tests.shards.quality.mammograms import mammogram
 
 QUARANTINE = "quarantine"
+TURNS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
+    "by half": (lambda image: image[::-1, ::-1], UPSIDE_DOWN),
+    "flipped": (lambda image: image[::-1], UPSIDE_DOWN),
+    "to the left": (np.rot90, ON_ITS_SIDE),
+    "to the right": (lambda image: np.rot90(image, 3), ON_ITS_SIDE),
+}
 
 
 def quality(**changes: dict[str, object]) -> QualityParams:
     values = {name: section | changes.get(name, {}) for name, section in QUALITY.items()}
     return QualityParams.from_params(values, "test: quality")
+
+
+APART = quality(near_copies={"action": "ignore"})
+"""For drawings, which are all alike."""
 
 
 def store_of(pictures: Sequence[np.ndarray], folder: Path, *, burned_in: Sequence[int] = ()) -> MeasureStore:
@@ -53,6 +67,7 @@ def judged(
     keys: Sequence[str] | None = None,
     contradicts: Sequence[int] = (),
     burned_in: Sequence[int] = (),
+    kept: Sequence[int] = (),
     params: QualityParams | None = None,
 ) -> Judgement:
     store = store_of(pictures, folder, burned_in=burned_in)
@@ -64,6 +79,7 @@ def judged(
         views=np.array(views or ["PA"] * num),
         numbers=store.numbers(),
         contradicts=np.isin(np.arange(num), contradicts),
+        is_kept=np.isin(np.arange(num), kept),
     )
     return judge(images, store, params or quality())
 
@@ -109,16 +125,91 @@ def test_a_view_that_is_negative_as_a_whole_is_noticed(chests: list[np.ndarray],
     assert [mean.has_bright_corners for mean in found.view_means] == [True]
 
 
-def test_laterals_among_frontals_are_quarantined_and_among_others_remarked_on(
+def test_laterals_are_remarked_on_among_frontals_and_among_others(
     chests: list[np.ndarray], laterals: list[np.ndarray], tmp_path: Path
 ) -> None:
     pictures = [*chests, *laterals]
     rows = range(len(chests), len(pictures))
-    assert judged(pictures, tmp_path / "a").verdicts == {row: Verdict(True, LATERAL) for row in rows}
+    assert judged(pictures, tmp_path / "a").verdicts == {row: Verdict(False, LATERAL) for row in rows}
     unknown = judged(pictures, tmp_path / "b", views=[""] * len(pictures))
     assert unknown.verdicts == {row: Verdict(False, UNLIKE_ITS_VIEW) for row in rows}
     ignored = judged(pictures, tmp_path / "c", params=quality(lateral={"action": "ignore"}))
     assert ignored.verdicts == {}
+
+
+@pytest.mark.parametrize("num_turned", [1, 5])
+@pytest.mark.parametrize("turn", TURNS)
+def test_turned_images_are_told_even_where_they_are_many(
+    turn: str, num_turned: int, chests: list[np.ndarray], tmp_path: Path
+) -> None:
+    function, reason = TURNS[turn]
+    pictures = [function(image) if number < num_turned else image for number, image in enumerate(chests)]
+    found = judged(pictures, tmp_path)
+    assert found.verdicts == {number: Verdict(True, reason) for number in range(num_turned)}
+
+
+def test_an_image_left_for_right_is_no_negative_and_not_turned(chests: list[np.ndarray], tmp_path: Path) -> None:
+    """Which images show which side may be unknown."""
+    pictures = [mammogram(seed, "R" if seed % 5 == 0 else "L", "MLO") for seed in range(60)]
+    found = judged(pictures, tmp_path / "a", views=["MLO"] * 60, params=APART)
+    assert {verdict.reason for verdict in found.verdicts.values()} <= {UNLIKE_ITS_VIEW}
+    mirrored = [image[:, ::-1] if number % 5 == 0 else image for number, image in enumerate(chests)]
+    assert judged(mirrored, tmp_path / "b").verdicts == {}
+
+
+@pytest.mark.parametrize("size", [1.0, 0.6, 0.45])
+def test_mammograms_of_small_breasts_are_not_blank_and_those_of_one_side_not_negatives(
+    size: float, tmp_path: Path
+) -> None:
+    views = [(side, view) for _ in range(30) for side in ("L", "R") for view in ("CC", "MLO")]
+    pictures = [mammogram(number // 4, side, view, size) for number, (side, view) in enumerate(views)]  # type: ignore[arg-type]
+    found = judged(pictures, tmp_path, views=[f"{side}-{view}" for side, view in views], params=APART)
+    assert [mean.view for mean in found.view_means] == ["L-CC", "L-MLO", "R-CC", "R-MLO"]
+    assert {verdict.reason for verdict in found.verdicts.values() if verdict.is_quarantined} == set()
+    pictures[9] = 255 - pictures[9]
+    found = judged(pictures, tmp_path / "b", views=[f"{side}-{view}" for side, view in views], params=APART)
+    assert [row for row, verdict in found.verdicts.items() if verdict.is_quarantined] == [9]
+
+
+def test_white_edges_and_black_labels_make_no_negatives_and_no_laterals(
+    chests: list[np.ndarray], tmp_path: Path
+) -> None:
+    pictures = list(chests)
+    pictures[3] = narrowed(chests[3], 0.22)
+    pictures[4] = narrowed(chests[4], 0.3)
+    pictures[5] = chests[5].copy()
+    pictures[5][:50, :70] = pictures[5][130:, 60:] = 0
+    assert judged(pictures, tmp_path).verdicts == {}
+
+
+def narrowed(image: np.ndarray, share: float) -> np.ndarray:
+    """Collimated at top and bottom, as some films are: what lies beyond shows through, nearly white."""
+    edge = round(share * len(image))
+    collimated = 235 + image // 13
+    collimated[edge:-edge] = image[edge:-edge]
+    return collimated
+
+
+@pytest.mark.parametrize(
+    ("pictures", "reason"),
+    [("blank", BLANK), ("negative", INVERTED), ("upside down", UPSIDE_DOWN), ("exact", SAME_PIXELS)],
+)
+def test_what_a_person_keeps_is_remarked_on_and_judged_with_the_others(
+    pictures: str, reason: str, chests: list[np.ndarray], tmp_path: Path
+) -> None:
+    bad = {
+        "blank": np.full((160, 160), 90, np.uint8),
+        "negative": 255 - chests[7],
+        "upside down": chests[7][::-1],
+        "exact": chests[8],
+    }[pictures]
+    images = [*chests[:7], bad, *chests[8:]]
+    (row,) = [8] if pictures == "exact" else [7]
+    assert judged(images, tmp_path / "judged").verdicts == {row: Verdict(True, reason)}
+    kept = judged(images, tmp_path / "kept", kept=[row])
+    assert [verdict.is_quarantined for verdict in kept.verdicts.values()] == [False]
+    assert kept.verdicts[row].reason.split("; ")[0] == f"{KEPT}: {reason}"
+    assert kept.verdicts[row].reason.count(KEPT) == 1
 
 
 def test_blank_saturated_and_marked_images_are_quarantined_for_the_first_reason(tmp_path: Path) -> None:
@@ -215,13 +306,16 @@ def test_the_mean_of_a_view_is_that_of_its_usable_images(tmp_path: Path) -> None
     store = store_of([*pictures, noise(30), smooth_image(64, 64, 9)], tmp_path)
     is_usable = np.arange(22) != 20
     params = ViewMeanParams(min_images=10, min_coherence=0.5)
-    (mean,), correlations = mean_views(np.array(["PA"] * 22), is_usable, store, params)
+    (mean,), likeness = mean_views(np.array(["PA"] * 22), is_usable, store, params)
     assert mean.num_images == 20
     assert np.abs(mean.picture.astype(float) - np.mean(pictures, axis=0)).max() <= 1
     standard = [(picture - picture.mean()) / picture.std() for picture in pictures]
     expected = [np.corrcoef(np.mean(standard, axis=0).ravel(), picture.ravel())[0, 1] for picture in pictures]
-    assert correlations[:20] == pytest.approx(expected, abs=1e-3)
-    assert mean.coherence == pytest.approx(np.median([*expected, correlations[21]]), abs=1e-3)
+    assert likeness.whole[:20] == pytest.approx(expected, abs=1e-3)
+    assert mean.coherence == pytest.approx(np.median([*expected, likeness.whole[21]]), abs=1e-3)
+    middles = [picture[12:52, 12:52] for picture in pictures]
+    expected = [np.corrcoef(np.mean(standard, axis=0)[12:52, 12:52].ravel(), part.ravel())[0, 1] for part in middles]
+    assert likeness.middle[:20] == pytest.approx(expected, abs=1e-3)
 
 
 def test_measures_read_back_over_all_tars(tmp_path: Path) -> None:
@@ -238,6 +332,6 @@ def test_a_batch_without_one_measured_image_is_judged_too(tmp_path: Path) -> Non
     write_measured(tmp_path, "0.tar", [])
     store = MeasureStore(tmp_path, ("0.tar",))
     none = np.zeros(0, np.int64)
-    images = Images(none.astype(str), none, none, none.astype(str), store.numbers(), none.astype(bool))
+    images = Images(none.astype(str), none, none, none.astype(str), store.numbers(), none > 0, none > 0)
     assert len(np.zeros(0, MEASURE_DTYPE)) == len(store.numbers())
     assert judge(images, store, quality()).verdicts == {}

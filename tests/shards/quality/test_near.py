@@ -1,6 +1,8 @@
 import io
 from collections.abc import Callable
 from itertools import combinations
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -123,3 +125,55 @@ def test_a_flat_picture_agrees_with_none() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
     assert detail_correlation(flat, noise) < 0.5
     assert detail_correlation(flat, flat) < 0.5
+
+
+def many_candidates(chests: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes and pictures of forty images, all of one hash: 780 candidates, two of them copies."""
+    images = [*chests[:19], *chests[:19], COPIES["brighter"](chests[20]), chests[20]]
+    images[19:38] = [image[::-1] for image in chests[:19]]
+    images[37] = COPIES["cropped"](chests[0])
+    return np.zeros((40, 3), np.uint64), np.stack([thumbnail(image) for image in images])
+
+
+def found_in(hashes: np.ndarray, pictures: np.ndarray, **settings: Any) -> list[tuple[int, int, float]]:
+    found = find_near_copies(
+        hashes,
+        np.arange(len(hashes)),
+        lambda rows: pictures[rows],
+        PARAMS,
+        lambda first, second: np.ones(len(first), bool),
+        **settings,
+    )
+    return list(zip(found.first.tolist(), found.second.tolist(), found.correlation.tolist(), strict=True))
+
+
+def test_many_candidates_are_compared_in_processes_with_the_same_result_and_a_bar(
+    chests: list[np.ndarray], capsys: pytest.CaptureFixture[str]
+) -> None:
+    hashes, pictures = many_candidates(chests)
+    alone = found_in(hashes, pictures, num_workers=1)
+    assert [pair[:2] for pair in alone] == [(0, 37), (38, 39)]
+    assert "780/780" in capsys.readouterr().err
+    assert found_in(hashes, pictures, num_workers=2) == alone
+    few = found_in(hashes[37:], pictures[37:])
+    assert [pair[:2] for pair in few] == [(1, 2)]
+    assert capsys.readouterr().err.count("780/780") == 1
+
+
+def test_what_was_compared_before_a_kill_is_not_compared_again(chests: list[np.ndarray], tmp_path: Path) -> None:
+    hashes, pictures = many_candidates(chests)
+    settings = {"num_workers": 1, "finished": tmp_path / "compared"}
+    first = found_in(hashes, pictures, **settings)
+    kept = sorted((tmp_path / "compared").iterdir())
+    assert len(kept) == 2
+    for path in kept:
+        np.save(path, np.where(np.load(path) > 0, 0.97, -1))
+    assert [pair[2] for pair in found_in(hashes, pictures, **settings)] == [0.97] * len(first)
+    kept[0].unlink()
+    again = found_in(hashes, pictures, **settings)
+    assert [pair[:2] for pair in again] == [pair[:2] for pair in first]
+    assert {pair[2] for pair in again} <= {0.97, *(pair[2] for pair in first)}
+    pictures[0] = pictures[1]
+    changed = found_in(hashes, pictures, **settings)
+    assert (0, 1) in [pair[:2] for pair in changed], "another picture is compared"
+    assert (0, 37) not in [pair[:2] for pair in changed]

@@ -1,9 +1,12 @@
 from pathlib import Path
 
 import pytest
+from pydicom import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
 
-from shards.decode.dicom import parse_age, parse_sex
-from shards.sources.dicom_facts import DicomFacts, parse_view, read_facts
+from shards.decode.dicom import parse_age, parse_sex, read_header
+from shards.sources.dicom_facts import VIEWS_OF_CODES, DicomFacts, parse_view, read_facts, view_of
 from tests.shards.sources.trees import write_dicom, write_pixels
 
 
@@ -47,3 +50,63 @@ def test_values_that_cannot_be_are_unknown() -> None:
         *[None] * 2,
     ]
     assert [parse_sex(sex) for sex in ("F", "m", "O", "", "unknown")] == ["F", "M", "O", None, None]
+
+
+NAMES_OF_VIEWS = {
+    "AP": "AnteroPosterior",
+    "PA": "PosteroAnterior",
+    "LL": "LeftLateral",
+    "RL": "RightLateral",
+    "L": "LateralProjection",
+    "CC": "CranioCaudal",
+    "MLO": "MedioLateralObliqueProjection",
+    "ML": "MedioLateralProjection",
+    "LM": "LateroMedial",
+    "LMO": "LateroMedialOblique",
+    "XCCL": "CranioCaudalExaggeratedLaterally",
+    "XCCM": "CranioCaudalExaggeratedMedially",
+    "FB": "CaudoCranial",
+    "SIO": "SuperolateralToInferomedialOblique",
+    "ISO": "InferomedialToSuperolateralOblique",
+}
+
+
+def test_codes_of_views_are_those_of_the_standards_tables() -> None:
+    for view, name in NAMES_OF_VIEWS.items():
+        known = getattr(codes.SCT, name)
+        found = [code for code, its in VIEWS_OF_CODES.items() if its == view]
+        old, new = sorted(found, key=str.isdecimal)
+        assert known == Code(new, "SCT", "")
+        assert known == Code(old, "SRT", "")  # pydicom knows which numbers are the same code's
+    assert set(VIEWS_OF_CODES.values()) == set(NAMES_OF_VIEWS)
+
+
+@pytest.mark.parametrize(
+    ("tags", "view"),
+    [
+        ({"Modality": "MG", "ViewPosition": "MLO", "ImageLaterality": "R", "BodyPartExamined": "BREAST"}, "R-MLO"),
+        ({"Modality": "MG", "code": "399162004", "ImageLaterality": "l"}, "L-CC"),
+        ({"Modality": "MG", "code": "R-1024A", "Laterality": "R"}, "R-XCCL"),
+        ({"Modality": "MG", "ViewPosition": "CC"}, "CC"),
+        ({"Modality": "MG", "ViewPosition": "CC", "ImageLaterality": "B"}, "CC"),
+        ({"Modality": "MG", "ImageLaterality": "R", "BodyPartExamined": "BREAST"}, None),
+        ({"Modality": "DX", "ViewPosition": "PA", "BodyPartExamined": "CHEST"}, "PA"),
+        ({"Modality": "DX", "ViewPosition": "PA", "BodyPartExamined": "CHEST", "Laterality": "R"}, "PA"),
+        ({"Modality": "DX", "ViewPosition": "PA", "Laterality": "R"}, "PA"),
+        ({"Modality": "DX", "ViewPosition": "Jane", "code": "399348003"}, "AP"),
+        ({"Modality": "CR", "ViewPosition": "PA", "BodyPartExamined": "hand", "Laterality": "L"}, "HAND-L-PA"),
+        ({"Modality": "CR", "ViewPosition": "AP", "BodyPartExamined": "ABDOMEN", "Laterality": "L"}, "ABDOMEN-AP"),
+        ({"Modality": "CR", "ViewPosition": "AP", "BodyPartExamined": "DOE JANE", "Laterality": "L"}, "AP"),
+        ({"Modality": "OP", "ImageLaterality": "R"}, "R"),
+        ({"Modality": "OP"}, None),
+        ({}, None),
+    ],
+)
+def test_a_view_is_told_by_its_code_and_by_side_and_part_where_these_tell_images_apart(
+    tags: dict[str, str], view: str | None, tmp_path: Path
+) -> None:
+    given = {name: value for name, value in tags.items() if name != "code"}
+    item = Dataset()
+    item.CodeValue = tags.get("code", "")
+    write_dicom(tmp_path / "one.dcm", **given, ViewCodeSequence=[item])
+    assert view_of(read_header(tmp_path / "one.dcm")) == view

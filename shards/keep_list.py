@@ -1,0 +1,46 @@
+"""The keep list of a batch: images that a person keeps in its shards although the quality pass would leave them out.
+
+A private file beside the manifest, `NAME.keep.txt`: the key of an image a line; what follows a `#` is for people.
+`batches.NAME.source.keep_sha256` in params.yaml names it, so that another list makes the batch's shards stale.
+"""
+
+import hashlib
+from pathlib import Path
+
+from shards.errors import SourceError
+from shards.params import RegisteredSourceParams
+
+
+def read_list(name: str, source: RegisteredSourceParams) -> frozenset[str]:
+    """The keys that are kept; none where params.yaml names no list.
+
+    Raises:
+        SourceError: the list is missing, or not the one that params.yaml names.
+    """
+    if source.keep_sha256 is None:
+        return frozenset()
+    path = place_of_list(name, source)
+    text = path.read_text(encoding="utf-8") if path.is_file() else None
+    if text is None or sha256_of_list(text) != source.keep_sha256:
+        found = "not found" if text is None else f"sha256 {sha256_of_list(text)}"
+        raise SourceError(
+            f"{path}: {found}, params.yaml expects {source.keep_sha256} (batches.{name}.source.keep_sha256); restore "
+            f"the list, or run `python -m shards keep {name}` to take it as it is"
+        )
+    return keys_of(text)
+
+
+def place_of_list(name: str, source: RegisteredSourceParams) -> Path:
+    """Beside the manifest."""
+    return Path(source.dep).with_name(f"{name}.keep.txt")
+
+
+def keys_of(text: str) -> frozenset[str]:
+    """Of a list's images."""
+    words = (line.partition("#")[0].strip() for line in text.splitlines())
+    return frozenset(word for word in words if word)
+
+
+def sha256_of_list(text: str) -> str:
+    """What params.yaml names a list by."""
+    return hashlib.sha256(text.encode()).hexdigest()
