@@ -506,6 +506,18 @@ def test_a_batch_of_an_earlier_version_stays_as_it_is_and_its_patients_who_they_
         assert patient_of(project, "late.png", "clinic-b002") == patient_of(project, NAMES[0])
 
 
+def test_a_batch_whose_patients_were_guessed_says_how_to_name_them(project: Path, root: Path, id_key: str) -> None:
+    files = Project(project / "params.yaml", project / "dvc.yaml")
+    guessed = FolderSource(patient_from=parse_patient_rule(r"^([^/]+)/|([^/]+)\.[^.]+$"))
+    register_batch("clinic-b000", root, guessed, project=files)
+    whole = folder_bytes(project)
+    with pytest.raises(ConfigError) as error:
+        register(project, root)
+    rule = str(error.value).split("--patient-from '")[1].split("' takes them again")[0]
+    register_batch("clinic-b000", root, FolderSource(patient_from=parse_patient_rule(rule)), project=files)
+    assert folder_bytes(project) == whole
+
+
 def test_the_order_of_a_manifest_tells_nothing_of_the_names_of_files(
     project: Path, tmp_path: Path, id_key: str
 ) -> None:
