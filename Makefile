@@ -36,7 +36,8 @@ real: given $(STAMP) ## the same on your own images alone: make real DATA=/folde
 	@test -e "$$ACE_ID_KEY_FILE" || test "$$ACE_ID_KEY_FILE" != "$$HOME/ace-id.key" || { python -m shards key new "$$ACE_ID_KEY_FILE" >/dev/null && \
 	  echo "made $$ACE_ID_KEY_FILE, the secret behind patient pseudonyms and splits: keep a copy in a safe place, never commit it"; }
 	@python -m ace config use "$$CONFIG"
-	@python -m shards register "$$BATCH" "$$DATA" --source "$$SOURCE" $${LABELS:+--labels "$$LABELS"} --only
+	@python -m shards register "$$BATCH" "$$DATA" --source "$$SOURCE" $${LABELS:+--labels "$$LABELS"} \
+	  $${PATIENT_FROM:+--patient-from "$$PATIENT_FROM"} $${SITE+--site "$$SITE"} --only
 	@python -m ace config check && dvc repro report && python -m ace summary
 
 given: # what `real` is given, looked at before anything is installed

@@ -60,15 +60,21 @@ def register(arguments: argparse.Namespace) -> None:
     from shards.register import check_paths_fit, register_batch
     from shards.sources.dicom_tree import DicomTreeSource
     from shards.sources.folder import FolderSource
+    from shards.sources.patients import parse_patient_rule
     from shards.sources.registry import open_source
 
     source = open_source(arguments.source)
-    if arguments.labels:
-        if not isinstance(source, FolderSource | DicomTreeSource):
-            raise ConfigError(f"--labels belongs to --source folder or dicom; {arguments.source} brings its own labels")
-        source = replace(source, labels=arguments.labels)
-        if isinstance(source, FolderSource):
+    if isinstance(source, FolderSource | DicomTreeSource):
+        rule = parse_patient_rule(arguments.patient_from) if arguments.patient_from is not None else None
+        source = replace(source, labels=arguments.labels, patient_from=rule)
+        if arguments.labels and isinstance(source, FolderSource):
             check_paths_fit(arguments.labels, arguments.root)
+    elif arguments.labels:
+        raise ConfigError(f"--labels belongs to --source folder or dicom; {arguments.source} brings its own labels")
+    elif arguments.patient_from is not None:
+        raise ConfigError(
+            f"--patient-from belongs to --source folder or dicom; {arguments.source} names its own patients"
+        )
     register_batch(
         arguments.name,
         arguments.root,
@@ -76,6 +82,7 @@ def register(arguments: argparse.Namespace) -> None:
         weight=arguments.weight,
         split_rule=arguments.splits,
         has_sex=arguments.sex,
+        site=arguments.site,
         only=arguments.only,
         project=Project(arguments.params, arguments.dvc),
     )
@@ -172,6 +179,20 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="CSV",
         help="for `folder`: column path, optional patient, study, view, split, sex, age_years, and labels (1, 0, -1, "
         "empty), images without a row are left out; for `dicom`: column sop_uid, and labels",
+    )
+    command.add_argument(
+        "--patient-from",
+        metavar="REGEX",
+        help="for `folder` and `dicom`: a regular expression that finds the patient in each image's path below the "
+        "folder: its first group, or all that it finds. Default: the CSV's column patient, or the Patient ID; a folder "
+        "without either is split image by image",
+    )
+    command.add_argument(
+        "--site",
+        metavar="NAME",
+        help="for `folder` and `dicom`: who gave the patients their ids; patients of one id are one person within a "
+        "site, and other people in another. Default: that of earlier batches of the folder or name, or else the "
+        "batch's name without its number",
     )
     command.add_argument(
         "--weight", type=float, default=1.0, metavar="W", help="share in training; default: 1, each image once an epoch"

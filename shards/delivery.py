@@ -10,9 +10,9 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from shards.errors import SourceError
-from shards.identity import PUBLIC_KEY, IdKey, open_splits
+from shards.identity import PUBLIC_KEY, IdKey, open_splits, patient_of_site
 from shards.records import File, MaskFiles, Record, Split, check_inside, files_of, locate
-from shards.sources.base import Listing, PatientGrouping
+from shards.sources.base import OWN_KINDS, Listing, PatientGrouping
 
 MANIFEST_VERSION = 2
 SplitRule = Literal["official", "hash"]
@@ -77,25 +77,53 @@ _HEADER, _ENTRY = TypeAdapter(Header), TypeAdapter(Entry)
 _NO_MANIFEST = f"damaged, or no manifest of version {MANIFEST_VERSION}; restore it, or register again"
 
 
-def identify(listing: Listing, kind: str, key: IdKey, *, split_rule: SplitRule, has_sex: bool) -> Delivery:
+def identify(
+    listing: Listing,
+    kind: str,
+    key: IdKey,
+    *,
+    split_rule: SplitRule,
+    has_sex: bool,
+    site: str = "",
+    is_former: bool = False,
+) -> Delivery:
     """Replace every id by what may be kept.
 
+    The entries are in the order of their hashed ids: a list of the files' names, in whatever order, tells nothing about
+    which is which. Under the public key, which hides nothing, they stay as they are listed.
+
     Args:
-        listing: What the source found, all of it: which official splits there are decides who may be in which.
+        listing: What the source found, all of it: which official splits there are decides who may be in which. Its
+            records have the hashes of their files.
         kind: Of the source.
         key: Behind the hashes; with the public one the names of images and studies stay.
         split_rule: `hash` forgets official splits.
         has_sex: Whether the sex is kept.
+        site: Who gave the patients of a user's own images their ids; another site's patient of the same id is another
+            person. Empty: nobody says.
+        is_former: Write what earlier versions wrote: the order of the listing, and unknown patients told apart by the
+            paths of their images.
     """
     official = frozenset(record.split for record in listing.records if record.split)
+    records = listing.records
+    if kind in OWN_KINDS:
+        is_grouped = listing.patient_grouping == "patient"
+        records = tuple(
+            replace(record, patient=patient_of_site(site, record.patient))
+            if is_grouped
+            else replace(record, patient=_image_alone(record, is_former=is_former))
+            for record in records
+        )
     entries = [
         Entry(
             _published(record, key, has_sex=has_sex),
             key.position(record.patient),
             open_splits(record.split if split_rule == "official" else None, official),
         )
-        for record in listing.records
+        for record in records
     ]
+    if not (key.is_public or is_former):
+        entries.sort(key=lambda entry: entry.record.source_id)
     header = Header(
         MANIFEST_VERSION,
         kind,
@@ -106,6 +134,12 @@ def identify(listing: Listing, kind: str, key: IdKey, *, split_rule: SplitRule, 
         len(entries),
     )
     return Delivery(header, entries)
+
+
+def _image_alone(record: Record, *, is_former: bool) -> str:
+    """Return what stands for the unknown patient of an image: its content, wherever a copy of it lies."""
+    sha256 = None if is_former else record.image.sha256
+    return record.patient if sha256 is None else f"image/{sha256}"
 
 
 def _published(record: Record, key: IdKey, *, has_sex: bool) -> Record:

@@ -55,6 +55,16 @@ PUBLIC_KEY = IdKey(hashlib.sha256(b"ACE phantom: public identity key").digest(),
 """For sources whose ids belong to nobody."""
 
 
+def patient_of_site(site: str, patient: str) -> str:
+    """What is hashed for a patient of a user's own images: the site that gave the id, and the id.
+
+    Args:
+        site: Its name; empty where nobody says it, as in batches of earlier versions.
+        patient: The id, unique within the site.
+    """
+    return f"site/{site}/{patient}" if site else patient
+
+
 def open_splits(official: Split | None, official_splits: frozenset[Split]) -> tuple[Split, ...]:
     """The splits that a patient's position decides between; a single one is decided.
 

@@ -237,9 +237,14 @@ def describe(values: dict[str, Any]) -> str:
     """One line for the end of the stage."""
     images, patients = values["counts"]["images"], values["counts"]["patients"]
     num_suspect = values["quality"]["suspects"]["count"]
-    splits = ", ".join(f"{split} {images[split]} of {patients[split]}" for split in SPLITS)
+    if values["dataset"]["patient_grouping"] == "patient":
+        whose = f"{sum(patients.values())} patients"
+        splits = ", ".join(f"{split} {images[split]} of {patients[split]}" for split in SPLITS)
+    else:
+        whose = "unknown patients"
+        splits = ", ".join(f"{split} {images[split]}" for split in SPLITS)
     return (
-        f"shard {values['batch']}: {sum(images.values())} images of {sum(patients.values())} patients ({splits}) in "
+        f"shard {values['batch']}: {sum(images.values())} images of {whose} ({splits}) in "
         f"{len(values['shards'])} tars, {values['quarantined']['count']} quarantined, {num_suspect} suspect"
     )
 

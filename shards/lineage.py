@@ -2,7 +2,8 @@
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ def check_independence(model: Path, index: ShardIndex, *, is_accepted: bool, spl
     Returns:
         num_test_patients (named after the split), num_training_patients, num_shared_patients and
         batches_that_may_share_images; the last three None where the model does not say what it was trained on (an
-        imported one).
+        imported one). Where there are any, batches_without_patients: of those trained on and the measured one, whose
+        images may be of the same patients though none is shared.
 
     Raises:
         ContaminationError: there are shared patients, or datasets with some of the same images that no mapping told
@@ -55,12 +57,13 @@ def check_independence(model: Path, index: ShardIndex, *, is_accepted: bool, spl
     """
     measured_patients = {_text(patient) for patient in index.rows["patient"][index.select(split)]}
     count = {f"num_{split}_patients": len(measured_patients)}
+    own = {index.name: index.values["dataset"]}
     if not all((model / name).is_file() for name in (TRAINING_IMAGES, TRAINING_DATASETS)):
-        return count | {
-            "num_training_patients": None,
-            "num_shared_patients": None,
-            "batches_that_may_share_images": None,
-        }
+        return (
+            count
+            | {"num_training_patients": None, "num_shared_patients": None, "batches_that_may_share_images": None}
+            | _without_patients(own)
+        )
     datasets = json.loads((model / TRAINING_DATASETS).read_text(encoding="utf-8"))
     trained_on = {name: _origin(dataset) for name, dataset in datasets.items()}
     measured = _origin(index.values["dataset"])
@@ -81,7 +84,34 @@ def check_independence(model: Path, index: ShardIndex, *, is_accepted: bool, spl
         "num_training_patients": len(batches),
         "num_shared_patients": len(shared),
         "batches_that_may_share_images": list(found),
+        **_without_patients(own | datasets),
     }
+
+
+def warn_of_unknown_patients(batches: Sequence[str], consequence: str) -> None:
+    """Print a warning to stderr if there are batches that are split by image, since their patients are unknown.
+
+    Args:
+        batches: Their names.
+        consequence: What follows, as the end of the sentence.
+    """
+    if batches:
+        print(
+            f"warning: {', '.join(batches)}: patients are unknown (patient_grouping: image), so images of one patient "
+            f"may be in several splits: {consequence}. Where you know the patients, register the images with them "
+            "(docs/data.md)",
+            file=sys.stderr,
+        )
+
+
+def names_without_patients(datasets: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Names of the batches that are split by image, from the section `dataset` of each one's index."""
+    return sorted(name for name, dataset in datasets.items() if dataset.get("patient_grouping") == "image")
+
+
+def _without_patients(datasets: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    names = names_without_patients(datasets)
+    return {"batches_without_patients": names} if names else {}
 
 
 def _origin(dataset: Mapping[str, Any]) -> Origin:

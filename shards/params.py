@@ -16,6 +16,7 @@ from shards.quality.params import QualityParams
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 FINGERPRINT = r"^idkey-[0-9a-f]{16}$"
+SITE = r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$"
 
 
 class ScaleParams(Section):
@@ -174,6 +175,9 @@ class RegisteredSourceParams(Section):
     """1: stored grey. 3: stored in colour."""
     shares_images_with: tuple[SourceKind, ...]
     """Datasets with some of the same images, which no mapping file told apart (docs/data.md)."""
+    site: str = Field(default="", pattern=SITE)
+    """Who gave the patients of your own images their ids (docs/data.md); empty where patients are unknown, in public
+    datasets, and in batches of earlier versions, which told no sites apart."""
     id_key_fingerprint: str = Field(pattern=FINGERPRINT)
     """Fingerprint of the secret key behind patient pseudonyms and splits; the same in every batch."""
 

@@ -31,8 +31,8 @@ class ShardPlan:
     Attributes:
         name: Of the tar.
         split: Of all its samples.
-        places: Its images in order: number in the manifest, from 1, and offset of the line there. The records stay in
-            the manifest, so that a plan is small however many images there are.
+        places: Its images in order: number among all keys of the batch in their order, from 1, and offset of the line
+            in the manifest. The records stay in the manifest, so that a plan is small however many images there are.
         copies: Position in `places` → key of the image with the same file, which is the one that is kept.
     """
 
@@ -70,29 +70,31 @@ def plan_batch(manifest: Path, root: Path, params: ShardParams, *, is_checked: b
     """
     header, lines = iterate_manifest(manifest)
     images: list[_Image] = []
-    changed = []
-    for number, (offset, entry) in enumerate(lines, start=1):
+    changed = set()
+    for offset, entry in lines:
         record = entry.record
         digest = bytes.fromhex(record.image.sha256) if record.image.sha256 and not record.known_defect else b""
         split = split_of(entry.position, params.splits, entry.splits)
-        images.append(_Image(key_of(record, header), split, number, offset, digest))
+        image = _Image(key_of(record, header), split, offset, digest)
+        images.append(image)
         if (
             is_checked
             and record.known_defect is None
             and any(_size_of(root / f.path) != f.num_bytes for f in files_of(record))
         ):
-            changed.append(number)
-    if changed:
-        more = f" and {len(changed) - _MAX_NAMED} more" if len(changed) > _MAX_NAMED else ""
-        raise SourceError(
-            f"files of {len(changed)} of {len(images)} images below {root} are missing or changed since the batch was "
-            f"registered: {manifest} images {', '.join(map(str, changed[:_MAX_NAMED]))}{more}; restore them, or "
-            "register the folder as a new batch"
-        )
+            changed.add(image.key)
     images.sort()
-    for first, second in pairwise(images):
+    if changed:
+        numbers = [str(number) for number, image in enumerate(images, start=1) if image.key in changed]
+        more = f" and {len(numbers) - _MAX_NAMED} more" if len(numbers) > _MAX_NAMED else ""
+        raise SourceError(
+            f"files of {len(numbers)} of {len(images)} images below {root} are missing or changed since the batch was "
+            f"registered: {manifest} images {', '.join(numbers[:_MAX_NAMED])}{more}; restore them, or register the "
+            "folder as a new batch"
+        )
+    for number, (first, second) in enumerate(pairwise(images), start=1):
         if first.key == second.key:
-            raise SourceError(f"{manifest}: images {first.number} and {second.number} have the same id")
+            raise SourceError(f"{manifest}: images {number} and {number + 1} have the same id")
     return BatchPlan(manifest, header, _deal(images, params))
 
 
@@ -101,22 +103,23 @@ class _Image(NamedTuple):
 
     key: str
     split: Split
-    number: int
     offset: int
     digest: bytes
 
 
 def _deal(images: list[_Image], params: ShardParams) -> list[ShardPlan]:
     dealt: dict[Split, list[_Image]] = {split: [] for split in SPLITS}
-    for image in images:
+    numbers = {}
+    for number, image in enumerate(images, start=1):
         dealt[image.split].append(image)
+        numbers[image.key] = number
     originals = _originals(dealt) if params.quality.exact_copies.action == "quarantine" else {}
     size = params.num_images_per_shard
     return [
         ShardPlan(
             f"{split}-{start // size:06d}.tar",
             split,
-            tuple((image.number, image.offset) for image in chunk),
+            tuple((numbers[image.key], image.offset) for image in chunk),
             {
                 position: originals[image.digest]
                 for position, image in enumerate(chunk)
@@ -159,7 +162,11 @@ def fingerprint(manifest_sha256: str, encoder: Encoder) -> str:
 
 
 def task_of(plan: ShardPlan, position: int, record: Record, header: Header) -> Task:
-    """The task of one place of a plan: what the record's sample is called, and what messages call the image."""
+    """The task of one place of a plan: what the record's sample is called, and what messages call the image.
+
+    Where names are private, an image is called by its rank among the keys: in a manifest of earlier versions it has the
+    rank of its path, and with a list of all paths that would tell which key is whose.
+    """
     place = record.image.path if header.has_public_ids else f"manifest image {plan.places[position][0]}"
     return Task(record, key_of(record, header), place, plan.split, plan.copies.get(position))
 

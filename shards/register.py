@@ -1,6 +1,8 @@
 """Register a delivery of images as a new batch: a manifest, an item of `batches`, a dep line for every consumer."""
 
+import csv
 import hashlib
+import io
 import math
 import sys
 from collections import Counter
@@ -18,9 +20,18 @@ from shards.atomic import clear_when_full, make_private_folder, write_private_te
 from shards.canvas import Placement, cell_statistics, foreground_sums, is_coloured, with_channels
 from shards.config import read_params
 from shards.decode import UnreadableImageError, decode
-from shards.delivery import Delivery, Entry, SplitRule, check_records, format_manifest, hashed, identify
+from shards.delivery import (
+    Delivery,
+    Entry,
+    SplitRule,
+    check_records,
+    format_manifest,
+    hashed,
+    identify,
+    iterate_manifest,
+)
 from shards.errors import ConfigError, SourceError
-from shards.growth import Growth, Registered, grow, read_settled
+from shards.growth import Growth, Registered, Settled, grow, read_settled, unchanged_files
 from shards.identity import IdKey, load_id_key, read_id_key, split_of
 from shards.image_names import MANIFESTS
 from shards.normalisation import Normalisation, as_written
@@ -28,17 +39,23 @@ from shards.params import BatchParams, GridParams, RegisteredSourceParams, Shard
 from shards.progress import progress
 from shards.project import Project
 from shards.published_key import warn_of_published_key
-from shards.records import Record
+from shards.records import Record, files_of
 from shards.sample import read_patiently
-from shards.sources.base import Listing, Source
-from shards.sources.files import is_file
+from shards.sites import OPTION as SITE_OPTION
+from shards.sites import choose_site, count_namesakes
+from shards.sources.base import OWN_KINDS, Listing, Source
+from shards.sources.files import is_file, list_files
 from shards.sources.folder import read_label_rows
+from shards.sources.images import SUFFIXES
+from shards.sources.patients import OPTION as PATIENT_OPTION
 from shards.yaml_lines import SHARDS, add_deps, add_item, consumers, drop_deps, keep_items, set_value
 
 PHANTOM = "data/phantom"
 _MAX_SAMPLED = 256
 _DECIMALS = 4
 _MAX_COMPARED_ROWS = 50
+_FORMER_RULE = r"^([^/]+)/|([^/]+)\.[^.]+$"
+_IN_NO_LIST = "an image that the dataset's lists do not name"
 
 
 def register_batch(
@@ -49,6 +66,7 @@ def register_batch(
     weight: float = 1.0,
     split_rule: SplitRule = "official",
     has_sex: bool = False,
+    site: str | None = None,
     only: bool = False,
     project: Project | None = None,
 ) -> None:
@@ -56,8 +74,8 @@ def register_batch(
 
     The files stay where they are. A batch never changes: the same call twice is harmless (and completes a call that was
     killed, or restores a lost manifest), the same name with other files is refused. A folder that has grown is
-    registered again under a new name: files that an earlier batch of the same folder has are left out. Every batch
-    names the identity key, and all the same one.
+    registered again under a new name: images that an earlier batch has, of whatever folder, are left out. Every batch
+    names the identity key, and all the same one. What is left out stands in a private list beside the manifest.
 
     With `only` the batch becomes the project's only one: the other items of `batches` and what the stages read of them
     are taken out, and `evaluate.batch` names it. Shards and manifests of the others stay on the disk, and so do both
@@ -70,6 +88,7 @@ def register_batch(
         weight: Share in training; 1 shows each image once per epoch.
         split_rule: `official` keeps the dataset's own splits where it has them, `hash` splits patients by their hash.
         has_sex: Whether the shards say the patients' sex.
+        site: Who gave the patients of your own images their ids; None: as `shards.sites.choose_site` tells.
         only: Take every other batch out of the project.
         project: Where params.yaml and dvc.yaml are.
 
@@ -91,26 +110,43 @@ def register_batch(
         kept = {other: batch for other, batch in batches.items() if other == name or not only}
         key = _id_key(kept)
 
+        kind = source.info.name
+        own_site = _site_of(site, name, root, kind, kept, project)
         listing = _read(source, root)
         check_records(listing.records, str(root))
         _check_official_splits(listing, split_rule)
-        whole = identify(listing, source.info.name, key, split_rule=split_rule, has_sex=has_sex)
-        growth = grow(whole.entries, root, read_settled(root, _others(name, kept, project)))
+        settled = read_settled(root, _others(name, kept, project))
+        listing = replace(listing, records=_hashed(listing.records, root, settled))
+        known = (values.get("batches") or {}).get(name)
+
+        def deliver(*, is_former: bool) -> tuple[Delivery, Growth, str]:
+            whole = identify(
+                listing, kind, key, split_rule=split_rule, has_sex=has_sex, site=own_site, is_former=is_former
+            )
+            growth = grow(whole.entries, kind, root, settled)
+            header = replace(whole.header, num_images=len(growth.entries))
+            delivery = Delivery(header, growth.entries)
+            return delivery, growth, "".join(format_manifest(delivery))
+
+        delivery, growth, manifest = deliver(is_former=False)
+        if known is not None and not _is_of(known, manifest):
+            former = deliver(is_former=True)
+            if _is_of(known, former[-1]):
+                delivery, growth, manifest = former
         if only:
             _check_test_patients(growth.entries, shard, values, root)
-        delivery = _hashed(replace(whole, entries=growth.entries), root)
-        manifest = "".join(format_manifest(delivery))
         dep = (MANIFESTS / f"{name}.jsonl").as_posix()
         survey = survey_images(root, [entry.record for entry in growth.entries], grid, shard)
         normalisation = survey.in_grey if _takes_grey(values) else survey.normalisation
         item: dict[str, dict[str, Any]] = {
             "source": {
-                "kind": source.info.name,
+                "kind": kind,
                 "dep": dep,
-                "dep_sha256": hashlib.sha256(manifest.encode()).hexdigest(),
+                "dep_sha256": _sha256(manifest),
                 "root": _portable(root, project.root),
                 "channels": survey.channels,
                 "shares_images_with": list(listing.shares_images_with),
+                **({"site": own_site} if own_site else {}),
                 "id_key_fingerprint": key.fingerprint,
             },
             "mix": {
@@ -124,17 +160,16 @@ def register_batch(
             item["source"]["keep_sha256"] = its_source["keep_sha256"]
         BatchParams.from_params(item, f"batch {name}")
 
-        known = (values.get("batches") or {}).get(name)
         if known is not None and known.get("source") != item["source"]:
             raise ConfigError(
-                f"batch {name} exists with other files, labels or settings; a batch never changes: choose another name "
-                "for the new files, as its number + 1"
+                f"batch {name} exists with other files, labels, patients or settings; a batch never changes: choose "
+                f"another name for the new files, as its number + 1{_hint_of_patients(project.root / dep, listing)}"
             )
         earlier = project.root / dep
         if known is None and earlier.is_file() and earlier.read_text(encoding="utf-8") != manifest:
             raise ConfigError(
-                f"{earlier}: a batch {name} was registered before, with other files, labels or settings; a batch never "
-                "changes: choose another name, or remove that file if the batch is no longer needed"
+                f"{earlier}: a batch {name} was registered before, with other files, labels, patients or settings; a "
+                "batch never changes: choose another name, or remove that file if the batch is no longer needed"
             )
         before = {path: path.read_text(encoding="utf-8") for path in (project.params, project.dvc)}
         with_batch = (
@@ -147,9 +182,11 @@ def register_batch(
             deps = {batch.source.dep for other, batch in batches.items() if other != name} | {PHANTOM}
             dvc_text = drop_deps(dvc_text, deps | {SHARDS + other for other in others})
         copies = []
+        left_out = _left_out(listing, growth, root, kind)
         with clear_when_full(project.root):
             make_private_folder(project.root / MANIFESTS)
             write_private_text(project.root / dep, manifest)
+            _list_left_out(project.root / MANIFESTS / f"{name}.left_out.csv", left_out)
             for path, text in ((project.params, params_text), (project.dvc, dvc_text)):
                 place = path.with_name(f"{path.name}.before-{name}")
                 is_kept = known is not None and place.exists() and before[path] == _entered(place, name, item)
@@ -160,7 +197,17 @@ def register_batch(
             write_text(project.params, with_batch)
             write_text(project.dvc, dvc_text)
             write_text(project.params, params_text)
-        _report(name, delivery, listing, survey, growth, known=known, takes_grey=_takes_grey(values))
+        for warning in listing.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        warn_of_published_key(key.fingerprint)
+        if left_out:
+            _report_left_out(growth, len(left_out), project.root / MANIFESTS / f"{name}.left_out.csv")
+        namesakes = {} if site is not None else _namesakes(listing, own_site, kept, settled, key)
+        _report_patients(name, listing, growth, kind, namesakes)
+        grouping = f"patient_grouping: {listing.patient_grouping}"
+        if own_site and listing.patient_grouping == "patient":
+            grouping += f", site: {own_site}"
+        _report(name, delivery, survey, grouping, known=known, takes_grey=_takes_grey(values))
         if only:
             _report_only(name, sorted(set(batches) - {name}), copies)
         else:
@@ -419,20 +466,95 @@ def _check_official_splits(listing: Listing, split_rule: SplitRule) -> None:
 def _others(name: str, batches: Mapping[str, BatchParams], project: Project) -> Iterator[Registered]:
     """All batches but one that have manifests: those before it in params.yaml are earlier."""
     is_earlier = True
-    for other, batch in batches.items():
-        source = batch.source
+    for other, source in _registered(batches).items():
         if other == name:
             is_earlier = False
-        elif isinstance(source, RegisteredSourceParams):
-            yield Registered(other, project.root / source.dep, project.root / source.root, is_earlier)
+        else:
+            dep, root = project.root / source.dep, project.root / source.root
+            yield Registered(other, source.kind, dep, root, is_earlier)
 
 
-def _hashed(delivery: Delivery, root: Path) -> Delivery:
-    """The same with size and hash of every file."""
-    records = hashed((entry.record for entry in delivery.entries), root)
-    bar = progress(records, total=len(delivery.entries), description="hash", unit="image")
-    entries = [replace(entry, record=record) for entry, record in zip(delivery.entries, bar, strict=True)]
-    return Delivery(replace(delivery.header, num_images=len(entries)), entries)
+def _registered(batches: Mapping[str, BatchParams]) -> dict[str, RegisteredSourceParams]:
+    return {name: batch.source for name, batch in batches.items() if isinstance(batch.source, RegisteredSourceParams)}
+
+
+def _site_of(
+    given: str | None, name: str, root: Path, kind: str, batches: Mapping[str, BatchParams], project: Project
+) -> str:
+    """Tell the site of a user's own images; public datasets have their own name before their patients' ids.
+
+    Raises:
+        ConfigError: as `choose_site`, or one is given for a public dataset.
+    """
+    if kind in OWN_KINDS:
+        return choose_site(given, name, root, _registered(batches), project.root)
+    if given is not None:
+        raise ConfigError(f"{SITE_OPTION} belongs to --source {' or '.join(OWN_KINDS)}; {kind} names its own patients")
+    return ""
+
+
+def _namesakes(
+    listing: Listing, site: str, batches: Mapping[str, BatchParams], settled: Settled, key: IdKey
+) -> dict[str, int]:
+    """Other site → how many patients of the listing have the id of one of its patients."""
+    if listing.patient_grouping == "image":
+        return {}
+    sites = {source.site for source in _registered(batches).values() if source.kind in OWN_KINDS}
+    return count_namesakes({record.patient for record in listing.records}, site, sites, settled.splits.keys(), key)
+
+
+def _hashed(records: Sequence[Record], root: Path, settled: Settled) -> tuple[Record, ...]:
+    """The same with size and hash of every file; images that lie there as another batch registered them are not read
+    again, and neither are their masks."""
+    unchanged = unchanged_files(root, settled)
+    new = [record for record in records if record.image.path not in unchanged]
+    found = iter(progress(hashed(new, root), total=len(new), description="hash", unit="image"))
+    return tuple(
+        replace(record, image=unchanged[record.image.path]) if record.image.path in unchanged else next(found)
+        for record in records
+    )
+
+
+def _is_of(item: Mapping[str, Any], manifest: str) -> bool:
+    """Whether a batch's item names this manifest."""
+    return bool((item.get("source") or {}).get("dep_sha256") == _sha256(manifest))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _hint_of_patients(manifest: Path, listing: Listing) -> str:
+    """What helps where the batch was registered with patients that nobody had given."""
+    if listing.patient_grouping == "patient" or not manifest.is_file():
+        return ""
+    if iterate_manifest(manifest)[0].patient_grouping == "image":
+        return ""
+    return (
+        ". It has patients, and this command gives none: earlier versions took them from the names of folders and "
+        f"files; {PATIENT_OPTION} '{_FORMER_RULE}' takes them again"
+    )
+
+
+def _left_out(listing: Listing, growth: Growth, root: Path, kind: str) -> dict[str, str]:
+    """Path of every file that is left out → why; of a public dataset, of the images among them."""
+    found = {**listing.left_out, **growth.left_out}
+    if kind not in OWN_KINDS:
+        used = {file.path for record in listing.records for file in files_of(record)}
+        paths = (path for path in list_files(root) if path.lower().endswith(SUFFIXES) and path not in used)
+        found = dict.fromkeys(paths, _IN_NO_LIST) | found
+    return found
+
+
+def _list_left_out(path: Path, left_out: Mapping[str, str]) -> None:
+    """Write the private list of files that are left out; there is none where none is."""
+    if not left_out:
+        path.unlink(missing_ok=True)
+        return
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("path", "reason"), *sorted(left_out.items())])
+    # Names that are not Unicode cannot stand in a text.
+    write_private_text(path, text.getvalue().encode("utf-8", "backslashreplace").decode())
 
 
 def _portable(path: Path, project: Path) -> str:
@@ -441,36 +563,58 @@ def _portable(path: Path, project: Path) -> str:
     return resolved.relative_to(home).as_posix() if resolved.is_relative_to(home) else str(resolved)
 
 
-def _report(
-    name: str,
-    delivery: Delivery,
-    listing: Listing,
-    survey: Survey,
-    growth: Growth,
-    *,
-    known: Mapping[str, Any] | None,
-    takes_grey: bool,
-) -> None:
-    """Say what was understood, and everything that may be wrong with it."""
-    for warning in listing.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    warn_of_published_key(delivery.header.id_key_fingerprint)
+def _report_left_out(growth: Growth, num_left_out: int, listed: Path) -> None:
+    """Say what is left out, and where it is listed."""
+    if growth.copies:
+        batches = ", ".join(f"{batch} has {number}" for batch, number in growth.copies.items())
+        print(
+            f"{growth.copies.total()} images are in earlier batches and are left out, whatever their files are called: "
+            f"{batches}",
+            file=sys.stderr,
+        )
+    print(f"files left out, {num_left_out} with their reasons, for you alone: {listed}", file=sys.stderr)
+
+
+def _report_patients(name: str, listing: Listing, growth: Growth, kind: str, namesakes: Mapping[str, int]) -> None:
+    """Say how far patients are known, and which of them other batches have."""
     if listing.patient_grouping == "image":
+        remedy = f"; give them in the column patient of a CSV (--labels) or by {PATIENT_OPTION}"
         print(
             "warning: patients are unknown, every image stands alone in the split: images of one patient may be in "
-            "training and in the test; the index says so (patient_grouping: image)",
+            "training and in the test; the index says so (patient_grouping: image)"
+            f"{remedy if kind in OWN_KINDS else ''}",
             file=sys.stderr,
         )
     for other in listing.shares_images_with:
         print(f"warning: some images are also in {other}, and nothing here tells which (docs/data.md)", file=sys.stderr)
+    for site, number in namesakes.items():
+        print(
+            f"warning: {number} patients have the ids of patients of "
+            f"{f'the site {site}' if site else 'batches without a site'} and are taken for other people; if they are "
+            f"the same, they may be in training and in the test: take the batch out (`python -m shards remove {name}`, "
+            f"and its manifest) and register it with {SITE_OPTION} {site or repr('')}",
+            file=sys.stderr,
+        )
+    if growth.num_old:
+        print(f"{growth.num_old} patients are in earlier batches too, and keep their splits", file=sys.stderr)
     if growth.num_kept:
         print(
             f"warning: {growth.num_kept} patients are in earlier batches and keep the splits that they have there, not "
             "those that the dataset's lists or --splits would now give them",
             file=sys.stderr,
         )
-    if growth.num_known:
-        print(f"{growth.num_known} images are in other batches of the folder and are left out", file=sys.stderr)
+
+
+def _report(
+    name: str,
+    delivery: Delivery,
+    survey: Survey,
+    grouping: str,
+    *,
+    known: Mapping[str, Any] | None,
+    takes_grey: bool,
+) -> None:
+    """Say what was understood, and everything that may be wrong with it."""
     if survey.unread:
         print(
             f"warning: looked at {survey.num_images} images, {survey.unread.total()} cannot be read and will be "
@@ -478,14 +622,15 @@ def _report(
             file=sys.stderr,
         )
     num_patients = len({entry.record.patient for entry in delivery.entries})
+    patients = f" of {num_patients} patients" if delivery.header.patient_grouping == "patient" else ""
     verb = "registered" if known is None else "already registered"
     written, otherwise = survey.normalisation, survey.in_grey
     if takes_grey:
         written, otherwise = otherwise, written
     mean, std = (as_written(levels) for levels in written)
     print(
-        f"{verb}: {name}, {len(delivery.entries)} images of {num_patients} patients, "
-        f"{survey.channels} channel(s), mean {mean}, std {std}",
+        f"{verb}: {name}, {len(delivery.entries)} images{patients} ({grouping}), {survey.channels} channel(s), "
+        f"mean {mean}, std {std}",
         file=sys.stderr,
     )
     kept = None if known is None else (known["mix"]["mean"], known["mix"]["std"])

@@ -31,18 +31,19 @@ def statistics_of(index: ShardIndex) -> dict[str, Any]:
 def format_statistics(statistics: dict[str, Any]) -> str:
     """The same for a terminal."""
     dataset = statistics["dataset"]
+    is_grouped = dataset["patient_grouping"] == "patient"
     lines = [
         f"{statistics['batch']}: {dataset['kind']}, {statistics['canvas_px']} px canvases, {statistics['channels']} "
         f"channel(s), {statistics['image_format']}, mean {_number(statistics['mean'])}, "
         f"std {_number(statistics['std'])} of the training foreground",
-        f"patients are {'known' if dataset['patient_grouping'] == 'patient' else 'unknown: every image stands alone'}; "
+        f"patients are {'known' if is_grouped else 'unknown: every image stands alone'}; "
         f"split rule: {dataset['split_rule']}",
     ]
     if dataset["shares_images_with"]:
         lines.append(f"some images are also in {', '.join(dataset['shares_images_with'])}")
     rows = [
         ("images", [f"{statistics['images'][split]:,}" for split in SPLITS]),
-        ("patients", [f"{statistics['patients'][split]:,}" for split in SPLITS]),
+        ("patients", [f"{statistics['patients'][split]:,}" if is_grouped else "unknown" for split in SPLITS]),
         ("tars", [f"{statistics['num_tars'][split]:,}" for split in SPLITS]),
         ("megabytes", [f"{statistics['bytes'][split] / 1e6:,.1f}" for split in SPLITS]),
         ("foreground", [_number(statistics["foreground"][split]) for split in SPLITS]),

@@ -61,7 +61,7 @@ from shards.errors import ConfigError
 from shards.format import sha256_of
 from shards.grid import GridSpec
 from shards.image_names import MANIFESTS, check_image_names
-from shards.lineage import check_independence
+from shards.lineage import check_independence, warn_of_unknown_patients
 from shards.normalisation import Normalisation
 from shards.read import ShardIndex
 from shards.store import Location, location_of
@@ -139,6 +139,9 @@ def evaluate(
     independence = check_independence(model_dir, index, is_accepted=is_accepted, split=split)
     if independence["num_shared_patients"] is None:
         independence |= check_image_names(model_dir, index, manifests, is_accepted=is_accepted, split=split)
+    warn_of_unknown_patients(
+        independence.get("batches_without_patients", ()), "the figures may be too good, by an unknown amount"
+    )
     cohort = read_cohort(index, params.split, params.max_patients, params.seed)
     plan = draw_plan(cohort, params)
     trained = load_encoder(model_dir, which="teacher")
@@ -157,7 +160,7 @@ def evaluate(
         _check_grid(encoder, cohort)
         answers[name] = ask(Embedder(encoder, cohort.batch, params.images_per_forward, name), cohort, plan)
     figures = tabulate(cohort, plan, answers, params)
-    figures[MEASURED] = _measured(model_dir, cohort, independence).model_dump(mode="json")
+    figures[MEASURED] = _measured(model_dir, cohort, independence).model_dump(mode="json", exclude_defaults=True)
     write_evidence(cohort, plan, answers, params, independence, evidence_dir)
     write_text(metrics_path, json.dumps(figures, indent=2) + "\n")
 
@@ -256,6 +259,7 @@ def _measured(model_dir: Path, cohort: Cohort, independence: Mapping[str, Any]) 
         num_patients=len(cohort.subjects),
         num_shared_patients=independence["num_shared_patients"],
         batches_that_may_share_images=independence["batches_that_may_share_images"],
+        batches_without_patients=tuple(independence.get("batches_without_patients", ())),
     )
 
 

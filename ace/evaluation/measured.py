@@ -24,3 +24,6 @@ class Measured(Section):
     """Patients of the whole split that the model was trained on; null where nothing tells."""
     batches_that_may_share_images: tuple[str, ...] | None
     """Training batches whose dataset holds some of the same images, which no mapping told apart; null likewise."""
+    batches_without_patients: tuple[str, ...] = ()
+    """Batches trained on or measured whose patients are unknown: an image stands for a patient there, and one patient's
+    images may be on both sides. Not written where there are none."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ace.evaluation.measured import MEASURED
 from shards.errors import ConfigError
 
 CORRESPONDENCE = "correspondence_px_at_1024"
@@ -57,7 +58,9 @@ def summary_table(path: Path, protocol: Path = PROTOCOL) -> str:
         lines.append(["", *first, *blank[1:], ""])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([*table, *_cohort_line(figures["trained"], protocol)])
+    unknown = figures.get(MEASURED, {}).get("batches_without_patients", ())
+    doubt = [f"patients of {', '.join(unknown)} are unknown: each image counts as one, and figures may be too good"]
+    return "\n".join([*table, *_cohort_line(figures["trained"], protocol), *(doubt if unknown else [])])
 
 
 def _interval(figure: Mapping[str, Any], number: str) -> str:

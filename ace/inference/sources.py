@@ -95,7 +95,7 @@ class ShardImages:
 
 
 def open_folder(root: Path, *, is_hashed: bool, max_pixels: float) -> FolderImages:
-    """Image files of every kind that is read, at any depth, in the order of their paths; hidden ones are passed over.
+    """Image files of every kind that is read, at any depth, in the order of their keys; hidden ones are passed over.
 
     Files are told by the endings of their names or else by their content, as `register` tells them. Links to files are
     followed, links to folders are not.
@@ -131,8 +131,10 @@ def open_folder(root: Path, *, is_hashed: bool, max_pixels: float) -> FolderImag
     if not is_hashed:
         return FolderImages(root, paths, keys, "relative path", max_pixels, left_out)
     id_key = read_id_key()
-    hashed = [id_key.pseudonym("source", key) for key in keys]
-    return FolderImages(root, paths, hashed, "keyed hash of the relative path", max_pixels, left_out)
+    # In the order of the hashes: in that of the paths, a list of them would tell which hash is whose.
+    hashed = sorted((id_key.pseudonym("source", key), path) for key, path in zip(keys, paths, strict=True))
+    of_images, in_order = zip(*hashed, strict=True)
+    return FolderImages(root, in_order, of_images, "keyed hash of the relative path", max_pixels, left_out)
 
 
 def open_shards(index: ShardIndex, split: Split | Literal["all"]) -> ShardImages:

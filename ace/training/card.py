@@ -47,7 +47,7 @@ removal {w_removal:g} |
 ## Data
 
 {data}
-
+{unknown}
 Every shard with its sha256 stands in `config.json` under `shards`.
 
 ## Files
@@ -62,6 +62,11 @@ What the encoder learned is bounded by the images above; if they are the built-i
 in many warps, and says nothing about real radiographs.
 """
 
+UNKNOWN = """
+The patients of {batches} are unknown: these images were split one by one, so a patient may have images in training, in
+validation and in the test, and what is measured on the latter two may be too good.
+"""
+
 BEST = """
 `best_teacher_backbone.safetensors` is the teacher after step {step}, when the probe scored it highest on the validation
 split ({metric} {score:.3f})."""
@@ -71,12 +76,13 @@ def model_card(config: Mapping[str, Any]) -> str:
     """Markdown from the values of config.json."""
     pretrain, grid = config["params"]["pretrain"], config["params"]["grid"]
     rows = [
-        f"| {item['batch']} | {item['num_images']} | {item['num_patients']} | {item['weight']:g} "
+        f"| {item['batch']} | {item['num_images']} | {_num_patients(item)} | {item['weight']:g} "
         f"| `{item['fingerprint'][:16]}` |"
         for item in config["shards"]
     ]
     table = ["| batch | training images | patients | weight | index sha256 |", "|---|---|---|---|---|", *rows]
     weights, best = pretrain["loss_weights"], config.get("best")
+    unknown = [item["batch"] for item in config["shards"] if item.get("patient_grouping") == "image"]
     return CARD.format(
         notice=NOTICE,
         origin=ORIGINS[pretrain["objective"]],
@@ -104,6 +110,7 @@ def model_card(config: Mapping[str, Any]) -> str:
         w_removal=removal_weight(pretrain),
         versions=", ".join(f"{name} {version}" for name, version in config["versions"].items()),
         data="\n".join(table),
+        unknown=UNKNOWN.format(batches=", ".join(unknown)) if unknown else "",
     )
 
 
@@ -111,6 +118,11 @@ def _whitening(pretrain: Mapping[str, Any]) -> str:
     """Say how the map of the finished encoders' tokens was fitted."""
     whitening = pretrain.get("whitening")
     return "fitted on {num_pairs} crop pairs, shrinkage {shrinkage:g}".format(**whitening) if whitening else "none"
+
+
+def _num_patients(item: Mapping[str, Any]) -> str:
+    """How many there are, or that nobody knows; a folder of an earlier version says nothing, and counted all."""
+    return "unknown" if item.get("patient_grouping") == "image" else str(item["num_patients"])
 
 
 def _start(config: Mapping[str, Any]) -> str:

@@ -35,7 +35,7 @@ from ace.training.stop import StopRequest
 from ace.training.whitening import fit_whitening
 from shards.atomic import replace_directory, write_text
 from shards.errors import ConfigError
-from shards.lineage import write_lineage
+from shards.lineage import names_without_patients, warn_of_unknown_patients, write_lineage
 from shards.params import BatchParams, GridParams, MixParams
 from shards.read import ShardIndex
 from shards.store import Location, location_of
@@ -98,6 +98,9 @@ def pretrain(
         if ranks.is_first:
             print(_outset(ranks, params.precision), file=sys.stderr)
         indexes = ranks.together(lambda: _open_indexes(batches, shards_root))
+        if ranks.is_first:
+            unknown = names_without_patients({name: index.values["dataset"] for name, index in indexes.items()})
+            warn_of_unknown_patients(unknown, "what is measured of this model may be too good")
         ranks.together(lambda: check_start(params, is_required=False))
         own = ranks.together(lambda: RunIdentity.of(params, grid, batches, indexes))
         identity = _agreed_identity(own, ranks)
@@ -405,6 +408,7 @@ def _resolved_config(
             "fingerprint": index.fingerprint,
             "num_images": len(index.select("train")),
             "num_patients": len(np.unique(index.rows["patient"][index.select("train")])),
+            "patient_grouping": index.values["dataset"]["patient_grouping"],
             "shards": [{"name": s["name"], "sha256": s["sha256"]} for s in index.shards if s["split"] == "train"],
         }
         for name, index in indexes.items()

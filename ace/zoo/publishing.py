@@ -80,7 +80,7 @@ tags: [medical-imaging, self-supervised, ACE]
 
 ## What it is worth
 
-Every figure is of {patients} of the batch {batch}; the training saw none of them.
+Every figure is of {patients} of the batch {batch}; {seen}
 In brackets stands its bootstrap interval over patients.
 `config.json` holds all of them under `published`.
 
@@ -186,7 +186,7 @@ def publish(
             "dtype": "float16" if half else "float32",
             "sha256": {WEIGHTS["teacher"]: sha256},
             "figures": figures,
-            MEASURED: measured.model_dump(mode="json"),
+            MEASURED: measured.model_dump(mode="json", exclude_defaults=True),
             "terms": terms.strip(),
             "version": version("ace-pretraining"),
         }
@@ -371,7 +371,10 @@ def _summary(encoder: Encoder) -> str:
 def _saw(config: Mapping[str, Any]) -> str:
     items = config["shards"]
     sets = " and ".join(
-        f"{item['num_images']} images of {item['num_patients']} patients (batch {item['batch']})" for item in items
+        f"{item['num_images']} images of "
+        f"{'unknown' if item.get('patient_grouping') == 'image' else item['num_patients']} patients "
+        f"(batch {item['batch']})"
+        for item in items
     )
     return f"{sets}, without labels."
 
@@ -422,11 +425,23 @@ def _card(config: Mapping[str, Any], encoder: Encoder, min_cosine: float) -> str
         figures=_figure_table(about["figures"]),
         patients=_SPLITS[about[MEASURED]["split"]],
         batch=about[MEASURED]["batch"],
+        seen=_seen(about[MEASURED]),
         weights=WEIGHTS["teacher"],
         config=CONFIG,
         images=IMAGE_NAMES,
         card=CARD,
         notice=NOTICE,
+    )
+
+
+def _seen(measured: Mapping[str, Any]) -> str:
+    """Whether the training saw the patients that were measured."""
+    unknown = measured.get("batches_without_patients", ())
+    if not unknown:
+        return "the training saw none of them."
+    return (
+        f"the patients of {', '.join(unknown)} are unknown, an image stands for a patient there,\nand the training may "
+        "have seen other images of the same patients."
     )
 
 

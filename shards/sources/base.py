@@ -2,8 +2,8 @@
 
 import re
 import textwrap
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -11,6 +11,8 @@ from shards.errors import SourceError
 from shards.records import Label, Record
 
 PatientGrouping = Literal["patient", "image"]
+OWN_KINDS = ("folder", "dicom")
+"""Kinds of a user's own images: another site may call other people by the same ids."""
 _INDEX_NAME = re.compile(r"Unnamed: \d+")
 _LABEL_NAME = re.compile(r"[A-Za-z0-9 _()/+-]{1,64}")
 
@@ -58,12 +60,14 @@ class Listing:
             then be in several splits.
         warnings: What differs from the published dataset and may be right all the same; no value of a private file.
         shares_images_with: Datasets with some of the same images, which no mapping file told apart.
+        left_out: Path of a file that is none of the records' → why; it holds names of files and is kept in private.
     """
 
     records: tuple[Record, ...]
     patient_grouping: PatientGrouping
     warnings: tuple[str, ...] = ()
     shares_images_with: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 class Source(Protocol):

@@ -32,7 +32,7 @@ from shards.records import File, Label, Record, Sex, Split
 from shards.sources.base import Listing, SourceInfo, layout_in, parse_label
 from shards.sources.files import find_file, index_files, list_files
 from shards.sources.listing import build_listing, wrong_layout
-from shards.sources.tables import read_columns
+from shards.sources.tables import read_columns, with_lines
 
 LABELS = (
     "No Finding",
@@ -149,8 +149,8 @@ def read_entries(table: Path, split: Split) -> dict[str, Entry]:
     rows = read_columns(table, required, "CheXpert's labels", _DESCRIPTION if is_bare else ())
     entries: dict[str, Entry] = {}
     labels: dict[tuple[str, ...], dict[str, Label]] = {}
-    for number, (path, *values, sex, age, side, projection) in enumerate(rows, start=1):
-        place = f"{table} row {number}"
+    for number, (path, *values, sex, age, side, projection) in with_lines(rows):
+        place = f"{table} line {number}"
         found = _PATH.fullmatch(path)
         if not found or found[1] in entries:
             raise SourceError(

@@ -14,6 +14,7 @@ A CSV of labels has the column `sop_uid` (SOP Instance UID) and one column per l
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -46,6 +47,7 @@ from shards.sources.base import Listing, SourceInfo, check_label_names, parse_la
 from shards.sources.dicom_facts import view_of
 from shards.sources.files import is_passed_over
 from shards.sources.listing import number_warnings
+from shards.sources.patients import OPTION, patients_in
 from shards.sources.tables import read_rows
 
 MODALITIES = ("CR", "DX", "DR", "RG", "PX", "IO", "MG", "OP")
@@ -63,8 +65,6 @@ _SCREEN_SHOTS = (
     MultiFrameTrueColorSecondaryCaptureImageStorage,
 )
 _DIGITIZED_FILM = "DF"
-_CAPTURES = ("DV", "WSD", "SD", "SI", "DRW", "SYN")
-"""Conversion Type: video, workstation, scanned document and image, drawing, synthetic (PS3.3 C.8.6.1)."""
 _SECONDARY = ("SECONDARY", "LOCALIZER", "SCREEN SAVE", "SCREENSHOT", "SCREEN SHOT", "CAPTURE")
 """Values of Image Type."""
 _PROCESSING = (
@@ -89,7 +89,7 @@ OTHER_MODALITY = f"images of another modality than {', '.join(MODALITIES)}"
 CAPTURE = "secondary captures: screen shots, scanned documents, localizers"
 FRAMES = "images with several frames"
 BURNED_IN = "images that say that text is burned into their pixels"
-NO_PATIENT = "images without Patient ID; the split needs one for every image"
+NO_PATIENT = f"images without Patient ID; the split needs one for every image, or {OPTION}"
 NO_UID = "images without a SOP Instance UID"
 CONFLICT = "files that share a SOP Instance UID and differ in their headers"
 COPY = "copies of an image that is kept"
@@ -113,9 +113,15 @@ INFO = SourceInfo(
 
 @dataclass(frozen=True)
 class DicomTreeSource:
-    """All radiographs and fundus photographs of a tree. Names and headers are about real people."""
+    """All radiographs and fundus photographs of a tree. Names and headers are about real people.
+
+    Attributes:
+        labels: The CSV.
+        patient_from: Finds the patient in a path (`shards.sources.patients`), in the place of the Patient ID.
+    """
 
     labels: Path | None = None
+    patient_from: re.Pattern[str] | None = None
     info: SourceInfo = INFO
 
     def read(self, root: Path) -> Listing:
@@ -127,18 +133,21 @@ class DicomTreeSource:
         """
         labels = _Labels((), {}) if self.labels is None else _read_labels(self.labels)
         paths, unlisted = _find_files(root)
-        found = _look_at_all(root, paths)
-        distinct, copies = _without_copies(image for image in found if not isinstance(image, str))
-        images, raw = _without_raw(distinct)
-        left_out = unlisted + Counter(reason for reason in found if isinstance(reason, str)) + copies + raw
-        if not images:
+        found = _look_at_all(root, paths, self.patient_from)
+        distinct = _without_copies(image for image in found if not isinstance(image, str))
+        images = _without_raw(distinct.kept)
+        reasons = {path: reason for path, reason in zip(paths, found, strict=True) if isinstance(reason, str)}
+        left_out = unlisted | reasons | distinct.left_out | images.left_out
+        counts = sorted(Counter(left_out.values()).items())
+        if not images.kept:
             raise SourceError(
                 f"{root}: no image that can be used among {len(paths):,} files; expected\n{INFO.layout}"
-                + "".join(f"\nleft out: {number:,} {reason}" for reason, number in _by_name(left_out))
+                + "".join(f"\nleft out: {number:,} {reason}" for reason, number in counts)
             )
-        records = tuple(_record(image, labels) for image in sorted(images, key=lambda image: image.path))
-        reasons = tuple(f"dicom: left out {number:,} {reason}" for reason, number in _by_name(left_out))
-        return Listing(records, "patient", (*reasons, *_doubts(images), *_unmatched(records, labels)))
+        records = tuple(_record(image, labels) for image in sorted(images.kept, key=lambda image: image.path))
+        said = tuple(f"dicom: left out {number:,} {reason}" for reason, number in counts)
+        doubts = (*_doubts(images.kept), *(() if self.patient_from else _doubts_of_ids(images.kept)))
+        return Listing(records, "patient", (*said, *doubts, *_unmatched(records, labels)), left_out=left_out)
 
 
 SOURCE = DicomTreeSource()
@@ -166,6 +175,14 @@ class _Image:
 
 
 @dataclass(frozen=True)
+class _Sifted:
+    """Images that are kept, and path → reason of the others."""
+
+    kept: list[_Image]
+    left_out: dict[str, str]
+
+
+@dataclass(frozen=True)
 class _Labels:
     """What the CSV says.
 
@@ -178,20 +195,23 @@ class _Labels:
     rows: dict[str, dict[str, Label]]
 
 
-def _find_files(root: Path) -> tuple[list[str], Counter[str]]:
-    """All files, sorted, and what could not be looked at; hidden ones and the leavings of systems are passed over.
+def _find_files(root: Path) -> tuple[list[str], dict[str, str]]:
+    """All files, sorted, and path → reason of what could not be looked at; hidden files and the leavings of systems are
+    passed over.
 
     Raises:
         SourceError: there is no such folder.
     """
     if not root.is_dir():
         raise SourceError(f"{root}: no such folder; expected one with DICOM files in it")
-    unlisted: Counter[str] = Counter()
-    paths = []
-    for folder, subfolders, names in os.walk(root, onerror=lambda _: unlisted.update([UNLISTED])):
+    closed: list[OSError] = []
+    paths: list[str] = []
+    unlisted: dict[str, str] = {}
+    for folder, subfolders, names in os.walk(root, onerror=closed.append):
         subfolders[:] = [name for name in subfolders if not is_passed_over(name)]
-        unlisted[LINKED] += sum((Path(folder) / name).is_symlink() for name in subfolders)
         prefix = Path(folder).relative_to(root)
+        links = [(prefix / name).as_posix() for name in subfolders if (Path(folder) / name).is_symlink()]
+        unlisted |= dict.fromkeys(links, LINKED)
         for name in names:
             path = (prefix / name).as_posix()
             if is_passed_over(name) or name.upper() == "DICOMDIR":
@@ -199,7 +219,8 @@ def _find_files(root: Path) -> tuple[list[str], Counter[str]]:
             if _is_utf8(path):
                 paths.append(path)
             else:
-                unlisted[BAD_NAME] += 1
+                unlisted[path] = BAD_NAME
+    unlisted |= {Path(error.filename).relative_to(root).as_posix(): UNLISTED for error in closed}
     return sorted(paths), unlisted
 
 
@@ -211,13 +232,22 @@ def _is_utf8(path: str) -> bool:
     return True
 
 
-def _look_at_all(root: Path, paths: Sequence[str]) -> list[_Image | str]:
+def _look_at_all(root: Path, paths: Sequence[str], rule: re.Pattern[str] | None) -> list[_Image | str]:
+    """An image or a reason for each path.
+
+    Raises:
+        SourceError: the rule finds no patient in the path of an image.
+    """
     num_workers = 1 if len(paths) < FEW_FILES else None
-    found = map_in_processes(partial(_look, root), paths, num_workers)
-    return list(progress(found, total=len(paths), description="read headers", unit="file"))
+    found = map_in_processes(partial(_look, root, needs_id=rule is None), paths, num_workers)
+    looked = list(progress(found, total=len(paths), description="read headers", unit="file"))
+    if rule is None:
+        return looked
+    patients = patients_in(root, (image.path for image in looked if isinstance(image, _Image)), rule)
+    return [replace(image, patient=patients[image.path]) if isinstance(image, _Image) else image for image in looked]
 
 
-def _look(root: Path, path: str) -> _Image | str:
+def _look(root: Path, path: str, *, needs_id: bool) -> _Image | str:
     """An image, or the reason why the file is left out."""
     file = root / path
     if not is_below(root, file):
@@ -232,18 +262,18 @@ def _look(root: Path, path: str) -> _Image | str:
     reason = _objection(header)
     if reason is not None:
         return reason
-    if header.patient_id is None:
+    if header.patient_id is None and needs_id:
         return NO_PATIENT
     if header.sop_uid is None or not header.sop_uid.isprintable():
         return NO_UID
-    patient, issuer = _composed(header.patient_id), _composed(header.issuer or "")
+    patient, issuer = _composed(header.patient_id or ""), _composed(header.issuer or "")
     return _Image(
         path=path,
         num_bytes=num_bytes,
-        header=replace(header, patient_id=patient, issuer=issuer or None),
+        header=replace(header, patient_id=patient or None, issuer=issuer or None),
         patient=patient,
         uid=header.sop_uid,
-        is_silent_utf8=_is_silent_utf8(header.patient_id),
+        is_silent_utf8=_is_silent_utf8(header.patient_id or ""),
     )
 
 
@@ -274,14 +304,16 @@ def _objection(header: DicomHeader) -> str | None:
 
 
 def _is_capture(header: DicomHeader) -> bool:
-    """Whether it is a picture of a picture; of secondary captures, digitized film alone is a radiograph."""
-    conversion = (header.conversion_type or "").upper()
-    is_film = conversion == _DIGITIZED_FILM
-    is_screen = (header.sop_class in _SCREEN_SHOTS and not is_film) or conversion in _CAPTURES
+    """Whether it is a picture of a picture; of secondary captures, digitized film alone is a radiograph.
+
+    The Conversion Type of an object that is no secondary capture says nothing: workstations write WSD into originals.
+    """
+    is_film = (header.conversion_type or "").upper() == _DIGITIZED_FILM
+    is_screen = header.sop_class in _SCREEN_SHOTS and not is_film
     return is_screen or any(value.upper() in _SECONDARY for value in header.image_type)
 
 
-def _without_copies(images: Iterable[_Image]) -> tuple[list[_Image], Counter[str]]:
+def _without_copies(images: Iterable[_Image]) -> _Sifted:
     """One file of each SOP Instance UID.
 
     Files of one UID whose headers say the same are one image, perhaps compressed otherwise or cut off: the largest is
@@ -291,30 +323,30 @@ def _without_copies(images: Iterable[_Image]) -> tuple[list[_Image], Counter[str
     by_uid: dict[str, list[_Image]] = {}
     for image in images:
         by_uid.setdefault(image.uid, []).append(image)
-    kept, left_out = [], Counter[str]()
+    sifted = _Sifted([], {})
     for same in by_uid.values():
-        if len({image.header for image in same}) > 1:
-            left_out[CONFLICT] += len(same)
-        else:
-            kept.append(min(same, key=lambda image: (-image.num_bytes, image.path)))
-            left_out[COPY] += len(same) - 1
-    return kept, left_out
+        is_one = len({(image.header, image.patient) for image in same}) == 1
+        kept = min(same, key=lambda image: (-image.num_bytes, image.path)) if is_one else None
+        others = [image.path for image in same if image is not kept]
+        sifted.left_out.update(dict.fromkeys(others, COPY if is_one else CONFLICT))
+        sifted.kept.extend([kept] if kept else [])
+    return sifted
 
 
-def _without_raw(images: Sequence[_Image]) -> tuple[list[_Image], Counter[str]]:
+def _without_raw(images: Sequence[_Image]) -> _Sifted:
     """Without the detector's raw images of studies that have any that were made for looking at.
 
     Which of these shows the same exposure as which of those is written in no element that every vendor fills.
     """
     presented = {(image.patient, image.header.study_uid) for image in images if _is_for_presentation(image.header)}
-    kept = [
-        image
+    raw = {
+        image.path: RAW
         for image in images
-        if not _is_raw(image.header)
-        or image.header.study_uid is None
-        or (image.patient, image.header.study_uid) not in presented
-    ]
-    return kept, Counter({RAW: len(images) - len(kept)})
+        if _is_raw(image.header)
+        and image.header.study_uid is not None
+        and (image.patient, image.header.study_uid) in presented
+    }
+    return _Sifted([image for image in images if image.path not in raw], raw)
 
 
 def _is_raw(header: DicomHeader) -> bool:
@@ -352,9 +384,9 @@ def _read_labels(path: Path) -> _Labels:
     """
     rows: dict[str, dict[str, Label]] = {}
     names: tuple[str, ...] = ()
-    for number, row in enumerate(read_rows(path, (_UID_COLUMN,), "the CSV of labels"), start=1):
-        place = f"{path} row {number}"
-        if number == 1:
+    for row in read_rows(path, (_UID_COLUMN,), "the CSV of labels"):
+        place = f"{path} line {row.line}"
+        if not rows:
             names = check_label_names(row, (_UID_COLUMN,), path)
         if not row[_UID_COLUMN]:
             raise SourceError(f"{place}: no {_UID_COLUMN}; fill it in, or take the row out if it is empty")
@@ -364,17 +396,9 @@ def _read_labels(path: Path) -> _Labels:
     return _Labels(names, rows)
 
 
-def _by_name(counts: Counter[str]) -> list[tuple[str, int]]:
-    return sorted((reason, number) for reason, number in counts.items() if number)
-
-
 def _doubts(images: Sequence[_Image]) -> tuple[str, ...]:
     """What may be wrong with the images that are kept."""
     headers = [image.header for image in images]
-    issuers: dict[str, set[str | None]] = {}
-    for image in images:
-        issuers.setdefault(image.patient, set()).add(image.header.issuer)
-    is_one_patient = len(issuers) == 1 < len(images)
     counts = {
         "images FOR PROCESSING are kept, for their studies have none FOR PRESENTATION: they may look otherwise": sum(
             map(_is_raw, headers)
@@ -386,6 +410,17 @@ def _doubts(images: Sequence[_Image]) -> tuple[str, ...]:
         "images without a view of the standard's; their view is unknown": sum(
             view_of(header) is None for header in headers
         ),
+    }
+    return number_warnings(INFO, counts)
+
+
+def _doubts_of_ids(images: Sequence[_Image]) -> tuple[str, ...]:
+    """What may be wrong with their Patient IDs."""
+    issuers: dict[str, set[str | None]] = {}
+    for image in images:
+        issuers.setdefault(image.patient, set()).add(image.header.issuer)
+    is_one_patient = len(issuers) == 1 < len(images)
+    counts = {
         "Patient IDs have several issuers, or one and none: each is taken for one patient": sum(
             len(found) > 1 for found in issuers.values()
         ),
@@ -394,7 +429,8 @@ def _doubts(images: Sequence[_Image]) -> tuple[str, ...]:
         ),
         "Patient IDs have letters beyond ASCII: where files do not say their character set, one patient may be taken "
         "for two": sum(not patient.isascii() for patient in issuers),
-        "Patient ID for all images: if it is a placeholder, they cannot be split": int(is_one_patient),
+        "Patient ID for all images: if it is a placeholder, they cannot be split; "
+        f"{OPTION} takes patients from paths instead": int(is_one_patient),
     }
     return number_warnings(INFO, counts)
 

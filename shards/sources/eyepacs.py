@@ -26,7 +26,7 @@ from shards.records import File, Label, Record, Split
 from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.files import find_file, index_files, list_files
 from shards.sources.listing import count_warnings, no_images, number_warnings
-from shards.sources.tables import read_columns
+from shards.sources.tables import read_columns, with_lines
 
 _LAYOUT = layout_in(__doc__)
 GRADES = ("0", "1", "2", "3", "4")
@@ -100,11 +100,11 @@ def read_grades(path: Path) -> dict[str, str]:
         SourceError: columns are missing, an image is listed twice, a grade is none of 0 to 4.
     """
     grades: dict[str, str] = {}
-    for number, (image, grade) in enumerate(read_columns(path, ("image", "level"), "EyePACS' grades"), start=1):
+    for number, (image, grade) in with_lines(read_columns(path, ("image", "level"), "EyePACS' grades")):
         if grade not in GRADES:
-            raise SourceError(f"{path} row {number}: level is '{grade}'; expected one of {', '.join(GRADES)}")
+            raise SourceError(f"{path} line {number}: level is '{grade}'; expected one of {', '.join(GRADES)}")
         if image in grades:
-            raise SourceError(f"{path} row {number}: {image} is listed twice; expected every image once")
+            raise SourceError(f"{path} line {number}: {image} is listed twice; expected every image once")
         grades[image] = grade
     return grades
 

@@ -3,14 +3,18 @@
 Layout: image files at any depth, by the endings of their names or else by their content; hidden files and folders are
 passed over, and so is what systems leave in folders. The CSV has the column `path` (relative to the folder), optionally
 `patient`, `study`, `view`, `split` (train, val, test), `sex` (F, M, O) and `age_years`, and one column per label with 1
-(present), 0 (absent), -1 (uncertain) or nothing (unknown). Without its column `patient` every image stands alone.
+(present), 0 (absent), -1 (uncertain) or nothing (unknown).
+
+Patients are those of the column `patient`, or those that a regular expression finds in the paths (`--patient-from`).
+Without either, patients are unknown and every image stands alone: names of files and folders are taken for patients
+only where the user says so.
 
 Of a DICOM file the pixels are read and nothing else: `dicom_tree` takes patients, studies and views from headers.
 """
 
 import math
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import cast, get_args
@@ -21,12 +25,15 @@ from shards.records import File, Record, Sex, Split, check_inside
 from shards.sources.base import Listing, SourceInfo, check_label_names, parse_label
 from shards.sources.files import is_file, list_files
 from shards.sources.images import SUFFIXES, FoundImages, count_left_out, tell_images
-from shards.sources.tables import read_rows
+from shards.sources.patients import OPTION, patients_in
+from shards.sources.tables import NamedRow, read_rows
 
 REQUIRED_COLUMNS = ("path",)
 _DESCRIPTIVE = ("patient", "study", "view", "split", "sex", "age_years")
 _VIEW = re.compile(r"[A-Za-z0-9 _-]{0,16}")
 _MAX_AGE_YEARS = 120
+_FEW_PATIENTS = 10
+NO_ROW = "images without a row in the CSV"
 _NOT_IN_A_LINE = ("Cc", "Cs", "Zl", "Zp")
 """Categories of Unicode: control characters, what stands for bytes that are not UTF-8, ends of lines and paragraphs."""
 
@@ -48,9 +55,15 @@ INFO = SourceInfo(
 
 @dataclass(frozen=True)
 class FolderSource:
-    """All images of a folder, or those that a CSV lists. Names and ids in them may be about real people."""
+    """All images of a folder, or those that a CSV lists. Names and ids in them may be about real people.
+
+    Attributes:
+        labels: The CSV.
+        patient_from: Finds the patient in a path (`shards.sources.patients`).
+    """
 
     labels: Path | None = None
+    patient_from: re.Pattern[str] | None = None
     info: SourceInfo = INFO
 
     def read(self, root: Path) -> Listing:
@@ -60,30 +73,37 @@ class FolderSource:
             SourceError: there are no images, or the CSV is not as expected; messages name rows, never values.
         """
         found = find_images(root)
+        left_out = dict(found.left_out)
+        rows: dict[str, NamedRow]
         if self.labels is None:
             _check_names(root, found.kinds)
             _check_stems(root, found.kinds)
-            rows = {path: {"patient": patient_of_path(path)} for path in found.kinds}
-            warnings = _patients_of_paths(rows)
+            rows = dict.fromkeys(found.kinds, NamedRow())
         else:
             rows = _with_paths_on_disk(root, found, read_label_rows(self.labels))
-            missing = [number for number, path in enumerate(rows, start=1) if not is_file(root / path)]
+            missing = [row.line for path, row in rows.items() if not is_file(root / path)]
             if missing:
                 raise SourceError(
-                    f"{self.labels}: {len(missing)} rows name no file, first: row {missing[0]}; paths are relative to "
+                    f"{self.labels}: {len(missing)} rows name no file, first: line {missing[0]}; paths are relative to "
                     f"{root}"
                 )
-            num_left_out = len(set(found.kinds) - set(rows))
-            left_out = f"{num_left_out} images in the folder have no row in {self.labels} and are left out"
-            warnings = (left_out,) if num_left_out else ()
+            left_out |= dict.fromkeys(found.kinds, NO_ROW)
+        left_out = {path: reason for path, reason in left_out.items() if path not in rows}
+        warnings = count_left_out(left_out.values())
+        if self.patient_from is not None:
+            if any("patient" in row for row in rows.values()):
+                raise SourceError(f"{self.labels} has a column patient, and {OPTION} is given; expected one of them")
+            patients = patients_in(root, rows, self.patient_from)
+            rows = {path: NamedRow({**row, "patient": patients[path]}) for path, row in rows.items()}
+            warnings += _doubt(patients)
         records = tuple(_record(path, rows[path], f"{self.labels}") for path in sorted(rows))
-        warnings += count_left_out(reason for path, reason in found.left_out.items() if path not in rows)
-        num_dicom = sum(found.kinds.get(path) == "DICOM" for path in rows)
-        unread = (
-            f"the headers of {num_dicom} DICOM files are not read: --source dicom takes patients and views from them"
-        )
+        if num_dicom := sum(found.kinds.get(path) == "DICOM" for path in rows):
+            warnings += (
+                f"the headers of {num_dicom} DICOM files are not read: --source dicom takes patients and views from "
+                "them",
+            )
         is_grouped = all("patient" in row for row in rows.values())
-        return Listing(records, "patient" if is_grouped else "image", (*warnings, unread) if num_dicom else warnings)
+        return Listing(records, "patient" if is_grouped else "image", warnings, left_out=left_out)
 
 
 SOURCE = FolderSource()
@@ -149,7 +169,7 @@ def _check_stems(root: Path, paths: Collection[str]) -> None:
         )
 
 
-def _with_paths_on_disk(root: Path, found: FoundImages, rows: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+def _with_paths_on_disk(root: Path, found: FoundImages, rows: dict[str, NamedRow]) -> dict[str, NamedRow]:
     """The rows by the paths that the files have: macOS and others write the same letter with other code points.
 
     Raises:
@@ -167,20 +187,18 @@ def _with_paths_on_disk(root: Path, found: FoundImages, rows: dict[str, dict[str
     return on_disk
 
 
-def patient_of_path(path: str) -> str:
-    """Without a CSV: the top-level subfolder is the patient, or the file's stem where there is no subfolder."""
-    parts = PurePosixPath(path).parts
-    return parts[0] if len(parts) > 1 else PurePosixPath(path).stem
+def _doubt(patients: Mapping[str, str]) -> tuple[str, ...]:
+    """Folders of classes look like folders of patients."""
+    few = len(set(patients.values()))
+    if few >= _FEW_PATIENTS or few == len(patients):
+        return ()
+    return (
+        f"{OPTION} finds only {few} patients in the paths of {len(patients)} images: are these classes rather than "
+        "patients?",
+    )
 
 
-def _patients_of_paths(rows: dict[str, dict[str, str]]) -> tuple[str, ...]:
-    where = "top-level subfolders" if any("/" in path for path in rows) else "file names"
-    few = len({row["patient"] for row in rows.values()})
-    doubt = f"; only {few} patients: are the folders classes rather than patients?" if few < 10 else ""
-    return (f"no CSV: patients are taken from the {where}; give --labels CSV if that is wrong{doubt}",)
-
-
-def read_label_rows(path: Path) -> dict[str, dict[str, str]]:
+def read_label_rows(path: Path) -> dict[str, NamedRow]:
     """The rows of a user's CSV by image path.
 
     Raises:
@@ -188,11 +206,11 @@ def read_label_rows(path: Path) -> dict[str, dict[str, str]]:
             empty, a view is no short code, a split, sex or age is none, a label column has no plain name or a value
             other than 1, 0, -1, empty.
     """
-    rows: dict[str, dict[str, str]] = {}
+    rows: dict[str, NamedRow] = {}
     names: tuple[str, ...] = ()
-    for number, row in enumerate(read_rows(path, REQUIRED_COLUMNS, "the CSV of patients and labels"), start=1):
-        place = f"{path} row {number}"
-        if number == 1:
+    for row in read_rows(path, REQUIRED_COLUMNS, "the CSV of patients and labels"):
+        place = f"{path} line {row.line}"
+        if not rows:
             names = check_label_names(row, (*REQUIRED_COLUMNS, *_DESCRIPTIVE), path)
         if not row["path"]:
             raise SourceError(f"{place}: no path; fill it in, or take the row out if it is empty")
@@ -204,7 +222,7 @@ def read_label_rows(path: Path) -> dict[str, dict[str, str]]:
         for name in names:
             known = ", ".join((*REQUIRED_COLUMNS, *_DESCRIPTIVE))
             parse_label(row[name], f"{place}: column '{name}' (every column but {known} is a label)")
-        rows[image] = {**row, "path": image}
+        rows[image] = NamedRow.of({**row, "path": image}.items(), row.line)
     return rows
 
 

@@ -45,7 +45,7 @@ from shards.records import File, Label, Mask, MaskFiles, Point, Record, Split
 from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.files import find_files, index_files, list_files
 from shards.sources.listing import no_images, number_warnings, read_or_warn
-from shards.sources.tables import read_columns
+from shards.sources.tables import Row, read_columns, with_lines
 
 _LAYOUT = layout_in(__doc__)
 PARTS: dict[str, Split] = {"a. Training Set": "train", "b. Testing Set": "test"}
@@ -194,8 +194,8 @@ def _grading(root: Path, paths: list[str], counts: defaultdict[str, int], warnin
         word = part.split()[1]
         labels: dict[str, dict[str, Label]] = {}
         for _, path in find_files(paths, rf"(?:[ab]\. )?IDRiD_Disease Grading_{word} Labels\.csv"):
-            for number, (name, *grades) in enumerate(_rows(root / path, columns, warnings), start=1):
-                place = f"{path} row {number}"
+            for number, (name, *grades) in with_lines(_rows(root / path, columns, warnings)):
+                place = f"{path} line {number}"
                 if name in labels:
                     raise SourceError(f"{place}: {name} is listed twice; expected it once")
                 labels[name] = parse_grades(dict(zip(columns[1:], grades, strict=True)), place)
@@ -228,8 +228,8 @@ def _centres(root: Path, paths: list[str], word: str, warnings: list[str]) -> di
     centres: dict[str, dict[str, Point]] = {}
     for landmark, stem in LANDMARKS.items():
         for _, path in find_files(paths, rf"(?:[ab]\. )?{stem}_{word}[ _]Set(?:_Markups)?\.csv"):
-            for number, (name, x, y) in enumerate(_rows(root / path, columns, warnings), start=1):
-                place = f"{path} row {number}"
+            for number, (name, x, y) in with_lines(_rows(root / path, columns, warnings)):
+                place = f"{path} line {number}"
                 if not all(re.fullmatch(r"\d+(?:\.\d+)?", value) for value in (x, y)):
                     raise SourceError(f"{place}: expected a place in pixels; found '{x}', '{y}'")
                 if landmark in centres.setdefault(name, {}):
@@ -238,7 +238,7 @@ def _centres(root: Path, paths: list[str], word: str, warnings: list[str]) -> di
     return centres
 
 
-def _rows(path: Path, columns: tuple[str, ...], warnings: list[str]) -> list[tuple[str, ...]]:
+def _rows(path: Path, columns: tuple[str, ...], warnings: list[str]) -> list[Row]:
     return read_or_warn(lambda: read_columns(path, columns, "IDRiD's list", is_ragged=True), warnings)
 
 

@@ -30,7 +30,7 @@ from shards.records import File, Label, Record, Split
 from shards.sources.base import Listing, SourceInfo, layout_in, parse_label
 from shards.sources.files import find_file, index_files, list_files
 from shards.sources.listing import build_listing, wrong_layout
-from shards.sources.tables import read_columns
+from shards.sources.tables import read_columns, with_lines
 
 LABELS = (
     "Atelectasis",
@@ -133,8 +133,8 @@ def read_splits(table: Path) -> dict[str, tuple[Study, Split]]:
     """
     splits: dict[str, tuple[Study, Split]] = {}
     rows = read_columns(table, ("dicom_id", "subject_id", "study_id", "split"), "the splits of MIMIC-CXR-JPG")
-    for number, (image, subject, study, split) in enumerate(rows, start=1):
-        place = f"{table} row {number}"
+    for number, (image, subject, study, split) in with_lines(rows):
+        place = f"{table} line {number}"
         if image in splits:
             raise SourceError(f"{place}: {image} is there twice")
         if not _SUBJECT.fullmatch(subject) or not _STUDY.fullmatch(study):
@@ -164,8 +164,8 @@ def read_labels(table: Path) -> dict[Study, dict[str, Label]]:
     labels: dict[Study, dict[str, Label]] = {}
     parsed: dict[tuple[str, ...], dict[str, Label]] = {}
     rows = read_columns(table, ("subject_id", "study_id", *LABELS), "the labels of MIMIC-CXR-JPG")
-    for number, (subject, study, *values) in enumerate(rows, start=1):
-        place = f"{table} row {number}"
+    for number, (subject, study, *values) in with_lines(rows):
+        place = f"{table} line {number}"
         if (subject, study) in labels:
             raise SourceError(f"{place}: study {study} is there twice")
         if tuple(values) not in parsed:

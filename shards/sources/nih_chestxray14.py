@@ -33,7 +33,7 @@ from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.files import find_file, index_files, list_files
 from shards.sources.listing import build_listing, number_warnings, wrong_layout
 from shards.sources.nih_identity import NIH, SPLIT_FILES, find_nih_splits, is_nih_image, nih_patient, relatives
-from shards.sources.tables import read_columns
+from shards.sources.tables import read_columns, with_lines
 
 FINDINGS = (
     "Atelectasis",
@@ -165,8 +165,8 @@ def read_entries(table: Path) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     labels: dict[str, dict[str, Label]] = {}
     rows = read_columns(table, _COLUMNS, "the labels of NIH ChestX-ray14", _SEX_COLUMNS)
-    for number, (name, findings, patient, age, view, *size, gender, sex) in enumerate(rows, start=1):
-        place = f"{table} row {number}"
+    for number, (name, findings, patient, age, view, *size, gender, sex) in with_lines(rows):
+        place = f"{table} line {number}"
         if name in entries:
             raise SourceError(f"{place}: {name} is there twice")
         if not is_nih_image(name) or name[:8] != patient.zfill(8):
@@ -194,8 +194,8 @@ def read_boxes(table: Path) -> dict[str, tuple[Box, ...]]:
     """
     boxes: dict[str, tuple[Box, ...]] = {}
     rows = read_columns(table, _BOX_COLUMNS, "the boxes of NIH ChestX-ray14")
-    for number, (name, finding, *corner_and_size) in enumerate(rows, start=1):
-        place = f"{table} row {number}"
+    for number, (name, finding, *corner_and_size) in with_lines(rows):
+        place = f"{table} line {number}"
         if finding not in _BOX_LABELS:
             raise SourceError(f"{place}: no finding '{finding}'; expected one of {', '.join(_BOX_LABELS)}")
         try:

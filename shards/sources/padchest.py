@@ -31,7 +31,7 @@ from shards.records import File, Label, Record, Sex
 from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.files import find_file, index_files, list_files
 from shards.sources.listing import build_listing, wrong_layout
-from shards.sources.tables import read_columns
+from shards.sources.tables import read_columns, with_lines
 
 # fmt: off
 LABELS = (
@@ -209,8 +209,8 @@ def read_entries(table: Path) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     labels: dict[str, Mapping[str, Label]] = {}
     rows = read_columns(table, _COLUMNS, "PadChest's labels")
-    for number, (name, study, patient, sex, view, findings) in enumerate(rows, start=1):
-        place = f"{table} row {number}"
+    for number, (name, study, patient, sex, view, findings) in with_lines(rows):
+        place = f"{table} line {number}"
         if name in entries or not patient or not study or not name.startswith(study):
             raise SourceError(f"{place}: expected an image once, with a patient, and named after its study")
         if sex not in _SEXES or view not in _VIEWS:

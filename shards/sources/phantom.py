@@ -7,7 +7,7 @@ from pathlib import Path
 from shards.errors import SourceError
 from shards.records import File, MaskFiles, Record
 from shards.sources.base import Listing, SourceInfo, parse_label
-from shards.sources.tables import read_columns, read_rows
+from shards.sources.tables import read_columns, read_rows, with_lines
 
 _ID_COLUMNS = ("image_id", "patient_id", "study_id", "view")
 _SPACING_COLUMN = "detector_spacing_mm"
@@ -102,11 +102,11 @@ class _PhantomFolder:
         path = self._root / "landmarks.csv"
         places: dict[str, dict[str, tuple[float, float]]] = {}
         rows = read_columns(path, _LANDMARK_COLUMNS, "the phantom's landmarks")
-        for number, (image, landmark, row, col) in enumerate(rows, start=1):
+        for number, (image, landmark, row, col) in with_lines(rows):
             try:
                 place = float(row), float(col)
             except ValueError:
-                raise SourceError(f"{path} row {number}: row and col must be numbers") from None
+                raise SourceError(f"{path} line {number}: row and col must be numbers") from None
             places.setdefault(image, {})[landmark] = place
         return places
 

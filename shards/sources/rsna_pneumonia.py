@@ -38,7 +38,7 @@ from shards.sources.dicom_facts import DicomFacts, read_all_facts
 from shards.sources.files import find_list, folders_of, index_files, list_files
 from shards.sources.listing import count_warnings, number_warnings, wrong_layout
 from shards.sources.nih_identity import list_nih_images, parse_mapping, relatives
-from shards.sources.tables import read_columns, read_lines
+from shards.sources.tables import read_columns, read_lines, with_lines
 
 _LAYOUT = layout_in(__doc__)
 KIND = "rsna-pneumonia"
@@ -127,14 +127,14 @@ def parse_labels(rows: Iterable[tuple[str, ...]], place: str) -> dict[str, Opaci
     """
     targets: dict[str, int] = {}
     boxes: dict[str, list[Box]] = {}
-    for number, (name, *numbers, stated) in enumerate(rows, start=1):
+    for number, (name, *numbers, stated) in with_lines(rows):
         if stated not in ("0", "1") or (stated == "1") != all(numbers) or any(numbers) != all(numbers):
-            raise SourceError(f"{place} row {number}: expected Target 1 with x, y, width, height, or Target 0 alone")
+            raise SourceError(f"{place} line {number}: expected Target 1 with x, y, width, height, or Target 0 alone")
         target = int(stated)
         if targets.setdefault(name, target) != target:
-            raise SourceError(f"{place} row {number}: an earlier row of the image has the other Target")
+            raise SourceError(f"{place} line {number}: an earlier row of the image has the other Target")
         if target:
-            boxes.setdefault(name, []).append(_box(numbers, f"{place} row {number}"))
+            boxes.setdefault(name, []).append(_box(numbers, f"{place} line {number}"))
     return {name: Opacities(target, tuple(boxes.get(name, ()))) for name, target in targets.items()}
 
 
@@ -155,8 +155,8 @@ def read_classes(path: Path) -> dict[str, str]:
         SourceError: a line is not an image and one of the three classes, or an image has two classes.
     """
     classes: dict[str, str] = {}
-    for number, line in enumerate(read_lines(path, "RSNA's classes"), start=1):
-        if number == 1 and line == ["patientId", "class"]:
+    for number, line in with_lines(read_lines(path, "RSNA's classes")):
+        if number == 1 and line == ("patientId", "class"):
             continue
         if len(line) != 2 or not _UUID.fullmatch(line[0]) or line[1] not in CLASSES:
             raise SourceError(f"{path} line {number}: expected a patientId and one of {', '.join(CLASSES)}")

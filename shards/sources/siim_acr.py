@@ -34,7 +34,7 @@ from shards.sources.dicom_facts import DicomFacts, read_all_facts
 from shards.sources.files import find_list, folders_of, index_files, list_files
 from shards.sources.listing import count_warnings, number_warnings, wrong_layout
 from shards.sources.nih_identity import list_nih_images, parse_mapping, relatives
-from shards.sources.tables import read_columns
+from shards.sources.tables import read_columns, with_lines
 
 _LAYOUT = layout_in(__doc__)
 KIND = "siim-acr"
@@ -105,8 +105,8 @@ def parse_runs(rows: Iterable[tuple[str, ...]], place: str) -> dict[str, tuple[R
         SourceError: a row is neither -1 nor pairs of numbers that end inside the image, or an image has both.
     """
     found: dict[str, list[Runs | None]] = {}
-    for number, (name, runs) in enumerate(rows, start=1):
-        found.setdefault(name, []).append(_parse_row(runs, f"{place} row {number}"))
+    for number, (name, runs) in with_lines(rows):
+        found.setdefault(name, []).append(_parse_row(runs, f"{place} line {number}"))
     both = [name for name, annotations in found.items() if None in annotations and len(set(annotations)) > 1]
     if both:
         raise SourceError(f"{place}: {both[0]} has both -1 and a mask; expected one or the other")

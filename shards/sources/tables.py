@@ -1,19 +1,52 @@
-"""The CSV files of datasets, plain or gzipped, read row by row; messages name rows by number, never by content."""
+"""The CSV files of datasets, plain or gzipped, read row by row; messages name rows by their lines, never by content."""
 
 import csv
 import gzip
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TextIO, cast
+from typing import TextIO, TypeVar, cast
 
 from shards.errors import SourceError
 
+Item = TypeVar("Item")
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
-def read_lines(path: Path, what: str) -> Iterator[list[str]]:
+class Row(tuple[str, ...]):
+    """The values of a row, with the line of the file that it ends on, as an editor counts: the header is line 1."""
+
+    line: int
+
+    @classmethod
+    def of(cls, values: Iterable[str], line: int) -> "Row":
+        """Return a row of these values."""
+        row = cls(values)
+        row.line = line
+        return row
+
+
+class NamedRow(dict[str, str]):
+    """The values of a row by column, with its line likewise."""
+
+    line: int
+
+    @classmethod
+    def of(cls, values: Iterable[tuple[str, str]], line: int) -> "NamedRow":
+        """Return a row of these columns and values."""
+        row = cls(values)
+        row.line = line
+        return row
+
+
+def with_lines(rows: Iterable[Item]) -> Iterator[tuple[int, Item]]:
+    """Yield each row with its line; rows that were read from no file are taken to stand below one line of a header."""
+    for number, row in enumerate(rows, start=2):
+        yield getattr(row, "line", number), row
+
+
+def read_lines(path: Path, what: str) -> Iterator[Row]:
     """Line by line the stripped values, without a word on what they are; empty lines are passed over.
 
     Args:
@@ -25,7 +58,8 @@ def read_lines(path: Path, what: str) -> Iterator[list[str]]:
     """
     try:
         with _open(path) as file:
-            yield from ([value.strip() for value in line] for line in csv.reader(file, strict=True) if line)
+            reader = csv.reader(file, strict=True)
+            yield from (Row.of((value.strip() for value in values), reader.line_num) for values in reader if values)
     except FileNotFoundError:
         raise SourceError(f"{path}: not found; expected {what}, a CSV file") from None
     except UnicodeDecodeError:
@@ -40,7 +74,7 @@ def read_lines(path: Path, what: str) -> Iterator[list[str]]:
 
 def read_columns(
     path: Path, required: tuple[str, ...], what: str, optional: tuple[str, ...] = (), *, is_ragged: bool = False
-) -> Iterator[tuple[str, ...]]:
+) -> Iterator[Row]:
     """Row by row the values of the required columns, then of the optional ones.
 
     Columns without a name at the header's end are passed over, whether the rows have fields for them or not.
@@ -57,24 +91,25 @@ def read_columns(
         SourceError: the file or a column is missing, one asked for repeats, a row has another number of fields.
     """
     lines = read_lines(path, f"{what} with the columns {', '.join(required)}")
-    header, asked = next(lines, []), [*required, *optional]
+    header, asked = list(next(lines, ())), [*required, *optional]
     if is_ragged:
         known = {re.sub(r"\s", "", name): name for name in asked}
         header = [known.get(re.sub(r"\s", "", name), name) for name in header]
     _check_header(path, what, required, header, asked)
     num_named = max(place for place, name in enumerate(header, start=1) if name)
     places = [header.index(name) if name in header else None for name in asked]
-    for number, line in enumerate(lines, start=1):
+    for row in lines:
+        values: tuple[str, ...] = row
         if is_ragged:
-            line += [""] * (len(header) - len(line))
-            if not any(line):
+            values += ("",) * (len(header) - len(row))
+            if not any(values):
                 continue
-        elif not num_named <= len(line) <= len(header):
-            raise SourceError(f"{path} row {number}: {len(line)} fields; the header has {len(header)}")
-        yield tuple("" if place is None else line[place] for place in places)
+        elif not num_named <= len(row) <= len(header):
+            raise SourceError(f"{path} line {row.line}: {len(row)} fields; the header has {len(header)}")
+        yield Row.of(("" if place is None else values[place] for place in places), row.line)
 
 
-def read_rows(path: Path, required: tuple[str, ...], what: str) -> list[dict[str, str]]:
+def read_rows(path: Path, required: tuple[str, ...], what: str) -> list[NamedRow]:
     """The rows with all their columns, whatever these are.
 
     Args:
@@ -87,7 +122,7 @@ def read_rows(path: Path, required: tuple[str, ...], what: str) -> list[dict[str
     """
     header = tuple(next(read_lines(path, f"{what} with the columns {', '.join(required)}"), ()))
     _check_header(path, what, required, header, header)
-    rows = [dict(zip(header, values, strict=True)) for values in read_columns(path, header, what)]
+    rows = [NamedRow.of(zip(header, row, strict=True), row.line) for row in read_columns(path, header, what)]
     if not rows:
         raise SourceError(f"{path}: no rows below the header; expected {what}")
     return rows

@@ -30,7 +30,7 @@ What is easily got wrong:
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +40,7 @@ from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.dicom_facts import DicomFacts, read_all_facts
 from shards.sources.files import find_list, folders_of, index_files, list_files
 from shards.sources.listing import count_warnings, number_warnings, wrong_layout
-from shards.sources.tables import read_rows
+from shards.sources.tables import NamedRow, read_rows, with_lines
 
 _LAYOUT = layout_in(__doc__)
 KIND = "vindr-cxr"
@@ -180,9 +180,9 @@ def read_kaggle(path: Path) -> tuple[dict[str, Readings], int]:
     rows = read_rows(path, ("image_id", "class_name", "rad_id", *_CORNERS), "VinDr-CXR's boxes of Kaggle")
     readers: dict[str, set[str]] = {}
     positive: dict[tuple[str, str], set[str]] = {}
-    for number, row in enumerate(rows, start=1):
+    for number, row in with_lines(rows):
         if row["class_name"] not in KAGGLE_FINDINGS:
-            raise SourceError(f"{path} row {number}: class_name is none of {', '.join(KAGGLE_FINDINGS)}")
+            raise SourceError(f"{path} line {number}: class_name is none of {', '.join(KAGGLE_FINDINGS)}")
         readers.setdefault(row["image_id"], set()).add(row["rad_id"])
         positive.setdefault((row["image_id"], row["class_name"]), set()).add(row["rad_id"])
     boxes, num_skipped = parse_boxes(rows, KAGGLE_FINDINGS, str(path))
@@ -224,7 +224,7 @@ def read_physionet(lists: Mapping[Split, Path]) -> tuple[dict[str, Readings], in
     return readings, num_skipped
 
 
-def parse_image_labels(rows: list[dict[str, str]], place: str) -> dict[str, dict[str, Label]]:
+def parse_image_labels(rows: Sequence[Mapping[str, str]], place: str) -> dict[str, dict[str, Label]]:
     """Labels by image from PhysioNet's rows, one a reader of an image; without rad_id the one row is a consensus.
 
     Raises:
@@ -236,15 +236,15 @@ def parse_image_labels(rows: list[dict[str, str]], place: str) -> dict[str, dict
         raise SourceError(f"{place}: no column {missing[0]}; expected one for each of {', '.join(findings)}")
     readers: dict[str, set[str]] = {}
     positive: dict[str, dict[str, int]] = {}
-    for number, row in enumerate(rows, start=1):
+    for number, row in with_lines(rows):
         name, reader = row["image_id"], row.get("rad_id", _CONSENSUS)
         if reader in readers.setdefault(name, set()):
-            raise SourceError(f"{place} row {number}: an earlier row has the same image and reader")
+            raise SourceError(f"{place} line {number}: an earlier row has the same image and reader")
         readers[name].add(reader)
         counts = positive.setdefault(name, dict.fromkeys(findings, 0))
         for finding in findings:
             if row[finding] not in ("0", "1", "0.0", "1.0"):
-                raise SourceError(f"{place} row {number}: column {finding}: expected 1 or 0")
+                raise SourceError(f"{place} line {number}: column {finding}: expected 1 or 0")
             counts[finding] += row[finding].startswith("1")
     return {
         name: {finding: vote(number, len(readers[name])) for finding, number in counts.items()}
@@ -253,7 +253,7 @@ def parse_image_labels(rows: list[dict[str, str]], place: str) -> dict[str, dict
 
 
 def parse_boxes(
-    rows: list[dict[str, str]], findings: Iterable[str], place: str
+    rows: Sequence[Mapping[str, str]], findings: Iterable[str], place: str
 ) -> tuple[dict[str, tuple[Box, ...]], int]:
     """Boxes by image in the order of the rows, and how many were left out; rows without corners are no boxes.
 
@@ -265,14 +265,14 @@ def parse_boxes(
     }
     boxes: dict[str, list[Box]] = {}
     num_skipped = 0
-    for number, row in enumerate(rows, start=1):
+    for number, row in with_lines(rows):
         corners = [row[name] for name in _CORNERS]
         if not any(corners):
             continue
         try:
             col0, row0, col1, row1 = map(float, corners)
         except ValueError:
-            raise SourceError(f"{place} row {number}: {', '.join(_CORNERS)} must be numbers, or all empty") from None
+            raise SourceError(f"{place} line {number}: {', '.join(_CORNERS)} must be numbers, or all empty") from None
         name = names.get(row["class_name"].casefold())
         is_finite = all(map(math.isfinite, (row0, col0, row1, col1)))
         if name is None or not is_finite or not (max(row0, 0) < row1 and max(col0, 0) < col1):
@@ -282,8 +282,8 @@ def parse_boxes(
     return {name: tuple(found) for name, found in boxes.items()}, num_skipped
 
 
-def _one_name(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    return [{_VARIANTS.get(name, name): value for name, value in row.items()} for row in rows]
+def _one_name(rows: Iterable[NamedRow]) -> list[NamedRow]:
+    return [NamedRow.of(((_VARIANTS.get(name, name), value) for name, value in row.items()), row.line) for row in rows]
 
 
 def _record(name: str, path: str, facts: DicomFacts, readings: Readings) -> Record:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from shards.delivery import format_manifest, identify
+from shards.delivery import format_manifest, identify, iterate_manifest
 from shards.format import sha256_of
 from shards.identity import KEY_FILE_VARIABLE, IdKey, read_id_key
 from shards.params import GridParams, PhantomSourceParams, RegisteredSourceParams, ShardParams
@@ -106,8 +106,9 @@ def write_phantom(root: Path, num_patients: int = 20, size_px: int = 48) -> Phan
     return PhantomSourceParams(kind="phantom", dep=str(root))
 
 
-def write_folder(root: Path, names: list[str], size: tuple[int, int] = (40, 30)) -> None:
-    for number, name in enumerate(names):
+def write_folder(root: Path, names: list[str], size: tuple[int, int] = (40, 30), first: int = 0) -> None:
+    """Draw an image for each name; from another `first` on they are other images."""
+    for number, name in enumerate(names, start=first):
         _save(root / name, smooth_image(*size, number))
 
 
@@ -117,15 +118,24 @@ def folder_params(
     labels: Path | None = None,
     *,
     spacing_mm: tuple[float, float] | None = None,
+    is_former: bool = False,
     **changes: Any,
 ) -> RegisteredSourceParams:
-    """Write the manifest of a folder as it is now, as `register` does; the params that name it."""
+    """Write the manifest of a folder as it is now, as `register` does or did; the params that name it."""
     listing = FolderSource(labels).read(root)
     records = tuple(replace(record, spacing_mm=spacing_mm) for record in listing.records)
-    return delivered(replace(listing, records=records), root, manifest, **changes)
+    return delivered(replace(listing, records=records), root, manifest, is_former=is_former, **changes)
 
 
-def delivered(listing: Listing, root: Path, manifest: Path, **changes: Any) -> RegisteredSourceParams:
+def number_in_manifest(source: RegisteredSourceParams, path: str) -> int:
+    """Which image of the manifest, from 1, has this path."""
+    _, entries = iterate_manifest(Path(source.dep))
+    return [entry.record.image.path for _, entry in entries].index(path) + 1
+
+
+def delivered(
+    listing: Listing, root: Path, manifest: Path, *, is_former: bool = False, **changes: Any
+) -> RegisteredSourceParams:
     """Write the manifest of a listing with its files as they are now; the params that name it."""
     key = read_id_key() if os.environ.get(KEY_FILE_VARIABLE) else TEST_KEY
     delivery = identify(
@@ -134,6 +144,7 @@ def delivered(listing: Listing, root: Path, manifest: Path, **changes: Any) -> R
         key,
         split_rule="official",
         has_sex=False,
+        is_former=is_former,
     )
     manifest.parent.mkdir(parents=True, exist_ok=True)
     manifest.write_text("".join(format_manifest(delivery)), encoding="utf-8")
@@ -147,6 +158,14 @@ def delivered(listing: Listing, root: Path, manifest: Path, **changes: Any) -> R
         "id_key_fingerprint": key.fingerprint,
     }
     return RegisteredSourceParams.from_params({**values, **changes}, "test: source")
+
+
+def forget_patients(shard_set: Path) -> None:
+    """Make a shard set one of images whose patients are unknown, as its index says it."""
+    path = shard_set / "index.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["dataset"]["patient_grouping"] = "image"
+    path.write_text(json.dumps(values), encoding="utf-8")
 
 
 def folder_bytes(root: Path) -> dict[str, bytes]:

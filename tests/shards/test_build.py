@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
 from PIL import Image
@@ -27,6 +28,7 @@ from tests.shards.datasets import (
     folder_bytes,
     folder_params,
     grid_params,
+    number_in_manifest,
     shard_params,
     smooth_image,
     write_csv,
@@ -199,10 +201,32 @@ def test_nothing_of_a_patient_but_the_allowed_leaves_a_secret_keyed_build(
     assert sample.meta["source_id"] == sample.key
     assert sample.meta["study"] not in (None, "ACC123")
     assert sample.meta["labels"] == {"Effusion": 1}
-    assert (tmp_path / "out" / "quarantine.csv").read_text().splitlines()[1].startswith("manifest image 4,")
+    place = f"manifest image {number_in_manifest(source, names[3])},"
+    assert (tmp_path / "out" / "quarantine.csv").read_text().splitlines()[1].startswith(place)
     written = b"".join(folder_bytes(tmp_path / "out").values()) + "".join(capfd.readouterr()).encode()
     for secret in (b"Doe", b"Jane", b"MRN77", b"ACC123", b"1.2.840", str(tmp_path / "own").encode()):
         assert secret not in written
+
+
+@pytest.mark.parametrize("is_former", [False, True])
+def test_nothing_published_is_in_the_order_of_the_files_names(is_former: bool, tmp_path: Path, id_key: str) -> None:
+    """Whoever has a list of the cohort must not find out which key is whose, from manifests of earlier versions too."""
+    names = [f"MRN{number:03}.png" for number in range(30)]
+    write_folder(tmp_path / "own", names)
+    for name in names[::10]:
+        damage(tmp_path / "own" / name)
+    source = folder_params(tmp_path / "own", tmp_path / "m.jsonl", is_former=is_former)
+    assert is_former == all(number_in_manifest(source, name) == rank for rank, name in enumerate(names, start=1))
+    index = build(source, tmp_path / "out").index
+    rows = pq.read_table(tmp_path / "out" / "quality.parquet", columns=["key", "place"]).to_pylist()
+    by_place = sorted(rows, key=lambda row: int(row["place"].removeprefix("manifest image ")))
+    assert [row["key"] for row in by_place] == sorted(row["key"] for row in rows)
+    with (tmp_path / "out" / "quarantine.csv").open(newline="") as file:
+        listed = [row["path"] for row in csv.DictReader(file)]
+    assert {row["place"] for row in rows if row["key"] not in index.keys(np.arange(len(index.rows)))} == set(listed)
+    for split in range(len(SPLITS)):
+        keys = index.rows["key"][index.rows["split"] == split].tolist()
+        assert keys == sorted(keys)
 
 
 def test_studies_of_two_patients_with_the_same_number_differ(tmp_path: Path, id_key: str) -> None:
@@ -309,7 +333,8 @@ def test_an_image_changed_since_the_manifest_is_an_error_naming_its_row(tmp_path
     content = bytearray((tmp_path / "own" / "5.png").read_bytes())
     content[-1] ^= 1
     (tmp_path / "own" / "5.png").write_bytes(content)
-    with pytest.raises(SourceError, match="1 files are missing or changed since they were listed: manifest image 6"):
+    place = f"manifest image {number_in_manifest(source, '5.png')}"
+    with pytest.raises(SourceError, match=f"1 files are missing or changed since they were listed: {place}"):
         build(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

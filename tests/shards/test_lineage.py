@@ -9,7 +9,14 @@ import pytest
 from shards.build import build_shards
 from shards.errors import ContaminationError
 from shards.execution import Processes
-from shards.lineage import COLUMNS, TRAINING_DATASETS, TRAINING_IMAGES, check_independence, write_lineage
+from shards.lineage import (
+    COLUMNS,
+    TRAINING_DATASETS,
+    TRAINING_IMAGES,
+    check_independence,
+    warn_of_unknown_patients,
+    write_lineage,
+)
 from shards.read import ShardIndex
 from tests.shards.datasets import folder_params, grid_params, shard_params, write_csv, write_folder, write_phantom
 
@@ -87,3 +94,22 @@ def of_dataset(index: ShardIndex, kind: str, *shares_images_with: str) -> ShardI
 
 def test_a_model_that_does_not_say_what_it_saw_is_not_called_independent(index: ShardIndex, tmp_path: Path) -> None:
     assert check_independence(tmp_path / "nothing", index, is_accepted=False)["num_shared_patients"] is None
+
+
+def test_batches_whose_patients_are_unknown_are_named_whether_trained_on_or_measured(
+    index: ShardIndex, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def of_images(name: str) -> ShardIndex:
+        values = {**index.values, "batch": name, "dataset": {**index.values["dataset"], "patient_grouping": "image"}}
+        return replace(index, values=values)
+
+    assert "batches_without_patients" not in check_independence(tmp_path, index, is_accepted=False)
+    assert check_independence(tmp_path, of_images("own"), is_accepted=False)["batches_without_patients"] == ["own"]
+    write_lineage(tmp_path, {"x-b000": of_images("x-b000"), "a-b000": index})
+    found = check_independence(tmp_path, of_images("own"), is_accepted=True)["batches_without_patients"]
+    assert found == ["own", "x-b000"]
+    assert check_independence(tmp_path, index, is_accepted=True)["batches_without_patients"] == ["x-b000"]
+    warn_of_unknown_patients(found, "mind it")
+    warn_of_unknown_patients([], "mind it")
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert line.startswith("warning: own, x-b000: patients are unknown (patient_grouping: image)")

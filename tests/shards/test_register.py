@@ -1,6 +1,8 @@
+import csv
 import hashlib
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import traceback
@@ -16,7 +18,7 @@ from ruamel.yaml import YAML
 from shards.atomic import write_text
 from shards.build import build_shards
 from shards.config import read_params
-from shards.delivery import Entry, check_records, hashed, iterate_manifest
+from shards.delivery import Delivery, Entry, check_records, hashed, identify, iterate_manifest
 from shards.errors import ConfigError, IdKeyError, SourceError
 from shards.execution import Processes
 from shards.identity import KEY_FILE_VARIABLE, SPLITS, create_key, split_of
@@ -27,7 +29,8 @@ from shards.records import File, Record
 from shards.register import check_paths_fit, register_batch
 from shards.sources.base import Listing
 from shards.sources.dicom_tree import DicomTreeSource
-from shards.sources.folder import FolderSource
+from shards.sources.folder import NO_ROW, FolderSource
+from shards.sources.patients import parse_patient_rule
 from shards.yaml_lines import add_deps, add_item, consumers, drop_deps, keep_items, set_value
 from tests.shards.datasets import folder_bytes, grid_params, shard_params, smooth_image, write_csv, write_folder
 from tests.shards.decode.dicom_files import RAMP, data_of, dataset_of
@@ -79,10 +82,15 @@ def root(tmp_path: Path) -> Path:
 
 
 def register(
-    project: Path, root: Path, name: str = "clinic-b000", labels: Path | None = None, weight: float = 1.0
+    project: Path,
+    root: Path,
+    name: str = "clinic-b000",
+    labels: Path | None = None,
+    weight: float = 1.0,
+    site: str | None = None,
 ) -> None:
     files = Project(project / "params.yaml", project / "dvc.yaml")
-    register_batch(name, root, FolderSource(labels), weight=weight, project=files)
+    register_batch(name, root, FolderSource(labels), weight=weight, site=site, project=files)
 
 
 def registered(project: Path, name: str = "clinic-b000") -> list[Entry]:
@@ -91,7 +99,20 @@ def registered(project: Path, name: str = "clinic-b000") -> list[Entry]:
 
 
 def registered_images(project: Path, name: str = "clinic-b000") -> list[str]:
-    return [entry.record.image.path for entry in registered(project, name)]
+    return sorted(entry.record.image.path for entry in registered(project, name))
+
+
+def left_out(project: Path, name: str = "clinic-b000") -> dict[str, str]:
+    """Path → reason, of the private list."""
+    path = project / "data" / "manifests" / f"{name}.left_out.csv"
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["path"]: row["reason"] for row in csv.DictReader(file)}
+
+
+def patient_of(project: Path, path: str, name: str = "clinic-b000") -> str:
+    """The pseudonym of an image's patient."""
+    (found,) = (entry.record.patient for entry in registered(project, name) if entry.record.image.path == path)
+    return found
 
 
 def read_batches(path: Path) -> dict[str, BatchParams]:
@@ -140,6 +161,7 @@ def test_registering_adds_a_manifest_an_item_and_a_dep_line_for_each_consumer(
         "root": str(root),
         "channels": 1,
         "shares_images_with": (),
+        "site": "clinic",
         "id_key_fingerprint": id_key,
     }
     assert batch.mix.weight == 2.0
@@ -181,7 +203,7 @@ def test_registering_again_completes_what_a_kill_interrupted(
 def test_a_batch_never_changes(project: Path, root: Path, id_key: str) -> None:
     register(project, root)
     before = folder_bytes(project)
-    write_folder(root, ["late/arrival.png"])
+    write_folder(root, ["late/arrival.png"], first=100)
     with pytest.raises(ConfigError, match=r"clinic-b000 exists with other files.*another name"):
         register(project, root)
     assert folder_bytes(project) == before
@@ -196,13 +218,18 @@ def test_a_folder_that_has_grown_is_registered_again_without_what_was_there(
     write_csv(labels, ("path", "patient", "Effusion"), [(name, name[:9], 1) for name in NAMES])
     register(project, root, labels=labels)
     once = (project / "data" / "manifests" / "clinic-b000.jsonl").read_bytes()
-    write_folder(root, ["late/arrival.png", "later/arrival.png"])
+    write_folder(root, ["late/arrival.png", "later/arrival.png"], first=100)
     with labels.open("a") as file:
         file.write("late/arrival.png,patient 0,0\nlater/arrival.png,patient 9,0\n")
     capsys.readouterr()
     register(project, root, name="clinic-b001", labels=labels)
     assert registered_images(project, "clinic-b001") == ["late/arrival.png", "later/arrival.png"]
-    assert "12 images are in other batches of the folder and are left out" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert (
+        "12 images are in earlier batches and are left out, whatever their files are called: clinic-b000 has 12" in said
+    )
+    assert "1 patients are in earlier batches too, and keep their splits" in said
+    assert left_out(project, "clinic-b001") == dict.fromkeys(NAMES, "an image that batch clinic-b000 has")
     assert (project / "data" / "manifests" / "clinic-b000.jsonl").read_bytes() == once
     names = ("clinic-b000", "clinic-b001")
     old, new = ({entry.record.patient: entry.position for entry in registered(project, name)} for name in names)
@@ -232,7 +259,7 @@ def test_a_lost_manifest_of_a_folder_that_has_grown_is_written_again_too(
     project: Path, root: Path, id_key: str
 ) -> None:
     register(project, root)
-    write_folder(root, ["late/arrival.png"])
+    write_folder(root, ["late/arrival.png"], first=100)
     register(project, root, name="clinic-b001")
     whole = folder_bytes(project)
     for name in ("clinic-b000", "clinic-b001"):
@@ -269,7 +296,7 @@ def test_official_splits_that_come_or_go_move_no_patient_of_earlier_batches(
     old, new = ([f"{patient}/{batch}.png" for patient in patients] for batch in ("old", "new"))
     labels = project / "labels.csv"
     for name, names, listed, splits in (("b000", old, old, before), ("b001", new, old + new, after)):
-        write_folder(root.parent / "grown", names)
+        write_folder(root.parent / "grown", names, first=40 * (name == "b001"))
         official = splits.split() or [""]
         rows = [(path, path[:3], official[patients.index(path[:3]) % len(official)]) for path in listed]
         write_csv(labels, ("path", "patient", "split"), rows)
@@ -285,7 +312,7 @@ def test_new_images_alone_do_not_decide_which_official_splits_there_are(
     write_csv(project / "labels.csv", ("path", "patient", "split"), rows)
     register(project, root, labels=project / "labels.csv")
     late = [f"late {number}.png" for number in range(20)]
-    write_folder(root, late)
+    write_folder(root, late, first=100)
     write_csv(project / "labels.csv", ("path", "patient", "split"), rows + [(name, name, "train") for name in late])
     register(project, root, "clinic-b001", project / "labels.csv")
     assert {entry.splits for entry in registered(project, "clinic-b001")} == {("train",)}
@@ -295,21 +322,211 @@ def test_new_images_alone_do_not_decide_which_official_splits_there_are(
 def test_a_patient_of_another_folders_batch_keeps_its_split(project: Path, root: Path, id_key: str) -> None:
     write_csv(project / "a.csv", ("path", "patient", "split"), [(name, name[:9], "test") for name in NAMES])
     register(project, root, labels=project / "a.csv")
-    write_folder(root.parent / "other", ["x.png", "y.png"])
+    write_folder(root.parent / "other", ["x.png", "y.png"], first=100)
     write_csv(project / "b.csv", ("path", "patient"), [("x.png", "patient 3"), ("y.png", "somebody")])
-    register(project, root.parent / "other", "other-b000", project / "b.csv")
-    assert [entry.splits for entry in registered(project, "other-b000")] == [("test",), SPLITS]
+    register(project, root.parent / "other", "other-b000", project / "b.csv", site="clinic")
+    splits = {entry.record.image.path: entry.splits for entry in registered(project, "other-b000")}
+    assert splits == {"x.png": ("test",), "y.png": SPLITS}
 
 
-def test_a_list_that_gives_old_images_to_other_patients_is_refused(project: Path, root: Path, id_key: str) -> None:
-    register(project, root)
-    before = folder_bytes(project)
-    write_folder(root, ["late.png"])
+def test_a_list_that_gives_old_images_to_other_patients_who_have_new_ones_is_refused(
+    project: Path, root: Path, id_key: str
+) -> None:
     labels = root.parent / "labels.csv"
-    write_csv(labels, ("path", "patient"), [(name, f"MRN {name[8]}") for name in NAMES] + [("late.png", "MRN 0")])
-    with pytest.raises(SourceError, match=r"12 images of clinic-b000 belong to other patients now"):
+    write_csv(labels, ("path", "patient"), [(name, name[:9]) for name in NAMES])
+    register(project, root, labels=labels)
+    before = folder_bytes(project)
+    write_folder(root, ["late.png"], first=100)
+    renamed = [(name, f"MRN {name[8]}") for name in NAMES]
+    write_csv(labels, ("path", "patient"), [*renamed, ("late.png", "MRN 0")])
+    with pytest.raises(SourceError, match=r"12 images of clinic-b000 belong to other .* 1 of these patients have new"):
         register(project, root, "clinic-b001", labels)
     assert folder_bytes(project) == before
+    write_csv(labels, ("path", "patient"), [*renamed, ("late.png", "MRN 9")])
+    register(project, root, "clinic-b001", labels)
+    assert registered_images(project, "clinic-b001") == ["late.png"]
+
+
+def test_a_picture_that_several_patients_have_says_nothing_about_who_they_are(
+    project: Path, tmp_path: Path, id_key: str
+) -> None:
+    for batch in ("old", "new"):
+        write_folder(tmp_path / batch, [f"{number}.png" for number in range(4)], first=100 * (batch == "new"))
+        for number in range(2):
+            Image.new("L", (40, 30)).save(tmp_path / batch / f"blank {number}.png")
+        rows = [(path.name, f"{batch} {path.stem[-1]}") for path in sorted((tmp_path / batch).iterdir())]
+        write_csv(tmp_path / f"{batch}.csv", ("path", "patient"), rows)
+    register(project, tmp_path / "old", "old-b000", tmp_path / "old.csv")
+    register(project, tmp_path / "new", "new-b000", tmp_path / "new.csv")
+    assert registered_images(project, "new-b000") == [f"{number}.png" for number in range(4)]
+
+
+def test_images_of_an_earlier_batch_are_left_out_wherever_they_lie_and_whatever_they_are_called(
+    project: Path, root: Path, id_key: str, capsys: pytest.CaptureFixture
+) -> None:
+    """A second release, in a folder of its own, renamed and without patients."""
+    labels = root.parent / "labels.csv"
+    write_csv(labels, ("path", "patient"), [(name, name[:9]) for name in NAMES])
+    register(project, root, labels=labels)
+    second = root.parent / "second"
+    second.mkdir()
+    for number, name in enumerate(NAMES):
+        shutil.copy(root / name, second / f"release2_{number:02}.png")
+    with pytest.raises(SourceError, match=r"all 12 images are in earlier batches \(clinic-b000: 12\)"):
+        register(project, second, "second-b000")
+    write_folder(second, ["new.png"], first=100)
+    (second / "notes.txt").write_text("x")
+    capsys.readouterr()
+    register(project, second, "second-b000")
+    assert registered_images(project, "second-b000") == ["new.png"]
+    assert "12 images are in earlier batches and are left out" in (said := capsys.readouterr().err)
+    listed = project / "data" / "manifests" / "second-b000.left_out.csv"
+    assert f"files left out, 13 with their reasons, for you alone: {listed}" in said
+    assert stat.S_IMODE(listed.stat().st_mode) == 0o600
+    reasons = left_out(project, "second-b000")
+    assert reasons.pop("notes.txt") == "files that are no images"
+    assert reasons == {f"release2_{n:02}.png": "an image that batch clinic-b000 has" for n in range(12)}
+
+
+@pytest.mark.parametrize("has_patients", [False, True])
+def test_new_images_of_a_folder_around_a_registered_one_are_new_whatever_they_are_called(
+    has_patients: bool, project: Path, tmp_path: Path, id_key: str
+) -> None:
+    names = [f"{number:03}.png" for number in range(3)]
+    outer, inner, labels = tmp_path / "clinic", tmp_path / "clinic" / "2023", tmp_path / "labels.csv"
+
+    def listed(paths: list[str]) -> Path | None:
+        write_csv(labels, ("path", "patient"), [(path, Path(path).stem) for path in paths])
+        return labels if has_patients else None
+
+    write_folder(inner, names)
+    register(project, inner, "clinic-b000", listed(names))
+    write_folder(outer, names, first=100)
+    register(project, outer, "clinic-b001", listed([*names, *(f"2023/{name}" for name in names)]))
+    assert registered_images(project, "clinic-b001") == names
+    for name in names:
+        old, new = (patient_of(project, name, batch) for batch in ("clinic-b000", "clinic-b001"))
+        assert (old == new) == has_patients
+
+
+def test_an_image_without_a_patient_is_the_same_one_in_every_folder(project: Path, tmp_path: Path, id_key: str) -> None:
+    """So that a model trained on one project's copy is not measured on another's."""
+    patients = []
+    for number in range(2):
+        write_folder(tmp_path / f"{number}" / "own", [f"{'x' * number}a.png"])
+        other = tmp_path / f"{number}" / "project"
+        shutil.copytree(project, other)
+        register(other, tmp_path / f"{number}" / "own", f"clinic{number}-b000")
+        patients.append(registered(other, f"clinic{number}-b000")[0].record.patient)
+    assert patients[0] == patients[1]
+
+
+def test_patients_of_two_sites_with_the_same_ids_are_two_people(
+    project: Path, tmp_path: Path, id_key: str, capsys: pytest.CaptureFixture
+) -> None:
+    names = [f"{number}.png" for number in range(6)]
+    for first, (site, split) in enumerate({"north": "train", "south": "test"}.items()):
+        write_folder(tmp_path / site, names, first=100 * first)
+        write_csv(tmp_path / f"{site}.csv", ("path", "patient", "split"), [(n, n[0], split) for n in names])
+        register(project, tmp_path / site, f"{site}-b000", tmp_path / f"{site}.csv")
+    assert {entry.splits for entry in registered(project, "south-b000")} == {("test",)}
+    assert not {patient_of(project, n, "north-b000") for n in names} & {
+        patient_of(project, n, "south-b000") for n in names
+    }
+    said = capsys.readouterr().err
+    assert "6 patients have the ids of patients of the site north and are taken for other people" in said
+    assert "register it with --site north" in said
+
+
+def test_deliveries_of_one_site_share_their_patients(
+    project: Path, tmp_path: Path, id_key: str, capsys: pytest.CaptureFixture
+) -> None:
+    """By the name without its number, by the folder, or by what the user says."""
+    deliveries = [("a", "north-b000", None), ("b", "north-b001", None), ("a/deep", "x-b000", None), ("c", "y", "north")]
+    for number, (folder, name, site) in enumerate(deliveries):
+        write_folder(tmp_path / folder, [f"{name}.png"], first=number)
+        write_csv(tmp_path / f"{name}.csv", ("path", "patient"), [(f"{name}.png", "1")])
+        register(project, tmp_path / folder, name, tmp_path / f"{name}.csv", site=site)
+    assert len({patient_of(project, f"{name}.png", name) for _, name, _ in deliveries}) == 1
+    assert {read_batches(project / "params.yaml")[name].source.site for _, name, _ in deliveries} == {"north"}
+    said = capsys.readouterr().err
+    assert said.count("patient_grouping: patient, site: north") == 4
+    assert "are taken for other people" not in said
+
+
+def test_a_folder_with_batches_of_two_sites_needs_a_word(project: Path, tmp_path: Path, id_key: str) -> None:
+    for number, site in enumerate(("north", "south")):
+        write_folder(tmp_path / "all" / site, ["a.png"], first=number)
+        register(project, tmp_path / "all" / site, f"{site}-b000")
+    write_folder(tmp_path / "all", ["new.png"], first=9)
+    with pytest.raises(ConfigError, match="of the sites 'north', 'south'; say which one gave"):
+        register(project, tmp_path / "all", "all-b000")
+    register(project, tmp_path / "all", "all-b000", site="south")
+    with pytest.raises(ConfigError, match=r"--site 'St\. Mary': expected letters"):
+        register(project, tmp_path / "all", "all-b001", site="St. Mary")
+
+
+FORMER_SITE = ""
+"""What batches of earlier versions have in the place of a site."""
+
+
+def as_earlier_versions_wrote(project: Path, root: Path, labels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Register clinic-b000 with the manifest and the item of earlier versions: by path, without a site."""
+
+    def former(*arguments: Any, **options: Any) -> Delivery:
+        return identify(*arguments, **{**options, "is_former": True})
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shards.register.identify", former)
+        register(project, root, labels=labels, site=FORMER_SITE)
+
+
+@pytest.mark.parametrize("columns", [("path", "patient"), ("path", "Effusion")])
+def test_a_batch_of_an_earlier_version_stays_as_it_is_and_its_patients_who_they_are(
+    columns: tuple[str, str], project: Path, root: Path, id_key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = root.parent / "labels.csv"
+    write_csv(labels, columns, [(name, name[8]) for name in NAMES if name[8] in "01"])
+    as_earlier_versions_wrote(project, root, labels, monkeypatch)
+    assert [entry.record.image.path for entry in registered(project)] == [n for n in NAMES if n[8] in "01"]
+    whole = folder_bytes(project)
+    assert b"site" not in whole["params.yaml"]
+    register(project, root, labels=labels)
+    assert folder_bytes(project) == whole
+    (project / "data" / "manifests" / "clinic-b000.jsonl").unlink()
+    register(project, root, labels=labels)
+    assert folder_bytes(project) == whole
+    write_csv(labels, ("path", "patient"), [(name, name[8]) for name in NAMES if name[8] in "12"])
+    if columns == ("path", "patient"):
+        register(project, root, "clinic-b001", labels)
+        assert set(registered_images(project, "clinic-b001")) == {n for n in NAMES if n[8] == "2"}
+        write_folder(root, ["late.png"], first=100)
+        write_csv(labels, columns, [("late.png", "0")])
+        register(project, root, "clinic-b002", labels)
+        assert patient_of(project, "late.png", "clinic-b002") == patient_of(project, NAMES[0])
+
+
+def test_a_batch_whose_patients_were_guessed_says_how_to_name_them(project: Path, root: Path, id_key: str) -> None:
+    files = Project(project / "params.yaml", project / "dvc.yaml")
+    guessed = FolderSource(patient_from=parse_patient_rule(r"^([^/]+)/|([^/]+)\.[^.]+$"))
+    register_batch("clinic-b000", root, guessed, project=files)
+    whole = folder_bytes(project)
+    with pytest.raises(ConfigError) as error:
+        register(project, root)
+    rule = str(error.value).split("--patient-from '")[1].split("' takes them again")[0]
+    register_batch("clinic-b000", root, FolderSource(patient_from=parse_patient_rule(rule)), project=files)
+    assert folder_bytes(project) == whole
+
+
+def test_the_order_of_a_manifest_tells_nothing_of_the_names_of_files(
+    project: Path, tmp_path: Path, id_key: str
+) -> None:
+    names = [f"{number:03}.png" for number in range(40)]
+    write_folder(tmp_path / "own", names)
+    register(project, tmp_path / "own")
+    ids = [entry.record.source_id for entry in registered(project)]
+    assert ids == sorted(ids)
+    assert [entry.record.image.path for entry in registered(project)] != names
 
 
 def test_a_folder_within_a_registered_one_has_nothing_new(project: Path, root: Path, id_key: str) -> None:
@@ -406,7 +623,7 @@ def test_a_registered_batch_builds_and_its_mix_is_what_the_index_finds(
     build_shards("clinic-b000", batch.source, grid_params(**values), params, project / "set", execution=Processes(1))
     index = ShardIndex.open(project / "set")
     assert index.statistics["images"]["train"] == 12
-    assert index.statistics["patients"]["train"] == 6
+    assert index.values["dataset"]["patient_grouping"] == "image"
     assert index.statistics["mean"] == pytest.approx(batch.mix.mean[0], abs=1e-4)
     assert index.statistics["std"] == pytest.approx(batch.mix.std[0], abs=1e-4)
 
@@ -425,35 +642,37 @@ def test_images_without_a_row_in_the_csv_are_counted(
     write_csv(labels, ("path", "patient"), [(name, "x") for name in NAMES[:3]])
     register(project, root, labels=labels)
     text = capsys.readouterr().err
-    assert f"9 images in the folder have no row in {labels} and are left out" in text
-    assert "registered: clinic-b000, 3 images of 1 patients" in text
+    assert f"left out 9 {NO_ROW}" in text
+    assert left_out(project) == dict.fromkeys(NAMES[3:], NO_ROW)
+    assert "registered: clinic-b000, 3 images of 1 patients (patient_grouping: patient, site: clinic)" in text
     write_csv(labels, ("path", "patient"), [(name, "x") for name in NAMES])
     register(project, root, "clinic-b001", labels)
-    assert "have no row" not in capsys.readouterr().err
+    assert NO_ROW not in capsys.readouterr().err
 
 
 def test_a_csv_row_without_a_file_is_named_by_number(project: Path, root: Path, id_key: str) -> None:
     labels = project / "labels.csv"
     write_csv(labels, ("path", "patient"), [(NAMES[3], "x"), ("gone.png", "y")])
-    with pytest.raises(SourceError, match="1 rows name no file, first: row 2"):
+    with pytest.raises(SourceError, match="1 rows name no file, first: line 3"):
         register(project, root, labels=labels)
 
 
-@pytest.mark.parametrize(
-    ("names", "words"),
-    [
-        ([f"p{number}/a.png" for number in range(12)], ["top-level subfolders", "12 images of 12 patients"]),
-        ([f"{number}.png" for number in range(12)], ["file names", "12 images of 12 patients"]),
-        (["NORMAL/a.png", "NORMAL/b.png", "SICK/c.png"], ["only 2 patients: are the folders classes"]),
-    ],
-)
-def test_without_a_csv_it_is_said_where_patients_come_from(
-    names: list[str], words: list[str], project: Path, tmp_path: Path, id_key: str, capsys: pytest.CaptureFixture
+def test_it_is_said_whether_patients_are_known(
+    project: Path, root: Path, id_key: str, capsys: pytest.CaptureFixture
 ) -> None:
-    write_folder(tmp_path / "other", names)
-    register(project, tmp_path / "other")
-    text = capsys.readouterr().err
-    assert all(word in text for word in ["--labels CSV", *words]), text
+    register(project, root)
+    said = capsys.readouterr().err
+    assert "patients are unknown, every image stands alone" in said
+    assert "give them in the column patient of a CSV (--labels) or by --patient-from" in said
+    assert "registered: clinic-b000, 12 images (patient_grouping: image), 1 channel(s)" in said
+    (project / "params.yaml").write_bytes((REPOSITORY / "params.yaml").read_bytes())
+    (project / "data" / "manifests" / "clinic-b000.jsonl").unlink()
+    files = Project(project / "params.yaml", project / "dvc.yaml")
+    source = FolderSource(patient_from=parse_patient_rule("^[^/]+"))
+    register_batch("clinic-b000", root, source, project=files)
+    said = capsys.readouterr().err
+    assert "are unknown" not in said
+    assert "12 images of 6 patients (patient_grouping: patient, site: clinic)" in said
 
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
@@ -530,8 +749,7 @@ def test_a_coloured_batch_is_normalised_as_the_projects_network_sees_it(
 def test_unreadable_images_are_left_to_the_stage_but_not_all_of_them(project: Path, root: Path, id_key: str) -> None:
     (root / NAMES[0]).write_bytes(b"\x89PNG broken")
     register(project, root)
-    write_folder(root, ["late.png"])
-    (root / "late.png").write_bytes(b"\x89PNG broken")
+    (root / "late.png").write_bytes(b"\x89PNG broken too")
     with pytest.raises(SourceError, match="looked at 1 images, none can be read"):
         register(project, root, name="clinic-b001")
 
@@ -796,7 +1014,7 @@ def test_the_only_batch_may_be_one_that_is_there_and_another_may_follow(
     register(project, many(tmp_path / "many"), "real-b000")
     register_only(project, tmp_path / "many")
     assert list(read_batches(project / "params.yaml")) == ["real-b000"]
-    write_folder(tmp_path / "many", ["late.png"])
+    write_folder(tmp_path / "many", ["late.png"], first=1000)
     register_only(project, tmp_path / "many", "real-b001")
     assert list(read_batches(project / "params.yaml")) == ["real-b001"]
     assert len(registered(project, "real-b001")) == 151, "what the batch taken out had is not left out"
@@ -805,7 +1023,7 @@ def test_the_only_batch_may_be_one_that_is_there_and_another_may_follow(
 
 def test_too_few_test_patients_are_refused_before_anything_is_written(project: Path, root: Path, id_key: str) -> None:
     before = [(project / file).read_bytes() for file in ("params.yaml", "dvc.yaml")]
-    with pytest.raises(SourceError, match=r"of its 6 patients are in the test split, and the evaluation compares 32"):
+    with pytest.raises(SourceError, match=r"of its 12 patients are in the test split, and the evaluation compares 32"):
         register_only(project, root)
     assert before == [(project / file).read_bytes() for file in ("params.yaml", "dvc.yaml")]
     assert not (project / "data").exists()

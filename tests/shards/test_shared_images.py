@@ -9,6 +9,7 @@ import pytest
 from shards.build import build_shards
 from shards.config import read_params
 from shards.delivery import Entry, Header, iterate_manifest
+from shards.errors import SourceError
 from shards.execution import Processes
 from shards.params import parse_batches
 from shards.project import Project
@@ -44,8 +45,9 @@ def chestx_det(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def siim(tmp_path: Path) -> Path:
+    """The same images as ChestX-Det's, byte for byte."""
     root = tmp_path / "siim"
-    write_folder(root / "dicom-images-train", [f"{uid}.png" for uid in UIDS])
+    write_folder(root / "dicom-images-train", [f"{uid}.png" for uid in reversed(UIDS)])
     write_lines(root / "stage_2_train.csv", "ImageId, EncodedPixels", *(f"{uid}, -1" for uid in UIDS))
     return root
 
@@ -89,6 +91,7 @@ def test_with_mappings_an_image_has_one_pseudonym_and_one_split_in_both(
 ) -> None:
     map_to_nih(chestx_det, siim)
     ours, theirs = register(project, "chestx-det", chestx_det), register(project, "siim-acr", siim)
+    assert len(theirs[1]) == len(UIDS), "each keeps its images, which have other labels"
     assert ours[0].shares_images_with == theirs[0].shares_images_with == ()
     ours_by_file = {Path(entry.record.image.path).stem: entry for entry in ours[1]}
     theirs_by_file = {Path(entry.record.image.path).name.removesuffix(".png"): entry for entry in theirs[1]}
@@ -99,3 +102,14 @@ def test_with_mappings_an_image_has_one_pseudonym_and_one_split_in_both(
     assert patients[0] == patients[1]
     assert len(set(patients)) == 3
     assert [ours_by_file[number].splits for number in NUMBERS] == [*[("train", "val")] * 3, ("test",)]
+
+
+def test_without_a_mapping_an_image_that_another_dataset_has_is_left_out(
+    project: Project, chestx_det: Path, siim: Path
+) -> None:
+    register(project, "chestx-det", chestx_det)
+    with pytest.raises(SourceError, match=r"all 4 images are in earlier batches \(chestx-det-b000: 4\)"):
+        register(project, "siim-acr", siim)
+    write_folder(siim / "dicom-images-train", [f"{UIDS[0]}.png"], first=100)
+    _, (entry,) = register(project, "siim-acr", siim)
+    assert Path(entry.record.image.path).name == f"{UIDS[0]}.png"

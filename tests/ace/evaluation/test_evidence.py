@@ -19,6 +19,7 @@ from shards.lineage import TRAINING_IMAGES, write_lineage
 from shards.normalisation import Normalisation
 from shards.read import ShardIndex, ShardReader
 from tests.ace.evaluation.drawn_project import BATCH, EVALUATE, write_model, write_project
+from tests.shards.datasets import forget_patients
 
 PARAMS = EvaluateParams.from_params(EVALUATE, "evaluate")
 ENCODERS = ("trained", "untrained", "imagenet")
@@ -85,6 +86,18 @@ def test_the_metrics_say_which_weights_and_which_patients_they_are_of(
     found = json.loads((tmp_path / "p.json").read_text())
     expected |= {"split": "val", "num_shared_patients": 0, "batches_that_may_share_images": []}
     assert found["measured"] == expected | {"num_patients": found["trained"]["compositionality"]["n"]}
+
+
+def test_it_is_said_where_patients_are_unknown(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(project / "data/shards", tmp_path / "shards")
+    forget_patients(tmp_path / "shards" / BATCH)
+    paths = project / "models/ace", tmp_path / "properties.json", tmp_path / "evidence"
+    evaluate(PARAMS, tmp_path / "shards", *paths)
+    assert f"warning: {BATCH}: patients are unknown (patient_grouping: image)" in capsys.readouterr().err
+    assert json.loads(paths[1].read_text())["measured"]["batches_without_patients"] == [BATCH]
+    assert f"patients of {BATCH} are unknown" in summary_table(paths[1])
 
 
 def test_a_published_model_is_not_measured_on_patients_whose_images_it_names(project: Path, tmp_path: Path) -> None:

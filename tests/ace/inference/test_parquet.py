@@ -151,7 +151,14 @@ def test_hashed_keys_name_nobody_and_are_the_projects_pseudonyms(
     assert embed(folder, "--model", model_dir, "--out", out, "--hash-keys") == 0
     key = read_id_key()
     table = pq.read_table(out)
-    assert table["key"].to_pylist() == [key.pseudonym("source", name) for name in sorted(IMAGES)]
+    hashed = sorted(key.pseudonym("source", name) for name in IMAGES)
+    assert table["key"].to_pylist() == hashed, "their order tells nothing of that of the names"
+    plain = tmp_path / "plain.parquet"
+    assert embed(folder, "--model", model_dir, "--out", plain) == 0
+    of_names = dict(zip(*(pq.read_table(plain)[column].to_pylist() for column in ("key", "embedding")), strict=True))
+    for name in IMAGES:
+        embedding = table["embedding"][hashed.index(key.pseudonym("source", name))].as_py()
+        assert embedding == pytest.approx(of_names[name], abs=1e-5)
     written = out.read_bytes() + (tmp_path / "e.errors.csv").read_bytes()
     assert not any(name.encode() in written for name in [*IMAGES, "broken", "notes"])
 

@@ -13,6 +13,7 @@ import pytest
 from ace.report.page import write_report
 from ace.report.params import ReportParams
 from shards.errors import ShardError
+from tests.shards.datasets import forget_patients
 
 PARAMS = ReportParams(title="What a <small> encoder learned", seed=0, smoothing_steps=5)
 
@@ -201,6 +202,21 @@ def test_figures_of_the_validation_split_are_no_results(page: str, evaluated_pro
     found = report_of(root, tmp_path / "report.html")
     assert "All figures are of validation patients" in found
     assert "so these are not results" in found
+
+
+def test_patients_that_nobody_knows_are_not_counted(page: str, evaluated_project: Path, tmp_path: Path) -> None:
+    assert "Patients are split, not images." in page
+    assert "on patients it never saw" in page
+    root = changed_project(evaluated_project, tmp_path / "project")
+    forget_patients(root / "data/shards/phantom-b000")
+    metrics = json.loads((root / "metrics/properties.json").read_text())
+    metrics["measured"]["batches_without_patients"] = ["phantom-b000"]
+    (root / "metrics/properties.json").write_text(json.dumps(metrics))
+    found = report_of(root, tmp_path / "report.html")
+    assert "<tr><td>patients</td><td>unknown</td><td>unknown</td><td>unknown</td></tr>" in found
+    assert "Patients of <code>phantom-b000</code> are unknown." in found
+    assert "Images are split, for their patients are unknown" in found
+    assert "on images it never saw" in found
 
 
 def test_texts_from_data_and_params_are_escaped(page: str) -> None:

@@ -1,6 +1,7 @@
 """The model card says how the model came about, from the values of config.json."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from ace.training.card import model_card
 from tests.ace.training.conftest import tiny_params
 from tests.ace.training.runs import finish, start_run
+from tests.shards.datasets import forget_patients
 
 SHA256 = "ab" * 32
 
@@ -149,3 +151,21 @@ def test_a_run_that_starts_from_a_model_names_the_teacher_it_took(noise_shards: 
     found = row((second / "model/README.md").read_text(), "started from")
     assert str(first / "model") in found
     assert sha256 in found
+
+
+def test_patients_that_nobody_knows_are_not_counted(noise_shards: Path, tmp_path: Path) -> None:
+    known = {"batch": "b", "num_images": 5, "num_patients": 3, "weight": 1.0, "fingerprint": "ab" * 16}
+    unknown = {**known, "batch": "a", "patient_grouping": "image"}
+    card = model_card({**config_of(), "shards": [unknown, known]})
+    assert "| a | 5 | unknown | 1 |" in card
+    assert "| b | 5 | 3 | 1 |" in card
+    assert "The patients of a are unknown: these images were split one by one" in card
+    assert "unknown" not in model_card({**config_of(), "shards": [known]})
+
+    shutil.copytree(noise_shards, tmp_path / "shards")
+    (shard_set,) = (tmp_path / "shards").iterdir()
+    forget_patients(shard_set)
+    (tmp_path / "run").mkdir()
+    (said,) = finish(start_run(tmp_path / "shards", tmp_path / "run", epochs=2))
+    assert f"warning: {shard_set.name}: patients are unknown (patient_grouping: image)" in said
+    assert f"The patients of {shard_set.name} are unknown" in (tmp_path / "run/model/README.md").read_text()

@@ -284,6 +284,16 @@ def test_metrics_that_do_not_say_whose_they_are_are_refused(trained: Path, tmp_p
         publish_as(trained, tmp_path / "cxr-tiny")
 
 
+def test_the_card_says_where_patients_are_unknown(trained: Path, tmp_path: Path) -> None:
+    unknown = {"batches_without_patients": ["a-b000"]}
+    (tmp_path / "properties.json").write_text(json.dumps(figures(trained, **unknown)))
+    folder = publish_as(trained, tmp_path / "cxr-tiny", half=True)
+    card = (folder / "README.md").read_text()
+    assert "the patients of a-b000 are unknown" in card
+    assert "saw none of them" not in card
+    assert (published_of(folder) or {})["measured"]["batches_without_patients"] == ["a-b000"]
+
+
 @pytest.mark.parametrize(("split", "named"), [("test", "test patients"), ("val", "validation patients, on whom")])
 def test_the_card_says_of_which_split_the_figures_are(split: str, named: str, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "properties.json").write_text(json.dumps(figures(trained, split=split)))
@@ -291,6 +301,7 @@ def test_the_card_says_of_which_split_the_figures_are(split: str, named: str, tr
     assert f"Every figure is of {named}" in (folder / "README.md").read_text()
     about = published_of(folder)
     assert about is not None
+    assert "the training saw none of them" in (folder / "README.md").read_text()
     assert about["measured"]["split"] == split
     assert about["measured"]["model_sha256"] == sha256_of(trained / "teacher_backbone.safetensors")
 
@@ -360,7 +371,7 @@ def test_the_names_come_from_the_manifest_of_the_batch_too(
         rows = [("a-b000", record.source_id, record.patient) for record in entries[2:]]
         csv.writer(file).writerows([("batch", "key", "patient"), *rows])
     out = publish_as(trained, tmp_path / "cxr-tiny", images=manifest)
-    assert (out / "images.txt").read_text().split() == [record.image.path for record in entries[2:]]
+    assert (out / "images.txt").read_text().split() == sorted(record.image.path for record in entries[2:])
 
 
 def test_the_command_publishes_and_takes_the_terms_as_text_or_file(

@@ -43,10 +43,10 @@ _NUMBERS = re.compile(
 
 
 class Canaries:
-    """Gives out values, each another one, of the kinds that DICOM and image files hold."""
+    """Gives out values, each another one, of the kinds that DICOM and image files hold; below 100,000 of them."""
 
-    def __init__(self) -> None:
-        self._numbers = itertools.count(1)
+    def __init__(self, first: int = 1) -> None:
+        self._numbers = itertools.count(first)
 
     def picture(self) -> np.ndarray:
         """96 × 80 grey levels unlike those of the other files."""

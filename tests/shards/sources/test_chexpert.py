@@ -170,7 +170,7 @@ def test_an_empty_folder_names_every_layout(tmp_path: Path) -> None:
 def test_a_row_that_cannot_be_is_named(row: str, words: str, tmp_path: Path) -> None:
     text = problem(read, write_small(tmp_path, train=(row, *TRAIN[1:])))
     assert words in text
-    assert "train.csv row " in text
+    assert "train.csv line " in text
 
 
 def test_a_table_of_the_train_set_must_have_views(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pydicom import Dataset, dcmread
 from pydicom.fileset import FileSet
 from pydicom.pixels import compress
 from pydicom.uid import (
+    DigitalMammographyXRayImageStorageForPresentation,
     DigitalXRayImageStorageForPresentation,
     DigitalXRayImageStorageForProcessing,
     GrayscaleSoftcopyPresentationStateStorage,
@@ -23,6 +24,7 @@ from shards.records import Record
 from shards.sources import dicom_tree
 from shards.sources.check import check_source
 from shards.sources.dicom_tree import SOURCE, DicomTreeSource
+from shards.sources.patients import parse_patient_rule
 from tests.shards.datasets import write_csv
 from tests.shards.decode.dicom_files import data_of, dataset_of
 
@@ -157,7 +159,6 @@ def test_many_processes_find_what_one_does(root: Path, monkeypatch: pytest.Monke
         (radiograph(Modality=None), dicom_tree.OTHER_MODALITY),
         (radiograph(SOPClassUID=SecondaryCaptureImageStorage), dicom_tree.CAPTURE),
         (radiograph(SOPClassUID=SecondaryCaptureImageStorage, ConversionType="WSD"), dicom_tree.CAPTURE),
-        (radiograph(ConversionType="SD"), dicom_tree.CAPTURE),
         (radiograph(ImageType=["DERIVED", "SECONDARY", "SCREEN SAVE"]), dicom_tree.CAPTURE),
         (radiograph(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), dicom_tree.CAPTURE),
         (radiograph(NumberOfFrames=2), dicom_tree.FRAMES),
@@ -177,6 +178,14 @@ def test_what_is_no_radiograph_of_a_known_patient_is_left_out_and_counted(
     [{"Modality": modality} for modality in ("CR", "DX", "DR", "RG", "PX", "IO", "MG", "OP")]
     + [
         {"SOPClassUID": SecondaryCaptureImageStorage, "ConversionType": "DF"},
+        {"ConversionType": "WSD"},
+        {"ConversionType": "WSD", "ImageType": ["ORIGINAL", "PRIMARY"]},
+        {
+            "ConversionType": "WSD",
+            "Modality": "MG",
+            "ImageType": ["ORIGINAL", "PRIMARY", ""],
+            "SOPClassUID": DigitalMammographyXRayImageStorageForPresentation,
+        },
         {"ImageType": ["DERIVED", "PRIMARY", "POST_PROCESSED"]},
         {"BurnedInAnnotation": "NO"},
         {"NumberOfFrames": 1},
@@ -246,6 +255,49 @@ def test_the_directory_of_a_cd_is_passed_over(root: Path) -> None:
     records, warnings = read(root.parent / "cd")
     assert sorted(record.source_id for record in records.values()) == [f"1.2.3.9.{n}" for n in range(1, 5)]
     assert warnings == [f"left out 1 {dicom_tree.NO_IMAGE}"]
+
+
+def test_every_file_that_is_left_out_is_listed_with_its_reason(root: Path) -> None:
+    (root / "readme.txt").write_text("Doe")
+    write(root / "shot", radiograph(SOPClassUID=SecondaryCaptureImageStorage))
+    write(root / "nobody", radiograph(PatientID=None))
+    (root / "A copy").write_bytes((root / "x").read_bytes())
+    (root / "link").symlink_to(root / "DICOM")
+    Path(os.fsdecode(os.fsencode(root) + b"/M\xfcller")).write_bytes(b"")
+    for number in range(2):
+        write(root / f"y{number}", radiograph(f"MRN{number}", SOPInstanceUID="1.2.3.9.9"))
+    for number, purpose in enumerate(("PROCESSING", "PRESENTATION")):
+        write(root / f"z{number}", radiograph("MRN7", "1.2.3.7", PresentationIntentType=f"FOR {purpose}"))
+    assert SOURCE.read(root).left_out == {
+        "readme.txt": dicom_tree.OTHER_FILE,
+        "shot": dicom_tree.CAPTURE,
+        "nobody": dicom_tree.NO_PATIENT,
+        "x": dicom_tree.COPY,
+        "link": dicom_tree.LINKED,
+        os.fsdecode(b"M\xfcller"): dicom_tree.BAD_NAME,
+        "y0": dicom_tree.CONFLICT,
+        "y1": dicom_tree.CONFLICT,
+        "z0": dicom_tree.RAW,
+    }
+
+
+def test_images_of_nobody_are_no_one_patient(root: Path) -> None:
+    """Without Patient ID they are left out; with a rule for the paths they are kept, with its patients."""
+    for number in range(3):
+        write(
+            root / f"nobody {number}" / "a",
+            radiograph(patient="", PatientName="", StudyInstanceUID=f"1.2.3.8.{number}"),
+        )
+    assert len(read(root)[0]) == 4
+    source = DicomTreeSource(patient_from=parse_patient_rule("^(DICOM/[0-9]+|[^/]+)"))
+    check_source(source, root)
+    found = {record.image.path: record.patient for record in source.read(root).records}
+    assert {path: patient for path, patient in found.items() if path.startswith("nobody")} == {
+        f"nobody {number}/a": f"nobody {number}" for number in range(3)
+    }
+    assert found["DICOM/00000001/00000001/IM000001"] == "DICOM/00000001"
+    with pytest.raises(SourceError, match="finds no patient in the paths of 4 of 7 images"):
+        DicomTreeSource(patient_from=parse_patient_rule("^nobody .")).read(root)
 
 
 def test_of_copies_the_first_is_kept(root: Path) -> None:
@@ -366,9 +418,9 @@ def test_a_csv_labels_images_by_their_uid(root: Path) -> None:
     ("columns", "rows", "words"),
     [
         (("uid", "Effusion"), [("1.2.3.9.1", 1)], ["sop_uid", "none of them"]),
-        (("sop_uid", "Effusion"), [("1.2.3.9.1", 1), ("1.2.3.9.1", 0)], ["row 2", "earlier row"]),
-        (("sop_uid", "Effusion"), [("", 1)], ["row 1: no sop_uid"]),
-        (("sop_uid", "Effusion"), [("1.2.3.9.1", "Doe")], ["row 1", "'Effusion'"]),
+        (("sop_uid", "Effusion"), [("1.2.3.9.1", 1), ("1.2.3.9.1", 0)], ["line 3", "earlier row"]),
+        (("sop_uid", "Effusion"), [("", 1)], ["line 2: no sop_uid"]),
+        (("sop_uid", "Effusion"), [("1.2.3.9.1", "Doe")], ["line 2", "'Effusion'"]),
         (("sop_uid", "Doe^Jane"), [("1.2.3.9.1", 1)], ["column 2 has no name that a label may have"]),
         (("sop_uid", "Effusion"), [], ["no rows below the header"]),
         (("sop_uid", "Effusion"), [("1.2.3.9.77", 1)], ["none of the 1 rows"]),
@@ -383,7 +435,10 @@ def test_a_wrong_csv_is_one_message_without_a_value(
     assert not any(secret in str(error.value) for secret in SECRETS)
 
 
-def test_only_sources_of_ones_own_take_a_csv(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["register", "x-b000", str(root), "--source", "jsrt", "--labels", "labels.csv"]
+@pytest.mark.parametrize("option", ["--labels", "--patient-from", "--site"])
+def test_only_sources_of_ones_own_take_a_csv_patients_and_a_site(
+    option: str, root: Path, capsys: pytest.CaptureFixture[str], id_key: str
+) -> None:
+    arguments = ["register", "x-b000", str(root), "--source", "jsrt", option, "x"]
     assert run_command(build_parser(), arguments) == 2
-    assert "--labels belongs to --source folder or dicom" in capsys.readouterr().err
+    assert f"{option} belongs to --source folder or dicom" in capsys.readouterr().err

@@ -56,9 +56,9 @@ def test_without_a_list_grades_are_unknown_and_the_warning_says_so(root: Path) -
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ("image,level\n10_left,5\n", r"trainLabels\.csv row 1: level is '5'; expected one of 0, 1, 2, 3, 4"),
-        ("image,level\n10_left,\n", r"row 1: level is ''"),
-        ("image,level\n10_left,1\n10_left,1\n", r"row 2: 10_left is listed twice"),
+        ("image,level\n10_left,5\n", r"trainLabels\.csv line 2: level is '5'; expected one of 0, 1, 2, 3, 4"),
+        ("image,level\n10_left,\n", r"line 2: level is ''"),
+        ("image,level\n10_left,1\n10_left,1\n", r"line 3: 10_left is listed twice"),
         ("id,grade\n10_left,1\n", r"EyePACS' grades needs the columns image, level"),
     ],
 )

@@ -4,10 +4,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from shards.errors import SourceError
+from shards.errors import ConfigError, SourceError
 from shards.sources.check import check_source
-from shards.sources.folder import FolderSource, find_images, patient_of_path
+from shards.sources.folder import NO_ROW, FolderSource, find_images
 from shards.sources.images import CLOSED, OTHER_FILE, TIFF_BASED, UNREAD_FORMAT
+from shards.sources.patients import parse_patient_rule
 from tests.shards.datasets import smooth_image, write_csv, write_folder
 from tests.shards.sources.trees import write_dicom
 
@@ -77,10 +78,58 @@ def test_windows_line_ends_marks_and_spaces_do_not_matter(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "patient"), [("a/b/c.png", "a"), ("a/c.png", "a"), ("c.png", "c"), ("1.2.840.png", "1.2.840")]
+    "names",
+    [["SMITH_1.png", "SMITH_2.png"], ["images/a.png", "images/b.png"], ["doe/a.png", "doe/b.png", "roe/c.png"]],
 )
-def test_without_a_csv_the_patient_is_the_top_folder_or_the_file(path: str, patient: str) -> None:
-    assert patient_of_path(path) == patient
+def test_names_of_files_and_folders_are_no_patients_unless_the_user_says_so(names: list[str], tmp_path: Path) -> None:
+    write_folder(tmp_path, names)
+    listing = FolderSource().read(tmp_path)
+    assert listing.patient_grouping == "image"
+    assert len({record.patient for record in listing.records}) == len(names)
+    check_source(FolderSource(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rule", "patients"),
+    [
+        ("^[^/]+", ["doe_john", "doe_john", "roe_jane", "roe_jane"]),
+        ("^([a-z]+)_", ["doe", "doe", "roe", "roe"]),
+        (r"(1\.\d+)|/([a-z]+)", ["1.2", "1.3", "deep", "x"]),
+    ],
+)
+def test_a_rule_of_the_user_finds_the_patients_in_the_paths(rule: str, patients: list[str], root: Path) -> None:
+    source = FolderSource(patient_from=parse_patient_rule(rule))
+    check_source(source, root)
+    listing = source.read(root)
+    assert listing.patient_grouping == "patient"
+    assert [record.patient for record in listing.records] == patients
+
+
+def test_a_rule_holds_beside_a_csv_without_patients_and_not_beside_one_with_them(root: Path) -> None:
+    rule = parse_patient_rule("^[^/]+")
+    labels = root.parent / "labels.csv"
+    write_csv(labels, ("path", "Effusion"), [(name, 1) for name in NAMES[:3]])
+    records = FolderSource(labels, rule).read(root).records
+    assert [(record.patient, record.labels["Effusion"]) for record in records] == [
+        ("doe_john", 1),
+        ("doe_john", 1),
+        ("roe_jane", 1),
+    ]
+    write_csv(labels, ("path", "patient"), [(name, "p") for name in NAMES])
+    assert "has a column patient, and --patient-from is given" in problem(FolderSource(labels, rule), root)
+
+
+def test_a_rule_that_misses_images_or_is_none_is_refused(root: Path) -> None:
+    source = FolderSource(patient_from=parse_patient_rule("^(doe_[a-z]+)/"))
+    assert "finds no patient in the paths of 2 of 4 images" in problem(source, root)
+    with pytest.raises(ConfigError, match=r"--patient-from \(: no regular expression"):
+        parse_patient_rule("(")
+
+
+def test_few_patients_among_many_images_may_be_classes(root: Path) -> None:
+    (warning,) = FolderSource(patient_from=parse_patient_rule("^[^/]+")).read(root).warnings
+    assert "finds only 2 patients in the paths of 4 images: are these classes" in warning
+    assert FolderSource(patient_from=parse_patient_rule(".+")).read(root).warnings == ()
 
 
 def test_only_images_are_found_and_hidden_ones_passed_over(root: Path) -> None:
@@ -147,20 +196,23 @@ def test_images_are_told_by_content_where_the_name_does_not_say_and_the_others_a
         f"left out 2 {OTHER_FILE}",
         f"left out 1 {TIFF_BASED}",
     ]
+    left_out = dict.fromkeys(unread, UNREAD_FORMAT) | dict.fromkeys(("DICOMDIR", "notes"), OTHER_FILE)
+    assert listing.left_out == left_out | {"camera.nef": TIFF_BASED}
     assert any("headers of 1 DICOM files" in warning for warning in listing.warnings)
     check_source(FolderSource(), root)
 
     # What a CSV names is not left out, and what it does not name is counted as an image or as none.
     few = labelled(root, [("g.webp", "p"), ("d", "q")], ("path", "patient")).read(root)
     assert [record.source_id for record in few.records] == ["d", "g.webp"]
-    assert any(warning.startswith(f"{len(expected) - 1} images in the folder have no row") for warning in few.warnings)
+    assert f"left out {len(expected) - 1} {NO_ROW}" in few.warnings
     assert f"left out 2 {UNREAD_FORMAT}" in few.warnings
 
 
 def test_letters_composed_or_not_are_one_patient_and_one_path(root: Path) -> None:
     composed, decomposed = "J\u00f6rg", "Jo\u0308rg"
     write_folder(root, [f"{composed}/a.png", f"{decomposed}/b.png"])
-    found = {record.source_id: record.patient for record in FolderSource().read(root).records}
+    source = FolderSource(patient_from=parse_patient_rule("^[^/]+"))
+    found = {record.source_id: record.patient for record in source.read(root).records}
     assert (found[f"{composed}/a.png"], found[f"{decomposed}/b.png"]) == (composed, composed)
 
     rows = [(f"{composed}/b.png", decomposed, decomposed), (NAMES[0], composed, composed)]
@@ -227,7 +279,7 @@ def test_a_folder_without_images_names_what_was_looked_for(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("path", ["../secret.png", "/etc/secret.png", "a/../../b.png", "..\\secret.png"])
 def test_a_path_that_leaves_the_folder_is_refused(path: str, root: Path) -> None:
-    assert "row 1: the path leaves the folder" in problem(labelled(root, [(path, "doe", "", "", "", "")]), root)
+    assert "line 2: the path leaves the folder" in problem(labelled(root, [(path, "doe", "", "", "", "")]), root)
 
 
 @pytest.mark.parametrize(
@@ -236,24 +288,24 @@ def test_a_path_that_leaves_the_folder_is_refused(path: str, root: Path) -> None
         (ROWS, ("file", *COLUMNS[1:]), ["needs the columns path", "a first line with none of them"]),
         (ROWS[1:], ROWS[0], ["needs the columns path", "a first line with none of them"]),
         (ROWS, (*COLUMNS[:5], "Effusion"), ["each once"]),
-        ([*ROWS[:3], (NAMES[3], "", "", "", "", "")], COLUMNS, ["row 4", "no patient"]),
-        ([*ROWS, ROWS[0]], COLUMNS, ["row 5", "same path"]),
-        ([(NAMES[0], "doe", "", "", "positive", ""), *ROWS[1:]], COLUMNS, ["row 1", "'Effusion'", "1 (present)"]),
-        ([(NAMES[0], "doe", "", "taken by Dr. Doe, room 3", "", ""), *ROWS[1:]], COLUMNS, ["row 1", "short code"]),
-        ([ROWS[0][:4], *ROWS[1:]], COLUMNS, ["row 1", "4 fields", "6"]),
-        ([(NAMES[0], "doe", "doe jane")], ("path", "patient", "split"), ["row 1", "split must be train, val, test"]),
-        ([(NAMES[0], "doe", "doe jane")], ("path", "patient", "sex"), ["row 1", "sex must be F, M, O"]),
-        ([(NAMES[0], "doe", "born 1950")], ("path", "patient", "age_years"), ["row 1", "from 0 to 120"]),
-        ([(NAMES[0], "doe", "nan")], ("path", "patient", "age_years"), ["row 1", "from 0 to 120"]),
-        ([(NAMES[0], "doe", "411")], ("path", "patient", "age_years"), ["row 1", "from 0 to 120"]),
-        ([*ROWS, ("", "", "", "", "", "")], COLUMNS, ["row 5: no path", "take the row out if it is empty"]),
+        ([*ROWS[:3], (NAMES[3], "", "", "", "", "")], COLUMNS, ["line 5", "no patient"]),
+        ([*ROWS, ROWS[0]], COLUMNS, ["line 6", "same path"]),
+        ([(NAMES[0], "doe", "", "", "positive", ""), *ROWS[1:]], COLUMNS, ["line 2", "'Effusion'", "1 (present)"]),
+        ([(NAMES[0], "doe", "", "taken by Dr. Doe, room 3", "", ""), *ROWS[1:]], COLUMNS, ["line 2", "short code"]),
+        ([ROWS[0][:4], *ROWS[1:]], COLUMNS, ["line 2", "4 fields", "6"]),
+        ([(NAMES[0], "doe", "doe jane")], ("path", "patient", "split"), ["line 2", "split must be train, val, test"]),
+        ([(NAMES[0], "doe", "doe jane")], ("path", "patient", "sex"), ["line 2", "sex must be F, M, O"]),
+        ([(NAMES[0], "doe", "born 1950")], ("path", "patient", "age_years"), ["line 2", "from 0 to 120"]),
+        ([(NAMES[0], "doe", "nan")], ("path", "patient", "age_years"), ["line 2", "from 0 to 120"]),
+        ([(NAMES[0], "doe", "411")], ("path", "patient", "age_years"), ["line 2", "from 0 to 120"]),
+        ([*ROWS, ("", "", "", "", "", "")], COLUMNS, ["line 6: no path", "take the row out if it is empty"]),
         ([], COLUMNS, ["no rows below the header"]),
         ([(0, NAMES[0])], ("Unnamed: 0", "path"), ["column 1, 'Unnamed: 0', is an index that pandas wrote"]),
         ([(0, NAMES[0])], ("", "path"), ["column 1 without a name", "if pandas wrote it, it is an index"]),
         ([(NAMES[0], 1)], ("path", "doe@home"), ["column 2 has no name that a label may have", "patient, study, view"]),
         ([(NAMES[0], "p")], ("Path", "patient"), ["found 'Path' in place of 'path'"]),
         ([(f"{NAMES[0]};p",)], ("path;patient",), ["separated by semicolons, expected commas"]),
-        ([("gone.png", "doe", "", "", "", "")], COLUMNS, ["1 rows name no file, first: row 1"]),
+        ([("gone.png", "doe", "", "", "", "")], COLUMNS, ["1 rows name no file, first: line 2"]),
     ],
 )
 def test_a_wrong_csv_is_one_message_that_names_rows_and_no_patient(

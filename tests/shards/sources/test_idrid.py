@@ -200,9 +200,12 @@ def test_rows_and_images_that_do_not_fit_are_counted(root: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("Image name,Retinopathy grade,Risk of macular edema\nIDRiD_001,5,0\n", r"row 1: Retinopathy grade is '5'"),
-        ("Image name,Retinopathy grade,Risk of macular edema\nIDRiD_001,1,3\n", r"row 1: Risk of macular edema is '3'"),
-        ("Image name,Retinopathy grade,Risk of macular edema\n" + "IDRiD_001,1,0\n" * 2, r"row 2: .* listed twice"),
+        ("Image name,Retinopathy grade,Risk of macular edema\nIDRiD_001,5,0\n", r"line 2: Retinopathy grade is '5'"),
+        (
+            "Image name,Retinopathy grade,Risk of macular edema\nIDRiD_001,1,3\n",
+            r"line 2: Risk of macular edema is '3'",
+        ),
+        ("Image name,Retinopathy grade,Risk of macular edema\n" + "IDRiD_001,1,0\n" * 2, r"line 3: .* listed twice"),
     ],
 )
 def test_a_list_with_values_that_it_cannot_have_is_refused(text: str, words: str, root: Path) -> None:
@@ -223,7 +226,7 @@ def test_a_list_with_other_columns_is_a_warning_and_grades_are_unknown(text: str
 def test_a_place_that_is_none_is_refused(root: Path) -> None:
     path = f"{MARKUPS}/2. Fovea Center Location/IDRiD_Fovea_Center_Training Set_Markups.csv"
     write_text(root, path, "Image No,X- Coordinate,Y - Coordinate\nIDRiD_001,12,\n")
-    with pytest.raises(SourceError, match=r"row 1: expected a place in pixels; found '12', ''"):
+    with pytest.raises(SourceError, match=r"line 2: expected a place in pixels; found '12', ''"):
         SOURCE.read(root)
 
 
@@ -234,7 +237,7 @@ def test_a_row_cut_short_is_a_row_and_a_place_given_twice_is_refused(root: Path)
     assert (labels["DR grade 3"], labels["DME risk 0"]) == (1, None)
     path = f"{MARKUPS}/2. Fovea Center Location/IDRiD_Fovea_Center_Training Set_Markups.csv"
     write_text(root, path, "Image No,X- Coordinate,Y - Coordinate\n" + "IDRiD_001,12,13\n" * 2)
-    with pytest.raises(SourceError, match="row 2: IDRiD_001 is listed twice"):
+    with pytest.raises(SourceError, match="line 3: IDRiD_001 is listed twice"):
         SOURCE.read(root)
 
 

@@ -174,4 +174,4 @@ def test_a_study_labelled_twice_is_refused(tmp_path: Path) -> None:
 
 def test_a_label_that_is_none_is_named_by_row_and_column(tmp_path: Path) -> None:
     wrong = STUDIES[0].replace("1.0", "yes")
-    assert "row 1: Consolidation: expected 1 (present)" in problem(read, write_tree(tmp_path, studies=(wrong,)))
+    assert "line 2: Consolidation: expected 1 (present)" in problem(read, write_tree(tmp_path, studies=(wrong,)))

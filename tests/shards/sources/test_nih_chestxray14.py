@@ -158,7 +158,7 @@ def test_a_resized_copy_is_refused_for_its_boxes_would_be_elsewhere(tmp_path: Pa
 def test_a_row_that_cannot_be_is_named(row: str, words: str, tmp_path: Path) -> None:
     text = problem(read, write_tree(tmp_path, rows=(row, *ROWS[1:])))
     assert words in text
-    assert "row " in text
+    assert ".csv line " in text
 
 
 def test_lists_that_contradict_are_refused(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_listed_images_that_the_table_lacks_are_counted(tmp_path: Path) -> None:
 def test_a_box_that_cannot_be_is_named_by_its_row(row: str, tmp_path: Path) -> None:
     root = write_tree(tmp_path)
     write_lines(root / "BBox_List_2017.csv", BOX_HEADER, BOXES[0], row)
-    assert "BBox_List_2017.csv row 2" in problem(read, root)
+    assert "BBox_List_2017.csv line 3" in problem(read, root)
 
 
 def test_boxes_of_images_that_the_table_lacks_are_counted(tmp_path: Path) -> None:

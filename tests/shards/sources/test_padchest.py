@@ -197,7 +197,7 @@ def test_three_states(found: set[str], nodule: int | None, normal: int | None) -
 def test_a_row_that_cannot_be_is_named(old: str, new: str, words: str, tmp_path: Path) -> None:
     text = problem(read, write_tree(tmp_path, rows=(ROWS[0], ROWS[1].replace(old, new), *ROWS[2:])))
     assert words in text
-    assert ".csv row " in text
+    assert ".csv line " in text
 
 
 @pytest.fixture(scope="module")

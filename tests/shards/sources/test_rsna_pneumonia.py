@@ -131,14 +131,14 @@ def test_without_the_classes_only_opacities_are_known(root: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        (f"{NORMAL},1,1,2,2,1", "row 6: an earlier row of the image has the other Target"),
-        (f"{ABSENT},1,1,2,2,0", "row 6: expected Target 1 with"),
-        (f"{SICK},,,,,1", "row 6: expected Target 1 with"),
-        (f"{SICK},1,,2,2,1", "row 6: expected Target 1 with"),
-        (f"{SICK},1,1,2,2,2", "row 6: expected Target 1 with"),
-        (f"{SICK},1,one,2,2,1", "row 6: x, y, width, height must be numbers"),
-        (f"{SICK},1,1,0,2,1", "row 6: expected a box inside the image"),
-        (f"{SICK},1,nan,2,2,1", "row 6: expected a box inside the image"),
+        (f"{NORMAL},1,1,2,2,1", "line 7: an earlier row of the image has the other Target"),
+        (f"{ABSENT},1,1,2,2,0", "line 7: expected Target 1 with"),
+        (f"{SICK},,,,,1", "line 7: expected Target 1 with"),
+        (f"{SICK},1,,2,2,1", "line 7: expected Target 1 with"),
+        (f"{SICK},1,1,2,2,2", "line 7: expected Target 1 with"),
+        (f"{SICK},1,one,2,2,1", "line 7: x, y, width, height must be numbers"),
+        (f"{SICK},1,1,0,2,1", "line 7: expected a box inside the image"),
+        (f"{SICK},1,nan,2,2,1", "line 7: expected a box inside the image"),
     ],
 )
 def test_a_row_that_cannot_be_is_named(line: str, expected: str, root: Path) -> None:

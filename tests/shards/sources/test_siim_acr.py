@@ -104,15 +104,15 @@ def test_a_mapping_of_ones_own_gives_nih_patients(root: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        ("1 2 3", "row 1: expected -1, or pairs of numbers"),
-        ("", "row 1: expected -1, or pairs of numbers"),
-        ("-2", "row 1: expected -1, or pairs of numbers"),
-        ("5 -1", "row 1: expected -1, or pairs of numbers"),
-        ("1.5 2", "row 1: expected -1, or pairs of numbers"),
-        ("² 2", "row 1: expected -1, or pairs of numbers"),
-        ("1048575 2", "row 1: the runs end outside 1024 x 1024 pixels"),
+        ("1 2 3", "line 2: expected -1, or pairs of numbers"),
+        ("", "line 2: expected -1, or pairs of numbers"),
+        ("-2", "line 2: expected -1, or pairs of numbers"),
+        ("5 -1", "line 2: expected -1, or pairs of numbers"),
+        ("1.5 2", "line 2: expected -1, or pairs of numbers"),
+        ("² 2", "line 2: expected -1, or pairs of numbers"),
+        ("1048575 2", "line 2: the runs end outside 1024 x 1024 pixels"),
         # Absolute starts, as in other competitions.
-        ("600000 5 601024 5", "row 1: the runs end outside 1024 x 1024 pixels"),
+        ("600000 5 601024 5", "line 2: the runs end outside 1024 x 1024 pixels"),
     ],
 )
 def test_a_row_that_cannot_be_is_named(value: str, expected: str) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from shards.errors import SourceError
-from shards.sources.tables import read_columns, read_rows
+from shards.sources.tables import read_columns, read_rows, with_lines
 from tests.shards.sources.trees import write_lines
 
 
@@ -32,7 +32,7 @@ def test_unnamed_columns_at_the_end_may_have_fields_or_not(tmp_path: Path) -> No
 @pytest.mark.parametrize("row", ["1", "1,2,3,4"])
 def test_a_row_of_another_length_is_named_by_number_not_content(row: str, tmp_path: Path) -> None:
     table = write_lines(tmp_path / "t.csv", "a,b,", "8,9", row)
-    with pytest.raises(SourceError, match=rf"row 2: {row.count(',') + 1} fields; the header has 3"):
+    with pytest.raises(SourceError, match=rf"line 3: {row.count(',') + 1} fields; the header has 3"):
         rows(table, "a")
 
 
@@ -116,5 +116,15 @@ def test_all_columns_come_by_name_and_every_one_needs_a_name(tmp_path: Path) -> 
         read_rows(write_lines(tmp_path / "t.csv", "a,,b", "1,2,3"), ("a",), "the test's table")
     with pytest.raises(SourceError, match=r"no rows below the header; expected the test's table"):
         read_rows(write_lines(tmp_path / "t.csv", "a,b", ""), ("a",), "the test's table")
-    with pytest.raises(SourceError, match="row 2: 1 fields; the header has 2"):
+    with pytest.raises(SourceError, match="line 3: 1 fields; the header has 2"):
         read_rows(write_lines(tmp_path / "t.csv", "a,b", "1,2", "3"), ("a",), "the test's table")
+
+
+def test_a_row_is_named_by_its_line_as_an_editor_counts(tmp_path: Path) -> None:
+    """Empty lines and values of several lines are lines too; the header is line 1."""
+    table = write_lines(tmp_path / "t.csv", "a,b", "1,2", "", '"3', '4",5', "6,7")
+    assert list(with_lines(read_columns(table, ("b",), "the test's table"))) == [(2, ("2",)), (5, ("5",)), (6, ("7",))]
+    assert [row.line for row in read_rows(table, ("a",), "the test's table")] == [2, 5, 6]
+    table = write_lines(tmp_path / "t.csv", "a,b", "1,2", "", "3")
+    with pytest.raises(SourceError, match=r"t\.csv line 4: 1 fields; the header has 2"):
+        read_rows(table, ("a",), "the test's table")

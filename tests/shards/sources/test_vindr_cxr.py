@@ -188,8 +188,8 @@ def test_a_finding_needs_more_than_half_of_the_readers(num_positive: int, num_re
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        (f"{ONE},Cardiomegalie,3,R8,1,2,3,4", "row 12: class_name is none of"),
-        (f"{ONE},Cardiomegaly,3,R8,1,2,,4", "row 12: x_min, y_min, x_max, y_max must be numbers"),
+        (f"{ONE},Cardiomegalie,3,R8,1,2,3,4", "line 13: class_name is none of"),
+        (f"{ONE},Cardiomegaly,3,R8,1,2,,4", "line 13: x_min, y_min, x_max, y_max must be numbers"),
     ],
 )
 def test_a_row_of_kaggle_that_cannot_be_is_named(line: str, expected: str, kaggle: Path) -> None:
@@ -204,9 +204,9 @@ def test_labels_of_physionet_that_cannot_be_are_named(physionet: Path) -> None:
     path.write_text(text.replace("Tuberculosis", "TB"))
     assert "no column Tuberculosis" in problem(lambda: SOURCE.read(physionet))
     path.write_text(text + text.splitlines()[1] + "\n")
-    assert "row 2: an earlier row has the same image and reader" in problem(lambda: SOURCE.read(physionet))
+    assert "line 3: an earlier row has the same image and reader" in problem(lambda: SOURCE.read(physionet))
     path.write_text(text.replace(f"{THREE},0", f"{THREE},2"))
-    assert "row 1: column Aortic enlargement: expected 1 or 0" in problem(lambda: SOURCE.read(physionet))
+    assert "line 2: column Aortic enlargement: expected 1 or 0" in problem(lambda: SOURCE.read(physionet))
     path.write_text(text.replace(THREE, ONE))
     assert f"{ONE} is in the labels of train as well" in problem(lambda: SOURCE.read(physionet))
     path.write_text(text)
