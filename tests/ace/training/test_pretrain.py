@@ -11,12 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 import ace
-from ace.models.encoder import load_encoder, untrained_encoder
+from ace.models.encoder import WHITENING, load_encoder, untrained_encoder
 from ace.training.log import open_log
 from ace.training.loop import SCORE
 from ace.training.pretrain import pretrain
 from ace.training.stop import StopRequest
+from ace.training.whitening import fit_whitening
 from shards.errors import ConfigError
+from shards.read import ShardIndex
 from tests.ace.training.conftest import BATCH, ROOT, demo_values, tiny_batches, tiny_grid, tiny_params
 from tests.ace.training.runs import finish, logged_rows, signal_when, start_run
 from tests.shards.servers import FlakyServer
@@ -46,7 +48,7 @@ def test_a_finished_run_leaves_model_metrics_and_no_scratch(finished: Path) -> N
     wanted = {"loss", "loss_global", "loss_decomposition", "loss_composition", "lr", "momentum", "images_per_s"}
     assert wanted | {"data_wait_share", "feature_std", "effective_rank", "teacher_entropy"} <= set(rows[0])
     config = json.loads((model / "config.json").read_text())
-    assert config["format_version"] == 3
+    assert config["format_version"] == 4
     git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
     assert config["commit"].removesuffix("-dirty") == subprocess.run(git, capture_output=True, text=True).stdout.strip()
     assert len(config["code"]) == 64
@@ -120,7 +122,13 @@ def test_a_run_with_a_probe_ends_with_its_best_teacher_too(
     assert len(scores) == 6
     assert best == {"step": max(scores, key=scores.__getitem__), "score": max(scores.values()), "metric": SCORE}
     saved = torch.load(tmp_path / f"run/checkpoints/step-{best['step']:08d}.pt", weights_only=True)["teacher"]
-    loaded = load_encoder(model, "best", device="cpu").backbone.state_dict()
+    encoder = load_encoder(model, "best", device="cpu")
+    loaded = encoder.backbone.state_dict()
+    whitening = loaded.pop(WHITENING)
+    encoder.backbone.whitening = torch.nn.Identity()
+    members = [(ShardIndex.open(labelled_shards / BATCH), tiny_batches()[BATCH].mix)]
+    own = fit_whitening({"best": encoder.backbone}, members, encoder.spec, tiny_params(), torch.device("cpu"))
+    assert torch.allclose(whitening, own["best"], atol=1e-5)
     assert all(torch.equal(value, saved[f"backbone.{name}"]) for name, value in loaded.items())
     assert ace.load(model, which="best", device="cpu").fingerprint != ace.load(model, device="cpu").fingerprint
     assert f"after step {best['step']}, when the probe" in (model / "README.md").read_text()
