@@ -11,6 +11,7 @@ import pytest
 
 from ace.config import resolve
 from shards.build import build_shards
+from shards.delivery import iterate_manifest
 from shards.execution import Processes
 from shards.identity import KEY_FILE_VARIABLE
 from shards.params import GridParams, ShardParams
@@ -45,7 +46,7 @@ def inspected(source: Source, root: Path, configuration: str, folder: Path, chan
         shard = ShardParams.from_params(values["shard"], "shard")
         build_shards("real-b000", params, grid, shard, folder / "out", execution=Processes(1))
     rows = pq.read_table(folder / "out" / "quality.parquet").to_pylist()
-    paths = [record.image.path for record in source.read(root).records]
+    paths = [entry.record.image.path for _, entry in iterate_manifest(folder / "manifest.jsonl")[1]]
     return {paths[int(row["place"].split()[-1]) - 1]: row for row in rows}
 
 
