@@ -72,7 +72,9 @@ def whitening_map(error: Float[Tensor, "dim dim"], shrinkage: float) -> Float[Te
     identity = torch.eye(width, dtype=error.dtype, device=error.device)
     if mean <= 0:
         return identity
-    values, vectors = torch.linalg.eigh((1 - shrinkage) * error + shrinkage * mean * identity)
+    values, vectors = torch.linalg.eigh(error)
+    # Rounding makes eigenvalues of 0 negative, which a small shrinkage would not outweigh.
+    values = (1 - shrinkage) * values.clamp_min(0) + shrinkage * mean
     weight: Tensor = vectors * (values / values.min()).rsqrt() @ vectors.T
     return weight
 

@@ -46,6 +46,11 @@ def test_no_error_and_full_shrinkage_leave_tokens_as_they_are() -> None:
     assert torch.allclose(whitening_map(random_moment(5, 0), 1.0), identity)
 
 
+def test_any_shrinkage_gives_a_map_of_finite_numbers() -> None:
+    rows = torch.randn(16, 256, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert whitening_map(rows.T @ rows, 1e-18).isfinite().all()
+
+
 def cells_of(pair: CropPair, name: str, row: int, col: int) -> set[tuple[int, int]]:
     """Cells of the canvas that a token of a crop shows."""
     origin, (height, width) = getattr(pair, name), (pair.k, pair.l) if name == "coarse" else (1, 1)
