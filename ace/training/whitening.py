@@ -19,6 +19,7 @@ from ace.models.backbone import Backbone
 from ace.models.encoder import Which
 from ace.models.networks import overlap_mean
 from ace.training.params import PretrainParams
+from ace.training.stop import StoppedError, StopRequest
 from shards.grid import GridSpec
 from shards.params import MixParams
 from shards.progress import progress
@@ -33,6 +34,7 @@ def fit_whitening(
     spec: GridSpec,
     params: PretrainParams,
     device: torch.device,
+    request: StopRequest | None = None,
 ) -> dict[Which, Float[Tensor, "dim dim"]]:
     """Fit the map of each backbone's tokens on unaugmented crop pairs of the training images.
 
@@ -42,6 +44,10 @@ def fit_whitening(
         spec: Grid of the pairs.
         params: Section `pretrain`; `whitening` says how many pairs and how much shrinkage.
         device: Where it is computed.
+        request: Ends the fit early.
+
+    Raises:
+        StoppedError: asked to end before the last pair.
     """
     assert params.whitening is not None
     # In float64: differences of nearly equal means, and it is the smallest that the map magnifies.
@@ -50,6 +56,11 @@ def fit_whitening(
         for name, backbone in backbones.items()
     }
     for batch in _pairs(members, spec, params):
+        if request is not None and request.reason is not None:
+            raise StoppedError(
+                f"{request.reason}: all steps are trained and saved, and the whitening is not fitted yet; the same "
+                "command goes on from there"
+            )
         batch = batch.to(device)
         of_fine, of_coarse = overlap_masks(batch.coarse_origin, batch.fine_origin, t=spec.t, k=batch.k, l=batch.l)
         for name, backbone in backbones.items():

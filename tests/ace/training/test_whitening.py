@@ -1,6 +1,7 @@
 """The map of a finished encoder's tokens: against plain loops, and what becomes of it in a model folder."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from ace.data.loader import CropDataset, StepSampler, _generator
 from ace.models.backbone import Backbone, build_backbone
 from ace.models.encoder import WEIGHTS, WHITENING, load_encoder, untrained_encoder
 from ace.training.params import PretrainParams
+from ace.training.stop import EXIT_CODE
 from ace.training.whitening import fit_whitening, whitening_map
 from shards.grid import CropPair, GridSpec, draw_crop_pair, scale_of_step
 from shards.read import ShardIndex, ShardReader
 from tests.ace.training.conftest import BATCH, tiny_batches, tiny_grid, tiny_params
-from tests.ace.training.runs import finish, start_run
+from tests.ace.training.runs import assert_equal_to_the_bit, finish, signal_when, start_run
 
 
 def random_moment(width: int, seed: int) -> torch.Tensor:
@@ -162,3 +164,31 @@ def test_a_model_of_the_format_before_the_map_is_read(noise_shards: Path, tmp_pa
     del config["params"]["pretrain"]["whitening"]
     path.write_text(json.dumps(config))
     assert not load_encoder(tmp_path / "model", device="cpu").backbone.is_whitened
+
+
+STARTS_FITTING = """
+import time
+from pathlib import Path
+import ace.training.whitening as whitening
+pairs = whitening._pairs
+def slow(*arguments):
+    Path("fitting").touch()
+    for batch in pairs(*arguments):
+        time.sleep(1)
+        yield batch
+whitening._pairs = slow
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, EXIT_CODE), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_run_that_ends_while_the_map_is_fitted_goes_on_to_the_same_model(
+    finished: Path, noise_shards: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    whitening = {"num_pairs": 16, "shrinkage": 0.5}
+    stopped = start_run(noise_shards, tmp_path, prelude=STARTS_FITTING, whitening=whitening)
+    signal_when(stopped, (tmp_path / "fitting").exists, number)
+    (error,) = finish(stopped, code)
+    assert ("SIGTERM: all steps are trained and saved" in error) == (number == signal.SIGTERM)
+    assert not (tmp_path / "model").exists()
+    finish(start_run(noise_shards, tmp_path, whitening=whitening))
+    assert_equal_to_the_bit(tmp_path / "model", finished)
