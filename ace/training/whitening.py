@@ -43,17 +43,16 @@ def fit_whitening(
         members: Shard sets of the training and how it mixes them.
         spec: Grid of the pairs.
         params: Section `pretrain`; `whitening` says how many pairs and how much shrinkage.
-        device: Where it is computed.
+        device: Where tokens are computed; the maps lie on the CPU.
         request: Ends the fit early.
 
     Raises:
         StoppedError: asked to end before the last pair.
     """
     assert params.whitening is not None
-    # In float64: differences of nearly equal means, and it is the smallest that the map magnifies.
+    # In float64, in which the small eigenvalues that decide the map are exact; not every accelerator has it.
     errors = {
-        name: torch.zeros(backbone.width, backbone.width, dtype=torch.float64, device=device)
-        for name, backbone in backbones.items()
+        name: torch.zeros(backbone.width, backbone.width, dtype=torch.float64) for name, backbone in backbones.items()
     }
     for batch in _pairs(members, spec, params):
         if request is not None and request.reason is not None:
@@ -66,7 +65,8 @@ def fit_whitening(
         for name, backbone in backbones.items():
             with torch.inference_mode():
                 coarse, fine = backbone(torch.cat(batch.whole())).chunk(2)
-                difference = overlap_mean(coarse, of_coarse).double() - overlap_mean(fine, of_fine).double()
+                means = overlap_mean(coarse, of_coarse).cpu().double(), overlap_mean(fine, of_fine).cpu().double()
+                difference = means[0] - means[1]
                 errors[name] += difference.T @ difference
     return {name: whitening_map(error, params.whitening.shrinkage).float() for name, error in errors.items()}
 
