@@ -7,12 +7,23 @@ import timm
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ace.models.params import BackboneParams
+from ace.models.prototypes import full_precision
 from shards.errors import ConfigError
 from shards.grid import GridSpec
 
 SET_BY_THE_GRID = ("img_size", "in_chans", "num_classes", "global_pool", "drop_path_rate", "pretrained")
+
+
+class TokenMap(nn.Linear):
+    """A linear map that is computed in the precision of the tokens, whatever autocast says and the weights are in."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map every token."""
+        with full_precision(input.device):
+            return F.linear(input, self.weight.to(input.dtype))
 
 
 class Backbone(nn.Module):
@@ -42,17 +53,18 @@ class Backbone(nn.Module):
 
         They are fp32 or better, so that means over them are, in whatever precision the model computes.
         """
-        tokens = self._full(self.activation(self._as_rows_and_columns(self.model(images))))
-        return self._full(self.whitening(tokens))
+        tokens: Tensor = self.activation(self._as_rows_and_columns(self.model(images)))
+        mapped: Tensor = self.whitening(tokens.to(torch.promote_types(tokens.dtype, torch.float32)))
+        return mapped
 
     @property
     def is_whitened(self) -> bool:
         """Tell whether `whitening` maps the tokens."""
-        return isinstance(self.whitening, nn.Linear)
+        return isinstance(self.whitening, TokenMap)
 
     def whiten(self, weight: Float[Tensor, "dim dim"]) -> None:
         """Map every token by this matrix from now on."""
-        self.whitening = nn.Linear(self.width, self.width, bias=False, device=weight.device)
+        self.whitening = TokenMap(self.width, self.width, bias=False, device=weight.device)
         self.whitening.weight.requires_grad_(False).copy_(weight)
 
     def checkpoint_activations(self) -> None:
@@ -68,10 +80,6 @@ class Backbone(nn.Module):
                 f"{type(self.model).__name__} has no activation checkpointing in timm; set "
                 "pretrain.checkpoint_activations to false, or choose another backbone"
             ) from None
-
-    @staticmethod
-    def _full(tokens: Tensor) -> Tensor:
-        return tokens.to(torch.promote_types(tokens.dtype, torch.float32))
 
     def _as_rows_and_columns(self, features: Tensor) -> Tensor:
         """Timm's three layouts: NLC with prefix tokens (ViT), NHWC (Swin), NCHW (ConvNeXt)."""

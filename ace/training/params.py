@@ -87,7 +87,8 @@ class WhiteningParams(Section):
     """The section says how the map of the finished encoder's tokens is fitted."""
 
     num_pairs: int = Field(ge=1)
-    """Crop pairs of training images that it is fitted on, at most all of the run's."""
+    """Crop pairs of training images that it is fitted on, rounded up to whole batches of 16 (of `batch_size` where that
+    is less); at most as many as the run trained on."""
     shrinkage: float = Field(gt=0, le=1)
     """Part of the error's second moment that is taken as equal in all directions; 1 leaves tokens as they are."""
 

@@ -119,7 +119,7 @@ def pretrain(
         if ranks.is_first:
             best = _best_teacher(CheckpointFolder(run.path / CHECKPOINTS, num_kept=params.keep_checkpoints))
             members = [(index, batches[name].mix) for name, index in indexes.items()]
-            whitening = _whitening(state, best, members, params, grid, ranks.device)
+            whitening = _whitening(state, best, members, params, grid, ranks.device, request)
             config = _resolved_config(params, grid, batches, indexes, state.step, best, ranks) | origin
             _publish(state, config, indexes, best, whitening, run.path, out)
 
@@ -357,6 +357,7 @@ def _whitening(
     params: PretrainParams,
     grid: GridParams,
     device: torch.device,
+    request: StopRequest,
 ) -> dict[Which, Tensor]:
     """The map of each finished network's tokens; empty where the parameters want none."""
     if params.whitening is None:
@@ -368,7 +369,7 @@ def _whitening(
         backbones["best"] = teacher.backbone
     for backbone in backbones.values():
         backbone.eval()
-    return fit_whitening(backbones, members, grid.spec, params, device)
+    return fit_whitening(backbones, members, grid.spec, params, device, request)
 
 
 def _publish(

@@ -19,6 +19,7 @@ from ace.models.backbone import Backbone
 from ace.models.encoder import Which
 from ace.models.networks import overlap_mean
 from ace.training.params import PretrainParams
+from ace.training.stop import StoppedError, StopRequest
 from shards.grid import GridSpec
 from shards.params import MixParams
 from shards.progress import progress
@@ -33,6 +34,7 @@ def fit_whitening(
     spec: GridSpec,
     params: PretrainParams,
     device: torch.device,
+    request: StopRequest | None = None,
 ) -> dict[Which, Float[Tensor, "dim dim"]]:
     """Fit the map of each backbone's tokens on unaugmented crop pairs of the training images.
 
@@ -41,21 +43,30 @@ def fit_whitening(
         members: Shard sets of the training and how it mixes them.
         spec: Grid of the pairs.
         params: Section `pretrain`; `whitening` says how many pairs and how much shrinkage.
-        device: Where it is computed.
+        device: Where tokens are computed; the maps lie on the CPU.
+        request: Ends the fit early.
+
+    Raises:
+        StoppedError: asked to end before the last pair.
     """
     assert params.whitening is not None
-    # In float64: differences of nearly equal means, and it is the smallest that the map magnifies.
+    # In float64, in which the small eigenvalues that decide the map are exact; not every accelerator has it.
     errors = {
-        name: torch.zeros(backbone.width, backbone.width, dtype=torch.float64, device=device)
-        for name, backbone in backbones.items()
+        name: torch.zeros(backbone.width, backbone.width, dtype=torch.float64) for name, backbone in backbones.items()
     }
     for batch in _pairs(members, spec, params):
+        if request is not None and request.reason is not None:
+            raise StoppedError(
+                f"{request.reason}: all steps are trained and saved, and the whitening is not fitted yet; the same "
+                "command goes on from there"
+            )
         batch = batch.to(device)
         of_fine, of_coarse = overlap_masks(batch.coarse_origin, batch.fine_origin, t=spec.t, k=batch.k, l=batch.l)
         for name, backbone in backbones.items():
             with torch.inference_mode():
                 coarse, fine = backbone(torch.cat(batch.whole())).chunk(2)
-                difference = overlap_mean(coarse, of_coarse).double() - overlap_mean(fine, of_fine).double()
+                means = overlap_mean(coarse, of_coarse).cpu().double(), overlap_mean(fine, of_fine).cpu().double()
+                difference = means[0] - means[1]
                 errors[name] += difference.T @ difference
     return {name: whitening_map(error, params.whitening.shrinkage).float() for name, error in errors.items()}
 
@@ -72,7 +83,9 @@ def whitening_map(error: Float[Tensor, "dim dim"], shrinkage: float) -> Float[Te
     identity = torch.eye(width, dtype=error.dtype, device=error.device)
     if mean <= 0:
         return identity
-    values, vectors = torch.linalg.eigh((1 - shrinkage) * error + shrinkage * mean * identity)
+    values, vectors = torch.linalg.eigh(error)
+    # Rounding makes eigenvalues of 0 negative, which a small shrinkage would not outweigh.
+    values = (1 - shrinkage) * values.clamp_min(0) + shrinkage * mean
     weight: Tensor = vectors * (values / values.min()).rsqrt() @ vectors.T
     return weight
 

@@ -78,6 +78,7 @@ def test_onnx_runtime_computes_what_the_model_embeds(kind: str, exports: tuple[P
     assert about["ace.model_sha256"] == model.fingerprint
     assert 0 < float(about["ace.max_difference_to_torch"]) <= 1e-4
     assert about["ace.opset"] == "20"
+    assert about["ace.whitening"] == ("false" if kind == "vit" else "true")
     assert session.get_inputs()[0].shape == ["batch", channels, CROP_PX, CROP_PX]
     assert [path.name for path in (root / f"{kind}-onnx").iterdir()] == ["model.onnx"]
 
@@ -236,3 +237,5 @@ def test_the_folder_says_what_images_pass_first_and_what_it_may_be_used_for(timm
     assert card.startswith("---\nlibrary_name: timm\nlicense: other\n")
     for said in ("Not a medical device", "US20250272962", "mean 0.4, std 0.2", "torch.relu", "| a-b000 | 7 | 5 |"):
         assert said in card
+    assert ('load_file("whitening.safetensors")' in card) == (kind == "swin")
+    assert ("| token whitening | none |" in card) == (kind != "swin")

@@ -99,6 +99,25 @@ def test_relu_keeps_what_is_positive_of_the_same_tokens(backbone: BackboneParams
     assert (tokens < 0).any()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.inference_mode()
+def test_the_map_of_tokens_is_computed_in_full_precision(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    spec = grid(t=2, cell_px=8)
+    backbone = build_backbone(
+        params("vit_tiny_patch16_224", 1, patch_size=8, embed_dim=32, depth=1, num_heads=2), spec
+    ).eval()
+    images, weight = torch.randn(3, 1, 16, 16), torch.eye(32) + 0.2 * torch.randn(32, 32)
+    with torch.autocast("cpu", dtype):
+        plain = backbone(images)
+        backbone.whiten(weight)
+        found = backbone(images)
+    assert torch.allclose(found, plain @ weight.T, atol=1e-5)
+    assert [name for name, value in backbone.named_parameters() if not value.requires_grad] == ["whitening.weight"]
+    backbone.to(dtype)
+    assert backbone(images.to(dtype)).dtype == torch.float32
+
+
 @small
 def test_every_parameter_of_a_backbone_gets_a_gradient(backbone: BackboneParams, spec: GridSpec) -> None:
     model = build_backbone(backbone, spec)

@@ -1,6 +1,8 @@
 """The map of a finished encoder's tokens: against plain loops, and what becomes of it in a model folder."""
 
 import json
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,15 @@ from ace.data.loader import CropDataset, StepSampler, _generator
 from ace.models.backbone import Backbone, build_backbone
 from ace.models.encoder import WEIGHTS, WHITENING, load_encoder, untrained_encoder
 from ace.training.params import PretrainParams
+from ace.training.stop import EXIT_CODE
 from ace.training.whitening import fit_whitening, whitening_map
 from shards.grid import CropPair, GridSpec, draw_crop_pair, scale_of_step
+from shards.params import BatchParams, MixParams
 from shards.read import ShardIndex, ShardReader
 from tests.ace.training.conftest import BATCH, tiny_batches, tiny_grid, tiny_params
-from tests.ace.training.runs import finish, start_run
+from tests.ace.training.runs import assert_equal_to_the_bit, finish, signal_when, start_run
+
+Members = list[tuple[ShardIndex, MixParams]]
 
 
 def random_moment(width: int, seed: int) -> torch.Tensor:
@@ -46,6 +52,11 @@ def test_no_error_and_full_shrinkage_leave_tokens_as_they_are() -> None:
     assert torch.allclose(whitening_map(random_moment(5, 0), 1.0), identity)
 
 
+def test_any_shrinkage_gives_a_map_of_finite_numbers() -> None:
+    rows = torch.randn(16, 256, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert whitening_map(rows.T @ rows, 1e-18).isfinite().all()
+
+
 def cells_of(pair: CropPair, name: str, row: int, col: int) -> set[tuple[int, int]]:
     """Cells of the canvas that a token of a crop shows."""
     origin, (height, width) = getattr(pair, name), (pair.k, pair.l) if name == "coarse" else (1, 1)
@@ -61,47 +72,80 @@ def mean_in_overlap(tokens: np.ndarray, pair: CropPair, name: str, t: int) -> np
 
 
 def error_by_loops(
-    backbone: Backbone, index: ShardIndex, spec: GridSpec, params: PretrainParams, num_steps: int
+    backbone: Backbone, members: Members, spec: GridSpec, params: PretrainParams, num_steps: int
 ) -> np.ndarray:
     """Second moment of what the two crops' means differ by."""
+    channels = params.backbone.in_channels
     dataset = CropDataset(
-        [(index, tiny_batches()[BATCH].mix)],
+        members,
         spec,
         objective="ace",
         views=params.views,
         crops="fresh",
         augment=None,
-        in_channels=1,
+        in_channels=channels,
         seed=params.seed,
     )
     steps = list(StepSampler(dataset, batch_size=8, rank=0, world_size=1, first_step=0, epochs=params.epochs))
-    reader, rows = ShardReader(index), index.select("train")
+    readers, rows = [ShardReader(index) for index, _ in members], [index.select("train") for index, _ in members]
     error = np.zeros((backbone.width, backbone.width))
     for requests in steps[:num_steps]:
-        for _, position, step, _ in requests:
-            sample = reader.read(int(rows[position]))
+        for member, position, step, _ in requests:
+            mix = members[member][1]
+            mean, std = (np.reshape(np.array(values, np.float64), (-1, 1, 1)) for values in (mix.mean, mix.std))
+            sample = readers[member].read(int(rows[member][position]))
             pair = draw_crop_pair(
                 spec, scale_of_step(spec, params.seed, step), _generator(params.seed, step, sample.key)
             )
             means = []
             for name in ("coarse", "fine"):
-                crop = resample(sample.image, pair.window(name, spec), spec.crop_px)
+                crop = np.stack([resample(sample.image, pair.window(name, spec), spec.crop_px)] * channels)
                 with torch.inference_mode():
-                    tokens = backbone(torch.from_numpy((crop[None, None] / 255 - 0.5) / 0.25).float())[0].double()
+                    tokens = backbone(torch.from_numpy((crop / 255 - mean) / std).float()[None])[0].double()
                 means.append(mean_in_overlap(tokens.numpy(), pair, name, spec.t))
             error += np.outer(means[0] - means[1], means[0] - means[1])
     return error
 
 
-@pytest.mark.parametrize("micro", [1, 2])
-def test_the_map_is_that_of_plain_loops_over_crops_and_tokens(noise_shards: Path, micro: int) -> None:
-    params = tiny_params(whitening={"num_pairs": 17, "shrinkage": 0.3}, num_micro_batches=micro)
-    index, spec = ShardIndex.open(noise_shards / BATCH), tiny_grid().spec
+def mix_of(weight: float, mean: Any, std: Any) -> MixParams:
+    source = {"kind": "phantom", "dep": "raw"}
+    return BatchParams.from_params({"source": source, "mix": {"weight": weight, "mean": mean, "std": std}}, "b").mix
+
+
+ONE = [mix_of(1.0, 0.5, 0.25)]
+UNLIKE = [mix_of(1.0, 0.5, 0.25), mix_of(3.0, 0.3, 0.1)]
+COLOUR = [mix_of(1.0, [0.5, 0.4, 0.3], [0.25, 0.2, 0.1])]
+
+
+@pytest.mark.parametrize(
+    ("mixes", "num_pairs", "num_steps", "shrinkage", "changes"),
+    [
+        pytest.param(ONE, 17, 3, 0.3, {}, id="one shard set"),
+        pytest.param(ONE, 17, 3, 0.3, {"num_micro_batches": 2}, id="micro-batches"),
+        pytest.param(ONE, 17, 3, 1e-5, {}, id="numbers that need float64"),
+        pytest.param(ONE, 2000, None, 0.3, {"epochs": 2}, id="more pairs than the run has"),
+        pytest.param(UNLIKE, 40, 5, 0.3, {}, id="a mix of shard sets with their own normalisation"),
+        pytest.param(COLOUR, 17, 3, 0.3, {"in_channels": 3}, id="colour"),
+    ],
+)
+def test_the_map_is_that_of_plain_loops_over_crops_and_tokens(
+    noise_shards: Path,
+    mixes: list[MixParams],
+    num_pairs: int,
+    num_steps: int | None,
+    shrinkage: float,
+    changes: dict[str, Any],
+) -> None:
+    changes = {**changes, "whitening": {"num_pairs": num_pairs, "shrinkage": shrinkage}}
+    backbone_params = tiny_params().backbone.model_dump(mode="json")
+    changes["backbone"] = {**backbone_params, "in_channels": changes.pop("in_channels", 1)}
+    params, spec = tiny_params(**changes), tiny_grid().spec
+    members = [(ShardIndex.open(noise_shards / BATCH), mix) for mix in mixes]
     torch.manual_seed(0)
     backbone = build_backbone(params.backbone, spec).eval()
-    members = [(index, tiny_batches()[BATCH].mix)]
+    num_steps = sys.maxsize if num_steps is None else num_steps
     found = fit_whitening({"teacher": backbone}, members, spec, params, torch.device("cpu"))["teacher"]
-    expected = whitening_map(torch.from_numpy(error_by_loops(backbone, index, spec, params, num_steps=3)), 0.3)
+    expected = whitening_map(torch.from_numpy(error_by_loops(backbone, members, spec, params, num_steps)), shrinkage)
     assert (found - expected).abs().max() < 1e-4
 
 
@@ -125,16 +169,17 @@ def test_a_finished_encoder_maps_its_tokens(finished: Path, which: Any) -> None:
     assert "fitted on 16 crop pairs, shrinkage 0.5" in (finished / "README.md").read_text()
 
 
+@pytest.mark.parametrize("which", ["teacher", "student"])
 def test_the_map_is_fitted_to_the_finished_network_on_the_images_that_trained_it(
-    finished: Path, noise_shards: Path
+    finished: Path, noise_shards: Path, which: Any
 ) -> None:
-    encoder = load_encoder(finished, device="cpu")
+    encoder = load_encoder(finished, which, device="cpu")
     weight = encoder.backbone.state_dict()[WHITENING]
     encoder.backbone.whitening = torch.nn.Identity()
     params = tiny_params(whitening={"num_pairs": 16, "shrinkage": 0.5})
     members = [(ShardIndex.open(noise_shards / BATCH), tiny_batches()[BATCH].mix)]
-    again = fit_whitening({"teacher": encoder.backbone}, members, encoder.spec, params, torch.device("cpu"))
-    assert torch.allclose(again["teacher"], weight, atol=1e-5)
+    again = fit_whitening({which: encoder.backbone}, members, encoder.spec, params, torch.device("cpu"))
+    assert torch.allclose(again[which], weight, atol=1e-5)
 
 
 def test_an_untrained_encoder_of_a_whitened_model_has_no_map(finished: Path) -> None:
@@ -157,3 +202,31 @@ def test_a_model_of_the_format_before_the_map_is_read(noise_shards: Path, tmp_pa
     del config["params"]["pretrain"]["whitening"]
     path.write_text(json.dumps(config))
     assert not load_encoder(tmp_path / "model", device="cpu").backbone.is_whitened
+
+
+STARTS_FITTING = """
+import time
+from pathlib import Path
+import ace.training.whitening as whitening
+pairs = whitening._pairs
+def slow(*arguments):
+    Path("fitting").touch()
+    for batch in pairs(*arguments):
+        time.sleep(1)
+        yield batch
+whitening._pairs = slow
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, EXIT_CODE), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_run_that_ends_while_the_map_is_fitted_goes_on_to_the_same_model(
+    finished: Path, noise_shards: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    whitening = {"num_pairs": 16, "shrinkage": 0.5}
+    stopped = start_run(noise_shards, tmp_path, prelude=STARTS_FITTING, whitening=whitening)
+    signal_when(stopped, (tmp_path / "fitting").exists, number)
+    (error,) = finish(stopped, code)
+    assert ("SIGTERM: all steps are trained and saved" in error) == (number == signal.SIGTERM)
+    assert not (tmp_path / "model").exists()
+    finish(start_run(noise_shards, tmp_path, whitening=whitening))
+    assert_equal_to_the_bit(tmp_path / "model", finished)

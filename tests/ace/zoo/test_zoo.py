@@ -61,7 +61,7 @@ def figures(model: Path, **measured: Any) -> dict[str, Any]:
 @pytest.fixture
 def trained(tmp_path: Path) -> Path:
     """A finished training whose config.json speaks of the machine, with its lists and its metrics beside it."""
-    folder = write_model(tmp_path / "run" / "ace", batches={"a-b000": mix(1.0, 0.4, 0.2)})
+    folder = write_model(tmp_path / "run" / "ace", is_whitened=True, batches={"a-b000": mix(1.0, 0.4, 0.2)})
     config = json.loads((folder / "config.json").read_text())
     config["params"]["batches"]["a-b000"]["source"] = {"root": "/home/somebody/Doe^Jane", "dep_sha256": "1" * 64}
     config["params"]["pretrain"]["start_from"] = "/home/somebody/models/before"
@@ -212,6 +212,7 @@ def test_half_weights_are_half_as_large_and_compute_in_32_bits(trained: Path, tm
     assert 0.999 < about["min_cosine"] <= 1
     card = (half / "README.md").read_text()
     assert "stored in 16 bits and computed with in 32" in card
+    assert ", whitening |" in card
     assert f"{about['min_cosine']:.6f}" in card
     assert "16 bits" not in (whole / "README.md").read_text()
 
