@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ace.models.params import BackboneParams
-from ace.models.prototypes import full_precision
+from ace.models.precision import full_precision
 from shards.errors import ConfigError
 from shards.grid import GridSpec
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ace.models.backbone import Backbone
 from ace.models.heads import Composer, Decomposer, GlobalHead, LocalHead, LogitScale, normalised
 from ace.models.params import GlobalHeadParams, LocalHeadParams, LogitParams, PartForm, WholeForm
-from ace.models.prototypes import full_precision
+from ace.models.precision import full_precision
 
 
 @dataclass(frozen=True)

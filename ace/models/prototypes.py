@@ -4,7 +4,6 @@
 65,536 × 256. Here the norms divide the few logits instead, and the gradient is written once and corrected in place.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,14 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ace.models.precision import full_precision
+
 LEAST_NORM = 1e-12
 """As `torch.nn.functional.normalize` has it."""
-
-
-def full_precision(device: torch.device) -> AbstractContextManager[None]:
-    """Compute what is inside in the precision of its tensors, whatever autocast says around it."""
-    name = device.type
-    return torch.autocast(name, enabled=False) if torch.amp.is_autocast_available(name) else nullcontext()
 
 
 def prototype_logits(x: Float[Tensor, "batch dim"], weight: Float[Tensor, "out dim"]) -> Float[Tensor, "batch out"]:
