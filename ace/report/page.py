@@ -119,6 +119,7 @@ def build_context(params: ReportParams, project: Project) -> dict[str, Any]:
         "curves": curve_panels(project.log, CURVES, params.smoothing_steps),
         "model": project.model_config,
         "erased": _erased(project),
+        "whitening": project.model_config["params"]["pretrain"].get("whitening"),
         "density": density_plot(cosines),
         "composition": composition_example(composition, encoders),
         "decomposition": decomposition_examples(project.evidence("decomposition"), encoders),

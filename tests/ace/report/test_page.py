@@ -167,6 +167,16 @@ def test_what_was_erased_in_training_is_told_where_the_protocol_erases(
     assert "The removal term was on" not in off
 
 
+def test_the_map_of_tokens_is_told_where_the_encoder_has_one(
+    page: str, evaluated_project: Path, tmp_path: Path
+) -> None:
+    text = "fitted on 2000 crop pairs of training images"
+    assert text not in page
+    whitening = {"num_pairs": 2000, "shrinkage": 0.5}
+    root = changed_project(evaluated_project, tmp_path / "on", whitening=whitening)
+    assert text in report_of(root, tmp_path / "on.html")
+
+
 def test_black_alone_in_training_is_not_told_as_several_fills(evaluated_project: Path, tmp_path: Path) -> None:
     erase = {"probability": 0.5, "min_side": 0.3, "max_side": 0.8, "max_rectangles": 3, "max_aspect": 2.0}
     fills = {"black": 1.0, "mean": 0.0, "grey": 0.0, "noise": 0.0}
