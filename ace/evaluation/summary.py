@@ -14,10 +14,10 @@ ROWS = {
     "compositionality_auc": ("", "AUC", "{:.3f}"),
     "decompositionality": ("decompositionality", "top-1 of {batch}, region set to black", "{:.1%}"),
     "decompositionality_same_position": ("", "  black, same position", "{:.1%}"),
-    "decompositionality_mean": ("", "  set to the image's mean grey", "{:.1%}"),
+    "decompositionality_mean": ("", "  set to the image's mean level", "{:.1%}"),
     "decompositionality_white": ("", "  set to white", "{:.1%}"),
     "decompositionality_noise": ("", "  set to noise", "{:.1%}"),
-    "decompositionality_tissue": ("", "  set to another patient's tissue", "{:.1%}"),
+    "decompositionality_tissue": ("", "  set to another {one}'s tissue", "{:.1%}"),
     "removal_erased_length": ("removal", "length of erased tokens over others, less is better", "{:.3f}"),
     "removal_change_outside": ("", "share of the change outside, less is better", "{:.3f}"),
     CORRESPONDENCE: ("correspondence", "error in px of 1024, less is better", "{:.1f}"),
@@ -41,6 +41,8 @@ def summary_table(path: Path, protocol: Path = PROTOCOL) -> str:
         raise ConfigError(f"{path}: not found; `dvc repro` writes it")
     figures = json.loads(path.read_text(encoding="utf-8"))
     encoders = [name for name in ENCODERS if name in figures]
+    unknown = figures.get(MEASURED, {}).get("batches_without_patients", ())
+    one = "image" if figures.get(MEASURED, {}).get("batch") in unknown else "patient"
     blank = [""] * len(encoders)
     lines = [["property", "measure", *(f"{name} [interval]" for name in encoders), "chance"]]
     for key, (name, measure, number) in ROWS.items():
@@ -52,15 +54,14 @@ def summary_table(path: Path, protocol: Path = PROTOCOL) -> str:
             continue
         chance = number.format(trained["chance"]) if trained.get("chance") is not None else ""
         cells = [_interval(figures[encoder][key], number) for encoder in encoders]
-        lines.append([name, measure.format(batch=trained.get("batch")), *cells, chance])
+        lines.append([name, measure.format(batch=trained.get("batch"), one=one), *cells, chance])
     for name, figure in figures.get("baselines", {}).get(CORRESPONDENCE, {}).items():
         first = [f"  {name.replace('_', ' ')}, for comparison", _interval(figure, "{:.1f}")]
         lines.append(["", *first, *blank[1:], ""])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    unknown = figures.get(MEASURED, {}).get("batches_without_patients", ())
     doubt = [f"patients of {', '.join(unknown)} are unknown: each image counts as one, and figures may be too good"]
-    return "\n".join([*table, *_cohort_line(figures["trained"], protocol), *(doubt if unknown else [])])
+    return "\n".join([*table, *_cohort_line(figures["trained"], protocol, one), *(doubt if unknown else [])])
 
 
 def _interval(figure: Mapping[str, Any], number: str) -> str:
@@ -70,10 +71,9 @@ def _interval(figure: Mapping[str, Any], number: str) -> str:
     return f"{value} [{low}, {high}]"
 
 
-def _cohort_line(trained: Mapping[str, Any], protocol: Path) -> list[str]:
+def _cohort_line(trained: Mapping[str, Any], protocol: Path, one: str) -> list[str]:
     if not protocol.is_file():
         return []
     values = json.loads(protocol.read_text(encoding="utf-8"))
-    return [
-        f"measured on {trained['compositionality']['n']} {values.get('split', 'test')} patients of {values['batch']}"
-    ]
+    num_measured = trained["compositionality"]["n"]
+    return [f"measured on {num_measured} {values.get('split', 'test')} {one}s of {values['batch']}"]

@@ -97,7 +97,10 @@ def test_it_is_said_where_patients_are_unknown(
     evaluate(PARAMS, tmp_path / "shards", *paths)
     assert f"warning: {BATCH}: patients are unknown (patient_grouping: image)" in capsys.readouterr().err
     assert json.loads(paths[1].read_text())["measured"]["batches_without_patients"] == [BATCH]
-    assert f"patients of {BATCH} are unknown" in summary_table(paths[1])
+    table = summary_table(paths[1], paths[2] / "protocol.json")
+    assert f"patients of {BATCH} are unknown" in table
+    assert f"test images of {BATCH}" in table
+    assert "set to another image's tissue" in table
 
 
 def test_a_published_model_is_not_measured_on_patients_whose_images_it_names(project: Path, tmp_path: Path) -> None:
