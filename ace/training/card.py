@@ -58,9 +58,15 @@ training ended with.{best} No file holds pickled code.
 ## Limits
 
 {notice}
-What the encoder learned is bounded by the images above; if they are the built-in phantom, that is one person's anatomy
-in many warps, and says nothing about real radiographs.
+What the encoder learned is bounded by the images above{phantom}
 """
+
+PERHAPS_ONE_PERSON = """; if they are the built-in phantom, that is one person's anatomy
+in many warps, and says nothing about real radiographs."""
+
+ONE_PERSON = """.
+Those of {batches}, the built-in phantom, are one person's anatomy in many warps, and say nothing about real
+radiographs."""
 
 UNKNOWN = """
 The patients of {batches} are unknown: these images were split one by one, so a patient may have images in training, in
@@ -84,6 +90,7 @@ def model_card(config: Mapping[str, Any]) -> str:
     weights, best = pretrain["loss_weights"], config.get("best")
     unknown = [item["batch"] for item in config["shards"] if item.get("patient_grouping") == "image"]
     return CARD.format(
+        phantom=_phantom(config),
         notice=NOTICE,
         origin=ORIGINS[pretrain["objective"]],
         backbone=pretrain["backbone"]["name"],
@@ -118,6 +125,14 @@ def _whitening(pretrain: Mapping[str, Any]) -> str:
     """Say how the map of the finished encoders' tokens was fitted."""
     whitening = pretrain.get("whitening")
     return "fitted on {num_pairs} crop pairs, shrinkage {shrinkage:g}".format(**whitening) if whitening else "none"
+
+
+def _phantom(config: Mapping[str, Any]) -> str:
+    """Say which batches are the built-in phantom's; a folder that does not tell kinds may be all of them."""
+    if not all("kind" in item for item in config["shards"]):
+        return PERHAPS_ONE_PERSON
+    names = [item["batch"] for item in config["shards"] if item["kind"] == "phantom"]
+    return ONE_PERSON.format(batches=", ".join(names)) if names else "."
 
 
 def _num_patients(item: Mapping[str, Any]) -> str:

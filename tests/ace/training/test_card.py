@@ -93,6 +93,20 @@ def test_what_was_erased_and_what_filled_it_are_named(erase: dict[str, Any], exp
     assert row(model_card(config_of(**augment_with(**erase))), "erased") == expected
 
 
+def test_the_card_speaks_of_the_phantom_only_where_it_was_trained_on() -> None:
+    clinic = {"batch": "clinic-b000", "num_images": 5, "num_patients": 3, "weight": 1.0, "fingerprint": "ab" * 16}
+    unknown = model_card({**config_of(), "shards": [clinic]})
+    assert "if they are the built-in phantom" in unknown
+    clinic["kind"] = "folder"
+    card = model_card({**config_of(), "shards": [clinic]})
+    assert "bounded by the images above.\n" in card
+    for absent in ("phantom", "warps"):
+        assert absent not in card
+    phantom = {**clinic, "batch": "phantom-b000", "kind": "phantom"}
+    card = model_card({**config_of(), "shards": [clinic, phantom]})
+    assert "Those of phantom-b000, the built-in phantom, are one person's anatomy" in card
+
+
 def test_nothing_erased_is_told_as_that() -> None:
     weights = {"global": 0.1, "decomposition": 0.5, "composition": 0.5, "removal": 0.0}
     config = config_of(**augment_with(probability=0.0), loss_weights=weights)
