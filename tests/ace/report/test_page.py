@@ -132,7 +132,7 @@ def test_every_fill_has_a_row_with_the_figure_and_interval_of_every_encoder(page
     figures = json.loads((evaluated_project / "metrics/properties.json").read_text())
     table = page[page.index('<table class="fills">') :]
     rows = table[: table.index("</table>")].split("<tr>")[2:]
-    names = ("black", "the image&#39;s mean grey or colour", "white", "noise", "another patient&#39;s tissue")
+    names = ("black", "the image&#39;s mean grey", "white", "noise", "another patient&#39;s tissue")
     keys = ("decompositionality", *(f"decompositionality_{fill}" for fill in ("mean", "white", "noise", "tissue")))
     for row, name, key in zip(rows, names, keys, strict=True):
         assert row.startswith(f"<td>{name}</td>")
