@@ -112,7 +112,8 @@ def test_counts_of_what_was_trained_on_stand_beside_the_figures(clinic_page: str
     images, patients = counts["images"]["train"], counts["patients"]["train"]
     words = text_of(clinic_page)
     assert f"The training drew from {images} images of {patients} patients of {CLINIC} ." in words
-    assert "Trained on, and measured." in words
+    assert "The encoder was trained on the training split. The test split was measured." in words
+    assert f"trained on other images of the measured set ( {CLINIC} )" in words
 
 
 def test_why_something_was_not_measured_is_the_reason_of_the_evaluation(clinic_page: str) -> None:
@@ -124,9 +125,9 @@ def test_why_something_was_not_measured_is_the_reason_of_the_evaluation(clinic_p
 def test_a_measured_set_that_was_not_trained_on_is_told_as_that(project: Path, batches: dict[str, Any]) -> None:
     change_model(project, lambda config: config["params"].update(batches=batches))
     words = words_of(project)
-    assert "Not trained on, and measured." in words
+    assert "The encoder was not trained on any of it. The test split was measured." in words
     assert "The training drew from" not in words
-    assert "of a set that was trained on" not in words
+    assert "of the measured set" not in words
 
 
 def test_patients_of_whom_nothing_is_known_are_not_told_as_never_seen(project: Path) -> None:
