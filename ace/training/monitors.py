@@ -31,9 +31,9 @@ def effective_rank(features: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
     return rank
 
 
-def rank_fraction(features: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
-    """`effective_rank` as a fraction of the most there can be, min(batch - 1, dim)."""
-    return effective_rank(features) / max(min(features.shape[0] - 1, features.shape[1]), 1)
+def rank_fraction(rank: Float[Tensor, ""], features: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
+    """The features' `effective_rank` as a fraction of the most there can be, min(batch - 1, dim)."""
+    return rank / max(min(features.shape[0] - 1, features.shape[1]), 1)
 
 
 def mean_entropy(logits: Float[Tensor, "batch out"]) -> Float[Tensor, ""]:

@@ -27,8 +27,11 @@ HALF = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 class BatchTotals:
     """What the terms of a micro-batch are divided by: sums over all micro-batches and ranks, over the number of ranks.
 
+    Where there is nothing to divide they are 0.
+
     Attributes:
-        num_valid: Samples of the global term: those with a token to pool in both crops, or in every view.
+        num_valid: Samples of the global term: those with a token to pool in both crops, or in every view. Of fewer than
+            ranks it is a fraction.
         teacher_energy: Squared length of the teacher's tokens of all crops with something erased.
     """
 
@@ -43,14 +46,12 @@ class StepResult:
     Attributes:
         loss: This micro-batch's part of what is minimised.
         terms: Named parts and accuracies, detached; those of a step's micro-batches add up, ranks are averaged.
-        teacher: The teacher's outputs, for the collapse monitors.
         center_sum: Sum of the teacher's global logits and how many rows it has; None without the global branch.
         removal_sums: `ace.losses.removal.removal_sums` in the order of its fields; None if they are not measured.
     """
 
     loss: Float[Tensor, ""]
     terms: dict[str, Float[Tensor, ""]]
-    teacher: TeacherOutputs
     center_sum: tuple[Tensor, Tensor] | None
     removal_sums: Float[Tensor, " sums"] | None
 
@@ -87,13 +88,13 @@ def count_totals(
 
     Args:
         batch: This rank's whole batch.
-        taught: The teacher's outputs on its micro-batches.
+        taught: The teacher's outputs on its micro-batches; empty for none, where the removal term is off.
         num_micro_batches: How many there are.
         t: Tokens per crop side.
     """
     num_valid = _is_valid(_pooled(batch, t)).sum().float()
     energy = num_valid.new_zeros(())
-    micro_batches: Sequence[PairBatch | ViewBatch] = batch.split(num_micro_batches)
+    micro_batches: Sequence[PairBatch | ViewBatch] = batch.split(num_micro_batches) if taught else ()
     for micro_batch, outputs in zip(micro_batches, taught, strict=True):
         if outputs.tokens is not None:
             energy = energy + teacher_energy(outputs.tokens.flatten(0, 1), _shown(micro_batch, len(outputs.tokens)))
@@ -148,7 +149,7 @@ def compute_loss(
             student_temperature=params.global_loss.student_temperature,
             teacher_temperature=teacher_temperature,
         )
-        terms[name] = total / totals.num_valid.clamp_min(1)
+        terms[name] = total / _not_zero(totals.num_valid)
         parts.append(params.loss_weights.global_ * terms[name])
         center_sums = center_sum(taught.logits, valid)
     if isinstance(batch, PairBatch):
@@ -162,8 +163,7 @@ def compute_loss(
         student_tokens, teacher_tokens = out.tokens[:num_taught].flatten(0, 1), taught.tokens.flatten(0, 1)
         shown, inserted = _shown(batch, num_taught), _inserted(batch, taught.tokens)
         error = removal_error(student_tokens, teacher_tokens, shown, inserted)
-        # The smallest number, not 1: the energy scales with the tokens, and is 0 only where nothing is erased.
-        terms["loss_removal"] = error / totals.teacher_energy.clamp_min(torch.finfo(torch.float32).tiny)
+        terms["loss_removal"] = error / _not_zero(totals.teacher_energy)
         parts.append(params.loss_weights.removal * terms["loss_removal"])
         if is_measured:
             # The monitors tell what absence leaves; where tissue was put in, nothing is absent.
@@ -171,7 +171,15 @@ def compute_loss(
             sums = removal_sums(student_tokens, teacher_tokens, torch.maximum(shown, is_filled)).stacked()
     loss = torch.stack(parts).sum()
     detached = {name: value.detach() for name, value in terms.items()}
-    return StepResult(loss, {"loss": loss.detach(), **detached}, taught, center_sums, sums)
+    return StepResult(loss, {"loss": loss.detach(), **detached}, center_sums, sums)
+
+
+def _not_zero(total: Tensor) -> Tensor:
+    """A divisor that leaves a sum of nothing at 0.
+
+    The smallest number, not 1: a rank's part of one sample is less, and the energy scales with the tokens.
+    """
+    return total.clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def _in_precision(batch: PairBatch | ViewBatch, params: PretrainParams) -> torch.autocast:

@@ -110,11 +110,17 @@ class Ranks:
         return value
 
     def averaging(self, module: nn.Module) -> nn.Module:
-        """The module as it is called in training: its gradients become the mean over the ranks."""
+        """The module as it is called in training: its gradients become the mean over the ranks.
+
+        Buffers are made equal once, here: a training refuses networks whose buffers a step changes.
+        """
         if self.world_size == 1:
             return module
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
+        learner = DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
+        # Set, not passed: the argument of this name would leave them unequal at the start, and is going out of use.
+        learner.broadcast_buffers = False
+        return learner
 
 
 ALONE = Ranks(0, 1, torch.device("cpu"))

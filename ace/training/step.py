@@ -2,9 +2,10 @@
 
 import hashlib
 import math
+from collections import deque
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -108,15 +109,21 @@ def train_step(
     schedule = Schedule.at(params, step, steps_per_epoch)
     set_schedule(state.optimizer, lr=schedule.lr, weight_decay=schedule.weight_decay)
     torch.manual_seed(seed_of(params.seed, step, ranks.rank))
-    # The teacher first: what the terms are divided by has to be known before any micro-batch's backward pass.
-    taught = [teach(state.teacher, part, params, t) for part in batch.split(params.num_micro_batches)]
+    # What a term is divided by has to be known before any micro-batch's backward pass. Removal is divided by what the
+    # teacher gives for all of them, which is kept for that; without it each is taught when its turn comes.
+    micro_batches: Sequence[PairBatch | ViewBatch] = batch.split(params.num_micro_batches)
+    taught: deque[TeacherOutputs] = deque()
+    if params.loss_weights.removal > 0:
+        taught.extend(teach(state.teacher, part, params, t) for part in micro_batches)
     own = count_totals(batch, taught, params.num_micro_batches, t)
     # Filled in where it lies: a value made on the host would be waited for.
     stop = torch.full_like(own.num_valid, float(is_stop_wanted))
     agreed = ranks.sum(torch.stack([own.num_valid, own.teacher_energy, stop]))
     totals = BatchTotals(*(agreed[:2] / ranks.world_size))
     state.optimizer.zero_grad(set_to_none=True)
-    results = _forward_backward(state, learner, batch, taught, params, t, schedule, totals, ranks, is_logged)
+    results, last_taught = _forward_backward(
+        state, learner, micro_batches, taught, params, t, schedule, totals, ranks, is_logged
+    )
     center_sums, terms, removal = _added_up(results, ranks)
     grad_norm = _clipped(state, params, schedule)
     # The one wait of a step for the device: whether it counts has to be known here.
@@ -142,10 +149,10 @@ def train_step(
     if removal is not None:
         values |= {name: value for name, value in removal.ratios.items() if torch.isfinite(value)}
     if is_logged:
-        values |= _monitored(results[-1].teacher, state.center, schedule.teacher_temperature)
+        values |= _monitored(last_taught, state.center, schedule.teacher_temperature)
     if is_logged and state.scaler.is_enabled():
         values["loss_scale"] = state.scaler.get_scale()
-    local_loss = torch.stack([result.loss.detach() for result in results]).sum()
+    local_loss = torch.stack([result.loss for result in results]).sum()
     return StepOutcome(values, local_loss, is_finite, is_overflow, num_stops > 0)
 
 
@@ -157,18 +164,22 @@ def seed_of(seed: int, step: int, rank: int) -> int:
 def _forward_backward(
     state: TrainState,
     learner: nn.Module,
-    batch: PairBatch | ViewBatch,
-    taught: Sequence[TeacherOutputs],
+    micro_batches: Sequence[PairBatch | ViewBatch],
+    taught: deque[TeacherOutputs],
     params: PretrainParams,
     t: int,
     schedule: Schedule,
     totals: BatchTotals,
     ranks: Ranks,
     is_logged: bool,
-) -> list[StepResult]:
-    micro_batches: Sequence[PairBatch | ViewBatch] = batch.split(params.num_micro_batches)
-    results = []
-    for number, (micro_batch, outputs) in enumerate(zip(micro_batches, taught, strict=True), start=1):
+) -> tuple[list[StepResult], TeacherOutputs]:
+    """Each micro-batch's part of the loss, without its graph, and what the teacher gave for the last of them.
+
+    Of the others the teacher's outputs are gone after their backward pass; `taught`, if it holds them, is emptied.
+    """
+    results: list[StepResult] = []
+    for number, micro_batch in enumerate(micro_batches, start=1):
+        outputs = taught.popleft() if taught else teach(state.teacher, micro_batch, params, t)
         is_averaged = ranks.world_size == 1 or number == len(micro_batches)
         with nullcontext() if is_averaged else learner.no_sync():  # type: ignore[operator]
             result = compute_loss(
@@ -185,8 +196,8 @@ def _forward_backward(
                 is_measured=is_logged,
             )
             state.scaler.scale(result.loss).backward()  # type: ignore[no-untyped-call]
-        results.append(result)
-    return results
+        results.append(replace(result, loss=result.loss.detach()))
+    return results, outputs
 
 
 def _added_up(
@@ -221,10 +232,11 @@ def _clipped(state: TrainState, params: PretrainParams, schedule: Schedule) -> T
 
 def _monitored(teacher: TeacherOutputs, center: Tensor, temperature: float) -> dict[str, Tensor]:
     features = teacher.features.float()
+    rank = effective_rank(features)
     values = {
         "feature_std": feature_std(features),
-        "effective_rank": effective_rank(features),
-        "rank_fraction": rank_fraction(features),
+        "effective_rank": rank,
+        "rank_fraction": rank_fraction(rank, features),
     }
     if teacher.fine_logits is not None:
         values["center_norm"] = center_norm(center)

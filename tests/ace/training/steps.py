@@ -69,7 +69,17 @@ def batch_with_tissue() -> PairBatch:
     return with_tissue(_batch([0.4] * NUM_SAMPLES), np.random.default_rng(3))
 
 
-BATCHES = {"gaps": batch_with_gaps, "erased in one half": batch_erased_in_one_half, "tissue": batch_with_tissue}
+def batch_of_one_valid_sample() -> PairBatch:
+    """Random crops that are erased but for the last pair: a rank or a micro-batch may have nothing to pool."""
+    return _batch([1.0] * (NUM_SAMPLES - 1) + [0.0])
+
+
+BATCHES = {
+    "gaps": batch_with_gaps,
+    "erased in one half": batch_erased_in_one_half,
+    "tissue": batch_with_tissue,
+    "one valid": batch_of_one_valid_sample,
+}
 
 
 def fresh_state(ranks: Ranks = ALONE, **changes: Any) -> TrainState:

@@ -60,7 +60,7 @@ def test_features_that_are_not_finite_have_no_rank_and_do_not_end_the_run(bad: f
     features = torch.randn(8, 4)
     features[2, 1] = bad
     assert effective_rank(features).isnan()
-    assert rank_fraction(features).isnan()
+    assert rank_fraction(effective_rank(features), features).isnan()
 
 
 def test_the_rank_is_at_most_that_of_centred_features() -> None:
@@ -70,8 +70,8 @@ def test_the_rank_is_at_most_that_of_centred_features() -> None:
 
 def test_the_fraction_of_the_rank_is_of_what_the_crops_and_the_width_allow() -> None:
     few, wide = torch.randn(6, 100), torch.randn(200, 4)
-    assert float(rank_fraction(few)) == pytest.approx(float(effective_rank(few)) / 5)
-    assert float(rank_fraction(wide)) == pytest.approx(float(effective_rank(wide)) / 4)
+    assert float(rank_fraction(effective_rank(few), few)) == pytest.approx(float(effective_rank(few)) / 5)
+    assert float(rank_fraction(effective_rank(wide), wide)) == pytest.approx(float(effective_rank(wide)) / 4)
 
 
 def test_entropy_is_log_of_the_outputs_when_uniform_and_zero_when_certain() -> None:

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ace.config import Config, resolve
 from ace.data.batches import PairBatch, ViewBatch
 from ace.models.encoder import default_device, load_encoder
-from ace.training.objective import branches_of, count_totals
+from ace.training.objective import branches_of, count_totals, teach
 from ace.training.params import PretrainParams
 from ace.training.pretrain import build_state, pretrain
 from ace.training.state import TrainState
@@ -93,7 +93,7 @@ def test_the_loss_of_views_is_that_of_the_oracle(
     assert result.loss.item() == pytest.approx(0.3 * expected, rel=1e-4)
     assert set(result.terms) == {"loss", "loss_views"}
     assert result.removal_sums is None
-    assert result.teacher.features.shape[0] == 6 * num_teacher_views
+    assert teach(state.teacher, batch, params, GRID.t).features.shape[0] == 6 * num_teacher_views
     logits, rows = result.center_sum
     assert rows == num_teacher_views * (batch.view_shown > 0.5).any(2).all(1).sum()
     assert logits.shape == state.center.shape
@@ -204,7 +204,8 @@ def test_losses_gradients_and_sums_of_micro_batches_add_up_to_the_whole_batch(ph
     expected = gradients(state)
     state.student.zero_grad(set_to_none=True)
     parts = [loss_on(state, part, params, GRID.t, totals=totals, share=1 / 3) for part in batch.split(3)]
-    counted = count_totals(batch, [part.teacher for part in parts], 3, GRID.t)
+    taught = [teach(state.teacher, part, params, GRID.t) for part in batch.split(3)]
+    counted = count_totals(batch, taught, 3, GRID.t)
     torch.testing.assert_close(vars(counted), vars(totals))
     for part in parts:
         part.loss.backward()

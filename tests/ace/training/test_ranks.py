@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import distributed
 
 from ace.models.backbone import build_backbone
 from ace.training.pretrain import check_statistics
-from ace.training.ranks import checksum
+from ace.training.ranks import Ranks, checksum
 from ace.training.run import RunIdentity
 from shards.errors import ConfigError
 from shards.read import ShardIndex
@@ -97,6 +98,23 @@ def test_achecksum_changes_with_every_single_value_of_every_type(dtype: torch.dt
         assert checksum(other) != checksum(values)
     assert checksum(values.transpose(0, 1).contiguous().transpose(0, 1)) == checksum(values)
     assert checksum(values[0, 0, 0]).dtype == torch.int64
+
+
+def test_a_step_sends_no_buffers_between_the_processes(tmp_path: Path) -> None:
+    """A Swin has tables of constants, which are made equal when the networks are wrapped."""
+    window = {"patch_size": 8, "embed_dim": 16, "depths": [2], "num_heads": [2], "window_size": 2}
+    model_params = tiny_params(backbone=backbone_of("swin_tiny_patch4_window7_224", window)).backbone
+    backbone = build_backbone(model_params, tiny_grid(t=4).spec)
+    assert list(backbone.buffers())
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        learner = Ranks(0, 2, torch.device("cpu")).averaging(backbone)
+        with torch.profiler.profile() as profile:
+            learner(torch.zeros(2, 1, 32, 32)).sum().backward()
+    finally:
+        distributed.destroy_process_group()
+    sent = {event.name for event in profile.events() if "c10d::" in event.name}
+    assert sent == {"c10d::allreduce_"}
 
 
 FAILING = """

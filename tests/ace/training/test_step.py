@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from tests.ace.training.steps import (
     GRID,
     NUM_SAMPLES,
     batch_erased_in_one_half,
+    batch_of_one_valid_sample,
     batch_with_gaps,
     batch_with_tissue,
     fresh_state,
@@ -112,6 +114,25 @@ def test_two_processes_also_make_that_step_without_removal_and_where_one_has_not
     for one in found:
         assert_same(one, expected)
     assert_same_networks_to_the_last_bit(*found)
+
+
+def test_a_process_without_a_valid_sample_leaves_the_weight_of_the_others_samples_as_it_is(tmp_path: Path) -> None:
+    """Of two processes' samples one is valid: its loss is the step's, as in one process and as of that sample alone."""
+    halves = [count_totals(half, [], 2, GRID.t).num_valid for half in batch_of_one_valid_sample().split(2)]
+    assert halves == [0, 1]
+    found, expected = run_processes(tmp_path, 2, {}, "one valid"), recorded("one valid")
+    for one in found:
+        assert_same(one, expected)
+    alone = step_on(fresh_state(), batch_of_one_valid_sample().split(NUM_SAMPLES)[-1])
+    assert found[0]["terms"]["loss_global"] == pytest.approx(alone.values["loss_global"].item(), rel=1e-5)
+
+
+def test_a_step_without_any_valid_sample_has_no_global_term_and_a_finite_gradient() -> None:
+    state, batch = fresh_state(precision="fp16"), batch_of_one_valid_sample().split(2)[0]
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    outcome = step_on(state, batch, precision="fp16")
+    assert outcome.is_finite
+    assert outcome.values["loss_global"] == 0
 
 
 def test_both_processes_have_the_same_networks_to_the_last_bit(two_processes: list[dict[str, Any]]) -> None:
@@ -250,6 +271,44 @@ def test_stochastic_depth_follows_from_the_step_whatever_was_drawn_before() -> N
 def test_a_compiled_backbone_makes_the_same_step(tmp_path: Path) -> None:
     (found,) = run_processes(tmp_path, 1, {"compile": True})
     assert_same(found, recorded(), tolerance=1e-4)
+
+
+@pytest.mark.parametrize("is_removal", [False, True])
+def test_of_the_micro_batches_only_those_to_come_have_outputs_of_the_teacher(is_removal: bool) -> None:
+    """Removal is divided by what the teacher gives for all of them; no other term has to know it beforehand."""
+    changes: dict[str, Any] = {"num_micro_batches": 4, **({} if is_removal else without_removal())}
+    state = fresh_state(**changes)
+    given: list[weakref.ref[Any]] = []
+    kept: list[int] = []
+    state.teacher.register_forward_hook(lambda module, arguments, outputs: given.append(weakref.ref(outputs)))
+    state.student.register_forward_pre_hook(
+        lambda module, arguments: kept.append(sum(reference() is not None for reference in given))
+    )
+    step_on(state, batch_with_gaps(), **changes)
+    assert kept == ([4, 3, 2, 1] if is_removal else [1, 1, 1, 1])
+
+
+class Calls(TorchDispatchMode):
+    """Counts the calls of operators whose name has a part in it."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__()
+        self.part, self.count = part, 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        self.count += self.part in str(function)
+        return function(*arguments, **(options or {}))
+
+
+def test_a_logged_step_takes_the_singular_values_of_the_features_once() -> None:
+    state = fresh_state()
+    counts = []
+    for is_logged in (True, False):
+        with Calls("svd") as calls:
+            outcome = step_on(state, batch_with_gaps(), is_logged=is_logged)
+        counts.append(calls.count)
+    assert counts == [1, 0]
+    assert "rank_fraction" not in outcome.values
 
 
 class ReadsByTheHost(TorchDispatchMode):
