@@ -32,7 +32,8 @@ class Augmentation:
 
 
 AS_IT_IS = Augmentation()
-CONTRAST, SHIFT, SIGMA, AMOUNT, CLIP = range(5)
+NUM_COLUMNS = 5
+CONTRAST, SHIFT, SIGMA, AMOUNT, CLIP = range(NUM_COLUMNS)
 """Columns of the collated records."""
 
 

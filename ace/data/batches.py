@@ -89,6 +89,19 @@ class Batch(ABC):
         """The batch in page-locked memory (torch's loader calls this)."""
         return self._mapped(Tensor.pin_memory)
 
+    def share_memory(self: AnyBatch) -> AnyBatch:
+        """The batch in memory that other processes can be handed.
+
+        Raises:
+            RuntimeError: there is no room for it.
+        """
+        return self._mapped(Tensor.share_memory_)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its crops and of what is drawn for them."""
+        return sum(value.nbytes for value in vars(self).values() if isinstance(value, Tensor))
+
     @abstractmethod
     def whole(self) -> list[Float[Tensor, "batch channels size size"]]:
         """Crop by crop, as the networks take them, nothing erased."""

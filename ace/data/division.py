@@ -1,6 +1,7 @@
 """How samples and tars divide among ranks and loader workers: looked at before anything is trained."""
 
-from ace.data.loader import CropDataset
+from ace.data.loader import PREFETCHED, CropDataset
+from ace.data.shared_memory import check_room
 from shards.errors import ConfigError
 from shards.order import num_draws
 from shards.parallel import default_num_workers
@@ -31,6 +32,7 @@ def check_division(
 
     Raises:
         ConfigError: an epoch has too few samples for a step on every rank.
+        NoSpaceError: shared memory has too little room for what the loaders of this machine hand over.
     """
     counts = [num_draws(len(rows), mix.weight) for rows, mix in zip(dataset.rows, dataset.mixes, strict=True)]
     num_samples, num_step = sum(counts), world_size * batch_size
@@ -41,6 +43,10 @@ def check_division(
             f"samples needs {num_step}: lower pretrain.batch_size or the number of ranks, raise a batch's mix.weight, "
             "or add data"
         )
+    if num_workers:
+        # Each rank has one batch in hand and takes the next.
+        num_batches = num_local_ranks * (PREFETCHED * num_workers + 2)
+        check_room(num_batches, dataset.batch_bytes(batch_size))
     num_steps = epochs * (num_samples // num_step)
     checks = (
         _idle_workers(num_workers, num_steps),

@@ -5,27 +5,32 @@ the seed and the step's number alone, so a resumed run sees what an uninterrupte
 """
 
 import hashlib
+import math
 import multiprocessing
 import os
-from collections.abc import Generator, Iterator, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data._utils import signal_handling
+from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
 from ace.data.augment import augment
-from ace.data.augmentation import AS_IT_IS, Augmentation, draw_augmentation
+from ace.data.augmentation import AS_IT_IS, NUM_COLUMNS, Augmentation, draw_augmentation
 from ace.data.batches import CropPairItem, Shown, ViewItem, collate
 from ace.data.crops import resample_all
 from ace.data.erase import shown_share
 from ace.data.objectives import CYCLE, Objective, spec_of_epoch
 from ace.data.params import AugmentParams, ViewsParams
-from ace.data.views import centred_windows, random_windows
+from ace.data.shared_memory import no_room
+from ace.data.views import NUM_RANDOM, centred_windows, random_windows
 from shards.canvas import Pixels, with_channels
-from shards.errors import ConfigError, ShardError
+from shards.errors import ConfigError, OutOfReachError, ShardError
 from shards.grid import CropPair, GridSpec, Window, draw_crop_pair, scale_of_step
 from shards.memory import keep_freed_memory
 from shards.order import batches_per_epoch, cache_window, epoch_order
@@ -35,6 +40,22 @@ from shards.read import Sample, ShardIndex, ShardReader
 CropSource = Literal["fresh", "bank"]
 Request = tuple[int, int, int, int]
 """(number of the shard set, position among its training samples, step of the whole run, its epoch)."""
+PREFETCHED = 2
+"""Batches that each loader process is ahead."""
+POLL_S = 1.0
+"""How often whoever waits for a batch looks up."""
+TIMEOUT_S = 1800.0
+"""Longest wait for a batch: longer than servers are insisted on and than the cache is waited for."""
+GRACE_S = 5.0
+"""How long the loader's processes may take to end by themselves."""
+_STATES = {"D": "waits for a disk or a network drive", "R": "computes", "S": "sleeps", "T": "is stopped"}
+_PAGE_BYTES = 4096
+_NUM_TENSORS = 9
+"""Of a batch; each takes whole pages of shared memory."""
+
+
+class NoBatchError(OutOfReachError):
+    """No batch came, however long it was waited for: the same command may succeed later."""
 
 
 class CropDataset(Dataset[CropPairItem | ViewItem]):
@@ -84,6 +105,15 @@ class CropDataset(Dataset[CropPairItem | ViewItem]):
         self.readers = [ShardReader(index) for index in self.indexes]
         self.rows = [index.select("train") for index in self.indexes]
         self.window = cache_window(self.indexes, self.rows, [mix.weight for mix in self.mixes])
+
+    def batch_bytes(self, batch_size: int) -> int:
+        """Shared memory that a batch of so many samples takes, whatever the epoch shows, to within some pages."""
+        num_views = NUM_RANDOM if self.objective == "dino" else len(self.views.centred.sides)
+        num_crops = max(num_views if spec is None else 2 for spec in self.specs)
+        pixels, shares, record = self.in_channels * self.spec.crop_px**2, 4 * self.spec.t**2, 8 * NUM_COLUMNS
+        origins, levels = 2 * 2 * 8, 2 * 4 * self.in_channels
+        sample_bytes = num_crops * (pixels + shares + record) + origins + levels
+        return batch_size * sample_bytes + _NUM_TENSORS * _PAGE_BYTES
 
     def __getitem__(self, request: Request) -> CropPairItem | ViewItem:
         """The crop pair, or the views, that this sample gets at this step."""
@@ -203,17 +233,58 @@ class StepSampler(Sampler[list[Request]]):
 class StepLoader(DataLoader[Any]):
     """Batches, step by step. Close its iterator: that ends the processes which make them."""
 
+    def __init__(self, *arguments: Any, while_waiting: Callable[[], object], timeout_s: float, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.while_waiting, self.timeout_s = while_waiting, timeout_s
+
     def __iter__(self) -> Generator[Any, None, None]:  # type: ignore[override]
         return _until_closed(super().__iter__())
 
+    def _get_iterator(self) -> _BaseDataLoaderIter:
+        return _Waiting(self) if self.num_workers else super()._get_iterator()
 
-def build_loader(sampler: StepSampler, *, num_workers: int, is_pinned: bool) -> StepLoader:
+
+class _Waiting(_MultiProcessingDataLoaderIter):
+    """Torch's iterator, which would wait for ever and call nobody meanwhile."""
+
+    def __init__(self, loader: StepLoader) -> None:
+        self._loader = loader
+        super().__init__(loader)
+
+    def _get_data(self) -> Any:
+        # Turns, not time: a trainer that was itself stopped for a while has not waited.
+        for _ in range(math.ceil(self._loader.timeout_s / POLL_S)):
+            is_there, data = self._try_get_data(POLL_S)  # type: ignore[no-untyped-call]
+            if is_there:
+                return data
+            self._loader.while_waiting()
+        states = ", ".join(f"{process.pid} {_state(process.pid)}" for process in self._workers)
+        raise NoBatchError(
+            f"no batch has come for {self._loader.timeout_s:g} s from the loader's {len(self._workers)} process(es) "
+            f"({states}). Look what they wrote, and whether the disk or the server with the shards answers; the same "
+            "command goes on at the last checkpoint"
+        )
+
+
+def build_loader(
+    sampler: StepSampler,
+    *,
+    num_workers: int,
+    is_pinned: bool,
+    while_waiting: Callable[[], object] = lambda: None,
+    timeout_s: float = TIMEOUT_S,
+) -> StepLoader:
     """A loader of batches over the sampler's steps, in their order.
+
+    Its iterator raises a NoBatchError where its processes do not answer, and a NoSpaceError where they have no shared
+    memory to hand a batch over.
 
     Args:
         sampler: Which samples each step has.
         num_workers: Processes that decode; 0 decodes in this one.
         is_pinned: Whether batches go to page-locked memory, for an accelerator.
+        while_waiting: Called about every second while no batch comes; what it raises ends the wait.
+        timeout_s: Longest wait for a batch.
     """
     # Not fork: it copies the locks of torch's threads. Not forkserver: its workers outlive a killed trainer.
     context = multiprocessing.get_context("spawn") if num_workers else None
@@ -221,17 +292,33 @@ def build_loader(sampler: StepSampler, *, num_workers: int, is_pinned: bool) -> 
         sampler.dataset,
         batch_sampler=sampler,
         num_workers=num_workers,
+        prefetch_factor=PREFETCHED if num_workers else None,
         collate_fn=_collate,
         pin_memory=is_pinned,
         multiprocessing_context=context,
         # Its own: the loader would draw a base seed from torch's generator, which a resumed run has restored.
         generator=torch.Generator(),
         worker_init_fn=partial(_start_worker, os.getpid()),
+        while_waiting=while_waiting,
+        timeout_s=timeout_s,
     )
 
 
 def _collate(items: Any) -> Any:
-    return items if isinstance(items, ShardError) else collate(items)
+    """The batch, or the error that a user can cause.
+
+    In a loader's process it is put into shared memory here: torch would do so in a thread of its own, where an error is
+    printed, the batch is lost and the trainer waits for it.
+    """
+    if isinstance(items, ShardError):
+        return items
+    batch = collate(items)
+    if get_worker_info() is None:
+        return batch
+    try:
+        return batch.share_memory()
+    except RuntimeError as error:
+        return no_room(batch.num_bytes, error)
 
 
 def _until_closed(batches: Any) -> Generator[Any, None, None]:
@@ -247,9 +334,38 @@ def _until_closed(batches: Any) -> Generator[Any, None, None]:
             yield batch
     finally:
         if isinstance(batches, _MultiProcessingDataLoaderIter):
-            batches._shutdown_workers()
-            for process in batches._workers:  # one that waits for a server has not looked up
-                process.kill()
+            _end(batches)
+
+
+def _end(batches: _MultiProcessingDataLoaderIter) -> None:
+    """End the loader's processes; those that do not look up, as one that waits for a server, are killed in a while.
+
+    Torch would wait for each of them in turn, and longer than a scheduler waits for all.
+    """
+    if batches._worker_pids_set:  # else they have ended
+        # From now on it is no error of the trainer's if one of them is killed.
+        signal_handling._remove_worker_pids(id(batches))  # type: ignore[attr-defined]
+        batches._worker_pids_set = False
+    killer = threading.Timer(GRACE_S, _kill, [batches._workers])
+    killer.daemon = True
+    killer.start()
+    batches._shutdown_workers()
+    killer.cancel()
+    _kill(batches._workers)
+
+
+def _kill(processes: Sequence[Any]) -> None:
+    for process in processes:
+        process.kill()
+
+
+def _state(pid: int | None) -> str:
+    """What a process is doing, in words."""
+    try:
+        letter = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except OSError:
+        return "is not seen"
+    return _STATES.get(letter.upper(), f"is in state {letter}")
 
 
 def _start_worker(parent: int, worker: int) -> None:

@@ -7,10 +7,12 @@ import numpy as np
 from ace.data.params import CentredViewsParams, RandomViewsParams
 from shards.grid import Window
 
+NUM_RANDOM = 2
+
 
 def random_windows(canvas_px: int, params: RandomViewsParams, rng: np.random.Generator) -> list[Window]:
     """Two squares, drawn independently: area uniform in its range, place uniform on the canvas."""
-    return [_random_window(canvas_px, params, rng) for _ in range(2)]
+    return [_random_window(canvas_px, params, rng) for _ in range(NUM_RANDOM)]
 
 
 def centred_windows(canvas_px: int, params: CentredViewsParams, rng: np.random.Generator) -> list[Window]:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Generator, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -23,7 +24,7 @@ from ace.training.ranks import Ranks
 from ace.training.run import RunFolder
 from ace.training.state import TrainState
 from ace.training.step import StepOutcome, train_step
-from ace.training.stop import StoppedError, StopRequest, deaf_children
+from ace.training.stop import StoppedAloneError, StoppedError, StopRequest, deaf_children
 from shards.errors import ShardError
 from shards.progress import progress_bar
 
@@ -31,6 +32,8 @@ SCORE = "probe_knn_auroc"
 """By which the best checkpoint is chosen: the loss says little about the encoder."""
 MAX_DUMPS = 20
 OTHERS_REASON = "another process was asked to end"
+ALONE_AFTER_S = 10.0
+"""How long one of several processes that is asked to end still waits for the batch that the others have."""
 
 
 class NonfiniteError(ShardError):
@@ -87,11 +90,16 @@ class TrainingLoop:
     run: RunFolder
     fingerprint: str
 
+    def __post_init__(self) -> None:
+        self._saved_step = self.state.step
+        self._asked_at: float | None = None
+
     def finish(self, request: StopRequest) -> None:
         """Run the remaining steps.
 
         Raises:
             StoppedError: a rank was asked to end; the state is saved.
+            StoppedAloneError: this rank was asked to end while it waited for data; the first rank's state is saved.
             NonfiniteError: loss or gradient was not finite.
             DivergedError: the processes' networks differ.
         """
@@ -106,7 +114,7 @@ class TrainingLoop:
         bar = progress_bar(
             total=num_steps, initial=state.step, description="pretrain", unit="step", is_shown=self.ranks.is_first
         )
-        with bar, closing(self._batches()) as batches:
+        with bar, closing(self._batches(request)) as batches:
             while state.step < num_steps:
                 asked = time.monotonic()
                 batch = next(batches).to(self.ranks.device)
@@ -139,8 +147,7 @@ class TrainingLoop:
                     window = Window(time.monotonic())
                 is_due = time.monotonic() - saved >= self.params.checkpoint_every_s
                 if is_due or is_last or is_probed or outcome.is_stop_wanted:
-                    if self.ranks.is_first:
-                        self.checkpoints.save(state.to_dict(), self.fingerprint, probed.get(SCORE))
+                    self._save(probed.get(SCORE))
                     saved = time.monotonic()
                 bar.update()
                 if outcome.is_stop_wanted and not is_last:
@@ -151,10 +158,39 @@ class TrainingLoop:
                         f"{num_steps}; the same command goes on from there"
                     )
 
-    def _batches(self) -> Generator[PairBatch | ViewBatch, None, None]:
-        is_pinned = self.ranks.device.type == "cuda"
-        with deaf_children() if self.params.num_workers else nullcontext():
-            return iter(build_loader(self.sampler, num_workers=self.params.num_workers, is_pinned=is_pinned))
+    def _batches(self, request: StopRequest) -> Generator[PairBatch | ViewBatch, None, None]:
+        is_pinned, num_workers = self.ranks.device.type == "cuda", self.params.num_workers
+        heed = partial(self._end_without_batch, request)
+        with deaf_children() if num_workers else nullcontext():
+            return iter(build_loader(self.sampler, num_workers=num_workers, is_pinned=is_pinned, while_waiting=heed))
+
+    def _end_without_batch(self, request: StopRequest) -> None:
+        """End between two steps, where no batch comes, if that is asked for.
+
+        Of several processes each first waits a while, since the others may have begun the step: they hear of it there.
+        """
+        if request.reason is None:
+            return
+        has_others = self.ranks.world_size > 1
+        self._asked_at = time.monotonic() if self._asked_at is None else self._asked_at
+        if has_others and time.monotonic() - self._asked_at < ALONE_AFTER_S:
+            return
+        if self._saved_step < self.state.step:
+            self._save(None)
+        where = f"after step {self.state.step} of {self.sampler.num_steps}"
+        if has_others:
+            raise StoppedAloneError(
+                f"{request.reason}: {where} no batch came; the same command goes on at the last checkpoint"
+            )
+        raise StoppedError(
+            f"{request.reason}: saved {where}, as no batch came for the next; the same command goes on from there"
+        )
+
+    def _save(self, score: float | None) -> None:
+        """Write a checkpoint, on the first rank."""
+        if self.ranks.is_first:
+            self.checkpoints.save(self.state.to_dict(), self.fingerprint, score)
+        self._saved_step = self.state.step
 
     def _check_equal_networks(self) -> None:
         state = self.state

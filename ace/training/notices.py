@@ -16,7 +16,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from ace.training.stop import StoppedError
+from ace.training.stop import StoppedAloneError, StoppedError
 from shards.errors import ConfigError, ShardError
 
 START_TIMEOUT = timedelta(minutes=10)
@@ -63,6 +63,10 @@ class NoticeBoard:
         threading.Thread(target=self._watch, args=(is_over,), daemon=True).start()
         try:
             yield
+        except StoppedAloneError as stop:
+            is_over.set()
+            self._leave(stop)
+            raise
         except StoppedError:
             raise  # of all processes at the same step
         except BaseException as error:
@@ -101,7 +105,7 @@ class NoticeBoard:
 
 def describe(rank: int, world_size: int, error: BaseException) -> str:
     """Return one line on a process's failure for the others."""
-    reason = f"{error}" if isinstance(error, ShardError) else f"{type(error).__name__}: {error}"
+    reason = f"{error}" if isinstance(error, ShardError | StoppedError) else f"{type(error).__name__}: {error}"
     return f"process {rank} of {world_size}: {reason}"
 
 

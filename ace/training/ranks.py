@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ace.models.encoder import choose_device
 from ace.training.notices import NoticeBoard, describe, open_board
-from ace.training.stop import StoppedError
+from ace.training.stop import StoppedAloneError, StoppedError
 from shards.errors import ConfigError, OutOfReachError, ShardError
 
 Value = TypeVar("Value")
@@ -160,10 +160,12 @@ def open_ranks(device: str = "auto") -> Iterator[Ranks]:
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
         try:
             yield Ranks(rank, world_size, own)
+        except StoppedAloneError:
+            raise
         except StoppedError:
             dist.destroy_process_group()
             raise
-        # After a failure it would wait for what others never send; the process ends anyway.
+        # After a failure, and alone, it would wait for what others never send; the process ends anyway.
         dist.destroy_process_group()
 
 

@@ -16,6 +16,10 @@ class StoppedError(Exception):
     """The training was asked to end before its last step; its state is saved."""
 
 
+class StoppedAloneError(StoppedError):
+    """One of several processes was asked to end while it waited for data, and the others may wait for it."""
+
+
 class StopRequest:
     """Why training should end after the running step, if it should; made by `stop_requests`."""
 

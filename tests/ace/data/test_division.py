@@ -10,7 +10,7 @@ from ace.data import division
 from ace.data.division import check_division
 from ace.data.loader import CropDataset
 from shards.cache import ShardCache
-from shards.errors import ConfigError
+from shards.errors import ConfigError, NoSpaceError
 from shards.params import MixParams
 from shards.read import ShardIndex
 from shards.remote import Remote
@@ -56,6 +56,16 @@ def test_too_few_samples_for_a_step_show_what_each_set_gives_and_what_is_needed(
     with pytest.raises(ConfigError, match=rf"{message}.*2 rank\(s\) × 8 samples needs 16: lower pretrain.batch_size"):
         check((index, 1.0), (index, 0.6), batch_size=8, world_size=2)
     assert check((index, 1.0), (index, 0.8), batch_size=8, world_size=2) == []  # 9 + 7
+
+
+def test_shared_memory_that_cannot_hold_what_is_handed_over_is_refused_with_the_numbers(index: ShardIndex) -> None:
+    batch_bytes = 2 * (2 * (32 * 32 + 4 * 16 + 40) + 32 + 8) + 9 * 4096
+    needed = 10**9 * (2 * 3 + 2) * batch_bytes / 1e6
+    with pytest.raises(NoSpaceError, match=r"/dev/shm: .* MB free") as error:
+        check((index, 1.0), num_local_ranks=10**9, num_workers=3)
+    assert f"up to 8000000000 batch(es) of {batch_bytes / 1e6:.3g} MB there, {needed:.3g} MB in all" in str(error.value)
+    assert "docker run --shm-size" in str(error.value)
+    check((index, 1.0), num_local_ranks=10**9, num_workers=0)
 
 
 def test_workers_that_would_never_have_a_step_are_told(index: ShardIndex) -> None:

@@ -52,6 +52,7 @@ def start_run(
     prelude: str = "",
     time_limit_s: float | None = None,
     on_device: str | None = None,
+    wrapper: Sequence[str] = (),
     **params: Any,
 ) -> "list[subprocess.Popen[str]]":
     """Start the processes of one training below `out`, each in a group of its own, as a scheduler would.
@@ -65,6 +66,7 @@ def start_run(
         prelude: Python that each process runs first.
         time_limit_s: As `--time-limit`, in seconds.
         on_device: As `--device`.
+        wrapper: A command that runs each process's command, which is added to it.
         params: Changes of the tiny configuration.
     """
     environment = {**os.environ, "ACE_SCRATCH": str(out / "scratch"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -78,7 +80,16 @@ def start_run(
     for rank in range(num_ranks):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if num_ranks > 1 else {}
         seen = last_shards if last_shards is not None and rank == num_ranks - 1 else shards
-        command = [sys.executable, "-c", prelude + RUN, str(seen), str(out), str(run_dir or ""), json.dumps(params)]
+        command = [
+            *wrapper,
+            sys.executable,
+            "-c",
+            prelude + RUN,
+            str(seen),
+            str(out),
+            str(run_dir or ""),
+            json.dumps(params),
+        ]
         command += [json.dumps(time_limit_s), on_device or ""]
         processes.append(
             subprocess.Popen(

@@ -1,0 +1,115 @@
+"""The loader's processes hand batches over, or the trainer hears why not."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ace.data import loader
+from ace.data.loader import NoBatchError, build_loader
+from shards.read import ShardIndex
+from tests.ace.data import stalled
+from tests.ace.data.painted import BuildShards
+from tests.ace.data.test_batches import GRID, HOST, dataset_of, sampler_of
+from tests.ace.training.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def index(build_painted: BuildShards) -> ShardIndex:
+    rng, size = np.random.default_rng(0), GRID.spec.canvas_px
+    return build_painted({f"{i}.png": rng.integers(0, 256, (size, size), dtype=np.uint8) for i in range(12)}, GRID)
+
+
+def num_bytes(batch: Any) -> int:
+    """Of all tensors, those of the augmentation's records among them."""
+    sizes: list[int] = []
+
+    def measured(tensor: torch.Tensor) -> torch.Tensor:
+        sizes.append(tensor.nbytes)
+        return tensor
+
+    batch._mapped(measured)
+    return sum(sizes)
+
+
+@pytest.mark.parametrize("changes", [{}, {"augment": HOST}, {"augment": None}, {"in_channels": 3}])
+@pytest.mark.parametrize("objective", ["ace", "dino", "ace_v2"])
+def test_a_batch_takes_the_shared_memory_that_is_reckoned_with(
+    objective: str, changes: dict[str, Any], index: ShardIndex
+) -> None:
+    dataset = dataset_of([index], objective=objective, **changes)
+    found = max(num_bytes(batch) for batch in build_loader(sampler_of(dataset), num_workers=0, is_pinned=False))
+    spare = dataset.batch_bytes(2) - 9 * 4096 - found  # pages that nothing fills
+    assert 0 <= spare <= 2 * (32 + 4 * 40)  # what some objectives or augmentations leave out
+
+
+def test_batches_of_processes_are_those_of_none_and_lie_in_shared_memory(index: ShardIndex) -> None:
+    dataset = dataset_of([index])
+    ours, theirs = (
+        list(build_loader(sampler_of(dataset, epochs=1), num_workers=number, is_pinned=False)) for number in (1, 0)
+    )
+    assert len(ours) == len(theirs) == 6
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.keys == other.keys
+        assert torch.equal(one.coarse, other.coarse)
+        assert one.coarse.is_shared()
+
+
+def test_a_process_that_gives_nothing_ends_the_wait_with_what_it_is_doing(
+    index: ShardIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = list(build_loader(sampler_of(dataset_of([index])), num_workers=0, is_pinned=False))
+    monkeypatch.setattr(loader, "_collate", stalled.collate)
+    batches = build_loader(sampler_of(dataset_of([index])), num_workers=1, is_pinned=False)
+    waiting = iter(batches)
+    given = [next(waiting) for _ in range(stalled.NUM_BATCHES)]
+    batches.timeout_s = 2
+    (process,) = multiprocessing.active_children()
+    with pytest.raises(NoBatchError, match=rf"no batch has come for 2 s .* 1 process\(es\) \({process.pid} sleeps\)"):
+        next(waiting)
+    assert multiprocessing.active_children() == []
+    assert [batch.keys for batch in given] == [batch.keys for batch in expected[: len(given)]]
+
+
+def test_what_is_raised_while_no_batch_comes_ends_the_wait(index: ShardIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt() -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(loader, "_collate", stalled.never)
+    batches = build_loader(sampler_of(dataset_of([index])), num_workers=1, is_pinned=False, while_waiting=interrupt)
+    with pytest.raises(InterruptedError):
+        list(batches)
+    assert multiprocessing.active_children() == []
+
+
+LITTLE_ROOM = """
+import resource, sys
+from pathlib import Path
+from ace.data.loader import build_loader
+from shards.read import ShardIndex
+from tests.ace.data.test_batches import dataset_of, sampler_of
+
+if __name__ == "__main__":
+    loader = build_loader(sampler_of(dataset_of([ShardIndex.open(Path(sys.argv[1]))])), num_workers=1, is_pinned=False)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
+    list(loader)
+"""
+"""A loader whose processes may not make files, nor shared memory, of more than 1024 bytes."""
+
+
+def test_a_batch_that_cannot_be_handed_over_is_an_error_that_says_why(index: ShardIndex, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(LITTLE_ROOM)
+    command = [sys.executable, str(script), str(index.store.location)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    said = done.stderr.strip().splitlines()[-1]
+    assert said.startswith("shards.errors.NoSpaceError: /dev/shm: ")
+    assert "could not be handed over (" in said
+    assert "docker run --shm-size" in said
