@@ -4,19 +4,20 @@ import hashlib
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shards.atomic import clear_when_full, write_text
 from shards.delivery import format_manifest, hashed, identify
-from shards.errors import ConfigError, NoSpaceError, SourceError
+from shards.errors import ConfigError, NoSpaceError, SourceError, WorkerError
 from shards.execution import Execution, Processes
 from shards.format import sha256_of
 from shards.identity import PUBLIC_KEY
 from shards.index import annotation_warnings, check_quarantine, describe, keep_warnings, publish
 from shards.keep_list import read_list
 from shards.params import GridParams, PhantomSourceParams, ShardParams, SourceParams
-from shards.plan import BatchPlan, fingerprint, plan_batch
+from shards.plan import BatchPlan, ShardPlan, fingerprint, plan_batch
 from shards.progress import progress_bar
 from shards.quality.inspection import Inspection, inspect, list_originals
 from shards.sample import Encoder
@@ -38,6 +39,8 @@ def build_shards(
     execution: Execution | None = None,
 ) -> None:
     """Build the shard set of one batch; `out` appears whole or not at all.
+
+    Tars are built in other processes, so a script calls this below `if __name__ == "__main__":`.
 
     Finished tars wait in the scratch folder: after a kill the same call goes on with the unfinished ones and leaves the
     same bytes.
@@ -140,14 +143,14 @@ def build_tars(plan: BatchPlan, builder: TarBuilder, execution: Execution, out: 
 
     Raises:
         SourceError: images are missing or changed since they were registered.
-        NoSpaceError: there is too little room.
-        OSError: the disk is full or gone.
+        NoSpaceError: there is too little room, or a disk is full.
+        WorkerError: the processes end before they read an image.
+        OSError: the disk is gone.
     """
+    builder = builder.with_absolute_paths()
     pending = [shard for shard in plan.shards if read_summary(builder.scratch, shard.name, is_checked=True) is None]
     num_pending = sum(len(shard.places) for shard in pending)
     _check_space(plan.num_images, num_pending, builder, out)
-    for shard in pending:
-        (builder.scratch / f"{shard.name}.begun").unlink(missing_ok=True)
     # The largest first, so that at the end no process waits long for another's.
     pending.sort(key=lambda shard: len(shard.places), reverse=True)
     num_finished = plan.num_images - num_pending
@@ -168,13 +171,33 @@ def build_tars(plan: BatchPlan, builder: TarBuilder, execution: Execution, out: 
     with bar:
         left = pending
         while left:
-            lost = [shard for shard, is_lost in execution.run(builder, left, show_progress) if is_lost]
+            lost = _run(builder, left, execution, show_progress)
             # Which of the tars under way ended its process? One at a time tells, and tells which image it was.
             for shard in [shard for shard in lost if num_begun(builder.scratch, shard.name)]:
-                while any(is_lost for _, is_lost in execution.run(builder, [shard], show_progress)):
+                while _run(builder, [shard], execution, show_progress):
                     builder.note_crash(shard)
             left = [shard for shard in lost if read_summary(builder.scratch, shard.name) is None]
         show_progress()
+
+
+def _run(
+    builder: TarBuilder, shards: list[ShardPlan], execution: Execution, on_poll: Callable[[], None]
+) -> list[ShardPlan]:
+    """Build tars; return those whose process was lost.
+
+    Raises:
+        WorkerError: the processes end before they read an image, which no image is to blame for.
+    """
+    for shard in shards:
+        (builder.scratch / f"{shard.name}.begun").unlink(missing_ok=True)
+    lost = [shard for shard, is_lost in execution.run(builder, shards, on_poll) if is_lost]
+    if lost and not any(num_begun(builder.scratch, shard.name) for shard in shards):
+        raise WorkerError(
+            f"batch {builder.encoder.batch}: the processes that build its tars ended before they read an image; "
+            "expected free memory for each of them: free some or take fewer (--num-workers), then give the same "
+            "command again"
+        )
+    return lost
 
 
 def _check_space(num_images: int, num_pending: int, builder: TarBuilder, out: Path) -> None:

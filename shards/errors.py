@@ -29,6 +29,10 @@ class NoSpaceError(ShardError):
     """A disk is full, or has too little room for what is about to be written."""
 
 
+class WorkerError(ShardError):
+    """The processes that do the work cannot be started, or are ended from outside."""
+
+
 class StoreError(ShardError):
     """A remote shard set cannot be reached or read, or there is no room for its files."""
 

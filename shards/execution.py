@@ -1,4 +1,4 @@
-"""Where independent pieces of work run: in this process, in processes of this machine, or on a Ray cluster."""
+"""Where independent pieces of work run: in processes of this machine, or on a Ray cluster."""
 
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +36,11 @@ class Execution(Protocol):
 
 @dataclass(frozen=True)
 class Processes:
-    """Processes of this machine; one a core if None, and 1 is this process itself."""
+    """Run work in other processes of this machine, never in this one, which outlives an image that ends its process.
+
+    Attributes:
+        num_workers: Number of processes; one a core if None.
+    """
 
     num_workers: int | None = None
 
@@ -45,12 +49,6 @@ class Processes:
     ) -> Iterator[tuple[Item, bool]]:
         """See `Execution`."""
         num_workers = self.num_workers or default_num_workers()
-        if num_workers == 1:
-            for item in items:
-                function(item)
-                on_poll()
-                yield item, False
-            return
         # spawn: forking a process that has threads (torch, tqdm) can deadlock.
         pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), initializer=start_worker)
         with pool:

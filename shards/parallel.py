@@ -8,9 +8,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TypeVar
+
+from shards.errors import WorkerError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -74,6 +77,9 @@ def map_in_processes(
         function: A module-level function or a partial of one.
         items: Read only as far ahead as the workers need.
         num_workers: Processes; one per core if None. Close the generator to end them early.
+
+    Raises:
+        WorkerError: a process was ended from outside, or cannot be started.
     """
     num_workers = num_workers or default_num_workers()
     if num_workers == 1:
@@ -90,6 +96,11 @@ def map_in_processes(
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
+        except BrokenProcessPool:
+            raise WorkerError(
+                "a process that shares in the work was ended from outside, or could not be started; expected free "
+                "memory for each of them: free some or take fewer (--num-workers), then give the same command again"
+            ) from None
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -1,10 +1,11 @@
 """One tar of a shard set: built whole by one process, from the lines of the manifest that its plan names."""
 
 import json
+import platform
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from shards.atomic import atomic_path, write_text
 from shards.delivery import Header, read_entry
@@ -15,6 +16,7 @@ from shards.plan import ShardPlan, task_of
 from shards.quality.measure import Measured
 from shards.quality.store import write_measured
 from shards.sample import Encoded, Encoder, Rejected, Task
+from shards.scratch import SCRATCH_VARIABLE
 from shards.tar import Span, TarWriter
 
 Summary = dict[str, Any]
@@ -36,9 +38,12 @@ class TarBuilder:
         """Write one tar, then its summary: a tar is finished when its summary is there.
 
         Raises:
-            SourceError: images are missing or changed since they were registered.
-            OSError: the disk is full or gone.
+            SourceError: images are missing or changed since they were registered, or this machine does not see the
+                files.
+            NoSpaceError: the disk is full.
+            OSError: the disk is gone.
         """
+        self._check_in_sight()
         keep_freed_memory()
         samples: list[dict[str, Any]] = []
         measured: list[Measured] = []
@@ -73,6 +78,25 @@ class TarBuilder:
             "quarantined": [_quarantined(position, task, result.reason) for position, task, result in rejected],
         }
         write_text(self.scratch / f"{shard.name}.json", json.dumps(summary))
+
+    def with_absolute_paths(self) -> Self:
+        """Return a builder for processes that start in another folder than this one, as those of a cluster."""
+        encoder = replace(self.encoder, root=self.encoder.root.absolute())
+        return replace(self, manifest=self.manifest.absolute(), encoder=encoder, scratch=self.scratch.absolute())
+
+    def _check_in_sight(self) -> None:
+        """A scratch folder that is missing would be made, and the tar lost in it.
+
+        Raises:
+            SourceError: the manifest, the images' folder or the scratch folder is missing.
+        """
+        for path in (self.manifest, self.encoder.root, self.scratch):
+            if not path.exists():
+                raise SourceError(
+                    f"{platform.node()}: {path} is not there; expected the manifest, the images and {SCRATCH_VARIABLE} "
+                    "under the same paths on every machine that builds: mount them there, or build on this machine "
+                    "alone, with --num-workers"
+                )
 
     def note_crash(self, shard: ShardPlan) -> None:
         """Remember which image was being read when the tar's process ended; the second time it is given up."""

@@ -25,6 +25,7 @@ from shards.grid import CropPair, crop_bank
 from shards.identity import PUBLIC_KEY, SPLITS, split_of
 from shards.read import ShardIndex, ShardReader
 from tests.shards.datasets import (
+    Here,
     folder_bytes,
     folder_params,
     grid_params,
@@ -39,9 +40,10 @@ from tests.shards.datasets import (
 PLAIN_PNG = {"bits_stored": 8, "photometric": None, "window": [0.0, 255.0], "window_rule": "as stored", "flags": []}
 
 
-def build(source: object, out: Path, num_workers: int = 1, **changes: object) -> ShardReader:
+def build(source: object, out: Path, num_workers: int | None = None, **changes: object) -> ShardReader:
     params = shard_params(**changes)
-    build_shards("batch-b000", source, grid_params(), params, out, execution=Processes(num_workers))  # type: ignore[arg-type]
+    execution = Here() if num_workers is None else Processes(num_workers)
+    build_shards("batch-b000", source, grid_params(), params, out, execution=execution)  # type: ignore[arg-type]
     return ShardReader(ShardIndex.open(out))
 
 

@@ -1,6 +1,7 @@
 """Tars built by processes that die, on disks that fill up, and on a Ray cluster: the same bytes, or a clear word."""
 
 import json
+import multiprocessing
 import os
 import resource
 import shutil
@@ -8,6 +9,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,24 +18,27 @@ import pytest
 from ruamel.yaml import YAML
 
 from shards.build import build_shards, build_tars, open_manifest, root_of
-from shards.errors import ConfigError, NoSpaceError, SourceError
-from shards.execution import Execution, Processes, RayCluster
-from shards.params import PhantomSourceParams
+from shards.errors import ConfigError, NoSpaceError, SourceError, WorkerError
+from shards.execution import Execution, Item, Processes, RayCluster
+from shards.params import PhantomSourceParams, SourceParams
 from shards.plan import plan_batch
 from shards.read import ShardIndex
 from shards.sample import Encoded, Encoder, Rejected, Task
 from shards.writer import TarBuilder, read_summary
-from tests.shards.datasets import folder_bytes, grid_params, shard_params, write_phantom
+from tests.checkout import ROOT
+from tests.shards.datasets import folder_bytes, folder_params, grid_params, shard_params, write_folder, write_phantom
 
 
 @dataclass(frozen=True)
 class DyingEncoder(Encoder):
-    """Ends its process at one image: each time, or only while a file is not there."""
+    """Ends its process at one image: each time, or only while a file is not there; never the test's own."""
 
     key: str = ""
     once: Path | None = None
+    tests_pid: int = 0
 
     def __call__(self, task: Task) -> Encoded | Rejected:
+        assert os.getpid() != self.tests_pid, "images are read in the process that asked for the set"
         if task.key == self.key and not (self.once and self.once.exists()):
             if self.once:
                 self.once.touch()
@@ -44,6 +50,7 @@ def built(source: PhantomSourceParams, scratch: Path, execution: Execution, **dy
     """The summaries of all tars, built with an encoder that dies where it is told."""
     scratch.mkdir()
     params = shard_params()
+    dying["tests_pid"] = os.getpid()
     encoder = DyingEncoder("a", "phantom", root_of(source), 1, grid_params().spec, params, **dying)  # type: ignore[arg-type]
     plan = plan_batch(open_manifest(source).placed_in(scratch), root_of(source), params)
     builder = TarBuilder(plan.manifest, plan.header, encoder, scratch)
@@ -53,10 +60,13 @@ def built(source: PhantomSourceParams, scratch: Path, execution: Execution, **dy
     return {name: summary for name, summary in summaries.items() if summary}
 
 
-def test_an_image_that_ends_its_process_is_quarantined_and_nothing_else_is_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_an_image_that_ends_its_process_is_quarantined_and_nothing_else_is_lost(
+    num_workers: int, tmp_path: Path
+) -> None:
     source = write_phantom(tmp_path / "phantom")
     whole = built(source, tmp_path / "whole", Processes(1))
-    hurt = built(source, tmp_path / "hurt", Processes(2), key="p0005-i2")
+    hurt = built(source, tmp_path / "hurt", Processes(num_workers), key="p0005-i2")
     (name,) = (name for name in whole if whole[name]["sha256"] != hurt[name]["sha256"])
     (item,) = hurt[name]["quarantined"]
     assert item["place"] == "images/p0005-i2.png"
@@ -69,6 +79,119 @@ def test_a_process_killed_from_outside_costs_no_image(tmp_path: Path) -> None:
     source = write_phantom(tmp_path / "phantom")
     whole = built(source, tmp_path / "whole", Processes(1))
     assert built(source, tmp_path / "hurt", Processes(2), key="p0005-i2", once=tmp_path / "died") == whole
+
+
+@dataclass(frozen=True)
+class StillbornEncoder(Encoder):
+    """Ends every process that it is sent to, as one that has no memory for its libraries does."""
+
+    def __reduce__(self) -> tuple[Callable[[int], object], tuple[int]]:
+        return os._exit, (1,)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_processes_that_cannot_start_end_the_build_and_blame_no_image(
+    num_workers: int, tmp_path: Path, scratch: Path
+) -> None:
+    source = write_phantom(tmp_path / "phantom")
+    scratch.mkdir()
+    plan = plan_batch(open_manifest(source).placed_in(scratch), root_of(source), shard_params())
+    encoder = StillbornEncoder("a", "phantom", root_of(source), 1, grid_params().spec, shard_params())
+    builder = TarBuilder(plan.manifest, plan.header, encoder, scratch)
+    with pytest.raises(WorkerError, match="ended before they read an image; expected free memory"):
+        build_tars(plan, builder, Processes(num_workers), tmp_path / "out")
+    assert not list(scratch.rglob("*.crashes"))
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """One process that starts in another folder."""
+
+    folder: Path
+
+    def run(
+        self, function: Callable[[Item], None], items: Sequence[Item], on_poll: Callable[[], None]
+    ) -> Iterator[tuple[Item, bool]]:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, context, initializer=os.chdir, initargs=(self.folder,)) as pool:
+            for item, _ in zip(items, pool.map(function, items), strict=True):
+                yield item, False
+
+
+def relative_source(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> SourceParams:
+    """A source in a project's folder, which becomes the current one; its paths are relative, as in params.yaml."""
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    if kind == "phantom":
+        return write_phantom(Path("phantom"))
+    write_folder(Path("images"), [f"{name}.png" for name in "abcdef"])
+    return folder_params(Path("images"), Path("manifests/a.jsonl"))
+
+
+@pytest.mark.parametrize("kind", ["phantom", "folder"])
+def test_the_folder_that_processes_start_in_does_not_matter(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = relative_source(kind, tmp_path / "project", monkeypatch)
+    build_shards("a", source, grid_params(), shard_params(), Path("here"), execution=Processes(1))
+    build_shards("a", source, grid_params(), shard_params(), Path("there"), execution=Elsewhere(tmp_path))
+    assert folder_bytes(Path("there")) == folder_bytes(Path("here"))
+
+
+@pytest.mark.parametrize("missing", ["manifest", "images", "scratch"])
+def test_a_machine_that_does_not_see_the_files_says_which_and_builds_nothing(missing: str, tmp_path: Path) -> None:
+    source = write_phantom(tmp_path / "phantom")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    encoder = Encoder("a", "phantom", root_of(source), 1, grid_params().spec, shard_params())
+    plan = plan_batch(open_manifest(source).placed_in(tmp_path), root_of(source), shard_params())
+    builder = TarBuilder(plan.manifest, plan.header, encoder, scratch)
+    gone = {"manifest": plan.manifest, "images": root_of(source), "scratch": scratch}[missing]
+    gone.rename(tmp_path / "gone")
+    with pytest.raises(SourceError, match=f"{gone} is not there; expected the manifest, the images and ACE_SCRATCH"):
+        builder(plan.shards[0])
+    assert not gone.exists()
+
+
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+
+# Ray takes 127.0.0.1 for a mistake and asks for the machine's own address instead.
+node = {"num_cpus": 2, "node_ip_address": "127.0.0.2", "include_dashboard": False}
+cluster = Cluster(initialize_head=True, head_node_args=node)
+print(cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    """A Ray cluster on loopback, whose processes start in a folder of their own."""
+    pytest.importorskip("ray")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [sys.executable, "-c", CLUSTER]
+    with subprocess.Popen(
+        command, cwd=elsewhere, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        addresses = (line.strip() for line in process.stdout)
+        yield next(line for line in addresses if line.startswith("127.0.0.2:"))
+        process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["phantom", "folder"])
+def test_the_processes_of_a_cluster_may_start_in_any_folder(
+    kind: str, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = relative_source(kind, tmp_path / "project", monkeypatch)
+    build_shards("a", source, grid_params(), shard_params(), Path("here"), execution=Processes(1))
+    build_shards("a", source, grid_params(), shard_params(), Path("there"), execution=RayCluster(address))
+    assert folder_bytes(Path("there")) == folder_bytes(Path("here"))
 
 
 @pytest.mark.slow

@@ -1,11 +1,13 @@
 import math
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from shards import parallel
+from shards.errors import WorkerError
 from shards.parallel import cpu_quota, default_num_workers, map_in_processes
 
 
@@ -16,6 +18,11 @@ def square(number: int) -> tuple[int, int]:
 def fail_at_three(number: int) -> int:
     if number == 3:
         raise ValueError("three")
+    return number
+
+
+def end_the_process(number: int) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
     return number
 
 
@@ -43,6 +50,11 @@ def test_one_worker_is_this_process() -> None:
 def test_an_error_in_a_worker_arrives() -> None:
     with pytest.raises(ValueError, match="three"):
         list(map_in_processes(fail_at_three, range(50), num_workers=2))
+
+
+def test_a_worker_that_is_killed_ends_the_work_with_a_word() -> None:
+    with pytest.raises(WorkerError, match="ended from outside, or could not be started; expected free memory"):
+        list(map_in_processes(end_the_process, range(50), num_workers=2))
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ from shards.read import ShardIndex, ShardReader
 from shards.verify import find_copies
 from tests.shards.datasets import (
     QUALITY,
+    Here,
     folder_bytes,
     folder_params,
     grid_params,
@@ -100,8 +101,9 @@ def planted(
     return folder_params(root, tmp_path / "m.jsonl", tmp_path / "labels.csv")
 
 
-def build(source: Any, out: Path, num_workers: int = 1, **changes: Any) -> ShardReader:
-    build_shards("own-b000", source, grid_params(), params(**changes), out, execution=Processes(num_workers))
+def build(source: Any, out: Path, num_workers: int | None = None, **changes: Any) -> ShardReader:
+    execution = Here() if num_workers is None else Processes(num_workers)
+    build_shards("own-b000", source, grid_params(), params(**changes), out, execution=execution)
     return ShardReader(ShardIndex.open(out))
 
 
