@@ -10,7 +10,7 @@ export DAGSTER_HOME := $(CURDIR)/.dagster
 export DAGSTER_DISABLE_TELEMETRY := 1
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo real given test test-slow test-gpu check dev bench
+.PHONY: help setup demo real given test fuzz test-slow test-gpu check dev bench
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,6 +46,12 @@ given: # what `real` is given, looked at before anything is installed
 
 test: $(STAMP) ## the tests (everything not marked slow)
 	@python -m pytest
+
+fuzz: export SEED := $(or $(SEED),$(shell date +%s))
+fuzz: $(STAMP) ## property tests on random examples, three times as many: make fuzz [SEED=1 SECONDS=180 FILES=tests/shards]
+	@echo "random examples of seed $$SEED; the same again: make fuzz SEED=$$SEED$(if $(FILES), FILES='$(FILES)')"
+	@python -m pytest -m 'hypothesis and not gpu and not network' --hypothesis-profile=fuzz --hypothesis-seed="$$SEED" \
+	  $(if $(SECONDS),--seconds=$(SECONDS)) -rs $(FILES)
 
 test-slow: $(STAMP) ## the slow tests, and why any was skipped
 	@python -m pytest -m 'slow and not gpu' -rs

@@ -1,7 +1,10 @@
 """Settings of every test: jaxtyping checks shapes while the tests run, and each process keeps to one thread."""
 
+import math
 import os
+import random
 import sys
+import time
 from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -12,8 +15,11 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-settings.register_profile("loaded-machine", deadline=None)
-settings.load_profile("loaded-machine")
+# The same examples in every run of one commit; `make fuzz` draws others. No deadline: the machine may be busy.
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.register_profile("fuzz", deadline=None, max_examples=300, print_blob=True)
+settings.load_profile("repeatable")
+STARTED = time.monotonic()
 
 CHECKED = {
     # Not the params: beartype does not know pydantic's `Self`.
@@ -41,6 +47,27 @@ install_import_hook(
     [f"{package}.{module}" for package, modules in CHECKED.items() for module in modules],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seconds", type=float, default=math.inf, help="begin no test after this time")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Take the files in an order of hypothesis' seed: each has its turn, however few fit into the time."""
+    if config.getoption("hypothesis_seed") is not None:
+        generator = random.Random(config.getoption("hypothesis_seed"))
+        order = {path: generator.random() for path in dict.fromkeys(item.path for item in items)}
+        items.sort(key=lambda item: order[item.path])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Give torch the same seed before every test and its fixtures: a process of its own starts with any."""
+    if time.monotonic() - STARTED > item.config.getoption("seconds"):
+        pytest.skip("the time is up")
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

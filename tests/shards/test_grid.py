@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.errors import GridError
 from shards.grid import CropPair, GridSpec, Scale, crop_bank, draw_crop_pair, scale_of_step
+from tests.examples import examples
 from tests.oracles.crops import allowed_pairs, shared_cells
 from tests.shards.strategies import SCALES, specs, specs_and_pairs
 
@@ -50,7 +51,7 @@ class Unranked(np.random.Generator):
         return self.rank
 
 
-@settings(max_examples=25)
+@examples(0.25)
 @given(st.data())
 def test_each_integer_below_the_number_of_allowed_pairs_is_another_of_them(data: st.DataObject) -> None:
     """So a uniform integer is an exactly uniform pair, for any grid, scale and minimum overlap."""
@@ -164,7 +165,7 @@ def test_scales_are_drawn_by_weight_and_the_same_for_the_same_step() -> None:
 
 
 @given(st.lists(st.floats(0, 5), min_size=4, max_size=4).filter(lambda weights: sum(weights) > 0.1))
-@settings(max_examples=10)
+@examples(0.1)
 def test_any_mix_of_all_scales_has_the_shares_of_its_weights(weights: list[float]) -> None:
     scales = tuple(Scale(k, l, weight) for (k, l), weight in zip(SCALES, weights, strict=True))
     spec, num_steps = replace(NANO, scales=scales), 3000

@@ -2,7 +2,7 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -18,6 +18,7 @@ from shards.jpeg import (
     encode_canvas,
     encode_half,
 )
+from tests.examples import examples
 
 
 def noise(height: int, width: int, channels: int, seed: int) -> np.ndarray:
@@ -60,7 +61,7 @@ def assert_is_cut_from(whole: np.ndarray, data: bytes, rectangle: Rectangle) -> 
     return height, width
 
 
-@settings(deadline=None, max_examples=200)
+@examples(2)
 @given(st.data(), images(), st.integers(1, 12), st.integers(20, 100))
 def test_a_region_equals_the_whole_image_there(
     data: st.DataObject, pixels: np.ndarray, interval: int, quality: int
@@ -72,7 +73,6 @@ def test_a_region_equals_the_whole_image_there(
     assert_is_cut_from(whole, file, data.draw(rectangles(*pixels.shape[:2])))
 
 
-@settings(deadline=None, max_examples=100)
 @given(st.data(), images(max_side=200))
 def test_of_a_canvas_no_more_is_decoded_than_the_segments_of_the_rectangle(
     data: st.DataObject, pixels: np.ndarray
@@ -185,7 +185,7 @@ def test_a_canvas_too_large_for_a_table_of_short_segments_has_longer_ones() -> N
     assert decode_region(encode_canvas(pixels, 50), (400, 320, 401, 321)).pixels.shape == (8, 128)
 
 
-@settings(deadline=None, max_examples=300)
+@examples(3)
 @given(st.integers(0, 10**9), st.integers(1, 255), st.data())
 def test_a_changed_byte_gives_an_error_or_pixels_of_the_right_place_and_nothing_else(
     place: int, change: int, data: st.DataObject

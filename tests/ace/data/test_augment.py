@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ace.data.augment import augment
@@ -14,6 +14,7 @@ from ace.data.augment_device import augment_batch
 from ace.data.augmentation import AS_IT_IS, Augmentation, Augmentations, BrightnessContrast, draw_augmentation
 from ace.data.erase import FILLS, Erasure, Rectangle, with_erased
 from ace.data.params import AugmentParams
+from tests.examples import examples
 
 ALWAYS = AugmentParams.from_params(
     {
@@ -107,7 +108,7 @@ def test_the_record_of_nothing_leaves_the_crop_as_it_is(carry_out: CarryOut) -> 
 
 @pytest.mark.parametrize("carry_out", [on_host, on_device])
 @pytest.mark.parametrize("step", PHOTOMETRIC)
-@settings(max_examples=25)
+@examples(0.25)
 @given(st.integers(4, 59), st.integers(4, 59), st.integers(0, 2**31))
 def test_no_step_moves_a_pixel(carry_out: CarryOut, step: str, row: int, col: int, seed: int) -> None:
     crop = np.full((64, 64), 100, dtype=np.uint8)

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from ace.data.clahe import equalise
 from ace.data.lab import lab_of, rgb_of
 from ace.data.params import AugmentParams
 from tests.ace.data.test_augment import ALWAYS
+from tests.examples import examples
 
 HALF = AugmentParams.from_params(
     {name: step | {"probability": 0.5} if name != "where" else step for name, step in ALWAYS.model_dump().items()},
@@ -87,7 +88,7 @@ def test_sharpening_is_opencvs_but_for_ties(seed: int, size: int, channels: int,
     assert_off_by_one_at_most_rarely(found, one_by_one(crops, host.sharpen, amount.tolist(), [sigma] * 3))
 
 
-@settings(max_examples=200)
+@examples(2)
 @given(seeds, st.integers(2, 48), st.integers(1, 9), channels, contents)
 def test_clahe_is_opencvs_but_for_ties_also_where_tiles_do_not_divide_the_crop(
     seed: int, size: int, num_tiles: int, channels: int, content: str

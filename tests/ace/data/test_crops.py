@@ -2,7 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -14,6 +14,7 @@ from shards.phantom.radiograph import take_radiograph
 from shards.phantom.study import draw_study
 from shards.read import Sample, ShardIndex, ShardReader
 from tests.ace.data.painted import BuildShards, grid_params
+from tests.examples import examples
 from tests.shards.phantom.settings import phantom_params
 
 N, CELL_PX, T = 10, 8, 4
@@ -26,7 +27,6 @@ def smooth_canvas(seed: int) -> np.ndarray:
     return np.asarray(Image.fromarray(coarse).resize((CANVAS_PX, CANVAS_PX), Image.Resampling.BICUBIC))
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from([(1, 1), (1, 2), (2, 1), (2, 2)]), st.floats(0.5, 1.0))
 def test_a_crop_equals_resampling_the_jitter_square_and_then_cropping(
     seed: int, factors: tuple[int, int], area: float
@@ -85,7 +85,7 @@ def windows(draw: st.DrawFn, ratio: float, size_px: int, canvas_px: int) -> Wind
     return row, col, row + ratio * size_px, col + ratio * size_px
 
 
-@settings(deadline=None, max_examples=60)
+@examples(0.6)
 @given(st.data(), st.sampled_from([1, 2, 3, 4]), st.floats(0.91, 1.0), st.integers(0, 2**31))
 def test_blocks_are_averaged_and_then_interpolated_between_their_centres(
     data: st.DataObject, factor: int, remainder: float, seed: int
@@ -102,7 +102,7 @@ def test_blocks_are_averaged_and_then_interpolated_between_their_centres(
     assert np.abs(resample_region(Region(canvas, 0, 0), window, size_px) - expected).max() <= 1.1  # rounded twice
 
 
-@settings(deadline=None, max_examples=60)
+@examples(0.6)
 @given(st.data(), st.floats(0.3, 4.0), st.booleans(), st.integers(0, 2**31))
 def test_a_crop_does_not_depend_on_how_much_of_the_canvas_is_at_hand(
     data: st.DataObject, ratio: float, is_coloured: bool, seed: int
@@ -120,7 +120,7 @@ def test_a_crop_does_not_depend_on_how_much_of_the_canvas_is_at_hand(
     assert np.abs(resample_region(region, window, size_px).astype(int) - whole).max() <= 1
 
 
-@settings(deadline=None, max_examples=60)
+@examples(0.6)
 @given(st.data(), st.floats(0.3, 1.0), st.integers(0, 2**31))
 def test_where_nothing_shrinks_a_region_gives_the_same_crop_as_the_canvas(
     data: st.DataObject, ratio: float, seed: int

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -97,7 +97,6 @@ def test_noise_depends_on_seed_image_and_region_and_on_no_other_image() -> None:
     assert noise(fills_of(KEYS[::-1]), NUM - 1, 1) == noise(fills_of(), 0, 1)
 
 
-@settings(deadline=None)
 @given(st.integers(2, 40), st.integers(0, 2**31))
 def test_tissue_is_of_another_patient_and_of_a_place_and_size_of_its_own(num_patients: int, seed: int) -> None:
     found = plan_fills([str(number) for number in range(num_patients)], PARAMS, seed, np.random.default_rng(seed))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ace.geometry.overlap import overlap_masks
@@ -19,7 +19,6 @@ def aligned_pairs(draw) -> tuple[tuple[int, int], tuple[int, int], int, int, int
     return coarse, (coarse[0] + k * steps[0], coarse[1] + l * steps[1]), t, k, l
 
 
-@settings(deadline=None)
 @given(aligned_pairs())
 def test_overlap_masks_agree_with_listing_the_cells(pair) -> None:
     coarse, fine, t, k, l = pair
@@ -28,7 +27,6 @@ def test_overlap_masks_agree_with_listing_the_cells(pair) -> None:
         np.testing.assert_array_equal(mask[0].numpy(), expected)
 
 
-@settings(deadline=None)
 @given(aligned_pairs())
 def test_overlap_masks_select_the_same_cells_in_both_crops(pair) -> None:
     coarse, fine, t, k, l = pair
@@ -38,7 +36,6 @@ def test_overlap_masks_select_the_same_cells_in_both_crops(pair) -> None:
     assert set().union(*from_fine) == set().union(*from_coarse)
 
 
-@settings(deadline=None)
 @given(aligned_pairs())
 def test_masks_agree_with_the_rectangles_that_shards_store(pair) -> None:
     coarse, fine, t, k, l = pair

@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ace.geometry.overlap import overlap_masks
 from ace.geometry.targets import axis_composition, axis_decomposition, composition_target, decomposition_target
 from shards.grid import GridSpec, Scale, draw_crop_pair
+from tests.examples import examples
 from tests.oracles import targets as oracle
 
 SCALES = [(1, 1), (1, 2), (2, 1), (2, 2), (4, 2), (3, 3)]
@@ -26,7 +27,7 @@ def batches(draw) -> tuple[torch.Tensor, torch.Tensor, int, int, int]:
     return coarse, fine, t, k, l
 
 
-@settings(deadline=None, max_examples=40)
+@examples(0.4)
 @given(batches())
 def test_decomposition_target_agrees_with_the_oracle(batch) -> None:
     coarse, fine, t, k, l = batch
@@ -35,7 +36,7 @@ def test_decomposition_target_agrees_with_the_oracle(batch) -> None:
     np.testing.assert_allclose(target.numpy(), np.stack(expected), atol=1e-6)
 
 
-@settings(deadline=None, max_examples=40)
+@examples(0.4)
 @given(batches())
 def test_composition_target_agrees_with_the_oracle(batch) -> None:
     coarse, fine, t, k, l = batch
@@ -44,7 +45,6 @@ def test_composition_target_agrees_with_the_oracle(batch) -> None:
     np.testing.assert_allclose(target.numpy(), np.stack(expected), atol=1e-6)
 
 
-@settings(deadline=None)
 @given(batches())
 def test_rows_inside_the_overlap_have_one_peak_of_1_and_rows_outside_are_0(batch) -> None:
     coarse, fine, t, k, l = batch
@@ -56,7 +56,6 @@ def test_rows_inside_the_overlap_have_one_peak_of_1_and_rows_outside_are_0(batch
         assert target.min() >= 0
 
 
-@settings(deadline=None)
 @given(batches())
 def test_decomposition_of_the_matched_part_leads_back_to_the_composing_whole(batch) -> None:
     coarse, fine, t, k, l = batch
@@ -82,7 +81,6 @@ def test_targets_are_torchs_kronecker_product_of_the_axis_matrices(k: int, l: in
     assert torch.equal(composition_target(coarse, fine, t=t, k=k, l=l).dense()[0], torch.kron(rows, cols))
 
 
-@settings(deadline=None)
 @given(batches())
 def test_the_middle_of_a_window_is_the_rows_own_match(batch) -> None:
     coarse, fine, t, k, l = batch

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ace.losses.consistency import center_sum, update_center, view_consistency
+from tests.examples import examples
 from tests.oracles import losses as oracle
 
 TEMPERATURES = {"student_temperature": 0.1, "teacher_temperature": 0.04}
@@ -23,7 +24,6 @@ def global_consistency(*args, **temperatures):
     return view_consistency(student, teacher, valid, center, **temperatures)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**31), st.lists(st.booleans(), min_size=3, max_size=3))
 def test_global_consistency_agrees_with_the_oracle(seed: int, mask: list[bool]) -> None:
     inputs, valid = logits(seed), torch.tensor(mask)
@@ -105,7 +105,7 @@ def view_logits(seed: int, views: int, teacher_views: int, batch: int = 3, out: 
     return student, teacher, 0.2 * torch.randn(out, generator=generator, dtype=torch.float64)
 
 
-@settings(deadline=None, max_examples=40)
+@examples(0.4)
 @given(
     st.integers(0, 2**31),
     st.integers(2, 5),

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ace.geometry.targets import Matches, composition_target, decomposition_target
 from ace.geometry.visibility import taught_matches, visible_matches
 from ace.losses.matching import balanced_bce, matching_accuracy, matching_logits, matching_loss, target_entropy
+from tests.examples import examples
 from tests.oracles import losses as oracle
 
 SCALE, BIAS = torch.tensor(10.0), torch.tensor(-5.0)
@@ -37,7 +38,7 @@ def with_gaps(target: torch.Tensor, seed: int) -> tuple[torch.Tensor, tuple[torc
     return target * (rows[:, :, None] & cols[:, None]), (~rows, ~cols), rows[:, :, None] | cols[:, None]
 
 
-@settings(deadline=None, max_examples=25)
+@examples(0.25)
 @given(st.integers(0, 2**31), st.floats(0.01, 0.99), st.floats(1.0, 20.0), st.floats(-10.0, 0.0))
 def test_matching_loss_agrees_with_the_oracle(seed: int, alpha: float, scale: float, bias: float) -> None:
     teacher, student, target = (
@@ -93,7 +94,6 @@ def test_loss_and_gradient_stay_finite_at_extreme_logits(alpha: float, extreme: 
     assert torch.isfinite(logits.grad).all()
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**31), st.floats(0.05, 0.95))
 def test_no_logits_get_below_the_target_entropy_and_the_targets_own_logits_reach_it(seed: int, alpha: float) -> None:
     target = soft_target(2, 3, 4, seed=seed)

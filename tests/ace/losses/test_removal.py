@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from ace.losses.removal import RemovalSums, has_erased, removal_error, removal_sums, teacher_energy
+from tests.examples import examples
 from tests.oracles import losses as oracle
 
 TOKENS, DIM = 6, 3
@@ -115,7 +116,7 @@ def test_a_common_scale_of_all_tokens_changes_nothing(seed: int, scale: float) -
 
 
 @pytest.mark.parametrize("level", [7.0, math.inf, math.nan])
-@settings(max_examples=20)
+@examples(0.2)
 @given(seeds)
 def test_crops_with_nothing_erased_have_no_influence_whatever_their_tokens(level: float, seed: int) -> None:
     student, teacher, shown = drawn(seed)
@@ -155,7 +156,7 @@ def test_sums_of_low_precision_tokens_are_of_float32(seed: int, dtype: torch.dty
 
 
 @pytest.mark.parametrize("cell_px", [4, 8])
-@settings(max_examples=20)
+@examples(0.2)
 @given(seeds)
 def test_a_linear_encoder_without_context_subtracts_what_goes_black(cell_px: int, seed: int) -> None:
     """Each token is a linear map of its own pixels: whole tokens that go black leave 0, and nothing else changes.

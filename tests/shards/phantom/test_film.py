@@ -3,11 +3,12 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.phantom.film import Window, blur, develop, expose, tone_window
 from shards.phantom.patients import Exposure, draw_exposure
+from tests.examples import examples
 from tests.shards.phantom.settings import phantom_params
 
 
@@ -22,7 +23,7 @@ def wedge(size: int = 64) -> torch.Tensor:
 
 
 @given(value=st.floats(0.01, 5), sigma_px=st.floats(0, 40))
-@settings(deadline=None, max_examples=30)
+@examples(0.3)
 def test_blur_keeps_a_flat_image(value: float, sigma_px: float) -> None:
     image = torch.full((24, 24), value)
     torch.testing.assert_close(blur(image, sigma_px), image)

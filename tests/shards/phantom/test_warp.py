@@ -3,13 +3,14 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.phantom.anatomy import Anatomy
 from shards.phantom.patients import Exposure, Patient, draw_exposure, draw_patient
 from shards.phantom.projection import Raster, cast_rays, integrate, project
 from shards.phantom.warp import FIELD_BOX_MM, FIELD_KNOTS, interpolation_matrix, locate, smooth_field, warp_grid
+from tests.examples import examples
 from tests.shards.phantom.settings import phantom_params
 
 NUM_BALLS = 39
@@ -34,7 +35,7 @@ def interpolate(grid: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 
 @given(seed=SEEDS)
-@settings(max_examples=25, deadline=None)
+@examples(0.25)
 def test_nobody_is_folded(seed: int) -> None:
     grid = warp_grid(*draw(seed))
     steps = [np.diff(grid, axis=axis)[:35, :35, :17] for axis in range(3)]
@@ -43,7 +44,7 @@ def test_nobody_is_folded(seed: int) -> None:
 
 
 @given(seed=SEEDS)
-@settings(max_examples=15, deadline=None)
+@examples(0.15)
 def test_locating_inverts_the_map_that_images_are_sampled_with(seed: int) -> None:
     grid = warp_grid(*draw(seed))
     places = np.random.default_rng(seed).uniform(0.02, 0.98, (60, 3))
