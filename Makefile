@@ -9,18 +9,26 @@ export DVC_NO_ANALYTICS := 1
 export DAGSTER_HOME := $(CURDIR)/.dagster
 export DAGSTER_DISABLE_TELEMETRY := 1
 STAMP := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
+INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup demo real given test fuzz test-slow test-gpu check dev bench
+.PHONY: help setup setup-dev demo real given test fuzz test-slow test-gpu check dev bench
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: $(STAMP) ## install everything into .venv, pinned by constraints.txt
+setup: $(STAMP) ## install into .venv what a user needs, pinned by constraints.txt
+
+setup-dev: $(DEV) ## install what tests and checks need as well
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed and none was found on PATH; install one, or call make PYTHON=/path/to/python3"; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { echo "Python's venv module is missing; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
-	$(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(INSTALL) -e '.[dicom,export]'
+	@touch $@
+
+$(DEV): $(STAMP)
+	$(INSTALL) -e '.[dev]'
 	@touch $@
 
 demo: $(STAMP) ## the main job: phantom, shards, pretraining, evidence, report
@@ -44,22 +52,22 @@ given: # what `real` is given, looked at before anything is installed
 	@test -d "$$DATA" || { echo "error: DATA='$$DATA' is not a folder of images; $(EXAMPLE)" >&2; exit 2; }
 	@test -z "$$LABELS" || test -f "$$LABELS" || { echo "error: LABELS='$$LABELS' is not a file; $(EXAMPLE)" >&2; exit 2; }
 
-test: $(STAMP) ## the tests (everything not marked slow)
+test: $(DEV) ## the tests (everything not marked slow)
 	@python -m pytest
 
 fuzz: export SEED := $(or $(SEED),$(shell date +%s))
-fuzz: $(STAMP) ## property tests on random examples, three times as many: make fuzz [SEED=1 SECONDS=180 FILES=tests/shards]
+fuzz: $(DEV) ## property tests on random examples, three times as many: make fuzz [SEED=1 SECONDS=180 FILES=tests/shards]
 	@echo "random examples of seed $$SEED; the same again: make fuzz SEED=$$SEED$(if $(FILES), FILES='$(FILES)')"
 	@python -m pytest -m 'hypothesis and not gpu and not network' --hypothesis-profile=fuzz --hypothesis-seed="$$SEED" \
 	  $(if $(SECONDS),--seconds=$(SECONDS)) -rs $(FILES)
 
-test-slow: $(STAMP) ## the slow tests, and why any was skipped
+test-slow: $(DEV) ## the slow tests, and why any was skipped
 	@python -m pytest -m 'slow and not gpu' -rs
 
-test-gpu: $(STAMP) ## the tests that need an accelerator, on a machine that has one
+test-gpu: $(DEV) ## the tests that need an accelerator, on a machine that has one
 	@python -m pytest -m 'gpu and not network' -rs
 
-check: $(STAMP) ## ruff, mypy --strict, import-linter
+check: $(DEV) ## ruff, mypy --strict, import-linter
 	@ruff check . && ruff format --check . && mypy && lint-imports
 
 dev: $(STAMP) ## Dagster on http://127.0.0.1:3000

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+MAKE = ("make", *(f"-o{sys.prefix}/{stamp}" for stamp in (".installed", ".installed-dev")), f"VENV={sys.prefix}")
+"""make with the environment of the running tests instead of a new one: -o takes an installation as done."""
 
 
 def clone_checkout(clone: Path) -> Path:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.checkout import ROOT
+from tests.checkout import MAKE, ROOT
 
 PROPERTIES = """
 from hypothesis import given, strategies as st
@@ -70,7 +70,7 @@ def test_a_seed_draws_examples_of_its_own_in_an_order_of_its_own_and_both_again(
 
 def test_make_fuzz_says_its_seed_and_takes_one() -> None:
     file = "tests/shards/test_shuffle.py"
-    make = ("make", "-o", f"{sys.prefix}/.installed", f"VENV={sys.prefix}", "fuzz", f"FILES={file}")
+    make = (*MAKE, "fuzz", f"FILES={file}")
     printed = said(*make)
     (seed,) = re.findall(r"^random examples of seed (\d+); ", printed, re.M)
     assert f"the same again: make fuzz SEED={seed} FILES='{file}'\n" in printed

@@ -14,7 +14,7 @@ from PIL import Image
 
 import ace.__main__
 import shards.__main__
-from tests.checkout import ROOT, clone_checkout, commit, git, run
+from tests.checkout import MAKE, ROOT, clone_checkout, commit, git, run
 
 PARSERS = {"ace": ace.__main__.build_parser, "shards": shards.__main__.build_parser}
 README, OPERATIONS = ROOT / "README.md", ROOT / "docs/operations.md"
@@ -73,8 +73,7 @@ def demo(finished_demo: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def make_demo(clone: Path) -> str:
-    """`make demo` in the environment of the running tests instead of a new one: -o takes the installation as done."""
-    return run(clone, "make", "-o", f"{sys.prefix}/.installed", f"VENV={sys.prefix}", "demo")
+    return run(clone, *MAKE, "demo")
 
 
 def section(title: str) -> str:

@@ -12,13 +12,11 @@ import pytest
 from PIL import Image
 
 from shards.config import read_params
-from tests.checkout import ROOT, clone_checkout, run
+from tests.checkout import MAKE, ROOT, clone_checkout, run
 from tests.shards.datasets import smooth_image, write_csv
 
 NIH = ROOT.parent / "shared" / "data" / "nih-512"
 NUM_REAL = 120
-# The environment of the running tests instead of a new one: -o takes the installation as done.
-MAKE = ("make", "-o", f"{sys.prefix}/.installed", f"VENV={sys.prefix}")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from shards.phantom.anatomy import ASSET, load_anatomy
 
 needs_the_developers_libraries = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("nibabel", "scipy")),
-    reason="NOT TESTED: nibabel or scipy is missing; install them with `make setup` (extra dev)",
+    reason="NOT TESTED: nibabel or scipy is missing; install them with `make setup-dev`",
 )
 
 
