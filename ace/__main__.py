@@ -31,7 +31,7 @@ def pretrain(arguments: argparse.Namespace) -> None:
         with stop_requests(None if arguments.time_limit is None else 60 * arguments.time_limit) as request:
             from ace.training.params import PretrainParams
             from ace.training.pretrain import RunOptions, pretrain
-            from shards.params import GridParams, parse_batches
+            from shards.params import GridParams, parse_mix
 
             values = values_of(arguments)
             options = RunOptions(
@@ -43,7 +43,7 @@ def pretrain(arguments: argparse.Namespace) -> None:
             pretrain(
                 PretrainParams.from_params(values.get("pretrain"), f"{arguments.params}: pretrain"),
                 GridParams.from_params(values.get("grid"), f"{arguments.params}: grid"),
-                parse_batches(values.get("batches"), f"{arguments.params}: batches"),
+                parse_mix(values.get("mix"), f"{arguments.params}: mix"),
                 shards_root=arguments.shards,
                 out=arguments.out,
                 metrics_dir=arguments.metrics,
@@ -64,16 +64,15 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from ace.evaluation.evidence import evaluate
     from ace.evaluation.params import EvaluateParams
     from ace.zoo.shipped import find_model
-    from shards.image_names import MANIFESTS
-    from shards.normalisation import Normalisation
-    from shards.params import parse_batches
+    from shards.batches import read_batches
+    from shards.format import MANIFESTS
 
     values = values_of(arguments)
     flags = {"batch": arguments.batch, "split": arguments.split}
     section = {**(values.get("evaluate") or {}), **{key: value for key, value in flags.items() if value is not None}}
     params = EvaluateParams.from_params(section, f"{arguments.params}: evaluate")
-    batches = parse_batches(values.get("batches"), f"{arguments.params}: batches")
-    mix = batches[params.batch].mix if params.batch in batches else None
+    is_registered = params.batch in (values.get("batches") or {})
+    batches = read_batches(arguments.params, values, [params.batch]) if is_registered else {}
     evaluate(
         params,
         arguments.shards,
@@ -81,7 +80,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         arguments.metrics,
         arguments.out,
         manifests=arguments.params.parent / MANIFESTS,
-        normalisation=None if mix is None else Normalisation(mix.mean, mix.std),
+        measured=batches[params.batch].measured if is_registered else None,
     )
 
 
@@ -233,16 +232,28 @@ def _is_file(path: Path) -> bool:
 def config_check(arguments: argparse.Namespace) -> None:
     """Validate the whole params file before any work: keys, grid, backbone, patients."""
     from ace.config import Config, check_config
+    from shards.batches import read_batches
 
-    check_config(Config.from_params(values_of(arguments), str(arguments.params)))
+    config = Config.from_params(values_of(arguments), str(arguments.params))
+    check_config(config, read_batches(arguments.params, config.model_dump(), config.used_batches))
 
 
 def config_use(arguments: argparse.Namespace) -> None:
-    """Write a named configuration to params.yaml, comments kept; `batches` stay as they are."""
+    """Write a named configuration to params.yaml, comments kept; `batches` and `mix` stay as they are, and batches that
+    had the settings of params.yaml get the new ones."""
     from ace.config import use
 
     for change in use(arguments.name, arguments.params) or [f"{arguments.params} is '{arguments.name}' already"]:
         print(change)
+
+
+def config_migrate(arguments: argparse.Namespace) -> None:
+    """Bring a project of an earlier version to this one: the batches that params.yaml held become files in batches/.
+    Their shards stay as they are: `dvc commit --force shard` records them under the new files."""
+    from ace.config import migrate
+
+    for line in migrate(arguments.params) or [f"{arguments.params} is of this version already"]:
+        print(line)
 
 
 def _add_model_option(command: argparse.ArgumentParser) -> None:
@@ -472,6 +483,13 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("name")
     command.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE")
     command.set_defaults(run=config_use)
+    command = config.add_parser(
+        "migrate", help="bring a project of an earlier version to this one", description=config_migrate.__doc__
+    )
+    command.add_argument(
+        "--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="default: params.yaml"
+    )
+    command.set_defaults(run=config_migrate)
     return parser
 
 

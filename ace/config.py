@@ -12,31 +12,49 @@ from ace.data.objectives import spec_of_epoch
 from ace.evaluation.params import EvaluateParams
 from ace.report.params import ReportParams
 from ace.training.params import PretrainParams
-from shards.atomic import write_text
+from shards.atomic import make_private_folder, write_private_text, write_text
+from shards.batches import batch_path, format_batch, read_batches, root_path, set_settings, settings_of
 from shards.config import DEFAULT_PARAMS, Section, read_params
 from shards.contamination import Origin, check_shared_images
 from shards.errors import ConfigError
-from shards.params import BatchParams, GridParams, ShardParams, check_batch_name
+from shards.format import MANIFESTS
+from shards.params import BatchParams, GridParams, MixParams, ShardParams, check_batch_name
 from shards.phantom.params import PhantomParams
 
 CONFIGS = Path("configs")
 BASE = "demo"
-KEPT = ("batches",)
+KEPT = ("batches", "mix")
 """Sections that `use` leaves alone: registered deliveries belong to the project, not to a configuration."""
+SETTINGS = ("grid", "shard")
+"""Sections of which each batch has its own copy in batches/NAME.yaml."""
 REPLACED = ("checks",)
 """Mappings that an overlay replaces instead of adding to: bounds are about the figures of one configuration."""
 
 
 class Config(Section):
-    """params.yaml: one section a stage, `grid` shared by all, `batches` with one item per delivery."""
+    """params.yaml: one section a stage, `grid` shared by all, `batches` with one name a delivery, `mix` with those that
+    are trained on."""
 
     phantom: PhantomParams
     grid: GridParams
     shard: ShardParams
-    batches: dict[str, BatchParams] = Field(min_length=1)
+    batches: dict[str, str] = Field(min_length=1)
+    """Name → the path that its shards are made from, and that DVC tracks; the rest is in batches/NAME.yaml."""
+    mix: dict[str, MixParams] = Field(min_length=1)
+    """Name → its part in training."""
     pretrain: PretrainParams
     evaluate: EvaluateParams
     report: ReportParams
+
+    @property
+    def trained_batches(self) -> list[str]:
+        """Names of the batches that training uses."""
+        return [name for name, item in self.mix.items() if item.weight > 0]
+
+    @property
+    def used_batches(self) -> list[str]:
+        """Names of the batches that training or the evaluation uses."""
+        return sorted({*self.trained_batches, self.evaluate.batch})
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
@@ -45,10 +63,12 @@ class Config(Section):
                 check_batch_name(name)
             except ConfigError as error:
                 raise ValueError(str(error)) from None
+        if self.mix.keys() - self.batches.keys():
+            raise ValueError(f"mix has {sorted(self.mix)}; batches has {sorted(self.batches)}: expected those alone")
         if self.evaluate.batch not in self.batches:
             raise ValueError(f"evaluate.batch is '{self.evaluate.batch}'; batches has {sorted(self.batches)}")
-        if not any(batch.mix.weight > 0 for batch in self.batches.values()):
-            raise ValueError("every batch has weight 0: nothing to train on; give one a mix.weight above 0")
+        if not self.trained_batches:
+            raise ValueError("every batch has weight 0: nothing to train on; give one a weight above 0 in mix")
         if self.pretrain.crops == "bank" and self.shard.num_bank_pairs == 0:
             raise ValueError(
                 "pretrain.crops is 'bank' and shard.num_bank_pairs is 0; store some pairs or draw fresh ones"
@@ -69,9 +89,13 @@ def load_config(path: Path = DEFAULT_PARAMS) -> Config:
     return Config.from_params(read_params(path), f"{path}")
 
 
-def check_config(config: Config) -> None:
-    """Checks that need more than the file: channels, token grids, weights of others, equal parts of a batch, dense
-    features, patients in the phantom.
+def check_config(config: Config, batches: Mapping[str, BatchParams]) -> None:
+    """Check what needs more than params.yaml: grids of the batches, channels, token grids, weights of others, equal
+    parts of a batch, dense features, patients in the phantom.
+
+    Args:
+        config: The whole of params.yaml.
+        batches: The files of the batches that training or the evaluation uses, at least.
 
     Raises:
         ConfigError: saying what was found and what is needed.
@@ -85,10 +109,11 @@ def check_config(config: Config) -> None:
     from shards.identity import PUBLIC_KEY, split_of
     from shards.phantom.study import count_images, patient_id
 
-    _check_shared_images(config)
-    for name, batch in config.batches.items():
-        if batch.mix.weight > 0 or name == config.evaluate.batch:
-            batch.mix.normalisation(config.pretrain.backbone.in_channels, name)
+    _check_grids(config, batches)
+    _check_shared_images(config, batches)
+    for name in config.used_batches:
+        if name in config.mix:
+            config.mix[name].normalisation(config.pretrain.backbone.in_channels, name)
     check_backbone(config.pretrain.backbone, config.grid.spec)
     check_weights(config.pretrain.backbone)
     check_start(config.pretrain, is_required=True)
@@ -98,9 +123,10 @@ def check_config(config: Config) -> None:
         check_reference(config.evaluate.reference, config.grid.spec)
     correspondence = config.evaluate.correspondence
     location_axis(config.grid.spec, correspondence.locations_per_cell, correspondence.window_step_cells)
-    phantom, splits = config.phantom, config.shard.splits
+    evaluated = batches[config.evaluate.batch]
+    phantom, splits = config.phantom, evaluated.shard.splits
     by_patient = [split_of(PUBLIC_KEY.position(patient_id(number)), splits) for number in range(phantom.num_patients)]
-    if config.batches[config.evaluate.batch].source.kind == "phantom":
+    if evaluated.source.kind == "phantom":
         split = config.evaluate.split
         needed, found = config.evaluate.decomposition.batch, by_patient.count(split)
         if found < needed:
@@ -108,7 +134,7 @@ def check_config(config: Config) -> None:
                 f"phantom.num_patients {phantom.num_patients} gives {found} {split} patients and "
                 f"evaluate.decomposition.batch needs {needed}; raise num_patients or shard.splits.{split}"
             )
-    if all(batch.source.kind == "phantom" for batch in config.batches.values() if batch.mix.weight > 0):
+    if all(batches[name].source.kind == "phantom" for name in config.trained_batches):
         images = sum(count_images(phantom, number) for number, split in enumerate(by_patient) if split == "train")
         if images < config.pretrain.batch_size:
             raise ConfigError(
@@ -117,16 +143,36 @@ def check_config(config: Config) -> None:
             )
 
 
-def _check_shared_images(config: Config) -> None:
+def _check_grids(config: Config, batches: Mapping[str, BatchParams]) -> None:
+    """Shards of another grid than the one in params.yaml cannot be trained on.
+
+    Raises:
+        ConfigError: a batch that is used has another grid, or one whose crop pairs are used has none.
+    """
+    for name in config.used_batches:
+        grid, remedy = batches[name].grid, f"`python -m shards settings {name}` gives it those of params.yaml"
+        own, wanted = grid.model_dump(), config.grid.model_dump()
+        if own != wanted:
+            keys = [key for key in wanted if own[key] != wanted[key]]
+            found = ", ".join(f"grid.{key} {own[key]}" for key in keys)
+            expected = ", ".join(str(wanted[key]) for key in keys)
+            raise ConfigError(f"batches/{name}.yaml has {found}, params.yaml has {expected}; {remedy}")
+        has_bank = batches[name].shard.num_bank_pairs > 0
+        if config.pretrain.crops == "bank" and name in config.trained_batches and not has_bank:
+            raise ConfigError(
+                f"pretrain.crops is 'bank' and batches/{name}.yaml has shard.num_bank_pairs 0; draw fresh ones, or "
+                f"store some pairs: {remedy}"
+            )
+
+
+def _check_shared_images(config: Config, batches: Mapping[str, BatchParams]) -> None:
     """What is measured on must not be trained on, as far as the datasets' names tell.
 
     Raises:
         ContaminationError: the same images may be in both, and nobody has said yes.
     """
-    origins = {
-        name: Origin(batch.source.kind, batch.source.shares_images_with) for name, batch in config.batches.items()
-    }
-    trained = {name: origins[name] for name, batch in config.batches.items() if batch.mix.weight > 0}
+    origins = {name: Origin(batch.source.kind, batch.source.shares_images_with) for name, batch in batches.items()}
+    trained = {name: origins[name] for name in config.trained_batches}
     measured = config.evaluate.batch
     check_shared_images(trained, measured, origins[measured], is_accepted=config.evaluate.accept_shared_images)
 
@@ -136,7 +182,8 @@ def use(name: str, params: Path = DEFAULT_PARAMS, configs: Path = CONFIGS) -> li
 
     A configuration is an overlay on configs/demo.yaml, so that `use` gives the same file whatever stood there before.
     `evaluate.batch` stays too where the project does not have the configuration's batch (`register --only` took it
-    out).
+    out). Batches whose files have the sections `grid` and `shard` as they were in `params` get the new ones; others
+    have settings of their own and keep them.
 
     Raises:
         ConfigError: no such configuration, or the result is not a valid one (then nothing is written).
@@ -148,12 +195,76 @@ def use(name: str, params: Path = DEFAULT_PARAMS, configs: Path = CONFIGS) -> li
     document = yaml.load(params.read_text(encoding="utf-8"))
     if values["evaluate"]["batch"] not in document.get("batches", {}) and "evaluate" in document:
         values["evaluate"] = {**values["evaluate"], "batch": document["evaluate"].get("batch")}
+    before = read_params(params)
     changes: list[str] = []
     _assign(document, {key: value for key, value in values.items() if key not in KEPT}, "", changes)
-    Config.from_params(YAML(typ="safe", pure=True).load(_dump(yaml, document)), f"configuration '{name}'")
+    after = YAML(typ="safe", pure=True).load(_dump(yaml, document))
+    Config.from_params(after, f"configuration '{name}'")
+    followers = _followers(params, before)
+    # Batches first: killed in between, the same command changes those that are left, for params.yaml is as it was.
+    changes += set_settings(params, after, followers)
     if changes:
         write_text(params, _dump(yaml, document))
     return changes
+
+
+def _followers(params: Path, values: Mapping[str, Any]) -> list[str]:
+    """Names of the batches that have the settings of params.yaml."""
+    try:
+        settings = settings_of(values, params)
+    except ConfigError:  # a params.yaml that is no valid one yet
+        return []
+    names = [name for name in values.get("batches", {}) if batch_path(name, params.parent).is_file()]
+    batches = read_batches(params, values, names) if names else {}
+    return [name for name, batch in batches.items() if (batch.grid, batch.shard) == settings]
+
+
+def migrate(params: Path = DEFAULT_PARAMS) -> list[str]:
+    """Bring a project of an earlier version, which kept its batches in params.yaml, to a file for each batch.
+
+    Args:
+        params: The file params.yaml; batches/ and data/manifests are made beside it.
+
+    Returns:
+        What was done, a sentence each; nothing where the project is of this version.
+
+    Raises:
+        ConfigError: the file is no valid one of the earlier version.
+    """
+    values = read_params(params)
+    former = {name: item for name, item in (values.get("batches") or {}).items() if isinstance(item, Mapping)}
+    if not former:
+        return []
+    grid, shard = settings_of(values, params)
+    done = []
+    for name, item in former.items():
+        where = f"{params}: batches.{name}"
+        mix = MixParams.from_params(item.get("mix"), f"{where}.mix")
+        source = dict(item.get("source") or {})
+        root = source.pop("root", None)
+        batch = BatchParams.from_params(
+            {
+                "source": source,
+                "measured": {"mean": mix.mean, "std": mix.std},
+                "grid": grid.model_dump(),
+                "shard": shard.model_dump(),
+            },
+            where,
+        )
+        if root is not None:
+            make_private_folder(params.parent / MANIFESTS)
+            write_private_text(root_path(name, params.parent), f"{root}\n")
+        write_text(batch_path(name, params.parent), format_batch(name, batch))
+        done.append(f"wrote {batch_path(name, params.parent)}")
+    yaml = YAML()
+    yaml.width = 120
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    document = yaml.load(params.read_text(encoding="utf-8"))
+    position = list(document).index("batches")
+    document.insert(position + 1, "mix", {name: document["batches"][name]["mix"] for name in former})
+    document["batches"] = {name: item["source"]["dep"] for name, item in former.items()}
+    write_text(params, _dump(yaml, document))
+    return [*done, f"{params}: batches has a path for each batch now, and mix its part in training"]
 
 
 def resolve(name: str, configs: Path = CONFIGS) -> dict[str, Any]:

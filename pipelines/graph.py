@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -17,7 +17,10 @@ from dvc.repo import Repo
 from shards.config import Section
 from shards.errors import ConfigError
 
+GRAPH_NAME = "dvc.yaml"
 LOCK_NAME = "dvc.lock"
+Values = dict[tuple[str, tuple[str, ...]], dict[str, Any]]
+"""Params file and keys → values."""
 
 
 class DagsterMeta(Section):
@@ -98,9 +101,10 @@ def load_graph(root: Path) -> Graph:
     """
     try:
         with Repo(str(root)) as repo:
-            stages = [stage for stage in repo.index.stages if stage.cmd and stage.path_in_repo == "dvc.yaml"]
+            stages = [stage for stage in repo.index.stages if stage.cmd and stage.path_in_repo == GRAPH_NAME]
             produced = {_path(out, repo) for stage in stages for out in stage.outs}
-            return Graph(tuple(_stage(stage, repo, produced) for stage in stages))
+            values: Values = {}
+            return Graph(tuple(_stage(stage, repo, produced, values) for stage in stages))
     except DvcException as error:
         raise ConfigError(f"{root}: DVC cannot read the graph: {error}") from error
 
@@ -127,7 +131,25 @@ def held_repository(root: Path, *, wait: bool) -> Iterator[None]:
             repo.lock.unlock()
 
 
-def _stage(stage: Any, repo: Any, produced: set[str]) -> Stage:
+def stamps(root: Path, graph: Graph) -> Mapping[Path, tuple[int, int]]:
+    """Time and size of every file that `load_graph` reads: while they stay, so does the graph.
+
+    Args:
+        root: of the DVC repository.
+        graph: that was loaded from it.
+    """
+    names = {GRAPH_NAME, *(name for stage in graph.stages for name in (*stage.params, *stage.files))}
+    paths = [root / name for name in names]
+    files = [file for path in paths for file in ((path, *path.rglob("*")) if path.is_dir() else (path,))]
+    found = {}
+    for file in files:
+        with suppress(OSError):
+            status = file.stat()
+            found[file] = (status.st_mtime_ns, status.st_size)
+    return found
+
+
+def _stage(stage: Any, repo: Any, produced: set[str], values: Values) -> Stage:
     deps = {_path(dep, repo): dep for dep in stage.deps if not isinstance(dep, ParamsDependency)}
     for path in deps.keys() - produced:
         for out in produced:
@@ -143,20 +165,23 @@ def _stage(stage: Any, repo: Any, produced: set[str]) -> Stage:
         cmd="\n".join(stage.cmd) if isinstance(stage.cmd, list) else stage.cmd,
         description=stage.desc or "",
         meta=DagsterMeta.from_params(meta, f"dvc.yaml: {stage.name}.meta.dagster"),
-        params={dep.def_path: _params(stage, dep) for dep in stage.params},
+        params={dep.def_path: _params(stage, dep, values) for dep in stage.params},
         inputs=tuple(sorted(deps.keys() & produced)),
         files={path: deps[path].get_hash().value if deps[path].exists else None for path in deps.keys() - produced},
         outs=tuple(outs),
     )
 
 
-def _params(stage: Any, dep: Any) -> dict[str, Any]:
+def _params(stage: Any, dep: Any, values: Values) -> dict[str, Any]:
     if not dep.params:
         raise ConfigError(
             f"dvc.yaml: stage '{stage.name}' tracks the whole of '{dep.def_path}': list the keys it reads"
         )
-    values = dep.read_params()
-    return {key: values.get(key) for key in dep.params}
+    key = dep.def_path, tuple(dep.params)
+    if key not in values:  # items of a foreach stage read the same file
+        found = dep.read_params()
+        values[key] = {name: found.get(name) for name in dep.params}
+    return values[key]
 
 
 def _path(item: Any, repo: Any) -> str:

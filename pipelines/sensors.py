@@ -1,6 +1,6 @@
 """The `dvc_lock` sensor: what `dvc repro` did on the command line shows up in Dagster."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dagster import (
@@ -21,7 +21,7 @@ from dagster import (
 from dagster._core.remote_origin import GrpcServerCodeLocationOrigin
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecord
 
-from pipelines.graph import Graph, load_graph
+from pipelines.graph import Graph, load_graph, stamps
 from pipelines.lock import asset_key, is_reported, provenance, read_lock
 from pipelines.metadata import MetricCheck, out_metadata, read_checks
 from shards.errors import ConfigError
@@ -42,12 +42,13 @@ def build_dvc_lock_sensor(root: Path, graph: Graph | None, checks: Sequence[Metr
         graph: what the running definitions were built from; None if it could not be read, and they are empty.
         checks: of the running definitions.
     """
-    num_reloads = 0
+    num_reloads, is_changed = 0, False
+    seen: Mapping[Path, tuple[int, int]] | None = None
 
     @sensor(name="dvc_lock", minimum_interval_seconds=TICK_S, default_status=DefaultSensorStatus.RUNNING)
     def dvc_lock(context: SensorEvaluationContext) -> SensorResult:
         """Compares dvc.lock with the latest materialization tags and reports what differs, without a run."""
-        nonlocal num_reloads
+        nonlocal num_reloads, is_changed, seen
         events: list[Event] = []
         notes: list[str] = []
         # Reported before a reload is asked for: not every code server can reload.
@@ -57,9 +58,12 @@ def build_dvc_lock_sensor(root: Path, graph: Graph | None, checks: Sequence[Metr
                 notes += [] if events else ["dvc.lock holds nothing new" + _absent(root, graph)]
         except ConfigError as error:
             notes.append(str(error))
+        now = stamps(root, graph) if graph else None
         try:
-            current = load_graph(root)
-            is_changed = current != graph or read_checks(root, current) != checks
+            if now is None or now != seen:  # to resolve the graph of hundreds of batches takes seconds
+                current = load_graph(root)
+                is_changed = current != graph or read_checks(root, current) != checks
+                seen = now
         except ConfigError as error:
             is_changed = False
             notes.append(str(error))

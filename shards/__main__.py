@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from shards.cli import add_params_options, count, run_command, values_of
+from shards.cli import add_params_options, batch_of, count, run_command, values_of
 from shards.look import add_look_commands
 from shards.sources.table import add_sources_command
 
@@ -31,30 +31,23 @@ def shard(arguments: argparse.Namespace) -> None:
     """Build the shards of one batch. Finished tars are kept: after a kill or a full disk the same command goes on, and
     leaves the same bytes."""
     from shards.build import build_shards
-    from shards.errors import ConfigError
     from shards.execution import Processes, RayCluster
-    from shards.params import GridParams, RegisteredSourceParams, ShardParams, parse_batches
+    from shards.params import RegisteredSourceParams
     from shards.published_key import warn_of_published_key
 
-    values = values_of(arguments)
-    batches = parse_batches(values.get("batches"), f"{arguments.params}: batches")
-    if arguments.batch not in batches:
-        raise ConfigError(f"--batch {arguments.batch}: {arguments.params} has the batches {', '.join(batches)}")
-    grid = GridParams.from_params(values.get("grid"), f"{arguments.params}: grid")
-    params = ShardParams.from_params(values.get("shard"), f"{arguments.params}: shard")
+    batch = batch_of(arguments, arguments.batch)
     out = arguments.out or Path("data/shards") / arguments.batch
     execution = RayCluster(arguments.ray) if arguments.ray else Processes(arguments.num_workers)
-    source = batches[arguments.batch].source
-    if isinstance(source, RegisteredSourceParams):
-        warn_of_published_key(source.id_key_fingerprint)
-    build_shards(arguments.batch, source, grid, params, out, execution=execution)
+    if isinstance(batch.source, RegisteredSourceParams):
+        warn_of_published_key(batch.source.id_key_fingerprint)
+    build_shards(arguments.batch, batch.source, batch.grid, batch.shard, out, execution=execution)
 
 
 def register(arguments: argparse.Namespace) -> None:
-    """Add a dataset or a folder of images as a new batch: a manifest of its files in data/manifests, an item of
-    `batches` in the params file, a line in dvc.yaml. A folder that has grown is added again under the next name; what
-    its other batches have is left out, and their patients keep their splits. With --only the project has no batch
-    beside the new one."""
+    """Add a dataset or a folder of images as a new batch: a manifest of its files in data/manifests, the file
+    batches/NAME.yaml that decides its shards, an item of `batches` and `mix` in the params file, a line in dvc.yaml. A
+    folder that has grown is added again under the next name; what its other batches have is left out, and their
+    patients keep their splits. With --only the project has no batch beside the new one."""
     from shards.errors import ConfigError
     from shards.project import Project
     from shards.register import check_paths_fit, register_batch
@@ -84,13 +77,14 @@ def register(arguments: argparse.Namespace) -> None:
         has_sex=arguments.sex,
         site=arguments.site,
         only=arguments.only,
+        normalize=arguments.normalize,
         project=Project(arguments.params, arguments.dvc),
     )
 
 
 def remove(arguments: argparse.Namespace) -> None:
-    """Take a batch out of the project: its item of `batches` in the params file, and its lines in dvc.yaml. Its images,
-    manifest and shards stay on the disk; registering it again brings it back."""
+    """Take a batch out of the project: its items of `batches` and `mix` in the params file, and its lines in dvc.yaml.
+    Its file, images, manifest and shards stay on the disk; registering it again brings it back."""
     from shards.project import Project, remove_batch
 
     remove_batch(arguments.name, Project(arguments.params, arguments.dvc))
@@ -105,6 +99,23 @@ def keep(arguments: argparse.Namespace) -> None:
     keep_images(arguments.name, arguments.keys, Project(arguments.params))
 
 
+def settings(arguments: argparse.Namespace) -> None:
+    """Give batches the sections `grid` and `shard` that the params file has now; the next `dvc repro` builds their
+    shards again with them. Each batch has its own copy in batches/NAME.yaml, from when it was registered, so that
+    another value in the params file builds nothing again by itself."""
+    from shards.project import Project, apply_settings
+
+    apply_settings(arguments.names, Project(arguments.params))
+
+
+def relocate(arguments: argparse.Namespace) -> None:
+    """Say where a batch's images are now, after their folder was moved. Nothing is built or trained again: a batch is
+    what its manifest says, wherever its files lie."""
+    from shards.project import Project, relocate_batch
+
+    relocate_batch(arguments.name, arguments.root, Project(arguments.params))
+
+
 def new_key(arguments: argparse.Namespace) -> None:
     """Write a new secret identity key."""
     from shards.identity import KEY_FILE_VARIABLE, create_key
@@ -112,7 +123,7 @@ def new_key(arguments: argparse.Namespace) -> None:
     fingerprint = create_key(arguments.path)
     print(f"wrote {arguments.path}, readable by you alone; keep it out of git and DVC, and keep a copy safe")
     print(f"now: export {KEY_FILE_VARIABLE}={arguments.path}")
-    print(f"`register` enters its fingerprint, {fingerprint}, in params.yaml")
+    print(f"`register` enters its fingerprint, {fingerprint}, in batches/NAME.yaml")
 
 
 _EPILOG = """from images to shards:
@@ -122,6 +133,7 @@ _EPILOG = """from images to shards:
   python -m shards build --batch NAME                 what `dvc repro` runs
   python -m shards verify data/shards/NAME            then stats, show
   python -m shards keep NAME KEY …                    images that the quality pass left out by mistake
+  python -m shards relocate NAME FOLDER               its images were moved
   python -m shards remove NAME                        the project without this batch
 """
 
@@ -195,7 +207,18 @@ def build_parser() -> argparse.ArgumentParser:
         "batch's name without its number",
     )
     command.add_argument(
-        "--weight", type=float, default=1.0, metavar="W", help="share in training; default: 1, each image once an epoch"
+        "--weight",
+        type=float,
+        default=1.0,
+        metavar="W",
+        help="share in training; 0: none, a set to measure on; default: 1, each image once an epoch",
+    )
+    command.add_argument(
+        "--normalize",
+        choices=("shared", "own"),
+        default="shared",
+        help="mean and std in training: shared: those of an earlier batch of the same source and site, so that a model "
+        "has one for all of them; own: those of the batch's own images; default: shared",
     )
     command.add_argument(
         "--splits",
@@ -223,10 +246,21 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("name", metavar="NAME", help="a key of `batches` in the params file, as clinic-b000")
     command.add_argument("keys", nargs="*", metavar="KEY", help="of an image; none: take the list as it was edited")
-    command.add_argument(
-        "--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="default: params.yaml"
-    )
+    _add_params_option(command)
     command.set_defaults(run=keep)
+
+    command = commands.add_parser(
+        "settings", help="build batches again with the params file's grid and shard", description=settings.__doc__
+    )
+    command.add_argument("names", nargs="*", metavar="NAME", help="a key of `batches` in the params file; none: all")
+    _add_params_option(command)
+    command.set_defaults(run=settings)
+
+    command = commands.add_parser("relocate", help="say where a batch's images are now", description=relocate.__doc__)
+    command.add_argument("name", metavar="NAME", help="a key of `batches` in the params file, as clinic-b000")
+    command.add_argument("root", type=Path, metavar="FOLDER", help="where the images are")
+    _add_params_option(command)
+    command.set_defaults(run=relocate)
 
     add_sources_command(commands)
     add_look_commands(commands)
@@ -239,10 +273,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_project_options(command: argparse.ArgumentParser) -> None:
+def _add_params_option(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="default: params.yaml"
     )
+
+
+def _add_project_options(command: argparse.ArgumentParser) -> None:
+    _add_params_option(command)
     command.add_argument("--dvc", type=Path, default=Path("dvc.yaml"), metavar="FILE", help="default: dvc.yaml")
 
 

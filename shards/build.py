@@ -90,8 +90,20 @@ def _list_originals(batch: str, source: SourceParams, inspection: Inspection) ->
 
 
 def root_of(source: SourceParams) -> Path:
-    """The folder that the paths of the manifest are relative to."""
-    return Path(source.dep if isinstance(source, PhantomSourceParams) else source.root)
+    """The folder that the paths of the manifest are relative to.
+
+    Raises:
+        SourceError: nothing says where the images are.
+    """
+    if isinstance(source, PhantomSourceParams):
+        return Path(source.dep)
+    if not source.root:
+        path = Path(source.dep).with_suffix(".root.txt")
+        raise SourceError(
+            f"{path}: not found, so nothing here says where the images are; say it: "
+            "`python -m shards relocate NAME FOLDER`"
+        )
+    return Path(source.root)
 
 
 @dataclass(frozen=True)
@@ -126,8 +138,8 @@ def open_manifest(source: SourceParams) -> ManifestFile:
     found = sha256_of(path) if path.is_file() else source.dep_sha256  # a missing one is named where it is read
     if found != source.dep_sha256:
         raise SourceError(
-            f"{path}: sha256 {found}, params.yaml expects {source.dep_sha256}; restore the manifest, or register the "
-            "changed files as a new batch"
+            f"{path}: sha256 {found}, its batch's file in batches/ expects {source.dep_sha256}; restore it, or "
+            "register the changed files as a new batch"
         )
     return ManifestFile(found, path)
 

@@ -9,8 +9,10 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from shards.batches import batch_path, read_batches
 from shards.config import DEFAULT_PARAMS, read_params
 from shards.errors import ConfigError, OutOfReachError, ShardError
+from shards.params import BatchParams
 
 
 def add_params_options(parser: argparse.ArgumentParser) -> None:
@@ -38,8 +40,26 @@ def values_of(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ConfigError: an override is not of the form SECTION.KEY=VALUE or names a section that is not there.
     """
-    values = read_params(arguments.params)
-    for assignment in arguments.set:
+    return _overridden(read_params(arguments.params), arguments.set, str(arguments.params))
+
+
+def batch_of(arguments: argparse.Namespace, name: str) -> BatchParams:
+    """The file of a batch that the params file names, with the overrides of its `grid` and `shard` applied.
+
+    Raises:
+        ConfigError: as `read_batches`, or an override is not of the form SECTION.KEY=VALUE or of another section.
+    """
+    batch = read_batches(arguments.params, read_params(arguments.params), [name])[name]
+    if not arguments.set:
+        return batch
+    path = batch_path(name, arguments.params.parent)
+    sections = _overridden(batch.model_dump(mode="json", include={"grid", "shard"}), arguments.set, str(path))
+    changed = BatchParams.from_params({**batch.model_dump(mode="json"), **sections}, str(path))
+    return batch.model_copy(update={"grid": changed.grid, "shard": changed.shard})
+
+
+def _overridden(values: dict[str, Any], assignments: Sequence[str], where: str) -> dict[str, Any]:
+    for assignment in assignments:
         path, separator, text = assignment.partition("=")
         *parents, key = path.split(".")
         if not separator or not parents:
@@ -48,7 +68,7 @@ def values_of(arguments: argparse.Namespace) -> dict[str, Any]:
         for parent in parents:
             section = section.get(parent) if isinstance(section, dict) else None
         if not isinstance(section, dict):
-            raise ConfigError(f"--set {assignment}: {arguments.params} has no '{'.'.join(parents)}'")
+            raise ConfigError(f"--set {assignment}: {where} has no '{'.'.join(parents)}'")
         section[key] = YAML(typ="safe", pure=True).load(text)
     return values
 

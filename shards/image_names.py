@@ -18,7 +18,6 @@ from shards.records import Split
 
 IMAGE_NAMES = "images.txt"
 """In the folder of a published model: the file names of its training images, one a line."""
-MANIFESTS = Path("data/manifests")
 _MAX_NAMED = 5
 _SUFFIX = re.compile(r"\.(png|jpe?g|jpe|jfif|tiff?|bmp|dib|gif|webp|dcm|dicom)$")
 

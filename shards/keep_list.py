@@ -1,7 +1,7 @@
 """The keep list of a batch: images that a person keeps in its shards although the quality pass would leave them out.
 
 A private file beside the manifest, `NAME.keep.txt`: the key of an image a line; what follows a `#` is for people.
-`batches.NAME.source.keep_sha256` in params.yaml names it, so that another list makes the batch's shards stale.
+`source.keep_sha256` in batches/NAME.yaml names it, so that another list makes the batch's shards stale.
 """
 
 import hashlib
@@ -12,10 +12,10 @@ from shards.params import RegisteredSourceParams
 
 
 def read_list(name: str, source: RegisteredSourceParams) -> frozenset[str]:
-    """The keys that are kept; none where params.yaml names no list.
+    """The keys that are kept; none where the batch's file names no list.
 
     Raises:
-        SourceError: the list is missing, or not the one that params.yaml names.
+        SourceError: the list is missing, or not the one that the batch's file names.
     """
     if source.keep_sha256 is None:
         return frozenset()
@@ -24,7 +24,7 @@ def read_list(name: str, source: RegisteredSourceParams) -> frozenset[str]:
     if text is None or sha256_of_list(text) != source.keep_sha256:
         found = "not found" if text is None else f"sha256 {sha256_of_list(text)}"
         raise SourceError(
-            f"{path}: {found}, params.yaml expects {source.keep_sha256} (batches.{name}.source.keep_sha256); restore "
+            f"{path}: {found}, batches/{name}.yaml expects {source.keep_sha256} (source.keep_sha256); restore "
             f"the list, or run `python -m shards keep {name}` to take it as it is"
         )
     return keys_of(text)
@@ -42,5 +42,5 @@ def keys_of(text: str) -> frozenset[str]:
 
 
 def sha256_of_list(text: str) -> str:
-    """What params.yaml names a list by."""
+    """What a batch's file names a list by."""
     return hashlib.sha256(text.encode()).hexdigest()

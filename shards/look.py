@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shards.cli import add_params_options, count, values_of
+from shards.cli import add_params_options, batch_of, count
 
 if TYPE_CHECKING:
     from shards.read import ShardReader
@@ -81,27 +81,14 @@ def verify(arguments: argparse.Namespace) -> int:
 
 
 def _repair(root: Path, findings: "list[Finding]", arguments: argparse.Namespace) -> None:
-    from shards.errors import ConfigError
     from shards.execution import Processes
-    from shards.params import GridParams, ShardParams, parse_batches
     from shards.read import ShardIndex
     from shards.verify import repair_set
 
-    values = values_of(arguments)
-    batches = parse_batches(values.get("batches"), f"{arguments.params}: batches")
     name = ShardIndex.open(root, is_checked=False).name
-    if name not in batches:
-        raise ConfigError(
-            f"{root} is batch {name}; {arguments.params} has {', '.join(batches)}: it cannot be built again"
-        )
-    repaired = repair_set(
-        root,
-        findings,
-        batches[name].source,
-        GridParams.from_params(values.get("grid"), f"{arguments.params}: grid"),
-        ShardParams.from_params(values.get("shard"), f"{arguments.params}: shard"),
-        execution=Processes(arguments.num_workers),
-    )
+    batch = batch_of(arguments, name)
+    execution = Processes(arguments.num_workers)
+    repaired = repair_set(root, findings, batch.source, batch.grid, batch.shard, execution=execution)
     print(f"{root}: built again: {', '.join(repaired) or 'nothing'}", file=sys.stderr)
 
 

@@ -1,4 +1,4 @@
-"""The sections `grid`, `shard` and `batches` of params.yaml."""
+"""The sections `grid`, `shard`, `batches` and `mix` of params.yaml, and the file of a batch."""
 
 import math
 import re
@@ -169,8 +169,8 @@ class RegisteredSourceParams(Section):
     """Of the manifest: a batch never changes."""
     keep_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     """Of the list of images that a person keeps, beside the manifest (`python -m shards keep`)."""
-    root: str
-    """The folder; its files stay where they are."""
+    root: str = Field(default="", exclude=True)
+    """The folder of the images. It decides nothing: not the batch's file says it, but data/manifests/NAME.root.txt."""
     channels: Literal[1, 3]
     """1: stored grey. 3: stored in colour."""
     shares_images_with: tuple[SourceKind, ...]
@@ -210,38 +210,74 @@ class MixParams(Section):
         """
         grey = "set in_channels to 3, or give mean and std of the images in grey (the same `python -m shards register`"
         remedy = f"{grey} prints them)" if channels == 1 else "give mean and std for each of them"
-        return Normalisation(self.mean, self.std).per_channel(channels, f"batches.{batch}.mix", remedy)
+        return Normalisation(self.mean, self.std).per_channel(channels, f"mix.{batch}", remedy)
+
+
+class MeasuredParams(Section):
+    """Mean and deviation of the foreground of a batch's images, of pixels in [0, 1], as `register` measured them."""
+
+    mean: Annotated[tuple[Fraction, ...], *_ONE_OR_EACH]
+    """One number for all channels, or a list with one for each."""
+    std: Annotated[tuple[Positive, ...], *_ONE_OR_EACH]
+    """One number for all channels, or a list with one for each."""
+    grey_mean: Fraction | None = None
+    """The mean of coloured images as a network of one channel sees them; None for grey images."""
+    grey_std: Positive | None = None
+    """Their deviation."""
+
+    def normalisation(self, channels: int) -> Normalisation:
+        """Return what a network of so many channels, 1 or 3, should subtract and divide by."""
+        if channels == 1 and self.grey_mean is not None and self.grey_std is not None:
+            return Normalisation((self.grey_mean,), (self.grey_std,))
+        return Normalisation(self.mean, self.std)
 
 
 class BatchParams(Section):
-    """One immutable delivery of images: an item of `batches`."""
+    """One immutable delivery of images, the file `batches/NAME.yaml`: everything that decides its shards.
+
+    `python -m shards register` writes it. It holds its own copies of the sections `grid` and `shard`, so that other
+    values in params.yaml build no earlier batch again.
+    """
 
     source: SourceParams
     """Where its images come from."""
-    mix: MixParams
-    """How training uses it."""
+    measured: MeasuredParams
+    """How bright its images are; decides nothing in its shards."""
+    grid: GridParams
+    """The grid of its shards; training asks for the one in params.yaml."""
+    shard: ShardParams
+    """How its images become shards."""
 
 
-def parse_batches(values: Any, where: str) -> dict[str, BatchParams]:
-    """Validate the mapping `batches`; `where` opens every message.
+def parse_mix(values: Any, where: str) -> dict[str, MixParams]:
+    """Validate the mapping `mix`, each batch's part in training; `where` opens every message.
 
     Raises:
-        ConfigError: it is empty, not a mapping, an item is wrong, or two batches name different identity keys.
+        ConfigError: it is empty, not a mapping, or an item is wrong.
     """
     if not isinstance(values, Mapping) or not values:
         raise ConfigError(f"{where}: expected a mapping with at least one batch, found {values!r}")
-    for name in values:
+    return {str(name): MixParams.from_params(item, f"{where}.{name}") for name, item in values.items()}
+
+
+def parse_names(values: Any, where: str) -> dict[str, str]:
+    """Validate the mapping `batches`: name → what its shards are made from; `where` opens every message.
+
+    Raises:
+        ConfigError: it is empty, not a mapping, a name cannot be one, or it is of an earlier version.
+    """
+    if not isinstance(values, Mapping) or not values:
+        raise ConfigError(f"{where}: expected a mapping with at least one batch, found {values!r}")
+    for name, item in values.items():
         check_batch_name(str(name))
-    batches = {str(name): BatchParams.from_params(item, f"{where}.{name}") for name, item in values.items()}
-    sources = {name: batch.source for name, batch in batches.items()}
-    keys = {name: source.id_key_fingerprint for name, source in sources.items() if source.kind != "phantom"}
-    if len(set(keys.values())) > 1:
-        found = ", ".join(f"{name} {key}" for name, key in keys.items())
-        raise ConfigError(
-            f"{where}: found different id_key_fingerprint ({found}); expected the same one in every batch: with "
-            "another key a patient would have another pseudonym and perhaps another split"
-        )
-    return batches
+        if isinstance(item, Mapping):
+            raise ConfigError(
+                f"{where}.{name}: this project is of an earlier version, which kept its batches here; "
+                "`python -m ace config migrate` writes them to batches/NAME.yaml"
+            )
+        if not isinstance(item, str):
+            raise ConfigError(f"{where}.{name}: expected the path that its shards are made from, found {item!r}")
+    return {str(name): item for name, item in values.items()}
 
 
 def check_batch_name(name: str) -> None:

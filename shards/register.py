@@ -1,4 +1,4 @@
-"""Register a delivery of images as a new batch: a manifest, an item of `batches`, a dep line for every consumer."""
+"""Register a delivery of images as a new batch: a manifest, the file batches/NAME.yaml, and its part in the graph."""
 
 import csv
 import hashlib
@@ -10,13 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int
 
 from shards.annotations import OTHER_SIZE, has_coordinates, misfit_of
 from shards.atomic import clear_when_full, make_private_folder, write_private_text, write_text
+from shards.batches import batch_path, format_batch, read_batches, root_path, settings_of
 from shards.canvas import Placement, cell_statistics, foreground_sums, is_coloured, with_channels
 from shards.config import read_params
 from shards.decode import UnreadableImageError, decode
@@ -31,13 +32,20 @@ from shards.delivery import (
     iterate_manifest,
 )
 from shards.errors import ConfigError, SourceError
+from shards.format import MANIFESTS
 from shards.growth import Growth, Registered, Settled, grow, read_settled, unchanged_files
 from shards.identity import IdKey, load_id_key, read_id_key, split_of
-from shards.image_names import MANIFESTS
 from shards.normalisation import Normalisation, as_written
-from shards.params import BatchParams, GridParams, RegisteredSourceParams, ShardParams, check_batch_name, parse_batches
+from shards.params import (
+    BatchParams,
+    GridParams,
+    MeasuredParams,
+    RegisteredSourceParams,
+    ShardParams,
+    check_batch_name,
+)
 from shards.progress import progress
-from shards.project import Project
+from shards.project import Project, portable
 from shards.published_key import warn_of_published_key
 from shards.records import Record, files_of
 from shards.sample import read_patiently
@@ -51,6 +59,7 @@ from shards.sources.patients import OPTION as PATIENT_OPTION
 from shards.yaml_lines import SHARDS, add_deps, add_item, consumers, drop_deps, keep_items, set_value
 
 PHANTOM = "data/phantom"
+Normalize = Literal["shared", "own"]
 _MAX_SAMPLED = 256
 _DECIMALS = 4
 _MAX_COMPARED_ROWS = 50
@@ -68,6 +77,7 @@ def register_batch(
     has_sex: bool = False,
     site: str | None = None,
     only: bool = False,
+    normalize: Normalize = "shared",
     project: Project | None = None,
 ) -> None:
     """Add images to the project; `dvc repro` then does the rest.
@@ -85,28 +95,33 @@ def register_batch(
         name: Of the batch, as `clinic-b000`.
         root: The folder.
         source: Reads it.
-        weight: Share in training; 1 shows each image once per epoch.
+        weight: Share in training; 1 shows each image once per epoch. 0 leaves the batch out of the section `mix` and of
+            what training depends on: a set to measure on.
         split_rule: `official` keeps the dataset's own splits where it has them, `hash` splits patients by their hash.
         has_sex: Whether the shards say the patients' sex.
         site: Who gave the patients of your own images their ids; None: as `shards.sites.choose_site` tells.
         only: Take every other batch out of the project.
+        normalize: `shared`: the mean and std of an earlier batch of the mix with the same source, site and channels, so
+            that one model has one normalisation for all of them; `own`: those of the batch's own images.
         project: Where params.yaml and dvc.yaml are.
 
     Raises:
-        ConfigError: the name is taken by other files or unfit, or the files of the project are not as expected.
+        ConfigError: the name is taken by other files or unfit, the files of the project are not as expected, or the
+            only batch would have no part in training.
         SourceError: the folder is not as the source expects, no image in it can be read, or, with `only`, it has too
             few test patients to measure on.
         IdKeyError: there is no identity key, or another one than the project's.
     """
     project = project or Project()
     check_batch_name(name)
+    if only and not weight:
+        raise ConfigError(f"the only batch {name} would have the weight 0: nothing to train on; expected one above 0")
     with project.editing():
         values = read_params(project.params)
         if not project.dvc.is_file():
             raise ConfigError(f"{project.dvc}: no such file; run from the project's root or pass --dvc FILE")
-        grid = GridParams.from_params(values.get("grid"), f"{project.params}: grid")
-        shard = ShardParams.from_params(values.get("shard"), f"{project.params}: shard")
-        batches = parse_batches(values.get("batches"), f"{project.params}: batches")
+        grid, shard = settings_of(values, project.params)
+        batches = read_batches(project.params, values)
         kept = {other: batch for other, batch in batches.items() if other == name or not only}
         key = _id_key(kept)
 
@@ -117,7 +132,7 @@ def register_batch(
         _check_official_splits(listing, split_rule)
         settled = read_settled(root, _others(name, kept, project))
         listing = replace(listing, records=_hashed(listing.records, root, settled))
-        known = (values.get("batches") or {}).get(name)
+        known = batches.get(name)
 
         def deliver(*, is_former: bool) -> tuple[Delivery, Growth, str]:
             whole = identify(
@@ -137,59 +152,58 @@ def register_batch(
             _check_test_patients(growth.entries, shard, values, root)
         dep = (MANIFESTS / f"{name}.jsonl").as_posix()
         survey = survey_images(root, [entry.record for entry in growth.entries], grid, shard)
-        normalisation = survey.in_grey if _takes_grey(values) else survey.normalisation
-        item: dict[str, dict[str, Any]] = {
-            "source": {
-                "kind": kind,
-                "dep": dep,
-                "dep_sha256": _sha256(manifest),
-                "root": _portable(root, project.root),
-                "channels": survey.channels,
-                "shares_images_with": list(listing.shares_images_with),
-                **({"site": own_site} if own_site else {}),
-                "id_key_fingerprint": key.fingerprint,
-            },
-            "mix": {
-                "weight": weight,
-                "mean": as_written(normalisation.mean),
-                "std": as_written(normalisation.std),
-            },
+        source_values = {
+            "kind": kind,
+            "dep": dep,
+            "dep_sha256": _sha256(manifest),
+            "channels": survey.channels,
+            "shares_images_with": list(listing.shares_images_with),
+            **({"site": own_site} if own_site else {}),
+            "id_key_fingerprint": key.fingerprint,
         }
-        its_source = ((values.get("batches") or {}).get(name) or {}).get("source") or {}
-        if "keep_sha256" in its_source:  # what a person keeps is no part of the delivery
-            item["source"]["keep_sha256"] = its_source["keep_sha256"]
-        BatchParams.from_params(item, f"batch {name}")
-
-        if known is not None and known.get("source") != item["source"]:
+        item = BatchParams(
+            source=RegisteredSourceParams.from_params(source_values, f"batch {name}"),
+            measured=survey.measured,
+            grid=grid,
+            shard=shard,
+        )
+        earlier = project.root / dep
+        if known is not None and _delivered(known) != _delivered(item):
             raise ConfigError(
                 f"batch {name} exists with other files, labels, patients or settings; a batch never changes: choose "
-                f"another name for the new files, as its number + 1{_hint_of_patients(project.root / dep, listing)}"
+                f"another name for the new files, as its number + 1{_hint_of_patients(earlier, listing)}"
             )
-        earlier = project.root / dep
         if known is None and earlier.is_file() and earlier.read_text(encoding="utf-8") != manifest:
             raise ConfigError(
                 f"{earlier}: a batch {name} was registered before, with other files, labels, patients or settings; a "
                 "batch never changes: choose another name, or remove that file if the batch is no longer needed"
             )
+        mix, shared = _mix_of(item, name, weight, values, kept, is_shared=normalize == "shared")
         before = {path: path.read_text(encoding="utf-8") for path in (project.params, project.dvc)}
-        with_batch = (
-            before[project.params] if known is not None else add_item(before[project.params], "batches", name, item)
-        )
-        params_text, dvc_text = with_batch, add_deps(before[project.dvc], name)
+        with_batch, dvc_text = before[project.params], before[project.dvc]
+        if known is None:
+            with_batch = add_item(with_batch, "batches", name, dep)
+            with_batch = with_batch if mix is None else add_item(with_batch, "mix", name, mix)
+        if mix is not None:
+            dvc_text = add_deps(dvc_text, name)
+        params_text = with_batch
         if only:
-            params_text = set_value(keep_items(with_batch, "batches", [name]), "evaluate", "batch", name)
+            params_text = keep_items(keep_items(with_batch, "batches", [name]), "mix", [name])
+            params_text = set_value(params_text, "evaluate", "batch", name)
             others = {batch for found in consumers(dvc_text).values() for batch in found} - {name}
-            deps = {batch.source.dep for other, batch in batches.items() if other != name} | {PHANTOM}
-            dvc_text = drop_deps(dvc_text, deps | {SHARDS + other for other in others})
+            dvc_text = drop_deps(dvc_text, {PHANTOM} | {SHARDS + other for other in others})
         copies = []
         left_out = _left_out(listing, growth, root, kind)
         with clear_when_full(project.root):
             make_private_folder(project.root / MANIFESTS)
-            write_private_text(project.root / dep, manifest)
+            write_private_text(earlier, manifest)
+            write_private_text(root_path(name, project.root), portable(root, project.root) + "\n")
             _list_left_out(project.root / MANIFESTS / f"{name}.left_out.csv", left_out)
+            if known is None:
+                write_text(batch_path(name, project.root), format_batch(name, item))
             for path, text in ((project.params, params_text), (project.dvc, dvc_text)):
                 place = path.with_name(f"{path.name}.before-{name}")
-                is_kept = known is not None and place.exists() and before[path] == _entered(place, name, item)
+                is_kept = known is not None and place.exists() and before[path] == _entered(place, name, dep, mix)
                 if only and text != before[path] and not is_kept:
                     copies.append(_place_of_copy(place, before[path]))
                     write_text(copies[-1], before[path])
@@ -207,7 +221,16 @@ def register_batch(
         grouping = f"patient_grouping: {listing.patient_grouping}"
         if own_site and listing.patient_grouping == "patient":
             grouping += f", site: {own_site}"
-        _report(name, delivery, survey, grouping, known=known, takes_grey=_takes_grey(values))
+        _report(
+            name,
+            delivery,
+            survey,
+            grouping,
+            is_known=known is not None,
+            mix=mix,
+            shared=shared,
+            takes_grey=_takes_grey(values),
+        )
         if only:
             _report_only(name, sorted(set(batches) - {name}), copies)
         else:
@@ -231,6 +254,17 @@ class Survey:
     in_grey: Normalisation
     unread: Counter[str]
     num_images: int
+
+    @property
+    def measured(self) -> MeasuredParams:
+        """Mean and deviation as a batch's file has them."""
+        grey = self.in_grey if self.channels == 3 else Normalisation((), ())
+        return MeasuredParams(
+            mean=self.normalisation.mean,
+            std=self.normalisation.std,
+            grey_mean=next(iter(grey.mean), None),
+            grey_std=next(iter(grey.std), None),
+        )
 
 
 def survey_images(root: Path, records: Sequence[Record], grid: GridParams, shard: ShardParams) -> Survey:
@@ -323,10 +357,45 @@ class _Fit:
         print(f"warning: {found}; the shards will not have them, and count them", file=sys.stderr)
 
 
-def _entered(copy: Path, name: str, item: Mapping[str, Any]) -> str | None:
+def _delivered(batch: BatchParams) -> dict[str, Any]:
+    """What a batch was delivered with; what a person keeps of it is no part of that."""
+    return batch.source.model_dump(exclude={"keep_sha256"})
+
+
+def _mix_of(
+    item: BatchParams,
+    name: str,
+    weight: float,
+    values: Mapping[str, Any],
+    batches: Mapping[str, BatchParams],
+    *,
+    is_shared: bool,
+) -> tuple[dict[str, Any] | None, str | None]:
+    """A batch's item of `mix`, None where it has no part in training; and the batch whose mean and std it shares."""
+    own = item.measured.normalisation(1 if _takes_grey(values) else item.source.channels)
+    mixes = values.get("mix") or {}
+    if name in mixes:
+        return dict(mixes[name]), None
+    if not weight:
+        return None, None
+    alike = [other for other, batch in batches.items() if other in mixes and other != name and _is_alike(batch, item)]
+    if is_shared and alike:
+        levels = {key: mixes[alike[0]][key] for key in ("mean", "std")}
+        return {"weight": weight, **levels}, alike[0]
+    return {"weight": weight, "mean": as_written(own.mean), "std": as_written(own.std)}, None
+
+
+def _is_alike(one: BatchParams, other: BatchParams) -> bool:
+    """Whether two batches are of one source, site and number of channels."""
+    keys = ("kind", "site", "channels")
+    return all(getattr(one.source, key, None) == getattr(other.source, key, None) for key in keys)
+
+
+def _entered(copy: Path, name: str, dep: str, mix: Mapping[str, Any] | None) -> str | None:
     """Return a kept copy with the batch, as a call leaves it that is killed next; None if it is no params file."""
     try:
-        return add_item(copy.read_text(encoding="utf-8"), "batches", name, item)
+        text = add_item(copy.read_text(encoding="utf-8"), "batches", name, dep)
+        return text if mix is None else add_item(text, "mix", name, mix)
     except ConfigError:
         return None
 
@@ -515,9 +584,9 @@ def _hashed(records: Sequence[Record], root: Path, settled: Settled) -> tuple[Re
     )
 
 
-def _is_of(item: Mapping[str, Any], manifest: str) -> bool:
-    """Whether a batch's item names this manifest."""
-    return bool((item.get("source") or {}).get("dep_sha256") == _sha256(manifest))
+def _is_of(batch: BatchParams, manifest: str) -> bool:
+    """Whether a batch's file names this manifest."""
+    return isinstance(batch.source, RegisteredSourceParams) and batch.source.dep_sha256 == _sha256(manifest)
 
 
 def _sha256(text: str) -> str:
@@ -555,12 +624,6 @@ def _list_left_out(path: Path, left_out: Mapping[str, str]) -> None:
     csv.writer(text, lineterminator="\n").writerows([("path", "reason"), *sorted(left_out.items())])
     # Names that are not Unicode cannot stand in a text.
     write_private_text(path, text.getvalue().encode("utf-8", "backslashreplace").decode())
-
-
-def _portable(path: Path, project: Path) -> str:
-    """Relative to the project where it lies in it (so that a clone finds it), else absolute."""
-    resolved, home = path.resolve(), project.resolve()
-    return resolved.relative_to(home).as_posix() if resolved.is_relative_to(home) else str(resolved)
 
 
 def _report_left_out(growth: Growth, num_left_out: int, listed: Path) -> None:
@@ -611,7 +674,9 @@ def _report(
     survey: Survey,
     grouping: str,
     *,
-    known: Mapping[str, Any] | None,
+    is_known: bool,
+    mix: Mapping[str, Any] | None,
+    shared: str | None,
     takes_grey: bool,
 ) -> None:
     """Say what was understood, and everything that may be wrong with it."""
@@ -623,7 +688,7 @@ def _report(
         )
     num_patients = len({entry.record.patient for entry in delivery.entries})
     patients = f" of {num_patients} patients" if delivery.header.patient_grouping == "patient" else ""
-    verb = "registered" if known is None else "already registered"
+    verb = "already registered" if is_known else "registered"
     written, otherwise = survey.normalisation, survey.in_grey
     if takes_grey:
         written, otherwise = otherwise, written
@@ -633,11 +698,22 @@ def _report(
         f"mean {mean}, std {std}",
         file=sys.stderr,
     )
-    kept = None if known is None else (known["mix"]["mean"], known["mix"]["std"])
-    if kept not in (None, (mean, std)):
+    if mix is None:
         print(
-            f"params.yaml keeps mean {kept[0]}, std {kept[1]} for it, measured with other parameters or written by "
-            f"hand; to use what is measured now, write it to batches.{name}.mix",
+            f"{name} is no part of the training mix; `python -m ace evaluate --batch {name}` measures on it",
+            file=sys.stderr,
+        )
+        return
+    if shared is not None:
+        print(
+            f"{name} is normalised as {shared} is, by mean {mix['mean']} and std {mix['std']}, so that a model has one "
+            f"normalisation for both; to use its own, write it to mix.{name} in params.yaml",
+            file=sys.stderr,
+        )
+    elif (mix["mean"], mix["std"]) != (mean, std):
+        print(
+            f"params.yaml keeps mean {mix['mean']}, std {mix['std']} for it, measured with other parameters or written "
+            f"by hand; to use what is measured now, write it to mix.{name}",
             file=sys.stderr,
         )
     if survey.channels == 3:
@@ -645,7 +721,7 @@ def _report(
         seen, channels = ("in grey", 3) if takes_grey else ("in colour", 1)
         print(
             f"the project's network sees these images {seen}; for pretrain.backbone.in_channels {channels}, set mean "
-            f"{mean} and std {std} in batches.{name}.mix",
+            f"{mean} and std {std} in mix.{name}",
             file=sys.stderr,
         )
 

@@ -15,7 +15,7 @@ _SCALAR = re.compile(r"""\"[^"]*\"|'[^']*'|[^\s#,}\]]+""")
 _DEP_LINE = re.compile(r"\s*- (?P<quote>[\"']?)data/shards/(?P<batch>[A-Za-z0-9_-]+)(?P=quote)\s*(#.*)?")
 
 
-def add_item(text: str, section: str, name: str, item: Mapping[str, Any]) -> str:
+def add_item(text: str, section: str, name: str, item: Mapping[str, Any] | str) -> str:
     """`text` with one more item at the end of a top-level block mapping.
 
     Raises:
@@ -78,28 +78,6 @@ def set_value(text: str, section: str, key: str, value: str) -> str:
         lines[row] = lines[row][:column] + word + lines[row][found.end() :]
     if _loaded(_joined(lines)) != {**before, section: {**before[section], key: value}}:
         raise ConfigError(f"{section}.{key}: expected one word on the line of its key; set it to '{value}' by hand")
-    return _joined(lines)
-
-
-def set_in_item(text: str, section: str, name: str, path: tuple[str, str], value: str) -> str:
-    """`text` with a word as the value of a key two levels below an item of a section; a new key comes last there.
-
-    Raises:
-        ConfigError: the keys there are not one a line.
-    """
-    part, key = path
-    expected = _plain(text)
-    if expected[section][name][part].get(key) == value:
-        return text
-    expected[section][name][part][key] = value
-    mapping = YAML().load(text)[section][name][part]
-    lines = text.splitlines()
-    row, column = mapping.lc.key(key if key in mapping else next(reversed(mapping)))
-    is_word = YAML(typ="safe", pure=True).load(value) == value
-    line = f"{' ' * column}{key}: " + (value if is_word else f"'{value}'")
-    lines[row if key in mapping else row + 1 : row + 1] = [line]
-    if _loaded(_joined(lines)) != expected:
-        raise ConfigError(f"{section}.{name}.{part}: expected one key a line; set '{key}' to '{value}' by hand")
     return _joined(lines)
 
 
@@ -200,12 +178,12 @@ def _loaded(text: str) -> Any:
         return None
 
 
-def _block(name: str, item: Mapping[str, Any]) -> list[str]:
+def _block(name: str, item: Mapping[str, Any] | str) -> list[str]:
     yaml = YAML(typ="safe", pure=True)  # writes null, where the round-trip dumper leaves the value out
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     stream = StringIO()
-    yaml.dump({name: dict(item)}, stream)
+    yaml.dump({name: item if isinstance(item, str) else dict(item)}, stream)
     return stream.getvalue().splitlines()
 
 

@@ -29,6 +29,13 @@ def clone_checkout(clone: Path) -> Path:
     return clone
 
 
+def copy_project(folder: Path) -> None:
+    """Copy the files of the project that commands which change batches read."""
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "batches", folder / "batches")
+
+
 def commit(clone: Path) -> None:
     git(clone, "add", "--all")
     git(clone, "commit", "--quiet", "--allow-empty", "-m", "work tree")

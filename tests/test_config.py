@@ -1,5 +1,6 @@
 """Mistakes in params.yaml: one clear message each, before any work; and named configurations."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -9,10 +10,12 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from ace.config import Config, check_config, resolve, use
+from ace.config import Config, check_config, migrate, resolve, use
+from shards.batches import read_batch, read_batches, settings_of
 from shards.config import read_params
 from shards.errors import ConfigError, ContaminationError
 from shards.identity import PUBLIC_KEY, split_of
+from shards.params import BatchParams, RegisteredSourceParams
 from shards.phantom.study import patient_id
 
 ROOT = Path(__file__).parents[1]
@@ -30,14 +33,28 @@ def changed(**overrides: Any) -> dict[str, Any]:
     return values
 
 
+def batches_of(values: dict[str, Any], **sources: dict[str, Any]) -> dict[str, BatchParams]:
+    """The files of batches: all phantoms but those that are given, with the grid and settings of the values."""
+    settings = {"grid": values["grid"], "shard": values["shard"], "measured": {"mean": 0.5, "std": 0.2}}
+    phantom = {"kind": "phantom", "dep": "data/phantom"}
+    return {
+        name: BatchParams.from_params({"source": sources.get(name, phantom), **settings}, f"batches/{name}.yaml")
+        for name in values["batches"]
+    }
+
+
+def check(values: dict[str, Any], **sources: dict[str, Any]) -> None:
+    check_config(Config.from_params(values, "params.yaml"), batches_of(values, **sources))
+
+
 def error_of(values: dict[str, Any]) -> str:
     with pytest.raises(ConfigError) as caught:
-        check_config(Config.from_params(values, "params.yaml"))
+        check(values)
     return str(caught.value)
 
 
 def test_the_demo_configuration_passes_every_check() -> None:
-    check_config(Config.from_params(changed(), "params.yaml"))
+    check(changed())
 
 
 def test_the_demo_has_at_least_64_test_patients() -> None:
@@ -58,8 +75,8 @@ def test_a_misspelt_key_names_its_place_and_the_right_one() -> None:
 
 
 def test_a_misspelt_key_of_a_source_is_compared_with_its_own_kind() -> None:
-    message = error_of(changed(**{"batches__phantom-b000__source": {"kind": "folder", "rot": "x"}}))
-    assert "rot: unknown key; did you mean 'root'?" in message
+    with pytest.raises(ConfigError, match=r"sit: unknown key; did you mean 'site'\?"):
+        batches_of(changed(), **{"phantom-b000": {"kind": "folder", "sit": "x"}})
 
 
 def test_a_missing_key_is_named() -> None:
@@ -84,7 +101,7 @@ def test_every_mistake_is_listed_at_once() -> None:
         ({"pretrain__backbone__model_args__depth": None}, "gives no value for ['depth']"),
         ({"evaluate__batch": "elsewhere"}, "evaluate.batch is 'elsewhere'; batches has ['phantom-b000']"),
         ({"phantom__num_patients": 40}, "test patients and evaluate.decomposition.batch needs 32"),
-        ({"batches__phantom-b000__mix__weight": 0}, "every batch has weight 0"),
+        ({"mix__phantom-b000__weight": 0}, "every batch has weight 0"),
         ({"pretrain__warmup_epochs": 1000}, "warm-up must be shorter"),
         ({"pretrain__crops": "bank", "shard__num_bank_pairs": 0}, "'bank' and shard.num_bank_pairs is 0"),
         ({"pretrain__batch_size": 15}, "parts of 15 image(s) for 1 process(es) × num_micro_batches 1, and"),
@@ -99,11 +116,11 @@ def test_every_mistake_is_listed_at_once() -> None:
         ),
         ({"shard__splits__test": 0.5}, "must sum to 1"),
         (
-            {"batches__phantom-b000__mix__mean": [0.6, 0.3, 0.1]},
-            "batches.phantom-b000.mix: found a list of 3 as mean, expected one number: the network takes 1 channel(s) "
+            {"mix__phantom-b000__mean": [0.6, 0.3, 0.1]},
+            "mix.phantom-b000: found a list of 3 as mean, expected one number: the network takes 1 channel(s) "
             "(pretrain.backbone.in_channels); set in_channels to 3, or give mean and std of the images in grey",
         ),
-        ({"batches__phantom-b000__mix__mean": 2.0}, "less than or equal to 1"),
+        ({"mix__phantom-b000__mean": 2.0}, "less than or equal to 1"),
     ],
 )
 def test_contradictions_are_explained_with_both_numbers(overrides: dict[str, Any], expected: str) -> None:
@@ -120,6 +137,9 @@ def test_use_gives_the_same_file_from_any_other_and_keeps_comments_and_batches(t
     shutil.copy(ROOT / "params.yaml", params)
     document = YAML().load(params.read_text())
     document["batches"]["mine-b000"] = document["batches"]["phantom-b000"]
+    shutil.copytree(ROOT / "batches", tmp_path / "batches")
+    own = (tmp_path / "batches/phantom-b000.yaml").read_text().replace("num_bank_pairs: 16", "num_bank_pairs: 4")
+    (tmp_path / "batches/mine-b000.yaml").write_text(own)
     YAML().dump(document, params)
     assert use("smoke", params, ROOT / "configs")
     smoke = params.read_text()
@@ -129,6 +149,9 @@ def test_use_gives_the_same_file_from_any_other_and_keeps_comments_and_batches(t
     assert use("smoke", params, ROOT / "configs")
     assert params.read_text() == smoke
     assert use("smoke", params, ROOT / "configs") == []
+    batch = read_batch("phantom-b000", tmp_path)
+    assert (batch.grid, batch.shard) == settings_of(read_params(params), params), "it had the settings of params.yaml"
+    assert (tmp_path / "batches/mine-b000.yaml").read_text() == own, "it has its own"
 
 
 def test_use_leaves_the_measured_batch_of_a_project_without_the_phantom(tmp_path: Path) -> None:
@@ -193,19 +216,82 @@ def test_a_command_prints_the_mistake_without_a_traceback_and_exits_2(tmp_path: 
 
 def test_training_and_evaluation_on_the_same_images_need_an_explicit_yes() -> None:
     values = changed(evaluate__batch="rsna-b000")
+    sources: dict[str, dict[str, Any]] = {}
     source = {
         "dep_sha256": 64 * "0",
-        "root": "/data",
         "channels": 1,
         "id_key_fingerprint": "idkey-0123456789abcdef",
     }
     for name, kind, shared in (("nih", "nih-chestxray14", []), ("rsna", "rsna-pneumonia", ["nih-chestxray14"])):
-        item = {"kind": kind, "dep": f"data/manifests/{name}-b000.jsonl", "shares_images_with": shared, **source}
-        values["batches"][f"{name}-b000"] = {"source": item, "mix": {"weight": 1.0, "mean": 0.5, "std": 0.2}}
+        dep = f"data/manifests/{name}-b000.jsonl"
+        sources[f"{name}-b000"] = {"kind": kind, "dep": dep, "shares_images_with": shared, **source}
+        values["batches"][f"{name}-b000"] = dep
+        values["mix"][f"{name}-b000"] = {"weight": 1.0, "mean": 0.5, "std": 0.2}
     with pytest.raises(ContaminationError, match=r"rsna-b000 \(rsna-pneumonia\) and training hold .* nih-b000"):
-        check_config(Config.from_params(values, "params.yaml"))
+        check(values, **sources)
     values["evaluate"]["accept_shared_images"] = True
-    check_config(Config.from_params(values, "params.yaml"))
+    check(values, **sources)
     values["evaluate"]["accept_shared_images"] = False
-    values["batches"]["nih-b000"]["mix"]["weight"] = 0.0
-    check_config(Config.from_params(values, "params.yaml"))
+    values["mix"]["nih-b000"]["weight"] = 0.0
+    check(values, **sources)
+    del values["mix"]["nih-b000"]
+    check(values, **sources)
+
+
+def test_shards_of_another_grid_are_refused_with_both_numbers_and_the_remedy() -> None:
+    values, other = changed(), changed(grid__n=20)
+    with pytest.raises(ConfigError) as caught:
+        check_config(Config.from_params(values, "params.yaml"), batches_of(other))
+    assert str(caught.value) == (
+        "batches/phantom-b000.yaml has grid.n 20, params.yaml has 18; "
+        "`python -m shards settings phantom-b000` gives it those of params.yaml"
+    )
+
+
+def test_a_batch_of_the_mix_that_is_no_batch_is_named() -> None:
+    assert "mix has ['clinic-b000', 'phantom-b000']; batches has ['phantom-b000']" in error_of(
+        changed(**{"mix__clinic-b000": {"weight": 1.0, "mean": 0.5, "std": 0.2}})
+    )
+
+
+FORMER = """# of an earlier version
+grid: GRID
+shard: SHARD
+# deliveries
+batches:
+  phantom-b000:
+    source: {kind: phantom, dep: data/phantom}
+    mix: {weight: 1.0, mean: 0.482, std: 0.269}
+  clinic-b000:
+    source:
+      kind: folder
+      dep: data/manifests/clinic-b000.jsonl
+      dep_sha256: "0000000000000000000000000000000000000000000000000000000000000000"
+      root: /archive/x rays
+      channels: 1
+      shares_images_with: []
+      id_key_fingerprint: idkey-0123456789abcdef
+    mix: {weight: 0.5, mean: 0.4, std: 0.2}
+pretrain: {seed: 0}   # kept
+"""
+
+
+def test_a_project_of_an_earlier_version_is_brought_to_this_one(tmp_path: Path) -> None:
+    demo, params = read_params(ROOT / "configs/demo.yaml"), tmp_path / "params.yaml"
+    text = FORMER.replace("GRID", json.dumps(demo["grid"])).replace("SHARD", json.dumps(demo["shard"]))
+    params.write_text(text, encoding="utf-8")
+    assert len(migrate(params)) == 3
+    values = read_params(params)
+    assert values["batches"] == {"phantom-b000": "data/phantom", "clinic-b000": "data/manifests/clinic-b000.jsonl"}
+    assert {name: item["weight"] for name, item in values["mix"].items()} == {"phantom-b000": 1.0, "clinic-b000": 0.5}
+    assert "# kept" in params.read_text()
+    assert "# deliveries" in params.read_text()
+    batches = read_batches(params, values)
+    assert (batches["clinic-b000"].grid, batches["clinic-b000"].shard) == settings_of(values, params)
+    source = batches["clinic-b000"].source
+    assert isinstance(source, RegisteredSourceParams)
+    assert (source.root, source.kind) == ("/archive/x rays", "folder")
+    assert batches["clinic-b000"].measured.mean == (0.4,)
+    once = params.read_bytes()
+    assert migrate(params) == []
+    assert params.read_bytes() == once

@@ -10,7 +10,9 @@ from ace.config import Config, check_config, resolve, use
 from ace.models.backbone import build_backbone
 from ace.models.networks import Student, Teacher
 from ace.training.objective import branches_of
+from shards.batches import read_batch, settings_of
 from shards.config import read_params
+from shards.params import BatchParams, MeasuredParams, PhantomSourceParams
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
@@ -20,6 +22,12 @@ PAPERS = {
     "ace_swin_b_fundus": ("swin_base_patch4_window7_224", 3, 14),
     "ace_v2_swinv2_b_cxr": ("swinv2_base_window8_256", 1, 16),
 }
+
+
+def batches(values: Config) -> dict[str, BatchParams]:
+    """The phantom with the settings of a configuration, as `use` leaves it."""
+    source, measured = PhantomSourceParams(kind="phantom", dep="data/phantom"), MeasuredParams(mean=(0.5,), std=(0.2,))
+    return {"phantom-b000": BatchParams(source=source, measured=measured, grid=values.grid, shard=values.shard)}
 
 
 def config(name: str) -> Config:
@@ -46,16 +54,20 @@ def networks(name: str) -> tuple[Student, Teacher]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_named_configuration_passes_every_check(name: str) -> None:
-    check_config(config(name))
+    check_config(config(name), batches(config(name)))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_using_a_configuration_writes_all_of_it_but_the_batches(name: str, tmp_path: Path) -> None:
     shutil.copy(CONFIGS.parent / "params.yaml", tmp_path / "params.yaml")
+    shutil.copytree(CONFIGS.parent / "batches", tmp_path / "batches")
     use(name, tmp_path / "params.yaml", CONFIGS)
     written, resolved = read_params(tmp_path / "params.yaml"), resolve(name, CONFIGS)
-    assert written.pop("batches") == read_params(CONFIGS.parent / "params.yaml")["batches"]
-    resolved.pop("batches")
+    batch = read_batch("phantom-b000", tmp_path)
+    assert (batch.grid, batch.shard) == settings_of(written, tmp_path / "params.yaml")
+    for section in ("batches", "mix"):
+        assert written.pop(section) == read_params(CONFIGS.parent / "params.yaml")[section]
+        resolved.pop(section)
     assert written == resolved
 
 

@@ -8,23 +8,24 @@ from ruamel.yaml import YAML
 
 from ace.config import Config, load_config, resolve
 from ace.evaluation.params import EvaluateParams
+from ace.training.run import CODE
+from shards.batches import read_batch, settings_of
+from shards.plan import VERSION
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("ace", "shards", "pipelines")
 ENTRY = {
     "phantom": "shards.phantom.dataset",
-    "shard": "shards.build",
     "pretrain": "ace.training.pretrain",
     "evaluate": "ace.evaluation.evidence",
     "report": "ace.report.page",
 }
 PARTS = {
-    ("shard", "batches"): {"batches.${key}.source"},
-    ("evaluate", "batches"): {"batches.${evaluate.batch}.mix.mean", "batches.${evaluate.batch}.mix.std"},
+    ("evaluate", "batches"): {"batches/${evaluate.batch}.yaml: measured"},
     ("evaluate", "evaluate"): {f"evaluate.{key}" for key in EvaluateParams.model_fields if key != "checks"},
 }
 """Sections that a stage takes but does not depend on as a whole: it reads its own batch alone, or no checks."""
-READERS = {"shards/config.py", "shards/params.py"}
+READERS = {"shards/batches.py", "shards/config.py", "shards/params.py"}
 """Where the functions that read params.yaml are defined."""
 
 
@@ -90,7 +91,7 @@ def test_code_dependencies_are_the_import_closure_of_the_stage(stage: str) -> No
 
 def test_every_stage_has_a_params_section_and_a_command_of_its_name() -> None:
     stages = load_yaml("dvc.yaml")["stages"]
-    assert list(stages) == list(ENTRY)
+    assert [name for name in stages if name != "shard"] == list(ENTRY)
     for name in stages:
         assert name in Config.model_fields
         command = stage_body(name)["cmd"]
@@ -106,7 +107,8 @@ def test_params_yaml_is_complete_and_nothing_beside_it_is_known() -> None:
 
 def test_params_yaml_is_the_demo_configuration_but_for_registered_batches() -> None:
     params, demo = load_yaml("params.yaml"), resolve("demo", ROOT / "configs")
-    assert params.pop("batches").items() >= demo.pop("batches").items()
+    for section in ("batches", "mix"):
+        assert params.pop(section).items() >= demo.pop(section).items()
     assert params == demo
 
 
@@ -122,7 +124,10 @@ def sections_read(stage: str) -> set[str]:
 @pytest.mark.parametrize("stage", ENTRY)
 def test_params_are_the_sections_that_the_command_of_the_stage_reads(stage: str) -> None:
     expected = set().union(*(PARTS.get((stage, section), {section}) for section in sections_read(stage)))
-    listed = stage_body(stage)["params"]
+    listed = [
+        param if isinstance(param, str) else "; ".join(f"{file}: {', '.join(keys)}" for file, keys in param.items())
+        for param in stage_body(stage)["params"]
+    ]
     assert set(listed) == expected
     assert len(listed) == len(expected)
 
@@ -136,8 +141,25 @@ def test_no_module_of_a_stage_reads_params_yaml_behind_its_command(stage: str) -
         assert file in READERS or not names & {"read_params", "read_section", "read_batches", "load_config"}, file
 
 
-def test_every_consumer_depends_on_every_batch() -> None:
-    batches = {f"data/shards/{name}" for name in load_yaml("params.yaml")["batches"]}
+def test_shards_depend_on_their_version_their_batch_and_what_they_are_made_from_alone() -> None:
+    body = stage_body("shard")
+    assert body["params"] == [{"versions.yaml": ["shard"]}]
+    assert body["deps"] == ["batches/${key}.yaml", "${item}"]
+    assert load_yaml("versions.yaml") == {"shard": VERSION}
+
+
+def test_a_run_goes_on_with_the_code_that_its_stage_depends_on() -> None:
+    code = {dep for dep in stage_body("pretrain")["deps"] if dep.split("/")[0] in PACKAGES}
+    assert set(CODE) == code
+
+
+def test_the_phantom_has_the_settings_of_params_yaml() -> None:
+    batch = read_batch("phantom-b000", ROOT)
+    assert (batch.grid, batch.shard) == settings_of(load_yaml("params.yaml"), ROOT / "params.yaml")
+
+
+def test_every_consumer_depends_on_every_batch_of_the_mix() -> None:
+    batches = {f"data/shards/{name}" for name in load_yaml("params.yaml")["mix"]}
     for stage in ("pretrain", "report"):
         assert {dep for dep in stage_body(stage)["deps"] if dep.startswith("data/shards/")} == batches
 

@@ -58,11 +58,11 @@ from ace.evaluation.removal import change_outside, erased_length
 from ace.models.encoder import IMPORTED, WEIGHTS, load_encoder, reference_encoder, untrained_encoder
 from shards.atomic import replace_directory, write_text
 from shards.errors import ConfigError
-from shards.format import sha256_of
+from shards.format import MANIFESTS, sha256_of
 from shards.grid import GridSpec
-from shards.image_names import MANIFESTS, check_image_names
+from shards.image_names import check_image_names
 from shards.lineage import check_independence, warn_of_unknown_patients
-from shards.normalisation import Normalisation
+from shards.params import MeasuredParams
 from shards.read import ShardIndex
 from shards.store import Location, location_of
 
@@ -115,7 +115,7 @@ def evaluate(
     evidence_dir: Path,
     *,
     manifests: Path = MANIFESTS,
-    normalisation: Normalisation | None = None,
+    measured: MeasuredParams | None = None,
 ) -> None:
     """Measure what method.md §5 names, write the metrics, and keep the arrays that the report draws.
 
@@ -127,11 +127,11 @@ def evaluate(
         evidence_dir: Folder of .npz files, replaced as a whole.
         manifests: Folder of the project's manifests, with which the file names that a published model lists are
             compared.
-        normalisation: The batch's own mean and std, for a model that was not trained with it.
+        measured: The batch's own mean and std, for a model that was not trained with it.
 
     Raises:
         ConfigError: too few patients, a model trained on another grid or frame, a batch that it was not trained with
-            and no normalisation, or a reference encoder that cannot be had.
+            and no mean and std, or a reference encoder that cannot be had.
         ContaminationError: the model was trained on some of the patients.
     """
     index = ShardIndex.open(location_of(shards_root, params.batch))
@@ -147,7 +147,7 @@ def evaluate(
     trained = load_encoder(model_dir, which="teacher")
     if trained.config.get("origin") != IMPORTED:  # of an imported model nothing says how its images were framed
         _check_trim(trained.spec, cohort)
-    own = {} if normalisation is None else {cohort.batch: normalisation}
+    own = {} if measured is None else {cohort.batch: measured.normalisation(trained.in_channels)}
     encoders: dict[str, Encoder] = {
         "trained": replace(trained, given=own),
         "untrained": replace(untrained_encoder(model_dir, params.seed), given=own),

@@ -76,10 +76,11 @@ class Encoder:
             found = self.given[batch]
         else:
             raise ConfigError(
-                f"batch '{batch}' is unknown to this model; it was trained with {sorted(mixes)}. Give the batch's own "
-                f"mean and std, as `python -m shards register` writes them to batches.{batch}.mix in params.yaml"
+                f"batch '{batch}' is unknown to this model; it was trained with {sorted(mixes)}. Register it "
+                "(`python -m shards register`, with --weight 0 if it is only to be measured on), which writes its mean "
+                "and std to batches/NAME.yaml"
             )
-        found.per_channel(self.in_channels, f"batches.{batch}.mix")
+        found.per_channel(self.in_channels, f"mix.{batch}")
         return found
 
 

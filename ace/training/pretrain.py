@@ -36,7 +36,7 @@ from ace.training.whitening import fit_whitening
 from shards.atomic import replace_directory, write_text
 from shards.errors import ConfigError
 from shards.lineage import names_without_patients, warn_of_unknown_patients, write_lineage
-from shards.params import BatchParams, GridParams, MixParams
+from shards.params import GridParams, MixParams
 from shards.read import ShardIndex
 from shards.store import Location, location_of
 
@@ -63,7 +63,7 @@ class RunOptions:
 def pretrain(
     params: PretrainParams,
     grid: GridParams,
-    batches: Mapping[str, BatchParams],
+    mix: Mapping[str, MixParams],
     *,
     shards_root: Location,
     out: Path,
@@ -79,7 +79,7 @@ def pretrain(
     Args:
         params: Section `pretrain`.
         grid: Section `grid`; shards built with another grid are refused.
-        batches: Section `batches`; those with a weight above 0 are trained on.
+        mix: Section `mix`; the batches with a weight above 0 are trained on.
         shards_root: Folder or URL with one shard set for each batch.
         out: Folder of the finished model; appears whole or not at all.
         metrics_dir: Folder that DVCLive writes to.
@@ -97,12 +97,12 @@ def pretrain(
         ranks = stack.enter_context(open_ranks(options.device or params.device))
         if ranks.is_first:
             print(_outset(ranks, params.precision), file=sys.stderr)
-        indexes = ranks.together(lambda: _open_indexes(batches, shards_root))
+        indexes = ranks.together(lambda: _open_indexes(mix, shards_root))
         if ranks.is_first:
             unknown = names_without_patients({name: index.values["dataset"] for name, index in indexes.items()})
             warn_of_unknown_patients(unknown, "what is measured of this model may be too good")
         ranks.together(lambda: check_start(params, is_required=False))
-        own = ranks.together(lambda: RunIdentity.of(params, grid, batches, indexes))
+        own = ranks.together(lambda: RunIdentity.of(params, grid, mix, indexes))
         identity = _agreed_identity(own, ranks)
         # Now: model and code may be others by the end of a long run.
         origin = {
@@ -115,12 +115,12 @@ def pretrain(
                 open_run(identity, options.run_dir, accepts_changed_code=options.accepts_changed_code)
             )
         )
-        state = _train(params, grid, batches, indexes, run, identity.fingerprint, ranks, request, metrics_dir, options)
+        state = _train(params, grid, mix, indexes, run, identity.fingerprint, ranks, request, metrics_dir, options)
         if ranks.is_first:
             best = _best_teacher(CheckpointFolder(run.path / CHECKPOINTS, num_kept=params.keep_checkpoints))
-            members = [(index, batches[name].mix) for name, index in indexes.items()]
+            members = [(index, mix[name]) for name, index in indexes.items()]
             whitening = _whitening(state, best, members, params, grid, ranks.device, request)
-            config = _resolved_config(params, grid, batches, indexes, state.step, best, ranks) | origin
+            config = _resolved_config(params, grid, mix, indexes, state.step, best, ranks) | origin
             _publish(state, config, indexes, best, whitening, run.path, out)
 
 
@@ -161,7 +161,7 @@ def build_state(params: PretrainParams, grid: GridParams, device: torch.device) 
 def _train(
     params: PretrainParams,
     grid: GridParams,
-    batches: Mapping[str, BatchParams],
+    mix: Mapping[str, MixParams],
     indexes: Mapping[str, ShardIndex],
     run: RunFolder,
     fingerprint: str,
@@ -175,7 +175,7 @@ def _train(
     # The first decides for all: processes that start at different steps would train past each other.
     newest = ranks.from_first(lambda: checkpoints.find_newest(run.fingerprints))
     saved = ranks.together(lambda: None if newest is None else checkpoints.load(newest))
-    members = [(index, batches[name].mix) for name, index in indexes.items()]
+    members = [(index, mix[name]) for name, index in indexes.items()]
     state, sampler = ranks.together(lambda: _begin(params, grid, members, saved, run, ranks))
     if newest is not None and ranks.is_first:
         print(f"resuming after step {state.step} from {checkpoints.path(state.step)}", file=sys.stderr)
@@ -274,10 +274,8 @@ def _outset(ranks: Ranks, precision: str) -> str:
     return f"pretrain: on {where}, in {precision}, by {ranks.world_size} process(es)"
 
 
-def _open_indexes(batches: Mapping[str, BatchParams], shards_root: Location) -> dict[str, ShardIndex]:
-    return {
-        name: ShardIndex.open(location_of(shards_root, name)) for name, item in batches.items() if item.mix.weight > 0
-    }
+def _open_indexes(mix: Mapping[str, MixParams], shards_root: Location) -> dict[str, ShardIndex]:
+    return {name: ShardIndex.open(location_of(shards_root, name)) for name, item in mix.items() if item.weight > 0}
 
 
 def _agreed_identity(identity: RunIdentity, ranks: Ranks) -> RunIdentity:
@@ -396,7 +394,7 @@ def _publish(
 def _resolved_config(
     params: PretrainParams,
     grid: GridParams,
-    batches: Mapping[str, BatchParams],
+    mix: Mapping[str, MixParams],
     indexes: Mapping[str, ShardIndex],
     steps: int,
     best: BestTeacher | None,
@@ -405,11 +403,12 @@ def _resolved_config(
     shards = [
         {
             "batch": name,
-            "weight": batches[name].mix.weight,
+            "weight": mix[name].weight,
             "fingerprint": index.fingerprint,
             "num_images": len(index.select("train")),
             "num_patients": len(np.unique(index.rows["patient"][index.select("train")])),
             "patient_grouping": index.values["dataset"]["patient_grouping"],
+            "kind": index.values["dataset"]["kind"],
             "shards": [{"name": s["name"], "sha256": s["sha256"]} for s in index.shards if s["split"] == "train"],
         }
         for name, index in indexes.items()
@@ -418,7 +417,7 @@ def _resolved_config(
         "params": {
             "pretrain": params.model_dump(mode="json", by_alias=True),
             "grid": grid.spec.to_json(),
-            "batches": {name: {"mix": batches[name].mix.model_dump(mode="json")} for name in batches},
+            "batches": {name: {"mix": mix[name].model_dump(mode="json")} for name in mix},
         },
         "shards": shards,
         "steps": steps,

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,18 +19,45 @@ from ace.training.start import start_files
 from shards.atomic import write_text
 from shards.errors import ConfigError
 from shards.order import TarWindow, cache_window
-from shards.params import BatchParams, GridParams
+from shards.params import GridParams, MixParams
 from shards.read import ShardIndex
 from shards.scratch import unfinished_work
 
 RUN = "run.json"
 RECORDED_VERSIONS = ("torch", "timm", "numpy", "pillow", "opencv-python-headless", "simplejpeg")
 CODE = (
-    *(f"ace/{folder}/*.py" for folder in ("data", "geometry", "losses", "models", "training")),
+    "ace/data",
     "ace/evaluation/embedding.py",
-    "shards/*.py",
+    "ace/geometry",
+    "ace/losses",
+    "ace/models",
+    "ace/training",
+    "shards/atomic.py",
+    "shards/cache.py",
+    "shards/canvas.py",
+    "shards/config.py",
+    "shards/contamination.py",
+    "shards/errors.py",
+    "shards/format.py",
+    "shards/grid.py",
+    "shards/identity.py",
+    "shards/jpeg.py",
+    "shards/lineage.py",
+    "shards/memory.py",
+    "shards/normalisation.py",
+    "shards/order.py",
+    "shards/parallel.py",
+    "shards/params.py",
+    "shards/progress.py",
+    "shards/quality/params.py",
+    "shards/read.py",
+    "shards/records.py",
+    "shards/remote.py",
+    "shards/scratch.py",
+    "shards/store.py",
+    "shards/tar.py",
 )
-"""The modules that training runs; the one of the evaluation reads the probe's features."""
+"""Modules and folders of modules that decide a training's result: those on which the stage `pretrain` depends."""
 DESCRIPTION = ("--always", "--abbrev=40", "--exclude=*", "--dirty")
 """Arguments of `git describe` for the whole name of a commit, without tags."""
 NOT_DECISIVE = {
@@ -45,6 +73,16 @@ NOT_DECISIVE = {
     "collapse",
 }
 """Fields of the section that may change without changing the weights a finished run ends with."""
+NEARLY_DECISIVE = ("num_micro_batches", "checkpoint_activations", "compile", "augment.where", "probe")
+"""Fields of the section that may change while a run goes on, as on a smaller GPU: the weights are the same but for
+rounding, and `probe` chooses the best checkpoint alone. `run.json` keeps what each part was trained with."""
+NEUTRAL: Mapping[str, Any] = {
+    "pretrain.whitening": None,
+    "pretrain.loss_weights.removal": 0.0,
+    "pretrain.augment.erase.fills.tissue": 0.0,
+    "grid.trim_level": None,
+}
+"""Dotted keys that later versions added → the value with which a run of an earlier one, which has none, goes on."""
 MADE_OF = ("code", "versions")
 """Parts of the identity that `--accept-changed-code` lets change."""
 
@@ -60,21 +98,21 @@ class RunIdentity:
         cls,
         params: PretrainParams,
         grid: GridParams,
-        batches: Mapping[str, BatchParams],
+        mix: Mapping[str, MixParams],
         indexes: Mapping[str, ShardIndex],
     ) -> "RunIdentity":
         """Parameters, grid, mix and content of the shards, code and libraries."""
         root = Path(__file__).parents[2]
         start = {} if params.start_from is None else start_files(Path(params.start_from))
-        modules = [path for pattern in CODE for path in sorted(root.glob(pattern))]
+        modules = [path for part in CODE for path in (sorted((root / part).glob("*.py")) or [root / part])]
         return cls(
             {
                 "pretrain": params.model_dump(mode="json", exclude=NOT_DECISIVE),
                 "grid": grid.model_dump(mode="json"),
-                "mix": {name: batches[name].mix.model_dump(mode="json") for name in indexes},
+                "mix": {name: mix[name].model_dump(mode="json") for name in indexes},
                 "start": start,
                 "indexes": {name: index.fingerprint for name, index in indexes.items()},
-                "window_tars": None if (window := _window(batches, indexes)) is None else window.num_tars,
+                "window_tars": None if (window := _window(mix, indexes)) is None else window.num_tars,
                 "code": hashlib.sha256(b"".join(path.read_bytes() for path in modules)).hexdigest(),
                 "versions": recorded_versions(),
             }
@@ -82,12 +120,22 @@ class RunIdentity:
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of it all."""
+        """Hex digest of all that decides the weights."""
+        decisive = {key: value for key, value in _flat(self.values).items() if not _is_nearly(key)}
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def former_fingerprint(self) -> str:
+        """Hex digest of it all, which checkpoints of earlier versions have."""
         return hashlib.sha256(json.dumps(self.values, sort_keys=True).encode()).hexdigest()[:16]
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
-        """Dotted keys in which another run's values differ, as `key: found …, expected …`; found is the other's."""
-        found, expected = _flat(other), _flat(self.values)
+        """Name what differs between this run and another, as `key: found …, expected …`; found is the other's.
+
+        A key that the other lacks, since its version had none, differs unless the value here changes nothing.
+        """
+        expected = _flat(self.values)
+        found = {key: value for key, value in NEUTRAL.items() if key in expected} | _flat(other)
         return [
             f"{key}: found {found.get(key, '(none)')}, expected {expected.get(key, '(none)')}"
             for key in sorted(found.keys() | expected.keys())
@@ -142,7 +190,8 @@ def open_run(identity: RunIdentity, run_dir: Path | None, *, accepts_changed_cod
         earlier = _earlier_runs(identity, run_dir, accepts_changed_code)
         runs = [*(run for run in earlier if run != identity.values), identity.values]
         write_text(run_dir / RUN, json.dumps({"runs": runs}, indent=2, sort_keys=True) + "\n")
-        yield RunFolder(run_dir, frozenset(RunIdentity(run).fingerprint for run in runs))
+        every = [RunIdentity(run) for run in runs]
+        yield RunFolder(run_dir, frozenset(f for run in every for f in (run.fingerprint, run.former_fingerprint)))
     finally:
         lock.release()
 
@@ -164,10 +213,10 @@ def recorded_versions() -> dict[str, str]:
     return {"python": python_version(), **{name: version(name) for name in RECORDED_VERSIONS}}
 
 
-def _window(batches: Mapping[str, BatchParams], indexes: Mapping[str, ShardIndex]) -> TarWindow | None:
+def _window(mix: Mapping[str, MixParams], indexes: Mapping[str, ShardIndex]) -> TarWindow | None:
     """Decides the order, and follows from the size of the cache, which other machines or a later run may have other."""
     rows = [index.select("train") for index in indexes.values()]
-    return cache_window(list(indexes.values()), rows, [batches[name].mix.weight for name in indexes])
+    return cache_window(list(indexes.values()), rows, [mix[name].weight for name in indexes])
 
 
 def _earlier_runs(identity: RunIdentity, run_dir: Path, accepts_changed_code: bool) -> list[Mapping[str, Any]]:
@@ -177,7 +226,9 @@ def _earlier_runs(identity: RunIdentity, run_dir: Path, accepts_changed_code: bo
     runs: list[Mapping[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["runs"]
     differences = identity.differences(runs[-1])
     accepted = tuple(f"{part}." for part in MADE_OF) + tuple(f"{part}:" for part in MADE_OF)
-    refused = [line for line in differences if not (accepts_changed_code and line.startswith(accepted))]
+    nearly = [line for line in differences if _is_nearly(line.partition(":")[0])]
+    others = [line for line in differences if line not in nearly]
+    refused = [line for line in others if not (accepts_changed_code and line.startswith(accepted))]
     if refused:
         raise ConfigError(
             f"{run_dir}: begun with other inputs:\n  "
@@ -185,7 +236,15 @@ def _earlier_runs(identity: RunIdentity, run_dir: Path, accepts_changed_code: bo
             + "\nrestore them, choose another --run, start from the old weights (pretrain.start_from), or, where only "
             "code or versions differ, pass --accept-changed-code"
         )
+    if nearly:
+        print(f"{run_dir}: goes on with other values, which change the weights by rounding at most:", file=sys.stderr)
+        print("\n".join(f"  {line}" for line in nearly), file=sys.stderr)
     return runs
+
+
+def _is_nearly(key: str) -> bool:
+    names = [f"pretrain.{name}" for name in NEARLY_DECISIVE]
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dagster import (
 from dagster._core.test_utils import create_run_for_test
 
 from pipelines.definitions import build_definitions
-from pipelines.graph import load_graph
+from pipelines.graph import Graph, load_graph
 from pipelines.metadata import read_checks
 from pipelines.sensors import build_dvc_lock_sensor, lock_events
 from tests.pipelines.toy import OUTS, dvc, edit
@@ -70,6 +70,30 @@ def test_changed_params_ask_for_a_reload(
     assert len({event.asset_key for event in first.asset_events}) == len(OUTS)
     assert "reload" in str(second.skip_reason)
     assert not second.asset_events
+
+
+@pytest.mark.parametrize("name", ["params.yaml", "dvc.yaml", "toy/__main__.py", "manifest.csv"])
+def test_the_graph_is_resolved_again_only_when_a_file_that_it_is_made_of_has_changed(
+    name: str, toy: Path, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, loads = load_graph(toy), []
+
+    def counted(root: Path) -> Graph:
+        loads.append(root)
+        return load_graph(root)
+
+    monkeypatch.setattr("pipelines.sensors.load_graph", counted)
+    sensor = build_dvc_lock_sensor(toy, graph, read_checks(toy, graph))
+    counts, reasons = [], []
+    for step in range(5):
+        if step == 2:
+            with (toy / name).open("a") as file:
+                file.write("\n")
+        reasons.append(str(sensor(build_sensor_context(instance)).skip_reason))
+        counts.append(len(loads))
+    assert counts == [1, 1, 2, 2, 2]
+    is_data = name in ("toy/__main__.py", "manifest.csv")  # a new line there is another content, and it stays one
+    assert ["reload" in reason for reason in reasons] == [False, False, *3 * [is_data]]
 
 
 def test_another_bound_is_another_check(toy: Path, instance: DagsterInstance) -> None:

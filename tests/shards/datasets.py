@@ -11,11 +11,20 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from shards.batches import batch_path, format_batch, root_path
 from shards.delivery import format_manifest, identify, iterate_manifest
 from shards.execution import Item
 from shards.format import sha256_of
 from shards.identity import KEY_FILE_VARIABLE, IdKey, read_id_key
-from shards.params import GridParams, PhantomSourceParams, RegisteredSourceParams, ShardParams
+from shards.params import (
+    BatchParams,
+    GridParams,
+    MeasuredParams,
+    PhantomSourceParams,
+    RegisteredSourceParams,
+    ShardParams,
+    SourceParams,
+)
 from shards.register import hashed
 from shards.sources.base import Listing
 from shards.sources.folder import FolderSource
@@ -172,6 +181,24 @@ def delivered(
         "id_key_fingerprint": key.fingerprint,
     }
     return RegisteredSourceParams.from_params({**values, **changes}, "test: source")
+
+
+def write_project(folder: Path, batch: str, source: SourceParams, grid: GridParams, shard: ShardParams) -> Path:
+    """Write params.yaml and the file of its one batch, as far as the stage `shard` reads them; returns params.yaml."""
+    write_batch(folder, batch, source, grid, shard)
+    params = folder / "params.yaml"
+    params.write_text(f"batches:\n  {batch}: {source.dep}\n", encoding="utf-8")
+    return params
+
+
+def write_batch(folder: Path, batch: str, source: SourceParams, grid: GridParams, shard: ShardParams) -> None:
+    """Write the file of a batch, and where its images are."""
+    item = BatchParams(source=source, measured=MeasuredParams(mean=(0.5,), std=(0.2,)), grid=grid, shard=shard)
+    for path in (batch_path(batch, folder), root_path(batch, folder)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    batch_path(batch, folder).write_text(format_batch(batch, item), encoding="utf-8")
+    if isinstance(source, RegisteredSourceParams):
+        root_path(batch, folder).write_text(f"{source.root}\n", encoding="utf-8")
 
 
 def forget_patients(shard_set: Path) -> None:

@@ -255,7 +255,7 @@ def test_a_manifest_that_is_not_the_registered_one_is_refused(tmp_path: Path, id
     source = folder_params(tmp_path / "own", tmp_path / "m.jsonl")
     lines = (tmp_path / "m.jsonl").read_text()
     (tmp_path / "m.jsonl").write_text(lines.replace("b.png", "c.png"))
-    with pytest.raises(SourceError, match=r"(?s)params\.yaml expects .*register"):
+    with pytest.raises(SourceError, match=r"(?s)batches/ expects .*register"):
         build(source, tmp_path / "out")
     (tmp_path / "m.jsonl").unlink()
     with pytest.raises(SourceError, match="not found; expected the manifest"):

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from ruamel.yaml import YAML
 
 from shards.build import build_shards, build_tars, open_manifest, root_of
 from shards.errors import ConfigError, NoSpaceError, SourceError, WorkerError
@@ -26,7 +25,15 @@ from shards.read import ShardIndex
 from shards.sample import Encoded, Encoder, Rejected, Task
 from shards.writer import TarBuilder, read_summary
 from tests.checkout import ROOT
-from tests.shards.datasets import folder_bytes, folder_params, grid_params, shard_params, write_folder, write_phantom
+from tests.shards.datasets import (
+    folder_bytes,
+    folder_params,
+    grid_params,
+    shard_params,
+    write_folder,
+    write_phantom,
+    write_project,
+)
 
 
 @dataclass(frozen=True)
@@ -255,12 +262,7 @@ def test_a_full_disk_leaves_no_half_file_and_what_was_finished_is_used_again(
     """No file of the child may grow over `max_bytes`: the write fails as on a full disk."""
     source = write_phantom(tmp_path / "phantom", num_patients=20)
     build_shards("a", source, grid_params(), shard_params(), tmp_path / "whole", execution=Processes(1))
-    params = {
-        "grid": grid_params().model_dump(mode="json"),
-        "shard": shard_params().model_dump(mode="json"),
-        "batches": {"a": {"source": source.model_dump(), "mix": {"weight": 1.0, "mean": 0.5, "std": 0.2}}},
-    }
-    YAML(typ="safe").dump(params, tmp_path / "params.yaml")
+    write_project(tmp_path, "a", source, grid_params(), shard_params())
     command = [sys.executable, "-m", "shards", "build", "--batch", "a", "--num-workers", "1"]
     command += ["--params", str(tmp_path / "params.yaml"), "--out", str(tmp_path / "out")]
     limit = (max_bytes, max_bytes)

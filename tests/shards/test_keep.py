@@ -11,16 +11,16 @@ import pytest
 from PIL import Image
 
 from shards.__main__ import build_parser
+from shards.batches import read_batch
 from shards.build import build_shards
 from shards.cli import run_command
-from shards.config import read_params
 from shards.execution import Processes
 from shards.keep_list import read_list
-from shards.params import RegisteredSourceParams, parse_batches
+from shards.params import RegisteredSourceParams
 from shards.project import Project, keep_images
 from shards.quality.reasons import BLANK, KEPT, SAME_FILE
 from shards.read import ShardIndex
-from shards.yaml_lines import set_in_item
+from tests.checkout import copy_project
 from tests.shards.datasets import grid_params, shard_params, write_folder
 
 REPOSITORY = Path(__file__).parents[2]
@@ -29,8 +29,7 @@ REPOSITORY = Path(__file__).parents[2]
 @pytest.fixture
 def project(tmp_path: Path, id_key: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A registered folder: twenty pictures, a blank one and one file twice."""
-    for name in ("params.yaml", "dvc.yaml"):
-        shutil.copy(REPOSITORY / name, tmp_path)
+    copy_project(tmp_path)
     write_folder(tmp_path / "own", [f"{number:02}.png" for number in range(20)])
     Image.fromarray(np.full((40, 30), 90, np.uint8)).save(tmp_path / "own" / "blank.png")
     shutil.copy(tmp_path / "own" / "03.png", tmp_path / "own" / "twice.png")
@@ -44,7 +43,7 @@ def command(*arguments: str) -> int:
 
 
 def source() -> RegisteredSourceParams:
-    found = parse_batches(read_params(Path("params.yaml"))["batches"], "params.yaml")["own-b000"].source
+    found = read_batch("own-b000", Path()).source
     assert isinstance(found, RegisteredSourceParams)
     return found
 
@@ -73,21 +72,25 @@ def test_a_kept_image_is_in_the_shards_with_a_remark(project: Path, capsys: pyte
     assert set(quarantined(rows)) == {SAME_FILE}
 
 
-def test_params_name_the_list_so_that_the_stage_runs_again_and_nothing_else_changes(project: Path) -> None:
-    before = Path("params.yaml").read_text()
+FILE = Path("batches/own-b000.yaml")
+
+
+def test_the_batch_names_the_list_so_that_the_stage_runs_again_and_nothing_else_changes(project: Path) -> None:
+    before, params = FILE.read_text(), Path("params.yaml").read_text()
     key = quarantined(build())[BLANK]
     keep_images("own-b000", [key], Project())
-    after = Path("params.yaml").read_text()
+    after = FILE.read_text()
+    assert Path("params.yaml").read_text() == params
     added = set(after.splitlines()) - set(before.splitlines())
     assert [line.split(":")[0].strip() for line in added] == ["keep_sha256"]
     keep_images("own-b000", [key, key], Project())
-    assert Path("params.yaml").read_text() == after
+    assert FILE.read_text() == after
     path = Path("data/manifests/own-b000.keep.txt")
     assert path.read_text() == f"{key}\n"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert read_list("own-b000", source()) == {key}
     assert command("register", "own-b000", "own") == 0
-    assert Path("params.yaml").read_text() == after, "a lost manifest is registered again, and the list stays"
+    assert FILE.read_text() == after, "a lost manifest is registered again, and the list stays"
 
 
 def test_an_edited_list_is_refused_until_it_is_taken(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,7 +121,7 @@ def build_code() -> int:
 def test_what_cannot_be_kept_is_refused_before_anything_is_written(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = Path("params.yaml").read_text()
+    before = FILE.read_text()
     for arguments, message in (
         (("own-b000", "0123456789abcdef"), "1 of 1 keys are of no image of data/manifests/own-b000.jsonl"),
         (("other", "a"), "no batch other: params.yaml has phantom-b000, own-b000"),
@@ -126,16 +129,5 @@ def test_what_cannot_be_kept_is_refused_before_anything_is_written(
     ):
         assert command("keep", *arguments) == 2
         assert message in capsys.readouterr().err
-    assert Path("params.yaml").read_text() == before
+    assert FILE.read_text() == before
     assert not Path("data/manifests/own-b000.keep.txt").exists()
-
-
-ITEM = "batches:\n  a:\n    source:\n      kind: x  # why\n      root: y\n    mix: {mean: 1}\n# end\nother: 1\n"
-
-
-def test_a_key_of_an_item_is_set_on_its_own_line() -> None:
-    first = set_in_item(ITEM, "batches", "a", ("source", "keep"), "0e1")
-    assert first == ITEM.replace("root: y\n", "root: y\n      keep: '0e1'\n")
-    assert set_in_item(first, "batches", "a", ("source", "keep"), "0e1") == first
-    second = set_in_item(first, "batches", "a", ("source", "keep"), "word")
-    assert second == ITEM.replace("root: y\n", "root: y\n      keep: word\n")

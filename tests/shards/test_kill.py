@@ -7,11 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ruamel.yaml import YAML
 
 from shards.build import build_shards
 from shards.execution import Processes
-from tests.shards.datasets import folder_bytes, grid_params, shard_params, write_phantom
+from tests.shards.datasets import folder_bytes, grid_params, shard_params, write_phantom, write_project
 
 
 def descendants(pid: int) -> list[int]:
@@ -48,12 +47,7 @@ def test_a_killed_build_goes_on_and_leaves_the_same_bytes(
 ) -> None:
     source = write_phantom(tmp_path / "phantom", num_patients=30)
     build_shards("a-b000", source, grid_params(), shard_params(), tmp_path / "whole", execution=Processes(1))
-    params = {
-        "grid": grid_params().model_dump(mode="json"),
-        "shard": shard_params().model_dump(mode="json"),
-        "batches": {"a-b000": {"source": source.model_dump(), "mix": {"weight": 1.0, "mean": 0.5, "std": 0.2}}},
-    }
-    YAML(typ="safe").dump(params, tmp_path / "params.yaml")
+    write_project(tmp_path, "a-b000", source, grid_params(), shard_params())
     out = tmp_path / "sets" / "killed"
     command = [sys.executable, "-m", "shards", "shard", "--batch", "a-b000", "--num-workers", "2"]
     command += ["--params", str(tmp_path / "params.yaml"), "--out", str(out)]

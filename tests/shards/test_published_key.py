@@ -1,6 +1,5 @@
 """Whoever uses the key that the repository publishes is told that its pseudonyms hide nobody."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from shards.__main__ import build_parser
 from shards.cli import run_command
 from shards.identity import KEY_FILE_VARIABLE, create_key, read_id_key
 from shards.published_key import PUBLISHED_FINGERPRINT
+from tests.checkout import copy_project
 from tests.shards.datasets import write_folder
 
 REPOSITORY = Path(__file__).parents[2]
@@ -22,8 +22,7 @@ Command = Callable[..., str]
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """A command of `python -m shards` in a project of its own; returns what it says on stderr."""
-    for name in ("params.yaml", "dvc.yaml"):
-        shutil.copy(REPOSITORY / name, tmp_path)
+    copy_project(tmp_path)
     write_folder(tmp_path / "own", [f"{number:02}.png" for number in range(12)])
     monkeypatch.chdir(tmp_path)
 

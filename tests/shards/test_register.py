@@ -16,13 +16,14 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from shards.atomic import write_text
+from shards.batches import read_batches, settings_of
 from shards.build import build_shards
 from shards.config import read_params
 from shards.delivery import Delivery, Entry, check_records, hashed, identify, iterate_manifest
 from shards.errors import ConfigError, IdKeyError, SourceError
 from shards.execution import Processes
 from shards.identity import KEY_FILE_VARIABLE, SPLITS, create_key, split_of
-from shards.params import BatchParams, parse_batches
+from shards.params import BatchParams, MixParams, parse_mix
 from shards.project import Project, remove_batch
 from shards.read import ShardIndex
 from shards.records import File, Record
@@ -32,6 +33,7 @@ from shards.sources.dicom_tree import DicomTreeSource
 from shards.sources.folder import NO_ROW, FolderSource
 from shards.sources.patients import parse_patient_rule
 from shards.yaml_lines import add_deps, add_item, consumers, drop_deps, keep_items, set_value
+from tests.checkout import copy_project
 from tests.shards.datasets import folder_bytes, grid_params, shard_params, smooth_image, write_csv, write_folder
 from tests.shards.decode.dicom_files import RAMP, data_of, dataset_of
 
@@ -43,8 +45,7 @@ NAMES = [f"patient {number}/{view}.png" for number in range(6) for view in ("a",
 def project(tmp_path: Path) -> Path:
     """The repository's own params.yaml and dvc.yaml in a folder of their own."""
     (tmp_path / "project").mkdir()
-    for name in ("params.yaml", "dvc.yaml"):
-        shutil.copy(REPOSITORY / name, tmp_path / "project")
+    copy_project(tmp_path / "project")
     return tmp_path / "project"
 
 
@@ -115,8 +116,12 @@ def patient_of(project: Path, path: str, name: str = "clinic-b000") -> str:
     return found
 
 
-def read_batches(path: Path) -> dict[str, BatchParams]:
-    return parse_batches(read_params(path).get("batches"), f"{path}: batches")
+def batches_of(project: Path) -> dict[str, BatchParams]:
+    return read_batches(project / "params.yaml", read_params(project / "params.yaml"))
+
+
+def mix_of(project: Path) -> dict[str, MixParams]:
+    return parse_mix(read_params(project / "params.yaml").get("mix"), "mix")
 
 
 def load(path: Path) -> Any:
@@ -138,7 +143,7 @@ def added(before: Path, after: Path) -> list[str]:
 
 
 def test_consumers_in_dvc_yaml_depend_on_exactly_the_batches_of_params_yaml() -> None:
-    batches = list(read_batches(REPOSITORY / "params.yaml"))
+    batches = list(batches_of(REPOSITORY))
     found = consumers((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))
     assert set(found) == {"pretrain", "report"}
     assert all(deps == batches for deps in found.values())
@@ -153,19 +158,20 @@ def test_registering_adds_a_manifest_an_item_and_a_dep_line_for_each_consumer(
     first = registered(project)[0].record
     content = (root / first.image.path).read_bytes()
     assert (first.image.num_bytes, first.image.sha256) == (len(content), hashlib.sha256(content).hexdigest())
-    batch = read_batches(project / "params.yaml")["clinic-b000"]
+    batch = batches_of(project)["clinic-b000"]
     assert batch.source.model_dump(exclude_none=True) == {
         "kind": "folder",
         "dep": "data/manifests/clinic-b000.jsonl",
         "dep_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
-        "root": str(root),
         "channels": 1,
         "shares_images_with": (),
         "site": "clinic",
         "id_key_fingerprint": id_key,
     }
-    assert batch.mix.weight == 2.0
-    batches = list(read_batches(project / "params.yaml"))
+    assert (project / "data/manifests/clinic-b000.root.txt").read_text() == f"{root}\n"
+    assert (batch.grid, batch.shard) == settings_of(load(project / "params.yaml"), project / "params.yaml")
+    assert mix_of(project)["clinic-b000"].weight == 2.0
+    batches = list(batches_of(project))
     found = consumers((project / "dvc.yaml").read_text())
     assert all(deps == batches == [*batches[:-1], "clinic-b000"] for deps in found.values())
 
@@ -173,7 +179,10 @@ def test_registering_adds_a_manifest_an_item_and_a_dep_line_for_each_consumer(
 def test_registering_keeps_every_other_line_and_comment(project: Path, root: Path, id_key: str) -> None:
     register(project, root)
     assert set(added(REPOSITORY / "dvc.yaml", project / "dvc.yaml")) == {"      - data/shards/clinic-b000"}
-    assert added(REPOSITORY / "params.yaml", project / "params.yaml")[0] == "  clinic-b000:"
+    assert (
+        added(REPOSITORY / "params.yaml", project / "params.yaml")[0]
+        == "  clinic-b000: data/manifests/clinic-b000.jsonl"
+    )
 
 
 def test_registering_twice_changes_nothing(
@@ -208,7 +217,7 @@ def test_a_batch_never_changes(project: Path, root: Path, id_key: str) -> None:
         register(project, root)
     assert folder_bytes(project) == before
     register(project, root, name="clinic-b001")
-    assert list(read_batches(project / "params.yaml"))[-2:] == ["clinic-b000", "clinic-b001"]
+    assert list(batches_of(project))[-2:] == ["clinic-b000", "clinic-b001"]
 
 
 def test_a_folder_that_has_grown_is_registered_again_without_what_was_there(
@@ -448,7 +457,7 @@ def test_deliveries_of_one_site_share_their_patients(
         write_csv(tmp_path / f"{name}.csv", ("path", "patient"), [(f"{name}.png", "1")])
         register(project, tmp_path / folder, name, tmp_path / f"{name}.csv", site=site)
     assert len({patient_of(project, f"{name}.png", name) for _, name, _ in deliveries}) == 1
-    assert {read_batches(project / "params.yaml")[name].source.site for _, name, _ in deliveries} == {"north"}
+    assert {batches_of(project)[name].source.site for _, name, _ in deliveries} == {"north"}
     said = capsys.readouterr().err
     assert said.count("patient_grouping: patient, site: north") == 4
     assert "are taken for other people" not in said
@@ -602,9 +611,9 @@ def test_a_patient_on_both_sides_of_an_official_split_is_refused(project: Path, 
 def test_a_weight_edited_later_does_not_make_it_another_batch(project: Path, root: Path, id_key: str) -> None:
     register(project, root)
     params = project / "params.yaml"
-    params.write_text(params.read_text().replace("      weight: 1.0\n      mean", "      weight: 3.0\n      mean"))
+    params.write_text(params.read_text().replace("    weight: 1.0\n    mean", "    weight: 3.0\n    mean"))
     register(project, root)
-    assert read_batches(params)["clinic-b000"].mix.weight == 3.0
+    assert mix_of(project)["clinic-b000"].weight == 3.0
 
 
 def test_the_phantoms_name_is_taken(project: Path, root: Path, id_key: str) -> None:
@@ -616,7 +625,7 @@ def test_a_registered_batch_builds_and_its_mix_is_what_the_index_finds(
     project: Path, root: Path, id_key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     register(project, root)
-    batch = read_batches(project / "params.yaml")["clinic-b000"]
+    batch = batches_of(project)["clinic-b000"]
     monkeypatch.chdir(project)
     params = shard_params(splits={"train": 1.0, "val": 0.0, "test": 0.0})
     values = read_params(project / "params.yaml")["grid"]
@@ -624,8 +633,8 @@ def test_a_registered_batch_builds_and_its_mix_is_what_the_index_finds(
     index = ShardIndex.open(project / "set")
     assert index.statistics["images"]["train"] == 12
     assert index.values["dataset"]["patient_grouping"] == "image"
-    assert index.statistics["mean"] == pytest.approx(batch.mix.mean[0], abs=1e-4)
-    assert index.statistics["std"] == pytest.approx(batch.mix.std[0], abs=1e-4)
+    assert index.statistics["mean"] == pytest.approx(batch.measured.mean[0], abs=1e-4)
+    assert index.statistics["std"] == pytest.approx(batch.measured.std[0], abs=1e-4)
 
 
 def test_with_a_csv_only_its_images_are_registered(project: Path, root: Path, id_key: str) -> None:
@@ -710,10 +719,10 @@ def test_one_coloured_image_makes_the_batch_coloured(
     grey[4, 4, 0] = 200
     Image.fromarray(grey).save(root / "stained.png")
     register(project, root, name="clinic-b001")
-    batches = read_batches(project / "params.yaml")
+    batches = batches_of(project)
     channels = [batches[name].source.model_dump()["channels"] for name in ("clinic-b000", "clinic-b001")]
     assert channels == [1, 3]
-    mixes = [load(project / "params.yaml")["batches"][name]["mix"] for name in ("clinic-b000", "clinic-b001")]
+    mixes = [load(project / "params.yaml")["mix"][name] for name in ("clinic-b000", "clinic-b001")]
     assert all(isinstance(mix[name], float) for mix in mixes for name in ("mean", "std")), "the network takes grey"
     assert "for pretrain.backbone.in_channels 3, set mean [0." in capsys.readouterr().err
 
@@ -733,12 +742,12 @@ def test_a_coloured_batch_is_normalised_as_the_projects_network_sees_it(
     grey = params.read_text(encoding="utf-8")
     register(project, root)
     assert capsys.readouterr().err.count("in grey; for pretrain.backbone.in_channels 3, set mean [0.") == 1
-    seen_in_grey = load(params)["batches"]["clinic-b000"]["mix"]
+    seen_in_grey = load(params)["mix"]["clinic-b000"]
     (project / "data/manifests/clinic-b000.jsonl").unlink()
     assert "in_channels: 1" in grey
     params.write_text(grey.replace("in_channels: 1", "in_channels: 3"), encoding="utf-8")
     register(project, root)
-    mix = load(params)["batches"]["clinic-b000"]["mix"]
+    mix = load(params)["mix"]["clinic-b000"]
     assert "in colour; for pretrain.backbone.in_channels 1, set mean 0." in capsys.readouterr().err
     assert mix["mean"] == pytest.approx([211 / 255, 101 / 255, 41 / 255], abs=2e-3)
     assert mix["std"] == pytest.approx([10 / 255] * 3, abs=3e-3)
@@ -765,7 +774,7 @@ def test_registering_needs_the_projects_key(
     monkeypatch.delenv(KEY_FILE_VARIABLE)
     with pytest.raises(IdKeyError, match="is not set"):
         register(project, root, name="clinic-b001")
-    assert "clinic-b001" not in read_batches(project / "params.yaml")
+    assert "clinic-b001" not in batches_of(project)
 
 
 def test_an_item_goes_to_the_end_of_its_section_before_comments_of_the_next() -> None:
@@ -845,7 +854,7 @@ def test_the_only_batch_leaves_no_other_and_every_other_byte(
     head, _, rest = before["params.yaml"].partition("\nbatches:\n")
     tail = rest[rest.index("\npretrain:") :].replace("\n  batch: phantom-b000", "\n  batch: real-b000", 1)
     text = (project / "params.yaml").read_text()
-    assert text.startswith(head + "\nbatches:\n  real-b000:\n")
+    assert text.startswith(head + "\nbatches:\n  real-b000: data/manifests/real-b000.jsonl\n")
     assert text.endswith(tail)
 
 
@@ -964,7 +973,7 @@ def test_statistics_that_are_in_force_are_told_where_others_are_measured_now(
     project: Path, root: Path, id_key: str, capsys: pytest.CaptureFixture
 ) -> None:
     register(project, root)
-    mean = load(project / "params.yaml")["batches"]["clinic-b000"]["mix"]["mean"]
+    mean = load(project / "params.yaml")["mix"]["clinic-b000"]["mean"]
     register(project, root)
     assert "params.yaml keeps" not in capsys.readouterr().err
     params = project / "params.yaml"
@@ -1013,10 +1022,10 @@ def test_the_only_batch_may_be_one_that_is_there_and_another_may_follow(
 ) -> None:
     register(project, many(tmp_path / "many"), "real-b000")
     register_only(project, tmp_path / "many")
-    assert list(read_batches(project / "params.yaml")) == ["real-b000"]
+    assert list(batches_of(project)) == ["real-b000"]
     write_folder(tmp_path / "many", ["late.png"], first=1000)
     register_only(project, tmp_path / "many", "real-b001")
-    assert list(read_batches(project / "params.yaml")) == ["real-b001"]
+    assert list(batches_of(project)) == ["real-b001"]
     assert len(registered(project, "real-b001")) == 151, "what the batch taken out had is not left out"
     assert all(deps == ["real-b001"] for deps in consumers((project / "dvc.yaml").read_text()).values())
 

@@ -1,21 +1,20 @@
 """Datasets that hold the same images, from their folders through manifests to indices."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 
+from shards.batches import read_batch
 from shards.build import build_shards
-from shards.config import read_params
 from shards.delivery import Entry, Header, iterate_manifest
 from shards.errors import SourceError
 from shards.execution import Processes
-from shards.params import parse_batches
 from shards.project import Project
 from shards.read import ShardIndex
 from shards.register import register_batch
 from shards.sources.registry import open_source
+from tests.checkout import copy_project
 from tests.shards.datasets import grid_params, shard_params, write_folder
 from tests.shards.sources.trees import write_lines
 
@@ -29,8 +28,7 @@ NIH_IMAGES = tuple(f"0000000{patient}_00{image}.png" for patient, image in ((1, 
 def project(tmp_path: Path, id_key: str) -> Project:
     folder = tmp_path / "project"
     folder.mkdir()
-    for name in ("params.yaml", "dvc.yaml"):
-        shutil.copy(REPOSITORY / name, folder)
+    copy_project(folder)
     return Project(folder / "params.yaml", folder / "dvc.yaml")
 
 
@@ -77,7 +75,7 @@ def test_without_a_mapping_manifest_params_index_and_a_warning_name_the_others(
     assert (header.shares_images_with, header.patient_grouping) == (others, "image")
     errors = capsys.readouterr().err
     assert all(f"some images are also in {other}, and nothing here tells which" in errors for other in others)
-    source = parse_batches(read_params(project.params)["batches"], "batches")["chestx-det-b000"].source
+    source = read_batch("chestx-det-b000", project.root).source
     assert source.shares_images_with == others
     source = source.model_copy(update={"dep": str(project.root / source.dep)})
     params = shard_params(splits={"train": 1.0, "val": 0.0, "test": 0.0})

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from ruamel.yaml import YAML
 
 from shards.build import build_shards
 from shards.delivery import iterate_manifest
@@ -30,6 +29,7 @@ from tests.shards.datasets import (
     shard_params,
     write_folder,
     write_phantom,
+    write_project,
 )
 
 TAR = "train-000001.tar"
@@ -275,12 +275,7 @@ def run(*arguments: str, code: int = 0) -> str:
 def test_the_commands_verify_repair_stats_and_show(
     whole: tuple[PhantomSourceParams, Path], damaged: Path, tmp_path: Path, scratch: Path
 ) -> None:
-    params = {
-        "grid": grid_params().model_dump(mode="json"),
-        "shard": shard_params().model_dump(mode="json"),
-        "batches": {"a-b000": {"source": whole[0].model_dump(), "mix": {"weight": 1.0, "mean": 0.5, "std": 0.2}}},
-    }
-    YAML(typ="safe").dump(params, tmp_path / "params.yaml")
+    write_project(tmp_path, "a-b000", whole[0], grid_params(), shard_params())
     flip_a_bit(damaged)
     findings = json.loads(run("verify", str(damaged), str(whole[1]), "--json", code=1))
     assert [(finding["file"], finding["problem"]) for finding in findings] == [(TAR, "a tar's sum is wrong")]

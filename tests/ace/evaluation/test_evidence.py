@@ -16,7 +16,7 @@ from shards.errors import ConfigError, ContaminationError
 from shards.identity import SPLITS
 from shards.image_names import IMAGE_NAMES
 from shards.lineage import TRAINING_IMAGES, write_lineage
-from shards.normalisation import Normalisation
+from shards.params import MeasuredParams
 from shards.read import ShardIndex, ShardReader
 from tests.ace.evaluation.drawn_project import BATCH, EVALUATE, write_model, write_project
 from tests.shards.datasets import forget_patients
@@ -323,12 +323,10 @@ def test_a_batch_that_the_model_was_not_trained_with_is_measured_with_its_own_no
     config["params"]["batches"]["elsewhere"] = {"mix": {"weight": 1.0, "mean": 0.1, "std": 0.9}}
     (model / "config.json").write_text(json.dumps(config))
     shards, metrics, evidence = project / "data/shards", tmp_path / "m.json", tmp_path / "evidence"
-    with pytest.raises(
-        ConfigError, match=rf"'{BATCH}' is unknown to this model; .*\['elsewhere'\]. Give the batch's own"
-    ):
+    with pytest.raises(ConfigError, match=rf"'{BATCH}' is unknown to this model; .*\['elsewhere'\]. Register it"):
         evaluate(PARAMS, shards, model, metrics, evidence)
-    own = Normalisation.of(mix["mean"], mix["std"])
-    evaluate(PARAMS, shards, model, metrics, evidence, normalisation=own)
+    own = MeasuredParams.from_params({key: mix[key] for key in ("mean", "std")}, "own")
+    evaluate(PARAMS, shards, model, metrics, evidence, measured=own)
     found = json.loads(metrics.read_text())
     assert [found[name] for name in ENCODERS] == [result[0][name] for name in ENCODERS]
     evaluate(PARAMS, shards, model, metrics, evidence, normalisation=Normalisation.of(0.0, 1.0))

@@ -77,7 +77,7 @@ def test_a_model_of_coloured_images_normalises_each_channel_and_says_how(tmp_pat
     assert "mean 0.62, 0.31, 0.1, std 0.14, 0.11, 0.08 (a-b000)" in (tmp_path / "timm" / "README.md").read_text("utf-8")
 
     grey = write_model(tmp_path / "grey", batches={"a-b000": mix(1.0, mean, std)})
-    with pytest.raises(ConfigError, match=r"batches.a-b000.mix: found a list of 3 as mean, expected one number"):
+    with pytest.raises(ConfigError, match=r"mix.a-b000: found a list of 3 as mean, expected one number"):
         ace.load(grey)
 
 

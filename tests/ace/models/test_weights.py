@@ -27,7 +27,7 @@ from ace.training.start import take_first_weights
 from shards.errors import ConfigError
 from shards.format import sha256_of
 from shards.grid import GridSpec, Scale
-from tests.ace.training.conftest import ROOT, tiny_batches, tiny_grid, tiny_params
+from tests.ace.training.conftest import ROOT, tiny_grid, tiny_mix, tiny_params
 from tests.oracles.original_swin import OriginalSwin
 
 VIT = {"name": "vit_tiny_patch16_224", "model_args": {"embed_dim": 32, "depth": 1, "num_heads": 2}}
@@ -333,7 +333,7 @@ def test_student_and_teacher_start_from_the_weights_and_the_model_needs_the_file
         "params": {
             "pretrain": tiny_params(backbone=values).model_dump(mode="json", by_alias=True),
             "grid": tiny_grid().spec.to_json(),
-            "batches": {name: batch.model_dump(mode="json") for name, batch in tiny_batches().items()},
+            "batches": {name: {"mix": mix.model_dump(mode="json")} for name, mix in tiny_mix().items()},
         },
         "shards": [],
         "start_from": {},

@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from ace.training.params import PretrainParams
 from shards.build import build_shards
 from shards.execution import Processes
-from shards.params import BatchParams, GridParams, ShardParams
+from shards.params import GridParams, MixParams, PhantomSourceParams, ShardParams
 
 ROOT = Path(__file__).parents[3]
 BATCH = "noise-b000"
@@ -49,9 +49,8 @@ def tiny_params(**changes: Any) -> PretrainParams:
     return PretrainParams.from_params(values, "pretrain")
 
 
-def tiny_batches() -> dict[str, BatchParams]:
-    item = {"source": {"kind": "phantom", "dep": "raw"}, "mix": {"weight": 1.0, "mean": 0.5, "std": 0.25}}
-    return {BATCH: BatchParams.from_params(item, "batches")}
+def tiny_mix() -> dict[str, MixParams]:
+    return {BATCH: MixParams.from_params({"weight": 1.0, "mean": 0.5, "std": 0.25}, "mix")}
 
 
 def write_noise_dataset(root: Path, *, num_images: int, size_px: int) -> None:
@@ -88,10 +87,9 @@ def build_noise_shards(root: Path, *, num_images: int, splits: dict[str, float])
     """Below `root`: a noise dataset, and a folder of shard sets with one set of it, BATCH."""
     write_noise_dataset(root / "raw", num_images=num_images, size_px=64)
     values = {**demo_values("shard"), "splits": splits}
-    source = {"kind": "phantom", "dep": str(root / "raw")}
-    item = BatchParams.from_params({"source": source, "mix": {"weight": 1.0, "mean": 0.5, "std": 0.25}}, "batches")
+    source = PhantomSourceParams(kind="phantom", dep=str(root / "raw"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACE_SCRATCH", str(root / "scratch"))
         params = ShardParams.from_params(values, "shard")
-        build_shards(BATCH, item.source, tiny_grid(), params, root / "shards" / BATCH, execution=Processes(1))
+        build_shards(BATCH, source, tiny_grid(), params, root / "shards" / BATCH, execution=Processes(1))
     return root / "shards"

@@ -27,9 +27,9 @@ try:
         print("started", file=sys.stderr, flush=True)
         from ace.training.pretrain import RunOptions, pretrain
         from shards.errors import ShardError
-        from tests.ace.training.conftest import tiny_batches, tiny_grid, tiny_params
+        from tests.ace.training.conftest import tiny_mix, tiny_grid, tiny_params
         how = RunOptions(run_dir=Path(run) if run else None, device=sys.argv[6] or None)
-        pretrain(tiny_params(**options), tiny_grid(), tiny_batches(), shards_root=shards, out=out / "model",
+        pretrain(tiny_params(**options), tiny_grid(), tiny_mix(), shards_root=shards, out=out / "model",
                  metrics_dir=out / "metrics", request=request, options=how)
 except StoppedError as stop:
     print(stop, file=sys.stderr)

@@ -21,7 +21,7 @@ from ace.training.state import TrainState
 from ace.training.stop import StopRequest
 from shards.errors import ConfigError
 from shards.grid import Scale
-from tests.ace.training.conftest import ROOT, tiny_batches, tiny_grid, tiny_params
+from tests.ace.training.conftest import ROOT, tiny_grid, tiny_mix, tiny_params
 from tests.ace.training.synthetic import loss_on, pair_batch, totals_on, view_batch, with_tissue
 from tests.oracles import losses
 
@@ -318,7 +318,7 @@ def test_a_run_trains_each_epoch_on_what_its_objective_shows(
     monkeypatch.setenv("ACE_SCRATCH", str(tmp_path / "scratch"))
     out, params = tmp_path / "model", tiny_params(objective=objective, epochs=3, checkpoint_every_s=60)
     places = {"shards_root": noise_shards, "out": out, "metrics_dir": tmp_path / "metrics"}
-    pretrain(params, tiny_grid(), tiny_batches(), **places, request=StopRequest(None))
+    pretrain(params, tiny_grid(), tiny_mix(), **places, request=StopRequest(None))
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert {row["epoch"] for row in rows} == {0, 1, 2}
     for row in rows:

@@ -19,7 +19,7 @@ from ace.training.stop import StopRequest
 from ace.training.whitening import fit_whitening
 from shards.errors import ConfigError
 from shards.read import ShardIndex
-from tests.ace.training.conftest import BATCH, ROOT, demo_values, tiny_batches, tiny_grid, tiny_params
+from tests.ace.training.conftest import BATCH, ROOT, demo_values, tiny_grid, tiny_mix, tiny_params
 from tests.ace.training.runs import finish, logged_rows, signal_when, start_run
 from tests.shards.servers import FlakyServer
 
@@ -126,7 +126,7 @@ def test_a_run_with_a_probe_ends_with_its_best_teacher_too(
     loaded = encoder.backbone.state_dict()
     whitening = loaded.pop(WHITENING)
     encoder.backbone.whitening = torch.nn.Identity()
-    members = [(ShardIndex.open(labelled_shards / BATCH), tiny_batches()[BATCH].mix)]
+    members = [(ShardIndex.open(labelled_shards / BATCH), tiny_mix()[BATCH])]
     own = fit_whitening({"best": encoder.backbone}, members, encoder.spec, tiny_params(), torch.device("cpu"))
     assert torch.allclose(whitening, own["best"], atol=1e-5)
     assert all(torch.equal(value, saved[f"backbone.{name}"]) for name, value in loaded.items())
@@ -159,7 +159,7 @@ def test_another_grid_than_the_shards_is_refused_before_any_work(noise_shards: P
         pretrain(
             tiny_params(),
             tiny_grid(n=10),
-            tiny_batches(),
+            tiny_mix(),
             shards_root=noise_shards,
             out=tmp_path / "model",
             metrics_dir=tmp_path / "metrics",
@@ -186,7 +186,7 @@ def test_shards_on_a_server_train_the_same_weights_as_local_ones(
         for name, shards in (("local", noise_shards), ("remote", server.url)):
             out = {"out": tmp_path / name, "metrics_dir": tmp_path / "metrics"}
             params = tiny_params(epochs=1, warmup_epochs=0)
-            pretrain(params, tiny_grid(), tiny_batches(), shards_root=shards, **out, request=StopRequest(None))
+            pretrain(params, tiny_grid(), tiny_mix(), shards_root=shards, **out, request=StopRequest(None))
     finally:
         server.close()
     local, remote = (load_file(tmp_path / name / "teacher_backbone.safetensors") for name in ("local", "remote"))

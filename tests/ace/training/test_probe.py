@@ -17,7 +17,7 @@ from ace.training.probe import ProbePlan, plan_probe, run_probe
 from shards.build import build_shards
 from shards.errors import ConfigError
 from shards.execution import Processes
-from shards.params import BatchParams, MixParams, ShardParams
+from shards.params import MixParams, PhantomSourceParams, ShardParams
 from shards.read import ShardIndex, ShardReader
 from tests.ace.training.conftest import demo_values, tiny_grid, tiny_params
 from tests.oracles import probe as oracle
@@ -72,13 +72,13 @@ def members(tmp_path_factory: pytest.TempPathFactory) -> Members:
     found = []
     for name, num_patients, first_patient in (("striped-b000", 50, 0), ("striped-b001", 20, 500)):
         write_striped_dataset(root / f"raw-{name}", num_patients, first_patient)
-        source = {"kind": "phantom", "dep": str(root / f"raw-{name}")}
-        item = BatchParams.from_params({"source": source, "mix": {"weight": 1.0, "mean": 0.5, "std": 0.25}}, name)
+        source = PhantomSourceParams(kind="phantom", dep=str(root / f"raw-{name}"))
+        mix = MixParams.from_params({"weight": 1.0, "mean": 0.5, "std": 0.25}, name)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("ACE_SCRATCH", str(root / "scratch"))
             params = ShardParams.from_params(values, "shard")
-            build_shards(name, item.source, tiny_grid(), params, root / "shards" / name, execution=Processes(1))
-        found.append((ShardIndex.open(root / "shards" / name), item.mix))
+            build_shards(name, source, tiny_grid(), params, root / "shards" / name, execution=Processes(1))
+        found.append((ShardIndex.open(root / "shards" / name), mix))
     return found
 
 

@@ -13,7 +13,7 @@ from ace.training.ranks import Ranks, checksum
 from ace.training.run import RunIdentity
 from shards.errors import ConfigError
 from shards.read import ShardIndex
-from tests.ace.training.conftest import BATCH, tiny_batches, tiny_grid, tiny_params
+from tests.ace.training.conftest import BATCH, tiny_grid, tiny_mix, tiny_params
 from tests.ace.training.runs import finish, kill_all, saved_steps, start_run
 
 RESNET = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 16], "output_stride": 8}
@@ -227,7 +227,5 @@ def test_the_first_line_of_a_run_says_on_what_it_is_computed(noise_shards: Path,
 
 def test_the_device_may_be_another_when_a_run_goes_on(noise_shards: Path) -> None:
     indexes = {BATCH: ShardIndex.open(noise_shards / BATCH)}
-    identities = [
-        RunIdentity.of(tiny_params(**c), tiny_grid(), tiny_batches(), indexes) for c in ({}, {"device": "cpu"})
-    ]
+    identities = [RunIdentity.of(tiny_params(**c), tiny_grid(), tiny_mix(), indexes) for c in ({}, {"device": "cpu"})]
     assert identities[0] == identities[1]

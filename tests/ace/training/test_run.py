@@ -1,5 +1,6 @@
 """What a run depends on, and whose folder it is."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -13,11 +14,11 @@ from ace.training import run as run_module
 from ace.training.run import RunIdentity, open_run
 from shards.errors import ConfigError
 from shards.order import TarWindow
-from tests.ace.training.conftest import ROOT, tiny_batches, tiny_grid, tiny_params
+from tests.ace.training.conftest import ROOT, tiny_grid, tiny_mix, tiny_params
 
 
 def identity(**changes: object) -> RunIdentity:
-    return RunIdentity.of(tiny_params(**changes), tiny_grid(), tiny_batches(), {})
+    return RunIdentity.of(tiny_params(**changes), tiny_grid(), tiny_mix(), {})
 
 
 def test_work_begun_with_other_code_is_other_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,6 +39,57 @@ def test_how_a_run_is_watched_and_saved_is_no_part_of_what_it_is() -> None:
     assert identity(seed=1).fingerprint != identity().fingerprint
 
 
+NEARLY = {"num_micro_batches": 2, "checkpoint_activations": True, "compile": True}
+
+
+def test_a_run_goes_on_with_what_changes_it_by_rounding_alone_and_keeps_a_record(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert identity(**NEARLY).fingerprint == identity().fingerprint, "checkpoints of the one are the other's"
+    with open_run(identity(), tmp_path, accepts_changed_code=False):
+        pass
+    assert not capsys.readouterr().err
+    with open_run(identity(**NEARLY), tmp_path, accepts_changed_code=False) as run:
+        assert run.fingerprints >= {identity().fingerprint}
+    assert "pretrain.num_micro_batches: found 1, expected 2" in capsys.readouterr().err
+    runs = json.loads((tmp_path / "run.json").read_text())["runs"]
+    assert [entry["pretrain"]["num_micro_batches"] for entry in runs] == [1, 2]
+
+
+def test_a_run_of_an_earlier_version_goes_on_where_later_parameters_change_nothing(tmp_path: Path) -> None:
+    """Its record has no parameters that it did not know."""
+    known = json.loads(json.dumps(identity(whitening=None).values))
+    del known["pretrain"]["whitening"]
+    del known["grid"]["trim_level"]
+    with open_run(RunIdentity(known), tmp_path, accepts_changed_code=False):
+        pass
+    with open_run(identity(whitening=None), tmp_path, accepts_changed_code=False):
+        pass
+    shutil.rmtree(tmp_path)
+    with open_run(RunIdentity(known), tmp_path, accepts_changed_code=False):
+        pass
+    with (
+        pytest.raises(ConfigError, match=r"pretrain\.whitening\.num_pairs: found \(none\), expected"),
+        open_run(identity(), tmp_path, accepts_changed_code=False),
+    ):
+        pass
+
+
+def test_checkpoints_of_an_earlier_version_are_the_runs_own(tmp_path: Path) -> None:
+    values = identity().values
+    former = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+    with open_run(identity(), tmp_path, accepts_changed_code=False) as run:
+        assert former in run.fingerprints
+
+
+def test_every_field_of_the_three_lists_exists() -> None:
+    flat = run_module._flat({"pretrain": tiny_params().model_dump(mode="json"), "grid": tiny_grid().model_dump()})
+    for name in (*run_module.NOT_DECISIVE, *run_module.NEARLY_DECISIVE):
+        assert any(key == f"pretrain.{name}" or key.startswith(f"pretrain.{name}.") for key in flat), name
+    for key in run_module.NEUTRAL:
+        assert key in flat or any(other.startswith(f"{key}.") for other in flat), key
+
+
 def test_differences_are_named_by_their_dotted_keys() -> None:
     assert identity(seed=1).differences(identity().values) == ["pretrain.seed: found 0, expected 1"]
     assert identity().differences(identity().values) == []
@@ -51,7 +103,7 @@ def test_another_size_of_the_cache_is_another_run_where_it_decides_the_order(mon
 
 def test_changed_code_is_refused_unless_accepted_and_then_recorded(tmp_path: Path) -> None:
     with open_run(identity(), tmp_path, accepts_changed_code=False) as run:
-        assert run.fingerprints == {identity().fingerprint}
+        assert run.fingerprints >= {identity().fingerprint}
     changed = RunIdentity({**identity().values, "code": "another"})
     with (
         pytest.raises(ConfigError, match=r"code: found .* expected another"),
@@ -59,7 +111,7 @@ def test_changed_code_is_refused_unless_accepted_and_then_recorded(tmp_path: Pat
     ):
         pass
     with open_run(changed, tmp_path, accepts_changed_code=True) as run:
-        assert run.fingerprints == {identity().fingerprint, changed.fingerprint}
+        assert run.fingerprints >= {identity().fingerprint, changed.fingerprint}
     runs = json.loads((tmp_path / "run.json").read_text())["runs"]
     assert [entry["code"] for entry in runs] == [identity().values["code"], "another"]
 

@@ -21,9 +21,9 @@ from ace.training.params import PretrainParams
 from ace.training.stop import EXIT_CODE
 from ace.training.whitening import fit_whitening, whitening_map
 from shards.grid import CropPair, GridSpec, draw_crop_pair, scale_of_step
-from shards.params import BatchParams, MixParams
+from shards.params import MixParams
 from shards.read import ShardIndex, ShardReader
-from tests.ace.training.conftest import BATCH, tiny_batches, tiny_grid, tiny_params
+from tests.ace.training.conftest import BATCH, tiny_grid, tiny_mix, tiny_params
 from tests.ace.training.runs import assert_equal_to_the_bit, finish, signal_when, start_run
 
 Members = list[tuple[ShardIndex, MixParams]]
@@ -108,8 +108,7 @@ def error_by_loops(
 
 
 def mix_of(weight: float, mean: Any, std: Any) -> MixParams:
-    source = {"kind": "phantom", "dep": "raw"}
-    return BatchParams.from_params({"source": source, "mix": {"weight": weight, "mean": mean, "std": std}}, "b").mix
+    return MixParams.from_params({"weight": weight, "mean": mean, "std": std}, "b")
 
 
 ONE = [mix_of(1.0, 0.5, 0.25)]
@@ -177,7 +176,7 @@ def test_the_map_is_fitted_to_the_finished_network_on_the_images_that_trained_it
     weight = encoder.backbone.state_dict()[WHITENING]
     encoder.backbone.whitening = torch.nn.Identity()
     params = tiny_params(whitening={"num_pairs": 16, "shrinkage": 0.5})
-    members = [(ShardIndex.open(noise_shards / BATCH), tiny_batches()[BATCH].mix)]
+    members = [(ShardIndex.open(noise_shards / BATCH), tiny_mix()[BATCH])]
     again = fit_whitening({which: encoder.backbone}, members, encoder.spec, params, torch.device("cpu"))
     assert torch.allclose(again[which], weight, atol=1e-5)
 

@@ -1,4 +1,3 @@
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ import pytest
 
 from shards.identity import KEY_FILE_VARIABLE
 from shards.scratch import SCRATCH_VARIABLE
+from tests.checkout import copy_project
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -57,8 +57,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     """A project with the repository's own params.yaml and dvc.yaml, and a key."""
     place = Workplace(tmp_path_factory.mktemp("workplace"))
     place.project.mkdir()
-    for name in ("params.yaml", "dvc.yaml"):
-        shutil.copy(REPOSITORY / name, place.project)
+    copy_project(place.project)
     # Always the same, so that no hash holds a canary by chance on one day in a thousand.
     (place.folder / "id.key").write_text("5eed" * 16)
     return place

@@ -234,7 +234,7 @@ def test_names_of_files_stand_in_the_private_manifest_and_nowhere_else(
 def test_all_that_is_private_is_closed_to_others(corpus: Workplace, printed: dict[str, str]) -> None:
     assert mode_of(corpus.project / PRIVATE) == "700"
     private = list((corpus.project / PRIVATE).iterdir())
-    assert {path.suffix for path in private} == {".jsonl", ".csv"}
+    assert {path.suffix for path in private} == {".jsonl", ".csv", ".txt"}
     assert {mode_of(path) for path in private} == {"600"}
 
 

@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from ruamel.yaml import YAML
 
 from shards.build import build_shards
 from shards.delivery import iterate_manifest
@@ -52,6 +51,7 @@ from tests.shards.datasets import (
     shard_params,
     write_csv,
     write_phantom,
+    write_project,
 )
 
 PLANTED = {
@@ -260,12 +260,7 @@ def test_a_build_killed_while_tars_are_rewritten_goes_on_and_leaves_the_same_byt
     planted: RegisteredSourceParams, tmp_path: Path, scratch: Path
 ) -> None:
     build(planted, tmp_path / "whole")
-    values = {
-        "grid": grid_params().model_dump(mode="json"),
-        "shard": params().model_dump(mode="json"),
-        "batches": {"own-b000": {"source": planted.model_dump(), "mix": {"weight": 1.0, "mean": 0.5, "std": 0.2}}},
-    }
-    YAML(typ="safe").dump(values, tmp_path / "params.yaml")
+    write_project(tmp_path, "own-b000", planted, grid_params(), params())
     command = [sys.executable, "-m", "shards", "shard", "--batch", "own-b000", "--num-workers", "1"]
     command += ["--params", str(tmp_path / "params.yaml"), "--out", str(tmp_path / "killed")]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
