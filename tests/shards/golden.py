@@ -12,11 +12,18 @@ import numpy as np
 from PIL import Image
 
 from shards.build import build_shards
-from shards.execution import Processes
 from shards.params import SourceParams
 from shards.plan import VERSION
 from shards.read import ShardIndex, ShardReader
-from tests.shards.datasets import folder_params, grid_params, shard_params, smooth_image, write_folder, write_phantom
+from tests.shards.datasets import (
+    Here,
+    folder_params,
+    grid_params,
+    shard_params,
+    smooth_image,
+    write_folder,
+    write_phantom,
+)
 
 FOLDER = Path(__file__).parent / "golden"
 _OF_BYTES = ("shards", "samples", "reports")
@@ -31,7 +38,7 @@ def built(folder: Path) -> tuple[dict[str, Any], Arrays]:
     for name, source in sources.items():
         grid = grid_params(**({} if name == "phantom" else {"trim_level": 10}))
         out = folder / "sets" / name
-        build_shards(f"{name}-b000", source, grid, shard_params(), out, execution=Processes(1))
+        build_shards(f"{name}-b000", source, grid, shard_params(), out, execution=Here())
         reader = ShardReader(ShardIndex.open(out))
         samples = {}
         for row in range(len(reader.index.rows)):
