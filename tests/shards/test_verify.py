@@ -259,7 +259,7 @@ def test_a_repair_needs_the_raw_files_of_the_damaged_tars_alone(tmp_path: Path, 
     assert folder_bytes(tmp_path / "set") == whole
     (tmp_path / "set" / TAR).unlink()
     shutil.rmtree(tmp_path / "own")
-    with pytest.raises(SourceError, match="5 files are missing or changed since they were listed"):
+    with pytest.raises(SourceError, match="own is not there; expected the manifest, the images"):
         repair_set(tmp_path / "set", findings, source, grid_params(), params, execution=Processes(1))
 
 

@@ -329,7 +329,7 @@ def test_a_batch_that_the_model_was_not_trained_with_is_measured_with_its_own_no
     evaluate(PARAMS, shards, model, metrics, evidence, measured=own)
     found = json.loads(metrics.read_text())
     assert [found[name] for name in ENCODERS] == [result[0][name] for name in ENCODERS]
-    evaluate(PARAMS, shards, model, metrics, evidence, normalisation=Normalisation.of(0.0, 1.0))
+    evaluate(PARAMS, shards, model, metrics, evidence, measured=MeasuredParams(mean=(0.0,), std=(1.0,)))
     assert json.loads(metrics.read_text())["trained"] != found["trained"]
 
 

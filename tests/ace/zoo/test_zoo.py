@@ -31,6 +31,7 @@ from shards.project import Project
 from shards.register import register_batch
 from shards.sources.folder import FolderSource
 from tests.ace.inference.models import DIM, ROOT, mix, write_model
+from tests.checkout import copy_project
 from tests.shards.datasets import smooth_image, write_folder
 
 SHIPPED = shipped_names()
@@ -362,8 +363,7 @@ def test_the_names_come_from_the_manifest_of_the_batch_too(
     monkeypatch.setenv(KEY_FILE_VARIABLE, str(tmp_path / "keys" / "id.key"))
     write_folder(tmp_path / "own", [f"x{number}.png" for number in range(9)])
     (tmp_path / "project").mkdir()
-    for name in ("params.yaml", "dvc.yaml"):
-        shutil.copy(ROOT / name, tmp_path / "project")
+    copy_project(tmp_path / "project")
     project = Project(tmp_path / "project/params.yaml", tmp_path / "project/dvc.yaml")
     register_batch("a-b000", tmp_path / "own", FolderSource(), project=project)
     manifest = tmp_path / "project/data/manifests/a-b000.jsonl"
