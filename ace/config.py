@@ -25,8 +25,6 @@ CONFIGS = Path("configs")
 BASE = "demo"
 KEPT = ("batches", "mix")
 """Sections that `use` leaves alone: registered deliveries belong to the project, not to a configuration."""
-SETTINGS = ("grid", "shard")
-"""Sections of which each batch has its own copy in batches/NAME.yaml."""
 REPLACED = ("checks",)
 """Mappings that an overlay replaces instead of adding to: bounds are about the figures of one configuration."""
 

@@ -16,10 +16,10 @@ BATCHES = Path("batches")
 
 
 def batch_path(name: str, project: Path) -> Path:
-    """The file that decides a batch's shards.
+    """Return the path of the file that decides a batch's shards.
 
     Args:
-        name: Of the batch.
+        name: Name of the batch, as `clinic-b000`.
         project: The folder of params.yaml.
     """
     return project / BATCHES / f"{name}.yaml"
@@ -29,7 +29,7 @@ def read_batch(name: str, project: Path) -> BatchParams:
     """Read the file of one batch, and where its images are.
 
     Args:
-        name: Of the batch.
+        name: Name of the batch, as `clinic-b000`.
         project: The folder of params.yaml.
 
     Raises:
@@ -56,8 +56,8 @@ def read_batches(
 
     Args:
         params: The file params.yaml, which opens messages; the batches lie beside it.
-        values: Its content.
-        names: Of the batches that are asked for; None: all.
+        values: Content of params.yaml.
+        names: Names of the batches to read; None reads all.
 
     Raises:
         ConfigError: the section `batches` is wrong, one of the names is not in it, a file is missing or wrong, or two
@@ -85,7 +85,7 @@ def read_batches(
 
 
 def format_batch(name: str, batch: BatchParams) -> str:
-    """The text of a batch's file."""
+    """Write a batch as the text of its file."""
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
@@ -98,13 +98,15 @@ def format_batch(name: str, batch: BatchParams) -> str:
 
 
 def root_path(name: str, project: Path) -> Path:
-    """The private file that says in which folder a registered batch's images are: a line, relative to the project or
-    absolute. It decides nothing: images that moved are the same images."""
+    """Return the path of the private file with the folder of a registered batch's images.
+
+    It is one line, relative to the project or absolute, and decides nothing: images that moved are the same images.
+    """
     return project / MANIFESTS / f"{name}.root.txt"
 
 
 def settings_of(values: Mapping[str, object], params: Path) -> tuple[GridParams, ShardParams]:
-    """The sections `grid` and `shard` of params.yaml, of which each batch gets its own copy.
+    """Read the sections `grid` and `shard` of params.yaml, of which each batch gets its own copy.
 
     Args:
         values: Content of params.yaml.
@@ -122,8 +124,8 @@ def set_settings(params: Path, values: Mapping[str, object], names: Collection[s
 
     Args:
         params: The file params.yaml; the batches lie beside it.
-        values: Its content.
-        names: Of the batches.
+        values: Content of params.yaml.
+        names: Names of the batches that get them.
 
     Returns:
         What changed, a sentence a batch.

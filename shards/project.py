@@ -152,7 +152,7 @@ def apply_settings(names: Sequence[str], project: Project | None = None) -> None
     """Give batches the sections `grid` and `shard` of params.yaml, with which their shards will be built anew.
 
     Args:
-        names: Of the batches; none: all.
+        names: Names of the batches; an empty list stands for all.
         project: Where params.yaml is.
 
     Raises:
@@ -174,8 +174,8 @@ def relocate_batch(name: str, root: Path, project: Project | None = None) -> Non
     """Say where a batch's images are now; its shards stay as they are.
 
     Args:
-        name: Of the batch.
-        root: The folder, to which the paths of its manifest are relative.
+        name: Name of the batch.
+        root: The folder to which the paths of its manifest are relative.
         project: Where params.yaml is.
 
     Raises:
@@ -201,7 +201,7 @@ def relocate_batch(name: str, root: Path, project: Project | None = None) -> Non
 
 
 def portable(path: Path, project: Path) -> str:
-    """A path relative to the project where it lies in it, so that a copy of the project finds it, else absolute."""
+    """Make a path relative to the project where it lies in it, so that a copy finds it, and else absolute."""
     resolved, home = path.resolve(), project.resolve()
     return resolved.relative_to(home).as_posix() if resolved.is_relative_to(home) else str(resolved)
 

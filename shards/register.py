@@ -17,7 +17,7 @@ from jaxtyping import Int
 
 from shards.annotations import OTHER_SIZE, has_coordinates, misfit_of
 from shards.atomic import clear_when_full, make_private_folder, write_private_text, write_text
-from shards.batches import batch_path, format_batch, read_batches, root_path, settings_of
+from shards.batches import batch_path, format_batch, read_batch, read_batches, root_path, settings_of
 from shards.canvas import Placement, cell_statistics, foreground_sums, is_coloured, with_channels
 from shards.config import read_params
 from shards.decode import UnreadableImageError, decode
@@ -122,6 +122,11 @@ def register_batch(
             raise ConfigError(f"{project.dvc}: no such file; run from the project's root or pass --dvc FILE")
         grid, shard = settings_of(values, project.params)
         batches = read_batches(project.params, values)
+        if only and name in batches and name not in (values.get("mix") or {}):
+            raise ConfigError(
+                f"batch {name} has no part in training, so it cannot be the only one; give it one in {project.params}: "
+                f"mix.{name}: {{weight: 1.0, mean: …, std: …}}"
+            )
         kept = {other: batch for other, batch in batches.items() if other == name or not only}
         key = _id_key(kept)
 
@@ -133,6 +138,8 @@ def register_batch(
         settled = read_settled(root, _others(name, kept, project))
         listing = replace(listing, records=_hashed(listing.records, root, settled))
         known = batches.get(name)
+        # A batch that was taken out has its file still: it comes back as it was, with its settings and its keep list.
+        on_file = known or (read_batch(name, project.root) if batch_path(name, project.root).is_file() else None)
 
         def deliver(*, is_former: bool) -> tuple[Delivery, Growth, str]:
             whole = identify(
@@ -144,9 +151,9 @@ def register_batch(
             return delivery, growth, "".join(format_manifest(delivery))
 
         delivery, growth, manifest = deliver(is_former=False)
-        if known is not None and not _is_of(known, manifest):
+        if on_file is not None and not _is_of(on_file, manifest):
             former = deliver(is_former=True)
-            if _is_of(known, former[-1]):
+            if _is_of(on_file, former[-1]):
                 delivery, growth, manifest = former
         if only:
             _check_test_patients(growth.entries, shard, values, root)
@@ -167,6 +174,8 @@ def register_batch(
             grid=grid,
             shard=shard,
         )
+        if on_file is not None and _delivered(on_file) == _delivered(item):
+            item = on_file
         earlier = project.root / dep
         if known is not None and _delivered(known) != _delivered(item):
             raise ConfigError(
@@ -374,8 +383,8 @@ def _mix_of(
     """A batch's item of `mix`, None where it has no part in training; and the batch whose mean and std it shares."""
     own = item.measured.normalisation(1 if _takes_grey(values) else item.source.channels)
     mixes = values.get("mix") or {}
-    if name in mixes:
-        return dict(mixes[name]), None
+    if name in batches:
+        return (dict(mixes[name]) if name in mixes else None), None
     if not weight:
         return None, None
     alike = [other for other, batch in batches.items() if other in mixes and other != name and _is_alike(batch, item)]

@@ -43,15 +43,15 @@ Request = tuple[int, int, int, int]
 PREFETCHED = 2
 """Batches that each loader process is ahead."""
 POLL_S = 1.0
-"""How often whoever waits for a batch looks up."""
+"""Seconds between two looks around while no batch comes."""
 TIMEOUT_S = 1800.0
 """Longest wait for a batch: longer than servers are insisted on and than the cache is waited for."""
 GRACE_S = 5.0
-"""How long the loader's processes may take to end by themselves."""
+"""Seconds that the loader's processes may take to end before they are killed."""
 _STATES = {"D": "waits for a disk or a network drive", "R": "computes", "S": "sleeps", "T": "is stopped"}
 _PAGE_BYTES = 4096
 _NUM_TENSORS = 9
-"""Of a batch; each takes whole pages of shared memory."""
+"""Tensors in a batch; each takes whole pages of shared memory."""
 
 
 class NoBatchError(OutOfReachError):
@@ -360,7 +360,7 @@ def _kill(processes: Sequence[Any]) -> None:
 
 
 def _state(pid: int | None) -> str:
-    """What a process is doing, in words."""
+    """Say in words what a process is doing."""
     try:
         letter = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
     except OSError:

@@ -1,4 +1,4 @@
-"""Where the loader's processes hand batches over, and whether there is room for them."""
+"""Shared memory holds the batches that loader processes hand over; here its room is checked."""
 
 import shutil
 from pathlib import Path
@@ -23,7 +23,7 @@ def check_room(num_batches: int, batch_bytes: int) -> None:
 
     Args:
         num_batches: Of all training processes of this machine.
-        batch_bytes: Of one.
+        batch_bytes: Bytes of one batch.
 
     Raises:
         NoSpaceError: there is too little; a loader would lose batches, and training wait for them.

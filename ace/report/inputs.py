@@ -133,9 +133,9 @@ class Project:
         values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
         if not self.virtual:
             values.pop("phantom", None)
-        if "batches" in values:
-            names = {index.name for index in self.batches}
-            values["batches"] = {name: item for name, item in values["batches"].items() if name in names}
+        names = {index.name for index in self.batches}
+        for section in {"batches", "mix"} & values.keys():
+            values[section] = {name: item for name, item in values[section].items() if name in names}
         writer, text = YAML(), io.StringIO()
         writer.width = PARAMS_WIDTH
         writer.dump(values, text)

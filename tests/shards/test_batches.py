@@ -4,6 +4,7 @@ import shutil
 import stat
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from shards.__main__ import build_parser
@@ -11,6 +12,7 @@ from shards.batches import read_batch
 from shards.cli import run_command
 from shards.config import read_params
 from shards.params import RegisteredSourceParams
+from shards.read import ShardIndex
 from tests.checkout import copy_project
 from tests.shards.datasets import folder_bytes, write_folder
 
@@ -45,6 +47,10 @@ def test_a_batch_without_weight_is_measured_on_and_training_does_not_know_it(
     assert (read_params(Path("params.yaml"))["mix"], deps("pretrain"), deps("report")) == before
     assert "test-b000" in read_params(Path("params.yaml"))["batches"]
     assert 0 < read_batch("test-b000", Path()).measured.mean[0] < 1
+    assert command("register", "test-b000", "../test") == 0, "to give it again its manifest"
+    assert (read_params(Path("params.yaml"))["mix"], deps("pretrain"), deps("report")) == before
+    assert command("register", "test-b000", "../test", "--only") == 2
+    assert "has no part in training" in capsys.readouterr().err
     assert command("remove", "test-b000") == 0
     assert (read_params(Path("params.yaml"))["mix"], deps("pretrain"), deps("report")) == before
     assert command("register", "only-b000", "../test", "--weight", "0", "--only") == 2
@@ -131,3 +137,20 @@ def test_an_override_of_the_command_line_is_of_the_batch_alone(project: Path) ->
     assert len(list(Path("one").glob("train-*.tar"))) > len(list(Path("two").glob("train-*.tar")))
     assert command(*build, "--out", "three", "--set", "source.kind=phantom") == 2
     assert Path("batches/own-b000.yaml").read_bytes() == before
+
+
+def test_a_batch_that_was_taken_out_comes_back_with_its_settings_and_its_keep_list(project: Path) -> None:
+    key = ShardIndex.open(built("own-b000")).keys(np.arange(1))[0]
+    assert command("keep", "own-b000", key) == 0
+    before = Path("batches/own-b000.yaml").read_bytes(), Path("params.yaml").read_bytes(), Path("dvc.yaml").read_bytes()
+    assert command("remove", "own-b000") == 0
+    params = Path("params.yaml")
+    params.write_text(params.read_text().replace("num_bank_pairs: 16", "num_bank_pairs: 3"))
+    assert command("register", "own-b000", "../own") == 0
+    params.write_text(params.read_text().replace("num_bank_pairs: 3", "num_bank_pairs: 16"))
+    assert (Path("batches/own-b000.yaml").read_bytes(), params.read_bytes(), Path("dvc.yaml").read_bytes()) == before
+
+
+def built(batch: str) -> Path:
+    assert command("build", "--batch", batch, "--num-workers", "1", "--out", "set") == 0
+    return Path("set")
