@@ -31,7 +31,9 @@ def pretrain(arguments: argparse.Namespace) -> None:
         with stop_requests(None if arguments.time_limit is None else 60 * arguments.time_limit) as request:
             from ace.training.params import PretrainParams
             from ace.training.pretrain import RunOptions, pretrain
+            from shards.atomic import clear_when_full
             from shards.params import GridParams, parse_mix
+            from shards.scratch import scratch_root
 
             values = values_of(arguments)
             options = RunOptions(
@@ -40,16 +42,17 @@ def pretrain(arguments: argparse.Namespace) -> None:
                 loggers=arguments.logger,
                 device=arguments.device,
             )
-            pretrain(
-                PretrainParams.from_params(values.get("pretrain"), f"{arguments.params}: pretrain"),
-                GridParams.from_params(values.get("grid"), f"{arguments.params}: grid"),
-                parse_mix(values.get("mix"), f"{arguments.params}: mix"),
-                shards_root=arguments.shards,
-                out=arguments.out,
-                metrics_dir=arguments.metrics,
-                request=request,
-                options=options,
-            )
+            with clear_when_full(arguments.run_dir or scratch_root(), arguments.out.parent, arguments.metrics):
+                pretrain(
+                    PretrainParams.from_params(values.get("pretrain"), f"{arguments.params}: pretrain"),
+                    GridParams.from_params(values.get("grid"), f"{arguments.params}: grid"),
+                    parse_mix(values.get("mix"), f"{arguments.params}: mix"),
+                    shards_root=arguments.shards,
+                    out=arguments.out,
+                    metrics_dir=arguments.metrics,
+                    request=request,
+                    options=options,
+                )
     except StoppedError as stop:
         print(stop, file=sys.stderr)
         sys.exit(EXIT_CODE)

@@ -7,64 +7,164 @@ renamed; the files of a folder are not synced.
 import errno
 import glob
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from shards.errors import NoSpaceError
+from shards.errors import NoSpaceError, ShardError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ADVICE = "make room there, or choose another place"
+_TEXTS_OF_FULL = tuple(map(os.strerror, _FULL))
+
+
+def check_room(folder: Path, num_bytes: float, what: str, advice: str = _ADVICE) -> None:
+    """Refuse work whose result does not fit on the disk, before the work is done.
+
+    Args:
+        folder: Where the result will lie; it may be missing yet.
+        num_bytes: Estimated size of the result.
+        what: The result, in the plural, as the message names it.
+        advice: What to do, at the end of the message.
+
+    Raises:
+        NoSpaceError: the disk of the folder has less room.
+    """
+    free = _free_bytes(folder)
+    if free < num_bytes:
+        raise NoSpaceError(f"{folder}: {size(free)} free, {what} need about {size(num_bytes)}; {advice}")
 
 
 @contextmanager
-def clear_when_full(*folders: Path) -> Iterator[None]:
-    """What a full disk stops is said in one line; what was finished is kept.
+def clear_when_full(*folders: Path, num_bytes: float | None = None) -> Iterator[None]:
+    """Say in one line which disk is full, what it has and what is needed, instead of ending in a traceback.
 
     Args:
-        folders: That are written to: few errors tell where they come from.
+        folders: The folders that the block writes to. Few errors tell where they come from: the one on the fullest disk
+            is named.
+        num_bytes: Estimated size of what the block writes, where it is known.
 
     Raises:
         NoSpaceError: a disk is full, a quota is used up, or files may not be as large.
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in _FULL:
+    except ShardError:
+        raise
+    except Exception as error:
+        reason = _reason_if_full(error)
+        if reason is None:
             raise
+        fullest = min(folders, key=_free_bytes, default=None)
+        place = f"{_lasting(fullest)} ({_free(fullest)} free)" if fullest else "this command writes to a full disk"
+        needed = "more is needed" if num_bytes is None else f"about {size(num_bytes)} are needed"
+        is_limit = reason == os.strerror(errno.EFBIG)
+        remedy = "raise the limit on the size of a file (`ulimit -f`)" if is_limit else "make room there"
         raise NoSpaceError(
-            f"{os.strerror(error.errno)}, below {' or '.join(map(str, folders))}; what was finished is kept: make room "
-            "and give the same command again"
+            f"{place}: {reason}, {needed}; what was finished is kept, nothing "
+            f"is half written: {remedy} and give the same command again"
         ) from None
 
 
+def size(num_bytes: float) -> str:
+    """Return a number of bytes as people read it."""
+    for unit, num_bytes_of_unit in (("GB", 1e9), ("MB", 1e6)):
+        if num_bytes >= num_bytes_of_unit:
+            return f"{num_bytes / num_bytes_of_unit:,.1f} {unit}"
+    return f"{num_bytes / 1e3:,.1f} kB"
+
+
+def _reason_if_full(error: BaseException) -> str | None:
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return os.strerror(error.errno)
+    if isinstance(error.__context__, OSError):  # as `torch.save` fails: at closing what a write had failed for
+        return _reason_if_full(error.__context__)
+    # Libraries that write past Python, and `shutil.copytree`, tell the error's number in words.
+    return next((text for text in _TEXTS_OF_FULL if text in str(error)), None)
+
+
+def _lasting(folder: Path) -> Path:
+    """The folder itself, or the one around what `atomic_directory` removes after an error."""
+    return folder.parent if re.fullmatch(r"\..*\.tmp", folder.name) else folder
+
+
+def _free(folder: Path) -> str:
+    found = os.statvfs(_existing(folder))
+    has_inodes = found.f_favail > 0 or found.f_files == 0  # some file systems count none
+    return size(_free_bytes(folder)) + ("" if has_inodes else " and no inode")
+
+
+def _free_bytes(folder: Path) -> int:
+    return shutil.disk_usage(_existing(folder)).free
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+
+
 @contextmanager
-def atomic_path(target: Path) -> Iterator[Path]:
+def atomic_path(target: Path, num_bytes: float | None = None) -> Iterator[Path]:
     """A temporary sibling of `target` to write a file to; renamed onto it when the block ends without an error.
 
     Several processes may write one target: the last one wins. What a killed one left is removed by the next.
+
+    Args:
+        target: The file.
+        num_bytes: Estimated size of it, where it is known, for the message.
+
+    Raises:
+        NoSpaceError: the disk is full.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(target)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with clear_when_full(target.parent, num_bytes=num_bytes):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(target)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(target: Path, num_bytes: float | None = None) -> Iterator[Path]:
+    """A temporary sibling of `target`, a new folder to write to; it replaces `target` when the block ends without an
+    error, and goes otherwise.
+
+    Args:
+        target: The folder.
+        num_bytes: Estimated size of its files, where it is known: looked for before the block begins.
+
+    Raises:
+        NoSpaceError: the disk is full, or has too little room.
+    """
+    # Beside the target: a rename needs one file system.
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    if num_bytes is not None:
+        check_room(target.parent, num_bytes, f"the files of {target.name}")
+    with clear_when_full(target.parent, num_bytes=num_bytes):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            replace_directory(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(target: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
-    with atomic_path(target) as temporary:
+    with atomic_path(target, len(text.encode())) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_private_text(target: Path, text: str) -> None:
     """Write UTF-8 text atomically to a file that its owner alone may read."""
-    with atomic_path(target) as temporary:
+    with atomic_path(target, len(text.encode())) as temporary:
         temporary.touch()
         temporary.chmod(0o600)
         temporary.write_text(text, encoding="utf-8")

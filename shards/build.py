@@ -1,16 +1,15 @@
 """The stage `shard`: one batch of raw images becomes one set of tars with an index."""
 
 import hashlib
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from shards.atomic import clear_when_full, write_text
+from shards.atomic import check_room, clear_when_full, write_text
 from shards.delivery import format_manifest, hashed, identify
-from shards.errors import ConfigError, NoSpaceError, SourceError, WorkerError
+from shards.errors import ConfigError, SourceError, WorkerError
 from shards.execution import Execution, Processes
 from shards.format import sha256_of
 from shards.identity import PUBLIC_KEY
@@ -64,7 +63,7 @@ def build_shards(
     kept = frozenset() if isinstance(source, PhantomSourceParams) else read_list(batch, source)
     # An experiment beside the workspace may need the same set: the second waits for the first.
     with (
-        clear_when_full(scratch_root(), out.parent),
+        clear_when_full(scratch_root()),
         unfinished_work(f"shard/{batch}", fingerprint(manifest.sha256, encoder), is_waiting=True) as scratch,
     ):
         plan = plan_batch(manifest.placed_in(scratch), root_of(source), params)
@@ -233,11 +232,13 @@ def _check_space(num_images: int, num_pending: int, builder: TarBuilder, out: Pa
         raise ConfigError(
             f"{out.parent}: {error.strerror}; expected a folder for the shard set, choose another --out"
         ) from None
-    is_one_disk = builder.scratch.stat().st_dev == out.parent.stat().st_dev
-    for folder, num in ((builder.scratch, num_pending), (out.parent, num_pending if is_one_disk else num_images)):
-        free, needed = shutil.disk_usage(folder).free, num * image_bytes
-        if free < needed:
-            raise NoSpaceError(
-                f"{folder}: {free / 1e9:.1f} GB free, {num:,} images need about {needed / 1e9:.1f} GB; make room, or "
-                f"set {SCRATCH_VARIABLE} to a folder on another disk"
-            )
+    scratch = builder.scratch
+    what = "{:,} images".format
+    if scratch.stat().st_dev == out.parent.stat().st_dev:
+        advice = f"make room there, or choose an --out and an {SCRATCH_VARIABLE} on another disk"
+        check_room(out.parent, num_pending * image_bytes, what(num_pending), advice)
+        return
+    advice = f"make room there, or set {SCRATCH_VARIABLE} to a folder on another disk"
+    check_room(scratch, num_pending * image_bytes, what(num_pending), advice)
+    advice = "make room there, or choose an --out on another disk"
+    check_room(out.parent, num_images * image_bytes, what(num_images), advice)

@@ -9,6 +9,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from shards.atomic import clear_when_full
 from shards.batches import batch_path, read_batches
 from shards.config import DEFAULT_PARAMS, read_params
 from shards.errors import ConfigError, OutOfReachError, ShardError
@@ -81,15 +82,25 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
     arguments = parser.parse_args(argv)
     command: Callable[[argparse.Namespace], int | None] = arguments.run
     try:
-        code = command(arguments)
-        sys.stdout.flush()
+        with clear_when_full():
+            code = command(arguments)
+            sys.stdout.flush()
     except ShardError as error:
         print(f"error: {error}", file=sys.stderr)
+        _drop_unwritten_output()
         return 1 if isinstance(error, OutOfReachError) else 2
     except KeyboardInterrupt:
         print("interrupted; run the same command again: it goes on with what was kept", file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever reads the output, as `head`, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_unwritten_output()
         return 141
     return code or 0
+
+
+def _drop_unwritten_output() -> None:
+    """Python writes what is left at its end, and would end in a traceback where that is impossible."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from shards.atomic import clear_when_full
 from shards.errors import IdKeyError
 from shards.params import SplitParams
 from shards.records import Split
@@ -150,6 +151,7 @@ def create_key(path: Path) -> str:
 
     Raises:
         IdKeyError: the file exists (a lost key is lost with all its pseudonyms), or lies in a git work tree.
+        NoSpaceError: the disk is full; there is no file then.
     """
     folder = path.resolve().parent
     tree = next((parent for parent in (folder, *folder.parents) if (parent / ".git").exists()), None)
@@ -160,8 +162,14 @@ def create_key(path: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     key = IdKey(secrets.token_bytes(_KEY_BYTES), is_public=False)
     try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
-            file.write(key.secret.hex() + "\n")
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         raise IdKeyError(f"{path} exists; a key is never overwritten, choose another path") from None
+    with clear_when_full(folder):
+        try:
+            with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                file.write(key.secret.hex() + "\n")
+        except OSError:
+            path.unlink()
+            raise
     return key.fingerprint

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from shards.atomic import replace_directory
+from shards.atomic import atomic_directory
 from shards.contact import draw_contact_sheet
 from shards.errors import SourceError
 from shards.format import CONTACT_SHEET, FORMAT_VERSION, INDEX, QUARANTINE, ROW_DTYPE, ROWS, sha256_of
@@ -69,16 +69,8 @@ def _listed(inspection: Inspection) -> list[list[str]]:
 
 def publish(inspection: Inspection, encoder: Encoder, scratch: Path, out: Path) -> dict[str, Any]:
     """Put the finished set together beside `out` and move it there in one step; returns the content of index.json."""
-    finished = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(finished, ignore_errors=True)
-    finished.mkdir(parents=True)
-    try:
-        values = _write_set(inspection, encoder, scratch, finished)
-    except OSError:
-        shutil.rmtree(finished, ignore_errors=True)
-        raise
-    replace_directory(finished, out)
-    return values
+    with atomic_directory(out) as finished:
+        return _write_set(inspection, encoder, scratch, finished)
 
 
 def _write_set(inspection: Inspection, encoder: Encoder, scratch: Path, finished: Path) -> dict[str, Any]:

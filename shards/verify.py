@@ -223,7 +223,7 @@ def repair_set(
     encoder = Encoder(index.name, source.kind, root_of(source), source.channels, grid.spec, params)
     manifest = open_manifest(source)
     with (
-        clear_when_full(scratch_root(), root),
+        clear_when_full(scratch_root()),
         unfinished_work(f"repair/{index.name}", fingerprint(manifest.sha256, encoder)) as scratch,
     ):
         # Raw files of tars that are sound may be gone.

@@ -1,7 +1,6 @@
 """The stage `evaluate`: the three properties of the trained encoder and of those it is compared with."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -56,7 +55,7 @@ from ace.evaluation.pictures import (
 )
 from ace.evaluation.removal import change_outside, erased_length
 from ace.models.encoder import IMPORTED, WEIGHTS, load_encoder, reference_encoder, untrained_encoder
-from shards.atomic import replace_directory, write_text
+from shards.atomic import atomic_directory, write_text
 from shards.errors import ConfigError
 from shards.format import MANIFESTS, sha256_of
 from shards.grid import GridSpec
@@ -229,26 +228,23 @@ def write_evidence(
     evidence_dir: Path,
 ) -> None:
     """Keep what the report draws, in a folder that appears whole."""
-    fresh = evidence_dir.with_name(f".{evidence_dir.name}.tmp")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
     canvases = [subject.canvas for subject in cohort.subjects]
     size_px, num_examples = cohort.spec.crop_px, params.num_examples
-    write_text(fresh / "protocol.json", params.model_dump_json(indent=2, exclude={"checks"}) + "\n")
-    write_text(fresh / "independence.json", json.dumps(independence, indent=2) + "\n")
-    cosines = {name: answer.composition for name, answer in answers.items()}
-    write_arrays(fresh / "composition.npz", composition_arrays(canvases, plan.composition, cosines, size_px))
-    embeddings = {name: answer.removals.by_fill["black"] for name, answer in answers.items()}
-    arrays = decomposition_arrays(canvases, plan.decomposition, embeddings, size_px, num_examples)
-    write_arrays(fresh / "decomposition.npz", arrays)
-    tokens = {name: answer.removals.tokens for name, answer in answers.items()}
-    arrays = removal_arrays(canvases, plan.decomposition, tokens, size_px, num_examples)
-    write_arrays(fresh / "removal.npz", arrays)
-    features = {name: answer.features for name, answer in answers.items()}
-    found = {name: answer.found for name, answer in answers.items()}
-    arrays = correspondence_arrays(plan.mapped, plan.axis, plan.pairs, features, found, num_examples)
-    write_arrays(fresh / "correspondence.npz", arrays)
-    replace_directory(fresh, evidence_dir)
+    with atomic_directory(evidence_dir) as fresh:
+        write_text(fresh / "protocol.json", params.model_dump_json(indent=2, exclude={"checks"}) + "\n")
+        write_text(fresh / "independence.json", json.dumps(independence, indent=2) + "\n")
+        cosines = {name: answer.composition for name, answer in answers.items()}
+        write_arrays(fresh / "composition.npz", composition_arrays(canvases, plan.composition, cosines, size_px))
+        embeddings = {name: answer.removals.by_fill["black"] for name, answer in answers.items()}
+        arrays = decomposition_arrays(canvases, plan.decomposition, embeddings, size_px, num_examples)
+        write_arrays(fresh / "decomposition.npz", arrays)
+        tokens = {name: answer.removals.tokens for name, answer in answers.items()}
+        arrays = removal_arrays(canvases, plan.decomposition, tokens, size_px, num_examples)
+        write_arrays(fresh / "removal.npz", arrays)
+        features = {name: answer.features for name, answer in answers.items()}
+        found = {name: answer.found for name, answer in answers.items()}
+        arrays = correspondence_arrays(plan.mapped, plan.axis, plan.pairs, features, found, num_examples)
+        write_arrays(fresh / "correspondence.npz", arrays)
 
 
 def _measured(model_dir: Path, cohort: Cohort, independence: Mapping[str, Any]) -> Measured:

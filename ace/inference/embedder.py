@@ -67,6 +67,12 @@ class EmbeddingModel:
         """(rows, cols) of a token map."""
         return self.encoder.spec.t, self.encoder.spec.t
 
+    @property
+    def num_bytes(self) -> int:
+        """Size of the backbone's weights."""
+        state = self.encoder.backbone.state_dict().values()
+        return sum(tensor.numel() * tensor.element_size() for tensor in state)
+
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of the weights: which model an embedding is of."""

@@ -65,6 +65,7 @@ def export_onnx(model: EmbeddingModel, out: Path, *, tolerance: float) -> Compar
 
     Raises:
         ConfigError: the extra `export` is not installed, or the folder is not empty.
+        NoSpaceError: the disk has too little room, or is full.
         ExportError: the difference is above the tolerance; nothing is written.
     """
     _check_installed()
@@ -72,7 +73,7 @@ def export_onnx(model: EmbeddingModel, out: Path, *, tolerance: float) -> Compar
     size = (model.preprocessing.channels, model.preprocessing.crop_px, model.preprocessing.crop_px)
     example = torch.zeros(_TRACED_BATCH, *size, device=model.encoder.device)
     shapes = {"image": {0: torch.export.Dim("batch")}}
-    with new_folder(out) as folder:
+    with new_folder(out, model.num_bytes) as folder:
         # Strict: followed as bytecode, `len` of a batch stays a variable; run as Python it would become the number 2.
         traced = torch.export.export(network, (example,), dynamic_shapes=shapes, strict=True)
         program = torch.onnx.export(

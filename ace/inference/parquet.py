@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from ace.inference.embedder import EmbeddingModel, Embeddings
 from ace.inference.sources import ImageSource
-from shards.atomic import atomic_path, write_text
+from shards.atomic import atomic_path, check_room, write_text
 from shards.canvas import Canvas
 from shards.decode import UnreadableImageError
 from shards.errors import ConfigError, SourceError
@@ -27,6 +27,9 @@ Result = TypeVar("Result")
 ROWS_PER_GROUP = 1024
 TOKEN_ROWS_PER_GROUP = 64
 """Token maps are some hundred times as long as an embedding."""
+
+
+_EMBEDDING_BYTES, _TOKEN_BYTES = 4, 2  # of a value; compression saves nothing worth counting
 
 
 @dataclass(frozen=True)
@@ -69,13 +72,18 @@ def write_embeddings(
 
     Raises:
         ConfigError: `out` is a folder, or lies below a file.
+        NoSpaceError: the disk has too little room, or is full.
         SourceError: not one image can be read.
     """
     _check_out(out)
+    rows, cols = model.token_grid
+    bytes_per_image = model.dim * (_EMBEDDING_BYTES + (_TOKEN_BYTES * rows * cols if has_tokens else 0))
+    num_bytes = len(source.keys) * bytes_per_image
+    check_room(out.parent, num_bytes, f"{len(source.keys):,} embeddings")
     errors = out.with_suffix(".errors.csv")
     unreadable: list[tuple[str, str]] = []
     rows_per_group = TOKEN_ROWS_PER_GROUP if has_tokens else ROWS_PER_GROUP
-    with atomic_path(out) as temporary:
+    with atomic_path(out, num_bytes) as temporary:
         groups = _row_groups(
             _embedded(model, source, batch_size, num_threads, unreadable), model, rows_per_group, has_tokens
         )

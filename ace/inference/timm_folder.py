@@ -87,10 +87,11 @@ def export_timm(model: EmbeddingModel, out: Path) -> None:
 
     Raises:
         ConfigError: the folder is not empty.
+        NoSpaceError: the disk has too little room, or is full.
     """
     backbone = model.encoder.backbone
     network = backbone.model
-    with new_folder(out) as folder:
+    with new_folder(out, model.num_bytes) as folder:
         state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
         save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
         if backbone.is_whitened:

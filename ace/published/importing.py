@@ -1,7 +1,6 @@
 """`ace import`: one published backbone becomes a model folder that evaluation, embedding and export read."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -18,7 +17,7 @@ from ace.models.foreign import StateDict, read_state_dict
 from ace.models.notice import NOTICE
 from ace.models.params import BackboneParams
 from ace.published.naming import Family, KeyMap, map_keys
-from shards.atomic import replace_directory, write_text
+from shards.atomic import atomic_directory, write_text
 from shards.errors import ConfigError
 from shards.format import sha256_of
 from shards.grid import GridSpec, Scale
@@ -99,6 +98,7 @@ def import_checkpoint(
         std: Pixels are divided by it after; likewise.
 
     Raises:
+        NoSpaceError: the disk has too little room, or is full.
         ConfigError: `out` exists, the file cannot be read, or a tensor is unknown, missing, of another shape, or not
             finite; the encoder has another number of channels than `mean` or `std`.
     """
@@ -136,16 +136,13 @@ def import_checkpoint(
         },
         "versions": {name: version(name) for name in ("torch", "timm")},
     }
-    # Beside the out: a rename needs one file system.
-    finished = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(finished, ignore_errors=True)
-    finished.mkdir(parents=True)
     num_parameters = sum(parameter.numel() for parameter in built.parameters())
     tensors = {key: value.contiguous() for key, value in built.state_dict().items()}
-    save_file(tensors, finished / WEIGHTS["teacher"], metadata={"format": "pt"})
-    write_text(finished / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
-    write_text(finished / "README.md", _card(config, architecture.spec, num_parameters))
-    replace_directory(finished, out)
+    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    with atomic_directory(out, num_bytes) as finished:
+        save_file(tensors, finished / WEIGHTS["teacher"], metadata={"format": "pt"})
+        write_text(finished / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+        write_text(finished / "README.md", _card(config, architecture.spec, num_parameters))
     return KeyMap(keys.weights, keys.derived, heads)
 
 

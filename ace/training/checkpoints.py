@@ -57,20 +57,21 @@ class CheckpointFolder:
         """Write the state after `values["step"]` steps, then remove what need not be kept.
 
         Raises:
-            ConfigError: it cannot be written, as on a full disk; the checkpoints before it are whole.
+            NoSpaceError: the disk is full; the checkpoints before it are whole.
+            ConfigError: it cannot be written for another reason; likewise.
         """
         step = int(values["step"])
         path = self.path(step)
         self._note(step).unlink(missing_ok=True)
         try:
             with atomic_path(path) as temporary:
-                torch.save(values, temporary)
+                with temporary.open("wb") as file:  # of Python: torch's own does not say that a disk is full
+                    torch.save(values, file)
                 sha256 = sha256_of(temporary)
             write_text(self._note(step), json.dumps(asdict(Checkpoint(step, sha256, fingerprint, score))) + "\n")
-        # torch's own writer reports a full disk as RuntimeError.
         except (OSError, RuntimeError) as error:
             raise ConfigError(
-                f"{path}: could not be written: {error}; free the disk or make it writable, then start the same "
+                f"{path}: could not be written: {error}; make the folder writable, then start the same "
                 "command: it goes on at the checkpoint before"
             ) from None
         self._prune()

@@ -33,7 +33,7 @@ from ace.training.start import check_start, take_first_weights
 from ace.training.state import TrainState
 from ace.training.stop import StopRequest
 from ace.training.whitening import fit_whitening
-from shards.atomic import replace_directory, write_text
+from shards.atomic import atomic_directory, write_text
 from shards.errors import ConfigError
 from shards.lineage import names_without_patients, warn_of_unknown_patients, write_lineage
 from shards.params import GridParams, MixParams
@@ -379,16 +379,13 @@ def _publish(
     run: Path,
     out: Path,
 ) -> None:
-    # Beside the out, not in scratch: a rename needs one file system.
-    finished = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(finished, ignore_errors=True)
-    finished.mkdir(parents=True)
-    save_model(finished, state.student, state.teacher, config, best, whitening)
-    write_lineage(finished, indexes)
-    for name in (ROWS, START):
-        if (run / name).exists():
-            shutil.copyfile(run / name, finished / name)
-    replace_directory(finished, out)
+    tensors = [*state.student.state_dict().values(), *state.teacher.state_dict().values()]
+    with atomic_directory(out, sum(tensor.nbytes for tensor in tensors)) as finished:
+        save_model(finished, state.student, state.teacher, config, best, whitening)
+        write_lineage(finished, indexes)
+        for name in (ROWS, START):
+            if (run / name).exists():
+                shutil.copyfile(run / name, finished / name)
 
 
 def _resolved_config(

@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,7 +22,7 @@ from ace.models.encoder import CONFIG, IMPORTED, WEIGHTS, Encoder, load_encoder
 from ace.models.notice import NOTICE
 from ace.training.card import ORIGINS, model_card
 from ace.zoo.shipped import PUBLISHED, figure_text, published_of
-from shards.atomic import replace_directory, write_text
+from shards.atomic import atomic_directory, write_text
 from shards.delivery import iterate_manifest
 from shards.errors import ConfigError
 from shards.format import sha256_of
@@ -165,12 +164,10 @@ def publish(
     names = _image_names(images, model_dir, encoder.config)
     if not terms.strip():
         raise ConfigError("--terms: empty; say under which terms the images may be used and whom to cite")
-    temporary = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
+    source = model_dir / WEIGHTS["teacher"]
+    with atomic_directory(out, source.stat().st_size // (2 if half else 1)) as temporary:
         weights = temporary / WEIGHTS["teacher"]
-        _write_weights(model_dir / WEIGHTS["teacher"], weights, half=half)
+        _write_weights(source, weights, half=half)
         data = weights.read_bytes()
         if len(data) > MAX_BYTES:
             advice = "" if half else "; --half makes them half as large"
@@ -196,9 +193,6 @@ def publish(
         config[PUBLISHED]["min_cosine"] = min_cosine
         write_text(temporary / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
         write_text(temporary / CARD, _card(config, encoder, min_cosine))
-        replace_directory(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return Published(out, len(data), min_cosine)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from shards.atomic import replace_directory, write_text
+from shards.atomic import atomic_directory, clear_when_full, replace_directory, write_text
 from shards.parallel import map_in_processes
 from shards.phantom.anatomy import ASSET, NOTICE_FILE, Anatomy, asset_hash, load_anatomy, verify
 from shards.phantom.contact_sheet import draw_contact_sheet
@@ -26,7 +26,7 @@ from shards.phantom.params import PhantomParams
 from shards.phantom.radiograph import Radiograph, take_radiograph
 from shards.phantom.study import Study, count_images, draw_study, image_id
 from shards.progress import progress_bar
-from shards.scratch import unfinished_work
+from shards.scratch import scratch_root, unfinished_work
 
 FORMAT_VERSION = 1
 LABEL_COLUMNS = ("image_id", "patient_id", "study_id", "view", *KINDS, "finding_side", "detector_spacing_mm")
@@ -51,9 +51,10 @@ def build_phantom(params: PhantomParams, out: Path, *, num_workers: int | None =
         SourceError: the shipped anatomy is incomplete or damaged.
         ConfigError: no place for unfinished work, parameters that no patient can meet, or the same dataset is being
             made by another process.
+        NoSpaceError: a disk is full, or has too little room.
     """
     verify(ASSET)
-    with unfinished_work("phantom", fingerprint(params)[:16]) as work:
+    with clear_when_full(scratch_root()), unfinished_work("phantom", fingerprint(params)[:16]) as work:
         _render(params, work / "dataset", work / "records", num_workers)
         _assemble(params, work / "dataset", work / "records")
         _publish(work / "dataset", out)
@@ -206,10 +207,9 @@ def _publish(dataset: Path, out: Path) -> None:
     if dataset.stat().st_dev == out.parent.stat().st_dev:
         replace_directory(dataset, out)
         return
-    beside = out.with_name(f".{out.name}.new")
-    shutil.rmtree(beside, ignore_errors=True)
-    shutil.copytree(dataset, beside)
-    replace_directory(beside, out)
+    num_bytes = sum(path.stat().st_size for path in dataset.rglob("*") if path.is_file())
+    with atomic_directory(out, num_bytes) as copy:
+        shutil.copytree(dataset, copy, dirs_exist_ok=True)
     shutil.rmtree(dataset)
 
 

@@ -1,12 +1,28 @@
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from shards.atomic import atomic_path, make_private_folder, replace_directory, write_private_text, write_text
+from shards.atomic import (
+    atomic_directory,
+    atomic_path,
+    check_room,
+    clear_when_full,
+    make_private_folder,
+    replace_directory,
+    size,
+    write_private_text,
+    write_text,
+)
+from shards.errors import NoSpaceError, SourceError
 from tests.shards.datasets import folder_bytes
 
 REPOSITORY = Path(__file__).parents[2]
@@ -138,3 +154,77 @@ def test_a_process_of_another_user_counts_as_running(tmp_path: Path, monkeypatch
     (tmp_path / ".file.txt.1.tmp").write_text("theirs")
     write_text(tmp_path / "file.txt", "mine")
     assert (tmp_path / ".file.txt.1.tmp").read_text() == "theirs"
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file of the test's process may grow over 1,000 bytes: writes fail as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+TOO_LARGE = r" \([\d,.]+ [kMG]B free\): File too large, {} needed; what was finished is kept, nothing is half written"
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_file_that_does_not_fit_names_its_folder_and_what_it_needs(tmp_path: Path) -> None:
+    write_text(tmp_path / "file.txt", "old")
+    with pytest.raises(NoSpaceError, match=str(tmp_path) + TOO_LARGE.format(r"about 3\.0 kB are")):
+        write_text(tmp_path / "file.txt", 1500 * "ü")
+    assert folder_bytes(tmp_path) == {"file.txt": b"old"}
+
+
+def write_by_python(folder: Path) -> None:
+    (folder / "large").write_bytes(bytes(2000))
+
+
+def write_by_safetensors(folder: Path) -> None:
+    save_file({"large": np.zeros(2000)}, folder / "large")
+
+
+def write_by_copytree(folder: Path) -> None:
+    shutil.copytree(Path(__file__).parent / "quality", folder, dirs_exist_ok=True)
+
+
+def write_within(folder: Path) -> None:
+    write_text(folder / "large", 2000 * "x")
+
+
+@pytest.mark.usefixtures("small_files")
+@pytest.mark.parametrize("write", [write_by_python, write_by_safetensors, write_by_copytree, write_within])
+def test_a_folder_that_does_not_fit_names_the_one_around_it_and_leaves_the_old_one(
+    write: Callable[[Path], None], tmp_path: Path
+) -> None:
+    write_text(tmp_path / "target" / "file.txt", "old")
+    with (
+        pytest.raises(NoSpaceError, match=f"^{tmp_path}" + TOO_LARGE.format(".*")),
+        atomic_directory(tmp_path / "target") as folder,
+    ):
+        write(folder)
+    assert folder_bytes(tmp_path) == {"target/file.txt": b"old"}
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def test_a_folder_appears_whole_and_replaces_the_old_one(tmp_path: Path) -> None:
+    for content in ("old", "new"):
+        with atomic_directory(tmp_path / "deep" / "target") as folder:
+            (folder / content).write_text(content)
+    assert folder_bytes(tmp_path) == {"deep/target/new": b"new"}
+
+
+def test_other_errors_than_of_a_full_disk_stay_as_they_are(tmp_path: Path) -> None:
+    write_text(tmp_path / "target" / "file.txt", "old")
+    with pytest.raises(FileNotFoundError), atomic_directory(tmp_path / "target") as folder:
+        (folder / "missing" / "file").write_text("")
+    with pytest.raises(SourceError, match=r"^No space left on device$"), clear_when_full(tmp_path):
+        raise SourceError("No space left on device")
+    assert folder_bytes(tmp_path) == {"target/file.txt": b"old"}
+
+
+def test_room_is_looked_for_where_a_folder_will_be_and_told_in_units_of_its_size(tmp_path: Path) -> None:
+    check_room(tmp_path / "not" / "yet", 1.0, "files")
+    with pytest.raises(NoSpaceError, match=r"not/yet: .* free, files need about 10,000,000\.0 GB; make room there"):
+        check_room(tmp_path / "not" / "yet", 1e16, "files")
+    assert [size(num_bytes) for num_bytes in (0, 999, 1.5e6, 2e9)] == ["0.0 kB", "1.0 kB", "1.5 MB", "2.0 GB"]

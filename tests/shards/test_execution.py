@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import signal
@@ -221,7 +222,9 @@ def test_too_little_room_is_said_before_the_work(tmp_path: Path, scratch: Path) 
     """A grid whose canvases need more than any disk has."""
     source = write_phantom(tmp_path / "phantom", num_patients=2)
     huge = grid_params(n=2_000_000, cell_px=8)
-    with pytest.raises(NoSpaceError, match=r"GB free, 3 images need about 537600\.0 GB; make room"):
+    with pytest.raises(
+        NoSpaceError, match=r"[\d.]+ GB free, 3 images need about 537,600\.0 GB; make room there, or choose an --out"
+    ):
         build_shards("a", source, huge, shard_params(), tmp_path / "out", execution=Processes(1))
     assert not list(scratch.rglob("*.tar"))
     assert not (tmp_path / "out").exists()
@@ -248,7 +251,9 @@ def test_a_set_on_another_disk_needs_room_for_finished_tars_too(
         full = Path(other)
         free = {full: 0}
         monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=free.get(folder, usage.free)))
-        with pytest.raises(NoSpaceError, match=r"0\.0 GB free, 30 images need"):
+        with pytest.raises(
+            NoSpaceError, match=rf"{full}: 0\.0 kB free, 30 images need about 48\.4 kB; .* choose an --out"
+        ):
             build_shards("a", source, grid_params(), shard_params(), full / "out", execution=Processes(1))
         free[full] = usage.free
         build_shards("a", source, grid_params(), shard_params(), full / "out", execution=Processes(1))
@@ -274,7 +279,10 @@ def test_a_full_disk_leaves_no_half_file_and_what_was_finished_is_used_again(
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
     )
     assert answer.returncode == 2, answer.stderr
-    assert "what was finished is kept: make room and give the same command again" in answer.stderr
+    assert re.search(r"File too large, .* needed; what was finished is kept, nothing is half written: ", answer.stderr)
+    assert answer.stderr.endswith(
+        "raise the limit on the size of a file (`ulimit -f`) and give the same command again\n"
+    )
     assert "Traceback" not in answer.stderr
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / ".out.tmp").exists()

@@ -1,12 +1,13 @@
 """The folder of checkpoints: what is kept, what counts, what is refused."""
 
+import resource
 from pathlib import Path
 
 import pytest
 import torch
 
 from ace.training.checkpoints import CheckpointFolder
-from shards.errors import ConfigError
+from shards.errors import ConfigError, NoSpaceError
 
 
 def steps(folder: CheckpointFolder) -> list[int]:
@@ -89,6 +90,21 @@ def test_a_checkpoint_that_cannot_be_written_or_read_is_named(tmp_path: Path) ->
     folder.path(1).unlink()
     with pytest.raises(ConfigError, match=r"step-00000001\.pt: not readable here"):
         folder.load(newest)
+
+
+@pytest.mark.parametrize("num_bytes", [100, 1_000, 100_000])
+def test_a_checkpoint_that_fills_the_disk_says_so_and_leaves_those_before_it(num_bytes: int, tmp_path: Path) -> None:
+    """No file may grow over so many bytes: the write fails as on a full disk, early or late in the file."""
+    folder = CheckpointFolder(tmp_path, num_kept=3)
+    save(folder, 1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        with pytest.raises(NoSpaceError, match=rf"^{tmp_path} \(.* free\): File too large, more is needed; what was"):
+            folder.save({"step": 2, "weights": {str(n): torch.ones(1000) for n in range(40)}}, "run", None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001.json", "step-00000001.pt"]
 
 
 def test_an_empty_folder_has_nothing_to_go_on_from(tmp_path: Path) -> None:
