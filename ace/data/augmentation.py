@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -74,13 +74,16 @@ class Augmentations:
     on_device: Float64[Tensor, "batch crops columns"]
     erasures: Sequence[Sequence[Erasure | None]]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _beside_the_crops, (self.on_host, self.erasures)
+
     @classmethod
     def of(cls, records: Sequence[Sequence[Augmentation]]) -> "Augmentations | None":
         """Of each sample's crops; None where nothing is to be done."""
         if all(record == AS_IT_IS for crops in records for record in crops):
             return None
         values = np.array([[_row(record) for record in crops] for crops in records])
-        return cls(values, torch.from_numpy(values), [[record.erased for record in crops] for crops in records])
+        return _beside_the_crops(values, [[record.erased for record in crops] for crops in records])
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> "Augmentations":
         """With the device's copy moved."""
@@ -97,6 +100,11 @@ class Augmentations:
             return None
         is_touched = ~torch.isnan(self.on_device[..., column].flatten())
         return torch.argsort(is_touched.to(torch.uint8), descending=True, stable=True)[:num_rows]
+
+
+def _beside_the_crops(values: np.ndarray, erasures: Sequence[Sequence[Erasure | None]]) -> Augmentations:
+    """Records whose crops lie on the host, where both copies of the values are one."""
+    return Augmentations(values, torch.from_numpy(values), erasures)
 
 
 def _row(record: Augmentation) -> list[float]:

@@ -76,6 +76,18 @@ class Batch(ABC):
     def __len__(self) -> int:
         return len(self.keys)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Send pixels to another process in shared memory and the small tensors along with the message: each tensor in
+        shared memory costs a file and a handshake."""
+        return {
+            name: value.numpy() if isinstance(value, Tensor) and value.dtype != torch.uint8 else value
+            for name, value in self.__dict__.items()
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        arrays = {name: torch.from_numpy(value) for name, value in state.items() if isinstance(value, np.ndarray)}
+        self.__dict__.update(state | arrays)
+
     def split(self: AnyBatch, num_parts: int) -> list[AnyBatch]:
         """The batch in equal parts, in order; `num_parts` divides its length."""
         size = len(self) // num_parts

@@ -1,3 +1,4 @@
+import io
 import itertools
 import pickle
 from dataclasses import replace
@@ -134,6 +135,26 @@ def test_skipped_steps_are_not_decoded(indexes: list[ShardIndex], monkeypatch: p
 def test_the_batches_do_not_depend_on_the_number_of_workers(indexes: list[ShardIndex]) -> None:
     sampler = sampler_of(dataset_of(indexes), epochs=1)
     assert_same(load(sampler, num_workers=2), load(sampler))
+
+
+class Tensors(pickle.Pickler):
+    """A pickler that lists the tensors it meets."""
+
+    def __init__(self) -> None:
+        self.file, self.met = io.BytesIO(), []
+        super().__init__(self.file)
+
+    def reducer_override(self, value: Any) -> Any:
+        self.met += [value.dtype] if isinstance(value, torch.Tensor) else []
+        return NotImplemented
+
+
+def test_only_pixels_go_to_another_process_as_tensors(indexes: list[ShardIndex]) -> None:
+    batch, *_ = load(sampler_of(dataset_of(indexes)))
+    pickler = Tensors()
+    pickler.dump(batch)
+    assert pickler.met == [torch.uint8, torch.uint8], "each tensor costs a file and a handshake"
+    assert_same([pickle.loads(pickler.file.getvalue())], [batch])
 
 
 def test_ranks_share_steps_and_scales_but_no_sample(indexes: list[ShardIndex]) -> None:
