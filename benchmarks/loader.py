@@ -10,6 +10,12 @@ One process, one core, the same images, in turn in every round; of the rounds' r
 - `reference/conventional.py`: PNGs to RGB, full-canvas bicubic resampling, targets in Python loops, torchvision's
   augmentation on the host; and, harder to beat, the same with Pillow's Gaussian blur instead of torchvision's.
 
+And with `--num-workers` processes at once, as training has them: what an image takes by each decoder, what a batch takes
+in the loader's processes and in the process that trains, and how much of it is handed over and would be pinned for an
+accelerator.
+
+All times are of the processor (user and system), so that a busy machine falsifies them less than those of a clock.
+
 Images are the phantom's, rendered at the canvas's size with the configuration's parameters into a temporary folder
 (seconds an image), or smooth noise (`--images noise`). Last line: one JSON object with `ratio_to_decode`,
 `ratio_to_decode_augmented`, `ratio_to_conventional` and `ratio_to_conventional_pillow_blur` (above 1: ours is faster).
@@ -21,16 +27,20 @@ import argparse
 import csv
 import io
 import json
+import multiprocessing
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
 import cv2
 import numpy as np
+import psutil
 import simplejpeg
 import torch
 import torchvision
@@ -40,7 +50,7 @@ from torch.utils.data import default_collate
 
 from ace.config import Config, resolve
 from ace.data.batches import collate
-from ace.data.loader import CropDataset
+from ace.data.loader import PREFETCHED, CropDataset, StepSampler, build_loader
 from ace.data.params import AugmentParams
 from shards.build import build_shards
 from shards.execution import Processes
@@ -79,6 +89,7 @@ def main() -> None:
     parser.add_argument("--image-format", choices=("png", "jpg"), default="jpg")
     parser.add_argument("--images", choices=("phantom", "noise"), default="phantom")
     parser.add_argument("--num-rounds", type=int, default=15, help="after one to warm up")
+    parser.add_argument("--num-workers", type=int, default=2, help="processes at once, in the second part")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)  # of torchvision's draws
@@ -130,7 +141,7 @@ def measure(config: Config, root: Path, arguments: argparse.Namespace) -> dict[s
         print(f"{name:>18}: {1e3 * statistics.median(seconds):8.3f} ms an image ({1e3 * min(seconds):.3f} at best)")
     fastest = min(decoders, key=lambda name: statistics.median(rounds[name]))
     halves = sum(len(sample.half or b"") for sample in samples)
-    return {
+    measured = {
         "jpg_quality": config.shard.jpg_quality,
         "canvas_px": config.grid.spec.canvas_px,
         "fastest_decoder": fastest,
@@ -145,6 +156,64 @@ def measure(config: Config, root: Path, arguments: argparse.Namespace) -> dict[s
         "ratio_to_conventional_pillow_blur": ratio(rounds["with Pillow's blur"], rounds["plain"]),
         "ratio_to_conventional_augmented": ratio(rounds["conventional"], rounds["augmented"]),
     }
+    workers = arguments.num_workers, arguments.num_rounds
+    on_device = config.pretrain.augment.model_copy(update={"where": "device"})
+    return (
+        measured
+        | decoded_in_processes(image_format, whole, *workers)
+        | batches_of_processes(data_set(config, index, on_device), num_images, *workers)
+    )
+
+
+def decoded_in_processes(image_format: str, files: list[bytes], num_workers: int, num_rounds: int) -> dict[str, Any]:
+    """Milliseconds of an image by each decoder, while as many processes decode; the slowest of them, in its median."""
+    with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as processes:
+        found = {}
+        for name in DECODERS[image_format]:
+            calls = [processes.submit(decode_rounds, image_format, name, files, num_rounds) for _ in range(num_workers)]
+            found[name] = round(1e3 * max(call.result() for call in calls), 3)
+    return {"decode_ms_in_processes": found}
+
+
+def decode_rounds(image_format: str, name: str, files: list[bytes], num_rounds: int) -> float:
+    """Seconds an image; for a process of its own."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    decode = DECODERS[image_format][name]
+    rounds = [timed(lambda: decode_all(decode, files)) for _ in range(1 + num_rounds)]
+    return statistics.median(rounds[1:]) / len(files)
+
+
+def batches_of_processes(dataset: CropDataset, batch_size: int, num_workers: int, num_rounds: int) -> dict[str, Any]:
+    """Milliseconds of a batch on either side, and what of it is handed over and pinned."""
+    epochs = 2 + num_rounds + num_workers * PREFETCHED
+    sampler = StepSampler(dataset, batch_size=batch_size, rank=0, world_size=1, first_step=0, epochs=epochs)
+    with closing(iter(build_loader(sampler, num_workers=num_workers, is_pinned=False))) as batches:
+        for _ in range(num_workers):
+            next(batches)
+        workers = psutil.Process().children()
+        before = processor_s(workers), time.process_time()
+        for _ in range(num_rounds):
+            batch = next(batches)
+            batch.coarse.sum(), batch.fine.sum()  # so that its pages are there
+        after = processor_s(workers), time.process_time()
+    tensors = [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
+    tensors += [batch.augmentations.on_device] if batch.augmentations else []
+    shared = [tensor for tensor in tensors if tensor.is_shared()]
+    in_workers, in_trainer = (1e3 * (late - early) / num_rounds for early, late in zip(before, after, strict=True))
+    return {
+        "batch_ms_in_workers": round(in_workers, 2),
+        "batch_ms_in_trainer": round(in_trainer, 2),
+        "tensors_handed_over": len(shared),
+        "bytes_handed_over": sum(tensor.nbytes for tensor in shared),
+        "tensors_pinned": len(tensors),
+        "bytes_pinned": sum(tensor.nbytes for tensor in tensors),
+    }
+
+
+def processor_s(processes: Sequence[psutil.Process]) -> float:
+    """Seconds of the processor that processes have taken so far, rounded to its ticks of 10 ms."""
+    return sum(times.user + times.system for times in (process.cpu_times() for process in processes))
 
 
 def write_images(config: Config, root: Path, num_images: int, kind: str) -> None:
@@ -207,9 +276,9 @@ def decode_all(decode: Decoder, files: Sequence[bytes]) -> None:
 
 
 def timed(function: Callable[[], object]) -> float:
-    started = time.perf_counter()
+    started = time.process_time()
     function()
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def total(files: Sequence[bytes]) -> int:

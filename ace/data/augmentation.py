@@ -32,8 +32,7 @@ class Augmentation:
 
 
 AS_IT_IS = Augmentation()
-NUM_COLUMNS = 5
-CONTRAST, SHIFT, SIGMA, AMOUNT, CLIP = range(NUM_COLUMNS)
+CONTRAST, SHIFT, SIGMA, AMOUNT, CLIP = range(5)
 """Columns of the collated records."""
 
 

@@ -77,10 +77,10 @@ class Batch(ABC):
         return len(self.keys)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Send pixels to another process in shared memory and the small tensors along with the message: each tensor in
-        shared memory costs a file and a handshake."""
+        """Hand the crops to another process in shared memory, where each tensor costs a file and a handshake, and all
+        else as arrays in the message itself."""
         return {
-            name: value.numpy() if isinstance(value, Tensor) and value.dtype != torch.uint8 else value
+            name: value.numpy() if isinstance(value, Tensor) and not _has_pixels(value) else value
             for name, value in self.__dict__.items()
         }
 
@@ -102,17 +102,17 @@ class Batch(ABC):
         return self._mapped(Tensor.pin_memory)
 
     def share_memory(self: AnyBatch) -> AnyBatch:
-        """The batch in memory that other processes can be handed.
+        """The batch with its crops in memory that other processes can be handed.
 
         Raises:
-            RuntimeError: there is no room for it.
+            RuntimeError: there is no room for them.
         """
-        return self._mapped(Tensor.share_memory_)
+        return self._mapped(lambda tensor: tensor.share_memory_() if _has_pixels(tensor) else tensor)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of its crops and of what is drawn for them."""
-        return sum(value.nbytes for value in vars(self).values() if isinstance(value, Tensor))
+        """Bytes of its crops."""
+        return sum(value.nbytes for value in vars(self).values() if isinstance(value, Tensor) and _has_pixels(value))
 
     @abstractmethod
     def whole(self) -> list[Float[Tensor, "batch channels size size"]]:
@@ -292,6 +292,10 @@ def _collate_views(items: Sequence[ViewItem]) -> ViewBatch:
         std=torch.tensor([item.normalisation.std for item in items]),
         keys=[item.key for item in items],
     )
+
+
+def _has_pixels(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.uint8
 
 
 def _stacked(crops: Sequence[Pixels]) -> UInt8[Tensor, "batch channels size size"]:

@@ -21,7 +21,7 @@ from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
 from ace.data.augment import augment
-from ace.data.augmentation import AS_IT_IS, NUM_COLUMNS, Augmentation, draw_augmentation
+from ace.data.augmentation import AS_IT_IS, Augmentation, draw_augmentation
 from ace.data.batches import CropPairItem, Shown, ViewItem, collate
 from ace.data.crops import resample_all
 from ace.data.erase import shown_share
@@ -50,8 +50,8 @@ GRACE_S = 5.0
 """Seconds that the loader's processes may take to end before they are killed."""
 _STATES = {"D": "waits for a disk or a network drive", "R": "computes", "S": "sleeps", "T": "is stopped"}
 _PAGE_BYTES = 4096
-_NUM_TENSORS = 9
-"""Tensors in a batch; each takes whole pages of shared memory."""
+_NUM_TENSORS = 2
+"""Tensors of a batch that are shared, its crops; each takes whole pages."""
 
 
 class NoBatchError(OutOfReachError):
@@ -110,10 +110,7 @@ class CropDataset(Dataset[CropPairItem | ViewItem]):
         """Shared memory that a batch of so many samples takes, whatever the epoch shows, to within some pages."""
         num_views = NUM_RANDOM if self.objective == "dino" else len(self.views.centred.sides)
         num_crops = max(num_views if spec is None else 2 for spec in self.specs)
-        pixels, shares, record = self.in_channels * self.spec.crop_px**2, 4 * self.spec.t**2, 8 * NUM_COLUMNS
-        origins, levels = 2 * 2 * 8, 2 * 4 * self.in_channels
-        sample_bytes = num_crops * (pixels + shares + record) + origins + levels
-        return batch_size * sample_bytes + _NUM_TENSORS * _PAGE_BYTES
+        return batch_size * num_crops * self.in_channels * self.spec.crop_px**2 + _NUM_TENSORS * _PAGE_BYTES
 
     def __getitem__(self, request: Request) -> CropPairItem | ViewItem:
         """The crop pair, or the views, that this sample gets at this step."""

@@ -59,7 +59,7 @@ def test_too_few_samples_for_a_step_show_what_each_set_gives_and_what_is_needed(
 
 
 def test_shared_memory_that_cannot_hold_what_is_handed_over_is_refused_with_the_numbers(index: ShardIndex) -> None:
-    batch_bytes = 2 * (2 * (32 * 32 + 4 * 16 + 40) + 32 + 8) + 9 * 4096
+    batch_bytes = 2 * 2 * 32 * 32 + 2 * 4096
     needed = 10**9 * (2 * 3 + 2) * batch_bytes / 1e6
     with pytest.raises(NoSpaceError, match=r"/dev/shm: .* MB free") as error:
         check((index, 1.0), num_local_ranks=10**9, num_workers=3)
