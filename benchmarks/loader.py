@@ -10,9 +10,9 @@ One process, one core, the same images, in turn in every round; of the rounds' r
 - `reference/conventional.py`: PNGs to RGB, full-canvas bicubic resampling, targets in Python loops, torchvision's
   augmentation on the host; and, harder to beat, the same with Pillow's Gaussian blur instead of torchvision's.
 
-And with `--num-workers` processes at once, as training has them: what an image takes by each decoder, what a batch takes
-in the loader's processes and in the process that trains, and how much of it is handed over and would be pinned for an
-accelerator.
+And with `--num-workers` processes at once, as training has them: what an image takes by each decoder, what a batch
+takes in the loader's processes and in the process that trains, and how much of it is handed over and would be pinned
+for an accelerator.
 
 All times are of the processor (user and system), so that a busy machine falsifies them less than those of a clock.
 

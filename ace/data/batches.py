@@ -107,7 +107,8 @@ class Batch(ABC):
         Raises:
             RuntimeError: there is no room for them.
         """
-        return self._mapped(lambda tensor: tensor.share_memory_() if _has_pixels(tensor) else tensor)
+        share = Tensor.share_memory_
+        return self._mapped(lambda tensor: share(tensor) if _has_pixels(tensor) else tensor)
 
     @property
     def num_bytes(self) -> int:

@@ -87,9 +87,11 @@ def dense_features(embedder: Embedder, canvas: Image, axis: LocationAxis) -> Fea
         for row in axis.origins_px
         for col in axis.origins_px
     )
-    tokens = torch.cat(list(embedder.tokens(crops))).cpu().numpy()
-    by_window = tokens.reshape(len(axis.origins_px), len(axis.origins_px), *tokens.shape[1:])
-    return unit(by_window[axis.window[:, None], axis.window, axis.token[:, None], axis.token])
+    tokens = torch.cat(list(embedder.tokens(crops)))
+    by_window = tokens.view(len(axis.origins_px), len(axis.origins_px), *tokens.shape[1:])
+    window, token = (torch.from_numpy(which).to(tokens.device) for which in (axis.window, axis.token))
+    # Windows overlap: of the tokens that several have, one leaves the device.
+    return unit(by_window[window[:, None], window, token[:, None], token].cpu().numpy())
 
 
 def interpolate(features: Features, axis: LocationAxis, points: Points) -> Float[np.ndarray, "points dim"]:

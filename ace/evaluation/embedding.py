@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ace.data.normalise import normalised
+from ace.models.precision import Precision, in_precision
 from shards.canvas import Pixels, with_channels
 from shards.grid import GridSpec
 from shards.normalisation import Normalisation
@@ -30,6 +31,8 @@ class Encoder(Protocol):
     def device(self) -> torch.device: ...  # noqa: D102
     @property
     def in_channels(self) -> int: ...  # noqa: D102
+    @property
+    def precision(self) -> Precision: ...  # noqa: D102
 
     def normalisation(self, batch: str) -> Normalisation:
         """Return the normalisation of one batch of shards, for pixels in [0, 1]."""
@@ -53,13 +56,14 @@ class Embedder:
     name: str
 
     def tokens(self, crops: Iterable[Image]) -> Iterator[Float[Tensor, "batch t t dim"]]:
-        """The backbone's tokens of each crop, in order, `images_per_forward` crops at a time."""
+        """The backbone's tokens of each crop, in order, `images_per_forward` crops at a time; fp32, on the device."""
         encoder, normalisation = self.encoder, self.encoder.normalisation(self.batch)
         remaining = iter(crops)
         while chunk := list(islice(remaining, self.images_per_forward)):
             crops = np.stack([with_channels(crop, encoder.in_channels) for crop in chunk])
-            with torch.inference_mode():
-                yield encoder.backbone(normalised(crops, normalisation, encoder.device)).float()
+            with torch.inference_mode(), in_precision(encoder.precision, encoder.device):
+                tokens = encoder.backbone(normalised(crops, normalisation, encoder.device)).float()
+            yield tokens
 
     def shown_tokens(
         self, crops: Iterable[Image], *, total: int, task: str

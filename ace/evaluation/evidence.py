@@ -55,6 +55,7 @@ from ace.evaluation.pictures import (
 )
 from ace.evaluation.removal import change_outside, erased_length
 from ace.models.encoder import IMPORTED, WEIGHTS, load_encoder, reference_encoder, untrained_encoder
+from ace.models.precision import accelerator_settings
 from shards.atomic import atomic_directory, write_text
 from shards.errors import ConfigError
 from shards.format import MANIFESTS, sha256_of
@@ -157,7 +158,8 @@ def evaluate(
     answers = {}
     for name, encoder in encoders.items():
         _check_grid(encoder, cohort)
-        answers[name] = ask(Embedder(encoder, cohort.batch, params.images_per_forward, name), cohort, plan)
+        with accelerator_settings(encoder.precision, encoder.device):
+            answers[name] = ask(Embedder(encoder, cohort.batch, params.images_per_forward, name), cohort, plan)
     figures = tabulate(cohort, plan, answers, params)
     figures[MEASURED] = _measured(model_dir, cohort, independence).model_dump(mode="json", exclude_defaults=True)
     write_evidence(cohort, plan, answers, params, independence, evidence_dir)

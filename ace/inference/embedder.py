@@ -19,6 +19,7 @@ from torch import Tensor
 from ace.inference.images import ImageInput, ImageInputError, to_pixels
 from ace.inference.preprocessing import Choice, Preprocessing, preprocessing_of
 from ace.models.encoder import WEIGHTS, Encoder, Which, load_encoder
+from ace.models.precision import in_precision
 from ace.zoo.shipped import find_model
 from shards.canvas import Canvas
 from shards.errors import ConfigError
@@ -34,11 +35,12 @@ class Embeddings:
 
     Attributes:
         embedding: E(x), the direction of the mean token: norm 1 (method.md §5).
-        tokens: The backbone's tokens after its last norm and token activation, in rows and columns of the image.
+        tokens: The backbone's tokens after its last norm and token activation, in rows and columns of the image; None
+            where they were not asked for.
     """
 
     embedding: Float[Tensor, "*batch dim"]
-    tokens: Float[Tensor, "*batch rows cols dim"]
+    tokens: Float[Tensor, "*batch rows cols dim"] | None
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,9 @@ class EmbeddingModel:
             "version": version("ace-pretraining"),
         }
 
-    def embed(self, images: ImageInput | Iterable[ImageInput], *, batch_size: int = BATCH_SIZE) -> Embeddings:
+    def embed(
+        self, images: ImageInput | Iterable[ImageInput], *, batch_size: int = BATCH_SIZE, has_tokens: bool = True
+    ) -> Embeddings:
         """Embed one image, or several in their order.
 
         An array or tensor of two or three dimensions is one image, of four several. All embeddings are held in memory:
@@ -108,6 +112,7 @@ class EmbeddingModel:
             images: As `to_pixels` takes them (8- and 16-bit, floats in [0, 1], paths of image files), or an iterable of
                 such.
             batch_size: Images in one forward pass.
+            has_tokens: Keep token maps, which are some hundred times as long as an embedding.
 
         Returns:
             `embedding` [D] and `tokens` [rows, cols, D] of one image; [N, D] and [N, rows, cols, D] of N.
@@ -117,24 +122,35 @@ class EmbeddingModel:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size}: expected 1 or more")
+        token_dtype = torch.float32 if has_tokens else None
         if _is_one(images):
-            found = self.embed_canvases([self.preprocessing.place(to_pixels(images))])
-            return Embeddings(found.embedding[0], found.tokens[0])
+            found = self.embed_canvases([self.preprocessing.place(to_pixels(images))], token_dtype)
+            return Embeddings(found.embedding[0], None if found.tokens is None else found.tokens[0])
         if not isinstance(images, Iterable) or isinstance(images, bytes | bytearray | Mapping):
             raise ImageInputError(f"a {type(images).__name__} is neither an image nor an iterable of images")
         canvases = self._placed(images)
-        chunks = [self.embed_canvases(chunk) for chunk in iter(lambda: list(islice(canvases, batch_size)), [])]
-        none = Embeddings(torch.empty(0, self.dim), torch.empty(0, *self.token_grid, self.dim))
+        placed = iter(lambda: list(islice(canvases, batch_size)), [])
+        chunks = [self.embed_canvases(chunk, token_dtype) for chunk in placed]
+        tokens = [chunk.tokens for chunk in chunks if chunk.tokens is not None]
         return Embeddings(
-            torch.cat([none.embedding, *(chunk.embedding for chunk in chunks)]),
-            torch.cat([none.tokens, *(chunk.tokens for chunk in chunks)]),
+            torch.cat([torch.empty(0, self.dim), *(chunk.embedding for chunk in chunks)]),
+            torch.cat([torch.empty(0, *self.token_grid, self.dim), *tokens]) if has_tokens else None,
         )
 
-    def embed_canvases(self, canvases: Sequence[Canvas]) -> Embeddings:
-        """Embed images that `preprocessing` has placed, in one forward pass."""
+    def embed_canvases(self, canvases: Sequence[Canvas], token_dtype: torch.dtype | None) -> Embeddings:
+        """Embed images that `preprocessing` has placed, in one forward pass.
+
+        Args:
+            canvases: The images.
+            token_dtype: In which their tokens leave the device; None leaves them there.
+        """
+        encoder = self.encoder
+        images = self.preprocessing.normalise(canvases, encoder.device)
         with torch.inference_mode():
-            tokens = self.encoder.backbone(self.preprocessing.normalise(canvases, self.encoder.device)).float()
-            return Embeddings(embedding_of(tokens).cpu(), tokens.cpu())
+            with in_precision(encoder.precision, encoder.device):
+                tokens = encoder.backbone(images).float()
+            kept = None if token_dtype is None else tokens.to(token_dtype).cpu()
+            return Embeddings(embedding_of(tokens).cpu(), kept)
 
     def _placed(self, images: Iterable[ImageInput]) -> Iterator[Canvas]:
         for position, image in enumerate(images):

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from ace.models.backbone import Backbone, build_backbone, check_backbone
 from ace.models.params import BackboneParams, ReferenceParams
+from ace.models.precision import Precision, finished_precision, placed
 from ace.models.weights import check_weights, load_initial_weights
 from shards.errors import ConfigError
 from shards.grid import GridSpec
@@ -60,6 +61,11 @@ class Encoder:
     def in_channels(self) -> int:
         """Channels of an input crop, 1 or 3."""
         return int(self.config["params"]["pretrain"]["backbone"]["in_channels"])
+
+    @property
+    def precision(self) -> Precision:
+        """What forward passes are computed in: fp32 on the CPU; of imported models nothing else is known."""
+        return finished_precision(_trained_precision(self.config), self.device)
 
     def normalisation(self, batch: str) -> Normalisation:
         """Return the normalisation that training used for a batch, or the one given; an imported model has one for all.
@@ -114,7 +120,7 @@ def load_encoder(model_dir: Path, which: Which = "teacher", device: str = "auto"
         backbone.load_state_dict(state)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ConfigError(f"{path}: not the weights that {CONFIG} describes: {error}") from None
-    return Encoder(backbone.to(place).eval(), spec, config)
+    return Encoder(_placed(backbone, config, place), spec, config)
 
 
 def untrained_encoder(model_dir: Path, seed: int) -> Encoder:
@@ -126,7 +132,7 @@ def untrained_encoder(model_dir: Path, seed: int) -> Encoder:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config, backbone, spec = _empty_encoder(model_dir)
-    return Encoder(backbone.to(default_device()).eval(), spec, config)
+    return Encoder(_placed(backbone, config, default_device()), spec, config)
 
 
 @dataclass(frozen=True)
@@ -138,12 +144,14 @@ class ReferenceEncoder:
         spec: The grid whose crops it is shown; S is `spec.crop_px`.
         in_channels: Channels of an input crop, 1 or 3.
         published: What it was published with, for pixels in [0, 1].
+        precision: What forward passes are computed in; what it was trained in is not known.
     """
 
     backbone: Backbone
     spec: GridSpec
     in_channels: int
     published: Normalisation
+    precision: Precision = "fp32"
 
     @property
     def device(self) -> torch.device:
@@ -214,6 +222,16 @@ def choose_device(name: str) -> torch.device:
     except Exception as error:
         reason = re.split(r"\.\s", str(error), maxsplit=1)[0].rstrip(".")
         raise ConfigError(f"device '{name}': {reason}; use auto, cpu or a device of this machine, as cuda:0") from None
+
+
+def _trained_precision(config: Mapping[str, Any]) -> Precision:
+    precision: Precision = config["params"]["pretrain"].get("precision", "fp32")
+    return precision
+
+
+def _placed(backbone: Backbone, config: Mapping[str, Any], device: torch.device) -> Backbone:
+    """The finished backbone where it is used, in evaluation mode."""
+    return placed(backbone, finished_precision(_trained_precision(config), device), device).eval()
 
 
 def _empty_encoder(model_dir: Path) -> tuple[dict[str, Any], Backbone, GridSpec]:

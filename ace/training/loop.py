@@ -238,6 +238,7 @@ class TrainingLoop:
             self.probe_plan,
             self.params.probe,
             in_channels=self.params.backbone.in_channels,
+            precision=self.params.precision,
             device=self.ranks.device,
         )
 

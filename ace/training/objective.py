@@ -15,12 +15,11 @@ from ace.geometry.overlap import overlap_masks
 from ace.losses.consistency import center_sum, view_consistency
 from ace.losses.removal import removal_error, removal_sums, teacher_energy
 from ace.models.networks import Branches, Student, StudentOutputs, Teacher, TeacherOutputs
+from ace.models.precision import in_precision
 from ace.training.objective_local import local_terms
 from ace.training.params import PretrainParams
 
 Masks = Sequence[Bool[Tensor, "batch tokens"]]
-HALF = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""What the networks' matrix products are computed in, by `pretrain.precision`; None for the weights' own type."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def teach(teacher: Teacher, batch: PairBatch | ViewBatch, params: PretrainParams
     crops = batch.whole() if params.loss_weights.removal > 0 else batch.seen()
     num_taught = batch.num_teacher_views if isinstance(batch, ViewBatch) else len(crops)
     pooled = _pooled(batch, t, is_whole=params.loss_weights.removal > 0)
-    with _in_precision(batch, params):
+    with in_precision(params.precision, batch.mean.device):
         outputs: TeacherOutputs = teacher(crops[:num_taught], pooled[:num_taught], is_pair=isinstance(batch, PairBatch))
     return outputs
 
@@ -134,7 +133,7 @@ def compute_loss(
     """
     pooled, is_pair = _pooled(batch, t), isinstance(batch, PairBatch)
     scale = (batch.k, batch.l) if isinstance(batch, PairBatch) else None
-    with _in_precision(batch, params):
+    with in_precision(params.precision, batch.mean.device):
         out: StudentOutputs = student(batch.seen(), pooled, scale)
     terms: dict[str, Tensor] = {}
     parts: list[Tensor] = []
@@ -180,12 +179,6 @@ def _not_zero(total: Tensor) -> Tensor:
     The smallest number, not 1: a rank's part of one sample is less, and the energy scales with the tokens.
     """
     return total.clamp_min(torch.finfo(torch.float32).tiny)
-
-
-def _in_precision(batch: PairBatch | ViewBatch, params: PretrainParams) -> torch.autocast:
-    """The context of the networks alone: losses and monitors are computed outside of it, in fp32."""
-    dtype = HALF[params.precision]
-    return torch.autocast(batch.mean.device.type, dtype, enabled=dtype is not None)
 
 
 def _pooled(batch: PairBatch | ViewBatch, t: int, *, is_whole: bool = False) -> Masks:

@@ -15,6 +15,7 @@ from ace.models.params import (
     Sha256,
     WholeForm,
 )
+from ace.models.precision import Precision
 from ace.training.monitor_params import CollapseParams, ProbeParams
 from shards.config import Section
 
@@ -132,9 +133,10 @@ class PretrainParams(OptimizerParams):
     start_from_sha256: Sha256 | None = None
     """Digest of that model's weights, which `python -m ace config check` prints; a stage of DVC needs it, so that other
     weights in the same folder make the training stale. Not needed in a run of one's own."""
-    precision: Literal["fp32", "bf16", "fp16"]
+    precision: Precision
     """Of the matrix products inside backbone and heads; weights, averages, pooled tokens, logits, losses and monitors
-    are fp32. fp16 scales the loss."""
+    are fp32. fp16 scales the loss. `tf32` is fp32, of which an accelerator may round the factors of every product; on
+    the CPU it is fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where a run is computed: `cuda` refuses to begin without an accelerator, `auto` takes one if torch sees one, else
     the CPU. `--device` wins over it."""

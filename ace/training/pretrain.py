@@ -18,6 +18,7 @@ from ace.data.loader import CropDataset, StepSampler
 from ace.models.backbone import Backbone, build_backbone
 from ace.models.encoder import Which
 from ace.models.networks import Student, Teacher
+from ace.models.precision import accelerator_settings, placed
 from ace.training.checkpoints import CheckpointFolder
 from ace.training.log import RunLog, open_log
 from ace.training.loop import SCORE, TrainingLoop
@@ -95,6 +96,7 @@ def pretrain(
     """
     with ExitStack() as stack:
         ranks = stack.enter_context(open_ranks(options.device or params.device))
+        stack.enter_context(accelerator_settings(params.precision, ranks.device, has_one_shape=True))
         if ranks.is_first:
             print(_outset(ranks, params.precision), file=sys.stderr)
         indexes = ranks.together(lambda: _open_indexes(mix, shards_root))
@@ -131,7 +133,7 @@ def build_state(params: PretrainParams, grid: GridParams, device: torch.device) 
         ConfigError: the backbone does not fit the grid, or cannot compute its activations again.
     """
     backbone = build_backbone(params.backbone, grid.spec)
-    student = Student(
+    network = Student(
         backbone,
         branches=branches_of(params),
         scales=[(scale.k, scale.l) for scale in grid.scales],
@@ -140,8 +142,9 @@ def build_state(params: PretrainParams, grid: GridParams, device: torch.device) 
         composer=params.composer,
         decomposer=params.decomposer,
         logits=params.matching_loss.logits,
-    ).to(device)
-    teacher = Teacher(student).to(device)
+    )
+    student = placed(network, params.precision, device)
+    teacher = placed(Teacher(student), params.precision, device)
     if params.checkpoint_activations:
         student.backbone.checkpoint_activations()
     if params.compile:

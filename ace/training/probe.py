@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from ace.data.crops import Crop, resample
 from ace.evaluation.embedding import Embedder, unit
 from ace.models.backbone import Backbone
+from ace.models.precision import Precision, finished_precision
 from ace.training.monitor_params import ProbeParams
 from ace.training.probe_scores import NOT_KNOWN, auroc_by_label, knn_votes, linear_scores
 from shards.errors import ConfigError
@@ -95,7 +96,13 @@ def plan_probe(members: Members, params: ProbeParams, *, seed: int) -> ProbePlan
 
 
 def run_probe(
-    backbone: Backbone, plan: ProbePlan, params: ProbeParams, *, in_channels: int, device: torch.device
+    backbone: Backbone,
+    plan: ProbePlan,
+    params: ProbeParams,
+    *,
+    in_channels: int,
+    precision: Precision,
+    device: torch.device,
 ) -> dict[str, float]:
     """Score the frozen features once; uses and changes no global random state, so training goes on as without it.
 
@@ -104,6 +111,7 @@ def run_probe(
         plan: What to look at.
         params: The classifiers' settings.
         in_channels: Channels of the backbone's input, 1 or 3.
+        precision: Of the training; on the CPU features are fp32 all the same.
         device: Where it runs.
 
     Returns:
@@ -112,8 +120,9 @@ def run_probe(
         `probe_num_labels`.
     """
     assert not backbone.training, "a probe of a backbone in training mode would draw from the global generators"
+    in_use = finished_precision(precision, device)
     train, val = (
-        _features(backbone, plan.members, images.places, params, in_channels, device)
+        _features(backbone, plan.members, images.places, params, in_channels, in_use, device)
         for images in (plan.train, plan.val)
     )
     labels = plan.train.labels
@@ -144,6 +153,7 @@ class _Teacher:
     spec: GridSpec
     device: torch.device
     in_channels: int
+    precision: Precision
     mix: MixParams
 
     def normalisation(self, batch: str) -> Normalisation:
@@ -156,13 +166,14 @@ def _features(
     places: Sequence[Place],
     params: ProbeParams,
     in_channels: int,
+    precision: Precision,
     device: torch.device,
 ) -> Float[np.ndarray, "images dim"]:
     """E(x) of each image, in the order of `places`, which follows that of the members."""
     pooled = []
     for number, (index, mix) in enumerate(members):
         rows = [row for member, row in places if member == number]
-        teacher = _Teacher(backbone, index.spec, device, in_channels, mix)
+        teacher = _Teacher(backbone, index.spec, device, in_channels, precision, mix)
         embedder = Embedder(teacher, index.name, params.images_per_forward, "teacher")
         pooled += [tokens.mean(dim=(1, 2)).cpu().numpy() for tokens in embedder.tokens(_crops(index, rows))]
     return unit(np.concatenate(pooled))

@@ -48,6 +48,7 @@ class TrainState:
             self.student.load_state_dict(values["student"])
             self.teacher.load_state_dict(values["teacher"])
             self.optimizer.load_state_dict(values["optimizer"])
+            self._lay_out_as_weights()
         except (RuntimeError, ValueError) as error:
             raise ConfigError(
                 f"the checkpoint was written by code with other networks or parameter groups: {error}; go on with that "
@@ -57,3 +58,11 @@ class TrainState:
         with torch.no_grad():
             self.center.copy_(values["center"])
         self.step = int(values["step"])
+
+    def _lay_out_as_weights(self) -> None:
+        """A device may lay kernels out otherwise than the one that saved; the fused optimiser takes its averages to lie
+        as the weights do."""
+        for weight, kept in self.optimizer.state.items():
+            for name, value in kept.items():
+                if value.shape == weight.shape and value.stride() != weight.stride():
+                    kept[name] = torch.empty_like(weight, requires_grad=False).copy_(value)

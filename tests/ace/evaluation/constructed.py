@@ -10,6 +10,7 @@ from torch.nn.functional import avg_pool2d
 
 from ace.evaluation.cohort import Cohort, Subject
 from ace.evaluation.embedding import Embedder
+from ace.models.precision import Precision
 from shards.grid import GridSpec, Scale
 from shards.normalisation import Normalisation
 
@@ -35,6 +36,7 @@ class ConstructedEncoder:
     spec: GridSpec = SPEC
     in_channels: int = 3
     device: torch.device = torch.device("cpu")  # noqa: RUF009
+    precision: Precision = "fp32"
 
     def normalisation(self, batch: str) -> Normalisation:
         assert batch == "constructed"

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -70,6 +72,27 @@ def test_embedding_records_nothing_for_a_gradient() -> None:
 
     embedder(code).pooled(noise(1, 3), total=1, task="t")
     assert seen == [False]
+
+
+def test_the_backbone_alone_is_in_the_encoders_precision_and_what_is_made_of_its_tokens_in_fp32() -> None:
+    layer, seen = torch.nn.Linear(3, 5), []
+
+    def code(means: Tensor) -> Tensor:
+        seen.append(layer(means).dtype)
+        return layer(means)
+
+    crops, fp32 = noise(3, 3), ConstructedEncoder(FromCellMeans(SPEC, code))
+    embedders = [Embedder(encoder, "constructed", 2, "e") for encoder in (fp32, replace(fp32, precision="bf16"))]
+    full, half = (list(each.tokens(crops)) for each in embedders)
+    assert seen == [torch.float32, torch.float32, torch.bfloat16, torch.bfloat16]
+    assert {tokens.dtype for tokens in full + half} == {torch.float32}
+    torch.testing.assert_close(torch.cat(half), torch.cat(full), rtol=0.02, atol=0.02)
+    assert not torch.equal(torch.cat(half), torch.cat(full))
+    pooled = embedders[1].pooled(crops, total=3, task="t")
+    np.testing.assert_allclose(pooled, torch.cat(half).double().mean((1, 2)).numpy(), rtol=1e-5)
+    for _ in embedders[1].tokens(crops):  # whoever takes the tokens computes as before
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+        assert not torch.is_inference_mode_enabled()
 
 
 def test_a_vector_of_length_zero_stays_zero() -> None:

@@ -38,6 +38,7 @@ def write_model(
     in_channels: int = 1,
     token_activation: str = "relu",
     objective: str = "ace",
+    precision: str = "fp32",
     is_whitened: bool = False,
     batches: dict[str, Any] | None = None,
 ) -> Path:
@@ -71,7 +72,7 @@ def write_model(
     folder.mkdir(parents=True)
     config = {
         "params": {
-            "pretrain": {**demo, "backbone": backbone, "objective": objective},
+            "pretrain": {**demo, "backbone": backbone, "objective": objective, "precision": precision},
             "grid": spec.to_json(),
             "batches": batches or {"a-b000": mix(1.0, 0.4, 0.2)},
         },

@@ -39,6 +39,29 @@ def test_three_lines_give_an_embedding_and_a_token_map(model_dir: Path) -> None:
     assert out.embedding.dtype == out.tokens.dtype == torch.float32
 
 
+def test_token_maps_that_are_not_asked_for_are_not_kept(model: EmbeddingModel) -> None:
+    images = pictures(3)
+    expected = model.embed(images)
+    for found, wanted in (
+        (model.embed(images, has_tokens=False), expected.embedding),
+        (model.embed(images[0], has_tokens=False), model.embed(images[0]).embedding),
+        (model.embed([], has_tokens=False), torch.empty(0, DIM)),
+    ):
+        assert torch.equal(found.embedding, wanted)
+        assert found.tokens is None
+    canvases = [model.preprocessing.place(image) for image in images]
+    assert torch.equal(model.embed_canvases(canvases, torch.float16).tokens, expected.tokens.half())
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
+def test_on_the_cpu_a_model_computes_in_fp32_whatever_it_was_trained_in(precision: str, tmp_path: Path) -> None:
+    images = pictures(2)
+    found = ace.load(write_model(tmp_path / "other", precision=precision), device="cpu").embed(images)
+    expected = ace.load(write_model(tmp_path / "fp32"), device="cpu").embed(images)
+    assert torch.equal(found.embedding, expected.embedding)
+    assert torch.equal(found.tokens, expected.tokens)
+
+
 def test_importing_ace_does_not_import_torch() -> None:
     code = "import sys, ace; ace.load; sys.exit(any(name in sys.modules for name in ('torch', 'timm', 'numpy')))"
     subprocess.run([sys.executable, "-c", code], check=True)

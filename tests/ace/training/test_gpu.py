@@ -12,12 +12,17 @@ from typing import Any
 import pytest
 import torch
 
+import ace
+from ace.models.precision import Precision, accelerator_settings
 from ace.training.ranks import Ranks
 from ace.training.stop import EXIT_CODE
+from tests.ace.inference.models import write_model
 from tests.ace.training.conftest import ROOT, tiny_params
 from tests.ace.training.runs import finish, kill_all, logged_rows, saved_steps, signal_when, start_run, weights
 from tests.ace.training.steps import batch_with_gaps, fresh_state, record, step_on, without_removal
 from tests.ace.training.test_precision import batch_of_equal_crops, state_of_similar_tokens
+from tests.ace.training.test_step import CONVOLUTIONS
+from tests.shards.datasets import smooth_image
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
@@ -81,8 +86,8 @@ def test_a_stopped_run_goes_on_and_ends_with_nearly_the_same_weights(
     assert relative_difference(tmp_path, finished) < 1e-3
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_a_run_in_half_precision_stays_near_the_full_one(
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
+def test_a_run_in_lower_precision_stays_near_the_full_one(
     precision: str, finished: Path, noise_shards: Path, tmp_path: Path
 ) -> None:
     found = trained(noise_shards, tmp_path / precision, precision=precision)
@@ -100,6 +105,35 @@ def test_tokens_that_are_alike_find_themselves_in_every_precision(precision: str
     values = step_on(state, batch, ranks, precision=precision, **without_removal()).values
     assert values["accuracy_decomposition"] == 1.0
     assert values["accuracy_composition"] == 1.0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
+def test_convolutions_make_nearly_the_step_of_the_cpu_however_their_kernels_lie(precision: Precision) -> None:
+    ranks = Ranks(0, 1, torch.device(DEVICE))
+    changes = {"backbone": CONVOLUTIONS["backbone"] | {"drop_path": 0.0}}
+    state, expected = (
+        fresh_state(ranks, precision=precision, **changes),
+        step_on(fresh_state(**changes), batch_with_gaps(), **changes),
+    )
+    kernels = [weight for weight in state.student.parameters() if weight.ndim == 4 and min(weight.shape) > 1]
+    assert all(kernel.is_contiguous() == (precision == "fp32") for kernel in kernels)
+    with accelerator_settings(precision, ranks.device, has_one_shape=True):
+        found = step_on(state, batch_with_gaps().to(ranks.device), ranks, precision=precision, **changes)
+    assert found.is_finite or found.is_overflow
+    assert float(found.values["loss"]) == pytest.approx(float(expected.values["loss"]), rel=0.02)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
+def test_embeddings_in_the_precision_of_the_training_are_near_those_of_the_cpu(
+    precision: Precision, tmp_path: Path
+) -> None:
+    folder = write_model(tmp_path / "ace", "convnext", precision=precision)
+    images = [smooth_image(64, 64, seed) for seed in range(5)]
+    model = ace.load(folder, device=DEVICE)
+    assert model.encoder.precision == precision
+    found, expected = model.embed(images), ace.load(folder, device="cpu").embed(images)
+    assert found.embedding.dtype == found.tokens.dtype == torch.float32
+    torch.testing.assert_close(found.embedding, expected.embedding, rtol=0, atol=2e-2)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

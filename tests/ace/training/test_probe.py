@@ -90,7 +90,7 @@ def backbone() -> Backbone:
 
 
 def probe(backbone: Backbone, plan: ProbePlan, params: ProbeParams) -> dict[str, float]:
-    return run_probe(backbone, plan, params, in_channels=1, device=CPU)
+    return run_probe(backbone, plan, params, in_channels=1, precision="fp32", device=CPU)
 
 
 def test_a_label_that_shows_scores_high_and_one_that_does_not_scores_chance(

@@ -1,5 +1,6 @@
 """One step: the same over processes and micro-batches as on the whole batch at once."""
 
+import copy
 import itertools
 import json
 import os
@@ -17,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ace.models.backbone import build_backbone
 from ace.training.objective import count_totals, teach
 from ace.training.pretrain import samples_per_rank
+from ace.training.state import TrainState
 from ace.training.step import seed_of
 from shards.errors import ConfigError
 from tests.ace.models.test_backbone import grid, params
@@ -271,6 +273,40 @@ def test_stochastic_depth_follows_from_the_step_whatever_was_drawn_before() -> N
 def test_a_compiled_backbone_makes_the_same_step(tmp_path: Path) -> None:
     (found,) = run_processes(tmp_path, 1, {"compile": True})
     assert_same(found, recorded(), tolerance=1e-4)
+
+
+CONVNEXT = {"patch_size": 4, "depths": [1, 1, 0, 0], "dims": [8, 16, 16, 16], "output_stride": 8, "kernel_sizes": 3}
+CONVOLUTIONS = {"backbone": tiny_params().backbone.model_dump() | {"name": "convnext_atto", "model_args": CONVNEXT}}
+
+
+def with_channels_last(state: TrainState) -> TrainState:
+    """The state with its kernels laid out as an accelerator has them."""
+    state.student.to(memory_format=torch.channels_last)
+    state.teacher.to(memory_format=torch.channels_last)
+    return state
+
+
+def test_kernels_with_their_channels_last_make_the_same_step() -> None:
+    changes = {"backbone": CONVOLUTIONS["backbone"] | {"drop_path": 0.0}}
+    state = with_channels_last(fresh_state(**changes))
+    strides = [weight.stride() for weight in state.student.parameters() if weight.ndim == 4]
+    assert any(stride[1] == 1 != stride[3] for stride in strides)
+    assert_same(record(state, step_on(state, batch_with_gaps(), **changes)), recorded(**changes))
+
+
+def test_a_run_goes_on_where_kernels_are_laid_out_otherwise() -> None:
+    """As on the CPU with the checkpoint of an accelerator, and the other way round."""
+    states = [fresh_state(**CONVOLUTIONS), with_channels_last(fresh_state(**CONVOLUTIONS))]
+    saved = []
+    for state in states:
+        step_on(state, batch_with_gaps(), **CONVOLUTIONS)
+        saved.append(copy.deepcopy(state.to_dict()))
+    found = [fresh_state(**CONVOLUTIONS), with_channels_last(fresh_state(**CONVOLUTIONS))]
+    for state, other in zip(found, reversed(saved), strict=True):
+        state.load_dict(other)
+    for one, other in zip([*found, states[0]], [states[1], states[0], states[1]], strict=True):
+        outcomes = [record(state, step_on(state, batch_with_gaps(), **CONVOLUTIONS)) for state in (one, other)]
+        assert_same(*outcomes)
 
 
 @pytest.mark.parametrize("is_removal", [False, True])
