@@ -108,7 +108,7 @@ class Batch(ABC):
             RuntimeError: there is no room for them.
         """
         share = Tensor.share_memory_
-        return self._mapped(lambda tensor: share(tensor) if _has_pixels(tensor) else tensor)
+        return self._mapped(lambda tensor: share(tensor) if _has_pixels(tensor) else tensor)  # type: ignore[no-untyped-call]
 
     @property
     def num_bytes(self) -> int:
