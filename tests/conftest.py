@@ -41,7 +41,7 @@ CHECKED = {
     # Not images and embedder: what they are given is theirs to refuse.
     "ace.inference": ("preprocessing",),
     "ace": ("geometry", "losses", "models"),
-    "shards": ("annotations", "canvas", "decode", "masks", "order", "quality", "read", "shuffle"),
+    "shards": ("annotations", "canvas", "decode", "masks", "order", "quality", "read"),
 }
 # An int may stand for a float, as it may for mypy.
 install_import_hook(

@@ -72,7 +72,7 @@ def test_a_seed_draws_examples_of_its_own_in_an_order_of_its_own_and_both_again(
 
 
 def test_make_fuzz_says_its_seed_and_takes_one() -> None:
-    file = "tests/shards/test_shuffle.py"
+    file = "tests/benchmarks/test_shuffle.py"
     make = (*MAKE, "fuzz", f"FILES={file}")
     printed = said(*make)
     (seed,) = re.findall(r"^random examples of seed (\d+); ", printed, re.M)

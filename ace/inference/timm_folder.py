@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from safetensors.torch import save_file
 
 from ace.inference.embedder import EmbeddingModel
 from ace.inference.folder import new_folder
 from ace.inference.preprocessing import placement_text
 from ace.models.encoder import IMPORTED
 from ace.models.notice import NOTICE
+from ace.models.tensors import write_tensors
 from ace.training.card import ORIGINS, model_card
 from shards.atomic import write_text
 from shards.normalisation import Normalisation, text_of
@@ -92,12 +92,10 @@ def export_timm(model: EmbeddingModel, out: Path) -> None:
     backbone = model.encoder.backbone
     network = backbone.model
     with new_folder(out, model.num_bytes) as folder:
-        state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+        write_tensors(network.state_dict(), folder / WEIGHTS)
         if backbone.is_whitened:
             # Of row vectors: tokens @ weight.
-            weight = backbone.state_dict()["whitening.weight"].cpu().T.contiguous()
-            save_file({"weight": weight}, folder / WHITENING, metadata={"format": "pt"})
+            write_tensors({"weight": backbone.state_dict()["whitening.weight"].T}, folder / WHITENING)
         write_text(folder / CONFIG, json.dumps(_config(model, network), indent=2) + "\n")
         write_text(folder / CARD, _card(model))
 

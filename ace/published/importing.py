@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ace.models.backbone import build_backbone
@@ -16,6 +15,7 @@ from ace.models.encoder import CONFIG, FORMAT_VERSION, IMPORTED, WEIGHTS
 from ace.models.foreign import StateDict, read_state_dict
 from ace.models.notice import NOTICE
 from ace.models.params import BackboneParams
+from ace.models.tensors import write_tensors
 from ace.published.naming import Family, KeyMap, map_keys
 from shards.atomic import atomic_directory, write_text
 from shards.errors import ConfigError
@@ -137,10 +137,10 @@ def import_checkpoint(
         "versions": {name: version(name) for name in ("torch", "timm")},
     }
     num_parameters = sum(parameter.numel() for parameter in built.parameters())
-    tensors = {key: value.contiguous() for key, value in built.state_dict().items()}
+    tensors = built.state_dict()
     num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     with atomic_directory(out, num_bytes) as finished:
-        save_file(tensors, finished / WEIGHTS["teacher"], metadata={"format": "pt"})
+        write_tensors(tensors, finished / WEIGHTS["teacher"])
         write_text(finished / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
         write_text(finished / "README.md", _card(config, architecture.spec, num_parameters))
     return KeyMap(keys.weights, keys.derived, heads)

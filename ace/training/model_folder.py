@@ -7,11 +7,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ace.models.encoder import CONFIG, FORMAT_VERSION, WEIGHTS, WHITENING, Which
 from ace.models.networks import Student, Teacher
+from ace.models.tensors import write_tensors
 from ace.training.card import model_card
 from shards.atomic import write_text
 
@@ -61,8 +61,8 @@ def save_model(
         backbone = {key.removeprefix("backbone."): value for key, value in state.items() if _is_backbone(key)}
         if name in whitening:
             backbone[WHITENING] = whitening[name]
-        _save(backbone, folder / WEIGHTS[name])
-    _save(heads, folder / HEADS)
+        write_tensors(backbone, folder / WEIGHTS[name])
+    write_tensors(heads, folder / HEADS)
     text = json.dumps({"format_version": FORMAT_VERSION, **config}, indent=2, sort_keys=True)
     write_text(folder / CONFIG, text + "\n")
     write_text(folder / CARD, model_card(config))
@@ -70,9 +70,3 @@ def save_model(
 
 def _is_backbone(key: str) -> bool:
     return key.startswith("backbone.")
-
-
-def _save(state: Mapping[str, Tensor], path: Path) -> None:
-    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    # One entry: safetensors writes several in an order drawn anew each time, and equal models would differ in sha256.
-    save_file(tensors, path, metadata={"format": "pt"})

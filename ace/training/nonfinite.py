@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 from PIL import Image, ImageDraw
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ace.models.tensors import write_tensors
 from shards.atomic import replace_directory
 
 TENSORS, VALUES, SHEET = "batch.safetensors", "batch.json", "crops.png"
@@ -68,7 +68,7 @@ def dump_batch(
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_file(tensors, temporary / TENSORS)
+    write_tensors(tensors, temporary / TENSORS)
     text = json.dumps(description, indent=2, allow_nan=False)
     (temporary / VALUES).write_text(text + "\n", encoding="utf-8")
     draw_crops(batch).save(temporary / SHEET)

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from ace.evaluation.measured import MEASURED, Measured
 from ace.evaluation.summary import ROWS
 from ace.inference.preprocessing import placement_text
 from ace.models.encoder import CONFIG, IMPORTED, WEIGHTS, Encoder, load_encoder
 from ace.models.notice import NOTICE
+from ace.models.tensors import write_tensors
 from ace.training.card import ORIGINS, model_card
 from ace.zoo.shipped import PUBLISHED, figure_text, published_of
 from shards.atomic import atomic_directory, write_text
@@ -313,8 +314,7 @@ def _write_weights(source: Path, target: Path, *, half: bool) -> None:
         lost = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
         if lost:
             raise ConfigError(f"{source}: {lost[0]} has values that 16 bits cannot hold; publish without --half")
-    save_file(tensors, target, metadata={"format": "pt"})
-    target.chmod(0o644)  # safetensors writes for the owner alone
+    write_tensors(tensors, target)
 
 
 def _public_config(config: Mapping[str, Any]) -> dict[str, Any]:
