@@ -1,6 +1,8 @@
 """`make` installs what a user needs, and what tests need where tests are asked for."""
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,3 +33,13 @@ def test_tests_add_the_rest_to_what_is_there(target: str, tmp_path: Path) -> Non
     assert installed(tmp_path, target) == [DEV]
     (tmp_path / ".installed-dev").touch()
     assert installed(tmp_path, target) == []
+
+
+def test_a_folder_that_is_called_as_a_package_is_does_not_hide_it(tmp_path: Path) -> None:
+    """As in the folder above a clone."""
+    for name in ("ace", "shards", "pipelines"):
+        (tmp_path / name).mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", "import ace, shards.grid, pipelines.graph; print(ace.load.__name__)"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
+    assert done.stdout == "load\n"
