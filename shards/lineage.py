@@ -19,21 +19,35 @@ COLUMNS = ("batch", "key", "patient")
 _MAX_NAMED = 5
 
 
-def write_lineage(model: Path, indexes: Mapping[str, ShardIndex]) -> None:
-    """What a model was trained on, written into its folder: a row an image, and the dataset of each batch.
+def write_lineage(model: Path, indexes: Mapping[str, ShardIndex], start: Path | None = None) -> None:
+    """Write what a model was trained on into its folder: a row for each image, and the dataset of each batch.
+
+    Without lists in the folder of the model that it started from, nothing is written: what it was trained on is not
+    known then.
 
     Args:
         model: The folder.
         indexes: Batch → shard set.
+        start: Folder of the model whose weights it started from, whose images and datasets it has therefore seen too.
     """
+    if start is not None and not _has_lineage(start):
+        return
     datasets = {name: index.values["dataset"] for name, index in indexes.items()}
+    rows = {
+        (name, _text(row["key"]), _text(row["patient"])): None
+        for name, index in indexes.items()
+        for row in index.rows[index.select("train")]
+    }
+    if start is not None:
+        earlier = json.loads((start / TRAINING_DATASETS).read_text(encoding="utf-8"))
+        names = {name: _name_beside(datasets, name, dataset) for name, dataset in earlier.items()}
+        datasets |= {names[name]: dataset for name, dataset in earlier.items()}
+        rows |= {(names[row["batch"]], row["key"], row["patient"]): None for row in _rows(start / TRAINING_IMAGES)}
     (model / TRAINING_DATASETS).write_text(json.dumps(datasets, indent=1) + "\n", encoding="utf-8")
     with (model / TRAINING_IMAGES).open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
-        for name, index in indexes.items():
-            for row in index.rows[index.select("train")]:
-                writer.writerow((name, _text(row["key"]), _text(row["patient"])))
+        writer.writerows(rows)
 
 
 def check_independence(model: Path, index: ShardIndex, *, is_accepted: bool, split: Split = "test") -> dict[str, Any]:
@@ -58,7 +72,7 @@ def check_independence(model: Path, index: ShardIndex, *, is_accepted: bool, spl
     measured_patients = {_text(patient) for patient in index.rows["patient"][index.select(split)]}
     count = {f"num_{split}_patients": len(measured_patients)}
     own = {index.name: index.values["dataset"]}
-    if not all((model / name).is_file() for name in (TRAINING_IMAGES, TRAINING_DATASETS)):
+    if not _has_lineage(model):
         return (
             count
             | {"num_training_patients": None, "num_shared_patients": None, "batches_that_may_share_images": None}
@@ -107,6 +121,19 @@ def warn_of_unknown_patients(batches: Sequence[str], consequence: str) -> None:
 def names_without_patients(datasets: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Names of the batches that are split by image, from the section `dataset` of each one's index."""
     return sorted(name for name, dataset in datasets.items() if dataset.get("patient_grouping") == "image")
+
+
+def _has_lineage(model: Path) -> bool:
+    return all((model / name).is_file() for name in (TRAINING_IMAGES, TRAINING_DATASETS))
+
+
+def _name_beside(datasets: Mapping[str, object], name: str, dataset: object) -> str:
+    """Return a batch's name, with its number behind it where another dataset is called so already."""
+    number, free = 1, name
+    while free in datasets and datasets[free] != dataset:
+        number += 1
+        free = f"{name} ({number})"
+    return free
 
 
 def _without_patients(datasets: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:

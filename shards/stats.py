@@ -9,6 +9,11 @@ from shards.text import table
 
 _STATES = ("1", "0", "-1", "unknown")
 
+_SPLIT_RULES = {
+    "official": "where the dataset has splits of its own, patients are in those, and else in one by their hash",
+    "hash": "patients are in splits by their hash",
+}
+
 
 def statistics_of(index: ShardIndex) -> dict[str, Any]:
     """Sizes, images, patients, labels, views, foreground and quarantine of a set."""
@@ -37,7 +42,7 @@ def format_statistics(statistics: dict[str, Any]) -> str:
         f"channel(s), {statistics['image_format']}, mean {_number(statistics['mean'])}, "
         f"std {_number(statistics['std'])} of the training foreground",
         f"patients are {'known' if is_grouped else 'unknown: every image stands alone'}; "
-        f"split rule: {dataset['split_rule']}",
+        f"{_SPLIT_RULES[dataset['split_rule']]}",
     ]
     if dataset["shares_images_with"]:
         lines.append(f"some images are also in {', '.join(dataset['shares_images_with'])}")

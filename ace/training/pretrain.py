@@ -123,7 +123,8 @@ def pretrain(
             members = [(index, mix[name]) for name, index in indexes.items()]
             whitening = _whitening(state, best, members, params, grid, ranks.device, request)
             config = _resolved_config(params, grid, mix, indexes, state.step, best, ranks) | origin
-            _publish(state, config, indexes, best, whitening, run.path, out)
+            start = None if params.start_from is None else Path(params.start_from)
+            _publish(state, config, indexes, best, whitening, run.path, out, start)
 
 
 def build_state(params: PretrainParams, grid: GridParams, device: torch.device) -> TrainState:
@@ -381,11 +382,12 @@ def _publish(
     whitening: Mapping[Which, Tensor],
     run: Path,
     out: Path,
+    start: Path | None,
 ) -> None:
     tensors = [*state.student.state_dict().values(), *state.teacher.state_dict().values()]
     with atomic_directory(out, sum(tensor.nbytes for tensor in tensors)) as finished:
         save_model(finished, state.student, state.teacher, config, best, whitening)
-        write_lineage(finished, indexes)
+        write_lineage(finished, indexes, start)
         for name in (ROWS, START):
             if (run / name).exists():
                 shutil.copyfile(run / name, finished / name)

@@ -113,3 +113,38 @@ def test_batches_whose_patients_are_unknown_are_named_whether_trained_on_or_meas
     warn_of_unknown_patients([], "mind it")
     (line,) = capsys.readouterr().err.splitlines()[-1:]
     assert line.startswith("warning: own, x-b000: patients are unknown (patient_grouping: image)")
+
+
+def test_a_model_has_seen_what_the_model_that_it_started_from_has_seen(tmp_path: Path) -> None:
+    write_folder(tmp_path / "own", NAMES)
+    num_patients = len(NAMES) // 2
+    splits = ["train"] * 8 + ["test"] * 4
+    first, second = folder_set(tmp_path, "a", splits), folder_set(tmp_path, "b", splits[::-1])
+    models = [tmp_path / name for name in ("first", "second", "third", "unknown")]
+    for model in models:
+        model.mkdir()
+    write_lineage(models[0], {"a": first})
+    write_lineage(models[1], {"b": second}, start=models[0])
+    assert check_independence(models[1], first, is_accepted=True)["num_training_patients"] == num_patients
+    with pytest.raises(ContaminationError, match=r"^4 of 4 test patients of b are .* \(of a"):
+        check_independence(models[1], second, is_accepted=False)
+    write_lineage(models[2], {"b": second}, start=models[1])
+    for name in (TRAINING_IMAGES, TRAINING_DATASETS):
+        assert (models[2] / name).read_bytes() == (models[1] / name).read_bytes(), "nothing is listed twice"
+    write_lineage(models[3], {"b": second}, start=tmp_path / "imported")
+    assert check_independence(models[3], second, is_accepted=False)["num_shared_patients"] is None
+
+
+def test_another_dataset_of_the_same_name_keeps_its_own(index: ShardIndex, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    write_lineage(first, {"a-b000": of_dataset(index, "nih-chestxray14")})
+    write_lineage(second, {"a-b000": index}, start=first)
+    datasets = json.loads((second / TRAINING_DATASETS).read_text())
+    assert {name: dataset["kind"] for name, dataset in datasets.items()} == {
+        "a-b000": index.values["dataset"]["kind"],
+        "a-b000 (2)": "nih-chestxray14",
+    }
+    with (second / TRAINING_IMAGES).open(newline="") as file:
+        assert {row["batch"] for row in csv.DictReader(file)} == set(datasets)
