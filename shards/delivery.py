@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from shards.errors import SourceError
+from shards.format import MAX_KEY_LENGTH
 from shards.identity import PUBLIC_KEY, IdKey, open_splits, patient_of_site
 from shards.records import File, MaskFiles, Record, Split, check_inside, files_of, locate
 from shards.sources.base import OWN_KINDS, Listing, PatientGrouping
@@ -134,6 +136,20 @@ def identify(
         len(entries),
     )
     return Delivery(header, entries)
+
+
+def key_of(record: Record, header: Header) -> str:
+    """The sample's key: without a dot (WebDataset cuts names at the first), unique if the source ids are."""
+    return public_key_of(record.source_id) if header.has_public_ids else record.source_id
+
+
+def public_key_of(source_id: str) -> str:
+    """A key that shows the source id as far as a key can."""
+    name = re.sub(r"[^A-Za-z0-9_-]", "-", source_id)
+    if name == source_id and len(name) <= MAX_KEY_LENGTH:
+        return name
+    digest = hashlib.sha256(source_id.encode()).hexdigest()[:16]
+    return f"{name[: MAX_KEY_LENGTH - 17]}-{digest}"
 
 
 def _image_alone(record: Record, *, is_former: bool) -> str:

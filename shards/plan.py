@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -10,9 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from shards.delivery import Header, iterate_manifest
+from shards.delivery import Header, iterate_manifest, key_of
 from shards.errors import SourceError
-from shards.format import MAX_KEY_LENGTH
 from shards.identity import SPLITS, split_of
 from shards.params import ShardParams
 from shards.quality.judge import MOST_PROTECTED_FIRST
@@ -177,20 +175,6 @@ def task_of(plan: ShardPlan, position: int, record: Record, header: Header) -> T
     """
     place = record.image.path if header.has_public_ids else f"manifest image {plan.places[position][0]}"
     return Task(record, key_of(record, header), place, plan.split, plan.copies.get(position))
-
-
-def key_of(record: Record, header: Header) -> str:
-    """The sample's key: without a dot (WebDataset cuts names at the first), unique if the source ids are."""
-    return public_key_of(record.source_id) if header.has_public_ids else record.source_id
-
-
-def public_key_of(source_id: str) -> str:
-    """A key that shows the source id as far as a key can."""
-    name = re.sub(r"[^A-Za-z0-9_-]", "-", source_id)
-    if name == source_id and len(name) <= MAX_KEY_LENGTH:
-        return name
-    digest = hashlib.sha256(source_id.encode()).hexdigest()[:16]
-    return f"{name[: MAX_KEY_LENGTH - 17]}-{digest}"
 
 
 def _size_of(path: Path) -> int | None:

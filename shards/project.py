@@ -12,11 +12,10 @@ from filelock import FileLock, Timeout
 from shards.atomic import clear_when_full, write_private_text, write_text
 from shards.batches import batch_path, format_batch, read_batches, root_path, set_settings
 from shards.config import DEFAULT_PARAMS, read_params
-from shards.delivery import iterate_manifest
+from shards.delivery import iterate_manifest, key_of
 from shards.errors import ConfigError, SourceError
 from shards.keep_list import keys_of, place_of_list, sha256_of_list
 from shards.params import RegisteredSourceParams, parse_names
-from shards.plan import key_of
 from shards.records import files_of
 from shards.yaml_lines import SHARDS, drop_deps, keep_items, set_value
 

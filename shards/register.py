@@ -21,6 +21,7 @@ from shards.batches import batch_path, format_batch, read_batch, read_batches, r
 from shards.canvas import Placement, cell_statistics, foreground_sums, is_coloured, with_channels
 from shards.config import read_params
 from shards.decode import UnreadableImageError, decode
+from shards.decode.patience import read_patiently
 from shards.delivery import (
     Delivery,
     Entry,
@@ -48,7 +49,6 @@ from shards.progress import progress
 from shards.project import Project, portable
 from shards.published_key import warn_of_published_key
 from shards.records import Record, files_of
-from shards.sample import read_patiently
 from shards.sites import OPTION as SITE_OPTION
 from shards.sites import choose_site, count_namesakes
 from shards.sources.base import OWN_KINDS, Listing, Source

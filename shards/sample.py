@@ -1,9 +1,7 @@
 """One record becomes one sample: read, check, decode, place on the canvas, describe, encode."""
 
-import errno
 import hashlib
 import io
-import time
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +13,7 @@ from pydantic_core import to_json
 from shards.annotations import Annotations, place_annotations
 from shards.canvas import Cells, Pixels, Placement, cell_statistics, is_coloured, with_channels
 from shards.decode import Decoded, Facts, UnreadableImageError, decode
-from shards.decode.reasons import TOO_MANY_BYTES
+from shards.decode.patience import read_patiently
 from shards.delivery import age_bucket
 from shards.errors import SourceError
 from shards.format import FORMAT_VERSION, HALF_SUFFIX, LANDMARKS_SUFFIX, MASK_SUFFIX, META_SUFFIX
@@ -25,11 +23,6 @@ from shards.params import ShardParams
 from shards.quality.measure import Measured, measure
 from shards.quality.reasons import SAME_FILE
 from shards.records import File, Record, Split, is_drawn, locate, structure_of
-
-_PAUSES_S = (0.5, 1.0, 2.0)
-_PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.ECONNRESET, errno.EHOSTDOWN)
-_MAX_BYTES_PER_PIXEL = 8
-_MAX_OTHER_BYTES = 64 * 2**20
 
 
 class ChangedFileError(Exception):
@@ -203,33 +196,6 @@ class Encoder:
         if self.spec.canvas_px % 2 == 0 and any(min(scale.k, scale.l) >= 2 for scale in self.spec.scales):
             members.append((HALF_SUFFIX, encode_half(canvas, quality)))
         return members
-
-
-def read_patiently(path: Path, max_pixels: float) -> bytes:
-    """The content of a file; what a network drive may do for a moment (time-outs, stale handles) is tried again.
-
-    Args:
-        path: Of the file.
-        max_pixels: A file that is larger than any image of so many is not read.
-
-    Raises:
-        OSError: it stays.
-        UnreadableImageError: the file is larger.
-    """
-    for pause_s in _PAUSES_S:
-        try:
-            return _read_within(path, _MAX_BYTES_PER_PIXEL * max_pixels + _MAX_OTHER_BYTES)
-        except OSError as error:
-            if error.errno not in _PASSING:
-                raise
-            time.sleep(pause_s)
-    return _read_within(path, _MAX_BYTES_PER_PIXEL * max_pixels + _MAX_OTHER_BYTES)
-
-
-def _read_within(path: Path, max_bytes: float) -> bytes:
-    if path.stat().st_size > max_bytes:
-        raise UnreadableImageError(TOO_MANY_BYTES)
-    return path.read_bytes()
 
 
 def _spacing_of(record: Record, facts: Facts, placement: Placement) -> tuple[float, float] | None:
