@@ -189,8 +189,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--labels",
         type=Path,
         metavar="CSV",
-        help="for `folder`: column path, optional patient, study, view, split, sex, age_years, and labels (1, 0, -1, "
-        "empty), images without a row are left out; for `dicom`: column sop_uid, and labels",
+        help="for `folder`: column path, optional patient, study, view, split, sex, age_years, labels (1, 0, -1, "
+        "empty), masks (mask:NAME), boxes and landmarks (box:LABEL, landmark:NAME, height, width), images without a "
+        "row are left out; for `dicom`: column sop_uid, and labels",
     )
     command.add_argument(
         "--patient-from",
