@@ -132,6 +132,7 @@ _EPILOG = """from images to shards:
   python -m shards register NAME FOLDER --source KIND
   python -m shards build --batch NAME                 what `dvc repro` runs
   python -m shards verify data/shards/NAME            then stats, show
+  python -m shards gallery --batch NAME --out FILE.html
   python -m shards keep NAME KEY …                    images that the quality pass left out by mistake
   python -m shards relocate NAME FOLDER               its images were moved
   python -m shards remove NAME                        the project without this batch
