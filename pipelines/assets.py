@@ -110,7 +110,7 @@ def _specs(stage: Stage) -> Iterator[AssetSpec]:
     for out in stage.outs:
         yield AssetSpec(
             asset_key(out.path),
-            deps=[asset_key(path) for path in stage.inputs],
+            deps=[asset_key(path) for path in (*stage.inputs, *stage.deliveries)],
             description=stage.description,
             group_name=stage.meta.group,
             code_version=stage.code_version,

@@ -8,6 +8,7 @@ from pipelines.assets import build_assets
 from pipelines.graph import load_graph
 from pipelines.metadata import read_checks
 from pipelines.sensors import build_dvc_lock_sensor
+from pipelines.sets import build_deliveries, build_set_checks
 from shards.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,11 +23,15 @@ def build_definitions(root: Path) -> dagster.Definitions:
     try:
         graph = load_graph(root)
         checks = read_checks(root, graph)
-        assets = build_assets(root, graph, checks)
+        assets: list[dagster.AssetsDefinition | dagster.AssetSpec] = [
+            *build_assets(root, graph, checks),
+            *build_deliveries(graph),
+        ]
     except ConfigError as error:
         dagster.get_dagster_logger().error(f"no assets until this is mended: {error}")
         return dagster.Definitions(sensors=[build_dvc_lock_sensor(root, None, [])])
-    return dagster.Definitions(assets=assets, sensors=[build_dvc_lock_sensor(root, graph, checks)])
+    sensors = [build_dvc_lock_sensor(root, graph, checks)]
+    return dagster.Definitions(assets=assets, asset_checks=build_set_checks(root, graph), sensors=sensors)
 
 
 @dagster.definitions

@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from dvc.dependency import ParamsDependency
@@ -16,6 +16,7 @@ from dvc.repo import Repo
 
 from shards.config import Section
 from shards.errors import ConfigError
+from shards.format import MANIFESTS
 
 GRAPH_NAME = "dvc.yaml"
 LOCK_NAME = "dvc.lock"
@@ -65,6 +66,11 @@ class Stage:
         return self.name.split("@")[0]
 
     @property
+    def deliveries(self) -> tuple[str, ...]:
+        """Manifests among the files: each stands for a delivery of raw images."""
+        return deliveries_in(self.files)
+
+    @property
     def code_version(self) -> str:
         """Changes whenever something other than an upstream out would make DVC run the stage again."""
         return code_version(self.cmd, self.params, self.files)
@@ -90,6 +96,11 @@ class Graph:
 def code_version(cmd: str, params: Mapping[str, Mapping[str, Any]], files: Mapping[str, str | None]) -> str:
     """md5 over a stage's command, parameter values and the md5s of its files that no stage makes."""
     return hashlib.md5(json.dumps([cmd, params, files], sort_keys=True, default=str).encode()).hexdigest()
+
+
+def deliveries_in(files: Iterable[str]) -> tuple[str, ...]:
+    """The files that are manifests of deliveries."""
+    return tuple(sorted(path for path in files if PurePosixPath(path).parent == PurePosixPath(MANIFESTS)))
 
 
 def load_graph(root: Path) -> Graph:

@@ -12,6 +12,7 @@ from dagster._core.definitions.data_version import (
     CODE_VERSION_TAG,
     DATA_VERSION_IS_USER_PROVIDED_TAG,
     DATA_VERSION_TAG,
+    DEFAULT_DATA_VERSION,
     INPUT_DATA_VERSION_TAG_PREFIX,
     INPUT_EVENT_POINTER_TAG_PREFIX,
     NULL_EVENT_POINTER,
@@ -21,7 +22,7 @@ from dagster._core.definitions.data_version import (
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipelines.graph import LOCK_NAME, Graph, Stage, code_version, held_repository
+from pipelines.graph import LOCK_NAME, Graph, Stage, code_version, deliveries_in, held_repository
 from shards.errors import ConfigError
 
 PAUSE_S = 0.2
@@ -65,13 +66,15 @@ def provenance(record: Record) -> dict[str, dict[str, str]]:
     """The tags by which Dagster judges staleness, for each out: the same for a run and for a runless report.
 
     An out's md5 is its data version, the inputs' md5s are the input data versions, `code_version` covers the rest.
+    Deliveries are among the rest, and have the version that Dagster gives to all that it knows no version of.
     The tag names are Dagster's internals: pinned, and held by a test.
     """
     shared = {
         CODE_VERSION_TAG: code_version(record.cmd, record.params, record.files),
         DATA_VERSION_IS_USER_PROVIDED_TAG: "true",
     }
-    for path, md5 in record.inputs.items():
+    deliveries = dict.fromkeys(deliveries_in(record.files), DEFAULT_DATA_VERSION.value)
+    for path, md5 in {**record.inputs, **deliveries}.items():
         shared[get_input_data_version_tag(asset_key(path))] = md5
         shared[get_input_event_pointer_tag(asset_key(path))] = NULL_EVENT_POINTER
     return {path: {**shared, DATA_VERSION_TAG: out.md5} for path, out in record.outs.items()}

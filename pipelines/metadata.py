@@ -14,6 +14,7 @@ from dagster import AssetCheckEvaluation, AssetCheckKey, AssetCheckSpec, Metadat
 from ace.evaluation.params import Bound
 from pipelines.graph import Graph, Out, Stage
 from pipelines.lock import RecordedOut, asset_key
+from pipelines.sets import set_metadata
 from shards.config import read_params
 from shards.errors import ConfigError
 
@@ -107,7 +108,9 @@ def stage_metadata(stage: Stage) -> Metadata:
 
 
 def out_metadata(root: Path, out: Out, recorded: RecordedOut) -> Metadata:
-    """What a materialization shows: size and md5; a metric's numbers and table; a plot's series; where pictures are.
+    """What a materialization shows: size and md5, and what is inside, by the kind of the out.
+
+    Of a metric its numbers and table, of a plot its series, of a shard set its counts; of all where pictures are.
 
     No pixels: Dagster's event database outlives the images of patients that an out may hold.
     """
@@ -120,6 +123,8 @@ def out_metadata(root: Path, out: Out, recorded: RecordedOut) -> Metadata:
     if out.kind == "metric":
         numbers = flat_numbers(_read_metrics(path))
         shown |= {"table": MetadataValue.md(_metrics_table(numbers)), **number_metadata(_headline(numbers))}
+    if out.kind == "data":
+        shown |= set_metadata(path)
     if out.kind == "plot":
         shown |= {"series": MetadataValue.md(_series_table(path))}
     pictures = [path] if path.suffix == ".png" else sorted(path.glob("*.png"))

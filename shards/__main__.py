@@ -132,6 +132,7 @@ _EPILOG = """from images to shards:
   python -m shards register NAME FOLDER --source KIND
   python -m shards build --batch NAME                 what `dvc repro` runs
   python -m shards verify data/shards/NAME            then stats, show
+  python -m shards gallery --batch NAME --out FILE.html
   python -m shards keep NAME KEY …                    images that the quality pass left out by mistake
   python -m shards relocate NAME FOLDER               its images were moved
   python -m shards remove NAME                        the project without this batch
@@ -189,8 +190,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--labels",
         type=Path,
         metavar="CSV",
-        help="for `folder`: column path, optional patient, study, view, split, sex, age_years, and labels (1, 0, -1, "
-        "empty), images without a row are left out; for `dicom`: column sop_uid, and labels",
+        help="for `folder`: column path, optional patient, study, view, split, sex, age_years, labels (1, 0, -1, "
+        "empty), masks (mask:NAME), boxes and landmarks (box:LABEL, landmark:NAME, height, width), images without a "
+        "row are left out; for `dicom`: column sop_uid, and labels",
     )
     command.add_argument(
         "--patient-from",

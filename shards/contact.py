@@ -55,7 +55,7 @@ def _tiles(sample: Sample, tile_px: int, pair: int) -> list[tuple[Image.Image, s
     return [
         (plain, f"{sample.key}  {sample.split}  {sample.meta['view'] or ''}"),
         (_with_crops(sample, plain, pair), "grid, foreground, one crop pair"),
-        (_with_structures(sample, plain), findings or "no finding labelled"),
+        (with_structures(sample, plain), findings or "no finding labelled"),
     ]
 
 
@@ -94,22 +94,29 @@ def _draw_pair(draw: ImageDraw.ImageDraw, sample: Sample, pair: CropPair, tile_p
         draw.rectangle((*corner, corner[0] + l * t * cell, corner[1] + k * t * cell), outline=colour, width=3)
 
 
-def _with_structures(sample: Sample, plain: Image.Image) -> Image.Image:
+def with_structures(sample: Sample, plain: Image.Image) -> Image.Image:
+    """The canvas with outlines of its masks, its boxes, and dots at its landmarks.
+
+    Args:
+        sample: The sample.
+        plain: Its canvas at another size, in colour.
+    """
     pixels = np.array(plain)
     for structure, mask in sorted(sample.masks().items()):
-        pixels[_outline(_resize(mask, plain.width))] = _colour_of(structure)
+        pixels[_outline(_resize(mask, plain.width))] = colour_of(structure)
     tile = Image.fromarray(pixels)
     draw = ImageDraw.Draw(tile)
     scale = plain.width / sample.image.shape[0]
     for box in sample.meta["boxes"]:
         corners = tuple(box[name] * scale for name in ("col0", "row0", "col1", "row1"))
-        draw.rectangle(corners, outline=_colour_of(box["label"]), width=2)
+        draw.rectangle(corners, outline=colour_of(box["label"]), width=2)
     for row, col in sample.landmarks.values():
         draw.ellipse((col * scale - 1, row * scale - 1, col * scale + 1, row * scale + 1), fill=_POINT)
     return tile
 
 
-def _colour_of(structure: str) -> tuple[int, int, int]:
+def colour_of(structure: str) -> tuple[int, int, int]:
+    """Red, green and blue of a structure: the same everywhere."""
     hue = hashlib.sha256(structure.encode()).digest()[0] / 256
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.8, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)

@@ -1,4 +1,4 @@
-"""The commands that look at finished shard sets: verify, stats, show."""
+"""The commands that look at finished shard sets: verify, stats, show, gallery."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ _PICTURES = {".png": "PNG", ".jpg": "JPEG"}
 
 
 def add_look_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `verify`, `stats` and `show` to the commands of `python -m shards`."""
+    """Add `verify`, `stats`, `show` and `gallery` to the commands of `python -m shards`."""
     command = commands.add_parser("verify", help="check finished shard sets, repair damaged ones", description=_VERIFY)
     add_params_options(command)
     command.add_argument(
@@ -41,6 +41,21 @@ def add_look_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPar
     command.add_argument("--out", type=Path, metavar="FILE", help="a .png or .jpg file; default: KEY.png")
     command.add_argument("--json", action="store_true", help="print the sample's description and draw nothing")
     command.set_defaults(run=show)
+
+    command = commands.add_parser("gallery", help="a shard set as a page to look through", description=gallery.__doc__)
+    command.add_argument("--batch", required=True, metavar="NAME", help="the shard set")
+    command.add_argument(
+        "--shards", type=_folder, default=Path("data/shards"), metavar="DIR", help="default: data/shards"
+    )
+    command.add_argument("--out", type=Path, required=True, metavar="FILE.html", help="readable by you alone")
+    command.add_argument(
+        "--max-images",
+        type=count,
+        default=1000,
+        metavar="N",
+        help="of a set with more: all that is flagged, then a part of the others; default: 1000, about 20 MB",
+    )
+    command.set_defaults(run=gallery)
 
 
 _VERIFY = """Compare shard sets with their indexes, byte for byte: missing and truncated tars, wrong sums, keys that are
@@ -119,6 +134,28 @@ def show(arguments: argparse.Namespace) -> None:
     with clear_when_full(out.parent), atomic_path(out) as temporary:
         draw_sample(sample, arguments.pair).save(temporary, _PICTURES[out.suffix.lower()])
     print(f"wrote {out}", file=sys.stderr)
+
+
+def gallery(arguments: argparse.Namespace) -> None:
+    """Draw a page with every image of a shard set, or a part of a large one: thumbnails with outlines of masks, keys,
+    splits, labels, what the quality pass says, and copies side by side. One HTML file in pages of a hundred, without a
+    network, without names of patients and files."""
+    from shards.atomic import clear_when_full, write_private_text
+    from shards.errors import ConfigError
+    from shards.gallery import render_gallery
+    from shards.read import ShardIndex
+
+    if arguments.out.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"--out {arguments.out}: expected a file name that ends in .html")
+    folder = arguments.shards / arguments.batch
+    page = render_gallery(ShardIndex.open(folder), folder, arguments.max_images)
+    with clear_when_full(arguments.out.parent):
+        write_private_text(arguments.out, page)
+    print(
+        f"wrote {arguments.out}, {len(page) / 1e6:.1f} MB, readable by you alone (mode 600): it may hold pictures of "
+        "patients; keep it out of git and DVC",
+        file=sys.stderr,
+    )
 
 
 def _row(reader: "ShardReader", name: str) -> int:

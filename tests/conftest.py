@@ -36,7 +36,7 @@ CHECKED = {
         "loader",
         "views",
     ),
-    "ace.evaluation": ("composition", "correspondence", "decomposition", "intervals", "regions"),
+    "ace.evaluation": ("composition", "correspondence", "decomposition", "intervals", "probe", "regions"),
     "ace.training": ("monitors", "probe", "probe_scores"),
     # Not images and embedder: what they are given is theirs to refuse.
     "ace.inference": ("preprocessing",),

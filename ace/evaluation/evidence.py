@@ -1,4 +1,4 @@
-"""The stage `evaluate`: the three properties of the trained encoder and of those it is compared with."""
+"""The stage `evaluate`: what the trained encoder, and those it is compared with, make of composition and labels."""
 
 import json
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ from ace.evaluation.decomposition import (
 )
 from ace.evaluation.embedding import Embedder, Encoder
 from ace.evaluation.fills import FillPlan, plan_fills
-from ace.evaluation.intervals import Measure, difference, estimate, interval, patient_weights
+from ace.evaluation.intervals import Measure, difference, estimate, interval, mean, patient_weights
 from ace.evaluation.measured import MEASURED, Measured
 from ace.evaluation.params import BootstrapParams, EvaluateParams
 from ace.evaluation.pictures import (
@@ -53,6 +53,7 @@ from ace.evaluation.pictures import (
     removal_arrays,
     write_arrays,
 )
+from ace.evaluation.probe import ProbePlan, num_images, plan_probe, probe_labels
 from ace.evaluation.removal import change_outside, erased_length
 from ace.models.encoder import IMPORTED, WEIGHTS, load_encoder, reference_encoder, untrained_encoder
 from ace.models.precision import accelerator_settings
@@ -67,8 +68,13 @@ from shards.read import ShardIndex
 from shards.store import Location, location_of
 
 CORRESPONDENCE = "correspondence_px_at_1024"
+PROBE = "probe_auroc"
+LABELS = "labels"
+"""The section of the metrics with the probe's figures of single labels."""
 IMAGENET = "imagenet"
 """Row of the encoder that `evaluate.reference` names."""
+GAINS = {"gain": "untrained", f"gain_over_{IMAGENET}": IMAGENET}
+"""Section of what training gained → the encoder that it gained it over."""
 
 
 @dataclass(frozen=True)
@@ -82,17 +88,20 @@ class Plan:
     axis: LocationAxis
     mapped: tuple[Subject, ...]
     pairs: tuple[Pair, ...]
+    probe: ProbePlan | str
+    """Or why there is none."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What one encoder answered: cosines, embeddings, dense features of `mapped`, places found for the pairs."""
+    """What one encoder answered: cosines, embeddings, dense features of `mapped`, places found, AUROC by label."""
 
     composition: CompositionCosines
     removals: Removals
     same_position: DecompositionEmbeddings
     features: list[Features]
     found: list[Points]
+    probe: Mapping[str, Measure]
 
 
 @dataclass(frozen=True)
@@ -143,7 +152,7 @@ def evaluate(
         independence.get("batches_without_patients", ()), "the figures may be too good, by an unknown amount"
     )
     cohort = read_cohort(index, params.split, params.max_patients, params.seed)
-    plan = draw_plan(cohort, params)
+    plan = draw_plan(cohort, plan_probe(index, params.split, params.max_patients, params.seed), params)
     trained = load_encoder(model_dir, which="teacher")
     if trained.config.get("origin") != IMPORTED:  # of an imported model nothing says how its images were framed
         _check_trim(trained.spec, cohort)
@@ -166,7 +175,7 @@ def evaluate(
     write_text(metrics_path, json.dumps(figures, indent=2) + "\n")
 
 
-def draw_plan(cohort: Cohort, params: EvaluateParams) -> Plan:
+def draw_plan(cohort: Cohort, probed: ProbePlan | str, params: EvaluateParams) -> Plan:
     """Draw regions, draws and pairs; each property has its own generator, so that one leaves the others unchanged."""
     composition, decomposition, same_position, pairs, fills = np.random.default_rng(params.seed).spawn(5)
     keys, split = [subject.key for subject in cohort.subjects], cohort.split
@@ -185,6 +194,7 @@ def draw_plan(cohort: Cohort, params: EvaluateParams) -> Plan:
         axis=location_axis(cohort.spec, corr.locations_per_cell, corr.window_step_cells),
         mapped=with_landmarks if has_landmarks else cohort.subjects[: params.num_examples],
         pairs=tuple(draw_pairs(with_landmarks, corr.keys_per_query, corr.max_landmarks, pairs)),
+        probe=probed,
     )
 
 
@@ -198,6 +208,7 @@ def ask(embedder: Embedder, cohort: Cohort, plan: Plan) -> Answers:
         same_position=decomposition_embeddings(embedder, canvases, plan.same_position),
         features=features,
         found=find_landmarks(plan.mapped, features, plan.axis, plan.pairs),
+        probe=probe_labels(embedder, plan.probe) if isinstance(plan.probe, ProbePlan) else {},
     )
 
 
@@ -208,16 +219,18 @@ def tabulate(cohort: Cohort, plan: Plan, answers: Mapping[str, Answers], params:
         name: {key: _figure(reading, params) for key, reading in of_encoder.items()}
         for name, of_encoder in readings.items()
     }
-    table["gain"] = _gains(readings["trained"], readings["untrained"], params)
-    if IMAGENET in readings:
-        table[f"gain_over_{IMAGENET}"] = _gains(readings["trained"], readings[IMAGENET], params)
+    for key, other in GAINS.items():
+        if other in readings:
+            table[key] = _gains(readings["trained"], readings[other], params)
+    if not plan.pairs:
+        reason = f"fewer than two {cohort.split} patients of this batch have landmarks"
+        table = {name: figures | {CORRESPONDENCE: _not_measured(reason)} for name, figures in table.items()}
+    if isinstance(plan.probe, str):
+        table = {name: figures | {PROBE: _not_measured(plan.probe)} for name, figures in table.items()}
+    else:
+        table[LABELS] = _label_figures(plan.probe, answers, params)
     if plan.pairs:
         table["baselines"] = {CORRESPONDENCE: {k: _figure(r, params) for k, r in _baselines(cohort, plan).items()}}
-    else:
-        for figures in table.values():
-            figures[CORRESPONDENCE] = _not_measured(
-                f"fewer than two {cohort.split} patients of this batch have landmarks"
-            )
     return table
 
 
@@ -283,6 +296,10 @@ def _readings(cohort: Cohort, plan: Plan, answers: Answers, params: EvaluatePara
         "removal_erased_length": Reading(erased_length(tokens), num_patients, None, is_error=True, facts=crops),
         "removal_change_outside": Reading(change_outside(tokens), num_patients, None, is_error=True, facts=crops),
     }
+    if isinstance(plan.probe, ProbePlan):
+        by_label = list(answers.probe.values())
+        num_probed, facts = plan.probe.measured.num_patients, {"num_labels": len(by_label)}
+        readings[PROBE] = Reading(mean(by_label), num_probed, 0.5, facts=facts)
     if not plan.pairs:
         return readings
     num_mapped = len(plan.mapped)
@@ -306,6 +323,20 @@ def _readings(cohort: Cohort, plan: Plan, answers: Answers, params: EvaluatePara
         facts=facts,
     )
     return readings
+
+
+def _label_figures(plan: ProbePlan, answers: Mapping[str, Answers], params: EvaluateParams) -> dict[str, Any]:
+    """Each label's figures of every encoder, and what training gained."""
+    table: dict[str, Any] = {}
+    num_patients = plan.measured.num_patients
+    for column, label in enumerate(plan.labels):
+        facts = num_images(plan.measured, column)
+        readings = {
+            name: Reading(answer.probe[label], num_patients, 0.5, facts=facts) for name, answer in answers.items()
+        }
+        gains = {key: _gain(readings["trained"], readings[other]) for key, other in GAINS.items() if other in readings}
+        table[label] = {name: _figure(reading, params) for name, reading in (readings | gains).items()}
+    return table
 
 
 def _baselines(cohort: Cohort, plan: Plan) -> dict[str, Reading]:

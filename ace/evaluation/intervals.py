@@ -4,7 +4,7 @@ Every figure is a function of patient weights: weight 1 for each gives the figur
 resample give one bootstrap replicate. Figures that share one set of weights can be subtracted, replicate by replicate.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int, Real
@@ -40,6 +40,11 @@ def per_pair(sums: Real[np.ndarray, "patients patients"], counts: Real[np.ndarra
 def difference(first: Measure, second: Measure) -> Measure:
     """`first − second`, both over the same resampled patients."""
     return lambda weights: first(weights) - second(weights)
+
+
+def mean(measures: Sequence[Measure]) -> Measure:
+    """The mean of several figures, all over the same resampled patients; nan where one of them is."""
+    return lambda weights: np.mean([measure(weights) for measure in measures], axis=0)
 
 
 def quotient(first: Measure, second: Measure) -> Measure:

@@ -9,6 +9,7 @@ from ace.evaluation.measured import MEASURED
 from shards.errors import ConfigError
 
 CORRESPONDENCE = "correspondence_px_at_1024"
+PROBE = "probe_auroc"
 ROWS = {
     "compositionality": ("compositionality", "cosine, true − mismatched", "{:.3f}"),
     "compositionality_auc": ("", "AUC", "{:.3f}"),
@@ -21,6 +22,7 @@ ROWS = {
     "removal_erased_length": ("removal", "length of erased tokens over others, less is better", "{:.3f}"),
     "removal_change_outside": ("", "share of the change outside, less is better", "{:.3f}"),
     CORRESPONDENCE: ("correspondence", "error in px of 1024, less is better", "{:.1f}"),
+    PROBE: ("linear probe", "AUROC, mean over labels", "{:.3f}"),
 }
 ENCODERS = ("trained", "untrained", "imagenet")
 """Columns, where the metrics have them."""

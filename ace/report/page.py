@@ -27,10 +27,13 @@ from ace.report.tables import (
     ERASED_LENGTH,
     FIGURES,
     HEADLINES,
+    LABELS,
+    PROBE,
     Words,
     figure_rows,
     fill_rows,
     headline_card,
+    label_rows,
     with_interval,
 )
 from ace.training.erased import erased_parts, removal_weight
@@ -116,6 +119,7 @@ def build_context(params: ReportParams, project: Project) -> dict[str, Any]:
         "title": params.title,
         "style": (FOLDER / "style.css").read_text(encoding="utf-8"),
         "headlines": {headline.anchor: headline_card(headline, properties, encoders, words) for headline in HEADLINES},
+        "labels": _labels(project, words),
         "words": words,
         "better": BETTER,
         "figures": figure_rows(properties, encoders, words),
@@ -222,6 +226,14 @@ def _removal(project: Project) -> dict[str, Any] | None:
         for name in encoders
     }
     return removal_pictures(project.evidence("removal"), encoders) | {"encoders": encoders, "figures": figures}
+
+
+def _labels(project: Project, words: Words) -> dict[str, Any] | None:
+    """What a linear probe made of the labels; None where an older evaluation asked for none."""
+    if PROBE not in project.properties["trained"]:
+        return None
+    card = headline_card(LABELS, project.properties, project.encoders, words)
+    return {"card": card, "rows": label_rows(project.properties, project.encoders)}
 
 
 def _sample(index: ShardIndex, seed: int) -> Any:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 CORRESPONDENCE = "correspondence_px_at_1024"
+PROBE = "probe_auroc"
 ERASED_LENGTH = "removal_erased_length"
 CHANGE_OUTSIDE = "removal_change_outside"
 GAINS = {"untrained": "gain", "imagenet": "gain_over_imagenet"}
@@ -86,6 +87,15 @@ HEADLINES = (
         is_error=True,
     ),
 )
+LABELS = Headline(
+    PROBE,
+    "Labels",
+    "Can what is labelled be read off the embedding?",
+    "mean AUROC of a linear probe",
+    "{:.3f}",
+    "labels",
+)
+"""A property that the page has a section for, and no card: a set without labels has none."""
 FIGURES = {
     "compositionality": ("Compositionality: cosine, true minus mismatched", "{:.3f}"),
     "compositionality_auc": ("Compositionality: AUC, true against mismatched", "{:.3f}"),
@@ -98,6 +108,7 @@ FIGURES = {
     ERASED_LENGTH: ("Removal: length of erased tokens over that of the others; less is better", "{:.3f}"),
     CHANGE_OUTSIDE: ("Removal: share of the change that falls outside; less is better", "{:.1%}"),
     CORRESPONDENCE: ("Correspondence: mean error, px at 1024; less is better", "{:.1f}"),
+    PROBE: ("Labels: AUROC of a linear probe, mean over labels", "{:.3f}"),
 }
 
 
@@ -182,6 +193,20 @@ def fill_rows(
         ]
         rows.append({"name": words.fill(FILLS[fill]), "cells": cells})
     return rows
+
+
+def label_rows(properties: Mapping[str, Any], encoders: Sequence[str]) -> list[dict[str, Any]]:
+    """The probe's figure of every label and encoder, what training gained, and images with and without the label."""
+    columns = [*encoders, *(GAINS[name] for name in encoders if name != "trained")]
+    return [
+        {
+            "name": label.replace("_", " "),
+            "cells": [with_interval(figures[column], LABELS.number) for column in columns],
+            "images": f"{figures['trained']['num_with']} of "
+            f"{figures['trained']['num_with'] + figures['trained']['num_without']}",
+        }
+        for label, figures in properties.get("labels", {}).items()
+    ]
 
 
 def with_interval(figure: Mapping[str, Any], number: str) -> tuple[str, str]:

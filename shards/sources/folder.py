@@ -3,7 +3,8 @@
 Layout: image files at any depth, by the endings of their names or else by their content; hidden files and folders are
 passed over, and so is what systems leave in folders. The CSV has the column `path` (relative to the folder), optionally
 `patient`, `study`, `view`, `split` (train, val, test), `sex` (F, M, O) and `age_years`, and one column per label with 1
-(present), 0 (absent), -1 (uncertain) or nothing (unknown).
+(present), 0 (absent), -1 (uncertain) or nothing (unknown). Columns named `mask:…`, `box:…` and `landmark:…` say what
+is drawn on an image (`shards.sources.drawn`).
 
 Patients are those of the column `patient`, or those that a regular expression finds in the paths (`--patient-from`).
 Without either, patients are unknown and every image stands alone: names of files and folders are taken for patients
@@ -21,8 +22,9 @@ from typing import cast, get_args
 from unicodedata import category, normalize
 
 from shards.errors import SourceError
-from shards.records import File, Record, Sex, Split, check_inside
+from shards.records import File, Record, Sex, Split, check_inside, files_of
 from shards.sources.base import Listing, SourceInfo, check_label_names, parse_label
+from shards.sources.drawn import check_drawn_columns, drawn_columns, mask_paths, parse_drawn
 from shards.sources.files import is_file, list_files
 from shards.sources.images import SUFFIXES, FoundImages, count_left_out, tell_images
 from shards.sources.patients import OPTION, patients_in
@@ -43,13 +45,14 @@ INFO = SourceInfo(
     modality="any",
     num_images=None,
     num_patients=None,
-    tasks=("classification",),
+    tasks=("classification", "segmentation", "detection", "landmarks"),
     licence="yours",
     is_redistributable=False,
     citation="none: the images are yours",
     pages=("docs/data.md",),
     layout=f"FOLDER/**/*{{{','.join(SUFFIXES)}}}, and --labels CSV with the column path, "
-    f"optionally {', '.join(_DESCRIPTIVE)}, and labels (1, 0, -1, empty)",
+    f"optionally {', '.join(_DESCRIPTIVE)}, labels (1, 0, -1, empty), masks (mask:NAME), and boxes and landmarks "
+    "(box:LABEL, landmark:NAME, height, width)",
 )
 
 
@@ -81,22 +84,19 @@ class FolderSource:
             rows = dict.fromkeys(found.kinds, NamedRow())
         else:
             rows = _with_paths_on_disk(root, found, read_label_rows(self.labels))
-            missing = [row.line for path, row in rows.items() if not is_file(root / path)]
-            if missing:
-                raise SourceError(
-                    f"{self.labels}: {len(missing)} rows name no file, first: line {missing[0]}; paths are relative to "
-                    f"{root}"
-                )
+            _check_files(root, rows, self.labels)
             left_out |= dict.fromkeys(found.kinds, NO_ROW)
-        left_out = {path: reason for path, reason in left_out.items() if path not in rows}
-        warnings = count_left_out(left_out.values())
+        doubts: tuple[str, ...] = ()
         if self.patient_from is not None:
             if any("patient" in row for row in rows.values()):
                 raise SourceError(f"{self.labels} has a column patient, and {OPTION} is given; expected one of them")
             patients = patients_in(root, rows, self.patient_from)
             rows = {path: NamedRow({**row, "patient": patients[path]}) for path, row in rows.items()}
-            warnings += _doubt(patients)
+            doubts = _doubt(patients)
         records = tuple(_record(path, rows[path], f"{self.labels}") for path in sorted(rows))
+        used = {file.path for record in records for file in files_of(record)}
+        left_out = {path: reason for path, reason in left_out.items() if path not in used}
+        warnings = count_left_out(left_out.values()) + doubts
         if num_dicom := sum(found.kinds.get(path) == "DICOM" for path in rows):
             warnings += (
                 f"the headers of {num_dicom} DICOM files are not read: --source dicom takes patients and views from "
@@ -111,16 +111,22 @@ SOURCE = FolderSource()
 
 def _record(path: str, row: dict[str, str], where: str) -> Record:
     age = row.get("age_years", "")
+    drawn = parse_drawn(row, where)
+    others = {*REQUIRED_COLUMNS, *_DESCRIPTIVE, *drawn_columns(row)}
     return Record(
         source_id=path,
         image=File(path),
         patient=row.get("patient", path),
         study=row.get("study") or None,
         view=row.get("view") or None,
-        labels={name: parse_label(row[name], where) for name in row if name not in (*REQUIRED_COLUMNS, *_DESCRIPTIVE)},
+        labels={name: parse_label(row[name], where) for name in row if name not in others},
+        masks=drawn.masks,
+        boxes=drawn.boxes,
+        landmarks=drawn.landmarks,
         split=cast(Split, row["split"]) if row.get("split") else None,
         sex=cast(Sex, row["sex"]) if row.get("sex") else None,
         age_years=float(age) if age else None,
+        size=drawn.size,
     )
 
 
@@ -176,15 +182,42 @@ def _with_paths_on_disk(root: Path, found: FoundImages, rows: dict[str, NamedRow
         SourceError: two rows then name one file.
     """
     composed = {normalize("NFC", path): path for path in (*found.kinds, *found.left_out)}
-    on_disk = {
-        path if is_file(root / path) else composed.get(normalize("NFC", path), path): row for path, row in rows.items()
-    }
+
+    def place(path: str) -> str:
+        return path if is_file(root / path) else composed.get(normalize("NFC", path), path)
+
+    def with_masks(row: NamedRow) -> NamedRow:
+        masks = {name: place(path) for name, path in mask_paths(row).items()}
+        return NamedRow.of({**row, **masks}.items(), row.line)
+
+    on_disk = {place(path): with_masks(row) for path, row in rows.items()}
     if len(on_disk) < len(rows):
         raise SourceError(
             f"{root}: {len(rows) - len(on_disk)} rows of the CSV name the file of an earlier row, with their letters "
             "written in other code points; keep one row an image"
         )
     return on_disk
+
+
+def _check_files(root: Path, rows: Mapping[str, NamedRow], labels: Path) -> None:
+    """Every image and mask that a row names must be there, and none be both.
+
+    Raises:
+        SourceError: otherwise; names the first such row.
+    """
+    masks = {path: set(mask_paths(row).values()) for path, row in rows.items()}
+    lines = {
+        "no file": [row.line for path, row in rows.items() if not is_file(root / path)],
+        "no file of a mask": [
+            row.line for path, row in rows.items() if not all(is_file(root / mask) for mask in masks[path])
+        ],
+        "an image as a mask": [row.line for path, row in rows.items() if not rows.keys().isdisjoint(masks[path])],
+    }
+    for problem, found in lines.items():
+        if found:
+            raise SourceError(
+                f"{labels}: {len(found)} rows name {problem}, first: line {found[0]}; paths are relative to {root}"
+            )
 
 
 def _doubt(patients: Mapping[str, str]) -> tuple[str, ...]:
@@ -204,14 +237,15 @@ def read_label_rows(path: Path) -> dict[str, NamedRow]:
     Raises:
         SourceError: there are no rows, a column is missing, a path is empty, leaves the folder or repeats, a patient is
             empty, a view is no short code, a split, sex or age is none, a label column has no plain name or a value
-            other than 1, 0, -1, empty.
+            other than 1, 0, -1, empty, or a mask, box or landmark is not as `shards.sources.drawn` has it.
     """
     rows: dict[str, NamedRow] = {}
     names: tuple[str, ...] = ()
     for row in read_rows(path, REQUIRED_COLUMNS, "the CSV of patients and labels"):
         place = f"{path} line {row.line}"
         if not rows:
-            names = check_label_names(row, (*REQUIRED_COLUMNS, *_DESCRIPTIVE), path)
+            names = check_label_names(row, (*REQUIRED_COLUMNS, *_DESCRIPTIVE, *drawn_columns(row)), path)
+            check_drawn_columns(row, names, path)
         if not row["path"]:
             raise SourceError(f"{place}: no path; fill it in, or take the row out if it is empty")
         check_inside(row["path"], place)
@@ -220,8 +254,9 @@ def read_label_rows(path: Path) -> dict[str, NamedRow]:
         if image in rows:
             raise SourceError(f"{place}: an earlier row has the same path")
         for name in names:
-            known = ", ".join((*REQUIRED_COLUMNS, *_DESCRIPTIVE))
+            known = ", ".join((*REQUIRED_COLUMNS, *_DESCRIPTIVE, *drawn_columns(row)))
             parse_label(row[name], f"{place}: column '{name}' (every column but {known} is a label)")
+        parse_drawn(row, place)
         rows[image] = NamedRow.of({**row, "path": image}.items(), row.line)
     return rows
 

@@ -5,10 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from dagster import AssetKey, Definitions
+from dagster import AssetKey, DagsterInstance, Definitions
 from ruamel.yaml import YAML
 
 from pipelines.definitions import build_definitions
+from pipelines.sets import VERIFY
 from tests.checkout import ROOT, clone_checkout, run
 
 IMPORT_EVERYTHING = """
@@ -99,9 +100,22 @@ def test_the_sensor_and_the_job_of_all_assets_are_there(definitions: Definitions
 
 def test_every_bound_of_params_yaml_is_a_check_of_the_metrics(definitions: Definitions) -> None:
     params = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    checks = definitions.resolve_asset_graph().asset_check_keys
+    checks = {check for check in definitions.resolve_asset_graph().asset_check_keys if check.name != VERIFY}
     assert {check.asset_key.to_user_string() for check in checks} == {"metrics/properties.json"}
     assert len(checks) == len(params["evaluate"]["checks"])
+
+
+def test_every_shard_set_has_a_check_that_it_is_whole(definitions: Definitions) -> None:
+    checks = definitions.resolve_asset_graph().asset_check_keys
+    found = {check.asset_key.to_user_string() for check in checks if check.name == VERIFY}
+    assert found == {path for path, (word, _) in stages_by_out().items() if word == "shard"}
+
+
+def test_the_browser_is_told_to_invite_nobody_to_anything(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "pipelines/dagster.yaml", tmp_path)
+    with DagsterInstance.from_config(str(tmp_path)) as instance:
+        assert not instance.nux_enabled
+        assert not instance.telemetry_enabled
 
 
 @pytest.mark.slow

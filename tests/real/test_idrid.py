@@ -1,5 +1,7 @@
 """Lesions of real fundus photographs of 4288 x 2848 pixels on a canvas of 288."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,9 +12,10 @@ from shards.execution import Processes
 from shards.identity import KEY_FILE_VARIABLE
 from shards.read import Sample, ShardIndex, ShardReader
 from shards.scratch import SCRATCH_VARIABLE
-from shards.sources.idrid import LESIONS, SOURCE
+from shards.sources.folder import FolderSource
+from shards.sources.idrid import LESIONS, SIZE, SOURCE
 from tests.real.data import DATA, needs
-from tests.shards.datasets import NO_CHECKS, TEST_KEY, delivered, grid_params, shard_params
+from tests.shards.datasets import NO_CHECKS, TEST_KEY, delivered, grid_params, shard_params, write_csv
 
 pytestmark = needs("idrid-original")
 ROOT = DATA / "idrid-original"
@@ -95,3 +98,27 @@ def test_the_index_adds_it_up(reader: ShardReader) -> None:
     assert found == ({} if reader.index.spec.trim_level is None else {text: (1, LOST_PX)})
     assert reader.index.values["quarantined"]["count"] == 0
     assert "suspect_masks" not in reader.index.values["counts"]
+
+
+def test_the_same_masks_given_by_a_csv_are_placed_alike(reader: ShardReader, tmp_path: Path) -> None:
+    folders = {path.name: path.relative_to(ROOT) for path in ROOT.rglob("*.*")}
+    rows = []
+    for name in NAMES:
+        masks = (folders.get(f"IDRiD_{name}_{suffix}.tif", 0) for _, suffix in LESIONS.values())
+        rows.append((folders[f"IDRiD_{name}.jpg"], name, *masks, *SIZE))
+    labels = tmp_path / "labels.csv"
+    write_csv(labels, ("path", "patient", *(f"mask:{lesion}" for lesion in LESIONS), "height", "width"), rows)
+    listing = FolderSource(labels).read(ROOT)
+    source = delivered(listing, ROOT, tmp_path / "manifest.jsonl", channels=3)
+    params = shard_params(max_source_megapixels=20.0, quality=NO_CHECKS)
+    grid = grid_params(n=18, cell_px=16, trim_level=reader.index.spec.trim_level)
+    build_shards("own-b000", source, grid, params, tmp_path / "out", execution=Processes(1))
+    own = ShardReader(ShardIndex.open(tmp_path / "out"))
+    keys = list(own.index.keys(np.arange(len(own.index.rows))))
+    for name in NAMES:
+        key = TEST_KEY.pseudonym("source", folders[f"IDRiD_{name}.jpg"].as_posix())
+        given, expected = own.read(keys.index(key)), sample_of(reader, name)
+        assert given.meta.get("lost") == expected.meta.get("lost")
+        assert given.masks().keys() == expected.masks().keys()
+        for lesion, mask in given.masks().items():
+            assert np.array_equal(mask, expected.masks()[lesion]), lesion

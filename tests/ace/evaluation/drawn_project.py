@@ -128,7 +128,7 @@ def write_dataset(root: Path, num_patients: int, *, has_landmarks: bool = True) 
             name = f"p{patient:04d}-i{number}"
             image, marks = draw_chest(rng)
             image.save(root / "images" / f"{name}.png")
-            labels.append([name, f"p{patient:04d}", f"p{patient:04d}-s0", "PA", patient % 3 == 0, patient % 4 == 0])
+            labels.append([name, f"p{patient:04d}", f"p{patient:04d}-s0", "PA", patient % 2 == 0, patient % 4 == 0])
             landmarks += [[name, mark, row, col] for mark, (row, col) in marks.items() if has_landmarks]
     header = ["image_id", "patient_id", "study_id", "view", "nodule", "cardiomegaly"]
     _write_csv(root / "labels.csv", header, [[int(v) if isinstance(v, bool) else v for v in row] for row in labels])

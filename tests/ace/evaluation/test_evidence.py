@@ -48,7 +48,7 @@ def result(project: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dic
 
 def test_every_figure_has_its_n_chance_and_an_interval_around_it(result: tuple[dict[str, Any], Path]) -> None:
     figures, _ = result
-    assert list(figures) == [*ENCODERS, "gain", "gain_over_imagenet", "baselines", "measured"]
+    assert list(figures) == [*ENCODERS, "gain", "gain_over_imagenet", "labels", "baselines", "measured"]
     for encoder in ENCODERS:
         assert figures[encoder].keys() >= {"compositionality", "decompositionality", "correspondence_px_at_1024"}
         assert figures[encoder].keys() >= {f"decompositionality_{fill}" for fill in PARAMS.decomposition.fills[1:]}
@@ -155,6 +155,34 @@ def test_gain_is_positive_where_the_trained_encoder_is_better(
         assert gain["low"] <= gain["value"] <= gain["high"]
 
 
+def test_each_label_has_its_own_figures_and_the_headline_is_their_mean(
+    project: Path, result: tuple[dict[str, Any], Path]
+) -> None:
+    figures, _ = result
+    index = ShardIndex.open(project / "data/shards" / BATCH)
+    assert list(figures["labels"]) == ["nodule"], "of cardiomegaly training patients have too few"
+    nodule = figures["labels"]["nodule"]
+    assert list(nodule) == [*ENCODERS, "gain", "gain_over_imagenet"]
+    for name, own in nodule.items():
+        assert {key: own[key] for key in ("value", "low", "high", "n")} == {
+            key: figures[name]["probe_auroc"][key] for key in ("value", "low", "high", "n")
+        }
+    assert figures["trained"]["probe_auroc"] | {"num_labels": 1, "chance": 0.5} == figures["trained"]["probe_auroc"]
+    counts = index.values["counts"]["labels"]["test"]["nodule"]
+    assert nodule["trained"]["num_with"] + nodule["trained"]["num_without"] <= counts["1"] + counts["0"]
+    assert nodule["trained"]["n"] == PARAMS.max_patients
+
+
+def test_validation_patients_choose_the_probes_penalty_and_are_not_scored_with_it(
+    project: Path, tmp_path: Path
+) -> None:
+    figures = run(project, tmp_path, EvaluateParams.from_params(ON_VALIDATION, "evaluate"))
+    assert "labels" not in figures
+    for column in ("trained", "untrained", "gain"):
+        assert figures[column]["probe_auroc"]["value"] is None
+        assert "scored on test patients alone" in figures[column]["probe_auroc"]["reason"]
+
+
 def test_baselines_are_ordered_affine_oracle_same_pixel_random_guess(result: tuple[dict[str, Any], Path]) -> None:
     figures, _ = result
     baselines = figures["baselines"]["correspondence_px_at_1024"]
@@ -209,7 +237,9 @@ def test_more_fills_and_a_reference_leave_every_other_figure_and_array_as_it_is(
     figures, out = result
     few = {"decomposition": EVALUATE["decomposition"] | {"fills": ["black"]}, "reference": None}
     found = run(project, tmp_path, EvaluateParams.from_params(EVALUATE | few, "evaluate"))
-    assert list(found) == ["trained", "untrained", "gain", "baselines", "measured"]
+    assert list(found) == ["trained", "untrained", "gain", "labels", "baselines", "measured"]
+    labels = found.pop("labels")
+    assert labels["nodule"].items() <= figures["labels"]["nodule"].items()
     for name, of_encoder in found.items():
         assert of_encoder.items() <= figures[name].items()
     for path in sorted((tmp_path / "evidence").glob("*.npz")):

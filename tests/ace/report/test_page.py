@@ -89,7 +89,7 @@ def without_the_new_figures(project: Path, root: Path) -> Path:
     kept = {name: json.loads(figures.read_text())[name] for name in ("trained", "untrained", "gain", "baselines")}
     for name in ("trained", "untrained", "gain"):
         new = ("removal_", "decompositionality_mean", "decompositionality_white")
-        new += ("decompositionality_noise", "decompositionality_tissue")
+        new += ("decompositionality_noise", "decompositionality_tissue", "probe_")
         kept[name] = {key: figure for key, figure in kept[name].items() if not key.startswith(new)}
     figures.write_text(json.dumps(kept))
     values = json.loads(protocol.read_text())
@@ -138,6 +138,21 @@ def test_every_fill_has_a_row_with_the_figure_and_interval_of_every_encoder(page
         assert row.startswith(f"<td>{name}</td>")
         cells = [shown(figures[encoder][key], "{:.1%}") for encoder in ("trained", "untrained", "imagenet")]
         assert [cell for cell in cells if cell not in row] == []
+
+
+def test_every_label_has_a_row_with_the_probes_figure_of_every_encoder(page: str, evaluated_project: Path) -> None:
+    figures = json.loads((evaluated_project / "metrics/properties.json").read_text())
+    part = page[page.index('<section id="labels">') : page.index('<section id="limits">')]
+    rows = part[part.index("<tbody>") : part.index("</tbody>")].split("<tr>")[1:]
+    assert [row[: row.index("</td>")] for row in rows] == ["<td>nodule"]
+    for own in figures["labels"]["nodule"].values():
+        assert shown(own, "{:.3f}") in rows[0]
+    counts = figures["labels"]["nodule"]["trained"]
+    assert f"<td>{counts['num_with']} of {counts['num_with'] + counts['num_without']}</td>" in rows[0]
+    assert f"The trained encoder: {shown(figures['trained']['probe_auroc'], '{:.3f}')}" in part
+    assert "The AUROC is the chance that an image with the label scores above one without it" in part
+    assert "The encoder was not trained on them; a probe of it was" in page
+    assert "never trained on" not in page
 
 
 def test_the_change_of_tokens_is_drawn_for_every_encoder_with_its_figures(page: str, evaluated_project: Path) -> None:
@@ -190,7 +205,7 @@ def test_a_project_from_before_fills_and_the_removal_term_has_a_report(evaluated
     page = report_of(root, tmp_path / "report.html")
     assert "a square in 25 % of the crops, filled with black." in page
     assert "The removal term was off" in page
-    for absent in ("imagenet", "ImageNet", '<table class="fills">', '<div class="removal"'):
+    for absent in ("imagenet", "ImageNet", '<table class="fills">', '<div class="removal"', "linear probe"):
         assert absent not in page[page.index("<body>") :]
 
 

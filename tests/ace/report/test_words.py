@@ -103,6 +103,12 @@ def test_labels_are_spoken_of_only_where_there_are_some(clinic_page: str, evalua
     assert sentence in words_of(evaluated_project)
 
 
+def test_a_set_without_labels_says_that_nothing_can_be_read_off(clinic_page: str) -> None:
+    words = text_of(clinic_page)
+    assert "Not measured: the images have no labels." in words
+    assert "logistic regression" not in words
+
+
 def test_images_kept_out_are_counted_with_their_reasons(clinic_page: str) -> None:
     assert "1 image quarantined (the same file as another image: 1)" in text_of(clinic_page)
 

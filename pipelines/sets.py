@@ -1,0 +1,80 @@
+"""Shard sets in the UI: what they hold, whether they are whole, and the deliveries that they are made of."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dagster import AssetCheckResult, AssetChecksDefinition, AssetSpec, MetadataValue, asset_check
+
+from pipelines.graph import Graph
+from pipelines.lock import asset_key
+from shards.errors import IndexFormatError
+from shards.format import INDEX
+from shards.read import ShardIndex
+from shards.stats import format_statistics, statistics_of
+
+SHARD = "shard"
+"""The stage whose outs are shard sets."""
+VERIFY = "verify"
+MAX_FINDINGS = 20
+
+
+def set_metadata(path: Path) -> dict[str, MetadataValue[Any]]:
+    """Images, patients where they are known, and quarantined images of a shard set; nothing for any other folder."""
+    if not (path / INDEX).is_file():
+        return {}
+    try:
+        index = ShardIndex.open(path, is_checked=False)
+    except IndexFormatError as error:
+        return {"contents": MetadataValue.text(str(error))}
+    statistics = statistics_of(index)
+    counts: dict[str, int] = {"images": sum(statistics["images"].values())}
+    if statistics["dataset"]["patient_grouping"] == "patient":
+        counts["patients"] = sum(statistics["patients"].values())
+    counts["quarantined"] = statistics["quarantined"]["count"]
+    return {
+        **{name: MetadataValue.int(number) for name, number in counts.items()},
+        "contents": MetadataValue.md(f"```\n{format_statistics(statistics)}\n```"),
+    }
+
+
+def build_set_checks(root: Path, graph: Graph) -> list[AssetChecksDefinition]:
+    """One check for each shard set: is it what its index says, byte for byte?"""
+    return [_verified(root, out.path) for stage in graph.stages if stage.word == SHARD for out in stage.outs]
+
+
+def _verified(root: Path, path: str) -> AssetChecksDefinition:
+    description = (
+        "Every tar and report against its sum in the index, as `python -m shards verify` does; reads all of it"
+    )
+
+    @asset_check(asset=asset_key(path), name=VERIFY, description=description)
+    def verify() -> AssetCheckResult:
+        # Here, not above: it takes along what builds shards.
+        from shards.verify import format_findings, verify_set
+
+        findings = verify_set(root / path)
+        shown = "\n".join(["```", format_findings(findings[:MAX_FINDINGS]), "```"])
+        problem = f"{len(findings)} findings; `python -m shards verify {path}` lists them, --repair mends tars"
+        return AssetCheckResult(
+            passed=not findings,
+            description=problem if findings else "all is as it should be",
+            metadata={"findings": MetadataValue.md(shown)} if findings else {},
+        )
+
+    return verify
+
+
+def build_deliveries(graph: Graph) -> list[AssetSpec]:
+    """The raw deliveries, which nothing here makes: a source for each manifest that a stage reads."""
+    groups: Mapping[str, str] = {path: stage.meta.group for stage in graph.stages for path in stage.deliveries}
+    return [
+        AssetSpec(
+            asset_key(path),
+            description="Images that were registered with `python -m shards register`. They stay where they are; the "
+            "manifest lists them and is private.",
+            group_name=group,
+            kinds={"delivery"},
+        )
+        for path, group in groups.items()
+    ]
