@@ -40,7 +40,15 @@ def shard(arguments: argparse.Namespace) -> None:
     execution = RayCluster(arguments.ray) if arguments.ray else Processes(arguments.num_workers)
     if isinstance(batch.source, RegisteredSourceParams):
         warn_of_published_key(batch.source.id_key_fingerprint)
-    build_shards(arguments.batch, batch.source, batch.grid, batch.shard, out, execution=execution)
+    build_shards(
+        arguments.batch,
+        batch.source,
+        batch.grid,
+        batch.shard,
+        out,
+        selection=batch.selection,
+        execution=execution,
+    )
 
 
 def register(arguments: argparse.Namespace) -> None:
@@ -51,11 +59,13 @@ def register(arguments: argparse.Namespace) -> None:
     from shards.errors import ConfigError
     from shards.project import Project
     from shards.register import check_paths_fit, register_batch
+    from shards.selection import parse_select
     from shards.sources.dicom_tree import DicomTreeSource
     from shards.sources.folder import FolderSource
     from shards.sources.patients import parse_patient_rule
     from shards.sources.registry import open_source
 
+    select = None if arguments.select is None else parse_select(arguments.select)
     source = open_source(arguments.source)
     if isinstance(source, FolderSource | DicomTreeSource):
         rule = parse_patient_rule(arguments.patient_from) if arguments.patient_from is not None else None
@@ -78,6 +88,7 @@ def register(arguments: argparse.Namespace) -> None:
         site=arguments.site,
         only=arguments.only,
         normalize=arguments.normalize,
+        select=select,
         project=Project(arguments.params, arguments.dvc),
     )
 
@@ -225,6 +236,14 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("official", "hash"),
         default="official",
         help="official: the dataset's own splits where it has them; hash: all patients by their keyed hash",
+    )
+    command.add_argument(
+        "--select",
+        action="append",
+        metavar="KEY=VALUE",
+        help="take these images of the folder alone, as view=frontal, view=PA,AP, body_part=chest, label=Edema,Mass, "
+        "age=18.., sex=F; several: each must hold; images of which the value is unknown stay unless unknown=drop. "
+        "Default: of public chest radiographs view=frontal, else all; view=any takes all views",
     )
     command.add_argument("--sex", action="store_true", help="let the shards say the sex; default: they do not")
     command.add_argument(
