@@ -110,6 +110,22 @@ def keep(arguments: argparse.Namespace) -> None:
     keep_images(arguments.name, arguments.keys, Project(arguments.params))
 
 
+def exclude(arguments: argparse.Namespace) -> None:
+    """Exclude images of a batch from training, evaluation, embedding and the report; its shards stay as they are. Keys
+    are those of `show`, `verify` and quality.parquet. The list is data/manifests/NAME.exclude.txt, a line an image, or
+    `patient` and the key of a patient; after editing it, give the command without keys."""
+    from shards.exclusion import list_path
+    from shards.project import Project, exclude_images
+
+    project = Project(arguments.params, arguments.dvc)
+    if arguments.list:
+        path = list_path(arguments.name, project.root)
+        print(path.read_text(encoding="utf-8") if path.is_file() else f"no image of {arguments.name} is excluded")
+    else:
+        keys = [*arguments.keys, *(arguments.undo or ())]
+        exclude_images(arguments.name, keys, arguments.patient, project, undo=arguments.undo is not None)
+
+
 def settings(arguments: argparse.Namespace) -> None:
     """Give batches the sections `grid` and `shard` that the params file has now; the next `dvc repro` builds their
     shards again with them. Each batch has its own copy in batches/NAME.yaml, from when it was registered, so that
@@ -144,6 +160,7 @@ _EPILOG = """from images to shards:
   python -m shards build --batch NAME                 what `dvc repro` runs
   python -m shards verify data/shards/NAME            then stats, show
   python -m shards keep NAME KEY …                    images that the quality pass left out by mistake
+  python -m shards exclude NAME KEY …                 images that nothing shall read any more
   python -m shards relocate NAME FOLDER               its images were moved
   python -m shards remove NAME                        the project without this batch
 """
@@ -267,6 +284,22 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("keys", nargs="*", metavar="KEY", help="of an image; none: take the list as it was edited")
     _add_params_option(command)
     command.set_defaults(run=keep)
+
+    command = commands.add_parser(
+        "exclude", help="exclude single images or a patient from all that reads a batch", description=exclude.__doc__
+    )
+    command.add_argument("name", metavar="NAME", help="a key of `batches` in the params file, as clinic-b000")
+    command.add_argument("keys", nargs="*", metavar="KEY", help="of an image; none: take the list as it was edited")
+    command.add_argument(
+        "--patient", action="append", default=[], metavar="KEY", help="of a patient, all of whose images are meant"
+    )
+    what = command.add_mutually_exclusive_group()
+    what.add_argument("--list", action="store_true", help="print the list and change nothing")
+    what.add_argument(
+        "--undo", nargs="*", metavar="KEY", help="take these, and those of --patient, off the list: they are read again"
+    )
+    _add_project_options(command)
+    command.set_defaults(run=exclude)
 
     command = commands.add_parser(
         "settings", help="build batches again with the params file's grid and shard", description=settings.__doc__

@@ -32,6 +32,7 @@ from shards.delivery import (
     iterate_manifest,
 )
 from shards.errors import ConfigError, SourceError
+from shards.exclusion import record_dep, record_path
 from shards.format import MANIFESTS
 from shards.growth import Growth, Registered, Settled, grow, read_settled, unchanged_files
 from shards.identity import IdKey, load_id_key, read_id_key, split_of
@@ -60,7 +61,7 @@ from shards.sources.files import is_file, list_files
 from shards.sources.folder import read_label_rows
 from shards.sources.images import SUFFIXES
 from shards.sources.patients import OPTION as PATIENT_OPTION
-from shards.yaml_lines import SHARDS, add_deps, add_item, consumers, drop_deps, keep_items, set_value
+from shards.yaml_lines import SHARDS, add_deps, add_item, consumers, drop_deps, keep_items, set_dep, set_value
 
 PHANTOM = "data/phantom"
 Normalize = Literal["shared", "own"]
@@ -221,6 +222,10 @@ def register_batch(
             params_text = set_value(params_text, "evaluate", "batch", name)
             others = {batch for found in consumers(dvc_text).values() for batch in found} - {name}
             dvc_text = drop_deps(dvc_text, {PHANTOM} | {SHARDS + other for other in others})
+            for other in set(batches) - {name}:
+                dvc_text = set_dep(dvc_text, record_dep(other), other, is_there=False)
+        is_excluded = record_path(name, project.root).is_file()  # of a batch that was taken out before
+        dvc_text = set_dep(dvc_text, record_dep(name), name, is_there=is_excluded)
         copies = []
         left_out = {**_left_out(listing, growth, root, kind), **selection.left_out}
         with clear_when_full(project.root):

@@ -25,6 +25,7 @@ def statistics_of(index: ShardIndex) -> dict[str, Any]:
         **values["counts"],
         **values["statistics"],
         "quarantined": values["quarantined"],
+        **({"excluded": index.count_excluded()} if index.excluded else {}),
     }
 
 
@@ -59,6 +60,10 @@ def format_statistics(statistics: dict[str, Any]) -> str:
     reasons = statistics["quarantined"]["reasons"]
     lines += ["", f"quarantined: {statistics['quarantined']['count']}"]
     lines += [f"  {count:,} × {reason}" for reason, count in reasons.items()]
+    if "excluded" in statistics:
+        counts = ", ".join(f"{split} {number:,}" for split, number in statistics["excluded"].items())
+        total = sum(statistics["excluded"].values())
+        lines.append(f"excluded, in the shards and read by nothing: {total:,} images ({counts})")
     lines += [f"warning: {warning}" for warning in annotation_warnings(statistics)]
     return "\n".join(lines)
 

@@ -114,7 +114,7 @@ def evaluate(
     metrics_path: Path,
     evidence_dir: Path,
     *,
-    manifests: Path = MANIFESTS,
+    project: Path = Path(),
     measured: MeasuredParams | None = None,
 ) -> None:
     """Measure what method.md §5 names, write the metrics, and keep the arrays that the report draws.
@@ -125,8 +125,8 @@ def evaluate(
         model_dir: The trained model.
         metrics_path: JSON of figures, each with n, chance and interval, and under `measured` whose they are.
         evidence_dir: Folder of .npz files, replaced as a whole.
-        manifests: Folder of the project's manifests, with which the file names that a published model lists are
-            compared.
+        project: The folder of params.yaml: its manifests are compared with the file names that a published model lists,
+            and it says which images of the batch are excluded.
         measured: The batch's own mean and std, for a model that was not trained with it.
 
     Raises:
@@ -134,11 +134,11 @@ def evaluate(
             and no mean and std, or a reference encoder that cannot be had.
         ContaminationError: the model was trained on some of the patients.
     """
-    index = ShardIndex.open(location_of(shards_root, params.batch))
+    index = ShardIndex.open(location_of(shards_root, params.batch)).without_excluded(project)
     is_accepted, split = params.accept_shared_images, params.split
     independence = check_independence(model_dir, index, is_accepted=is_accepted, split=split)
     if independence["num_shared_patients"] is None:
-        independence |= check_image_names(model_dir, index, manifests, is_accepted=is_accepted, split=split)
+        independence |= check_image_names(model_dir, index, project / MANIFESTS, is_accepted=is_accepted, split=split)
     warn_of_unknown_patients(
         independence.get("batches_without_patients", ()), "the figures may be too good, by an unknown amount"
     )

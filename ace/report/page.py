@@ -226,7 +226,7 @@ def _removal(project: Project) -> dict[str, Any] | None:
 
 def _sample(index: ShardIndex, seed: int) -> Any:
     rows = index.select("train")
-    rows = rows if len(rows) else np.arange(len(index.rows))
+    rows = rows if len(rows) else index.select("all")
     return ShardReader(index).read(int(rows[seed % len(rows)]))
 
 

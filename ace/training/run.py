@@ -38,6 +38,7 @@ CODE = (
     "shards/config.py",
     "shards/contamination.py",
     "shards/errors.py",
+    "shards/exclusion.py",
     "shards/format.py",
     "shards/grid.py",
     "shards/identity.py",
