@@ -36,6 +36,7 @@ from shards.exclusion import record_dep, record_path
 from shards.format import MANIFESTS
 from shards.growth import Growth, Registered, Settled, grow, read_settled, unchanged_files
 from shards.identity import IdKey, load_id_key, read_id_key, split_of
+from shards.modality import check_mixture
 from shards.normalisation import Normalisation, as_written
 from shards.params import (
     BatchParams,
@@ -266,6 +267,8 @@ def register_batch(
             shared=shared,
             takes_grey=_takes_grey(values),
         )
+        if mix is not None:
+            _report_mixture({**kept, name: item}, values, name)
         if only:
             _report_only(name, sorted(set(batches) - {name}), copies)
         else:
@@ -771,6 +774,16 @@ def _report(
             f"{mean} and std {std} in mix.{name}",
             file=sys.stderr,
         )
+
+
+def _report_mixture(batches: Mapping[str, BatchParams], values: Mapping[str, Any], new: str) -> None:
+    """Say at once what training would refuse."""
+    mixed = {*(values.get("mix") or {}), new}
+    pictures = {name: (batch.source.kind, batch.source.channels) for name, batch in batches.items() if name in mixed}
+    try:
+        check_mixture(pictures, is_accepted=bool((values.get("pretrain") or {}).get("accept_mixed_images")))
+    except ConfigError as error:
+        print(f"warning: {error}", file=sys.stderr)
 
 
 def _report_only(name: str, others: Sequence[str], copies: Sequence[Path]) -> None:

@@ -36,6 +36,7 @@ from ace.training.whitening import fit_whitening
 from shards.atomic import replace_directory, write_text
 from shards.errors import ConfigError
 from shards.lineage import names_without_patients, warn_of_unknown_patients, write_lineage
+from shards.modality import check_mixture
 from shards.params import GridParams, MixParams
 from shards.read import ShardIndex
 from shards.store import Location, location_of
@@ -90,8 +91,9 @@ def pretrain(
 
     Raises:
         SourceError: images of a batch are excluded, and the list that says which is missing or another.
-        ConfigError: shards of another grid, fewer images than a batch, a batch that does not divide, a backbone that
-            does not fit the grid or the division, or a run directory that is in use or was begun with other inputs.
+        ConfigError: shards of another grid, batches of several kinds of pictures, fewer images than a batch, a batch
+            that does not divide, a backbone that does not fit the grid or the division, or a run directory that is in
+            use or was begun with other inputs.
         NonfiniteError: loss or gradient was not finite.
         DivergedError: processes had different networks.
         StoppedError: asked to end by a signal or the time limit; the state is saved.
@@ -101,6 +103,8 @@ def pretrain(
         if ranks.is_first:
             print(_outset(ranks, params.precision), file=sys.stderr)
         indexes = ranks.together(lambda: _open_indexes(mix, shards_root, project))
+        pictures = {name: (str(index.values["dataset"]["kind"]), index.channels) for name, index in indexes.items()}
+        ranks.together(lambda: check_mixture(pictures, is_accepted=params.accept_mixed_images))
         if ranks.is_first:
             unknown = names_without_patients({name: index.values["dataset"] for name, index in indexes.items()})
             warn_of_unknown_patients(unknown, "what is measured of this model may be too good")
