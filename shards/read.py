@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -171,6 +171,11 @@ class ShardIndex:
             return self
         fingerprint = hashlib.sha256(f"{self.fingerprint} {excluded.sha256}".encode()).hexdigest()
         return replace(self, excluded=excluded, fingerprint=fingerprint)
+
+    def without_patients(self, patients: Collection[str]) -> "ShardIndex":
+        """Return the same set without all images of some patients."""
+        excluded = replace(self.excluded, patients=self.excluded.patients.union(patients))
+        return replace(self, excluded=excluded)
 
     def count_excluded(self) -> dict[str, int]:
         """Return how many images of each split are excluded."""

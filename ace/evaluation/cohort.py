@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 
 from ace.evaluation.embedding import Image
 from shards.grid import GridSpec
@@ -42,11 +42,15 @@ class Cohort:
 def read_cohort(index: ShardIndex, split: Split, max_patients: int, seed: int) -> Cohort:
     """Choose patients of one split of a shard set, one image of each, by seed."""
     reader = ShardReader(index)
-    rng = np.random.default_rng(seed)
-    rows = rng.permutation(index.select(split))
-    _, first_of_patient = np.unique(index.rows["patient"][rows], return_index=True)
-    chosen = rows[np.sort(first_of_patient)][:max_patients]
+    chosen = choose_rows(index, split, max_patients, seed)
     return Cohort(index.name, split, index.spec, tuple(_read_subject(reader, int(row)) for row in chosen))
+
+
+def choose_rows(index: ShardIndex, split: Split, max_patients: int, seed: int) -> Int64[np.ndarray, "num_patients"]:
+    """Choose patients of one split, by seed; the rows of one image of each."""
+    rows = np.random.default_rng(seed).permutation(index.select(split))
+    _, first_of_patient = np.unique(index.rows["patient"][rows], return_index=True)
+    return rows[np.sort(first_of_patient)][:max_patients]
 
 
 def _read_subject(reader: ShardReader, row: int) -> Subject:
