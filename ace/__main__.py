@@ -52,6 +52,7 @@ def pretrain(arguments: argparse.Namespace) -> None:
                     metrics_dir=arguments.metrics,
                     request=request,
                     options=options,
+                    project=arguments.params.parent,
                 )
     except StoppedError as stop:
         print(stop, file=sys.stderr)
@@ -68,7 +69,6 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from ace.evaluation.params import EvaluateParams
     from ace.zoo.shipped import find_model
     from shards.batches import read_batches
-    from shards.format import MANIFESTS
 
     values = values_of(arguments)
     flags = {"batch": arguments.batch, "split": arguments.split}
@@ -82,7 +82,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         find_model(arguments.model),
         arguments.metrics,
         arguments.out,
-        manifests=arguments.params.parent / MANIFESTS,
+        project=arguments.params.parent,
         measured=batches[params.batch].measured if is_registered else None,
     )
 
@@ -139,7 +139,7 @@ def embed(arguments: argparse.Namespace) -> None:
     if is_shard_set(arguments.source):
         if arguments.hash_keys:
             raise ConfigError("--hash-keys is for folders; the keys of a shard set name nobody")
-        index = ShardIndex.open(arguments.source)
+        index = ShardIndex.open(arguments.source).without_excluded(Path())
         images, batch, trimmed = open_shards(index, arguments.split), index.name, index.spec.trim_level
     else:
         if arguments.split != "all":

@@ -18,6 +18,7 @@ from shards.config import DEFAULT_PARAMS, Section, read_params
 from shards.contamination import Origin, check_shared_images
 from shards.errors import ConfigError
 from shards.format import MANIFESTS
+from shards.modality import check_mixture
 from shards.params import BatchParams, GridParams, MixParams, ShardParams, check_batch_name
 from shards.phantom.params import PhantomParams
 
@@ -109,6 +110,8 @@ def check_config(config: Config, batches: Mapping[str, BatchParams]) -> None:
 
     _check_grids(config, batches)
     _check_shared_images(config, batches)
+    pictures = {name: (batches[name].source.kind, batches[name].source.channels) for name in config.trained_batches}
+    check_mixture(pictures, is_accepted=config.pretrain.accept_mixed_images)
     for name in config.used_batches:
         if name in config.mix:
             config.mix[name].normalisation(config.pretrain.backbone.in_channels, name)

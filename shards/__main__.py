@@ -40,7 +40,15 @@ def shard(arguments: argparse.Namespace) -> None:
     execution = RayCluster(arguments.ray) if arguments.ray else Processes(arguments.num_workers)
     if isinstance(batch.source, RegisteredSourceParams):
         warn_of_published_key(batch.source.id_key_fingerprint)
-    build_shards(arguments.batch, batch.source, batch.grid, batch.shard, out, execution=execution)
+    build_shards(
+        arguments.batch,
+        batch.source,
+        batch.grid,
+        batch.shard,
+        out,
+        selection=batch.selection,
+        execution=execution,
+    )
 
 
 def register(arguments: argparse.Namespace) -> None:
@@ -51,11 +59,13 @@ def register(arguments: argparse.Namespace) -> None:
     from shards.errors import ConfigError
     from shards.project import Project
     from shards.register import check_paths_fit, register_batch
+    from shards.selection import parse_select
     from shards.sources.dicom_tree import DicomTreeSource
     from shards.sources.folder import FolderSource
     from shards.sources.patients import parse_patient_rule
     from shards.sources.registry import open_source
 
+    select = None if arguments.select is None else parse_select(arguments.select)
     source = open_source(arguments.source)
     if isinstance(source, FolderSource | DicomTreeSource):
         rule = parse_patient_rule(arguments.patient_from) if arguments.patient_from is not None else None
@@ -78,6 +88,7 @@ def register(arguments: argparse.Namespace) -> None:
         site=arguments.site,
         only=arguments.only,
         normalize=arguments.normalize,
+        select=select,
         project=Project(arguments.params, arguments.dvc),
     )
 
@@ -97,6 +108,22 @@ def keep(arguments: argparse.Namespace) -> None:
     from shards.project import Project, keep_images
 
     keep_images(arguments.name, arguments.keys, Project(arguments.params))
+
+
+def exclude(arguments: argparse.Namespace) -> None:
+    """Exclude images of a batch from training, evaluation, embedding and the report; its shards stay as they are. Keys
+    are those of `show`, `verify` and quality.parquet. The list is data/manifests/NAME.exclude.txt, a line an image, or
+    `patient` and the key of a patient; after editing it, give the command without keys."""
+    from shards.exclusion import list_path
+    from shards.project import Project, exclude_images
+
+    project = Project(arguments.params, arguments.dvc)
+    if arguments.list:
+        path = list_path(arguments.name, project.root)
+        print(path.read_text(encoding="utf-8") if path.is_file() else f"no image of {arguments.name} is excluded")
+    else:
+        keys = [*arguments.keys, *(arguments.undo or ())]
+        exclude_images(arguments.name, keys, arguments.patient, project, undo=arguments.undo is not None)
 
 
 def settings(arguments: argparse.Namespace) -> None:
@@ -134,6 +161,7 @@ _EPILOG = """from images to shards:
   python -m shards verify data/shards/NAME            then stats, show
   python -m shards gallery --batch NAME --out FILE.html
   python -m shards keep NAME KEY …                    images that the quality pass left out by mistake
+  python -m shards exclude NAME KEY …                 images that nothing shall read any more
   python -m shards relocate NAME FOLDER               its images were moved
   python -m shards remove NAME                        the project without this batch
 """
@@ -228,6 +256,14 @@ def build_parser() -> argparse.ArgumentParser:
         default="official",
         help="official: the dataset's own splits where it has them; hash: all patients by their keyed hash",
     )
+    command.add_argument(
+        "--select",
+        action="append",
+        metavar="KEY=VALUE",
+        help="take these images of the folder alone, as view=frontal, view=PA,AP, body_part=chest, label=Edema,Mass, "
+        "age=18.., sex=F; several: each must hold; images of which the value is unknown stay unless unknown=drop. "
+        "Default: of public chest radiographs view=frontal, else all; view=any takes all views",
+    )
     command.add_argument("--sex", action="store_true", help="let the shards say the sex; default: they do not")
     command.add_argument(
         "--only",
@@ -250,6 +286,22 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("keys", nargs="*", metavar="KEY", help="of an image; none: take the list as it was edited")
     _add_params_option(command)
     command.set_defaults(run=keep)
+
+    command = commands.add_parser(
+        "exclude", help="exclude single images or a patient from all that reads a batch", description=exclude.__doc__
+    )
+    command.add_argument("name", metavar="NAME", help="a key of `batches` in the params file, as clinic-b000")
+    command.add_argument("keys", nargs="*", metavar="KEY", help="of an image; none: take the list as it was edited")
+    command.add_argument(
+        "--patient", action="append", default=[], metavar="KEY", help="of a patient, all of whose images are meant"
+    )
+    what = command.add_mutually_exclusive_group()
+    what.add_argument("--list", action="store_true", help="print the list and change nothing")
+    what.add_argument(
+        "--undo", nargs="*", metavar="KEY", help="take these, and those of --patient, off the list: they are read again"
+    )
+    _add_project_options(command)
+    command.set_defaults(run=exclude)
 
     command = commands.add_parser(
         "settings", help="build batches again with the params file's grid and shard", description=settings.__doc__

@@ -9,10 +9,8 @@ from ruamel.yaml import YAML
 from shards.atomic import write_text
 from shards.config import read_params
 from shards.errors import ConfigError
-from shards.format import MANIFESTS
+from shards.format import BATCHES, MANIFESTS
 from shards.params import BatchParams, GridParams, RegisteredSourceParams, ShardParams, parse_names
-
-BATCHES = Path("batches")
 
 
 def batch_path(name: str, project: Path) -> Path:

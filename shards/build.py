@@ -3,9 +3,10 @@
 import hashlib
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from shards.atomic import check_room, clear_when_full, write_text
 from shards.delivery import format_manifest, hashed, identify
@@ -35,6 +36,7 @@ def build_shards(
     params: ShardParams,
     out: Path,
     *,
+    selection: Mapping[str, Any] | None = None,
     execution: Execution | None = None,
 ) -> None:
     """Build the shard set of one batch; `out` appears whole or not at all.
@@ -50,6 +52,7 @@ def build_shards(
         grid: Section `grid`.
         params: Section `shard`.
         out: Folder of the shard set.
+        selection: Which images of the delivery it has, for the index.
         execution: Where tars are built; one process a core if None. The result does not depend on it.
 
     Raises:
@@ -72,7 +75,7 @@ def build_shards(
         inspection = inspect(plan, params.quality, scratch, kept, num_workers)
         originals = _list_originals(batch, source, inspection)
         check_quarantine(batch, inspection, params.max_quarantined_fraction, originals)
-        values = publish(inspection, encoder, scratch, out)
+        values = publish(inspection, encoder, scratch, out, selection)
         warnings = [*annotation_warnings(values["counts"]), *keep_warnings(kept, inspection)]
     print(describe(values), file=sys.stderr)
     for warning in warnings:

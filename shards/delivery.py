@@ -167,6 +167,7 @@ def _published(record: Record, key: IdKey, *, has_sex: bool) -> Record:
         patient=key.pseudonym("patient", record.patient),
         study=record.study if key.is_public else study,
         split=None,
+        body_part=None,
         sex=record.sex if has_sex else None,
         age_years=None if record.age_years is None else float(_bucket(record.age_years)),
     )

@@ -17,6 +17,8 @@ INDEX = "index.json"
 ROWS = "samples.npy"
 QUARANTINE = "quarantine.csv"
 CONTACT_SHEET = "contact_sheet.png"
+BATCHES = Path("batches")
+"""The files of a project that decide its batches."""
 MANIFESTS = Path("data/manifests")
 """Beside the shards in a project, and private: file names of patients' images, and the folders that hold them."""
 

@@ -67,13 +67,20 @@ def _listed(inspection: Inspection) -> list[list[str]]:
     return [[item["place"], item["reason"]] for _, item in inspection.quarantined()]
 
 
-def publish(inspection: Inspection, encoder: Encoder, scratch: Path, out: Path) -> dict[str, Any]:
-    """Put the finished set together beside `out` and move it there in one step; returns the content of index.json."""
+def publish(
+    inspection: Inspection, encoder: Encoder, scratch: Path, out: Path, selection: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Put the finished set together beside `out` and move it there in one step; returns the content of index.json.
+
+    `selection` says which images of the delivery it has, where not all of them.
+    """
     with atomic_directory(out) as finished:
-        return _write_set(inspection, encoder, scratch, finished)
+        return _write_set(inspection, encoder, scratch, finished, selection)
 
 
-def _write_set(inspection: Inspection, encoder: Encoder, scratch: Path, finished: Path) -> dict[str, Any]:
+def _write_set(
+    inspection: Inspection, encoder: Encoder, scratch: Path, finished: Path, selection: Mapping[str, Any] | None
+) -> dict[str, Any]:
     tally, header, quarantined = _Tally(), inspection.plan.header, _listed(inspection)
     shards: list[dict[str, Any]] = []
     with closing(_RowWriter(finished / ROWS, inspection.plan.num_images - len(quarantined))) as rows:
@@ -93,6 +100,7 @@ def _write_set(inspection: Inspection, encoder: Encoder, scratch: Path, finished
             "patient_grouping": header.patient_grouping,
             "shares_images_with": list(header.shares_images_with),
             "split_rule": header.split_rule,
+            **({} if selection is None else {"selection": dict(selection)}),
         },
         "spec": encoder.spec.to_json(),
         "channels": encoder.channels,

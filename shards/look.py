@@ -112,7 +112,7 @@ def stats(arguments: argparse.Namespace) -> None:
     from shards.read import ShardIndex
     from shards.stats import format_statistics, statistics_of
 
-    found = [statistics_of(ShardIndex.open(location)) for location in arguments.sets]
+    found = [statistics_of(ShardIndex.open(location).without_excluded(Path())) for location in arguments.sets]
     print(json.dumps(found, indent=1) if arguments.json else "\n\n".join(map(format_statistics, found)))
 
 

@@ -17,6 +17,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 FINGERPRINT = r"^idkey-[0-9a-f]{16}$"
 SITE = r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$"
+AGES = r"^\d{0,3}\.\.\d{0,3}$"
 
 
 class ScaleParams(Section):
@@ -232,6 +233,47 @@ class MeasuredParams(Section):
         return Normalisation(self.mean, self.std)
 
 
+class SelectParams(Section):
+    """Which images of a delivery a batch takes: those that fit every rule; a rule that is not there takes all."""
+
+    view: tuple[str, ...] | None = None
+    """Codes as PA; `frontal` and `lateral` stand for all codes of their kind (docs/data.md)."""
+    body_part: tuple[str, ...] | None = None
+    """As `chest`; what a DICOM header says."""
+    label: tuple[str, ...] | None = None
+    """Findings, of which an image shows at least one."""
+    age: str | None = Field(default=None, pattern=AGES)
+    """Years, FROM..TO, both included, either may be missing."""
+    sex: tuple[Literal["F", "M", "O"], ...] | None = None
+    """As recorded."""
+    unknown: Literal["drop"] | None = None
+    """`drop` leaves out images of which a rule's value is unknown; without it they are kept."""
+
+    @property
+    def ages(self) -> tuple[float, float]:
+        """The first and the last year."""
+        first, _, last = (self.age or "..").partition("..")
+        return float(first or 0), float(last or math.inf)
+
+    @model_validator(mode="after")
+    def _ages_are_in_order(self) -> Self:
+        first, last = self.ages
+        if first > last:
+            raise ValueError(f"age {self.age}: from {first:g} to {last:g} years are none; write the lower one first")
+        return self
+
+
+class SelectedParams(Section):
+    """What the rules did when the batch was registered."""
+
+    num_listed: int = Field(ge=1)
+    """Images that the source found."""
+    left_out: dict[str, int]
+    """Rule → images that it left out; the first rule that an image does not fit counts."""
+    unknown: dict[str, int]
+    """Rule → images that were kept though nothing is known of them."""
+
+
 class BatchParams(Section):
     """One immutable delivery of images, the file `batches/NAME.yaml`: everything that decides its shards.
 
@@ -241,12 +283,26 @@ class BatchParams(Section):
 
     source: SourceParams
     """Where its images come from."""
+    select: SelectParams | None = None
+    """Which images of the delivery it has; None, as in batches of earlier versions: all."""
+    selected: SelectedParams | None = None
+    """How many the rules left out."""
     measured: MeasuredParams
     """How bright its images are; decides nothing in its shards."""
     grid: GridParams
     """The grid of its shards; training asks for the one in params.yaml."""
     shard: ShardParams
     """How its images become shards."""
+
+    @property
+    def selection(self) -> dict[str, Any] | None:
+        """What the index says of the rules and what they did; None where there are none."""
+        if self.select is None or self.selected is None:
+            return None
+        return {
+            "rules": self.select.model_dump(mode="json", exclude_none=True),
+            **self.selected.model_dump(mode="json"),
+        }
 
 
 def parse_mix(values: Any, where: str) -> dict[str, MixParams]:

@@ -4,9 +4,9 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from shards import jpeg
 from shards.cache import StoredFile
 from shards.canvas import Canvas
 from shards.errors import ConfigError, DamagedImageError, GridError, IndexFormatError
+from shards.exclusion import NOTHING, Exclusion, read_exclusion
 from shards.format import (
     FORMAT_VERSION,
     HALF_SUFFIX,
@@ -51,13 +52,16 @@ class ShardIndex:
         store: Where its files lie.
         values: The content of index.json.
         rows: One row of `ROW_DTYPE` per sample, memory-mapped, in the order of the shards.
-        fingerprint: sha256 of index.json, and so, through the hashes in it, of the whole set.
+        fingerprint: sha256 of index.json, and so, through the hashes in it, of the whole set; with what is excluded, if
+            anything is.
+        excluded: What is not read of it.
     """
 
     store: Store
     values: dict[str, Any]
     rows: np.ndarray
     fingerprint: str
+    excluded: Exclusion = NOTHING
 
     @classmethod
     def open(cls, location: Location | LocalStore | RemoteStore, *, is_checked: bool = True) -> "ShardIndex":
@@ -153,15 +157,44 @@ class ShardIndex:
         """mean and std of the training images' foreground in [0, 1], and counts of images, patients, labels, views."""
         return {**self.values["statistics"], **self.values["counts"]}
 
-    def select(self, split: Split) -> Int64[np.ndarray, "num_samples"]:
-        """Rows of a split, in the order of its shards; a tar is of one split, so no row is looked at."""
+    def without_excluded(self, project: Path) -> "ShardIndex":
+        """Return the same set without what a project excludes of its batch; sizes and statistics stay those of all.
+
+        Args:
+            project: The folder of params.yaml.
+
+        Raises:
+            SourceError: the project excludes images of it, and the list that says which is missing or another.
+        """
+        excluded = read_exclusion(self.name, project)
+        if not excluded:
+            return self
+        fingerprint = hashlib.sha256(f"{self.fingerprint} {excluded.sha256}".encode()).hexdigest()
+        return replace(self, excluded=excluded, fingerprint=fingerprint)
+
+    def without_patients(self, patients: Collection[str]) -> "ShardIndex":
+        """Return the same set without all images of some patients."""
+        excluded = replace(self.excluded, patients=self.excluded.patients.union(patients))
+        return replace(self, excluded=excluded)
+
+    def count_excluded(self) -> dict[str, int]:
+        """Return how many images of each split are excluded."""
+        is_excluded = self.excluded.of(self.rows)
+        return {name: int(is_excluded[self.rows["split"] == number].sum()) for number, name in enumerate(SPLITS)}
+
+    def select(self, split: Split | Literal["all"]) -> Int64[np.ndarray, "num_samples"]:
+        """Rows of a split, or of all, in the order of the shards, without excluded ones.
+
+        A tar is of one split, so that no row is looked at where none is excluded.
+        """
         ends = np.cumsum([shard["num_samples"] for shard in self.shards], dtype=np.int64)
         runs = [
             np.arange(end - shard["num_samples"], end, dtype=np.int64)
             for shard, end in zip(self.shards, ends, strict=True)
-            if shard["split"] == split
+            if split in (shard["split"], "all")
         ]
-        return np.concatenate([np.zeros(0, np.int64), *runs])
+        rows = np.concatenate([np.zeros(0, np.int64), *runs])
+        return rows[~self.excluded.of(self.rows[rows])] if self.excluded else rows
 
     def tar_numbers(self, rows: Int64[np.ndarray, "num_samples"]) -> Int64[np.ndarray, "num_samples"]:
         """Which of `shards` each of some rows lies in; from the tars' sizes, so no row is looked at."""

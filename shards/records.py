@@ -139,6 +139,7 @@ class Record:
             is one text, however its letters were typed.
         study: The dataset's own study id, likewise.
         view: A short code, as PA.
+        body_part: A DICOM word, as HAND, where a header has one; selects images and stays in this package.
         labels: Finding → label, the same findings for every image of a dataset.
         masks: Structure → where it is drawn; one that is called as a label (`structure_of`) shows that finding.
         boxes: Rectangles of findings.
@@ -169,6 +170,7 @@ class Record:
     spacing_mm: Spacing = None
     raw: RawLayout | None = None
     known_defect: str | None = None
+    body_part: str | None = None
 
     def __post_init__(self) -> None:
         """Compose the letters of the ids that are hashed."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Int
@@ -33,22 +33,28 @@ from shards.delivery import (
     iterate_manifest,
 )
 from shards.errors import ConfigError, SourceError
+from shards.exclusion import record_dep, record_path
 from shards.format import MANIFESTS
 from shards.growth import Growth, Registered, Settled, grow, read_settled, unchanged_files
 from shards.identity import IdKey, load_id_key, read_id_key, split_of
+from shards.modality import check_mixture
 from shards.normalisation import Normalisation, as_written
 from shards.params import (
     BatchParams,
     GridParams,
     MeasuredParams,
     RegisteredSourceParams,
+    SelectParams,
     ShardParams,
+    SourceKind,
     check_batch_name,
 )
 from shards.progress import progress
 from shards.project import Project, portable
 from shards.published_key import warn_of_published_key
 from shards.records import Record, files_of
+from shards.selection import OPTION as SELECT_OPTION
+from shards.selection import Selection, describe, describe_mixture, select_images, select_of
 from shards.sites import OPTION as SITE_OPTION
 from shards.sites import choose_site, count_namesakes
 from shards.sources.base import OWN_KINDS, Listing, Source
@@ -56,7 +62,7 @@ from shards.sources.files import is_file, list_files
 from shards.sources.folder import read_label_rows
 from shards.sources.images import SUFFIXES
 from shards.sources.patients import OPTION as PATIENT_OPTION
-from shards.yaml_lines import SHARDS, add_deps, add_item, consumers, drop_deps, keep_items, set_value
+from shards.yaml_lines import SHARDS, add_deps, add_item, consumers, drop_deps, keep_items, set_dep, set_value
 
 PHANTOM = "data/phantom"
 Normalize = Literal["shared", "own"]
@@ -78,6 +84,7 @@ def register_batch(
     site: str | None = None,
     only: bool = False,
     normalize: Normalize = "shared",
+    select: Mapping[str, Any] | None = None,
     project: Project | None = None,
 ) -> None:
     """Add images to the project; `dvc repro` then does the rest.
@@ -103,17 +110,25 @@ def register_batch(
         only: Take every other batch out of the project.
         normalize: `shared`: the mean and std of an earlier batch of the mix with the same source, site and channels, so
             that one model has one normalisation for all of them; `own`: those of the batch's own images.
+        select: Which images of the folder the batch takes (`shards.selection.parse_select`); None: as the batch's file
+            says, or of a new batch of chest radiographs the frontal views.
         project: Where params.yaml and dvc.yaml are.
 
     Raises:
         ConfigError: the name is taken by other files or unfit, the files of the project are not as expected, or the
             only batch would have no part in training.
-        SourceError: the folder is not as the source expects, no image in it can be read, or, with `only`, it has too
-            few test patients to measure on.
+        SourceError: the folder is not as the source expects, no image in it is selected or can be read, or, with
+            `only`, it has too few test patients to measure on.
         IdKeyError: there is no identity key, or another one than the project's.
     """
     project = project or Project()
     check_batch_name(name)
+    if source.info.name not in get_args(SourceKind):
+        raise ConfigError(
+            f"--source {source.info.name}: built in, and no folder to register: its stage makes it (`python -m shards "
+            "phantom`), and a new project has it as the batch phantom-b000; expected another of `python -m shards "
+            "sources`"
+        )
     if only and not weight:
         raise ConfigError(f"the only batch {name} would have the weight 0: nothing to train on; expected one above 0")
     with project.editing():
@@ -135,17 +150,22 @@ def register_batch(
         listing = _read(source, root)
         check_records(listing.records, str(root))
         _check_official_splits(listing, split_rule)
-        settled = read_settled(root, _others(name, kept, project))
-        listing = replace(listing, records=_hashed(listing.records, root, settled))
         known = batches.get(name)
         # A batch that was taken out has its file still: it comes back as it was, with its settings and its keep list.
         on_file = known or (read_batch(name, project.root) if batch_path(name, project.root).is_file() else None)
+        rules = select_of(select or {}, kind)
+        if select is None and on_file is not None:
+            rules = on_file.select or SelectParams()
+        selection = select_images(listing.records, rules, select or (), kind, str(root))
+        settled = read_settled(root, _others(name, kept, project))
+        listing = replace(listing, records=_hashed(listing.records, root, settled, selection.left_out))
 
         def deliver(*, is_former: bool) -> tuple[Delivery, Growth, str]:
             whole = identify(
                 listing, kind, key, split_rule=split_rule, has_sex=has_sex, site=own_site, is_former=is_former
             )
-            growth = grow(whole.entries, kind, root, settled)
+            taken = [entry for entry in whole.entries if entry.record.image.path not in selection.left_out]
+            growth = grow(taken, kind, root, settled)
             header = replace(whole.header, num_images=len(growth.entries))
             delivery = Delivery(header, growth.entries)
             return delivery, growth, "".join(format_manifest(delivery))
@@ -170,6 +190,8 @@ def register_batch(
         }
         item = BatchParams(
             source=RegisteredSourceParams.from_params(source_values, f"batch {name}"),
+            select=None if rules == SelectParams() else rules,
+            selected=None if rules == SelectParams() else selection.counts,
             measured=survey.measured,
             grid=grid,
             shard=shard,
@@ -201,8 +223,12 @@ def register_batch(
             params_text = set_value(params_text, "evaluate", "batch", name)
             others = {batch for found in consumers(dvc_text).values() for batch in found} - {name}
             dvc_text = drop_deps(dvc_text, {PHANTOM} | {SHARDS + other for other in others})
+            for other in set(batches) - {name}:
+                dvc_text = set_dep(dvc_text, record_dep(other), other, is_there=False)
+        is_excluded = record_path(name, project.root).is_file()  # of a batch that was taken out before
+        dvc_text = set_dep(dvc_text, record_dep(name), name, is_there=is_excluded)
         copies = []
-        left_out = _left_out(listing, growth, root, kind)
+        left_out = {**_left_out(listing, growth, root, kind), **selection.left_out}
         with clear_when_full(project.root):
             make_private_folder(project.root / MANIFESTS)
             write_private_text(earlier, manifest)
@@ -223,6 +249,7 @@ def register_batch(
         for warning in listing.warnings:
             print(f"warning: {warning}", file=sys.stderr)
         warn_of_published_key(key.fingerprint)
+        _report_selection(listing.records, rules, selection, kind)
         if left_out:
             _report_left_out(growth, len(left_out), project.root / MANIFESTS / f"{name}.left_out.csv")
         namesakes = {} if site is not None else _namesakes(listing, own_site, kept, settled, key)
@@ -240,6 +267,8 @@ def register_batch(
             shared=shared,
             takes_grey=_takes_grey(values),
         )
+        if mix is not None:
+            _report_mixture({**kept, name: item}, values, name)
         if only:
             _report_only(name, sorted(set(batches) - {name}), copies)
         else:
@@ -581,10 +610,11 @@ def _namesakes(
     return count_namesakes({record.patient for record in listing.records}, site, sites, settled.splits.keys(), key)
 
 
-def _hashed(records: Sequence[Record], root: Path, settled: Settled) -> tuple[Record, ...]:
-    """The same with size and hash of every file; images that lie there as another batch registered them are not read
-    again, and neither are their masks."""
-    unchanged = unchanged_files(root, settled)
+def _hashed(records: Sequence[Record], root: Path, settled: Settled, left_out: Mapping[str, str]) -> tuple[Record, ...]:
+    """The same with size and hash of every file that is selected; images that lie there as another batch registered
+    them are not read again, and neither are their masks."""
+    unselected = {record.image.path: record.image for record in records if record.image.path in left_out}
+    unchanged = {**unchanged_files(root, settled), **unselected}
     new = [record for record in records if record.image.path not in unchanged]
     found = iter(progress(hashed(new, root), total=len(new), description="hash", unit="image"))
     return tuple(
@@ -633,6 +663,17 @@ def _list_left_out(path: Path, left_out: Mapping[str, str]) -> None:
     csv.writer(text, lineterminator="\n").writerows([("path", "reason"), *sorted(left_out.items())])
     # Names that are not Unicode cannot stand in a text.
     write_private_text(path, text.getvalue().encode("utf-8", "backslashreplace").decode())
+
+
+def _report_selection(records: Sequence[Record], rules: SelectParams, selection: Selection, kind: str) -> None:
+    """Say which images were taken, or that a rule would tell several kinds of them apart."""
+    if rules != SelectParams():
+        num_taken = len(records) - len(selection.left_out)
+        print(f"selected: {num_taken:,} of {len(records):,} images{describe(selection, rules)}", file=sys.stderr)
+        if "view" in selection.counts.left_out:
+            print(f"to take images of every view: {SELECT_OPTION} view=any", file=sys.stderr)
+    elif mixture := describe_mixture(records, kind):
+        print(f"warning: {mixture}", file=sys.stderr)
 
 
 def _report_left_out(growth: Growth, num_left_out: int, listed: Path) -> None:
@@ -733,6 +774,16 @@ def _report(
             f"{mean} and std {std} in mix.{name}",
             file=sys.stderr,
         )
+
+
+def _report_mixture(batches: Mapping[str, BatchParams], values: Mapping[str, Any], new: str) -> None:
+    """Say at once what training would refuse."""
+    mixed = {*(values.get("mix") or {}), new}
+    pictures = {name: (batch.source.kind, batch.source.channels) for name, batch in batches.items() if name in mixed}
+    try:
+        check_mixture(pictures, is_accepted=bool((values.get("pretrain") or {}).get("accept_mixed_images")))
+    except ConfigError as error:
+        print(f"warning: {error}", file=sys.stderr)
 
 
 def _report_only(name: str, others: Sequence[str], copies: Sequence[Path]) -> None:

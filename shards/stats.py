@@ -30,6 +30,7 @@ def statistics_of(index: ShardIndex) -> dict[str, Any]:
         **values["counts"],
         **values["statistics"],
         "quarantined": values["quarantined"],
+        **({"excluded": index.count_excluded()} if index.excluded else {}),
     }
 
 
@@ -46,6 +47,8 @@ def format_statistics(statistics: dict[str, Any]) -> str:
     ]
     if dataset["shares_images_with"]:
         lines.append(f"some images are also in {', '.join(dataset['shares_images_with'])}")
+    if "selection" in dataset:
+        lines.append(_selection(dataset["selection"]))
     rows = [
         ("images", [f"{statistics['images'][split]:,}" for split in SPLITS]),
         ("patients", [f"{statistics['patients'][split]:,}" if is_grouped else "unknown" for split in SPLITS]),
@@ -62,8 +65,22 @@ def format_statistics(statistics: dict[str, Any]) -> str:
     reasons = statistics["quarantined"]["reasons"]
     lines += ["", f"quarantined: {statistics['quarantined']['count']}"]
     lines += [f"  {count:,} × {reason}" for reason, count in reasons.items()]
+    if "excluded" in statistics:
+        counts = ", ".join(f"{split} {number:,}" for split, number in statistics["excluded"].items())
+        total = sum(statistics["excluded"].values())
+        lines.append(f"excluded, in the shards and read by nothing: {total:,} images ({counts})")
     lines += [f"warning: {warning}" for warning in annotation_warnings(statistics)]
     return "\n".join(lines)
+
+
+def _selection(selection: dict[str, Any]) -> str:
+    """Of the images that were listed when the batch was registered, those that its rules took."""
+    rules = {rule: v if isinstance(v, str) else ",".join(v) for rule, v in selection["rules"].items()}
+    num_taken = selection["num_listed"] - sum(selection["left_out"].values())
+    lost = "".join(f"; {number:,} not {rule}={rules[rule]}" for rule, number in selection["left_out"].items())
+    kept = "".join(f"; {number:,} kept, {rule} unknown" for rule, number in selection["unknown"].items())
+    words = ", ".join(f"{rule}={value}" for rule, value in rules.items())
+    return f"selected by {words}: {num_taken:,} of {selection['num_listed']:,} images of the delivery{lost}{kept}"
 
 
 def _by_split(views: dict[str, dict[str, int]]) -> list[tuple[str, list[str]]]:

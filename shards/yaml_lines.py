@@ -11,6 +11,7 @@ from ruamel.yaml.error import YAMLError
 from shards.errors import ConfigError
 
 SHARDS = "data/shards/"
+MEASURED_SHARDS = SHARDS + "${evaluate.batch}"
 _SCALAR = re.compile(r"""\"[^"]*\"|'[^']*'|[^\s#,}\]]+""")
 _DEP_LINE = re.compile(r"\s*- (?P<quote>[\"']?)data/shards/(?P<batch>[A-Za-z0-9_-]+)(?P=quote)\s*(#.*)?")
 
@@ -140,6 +141,40 @@ def drop_deps(text: str, paths: Collection[str]) -> str:
     for row in sorted(unwanted, reverse=True):
         del lines[row]
     return _joined(lines)
+
+
+def set_dep(text: str, path: str, batch: str, *, is_there: bool) -> str:
+    """A dvc.yaml in which the stages that read a batch's shards depend on a path beside them, or no stage does.
+
+    A stage that reads one batch through a template depends on it whichever batch that is.
+
+    Raises:
+        ConfigError: deps of such a stage are not written one a line.
+    """
+    stages, lines = YAML().load(text)["stages"], text.splitlines()
+    edits: list[tuple[int, str | None]] = []
+    for stage, body in stages.items():
+        deps = body.get("deps", ())
+        names = [dep for dep in deps if dep in (SHARDS + batch, MEASURED_SHARDS)]
+        if path in deps and not (is_there and names):
+            edits.append((_row_of(deps, path, lines, stage), None))
+        elif is_there and names and path not in deps:
+            edits.append((_row_of(deps, names[-1], lines, stage), path))
+    for row, new in sorted(edits, reverse=True, key=lambda edit: edit[0]):
+        if new is None:
+            del lines[row]
+        else:
+            indent = len(lines[row]) - len(lines[row].lstrip())
+            lines.insert(row + 1, f"{' ' * indent}- {new}")
+    return _joined(lines)
+
+
+def _row_of(deps: Any, dep: str, lines: list[str], stage: str) -> int:
+    """The row of a dep that stands on a line of its own."""
+    row = int(deps.lc.item(list(deps).index(dep))[0])
+    if not re.fullmatch(rf"\s*- ([\"']?){re.escape(dep)}\1\s*(#.*)?", lines[row]):
+        raise ConfigError(f"dvc.yaml: {stage}.deps: expected one dep a line, as '- {dep}'; write it so by hand")
+    return row
 
 
 def _block_mapping(document: Any, section: str, name: str) -> Any:

@@ -295,3 +295,40 @@ def test_a_project_of_an_earlier_version_is_brought_to_this_one(tmp_path: Path) 
     once = params.read_bytes()
     assert migrate(params) == []
     assert params.read_bytes() == once
+
+
+MIXTURES: list[tuple[dict[str, tuple[str, int]], str | None]] = [
+    ({"nih": ("nih-chestxray14", 1), "chexpert": ("chexpert", 1), "own": ("folder", 1)}, None),
+    ({"idrid": ("idrid", 3), "own": ("folder", 3)}, None),
+    ({"nih": ("nih-chestxray14", 1), "drive": ("drive", 1)}, "nih-b000 (chest radiographs, grey), drive-b000 (fundus"),
+    ({"nih": ("nih-chestxray14", 1), "own": ("folder", 3)}, "own-b000 (own images, in colour)"),
+]
+
+
+@pytest.mark.parametrize(("sets", "found"), MIXTURES)
+def test_training_on_several_kinds_of_pictures_needs_an_explicit_yes(
+    sets: dict[str, tuple[str, int]], found: str | None
+) -> None:
+    values = changed(batches={}, mix={})
+    sources: dict[str, dict[str, Any]] = {}
+    for name, (kind, channels) in sets.items():
+        dep = f"data/manifests/{name}-b000.jsonl"
+        sources[f"{name}-b000"] = {"kind": kind, "dep": dep, "channels": channels, "shares_images_with": []} | {
+            "dep_sha256": 64 * "0",
+            "id_key_fingerprint": "idkey-0123456789abcdef",
+        }
+        values["batches"][f"{name}-b000"] = dep
+        values["mix"][f"{name}-b000"] = {"weight": 1.0, "mean": 0.5, "std": 0.2}
+    values["evaluate"]["batch"] = f"{next(iter(sets))}-b000"
+    if found is None:
+        check(values, **sources)
+        return
+    with pytest.raises(ConfigError) as caught:
+        check(values, **sources)
+    assert found in str(caught.value)
+    assert "pretrain.accept_mixed_images: true" in str(caught.value)
+    values["pretrain"]["accept_mixed_images"] = True
+    check(values, **sources)
+    values["pretrain"]["accept_mixed_images"] = False
+    values["mix"][f"{list(sets)[1]}-b000"]["weight"] = 0.0
+    check(values, **sources)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.graph import load_graph
-from shards.yaml_lines import add_item
+from shards.yaml_lines import add_item, set_dep
 from tests.checkout import clone_checkout
 
 SHARD = "shard@phantom-b000"
@@ -51,6 +51,14 @@ def other_settings_of_new_batches(clone: Path) -> None:
     edit(clone / "params.yaml", "num_images_per_shard", "num_images_per_shard: 8  # was")
 
 
+def exclude(clone: Path, name: str, sha256: str = "0") -> None:
+    """As `python -m shards exclude`, without the images."""
+    (clone / f"batches/{name}.exclude.yaml").write_text(f"list_sha256: {sha256}\n", encoding="utf-8")
+    dvc = clone / "dvc.yaml"
+    text = set_dep(dvc.read_text(encoding="utf-8"), f"batches/{name}.exclude.yaml", name, is_there=True)
+    dvc.write_text(text, encoding="utf-8")
+
+
 def comments_everywhere(clone: Path) -> None:
     for name in ("params.yaml", "versions.yaml"):
         (clone / name).write_text("# a comment\n" + (clone / name).read_text(encoding="utf-8"), encoding="utf-8")
@@ -81,6 +89,14 @@ def shard_code(clone: Path) -> None:
             id="the mix",
         ),
         pytest.param(
+            lambda clone: exclude(clone, "phantom-b000"),
+            {"pretrain", "evaluate", "report"},
+            id="images that nothing shall read any more",
+        ),
+        pytest.param(
+            lambda clone: exclude(clone, "test-b000"), {"evaluate"}, id="likewise, of a batch that is not trained on"
+        ),
+        pytest.param(
             lambda clone: edit(clone / "batches/phantom-b000.yaml", "mean: 0.482", "mean: 0.5"),
             {SHARD, "evaluate"},
             id="what was measured of the batch",
@@ -91,6 +107,14 @@ def test_a_change_makes_stale_what_depends_on_it_and_nothing_else(
     change: Callable[[Path], None], expected: set[str], clone: Path
 ) -> None:
     assert stale_after(clone, change) == expected
+
+
+def test_another_list_of_excluded_images_makes_no_shard_stale(clone: Path) -> None:
+    kept = (clone / "dvc.yaml").read_bytes()
+    exclude(clone, "phantom-b000")
+    assert stale_after(clone, lambda clone: exclude(clone, "phantom-b000", "1")) == {"pretrain", "evaluate", "report"}
+    (clone / "batches/phantom-b000.exclude.yaml").unlink()
+    (clone / "dvc.yaml").write_bytes(kept)
 
 
 def test_a_changed_command_line_makes_no_stage_stale(clone: Path) -> None:

@@ -1,6 +1,7 @@
 """The stage `evaluate`: what the trained encoder, and those it is compared with, make of composition and labels."""
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ace.evaluation.cohort import Cohort, Subject, read_cohort
+from ace.evaluation.cohort import Cohort, Subject, choose_rows, read_cohort
 from ace.evaluation.composition import (
     CompositionCosines,
     CompositionPlan,
@@ -58,6 +59,7 @@ from ace.evaluation.removal import change_outside, erased_length
 from ace.models.encoder import IMPORTED, WEIGHTS, load_encoder, reference_encoder, untrained_encoder
 from ace.models.precision import accelerator_settings
 from shards.atomic import atomic_directory, write_text
+from shards.copies import find_trained_copies
 from shards.errors import ConfigError
 from shards.format import MANIFESTS, sha256_of
 from shards.grid import GridSpec
@@ -123,7 +125,7 @@ def evaluate(
     metrics_path: Path,
     evidence_dir: Path,
     *,
-    manifests: Path = MANIFESTS,
+    project: Path = Path(),
     measured: MeasuredParams | None = None,
 ) -> None:
     """Measure what method.md §5 names, write the metrics, and keep the arrays that the report draws.
@@ -134,8 +136,8 @@ def evaluate(
         model_dir: The trained model.
         metrics_path: JSON of figures, each with n, chance and interval, and under `measured` whose they are.
         evidence_dir: Folder of .npz files, replaced as a whole.
-        manifests: Folder of the project's manifests, with which the file names that a published model lists are
-            compared.
+        project: The folder of params.yaml: its manifests are compared with the file names that a published model lists,
+            and it says which images of the batch are excluded.
         measured: The batch's own mean and std, for a model that was not trained with it.
 
     Raises:
@@ -143,14 +145,17 @@ def evaluate(
             and no mean and std, or a reference encoder that cannot be had.
         ContaminationError: the model was trained on some of the patients.
     """
-    index = ShardIndex.open(location_of(shards_root, params.batch))
+    index = ShardIndex.open(location_of(shards_root, params.batch)).without_excluded(project)
     is_accepted, split = params.accept_shared_images, params.split
     independence = check_independence(model_dir, index, is_accepted=is_accepted, split=split)
     if independence["num_shared_patients"] is None:
-        independence |= check_image_names(model_dir, index, manifests, is_accepted=is_accepted, split=split)
+        independence |= check_image_names(model_dir, index, project / MANIFESTS, is_accepted=is_accepted, split=split)
     warn_of_unknown_patients(
         independence.get("batches_without_patients", ()), "the figures may be too good, by an unknown amount"
     )
+    index, num_copies = _without_trained_copies(model_dir, index, shards_root, params)
+    if num_copies is not None:
+        independence["num_patients_with_copies"] = num_copies
     cohort = read_cohort(index, params.split, params.max_patients, params.seed)
     plan = draw_plan(cohort, plan_probe(index, params.split, params.max_patients, params.seed), params)
     trained = load_encoder(model_dir, which="teacher")
@@ -173,6 +178,39 @@ def evaluate(
     figures[MEASURED] = _measured(model_dir, cohort, independence).model_dump(mode="json", exclude_defaults=True)
     write_evidence(cohort, plan, answers, params, independence, evidence_dir)
     write_text(metrics_path, json.dumps(figures, indent=2) + "\n")
+
+
+def _without_trained_copies(
+    model_dir: Path, index: ShardIndex, shards_root: Location, params: EvaluateParams
+) -> tuple[ShardIndex, int | None]:
+    """The set without patients of whom the model saw a picture in another set, and how many of those there are.
+
+    The patients who would be measured are asked for, and then those who take the places of the ones that are left out,
+    so that the time is bounded by their number. Where shared images are accepted all stay, and are counted.
+    """
+    asked: set[str] = set()
+    found: set[str] = set()
+    while True:
+        rows = choose_rows(index, params.split, params.max_patients, params.seed)
+        keys = set(index.keys(rows)) - asked
+        copies = find_trained_copies(model_dir, index, keys, lambda name: location_of(shards_root, name))
+        if copies is None:
+            return index, None
+        asked |= keys
+        patients = {pair.first.patient for pair in copies}
+        found |= patients
+        if patients:
+            pair = copies[0]
+            what = "all the same measured" if params.accept_shared_images else "left out"
+            print(
+                f"warning: {len(patients)} {params.split} patients of {index.name} have pictures that the model was "
+                f"trained on under other names, as {pair.first.key}, which is {pair.second.key} of "
+                f"{pair.second.report.parent.name} (correlation {pair.correlation:.3f}); they are {what}",
+                file=sys.stderr,
+            )
+        if not patients or params.accept_shared_images:
+            return index, len(found)
+        index = index.without_patients(patients)
 
 
 def draw_plan(cohort: Cohort, probed: ProbePlan | str, params: EvaluateParams) -> Plan:

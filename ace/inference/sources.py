@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-import numpy as np
-
 from ace.inference.images import decode_file
 from shards.canvas import Pixels
 from shards.decode import UnreadableImageError
@@ -143,7 +141,7 @@ def open_shards(index: ShardIndex, split: Split | Literal["all"]) -> ShardImages
     Raises:
         SourceError: the split is empty.
     """
-    rows = np.arange(len(index.rows)) if split == "all" else index.select(split)
+    rows = index.select(split)
     if not len(rows):
         raise SourceError(f"{index.store.location}: no samples of the split '{split}'")
     return ShardImages(ShardReader(index), rows.tolist(), index.keys(rows), "sample key")

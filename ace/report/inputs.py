@@ -47,12 +47,15 @@ class Project:
             IndexFormatError: one is missing or damaged.
         """
         names = sorted({*self.model_config["params"]["batches"], self.protocol["batch"]})
-        return [ShardIndex.open(self.root / "data/shards" / name) for name in names]
+        return [self._opened(name) for name in names]
 
     @cached_property
     def measured(self) -> ShardIndex:
         """The shard set that the evidence is of."""
-        return ShardIndex.open(self.root / "data/shards" / self.protocol["batch"])
+        return self._opened(self.protocol["batch"])
+
+    def _opened(self, name: str) -> ShardIndex:
+        return ShardIndex.open(self.root / "data/shards" / name).without_excluded(self.root)
 
     @property
     def trained_on(self) -> list[ShardIndex]:

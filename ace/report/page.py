@@ -238,7 +238,7 @@ def _labels(project: Project, words: Words) -> dict[str, Any] | None:
 
 def _sample(index: ShardIndex, seed: int) -> Any:
     rows = index.select("train")
-    rows = rows if len(rows) else np.arange(len(index.rows))
+    rows = rows if len(rows) else index.select("all")
     return ShardReader(index).read(int(rows[seed % len(rows)]))
 
 

@@ -133,6 +133,8 @@ class PretrainParams(OptimizerParams):
     start_from_sha256: Sha256 | None = None
     """Digest of that model's weights, which `python -m ace config check` prints; a stage of DVC needs it, so that other
     weights in the same folder make the training stale. Not needed in a run of one's own."""
+    accept_mixed_images: bool = False
+    """Train on batches of several kinds of pictures (chest and fundus, grey and coloured ones) at once."""
     precision: Precision
     """Of the matrix products inside backbone and heads; weights, averages, pooled tokens, logits, losses and monitors
     are fp32. fp16 scales the loss. `tf32` is fp32, of which an accelerator may round the factors of every product; on

@@ -37,6 +37,7 @@ from ace.training.whitening import fit_whitening
 from shards.atomic import atomic_directory, write_text
 from shards.errors import ConfigError
 from shards.lineage import names_without_patients, warn_of_unknown_patients, write_lineage
+from shards.modality import check_mixture
 from shards.params import GridParams, MixParams
 from shards.read import ShardIndex
 from shards.store import Location, location_of
@@ -71,6 +72,7 @@ def pretrain(
     metrics_dir: Path,
     request: StopRequest,
     options: RunOptions = RunOptions(),
+    project: Path = Path(),
 ) -> None:
     """Train student and teacher, and write the finished model to `out`; started by torchrun, as one of its processes.
 
@@ -86,10 +88,13 @@ def pretrain(
         metrics_dir: Folder that DVCLive writes to.
         request: Ends the run early, with its state saved.
         options: How to carry it out.
+        project: The folder of params.yaml, where it is said which images of a batch are excluded.
 
     Raises:
-        ConfigError: shards of another grid, fewer images than a batch, a batch that does not divide, a backbone that
-            does not fit the grid or the division, or a run directory that is in use or was begun with other inputs.
+        SourceError: images of a batch are excluded, and the list that says which is missing or another.
+        ConfigError: shards of another grid, batches of several kinds of pictures, fewer images than a batch, a batch
+            that does not divide, a backbone that does not fit the grid or the division, or a run directory that is in
+            use or was begun with other inputs.
         NonfiniteError: loss or gradient was not finite.
         DivergedError: processes had different networks.
         StoppedError: asked to end by a signal or the time limit; the state is saved.
@@ -99,7 +104,9 @@ def pretrain(
         stack.enter_context(accelerator_settings(params.precision, ranks.device, has_one_shape=True))
         if ranks.is_first:
             print(_outset(ranks, params.precision), file=sys.stderr)
-        indexes = ranks.together(lambda: _open_indexes(mix, shards_root))
+        indexes = ranks.together(lambda: _open_indexes(mix, shards_root, project))
+        pictures = {name: (str(index.values["dataset"]["kind"]), index.channels) for name, index in indexes.items()}
+        ranks.together(lambda: check_mixture(pictures, is_accepted=params.accept_mixed_images))
         if ranks.is_first:
             unknown = names_without_patients({name: index.values["dataset"] for name, index in indexes.items()})
             warn_of_unknown_patients(unknown, "what is measured of this model may be too good")
@@ -278,8 +285,9 @@ def _outset(ranks: Ranks, precision: str) -> str:
     return f"pretrain: on {where}, in {precision}, by {ranks.world_size} process(es)"
 
 
-def _open_indexes(mix: Mapping[str, MixParams], shards_root: Location) -> dict[str, ShardIndex]:
-    return {name: ShardIndex.open(location_of(shards_root, name)) for name, item in mix.items() if item.weight > 0}
+def _open_indexes(mix: Mapping[str, MixParams], shards_root: Location, project: Path) -> dict[str, ShardIndex]:
+    names = [name for name, item in mix.items() if item.weight > 0]
+    return {name: ShardIndex.open(location_of(shards_root, name)).without_excluded(project) for name in names}
 
 
 def _agreed_identity(identity: RunIdentity, ranks: Ranks) -> RunIdentity:

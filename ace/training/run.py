@@ -38,12 +38,14 @@ CODE = (
     "shards/config.py",
     "shards/contamination.py",
     "shards/errors.py",
+    "shards/exclusion.py",
     "shards/format.py",
     "shards/grid.py",
     "shards/identity.py",
     "shards/jpeg.py",
     "shards/lineage.py",
     "shards/memory.py",
+    "shards/modality.py",
     "shards/normalisation.py",
     "shards/order.py",
     "shards/parallel.py",
@@ -54,6 +56,7 @@ CODE = (
     "shards/records.py",
     "shards/remote.py",
     "shards/scratch.py",
+    "shards/sources/base.py",
     "shards/store.py",
     "shards/tar.py",
 )
@@ -63,6 +66,7 @@ DESCRIPTION = ("--always", "--abbrev=40", "--exclude=*", "--dirty")
 NOT_DECISIVE = {
     # What it stands for is in the identity itself, as `start`.
     "start_from_sha256",
+    "accept_mixed_images",
     "device",
     "num_workers",
     "log_every_steps",

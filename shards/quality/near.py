@@ -70,6 +70,50 @@ def find_near_copies(
         num_workers: Processes that compare where there are many candidates; one a core if None.
     """
     pairs = _candidates(hashes, params.max_bits, is_wanted)
+    return _judge(pairs, patients, thumbnails, params, finished, num_workers)
+
+
+def find_copies_of(
+    chosen: Rows,
+    others: Rows,
+    hashes: UInt64[np.ndarray, "num_images num_hashes"],
+    patients: Int64[np.ndarray, "num_images"],
+    thumbnails: ReadThumbnails,
+    params: NearCopyParams,
+) -> NearCopies:
+    """All pairs of one of a few chosen images and one of many others that show the same picture.
+
+    The time grows with the product of both numbers, not with the square of their sum.
+
+    Args:
+        chosen: Rows.
+        others: Rows.
+        hashes: As of `find_near_copies`; so are the rest.
+        patients: Likewise.
+        thumbnails: Likewise.
+        params: Likewise.
+    """
+    num_bits = params.max_bits
+    pairs = [np.zeros((0, 2), np.int64)]
+    for row in chosen:
+        own, theirs = hashes[row], hashes[others]
+        is_close = (np.bitwise_count(theirs ^ own[0]) <= num_bits).any(axis=1)
+        for part in own[1:]:
+            is_close |= np.bitwise_count(theirs[:, 0] ^ part) <= num_bits
+        found = others[is_close]
+        pairs.append(np.sort(np.stack([np.full(len(found), row), found], axis=1), axis=1))
+    return _judge(np.concatenate(pairs), patients, thumbnails, params, None, None)
+
+
+def _judge(
+    pairs: Int64[np.ndarray, "num_pairs 2"],
+    patients: Int64[np.ndarray, "num_images"],
+    thumbnails: ReadThumbnails,
+    params: NearCopyParams,
+    finished: Path | None,
+    num_workers: int | None,
+) -> NearCopies:
+    """Those of the candidates whose details are the same."""
     first, second = pairs.T
     parts = [pairs[start : start + _PAIRS_AT_ONCE] for start in range(0, len(pairs), _PAIRS_AT_ONCE)]
     comparisons = (_Comparison.of(part, thumbnails, finished) for part in parts)

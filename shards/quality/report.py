@@ -1,6 +1,6 @@
 """`quality.parquet`: one row for every image of a batch, in the shards or not; and what may be asked of several."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int64
 
 from shards.errors import IndexFormatError
 from shards.quality.measure import MEASURE_DTYPE, NUM_HASHES, THUMBNAIL_PX
-from shards.quality.near import find_near_copies
+from shards.quality.near import NearCopies, find_copies_of, find_near_copies
 from shards.quality.params import NearCopyParams
 from shards.quality.store import Thumbnails
 
@@ -148,33 +148,78 @@ def near_duplicates_between(reports: Sequence[Path]) -> list[NearDuplicate]:
     Raises:
         IndexFormatError: a report is missing or is none.
     """
-    opened = [_OpenReport.open(number, path) for number, path in enumerate(reports)]
-    if len(opened) < 2:
+    if len(reports) < 2:
         return []
-    columns = {name: np.concatenate([getattr(report, name) for report in opened]) for name in _OpenReport.COLUMNS}
-    starts = np.cumsum([0, *(len(report.keys) for report in opened)])
-    numbers, splits = columns["numbers"], columns["splits"]
+    images = _Images.of([_OpenReport.open(number, path) for number, path in enumerate(reports)])
 
-    def read(rows: Int64[np.ndarray, "num"]) -> Thumbnails:
+    def is_wanted(first: Int64[np.ndarray, "num"], second: Int64[np.ndarray, "num"]) -> Bool[np.ndarray, "num"]:
+        numbers, splits = images.numbers, images.splits
+        return np.asarray((numbers[first] != numbers[second]) & (splits[first] != splits[second]))
+
+    bounds = images.reports[0].bounds
+    return images.named(find_near_copies(images.hashes, images.patient_numbers, images.read, bounds, is_wanted))
+
+
+def near_copies_of(report: Path, keys: Collection[str], others: Mapping[Path, Collection[str]]) -> list[NearDuplicate]:
+    """Images of one set, as the first of each pair, that show the same picture as one of other sets.
+
+    Args:
+        report: `quality.parquet` of the set.
+        keys: Of its images that are in question; few.
+        others: `quality.parquet` of another set → keys of its images that are compared; many.
+
+    Raises:
+        IndexFormatError: a report is missing or is none.
+    """
+    wanted = [set(keys), *map(set, others.values())]
+    images = _Images.of([_OpenReport.open(number, path) for number, path in enumerate([report, *others])])
+    is_asked = np.array([str(key) in wanted[number] for key, number in zip(images.keys, images.numbers, strict=True)])
+    chosen, rest = (np.flatnonzero(is_asked & (images.numbers == 0)), np.flatnonzero(is_asked & (images.numbers > 0)))
+    bounds = images.reports[0].bounds
+    return images.named(find_copies_of(chosen, rest, images.hashes, images.patient_numbers, images.read, bounds))
+
+
+@dataclass(frozen=True)
+class _Images:
+    """The images of several sets, one behind the other."""
+
+    reports: "Sequence[_OpenReport]"
+    keys: np.ndarray
+    patients: np.ndarray
+    splits: np.ndarray
+    hashes: np.ndarray
+    numbers: np.ndarray
+
+    @classmethod
+    def of(cls, reports: "Sequence[_OpenReport]") -> "_Images":
+        names = ("keys", "patients", "splits", "hashes", "numbers")
+        return cls(reports, *(np.concatenate([getattr(report, name) for report in reports]) for name in names))
+
+    @property
+    def patient_numbers(self) -> Int64[np.ndarray, "num_images"]:
+        """The same number for images of the same patient."""
+        return np.unique(self.patients, return_inverse=True)[1]
+
+    def read(self, rows: Int64[np.ndarray, "num"]) -> Thumbnails:
+        """Thumbnails of some images."""
+        starts = np.cumsum([0, *(len(report.keys) for report in self.reports)])
         found = np.empty((len(rows), THUMBNAIL_PX, THUMBNAIL_PX), np.uint8)
-        for number, report in enumerate(opened):
-            chosen = numbers[rows] == number
+        for number, report in enumerate(self.reports):
+            chosen = self.numbers[rows] == number
             found[chosen] = report.thumbnails(rows[chosen] - starts[number])
         return found
 
-    def is_wanted(first: Int64[np.ndarray, "num"], second: Int64[np.ndarray, "num"]) -> Bool[np.ndarray, "num"]:
-        return np.asarray((numbers[first] != numbers[second]) & (splits[first] != splits[second]))
+    def named(self, copies: NearCopies) -> list[NearDuplicate]:
+        """The pairs with their places, in order."""
+        first, second = ([self._place(int(row)) for row in rows] for rows in (copies.first, copies.second))
+        return [
+            NearDuplicate(one, other, float(correlation))
+            for one, other, correlation in zip(first, second, copies.correlation, strict=True)
+        ]
 
-    _, patients = np.unique(columns["patients"], return_inverse=True)
-    found = find_near_copies(columns["hashes"], patients, read, opened[0].bounds, is_wanted)
-    places = [
-        Place(reports[numbers[row]], str(columns["keys"][row]), str(splits[row]), str(columns["patients"][row]))
-        for row in np.stack([found.first, found.second], axis=1).ravel()
-    ]
-    return [
-        NearDuplicate(first, second, float(correlation))
-        for first, second, correlation in zip(places[::2], places[1::2], found.correlation, strict=True)
-    ]
+    def _place(self, row: int) -> Place:
+        report = self.reports[self.numbers[row]].path
+        return Place(report, str(self.keys[row]), str(self.splits[row]), str(self.patients[row]))
 
 
 @dataclass(frozen=True)
@@ -189,8 +234,6 @@ class _OpenReport:
     hashes: np.ndarray
     numbers: np.ndarray
     rows: np.ndarray
-
-    COLUMNS = ("keys", "patients", "splits", "hashes", "numbers")
 
     @classmethod
     def open(cls, number: int, path: Path) -> "_OpenReport":

@@ -72,7 +72,7 @@ def view_of(header: DicomHeader) -> str | None:
     As PA, R-MLO, HAND-L-PA. A chest is not named, nor is a breast or an eye; of an eye the side alone is enough. None
     if the view is not known.
     """
-    view = parse_view(header.view_position or "") or VIEWS_OF_CODES.get((header.view_code or "").upper())
+    view = _code_of(header)
     is_eye = (header.modality or "").upper() == "OP"
     part = "EYE" if is_eye else "BREAST" if view in _OF_BREASTS else (header.body_part or "").upper()
     side = (header.laterality or "").upper()
@@ -82,6 +82,20 @@ def view_of(header: DicomHeader) -> str | None:
         return None
     named = part if part in (*_LIMBS, *_TRUNK) else ""
     return "-".join(word for word in (named, side, view) if word)
+
+
+def body_part_of(header: DicomHeader) -> str | None:
+    """Which part of the body an image shows, by a word of the standard's; None where the header has no such word."""
+    if (header.modality or "").upper() == "OP":
+        return "EYE"
+    if (header.modality or "").upper() == "MG" or _code_of(header) in _OF_BREASTS:
+        return "BREAST"
+    part = (header.body_part or "").strip().upper()
+    return part if part in (*_LIMBS, *_TRUNK, "CHEST", "BREAST") else None
+
+
+def _code_of(header: DicomHeader) -> str | None:
+    return parse_view(header.view_position or "") or VIEWS_OF_CODES.get((header.view_code or "").upper())
 
 
 def parse_view(value: str) -> str | None:

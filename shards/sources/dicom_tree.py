@@ -44,7 +44,7 @@ from shards.parallel import map_in_processes
 from shards.progress import progress
 from shards.records import File, Label, Record, is_below
 from shards.sources.base import Listing, SourceInfo, check_label_names, parse_label
-from shards.sources.dicom_facts import view_of
+from shards.sources.dicom_facts import body_part_of, view_of
 from shards.sources.files import is_passed_over
 from shards.sources.listing import number_warnings
 from shards.sources.patients import OPTION, patients_in
@@ -372,6 +372,7 @@ def _record(image: _Image, labels: _Labels) -> Record:
         sex=header.sex,
         age_years=None if header.age_years is None else float(header.age_years),
         spacing_mm=header.spacing,
+        body_part=body_part_of(header),
     )
 
 

@@ -83,7 +83,8 @@ def render_page(info: SourceInfo) -> str:
         for line in textwrap.wrap(f"{name:{indent}}{value}", WIDTH, subsequent_indent=" " * indent, tabsize=1)
     ]
     pages = [f"{_INDENT}{page}" for page in info.pages]
-    use = f"{_INDENT}python -m shards register NAME ROOT --source {info.name}"
+    register = f"python -m shards register NAME ROOT --source {info.name}"
+    use = _INDENT + ("dvc repro" if info.name == "phantom" else register)
     return "\n".join(
         [info.title, "", *lines, "", "get it", *pages, "", "what to put where", *_wrap_layout(info), "", "use it", use]
     )

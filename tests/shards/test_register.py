@@ -710,6 +710,21 @@ def test_where_some_images_cannot_be_read_it_is_said_before_the_stage_fails(
     assert "looked at 12 images, 9 cannot be read and will be quarantined:\n     9  a Git LFS pointer" in said
 
 
+def test_colour_beside_grey_images_in_one_mix_is_said_at_once(
+    project: Path, root: Path, id_key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        Image.fromarray(rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)).save(root / f"colour {number}.png")
+    register(project, root)
+    said = capsys.readouterr().err
+    assert (
+        "warning: mix has batches of different pictures: phantom-b000 (chest radiographs, grey), clinic-b000 (own"
+        in said
+    )
+    assert "pretrain.accept_mixed_images: true" in said
+
+
 def test_one_coloured_image_makes_the_batch_coloured(
     project: Path, root: Path, id_key: str, capsys: pytest.CaptureFixture
 ) -> None:

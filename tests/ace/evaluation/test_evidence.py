@@ -1,25 +1,28 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from ace.evaluation.cohort import read_cohort
+from ace.evaluation.cohort import choose_rows, read_cohort
 from ace.evaluation.evidence import evaluate
 from ace.evaluation.params import Bound, EvaluateParams, MeasuredSplit
 from ace.evaluation.summary import summary_table
+from shards.build import build_shards
 from shards.errors import ConfigError, ContaminationError
+from shards.execution import Processes
 from shards.identity import SPLITS
 from shards.image_names import IMAGE_NAMES
 from shards.lineage import TRAINING_IMAGES, write_lineage
-from shards.params import MeasuredParams
+from shards.params import MeasuredParams, PhantomSourceParams, ShardParams
 from shards.read import ShardIndex, ShardReader
-from tests.ace.evaluation.drawn_project import BATCH, EVALUATE, write_model, write_project
-from tests.shards.datasets import forget_patients
+from tests.ace.evaluation.drawn_project import BATCH, EVALUATE, GRID, SHARD, draw_chest, write_model, write_project
+from tests.shards.datasets import forget_patients, write_csv
 
 PARAMS = EvaluateParams.from_params(EVALUATE, "evaluate")
 ENCODERS = ("trained", "untrained", "imagenet")
@@ -101,6 +104,60 @@ def test_it_is_said_where_patients_are_unknown(
     assert f"patients of {BATCH} are unknown" in table
     assert f"test images of {BATCH}" in table
     assert "set to another image's tissue" in table
+
+
+def write_copies(root: Path, project: Path, keys: Sequence[str]) -> ShardIndex:
+    """A training set with drawn chests of its own, and images of the project at another size and format."""
+    rng = np.random.default_rng(9)
+    images = [draw_chest(rng)[0] for _ in range(6)]
+    for key in keys:
+        image = Image.open(project / f"data/phantom/images/{key}.png")
+        images.append(image.resize((120, 120), Image.Resampling.BICUBIC))
+    names = [f"q{number}" for number in range(len(images))]
+    (root / "raw/images").mkdir(parents=True)
+    for name, image in zip(names, images, strict=True):
+        image.save(root / f"raw/images/{name}.png")
+    (root / "raw/dataset.json").write_text('{"name": "phantom"}')
+    rows = [(name, name, f"{name}-s0", "PA", 0) for name in names]
+    write_csv(root / "raw/labels.csv", ("image_id", "patient_id", "study_id", "view", "nodule"), rows)
+    write_csv(root / "raw/landmarks.csv", ("image_id", "landmark", "row", "col"), [])
+    source = PhantomSourceParams(kind="phantom", dep=str(root / "raw"))
+    splits = {"splits": {"train": 1.0, "val": 0.0, "test": 0.0}}
+    shard = ShardParams.from_params(SHARD | splits, "shard")
+    build_shards("copies-b000", source, GRID, shard, root / "shards/copies-b000", execution=Processes(1))
+    return ShardIndex.open(root / "shards/copies-b000")
+
+
+def test_patients_whose_pictures_were_trained_on_in_another_set_are_not_measured(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACE_SCRATCH", str(tmp_path / "scratch"))
+    own = ShardIndex.open(project / "data/shards" / BATCH)
+    rows = choose_rows(own, "test", PARAMS.max_patients, PARAMS.seed)
+    copied = own.keys(rows[:2])
+    copies = write_copies(tmp_path, project, copied)
+    shutil.copytree(project / "data/shards" / BATCH, tmp_path / "shards" / BATCH)
+    model = tmp_path / "model"
+    shutil.copytree(project / "models/ace", model)
+    write_lineage(model, {BATCH: own, "copies-b000": copies})
+    paths = tmp_path / "properties.json", tmp_path / "evidence"
+    evaluate(PARAMS, tmp_path / "shards", model, *paths)
+    said = capsys.readouterr().err
+    assert f"2 test patients of {BATCH} have pictures that the model was trained on under other names" in said
+    assert "of copies-b000 (correlation" in said
+    assert "they are left out" in said
+    independence = json.loads((paths[1] / "independence.json").read_text())
+    assert independence["num_patients_with_copies"] == 2
+    without = json.loads(paths[0].read_text())
+    assert without["measured"]["num_patients"] == PARAMS.max_patients, "others take their places"
+    evaluate(PARAMS.model_copy(update={"accept_shared_images": True}), tmp_path / "shards", model, *paths)
+    assert "they are all the same measured" in capsys.readouterr().err
+    assert json.loads(paths[0].read_text())["trained"] != without["trained"]
+    shutil.rmtree(tmp_path / "shards/copies-b000")
+    evaluate(PARAMS, tmp_path / "shards", model, *paths)
+    said = capsys.readouterr().err
+    assert "copies-b000: no shard set in a local folder, and the model was trained on it: nothing tells whether" in said
+    assert "num_patients_with_copies" not in json.loads((paths[1] / "independence.json").read_text())
 
 
 def test_a_published_model_is_not_measured_on_patients_whose_images_it_names(project: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -18,6 +19,8 @@ from ace.training.pretrain import pretrain
 from ace.training.stop import StopRequest
 from ace.training.whitening import fit_whitening
 from shards.errors import ConfigError
+from shards.exclusion import format_record, list_path, parse_list, record_path
+from shards.lineage import TRAINING_IMAGES
 from shards.read import ShardIndex
 from tests.ace.training.conftest import BATCH, ROOT, demo_values, tiny_grid, tiny_mix, tiny_params
 from tests.ace.training.runs import finish, logged_rows, signal_when, start_run
@@ -165,6 +168,39 @@ def test_another_grid_than_the_shards_is_refused_before_any_work(noise_shards: P
             metrics_dir=tmp_path / "metrics",
             request=StopRequest(None),
         )
+
+
+def test_sets_of_several_kinds_of_pictures_are_refused_before_any_work(noise_shards: Path, tmp_path: Path) -> None:
+    for name in (BATCH, "eyes-b000"):
+        shutil.copytree(noise_shards / BATCH, tmp_path / "shards" / name)
+    path = tmp_path / "shards/eyes-b000/index.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"dataset": values["dataset"] | {"kind": "idrid"}}))
+    out = {"out": tmp_path / "model", "metrics_dir": tmp_path / "metrics"}
+    mix = tiny_mix() | {"eyes-b000": tiny_mix()[BATCH]}
+    with pytest.raises(ConfigError, match=r"fundus photographs, grey.*pretrain\.accept_mixed_images: true"):
+        pretrain(tiny_params(), tiny_grid(), mix, shards_root=tmp_path / "shards", **out, request=StopRequest(None))
+
+
+def test_an_excluded_image_is_no_training_image(
+    noise_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACE_SCRATCH", str(tmp_path / "scratch"))
+    index = ShardIndex.open(noise_shards / BATCH)
+    keys = index.keys(index.select("train"))
+    excluded = parse_list(f"{keys[0]}\n")
+    for path, text in (
+        (list_path(BATCH, tmp_path), f"{keys[0]}\n"),
+        (record_path(BATCH, tmp_path), format_record(BATCH, excluded)),
+    ):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    out = {"out": tmp_path / "model", "metrics_dir": tmp_path / "metrics", "project": tmp_path}
+    params = tiny_params(epochs=1, warmup_epochs=0)
+    pretrain(params, tiny_grid(), tiny_mix(), shards_root=noise_shards, **out, request=StopRequest(None))
+    rows = (tmp_path / "model" / TRAINING_IMAGES).read_text().splitlines()[1:]
+    assert sorted(row.split(",")[1] for row in rows) == sorted(keys[1:])
+    assert json.loads((tmp_path / "model/config.json").read_text())["shards"][0]["num_images"] == len(keys) - 1
 
 
 def test_a_missing_model_and_an_unknown_format_are_named(tmp_path: Path) -> None:

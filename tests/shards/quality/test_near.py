@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from shards.quality.measure import measure
-from shards.quality.near import close_pairs, detail_correlation, find_near_copies
+from shards.quality.near import close_pairs, detail_correlation, find_copies_of, find_near_copies
 from shards.quality.params import NearCopyParams
 from tests.shards.datasets import QUALITY
 
@@ -103,6 +103,26 @@ def test_copies_are_found_among_all_images_and_nothing_else(name: str, chests: l
     assert pairs <= expected
     assert len(pairs) >= 9
     assert found.correlation.min() > PARAMS.min_correlation
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_copies_of_chosen_images_are_those_that_a_search_among_all_finds(name: str, chests: list[np.ndarray]) -> None:
+    images = [*chests, *(COPIES[name](image) for image in chests[:10])]
+    values = np.array([measure(image, b"", {}, {}, is_burned_in=None).values for image in images])
+    hashes, patients = values["hashes"], np.arange(len(images))
+    others, chosen = np.arange(len(chests)), np.arange(len(chests), len(images))[::-1]
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        return np.asarray(values["thumbnail"][rows])
+
+    def is_between(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        return np.asarray((first < len(chests)) != (second < len(chests)))
+
+    expected = find_near_copies(hashes, patients, read, PARAMS, is_between)
+    found = find_copies_of(chosen, others, hashes, patients, read, PARAMS)
+    assert len(found.first) >= 9
+    pairs = sorted(zip(found.first.tolist(), found.second.tolist(), strict=True))
+    assert pairs == list(zip(expected.first.tolist(), expected.second.tolist(), strict=True))
 
 
 def test_two_images_of_one_patient_need_more_agreement(chests: list[np.ndarray]) -> None:
