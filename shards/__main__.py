@@ -114,8 +114,9 @@ def exclude(arguments: argparse.Namespace) -> None:
     """Exclude images of a batch from training, evaluation, embedding and the report; its shards stay as they are. Keys
     are those of `show`, `verify` and quality.parquet. The list is data/manifests/NAME.exclude.txt, a line an image, or
     `patient` and the key of a patient; after editing it, give the command without keys."""
+    from shards.exclude import exclude_images
     from shards.exclusion import list_path
-    from shards.project import Project, exclude_images
+    from shards.project import Project
 
     project = Project(arguments.params, arguments.dvc)
     if arguments.list:
