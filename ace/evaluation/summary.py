@@ -44,7 +44,7 @@ def summary_table(path: Path, protocol: Path = PROTOCOL) -> str:
     figures = json.loads(path.read_text(encoding="utf-8"))
     encoders = [name for name in ENCODERS if name in figures]
     unknown = figures.get(MEASURED, {}).get("batches_without_patients", ())
-    one = "image" if figures.get(MEASURED, {}).get("batch") in unknown else "patient"
+    one = measured_one(figures.get(MEASURED, {}))
     blank = [""] * len(encoders)
     lines = [["property", "measure", *(f"{name} [interval]" for name in encoders), "chance"]]
     for key, (name, measure, number) in ROWS.items():
@@ -64,6 +64,11 @@ def summary_table(path: Path, protocol: Path = PROTOCOL) -> str:
     table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     doubt = [f"patients of {', '.join(unknown)} are unknown: each image counts as one, and figures may be too good"]
     return "\n".join([*table, *_cohort_line(figures["trained"], protocol, one), *(doubt if unknown else [])])
+
+
+def measured_one(measured: Mapping[str, Any]) -> str:
+    """Whom a figure counts, by the section `measured`: `patient`, or `image` where nobody knows the patients."""
+    return "image" if measured.get("batch") in measured.get("batches_without_patients", ()) else "patient"
 
 
 def _interval(figure: Mapping[str, Any], number: str) -> str:

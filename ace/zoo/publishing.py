@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from ace.evaluation.measured import MEASURED, Measured
-from ace.evaluation.summary import ROWS
+from ace.evaluation.summary import ROWS, measured_one
 from ace.inference.preprocessing import placement_text
 from ace.models.encoder import CONFIG, IMPORTED, WEIGHTS, Encoder, load_encoder
 from ace.models.notice import NOTICE
@@ -416,7 +416,7 @@ def _card(config: Mapping[str, Any], encoder: Encoder, min_cosine: float) -> str
         half=_HALF.format(min_cosine=min_cosine) if about["dtype"] == "float16" else "",
         saw=about["saw"],
         terms=about["terms"],
-        figures=_figure_table(about["figures"]),
+        figures=_figure_table(about["figures"], measured_one(about[MEASURED])),
         patients=_SPLITS[about[MEASURED]["split"]],
         batch=about[MEASURED]["batch"],
         seen=_seen(about[MEASURED]),
@@ -439,17 +439,17 @@ def _seen(measured: Mapping[str, Any]) -> str:
     )
 
 
-def _figure_table(figures: Mapping[str, Any]) -> str:
-    """A row for each key figure, a column for each encoder, and chance."""
+def _figure_table(figures: Mapping[str, Any], one: str) -> str:
+    """A row for each key figure, a column for each encoder, and chance; `one` is a patient or an image."""
     encoders = [name for name in ENCODERS if name in figures and name != "gain"]
-    lines = [["figure", *encoders, "chance", "patients"]]
+    lines = [["figure", *encoders, "chance", f"{one}s"]]
     label = ""
     for key, (name, measure, number) in ROWS.items():
         label = name or label
         trained = figures["trained"].get(key)
         if trained is None:
             continue
-        text = f"{label}: {measure.strip().format(batch=trained.get('batch'))}"
+        text = f"{label}: {measure.strip().format(batch=trained.get('batch'), one=one)}"
         if trained["value"] is None:
             lines.append([text, f"not measured: {trained.get('reason', '')}", *[""] * (len(encoders) + 1)])
             continue

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 import ace
 from ace.__main__ import build_parser
+from ace.evaluation.summary import ROWS
 from ace.models.encoder import load_encoder
 from ace.zoo import shipped
 from ace.zoo.publishing import MAX_BYTES, publish
@@ -44,7 +45,7 @@ def figures(model: Path, **measured: Any) -> dict[str, Any]:
     figure = {"value": 0.3, "low": 0.2, "high": 0.4, "chance": 0.0, "n": 66, "num_regions": 264}
     absent = {"value": None, "low": None, "high": None, "n": 0, "reason": "no landmarks"}
     row = {
-        "compositionality": figure,
+        **dict.fromkeys(ROWS, figure),
         "decompositionality": {**figure, "chance": 0.03125, "batch": 32},
         "correspondence_px_at_1024": absent,
     }
@@ -222,6 +223,8 @@ def test_the_card_has_figures_with_intervals_and_the_terms(zoo: Path) -> None:
     card = (zoo / "cxr-tiny" / "README.md").read_text()
     assert TERMS in card
     assert "| decompositionality: top-1 of 32" in card
+    assert "set to another patient's tissue |" in card
+    assert "| linear probe: AUROC, mean over labels |" in card
     assert "| 30.0% [20.0%, 40.0%] | 30.0% [20.0%, 40.0%] | 3.1% | 66 |" in card
     assert "not measured: no landmarks" in card
     assert "Not a medical device" in card
