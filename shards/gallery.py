@@ -62,10 +62,11 @@ def render_gallery(index: ShardIndex, folder: Path, max_images: int) -> str:
     Raises:
         IndexFormatError: the set or its quality report is damaged.
     """
-    rows = _read_report(folder / QUALITY)
+    row_of = {key.decode(): row for row, key in enumerate(index.rows["key"])}
+    excluded = row_of.keys() - index.keys(index.select("all"))
+    rows = [row for row in _read_report(folder / QUALITY) if row["key"] not in excluded]
     chosen = _choose(rows, max_images)
     reader = ShardReader(index)
-    row_of = {key.decode(): row for row, key in enumerate(index.rows["key"])}
     cards: list[tuple[str | None, Card]] = []
     for row in progress(chosen, total=len(chosen), description="gallery", unit="image"):
         place = row_of.get(row["key"])

@@ -148,7 +148,7 @@ def gallery(arguments: argparse.Namespace) -> None:
     if arguments.out.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--out {arguments.out}: expected a file name that ends in .html")
     folder = arguments.shards / arguments.batch
-    page = render_gallery(ShardIndex.open(folder), folder, arguments.max_images)
+    page = render_gallery(ShardIndex.open(folder).without_excluded(Path()), folder, arguments.max_images)
     with clear_when_full(arguments.out.parent):
         write_private_text(arguments.out, page)
     print(

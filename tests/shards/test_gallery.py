@@ -3,6 +3,7 @@
 import html
 import re
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from shards.__main__ import build_parser
 from shards.build import build_shards
 from shards.cli import run_command
 from shards.contact import colour_of
+from shards.exclusion import Exclusion
 from shards.gallery import PAGE_SIZE, THUMBNAIL_PX, render_gallery
 from shards.masks import MASK_SIZE
 from shards.quality.report import QUALITY
@@ -92,6 +94,15 @@ def test_every_image_is_there_once_by_its_key(page: str) -> None:
     names = [f"Doe_Jane/{number:03}.png" for number in range(NUM_IMAGES)]
     assert sorted(keys) == sorted(map(key_of, [*names, COPY, EMPTY]))
     assert f"{NUM_IMAGES + 2} images ({NUM_IMAGES} kept, 0 suspect, 2 quarantined; 1 groups of copies)" in page
+
+
+def test_an_excluded_image_is_not_there(shards: Path) -> None:
+    index = ShardIndex.open(shards / "own-b000")
+    key = key_of("Doe_Jane/001.png")
+    index = replace(index, excluded=Exclusion(frozenset([key])))
+    page = render_gallery(index, shards / "own-b000", 1000)
+    assert key not in page
+    assert f"{NUM_IMAGES + 1} images ({NUM_IMAGES - 1} kept," in page
 
 
 def test_labels_structures_and_losses_are_told(page: str) -> None:
