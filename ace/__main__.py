@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from shards.cli import add_params_options, run_command, values_of
 from shards.identity import KEY_FILE_VARIABLE, SPLITS
-from shards.store import parse_location
+from shards.store.location import parse_location
 
 Number = TypeVar("Number", int, float)
 
@@ -31,9 +31,9 @@ def pretrain(arguments: argparse.Namespace) -> None:
         with stop_requests(None if arguments.time_limit is None else 60 * arguments.time_limit) as request:
             from ace.training.params import PretrainParams
             from ace.training.pretrain import RunOptions, pretrain
-            from shards.atomic import clear_when_full
             from shards.params import GridParams, parse_mix
-            from shards.scratch import scratch_root
+            from shards.runtime.atomic import clear_when_full
+            from shards.runtime.scratch import scratch_root
 
             values = values_of(arguments)
             options = RunOptions(
@@ -68,7 +68,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from ace.evaluation.evidence import evaluate
     from ace.evaluation.params import EvaluateParams
     from ace.zoo.shipped import find_model
-    from shards.batches import read_batches
+    from shards.delivery.batches import read_batches
 
     values = values_of(arguments)
     flags = {"batch": arguments.batch, "split": arguments.split}
@@ -131,8 +131,8 @@ def embed(arguments: argparse.Namespace) -> None:
     from ace.inference.parquet import write_embeddings
     from ace.inference.sources import ImageSource, is_shard_set, open_folder, open_shards
     from shards.errors import ConfigError
-    from shards.parallel import default_num_workers
-    from shards.read import ShardIndex
+    from shards.reading.reader import ShardIndex
+    from shards.runtime.parallel import default_num_workers
 
     images: ImageSource
     batch = trimmed = None
@@ -235,7 +235,7 @@ def _is_file(path: Path) -> bool:
 def config_check(arguments: argparse.Namespace) -> None:
     """Validate the whole params file before any work: keys, grid, backbone, patients."""
     from ace.config import Config, check_config
-    from shards.batches import read_batches
+    from shards.delivery.batches import read_batches
 
     config = Config.from_params(values_of(arguments), str(arguments.params))
     check_config(config, read_batches(arguments.params, config.model_dump(), config.used_batches))

@@ -12,15 +12,15 @@ from ace.data.objectives import spec_of_epoch
 from ace.evaluation.params import EvaluateParams
 from ace.report.params import ReportParams
 from ace.training.params import PretrainParams
-from shards.atomic import make_private_folder, write_private_text, write_text
-from shards.batches import batch_path, format_batch, read_batches, root_path, set_settings, settings_of
 from shards.config import DEFAULT_PARAMS, Section, read_params
-from shards.contamination import Origin, check_shared_images
+from shards.delivery.batches import batch_path, format_batch, read_batches, root_path, set_settings, settings_of
+from shards.delivery.contamination import Origin, check_shared_images
 from shards.errors import ConfigError
-from shards.format import MANIFESTS
-from shards.modality import check_mixture
+from shards.format.layout import MANIFESTS
 from shards.params import BatchParams, GridParams, MixParams, ShardParams, check_batch_name
 from shards.phantom.params import PhantomParams
+from shards.runtime.atomic import make_private_folder, write_private_text, write_text
+from shards.sources.modality import check_mixture
 
 CONFIGS = Path("configs")
 BASE = "demo"

@@ -44,15 +44,15 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from shards.build import build_shards
+from shards.build.stage import build_shards
 from shards.canvas import Canvas, Pixels, Placement
-from shards.delivery import format_manifest, identify
-from shards.execution import Processes
+from shards.delivery.manifest import format_manifest, identify
+from shards.format.jpeg import encode_canvas, encode_half
 from shards.identity import IdKey
-from shards.jpeg import encode_canvas, encode_half
-from shards.memory import keep_freed_memory
 from shards.params import GridParams, RegisteredSourceParams, ShardParams
 from shards.records import File, Record
+from shards.runtime.execution import Processes
+from shards.runtime.memory import keep_freed_memory
 from shards.sources.base import Listing
 
 ROOT = Path(__file__).parents[1]
@@ -65,7 +65,7 @@ SOURCE_QUALITY, SOURCE_LEVEL = 90, 1
 SMALL_CELL_PX, SMALL_PX = 2, 96
 KEY = IdKey(b"identity key of nobody", is_public=False)
 PNG_LEVEL = 4
-"""The product's (shards/sample.py)."""
+"""The product's (shards/build/encode.py)."""
 
 Item = TypeVar("Item")
 

@@ -23,11 +23,11 @@ import numpy as np
 from loader import write_noise
 
 from ace.config import Config, resolve
-from shards.build import build_shards
-from shards.execution import Processes
-from shards.format import INDEX, ROWS
+from shards.build.stage import build_shards
+from shards.format.layout import INDEX, ROWS
 from shards.params import PhantomSourceParams
-from shards.read import ShardIndex
+from shards.reading.reader import ShardIndex
+from shards.runtime.execution import Processes
 
 ROOT = Path(__file__).parents[1]
 NUM_IMAGES = 32
@@ -35,7 +35,7 @@ NUM_IMAGES = 32
 OPEN = """
 import json, sys, time
 started = time.perf_counter()
-from shards.read import ShardIndex
+from shards.reading.reader import ShardIndex
 imported = time.perf_counter()
 index = ShardIndex.open(sys.argv[1])
 opened = time.perf_counter()
@@ -55,7 +55,7 @@ def main():
     from ace.config import Config, resolve
     from ace.data.loader import CropDataset, StepSampler, build_loader
     from shards.params import MixParams
-    from shards.read import ShardIndex
+    from shards.reading.reader import ShardIndex
     imported = time.time()
     config = Config.from_params(resolve(sys.argv[2], Path(sys.argv[3]) / "configs"), sys.argv[2])
     pretrain = config.pretrain

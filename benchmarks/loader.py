@@ -52,12 +52,12 @@ from ace.config import Config, resolve
 from ace.data.batches import collate
 from ace.data.loader import PREFETCHED, CropDataset, StepSampler, build_loader
 from ace.data.params import AugmentParams
-from shards.build import build_shards
-from shards.execution import Processes
-from shards.memory import keep_freed_memory
+from shards.build.stage import build_shards
 from shards.params import MixParams, PhantomSourceParams
 from shards.phantom.dataset import build_phantom
-from shards.read import ShardIndex, ShardReader
+from shards.reading.reader import ShardIndex, ShardReader
+from shards.runtime.execution import Processes
+from shards.runtime.memory import keep_freed_memory
 
 ROOT = Path(__file__).parents[1]
 CONVENTIONAL: dict[str, Literal["torchvision", "Pillow"]] = {

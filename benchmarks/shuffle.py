@@ -15,7 +15,7 @@ import time
 import numpy as np
 from jaxtyping import Int, Int64
 
-from shards.order import TarWindow, epoch_order
+from shards.reading.order import TarWindow, epoch_order
 
 
 def main() -> None:

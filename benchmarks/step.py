@@ -55,7 +55,7 @@ from ace.training.step import StepOutcome, train_step
 from shards.grid import draw_crop_pair
 from shards.normalisation import Normalisation
 from shards.params import GridParams
-from shards.progress import progress
+from shards.runtime.progress import progress
 
 ROOT = Path(__file__).parents[1]
 KINDS = ("full", "backbone", "straightforward")

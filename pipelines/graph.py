@@ -16,7 +16,7 @@ from dvc.repo import Repo
 
 from shards.config import Section
 from shards.errors import ConfigError
-from shards.format import MANIFESTS
+from shards.format.layout import MANIFESTS
 
 GRAPH_NAME = "dvc.yaml"
 LOCK_NAME = "dvc.lock"

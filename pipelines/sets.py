@@ -8,10 +8,10 @@ from dagster import AssetCheckResult, AssetChecksDefinition, AssetSpec, Metadata
 
 from pipelines.graph import Graph
 from pipelines.lock import asset_key
+from shards.checking.stats import format_statistics, statistics_of
 from shards.errors import IndexFormatError
-from shards.format import INDEX
-from shards.read import ShardIndex
-from shards.stats import format_statistics, statistics_of
+from shards.format.layout import INDEX
+from shards.reading.reader import ShardIndex
 
 SHARD = "shard"
 """The stage whose outs are shard sets."""
@@ -51,7 +51,7 @@ def _verified(root: Path, path: str) -> AssetChecksDefinition:
     @asset_check(asset=asset_key(path), name=VERIFY, description=description)
     def verify() -> AssetCheckResult:
         # Here, not above: it takes along what builds shards.
-        from shards.verify import format_findings, verify_set
+        from shards.checking.verify import format_findings, verify_set
 
         findings = verify_set(root / path)
         shown = "\n".join(["```", format_findings(findings[:MAX_FINDINGS]), "```"])

@@ -5,8 +5,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from shards.checking.commands import add_look_commands
 from shards.cli import add_params_options, batch_of, count, run_command, values_of
-from shards.look import add_look_commands
 from shards.sources.table import add_sources_command
 
 
@@ -30,10 +30,10 @@ def phantom(arguments: argparse.Namespace) -> None:
 def shard(arguments: argparse.Namespace) -> None:
     """Build the shards of one batch. Finished tars are kept: after a kill or a full disk the same command goes on, and
     leaves the same bytes."""
-    from shards.build import build_shards
-    from shards.execution import Processes, RayCluster
+    from shards.build.stage import build_shards
+    from shards.delivery.published_key import warn_of_published_key
     from shards.params import RegisteredSourceParams
-    from shards.published_key import warn_of_published_key
+    from shards.runtime.execution import Processes, RayCluster
 
     batch = batch_of(arguments, arguments.batch)
     out = arguments.out or Path("data/shards") / arguments.batch
@@ -56,12 +56,12 @@ def register(arguments: argparse.Namespace) -> None:
     batches/NAME.yaml that decides its shards, an item of `batches` and `mix` in the params file, a line in dvc.yaml. A
     folder that has grown is added again under the next name; what its other batches have is left out, and their
     patients keep their splits. With --only the project has no batch beside the new one."""
+    from shards.delivery.project import Project
+    from shards.delivery.register import check_paths_fit, register_batch
+    from shards.delivery.selection import parse_select
     from shards.errors import ConfigError
-    from shards.project import Project
-    from shards.register import check_paths_fit, register_batch
-    from shards.selection import parse_select
-    from shards.sources.dicom_tree import DicomTreeSource
-    from shards.sources.folder import FolderSource
+    from shards.sources.datasets.dicom_tree import DicomTreeSource
+    from shards.sources.datasets.folder import FolderSource
     from shards.sources.patients import parse_patient_rule
     from shards.sources.registry import open_source
 
@@ -96,7 +96,7 @@ def register(arguments: argparse.Namespace) -> None:
 def remove(arguments: argparse.Namespace) -> None:
     """Take a batch out of the project: its items of `batches` and `mix` in the params file, and its lines in dvc.yaml.
     Its file, images, manifest and shards stay on the disk; registering it again brings it back."""
-    from shards.project import Project, remove_batch
+    from shards.delivery.project import Project, remove_batch
 
     remove_batch(arguments.name, Project(arguments.params, arguments.dvc))
 
@@ -105,7 +105,7 @@ def keep(arguments: argparse.Namespace) -> None:
     """Keep single images in a batch's shards although the quality pass would leave them out. Their keys stand in
     quality.parquet and quality.png of the shards, and in data/manifests/NAME.quarantine.csv; the list of kept ones is
     data/manifests/NAME.keep.txt, a key a line. After editing it, give the command without keys."""
-    from shards.project import Project, keep_images
+    from shards.delivery.project import Project, keep_images
 
     keep_images(arguments.name, arguments.keys, Project(arguments.params))
 
@@ -114,9 +114,9 @@ def exclude(arguments: argparse.Namespace) -> None:
     """Exclude images of a batch from training, evaluation, embedding and the report; its shards stay as they are. Keys
     are those of `show`, `verify` and quality.parquet. The list is data/manifests/NAME.exclude.txt, a line an image, or
     `patient` and the key of a patient; after editing it, give the command without keys."""
-    from shards.exclude import exclude_images
-    from shards.exclusion import list_path
-    from shards.project import Project
+    from shards.delivery.exclusion import list_path
+    from shards.delivery.project import Project
+    from shards.reading.exclude import exclude_images
 
     project = Project(arguments.params, arguments.dvc)
     if arguments.list:
@@ -131,7 +131,7 @@ def settings(arguments: argparse.Namespace) -> None:
     """Give batches the sections `grid` and `shard` that the params file has now; the next `dvc repro` builds their
     shards again with them. Each batch has its own copy in batches/NAME.yaml, from when it was registered, so that
     another value in the params file builds nothing again by itself."""
-    from shards.project import Project, apply_settings
+    from shards.delivery.project import Project, apply_settings
 
     apply_settings(arguments.names, Project(arguments.params))
 
@@ -139,7 +139,7 @@ def settings(arguments: argparse.Namespace) -> None:
 def relocate(arguments: argparse.Namespace) -> None:
     """Say where a batch's images are now, after their folder was moved. Nothing is built or trained again: a batch is
     what its manifest says, wherever its files lie."""
-    from shards.project import Project, relocate_batch
+    from shards.delivery.project import Project, relocate_batch
 
     relocate_batch(arguments.name, arguments.root, Project(arguments.params))
 

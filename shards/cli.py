@@ -9,11 +9,11 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from shards.atomic import clear_when_full
-from shards.batches import batch_path, read_batches
 from shards.config import DEFAULT_PARAMS, read_params
+from shards.delivery.batches import batch_path, read_batches
 from shards.errors import ConfigError, OutOfReachError, ShardError
 from shards.params import BatchParams
+from shards.runtime.atomic import clear_when_full
 
 
 def add_params_options(parser: argparse.ArgumentParser) -> None:

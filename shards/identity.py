@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from shards.atomic import clear_when_full
 from shards.errors import IdKeyError
 from shards.params import SplitParams
 from shards.records import Split
+from shards.runtime.atomic import clear_when_full
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 KEY_FILE_VARIABLE = "ACE_ID_KEY_FILE"

@@ -11,7 +11,7 @@ from shards.config import Section
 from shards.errors import ConfigError, GridError
 from shards.grid import GridSpec, Scale
 from shards.normalisation import Normalisation, as_written
-from shards.quality.params import QualityParams
+from shards.quality_params import QualityParams
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]

@@ -11,8 +11,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from ace.config import Config, check_config, migrate, resolve, use
-from shards.batches import read_batch, read_batches, settings_of
 from shards.config import read_params
+from shards.delivery.batches import read_batch, read_batches, settings_of
 from shards.errors import ConfigError, ContaminationError
 from shards.identity import PUBLIC_KEY, split_of
 from shards.params import BatchParams, RegisteredSourceParams

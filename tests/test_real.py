@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from shards.config import read_params
-from tests.checkout import MAKE, ROOT, clone_checkout, run
-from tests.shards.datasets import smooth_image, write_csv
+from tests.support.checkout import MAKE, ROOT, clone_checkout, run
+from tests.support.datasets import smooth_image, write_csv
 
 NIH = ROOT.parent / "shared" / "data" / "nih-512"
 NUM_REAL = 120

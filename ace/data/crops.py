@@ -10,9 +10,9 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from shards.canvas import Pixels
+from shards.format.jpeg import Region
 from shards.grid import Rectangle, Window
-from shards.jpeg import Region
-from shards.read import Reduction, Sample
+from shards.reading.reader import Reduction, Sample
 
 # One loader process is one thread: OpenCV's own pool would compete with its siblings, and does not survive a fork.
 cv2.setNumThreads(0)

@@ -3,9 +3,9 @@
 from ace.data.loader import PREFETCHED, CropDataset
 from ace.data.shared_memory import check_room
 from shards.errors import ConfigError
-from shards.order import num_draws
-from shards.parallel import default_num_workers
-from shards.store import RemoteStore
+from shards.reading.order import num_draws
+from shards.runtime.parallel import default_num_workers
+from shards.store.location import RemoteStore
 
 
 def check_division(

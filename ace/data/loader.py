@@ -32,10 +32,10 @@ from ace.data.views import NUM_RANDOM, centred_windows, random_windows
 from shards.canvas import Pixels, with_channels
 from shards.errors import ConfigError, OutOfReachError, ShardError
 from shards.grid import CropPair, GridSpec, Window, draw_crop_pair, scale_of_step
-from shards.memory import keep_freed_memory
-from shards.order import batches_per_epoch, cache_window, epoch_order
 from shards.params import MixParams
-from shards.read import Sample, ShardIndex, ShardReader
+from shards.reading.order import batches_per_epoch, cache_window, epoch_order
+from shards.reading.reader import Sample, ShardIndex, ShardReader
+from shards.runtime.memory import keep_freed_memory
 
 CropSource = Literal["fresh", "bank"]
 Request = tuple[int, int, int, int]

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int
 
 from ace.evaluation.embedding import Image
 from shards.grid import GridSpec
-from shards.read import ShardIndex, ShardReader
+from shards.reading.reader import ShardIndex, ShardReader
 from shards.records import Split
 
 

@@ -13,7 +13,7 @@ from ace.evaluation.embedding import Embedder, Image, unit
 from ace.evaluation.intervals import Measure, per_pair
 from shards.errors import ConfigError
 from shards.grid import GridSpec
-from shards.progress import progress
+from shards.runtime.progress import progress
 
 REFERENCE_CANVAS_PX = 1024
 """Errors are given on a canvas scaled to this side, whatever the grid."""

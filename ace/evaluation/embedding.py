@@ -15,7 +15,7 @@ from ace.models.precision import Precision, in_precision
 from shards.canvas import Pixels, with_channels
 from shards.grid import GridSpec
 from shards.normalisation import Normalisation
-from shards.progress import progress_bar
+from shards.runtime.progress import progress_bar
 
 Image = Pixels
 

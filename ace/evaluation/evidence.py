@@ -58,16 +58,16 @@ from ace.evaluation.probe import ProbePlan, num_images, plan_probe, probe_labels
 from ace.evaluation.removal import change_outside, erased_length
 from ace.models.encoder import IMPORTED, WEIGHTS, load_encoder, reference_encoder, untrained_encoder
 from ace.models.precision import accelerator_settings
-from shards.atomic import atomic_directory, write_text
-from shards.copies import find_trained_copies
 from shards.errors import ConfigError
-from shards.format import MANIFESTS, sha256_of
+from shards.format.layout import MANIFESTS, sha256_of
 from shards.grid import GridSpec
-from shards.image_names import check_image_names
-from shards.lineage import check_independence, warn_of_unknown_patients
 from shards.params import MeasuredParams
-from shards.read import ShardIndex
-from shards.store import Location, location_of
+from shards.reading.copies import find_trained_copies
+from shards.reading.image_names import check_image_names
+from shards.reading.lineage import check_independence, warn_of_unknown_patients
+from shards.reading.reader import ShardIndex
+from shards.runtime.atomic import atomic_directory, write_text
+from shards.store.location import Location, location_of
 
 CORRESPONDENCE = "correspondence_px_at_1024"
 PROBE = "probe_auroc"

@@ -24,7 +24,7 @@ from ace.evaluation.decomposition import DecompositionEmbeddings, DecompositionP
 from ace.evaluation.embedding import Image
 from ace.evaluation.intervals import estimate
 from ace.evaluation.removal import Removal, change_outside, erased_length, shown_region
-from shards.atomic import atomic_path
+from shards.runtime.atomic import atomic_path
 
 Arrays = dict[str, Any]
 NUM_CANDIDATES_SHOWN = 4

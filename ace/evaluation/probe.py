@@ -10,8 +10,8 @@ from ace.data.crops import resample
 from ace.evaluation.cohort import choose_rows
 from ace.evaluation.embedding import Embedder, Image, unit
 from ace.evaluation.intervals import Measure, per_pair
-from ace.training.probe_scores import NOT_KNOWN, linear_scores
-from shards.read import ShardIndex, ShardReader
+from ace.evaluation.probe_scores import NOT_KNOWN, linear_scores
+from shards.reading.reader import ShardIndex, ShardReader
 from shards.records import Split
 
 LEAST_PATIENTS = 5

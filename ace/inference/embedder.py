@@ -23,7 +23,7 @@ from ace.models.precision import in_precision
 from ace.zoo.shipped import find_model
 from shards.canvas import Canvas
 from shards.errors import ConfigError
-from shards.format import sha256_of
+from shards.format.layout import sha256_of
 from shards.normalisation import as_written
 
 BATCH_SIZE = 32

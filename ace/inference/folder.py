@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shards.atomic import atomic_directory
 from shards.errors import ConfigError
+from shards.runtime.atomic import atomic_directory
 
 
 @contextmanager

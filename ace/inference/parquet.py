@@ -17,11 +17,11 @@ import torch
 from ace.inference.embedder import EmbeddingModel, Embeddings
 from ace.inference.sources import ImageSource
 from ace.models.precision import accelerator_settings
-from shards.atomic import atomic_path, check_room, write_text
 from shards.canvas import Canvas
 from shards.decode import UnreadableImageError
 from shards.errors import ConfigError, SourceError
-from shards.progress import progress_bar
+from shards.runtime.atomic import atomic_path, check_room, write_text
+from shards.runtime.progress import progress_bar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

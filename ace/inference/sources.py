@@ -11,13 +11,13 @@ from ace.inference.images import decode_file
 from shards.canvas import Pixels
 from shards.decode import UnreadableImageError
 from shards.errors import SourceError
-from shards.format import INDEX
+from shards.format.layout import INDEX
 from shards.identity import read_id_key
-from shards.read import ShardIndex, ShardReader
+from shards.reading.reader import ShardIndex, ShardReader
 from shards.records import Split
 from shards.sources.files import is_file, is_passed_over
 from shards.sources.images import SUFFIXES, UNLISTED, FoundImages, count_left_out, tell_images
-from shards.store import Location
+from shards.store.location import Location
 
 KeyKind = Literal["relative path", "keyed hash of the relative path", "sample key"]
 

@@ -13,8 +13,8 @@ from ace.models.encoder import IMPORTED
 from ace.models.notice import NOTICE
 from ace.models.tensors import write_tensors
 from ace.training.card import ORIGINS, model_card
-from shards.atomic import write_text
 from shards.normalisation import Normalisation, text_of
+from shards.runtime.atomic import write_text
 
 CONFIG, WEIGHTS, WHITENING, CARD = "config.json", "model.safetensors", "whitening.safetensors", "README.md"
 

@@ -17,12 +17,12 @@ from ace.models.notice import NOTICE
 from ace.models.params import BackboneParams
 from ace.models.tensors import write_tensors
 from ace.published.naming import Family, KeyMap, map_keys
-from shards.atomic import atomic_directory, write_text
 from shards.errors import ConfigError
-from shards.format import sha256_of
+from shards.format.layout import sha256_of
 from shards.grid import GridSpec, Scale
 from shards.normalisation import Levels, Normalisation, as_tuple, text_of
 from shards.params import MixParams
+from shards.runtime.atomic import atomic_directory, write_text
 
 CARD = """\
 ---

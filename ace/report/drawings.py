@@ -15,7 +15,7 @@ from PIL import Image
 from ace.data.crops import resample
 from ace.report.inputs import Arrays
 from shards.grid import CropPair, GridSpec, Rectangle, crop_bank
-from shards.read import Sample
+from shards.reading.reader import Sample
 
 MAX_LANDMARKS_DRAWN = 28
 NUM_SHADES = 64

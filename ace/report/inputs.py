@@ -15,7 +15,7 @@ import numpy as np
 from ruamel.yaml import YAML
 
 from shards.errors import ConfigError
-from shards.read import ShardIndex
+from shards.reading.reader import ShardIndex
 
 PAGE_IS_OF = ("models/ace", "data/evidence", "metrics/properties.json")
 """Outs that the page shows, beside the shard sets."""

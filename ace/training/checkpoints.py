@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from shards.atomic import atomic_path, write_text
 from shards.errors import ConfigError
-from shards.format import sha256_of
+from shards.format.layout import sha256_of
+from shards.runtime.atomic import atomic_path, write_text
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dvclive import Live
 
 from ace.training.loggers import Logger, find_logger, open_loggers
 from ace.training.pipes import Report, open_reporter
-from shards.atomic import write_text
+from shards.runtime.atomic import write_text
 
 logging.getLogger("dvclive").setLevel(logging.ERROR)
 NOT_PLOTTED = ("step", "epoch", "images")

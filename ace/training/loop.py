@@ -26,7 +26,7 @@ from ace.training.state import TrainState
 from ace.training.step import StepOutcome, train_step
 from ace.training.stop import StoppedAloneError, StoppedError, StopRequest, deaf_children
 from shards.errors import ShardError
-from shards.progress import progress_bar
+from shards.runtime.progress import progress_bar
 
 SCORE = "probe_knn_auroc"
 """By which the best checkpoint is chosen: the loss says little about the encoder."""

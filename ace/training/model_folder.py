@@ -13,7 +13,7 @@ from ace.models.encoder import CONFIG, FORMAT_VERSION, WEIGHTS, WHITENING, Which
 from ace.models.networks import Student, Teacher
 from ace.models.tensors import write_tensors
 from ace.training.card import model_card
-from shards.atomic import write_text
+from shards.runtime.atomic import write_text
 
 HEADS, CARD = "heads.safetensors", "README.md"
 

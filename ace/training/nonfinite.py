@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ace.models.tensors import write_tensors
-from shards.atomic import replace_directory
+from shards.runtime.atomic import replace_directory
 
 TENSORS, VALUES, SHEET = "batch.safetensors", "batch.json", "crops.png"
 _TILE_PX, _CAPTION_PX, _GAP_PX = 160, 16, 6

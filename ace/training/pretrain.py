@@ -34,13 +34,13 @@ from ace.training.start import check_start, take_first_weights
 from ace.training.state import TrainState
 from ace.training.stop import StopRequest
 from ace.training.whitening import fit_whitening
-from shards.atomic import atomic_directory, write_text
 from shards.errors import ConfigError
-from shards.lineage import names_without_patients, warn_of_unknown_patients, write_lineage
-from shards.modality import check_mixture
 from shards.params import GridParams, MixParams
-from shards.read import ShardIndex
-from shards.store import Location, location_of
+from shards.reading.lineage import names_without_patients, warn_of_unknown_patients, write_lineage
+from shards.reading.reader import ShardIndex
+from shards.runtime.atomic import atomic_directory, write_text
+from shards.sources.modality import check_mixture
+from shards.store.location import Location, location_of
 
 CHECKPOINTS, ROWS, START = "checkpoints", "metrics.jsonl", "start.txt"
 

@@ -13,15 +13,15 @@ from jaxtyping import Float, Int
 
 from ace.data.crops import Crop, resample
 from ace.evaluation.embedding import Embedder, unit
+from ace.evaluation.probe_scores import NOT_KNOWN, auroc_by_label, knn_votes, linear_scores
 from ace.models.backbone import Backbone
 from ace.models.precision import Precision, finished_precision
 from ace.training.monitor_params import ProbeParams
-from ace.training.probe_scores import NOT_KNOWN, auroc_by_label, knn_votes, linear_scores
 from shards.errors import ConfigError
 from shards.grid import GridSpec
 from shards.normalisation import Normalisation
 from shards.params import MixParams
-from shards.read import ShardIndex, ShardReader
+from shards.reading.reader import ShardIndex, ShardReader
 from shards.records import Split
 
 Members = Sequence[tuple[ShardIndex, MixParams]]

@@ -16,49 +16,40 @@ from filelock import FileLock, Timeout
 
 from ace.training.params import PretrainParams
 from ace.training.start import start_files
-from shards.atomic import write_text
 from shards.errors import ConfigError
-from shards.order import TarWindow, cache_window
 from shards.params import GridParams, MixParams
-from shards.read import ShardIndex
-from shards.scratch import unfinished_work
+from shards.reading.order import TarWindow, cache_window
+from shards.reading.reader import ShardIndex
+from shards.runtime.atomic import write_text
+from shards.runtime.scratch import unfinished_work
 
 RUN = "run.json"
 RECORDED_VERSIONS = ("torch", "timm", "numpy", "pillow", "opencv-python-headless", "simplejpeg")
 CODE = (
     "ace/data",
     "ace/evaluation/embedding.py",
+    "ace/evaluation/probe_scores.py",
     "ace/geometry",
     "ace/losses",
     "ace/models",
     "ace/training",
-    "shards/atomic.py",
-    "shards/cache.py",
     "shards/canvas.py",
     "shards/config.py",
-    "shards/contamination.py",
     "shards/errors.py",
-    "shards/exclusion.py",
-    "shards/format.py",
     "shards/grid.py",
     "shards/identity.py",
-    "shards/jpeg.py",
-    "shards/lineage.py",
-    "shards/memory.py",
-    "shards/modality.py",
     "shards/normalisation.py",
-    "shards/order.py",
-    "shards/parallel.py",
     "shards/params.py",
-    "shards/progress.py",
-    "shards/quality/params.py",
-    "shards/read.py",
+    "shards/quality_params.py",
     "shards/records.py",
-    "shards/remote.py",
-    "shards/scratch.py",
+    "shards/delivery/contamination.py",
+    "shards/delivery/exclusion.py",
+    "shards/format",
+    "shards/reading",
+    "shards/runtime",
     "shards/sources/base.py",
-    "shards/store.py",
-    "shards/tar.py",
+    "shards/sources/modality.py",
+    "shards/store",
 )
 """Modules and folders of modules that decide a training's result: those on which the stage `pretrain` depends."""
 DESCRIPTION = ("--always", "--abbrev=40", "--exclude=*", "--dirty")

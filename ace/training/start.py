@@ -17,7 +17,7 @@ from ace.training.model_folder import HEADS
 from ace.training.params import PretrainParams
 from ace.training.state import TrainState
 from shards.errors import ConfigError
-from shards.format import sha256_of
+from shards.format.layout import sha256_of
 
 FILES = (WEIGHTS["teacher"], WEIGHTS["student"], HEADS)
 

@@ -22,8 +22,8 @@ from ace.training.params import PretrainParams
 from ace.training.stop import StoppedError, StopRequest
 from shards.grid import GridSpec
 from shards.params import MixParams
-from shards.progress import progress
-from shards.read import ShardIndex
+from shards.reading.reader import ShardIndex
+from shards.runtime.progress import progress
 
 _STEP_PAIRS = 16
 

@@ -23,12 +23,12 @@ from ace.models.notice import NOTICE
 from ace.models.tensors import write_tensors
 from ace.training.card import ORIGINS, model_card
 from ace.zoo.shipped import PUBLISHED, figure_text, published_of
-from shards.atomic import atomic_directory, write_text
-from shards.delivery import iterate_manifest
+from shards.delivery.manifest import iterate_manifest
 from shards.errors import ConfigError
-from shards.format import sha256_of
-from shards.image_names import IMAGE_NAMES
-from shards.lineage import TRAINING_IMAGES
+from shards.format.layout import sha256_of
+from shards.reading.image_names import IMAGE_NAMES
+from shards.reading.lineage import TRAINING_IMAGES
+from shards.runtime.atomic import atomic_directory, write_text
 
 MAX_BYTES = 8_000_000
 """Largest file of weights that is published: the folder travels with every installation of the package."""

@@ -17,16 +17,16 @@ from typing import Any
 import torch
 from PIL import Image
 
-from shards.atomic import atomic_directory, clear_when_full, replace_directory, write_text
-from shards.parallel import map_in_processes
 from shards.phantom.anatomy import ASSET, NOTICE_FILE, Anatomy, asset_hash, load_anatomy, verify
 from shards.phantom.contact_sheet import draw_contact_sheet
 from shards.phantom.findings import KINDS
 from shards.phantom.params import PhantomParams
 from shards.phantom.radiograph import Radiograph, take_radiograph
 from shards.phantom.study import Study, count_images, draw_study, image_id
-from shards.progress import progress_bar
-from shards.scratch import scratch_root, unfinished_work
+from shards.runtime.atomic import atomic_directory, clear_when_full, replace_directory, write_text
+from shards.runtime.parallel import map_in_processes
+from shards.runtime.progress import progress_bar
+from shards.runtime.scratch import scratch_root, unfinished_work
 
 FORMAT_VERSION = 1
 LABEL_COLUMNS = ("image_id", "patient_id", "study_id", "view", *KINDS, "finding_side", "detector_spacing_mm")

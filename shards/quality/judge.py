@@ -9,7 +9,6 @@ from jaxtyping import Bool, Float32, Float64, Int64, UInt8, UInt64
 
 from shards.quality.measure import THUMBNAIL_PX, corners_and_centre, standardised
 from shards.quality.near import NearCopies, find_near_copies
-from shards.quality.params import Action, QualityParams, ViewMeanParams
 from shards.quality.reasons import (
     BLANK,
     BRIGHT_CORNERS,
@@ -27,6 +26,7 @@ from shards.quality.reasons import (
     UPSIDE_DOWN,
 )
 from shards.quality.store import MeasureStore
+from shards.quality_params import Action, QualityParams, ViewMeanParams
 from shards.records import Split
 
 MOST_PROTECTED_FIRST: tuple[Split, ...] = ("test", "val", "train")

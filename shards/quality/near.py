@@ -11,12 +11,12 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int64, UInt8, UInt64
 
-from shards.atomic import atomic_path
-from shards.parallel import map_in_processes
-from shards.progress import progress_bar
 from shards.quality.measure import standardised
-from shards.quality.params import NearCopyParams
 from shards.quality.store import ReadThumbnails, Thumbnails
+from shards.quality_params import NearCopyParams
+from shards.runtime.atomic import atomic_path
+from shards.runtime.parallel import map_in_processes
+from shards.runtime.progress import progress_bar
 
 Rows = Int64[np.ndarray, "_"]
 

@@ -13,8 +13,8 @@ from jaxtyping import Bool, Int64
 from shards.errors import IndexFormatError
 from shards.quality.measure import MEASURE_DTYPE, NUM_HASHES, THUMBNAIL_PX
 from shards.quality.near import NearCopies, find_copies_of, find_near_copies
-from shards.quality.params import NearCopyParams
 from shards.quality.store import Thumbnails
+from shards.quality_params import NearCopyParams
 
 QUALITY = "quality.parquet"
 _BOUNDS = b"near_copies"

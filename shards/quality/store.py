@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from numpy.lib import recfunctions
 
-from shards.atomic import atomic_path
 from shards.quality.measure import MEASURE_DTYPE, STRUCTURE_DTYPE, THUMBNAIL_PX, Measured
+from shards.runtime.atomic import atomic_path
 
 Thumbnails = UInt8[np.ndarray, "num 64 64"]
 ReadThumbnails = Callable[[Int64[np.ndarray, "num"]], Thumbnails]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from shards.decode import UnreadableImageError
 from shards.decode.dicom import DicomHeader, read_header
-from shards.progress import progress
 from shards.records import Sex
+from shards.runtime.progress import progress
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 _OF_BREASTS = ("CC", "MLO", "ML", "LM", "LMO", "XCC", "XCCL", "XCCM", "FB", "SIO", "ISO")

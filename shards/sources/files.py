@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from shards.errors import SourceError
-from shards.progress import progress_bar
 from shards.records import File, locate
+from shards.runtime.progress import progress_bar
 
 _LEAVINGS = frozenset(
     (

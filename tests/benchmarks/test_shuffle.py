@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.shuffle import displacement_ratio, same_tar_ratio
-from shards.order import TarWindow, epoch_order
+from shards.reading.order import TarWindow, epoch_order
 
 NUM_TARS, PER_TAR, BATCH_SIZE = 40, 50, 20
 TARS = np.repeat(np.arange(NUM_TARS), PER_TAR)

@@ -25,7 +25,7 @@ from pipelines.definitions import build_definitions
 from pipelines.graph import load_graph
 from pipelines.lock import read_lock
 from pipelines.sensors import lock_events
-from shards.scratch import unfinished_work
+from shards.runtime.scratch import unfinished_work
 from tests.pipelines.toy import appears, dvc, edit
 
 
@@ -152,7 +152,7 @@ def test_a_second_process_at_the_same_work_ends_at_the_lock_of_its_scratch(
     monkeypatch.setenv("ACE_SCRATCH", str(tmp_path / "scratch"))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     monkeypatch.setenv(
-        "TOY_HOOK", "from shards.scratch import unfinished_work\nunfinished_work('toy', 'ab').__enter__()"
+        "TOY_HOOK", "from shards.runtime.scratch import unfinished_work\nunfinished_work('toy', 'ab').__enter__()"
     )
     edit(toy / "params.yaml", "count: 3", "count: 4")
     with unfinished_work("toy", "ab"):

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 
 from pipelines.definitions import build_definitions
 from pipelines.sets import VERIFY
-from tests.checkout import ROOT, clone_checkout, run
+from tests.support.checkout import ROOT, clone_checkout, run
 
 IMPORT_EVERYTHING = """
 from importlib import import_module

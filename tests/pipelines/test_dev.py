@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkout import ROOT
+from tests.support.checkout import ROOT
 
 DAGSTER = """#!/bin/sh
 echo "home $DAGSTER_HOME"

@@ -13,10 +13,10 @@ from pipelines.definitions import build_definitions
 from pipelines.graph import load_graph
 from pipelines.sensors import lock_events
 from pipelines.sets import set_metadata
-from shards.build import build_shards
-from shards.execution import Processes
+from shards.build.stage import build_shards
+from shards.runtime.execution import Processes
 from tests.pipelines.toy import dvc, edit
-from tests.shards.datasets import NO_CHECKS, forget_patients, grid_params, shard_params, write_phantom
+from tests.support.datasets import NO_CHECKS, forget_patients, grid_params, shard_params, write_phantom
 
 SET = "data/shards/own"
 KEY = AssetKey(SET.split("/"))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.checkout import ROOT
+from tests.support.checkout import ROOT
 
 DATA = ROOT.parent / "shared" / "data"
 

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.build import build_shards
+from shards.build.stage import build_shards
 from shards.canvas import connected_parts
-from shards.execution import Processes
 from shards.identity import KEY_FILE_VARIABLE
-from shards.read import Sample, ShardIndex, ShardReader
-from shards.scratch import SCRATCH_VARIABLE
-from shards.sources.folder import FolderSource
-from shards.sources.idrid import LESIONS, SIZE, SOURCE
+from shards.reading.reader import Sample, ShardIndex, ShardReader
+from shards.runtime.execution import Processes
+from shards.runtime.scratch import SCRATCH_VARIABLE
+from shards.sources.datasets.folder import FolderSource
+from shards.sources.datasets.idrid import LESIONS, SIZE, SOURCE
 from tests.real.data import DATA, needs
-from tests.shards.datasets import NO_CHECKS, TEST_KEY, delivered, grid_params, shard_params, write_csv
+from tests.support.datasets import NO_CHECKS, TEST_KEY, delivered, grid_params, shard_params, write_csv
 
 pytestmark = needs("idrid-original")
 ROOT = DATA / "idrid-original"

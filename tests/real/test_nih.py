@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from shards.annotations import misfit_of
+from shards.decode.annotations import misfit_of
+from shards.delivery.register import survey_images
 from shards.errors import SourceError
 from shards.records import Record
-from shards.register import survey_images
-from shards.sources.nih_chestxray14 import SOURCE
+from shards.sources.datasets.nih_chestxray14 import SOURCE
 from tests.real.data import DATA, needs
-from tests.shards.datasets import grid_params, shard_params
+from tests.support.datasets import grid_params, shard_params
 
 pytestmark = needs("nih-original")
 ROOT = DATA / "nih-original"

@@ -10,22 +10,22 @@ import pyarrow.parquet as pq
 import pytest
 
 from ace.config import resolve
-from shards.build import build_shards
-from shards.delivery import iterate_manifest
-from shards.execution import Processes
+from shards.build.stage import build_shards
+from shards.delivery.manifest import iterate_manifest
 from shards.identity import KEY_FILE_VARIABLE
 from shards.params import GridParams, ShardParams
 from shards.quality.judge import Images, Judgement, judge
 from shards.quality.measure import measure
 from shards.quality.reasons import INVERTED, ON_ITS_SIDE, SAME_FILE, SAME_PIXELS, UPSIDE_DOWN
 from shards.quality.store import MeasureStore, write_measured
-from shards.scratch import SCRATCH_VARIABLE
+from shards.runtime.execution import Processes
+from shards.runtime.scratch import SCRATCH_VARIABLE
 from shards.sources.base import Source
-from shards.sources.folder import FolderSource, read_label_rows
-from shards.sources.nih_chestxray14 import SOURCE as NIH
-from tests.checkout import ROOT
+from shards.sources.datasets.folder import FolderSource, read_label_rows
+from shards.sources.datasets.nih_chestxray14 import SOURCE as NIH
 from tests.real.data import DATA, needs
-from tests.shards.datasets import delivered
+from tests.support.checkout import ROOT
+from tests.support.datasets import delivered
 
 pytestmark = [*needs("nih-512"), *needs("nih-original"), *needs("idrid-768")]
 NUM_PLANTED = 50

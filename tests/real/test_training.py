@@ -11,8 +11,8 @@ import pytest
 
 from pipelines.graph import load_graph
 from pipelines.metadata import read_checks
-from tests.checkout import MAKE, clone_checkout, run
 from tests.real.data import DATA, needs
+from tests.support.checkout import MAKE, clone_checkout, run
 
 pytestmark = [*needs("nih-512"), pytest.mark.slow, pytest.mark.timeout(3600)]
 NIH = DATA / "nih-512"

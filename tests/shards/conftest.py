@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from shards.identity import KEY_FILE_VARIABLE, create_key
-from shards.scratch import SCRATCH_VARIABLE
+from shards.runtime.scratch import SCRATCH_VARIABLE
 
 
 @pytest.fixture(autouse=True)

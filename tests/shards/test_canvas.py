@@ -21,9 +21,9 @@ from shards.errors import GridError
 from shards.grid import GridSpec, Scale
 from shards.params import ForegroundParams
 from tests.oracles import masks as oracle
-from tests.shards.datasets import smooth_image
 from tests.shards.decode.files import decoded, encoded
-from tests.shards.strategies import grey_images
+from tests.support.datasets import smooth_image
+from tests.support.strategies import grey_images
 
 SPEC = GridSpec(6, 8, 2, (Scale(2, 2, 1.0),), 0.5, 0.85)
 FOREGROUND = ForegroundParams(min_mean=8.0, min_std=4.0)

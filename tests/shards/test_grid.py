@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from shards.errors import GridError
 from shards.grid import CropPair, GridSpec, Scale, crop_bank, draw_crop_pair, scale_of_step
-from tests.examples import examples
 from tests.oracles.crops import allowed_pairs, shared_cells
-from tests.shards.strategies import SCALES, specs, specs_and_pairs
+from tests.support.examples import examples
+from tests.support.strategies import SCALES, specs, specs_and_pairs
 
 NANO = GridSpec(18, 16, 8, (Scale(2, 2, 1.0),), 0.5, 0.85)
 PAPER = GridSpec(32, 32, 14, (Scale(2, 2, 1.0),), 0.5, 0.85)

@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import pytest
 
-from shards.batches import read_batch, read_batches
+from shards.delivery.batches import read_batch, read_batches
 from shards.errors import ConfigError
 from shards.params import (
     BatchParams,
@@ -17,7 +17,7 @@ from shards.params import (
     parse_names,
 )
 from shards.sources.registry import MODULES
-from tests.shards.datasets import grid_params, shard_params, write_batch
+from tests.support.datasets import grid_params, shard_params, write_batch
 
 FOLDER = {
     "kind": "folder",

@@ -8,15 +8,15 @@ import pytest
 from PIL import Image
 
 import ace
-from shards.build import build_shards
+from shards.build.stage import build_shards
 from shards.canvas import Placement
-from shards.execution import Processes
-from shards.read import ShardIndex, ShardReader
+from shards.delivery.register import survey_images
+from shards.reading.reader import ShardIndex, ShardReader
 from shards.records import Record
-from shards.register import survey_images
-from shards.sources.folder import FolderSource
+from shards.runtime.execution import Processes
+from shards.sources.datasets.folder import FolderSource
 from tests.ace.inference.models import write_model
-from tests.shards.datasets import folder_params, grid_params, shard_params, smooth_image
+from tests.support.datasets import folder_params, grid_params, shard_params, smooth_image
 
 FRAME = (11, 4), (23, 7)
 

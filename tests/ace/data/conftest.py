@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from shards.params import GridParams
-from shards.read import ShardIndex
+from shards.reading.reader import ShardIndex
 from tests.ace.data.painted import build_shards_of
 
 

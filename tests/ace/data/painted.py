@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from ace.data.params import ViewsParams
-from shards.build import build_shards
-from shards.execution import Processes
+from shards.build.stage import build_shards
 from shards.params import GridParams, ShardParams
-from shards.read import ShardIndex
-from tests.shards.datasets import NO_CHECKS, folder_params
+from shards.reading.reader import ShardIndex
+from shards.runtime.execution import Processes
+from tests.support.datasets import NO_CHECKS, folder_params
 
 BuildShards = Callable[..., ShardIndex]
 VIEWS = ViewsParams.from_params(

@@ -14,7 +14,7 @@ from ace.data.augment_device import augment_batch
 from ace.data.augmentation import AS_IT_IS, Augmentation, Augmentations, BrightnessContrast, draw_augmentation
 from ace.data.erase import FILLS, Erasure, Rectangle, with_erased
 from ace.data.params import AugmentParams
-from tests.examples import examples
+from tests.support.examples import examples
 
 ALWAYS = AugmentParams.from_params(
     {

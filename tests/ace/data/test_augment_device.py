@@ -15,7 +15,7 @@ from ace.data.clahe import equalise
 from ace.data.lab import lab_of, rgb_of
 from ace.data.params import AugmentParams
 from tests.ace.data.test_augment import ALWAYS
-from tests.examples import examples
+from tests.support.examples import examples
 
 HALF = AugmentParams.from_params(
     {name: step | {"probability": 0.5} if name != "where" else step for name, step in ALWAYS.model_dump().items()},

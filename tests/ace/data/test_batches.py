@@ -16,7 +16,7 @@ from ace.data.params import AugmentParams
 from shards.errors import ConfigError
 from shards.grid import CropPair, scale_of_step
 from shards.params import MixParams
-from shards.read import ShardIndex, ShardReader
+from shards.reading.reader import ShardIndex, ShardReader
 from tests.ace.data.painted import VIEWS, BuildShards, grid_params
 
 GRID = grid_params((2, 2), (1, 2), t=4, n=9, cell_px=8)

@@ -7,15 +7,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ace.data.crops import _cover, resample, resample_all, resample_region
+from shards.format.jpeg import Region
 from shards.grid import GridSpec, Scale, Window, draw_crop_pair
-from shards.jpeg import Region
 from shards.phantom.anatomy import load_anatomy
 from shards.phantom.radiograph import take_radiograph
 from shards.phantom.study import draw_study
-from shards.read import Sample, ShardIndex, ShardReader
+from shards.reading.reader import Sample, ShardIndex, ShardReader
 from tests.ace.data.painted import BuildShards, grid_params
-from tests.examples import examples
 from tests.shards.phantom.settings import phantom_params
+from tests.support.examples import examples
 
 N, CELL_PX, T = 10, 8, 4
 CANVAS_PX = N * CELL_PX

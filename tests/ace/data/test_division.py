@@ -9,12 +9,12 @@ import pytest
 from ace.data import division
 from ace.data.division import check_division
 from ace.data.loader import CropDataset
-from shards.cache import ShardCache
 from shards.errors import ConfigError, NoSpaceError
 from shards.params import MixParams
-from shards.read import ShardIndex
-from shards.remote import Remote
-from shards.store import RemoteStore
+from shards.reading.reader import ShardIndex
+from shards.store.cache import ShardCache
+from shards.store.location import RemoteStore
+from shards.store.remote import Remote
 from tests.ace.data.painted import VIEWS, BuildShards, grid_params
 
 GRID = grid_params((2, 2), t=4, n=9, cell_px=8)

@@ -13,7 +13,7 @@ import torch
 
 from ace.data import loader
 from ace.data.loader import NoBatchError, build_loader
-from shards.read import ShardIndex
+from shards.reading.reader import ShardIndex
 from tests.ace.data import stalled
 from tests.ace.data.painted import BuildShards
 from tests.ace.data.test_batches import GRID, HOST, dataset_of, sampler_of
@@ -92,7 +92,7 @@ LITTLE_ROOM = """
 import resource, sys
 from pathlib import Path
 from ace.data.loader import build_loader
-from shards.read import ShardIndex
+from shards.reading.reader import ShardIndex
 from tests.ace.data.test_batches import dataset_of, sampler_of
 
 if __name__ == "__main__":

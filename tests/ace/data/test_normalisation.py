@@ -13,15 +13,15 @@ from ace.data.loader import CropDataset
 from ace.data.normalise import normalised
 from ace.evaluation.embedding import Embedder
 from ace.inference.preprocessing import Preprocessing
+from shards.delivery.register import Survey, survey_images
 from shards.errors import ConfigError
 from shards.normalisation import Normalisation
 from shards.params import GridParams, MixParams
-from shards.read import ShardIndex, ShardReader
+from shards.reading.reader import ShardIndex, ShardReader
 from shards.records import File, Record
-from shards.register import Survey, survey_images
 from tests.ace.data.painted import VIEWS, build_shards_of, grid_params
 from tests.ace.evaluation.constructed import ConstructedEncoder
-from tests.shards.datasets import shard_params
+from tests.support.datasets import shard_params
 
 GRID = grid_params((2, 2), t=4, n=8, cell_px=8)
 CPU = torch.device("cpu")

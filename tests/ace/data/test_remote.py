@@ -10,14 +10,14 @@ import torch
 
 from ace.data.batches import PairBatch
 from ace.data.loader import CropDataset, StepSampler, build_loader
-from shards.cache import ShardCache
 from shards.errors import ConfigError
 from shards.params import MixParams
-from shards.read import ShardIndex
-from shards.remote import Retry
-from shards.store import open_store
+from shards.reading.reader import ShardIndex
+from shards.store.cache import ShardCache
+from shards.store.location import open_store
+from shards.store.remote import Retry
 from tests.ace.data.painted import VIEWS, BuildShards, grid_params
-from tests.shards.servers import FlakyServer
+from tests.support.servers import FlakyServer
 
 GRID = grid_params((2, 2), t=4, n=9, cell_px=8)
 NUM_IMAGES, PER_TAR = 18, 3

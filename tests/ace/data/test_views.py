@@ -16,7 +16,7 @@ from ace.data.views import centred_windows, random_windows
 from shards.errors import ConfigError
 from shards.grid import GridSpec, Scale, scale_of_step
 from shards.params import MixParams
-from shards.read import ShardIndex
+from shards.reading.reader import ShardIndex
 from tests.ace.data.painted import VIEWS, BuildShards, grid_params
 
 GRID = grid_params((1, 1), (2, 2), (1, 2), t=4, n=9, cell_px=8, area=1.0)

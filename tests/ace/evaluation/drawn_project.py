@@ -13,10 +13,10 @@ from ace.models.backbone import build_backbone
 from ace.models.networks import Branches, Student, Teacher
 from ace.models.params import BackboneParams, GlobalHeadParams, LocalHeadParams, LogitParams
 from ace.training.model_folder import save_model
-from shards.build import build_shards
-from shards.execution import Processes
+from shards.build.stage import build_shards
 from shards.params import GridParams, PhantomSourceParams, ShardParams
-from tests.shards.datasets import QUALITY
+from shards.runtime.execution import Processes
+from tests.support.datasets import QUALITY
 
 BATCH = "phantom-b000"
 GRID = GridParams.from_params(

@@ -13,16 +13,16 @@ from ace.evaluation.cohort import choose_rows, read_cohort
 from ace.evaluation.evidence import evaluate
 from ace.evaluation.params import Bound, EvaluateParams, MeasuredSplit
 from ace.evaluation.summary import summary_table
-from shards.build import build_shards
+from shards.build.stage import build_shards
 from shards.errors import ConfigError, ContaminationError
-from shards.execution import Processes
 from shards.identity import SPLITS
-from shards.image_names import IMAGE_NAMES
-from shards.lineage import TRAINING_IMAGES, write_lineage
 from shards.params import MeasuredParams, PhantomSourceParams, ShardParams
-from shards.read import ShardIndex, ShardReader
+from shards.reading.image_names import IMAGE_NAMES
+from shards.reading.lineage import TRAINING_IMAGES, write_lineage
+from shards.reading.reader import ShardIndex, ShardReader
+from shards.runtime.execution import Processes
 from tests.ace.evaluation.drawn_project import BATCH, EVALUATE, GRID, SHARD, draw_chest, write_model, write_project
-from tests.shards.datasets import forget_patients, write_csv
+from tests.support.datasets import forget_patients, write_csv
 
 PARAMS = EvaluateParams.from_params(EVALUATE, "evaluate")
 ENCODERS = ("trained", "untrained", "imagenet")

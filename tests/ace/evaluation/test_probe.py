@@ -20,14 +20,14 @@ from ace.evaluation.probe import (
     plan_probe,
     probe_labels,
 )
-from ace.training.probe_scores import NOT_KNOWN
-from shards.build import build_shards
-from shards.execution import Processes
+from ace.evaluation.probe_scores import NOT_KNOWN
+from shards.build.stage import build_shards
 from shards.params import GridParams
-from shards.read import ShardIndex
+from shards.reading.reader import ShardIndex
+from shards.runtime.execution import Processes
 from tests.ace.evaluation.constructed import SPEC, embedder, place
 from tests.oracles import probe as oracle
-from tests.shards.datasets import NO_CHECKS, folder_params, shard_params, smooth_image, write_csv
+from tests.support.datasets import NO_CHECKS, folder_params, shard_params, smooth_image, write_csv
 
 NUM_PATIENTS = 90
 LABELS = ("bright", "coin", "rare")

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from ace.geometry.overlap import overlap_masks
 from ace.geometry.targets import axis_composition, axis_decomposition, composition_target, decomposition_target
 from shards.grid import GridSpec, Scale, draw_crop_pair
-from tests.examples import examples
 from tests.oracles import targets as oracle
+from tests.support.examples import examples
 
 SCALES = [(1, 1), (1, 2), (2, 1), (2, 2), (4, 2), (3, 3)]
 

@@ -22,8 +22,8 @@ from ace.inference.timm_folder import export_timm
 from ace.models.encoder import load_encoder
 from shards.errors import ConfigError
 from tests.ace.inference.models import BACKBONES, CROP_PX, DIM, mix, write_model
-from tests.shards.datasets import smooth_image
 from tests.shards.decode.dicom_files import data_of, dataset_of
+from tests.support.datasets import smooth_image
 
 
 def pictures(number: int, height: int = 40, width: int = 30) -> list[np.ndarray]:

@@ -19,7 +19,7 @@ from ace.__main__ import build_parser
 from ace.inference.embedder import EmbeddingModel
 from shards.cli import run_command
 from tests.ace.inference.models import BACKBONES, CROP_PX, DIM, ROOT, write_model
-from tests.shards.datasets import smooth_image
+from tests.support.datasets import smooth_image
 
 # The exporter follows bytecode and refuses the shape checks that the tests put around the networks, so it runs outside.
 EXPORTS = """

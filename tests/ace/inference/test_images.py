@@ -14,10 +14,10 @@ from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 from ace.inference.images import ImageInputError, to_pixels
-from tests.shards.datasets import smooth_image
 from tests.shards.decode.dicom_files import data_of, dataset_of
 from tests.shards.decode.files import png, strip_tags, tiff
-from tests.shards.strategies import colour_images, grey_images
+from tests.support.datasets import smooth_image
+from tests.support.strategies import colour_images, grey_images
 
 
 @given(grey_images() | colour_images())

@@ -19,16 +19,16 @@ from ace.inference import parquet
 from ace.inference.embedder import EmbeddingModel
 from ace.inference.parquet import write_embeddings
 from ace.inference.sources import open_folder
-from shards.build import build_shards
+from shards.build.stage import build_shards
 from shards.cli import run_command
-from shards.execution import Processes
 from shards.identity import KEY_FILE_VARIABLE, create_key, read_id_key
-from shards.read import ShardIndex, ShardReader
-from shards.sources.folder import find_images
+from shards.reading.reader import ShardIndex, ShardReader
+from shards.runtime.execution import Processes
+from shards.sources.datasets.folder import find_images
 from shards.sources.images import OTHER_FILE, UNREAD_FORMAT
 from tests.ace.inference.models import DIM, mix, write_model
-from tests.shards.datasets import grid_params, shard_params, smooth_image, write_phantom
 from tests.shards.decode.dicom_files import data_of, dataset_of
+from tests.support.datasets import grid_params, shard_params, smooth_image, write_phantom
 
 IMAGES = ["a/2.png", "a/10.jpg", "b.PNG", "b/deep/er/1.TIFF", "scan", "x.dcm"]
 

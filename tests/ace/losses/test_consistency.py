@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ace.losses.consistency import center_sum, update_center, view_consistency
-from tests.examples import examples
 from tests.oracles import losses as oracle
+from tests.support.examples import examples
 
 TEMPERATURES = {"student_temperature": 0.1, "teacher_temperature": 0.04}
 

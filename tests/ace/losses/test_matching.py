@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from ace.geometry.targets import Matches, composition_target, decomposition_target
 from ace.geometry.visibility import taught_matches, visible_matches
 from ace.losses.matching import balanced_bce, matching_accuracy, matching_logits, matching_loss, target_entropy
-from tests.examples import examples
 from tests.oracles import losses as oracle
+from tests.support.examples import examples
 
 SCALE, BIAS = torch.tensor(10.0), torch.tensor(-5.0)
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ace.losses.removal import RemovalSums, has_erased, removal_error, removal_sums, teacher_energy
-from tests.examples import examples
 from tests.oracles import losses as oracle
+from tests.support.examples import examples
 
 TOKENS, DIM = 6, 3
 seeds = st.integers(0, 2**31)

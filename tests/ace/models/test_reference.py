@@ -18,7 +18,7 @@ from ace.models.params import BackboneParams, ReferenceParams
 from ace.models.weights import WeightsReport, load_initial_weights, package_file
 from shards.config import read_params
 from shards.errors import ConfigError
-from shards.format import sha256_of
+from shards.format.layout import sha256_of
 from shards.grid import GridSpec, Scale
 from tests.oracles import efficientnet_lite
 

@@ -25,7 +25,7 @@ from ace.training.model_folder import save_model
 from ace.training.pretrain import build_state
 from ace.training.start import take_first_weights
 from shards.errors import ConfigError
-from shards.format import sha256_of
+from shards.format.layout import sha256_of
 from shards.grid import GridSpec, Scale
 from tests.ace.training.conftest import ROOT, tiny_grid, tiny_mix, tiny_params
 from tests.oracles.original_swin import OriginalSwin

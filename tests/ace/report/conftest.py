@@ -8,13 +8,13 @@ import pytest
 
 from ace.evaluation.evidence import evaluate
 from ace.evaluation.params import EvaluateParams
-from shards.build import build_shards
-from shards.execution import Processes
-from shards.lineage import write_lineage
+from shards.build.stage import build_shards
 from shards.params import ShardParams
-from shards.read import ShardIndex
+from shards.reading.lineage import write_lineage
+from shards.reading.reader import ShardIndex
+from shards.runtime.execution import Processes
 from tests.ace.evaluation.drawn_project import BATCH, EVALUATE, GRID, SHARD, draw_chest, write_model, write_project
-from tests.shards.datasets import folder_params
+from tests.support.datasets import folder_params
 
 LOCK = """\
 schema: '2.0'

@@ -13,7 +13,7 @@ import pytest
 from ace.report.page import write_report
 from ace.report.params import ReportParams
 from shards.errors import ShardError
-from tests.shards.datasets import forget_patients
+from tests.support.datasets import forget_patients
 
 PARAMS = ReportParams(title="What a <small> encoder learned", seed=0, smoothing_steps=5)
 

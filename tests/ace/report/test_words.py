@@ -15,7 +15,7 @@ from ace.report.page import write_report
 from ace.report.tables import HEADLINES, Words, headline_card
 from tests.ace.report.conftest import CLINIC, CLINIC_PARAMS
 from tests.ace.report.test_page import PARAMS
-from tests.shards.datasets import forget_patients
+from tests.support.datasets import forget_patients
 
 Change = Callable[[dict[str, Any]], None]
 WORDS = Words(one="patient", tone="grey")

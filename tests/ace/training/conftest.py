@@ -11,9 +11,9 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from ace.training.params import PretrainParams
-from shards.build import build_shards
-from shards.execution import Processes
+from shards.build.stage import build_shards
 from shards.params import GridParams, MixParams, PhantomSourceParams, ShardParams
+from shards.runtime.execution import Processes
 
 ROOT = Path(__file__).parents[3]
 BATCH = "noise-b000"

@@ -10,7 +10,7 @@ import pytest
 from ace.training.card import model_card
 from tests.ace.training.conftest import tiny_params
 from tests.ace.training.runs import finish, start_run
-from tests.shards.datasets import forget_patients
+from tests.support.datasets import forget_patients
 
 SHA256 = "ab" * 32
 

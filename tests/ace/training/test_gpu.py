@@ -22,7 +22,7 @@ from tests.ace.training.runs import finish, kill_all, logged_rows, saved_steps, 
 from tests.ace.training.steps import batch_with_gaps, fresh_state, record, step_on, without_removal
 from tests.ace.training.test_precision import batch_of_equal_crops, state_of_similar_tokens
 from tests.ace.training.test_step import CONVOLUTIONS
-from tests.shards.datasets import smooth_image
+from tests.support.datasets import smooth_image
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"

@@ -18,13 +18,13 @@ from ace.training.loop import SCORE
 from ace.training.pretrain import pretrain
 from ace.training.stop import StopRequest
 from ace.training.whitening import fit_whitening
+from shards.delivery.exclusion import format_record, list_path, parse_list, record_path
 from shards.errors import ConfigError
-from shards.exclusion import format_record, list_path, parse_list, record_path
-from shards.lineage import TRAINING_IMAGES
-from shards.read import ShardIndex
+from shards.reading.lineage import TRAINING_IMAGES
+from shards.reading.reader import ShardIndex
 from tests.ace.training.conftest import BATCH, ROOT, demo_values, tiny_grid, tiny_mix, tiny_params
 from tests.ace.training.runs import finish, logged_rows, signal_when, start_run
-from tests.shards.servers import FlakyServer
+from tests.support.servers import FlakyServer
 
 
 @pytest.fixture(scope="module")

@@ -14,14 +14,14 @@ from ace.data.crops import resample
 from ace.models.backbone import Backbone, build_backbone
 from ace.training.monitor_params import ProbeParams
 from ace.training.probe import ProbePlan, plan_probe, run_probe
-from shards.build import build_shards
+from shards.build.stage import build_shards
 from shards.errors import ConfigError
-from shards.execution import Processes
 from shards.params import MixParams, PhantomSourceParams, ShardParams
-from shards.read import ShardIndex, ShardReader
+from shards.reading.reader import ShardIndex, ShardReader
+from shards.runtime.execution import Processes
 from tests.ace.training.conftest import demo_values, tiny_grid, tiny_params
 from tests.oracles import probe as oracle
-from tests.shards.datasets import NO_CHECKS
+from tests.support.datasets import NO_CHECKS
 
 CPU = torch.device("cpu")
 Members = list[tuple[ShardIndex, MixParams]]

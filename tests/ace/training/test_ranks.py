@@ -12,7 +12,7 @@ from ace.training.pretrain import check_statistics
 from ace.training.ranks import Ranks, checksum
 from ace.training.run import RunIdentity
 from shards.errors import ConfigError
-from shards.read import ShardIndex
+from shards.reading.reader import ShardIndex
 from tests.ace.training.conftest import BATCH, tiny_grid, tiny_mix, tiny_params
 from tests.ace.training.runs import finish, kill_all, saved_steps, start_run
 

@@ -13,7 +13,7 @@ import pytest
 from ace.training import run as run_module
 from ace.training.run import RunIdentity, open_run
 from shards.errors import ConfigError
-from shards.order import TarWindow
+from shards.reading.order import TarWindow
 from tests.ace.training.conftest import ROOT, tiny_grid, tiny_mix, tiny_params
 
 

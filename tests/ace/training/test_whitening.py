@@ -22,7 +22,7 @@ from ace.training.stop import EXIT_CODE
 from ace.training.whitening import fit_whitening, whitening_map
 from shards.grid import CropPair, GridSpec, draw_crop_pair, scale_of_step
 from shards.params import MixParams
-from shards.read import ShardIndex, ShardReader
+from shards.reading.reader import ShardIndex, ShardReader
 from tests.ace.training.conftest import BATCH, tiny_grid, tiny_mix, tiny_params
 from tests.ace.training.runs import assert_equal_to_the_bit, finish, signal_when, start_run
 

@@ -14,9 +14,9 @@ from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, JPEGExtended12Bit, R
 
 from shards.decode.codestream import is_ended, read_frame
 from shards.decode.reasons import DAMAGED, OTHER_DEPTH, OTHER_SIZE, TRUNCATED, UNKNOWN_SYNTAX
-from tests.shards.datasets import smooth_image
 from tests.shards.decode.dicom_files import RAMP, compressed, data_of, dataset_of
 from tests.shards.decode.files import decoded, encoded, jpeg, reason_for
+from tests.support.datasets import smooth_image
 
 LOSSLESS = (
     "JPEGLosslessProcess14",

@@ -37,8 +37,8 @@ from shards.decode.reasons import (
 )
 from shards.decode.result import ODD_PADDING, ODD_RESCALE, ODD_TABLE, ODD_WINDOW
 from shards.decode.signature import is_dicom
-from tests.shards.datasets import smooth_image
 from tests.shards.decode.dicom_files import RAMP, data_of, dataset_of
+from tests.support.datasets import smooth_image
 
 REASONS = {value for name, value in vars(reasons).items() if name.isupper()}
 FILLED = np.clip((RAMP - 20.475) / 4054.05, 0, 1) * 255

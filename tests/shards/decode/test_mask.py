@@ -11,7 +11,7 @@ from shards.decode import UnreadableImageError, decode_mask
 from shards.decode.reasons import DEEP_MASK, DICOM_MASK, MULTI_FRAME, TOO_LARGE, WEB_PAGE
 from tests.shards.decode.dicom_files import RAMP, data_of, dataset_of
 from tests.shards.decode.files import encoded, png
-from tests.shards.strategies import grey_images
+from tests.support.strategies import grey_images
 
 
 def mask_of(data: bytes) -> np.ndarray:

@@ -23,9 +23,9 @@ from shards.decode.reasons import (
     UNREAD_TIFF,
     UNREAD_VARIANT,
 )
-from tests.shards.datasets import smooth_image
 from tests.shards.decode.files import chunk, decoded, encoded, jpeg, png, reason_for, strip_tags, tiff
-from tests.shards.strategies import colour_images, grey_images
+from tests.support.datasets import smooth_image
+from tests.support.strategies import colour_images, grey_images
 
 REASONS = {value for name, value in vars(reasons).items() if name.isupper()}
 LOSSLESS = ("PNG", "TIFF", "BMP")

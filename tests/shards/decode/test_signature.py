@@ -12,9 +12,9 @@ from PIL import Image
 
 from shards.decode import reasons
 from shards.decode.signature import kind_of
-from tests.shards.datasets import smooth_image
 from tests.shards.decode.dicom_files import data_of, dataset_of
 from tests.shards.decode.files import decoded, encoded, reason_for
+from tests.support.datasets import smooth_image
 
 PIXELS = smooth_image(20, 30, 1)
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"

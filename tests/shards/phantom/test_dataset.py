@@ -19,8 +19,8 @@ from shards.phantom.findings import KINDS
 from shards.phantom.labels import STRUCTURES
 from shards.phantom.params import PhantomParams
 from shards.phantom.study import draw_study
-from shards.scratch import unfinished_work
-from shards.sources.phantom import PhantomSource
+from shards.runtime.scratch import unfinished_work
+from shards.sources.datasets.phantom import PhantomSource
 from tests.shards.phantom.settings import TINY, phantom_params
 
 PARAMS = phantom_params(**TINY, num_patients=12, images_per_patient=2, findings={"fraction": 0.8})

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from shards.phantom.film import Window, blur, develop, expose, tone_window
 from shards.phantom.patients import Exposure, draw_exposure
-from tests.examples import examples
 from tests.shards.phantom.settings import phantom_params
+from tests.support.examples import examples
 
 
 @pytest.fixture

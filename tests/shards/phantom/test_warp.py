@@ -10,8 +10,8 @@ from shards.phantom.anatomy import Anatomy
 from shards.phantom.patients import Exposure, Patient, draw_exposure, draw_patient
 from shards.phantom.projection import Raster, cast_rays, integrate, project
 from shards.phantom.warp import FIELD_BOX_MM, FIELD_KNOTS, interpolation_matrix, locate, smooth_field, warp_grid
-from tests.examples import examples
 from tests.shards.phantom.settings import phantom_params
+from tests.support.examples import examples
 
 NUM_BALLS = 39
 BALL_MM = 7.0

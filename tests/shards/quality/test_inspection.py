@@ -16,14 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from shards.build import build_shards
-from shards.delivery import iterate_manifest
+from shards.build.stage import build_shards
+from shards.build.withdraw import WITHOUT
+from shards.checking.verify import find_copies
+from shards.delivery.manifest import iterate_manifest
 from shards.errors import IndexFormatError, SourceError
-from shards.execution import Processes
 from shards.params import RegisteredSourceParams
 from shards.quality.judge import Images, judge
 from shards.quality.measure import MEASURE_DTYPE, Measured, measure
-from shards.quality.params import QualityParams
 from shards.quality.reasons import (
     BLANK,
     BURNED_IN,
@@ -39,10 +39,10 @@ from shards.quality.reasons import (
 )
 from shards.quality.report import near_duplicates_between
 from shards.quality.store import MeasureStore
-from shards.quality.withdraw import WITHOUT
-from shards.read import ShardIndex, ShardReader
-from shards.verify import find_copies
-from tests.shards.datasets import (
+from shards.quality_params import QualityParams
+from shards.reading.reader import ShardIndex, ShardReader
+from shards.runtime.execution import Processes
+from tests.support.datasets import (
     QUALITY,
     Here,
     folder_bytes,
@@ -218,7 +218,7 @@ def test_a_picture_that_may_show_a_name_is_shown_nowhere(
         return measure(grey, *others, is_burned_in=bool((grey == 255 - 90).all()) or is_burned_in)
 
     Image.new("L", (160, 160), 255 - 90).save(Path(planted.root) / "marked.png")
-    monkeypatch.setattr("shards.sample.measure", marked)
+    monkeypatch.setattr("shards.build.encode.measure", marked)
     source = folder_params(Path(planted.root), tmp_path / "m.jsonl")
     build(source, tmp_path / "out")
     row = report(tmp_path / "out", source)["marked.png"]

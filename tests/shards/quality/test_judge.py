@@ -6,7 +6,6 @@ import pytest
 
 from shards.quality.judge import MOST_PROTECTED_FIRST, Images, Judgement, Verdict, judge, mean_views
 from shards.quality.measure import MEASURE_DTYPE, measure
-from shards.quality.params import QualityParams, ViewMeanParams
 from shards.quality.reasons import (
     BLANK,
     BRIGHT_CORNERS,
@@ -24,8 +23,9 @@ from shards.quality.reasons import (
     UPSIDE_DOWN,
 )
 from shards.quality.store import MeasureStore, write_measured
-from tests.shards.datasets import QUALITY, smooth_image
+from shards.quality_params import QualityParams, ViewMeanParams
 from tests.shards.quality.mammograms import mammogram
+from tests.support.datasets import QUALITY, smooth_image
 
 QUARANTINE = "quarantine"
 TURNS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {

@@ -10,8 +10,8 @@ from hypothesis import given
 from scipy.fft import dctn
 
 from shards.quality.measure import Measured, measure, perceptual_hash, standardised
-from tests.shards.datasets import smooth_image
-from tests.shards.strategies import grey_images
+from tests.support.datasets import smooth_image
+from tests.support.strategies import grey_images
 
 
 def measured(grey: np.ndarray, **changes: object) -> Measured:

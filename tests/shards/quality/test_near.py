@@ -13,8 +13,8 @@ from PIL import Image
 
 from shards.quality.measure import measure
 from shards.quality.near import close_pairs, detail_correlation, find_copies_of, find_near_copies
-from shards.quality.params import NearCopyParams
-from tests.shards.datasets import QUALITY
+from shards.quality_params import NearCopyParams
+from tests.support.datasets import QUALITY
 
 PARAMS = NearCopyParams.from_params(QUALITY["near_copies"], "near_copies")
 

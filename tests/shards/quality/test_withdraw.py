@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shards.build.withdraw import WITHOUT, withdraw
 from shards.errors import IndexFormatError
-from shards.format import sha256_of
-from shards.quality.withdraw import WITHOUT, withdraw
-from shards.tar import TarWriter, copy_members
+from shards.format.layout import sha256_of
+from shards.format.tar import TarWriter, copy_members
 
 SAMPLES = st.lists(st.lists(st.binary(max_size=1500), min_size=2, max_size=4), min_size=1, max_size=5)
 

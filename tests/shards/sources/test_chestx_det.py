@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shards.masks import draw_mask
+from shards.decode.masks import draw_mask
 from shards.records import Box, MaskPolygons
 from shards.sources.check import check_source
-from shards.sources.chestx_det import FINDINGS, SOURCE, has_area, read_mapping
+from shards.sources.datasets.chestx_det import FINDINGS, SOURCE, has_area, read_mapping
 from shards.sources.registry import open_source
 from tests.shards.sources.trees import by_id, check_one_folder_more, problem, write_pixels
 

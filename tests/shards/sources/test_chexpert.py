@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from shards.policies import targets_of
+from shards.reading.policies import targets_of
 from shards.sources.base import Listing
 from shards.sources.check import check_source
-from shards.sources.chexpert import COMPETITION_LABELS, LABELS, SOURCE, Entry, read_entries
+from shards.sources.datasets.chexpert import COMPETITION_LABELS, LABELS, SOURCE, Entry, read_entries
 from shards.sources.registry import open_source
 from tests.shards.sources.trees import problem, write_files, write_lines, write_pixels
 

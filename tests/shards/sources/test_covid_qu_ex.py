@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from shards.masks import draw_mask
+from shards.decode.masks import draw_mask
 from shards.records import File, MaskFiles
 from shards.sources.check import check_source
-from shards.sources.covid_qu_ex import CLASSES, SOURCE
+from shards.sources.datasets.covid_qu_ex import CLASSES, SOURCE
 from shards.sources.registry import open_source
 from tests.shards.sources.trees import by_id, problem, write_pixels
 

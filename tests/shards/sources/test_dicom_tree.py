@@ -21,12 +21,12 @@ from shards.__main__ import build_parser
 from shards.cli import run_command
 from shards.errors import SourceError
 from shards.records import Record
-from shards.sources import dicom_tree
 from shards.sources.check import check_source
-from shards.sources.dicom_tree import SOURCE, DicomTreeSource
+from shards.sources.datasets import dicom_tree
+from shards.sources.datasets.dicom_tree import SOURCE, DicomTreeSource
 from shards.sources.patients import parse_patient_rule
-from tests.shards.datasets import write_csv
 from tests.shards.decode.dicom_files import data_of, dataset_of
+from tests.support.datasets import write_csv
 
 PIXELS = np.arange(48 * 40, dtype=np.uint16).reshape(48, 40)
 SECRETS = ("Doe", "DOE", "Jane", "MRN", "1.2.3.")

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.annotations import OTHER_SIZE
-from shards.build import build_shards
+from shards.build.stage import build_shards
+from shards.decode.annotations import OTHER_SIZE
+from shards.decode.masks import MASK_SIZE
 from shards.errors import SourceError
-from shards.execution import Processes
-from shards.masks import MASK_SIZE
-from shards.read import ShardIndex, ShardReader
+from shards.reading.reader import ShardIndex, ShardReader
 from shards.records import Box, File, MaskFiles
+from shards.runtime.execution import Processes
 from shards.sources.check import check_source
-from shards.sources.folder import NO_ROW, FolderSource
-from tests.shards.datasets import NO_CHECKS, folder_params, grid_params, shard_params, write_csv, write_folder
+from shards.sources.datasets.folder import NO_ROW, FolderSource
 from tests.shards.sources.trees import by_id, mask_paths
+from tests.support.datasets import NO_CHECKS, folder_params, grid_params, shard_params, write_csv, write_folder
 
 HEIGHT, WIDTH = 40, 30
 COLUMNS = ("path", "nodule", "mask:lungs", "mask:heart", "box:nodule", "landmark:carina", "height", "width")

@@ -5,7 +5,7 @@ import pytest
 from shards.errors import SourceError
 from shards.records import MaskFiles
 from shards.sources.check import check_source
-from shards.sources.drishti_gs import SOURCE, WORKBOOK
+from shards.sources.datasets.drishti_gs import SOURCE, WORKBOOK
 from tests.shards.sources.trees import by_id, mask_paths, write_files, write_workbook
 
 TOP = "Drishti-GS1_files"

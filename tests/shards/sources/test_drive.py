@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shards.decode.masks import draw_mask
 from shards.errors import SourceError
-from shards.masks import draw_mask
 from shards.sources.check import check_source
-from shards.sources.drive import SOURCE
+from shards.sources.datasets.drive import SOURCE
 from tests.shards.sources.trees import by_id, mask_paths, write_files
 
 

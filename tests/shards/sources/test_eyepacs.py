@@ -6,7 +6,7 @@ import pytest
 
 from shards.errors import SourceError
 from shards.sources.check import check_source
-from shards.sources.eyepacs import SOURCE, grade_labels, patient_of
+from shards.sources.datasets.eyepacs import SOURCE, grade_labels, patient_of
 from tests.shards.sources.trees import by_id, write_files, write_text
 
 

@@ -6,11 +6,11 @@ from PIL import Image
 
 from shards.errors import ConfigError, SourceError
 from shards.sources.check import check_source
-from shards.sources.folder import NO_ROW, FolderSource, find_images
+from shards.sources.datasets.folder import NO_ROW, FolderSource, find_images
 from shards.sources.images import CLOSED, OTHER_FILE, TIFF_BASED, UNREAD_FORMAT
 from shards.sources.patients import parse_patient_rule
-from tests.shards.datasets import smooth_image, write_csv, write_folder
 from tests.shards.sources.trees import write_dicom
+from tests.support.datasets import smooth_image, write_csv, write_folder
 
 NAMES = ["doe_john/1.2.840.png", "doe_john/1.3.jpg", "roe_jane/x.PNG", "roe_jane/deep/er.jpeg"]
 COLUMNS = ("path", "patient", "study", "view", "Effusion", "No Finding")

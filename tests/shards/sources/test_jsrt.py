@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shards.decode.masks import draw_mask
 from shards.errors import SourceError
-from shards.masks import draw_mask
 from shards.records import Box, File, MaskFiles
 from shards.sources.check import check_source
-from shards.sources.jsrt import RAW, SOURCE, parse_clinical
+from shards.sources.datasets.jsrt import RAW, SOURCE, parse_clinical
 from tests.shards.sources.trees import by_id, mask_paths, write_files, write_text
 
 FOLDERS = ["heart", "left clavicle", "right clavicle", "left lung", "right lung"]

@@ -4,7 +4,7 @@ import pytest
 
 from shards.sources.base import Listing
 from shards.sources.check import check_source
-from shards.sources.mimic_cxr_jpg import LABELS, SOURCE, read_views
+from shards.sources.datasets.mimic_cxr_jpg import LABELS, SOURCE, read_views
 from shards.sources.registry import open_source
 from tests.shards.sources.trees import problem, write_lines, write_pixels
 

@@ -5,7 +5,7 @@ import pytest
 from shards.errors import SourceError
 from shards.records import MaskFiles, Sex
 from shards.sources.check import check_source
-from shards.sources.montgomery import SOURCE, parse_demographics
+from shards.sources.datasets.montgomery import SOURCE, parse_demographics
 from tests.shards.sources.trees import by_id, mask_paths, write_files, write_text
 
 TOP = "NLM-MontgomeryCXRSet/MontgomerySet"

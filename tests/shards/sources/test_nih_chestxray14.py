@@ -8,7 +8,7 @@ import pytest
 from shards.records import Box
 from shards.sources.base import Listing
 from shards.sources.check import check_source
-from shards.sources.nih_chestxray14 import FINDINGS, LABELS, SOURCE, Entry, read_boxes, read_entries
+from shards.sources.datasets.nih_chestxray14 import FINDINGS, LABELS, SOURCE, Entry, read_boxes, read_entries
 from shards.sources.registry import open_source
 from shards.sources.tables import read_columns
 from tests.shards.sources.trees import problem, write_files, write_lines, write_pixels

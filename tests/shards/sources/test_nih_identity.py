@@ -2,13 +2,13 @@ from pathlib import Path
 
 import pytest
 
-from shards.contamination import Origin, shared_images
+from shards.delivery.contamination import Origin, shared_images
 from shards.records import File, Record, Split
-from shards.sources import covid_qu_ex
 from shards.sources.base import Listing
-from shards.sources.chestx_det import SOURCE
+from shards.sources.datasets import covid_qu_ex
+from shards.sources.datasets.chestx_det import SOURCE
+from shards.sources.datasets.nih_identity import find_nih_splits, list_nih_images, nih_patient, parse_mapping, relatives
 from shards.sources.files import list_files
-from shards.sources.nih_identity import find_nih_splits, list_nih_images, nih_patient, parse_mapping, relatives
 from tests.shards.sources.trees import by_id, problem, write_lines
 
 KIND = "chestx-det"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from shards.sources.check import check_source
-from shards.sources.open_i import (
+from shards.sources.datasets.open_i import (
     FINDINGS,
     SOURCE,
     Report,

@@ -11,7 +11,7 @@ import pytest
 from shards.errors import SourceError
 from shards.sources.base import Listing
 from shards.sources.check import check_source
-from shards.sources.padchest import (
+from shards.sources.datasets.padchest import (
     DAMAGED,
     LABELS,
     MISSING,

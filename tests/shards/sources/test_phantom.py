@@ -6,8 +6,8 @@ from shards.errors import SourceError
 from shards.params import PhantomSourceParams
 from shards.records import Record
 from shards.sources.check import check_source
-from shards.sources.phantom import PhantomSource
-from tests.shards.datasets import FINDINGS, write_phantom
+from shards.sources.datasets.phantom import PhantomSource
+from tests.support.datasets import FINDINGS, write_phantom
 
 
 def read(params: PhantomSourceParams) -> tuple[Record, ...]:

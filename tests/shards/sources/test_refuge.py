@@ -5,7 +5,7 @@ import pytest
 from shards.errors import SourceError
 from shards.records import Label, MaskFiles, Point
 from shards.sources.check import check_source
-from shards.sources.refuge import SOURCE
+from shards.sources.datasets.refuge import SOURCE
 from tests.shards.sources.trees import by_id, mask_paths, write_files, write_workbook
 
 TRAIN_GT = "Annotation-Training400/Annotation-Training400"

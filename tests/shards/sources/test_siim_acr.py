@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.masks import draw_mask
+from shards.decode.masks import draw_mask
 from shards.records import MaskRuns
 from shards.sources.check import check_source
+from shards.sources.datasets.siim_acr import COLUMNS, SOURCE, parse_runs
 from shards.sources.registry import open_source
-from shards.sources.siim_acr import COLUMNS, SOURCE, parse_runs
 from shards.sources.tables import read_columns
 from tests.oracles.masks import walk_runs
 from tests.shards.sources.trees import by_id, check_one_folder_more, problem, write_dicom, write_lines

@@ -114,7 +114,7 @@ def test_every_registered_source_calls_itself_by_its_kind() -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in MODULES if kind not in OWN])
 def test_a_datasets_module_opens_with_its_citation_pages_and_layout(kind: str) -> None:
-    text, info = importlib.import_module(f"shards.sources.{MODULES[kind]}").__doc__ or "", INFOS[kind]
+    text, info = importlib.import_module(f"shards.sources.datasets.{MODULES[kind]}").__doc__ or "", INFOS[kind]
     assert set(re.findall(r"\w+", info.citation)) <= set(re.findall(r"\w+", text))
     assert all(page in text for page in info.pages)
     assert info.layout == layout_in(text) != ""

@@ -6,11 +6,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from shards.delivery.register import survey_images
 from shards.records import Box
-from shards.register import survey_images
 from shards.sources.check import check_source
-from shards.sources.registry import open_source
-from shards.sources.vindr_cxr import (
+from shards.sources.datasets.vindr_cxr import (
     GLOBAL_FINDINGS,
     KAGGLE_FINDINGS,
     LOCAL_FINDINGS,
@@ -19,7 +18,7 @@ from shards.sources.vindr_cxr import (
     read_kaggle,
     vote,
 )
-from tests.shards.datasets import grid_params, shard_params
+from shards.sources.registry import open_source
 from tests.shards.sources.trees import (
     by_id,
     check_one_folder_more,
@@ -29,6 +28,7 @@ from tests.shards.sources.trees import (
     write_pixels,
     write_table,
 )
+from tests.support.datasets import grid_params, shard_params
 
 ONE, TWO, THREE, ABSENT, STRAY = (f"50a418190bc3fb1ef1633bf9678929b{digit}" for digit in range(5))
 FINDINGS = (*LOCAL_FINDINGS, *GLOBAL_FINDINGS)

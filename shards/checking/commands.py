@@ -1,0 +1,177 @@
+"""The commands that look at finished shard sets: verify, stats, show, gallery."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shards.cli import add_params_options, batch_of, count
+
+if TYPE_CHECKING:
+    from shards.checking.verify import Finding
+    from shards.reading.reader import ShardReader
+
+_PICTURES = {".png": "PNG", ".jpg": "JPEG"}
+
+
+def add_look_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `verify`, `stats`, `show` and `gallery` to the commands of `python -m shards`."""
+    command = commands.add_parser("verify", help="check finished shard sets, repair damaged ones", description=_VERIFY)
+    add_params_options(command)
+    command.add_argument(
+        "sets", nargs="+", type=_folder, metavar="SET", help="folder of a shard set, as data/shards/NAME"
+    )
+    command.add_argument(
+        "--repair", action="store_true", help="build exactly the damaged tars again, from the raw files"
+    )
+    command.add_argument("--num-workers", type=count, metavar="N", help="processes of a repair; default: one a core")
+    command.add_argument("--json", action="store_true", help="for programs: a list of findings, empty if all is well")
+    command.set_defaults(run=verify)
+
+    command = commands.add_parser("stats", help="what is in a shard set", description=stats.__doc__)
+    command.add_argument("sets", nargs="+", metavar="SET", help="folder or URL of a shard set")
+    command.add_argument("--json", action="store_true", help="for programs: a list of objects")
+    command.set_defaults(run=stats)
+
+    command = commands.add_parser("show", help="one sample as a picture", description=show.__doc__)
+    command.add_argument("set", metavar="SET", help="folder or URL of a shard set")
+    command.add_argument("sample", nargs="?", default="0", metavar="KEY", help="its key, or its row; default: row 0")
+    command.add_argument("--pair", type=int, default=0, metavar="N", help="which of its stored crop pairs; default: 0")
+    command.add_argument("--out", type=Path, metavar="FILE", help="a .png or .jpg file; default: KEY.png")
+    command.add_argument("--json", action="store_true", help="print the sample's description and draw nothing")
+    command.set_defaults(run=show)
+
+    command = commands.add_parser("gallery", help="a shard set as a page to look through", description=gallery.__doc__)
+    command.add_argument("--batch", required=True, metavar="NAME", help="the shard set")
+    command.add_argument(
+        "--shards", type=_folder, default=Path("data/shards"), metavar="DIR", help="default: data/shards"
+    )
+    command.add_argument("--out", type=Path, required=True, metavar="FILE.html", help="readable by you alone")
+    command.add_argument(
+        "--max-images",
+        type=count,
+        default=1000,
+        metavar="N",
+        help="of a set with more: all that is flagged, then a part of the others; default: 1000, about 20 MB",
+    )
+    command.set_defaults(run=gallery)
+
+
+_VERIFY = """Compare shard sets with their indexes, byte for byte: missing and truncated tars, wrong sums, keys that are
+missing, unknown or twice there, members out of place, changed reports; between several sets, near-duplicates in
+different splits. Ends with 1 if anything is wrong. What --repair does not build again (index, rows, reports),
+`dvc checkout` restores, or a new build."""
+
+
+def _folder(text: str) -> Path:
+    from shards.store.location import is_remote
+
+    if is_remote(text):
+        raise argparse.ArgumentTypeError(
+            f"{text}: expected a local folder; what lies on a server is compared with its sums when it is read"
+        )
+    return Path(text)
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    """Check, repair if asked, report; 1 if anything is (still) wrong."""
+    from shards.checking.verify import find_copies, findings_json, format_findings, verify_set
+    from shards.format.layout import INDEX
+    from shards.quality.report import QUALITY
+
+    findings = {root: verify_set(root) for root in arguments.sets}
+    if arguments.repair:
+        for root, found in findings.items():
+            files = {finding.file for finding in found}
+            if INDEX not in files and any(file.endswith(".tar") for file in files):
+                _repair(root, found, arguments)
+                findings[root] = verify_set(root)
+    everything = [finding for found in findings.values() for finding in found]
+    readable = [root for root, found in findings.items() if not {INDEX, QUALITY} & {finding.file for finding in found}]
+    everything += find_copies(readable)
+    report = findings_json(everything) if arguments.json else format_findings(everything)
+    print(report or "all is as it should be")
+    return int(bool(everything))
+
+
+def _repair(root: Path, findings: "list[Finding]", arguments: argparse.Namespace) -> None:
+    from shards.checking.verify import repair_set
+    from shards.reading.reader import ShardIndex
+    from shards.runtime.execution import Processes
+
+    name = ShardIndex.open(root, is_checked=False).name
+    batch = batch_of(arguments, name)
+    execution = Processes(arguments.num_workers)
+    repaired = repair_set(root, findings, batch.source, batch.grid, batch.shard, execution=execution)
+    print(f"{root}: built again: {', '.join(repaired) or 'nothing'}", file=sys.stderr)
+
+
+def stats(arguments: argparse.Namespace) -> None:
+    """Sizes, images, patients, labels, views, foreground and quarantine of shard sets."""
+    from shards.checking.stats import format_statistics, statistics_of
+    from shards.reading.reader import ShardIndex
+
+    found = [statistics_of(ShardIndex.open(location).without_excluded(Path())) for location in arguments.sets]
+    print(json.dumps(found, indent=1) if arguments.json else "\n\n".join(map(format_statistics, found)))
+
+
+def show(arguments: argparse.Namespace) -> None:
+    """Draw one sample: the canvas, its grid with a crop pair, its masks, boxes and landmarks."""
+    from shards.build.contact_sheet import draw_sample
+    from shards.errors import ConfigError
+    from shards.reading.reader import ShardIndex, ShardReader
+    from shards.runtime.atomic import atomic_path, clear_when_full
+
+    reader = ShardReader(ShardIndex.open(arguments.set))
+    sample = reader.read(_row(reader, arguments.sample))
+    if arguments.json:
+        print(json.dumps(sample.meta, indent=1))
+        return
+    out = arguments.out or Path(Path(f"{sample.key}.png").name)  # the key of a foreign set may be a path
+    if out.suffix.lower() not in _PICTURES:
+        raise ConfigError(f"--out {out}: expected a file name that ends in {' or '.join(_PICTURES)}")
+    with clear_when_full(out.parent), atomic_path(out) as temporary:
+        draw_sample(sample, arguments.pair).save(temporary, _PICTURES[out.suffix.lower()])
+    print(f"wrote {out}", file=sys.stderr)
+
+
+def gallery(arguments: argparse.Namespace) -> None:
+    """Draw a page with every image of a shard set, or a part of a large one: thumbnails with outlines of masks, keys,
+    splits, labels, what the quality pass says, and copies side by side. One HTML file in pages of a hundred, without a
+    network, without names of patients and files."""
+    from shards.checking.gallery import render_gallery
+    from shards.errors import ConfigError
+    from shards.reading.reader import ShardIndex
+    from shards.runtime.atomic import clear_when_full, write_private_text
+
+    if arguments.out.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"--out {arguments.out}: expected a file name that ends in .html")
+    folder = arguments.shards / arguments.batch
+    page = render_gallery(ShardIndex.open(folder).without_excluded(Path()), folder, arguments.max_images)
+    with clear_when_full(arguments.out.parent):
+        write_private_text(arguments.out, page)
+    print(
+        f"wrote {arguments.out}, {len(page) / 1e6:.1f} MB, readable by you alone (mode 600): it may hold pictures of "
+        "patients; keep it out of git and DVC",
+        file=sys.stderr,
+    )
+
+
+def _row(reader: "ShardReader", name: str) -> int:
+    """The row of a key, or the number itself.
+
+    Raises:
+        ConfigError: there is no such sample.
+    """
+    import numpy as np
+
+    from shards.errors import ConfigError
+
+    rows = reader.index.rows
+    found = np.flatnonzero(rows["key"] == name.encode())
+    if len(found):
+        return int(found[0])
+    if name.isdecimal() and int(name) < len(rows):
+        return int(name)
+    raise ConfigError(f"{name}: no such key, nor a row below {len(rows)}; the contact sheet of the set shows some keys")

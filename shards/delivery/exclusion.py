@@ -1,0 +1,101 @@
+"""Images that a project no longer reads of a batch, whose shards stay as they are: `python -m shards exclude`.
+
+The list is private and lies beside the manifest, `data/manifests/NAME.exclude.txt`: the key of an image a line, or
+`patient` and the key of a patient; what follows a `#` is for people. `batches/NAME.exclude.yaml` names it by its sha256
+and is a dependency of the stages that read the set, so that another list makes these stale, and no shard.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool
+from ruamel.yaml import YAML
+
+from shards.errors import SourceError
+from shards.format.layout import BATCHES, MANIFESTS
+
+PATIENT = "patient"
+"""Before the key of a patient."""
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """What is not read of a batch.
+
+    Attributes:
+        keys: Of images.
+        patients: Pseudonyms of patients, all of whose images are meant.
+        sha256: Of the list; empty where there is none.
+    """
+
+    keys: frozenset[str] = field(default_factory=frozenset)
+    patients: frozenset[str] = field(default_factory=frozenset)
+    sha256: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.keys or self.patients)
+
+    def of(self, rows: np.ndarray) -> Bool[np.ndarray, "num_rows"]:
+        """Tell which rows of an index are excluded."""
+        keys, patients = (np.array(sorted(names), "S64") for names in (self.keys, self.patients))
+        return np.isin(rows["key"], keys) | np.isin(rows["patient"], patients)
+
+
+NOTHING = Exclusion()
+
+
+def parse_list(text: str) -> Exclusion:
+    """Read the text of a list."""
+    lines = [line.partition("#")[0].split() for line in text.splitlines()]
+    patients = frozenset(words[1] for words in lines if len(words) == 2 and words[0] == PATIENT)
+    keys = frozenset(word for words in lines if words[:1] != [PATIENT] for word in words)
+    return Exclusion(keys, patients, hashlib.sha256(text.encode()).hexdigest())
+
+
+def list_path(name: str, project: Path) -> Path:
+    """Return the path of a batch's private list."""
+    return project / MANIFESTS / f"{name}.exclude.txt"
+
+
+def record_path(name: str, project: Path) -> Path:
+    """Return the path of the file that names the list and that stages depend on; it is there where a list is."""
+    return project / BATCHES / f"{name}.exclude.yaml"
+
+
+def record_dep(name: str) -> str:
+    """Return that path as dvc.yaml has it."""
+    return record_path(name, Path()).as_posix()
+
+
+def format_record(name: str, exclusion: Exclusion) -> str:
+    """Write the file that stages depend on."""
+    return (
+        f"# What nothing reads of {name}, written by `python -m shards exclude`; the list itself is private.\n"
+        f"list_sha256: {exclusion.sha256}\n"
+    )
+
+
+def read_exclusion(name: str, project: Path) -> Exclusion:
+    """Read what a project excludes of a batch, wherever its shard set lies.
+
+    Args:
+        name: Name of the batch.
+        project: The folder of params.yaml.
+
+    Raises:
+        SourceError: the project excludes images of it and the list is missing, or not the one that is named.
+    """
+    record, path = record_path(name, project), list_path(name, project)
+    if not record.is_file():
+        return NOTHING
+    expected = YAML(typ="safe", pure=True).load(record.read_text(encoding="utf-8"))["list_sha256"]
+    found = parse_list(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if found is None or found.sha256 != expected:
+        what = "not found" if found is None else f"sha256 {found.sha256}"
+        raise SourceError(
+            f"{path}: {what}, {record} expects {expected} (list_sha256): images of {name} are excluded, and nothing "
+            f"else says which; restore the list, or run `python -m shards exclude {name}` to take it as it is"
+        )
+    return found

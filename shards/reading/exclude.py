@@ -1,0 +1,129 @@
+"""Change what is excluded of a batch (shards.delivery.exclusion), with keys held against those there are."""
+
+import difflib
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from shards.config import read_params
+from shards.delivery.batches import read_batches
+from shards.delivery.exclusion import (
+    PATIENT,
+    format_record,
+    list_path,
+    parse_list,
+    read_exclusion,
+    record_dep,
+    record_path,
+)
+from shards.delivery.manifest import iterate_manifest, key_of
+from shards.delivery.project import Project
+from shards.delivery.yaml_lines import SHARDS, set_dep
+from shards.errors import ConfigError, SourceError
+from shards.format.layout import MANIFESTS
+from shards.params import BatchParams, RegisteredSourceParams
+from shards.reading.reader import ShardIndex
+from shards.runtime.atomic import clear_when_full, make_private_folder, write_private_text, write_text
+
+
+def exclude_images(
+    name: str, keys: Sequence[str], patients: Sequence[str] = (), project: Project | None = None, *, undo: bool = False
+) -> None:
+    """Exclude images of a batch from all that reads it; its shards stay as they are. Without keys, take the list as
+    somebody has edited it.
+
+    Args:
+        name: Of the batch.
+        keys: Of its images.
+        patients: Pseudonyms of patients, all of whose images in the batch are meant.
+        project: Where params.yaml and dvc.yaml are.
+        undo: Take them off the list instead.
+
+    Raises:
+        ConfigError: there is no such batch, or dvc.yaml is not as expected.
+        SourceError: the batch has no image or patient of a key, or a key is not on the list that it is taken off.
+    """
+    project = project or Project()
+    with project.editing():
+        batches = read_batches(project.params, read_params(project.params))
+        if name not in batches:
+            raise ConfigError(f"no batch {name}: {project.params} has {', '.join(batches)}")
+        path, record = list_path(name, project.root), record_path(name, project.root)
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        lines = [*keys, *(f"{PATIENT} {patient}" for patient in patients)]
+        text = _without_lines(text, lines, path) if undo else _with_lines(text, lines)
+        excluded = parse_list(text)
+        known_keys, known_patients = _known_of(name, batches[name], project)
+        check_known(excluded.keys, known_keys, f"image of {name}", path)
+        check_known(excluded.patients, known_patients, f"patient of {name}", path)
+        dvc_text = set_dep(project.dvc.read_text(encoding="utf-8"), record_dep(name), name, is_there=bool(excluded))
+        others = {
+            other: sorted(excluded.patients & _known_of(other, batch, project)[1])
+            for other, batch in batches.items()
+            if excluded.patients and other != name and isinstance(batch.source, RegisteredSourceParams)
+        }
+        with clear_when_full(project.root):  # a record without its list stops whatever would read the batch
+            make_private_folder(project.root / MANIFESTS)
+            if excluded:
+                write_text(record, format_record(name, excluded))
+                write_private_text(path, text)
+            else:
+                write_private_text(path, text)
+                record.unlink(missing_ok=True)
+            write_text(project.dvc, dvc_text)
+    print(
+        f"{path} excludes {len(excluded.keys)} images and {len(excluded.patients)} patients of {name}; its shards stay "
+        "as they are. Now run `dvc repro`",
+        file=sys.stderr,
+    )
+    for other, found in others.items():
+        left = [patient for patient in found if patient not in read_exclusion(other, project.root).patients]
+        if left:
+            command = " ".join(f"--patient {patient}" for patient in left)
+            print(
+                f"warning: {other} has images of the same patients; `python -m shards exclude {other} {command}` "
+                "excludes them there",
+                file=sys.stderr,
+            )
+
+
+def _with_lines(text: str, lines: Sequence[str]) -> str:
+    there = {line.partition("#")[0].strip() for line in text.splitlines()}
+    text += "\n" if text and not text.endswith("\n") else ""
+    return text + "".join(f"{line}\n" for line in dict.fromkeys(lines) if line not in there)
+
+
+def _without_lines(text: str, lines: Sequence[str], path: Path) -> str:
+    kept = text.splitlines()
+    for line in lines:
+        left = [other for other in kept if " ".join(other.partition("#")[0].split()) != line]
+        if len(left) == len(kept):
+            raise SourceError(f"{path}: has no line '{line}'; expected one of its lines, to take it off")
+        kept = left
+    return "".join(f"{line}\n" for line in kept)
+
+
+def _known_of(name: str, batch: BatchParams, project: Project) -> tuple[set[str], set[str]]:
+    """Keys of a batch's images and pseudonyms of its patients."""
+    if isinstance(batch.source, RegisteredSourceParams):
+        header, entries = iterate_manifest(project.root / batch.source.dep)
+        records = [entry.record for _, entry in entries]
+        return {key_of(record, header) for record in records}, {record.patient for record in records}
+    rows = ShardIndex.open(project.root / SHARDS / name).rows
+    return set(rows["key"].astype(str).tolist()), set(rows["patient"].astype(str).tolist())
+
+
+def check_known(keys: frozenset[str], known: Collection[str], what: str, path: Path) -> None:
+    """Refuse keys that are of nothing, and name the closest that there is.
+
+    Raises:
+        SourceError: there are some.
+    """
+    unknown = sorted(keys - set(known))
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"; the closest is '{close[0]}'" if close else ""
+        raise SourceError(
+            f"{path}: {len(unknown)} of {len(keys)} keys are of no {what}, first '{unknown[0]}'{hint}. Expected keys "
+            "as `python -m shards show` and quality.parquet have them"
+        )

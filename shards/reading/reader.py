@@ -1,0 +1,451 @@
+"""Reading shard sets: the index, and one sample by its byte offsets."""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Int64
+from PIL import Image
+from pydantic import ValidationError
+
+from shards.canvas import Canvas
+from shards.delivery.exclusion import NOTHING, Exclusion, read_exclusion
+from shards.errors import ConfigError, DamagedImageError, GridError, IndexFormatError
+from shards.format import jpeg
+from shards.format.jpeg import Encoded, Region
+from shards.format.layout import (
+    FORMAT_VERSION,
+    HALF_SUFFIX,
+    IMAGE_FORMATS,
+    INDEX,
+    MASK_SUFFIX,
+    MAX_HEADER_BYTES,
+    ROW_DTYPE,
+    ROWS,
+    IndexDescription,
+    SampleSpans,
+)
+from shards.format.tar import BLOCK, read_header, walk_members
+from shards.grid import GridSpec, Rectangle
+from shards.identity import SPLITS
+from shards.records import Split
+from shards.store.cache import StoredFile
+from shards.store.location import LocalStore, Location, RemoteStore, Store, Tar, open_store
+
+Reduction = Literal[1, 2]
+"""Pixels of the canvas, along a side, to one of what is asked for."""
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """What is in a shard set. Sent to another process it takes a description along, not a million rows.
+
+    Attributes:
+        store: Where its files lie.
+        values: The content of index.json.
+        rows: One row of `ROW_DTYPE` per sample, memory-mapped, in the order of the shards.
+        fingerprint: sha256 of index.json, and so, through the hashes in it, of the whole set; with what is excluded, if
+            anything is.
+        excluded: What is not read of it.
+    """
+
+    store: Store
+    values: dict[str, Any]
+    rows: np.ndarray
+    fingerprint: str
+    excluded: Exclusion = NOTHING
+
+    @classmethod
+    def open(cls, location: Location | LocalStore | RemoteStore, *, is_checked: bool = True) -> "ShardIndex":
+        """Read and check the index of the shard set at a folder, a URL, or in a store that `open_store` made.
+
+        Args:
+            location: Where it lies.
+            is_checked: Its tars must be there and of their sizes; without, they are looked at when they are read.
+
+        Raises:
+            IndexFormatError: there is none, it has another format version, or files do not fit it.
+            StoreError: a server does not answer, or refuses.
+            ConfigError: the URL cannot be used, or the cache's settings are wrong.
+        """
+        store = location if isinstance(location, LocalStore | RemoteStore) else open_store(location)
+        name = store.location.rpartition("/")[2]
+        try:
+            text = store.read(INDEX)
+            values = json.loads(text)
+        except (OSError, ValueError, RecursionError):
+            raise IndexFormatError(
+                f"{store.location}: no shard set: {INDEX} is missing or no JSON; build it with `dvc repro shard@{name}`"
+            ) from None
+        found = values.get("format_version") if isinstance(values, dict) else None
+        if found != FORMAT_VERSION:
+            raise IndexFormatError(
+                f"{store.location}: format_version {found}, this code reads {FORMAT_VERSION}; build it again: "
+                f"`dvc repro --force shard@{name}`"
+            )
+        num_listed = _check_description(store, values)
+        index = cls(store, values, _read_rows(store, values), hashlib.sha256(text).hexdigest())
+        if index.rows.shape != (num_listed,):
+            raise IndexFormatError(
+                f"{store.location}: {len(index.rows)} rows, and its tars hold {num_listed} samples; build it again"
+            )
+        if is_checked:
+            store.check(index.tars)
+        return index
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        # A pickled memory map is a copy of all of it.
+        return state | {"rows": None} if isinstance(self.rows, np.memmap) else state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.rows is None:
+            self.__dict__["rows"] = _open_rows(self.store, self.stored_rows)
+
+    @property
+    def root(self) -> Path:
+        """Its folder.
+
+        Raises:
+            ConfigError: it lies on a server.
+        """
+        if isinstance(self.store, LocalStore):
+            return self.store.root
+        raise ConfigError(f"{self.store.location}: lies on a server; expected a shard set in a local folder: copy it")
+
+    @property
+    def name(self) -> str:
+        """The batch."""
+        return str(self.values["batch"])
+
+    @cached_property
+    def spec(self) -> GridSpec:
+        """The grid that the set was built with."""
+        return GridSpec.from_json(self.values["spec"])
+
+    @property
+    def channels(self) -> int:
+        """1 (grey) or 3, for every image."""
+        return int(self.values["channels"])
+
+    @property
+    def shards(self) -> list[dict[str, Any]]:
+        """name, split, num_samples, bytes, sha256 of each tar."""
+        return list(self.values["shards"])
+
+    @cached_property
+    def tars(self) -> list[StoredFile]:
+        """The tars' files, in the order of `shards`."""
+        return [StoredFile(shard["name"], shard["bytes"], shard["sha256"]) for shard in self.shards]
+
+    @property
+    def stored_rows(self) -> StoredFile:
+        """The file of its rows."""
+        return _stored_rows(self.values)
+
+    @property
+    def statistics(self) -> dict[str, Any]:
+        """mean and std of the training images' foreground in [0, 1], and counts of images, patients, labels, views."""
+        return {**self.values["statistics"], **self.values["counts"]}
+
+    def without_excluded(self, project: Path) -> "ShardIndex":
+        """Return the same set without what a project excludes of its batch; sizes and statistics stay those of all.
+
+        Args:
+            project: The folder of params.yaml.
+
+        Raises:
+            SourceError: the project excludes images of it, and the list that says which is missing or another.
+        """
+        excluded = read_exclusion(self.name, project)
+        if not excluded:
+            return self
+        fingerprint = hashlib.sha256(f"{self.fingerprint} {excluded.sha256}".encode()).hexdigest()
+        return replace(self, excluded=excluded, fingerprint=fingerprint)
+
+    def without_patients(self, patients: Collection[str]) -> "ShardIndex":
+        """Return the same set without all images of some patients."""
+        excluded = replace(self.excluded, patients=self.excluded.patients.union(patients))
+        return replace(self, excluded=excluded)
+
+    def count_excluded(self) -> dict[str, int]:
+        """Return how many images of each split are excluded."""
+        is_excluded = self.excluded.of(self.rows)
+        return {name: int(is_excluded[self.rows["split"] == number].sum()) for number, name in enumerate(SPLITS)}
+
+    def select(self, split: Split | Literal["all"]) -> Int64[np.ndarray, "num_samples"]:
+        """Rows of a split, or of all, in the order of the shards, without excluded ones.
+
+        A tar is of one split, so that no row is looked at where none is excluded.
+        """
+        ends = np.cumsum([shard["num_samples"] for shard in self.shards], dtype=np.int64)
+        runs = [
+            np.arange(end - shard["num_samples"], end, dtype=np.int64)
+            for shard, end in zip(self.shards, ends, strict=True)
+            if split in (shard["split"], "all")
+        ]
+        rows = np.concatenate([np.zeros(0, np.int64), *runs])
+        return rows[~self.excluded.of(self.rows[rows])] if self.excluded else rows
+
+    def tar_numbers(self, rows: Int64[np.ndarray, "num_samples"]) -> Int64[np.ndarray, "num_samples"]:
+        """Which of `shards` each of some rows lies in; from the tars' sizes, so no row is looked at."""
+        ends = np.cumsum([shard["num_samples"] for shard in self.shards], dtype=np.int64)
+        return np.searchsorted(ends, rows, side="right")
+
+    def keys(self, rows: Int64[np.ndarray, "num_samples"]) -> list[str]:
+        """Keys of the samples in some rows."""
+        return [key.decode("ascii") for key in self.rows["key"][rows].tolist()]
+
+    def verify(self) -> None:
+        """Compare every tar with its sha256; those of a server are fetched.
+
+        Raises:
+            IndexFormatError: naming the tars that differ.
+        """
+        damaged = [tar for tar in self.tars if _sha256_of(self.store.open(tar)) != tar.sha256]
+        if damaged:
+            names = ", ".join(tar.name for tar in damaged)
+            remedy = self.store.remedy(damaged[0])
+            raise IndexFormatError(f"{self.store.location}: damaged tars: {names}; {remedy}")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with what the shard says about it; nothing is decoded before it is asked for.
+
+    Attributes:
+        key: Its key.
+        encoded: The file of its canvas.
+        half: The file of the canvas at half its size, each pixel the mean of 2 × 2; None where the set has none.
+        image_format: `png` or `jpg`.
+        tar: The tar it lies in.
+        row: Its row of the index.
+    """
+
+    key: str
+    encoded: Encoded
+    half: Encoded | None
+    image_format: str
+    tar: Tar
+    row: np.void
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A view of the bytes that were read in one piece.
+        half = None if self.half is None else bytes(self.half)
+        return self.__dict__ | {"encoded": bytes(self.encoded), "half": half}
+
+    @cached_property
+    def image(self) -> Canvas:
+        """The canvas.
+
+        Raises:
+            IndexFormatError: its file is damaged.
+        """
+        decode = jpeg.decode if self.image_format == "jpg" else _decode_png
+        with self._damage_has_a_place("image"):
+            return decode(self.encoded)
+
+    def region(self, rectangle: Rectangle, reduction: Reduction = 1) -> Region:
+        """A part of the canvas that holds the rectangle (row0, col0, row1, col1); of a JPEG little more is decoded.
+
+        Args:
+            rectangle: In the pixels that are returned.
+            reduction: 2 takes them from the canvas at half its size, all of which is decoded; the set has it (`half`).
+
+        Raises:
+            IndexFormatError: its file is damaged.
+        """
+        encoded = self.encoded if reduction == 1 else self.half
+        if encoded is None:
+            raise IndexFormatError(f"{self.tar}: sample {self.key} has no {HALF_SUFFIX}; take its canvas")
+        if self.image_format == "png":
+            return Region(self.image, 0, 0)
+        with self._damage_has_a_place("image"):
+            return jpeg.decode_region(encoded, rectangle) if reduction == 1 else Region(jpeg.decode(encoded), 0, 0)
+
+    @cached_property
+    def meta(self) -> dict[str, Any]:
+        """The content of <key>.json.
+
+        Raises:
+            IndexFormatError: the bytes at its place are not the sample's.
+        """
+        return _read_meta(self.tar, self.row)
+
+    @contextmanager
+    def _damage_has_a_place(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except DamagedImageError as error:
+            raise IndexFormatError(
+                f"{self.tar}: {what} of sample {self.key}: {error}; {self.tar.store.remedy(self.tar.stored)}"
+            ) from None
+
+    @property
+    def split(self) -> Split:
+        """Its patient's split."""
+        return SPLITS[int(self.row["split"])]
+
+    @property
+    def landmarks(self) -> dict[str, tuple[float, float]]:
+        """Landmark → (row, col) in continuous canvas pixels; read on demand."""
+        if not self.row["landmarks_bytes"]:
+            return {}
+        span = SampleSpans.of(self.row).landmarks
+        return {name: (row, col) for name, (row, col) in json.loads(self.tar.read(span.start, span.num_bytes)).items()}
+
+    def masks(self) -> dict[str, np.ndarray]:
+        """Structure → boolean mask of the canvas; read on demand.
+
+        Raises:
+            IndexFormatError: one is damaged.
+        """
+        span = SampleSpans.of(self.row).members
+        before, after = MASK_SUFFIX.split("{structure}")
+        masks = {}
+        for name, data in walk_members(self.tar.read(span.start, span.num_bytes)):
+            _, _, suffix = name.partition(".")
+            if suffix.startswith(before) and suffix.endswith(after):
+                with self._damage_has_a_place(suffix):
+                    masks[suffix.removeprefix(before).removesuffix(after)] = _decode_png(data) > 0
+        return masks
+
+
+class ShardReader:
+    """Samples of a shard set by row. Holds no open files: it may be forked, pickled and used from several threads."""
+
+    def __init__(self, index: ShardIndex) -> None:
+        self.index = index
+        self._tars = [Tar(index.store, tar) for tar in index.tars]
+
+    def read(self, row: int) -> Sample:
+        """The sample of one row of the index.
+
+        Raises:
+            IndexFormatError: the bytes at its place are not the sample's.
+            StoreError: its tar cannot be had from the server.
+        """
+        entry = self.index.rows[row]
+        spans, tar = SampleSpans.of(entry), self._tar_of(entry)
+        # The image's header and content and its half size lie side by side: one read for all.
+        start = spans.image.member_start
+        last = spans.half if spans.half.num_bytes else spans.image
+        data = memoryview(tar.read(start, last.start + last.num_bytes - start))
+        key = entry["key"].decode("ascii")
+        found, _, image_format = read_header(bytes(data[:BLOCK]))[0].partition(".")
+        if found != key or image_format not in IMAGE_FORMATS:
+            raise _wrong_place(tar, f"{found}.{image_format}", key)
+        half = data[spans.half.start - start :] if spans.half.num_bytes else None
+        return Sample(key, data[BLOCK : BLOCK + spans.image.num_bytes], half, image_format, tar, entry)
+
+    def meta(self, row: int) -> dict[str, Any]:
+        """What the shard says about the sample of one row, without reading its image.
+
+        Raises:
+            IndexFormatError: the bytes at its place are not the sample's.
+            StoreError: its tar cannot be had from the server.
+        """
+        entry = self.index.rows[row]
+        return _read_meta(self._tar_of(entry), entry)
+
+    def _tar_of(self, entry: np.void) -> Tar:
+        number = int(entry["shard"])
+        if number >= len(self._tars):
+            raise IndexFormatError(
+                f"{self.index.store.location}/{ROWS}: a row in tar number {number}, of {len(self._tars)}; build the "
+                "shard set again"
+            )
+        return self._tars[number]
+
+
+def _read_meta(tar: Tar, row: np.void) -> dict[str, Any]:
+    span, expected = SampleSpans.of(row).meta, row["key"].decode("ascii")
+    try:
+        meta: dict[str, Any] = json.loads(tar.read(span.start, span.num_bytes))
+        found = meta["key"]
+    except (ValueError, TypeError, KeyError):
+        found = "(no description of one)"
+    if found != expected:
+        raise _wrong_place(tar, found, expected)
+    return meta
+
+
+def _wrong_place(tar: Tar, found: str, expected: str) -> IndexFormatError:
+    return IndexFormatError(f"{tar}: found sample {found} in the place of {expected}; build it again")
+
+
+def _decode_png(data: Encoded) -> np.ndarray:
+    try:
+        return np.array(Image.open(io.BytesIO(data), formats=["PNG"]))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DamagedImageError(f"truncated or damaged PNG ({error})") from None
+
+
+def _check_description(store: Store, values: dict[str, Any]) -> int:
+    """Hold index.json against its description, before anything in it becomes a path or a size; its samples.
+
+    Raises:
+        IndexFormatError: it does not fit, or samples.npy cannot have as many rows as the tars have samples.
+    """
+    place = f"{store.location}/{INDEX}"
+    try:
+        described = IndexDescription.model_validate(values)
+        GridSpec.from_json(described.spec)
+    except (ValidationError, GridError, TypeError, KeyError) as error:
+        found = f"spec: {error}"
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            found = f"{'.'.join(map(str, first['loc']))} is {first['input']!r:.100}: {first['msg']}"
+        raise IndexFormatError(f"{place}: damaged, or by other hands: {found}; build the shard set again") from None
+    num_samples = sum(tar.num_samples for tar in described.shards)
+    surplus = described.samples.bytes - num_samples * ROW_DTYPE.itemsize
+    if not 0 < surplus <= MAX_HEADER_BYTES:
+        raise IndexFormatError(
+            f"{place}: {ROWS} of {described.samples.bytes} bytes for {num_samples} samples of {ROW_DTYPE.itemsize} "
+            "bytes each; build it again"
+        )
+    return num_samples
+
+
+def _read_rows(store: Store, values: dict[str, Any]) -> np.ndarray:
+    """The rows, compared with their hash: read without becoming part of this process's memory."""
+    stored = _stored_rows(values)
+    if _sha256_of(store.open(stored)) != stored.sha256:
+        raise IndexFormatError(f"{store.path(stored)}: missing or not the file of this index; {store.remedy(stored)}")
+    return _open_rows(store, stored)
+
+
+def _open_rows(store: Store, stored: StoredFile) -> np.ndarray:
+    # Mapped by its descriptor: under its name another process may evict it first. Never unpickled: only rows of this
+    # type are mapped.
+    with os.fdopen(store.open(stored), "rb") as file:
+        try:
+            version = np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        except ValueError:
+            version, dtype = None, None
+        if version != (1, 0) or dtype != ROW_DTYPE:
+            raise IndexFormatError(
+                f"{store.location}/{ROWS}: rows of {dtype}, expected {ROW_DTYPE}; build the shard set again"
+            )
+        return np.memmap(file, ROW_DTYPE, "r", file.tell(), shape)
+
+
+def _stored_rows(values: dict[str, Any]) -> StoredFile:
+    about = values["samples"]
+    return StoredFile(about["name"], about["bytes"], about["sha256"])
+
+
+def _sha256_of(descriptor: int) -> str:
+    """Hash of an open file, which is closed."""
+    with os.fdopen(descriptor, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,253 @@
+"""Every command on a disk that is really full: it says which one, and leaves nothing that is half written.
+
+The disks are small file systems in memory, mounted in a process that has its own view of the mounts: they go with it.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shards.identity import create_key
+from shards.runtime.scratch import SCRATCH_VARIABLE
+from tests.ace.inference.models import write_model
+from tests.support.checkout import ROOT, copy_project
+from tests.support.datasets import grid_params, shard_params, write_folder, write_phantom, write_project
+
+COMMANDS = """
+import contextlib, importlib, io, json, os, shutil, subprocess, sys
+from pathlib import Path
+
+disk, answers = Path(sys.argv[1]), []
+
+
+def main():
+    for case in json.loads(sys.argv[2]):
+        said = io.StringIO()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={case['size']}", "none", disk], check=True)
+        shutil.copytree(case["copied"], disk, dirs_exist_ok=True) if case["copied"] else None
+        (disk / "fill").write_bytes(bytes(case["fill"])) if case["fill"] else None
+        os.environ["ACE_SCRATCH"] = case["scratch"]
+        module, *arguments = case["command"]
+        from shards.cli import run_command
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            try:
+                code = run_command(importlib.import_module(f"{module}.__main__").build_parser(), arguments)
+            except Exception as error:
+                code = f"traceback: {error!r}"
+        left = {str(path.relative_to(disk)): path.stat().st_size for path in disk.rglob("*") if path.is_file()}
+        answers.append({"code": code, "said": said.getvalue(), "left": left})
+        subprocess.run(["umount", disk], check=True)
+    print("answers", json.dumps(answers))
+
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A command and the disk that it fills.
+
+    Attributes:
+        size: Size of the disk, as `mount` takes it; a file takes whole pages of 4 KiB.
+        command: Package and arguments.
+        copied: A folder whose files are on the disk before.
+        fill: Bytes that are taken before.
+        scratch: Where unfinished work lies.
+    """
+
+    size: str
+    command: list[str]
+    copied: str = ""
+    fill: int = 0
+    scratch: str
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Runs commands beside a small disk."""
+
+    place: Path
+    scratch: Path
+    own_mounts: tuple[str, ...]
+
+    def run(self, size: str, *command: str | Path, **settings: Any) -> dict[str, Any]:
+        """Exit code, what was said, and the files that are left on the disk with their sizes."""
+        settings = {"scratch": str(self.scratch), **settings}
+        case = Case(size=size, command=[str(part) for part in command], **settings)
+        script = self.place.with_name("commands.py")
+        script.write_text(COMMANDS)
+        self.place.mkdir(exist_ok=True)
+        done = subprocess.run(
+            [*self.own_mounts, sys.executable, str(script), str(self.place), json.dumps([case.__dict__])],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        (answer,) = json.loads(done.stdout.rpartition("answers ")[2])
+        return dict(answer)
+
+
+@pytest.fixture(scope="module")
+def own_mounts() -> tuple[str, ...]:
+    """The command before a command that gives it its own mounts: as root, or as root of a user's own name space."""
+    for flags in ("-m", "-rm"):
+        try:
+            found = subprocess.run(["unshare", flags, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True)
+        except FileNotFoundError:
+            break
+        if found.returncode == 0:
+            return "unshare", flags
+    pytest.skip("needs a system where `unshare -rm` may mount a file system")
+
+
+@pytest.fixture
+def disk(tmp_path: Path, own_mounts: tuple[str, ...]) -> Disk:
+    return Disk(tmp_path / "disk", tmp_path / "scratch", own_mounts)
+
+
+def check_said(answer: dict[str, Any], pattern: str, left: tuple[str, ...] = ()) -> None:
+    """One line that tells it, the code of a user's mistake, and none but the files that were there before."""
+    last = answer["said"].splitlines()[-1]
+    assert answer["code"] == 2, answer
+    assert re.fullmatch(f"error: {pattern}", last), last
+    assert tuple(sorted(answer["left"])) == left
+
+
+def full(place: Path, needed: str = "more is") -> str:
+    return (
+        rf"{re.escape(str(place))} \([\d.]+ kB free\): No space left on device, {needed} needed; what was finished is "
+        "kept, nothing is half written: make room there and give the same command again"
+    )
+
+
+@pytest.fixture
+def params(tmp_path: Path) -> Path:
+    """A project's params.yaml with a drawn batch `a`."""
+    return write_project(tmp_path, "a", write_phantom(tmp_path / "phantom"), grid_params(), shard_params())
+
+
+def test_a_build_names_the_disk_of_the_set_and_not_that_of_unfinished_work(disk: Disk, params: Path) -> None:
+    build = ("shards", "build", "--batch", "a", "--params", params, "--num-workers", "1", "--out")
+    needed = r"[\d.]+ kB free, 30 images need about 48\.4 kB; make room there, or"
+    answer = disk.run("40k", *build, disk.place / "set")
+    check_said(answer, rf"{disk.place}: {needed} choose an --out on another disk")
+    answer = disk.run("128k", *build, disk.place.parent / "set", scratch=str(disk.place), fill=90_000)
+    unfinished = tuple(sorted(answer["left"]))
+    check_said(answer, rf"{disk.place}/shard/a/\w+: {needed} set ACE_SCRATCH to a folder on another disk", unfinished)
+    assert not [name for name in unfinished if name.endswith((".tar", ".tmp"))]
+
+
+def test_a_build_whose_set_does_not_fit_after_all_keeps_its_tars_elsewhere(disk: Disk, params: Path) -> None:
+    """Tars come with reports, which nothing is known of before."""
+    build = ("shards", "build", "--batch", "a", "--params", params, "--num-workers", "1", "--out", disk.place / "set")
+    answer = disk.run("80k", *build)
+    check_said(answer, full(disk.place))
+    assert len(list(disk.scratch.rglob("*.tar.json"))) > 5
+    assert disk.run("4m", *build)["code"] == 0
+
+
+def test_a_phantom_names_the_disk_that_it_is_copied_to(disk: Disk, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    render = ("shards", "phantom", "--params", tmp_path / "params.yaml", "--num-patients", "1", "--size", "64")
+    command = (*render, "--images-per-patient", "1", "--out", disk.place / "phantom")
+    refused = rf"{disk.place}: 8\.2 kB free, the files of phantom need about [\d.]+ kB; make room there, or choose .*"
+    check_said(disk.run("8k", *command), refused)
+    # It waits in the scratch folder. Of many small files each takes a page, which is more than all their bytes.
+    waiting = next(disk.scratch.glob("phantom/*/dataset"))
+    num_bytes = sum(path.stat().st_size for path in waiting.rglob("*") if path.is_file())
+    answer = disk.run(f"{-(-num_bytes // 4096) * 4}k", *command)
+    check_said(answer, full(disk.place, r"about [\d.]+ kB are"))
+    assert (waiting / "labels.csv").is_file()
+
+
+def test_a_phantom_names_the_disk_of_unfinished_work(disk: Disk, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    render = ("shards", "phantom", "--params", tmp_path / "params.yaml", "--num-patients", "1", "--size", "64")
+    answer = disk.run("40k", *render, "--out", tmp_path / "phantom", scratch=str(disk.place))
+    assert re.search(full(disk.place), answer["said"])
+    assert not (tmp_path / "phantom").exists()
+    assert not [name for name in answer["left"] if name.endswith(".tmp")]
+
+
+def test_registering_leaves_the_project_as_it_was(disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    copy_project(project)
+    create_key(tmp_path / "keys" / "id.key")
+    monkeypatch.setenv("ACE_ID_KEY_FILE", str(tmp_path / "keys" / "id.key"))
+    write_folder(tmp_path / "own", [f"p{number}/a.png" for number in range(9)])
+    register = ("shards", "register", "own-b000", tmp_path / "own")
+    options = ("--params", disk.place / "params.yaml", "--dvc", disk.place / "dvc.yaml")
+    files = [path for path in project.rglob("*") if path.is_file()]
+    num_pages = sum(-(-path.stat().st_size // 4096) for path in files)
+    answer = disk.run(f"{4 * num_pages}k", *register, *options, copied=str(project))
+    sizes = {path.relative_to(project).as_posix(): path.stat().st_size for path in files}
+    assert {name: size for name, size in answer["left"].items() if not name.endswith(".lock")} == sizes
+    check_said(answer, full(disk.place / "data" / "manifests", r"about [\d.]+ kB are"), tuple(sorted(answer["left"])))
+
+
+def test_a_key_that_cannot_be_written_leaves_no_file_that_looks_like_one(disk: Disk) -> None:
+    answer = disk.run("4k", "shards", "key", "new", disk.place / "id.key", fill=4096)
+    check_said(answer, full(disk.place), ("fill",))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "model")
+
+
+def test_an_export_that_does_not_fit_is_refused_before_it_begins(disk: Disk, model: Path) -> None:
+    answer = disk.run("8k", "ace", "export", "--model", model, "--format", "timm", "--out", disk.place / "timm")
+    pattern = rf"{disk.place}: 8\.2 kB free, the files of timm need about [\d.]+ kB; make room there, or choose .*"
+    check_said(answer, pattern)
+
+
+def test_an_export_that_fills_the_disk_leaves_nothing(disk: Disk, model: Path) -> None:
+    """There is room for the weights, and none for what safetensors and the card add to them."""
+    pages = (model / "teacher_backbone.safetensors").stat().st_size // 4096
+    answer = disk.run(
+        f"{4 * pages}k", "ace", "export", "--model", model, "--format", "timm", "--out", disk.place / "timm"
+    )
+    check_said(answer, full(disk.place, r"about [\d.]+ kB are"))
+
+
+def test_embeddings_that_do_not_fit_are_refused_before_any_is_computed(disk: Disk, model: Path, tmp_path: Path) -> None:
+    write_folder(tmp_path / "images", [f"{number}.png" for number in range(8)])
+    embed = ("ace", "embed", tmp_path / "images", "--model", model, "--tokens", "--out", disk.place / "e.parquet")
+    answer = disk.run("4k", *embed)  # 8 × (16 × 4 + 16 tokens × 16 × 2) bytes
+    check_said(answer, rf"{disk.place}: 4\.1 kB free, 8 embeddings need about 4\.6 kB; make room there, or choose .*")
+    assert "embed:" not in answer["said"]
+
+
+def test_embeddings_that_fill_the_disk_leave_no_half_file(disk: Disk, model: Path, tmp_path: Path) -> None:
+    """Seven times 576 bytes of values fit into a page, and Parquet's footer does not any more."""
+    write_folder(tmp_path / "images", [f"{number}.png" for number in range(7)])
+    embed = ("ace", "embed", tmp_path / "images", "--model", model, "--tokens", "--out", disk.place / "e.parquet")
+    check_said(disk.run("4k", *embed), full(disk.place, r"about 4\.0 kB are"))
+
+
+def test_a_picture_that_fills_the_disk_leaves_nothing(disk: Disk, params: Path, tmp_path: Path) -> None:
+    build = ("-m", "shards", "build", "--batch", "a", "--params", params, "--out", tmp_path / "set")
+    environment = {**os.environ, SCRATCH_VARIABLE: str(disk.scratch), "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, *build], env=environment, check=True, capture_output=True)
+    check_said(disk.run("4k", "shards", "show", tmp_path / "set", "--out", disk.place / "a.png"), full(disk.place))
+
+
+def test_output_to_a_full_disk_is_an_error_without_a_traceback() -> None:
+    command = [sys.executable, "-m", "ace", "models"]
+    with Path("/dev/full").open("w") as output:
+        done = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: this command writes to a full disk: No space left on device, .*\n", done.stderr)

@@ -1,0 +1,140 @@
+"""What makes a stage of the real graph stale, and what does not, as DVC itself tells."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipelines.graph import load_graph
+from shards.delivery.yaml_lines import add_item, set_dep
+from tests.support.checkout import clone_checkout
+
+SHARD = "shard@phantom-b000"
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text, path
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return clone_checkout(tmp_path_factory.mktemp("staleness") / "clone")
+
+
+def stale_after(clone: Path, change: Callable[[Path], None]) -> set[str]:
+    """Stages that DVC would run again after a change, which is undone."""
+    kept = {path: path.read_bytes() for path in clone.rglob("*") if path.is_file() and ".git" not in path.parts}
+    before = {stage.name: stage.code_version for stage in load_graph(clone).stages}
+    try:
+        change(clone)
+        after = {stage.name: stage.code_version for stage in load_graph(clone).stages}
+    finally:
+        for path in {path for path in clone.rglob("*") if path.is_file() and ".git" not in path.parts} - kept.keys():
+            path.unlink()
+        for path, content in kept.items():
+            if not path.exists() or path.read_bytes() != content:
+                path.write_bytes(content)
+    return {name for name, version in after.items() if version != before.get(name)}
+
+
+def another_batch(clone: Path) -> None:
+    params = clone / "params.yaml"
+    text = add_item(params.read_text(encoding="utf-8"), "batches", "clinic-b000", "data/manifests/clinic-b000.jsonl")
+    params.write_text(text, encoding="utf-8")
+    batch = (clone / "batches/phantom-b000.yaml").read_text(encoding="utf-8")
+    (clone / "batches/clinic-b000.yaml").write_text(batch.replace("min_std: 5.0", "min_std: 6.0"), encoding="utf-8")
+
+
+def other_settings_of_new_batches(clone: Path) -> None:
+    edit(clone / "params.yaml", "num_images_per_shard", "num_images_per_shard: 8  # was")
+
+
+def exclude(clone: Path, name: str, sha256: str = "0") -> None:
+    """As `python -m shards exclude`, without the images."""
+    (clone / f"batches/{name}.exclude.yaml").write_text(f"list_sha256: {sha256}\n", encoding="utf-8")
+    dvc = clone / "dvc.yaml"
+    text = set_dep(dvc.read_text(encoding="utf-8"), f"batches/{name}.exclude.yaml", name, is_there=True)
+    dvc.write_text(text, encoding="utf-8")
+
+
+def comments_everywhere(clone: Path) -> None:
+    for name in ("params.yaml", "versions.yaml"):
+        (clone / name).write_text("# a comment\n" + (clone / name).read_text(encoding="utf-8"), encoding="utf-8")
+
+
+def shard_code(clone: Path) -> None:
+    for name in (
+        "build/stage.py",
+        "build/tar_builder.py",
+        "checking/commands.py",
+        "__main__.py",
+        "sources/datasets/folder.py",
+        "quality/report.py",
+    ):
+        with (clone / "shards" / name).open("a", encoding="utf-8") as file:
+            file.write("# another word\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        pytest.param(shard_code, set(), id="code of shards and of its commands"),
+        pytest.param(comments_everywhere, set(), id="comments"),
+        pytest.param(other_settings_of_new_batches, set(), id="settings of batches to come"),
+        pytest.param(another_batch, {"shard@clinic-b000"}, id="another batch, with settings of its own"),
+        pytest.param(lambda clone: edit(clone / "versions.yaml", "shard: 1", "shard: 2"), {SHARD}, id="a version"),
+        pytest.param(
+            lambda clone: edit(clone / "batches/phantom-b000.yaml", "min_std: 5.0", "min_std: 6.0"),
+            {SHARD},
+            id="the batch's own settings",
+        ),
+        pytest.param(
+            lambda clone: edit(clone / "params.yaml", "{weight: 1.0, mean", "{weight: 2.0, mean"),
+            {"pretrain"},
+            id="the mix",
+        ),
+        pytest.param(
+            lambda clone: exclude(clone, "phantom-b000"),
+            {"pretrain", "evaluate", "report"},
+            id="images that nothing shall read any more",
+        ),
+        pytest.param(
+            lambda clone: exclude(clone, "test-b000"), {"evaluate"}, id="likewise, of a batch that is not trained on"
+        ),
+        pytest.param(
+            lambda clone: edit(clone / "batches/phantom-b000.yaml", "mean: 0.482", "mean: 0.5"),
+            {SHARD, "evaluate"},
+            id="what was measured of the batch",
+        ),
+    ],
+)
+def test_a_change_makes_stale_what_depends_on_it_and_nothing_else(
+    change: Callable[[Path], None], expected: set[str], clone: Path
+) -> None:
+    assert stale_after(clone, change) == expected
+
+
+def test_another_list_of_excluded_images_makes_no_shard_stale(clone: Path) -> None:
+    kept = (clone / "dvc.yaml").read_bytes()
+    exclude(clone, "phantom-b000")
+    assert stale_after(clone, lambda clone: exclude(clone, "phantom-b000", "1")) == {"pretrain", "evaluate", "report"}
+    (clone / "batches/phantom-b000.exclude.yaml").unlink()
+    (clone / "dvc.yaml").write_bytes(kept)
+
+
+def test_a_changed_command_line_makes_no_stage_stale(clone: Path) -> None:
+    def change(clone: Path) -> None:
+        for name in (
+            "ace/__main__.py",
+            "shards/checking/commands.py",
+            "shards/delivery/register.py",
+            "shards/delivery/project.py",
+            "ace/config.py",
+        ):
+            edit(clone / name, "import", "import")
+            with (clone / name).open("a", encoding="utf-8") as file:
+                file.write("# another help text\n")
+
+    assert stale_after(clone, change) == set()

@@ -1,0 +1,71 @@
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from shards.build.stage import build_shards
+from shards.runtime.execution import Processes
+from tests.support.datasets import folder_bytes, grid_params, shard_params, write_phantom, write_project
+
+
+def descendants(pid: int) -> list[int]:
+    """Process ids of the worker processes, from /proc."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in children.read_text().split()] if children.exists() else []
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def num_finished(scratch: Path) -> int:
+    return len(list(scratch.rglob("*.tar.json")))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="watches processes through /proc")
+@pytest.mark.parametrize(
+    "is_reached",
+    [
+        pytest.param(
+            lambda scratch, out: bool(list(scratch.rglob("*.lock"))), id="at the start", marks=pytest.mark.slow
+        ),
+        pytest.param(lambda scratch, out: num_finished(scratch) >= 1, id="after one tar", marks=pytest.mark.slow),
+        pytest.param(lambda scratch, out: num_finished(scratch) >= 4, id="after four tars"),
+        pytest.param(lambda scratch, out: out.with_name(f".{out.name}.tmp").exists(), id="while publishing"),
+    ],
+)
+def test_a_killed_build_goes_on_and_leaves_the_same_bytes(
+    is_reached: Callable[[Path, Path], bool], tmp_path: Path, scratch: Path
+) -> None:
+    source = write_phantom(tmp_path / "phantom", num_patients=30)
+    build_shards("a-b000", source, grid_params(), shard_params(), tmp_path / "whole", execution=Processes(1))
+    write_project(tmp_path, "a-b000", source, grid_params(), shard_params())
+    out = tmp_path / "sets" / "killed"
+    command = [sys.executable, "-m", "shards", "shard", "--batch", "a-b000", "--num-workers", "2"]
+    command += ["--params", str(tmp_path / "params.yaml"), "--out", str(out)]
+
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while not is_reached(scratch, out):
+        assert process.poll() is None, "the build ended before the kill"
+    workers = descendants(process.pid)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "index.json").exists()
+    while any(is_running(pid) for pid in workers):
+        os.sched_yield()  # a worker that outlives its parent runs into the test's time limit
+    num_kept = num_finished(scratch)
+
+    resumed = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=True)
+    assert folder_bytes(out) == folder_bytes(tmp_path / "whole")
+    assert [path.name for path in out.parent.iterdir()] == ["killed"]
+    assert {path.suffix for path in scratch.rglob("*") if path.is_file()} <= {".lock"}
+    if num_kept >= 4:
+        assert not re.search(r"\b0/45", resumed.stderr), "finished tars are kept"

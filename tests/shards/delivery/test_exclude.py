@@ -1,0 +1,200 @@
+"""Single images and patients that nothing reads any more, through the command that users give."""
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from ace.evaluation.cohort import read_cohort
+from ace.inference.sources import open_shards
+from shards.__main__ import build_parser
+from shards.checking.stats import format_statistics, statistics_of
+from shards.cli import run_command
+from shards.config import read_params
+from shards.delivery.batches import read_batch
+from shards.delivery.exclusion import parse_list
+from shards.delivery.manifest import iterate_manifest
+from shards.errors import SourceError
+from shards.reading.lineage import write_lineage
+from shards.reading.reader import ShardIndex
+from tests.support.checkout import copy_project
+from tests.support.datasets import write_csv, write_folder, write_phantom
+
+NAMES = [f"{patient:02}-{number}.png" for patient in range(20) for number in range(2)]
+LIST, RECORD = Path("data/manifests/own-b000.exclude.txt"), Path("batches/own-b000.exclude.yaml")
+SET = Path("data/shards/own-b000")
+
+
+@pytest.fixture
+def project(tmp_path: Path, id_key: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with the batch `own-b000`: twenty patients with two images each."""
+    (tmp_path / "project").mkdir()
+    copy_project(tmp_path / "project")
+    write_folder(tmp_path / "own", NAMES)
+    write_csv(tmp_path / "own.csv", ("path", "patient"), [(name, name[:2]) for name in NAMES])
+    monkeypatch.chdir(tmp_path / "project")
+    assert command("register", "own-b000", "../own", "--labels", "../own.csv") == 0
+    return tmp_path
+
+
+@pytest.fixture
+def index(project: Path) -> ShardIndex:
+    """The built set of `own-b000`."""
+    assert command("build", "--batch", "own-b000", "--num-workers", "1") == 0
+    return ShardIndex.open(SET)
+
+
+def command(*arguments: str) -> int:
+    return run_command(build_parser(), arguments)
+
+
+def keys_of_manifest() -> list[str]:
+    return [entry.record.source_id for _, entry in iterate_manifest(Path("data/manifests/own-b000.jsonl"))[1]]
+
+
+def deps(stage: str) -> list[str]:
+    return list(read_params(Path("dvc.yaml"))["stages"][stage]["deps"])
+
+
+def test_an_excluded_image_is_read_by_nothing_and_stays_in_the_shards(index: ShardIndex, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in SET.iterdir()}
+    gone = {split: index.keys(index.select(split)[:1])[0] for split in ("train", "test")}
+    assert command("exclude", "own-b000", *gone.values()) == 0
+    assert {path: path.read_bytes() for path in SET.iterdir()} == before
+    left = ShardIndex.open(SET).without_excluded(Path())
+    for split, key in gone.items():
+        assert set(index.keys(index.select(split))) - set(left.keys(left.select(split))) == {key}
+    assert len(left.select("val")) == len(index.select("val"))
+    assert len(left.select("all")) == len(index.rows) - 2
+    assert set(open_shards(left, "all").keys) == set(index.keys(index.select("all"))) - set(gone.values())
+    assert gone["test"] not in {subject.key for subject in read_cohort(left, "test", 100, 0).subjects}
+    write_lineage(tmp_path, {"own-b000": left})
+    assert gone["train"] not in (tmp_path / "training_images.csv").read_text()
+    assert left.fingerprint != index.fingerprint, "a training that was begun with the image does not go on without it"
+
+
+def test_all_images_of_a_patient_are_excluded_and_other_batches_with_the_patient_are_named(
+    index: ShardIndex, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_folder(project / "later", ["a.png"], first=100)
+    write_csv(project / "later.csv", ("path", "patient"), [("a.png", "07")])
+    assert command("register", "own-b001", "../later", "--labels", "../later.csv") == 0
+    entries = [entry.record for _, entry in iterate_manifest(Path("data/manifests/own-b000.jsonl"))[1]]
+    (patient,) = {record.patient for record in entries if record.image.path.startswith("07-")}
+    capsys.readouterr()
+    assert command("exclude", "own-b000", "--patient", patient) == 0
+    said = capsys.readouterr().err
+    assert "excludes 0 images and 1 patients of own-b000" in said
+    assert f"`python -m shards exclude own-b001 --patient {patient}` excludes them there" in said
+    left = ShardIndex.open(SET).without_excluded(Path())
+    assert set(left.rows["patient"][left.select("all")].astype(str)) == {r.patient for r in entries} - {patient}
+    assert sum(left.count_excluded().values()) == 2
+    assert command("exclude", "own-b001", "--patient", patient) == 0
+    assert "excludes them there" not in capsys.readouterr().err
+
+
+def test_the_list_is_private_and_the_stages_that_read_the_set_depend_on_what_names_it(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch, keys = Path("batches/own-b000.yaml").read_text(), keys_of_manifest()
+    dvc = Path("dvc.yaml").read_text()
+    assert command("exclude", "own-b000", keys[0]) == 0
+    assert stat.S_IMODE(LIST.stat().st_mode) == 0o600
+    assert LIST.read_text() == f"{keys[0]}\n"
+    assert keys[0] not in RECORD.read_text()
+    assert Path("batches/own-b000.yaml").read_text() == batch, "or the shards would be stale"
+    assert [str(RECORD) in deps(stage) for stage in ("pretrain", "report", "evaluate")] == [True] * 3
+    first = RECORD.read_text()
+    assert command("exclude", "own-b000", keys[1], keys[1]) == 0
+    assert RECORD.read_text() != first
+    assert LIST.read_text().splitlines() == keys[:2]
+    capsys.readouterr()
+    assert command("exclude", "own-b000", "--list") == 0
+    assert capsys.readouterr().out.split() == keys[:2]
+    assert command("exclude", "own-b000", "--undo", *keys[:2]) == 0
+    assert not RECORD.exists()
+    assert Path("dvc.yaml").read_text() == dvc
+
+
+def test_a_batch_to_measure_on_makes_training_depend_on_nothing(project: Path) -> None:
+    write_folder(project / "test", ["a.png", "b.png"], first=200)
+    assert command("register", "test-b000", "../test", "--weight", "0") == 0
+    key = next(iterate_manifest(Path("data/manifests/test-b000.jsonl"))[1])[1].record.source_id
+    assert command("exclude", "test-b000", key) == 0
+    found = {stage: "batches/test-b000.exclude.yaml" in deps(stage) for stage in ("pretrain", "report", "evaluate")}
+    assert found == {"pretrain": False, "report": False, "evaluate": True}
+
+
+def test_a_batch_that_is_taken_out_and_comes_back_is_without_the_same_images(project: Path) -> None:
+    key = keys_of_manifest()[0]
+    assert command("exclude", "own-b000", key) == 0
+    dvc = Path("dvc.yaml").read_text()
+    assert command("remove", "own-b000") == 0
+    assert "exclude" not in "".join(dep for stage in ("pretrain", "report", "evaluate") for dep in deps(stage))
+    assert command("register", "own-b000", "../own", "--labels", "../own.csv") == 0
+    assert sorted(Path("dvc.yaml").read_text().splitlines()) == sorted(dvc.splitlines())
+    write_folder(project / "new", [f"{number}.png" for number in range(130)], first=300)
+    assert command("register", "new-b000", "../new", "--only") == 0
+    assert "exclude" not in "".join(dep for stage in ("pretrain", "report", "evaluate") for dep in deps(stage))
+
+
+def test_without_its_list_a_set_is_not_read(index: ShardIndex) -> None:
+    key = index.keys(index.select("all"))[0]
+    assert command("exclude", "own-b000", key) == 0
+    LIST.write_text(f"# withdrawn in May\n{key}\n")
+    with pytest.raises(SourceError, match=r"exclude\.txt: sha256 .* `python -m shards exclude own-b000` to take it"):
+        index.without_excluded(Path())
+    assert command("exclude", "own-b000") == 0
+    assert index.without_excluded(Path()).excluded.keys == {key}
+    assert command("exclude", "own-b000", "--undo", key) == 0
+    assert LIST.read_text() == "# withdrawn in May\n"
+    assert command("exclude", "own-b000", key) == 0
+    LIST.unlink()
+    with pytest.raises(SourceError, match=r"exclude\.txt: not found"):
+        index.without_excluded(Path())
+
+
+def test_what_cannot_be_excluded_is_refused_with_the_closest_that_there_is(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = keys_of_manifest()[3]
+    other = f"{key[:-1]}g"
+    for arguments, message in (
+        (("own-b000", other), f"1 of 1 keys are of no image of own-b000, first '{other}'; the closest is '{key}'"),
+        (("own-b000", "--patient", key), "1 of 1 keys are of no patient of own-b000"),
+        (("own-b000", "--undo", key), f"has no line '{key}'"),
+        (("other", key), "no batch other: params.yaml has phantom-b000, own-b000"),
+    ):
+        assert command("exclude", *arguments) == 2
+        assert message in capsys.readouterr().err
+    assert not RECORD.exists()
+    assert not LIST.exists()
+
+
+def test_statistics_count_what_is_excluded(index: ShardIndex, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "excluded" not in format_statistics(statistics_of(index))
+    assert command("exclude", "own-b000", *index.keys(index.select("train")[:2])) == 0
+    capsys.readouterr()
+    assert command("stats", str(SET), "--json") == 0
+    assert json.loads(capsys.readouterr().out)[0]["excluded"] == {"train": 2, "val": 0, "test": 0}
+    said = format_statistics(statistics_of(index.without_excluded(Path())))
+    assert "excluded, in the shards and read by nothing: 2 images (train 2, val 0, test 0)" in said
+
+
+def test_of_the_phantom_images_can_be_excluded_once_its_shards_are_there(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("exclude", "phantom-b000", "p0001-i1") == 2
+    assert "no shard set" in capsys.readouterr().err
+    write_phantom(Path("data/phantom"))
+    assert command("build", "--batch", "phantom-b000", "--num-workers", "1") == 0
+    assert command("exclude", "phantom-b000", "p0001-i1") == 0
+    left = ShardIndex.open("data/shards/phantom-b000").without_excluded(Path())
+    assert "p0001-i1" not in left.keys(left.select("all"))
+    assert read_batch("phantom-b000", Path()).source.kind == "phantom"
+
+
+def test_a_list_may_say_why() -> None:
+    found = parse_list("abc  # a name\n\n# all of\npatient  def # asked for it\n")
+    assert (found.keys, found.patients) == ({"abc"}, {"def"})

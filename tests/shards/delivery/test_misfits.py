@@ -1,0 +1,43 @@
+"""How many images may have coordinates that were made for another size, before registering refuses them all."""
+
+from pathlib import Path
+
+import pytest
+
+from shards.delivery.register import survey_images
+from shards.errors import SourceError
+from shards.records import Box, File, Record
+from tests.support.datasets import grid_params, shard_params, write_folder
+
+NUM_IMAGES = 6
+INSIDE, OUTSIDE = Box("nodule", 5.0, 5.0, 20.0, 20.0), Box("nodule", 5.0, 5.0, 900.0, 900.0)
+
+
+def records(root: Path, num_misfits: int) -> list[Record]:
+    """Images of 40 × 30 pixels with a box each; of so many the box lies far outside."""
+    names = [f"{number}.png" for number in range(NUM_IMAGES)]
+    write_folder(root, names)
+    boxes = [OUTSIDE] * num_misfits + [INSIDE] * (NUM_IMAGES - num_misfits)
+    return [Record(name, File(name), name, boxes=(box,)) for name, box in zip(names, boxes, strict=True)]
+
+
+@pytest.mark.parametrize("num_misfits", [1, NUM_IMAGES // 2])
+def test_coordinates_that_fit_half_of_the_images_are_taken_with_a_warning(
+    num_misfits: int, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    found = survey_images(tmp_path, records(tmp_path, num_misfits), grid_params(), shard_params())
+    assert found.num_images == NUM_IMAGES
+    assert f"do not fit {num_misfits} of the {NUM_IMAGES} images that have some" in capsys.readouterr().err
+
+
+def test_coordinates_that_fit_fewer_than_half_of_the_images_are_refused(tmp_path: Path) -> None:
+    num_misfits = NUM_IMAGES // 2 + 1
+    with pytest.raises(SourceError, match=f"do not fit {num_misfits} of the {NUM_IMAGES} images"):
+        survey_images(tmp_path, records(tmp_path, num_misfits), grid_params(), shard_params())
+
+
+def test_coordinates_that_fit_all_images_are_taken_without_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    survey_images(tmp_path, records(tmp_path, 0), grid_params(), shard_params())
+    assert "do not fit" not in capsys.readouterr().err

@@ -1,0 +1,319 @@
+"""Tars built by processes that die, on disks that fill up, and on a Ray cluster: the same bytes, or a clear word."""
+
+import json
+import multiprocessing
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from shards.build.encode import Encoded, Encoder, Rejected, Task
+from shards.build.plan import plan_batch
+from shards.build.stage import build_shards, build_tars, open_manifest, root_of
+from shards.build.tar_builder import TarBuilder, read_summary
+from shards.errors import ConfigError, NoSpaceError, SourceError, WorkerError
+from shards.params import PhantomSourceParams, SourceParams
+from shards.reading.reader import ShardIndex
+from shards.runtime.execution import Execution, Item, Processes, RayCluster
+from tests.support.checkout import ROOT
+from tests.support.datasets import (
+    folder_bytes,
+    folder_params,
+    grid_params,
+    shard_params,
+    write_folder,
+    write_phantom,
+    write_project,
+)
+
+
+@dataclass(frozen=True)
+class DyingEncoder(Encoder):
+    """Ends its process at one image: each time, or only while a file is not there; never the test's own."""
+
+    key: str = ""
+    once: Path | None = None
+    tests_pid: int = 0
+
+    def __call__(self, task: Task) -> Encoded | Rejected:
+        assert os.getpid() != self.tests_pid, "images are read in the process that asked for the set"
+        if task.key == self.key and not (self.once and self.once.exists()):
+            if self.once:
+                self.once.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(task)
+
+
+def built(source: PhantomSourceParams, scratch: Path, execution: Execution, **dying: object) -> dict[str, dict]:
+    """The summaries of all tars, built with an encoder that dies where it is told."""
+    scratch.mkdir()
+    params = shard_params()
+    dying["tests_pid"] = os.getpid()
+    encoder = DyingEncoder("a", "phantom", root_of(source), 1, grid_params().spec, params, **dying)  # type: ignore[arg-type]
+    plan = plan_batch(open_manifest(source).placed_in(scratch), root_of(source), params)
+    builder = TarBuilder(plan.manifest, plan.header, encoder, scratch)
+    build_tars(plan, builder, execution, scratch / "out")
+    summaries = {shard.name: read_summary(scratch, shard.name, is_checked=True) for shard in plan.shards}
+    assert None not in summaries.values()
+    return {name: summary for name, summary in summaries.items() if summary}
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_an_image_that_ends_its_process_is_quarantined_and_nothing_else_is_lost(
+    num_workers: int, tmp_path: Path
+) -> None:
+    source = write_phantom(tmp_path / "phantom")
+    whole = built(source, tmp_path / "whole", Processes(1))
+    hurt = built(source, tmp_path / "hurt", Processes(num_workers), key="p0005-i2")
+    (name,) = (name for name in whole if whole[name]["sha256"] != hurt[name]["sha256"])
+    (item,) = hurt[name]["quarantined"]
+    assert item["place"] == "images/p0005-i2.png"
+    assert "ends the process that reads it" in item["reason"]
+    rows = [sample["row"]["key"] for sample in whole[name]["samples"]]
+    assert [sample["row"]["key"] for sample in hurt[name]["samples"]] == [key for key in rows if key != "p0005-i2"]
+
+
+def test_a_process_killed_from_outside_costs_no_image(tmp_path: Path) -> None:
+    source = write_phantom(tmp_path / "phantom")
+    whole = built(source, tmp_path / "whole", Processes(1))
+    assert built(source, tmp_path / "hurt", Processes(2), key="p0005-i2", once=tmp_path / "died") == whole
+
+
+@dataclass(frozen=True)
+class StillbornEncoder(Encoder):
+    """Ends every process that it is sent to, as one that has no memory for its libraries does."""
+
+    def __reduce__(self) -> tuple[Callable[[int], object], tuple[int]]:
+        return os._exit, (1,)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_processes_that_cannot_start_end_the_build_and_blame_no_image(
+    num_workers: int, tmp_path: Path, scratch: Path
+) -> None:
+    source = write_phantom(tmp_path / "phantom")
+    scratch.mkdir()
+    plan = plan_batch(open_manifest(source).placed_in(scratch), root_of(source), shard_params())
+    encoder = StillbornEncoder("a", "phantom", root_of(source), 1, grid_params().spec, shard_params())
+    builder = TarBuilder(plan.manifest, plan.header, encoder, scratch)
+    with pytest.raises(WorkerError, match="ended before they read an image; expected free memory"):
+        build_tars(plan, builder, Processes(num_workers), tmp_path / "out")
+    assert not list(scratch.rglob("*.crashes"))
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """One process that starts in another folder."""
+
+    folder: Path
+
+    def run(
+        self, function: Callable[[Item], None], items: Sequence[Item], on_poll: Callable[[], None]
+    ) -> Iterator[tuple[Item, bool]]:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, context, initializer=os.chdir, initargs=(self.folder,)) as pool:
+            for item, _ in zip(items, pool.map(function, items), strict=True):
+                yield item, False
+
+
+def relative_source(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> SourceParams:
+    """A source in a project's folder, which becomes the current one; its paths are relative, as in params.yaml."""
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    if kind == "phantom":
+        return write_phantom(Path("phantom"))
+    write_folder(Path("images"), [f"{name}.png" for name in "abcdef"])
+    return folder_params(Path("images"), Path("manifests/a.jsonl"))
+
+
+@pytest.mark.parametrize("kind", ["phantom", "folder"])
+def test_the_folder_that_processes_start_in_does_not_matter(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = relative_source(kind, tmp_path / "project", monkeypatch)
+    build_shards("a", source, grid_params(), shard_params(), Path("here"), execution=Processes(1))
+    build_shards("a", source, grid_params(), shard_params(), Path("there"), execution=Elsewhere(tmp_path))
+    assert folder_bytes(Path("there")) == folder_bytes(Path("here"))
+
+
+@pytest.mark.parametrize("missing", ["manifest", "images", "scratch"])
+def test_a_machine_that_does_not_see_the_files_says_which_and_builds_nothing(missing: str, tmp_path: Path) -> None:
+    source = write_phantom(tmp_path / "phantom")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    encoder = Encoder("a", "phantom", root_of(source), 1, grid_params().spec, shard_params())
+    plan = plan_batch(open_manifest(source).placed_in(tmp_path), root_of(source), shard_params())
+    builder = TarBuilder(plan.manifest, plan.header, encoder, scratch)
+    gone = {"manifest": plan.manifest, "images": root_of(source), "scratch": scratch}[missing]
+    gone.rename(tmp_path / "gone")
+    with pytest.raises(SourceError, match=f"{gone} is not there; expected the manifest, the images and ACE_SCRATCH"):
+        builder(plan.shards[0])
+    assert not gone.exists()
+
+
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+
+# Ray takes 127.0.0.1 for a mistake and asks for the machine's own address instead.
+node = {"num_cpus": 2, "node_ip_address": "127.0.0.2", "include_dashboard": False}
+cluster = Cluster(initialize_head=True, head_node_args=node)
+print(cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    """A Ray cluster on loopback, whose processes start in a folder of their own."""
+    pytest.importorskip("ray")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [sys.executable, "-c", CLUSTER]
+    with subprocess.Popen(
+        command, cwd=elsewhere, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        addresses = (line.strip() for line in process.stdout)
+        yield next(line for line in addresses if line.startswith("127.0.0.2:"))
+        process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["phantom", "folder"])
+def test_the_processes_of_a_cluster_may_start_in_any_folder(
+    kind: str, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = relative_source(kind, tmp_path / "project", monkeypatch)
+    build_shards("a", source, grid_params(), shard_params(), Path("here"), execution=Processes(1))
+    build_shards("a", source, grid_params(), shard_params(), Path("there"), execution=RayCluster(address))
+    assert folder_bytes(Path("there")) == folder_bytes(Path("here"))
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_builds_the_same_bytes_and_survives_the_same_deaths(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    source = write_phantom(tmp_path / "phantom")
+    whole = built(source, tmp_path / "whole", Processes(1))
+    assert built(source, tmp_path / "ray", RayCluster("local")) == whole
+    hurt = built(source, tmp_path / "hurt", RayCluster("local"), key="p0005-i2")
+    assert sum(len(summary["quarantined"]) for summary in hurt.values()) == 1
+
+
+def test_a_cluster_that_is_not_there_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(ConfigError, match="--ray nowhere: no Ray cluster there"):
+        list(RayCluster("nowhere").run(print, [1], lambda: None))
+
+
+def test_too_little_room_is_said_before_the_work(tmp_path: Path, scratch: Path) -> None:
+    """A grid whose canvases need more than any disk has."""
+    source = write_phantom(tmp_path / "phantom", num_patients=2)
+    huge = grid_params(n=2_000_000, cell_px=8)
+    with pytest.raises(
+        NoSpaceError, match=r"[\d.]+ GB free, 3 images need about 537,600\.0 GB; make room there, or choose an --out"
+    ):
+        build_shards("a", source, huge, shard_params(), tmp_path / "out", execution=Processes(1))
+    assert not list(scratch.rglob("*.tar"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a second disk: /dev/shm")
+def test_a_set_on_another_disk_needs_room_for_finished_tars_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_phantom(tmp_path / "phantom")
+    path = tmp_path / "phantom" / "images" / "p0004-i1.png"
+    path.write_bytes(path.read_bytes()[:-60])
+    with pytest.raises(SourceError, match="1 of 30 images cannot be used"):  # when every tar is finished
+        build_shards(
+            "a",
+            source,
+            grid_params(),
+            shard_params(max_quarantined_fraction=0.0),
+            tmp_path / "out",
+            execution=Processes(1),
+        )
+    usage = shutil.disk_usage(tmp_path)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        full = Path(other)
+        free = {full: 0}
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=free.get(folder, usage.free)))
+        with pytest.raises(
+            NoSpaceError, match=rf"{full}: 0\.0 kB free, 30 images need about 48\.4 kB; .* choose an --out"
+        ):
+            build_shards("a", source, grid_params(), shard_params(), full / "out", execution=Processes(1))
+        free[full] = usage.free
+        build_shards("a", source, grid_params(), shard_params(), full / "out", execution=Processes(1))
+        assert len(ShardIndex.open(full / "out").rows) == 29
+
+
+@pytest.mark.parametrize("max_bytes", [20_000, 100_000])
+def test_a_full_disk_leaves_no_half_file_and_what_was_finished_is_used_again(
+    max_bytes: int, tmp_path: Path, scratch: Path
+) -> None:
+    """No file of the child may grow over `max_bytes`: the write fails as on a full disk."""
+    source = write_phantom(tmp_path / "phantom", num_patients=20)
+    build_shards("a", source, grid_params(), shard_params(), tmp_path / "whole", execution=Processes(1))
+    write_project(tmp_path, "a", source, grid_params(), shard_params())
+    command = [sys.executable, "-m", "shards", "build", "--batch", "a", "--num-workers", "1"]
+    command += ["--params", str(tmp_path / "params.yaml"), "--out", str(tmp_path / "out")]
+    limit = (max_bytes, max_bytes)
+    answer = subprocess.run(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    )
+    assert answer.returncode == 2, answer.stderr
+    assert re.search(r"File too large, .* needed; what was finished is kept, nothing is half written: ", answer.stderr)
+    assert answer.stderr.endswith(
+        "raise the limit on the size of a file (`ulimit -f`) and give the same command again\n"
+    )
+    assert "Traceback" not in answer.stderr
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / ".out.tmp").exists()
+    assert not list(scratch.rglob("*.tmp"))
+    for summary in scratch.rglob("*.tar.json"):
+        assert read_summary(summary.parent, summary.name.removesuffix(".json"), is_checked=True) is not None
+    subprocess.run(command, stderr=subprocess.PIPE, check=True)
+    assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "whole")
+
+
+def test_an_error_of_one_tar_arrives_and_ends_the_others(tmp_path: Path, scratch: Path) -> None:
+    source = write_phantom(tmp_path / "phantom")
+    manifest = open_manifest(source)
+    path = tmp_path / "phantom" / "images" / "p0005-i2.png"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    scratch.mkdir()
+    plan = plan_batch(manifest.placed_in(scratch), root_of(source), shard_params())
+    encoder = Encoder("a", "phantom", root_of(source), 1, grid_params().spec, shard_params())
+    builder = TarBuilder(plan.manifest, plan.header, encoder, scratch)
+    with pytest.raises(SourceError, match="1 files are missing or changed since they were listed: images/p0005-i2"):
+        build_tars(plan, builder, Processes(2), tmp_path / "out")
+
+
+def test_the_index_of_a_set_built_on_two_processes_counts_what_its_tars_hold(tmp_path: Path) -> None:
+    source = write_phantom(tmp_path / "phantom")
+    build_shards("a", source, grid_params(), shard_params(), tmp_path / "out", execution=Processes(2))
+    index = ShardIndex.open(tmp_path / "out")
+    assert sum(shard["num_samples"] for shard in index.shards) == len(index.rows) == 30
+    assert json.loads((tmp_path / "out" / "index.json").read_text())["counts"]["images"] == {
+        split: len(index.select(split))  # type: ignore[arg-type]
+        for split in ("train", "val", "test")
+    }
