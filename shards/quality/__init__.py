@@ -1,0 +1,1 @@
+"""Images are measured one by one and judged together: blank, inverted, turned, copied and more."""

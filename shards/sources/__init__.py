@@ -1,1 +1,1 @@
-"""Sources: raw datasets as records."""
+"""Sources: raw datasets as records; the contract that all of them keep."""
