@@ -6,7 +6,7 @@ import io
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
@@ -22,7 +22,7 @@ from shards.decode.annotations import OTHER_SIZE, has_coordinates, misfit_of
 from shards.decode.patience import read_patiently
 from shards.delivery.batches import batch_path, format_batch, read_batch, read_batches, root_path, settings_of
 from shards.delivery.earlier_batches import Growth, Registered, Settled, grow, read_settled, unchanged_files
-from shards.delivery.exclusion import record_dep, record_path
+from shards.delivery.exclusion import read_exclusion, record_dep, record_path
 from shards.delivery.manifest import (
     Delivery,
     Entry,
@@ -254,6 +254,7 @@ def register_batch(
             _report_left_out(growth, len(left_out), project.root / MANIFESTS / f"{name}.left_out.csv")
         namesakes = {} if site is not None else _namesakes(listing, own_site, kept, settled, key)
         _report_patients(name, listing, growth, kind, namesakes)
+        _report_excluded_patients(name, delivery, batches, project)
         grouping = f"patient_grouping: {listing.patient_grouping}"
         if own_site and listing.patient_grouping == "patient":
             grouping += f", site: {own_site}"
@@ -686,6 +687,20 @@ def _report_left_out(growth: Growth, num_left_out: int, listed: Path) -> None:
             file=sys.stderr,
         )
     print(f"files left out, {num_left_out} with their reasons, for you alone: {listed}", file=sys.stderr)
+
+
+def _report_excluded_patients(name: str, delivery: Delivery, batches: Iterable[str], project: Project) -> None:
+    """Warn of new images of patients who are excluded of other batches, as after a withdrawal of their consent."""
+    excluded = {patient for other in batches for patient in read_exclusion(other, project.root).patients}
+    excluded -= read_exclusion(name, project.root).patients
+    found = sorted({entry.record.patient for entry in delivery.entries} & excluded)
+    if found:
+        command = " ".join(f"--patient {patient}" for patient in found)
+        print(
+            f"warning: {name} has images of {len(found)} patients who are excluded of other batches; `python -m shards "
+            f"exclude {name} {command}` excludes them here too",
+            file=sys.stderr,
+        )
 
 
 def _report_patients(name: str, listing: Listing, growth: Growth, kind: str, namesakes: Mapping[str, int]) -> None:

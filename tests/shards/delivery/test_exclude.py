@@ -94,6 +94,26 @@ def test_all_images_of_a_patient_are_excluded_and_other_batches_with_the_patient
     assert "excludes them there" not in capsys.readouterr().err
 
 
+def test_new_images_of_an_excluded_patient_are_named_with_the_command_that_excludes_them(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entries = [entry.record for _, entry in iterate_manifest(Path("data/manifests/own-b000.jsonl"))[1]]
+    patient = entries[0].patient
+    assert command("exclude", "own-b000", "--patient", patient) == 0
+    names = [f"{number:02}-2.png" for number in range(20)]
+    write_folder(project / "more", names, first=100)
+    write_csv(project / "more.csv", ("path", "patient"), [(name, name[:2]) for name in names])
+    capsys.readouterr()
+    register = ("register", "own-b001", "../more", "--labels", "../more.csv")
+    assert command(*register) == 0
+    told = f"`python -m shards exclude own-b001 --patient {patient}` excludes them here too"
+    assert f"own-b001 has images of 1 patients who are excluded of other batches; {told}" in capsys.readouterr().err
+    assert command("exclude", "own-b001", "--patient", patient) == 0
+    capsys.readouterr()
+    assert command(*register) == 0
+    assert "who are excluded" not in capsys.readouterr().err
+
+
 def test_the_list_is_private_and_the_stages_that_read_the_set_depend_on_what_names_it(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
