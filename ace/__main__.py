@@ -98,7 +98,7 @@ def report(arguments: argparse.Namespace) -> None:
 
 def summary(arguments: argparse.Namespace) -> None:
     """Print the key figures, each beside its chance level and the untrained encoder's."""
-    from ace.evaluation.summary import summary_table
+    from ace.report.summary import summary_table
 
     print(summary_table(PROPERTIES))
     print(f"report: {REPORT.resolve()}")

@@ -15,6 +15,7 @@ from ace.training.params import PretrainParams
 from shards.config import DEFAULT_PARAMS, Section, read_params
 from shards.delivery.batches import batch_path, format_batch, read_batches, root_path, set_settings, settings_of
 from shards.delivery.contamination import Origin, check_shared_images
+from shards.delivery.project import Project
 from shards.errors import ConfigError
 from shards.format.layout import MANIFESTS
 from shards.params import BatchParams, GridParams, MixParams, ShardParams, check_batch_name
@@ -189,6 +190,11 @@ def use(name: str, params: Path = DEFAULT_PARAMS, configs: Path = CONFIGS) -> li
     Raises:
         ConfigError: no such configuration, or the result is not a valid one (then nothing is written).
     """
+    with Project(params).editing():
+        return _use(name, params, configs)
+
+
+def _use(name: str, params: Path, configs: Path) -> list[str]:
     values = resolve(name, configs)
     yaml = YAML()
     yaml.width = 120
@@ -232,6 +238,11 @@ def migrate(params: Path = DEFAULT_PARAMS) -> list[str]:
     Raises:
         ConfigError: the file is no valid one of the earlier version.
     """
+    with Project(params).editing():
+        return _migrate(params)
+
+
+def _migrate(params: Path) -> list[str]:
     values = read_params(params)
     former = {name: item for name, item in (values.get("batches") or {}).items() if isinstance(item, Mapping)}
     if not former:

@@ -114,9 +114,9 @@ def exclude(arguments: argparse.Namespace) -> None:
     """Exclude images of a batch from training, evaluation, embedding and the report; its shards stay as they are. Keys
     are those of `show`, `verify` and quality.parquet. The list is data/manifests/NAME.exclude.txt, a line an image, or
     `patient` and the key of a patient; after editing it, give the command without keys."""
+    from shards.checking.exclude import exclude_images
     from shards.delivery.exclusion import list_path
     from shards.delivery.project import Project
-    from shards.reading.exclude import exclude_images
 
     project = Project(arguments.params, arguments.dvc)
     if arguments.list:

@@ -6,6 +6,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DVC_NO_ANALYTICS", "1")
@@ -36,16 +37,29 @@ CHECKED = {
         "loader",
         "views",
     ),
-    "ace.evaluation": ("composition", "correspondence", "decomposition", "intervals", "probe", "regions"),
-    "ace.training": ("monitors", "probe", "probe_scores"),
+    "ace.evaluation": (
+        "composition",
+        "correspondence",
+        "decomposition",
+        "intervals",
+        "probe",
+        "probe_scores",
+        "regions",
+    ),
+    "ace.training": ("monitors", "probe"),
     # Not images and embedder: what they are given is theirs to refuse.
     "ace.inference": ("preprocessing",),
     "ace": ("geometry", "losses", "models"),
-    "shards": ("annotations", "canvas", "decode", "masks", "order", "quality", "read"),
+    "shards": ("canvas", "decode", "quality"),
+    "shards.reading": ("order", "reader"),
 }
+NAMES = [f"{package}.{module}" for package, modules in CHECKED.items() for module in modules]
+for name in NAMES:
+    path = Path(__file__).parents[1].joinpath(*name.split("."))
+    assert path.is_dir() or path.with_suffix(".py").is_file(), f"{name} is to have its shapes checked and is not there"
 # An int may stand for a float, as it may for mypy.
 install_import_hook(
-    [f"{package}.{module}" for package, modules in CHECKED.items() for module in modules],
+    NAMES,
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 

@@ -13,10 +13,12 @@ from ruamel.yaml import YAML
 from ace.config import Config, check_config, migrate, resolve, use
 from shards.config import read_params
 from shards.delivery.batches import read_batch, read_batches, settings_of
+from shards.delivery.project import Project
 from shards.errors import ConfigError, ContaminationError
 from shards.identity import PUBLIC_KEY, split_of
 from shards.params import BatchParams, RegisteredSourceParams
 from shards.phantom.study import patient_id
+from tests.support.checkout import copy_project
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,6 +53,23 @@ def error_of(values: dict[str, Any]) -> str:
     with pytest.raises(ConfigError) as caught:
         check(values)
     return str(caught.value)
+
+
+@pytest.mark.parametrize("command", ["use smoke", "migrate"])
+def test_a_command_that_changes_the_project_waits_for_another_one(command: str, tmp_path: Path) -> None:
+    copy_project(tmp_path)
+    params = tmp_path / "params.yaml"
+    before = params.read_text(encoding="utf-8")
+    # What the other command writes while it holds the lock must not be lost.
+    arguments = [sys.executable, "-m", "ace", "config", *command.split(), "--params", str(params)]
+    with Project(params).editing():
+        waiting = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        assert waiting.stderr is not None
+        assert waiting.stderr.readline() == f"waiting for another command that changes {params} …\n"
+        params.write_text(before + "# of the other command\n", encoding="utf-8")
+    assert waiting.wait(timeout=120) == 0
+    waiting.stderr.close()
+    assert params.read_text(encoding="utf-8").endswith("# of the other command\n")
 
 
 def test_the_demo_configuration_passes_every_check() -> None:

@@ -20,6 +20,8 @@ ENTRY = {
     "evaluate": "ace.evaluation.evidence",
     "report": "ace.report.page",
 }
+TELLING = "ace/journal/"
+"""What a training imports and does not depend on: what is told of it decides no weight."""
 PARTS = {
     ("evaluate", "batches"): {"batches/${evaluate.batch}.yaml: measured"},
     ("evaluate", "evaluate"): {f"evaluate.{key}" for key in EvaluateParams.model_fields if key != "checks"},
@@ -75,8 +77,8 @@ def import_closure(module: str) -> set[str]:
 @pytest.mark.parametrize("stage", ENTRY)
 def test_code_dependencies_hold_the_import_closure_of_the_stage_and_each_has_a_part_in_it(stage: str) -> None:
     declared = {dep for dep in stage_body(stage).get("deps", []) if dep.split("/")[0] in PACKAGES}
-    needed = {file: file if file in declared else Path(file).parent.as_posix() for file in import_closure(ENTRY[stage])}
-    assert set(needed.values()) == declared
+    closure = {file for file in import_closure(ENTRY[stage]) if stage != "pretrain" or not file.startswith(TELLING)}
+    assert {file if file in declared else Path(file).parent.as_posix() for file in closure} == declared
 
 
 def test_every_stage_has_a_params_section_and_a_command_of_its_name() -> None:

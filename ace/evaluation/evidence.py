@@ -46,6 +46,7 @@ from ace.evaluation.embedding import Embedder, Encoder
 from ace.evaluation.fills import FillPlan, plan_fills
 from ace.evaluation.intervals import Measure, difference, estimate, interval, mean, patient_weights
 from ace.evaluation.measured import MEASURED, Measured
+from ace.evaluation.names import CORRESPONDENCE, PROBE
 from ace.evaluation.params import BootstrapParams, EvaluateParams
 from ace.evaluation.pictures import (
     composition_arrays,
@@ -69,8 +70,6 @@ from shards.reading.reader import ShardIndex
 from shards.runtime.atomic import atomic_directory, write_text
 from shards.store.location import Location, location_of
 
-CORRESPONDENCE = "correspondence_px_at_1024"
-PROBE = "probe_auroc"
 LABELS = "labels"
 """The section of the metrics with the probe's figures of single labels."""
 IMAGENET = "imagenet"
@@ -185,14 +184,17 @@ def _without_trained_copies(
 ) -> tuple[ShardIndex, int | None]:
     """The set without patients of whom the model saw a picture in another set, and how many of those there are.
 
-    The patients who would be measured are asked for, and then those who take the places of the ones that are left out,
-    so that the time is bounded by their number. Where shared images are accepted all stay, and are counted.
+    All images of the patients who would be measured are asked for, and then those of the patients who take the places
+    of the ones that are left out, so that the time is bounded by their number. Where shared images are accepted all
+    stay, and are counted.
     """
     asked: set[str] = set()
     found: set[str] = set()
     while True:
         rows = choose_rows(index, params.split, params.max_patients, params.seed)
-        keys = set(index.keys(rows)) - asked
+        in_split = index.select(params.split)
+        is_measured = np.isin(index.rows["patient"][in_split], index.rows["patient"][rows])
+        keys = set(index.keys(in_split[is_measured])) - asked
         copies = find_trained_copies(model_dir, index, keys, lambda name: location_of(shards_root, name))
         if copies is None:
             return index, None

@@ -90,7 +90,7 @@ def _normalisation(encoder: Encoder, choice: Choice) -> tuple[Normalisation, str
     if isinstance(choice, str):
         # An imported encoder answers for any batch; here the name is written down as what was used.
         if choice not in mixes:
-            raise ConfigError(f"normalisation '{choice}': the model knows {', '.join(mixes)}; or give (mean, std)")
+            raise ConfigError(f"normalisation '{choice}': the model knows {', '.join(mixes)}; or give mean and std")
         return encoder.normalisation(choice), choice
     if choice is not None:
         return _given(choice), CUSTOM
@@ -98,9 +98,9 @@ def _normalisation(encoder: Encoder, choice: Choice) -> tuple[Normalisation, str
     if len({value.per_channel(encoder.in_channels, name) for name, value in values.items()}) != 1:
         found = ", ".join(f"{name}: {value}" for name, value in values.items())
         raise ConfigError(
-            f"the model was trained with batches of different mean and std ({found or 'none with a weight'}); choose "
-            "the one that is most like your images, as normalisation='NAME', or give (mean, std) of your pixels "
-            "in [0, 1]"
+            f"the model was trained with batches of different mean and std ({found or 'none with a weight'}); name "
+            "the one that is most like your images, or give mean and std of your pixels in [0, 1]: --normalisation "
+            "NAME or --normalisation MEAN,STD; in Python normalisation='NAME' or normalisation=(mean, std)"
         )
     return next(iter(values.values())), "+".join(values)
 

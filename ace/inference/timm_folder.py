@@ -9,10 +9,10 @@ import timm
 from ace.inference.embedder import EmbeddingModel
 from ace.inference.folder import new_folder
 from ace.inference.preprocessing import placement_text
+from ace.journal.card import ORIGINS, model_card
 from ace.models.encoder import IMPORTED
 from ace.models.notice import NOTICE
 from ace.models.tensors import write_tensors
-from ace.training.card import ORIGINS, model_card
 from shards.normalisation import Normalisation, text_of
 from shards.runtime.atomic import write_text
 

@@ -8,6 +8,8 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from ace.evaluation.names import CORRESPONDENCE, PROBE
+from ace.journal.erased import erased_parts, removal_weight
 from ace.report.drawings import (
     colour_examples,
     composition_example,
@@ -23,12 +25,10 @@ from ace.report.params import ReportParams
 from ace.report.tables import (
     BETTER,
     CHANGE_OUTSIDE,
-    CORRESPONDENCE,
     ERASED_LENGTH,
     FIGURES,
     HEADLINES,
     LABELS,
-    PROBE,
     Words,
     figure_rows,
     fill_rows,
@@ -36,7 +36,6 @@ from ace.report.tables import (
     label_rows,
     with_interval,
 )
-from ace.training.erased import erased_parts, removal_weight
 from shards.reading.reader import ShardIndex, ShardReader
 from shards.runtime.atomic import write_text
 

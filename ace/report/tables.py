@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-CORRESPONDENCE = "correspondence_px_at_1024"
-PROBE = "probe_auroc"
+from ace.evaluation.names import CORRESPONDENCE, PROBE
+
 ERASED_LENGTH = "removal_erased_length"
 CHANGE_OUTSIDE = "removal_change_outside"
 GAINS = {"untrained": "gain", "imagenet": "gain_over_imagenet"}

@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from ace.data.batches import PairBatch, ViewBatch
 from ace.data.loader import StepSampler, build_loader
+from ace.journal.log import RunLog
 from ace.training.checkpoints import CheckpointFolder
-from ace.training.log import RunLog
 from ace.training.memory import peak_memory_bytes
 from ace.training.monitors import CollapseWatch
 from ace.training.nonfinite import dump_batch

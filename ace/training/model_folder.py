@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ace.journal.card import model_card
 from ace.models.encoder import CONFIG, FORMAT_VERSION, WEIGHTS, WHITENING, Which
 from ace.models.networks import Student, Teacher
 from ace.models.tensors import write_tensors
-from ace.training.card import model_card
 from shards.runtime.atomic import write_text
 
 HEADS, CARD = "heads.safetensors", "README.md"

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -13,7 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ace.models.tensors import write_tensors
-from shards.runtime.atomic import replace_directory
+from shards.runtime.atomic import atomic_directory
 
 TENSORS, VALUES, SHEET = "batch.safetensors", "batch.json", "crops.png"
 _TILE_PX, _CAPTION_PX, _GAP_PX = 160, 16, 6
@@ -65,14 +64,11 @@ def dump_batch(
         "not_finite": {name: bad for name, tensor in tensors.items() if (bad := _count_not_finite(tensor))},
         **_plain_values(batch),
     }
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    write_tensors(tensors, temporary / TENSORS)
-    text = json.dumps(description, indent=2, allow_nan=False)
-    (temporary / VALUES).write_text(text + "\n", encoding="utf-8")
-    draw_crops(batch).save(temporary / SHEET)
-    replace_directory(temporary, target)
+    with atomic_directory(target) as temporary:
+        write_tensors(tensors, temporary / TENSORS)
+        text = json.dumps(description, indent=2, allow_nan=False)
+        (temporary / VALUES).write_text(text + "\n", encoding="utf-8")
+        draw_crops(batch).save(temporary / SHEET)
     return target
 
 

@@ -15,12 +15,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ace.data.division import check_division
 from ace.data.loader import CropDataset, StepSampler
+from ace.journal.log import RunLog, open_log
 from ace.models.backbone import Backbone, build_backbone
 from ace.models.encoder import Which
 from ace.models.networks import Student, Teacher
 from ace.models.precision import accelerator_settings, placed
 from ace.training.checkpoints import CheckpointFolder
-from ace.training.log import RunLog, open_log
 from ace.training.loop import SCORE, TrainingLoop
 from ace.training.model_folder import BestTeacher, save_model
 from ace.training.monitors import CollapseWatch
@@ -52,7 +52,7 @@ class RunOptions:
     Attributes:
         run_dir: Folder for checkpoints and log, kept; None for one in scratch, removed at the end.
         accepts_changed_code: Go on in `run_dir` although code or libraries changed.
-        loggers: Names of more loggers than those that every run has (ace.training.loggers).
+        loggers: Names of more loggers than those that every run has (ace.journal.loggers).
         device: As for `choose_device`; None for `pretrain.device`.
     """
 

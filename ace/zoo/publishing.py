@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from ace.evaluation.measured import MEASURED, Measured
-from ace.evaluation.summary import ROWS, measured_one
 from ace.inference.preprocessing import placement_text
+from ace.journal.card import ORIGINS, model_card
 from ace.models.encoder import CONFIG, IMPORTED, WEIGHTS, Encoder, load_encoder
 from ace.models.notice import NOTICE
 from ace.models.tensors import write_tensors
-from ace.training.card import ORIGINS, model_card
+from ace.report.summary import ROWS, measured_one
 from ace.zoo.shipped import PUBLISHED, figure_text, published_of
 from shards.delivery.manifest import iterate_manifest
 from shards.errors import ConfigError

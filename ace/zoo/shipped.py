@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ace.evaluation.summary import ROWS
+from ace.report.summary import ROWS
 from shards.errors import ConfigError
 
 ZOO = Path(__file__).parent

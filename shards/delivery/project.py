@@ -104,7 +104,7 @@ def remove_batch(name: str, project: Project | None = None) -> None:
         print(f"evaluate.batch is {left[0]} now", file=sys.stderr)
     print(
         f"taken out of {project.params} and {project.dvc}: {name}; its images, manifest and shards stay on the disk. "
-        "Now run `dvc repro`",
+        "Now run `dvc repro report`, which runs what it needs",
         file=sys.stderr,
     )
 

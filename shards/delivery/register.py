@@ -153,7 +153,7 @@ def register_batch(
         known = batches.get(name)
         # A batch that was taken out has its file still: it comes back as it was, with its settings and its keep list.
         on_file = known or (read_batch(name, project.root) if batch_path(name, project.root).is_file() else None)
-        rules = select_of(select or {}, kind)
+        rules = select_of(select or {}, kind, listing.records)
         if select is None and on_file is not None:
             rules = on_file.select or SelectParams()
         selection = select_images(listing.records, rules, select or (), kind, str(root))

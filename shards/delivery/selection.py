@@ -93,20 +93,24 @@ def _parsed(key: str, values: tuple[str, ...], item: str) -> Any:
     return values
 
 
-def select_of(given: Mapping[str, Any], kind: str) -> SelectParams:
-    """Return the rules of a new batch: those given, and of chest radiographs else the frontal views alone.
+def select_of(given: Mapping[str, Any], kind: str, records: Sequence[Record]) -> SelectParams:
+    """Return the rules of a new batch: those given, and else the frontal views alone where views are known.
 
-    Cells of a frontal and of a lateral image at the same place show other anatomy, and the method rests on places. Of a
-    user's own images nothing is known beforehand, and all are taken.
+    Cells of a frontal and of a lateral image at the same place show other anatomy, and the method rests on places.
+    Views are known of public chest radiographs, and of a user's own images of one part of the body where some are known
+    to be frontal. Of several parts of the body only the user knows which are meant, so all are taken.
 
     Args:
         given: As `parse_select` reads them.
         kind: Of the source.
+        records: Of the whole delivery.
 
     Raises:
         ConfigError: the last year is before the first.
     """
-    rules = {"view": ("frontal",)} if modality_of(kind) == "chest" else {}
+    found = _mixture(records, kind)
+    is_frontal = modality_of(kind) == "chest" or (found is not None and found[0] == "view")
+    rules = {"view": ("frontal",)} if is_frontal else {}
     return SelectParams.from_params({**rules, **given}, OPTION)
 
 
@@ -166,22 +170,26 @@ def describe(selection: Selection, select: SelectParams) -> str:
 
 
 def describe_mixture(records: Sequence[Record], kind: str) -> str | None:
-    """Say which rule would tell apart what a delivery mixes: frontal views and others, or several body parts."""
-    for rule, wanted in (("body_part", None), ("view", "frontal")):
-        found = Counter(_shown(rule, _names_of(rule, record, kind)) for record in records)
-        known = [name for name in found if name != UNKNOWN]
-        if wanted is None:
-            wanted = max(known, key=lambda name: found[name], default="").lower()
-            is_mixed = len(known) > 1
-        else:
-            frontal = [name for name in known if name in VIEWS[wanted]]
-            is_mixed = 0 < len(frontal) < len(known)
-        if is_mixed:
-            return (
-                f"images of several kinds ({rule}: {_listed(found)}), and all are taken; training compares places on "
-                f"the canvas, so take one kind: {OPTION} {rule}={wanted}"
-            )
-    return None
+    """Say which rule would tell apart what a delivery mixes: several body parts, or frontal views and others."""
+    found = _mixture(records, kind)
+    if found is None:
+        return None
+    rule, wanted, counts = found
+    return (
+        f"images of several kinds ({rule}: {_listed(counts)}), and all are taken; training compares places on the "
+        f"canvas, so take one kind: {OPTION} {rule}={wanted}"
+    )
+
+
+def _mixture(records: Sequence[Record], kind: str) -> tuple[str, str, Counter[str]] | None:
+    """The rule that would tell apart what a delivery mixes, the value that most would want, and what there is."""
+    parts = Counter(_shown("body_part", _names_of("body_part", record, kind)) for record in records)
+    known = [name for name in parts if name != UNKNOWN]
+    if len(known) > 1:
+        return "body_part", max(known, key=lambda name: parts[name]).lower(), parts
+    views = Counter(_shown("view", _names_of("view", record, kind)) for record in records)
+    frontal = [name for name in views if name in VIEWS["frontal"]]
+    return ("view", "frontal", views) if 0 < len(frontal) < len(views.keys() - {UNKNOWN}) else None
 
 
 def _written(select: SelectParams) -> dict[str, str]:

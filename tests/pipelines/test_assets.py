@@ -227,7 +227,7 @@ def test_metrics_are_observed_while_the_command_still_runs(
         "TOY_HOOK",
         (
             "if stage == 'train':\n"
-            "    from ace.training.pipes import open_reporter\n"
+            "    from ace.journal.pipes import open_reporter\n"
             "    with open_reporter() as report:\n"
             "        report({'loss': 3.0})\n"
             f"        open('{tmp_path}/go-on').close()\n"
@@ -253,7 +253,7 @@ def test_metrics_reported_over_pipes_become_observations(
         "TOY_HOOK",
         (
             "if stage == 'train':\n"
-            "    from ace.training.pipes import open_reporter\n"
+            "    from ace.journal.pipes import open_reporter\n"
             "    with open_reporter() as report:\n"
             "        report({'loss': 3.0, 'images_per_s': 7.0})\n"
             "        report({'loss': 2.0, 'rate': float('nan')})\n"

@@ -1,7 +1,7 @@
 import pytest
 from dagster import PipesMessageHandler, build_op_context
 
-from ace.training.pipes import open_reporter
+from ace.journal.pipes import open_reporter
 from pipelines.process import _MessageReader
 
 

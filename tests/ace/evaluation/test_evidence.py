@@ -8,12 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from ruamel.yaml import YAML
 
+from ace.__main__ import build_parser
 from ace.evaluation.cohort import choose_rows, read_cohort
 from ace.evaluation.evidence import evaluate
 from ace.evaluation.params import Bound, EvaluateParams, MeasuredSplit
-from ace.evaluation.summary import summary_table
+from ace.report.summary import summary_table
 from shards.build.stage import build_shards
+from shards.cli import run_command
+from shards.delivery.batches import batch_path
 from shards.errors import ConfigError, ContaminationError
 from shards.identity import SPLITS
 from shards.params import MeasuredParams, PhantomSourceParams, ShardParams
@@ -23,6 +27,7 @@ from shards.reading.reader import ShardIndex, ShardReader
 from shards.runtime.execution import Processes
 from tests.ace.evaluation.drawn_project import BATCH, EVALUATE, GRID, SHARD, draw_chest, write_model, write_project
 from tests.support.datasets import forget_patients, write_csv
+from tests.support.datasets import write_project as write_batch_project
 
 PARAMS = EvaluateParams.from_params(EVALUATE, "evaluate")
 ENCODERS = ("trained", "untrained", "imagenet")
@@ -134,7 +139,11 @@ def test_patients_whose_pictures_were_trained_on_in_another_set_are_not_measured
     monkeypatch.setenv("ACE_SCRATCH", str(tmp_path / "scratch"))
     own = ShardIndex.open(project / "data/shards" / BATCH)
     rows = choose_rows(own, "test", PARAMS.max_patients, PARAMS.seed)
-    copied = own.keys(rows[:2])
+    patients = own.rows["patient"]
+    # Of one patient the image that stands for it, of another one the second image, which the probe alone would see.
+    in_split = own.select("test")
+    others = in_split[np.isin(patients[in_split], patients[rows[1:]]) & ~np.isin(in_split, rows)]
+    copied = own.keys(np.array([rows[0], others[0]]))
     copies = write_copies(tmp_path, project, copied)
     shutil.copytree(project / "data/shards" / BATCH, tmp_path / "shards" / BATCH)
     model = tmp_path / "model"
@@ -158,6 +167,35 @@ def test_patients_whose_pictures_were_trained_on_in_another_set_are_not_measured
     said = capsys.readouterr().err
     assert "copies-b000: no shard set in a local folder, and the model was trained on it: nothing tells whether" in said
     assert "num_patients_with_copies" not in json.loads((paths[1] / "independence.json").read_text())
+
+
+def test_the_command_measures_on_another_set_with_its_own_normalisation(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ACE_SCRATCH", str(tmp_path / "scratch"))
+    source, shard = (
+        PhantomSourceParams(kind="phantom", dep=str(project / "data/phantom")),
+        ShardParams.from_params(SHARD, "shard"),
+    )
+    build_shards("other-b000", source, GRID, shard, tmp_path / "data/shards/other-b000", execution=Processes(1))
+    params = write_batch_project(tmp_path, "other-b000", source, GRID, shard)
+    with params.open("a", encoding="utf-8") as file:
+        YAML(typ="safe").dump({"evaluate": EVALUATE | ON_VALIDATION | {"accept_shared_images": True}}, file)
+    monkeypatch.chdir(tmp_path)
+    places = ["--model", str(project / "models/ace"), "--metrics", "properties.json", "--out", "evidence"]
+    command = ["evaluate", "--batch", "other-b000", "--split", "val", *places]
+    assert run_command(build_parser(), command) == 0
+    assert json.loads(Path("properties.json").read_text())["measured"]["batch"] == "other-b000"
+    text = batch_path("other-b000", tmp_path).read_text(encoding="utf-8")
+    assert "mean: 0.5" in text
+    before = json.loads(Path("properties.json").read_text())["trained"]
+    batch_path("other-b000", tmp_path).write_text(text.replace("mean: 0.5", "mean: 0.1"), encoding="utf-8")
+    assert run_command(build_parser(), command) == 0
+    assert json.loads(Path("properties.json").read_text())["trained"] != before, "the set's own mean is in use"
+    params.write_text(params.read_text(encoding="utf-8").replace("other-b000:", "third-b000:"), encoding="utf-8")
+    capsys.readouterr()
+    assert run_command(build_parser(), command) == 2
+    assert "other-b000" in capsys.readouterr().err
 
 
 def test_a_published_model_is_not_measured_on_patients_whose_images_it_names(project: Path, tmp_path: Path) -> None:

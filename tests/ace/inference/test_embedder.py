@@ -228,7 +228,7 @@ def test_normalisation_is_that_of_the_training_mix_or_has_to_be_chosen(tmp_path:
     assert ace.load(tmp_path / "same", normalisation="c").preprocessing.mean == (0.1,)
 
     differing = write_model(tmp_path / "differing", batches={"a": one, "b": other})
-    with pytest.raises(ConfigError, match=r"a: 0.4 ± 0.2, b: 0.6 ± 0.3.*normalisation='NAME'"):
+    with pytest.raises(ConfigError, match=r"a: 0.4 ± 0.2, b: 0.6 ± 0.3.*--normalisation NAME .*normalisation='NAME'"):
         ace.load(differing)
     with pytest.raises(ConfigError, match="normalisation 'x': the model knows a, b"):
         ace.load(differing, normalisation="x")

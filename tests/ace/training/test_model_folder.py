@@ -6,8 +6,8 @@ import torch
 
 from ace.training.model_folder import save_model
 from ace.training.pretrain import build_state
+from tests.ace.journal.test_card import config_of
 from tests.ace.training.conftest import tiny_grid, tiny_params
-from tests.ace.training.test_card import config_of
 
 
 def test_equal_models_are_equal_files(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 import ace
+from ace.journal.log import open_log
 from ace.models.encoder import WHITENING, load_encoder, untrained_encoder
-from ace.training.log import open_log
 from ace.training.loop import SCORE
 from ace.training.pretrain import pretrain
 from ace.training.stop import StopRequest

@@ -13,8 +13,8 @@ from ace.training.pretrain import build_state
 from ace.training.start import check_start, start_files, start_from
 from ace.training.state import TrainState
 from shards.errors import ConfigError
+from tests.ace.journal.test_card import config_of
 from tests.ace.training.conftest import tiny_grid, tiny_params
-from tests.ace.training.test_card import config_of
 
 
 def state_of(seed: int, **changes: Any) -> TrainState:

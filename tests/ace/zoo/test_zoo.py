@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 
 import ace
 from ace.__main__ import build_parser
-from ace.evaluation.summary import ROWS
 from ace.models.encoder import load_encoder
+from ace.report.summary import ROWS
 from ace.zoo import shipped
 from ace.zoo.publishing import MAX_BYTES, publish
 from ace.zoo.shipped import ZOO, find_model, published_of, shipped_names

@@ -39,13 +39,17 @@ def deps_of(project: Project) -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize(("name", "left"), [(FIRST, SECOND), (SECOND, FIRST)])
-def test_what_a_batch_that_is_left_is_made_of_stays(name: str, left: str, project: Project) -> None:
+def test_what_a_batch_that_is_left_is_made_of_stays(
+    name: str, left: str, project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = deps_of(project)
     assert "data/phantom" in before["report"], "a stage depends on what both batches are made of"
     remove_batch(name, project)
     assert deps_of(project) == {stage: deps - {f"data/shards/{name}"} for stage, deps in before.items()}
     values = YAML(typ="safe", pure=True).load(project.params.read_text(encoding="utf-8"))
     assert list(values["batches"]) == list(values["mix"]) == [left]
+    # Not all of the graph: the phantom's stage stays in it, also without a batch of the phantom.
+    assert "Now run `dvc repro report`, which runs what it needs" in capsys.readouterr().err
 
 
 KILLED = """

@@ -73,12 +73,12 @@ def taken(name: str = "own-b000") -> str:
         (["view=lateral"], "bde", {"view": 3}, {"view": 1}),
         (["view=pa,llo"], "adf", {"view": 3}, {"view": 1}),
         (["view=frontal", "unknown=drop"], "ac", {"view": 4}, {}),
-        (["age=18.."], "bcdef", {"age": 1}, {"age": 1}),
-        (["age=18..65"], "bcef", {"age": 2}, {"age": 1}),
-        (["age=..17"], "ae", {"age": 4}, {"age": 1}),
-        (["sex=f"], "abef", {"sex": 2}, {"sex": 1}),
-        (["label=Edema"], "ab", {"label": 4}, {}),
-        (["label=edema,Mass"], "abcf", {"label": 2}, {}),
+        (["view=any", "age=18.."], "bcdef", {"age": 1}, {"age": 1}),
+        (["view=any", "age=18..65"], "bcef", {"age": 2}, {"age": 1}),
+        (["view=any", "age=..17"], "ae", {"age": 4}, {"age": 1}),
+        (["view=any", "sex=f"], "abef", {"sex": 2}, {"sex": 1}),
+        (["view=any", "label=Edema"], "ab", {"label": 4}, {}),
+        (["view=any", "label=edema,Mass"], "abcf", {"label": 2}, {}),
         (["view=frontal", "age=18.."], "cd", {"view": 3, "age": 1}, {"view": 1}),
         (["view=any", "age=18..", "unknown=drop"], "bcdf", {"age": 2}, {}),
     ],
@@ -119,7 +119,7 @@ def test_what_is_left_out_is_not_even_read(project: Path) -> None:
 
 
 def test_a_batch_without_rules_has_no_word_of_them_in_any_file(project: Path) -> None:
-    assert register() == 0
+    assert register("view=any") == 0
     assert taken() == "abcdef"
     assert not {"select", "selected"} & read_params(FILE).keys()
     assert "selection" not in built().values["dataset"]
@@ -148,7 +148,7 @@ def test_other_images_of_the_folder_are_another_batch_and_their_patients_stay(pr
     second = {entry.record.patient: entry.position for entry in entries("own-b001")}
     assert len(first.keys() & second.keys()) == 1, "the patient of a.png and b.png"
     assert all(second[patient] == first[patient] for patient in first.keys() & second.keys())
-    assert register(name="own-b002") == 0
+    assert register("view=any", name="own-b002") == 0
     assert taken("own-b002") == "df"
 
 
@@ -197,12 +197,44 @@ def write_chexpert(root: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", MODULES)
-def test_only_public_chest_radiographs_are_frontal_by_default(kind: str) -> None:
+def test_of_public_datasets_chest_radiographs_alone_are_frontal_by_default(kind: str) -> None:
     family = family_of(open_source(kind).info)
     assert modality_of(kind) == (None if family == "own" else family)
-    assert select_of({}, kind).view == (("frontal",) if family == "chest" else None)
-    assert select_of(parse_select(["view=any"]), kind).view is None
-    assert select_of(parse_select(["age=18.."]), kind).view == select_of({}, kind).view
+    assert select_of({}, kind, []).view == (("frontal",) if family == "chest" else None)
+    assert select_of(parse_select(["view=any"]), kind, []).view is None
+    assert select_of(parse_select(["age=18.."]), kind, []).view == select_of({}, kind, []).view
+
+
+def record(view: str | None, body_part: str | None = None) -> Record:
+    return Record("1", File("1.png"), "1", view=view, body_part=body_part)
+
+
+@pytest.mark.parametrize(
+    ("records", "expected"),
+    [
+        ([record("PA"), record("LL"), record(None)], ("frontal",)),
+        ([record("PA", "CHEST"), record("LL", "CHEST")], ("frontal",)),
+        ([record("PA"), record("AP"), record(None)], None),
+        ([record("MLO", "BREAST"), record("CC", "BREAST")], None),
+        ([record("L", "EYE"), record("R", "EYE")], None),
+        ([record("PA", "CHEST"), record("LL", "HAND")], None),
+        ([record(None), record(None)], None),
+    ],
+)
+@pytest.mark.parametrize("kind", ["folder", "dicom"])
+def test_of_ones_own_images_frontal_views_alone_are_taken_where_some_are_known_and_of_one_part(
+    records: list[Record], expected: tuple[str, ...] | None, kind: str
+) -> None:
+    assert select_of({}, kind, records).view == expected
+    assert select_of({"view": None}, kind, records).view is None
+
+
+def test_own_lateral_images_are_left_out_unless_asked_for(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert register() == 0
+    said = capsys.readouterr().err
+    assert "selected: 3 of 6 images\n     3 left out, not view=frontal: LL 1, LATERAL 1, LLO 1\n" in said
+    assert "to take images of every view: --select view=any" in said
+    assert taken() == "acd"
 
 
 def test_of_a_public_dataset_the_lateral_images_are_left_out_unless_asked_for(
@@ -279,8 +311,9 @@ def test_a_tree_of_dicom_files_is_selected_by_what_its_headers_say(
 def test_the_side_of_an_eye_is_no_lateral_view() -> None:
     left = Record("1", File("1.dcm"), "1", view="L", body_part="EYE")
     with pytest.raises(SourceError, match="none of its 1 images is selected"):
-        select_images([left], select_of({"view": ("lateral",)}, "dicom"), ("view",), "dicom", "archive")
-    assert not select_images([left], select_of({"view": ("L",)}, "dicom"), ("view",), "dicom", "archive").left_out
+        select_images([left], select_of({"view": ("lateral",)}, "dicom", [left]), ("view",), "dicom", "archive")
+    of_left = select_of({"view": ("L",)}, "dicom", [left])
+    assert not select_images([left], of_left, ("view",), "dicom", "archive").left_out
 
 
 def built(name: str = "own-b000") -> ShardIndex:

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ace.evaluation.measured import MEASURED
+from ace.evaluation.names import CORRESPONDENCE, PROBE
 from shards.errors import ConfigError
 
-CORRESPONDENCE = "correspondence_px_at_1024"
-PROBE = "probe_auroc"
 ROWS = {
     "compositionality": ("compositionality", "cosine, true − mismatched", "{:.3f}"),
     "compositionality_auc": ("", "AUC", "{:.3f}"),

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from dvclive import Live
 
-from ace.training.loggers import Logger, find_logger, open_loggers
-from ace.training.pipes import Report, open_reporter
+from ace.journal.loggers import Logger, find_logger, open_loggers
+from ace.journal.pipes import Report, open_reporter
 from shards.runtime.atomic import write_text
 
 logging.getLogger("dvclive").setLevel(logging.ERROR)
@@ -77,7 +77,7 @@ def open_log(
     Args:
         path: File of the rows, metrics.jsonl; survives kills.
         metrics_dir: DVCLive writes `metrics.json` and `plots/` below it.
-        loggers: Names of more loggers (ace.training.loggers).
+        loggers: Names of more loggers (ace.journal.loggers).
         loggers_dir: Each has a folder below it, which must survive kills too; None for `loggers` beside `path`.
 
     Raises:

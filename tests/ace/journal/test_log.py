@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ace.training.log import open_log
-from ace.training.loggers import Row, find_logger
+from ace.journal.log import open_log
+from ace.journal.loggers import Row, find_logger
 from shards.errors import ConfigError
 from tests.ace.training.conftest import ROOT
 
@@ -22,7 +22,7 @@ NOT_A_FACTORY = 3
 KILLED_RUN = """
 import os, signal, sys
 from pathlib import Path
-from ace.training.log import open_log
+from ace.journal.log import open_log
 root = Path(sys.argv[1])
 with open_log(root / "metrics.jsonl", root / "live", loggers=["tensorboard"]) as log:
     log.resume(0)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ace.training.card import model_card
+from ace.journal.card import model_card
 from tests.ace.training.conftest import tiny_params
 from tests.ace.training.runs import finish, start_run
 from tests.support.datasets import forget_patients

@@ -1,6 +1,6 @@
 """Where else the numbers of a run go: TensorBoard, or what someone else wrote, by name.
 
-`metrics.jsonl`, DVCLive and Dagster are not among them: every run has those (ace.training.log).
+`metrics.jsonl`, DVCLive and Dagster are not among them: every run has those (ace.journal.log).
 """
 
 from collections.abc import Callable, Mapping, Sequence

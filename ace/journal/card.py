@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ace.journal.erased import erased_parts, removal_weight
 from ace.models.encoder import WEIGHTS
 from ace.models.notice import NOTICE
-from ace.training.erased import erased_parts, removal_weight
 
 ORIGINS = {
     "ace": """\
