@@ -236,9 +236,12 @@ def config_check(arguments: argparse.Namespace) -> None:
     """Validate the whole params file before any work: keys, grid, backbone, patients."""
     from ace.config import Config, check_config
     from shards.delivery.batches import read_batches
+    from shards.delivery.exclusion import read_exclusion
 
     config = Config.from_params(values_of(arguments), str(arguments.params))
     check_config(config, read_batches(arguments.params, config.model_dump(), config.used_batches))
+    for name in config.used_batches:
+        read_exclusion(name, arguments.params.parent)
 
 
 def config_use(arguments: argparse.Namespace) -> None:

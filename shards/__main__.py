@@ -115,13 +115,14 @@ def exclude(arguments: argparse.Namespace) -> None:
     are those of `show`, `verify` and quality.parquet. The list is data/manifests/NAME.exclude.txt, a line an image, or
     `patient` and the key of a patient; after editing it, give the command without keys."""
     from shards.checking.exclude import exclude_images
-    from shards.delivery.exclusion import list_path
+    from shards.delivery.exclusion import list_path, read_exclusion
     from shards.delivery.project import Project
 
     project = Project(arguments.params, arguments.dvc)
     if arguments.list:
-        path = list_path(arguments.name, project.root)
-        print(path.read_text(encoding="utf-8") if path.is_file() else f"no image of {arguments.name} is excluded")
+        excluded = read_exclusion(arguments.name, project.root)
+        text = list_path(arguments.name, project.root).read_text(encoding="utf-8") if excluded else ""
+        print(text or f"no image of {arguments.name} is excluded")
     else:
         keys = [*arguments.keys, *(arguments.undo or ())]
         exclude_images(arguments.name, keys, arguments.patient, project, undo=arguments.undo is not None)
@@ -240,7 +241,6 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--weight",
         type=float,
-        default=1.0,
         metavar="W",
         help="share in training; 0: none, a set to measure on; default: 1, each image once an epoch",
     )

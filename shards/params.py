@@ -17,7 +17,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 FINGERPRINT = r"^idkey-[0-9a-f]{16}$"
 SITE = r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$"
-AGES = r"^\d{0,3}\.\.\d{0,3}$"
+AGES = r"^(\d{1,3}\.\.\d{0,3}|\.\.\d{1,3})$"
 
 
 class ScaleParams(Section):

@@ -11,6 +11,7 @@ from ace.evaluation.cohort import choose_rows
 from ace.evaluation.embedding import Embedder, Image, unit
 from ace.evaluation.intervals import Measure, per_pair
 from ace.evaluation.probe_scores import NOT_KNOWN, linear_scores
+from shards.reading.policies import targets_of
 from shards.reading.reader import ShardIndex, ShardReader
 from shards.records import Split
 
@@ -154,9 +155,11 @@ def _read(
 def _images(
     index: ShardIndex, rows: Int[np.ndarray, " images"], labels: Sequence[dict[str, int | None]], names: Sequence[str]
 ) -> ProbedImages:
-    answers = [[NOT_KNOWN if own.get(name) not in (0, 1) else own[name] for name in names] for own in labels]
+    said = np.array([[own.get(name) for name in names] for own in labels], dtype=np.float64)
+    found = targets_of(said, "U-Ignore", "ignore")
+    answers = np.where(found.mask, found.values, NOT_KNOWN).astype(np.int64)
     _, patients = np.unique(index.rows["patient"][rows], return_inverse=True)
-    return ProbedImages(rows, patients, np.array(answers, dtype=np.int64).reshape(len(rows), len(names)))
+    return ProbedImages(rows, patients, answers.reshape(len(rows), len(names)))
 
 
 def _with_labels(images: ProbedImages, is_kept: Bool[np.ndarray, " labels"]) -> ProbedImages:

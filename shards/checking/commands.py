@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -147,6 +148,7 @@ def gallery(arguments: argparse.Namespace) -> None:
 
     if arguments.out.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--out {arguments.out}: expected a file name that ends in .html")
+    _check_place(arguments.out)
     folder = arguments.shards / arguments.batch
     page = render_gallery(ShardIndex.open(folder).without_excluded(Path()), folder, arguments.max_images)
     with clear_when_full(arguments.out.parent):
@@ -156,6 +158,27 @@ def gallery(arguments: argparse.Namespace) -> None:
         "patients; keep it out of git and DVC",
         file=sys.stderr,
     )
+
+
+def _check_place(out: Path) -> None:
+    """Refuse a place from which git would take pictures of patients with the next commit.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    from shards.errors import ConfigError
+
+    command = ["git", "check-ignore", "--quiet", out.name]
+    folder = next(path for path in out.absolute().parents if path.is_dir())
+    try:
+        found = subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode
+    except FileNotFoundError:  # without git nothing is committed
+        return
+    if found == 1:  # 128: in no work tree
+        raise ConfigError(
+            f"--out {out}: lies in a git work tree, which would take pictures of patients with the next commit; choose "
+            "a place outside it, or below data/, which git ignores"
+        )
 
 
 def _row(reader: "ShardReader", name: str) -> int:

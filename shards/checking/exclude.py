@@ -11,6 +11,7 @@ from shards.delivery.exclusion import (
     PATIENT,
     format_record,
     list_path,
+    missing_list,
     parse_list,
     read_exclusion,
     record_dep,
@@ -41,7 +42,8 @@ def exclude_images(
 
     Raises:
         ConfigError: there is no such batch, or dvc.yaml is not as expected.
-        SourceError: the batch has no image or patient of a key, or a key is not on the list that it is taken off.
+        SourceError: the list is lost, the batch has no image or patient of a key, or a key is not on the list that it
+            is taken off.
     """
     project = project or Project()
     with project.editing():
@@ -49,6 +51,8 @@ def exclude_images(
         if name not in batches:
             raise ConfigError(f"no batch {name}: {project.params} has {', '.join(batches)}")
         path, record = list_path(name, project.root), record_path(name, project.root)
+        if record.is_file() and not path.is_file():
+            raise missing_list(name, project.root)
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         lines = [*keys, *(f"{PATIENT} {patient}" for patient in patients)]
         text = _without_lines(text, lines, path) if undo else _with_lines(text, lines)
@@ -62,15 +66,18 @@ def exclude_images(
             for other, batch in batches.items()
             if excluded.patients and other != name and isinstance(batch.source, RegisteredSourceParams)
         }
-        with clear_when_full(project.root):  # a record without its list stops whatever would read the batch
+        # A list that its record does not name stops whatever would read the batch, and so does, for DVC, a dependency
+        # that is not there: after a kill at any moment the same command has to be given again.
+        with clear_when_full(project.root):
             make_private_folder(project.root / MANIFESTS)
             if excluded:
+                write_text(project.dvc, dvc_text)
+            write_private_text(path, text)
+            if excluded:
                 write_text(record, format_record(name, excluded))
-                write_private_text(path, text)
             else:
-                write_private_text(path, text)
                 record.unlink(missing_ok=True)
-            write_text(project.dvc, dvc_text)
+                write_text(project.dvc, dvc_text)
     print(
         f"{path} excludes {len(excluded.keys)} images and {len(excluded.patients)} patients of {name}; its shards stay "
         "as they are. Now run `dvc repro`",

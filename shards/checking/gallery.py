@@ -63,7 +63,7 @@ def render_gallery(index: ShardIndex, folder: Path, max_images: int) -> str:
         IndexFormatError: the set or its quality report is damaged.
     """
     row_of = {key.decode(): row for row, key in enumerate(index.rows["key"])}
-    excluded = row_of.keys() - index.keys(index.select("all"))
+    excluded = (row_of.keys() - index.keys(index.select("all"))) | index.excluded.keys
     rows = [row for row in _read_report(folder / QUALITY) if row["key"] not in excluded]
     chosen = _choose(rows, max_images)
     reader = ShardReader(index)

@@ -85,17 +85,35 @@ def read_exclusion(name: str, project: Path) -> Exclusion:
         project: The folder of params.yaml.
 
     Raises:
-        SourceError: the project excludes images of it and the list is missing, or not the one that is named.
+        SourceError: the project excludes images of it and the list is missing, or not the one that is named; or there
+            is a list that nothing names.
     """
     record, path = record_path(name, project), list_path(name, project)
+    found = parse_list(path.read_text(encoding="utf-8")) if path.is_file() else None
     if not record.is_file():
+        if found:
+            raise SourceError(
+                f"{path}: names images of {name} to exclude, and there is no {record}; run `python -m shards exclude "
+                f"{name}` to exclude them, or remove the list"
+            )
         return NOTHING
     expected = YAML(typ="safe", pure=True).load(record.read_text(encoding="utf-8"))["list_sha256"]
-    found = parse_list(path.read_text(encoding="utf-8")) if path.is_file() else None
-    if found is None or found.sha256 != expected:
-        what = "not found" if found is None else f"sha256 {found.sha256}"
+    if found is None:
+        raise missing_list(name, project)
+    if found.sha256 != expected:
         raise SourceError(
-            f"{path}: {what}, {record} expects {expected} (list_sha256): images of {name} are excluded, and nothing "
-            f"else says which; restore the list, or run `python -m shards exclude {name}` to take it as it is"
+            f"{path}: sha256 {found.sha256}, {record} expects {expected} (list_sha256), and nothing else says which "
+            f"images of {name} are excluded; restore the list, or run `python -m shards exclude {name}` to take it as "
+            "it is"
         )
     return found
+
+
+def missing_list(name: str, project: Path) -> SourceError:
+    """Return the error for a list that is lost: no command makes a shorter one of it."""
+    record, path = record_path(name, project), list_path(name, project)
+    return SourceError(
+        f"{path}: not found, and {record} says that images of {name} are excluded; restore the list from a copy of "
+        f"{path.parent}. Only if it is lost for good: make the file again with what is to be excluded, and run "
+        f"`python -m shards exclude {name}`"
+    )

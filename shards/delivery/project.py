@@ -190,6 +190,8 @@ def relocate_batch(name: str, root: Path, project: Project | None = None) -> Non
             raise ConfigError(f"batch {name} is a phantom, whose images the stage `phantom` makes")
         _, entries = iterate_manifest(project.root / source.dep)
         files = [file for _, entry in entries for file in files_of(entry.record)]
+        if not root.is_dir():
+            raise SourceError(f"{root}: no such folder; expected the one that has the images of {name} now")
         misfits = [file.path for file in files if not _has_size(root / file.path, file.num_bytes)]
         if misfits:
             raise SourceError(

@@ -78,7 +78,7 @@ def register_batch(
     root: Path,
     source: Source,
     *,
-    weight: float = 1.0,
+    weight: float | None = None,
     split_rule: SplitRule = "official",
     has_sex: bool = False,
     site: str | None = None,
@@ -102,8 +102,8 @@ def register_batch(
         name: Of the batch, as `clinic-b000`.
         root: The folder.
         source: Reads it.
-        weight: Share in training; 1 shows each image once per epoch. 0 leaves the batch out of the section `mix` and of
-            what training depends on: a set to measure on.
+        weight: Share in training; 1, which None stands for, shows each image once per epoch. 0 leaves the batch out of
+            the section `mix` and of what training depends on: a set to measure on.
         split_rule: `official` keeps the dataset's own splits where it has them, `hash` splits patients by their hash.
         has_sex: Whether the shards say the patients' sex.
         site: Who gave the patients of your own images their ids; None: as `shards.delivery.sites.choose_site` tells.
@@ -115,8 +115,8 @@ def register_batch(
         project: Where params.yaml and dvc.yaml are.
 
     Raises:
-        ConfigError: the name is taken by other files or unfit, the files of the project are not as expected, or the
-            only batch would have no part in training.
+        ConfigError: the name is taken by other files or unfit, the batch is registered with another weight, the files
+            of the project are not as expected, or the only batch would have no part in training.
         SourceError: the folder is not as the source expects, no image in it is selected or can be read, or, with
             `only`, it has too few test patients to measure on.
         IdKeyError: there is no identity key, or another one than the project's.
@@ -129,7 +129,7 @@ def register_batch(
             "phantom`), and a new project has it as the batch phantom-b000; expected another of `python -m shards "
             "sources`"
         )
-    if only and not weight:
+    if only and weight == 0:
         raise ConfigError(f"the only batch {name} would have the weight 0: nothing to train on; expected one above 0")
     with project.editing():
         values = read_params(project.params)
@@ -142,6 +142,7 @@ def register_batch(
                 f"batch {name} has no part in training, so it cannot be the only one; give it one in {project.params}: "
                 f"mix.{name}: {{weight: 1.0, mean: …, std: …}}"
             )
+        _check_weight(name, weight, batches, values, project)
         kept = {other: batch for other, batch in batches.items() if other == name or not only}
         key = _id_key(kept)
 
@@ -201,8 +202,9 @@ def register_batch(
         earlier = project.root / dep
         if known is not None and _delivered(known) != _delivered(item):
             raise ConfigError(
-                f"batch {name} exists with other files, labels, patients or settings; a batch never changes: choose "
-                f"another name for the new files, as its number + 1{_hint_of_patients(earlier, listing)}"
+                f"batch {name} exists with other files, labels, patients or settings, or was registered with other "
+                "options (--select, --splits, --sex, --site); a batch never changes: choose another name, as its "
+                f"number + 1{_hint_of_patients(earlier, listing)}"
             )
         if known is None and earlier.is_file() and earlier.read_text(encoding="utf-8") != manifest:
             raise ConfigError(
@@ -401,10 +403,29 @@ def _delivered(batch: BatchParams) -> dict[str, Any]:
     return batch.source.model_dump(exclude={"keep_sha256"})
 
 
+def _check_weight(
+    name: str, weight: float | None, batches: Mapping[str, BatchParams], values: Mapping[str, Any], project: Project
+) -> None:
+    """Refuse another weight for a batch that is registered: its weight is the user's, in params.yaml.
+
+    Raises:
+        ConfigError: it is another one.
+    """
+    mixes = values.get("mix") or {}
+    found = mixes[name]["weight"] if name in mixes else 0.0
+    if name not in batches or weight is None or weight == found:
+        return
+    if weight and found:
+        advice = f"write it to mix.{name}.weight in {project.params}"
+    else:
+        advice = f"take the batch out (`python -m shards remove {name}`) and give this command again"
+    raise ConfigError(f"--weight {weight:g}: batch {name} is registered with the weight {found:g}; {advice}")
+
+
 def _mix_of(
     item: BatchParams,
     name: str,
-    weight: float,
+    weight: float | None,
     values: Mapping[str, Any],
     batches: Mapping[str, BatchParams],
     *,
@@ -415,8 +436,9 @@ def _mix_of(
     mixes = values.get("mix") or {}
     if name in batches:
         return (dict(mixes[name]) if name in mixes else None), None
-    if not weight:
+    if weight == 0:
         return None, None
+    weight = 1.0 if weight is None else weight
     alike = [other for other, batch in batches.items() if other in mixes and other != name and _is_alike(batch, item)]
     if is_shared and alike:
         levels = {key: mixes[alike[0]][key] for key in ("mean", "std")}
@@ -777,8 +799,8 @@ def _report(
         )
     elif (mix["mean"], mix["std"]) != (mean, std):
         print(
-            f"params.yaml keeps mean {mix['mean']}, std {mix['std']} for it, measured with other parameters or written "
-            f"by hand; to use what is measured now, write it to mix.{name}",
+            f"params.yaml keeps mean {mix['mean']}, std {mix['std']} for it: those of another batch, measured with "
+            f"other parameters, or written by hand; to use what is measured now, write it to mix.{name}",
             file=sys.stderr,
         )
     if survey.channels == 3:

@@ -239,6 +239,13 @@ def _shown(rule: str, names: tuple[str, ...] | None) -> str:
     return "another age" if rule == "age" else names[0]
 
 
+def _hint(rule: str, kind: str) -> str:
+    if kind == "folder" and rule != "body_part":
+        column = {"age": "age_years", "label": "of the label's name"}.get(rule, rule)
+        return f"say it in the CSV (--labels), column {column}"
+    return f"leave the rule out: sources of this kind do not tell the {rule} of these images"
+
+
 def _check_rule(rule: str, value: str, records: Sequence[Record], kind: str, where: str) -> None:
     """Hold a rule that somebody gave against what there is.
 
@@ -254,7 +261,7 @@ def _check_rule(rule: str, value: str, records: Sequence[Record], kind: str, whe
     if not there:
         raise SourceError(
             f"{where}: {OPTION} {rule}={value}: the {rule} is unknown of all its {len(records):,} images, so nothing "
-            "can be selected by it; expected some that have one (a folder's stand in its CSV, --labels)"
+            f"can be selected by it; {_hint(rule, kind)}"
         )
     if rule == "age":
         return

@@ -1,7 +1,10 @@
 """Single images and patients that nothing reads any more, through the command that users give."""
 
 import json
+import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,12 +16,12 @@ from shards.checking.stats import format_statistics, statistics_of
 from shards.cli import run_command
 from shards.config import read_params
 from shards.delivery.batches import read_batch
-from shards.delivery.exclusion import parse_list
+from shards.delivery.exclusion import parse_list, read_exclusion
 from shards.delivery.manifest import iterate_manifest
 from shards.errors import SourceError
 from shards.reading.lineage import write_lineage
 from shards.reading.reader import ShardIndex
-from tests.support.checkout import copy_project
+from tests.support.checkout import ROOT, copy_project
 from tests.support.datasets import write_csv, write_folder, write_phantom
 
 NAMES = [f"{patient:02}-{number}.png" for patient in range(20) for number in range(2)]
@@ -173,6 +176,85 @@ def test_without_its_list_a_set_is_not_read(index: ShardIndex) -> None:
     LIST.unlink()
     with pytest.raises(SourceError, match=r"exclude\.txt: not found"):
         index.without_excluded(Path())
+
+
+@pytest.mark.parametrize("arguments", [[], ["--list"], ["KEY"], ["--patient", "KEY"], ["--undo", "KEY"]])
+def test_a_list_that_is_lost_is_not_replaced_by_a_shorter_one(
+    arguments: list[str], index: ShardIndex, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = index.keys(index.select("train")[:2])
+    assert command("exclude", "own-b000", first) == 0
+    text, record, dvc = LIST.read_text(), RECORD.read_text(), Path("dvc.yaml").read_text()
+    LIST.unlink()
+    capsys.readouterr()
+    assert command("exclude", "own-b000", *(second if word == "KEY" else word for word in arguments)) == 2
+    said = capsys.readouterr().err
+    assert f"{LIST}: not found" in said
+    assert "restore the list from a copy" in said
+    check = [sys.executable, "-m", "ace", "config", "check"]
+    checked = subprocess.run(check, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert checked.returncode == 2, "before any work"
+    assert f"{LIST}: not found" in checked.stderr
+    assert (RECORD.read_text(), Path("dvc.yaml").read_text()) == (record, dvc)
+    LIST.write_text(text)
+    assert command("exclude", "own-b000", second) == 0
+    assert parse_list(LIST.read_text()).keys == {first, second}
+
+
+EVENTS = """
+import os, signal, sys
+from shards.__main__ import build_parser
+from shards.cli import run_command
+
+left = int(sys.argv[1])
+
+def tell(event, arguments):
+    global left
+    if event in ("os.rename", "os.remove") and not str(arguments[0]).endswith(".pyc"):
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(tell)
+sys.exit(run_command(build_parser(), sys.argv[2:]))
+"""
+"""Python tells before it renames or removes a file; the command ends at one more of these moments each time."""
+
+
+@pytest.mark.parametrize("undo", [False, True])
+def test_after_a_kill_at_any_moment_the_set_is_not_read_or_dvc_knows_and_the_same_command_finishes(
+    undo: bool, index: ShardIndex
+) -> None:
+    key = index.keys(index.select("train")[:1])[0]
+    if undo:
+        assert command("exclude", "own-b000", key) == 0
+    begun = {path: path.read_text() if path.is_file() else None for path in (LIST, RECORD, Path("dvc.yaml"))}
+    words = ["exclude", "own-b000", *(["--undo"] if undo else []), key]
+    num_killed = 0
+    for moment in range(1, 20):
+        for path, text in begun.items():
+            path.unlink(missing_ok=True) if text is None else path.write_text(text)
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        killed = [sys.executable, "-B", "-c", EVENTS, str(moment), *words]
+        if subprocess.run(killed, env=environment, capture_output=True, check=False).returncode == 0:
+            break
+        num_killed += 1
+        is_dep = RECORD.as_posix() in Path("dvc.yaml").read_text()
+        try:
+            excluded = read_exclusion("own-b000", Path())
+        except SourceError:  # nothing reads the set until the command is given again
+            pass
+        else:
+            assert bool(excluded) == (RECORD.is_file() and is_dep), "a stage would not be stale"
+            assert not excluded or is_dep
+        left = read_lines()
+        assert command(*(words if not undo or key in left else words[:2])) == 0
+        assert (RECORD.is_file(), RECORD.as_posix() in Path("dvc.yaml").read_text()) == (not undo, not undo)
+    assert num_killed >= 3
+
+
+def read_lines() -> str:
+    return LIST.read_text() if LIST.is_file() else ""
 
 
 def test_what_cannot_be_excluded_is_refused_with_the_closest_that_there_is(

@@ -3,6 +3,7 @@
 import html
 import re
 import stat
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -161,6 +162,19 @@ def test_the_command_writes_a_private_file_and_says_so(
     assert out.stat().st_size < NUM_IMAGES * THUMBNAIL_PX**2
     assert run_command(build_parser(), [*command[:-1], str(tmp_path / "own.pdf")]) == 2
     assert "expected a file name that ends in .html" in capsys.readouterr().err
+
+
+def test_a_place_from_which_git_would_take_pictures_is_refused(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    (tmp_path / ".gitignore").write_text("/data/\n")
+    (tmp_path / "data").mkdir()
+    command = ["gallery", "--batch", "own-b000", "--shards", str(shards), "--out"]
+    assert run_command(build_parser(), [*command, str(tmp_path / "own.html")]) == 2
+    assert "choose a place outside it, or below data/" in capsys.readouterr().err
+    assert not (tmp_path / "own.html").exists()
+    assert run_command(build_parser(), [*command, str(tmp_path / "data/own.html")]) == 0
 
 
 def test_a_set_without_a_quality_report_is_refused(

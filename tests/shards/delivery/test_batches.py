@@ -57,6 +57,31 @@ def test_a_batch_without_weight_is_measured_on_and_training_does_not_know_it(
     assert "nothing to train on" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("registered", "given", "message"),
+    [
+        ((), "0", "is registered with the weight 1; take the batch out (`python -m shards remove test-b000`)"),
+        ((), "2", "is registered with the weight 1; write it to mix.test-b000.weight in params.yaml"),
+        (("--weight", "0"), "1", "is registered with the weight 0; take the batch out"),
+    ],
+)
+def test_another_weight_of_a_registered_batch_is_refused_with_the_way_to_give_it_one(
+    registered: tuple[str, ...], given: str, message: str, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_folder(Path("../test"), ["a.png", "b.png"], first=50)
+    assert command("register", "test-b000", "../test", *registered) == 0
+    before = Path("params.yaml").read_text(), Path("dvc.yaml").read_text()
+    capsys.readouterr()
+    assert command("register", "test-b000", "../test", "--weight", given) == 2
+    assert message in capsys.readouterr().err
+    assert (Path("params.yaml").read_text(), Path("dvc.yaml").read_text()) == before
+    assert command("register", "test-b000", "../test", *registered) == 0
+    assert command("remove", "test-b000") == 0
+    assert command("register", "test-b000", "../test", "--weight", given) == 0
+    mix = read_params(Path("params.yaml"))["mix"]
+    assert mix.get("test-b000", {"weight": 0})["weight"] == float(given)
+
+
 def test_deliveries_of_one_clinic_have_one_normalisation_unless_told_otherwise(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,6 +129,8 @@ def test_a_folder_that_lacks_a_file_of_the_batch_is_not_where_it_was_moved_to(
     assert "2 of the 12 files of own-b000 are not there or of another size" in said
     assert "03.png" not in said
     assert Path("data/manifests/own-b000.root.txt").read_text() == f"{project.parent / 'own'}\n"
+    assert command("relocate", "own-b000", "../nowhere") == 2
+    assert "../nowhere: no such folder; expected the one that has the images of own-b000 now" in capsys.readouterr().err
     assert command("relocate", "phantom-b000", "../copy") == 2
 
 

@@ -162,6 +162,7 @@ def test_other_images_of_the_folder_are_another_batch_and_their_patients_stay(pr
         ("view=", "expected KEY=VALUE"),
         ("views=PA", "no key 'views'; did you mean 'view'? there are view, body_part, label, age, sex, unknown"),
         ("age=18", "expected years as FROM..TO, either may be missing: 18.. or 18..65"),
+        ("age=..", "expected years as FROM..TO"),
         ("age=65..18", "age 65..18: from 65 to 18 years are none"),
         ("sex=female", "expected F, M, O"),
         ("unknown=keep", "expected drop"),
@@ -172,7 +173,10 @@ def test_other_images_of_the_folder_are_another_batch_and_their_patients_stay(pr
         ("view=frontl", "no image has 'frontl'; did you mean 'frontal'? there are"),
         ("sex=O", "no image has 'O'; there are F 3, M 2"),
         ("age=90..", "none of its 6 images is selected"),
-        ("body_part=chest", "the body_part is unknown of all its 6 images"),
+        (
+            "body_part=chest",
+            "the body_part is unknown of all its 6 images, so nothing can be selected by it; leave the rule out",
+        ),
     ],
 )
 def test_a_rule_that_cannot_be_meant_is_refused_with_what_there_is(

@@ -185,7 +185,7 @@ def write_by_safetensors(folder: Path) -> None:
 
 
 def write_by_copytree(folder: Path) -> None:
-    shutil.copytree(Path(__file__).parent / "quality", folder, dirs_exist_ok=True)
+    shutil.copytree(Path(__file__).parents[1] / "quality", folder, dirs_exist_ok=True)
 
 
 def write_within(folder: Path) -> None:
