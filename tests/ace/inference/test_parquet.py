@@ -261,7 +261,7 @@ def test_a_shard_set_is_embedded_by_split_and_normalised_as_in_training(
     Image.fromarray(image).save(write_image / "a.png")
     capsys.readouterr()
     assert embed(write_image, "--model", folder, "--out", out) == 2
-    assert "choose the one that is most like your images" in capsys.readouterr().err
+    assert "--normalisation NAME or --normalisation MEAN,STD" in capsys.readouterr().err
     assert embed(write_image, "--model", folder, "--out", out, "--split", "test") == 2
     assert "has no splits" in capsys.readouterr().err
     assert embed(write_image, "--model", folder, "--out", out, "--normalisation", "0.4,0.2") == 0
