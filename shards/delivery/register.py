@@ -115,8 +115,9 @@ def register_batch(
         project: Where params.yaml and dvc.yaml are.
 
     Raises:
-        ConfigError: the name is taken by other files or unfit, the batch is registered with another weight, the files
-            of the project are not as expected, or the only batch would have no part in training.
+        ConfigError: the name is taken by other files or unfit, the batch is registered with a part in training and the
+            weight is 0, or the other way round, the files of the project are not as expected, or the only batch would
+            have no part in training.
         SourceError: the folder is not as the source expects, no image in it is selected or can be read, or, with
             `only`, it has too few test patients to measure on.
         IdKeyError: there is no identity key, or another one than the project's.
@@ -406,20 +407,22 @@ def _delivered(batch: BatchParams) -> dict[str, Any]:
 def _check_weight(
     name: str, weight: float | None, batches: Mapping[str, BatchParams], values: Mapping[str, Any], project: Project
 ) -> None:
-    """Refuse another weight for a batch that is registered: its weight is the user's, in params.yaml.
+    """Hold a weight against that of a registered batch, which is the user's, in params.yaml: the same command may come
+    again after it was edited there.
 
     Raises:
-        ConfigError: it is another one.
+        ConfigError: one of them is 0, so that the batch would be trained on or not.
     """
     mixes = values.get("mix") or {}
     found = mixes[name]["weight"] if name in mixes else 0.0
     if name not in batches or weight is None or weight == found:
         return
-    if weight and found:
-        advice = f"write it to mix.{name}.weight in {project.params}"
-    else:
-        advice = f"take the batch out (`python -m shards remove {name}`) and give this command again"
-    raise ConfigError(f"--weight {weight:g}: batch {name} is registered with the weight {found:g}; {advice}")
+    if not weight or not found:
+        raise ConfigError(
+            f"--weight {weight:g}: batch {name} is registered with the weight {found:g}; take the batch out "
+            f"(`python -m shards remove {name}`) and give this command again"
+        )
+    print(f"{project.params} keeps the weight {found:g} of {name} (mix.{name}.weight)", file=sys.stderr)
 
 
 def _mix_of(

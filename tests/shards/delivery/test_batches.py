@@ -61,11 +61,10 @@ def test_a_batch_without_weight_is_measured_on_and_training_does_not_know_it(
     ("registered", "given", "message"),
     [
         ((), "0", "is registered with the weight 1; take the batch out (`python -m shards remove test-b000`)"),
-        ((), "2", "is registered with the weight 1; write it to mix.test-b000.weight in params.yaml"),
         (("--weight", "0"), "1", "is registered with the weight 0; take the batch out"),
     ],
 )
-def test_another_weight_of_a_registered_batch_is_refused_with_the_way_to_give_it_one(
+def test_a_registered_batch_is_trained_on_or_not_as_before_whatever_weight_is_given_again(
     registered: tuple[str, ...], given: str, message: str, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_folder(Path("../test"), ["a.png", "b.png"], first=50)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -156,22 +157,27 @@ def test_a_process_of_another_user_counts_as_running(tmp_path: Path, monkeypatch
     assert (tmp_path / ".file.txt.1.tmp").read_text() == "theirs"
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """No file of the test's process may grow over 1,000 bytes: writes fail as on a full disk."""
+    """No file of this process may grow over 1,000 bytes inside: writes fail as on a full disk.
+
+    Not during the whole test: pytest's own output may go to a file.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 TOO_LARGE = r" \([\d,.]+ [kMG]B free\): File too large, {} needed; what was finished is kept, nothing is half written"
 
 
-@pytest.mark.usefixtures("small_files")
 def test_a_file_that_does_not_fit_names_its_folder_and_what_it_needs(tmp_path: Path) -> None:
     write_text(tmp_path / "file.txt", "old")
-    with pytest.raises(NoSpaceError, match=str(tmp_path) + TOO_LARGE.format(r"about 3\.0 kB are")):
+    full = str(tmp_path) + TOO_LARGE.format(r"about 3\.0 kB are")
+    with pytest.raises(NoSpaceError, match=full), small_files():
         write_text(tmp_path / "file.txt", 1500 * "ü")
     assert folder_bytes(tmp_path) == {"file.txt": b"old"}
 
@@ -192,7 +198,6 @@ def write_within(folder: Path) -> None:
     write_text(folder / "large", 2000 * "x")
 
 
-@pytest.mark.usefixtures("small_files")
 @pytest.mark.parametrize("write", [write_by_python, write_by_safetensors, write_by_copytree, write_within])
 def test_a_folder_that_does_not_fit_names_the_one_around_it_and_leaves_the_old_one(
     write: Callable[[Path], None], tmp_path: Path
@@ -200,6 +205,7 @@ def test_a_folder_that_does_not_fit_names_the_one_around_it_and_leaves_the_old_o
     write_text(tmp_path / "target" / "file.txt", "old")
     with (
         pytest.raises(NoSpaceError, match=f"^{tmp_path}" + TOO_LARGE.format(".*")),
+        small_files(),
         atomic_directory(tmp_path / "target") as folder,
     ):
         write(folder)
