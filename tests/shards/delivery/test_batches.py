@@ -160,7 +160,8 @@ def test_an_override_of_the_command_line_is_of_the_batch_alone(project: Path) ->
     before = Path("batches/own-b000.yaml").read_bytes()
     assert command(*build, "--out", "one", "--set", "shard.num_images_per_shard=2") == 0
     assert command(*build, "--out", "two") == 0
-    assert len(list(Path("one").glob("train-*.tar"))) > len(list(Path("two").glob("train-*.tar")))
+    # Of all splits: which images are for training depends on the key.
+    assert len(list(Path("one").glob("*.tar"))) > len(list(Path("two").glob("*.tar")))
     assert command(*build, "--out", "three", "--set", "source.kind=phantom") == 2
     assert Path("batches/own-b000.yaml").read_bytes() == before
 
