@@ -71,7 +71,7 @@ def shard_code(clone: Path) -> None:
         "checking/commands.py",
         "__main__.py",
         "sources/datasets/folder.py",
-        "quality/report.py",
+        "quality/judge.py",
     ):
         with (clone / "shards" / name).open("a", encoding="utf-8") as file:
             file.write("# another word\n")
