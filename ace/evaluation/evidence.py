@@ -95,7 +95,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Answers:
-    """What one encoder answered: cosines, embeddings, dense features of `mapped`, places found, AUROC by label."""
+    """Hold one encoder's answers: cosines, embeddings, dense features of `mapped`, points found, AUROC by label."""
 
     composition: CompositionCosines
     removals: Removals

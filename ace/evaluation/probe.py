@@ -45,7 +45,7 @@ class ProbedImages:
 
 @dataclass(frozen=True)
 class ProbePlan:
-    """What probes are fitted, chosen and scored on; the same for every encoder.
+    """Name the images that probes are fitted, chosen and scored on, the same for every encoder.
 
     Attributes:
         index: The shard set.
@@ -124,7 +124,7 @@ def auroc(images: ProbedImages, scores: Float[np.ndarray, "images labels"], colu
     Args:
         images: Some images.
         scores: The higher, the more likely the label.
-        column: Of the label.
+        column: Column of the label in `images.labels`.
     """
     with_it, without = (np.flatnonzero(images.labels[:, column] == answer) for answer in (1, 0))
     high, low = scores[with_it, column], scores[without, column]
@@ -171,7 +171,7 @@ def _with_labels(images: ProbedImages, is_kept: Bool[np.ndarray, " labels"]) -> 
 
 
 def _has_both(images: ProbedImages) -> Bool[np.ndarray, " labels"]:
-    """Which labels enough patients have and enough have not."""
+    """Tell which labels enough patients have and enough have not."""
     counts = [[len(np.unique(images.patients[own == answer])) for answer in (1, 0)] for own in images.labels.T]
     is_enough: Bool[np.ndarray, " labels"] = np.array(counts).min(axis=1) >= LEAST_PATIENTS
     return is_enough

@@ -1,1 +1,1 @@
-"""What a training tells: rows of numbers, loggers, Dagster, the model card. Nothing here decides a weight."""
+"""A training reports itself here: rows of numbers, loggers, Dagster, the model card; nothing decides a weight."""

@@ -64,7 +64,7 @@ class Encoder:
 
     @property
     def precision(self) -> Precision:
-        """What forward passes are computed in: fp32 on the CPU; of imported models nothing else is known."""
+        """Return the precision of forward passes: the training's on an accelerator, fp32 on the CPU and if imported."""
         return finished_precision(_trained_precision(self.config), self.device)
 
     def normalisation(self, batch: str) -> Normalisation:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
-"""Of matrix products: `tf32` keeps numbers of 32 bits and has an accelerator round factors to 11 significant bits."""
+"""The precision of matrix products; with `tf32` an accelerator rounds factors of 32 bits to 11 significant bits."""
 Network = TypeVar("Network", bound=nn.Module)
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -33,7 +33,7 @@ def finished_precision(trained: Precision, device: torch.device) -> Precision:
 
 
 def has_channels_last(precision: Precision, device: torch.device) -> bool:
-    """Whether kernels lie with their channels last: an accelerator's matrix units would turn them round each time."""
+    """Tell whether kernels lie with their channels last, as an accelerator's matrix units take them."""
     return device.type == "cuda" and precision != "fp32"
 
 
@@ -51,7 +51,7 @@ def accelerator_settings(precision: Precision, device: torch.device, *, has_one_
     Torch lets convolutions round to TF32 and matrix products not; here both do with `tf32` alone.
 
     Args:
-        precision: Of the networks.
+        precision: Precision of the networks.
         device: Where they compute.
         has_one_shape: Whether nearly all batches have one shape, so that it pays to try which convolution is fastest.
     """

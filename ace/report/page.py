@@ -228,7 +228,7 @@ def _removal(project: Project) -> dict[str, Any] | None:
 
 
 def _labels(project: Project, words: Words) -> dict[str, Any] | None:
-    """What a linear probe made of the labels; None where an older evaluation asked for none."""
+    """Describe what a linear probe made of the labels; None where an older evaluation asked for none."""
     if PROBE not in project.properties["trained"]:
         return None
     card = headline_card(LABELS, project.properties, project.encoders, words)

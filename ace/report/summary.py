@@ -56,9 +56,10 @@ def summary_table(path: Path, protocol: Path = PROTOCOL) -> str:
         chance = number.format(trained["chance"]) if trained.get("chance") is not None else ""
         cells = [_interval(figures[encoder][key], number) for encoder in encoders]
         lines.append([name, measure.format(batch=trained.get("batch"), one=one), *cells, chance])
-    for name, figure in figures.get("baselines", {}).get(CORRESPONDENCE, {}).items():
-        first = [f"  {name.replace('_', ' ')}, for comparison", _interval(figure, "{:.1f}")]
-        lines.append(["", *first, *blank[1:], ""])
+        if key == CORRESPONDENCE:
+            for other, figure in figures.get("baselines", {}).get(key, {}).items():
+                first = [f"  {other.replace('_', ' ')}, for comparison", _interval(figure, "{:.1f}")]
+                lines.append(["", *first, *blank[1:], ""])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     doubt = [f"patients of {', '.join(unknown)} are unknown: each image counts as one, and figures may be too good"]

@@ -34,8 +34,8 @@ def exclude_images(
     somebody has edited it.
 
     Args:
-        name: Of the batch.
-        keys: Of its images.
+        name: Name of the batch.
+        keys: Keys of its images.
         patients: Pseudonyms of patients, all of whose images in the batch are meant.
         project: Where params.yaml and dvc.yaml are.
         undo: Take them off the list instead.

@@ -31,8 +31,8 @@ class Card:
     """One image of the gallery: nothing in it names a patient or a file.
 
     Attributes:
-        key: Of its sample.
-        split: Of its patient.
+        key: Key of its sample.
+        split: Split of its patient.
         view: A code.
         picture: A thumbnail, as an address that holds it; empty for an image that is not in the shards.
         outlines: Masks, boxes and landmarks on nothing, likewise; empty where there are none.

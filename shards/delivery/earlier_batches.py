@@ -20,7 +20,7 @@ class Registered:
     """A batch that has a manifest.
 
     Attributes:
-        name: Of the batch.
+        name: Name of the batch.
         kind: Of its source.
         manifest: The file.
         root: Folder of its images.

@@ -58,7 +58,7 @@ def remove_batch(name: str, project: Project | None = None) -> None:
     `evaluate.batch` names it, the batch that is left takes its place if there is only one.
 
     Args:
-        name: Of the batch.
+        name: Name of the batch.
         project: Where params.yaml and dvc.yaml are.
 
     Raises:
@@ -113,7 +113,7 @@ def keep_images(name: str, keys: Sequence[str], project: Project | None = None) 
     """Put images on a batch's keep list; without keys, take the list as somebody has edited it.
 
     Args:
-        name: Of the batch.
+        name: Name of the batch.
         keys: Of its images, as quality.parquet, quality.png and the private list of what is quarantined say them.
         project: Where params.yaml is.
 

@@ -24,7 +24,7 @@ def choose_site(
 
     Args:
         given: What the user says; None for nothing.
-        name: Of the batch.
+        name: Name of the batch.
         root: Its folder.
         batches: The registered ones.
         project: The folder that their paths are relative to.

@@ -47,10 +47,10 @@ class ReportRow:
     """One image.
 
     Attributes:
-        key: Of its sample.
+        key: Key of its sample.
         place: What quarantine.csv calls it.
         patient: Pseudonym.
-        split: Of its patient.
+        split: Split of its patient.
         view: Code.
         verdict: `kept`, `suspect` or `quarantined`.
         reason: Of the verdict, if it is not kept without a remark.
