@@ -168,7 +168,7 @@ def _check_place(out: Path) -> None:
     """
     from shards.errors import ConfigError
 
-    command = ["git", "check-ignore", "--quiet", out.name]
+    command = ["git", "check-ignore", "--quiet", str(out.absolute())]
     folder = next(path for path in out.absolute().parents if path.is_dir())
     try:
         found = subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode
