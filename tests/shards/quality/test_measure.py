@@ -159,5 +159,6 @@ def test_measures_for_which_a_disk_has_no_room_are_an_error_that_says_so(tmp_pat
     answer = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True, timeout=60
     )
-    assert answer.stdout.startswith(f"{tmp_path} (") and "raise the limit on the size of a file" in answer.stdout
+    assert answer.stdout.startswith(f"{tmp_path} (")
+    assert "raise the limit on the size of a file" in answer.stdout
     assert not list(tmp_path.iterdir())
