@@ -52,12 +52,6 @@ def test_a_newcomer_activates_the_environment_before_the_first_command_that_need
     assert text.index("source .venv/bin/activate") < first
 
 
-def test_links_of_the_documents_lead_to_files() -> None:
-    for document in DOCUMENTS:
-        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text(encoding="utf-8")):
-            assert (document.parent / target).exists(), f"{document.name}: {target}"
-
-
 @pytest.fixture(scope="module")
 def finished_demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A fresh clone after its first `make demo`, and what that printed; copied, never changed."""
