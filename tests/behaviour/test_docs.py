@@ -1,10 +1,12 @@
 """Links of all Markdown files lead somewhere, and the glossary has each word once."""
 
 import re
+import tomllib
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from tests.support.checkout import ROOT, git
 
@@ -76,3 +78,9 @@ def test_the_glossary_is_sorted_and_has_each_word_once() -> None:
     terms = glossary_terms()
     assert len(terms) > 30
     assert terms == sorted(set(terms), key=str.lower)
+
+
+def test_the_citation_names_the_version_of_the_package() -> None:
+    package = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = YAML(typ="safe").load(ROOT / "CITATION.cff")
+    assert (citation["version"], citation["license"]) == (package["version"], package["license"])

@@ -18,7 +18,7 @@ from tests.support.checkout import MAKE, ROOT, clone_checkout, commit, git, run
 
 PARSERS = {"ace": ace.__main__.build_parser, "shards": shards.__main__.build_parser}
 README, OPERATIONS = ROOT / "README.md", ROOT / "docs/operations.md"
-DOCUMENTS = [README, *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def commands(document: Path) -> list[str]:
