@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from dvc.repo import Repo
 from ruamel.yaml import YAML
 
 from tests.support.checkout import ROOT, git
@@ -84,3 +85,10 @@ def test_the_citation_names_the_version_of_the_package() -> None:
     package = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     citation = YAML(typ="safe").load(ROOT / "CITATION.cff")
     assert (citation["version"], citation["license"]) == (package["version"], package["license"])
+
+
+def test_a_page_beside_the_code_makes_no_stage_stale() -> None:
+    with Repo(str(ROOT)) as repo:
+        assert repo.dvcignore.is_ignored_file(str(ROOT / "ace/geometry/README.md"))
+        assert not repo.dvcignore.is_ignored_file(str(ROOT / "ace/geometry/overlap.py"))
+        assert not repo.dvcignore.is_ignored_file(str(ROOT / "models/ace/README.md"))
