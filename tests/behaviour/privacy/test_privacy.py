@@ -145,10 +145,10 @@ def test_a_sample_of_a_tree_says_what_the_document_allows_and_no_more(
     corpus: Workplace, printed: dict[str, str]
 ) -> None:
     metas = descriptions(corpus, "tree-b000")
-    document = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
+    document = (Path(__file__).parents[3] / "docs" / "privacy.md").read_text(encoding="utf-8")
     section = document.split("## Privacy")[1].split("\n## ")[0]
     for meta in metas:
-        assert all(f"`{name}`" in section for name in (*meta, *meta["original"])), "docs/data.md, section Privacy"
+        assert all(f"`{name}`" in section for name in (*meta, *meta["original"])), "docs/privacy.md, section Privacy"
         for name in ("key", "source_id", "patient", "study"):
             assert len(meta[name]) == 16
             assert set(meta[name]) <= set("0123456789abcdef")
