@@ -1,6 +1,7 @@
 """A clone of this repository as it stands in the work tree, to run the whole graph in without touching the checkout."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 MAKE = ("make", *(f"-o{sys.prefix}/{stamp}" for stamp in (".installed", ".installed-dev")), f"VENV={sys.prefix}")
 """make with the environment of the running tests instead of a new one: -o takes an installation as done."""
+
+
+_KEPT = ("HOME", "LANG", "TMPDIR")
+_KEPT_PREFIXES = ("ACE_", "DVC_", "MKL_", "OMP_")
 
 
 def clone_checkout(clone: Path) -> Path:
@@ -46,9 +51,15 @@ def git(root: Path, *arguments: str) -> str:
 
 
 def run(clone: Path, *command: str) -> str:
-    """Run a command in the clone as a user with the environment activated would; what it printed."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(clone)}
+    """Run a command in the clone as in a new terminal, where the environment was activated for all but make.
+
+    Nothing of the tests' own environment helps: neither its PATH nor a PYTHONPATH.
+    """
+    kept = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith(_KEPT_PREFIXES)}
+    if command[0] != "make":
+        activate = shlex.quote(f"{sys.prefix}/bin/activate")
+        command = ("bash", "-ec", f'source {activate}; exec "$@"', "bash", *command)
+    environment = {**kept, "PATH": "/usr/local/bin:/usr/bin:/bin"}
     done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
