@@ -125,13 +125,23 @@ class PhantomSourceParams(Section):
     """Folder of the phantom dataset; what DVC tracks."""
 
     @property
+    def root(self) -> str:
+        """Folder of its images, which is the folder of the dataset."""
+        return self.dep
+
+    @property
+    def keep_sha256(self) -> None:
+        """Hash of its keep list: it has none."""
+        return None
+
+    @property
     def channels(self) -> Literal[1]:
-        """It is grey."""
+        """Number of channels of its images: they are grey."""
         return 1
 
     @property
     def shares_images_with(self) -> tuple[str, ...]:
-        """None of its images is anywhere else."""
+        """Datasets with some of the same images: there are none."""
         return ()
 
 

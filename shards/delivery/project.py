@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from shards.config import DEFAULT_PARAMS, read_params
 from shards.delivery.batches import batch_path, format_batch, read_batches, root_path, set_settings
 from shards.delivery.exclusion import record_dep
-from shards.delivery.keep_list import keys_of, place_of_list, sha256_of_list
+from shards.delivery.keep_list import keys_of, path_of_list, sha256_of_list
 from shards.delivery.manifest import iterate_manifest, key_of
 from shards.delivery.yaml_lines import SHARDS, drop_deps, keep_items, set_dep, set_value
 from shards.errors import ConfigError, SourceError
@@ -127,7 +127,7 @@ def keep_images(name: str, keys: Sequence[str], project: Project | None = None) 
         source = batch.source
         if not isinstance(source, RegisteredSourceParams):
             raise ConfigError(f"batch {name} is a phantom, which has no manifest; expected a registered one")
-        path = project.root / place_of_list(name, source)
+        path = project.root / path_of_list(name, source)
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         text += "\n" if text and not text.endswith("\n") else ""
         text += "".join(f"{key}\n" for key in dict.fromkeys(keys) if key not in keys_of(text))

@@ -3,13 +3,10 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from shards.format.tar import BLOCK, Span
-from shards.records import Split
 
 FORMAT_VERSION = 2
 
@@ -33,41 +30,6 @@ MAX_INDEX_BYTES = 2**26
 """Of index.json; a tar takes some 200 in it."""
 MAX_HEADER_BYTES = 2**12
 """Before the rows of samples.npy; numpy writes 320."""
-
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class _Described(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True)
-
-
-class TarDescription(_Described):
-    """A tar as index.json describes it. Its name is a file name and nothing else: it becomes part of a path."""
-
-    name: Annotated[str, Field(pattern=r"^(train|val|test)-[0-9]{6,12}\.tar$")]
-    split: Split
-    num_samples: Annotated[int, Field(gt=0, lt=2**32)]
-    bytes: Annotated[int, Field(gt=0, lt=2**48)]
-    sha256: Sha256
-
-
-class RowsDescription(_Described):
-    """samples.npy as index.json describes it."""
-
-    name: Literal["samples.npy"]
-    bytes: Annotated[int, Field(gt=0, lt=2**48)]
-    sha256: Sha256
-
-
-class IndexDescription(_Described):
-    """What of index.json decides how a set is read; the rest is told as it stands."""
-
-    batch: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
-    spec: dict[str, Any]
-    channels: Literal[1, 3]
-    shards: list[TarDescription]
-    samples: RowsDescription
-
 
 ROW_DTYPE = np.dtype(
     [

@@ -36,7 +36,6 @@ _FRONTAL = ("PA", "AP", "FRONTAL")
 
 Rows = Int64[np.ndarray, "_"]
 Mask = Bool[np.ndarray, "num_images"]
-_COMPARED = "compared"
 _MAD_TO_STD = 1.4826
 _MIN_DEVIATION = 0.01
 _MAX_DEVIATIONS_OF_MEAN = 3.0
@@ -381,7 +380,7 @@ def _near_copies(
         lambda chosen: store.thumbnails(rows[chosen]),
         params.near_copies,
         lambda first, second: np.ones(len(first), bool),
-        finished=store.folder / _COMPARED,
+        finished=store.compared,
         num_workers=num_workers,
     )
     return NearCopies(rows[found.first], rows[found.second], found.correlation)

@@ -1,6 +1,6 @@
 """`quality.parquet`: one row for every image of a batch, in the shards or not; and what may be asked of several."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,25 +42,25 @@ _SCHEMA = pa.schema(
 """Measures are null where the image could not be read, the thumbnail also where it was quarantined."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReportRow:
-    """One image.
+    """An image of the report.
 
     Attributes:
         key: Key of its sample.
-        place: What quarantine.csv calls it.
-        patient: Pseudonym.
+        display_name: Its name in messages and in quarantine.csv; the column `place`.
+        patient: Pseudonym of its patient.
         split: Split of its patient.
-        view: Code.
+        view: A code, as PA; None where it is unknown.
         verdict: `kept`, `suspect` or `quarantined`.
-        reason: Of the verdict, if it is not kept without a remark.
-        group: Key of the first image of its group of copies, if it is in one.
-        values: An item of `MEASURE_DTYPE`, if it was measured.
-        structures: Items of `STRUCTURE_DTYPE`.
+        reason: Reason of the verdict; None for an image that is kept without a remark.
+        group: Key of the first image of its group of copies; None if it is in none.
+        values: Its item of `MEASURE_DTYPE`; None if it was not measured.
+        structures: Items of `STRUCTURE_DTYPE` of its masks.
     """
 
     key: str
-    place: str
+    display_name: str
     patient: str
     split: str
     view: str | None
@@ -71,34 +71,41 @@ class ReportRow:
     structures: np.ndarray
 
 
-def write_report(path: Path, parts: Iterable[Sequence[ReportRow]], bounds: NearCopyParams) -> None:
-    """Write the report, a row group a part.
+class ReportWriter:
+    """Writes `quality.parquet`, a row group a tar."""
 
-    Args:
-        path: Of the file.
-        parts: Rows.
-        bounds: By which `near_duplicates_between` will find copies.
-    """
-    schema = _SCHEMA.with_metadata({_BOUNDS: bounds.model_dump_json()})
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for rows in parts:
-            writer.write_table(pa.Table.from_pylist([_values(row) for row in rows], schema))
+    def __init__(self, path: Path, bounds: NearCopyParams) -> None:
+        """Open the file.
+
+        Args:
+            path: Path of the file.
+            bounds: Bounds by which `near_duplicates_between` will find copies.
+        """
+        self._schema = _SCHEMA.with_metadata({_BOUNDS: bounds.model_dump_json()})
+        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
+
+    def append(self, rows: Sequence[ReportRow]) -> None:
+        """Write the rows of one tar."""
+        self._writer.write_table(pa.Table.from_pylist([_values(row) for row in rows], self._schema))
+
+    def close(self) -> None:
+        """Write the end of the file and close it."""
+        self._writer.close()
 
 
 def _values(row: ReportRow) -> dict[str, Any]:
-    values = {
-        name: getattr(row, name) for name in ("key", "place", "patient", "split", "view", "verdict", "reason", "group")
-    }
+    names = ("key", "patient", "split", "view", "verdict", "reason", "group")
+    values = {"place": row.display_name, **{name: getattr(row, name) for name in names}}
     if row.values is None:
         return values
     numbers = {name: row.values[name].item() for name in _NUMBERS}
-    names = [name.decode() for name in row.structures["structure"]]
+    structures = [name.decode() for name in row.structures["structure"]]
     return {
         **values,
         **numbers,
         "burned_in": None if row.values["burned_in"] < 0 else bool(row.values["burned_in"]),
-        "mask_areas": list(zip(names, row.structures["area"].tolist(), strict=True)),
-        "contradictions": [name for name, item in zip(names, row.structures, strict=True) if item["contradicts"]],
+        "mask_areas": list(zip(structures, row.structures["area"].tolist(), strict=True)),
+        "contradictions": [name for name, item in zip(structures, row.structures, strict=True) if item["contradicts"]],
         "pixels": row.values["pixels"].tobytes(),
         "hashes": row.values["hashes"].tolist(),
         "thumbnail": None if row.verdict == "quarantined" else row.values["thumbnail"].tobytes(),

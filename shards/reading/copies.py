@@ -62,7 +62,7 @@ def _trained_keys(model: Path) -> dict[str, set[str]]:
 
 def _report_of(location: Path | str) -> Path | None:
     try:
-        index = ShardIndex.open(location, is_checked=False)
+        index = ShardIndex.open(location, check_tars=False)
     except IndexFormatError:
         return None
     return index.root / QUALITY if isinstance(index.store, LocalStore) else None

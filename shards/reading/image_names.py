@@ -85,7 +85,7 @@ def check_image_names(
 
 def _named_patients(index: ShardIndex, manifests: Path) -> list[tuple[str, str]] | None:
     """Name and patient of every image that is registered under the set's key; None without the set's own manifest."""
-    fingerprint = index.values["id_key_fingerprint"]
+    fingerprint = index.description.id_key_fingerprint
     if fingerprint == PUBLIC_KEY.fingerprint:  # the phantom has no manifest, and its keys are its images' names
         return list(zip(*(index.rows[field].astype(str).tolist() for field in ("key", "patient")), strict=True))
     known: dict[str, list[tuple[str, str]]] = {}

@@ -32,7 +32,7 @@ def write_lineage(model: Path, indexes: Mapping[str, ShardIndex], start: Path | 
     """
     if start is not None and not _has_lineage(start):
         return
-    datasets = {name: index.values["dataset"] for name, index in indexes.items()}
+    datasets = {name: index.dataset.to_json() for name, index in indexes.items()}
     rows = {
         (name, _text(row["key"]), _text(row["patient"])): None
         for name, index in indexes.items()
@@ -71,7 +71,7 @@ def check_independence(model: Path, index: ShardIndex, *, is_accepted: bool, spl
     """
     measured_patients = {_text(patient) for patient in index.rows["patient"][index.select(split)]}
     count = {f"num_{split}_patients": len(measured_patients)}
-    own = {index.name: index.values["dataset"]}
+    own = {index.name: index.dataset.to_json()}
     if not _has_lineage(model):
         return (
             count
@@ -80,7 +80,7 @@ def check_independence(model: Path, index: ShardIndex, *, is_accepted: bool, spl
         )
     datasets = json.loads((model / TRAINING_DATASETS).read_text(encoding="utf-8"))
     trained_on = {name: _origin(dataset) for name, dataset in datasets.items()}
-    measured = _origin(index.values["dataset"])
+    measured = _origin(own[index.name])
     found = check_shared_images(trained_on, index.name, measured, is_accepted=is_accepted)
     batches: dict[str, set[str]] = {}
     for row in _rows(model / TRAINING_IMAGES):
