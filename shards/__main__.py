@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shards.checking.commands import add_look_commands
 from shards.cli import add_params_options, batch_of, count, run_command, values_of
-from shards.sources.table import add_sources_command
+from shards.sources.catalogue import add_sources_command
 
 
 def phantom(arguments: argparse.Namespace) -> None:
@@ -84,7 +84,7 @@ def register(arguments: argparse.Namespace) -> None:
         source,
         weight=arguments.weight,
         split_rule=arguments.splits,
-        has_sex=arguments.sex,
+        with_sex=arguments.sex,
         site=arguments.site,
         only=arguments.only,
         normalize=arguments.normalize,

@@ -88,12 +88,12 @@ def resized_mask(
     is_there = np.arange(num_parts + 1) == 0  # number 0 is outside
     is_there[parts[resized[rows][:, cols]]] = True
     lost_rows, lost_cols = np.nonzero(~is_there[parts])
-    places = np.stack([parts[lost_rows, lost_cols], rows[lost_rows], cols[lost_cols]])
-    found, counts = np.unique(places, axis=1, return_counts=True)
+    positions = np.stack([parts[lost_rows, lost_cols], rows[lost_rows], cols[lost_cols]])
+    found, counts = np.unique(positions, axis=1, return_counts=True)
     part, row, col = found[:, np.argsort(counts, kind="stable")]
-    # Of the places of one part the last is the one that counts.
-    for place in dict(zip(part.tolist(), zip(row.tolist(), col.tolist(), strict=True), strict=True)).values():
-        resized[place] = True
+    # Of the pixels of one part the last is the one that counts.
+    for position in dict(zip(part.tolist(), zip(row.tolist(), col.tolist(), strict=True), strict=True)).values():
+        resized[position] = True
     return resized
 
 

@@ -143,7 +143,7 @@ class Record:
         labels: Finding → label, the same findings for every image of a dataset.
         masks: Structure → where it is drawn; one that is called as a label (`structure_of`) shows that finding.
         boxes: Rectangles of findings.
-        landmarks: Landmark → place.
+        landmarks: Landmark → its point.
         split: The dataset's official one, if it has one.
         sex: As recorded.
         age_years: As recorded; leaves this package only as a bucket.
@@ -190,7 +190,7 @@ def files_of(record: Record) -> list[File]:
     return [record.image, *(file for mask in masks for file in mask.files)]
 
 
-def check_inside(path: str, place: str) -> None:
+def check_inside(path: str, where: str) -> None:
     """A listed path must stay below its folder.
 
     Raises:
@@ -198,30 +198,30 @@ def check_inside(path: str, place: str) -> None:
     """
     parts = PurePosixPath(path.replace("\\", "/"))
     if not parts.parts or parts.is_absolute() or ".." in parts.parts or "\0" in path:
-        raise SourceError(f"{place}: the path leaves the folder; expected one below it, without '..' and not absolute")
+        raise SourceError(f"{where}: the path leaves the folder; expected one below it, without '..' and not absolute")
 
 
 def is_below(root: Path, path: Path) -> bool:
     """Whether a path leads to a place below a folder, links followed; links in a circle lead nowhere."""
     try:
-        place = path.resolve(strict=True)
+        resolved = path.resolve(strict=True)
     except FileNotFoundError:
-        place = path.resolve()
+        resolved = path.resolve()
     except (OSError, RuntimeError):  # what Python says of a circle, with the path in it
         return False
-    return place.is_relative_to(root.resolve())
+    return resolved.is_relative_to(root.resolve())
 
 
-def locate(root: Path, file: File, place: str) -> Path:
+def locate(root: Path, file: File, where: str) -> Path:
     """The file itself; a symbolic link must not lead out of `root` either.
 
     Raises:
         SourceError: the path leaves the folder.
     """
-    check_inside(file.path, place)
+    check_inside(file.path, where)
     path = root / file.path
     # Following every link costs as much as reading a small file: only where there is one.
     parts = accumulate(file.path.split("/"), os.path.join, initial=os.fspath(root))
     if any(map(os.path.islink, islice(parts, 1, None))) and not is_below(root, path):
-        raise SourceError(f"{place}: a symbolic link leads out of the folder; expected files that lie below it")
+        raise SourceError(f"{where}: a symbolic link leads out of the folder; expected files that lie below it")
     return path

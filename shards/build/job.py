@@ -83,7 +83,7 @@ class BuildJob:
         if isinstance(self.source, PhantomSourceParams):
             listing = PhantomSource().read(self.root)
             listing = replace(listing, records=tuple(hashed(listing.records, self.root)))
-            delivery = identify(listing, self.source.kind, PUBLIC_KEY, split_rule="hash", has_sex=False)
+            delivery = identify(listing, self.source.kind, PUBLIC_KEY, split_rule="hash", with_sex=False)
             text = "".join(format_manifest(delivery))
             return ManifestFile(hashlib.sha256(text.encode()).hexdigest(), text=text)
         path, expected = Path(self.source.dep), self.source.dep_sha256

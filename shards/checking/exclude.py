@@ -60,7 +60,7 @@ def exclude_images(
         known_keys, known_patients = _known_of(name, batches[name], project)
         check_known(excluded.keys, known_keys, f"image of {name}", path)
         check_known(excluded.patients, known_patients, f"patient of {name}", path)
-        dvc_text = set_dep(project.dvc.read_text(encoding="utf-8"), record_dep(name), name, is_there=bool(excluded))
+        dvc_text = set_dep(project.dvc.read_text(encoding="utf-8"), record_dep(name), name, wanted=bool(excluded))
         others = {
             other: sorted(excluded.patients & _known_of(other, batch, project)[1])
             for other, batch in batches.items()

@@ -69,8 +69,8 @@ def render_gallery(index: ShardIndex, folder: Path, max_images: int) -> str:
     reader = ShardReader(index)
     cards: list[tuple[str | None, Card]] = []
     for row in progress(chosen, total=len(chosen), description="gallery", unit="image"):
-        place = row_of.get(row["key"])
-        cards.append((row["group"], _card(row, None if place is None else reader.read(place))))
+        number = row_of.get(row["key"])
+        cards.append((row["group"], _card(row, None if number is None else reader.read(number))))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -103,7 +103,7 @@ def _choose(rows: Sequence[dict[str, Any]], max_images: int) -> list[dict[str, A
     flagged, others = flagged[:max_images], parts["kept"]
     num_others = min(len(others), max_images - len(flagged))
     spread = np.linspace(0, len(others) - 1, num_others).round().astype(int)
-    return [*flagged, *(others[place] for place in spread)]
+    return [*flagged, *(others[position] for position in spread)]
 
 
 def _summary(rows: Sequence[dict[str, Any]], chosen: Sequence[dict[str, Any]]) -> str:

@@ -71,11 +71,11 @@ def read_frame(stream: bytes) -> Frame | None:
     start = stream.find(_JPEG_2000)
     if start < 0 or len(stream) < start + 43:
         return None
-    width, height, left, top = (_integer(stream, start + 8 + 4 * place, 4) for place in range(4))
+    width, height, left, top = (_integer(stream, start + 8 + 4 * offset, 4) for offset in range(4))
     num_components = _integer(stream, start + 40, 2)
     precision = (stream[start + 42] & 0x7F) + 1
     # Decoders undo the transformation of components where the stream has one, so what they give is RGB.
-    coding = _place_in_main_header(stream, _CODING)
+    coding = _offset_in_main_header(stream, _CODING)
     is_transformed = stream.startswith(_CODING, coding) and stream[coding + 8 : coding + 9] == b"\1"
     colour_space: ColourSpace | None = "RGB" if is_transformed else None
     return Frame("JPEG 2000", height - top, width - left, num_components, precision, colour_space)
@@ -149,14 +149,14 @@ def _colour_space(pieces: list[_Piece], frame_header: bytes) -> ColourSpace | No
 def _header(stream: bytes) -> tuple[list[_Piece], int]:
     """The pieces of a JPEG's header, the first scan's the last of them, and where the code begins."""
     pieces: list[_Piece] = []
-    place = len(_START)
-    while found := _MARKER.search(stream, place):
+    offset = len(_START)
+    while found := _MARKER.search(stream, offset):
         start = found.end() - 2
-        place = start + 2 + _integer(stream, start + 2, 2)
-        pieces.append(_Piece(stream[start + 1], stream[start:place]))
+        offset = start + 2 + _integer(stream, start + 2, 2)
+        pieces.append(_Piece(stream[start + 1], stream[start:offset]))
         if pieces[-1].marker in (_SOS, _END[1]):
             break
-    return pieces, place
+    return pieces, offset
 
 
 def _frame_header(pieces: list[_Piece]) -> bytes:
@@ -210,34 +210,34 @@ def _components_of(scan_header: bytes) -> set[int]:
 
 
 def _has_every_tile(stream: bytes) -> bool:
-    size = _place_in_main_header(stream, _SIZE)
+    size = _offset_in_main_header(stream, _SIZE)
     width, height, _, _, tile_width, tile_height, left, top = (
-        _integer(stream, size + 6 + 4 * place, 4) for place in range(8)
+        _integer(stream, size + 6 + 4 * offset, 4) for offset in range(8)
     )
     if not tile_width * tile_height:
         return False
     num_tiles = -((left - width) // tile_width) * -((top - height) // tile_height)
     num_parts: dict[int, int] = {}
     expected: dict[int, int] = {}
-    place = _place_in_main_header(stream, _TILE_PART)
-    while stream.startswith(_TILE_PART, place) and place + 12 <= len(stream):
-        tile, num_bytes = _integer(stream, place + 4, 2), _integer(stream, place + 6, 4)
+    offset = _offset_in_main_header(stream, _TILE_PART)
+    while stream.startswith(_TILE_PART, offset) and offset + 12 <= len(stream):
+        tile, num_bytes = _integer(stream, offset + 4, 2), _integer(stream, offset + 6, 4)
         num_parts[tile] = num_parts.get(tile, 0) + 1
         # 0 leaves it open, and a later part may say it.
-        expected[tile] = max(expected.get(tile, 0), stream[place + 11])
+        expected[tile] = max(expected.get(tile, 0), stream[offset + 11])
         if not num_bytes:  # up to the end
             break
-        place += num_bytes
+        offset += num_bytes
     return len(num_parts) == num_tiles and all(num_parts[tile] >= expected[tile] for tile in num_parts)
 
 
-def _place_in_main_header(stream: bytes, marker: bytes) -> int:
+def _offset_in_main_header(stream: bytes, marker: bytes) -> int:
     """Where a marker of a JPEG 2000 stream stands; where its first tile begins if it comes no earlier."""
-    place = stream.index(_JPEG_2000) + 2
-    while place + 4 <= len(stream) and stream[place : place + 2] not in (marker, _TILE_PART):
-        place += 2 + _integer(stream, place + 2, 2)
-    return place
+    offset = stream.index(_JPEG_2000) + 2
+    while offset + 4 <= len(stream) and stream[offset : offset + 2] not in (marker, _TILE_PART):
+        offset += 2 + _integer(stream, offset + 2, 2)
+    return offset
 
 
-def _integer(stream: bytes, place: int, length: int) -> int:
-    return int.from_bytes(stream[place : place + length], "big")
+def _integer(stream: bytes, offset: int, length: int) -> int:
+    return int.from_bytes(stream[offset : offset + length], "big")

@@ -344,16 +344,16 @@ class _Meta:
 
 def _meta(data: bytes) -> _Meta:
     """Walk the file meta information (PS3.10 7.1), which is in explicit little endian whatever follows."""
-    place = PREAMBLE_BYTES + 4 if data[PREAMBLE_BYTES : PREAMBLE_BYTES + 4] == DICOM_MAGIC else 0
+    offset = PREAMBLE_BYTES + 4 if data[PREAMBLE_BYTES : PREAMBLE_BYTES + 4] == DICOM_MAGIC else 0
     syntax = slice(0, 0)
-    while data[place : place + 2] == _META_GROUP:
-        is_long = data[place + 4 : place + 6] in _LONG_FORMS
-        start = place + (12 if is_long else 8)
+    while data[offset : offset + 2] == _META_GROUP:
+        is_long = data[offset + 4 : offset + 6] in _LONG_FORMS
+        start = offset + (12 if is_long else 8)
         end = start + int.from_bytes(data[start - (4 if is_long else 2) : start], "little")
-        if data[place + 2 : place + 4] == _SYNTAX_ELEMENT:
+        if data[offset + 2 : offset + 4] == _SYNTAX_ELEMENT:
             syntax = slice(start, end)
-        place = end
-    return _Meta(place, syntax)
+        offset = end
+    return _Meta(offset, syntax)
 
 
 def _is_deflated(data: bytes) -> bool:

@@ -26,7 +26,6 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from shards.decode.apart import Pixels, decode_apart
 from shards.decode.codestream import Frame, has_every_part, is_ended, read_frame, without_oddities
 from shards.decode.dicom import (
     count_of,
@@ -41,6 +40,7 @@ from shards.decode.dicom import (
 )
 from shards.decode.display import Function, Look, Lookup, VoiWindow, show
 from shards.decode.grey import histogram
+from shards.decode.isolated import Pixels, decode_isolated
 from shards.decode.raster import decode_sound_jpeg
 from shards.decode.reasons import (
     BIT_DEPTH,
@@ -330,7 +330,7 @@ def _stored(dataset: FileDataset, layout: _Layout) -> Pixels:
         "photometric_interpretation": stream.frame.colour_space or layout.photometric,
         "planar_configuration": 0,
     }
-    return decode_apart(syntax, encapsulate([stream.data]), options, is_checked=stream.is_lossy_jpeg)
+    return decode_isolated(syntax, encapsulate([stream.data]), options, is_checked=stream.is_lossy_jpeg)
 
 
 def _grey(stored: Shaped[np.ndarray, "height width"], dataset: FileDataset, layout: _Layout, facts: Facts) -> Decoded:

@@ -29,8 +29,8 @@ class Lookup:
 
     def __call__(self, values: Float[np.ndarray, " num"]) -> Float[np.ndarray, " num"]:
         """The entries for values."""
-        places = np.clip(np.round(values) - self.first, 0, len(self.entries) - 1).astype(np.int64)
-        found: Float[np.ndarray, " num"] = self.entries[places].astype(np.float64)
+        positions = np.clip(np.round(values) - self.first, 0, len(self.entries) - 1).astype(np.int64)
+        found: Float[np.ndarray, " num"] = self.entries[positions].astype(np.float64)
         return found
 
 

@@ -20,7 +20,7 @@ Values = Shaped[np.ndarray, "height width"]
 
 
 @dataclass(frozen=True)
-class Window:
+class GreyWindow:
     """The values that become 0 and 255, and how they were chosen."""
 
     low: float
@@ -47,7 +47,7 @@ def histogram(cells: Values) -> Int[np.ndarray, " num_cells"]:
     return found
 
 
-def choose_window(values: Shaped[np.ndarray, " num"], counts: Int[np.ndarray, " num"]) -> Window:
+def choose_window(values: Shaped[np.ndarray, " num"], counts: Int[np.ndarray, " num"]) -> GreyWindow:
     """The 0.5th to the 99.5th percentile, where one value counts for at most a thousandth of the pixels.
 
     Of a deep file that names no window neither its bits nor its extremes say what matters: 12-bit radiographs lie in
@@ -62,14 +62,16 @@ def choose_window(values: Shaped[np.ndarray, " num"], counts: Int[np.ndarray, " 
         counts: How many pixels have them.
     """
     is_present = counts > 0
-    levels, places = np.unique(values[is_present], return_inverse=True)
+    levels, positions = np.unique(values[is_present], return_inverse=True)
     if not len(levels):
-        return Window(0.0, 0.0, MIN_TO_MAX)
-    num_pixels = np.bincount(places, weights=counts[is_present])
+        return GreyWindow(0.0, 0.0, MIN_TO_MAX)
+    num_pixels = np.bincount(positions, weights=counts[is_present])
     bounded = np.minimum(num_pixels, max(1, num_pixels.sum() * _MAX_SHARE_OF_A_VALUE // 1))
     ends = np.cumsum(bounded)
     low, high = (_at_rank(levels, ends, share * float(ends[-1] - 1)) for share in (_LOW, _HIGH))
-    return Window(low, high, PERCENTILES) if low < high else Window(float(levels[0]), float(levels[-1]), MIN_TO_MAX)
+    if low < high:
+        return GreyWindow(low, high, PERCENTILES)
+    return GreyWindow(float(levels[0]), float(levels[-1]), MIN_TO_MAX)
 
 
 def _at_rank(levels: Shaped[np.ndarray, " num"], ends: Float[np.ndarray, " num"], rank: float) -> float:
@@ -78,7 +80,7 @@ def _at_rank(levels: Shaped[np.ndarray, " num"], ends: Float[np.ndarray, " num"]
     return below + (rank % 1) * (above - below)
 
 
-def spread(values: Values) -> tuple[UInt8[np.ndarray, "height width"], Window]:
+def spread(values: Values) -> tuple[UInt8[np.ndarray, "height width"], GreyWindow]:
     """Integers of any kind in 8 bits, by `choose_window`."""
     if values.dtype == np.uint16:
         counts = histogram(values)

@@ -17,9 +17,9 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from shards.canvas import Pixels
-from shards.decode.apart import SURPLUS, check_jpeg_apart
 from shards.decode.codestream import has_every_part, read_frame, without_oddities
 from shards.decode.grey import Values, spread
+from shards.decode.isolated import SURPLUS, check_jpeg_isolated
 from shards.decode.reasons import (
     DAMAGED,
     DEEP_COLOUR,
@@ -195,7 +195,7 @@ def decode_sound_jpeg(data: bytes, colour: str) -> UInt8[np.ndarray, "height wid
     except ValueError as error:
         plain = without_oddities(data)
         if _UNNAMED_SAMPLING in str(error):
-            check_jpeg_apart(plain)
+            check_jpeg_isolated(plain)
             return None
     try:
         return _simplejpeg(plain, colour)

@@ -85,9 +85,9 @@ def identify(
     key: IdKey,
     *,
     split_rule: SplitRule,
-    has_sex: bool,
+    with_sex: bool,
     site: str = "",
-    is_former: bool = False,
+    as_former: bool = False,
 ) -> Delivery:
     """Replace every id by what may be kept.
 
@@ -100,10 +100,10 @@ def identify(
         kind: Of the source.
         key: Behind the hashes; with the public one the names of images and studies stay.
         split_rule: `hash` forgets official splits.
-        has_sex: Whether the sex is kept.
+        with_sex: Whether the sex is kept.
         site: Who gave the patients of a user's own images their ids; another site's patient of the same id is another
             person. Empty: nobody says.
-        is_former: Write what earlier versions wrote: the order of the listing, and unknown patients told apart by the
+        as_former: Write what earlier versions wrote: the order of the listing, and unknown patients told apart by the
             paths of their images.
     """
     official = frozenset(record.split for record in listing.records if record.split)
@@ -113,18 +113,18 @@ def identify(
         records = tuple(
             replace(record, patient=patient_of_site(site, record.patient))
             if is_grouped
-            else replace(record, patient=_image_alone(record, is_former=is_former))
+            else replace(record, patient=_image_alone(record, as_former=as_former))
             for record in records
         )
     entries = [
         Entry(
-            _published(record, key, has_sex=has_sex),
+            _published(record, key, with_sex=with_sex),
             key.position(record.patient),
             open_splits(record.split if split_rule == "official" else None, official),
         )
         for record in records
     ]
-    if not (key.is_public or is_former):
+    if not (key.is_public or as_former):
         entries.sort(key=lambda entry: entry.record.source_id)
     header = Header(
         MANIFEST_VERSION,
@@ -152,13 +152,13 @@ def public_key_of(source_id: str) -> str:
     return f"{name[: MAX_KEY_LENGTH - 17]}-{digest}"
 
 
-def _image_alone(record: Record, *, is_former: bool) -> str:
+def _image_alone(record: Record, *, as_former: bool) -> str:
     """Return what stands for the unknown patient of an image: its content, wherever a copy of it lies."""
-    sha256 = None if is_former else record.image.sha256
+    sha256 = None if as_former else record.image.sha256
     return record.patient if sha256 is None else f"image/{sha256}"
 
 
-def _published(record: Record, key: IdKey, *, has_sex: bool) -> Record:
+def _published(record: Record, key: IdKey, *, with_sex: bool) -> Record:
     # Study ids may be unique within a patient only.
     study = key.pseudonym("study", f"{record.patient}/{record.study}") if record.study else None
     return replace(
@@ -168,7 +168,7 @@ def _published(record: Record, key: IdKey, *, has_sex: bool) -> Record:
         study=record.study if key.is_public else study,
         split=None,
         body_part=None,
-        sex=record.sex if has_sex else None,
+        sex=record.sex if with_sex else None,
         age_years=None if record.age_years is None else float(_bucket(record.age_years)),
     )
 

@@ -96,7 +96,7 @@ def remove_batch(name: str, project: Project | None = None) -> None:
             params_text = set_value(params_text, "evaluate", "batch", left[0])
         gone = {SHARDS + name, batches[name]} - {batches[other] for other in left}
         dvc_text = drop_deps(project.dvc.read_text(encoding="utf-8"), gone)
-        dvc_text = set_dep(dvc_text, record_dep(name), name, is_there=False)
+        dvc_text = set_dep(dvc_text, record_dep(name), name, wanted=False)
         with clear_when_full(project.root):  # in this order, so that a kill between the two leaves a graph that runs
             write_text(project.dvc, dvc_text)
             write_text(project.params, params_text)

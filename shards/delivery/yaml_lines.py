@@ -43,9 +43,9 @@ def keep_items(text: str, section: str, names: Collection[str]) -> str:
     document = YAML().load(text)
     mapping = _block_mapping(document, section, ", ".join(names))
     lines = text.splitlines()
-    places = sorted((*mapping.lc.key(key), key) for key in mapping)
-    ends = [*(row for row, *_ in places[1:]), _end_of_section(document, section, lines)]
-    for (row, column, name), end in reversed(list(zip(places, ends, strict=True))):
+    rows = sorted((*mapping.lc.key(key), key) for key in mapping)
+    ends = [*(row for row, *_ in rows[1:]), _end_of_section(document, section, lines)]
+    for (row, column, name), end in reversed(list(zip(rows, ends, strict=True))):
         if name in names:
             continue
         while end > row + 1 and _is_between_items(lines[end - 1], column):
@@ -105,15 +105,15 @@ def add_deps(text: str, batch: str) -> str:
     if not found:
         raise ConfigError(f"dvc.yaml: no stage has a line '- {SHARDS}NAME' in its deps; expected pretrain to have one")
     stages, lines = YAML().load(text)["stages"], text.splitlines()
-    places = []
+    rows = []
     for stage, batches in found.items():
         deps = stages[stage]["deps"]
         line = deps.lc.item(deps.index(SHARDS + batches[-1]))[0]
         if not _DEP_LINE.fullmatch(lines[line]):
             raise ConfigError(f"dvc.yaml: {stage}.deps: expected one dep a line; add '- {SHARDS}{batch}' by hand")
         if batch not in batches:
-            places.append(line)
-    for line in sorted(places, reverse=True):
+            rows.append(line)
+    for line in sorted(rows, reverse=True):
         indent = len(lines[line]) - len(lines[line].lstrip())
         lines.insert(line + 1, f"{' ' * indent}- {SHARDS}{batch}")
     return _joined(lines)
@@ -143,7 +143,7 @@ def drop_deps(text: str, paths: Collection[str]) -> str:
     return _joined(lines)
 
 
-def set_dep(text: str, path: str, batch: str, *, is_there: bool) -> str:
+def set_dep(text: str, path: str, batch: str, *, wanted: bool) -> str:
     """A dvc.yaml in which the stages that read a batch's shards depend on a path beside them, or no stage does.
 
     A stage that reads one batch through a template depends on it whichever batch that is.
@@ -156,9 +156,9 @@ def set_dep(text: str, path: str, batch: str, *, is_there: bool) -> str:
     for stage, body in stages.items():
         deps = body.get("deps", ())
         names = [dep for dep in deps if dep in (SHARDS + batch, MEASURED_SHARDS)]
-        if path in deps and not (is_there and names):
+        if path in deps and not (wanted and names):
             edits.append((_row_of(deps, path, lines, stage), None))
-        elif is_there and names and path not in deps:
+        elif wanted and names and path not in deps:
             edits.append((_row_of(deps, names[-1], lines, stage), path))
     for row, new in sorted(edits, reverse=True, key=lambda edit: edit[0]):
         if new is None:

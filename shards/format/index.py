@@ -246,9 +246,9 @@ class IndexDescription(_Described):
             index = cls.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
+            field = ".".join(map(str, first["loc"]))
             raise IndexFormatError(
-                f"{where}: damaged, or by other hands: {place} is {first['input']!r:.100}: {first['msg']}; build the "
+                f"{where}: damaged, or by other hands: {field} is {first['input']!r:.100}: {first['msg']}; build the "
                 "shard set again"
             ) from None
         surplus = index.samples.bytes - index.num_samples * ROW_DTYPE.itemsize

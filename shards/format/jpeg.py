@@ -171,7 +171,7 @@ class _Header:
             marker, start = data[at + 1], at + 4
             if marker == _SOF0:
                 size_at = start + 1
-                height, width = (int.from_bytes(data[place : place + 2]) for place in (size_at, size_at + 2))
+                height, width = (int.from_bytes(data[offset : offset + 2]) for offset in (size_at, size_at + 2))
             elif marker == _DRI:
                 interval = int.from_bytes(data[start : start + 2])
             at += _num_bytes(data, at)

@@ -59,7 +59,7 @@ def _plain(dataset: Path, record: dict[str, Any]) -> Image.Image:
 def _overlay(dataset: Path, record: dict[str, Any]) -> Image.Image:
     name = record["labels"]["image_id"]
     pixels = np.asarray(_plain(dataset, record)).astype(np.float32)
-    masks = {Path(place).parent.name: _mask(dataset / place) for place in record["files"] if place.startswith("masks/")}
+    masks = {Path(name).parent.name: _mask(dataset / name) for name in record["files"] if name.startswith("masks/")}
     for structure in RIBS:
         pixels[masks[structure]] = 0.72 * pixels[masks[structure]] + 0.28 * np.array(RIB_COLOUR)
     for kind in KINDS:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shards.phantom.anatomy import Anatomy
-from shards.phantom.film import Window, develop, expose, tone_window
+from shards.phantom.film import ToneWindow, develop, expose, tone_window
 from shards.phantom.findings import lay
 from shards.phantom.params import PhantomParams
 from shards.phantom.patients import Exposure, Patient
@@ -78,7 +78,7 @@ def _attenuation(rays: Rays, density: Tensor, patient: Patient, size_px: int) ->
 
 def _twin_window(
     anatomy: Anatomy, study: Study, rays: Rays, exposure: Exposure, params: PhantomParams, raster: Raster
-) -> Window:
+) -> ToneWindow:
     """Tone window of the same exposure without the finding."""
     if study.healthy is not study.patient:
         rays = cast_rays(anatomy, study.healthy, exposure, raster)

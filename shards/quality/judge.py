@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, UInt8, UInt64
 
-from shards.quality.measure import THUMBNAIL_PX, corners_and_centre, standardised
-from shards.quality.near import NearCopies, find_near_copies
+from shards.quality.measure import THUMBNAIL_PX, corners_and_center, standardized
+from shards.quality.near_duplicates import NearCopies, find_near_copies
 from shards.quality.reasons import (
     BLANK,
     BRIGHT_CORNERS,
@@ -139,7 +139,7 @@ class Judgement:
 
 
 @dataclass(frozen=True)
-class _Finding:
+class _Objection:
     rows: Rows
     reason: str
     action: Action
@@ -154,16 +154,16 @@ def judge(images: Images, store: MeasureStore, params: QualityParams, num_worker
         params: Bounds and actions.
         num_workers: Processes that compare pictures; one a core if None.
     """
-    findings = _overruled(_findings_of_pixels(images, params), images.is_kept)
-    view_means, likeness = mean_views(images.views, _is_usable(findings, len(images.keys)), store, params.view_means)
-    findings += _overruled(_findings_of_views(images, likeness, params), images.is_kept)
-    exact = _exact_copies(images, _is_usable(findings, len(images.keys)))
-    findings += _overruled([_Finding(exact[1], SAME_PIXELS, params.exact_copies.action)], images.is_kept)
-    is_compared = _is_usable(findings, len(images.keys))
+    objections = _overruled(_objections_to_pixels(images, params), images.is_kept)
+    view_means, likeness = mean_views(images.views, _is_usable(objections, len(images.keys)), store, params.view_means)
+    objections += _overruled(_objections_to_views(images, likeness, params), images.is_kept)
+    exact = _exact_copies(images, _is_usable(objections, len(images.keys)))
+    objections += _overruled([_Objection(exact[1], SAME_PIXELS, params.exact_copies.action)], images.is_kept)
+    is_compared = _is_usable(objections, len(images.keys))
     is_compared[exact[1]] = False
     near = _near_copies(images, is_compared, store, params, num_workers)
-    findings += _overruled(_findings_of_copies(images, near, params), images.is_kept)
-    verdicts = _verdicts(findings)
+    objections += _overruled(_objections_to_copies(images, near, params), images.is_kept)
+    verdicts = _verdicts(objections)
     links = list(zip(near.first.tolist(), near.second.tolist(), strict=True))
     if params.exact_copies.action != "ignore":
         links += zip(exact[0].tolist(), exact[1].tolist(), strict=True)
@@ -171,39 +171,39 @@ def judge(images: Images, store: MeasureStore, params: QualityParams, num_worker
     return Judgement(verdicts, groups, view_means)
 
 
-def _findings_of_pixels(images: Images, params: QualityParams) -> Iterator[_Finding]:
+def _objections_to_pixels(images: Images, params: QualityParams) -> Iterator[_Objection]:
     """Checks of each image alone."""
     numbers, blank, saturated = images.numbers, params.blank, params.saturated
-    yield _finding(numbers["burned_in"] == 1, BURNED_IN, params.burned_in.action)
+    yield _objection(numbers["burned_in"] == 1, BURNED_IN, params.burned_in.action)
     # The first reason counts: a flat white image is blank, one with a dark rest was cut off.
-    yield _finding(numbers["std"] < blank.min_std, BLANK, blank.action)
-    yield _finding(
+    yield _objection(numbers["std"] < blank.min_std, BLANK, blank.action)
+    yield _objection(
         (numbers["white"] > saturated.max_white)
         | (numbers["black"] > saturated.max_black)
         | (numbers["brightest"] < saturated.min_brightest),
         SATURATED,
         saturated.action,
     )
-    yield _finding(
+    yield _objection(
         (numbers["one_level"] > blank.max_one_level)
         | (numbers["num_levels"] < blank.min_levels)
         | (numbers["entropy_bits"] < blank.min_entropy_bits),
         BLANK,
         blank.action,
     )
-    yield _finding(images.contradicts, CONTRADICTION, params.masks.action)
+    yield _objection(images.contradicts, CONTRADICTION, params.masks.action)
 
 
-def _overruled(findings: Iterable[_Finding], is_kept: Mask) -> list[_Finding]:
+def _overruled(objections: Iterable[_Objection], is_kept: Mask) -> list[_Objection]:
     """The same, but of images that a person keeps a remark."""
     found = []
-    for finding in findings:
-        if finding.action != "quarantine":
-            found.append(finding)
+    for objection in objections:
+        if objection.action != "quarantine":
+            found.append(objection)
             continue
-        kept = is_kept[finding.rows]
-        found.append(_Finding(finding.rows[~kept], finding.reason, finding.action))
-        found.append(_Finding(finding.rows[kept], f"{KEPT}: {finding.reason}", "remark"))
+        kept = is_kept[objection.rows]
+        found.append(_Objection(objection.rows[~kept], objection.reason, objection.action))
+        found.append(_Objection(objection.rows[kept], f"{KEPT}: {objection.reason}", "remark"))
     return found
 
 
@@ -235,7 +235,7 @@ def mean_views(
             continue
         coherent[view], picture = second[view]
         means.append(ViewMean(str(view), int(kept[view].sum()), coherence, picture, _has_bright_corners(picture)))
-    middles = {view: standardised(mean[_MIDDLE, _MIDDLE])[None] for view, mean in coherent.items()}
+    middles = {view: standardized(mean[_MIDDLE, _MIDDLE])[None] for view, mean in coherent.items()}
     of_middles = _correlations(middles, views, store, 1, _MIDDLE)[:, 0]
     upside_down, on_its_side = (fine[:, turns].max(axis=1) for turns in (slice(2, 4), slice(4, 8)))
     return tuple(means), Likeness(fine[:, 0], of_middles, fine[:, 1], fine[:, 8], upside_down, on_its_side)
@@ -251,7 +251,7 @@ def _turned(mean: Float64[np.ndarray, "64 64"]) -> Float64[np.ndarray, "8 64 64"
 def _means(
     members: dict[str, Mask], store: MeasureStore
 ) -> dict[str, tuple[Float64[np.ndarray, "64 64"], UInt8[np.ndarray, "64 64"]]]:
-    """View → mean of its standardised thumbnails, and of the thumbnails as they are."""
+    """View → mean of its standardized thumbnails, and of the thumbnails as they are."""
     shape = (THUMBNAIL_PX, THUMBNAIL_PX)
     sums = {view: (np.zeros(shape), np.zeros(shape)) for view in members}
     start = 0
@@ -259,17 +259,17 @@ def _means(
         stop = start + len(thumbnails)
         for view, member in members.items():
             chosen = thumbnails[member[start:stop]]
-            sums[view][0][:] += standardised(chosen).sum(axis=0, dtype=np.float64)
+            sums[view][0][:] += standardized(chosen).sum(axis=0, dtype=np.float64)
             sums[view][1][:] += chosen.sum(axis=0, dtype=np.float64)
         start = stop
     return {
-        view: (standardised(standard), np.round(plain / members[view].sum()).astype(np.uint8))
+        view: (standardized(standard), np.round(plain / members[view].sum()).astype(np.uint8))
         for view, (standard, plain) in sums.items()
     }
 
 
 def _white_outside(picture: UInt8[np.ndarray, "64 64"]) -> Float64[np.ndarray, "64 64"]:
-    white: Float64[np.ndarray, "64 64"] = standardised(np.where(picture <= _MAX_BLACK, 255.0, picture))
+    white: Float64[np.ndarray, "64 64"] = standardized(np.where(picture <= _MAX_BLACK, 255.0, picture))
     return white
 
 
@@ -287,7 +287,7 @@ def _correlations(
         stop = start + len(thumbnails)
         for view, pictures in references.items():
             rows = start + np.flatnonzero(views[start:stop] == view)
-            shown = standardised(thumbnails[rows - start][:, part, part])
+            shown = standardized(thumbnails[rows - start][:, part, part])
             for number, picture in enumerate(pictures):
                 correlations[rows, number] = (shown * picture).sum(axis=(1, 2))
         start = stop
@@ -301,11 +301,11 @@ def _middle_and_deviation(values: Float32[np.ndarray, "num"]) -> tuple[float, fl
 
 
 def _has_bright_corners(picture: UInt8[np.ndarray, "64 64"]) -> bool:
-    corners, centre = corners_and_centre(picture)
+    corners, centre = corners_and_center(picture)
     return corners > centre
 
 
-def _findings_of_views(images: Images, likeness: Likeness, params: QualityParams) -> list[_Finding]:
+def _objections_to_views(images: Images, likeness: Likeness, params: QualityParams) -> list[_Objection]:
     """Checks of each image against those of its view.
 
     What explains an image best counts: that it is turned, a negative, of the other side, or white around the picture.
@@ -326,12 +326,12 @@ def _findings_of_views(images: Images, likeness: Likeness, params: QualityParams
     is_symmetric = images.numbers["symmetry"] > _MIN_SYMMETRY
     has_bright_corners = ~is_known & is_symmetric & (images.numbers["corners"] > images.numbers["centre"])
     return [
-        _finding(is_upside_down, UPSIDE_DOWN, params.turned.action),
-        _finding(is_turned & ~is_upside_down, ON_ITS_SIDE, params.turned.action),
-        _finding(is_inverted, INVERTED, params.inverted.action),
-        _finding(is_lateral, LATERAL, params.lateral.action),
-        _finding(is_far & ~is_lateral, UNLIKE_ITS_VIEW, _remark(params.lateral.action)),
-        _finding(has_bright_corners, BRIGHT_CORNERS, _remark(params.inverted.action)),
+        _objection(is_upside_down, UPSIDE_DOWN, params.turned.action),
+        _objection(is_turned & ~is_upside_down, ON_ITS_SIDE, params.turned.action),
+        _objection(is_inverted, INVERTED, params.inverted.action),
+        _objection(is_lateral, LATERAL, params.lateral.action),
+        _objection(is_far & ~is_lateral, UNLIKE_ITS_VIEW, _remark(params.lateral.action)),
+        _objection(has_bright_corners, BRIGHT_CORNERS, _remark(params.inverted.action)),
     ]
 
 
@@ -386,7 +386,7 @@ def _near_copies(
     return NearCopies(rows[found.first], rows[found.second], found.correlation)
 
 
-def _findings_of_copies(images: Images, near: NearCopies, params: QualityParams) -> list[_Finding]:
+def _objections_to_copies(images: Images, near: NearCopies, params: QualityParams) -> list[_Objection]:
     """Of a group of copies only the most protected split keeps its images; where it has several, they are remarked on.
 
     A whole group counts, not its pairs: a copy of a copy may be too far from the first to be recognised.
@@ -399,37 +399,37 @@ def _findings_of_copies(images: Images, near: NearCopies, params: QualityParams)
     num_alike = Counter(firsts[~is_elsewhere].tolist())
     has_twin = np.array([num_alike[first] > 1 for first in firsts.tolist()], bool)
     return [
-        _Finding(rows[is_elsewhere], SAME_PICTURE_ELSEWHERE, params.near_copies.action),
-        _Finding(rows[~is_elsewhere & has_twin], SAME_PICTURE, "remark"),
+        _Objection(rows[is_elsewhere], SAME_PICTURE_ELSEWHERE, params.near_copies.action),
+        _Objection(rows[~is_elsewhere & has_twin], SAME_PICTURE, "remark"),
     ]
 
 
-def _finding(mask: Mask, reason: str, action: Action) -> _Finding:
-    return _Finding(np.flatnonzero(mask), reason, action)
+def _objection(mask: Mask, reason: str, action: Action) -> _Objection:
+    return _Objection(np.flatnonzero(mask), reason, action)
 
 
-def _is_usable(findings: list[_Finding], num_images: int) -> Mask:
+def _is_usable(objections: list[_Objection], num_images: int) -> Mask:
     """Which images no check has quarantined yet."""
     usable = np.ones(num_images, bool)
-    for finding in findings:
-        if finding.action == "quarantine":
-            usable[finding.rows] = False
+    for objection in objections:
+        if objection.action == "quarantine":
+            usable[objection.rows] = False
     return usable
 
 
-def _verdicts(findings: list[_Finding]) -> dict[int, Verdict]:
+def _verdicts(objections: list[_Objection]) -> dict[int, Verdict]:
     """The first reason for quarantine, or all remarks."""
     verdicts: dict[int, Verdict] = {}
-    for finding in findings:
-        for row in finding.rows.tolist() if finding.action == "quarantine" else []:
-            verdicts.setdefault(row, Verdict(True, finding.reason))
-    for finding in findings:
-        for row in finding.rows.tolist() if finding.action == "remark" else []:
+    for objection in objections:
+        for row in objection.rows.tolist() if objection.action == "quarantine" else []:
+            verdicts.setdefault(row, Verdict(True, objection.reason))
+    for objection in objections:
+        for row in objection.rows.tolist() if objection.action == "remark" else []:
             known = verdicts.get(row)
             if known is None:
-                verdicts[row] = Verdict(False, finding.reason)
-            elif not known.is_quarantined and finding.reason not in known.reason.split("; "):
-                verdicts[row] = Verdict(False, f"{known.reason}; {finding.reason}")
+                verdicts[row] = Verdict(False, objection.reason)
+            elif not known.is_quarantined and objection.reason not in known.reason.split("; "):
+                verdicts[row] = Verdict(False, f"{known.reason}; {objection.reason}")
     return dict(sorted(verdicts.items()))
 
 

@@ -111,8 +111,8 @@ def measure(
     small = cv2.resize(_halved_often(_without_frame(grey)), (_HASHED_PX, _HASHED_PX), interpolation=cv2.INTER_AREA)
     thumbnail = cv2.resize(small, (THUMBNAIL_PX, THUMBNAIL_PX), interpolation=cv2.INTER_AREA)
     values["thumbnail"] = thumbnail
-    values["corners"], values["centre"] = corners_and_centre(thumbnail)
-    even = standardised(thumbnail)
+    values["corners"], values["centre"] = corners_and_center(thumbnail)
+    even = standardized(thumbnail)
     values["symmetry"] = (even * even[:, ::-1]).sum()
     values["burned_in"] = UNKNOWN if is_burned_in is None else is_burned_in
     values["pixels"] = np.frombuffer(hashlib.sha256(encoded).digest()[:16], np.uint64)
@@ -130,7 +130,7 @@ def _keep_to_one_thread() -> None:
     cv2.setNumThreads(1)
 
 
-def standardised(pictures: Num[np.ndarray, "*batch height width"]) -> Float[np.ndarray, "*batch height width"]:
+def standardized(pictures: Num[np.ndarray, "*batch height width"]) -> Float[np.ndarray, "*batch height width"]:
     """With mean 0 and norm 1, so that the sum of a product of two is their correlation; a flat one becomes 0."""
     centred = pictures - pictures.mean(axis=(-2, -1), keepdims=True, dtype=np.float32)
     norms = np.sqrt(np.square(centred).sum(axis=(-2, -1), keepdims=True))
@@ -181,7 +181,7 @@ def _halved_often(grey: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, 
     return grey
 
 
-def corners_and_centre(thumbnail: UInt8[np.ndarray, "side side"]) -> tuple[float, float]:
+def corners_and_center(thumbnail: UInt8[np.ndarray, "side side"]) -> tuple[float, float]:
     """Mean grey of the four corners, and of the middle, where a radiograph or a fundus is bright."""
     edge, quarter = THUMBNAIL_PX // 8, THUMBNAIL_PX // 4
     corners = [

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int64
 
 from shards.errors import IndexFormatError
 from shards.quality.measure import MEASURE_DTYPE, NUM_HASHES, THUMBNAIL_PX
-from shards.quality.near import NearCopies, find_copies_of, find_near_copies
+from shards.quality.near_duplicates import NearCopies, find_copies_of, find_near_copies
 from shards.quality.store import Thumbnails
 from shards.quality_params import NearCopyParams
 
@@ -113,7 +113,7 @@ def _values(row: ReportRow) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Place:
+class ReportedImage:
     """An image of a shard set.
 
     Attributes:
@@ -139,8 +139,8 @@ class NearDuplicate:
         correlation: Of their details; 1 for the same pixels.
     """
 
-    first: Place
-    second: Place
+    first: ReportedImage
+    second: ReportedImage
     correlation: float
 
 
@@ -218,15 +218,15 @@ class _Images:
 
     def named(self, copies: NearCopies) -> list[NearDuplicate]:
         """The pairs with their places, in order."""
-        first, second = ([self._place(int(row)) for row in rows] for rows in (copies.first, copies.second))
+        first, second = ([self._image(int(row)) for row in rows] for rows in (copies.first, copies.second))
         return [
             NearDuplicate(one, other, float(correlation))
             for one, other, correlation in zip(first, second, copies.correlation, strict=True)
         ]
 
-    def _place(self, row: int) -> Place:
+    def _image(self, row: int) -> ReportedImage:
         report = self.reports[self.numbers[row]].path
-        return Place(report, str(self.keys[row]), str(self.splits[row]), str(self.patients[row]))
+        return ReportedImage(report, str(self.keys[row]), str(self.splits[row]), str(self.patients[row]))
 
 
 @dataclass(frozen=True)

@@ -132,8 +132,8 @@ def _windowed(draws: Sequence[Draws], sizes: Sequence[int], window: TarWindow, r
     bound = np.concatenate([np.zeros((0, 2), np.int64), *_where(draws, window, is_bound=True)])
     free = np.concatenate([np.zeros((0, 2), np.int64), *_where(draws, window, is_bound=False)])
     visits = _visits(draws, sizes, window)
-    place = rng.permutation(int(visits.max(initial=-1)) + 1)[visits]
-    sequence = np.lexsort((rng.permutation(len(bound)), place // window.num_tars))
+    turn = rng.permutation(int(visits.max(initial=-1)) + 1)[visits]
+    sequence = np.lexsort((rng.permutation(len(bound)), turn // window.num_tars))
     order = np.empty((len(bound) + len(free), 2), np.int64)
     is_free = np.zeros(len(order), dtype=bool)
     is_free[rng.permutation(len(order))[: len(free)]] = True

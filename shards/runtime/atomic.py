@@ -58,12 +58,12 @@ def clear_when_full(*folders: Path, num_bytes: float | None = None) -> Iterator[
         if reason is None:
             raise
         fullest = min(folders, key=_free_bytes, default=None)
-        place = f"{_lasting(fullest)} ({_free(fullest)} free)" if fullest else "this command writes to a full disk"
+        disk = f"{_lasting(fullest)} ({_free(fullest)} free)" if fullest else "this command writes to a full disk"
         needed = "more is needed" if num_bytes is None else f"about {size(num_bytes)} are needed"
         is_limit = reason == os.strerror(errno.EFBIG)
         remedy = "raise the limit on the size of a file (`ulimit -f`)" if is_limit else "make room there"
         raise NoSpaceError(
-            f"{place}: {reason}, {needed}; what was finished is kept, nothing "
+            f"{disk}: {reason}, {needed}; what was finished is kept, nothing "
             f"is half written: {remedy} and give the same command again"
         ) from None
 

@@ -52,7 +52,7 @@ def cpu_quota(membership: Path, mounted: Path) -> float:
             roots = [] if controllers else [mounted, mounted / "unified"]
         for root in roots:
             folder = root / group.lstrip("/")
-            quotas += [_quota(place) for place in (folder, *folder.parents) if place.is_relative_to(root)]
+            quotas += [_quota(group) for group in (folder, *folder.parents) if group.is_relative_to(root)]
     return min(quotas)
 
 

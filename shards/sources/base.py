@@ -30,7 +30,7 @@ class SourceInfo:
         tasks: What its annotations are for, as `classification`.
         licence: In a few words.
         is_redistributable: Whether shards made of it may be passed on.
-        citation: Authors, title, place, year.
+        citation: Authors, title, where, year.
         pages: Where to get it.
         layout: What to put where, several lines.
         shares_images_with: Other datasets that hold the same images.
@@ -93,15 +93,15 @@ def layout_in(docstring: str | None) -> str:
     return textwrap.dedent(below.partition("\n\n")[0])
 
 
-def parse_label(value: str, place: str) -> Label:
-    """1, 0, -1 or empty; `place` names the file, row and column.
+def parse_label(value: str, where: str) -> Label:
+    """1, 0, -1 or empty; `where` names the file, row and column.
 
     Raises:
         SourceError: anything else; the value is not repeated, for it may be about a patient.
     """
     known: dict[str, Label] = {"1": 1, "0": 0, "-1": -1, "": None, "1.0": 1, "0.0": 0, "-1.0": -1}
     if value not in known:
-        raise SourceError(f"{place}: expected 1 (present), 0 (absent), -1 (uncertain) or empty (unknown)")
+        raise SourceError(f"{where}: expected 1 (present), 0 (absent), -1 (uncertain) or empty (unknown)")
     return known[value]
 
 

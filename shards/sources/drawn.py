@@ -78,34 +78,34 @@ def check_drawn_columns(columns: Collection[str], labels: Collection[str], path:
         )
 
 
-def parse_drawn(row: Mapping[str, str], place: str) -> Drawn:
+def parse_drawn(row: Mapping[str, str], where: str) -> Drawn:
     """What one row says.
 
     Args:
         row: By column.
-        place: File and line, for messages, which repeat no value.
+        where: File and line, for messages, which repeat no value.
 
     Raises:
         SourceError: a path leaves the folder, or a cell is not as the module says.
     """
     given = {name: row[name] for name in drawn_columns(row) if row[name]}
-    size = _size({name: given[name] for name in SIZE if name in given}, place)
+    size = _size({name: given[name] for name in SIZE if name in given}, where)
     masks: dict[str, Mask] = {_shown(name): MaskFiles(()) for name in given if name.startswith(MASK)}
     for name, path in mask_paths(row).items():
-        check_inside(path, f"{place}: column '{name}'")
+        check_inside(path, f"{where}: column '{name}'")
         masks[_shown(name)] = MaskFiles((File(path),))
     boxes: list[Box] = []
     landmarks: dict[str, Point] = {}
     for name, value in given.items():
-        where = f"{place}: column '{name}'"
+        column = f"{where}: column '{name}'"
         if name.startswith(BOX):
-            boxes += [_box(_shown(name), text, where) for text in value.split(";")]
+            boxes += [_box(_shown(name), text, column) for text in value.split(";")]
         elif name.startswith(LANDMARK):
-            row_px, col_px = _numbers(value, 2, f"{where}: expected ROW COL in pixels")
+            row_px, col_px = _numbers(value, 2, f"{column}: expected ROW COL in pixels")
             landmarks[_shown(name)] = (row_px, col_px)
     if (boxes or landmarks) and size is None:
         raise SourceError(
-            f"{place}: boxes or landmarks, and no {' and '.join(SIZE)} of the image that they were given for"
+            f"{where}: boxes or landmarks, and no {' and '.join(SIZE)} of the image that they were given for"
         )
     return Drawn(masks, tuple(boxes), landmarks, size)
 
@@ -132,9 +132,9 @@ def _numbers(text: str, count: int, expected: str) -> list[float]:
     return values
 
 
-def _size(given: Mapping[str, str], place: str) -> tuple[int, int] | None:
+def _size(given: Mapping[str, str], where: str) -> tuple[int, int] | None:
     if not given:
         return None
     if len(given) < len(SIZE) or not all(re.fullmatch(r"0*[1-9][0-9]{0,6}", value) for value in given.values()):
-        raise SourceError(f"{place}: {' and '.join(SIZE)} must be whole numbers of pixels above 0, or both empty")
+        raise SourceError(f"{where}: {' and '.join(SIZE)} must be whole numbers of pixels above 0, or both empty")
     return int(given["height"]), int(given["width"])

@@ -118,7 +118,7 @@ class RemoteStore:
             initial=file.tell(),
             description=f"fetch {stored.name}",
             unit="B",
-            is_scaled=True,
+            scale_unit=True,
             delay_s=_SHOWN_AFTER_S,
         )
         with bar:

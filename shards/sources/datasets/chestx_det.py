@@ -151,12 +151,12 @@ def read_annotations(path: Path) -> dict[str, Annotation]:
     return annotations
 
 
-def _parse(item: Mapping[str, Any], place: str) -> Annotation:
-    check_inside(item["file_name"], place)
+def _parse(item: Mapping[str, Any], where: str) -> Annotation:
+    check_inside(item["file_name"], where)
     instances = list(zip(item["syms"], item["boxes"], item["polygons"], strict=True))
     unknown = {name for name, _, _ in instances} - set(FINDINGS)
     if unknown:
-        raise SourceError(f"{place}: {sorted(unknown)[0]!r} is none of ChestX-Det's findings: {', '.join(FINDINGS)}")
+        raise SourceError(f"{where}: {sorted(unknown)[0]!r} is none of ChestX-Det's findings: {', '.join(FINDINGS)}")
     boxes = [Box(name, *_corners(corners)) for name, corners, _ in instances]
     kept = [box for box in boxes if 0 <= box.row0 < box.row1 and 0 <= box.col0 < box.col1]
     rings: dict[str, list[tuple[Point, ...]]] = {}

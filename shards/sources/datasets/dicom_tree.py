@@ -44,11 +44,11 @@ from shards.records import File, Label, Record, is_below
 from shards.runtime.parallel import map_in_processes
 from shards.runtime.progress import progress
 from shards.sources.base import Listing, SourceInfo, check_label_names, parse_label
+from shards.sources.csv_tables import read_rows
 from shards.sources.dicom_facts import body_part_of, view_of
 from shards.sources.files import is_passed_over
 from shards.sources.listing import number_warnings
 from shards.sources.patients import OPTION, patients_in
-from shards.sources.tables import read_rows
 
 MODALITIES = ("CR", "DX", "DR", "RG", "PX", "IO", "MG", "OP")
 """Projection radiographs (computed, digital, film, panoramic, intra-oral, mammography), and fundus photographs."""
@@ -386,14 +386,14 @@ def _read_labels(path: Path) -> _Labels:
     rows: dict[str, dict[str, Label]] = {}
     names: tuple[str, ...] = ()
     for row in read_rows(path, (_UID_COLUMN,), "the CSV of labels"):
-        place = f"{path} line {row.line}"
+        where = f"{path} line {row.line}"
         if not rows:
             names = check_label_names(row, (_UID_COLUMN,), path)
         if not row[_UID_COLUMN]:
-            raise SourceError(f"{place}: no {_UID_COLUMN}; fill it in, or take the row out if it is empty")
+            raise SourceError(f"{where}: no {_UID_COLUMN}; fill it in, or take the row out if it is empty")
         if row[_UID_COLUMN] in rows:
-            raise SourceError(f"{place}: an earlier row has the same {_UID_COLUMN}; expected one row an image")
-        rows[row[_UID_COLUMN]] = {name: parse_label(row[name], f"{place}: column '{name}'") for name in names}
+            raise SourceError(f"{where}: an earlier row has the same {_UID_COLUMN}; expected one row an image")
+        rows[row[_UID_COLUMN]] = {name: parse_label(row[name], f"{where}: column '{name}'") for name in names}
     return _Labels(names, rows)
 
 

@@ -24,9 +24,9 @@ from pathlib import Path
 from shards.errors import SourceError
 from shards.records import File, Label, Record, Split
 from shards.sources.base import Listing, SourceInfo, layout_in
+from shards.sources.csv_tables import read_columns, with_lines
 from shards.sources.files import find_file, index_files, list_files
 from shards.sources.listing import count_warnings, no_images, number_warnings
-from shards.sources.tables import read_columns, with_lines
 
 _LAYOUT = layout_in(__doc__)
 GRADES = ("0", "1", "2", "3", "4")

@@ -24,11 +24,11 @@ from unicodedata import category, normalize
 from shards.errors import SourceError
 from shards.records import File, Record, Sex, Split, check_inside, files_of
 from shards.sources.base import Listing, SourceInfo, check_label_names, parse_label
+from shards.sources.csv_tables import NamedRow, read_rows
 from shards.sources.drawn import check_drawn_columns, drawn_columns, mask_paths, parse_drawn
 from shards.sources.files import is_file, list_files
 from shards.sources.images import SUFFIXES, FoundImages, count_left_out, tell_images
 from shards.sources.patients import OPTION, patients_in
-from shards.sources.tables import NamedRow, read_rows
 
 REQUIRED_COLUMNS = ("path",)
 _DESCRIPTIVE = ("patient", "study", "view", "split", "sex", "age_years")
@@ -183,14 +183,14 @@ def _with_paths_on_disk(root: Path, found: FoundImages, rows: dict[str, NamedRow
     """
     composed = {normalize("NFC", path): path for path in (*found.kinds, *found.left_out)}
 
-    def place(path: str) -> str:
+    def as_on_disk(path: str) -> str:
         return path if is_file(root / path) else composed.get(normalize("NFC", path), path)
 
     def with_masks(row: NamedRow) -> NamedRow:
-        masks = {name: place(path) for name, path in mask_paths(row).items()}
+        masks = {name: as_on_disk(path) for name, path in mask_paths(row).items()}
         return NamedRow.of({**row, **masks}.items(), row.line)
 
-    on_disk = {place(path): with_masks(row) for path, row in rows.items()}
+    on_disk = {as_on_disk(path): with_masks(row) for path, row in rows.items()}
     if len(on_disk) < len(rows):
         raise SourceError(
             f"{root}: {len(rows) - len(on_disk)} rows of the CSV name the file of an earlier row, with their letters "
@@ -242,35 +242,35 @@ def read_label_rows(path: Path) -> dict[str, NamedRow]:
     rows: dict[str, NamedRow] = {}
     names: tuple[str, ...] = ()
     for row in read_rows(path, REQUIRED_COLUMNS, "the CSV of patients and labels"):
-        place = f"{path} line {row.line}"
+        where = f"{path} line {row.line}"
         if not rows:
             names = check_label_names(row, (*REQUIRED_COLUMNS, *_DESCRIPTIVE, *drawn_columns(row)), path)
             check_drawn_columns(row, names, path)
         if not row["path"]:
-            raise SourceError(f"{place}: no path; fill it in, or take the row out if it is empty")
-        check_inside(row["path"], place)
-        _check_row(row, place)
+            raise SourceError(f"{where}: no path; fill it in, or take the row out if it is empty")
+        check_inside(row["path"], where)
+        _check_row(row, where)
         image = PurePosixPath(row["path"].replace("\\", "/")).as_posix()
         if image in rows:
-            raise SourceError(f"{place}: an earlier row has the same path")
+            raise SourceError(f"{where}: an earlier row has the same path")
         for name in names:
             known = ", ".join((*REQUIRED_COLUMNS, *_DESCRIPTIVE, *drawn_columns(row)))
-            parse_label(row[name], f"{place}: column '{name}' (every column but {known} is a label)")
-        parse_drawn(row, place)
+            parse_label(row[name], f"{where}: column '{name}' (every column but {known} is a label)")
+        parse_drawn(row, where)
         rows[image] = NamedRow.of({**row, "path": image}.items(), row.line)
     return rows
 
 
-def _check_row(row: dict[str, str], place: str) -> None:
+def _check_row(row: dict[str, str], where: str) -> None:
     if not row.get("patient", "unknown"):
-        raise SourceError(f"{place}: no patient; fill the column in for every image, or leave it out")
+        raise SourceError(f"{where}: no patient; fill the column in for every image, or leave it out")
     if not _VIEW.fullmatch(row.get("view", "")):
-        raise SourceError(f"{place}: view must be a short code, as PA: at most 16 letters or digits")
+        raise SourceError(f"{where}: view must be a short code, as PA: at most 16 letters or digits")
     for column, allowed in (("split", get_args(Split)), ("sex", get_args(Sex))):
         if row.get(column) and row[column] not in allowed:
-            raise SourceError(f"{place}: {column} must be {', '.join(allowed)} or empty")
+            raise SourceError(f"{where}: {column} must be {', '.join(allowed)} or empty")
     if row.get("age_years") and not _is_age(row["age_years"]):
-        raise SourceError(f"{place}: age_years must be a number from 0 to {_MAX_AGE_YEARS}, or empty")
+        raise SourceError(f"{where}: age_years must be a number from 0 to {_MAX_AGE_YEARS}, or empty")
 
 
 def _is_age(value: str) -> bool:

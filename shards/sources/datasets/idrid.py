@@ -43,9 +43,9 @@ from shards.errors import SourceError
 from shards.records import File, Label, Mask, MaskFiles, Point, Record, Split
 from shards.runtime.progress import progress
 from shards.sources.base import Listing, SourceInfo, layout_in
+from shards.sources.csv_tables import Row, read_columns, with_lines
 from shards.sources.files import find_files, index_files, list_files
 from shards.sources.listing import no_images, number_warnings, read_or_warn
-from shards.sources.tables import Row, read_columns, with_lines
 
 _LAYOUT = layout_in(__doc__)
 PARTS: dict[str, Split] = {"a. Training Set": "train", "b. Testing Set": "test"}
@@ -119,7 +119,7 @@ class IdridSource:
         return Listing(records, "image", (*warnings, *number_warnings(self.info, counts)))
 
 
-def parse_grades(row: Mapping[str, str], place: str) -> dict[str, Label]:
+def parse_grades(row: Mapping[str, str], where: str) -> dict[str, Label]:
     """One label a grade of a row of the lists; an empty cell is unknown.
 
     Raises:
@@ -129,7 +129,7 @@ def parse_grades(row: Mapping[str, str], place: str) -> dict[str, Label]:
     for label, (column, num_grades) in GRADES.items():
         levels = [str(level) for level in range(num_grades)]
         if row[column] not in (*levels, ""):
-            raise SourceError(f"{place}: {column} is '{row[column]}'; expected one of {', '.join(levels)}")
+            raise SourceError(f"{where}: {column} is '{row[column]}'; expected one of {', '.join(levels)}")
         labels |= {f"{label} {level}": None if row[column] == "" else int(row[column] == level) for level in levels}
     return labels
 
@@ -195,10 +195,10 @@ def _grading(root: Path, paths: list[str], counts: defaultdict[str, int], warnin
         labels: dict[str, dict[str, Label]] = {}
         for _, path in find_files(paths, rf"(?:[ab]\. )?IDRiD_Disease Grading_{word} Labels\.csv"):
             for number, (name, *grades) in with_lines(_rows(root / path, columns, warnings)):
-                place = f"{path} line {number}"
+                where = f"{path} line {number}"
                 if name in labels:
-                    raise SourceError(f"{place}: {name} is listed twice; expected it once")
-                labels[name] = parse_grades(dict(zip(columns[1:], grades, strict=True)), place)
+                    raise SourceError(f"{where}: {name} is listed twice; expected it once")
+                labels[name] = parse_grades(dict(zip(columns[1:], grades, strict=True)), where)
         counts["rows of grades without an image"] += len(labels.keys() - images.keys())
         counts["images of grading without a row: their grades are unknown"] += len(images.keys() - labels.keys())
         records += [_record("grading", name, path, split, labels=labels.get(name)) for name, path in images.items()]
@@ -229,11 +229,11 @@ def _centres(root: Path, paths: list[str], word: str, warnings: list[str]) -> di
     for landmark, stem in LANDMARKS.items():
         for _, path in find_files(paths, rf"(?:[ab]\. )?{stem}_{word}[ _]Set(?:_Markups)?\.csv"):
             for number, (name, x, y) in with_lines(_rows(root / path, columns, warnings)):
-                place = f"{path} line {number}"
+                where = f"{path} line {number}"
                 if not all(re.fullmatch(r"\d+(?:\.\d+)?", value) for value in (x, y)):
-                    raise SourceError(f"{place}: expected a place in pixels; found '{x}', '{y}'")
+                    raise SourceError(f"{where}: expected a place in pixels; found '{x}', '{y}'")
                 if landmark in centres.setdefault(name, {}):
-                    raise SourceError(f"{place}: {name} is listed twice; expected it once")
+                    raise SourceError(f"{where}: {name} is listed twice; expected it once")
                 centres[name][landmark] = (float(y), float(x))
     return centres
 

@@ -30,10 +30,10 @@ from pathlib import Path
 from shards.errors import SourceError
 from shards.records import Box, File, Label, Record, Sex, Split
 from shards.sources.base import Listing, SourceInfo, layout_in
+from shards.sources.csv_tables import read_columns, with_lines
 from shards.sources.datasets.nih_identity import NIH, SPLIT_FILES, find_nih_splits, is_nih_image, nih_patient, relatives
 from shards.sources.files import find_file, index_files, list_files
 from shards.sources.listing import build_listing, number_warnings, wrong_layout
-from shards.sources.tables import read_columns, with_lines
 
 FINDINGS = (
     "Atelectasis",
@@ -94,7 +94,7 @@ _PNG_START = re.compile(rb"\x89PNG\r\n\x1a\n....IHDR(....)(....)", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Entry:
+class NihRow:
     """A row of the table of labels; the fields are those of a record."""
 
     patient: str
@@ -155,31 +155,31 @@ class NihSource:
         )
 
 
-def read_entries(table: Path) -> dict[str, Entry]:
+def read_entries(table: Path) -> dict[str, NihRow]:
     """Image name → what the table of labels says of it, whichever version the table is.
 
     Raises:
         SourceError: a column is missing, an image repeats, its name and `Patient ID` differ, a value is none that its
             column may have.
     """
-    entries: dict[str, Entry] = {}
+    entries: dict[str, NihRow] = {}
     labels: dict[str, dict[str, Label]] = {}
     rows = read_columns(table, _COLUMNS, "the labels of NIH ChestX-ray14", _SEX_COLUMNS)
     for number, (name, findings, patient, age, view, *size, gender, sex) in with_lines(rows):
-        place = f"{table} line {number}"
+        where = f"{table} line {number}"
         if name in entries:
-            raise SourceError(f"{place}: {name} is there twice")
+            raise SourceError(f"{where}: {name} is there twice")
         if not is_nih_image(name) or name[:8] != patient.zfill(8):
-            raise SourceError(f"{place}: image '{name}' of patient '{patient}'; expected 00000001_000.png of patient 1")
+            raise SourceError(f"{where}: image '{name}' of patient '{patient}'; expected 00000001_000.png of patient 1")
         if findings not in labels:
-            labels[findings] = _parse_findings(findings, place)
+            labels[findings] = _parse_findings(findings, where)
         if view not in ("PA", "AP"):
-            raise SourceError(f"{place}: view '{view}'; expected PA or AP")
-        entries[name] = Entry(
-            nih_patient(name, place),
+            raise SourceError(f"{where}: view '{view}'; expected PA or AP")
+        entries[name] = NihRow(
+            nih_patient(name, where),
             labels[findings],
             view,
-            _parse_sex(gender or sex, place),
+            _parse_sex(gender or sex, where),
             _parse_age(age),
             _spacing(*size),
         )
@@ -195,13 +195,13 @@ def read_boxes(table: Path) -> dict[str, tuple[Box, ...]]:
     boxes: dict[str, tuple[Box, ...]] = {}
     rows = read_columns(table, _BOX_COLUMNS, "the boxes of NIH ChestX-ray14")
     for number, (name, finding, *corner_and_size) in with_lines(rows):
-        place = f"{table} line {number}"
+        where = f"{table} line {number}"
         if finding not in _BOX_LABELS:
-            raise SourceError(f"{place}: no finding '{finding}'; expected one of {', '.join(_BOX_LABELS)}")
+            raise SourceError(f"{where}: no finding '{finding}'; expected one of {', '.join(_BOX_LABELS)}")
         try:
             col, row, width, height = map(float, corner_and_size)
         except ValueError:
-            raise SourceError(f"{place}: expected numbers for x, y, w and h") from None
+            raise SourceError(f"{where}: expected numbers for x, y, w and h") from None
         box = Box(_BOX_LABELS[finding], row, col, row + height, col + width)
         boxes[name] = (*boxes.get(name, ()), box)
     return boxes
@@ -216,7 +216,7 @@ def _find_entries(root: Path, paths: list[str]) -> tuple[Path, tuple[str, ...]]:
     raise wrong_layout(_INFO, root, "Data_Entry_2017_v2020.csv not found at any depth")
 
 
-def _find_splits(root: Path, paths: list[str], entries: dict[str, Entry]) -> tuple[dict[str, Split], tuple[str, ...]]:
+def _find_splits(root: Path, paths: list[str], entries: dict[str, NihRow]) -> tuple[dict[str, Split], tuple[str, ...]]:
     """Image name → split, and what is worth a word."""
     splits = find_nih_splits(root, paths)
     if not splits:
@@ -231,17 +231,17 @@ def _find_splits(root: Path, paths: list[str], entries: dict[str, Entry]) -> tup
     return splits, (f"{_INFO.name}: {unknown:,} images of the lists are not in the table",) if unknown else ()
 
 
-def _parse_findings(text: str, place: str) -> dict[str, Label]:
+def _parse_findings(text: str, where: str) -> dict[str, Label]:
     found = {name.strip() for name in text.split("|")}
     if not found <= set(LABELS):
-        raise SourceError(f"{place}: findings '{text}'; expected names among {', '.join(LABELS)}, with '|' between")
+        raise SourceError(f"{where}: findings '{text}'; expected names among {', '.join(LABELS)}, with '|' between")
     return {name: int(name in found) for name in LABELS}
 
 
-def _parse_sex(text: str, place: str) -> Sex | None:
+def _parse_sex(text: str, where: str) -> Sex | None:
     known: dict[str, Sex | None] = {"M": "M", "F": "F", "": None}
     if text not in known:
-        raise SourceError(f"{place}: sex '{text}'; expected M or F")
+        raise SourceError(f"{where}: sex '{text}'; expected M or F")
     return known[text]
 
 

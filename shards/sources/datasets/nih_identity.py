@@ -35,15 +35,15 @@ def is_nih_image(name: str) -> bool:
     return _NIH_IMAGE.fullmatch(name) is not None
 
 
-def nih_patient(image: str, place: str) -> str:
+def nih_patient(image: str, where: str) -> str:
     """The patient of an NIH image.
 
     Raises:
-        SourceError: it is no file name of NIH ChestX-ray14; `place` says where it was found.
+        SourceError: it is no file name of NIH ChestX-ray14; `where` says in what file and line.
     """
     match = _NIH_IMAGE.fullmatch(image)
     if match is None:
-        raise SourceError(f"{place}: expected a file name of NIH ChestX-ray14, as 00000001_000.png")
+        raise SourceError(f"{where}: expected a file name of NIH ChestX-ray14, as 00000001_000.png")
     return f"{NIH}/{match[1]}"
 
 
@@ -84,16 +84,16 @@ def _read_list(path: Path) -> Iterator[str]:
             yield words[0]
 
 
-def parse_mapping(pairs: Iterable[tuple[str, str]], place: str) -> dict[str, str]:
+def parse_mapping(pairs: Iterable[tuple[str, str]], where: str) -> dict[str, str]:
     """A dataset's image → NIH's file name.
 
     Raises:
-        SourceError: an image has two NIH images; `place` names the file.
+        SourceError: an image has two NIH images; `where` names the file.
     """
     images: dict[str, str] = {}
     for name, image in pairs:
         if images.setdefault(name, image) != image:
-            raise SourceError(f"{place}: {name} is mapped to two images of NIH ChestX-ray14; expected one")
+            raise SourceError(f"{where}: {name} is mapped to two images of NIH ChestX-ray14; expected one")
     return images
 
 

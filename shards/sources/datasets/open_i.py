@@ -33,10 +33,10 @@ from pathlib import Path
 from shards.errors import SourceError
 from shards.records import File, Label, Record
 from shards.sources.base import Listing, SourceInfo, layout_in
+from shards.sources.csv_tables import read_columns
 from shards.sources.dicom_facts import DicomFacts, parse_view, read_all_facts
 from shards.sources.files import find_file, find_files, index_files, list_files
 from shards.sources.listing import count_warnings, number_warnings, wrong_layout
-from shards.sources.tables import read_columns
 
 _LAYOUT = layout_in(__doc__)
 KIND = "open-i"
@@ -176,13 +176,13 @@ def _read_report(path: Path) -> Report:
     return parse_report(path.read_bytes(), str(path))
 
 
-def parse_report(data: bytes, place: str) -> Report:
+def parse_report(data: bytes, where: str) -> Report:
     """Id, images and major terms of a report; its text is passed over.
 
     Raises:
         SourceError: it is no well-formed XML, has a document type, or has no id.
     """
-    found = _Handler(place)
+    found = _Handler(where)
     parser = xml.parsers.expat.ParserCreate()
     parser.buffer_text = True
     parser.StartDoctypeDeclHandler = found.refuse
@@ -193,9 +193,9 @@ def parse_report(data: bytes, place: str) -> Report:
         parser.Parse(data, True)
     # The last two: an encoding that Python does not know.
     except (xml.parsers.expat.ExpatError, LookupError, ValueError):
-        raise SourceError(f"{place}: not well-formed XML; expected a report of Open-I") from None
+        raise SourceError(f"{where}: not well-formed XML; expected a report of Open-I") from None
     if not found.report_id:
-        raise SourceError(f"{place}: no id (eCitation/uId); expected a report of Open-I")
+        raise SourceError(f"{where}: no id (eCitation/uId); expected a report of Open-I")
     heads = frozenset(term.split("/")[0].strip() for term in found.terms)
     return Report(found.report_id, tuple(found.images), heads - {""})
 
@@ -203,15 +203,15 @@ def parse_report(data: bytes, place: str) -> Report:
 class _Handler:
     """Keeps the three things that are read of a report, and where in it the parser is."""
 
-    def __init__(self, place: str) -> None:
-        self._place = place
+    def __init__(self, where: str) -> None:
+        self._where = where
         self._open: list[str] = []
         self.report_id = ""
         self.images: list[str] = []
         self.terms: list[str] = []
 
     def refuse(self, *_: object) -> None:
-        raise SourceError(f"{self._place}: a document type, which reports of Open-I do not have; it is not read")
+        raise SourceError(f"{self._where}: a document type, which reports of Open-I do not have; it is not read")
 
     def start(self, name: str, attributes: Mapping[str, str]) -> None:
         self._open.append(name)

@@ -34,11 +34,11 @@ from pathlib import Path
 from shards.errors import SourceError
 from shards.records import Box, File, Label, Record
 from shards.sources.base import Listing, SourceInfo, layout_in
+from shards.sources.csv_tables import read_columns, read_lines, with_lines
 from shards.sources.datasets.nih_identity import list_nih_images, parse_mapping, relatives
 from shards.sources.dicom_facts import DicomFacts, read_all_facts
 from shards.sources.files import find_list, folders_of, index_files, list_files
 from shards.sources.listing import count_warnings, number_warnings, wrong_layout
-from shards.sources.tables import read_columns, read_lines, with_lines
 
 _LAYOUT = layout_in(__doc__)
 KIND = "rsna-pneumonia"
@@ -119,7 +119,7 @@ class RsnaPneumoniaSource:
         return list_nih_images(self.info, root, paths, records, mapping, warnings)
 
 
-def parse_labels(rows: Iterable[tuple[str, ...]], place: str) -> dict[str, Opacities]:
+def parse_labels(rows: Iterable[tuple[str, ...]], where: str) -> dict[str, Opacities]:
     """Target and boxes by image, from rows of the columns `COLUMNS`; boxes in the order of the rows.
 
     Raises:
@@ -129,22 +129,22 @@ def parse_labels(rows: Iterable[tuple[str, ...]], place: str) -> dict[str, Opaci
     boxes: dict[str, list[Box]] = {}
     for number, (name, *numbers, stated) in with_lines(rows):
         if stated not in ("0", "1") or (stated == "1") != all(numbers) or any(numbers) != all(numbers):
-            raise SourceError(f"{place} line {number}: expected Target 1 with x, y, width, height, or Target 0 alone")
+            raise SourceError(f"{where} line {number}: expected Target 1 with x, y, width, height, or Target 0 alone")
         target = int(stated)
         if targets.setdefault(name, target) != target:
-            raise SourceError(f"{place} line {number}: an earlier row of the image has the other Target")
+            raise SourceError(f"{where} line {number}: an earlier row of the image has the other Target")
         if target:
-            boxes.setdefault(name, []).append(_box(numbers, f"{place} line {number}"))
+            boxes.setdefault(name, []).append(_box(numbers, f"{where} line {number}"))
     return {name: Opacities(target, tuple(boxes.get(name, ()))) for name, target in targets.items()}
 
 
-def _box(numbers: list[str], place: str) -> Box:
+def _box(numbers: list[str], where: str) -> Box:
     try:
         col, row, width, height = map(float, numbers)
     except ValueError:
-        raise SourceError(f"{place}: x, y, width, height must be numbers") from None
+        raise SourceError(f"{where}: x, y, width, height must be numbers") from None
     if not (row >= 0 and col >= 0 and width > 0 and height > 0):
-        raise SourceError(f"{place}: expected a box inside the image, with width and height above 0")
+        raise SourceError(f"{where}: expected a box inside the image, with width and height above 0")
     return Box(OPACITY, row, col, row + height, col + width)
 
 
@@ -165,7 +165,7 @@ def read_classes(path: Path) -> dict[str, str]:
     return classes
 
 
-def check_classes(opacities: Mapping[str, Opacities], classes: Mapping[str, str], place: str) -> None:
+def check_classes(opacities: Mapping[str, Opacities], classes: Mapping[str, str], where: str) -> None:
     """The class Lung Opacity must be Target 1, and every image have a class if any has.
 
     Raises:
@@ -173,9 +173,9 @@ def check_classes(opacities: Mapping[str, Opacities], classes: Mapping[str, str]
     """
     for name, found in opacities.items():
         if classes and name not in classes:
-            raise SourceError(f"{place}: no class for {name}, which {LABELS_FILE} has; use files of one stage")
+            raise SourceError(f"{where}: no class for {name}, which {LABELS_FILE} has; use files of one stage")
         if classes and (found.target == 1) != (classes[name] == OPACITY):
-            raise SourceError(f"{place}: {name} contradicts its Target in {LABELS_FILE}; use files of one stage")
+            raise SourceError(f"{where}: {name} contradicts its Target in {LABELS_FILE}; use files of one stage")
 
 
 def read_mapping(path: Path) -> dict[str, str]:

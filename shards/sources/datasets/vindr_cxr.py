@@ -37,10 +37,10 @@ from pathlib import Path
 from shards.errors import SourceError
 from shards.records import Box, File, Label, Record, Split
 from shards.sources.base import Listing, SourceInfo, layout_in
+from shards.sources.csv_tables import NamedRow, read_rows, with_lines
 from shards.sources.dicom_facts import DicomFacts, read_all_facts
 from shards.sources.files import find_list, folders_of, index_files, list_files
 from shards.sources.listing import count_warnings, number_warnings, wrong_layout
-from shards.sources.tables import NamedRow, read_rows, with_lines
 
 _LAYOUT = layout_in(__doc__)
 KIND = "vindr-cxr"
@@ -224,7 +224,7 @@ def read_physionet(lists: Mapping[Split, Path]) -> tuple[dict[str, Readings], in
     return readings, num_skipped
 
 
-def parse_image_labels(rows: Sequence[Mapping[str, str]], place: str) -> dict[str, dict[str, Label]]:
+def parse_image_labels(rows: Sequence[Mapping[str, str]], where: str) -> dict[str, dict[str, Label]]:
     """Labels by image from PhysioNet's rows, one a reader of an image; without rad_id the one row is a consensus.
 
     Raises:
@@ -233,18 +233,18 @@ def parse_image_labels(rows: Sequence[Mapping[str, str]], place: str) -> dict[st
     findings = (*LOCAL_FINDINGS, *GLOBAL_FINDINGS)
     missing = [name for name in findings if rows and name not in rows[0]]
     if missing:
-        raise SourceError(f"{place}: no column {missing[0]}; expected one for each of {', '.join(findings)}")
+        raise SourceError(f"{where}: no column {missing[0]}; expected one for each of {', '.join(findings)}")
     readers: dict[str, set[str]] = {}
     positive: dict[str, dict[str, int]] = {}
     for number, row in with_lines(rows):
         name, reader = row["image_id"], row.get("rad_id", _CONSENSUS)
         if reader in readers.setdefault(name, set()):
-            raise SourceError(f"{place} line {number}: an earlier row has the same image and reader")
+            raise SourceError(f"{where} line {number}: an earlier row has the same image and reader")
         readers[name].add(reader)
         counts = positive.setdefault(name, dict.fromkeys(findings, 0))
         for finding in findings:
             if row[finding] not in ("0", "1", "0.0", "1.0"):
-                raise SourceError(f"{place} line {number}: column {finding}: expected 1 or 0")
+                raise SourceError(f"{where} line {number}: column {finding}: expected 1 or 0")
             counts[finding] += row[finding].startswith("1")
     return {
         name: {finding: vote(number, len(readers[name])) for finding, number in counts.items()}
@@ -253,7 +253,7 @@ def parse_image_labels(rows: Sequence[Mapping[str, str]], place: str) -> dict[st
 
 
 def parse_boxes(
-    rows: Sequence[Mapping[str, str]], findings: Iterable[str], place: str
+    rows: Sequence[Mapping[str, str]], findings: Iterable[str], where: str
 ) -> tuple[dict[str, tuple[Box, ...]], int]:
     """Boxes by image in the order of the rows, and how many were left out; rows without corners are no boxes.
 
@@ -272,7 +272,7 @@ def parse_boxes(
         try:
             col0, row0, col1, row1 = map(float, corners)
         except ValueError:
-            raise SourceError(f"{place} line {number}: {', '.join(_CORNERS)} must be numbers, or all empty") from None
+            raise SourceError(f"{where} line {number}: {', '.join(_CORNERS)} must be numbers, or all empty") from None
         name = names.get(row["class_name"].casefold())
         is_finite = all(map(math.isfinite, (row0, col0, row1, col1)))
         if name is None or not is_finite or not (max(row0, 0) < row1 and max(col0, 0) < col1):

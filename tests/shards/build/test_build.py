@@ -217,7 +217,7 @@ def test_nothing_published_is_in_the_order_of_the_files_names(is_former: bool, t
     write_folder(tmp_path / "own", names)
     for name in names[::10]:
         damage(tmp_path / "own" / name)
-    source = folder_params(tmp_path / "own", tmp_path / "m.jsonl", is_former=is_former)
+    source = folder_params(tmp_path / "own", tmp_path / "m.jsonl", as_former=is_former)
     assert is_former == all(number_in_manifest(source, name) == rank for rank, name in enumerate(names, start=1))
     index = build(source, tmp_path / "out").index
     rows = pq.read_table(tmp_path / "out" / "quality.parquet", columns=["key", "place"]).to_pylist()

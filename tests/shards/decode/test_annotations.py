@@ -27,7 +27,7 @@ from shards.decode.annotations import (
     place_annotations,
 )
 from shards.decode.masks import MASK_SIZE
-from shards.delivery.register import survey_images
+from shards.delivery.survey import survey_images
 from shards.errors import SourceError
 from shards.format.index import LostAnnotations
 from shards.reading.reader import ShardIndex, ShardReader

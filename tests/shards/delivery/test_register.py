@@ -483,7 +483,7 @@ def as_earlier_versions_wrote(project: Path, root: Path, labels: Path, monkeypat
     """Register clinic-b000 with the manifest and the item of earlier versions: by path, without a site."""
 
     def former(*arguments: Any, **options: Any) -> Delivery:
-        return identify(*arguments, **{**options, "is_former": True})
+        return identify(*arguments, **{**options, "as_former": True})
 
     with monkeypatch.context() as patch:
         patch.setattr("shards.delivery.register.identify", former)

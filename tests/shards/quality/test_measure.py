@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from scipy.fft import dctn
 
-from shards.quality.measure import Measured, measure, perceptual_hash, standardised
+from shards.quality.measure import Measured, measure, perceptual_hash, standardized
 from tests.support.datasets import smooth_image
 from tests.support.strategies import grey_images
 
@@ -74,7 +74,7 @@ def test_the_perceptual_hash_is_the_low_frequencies_above_their_median(seed: int
 @given(grey_images(), grey_images())
 def test_the_product_of_standardised_pictures_is_their_correlation(first: np.ndarray, second: np.ndarray) -> None:
     second = np.resize(second, first.shape)
-    product = float((standardised(first) * standardised(second)).sum())
+    product = float((standardized(first) * standardized(second)).sum())
     if first.std() < 1 or second.std() < 1:
         assert abs(product) <= 1 + 1e-4
     else:

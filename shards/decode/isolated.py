@@ -24,7 +24,7 @@ from jaxtyping import Shaped
 from shards.decode.reasons import DAMAGED, UnreadableImageError
 from shards.errors import DecoderError
 
-_COMMAND = "from shards.decode.apart import serve; serve()"
+_COMMAND = "from shards.decode.isolated import serve; serve()"
 _READY = b"ready\n"
 _TIMEOUT_S = 120.0
 # As libjpeg begins what it says of coded data; it says no more than one thing of an image.
@@ -35,7 +35,7 @@ SURPLUS = re.compile(r"\b[1-4] extraneous bytes before marker 0xd9")
 Pixels = Shaped[np.ndarray, "height width"] | Shaped[np.ndarray, "height width 3"]
 
 
-def decode_apart(syntax: str, data: bytes, options: dict[str, Any], *, is_checked: bool = False) -> Pixels:
+def decode_isolated(syntax: str, data: bytes, options: dict[str, Any], *, is_checked: bool = False) -> Pixels:
     """What pydicom's decoder for a transfer syntax makes of encapsulated pixel data.
 
     Args:
@@ -51,7 +51,7 @@ def decode_apart(syntax: str, data: bytes, options: dict[str, Any], *, is_checke
     return _ask({"syntax": syntax, "options": options, "is_checked": is_checked}, data)
 
 
-def check_jpeg_apart(data: bytes) -> None:
+def check_jpeg_isolated(data: bytes) -> None:
     """Decode a JPEG with OpenCV, which reads any sampling of the components and prints its doubts.
 
     Raises:

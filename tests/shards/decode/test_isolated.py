@@ -101,4 +101,4 @@ def test_pixels_that_nothing_compressed_need_no_other_process() -> None:
 
 def test_an_error_of_the_decoder_is_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnreadableImageError, match=DAMAGED):
-        apart.decode_apart("1.2.840.10008.1.2.4.70", b"none", {})
+        apart.decode_isolated("1.2.840.10008.1.2.4.70", b"none", {})

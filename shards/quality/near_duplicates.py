@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int64, UInt8, UInt64
 
-from shards.quality.measure import standardised
+from shards.quality.measure import standardized
 from shards.quality.store import ReadThumbnails, Thumbnails
 from shards.quality_params import NearCopyParams
 from shards.runtime.atomic import atomic_path
@@ -119,7 +119,7 @@ def _judge(
     comparisons = (_Comparison.of(part, thumbnails, finished) for part in parts)
     found = map_in_processes(_compare, comparisons, 1 if len(parts) < 2 else num_workers)
     correlation = np.full(len(pairs), -1.0)
-    with progress_bar(total=len(pairs), description="compare", unit="pair", is_shown=len(parts) > 1) as bar:
+    with progress_bar(total=len(pairs), description="compare", unit="pair", show=len(parts) > 1) as bar:
         for part, values in zip(parts, found, strict=True):
             correlation[bar.n : bar.n + len(part)] = values
             bar.update(len(part))
@@ -224,10 +224,10 @@ class _Comparison:
         cls, pairs: Int64[np.ndarray, "num_pairs 2"], thumbnails: ReadThumbnails, finished: Path | None
     ) -> "_Comparison":
         """Of some pairs of rows."""
-        rows, places = np.unique(pairs, return_inverse=True)
-        pictures, places = thumbnails(rows), places.reshape(pairs.shape)
-        name = hashlib.sha256(pictures.tobytes() + places.tobytes()).hexdigest()
-        return cls(pictures, places, finished / f"{name}.npy" if finished else None)
+        rows, positions = np.unique(pairs, return_inverse=True)
+        pictures, positions = thumbnails(rows), positions.reshape(pairs.shape)
+        name = hashlib.sha256(pictures.tobytes() + positions.tobytes()).hexdigest()
+        return cls(pictures, positions, finished / f"{name}.npy" if finished else None)
 
 
 def _compare(comparison: _Comparison) -> Float[np.ndarray, "num"]:
@@ -236,7 +236,7 @@ def _compare(comparison: _Comparison) -> Float[np.ndarray, "num"]:
     if path is not None and path.is_file():
         return _loaded(path)
     pictures, (left, right) = comparison.pictures, comparison.pairs.T
-    bands = standardised(np.stack([_band(picture) for picture in pictures]))
+    bands = standardized(np.stack([_band(picture) for picture in pictures]))
     correlation = np.full(len(left), -1.0)
     for pair in np.flatnonzero((bands[left] * bands[right]).sum(axis=(1, 2)) >= _MIN_UNALIGNED):
         correlation[pair] = detail_correlation(pictures[left[pair]], pictures[right[pair]])

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from shards.cli import run_command
 from shards.sources.base import SourceInfo, layout_in
+from shards.sources.catalogue import FAMILIES, WIDTH, add_sources_command, family_of, render_markdown, render_table
 from shards.sources.registry import MODULES, open_source
-from shards.sources.table import FAMILIES, WIDTH, add_sources_command, family_of, render_markdown, render_table
 
 ROOT = Path(__file__).parents[3]
 DOCUMENT = ROOT / "docs/datasets.md"

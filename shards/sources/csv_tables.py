@@ -96,8 +96,8 @@ def read_columns(
         known = {re.sub(r"\s", "", name): name for name in asked}
         header = [known.get(re.sub(r"\s", "", name), name) for name in header]
     _check_header(path, what, required, header, asked)
-    num_named = max(place for place, name in enumerate(header, start=1) if name)
-    places = [header.index(name) if name in header else None for name in asked]
+    num_named = max(position for position, name in enumerate(header, start=1) if name)
+    positions = [header.index(name) if name in header else None for name in asked]
     for row in lines:
         values: tuple[str, ...] = row
         if is_ragged:
@@ -106,7 +106,7 @@ def read_columns(
                 continue
         elif not num_named <= len(row) <= len(header):
             raise SourceError(f"{path} line {row.line}: {len(row)} fields; the header has {len(header)}")
-        yield Row.of(("" if place is None else values[place] for place in places), row.line)
+        yield Row.of(("" if position is None else values[position] for position in positions), row.line)
 
 
 def read_rows(path: Path, required: tuple[str, ...], what: str) -> list[NamedRow]:
@@ -156,8 +156,8 @@ def _problem(required: Sequence[str], header: Sequence[str], asked: Sequence[str
     if "" in asked:
         return f"column {header.index('') + 1} without a name (if pandas wrote it, it is an index: leave it out)"
     name = next(name for name in asked if header.count(name) > 1)
-    places = [str(place) for place, found in enumerate(header, start=1) if found == name]
-    return f"'{name}' as the name of the columns {' and '.join(places)}"
+    positions = [str(position) for position, found in enumerate(header, start=1) if found == name]
+    return f"'{name}' as the name of the columns {' and '.join(positions)}"
 
 
 def _open(path: Path) -> TextIO:
