@@ -193,7 +193,7 @@ class Placement:
         return point[0] * row_scale + row, point[1] * col_scale + col
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cells:
     """What each of the n × n cells of a canvas holds.
 
@@ -227,7 +227,14 @@ def cell_statistics(canvas: Canvas, spec: GridSpec, params: ForegroundParams) ->
     mean, std = np.round(mean, 2), np.round(std, 2)
     foreground = (mean > params.min_mean) | (std > params.min_std)
     total, total_squares = int(sums[foreground].sum()), int(squares[foreground].sum())
-    return Cells(mean, std, foreground, total, total_squares, count * int(foreground.sum()))
+    return Cells(
+        mean=mean,
+        std=std,
+        foreground=foreground,
+        total=total,
+        total_squares=total_squares,
+        num_values=count * int(foreground.sum()),
+    )
 
 
 def foreground_sums(

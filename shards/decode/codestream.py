@@ -26,7 +26,7 @@ _RGB_NAMES = (b"RGB", b"rgb")
 _BYTES_OF_PADDING = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Frame:
     """The header of a JPEG, JPEG-LS or JPEG 2000 stream.
 
@@ -78,7 +78,14 @@ def read_frame(stream: bytes) -> Frame | None:
     coding = _offset_in_main_header(stream, _CODING)
     is_transformed = stream.startswith(_CODING, coding) and stream[coding + 8 : coding + 9] == b"\1"
     colour_space: ColourSpace | None = "RGB" if is_transformed else None
-    return Frame("JPEG 2000", height - top, width - left, num_components, precision, colour_space)
+    return Frame(
+        codec="JPEG 2000",
+        height=height - top,
+        width=width - left,
+        num_components=num_components,
+        precision=precision,
+        colour_space=colour_space,
+    )
 
 
 def is_ended(stream: bytes) -> bool:
@@ -126,7 +133,14 @@ def _read_jpeg(stream: bytes) -> Frame | None:
     marker, num_components = data[1], data[9]
     codec: Codec = "JPEG-LS" if marker == _JPEG_LS else "lossless JPEG" if marker in _LOSSLESS else "JPEG"
     height, width = _integer(data, 5, 2), _integer(data, 7, 2)
-    return Frame(codec, height, width, num_components, data[4], _colour_space(pieces, data))
+    return Frame(
+        codec=codec,
+        height=height,
+        width=width,
+        num_components=num_components,
+        precision=data[4],
+        colour_space=_colour_space(pieces, data),
+    )
 
 
 def _colour_space(pieces: list[_Piece], frame_header: bytes) -> ColourSpace | None:

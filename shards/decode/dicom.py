@@ -84,7 +84,6 @@ class DicomHeader:
         patient_id: Patient ID, unique within its issuer.
         issuer: Issuer of Patient ID.
         study_uid: Study Instance UID.
-        series_uid: Series Instance UID.
         sop_uid: SOP Instance UID, unique to the image.
         sop_class: SOP Class UID, the kind of object.
         modality: As CR, DX, SR.
@@ -108,7 +107,6 @@ class DicomHeader:
     patient_id: str | None
     issuer: str | None
     study_uid: str | None
-    series_uid: str | None
     sop_uid: str | None
     sop_class: str | None
     modality: str | None
@@ -270,7 +268,6 @@ def _header(dataset: Dataset, *, has_pixels: bool) -> DicomHeader:
         patient_id=text_of(dataset, "PatientID"),
         issuer=text_of(dataset, "IssuerOfPatientID"),
         study_uid=text_of(dataset, "StudyInstanceUID"),
-        series_uid=text_of(dataset, "SeriesInstanceUID"),
         sop_uid=text_of(dataset, "SOPInstanceUID"),
         sop_class=text_of(dataset, "SOPClassUID"),
         modality=text_of(dataset, "Modality"),

@@ -164,7 +164,7 @@ def decode_dicom(data: bytes, *, max_pixels: float) -> Decoded:
         return Decoded(np.array(stored), facts) if stored.ndim == 3 else _grey(stored, dataset, layout, facts)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Layout:
     """How pixels are stored (PS3.3 C.7.6.3), checked."""
 
@@ -209,7 +209,16 @@ def _layout(dataset: Dataset, max_pixels: float) -> _Layout:
     if not stored - 1 <= high < allocated:
         raise UnreadableImageError(DAMAGED)
     is_signed = number_of(dataset, "PixelRepresentation") == 1
-    return _Layout(height, width, num_samples, allocated, stored, high, is_signed, photometric)
+    return _Layout(
+        height=height,
+        width=width,
+        num_samples=num_samples,
+        bits_allocated=allocated,
+        bits_stored=stored,
+        high_bit=high,
+        is_signed=is_signed,
+        photometric=photometric,
+    )
 
 
 def _fill_in(dataset: FileDataset, layout: _Layout) -> bool:

@@ -15,7 +15,7 @@ from shards.records import File, Record, Split
 from shards.sources.base import OWN_KINDS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Registered:
     """A batch that has a manifest.
 
@@ -74,7 +74,7 @@ class Settled:
     splits: dict[str, tuple[Split, ...]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Growth:
     """What a delivery adds.
 
@@ -204,7 +204,7 @@ def grow(entries: Iterable[Entry], kind: str, root: Path, settled: Settled) -> G
         raise SourceError(
             f"{root}: all {num_known} images are in earlier batches{_named(copies)}; there is nothing to add"
         )
-    return Growth(new, copies, left_out, len(kept), len(old))
+    return Growth(entries=new, copies=copies, left_out=left_out, num_kept=len(kept), num_old=len(old))
 
 
 def _named(copies: Counter[str]) -> str:

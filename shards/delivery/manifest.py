@@ -39,7 +39,7 @@ class Entry:
     splits: tuple[Split, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
     """What holds for a whole delivery: the first line of its manifest.
 
@@ -127,13 +127,13 @@ def identify(
     if not (key.is_public or as_former):
         entries.sort(key=lambda entry: entry.record.source_id)
     header = Header(
-        MANIFEST_VERSION,
-        kind,
-        listing.patient_grouping,
-        listing.shares_images_with,
-        split_rule,
-        key.fingerprint,
-        len(entries),
+        manifest_version=MANIFEST_VERSION,
+        kind=kind,
+        patient_grouping=listing.patient_grouping,
+        shares_images_with=listing.shares_images_with,
+        split_rule=split_rule,
+        id_key_fingerprint=key.fingerprint,
+        num_images=len(entries),
     )
     return Delivery(header, entries)
 

@@ -689,7 +689,7 @@ def _others(name: str, batches: Mapping[str, BatchParams], project: Project) -> 
             is_earlier = False
         else:
             dep, root = project.root / source.dep, project.root / source.root
-            yield Registered(other, source.kind, dep, root, is_earlier)
+            yield Registered(name=other, kind=source.kind, manifest=dep, root=root, is_earlier=is_earlier)
 
 
 def _registered(batches: Mapping[str, BatchParams]) -> dict[str, RegisteredSourceParams]:

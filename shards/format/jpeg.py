@@ -130,7 +130,7 @@ def decode_region(data: Encoded, rectangle: Rectangle) -> Region:
     return Region(decode(header.cut(data, rows, cols)), rows[0] * BLOCK_PX, cols[0] * header.segment_px)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Header:
     """What the bytes before a JPEG's segments say.
 
@@ -187,7 +187,14 @@ class _Header:
             raise _damaged(f"it should have {stops[-1]} bytes and has {len(data)}")
         table = slice(table_at, table_stop)
         return cls(
-            height, width, segment_px, lengths.reshape(rows, cols), stops.reshape(rows, cols), table, size_at, at
+            height=height,
+            width=width,
+            segment_px=segment_px,
+            lengths=lengths.reshape(rows, cols),
+            stops=stops.reshape(rows, cols),
+            table=table,
+            size_at=size_at,
+            num_bytes=at,
         )
 
     def cut(self, data: Encoded, rows: tuple[int, int], cols: tuple[int, int]) -> bytearray:

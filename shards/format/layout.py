@@ -48,7 +48,7 @@ ROW_DTYPE = np.dtype(
 """One row per sample. Offsets are bytes in its tar; where a member lies follows from the sizes (`SampleSpans`)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SampleSpans:
     """Where a sample's members lie in its tar: description, image, its half size and landmarks if there are any, and
     the others. A member that is not there has no bytes."""
@@ -68,7 +68,7 @@ class SampleSpans:
         half = Span(image.member_stop + BLOCK, int(row["half_bytes"]))
         before = half if half.num_bytes else image
         landmarks = Span(before.member_stop + BLOCK, int(row["landmarks_bytes"]))
-        return cls(Span(start, int(row["num_bytes"])), meta, image, half, landmarks)
+        return cls(members=Span(start, int(row["num_bytes"])), meta=meta, image=image, half=half, landmarks=landmarks)
 
 
 def sha256_of(path: Path) -> str:

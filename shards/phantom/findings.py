@@ -143,7 +143,7 @@ class Pneumothorax:
         return shrunk * (1 - air) + PLEURA_DENSITY * line, (air > 0.5) & (gap[:, 0] > 2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Consolidation:
     """Lung filled in a cloud with a texture of its own."""
 
@@ -179,7 +179,13 @@ def draw_lung_finding(kind: Kind, anatomy: Anatomy, params: FindingParams, rng: 
         case "consolidation":
             size = float(rng.uniform(*params.consolidation_mm))
             centre = _draw_place(anatomy, side, 0.4 * size, rng)
-            return Consolidation(side, centre, size, float(rng.uniform(*CONSOLIDATED)), _draw_waves(rng, 8, 1.0))
+            return Consolidation(
+                side=side,
+                centre_mm=centre,
+                size_mm=size,
+                amount=float(rng.uniform(*CONSOLIDATED)),
+                waves=_draw_waves(rng, 8, 1.0),
+            )
         case _:
             raise ValueError(f"{kind} does not lie in a lung")
 

@@ -27,7 +27,7 @@ MIDLINE_MM = -8.0
 Mask = npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rays:
     """Samples [depth, row, col] along the rays of one image, back to front."""
 
@@ -85,7 +85,15 @@ def cast_rays(anatomy: Anatomy, patient: Patient, exposure: Exposure, raster: Ra
     labels = torch.from_numpy(anatomy.labels.reshape(-1).take(index.numpy()))
     half_mm = anatomy.spacing_mm * last_voxel / 2
     step = torch.from_numpy(path_length(patient, exposure, *axes[:2])).float() / raster.num_depths
-    return Rays(grid, units, anatomy.origin_mm + half_mm, half_mm, labels, sampled, step)
+    return Rays(
+        grid=grid,
+        units=units,
+        middle_mm=anatomy.origin_mm + half_mm,
+        half_mm=half_mm,
+        labels=labels,
+        density=sampled,
+        step_mm=step,
+    )
 
 
 def integrate(rays: Rays, density: Tensor) -> Float[Tensor, "row col"]:

@@ -19,7 +19,7 @@ REJECTION_RASTER = Raster(72, 72, 48)
 NUM_FINDING_DRAWS = 50
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Study:
     """What is imaged, and how often."""
 
@@ -79,13 +79,13 @@ def draw_study(params: PhantomParams, anatomy: Anatomy, number: int) -> Study:
     has_finding = rng.random() < params.findings.fraction
     kind = KINDS[rng.integers(len(KINDS))]
     if not has_finding:
-        return Study(number, healthy, healthy, None, None, exposures)
+        return Study(number=number, patient=healthy, healthy=healthy, kind=None, finding=None, exposures=exposures)
     if kind == "cardiomegaly":
         enlarged = dataclasses.replace(healthy, heart=float(rng.uniform(*params.findings.cardiomegaly_heart)))
-        return Study(number, enlarged, healthy, kind, None, exposures)
+        return Study(number=number, patient=enlarged, healthy=healthy, kind=kind, finding=None, exposures=exposures)
     for _ in range(NUM_FINDING_DRAWS):
         finding = draw_lung_finding(kind, anatomy, params.findings, rng)
-        study = Study(number, healthy, healthy, kind, finding, exposures)
+        study = Study(number=number, patient=healthy, healthy=healthy, kind=kind, finding=finding, exposures=exposures)
         if kind not in MUST_BE_SEEN or visible_share(study, anatomy) >= params.findings.min_visible:
             return study
     raise ConfigError(

@@ -47,7 +47,7 @@ _MIN_SYMMETRY = 0.4
 """Frontal chests and fundi are as good as mirror images of themselves; what is not says nothing by its corners."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Images:
     """What the checks need to know of the measured images of a batch, beside their thumbnails.
 
@@ -83,7 +83,7 @@ class Verdict:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ViewMean:
     """What the images of a view look like.
 
@@ -102,7 +102,7 @@ class ViewMean:
     has_bright_corners: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Likeness:
     """Correlations of images with the mean of their view, NaN where there is no mean.
 
@@ -234,11 +234,26 @@ def mean_views(
             fine[views == view] = np.nan
             continue
         coherent[view], picture = second[view]
-        means.append(ViewMean(str(view), int(kept[view].sum()), coherence, picture, _has_bright_corners(picture)))
+        means.append(
+            ViewMean(
+                view=str(view),
+                num_images=int(kept[view].sum()),
+                coherence=coherence,
+                picture=picture,
+                has_bright_corners=_has_bright_corners(picture),
+            )
+        )
     middles = {view: standardized(mean[_MIDDLE, _MIDDLE])[None] for view, mean in coherent.items()}
     of_middles = _correlations(middles, views, store, 1, _MIDDLE)[:, 0]
     upside_down, on_its_side = (fine[:, turns].max(axis=1) for turns in (slice(2, 4), slice(4, 8)))
-    return tuple(means), Likeness(fine[:, 0], of_middles, fine[:, 1], fine[:, 8], upside_down, on_its_side)
+    return tuple(means), Likeness(
+        whole=fine[:, 0],
+        middle=of_middles,
+        mirrored=fine[:, 1],
+        white_outside=fine[:, 8],
+        upside_down=upside_down,
+        on_its_side=on_its_side,
+    )
 
 
 def _turned(mean: Float64[np.ndarray, "64 64"]) -> Float64[np.ndarray, "8 64 64"]:

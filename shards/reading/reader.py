@@ -211,7 +211,7 @@ class ShardIndex:
             raise IndexFormatError(f"{self.store.location}: damaged tars: {names}; {remedy}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sample:
     """One image with what the shard says about it; nothing is decoded before it is asked for.
 
@@ -338,7 +338,14 @@ class ShardReader:
         if found != key or image_format not in IMAGE_FORMATS:
             raise _wrong_place(tar, f"{found}.{image_format}", key)
         half = data[spans.half.start - start :] if spans.half.num_bytes else None
-        return Sample(key, data[BLOCK : BLOCK + spans.image.num_bytes], half, image_format, tar, entry)
+        return Sample(
+            key=key,
+            encoded=data[BLOCK : BLOCK + spans.image.num_bytes],
+            half=half,
+            image_format=image_format,
+            tar=tar,
+            row=entry,
+        )
 
     def meta(self, row: int) -> dict[str, Any]:
         """What the shard says about the sample of one row, without reading its image.

@@ -11,8 +11,6 @@ from shards.sources.registry import MODULES, open_source
 
 WIDTH = 100
 """Characters of a line, at most."""
-FAMILIES = {"chest": "chest X-ray", "fundus": "fundus photograph", "own": ""}
-"""Family → how the modality of its datasets begins; each belongs to the first that fits."""
 _UNKNOWN = "-"
 _INDENT = "    "
 
@@ -90,17 +88,6 @@ def render_page(info: SourceInfo) -> str:
     )
 
 
-def family_of(info: SourceInfo) -> str:
-    """The family, as `fundus`."""
-    return next(family for family, modality in FAMILIES.items() if info.modality.startswith(modality))
-
-
-def render_markdown(infos: Iterable[SourceInfo]) -> str:
-    """The same table for a document: a line a dataset, with its title linked to its first page."""
-    head = "| kind | dataset | images | patients | tasks | licence | what to put where |\n|---|---|---|---|---|---|---|"
-    return "\n".join([head, *(_markdown_row(info) for info in infos)])
-
-
 def _number(value: int | None) -> str:
     return _UNKNOWN if value is None else f"{value:,}"
 
@@ -132,16 +119,3 @@ def _wrap_layout(info: SourceInfo) -> list[str]:
             text, WIDTH, initial_indent=_INDENT, subsequent_indent=2 * _INDENT, break_on_hyphens=False
         )
     ]
-
-
-def _markdown_row(info: SourceInfo) -> str:
-    page = info.pages[0]
-    title = f"[{info.title}]({page})" if page.startswith("http") else info.title
-    layout = "<br>".join(_code(line) for line in info.layout.splitlines())
-    counts = [_number(info.num_images), _number(info.num_patients)]
-    cells = [f"`{info.name}`", title, *counts, ", ".join(info.tasks), info.licence, layout]
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
-
-def _code(line: str) -> str:
-    return f"`` {line} ``" if "`" in line else f"`{line}`"

@@ -50,8 +50,6 @@ LABELS = (
     "Fracture",
     "Support Devices",
 )
-COMPETITION_LABELS = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
-"""The five that the challenge scored, and most papers report."""
 
 _NUM_IMAGES = 224_316
 _INFO = SourceInfo(

@@ -93,7 +93,7 @@ _MAX_AGE_YEARS = 120
 _PNG_START = re.compile(rb"\x89PNG\r\n\x1a\n....IHDR(....)(....)", re.DOTALL)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NihRow:
     """A row of the table of labels; the fields are those of a record."""
 
@@ -176,12 +176,12 @@ def read_entries(table: Path) -> dict[str, NihRow]:
         if view not in ("PA", "AP"):
             raise SourceError(f"{where}: view '{view}'; expected PA or AP")
         entries[name] = NihRow(
-            nih_patient(name, where),
-            labels[findings],
-            view,
-            _parse_sex(gender or sex, where),
-            _parse_age(age),
-            _spacing(*size),
+            patient=nih_patient(name, where),
+            labels=labels[findings],
+            view=view,
+            sex=_parse_sex(gender or sex, where),
+            age_years=_parse_age(age),
+            spacing_mm=_spacing(*size),
         )
     return entries
 

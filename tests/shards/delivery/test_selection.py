@@ -17,12 +17,12 @@ from shards.delivery.selection import parse_select, select_images, select_of
 from shards.errors import SourceError
 from shards.reading.reader import ShardIndex
 from shards.records import File, Record
-from shards.sources.catalogue import family_of
 from shards.sources.modality import modality_of
 from shards.sources.registry import MODULES, open_source
 from tests.shards.decode.dicom_files import data_of, dataset_of
 from tests.shards.sources.test_chexpert import write_small
 from tests.support.checkout import copy_project
+from tests.support.dataset_tables import family_of
 from tests.support.datasets import smooth_image, write_csv, write_folder
 
 ROWS = (

@@ -358,7 +358,13 @@ def peak_bytes(folder: Path, num_images: int) -> int:
     store = MeasureStore(tars, folder / "compared")
     none = np.zeros(num_images, np.int64)
     images = Images(
-        none.astype("U16"), np.arange(num_images), none, np.full(num_images, "PA"), store.numbers(), none > 0, none > 0
+        keys=none.astype("U16"),
+        patients=np.arange(num_images),
+        ranks=none,
+        views=np.full(num_images, "PA"),
+        numbers=store.numbers(),
+        contradicts=none > 0,
+        is_kept=none > 0,
     )
     judge(images, store, QualityParams.from_params(QUALITY, "test: quality"))
     peak = tracemalloc.get_traced_memory()[1]

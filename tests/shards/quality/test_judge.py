@@ -334,6 +334,14 @@ def test_a_batch_without_one_measured_image_is_judged_too(tmp_path: Path) -> Non
     write_measured(files, [])
     store = MeasureStore((files,), tmp_path / "compared")
     none = np.zeros(0, np.int64)
-    images = Images(none.astype(str), none, none, none.astype(str), store.numbers(), none > 0, none > 0)
+    images = Images(
+        keys=none.astype(str),
+        patients=none,
+        ranks=none,
+        views=none.astype(str),
+        numbers=store.numbers(),
+        contradicts=none > 0,
+        is_kept=none > 0,
+    )
     assert len(np.zeros(0, MEASURE_DTYPE)) == len(store.numbers())
     assert judge(images, store, quality()).verdicts == {}

@@ -9,7 +9,7 @@ import pytest
 from shards.reading.policies import targets_of
 from shards.sources.base import Listing
 from shards.sources.check import check_source
-from shards.sources.datasets.chexpert import COMPETITION_LABELS, LABELS, SOURCE, ChexpertRow, read_entries
+from shards.sources.datasets.chexpert import LABELS, SOURCE, ChexpertRow, read_entries
 from shards.sources.registry import open_source
 from tests.shards.sources.trees import problem, write_files, write_lines, write_pixels
 
@@ -29,6 +29,9 @@ KEYS = tuple("/".join(row.partition(",")[0].split("/")[-3:]) for row in (*TRAIN,
 BATCHES = {"1": "CheXpert-v1.0 batch 1 (validate & csv)"} | {
     str(number): f"CheXpert-v1.0 batch {number} (train {number - 1})" for number in (2, 3, 4)
 }
+
+COMPETITION_LABELS = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
+"""The labels that the challenge scored, and most papers report."""
 
 
 def write_tables(folder: Path, prefix: str, train: tuple[str, ...] = TRAIN) -> None:
