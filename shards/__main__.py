@@ -170,7 +170,7 @@ _EPILOG = """from images to shards:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line of `python -m shards`."""
+    """Build the command line of `python -m shards`."""
     parser = argparse.ArgumentParser(
         prog="python -m shards",
         description=__doc__,

@@ -34,7 +34,7 @@ class Section(BaseModel):
 
 
 def read_params(path: Path = DEFAULT_PARAMS) -> dict[str, Any]:
-    """The whole of a params file as plain dictionaries.
+    """Read the whole of a params file as plain dictionaries.
 
     Raises:
         ConfigError: the file is missing, is not YAML, or is not a mapping.
@@ -68,7 +68,7 @@ def _describe(section: type[BaseModel], error: dict[str, Any], where: str) -> st
 
 
 def _keys_beside(section: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The keys allowed where the unknown one stood."""
+    """Return the keys allowed where the unknown one stood."""
     models = [section]
     for part in location[:-1]:
         fields = [model.model_fields[part] for model in models if part in model.model_fields]
@@ -78,7 +78,7 @@ def _keys_beside(section: type[BaseModel], location: tuple[int | str, ...]) -> l
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:
-    """The sections that a type is made of, as the members of a union or the values of a mapping."""
+    """Return the sections that a type is made of, as the members of a union or the values of a mapping."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [found for part in get_args(annotation) for found in _sections(part)]

@@ -92,7 +92,7 @@ class ForegroundParams(Section):
 
 
 class ShardParams(Section):
-    """How records become shards (section `shard`)."""
+    """The way from records to shards (section `shard`)."""
 
     image_format: Literal["png", "jpg"]
     """`png` is lossless."""
@@ -214,7 +214,7 @@ class MixParams(Section):
     """Pixels are divided by it after; likewise."""
 
     def normalisation(self, channels: int, batch: str) -> Normalisation:
-        """Mean and deviation of each channel of the network's input; `batch` is the name that the message says.
+        """Return mean and deviation of each channel of the network's input; the message names the batch.
 
         Raises:
             ConfigError: there are several numbers, and not as many as channels.
@@ -244,7 +244,8 @@ class MeasuredParams(Section):
 
 
 class SelectParams(Section):
-    """Which images of a delivery a batch takes: those that fit every rule; a rule that is not there takes all."""
+    """Rules that select the images of a delivery: those are taken that fit every rule; a rule that is not there
+    takes all."""
 
     view: tuple[str, ...] | None = None
     """Codes as PA; `frontal` and `lateral` stand for all codes of their kind (docs/register.md)."""
@@ -274,7 +275,7 @@ class SelectParams(Section):
 
 
 class SelectedParams(Section):
-    """What the rules did when the batch was registered."""
+    """The effect of the rules when the batch was registered."""
 
     num_listed: int = Field(ge=1)
     """Images that the source found."""
@@ -306,7 +307,7 @@ class BatchParams(Section):
 
     @property
     def selection(self) -> dict[str, Any] | None:
-        """What the index says of the rules and what they did; None where there are none."""
+        """The rules and their effect, for the index; None where there are none."""
         if self.select is None or self.selected is None:
             return None
         return {
@@ -347,7 +348,7 @@ def parse_names(values: Any, where: str) -> dict[str, str]:
 
 
 def check_batch_name(name: str) -> None:
-    """Batch names are path parts, DVC stage names and YAML keys.
+    """Check that a batch name can be a path part, a DVC stage name and a YAML key.
 
     Raises:
         ConfigError: the name cannot be all three.

@@ -14,7 +14,7 @@ Correlation = Annotated[float, Field(ge=-1, le=1)]
 
 
 class ViewMeanParams(Section):
-    """When a view's mean image may judge its images."""
+    """Conditions on which a view's mean image judges its images."""
 
     min_images: int = Field(ge=2)
     """Images that a view must have."""
@@ -118,7 +118,7 @@ class MaskParams(Section):
 
 
 class QualityParams(Section):
-    """What keeps an image out of the shards, or gets it a remark (section `shard.quality`)."""
+    """Checks that keep an image out of the shards, or get it a remark (section `shard.quality`)."""
 
     view_means: ViewMeanParams
     """Which views have a mean image."""

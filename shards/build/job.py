@@ -48,7 +48,7 @@ class BuildJob:
 
     Attributes:
         batch: Name of the batch.
-        source: Where its images come from.
+        source: Section `source`: where the images come from.
         grid: Section `grid`.
         params: Section `shard`.
     """
@@ -112,7 +112,7 @@ class BuildJob:
         """Hold the scratch folder of this job alone; it goes when the block ends, and stays after an error or a kill.
 
         Args:
-            command: What is done: `shard` or `repair`.
+            command: Name of the work: `shard` or `repair`.
             wait: Wait for another process at the same work, instead of refusing.
 
         Raises:

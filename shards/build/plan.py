@@ -1,4 +1,4 @@
-"""Which image of a manifest becomes which sample of which tar: splits, keys and order, before any image is read."""
+"""Plan the tars of a batch before any image is read: which image becomes which sample of which tar."""
 
 import hashlib
 import json

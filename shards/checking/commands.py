@@ -110,7 +110,7 @@ def _repair(root: Path, problems: "list[Problem]", arguments: argparse.Namespace
 
 
 def stats(arguments: argparse.Namespace) -> None:
-    """Sizes, images, patients, labels, views, foreground and quarantine of shard sets."""
+    """Print sizes, images, patients, labels, views, foreground and quarantine of shard sets."""
     from shards.checking.stats import format_statistics, statistics_of
     from shards.reading.reader import ShardIndex
 
@@ -186,7 +186,7 @@ def _check_place(out: Path) -> None:
 
 
 def _row(reader: "ShardReader", name: str) -> int:
-    """The row of a key, or the number itself.
+    """Find the row of a key, or take a number as the row.
 
     Raises:
         ConfigError: there is no such sample.

@@ -37,7 +37,7 @@ def exclude_images(
         name: Name of the batch.
         keys: Keys of its images.
         patients: Pseudonyms of patients, all of whose images in the batch are meant.
-        project: Where params.yaml and dvc.yaml are.
+        project: The project's params.yaml and dvc.yaml; None: those of the working directory.
         undo: Take them off the list instead.
 
     Raises:
@@ -111,7 +111,7 @@ def _without_lines(text: str, lines: Sequence[str], path: Path) -> str:
 
 
 def _known_of(name: str, batch: BatchParams, project: Project) -> tuple[set[str], set[str]]:
-    """Keys of a batch's images and pseudonyms of its patients."""
+    """Return the keys of a batch's images and the pseudonyms of its patients."""
     if isinstance(batch.source, RegisteredSourceParams):
         header, entries = iterate_manifest(project.root / batch.source.dep)
         records = [entry.record for _, entry in entries]

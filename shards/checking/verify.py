@@ -66,7 +66,7 @@ def verify_set(root: Path) -> list[Problem]:
 
 
 def _bounds(index: ShardIndex) -> Int64[np.ndarray, "num_tars_and_one"]:
-    """The first row of each tar, and the number of all rows."""
+    """Return the first row of each tar, and the number of all rows."""
     return np.cumsum([0, *(tar.num_samples for tar in index.shards)], dtype=np.int64)
 
 
@@ -140,7 +140,7 @@ def _verify_tar(root: Path, described: TarDescription, rows: np.ndarray, seen: d
 
 
 def _members(path: Path) -> tuple[dict[bytes, dict[str, Span]], bool]:
-    """Key → suffix → place of the members of a tar, and whether it could be read to its end.
+    """Find the members of a tar (key → suffix → span), and tell whether it could be read to its end.
 
     A key whose members are not in one run gets a suffix of its own, so that it is nowhere in place.
     """
@@ -179,7 +179,7 @@ def _named(keys: list[bytes]) -> str:
 
 
 def find_copies(roots: list[Path]) -> list[Problem]:
-    """Images of different sets and different splits that show the same picture; each set's quality report tells.
+    """Find images of different sets and different splits that show the same picture, by the sets' quality reports.
 
     Raises:
         IndexFormatError: a set has no sound report.

@@ -1,4 +1,4 @@
-"""What a compressed frame says of itself, before anything decodes it."""
+"""Read what a compressed frame says of itself, before anything decodes it."""
 
 import re
 from collections.abc import Iterator
@@ -31,12 +31,12 @@ class Frame:
     """The header of a JPEG, JPEG-LS or JPEG 2000 stream.
 
     Attributes:
-        codec: What the stream is; `JPEG` is the lossy one.
+        codec: Kind of the stream; `JPEG` is the lossy one.
         height: Rows.
         width: Columns.
         num_components: Samples of a pixel.
         precision: Bits of a sample.
-        colour_space: What the stream itself says of three components as a decoder gives them; None if nothing.
+        colour_space: Colour space of three components that the stream names; None if it names none.
     """
 
     codec: Codec
@@ -64,7 +64,7 @@ class _Piece:
 
 
 def read_frame(stream: bytes) -> Frame | None:
-    """The header of a stream; None if it is none of the three or ends within the header."""
+    """Read the header of a stream; None if it is none of the three kinds or ends within the header."""
     if stream.startswith(_START):
         return _read_jpeg(stream)
     # A bare codestream, or one in the boxes of a JP2 file, which DICOM does not allow but which occur.
@@ -89,12 +89,12 @@ def read_frame(stream: bytes) -> Frame | None:
 
 
 def is_ended(stream: bytes) -> bool:
-    """Whether the mark that ends all three kinds of streams is there, up to zeros and some other padding."""
+    """Tell whether the end mark of all three kinds of streams is there, up to zeros and some other padding."""
     return _END in stream.rstrip(b"\0")[-_BYTES_OF_PADDING:]
 
 
 def has_every_part(stream: bytes) -> bool:
-    """Whether each component of a JPEG has a scan, and each tile of JPEG 2000 all its parts.
+    """Tell whether each component of a JPEG has a scan, and each tile of JPEG 2000 all its parts.
 
     Decoders fill up in silence what has none.
 
@@ -105,7 +105,7 @@ def has_every_part(stream: bytes) -> bool:
 
 
 def without_oddities(stream: bytes) -> bytes:
-    """A JPEG without what sound pictures may have and decoders warn of; its pixels are the same.
+    """Remove from a JPEG what sound pictures may have and decoders warn of; its pixels stay the same.
 
     libjpeg tells of its first doubt alone, so a version of JFIF that does not exist would hide all damage behind it.
     Left out or set right are: pieces that no decoder needs, bytes between pieces, versions of JFIF, transformations of
@@ -144,7 +144,7 @@ def _read_jpeg(stream: bytes) -> Frame | None:
 
 
 def _colour_space(pieces: list[_Piece], frame_header: bytes) -> ColourSpace | None:
-    """As libjpeg sees it: by JFIF, by Adobe's transformation, by the components' names.
+    """Tell the colour space as libjpeg does: by JFIF, by Adobe's transformation, by the components' names.
 
     Components that differ in resolution can only be luma and chroma.
     """
@@ -161,7 +161,7 @@ def _colour_space(pieces: list[_Piece], frame_header: bytes) -> ColourSpace | No
 
 
 def _header(stream: bytes) -> tuple[list[_Piece], int]:
-    """The pieces of a JPEG's header, the first scan's the last of them, and where the code begins."""
+    """Return the pieces of a JPEG's header, the first scan's the last of them, and where the code begins."""
     pieces: list[_Piece] = []
     offset = len(_START)
     while found := _MARKER.search(stream, offset):
@@ -174,7 +174,7 @@ def _header(stream: bytes) -> tuple[list[_Piece], int]:
 
 
 def _frame_header(pieces: list[_Piece]) -> bytes:
-    """What says size and components; nothing if it is missing or cut."""
+    """Find the piece of the header with size and components; nothing if it is missing or cut."""
     data = next((piece.data for piece in pieces if piece.marker in _FRAME_HEADERS), b"")
     end = 10 + 3 * data[9] if len(data) > 9 else 0
     return data[:end] if len(data) >= end else b""
@@ -193,14 +193,14 @@ def _plain(piece: _Piece, frame_header: bytes) -> bytes:
 
 
 def _later_scans(code: bytes) -> Iterator[slice]:
-    """Where the headers of further scans stand in what follows the first one's."""
+    """Yield the spans of the headers of further scans behind the first one's."""
     for found in _MARKER_BEHIND_CODE.finditer(code):
         if code[found.end() - 1] == _SOS:
             yield slice(found.end() - 2, found.end() + _integer(code, found.end(), 2))
 
 
 def _with_whole_blocks(code: bytes) -> bytes:
-    """The code of the first scan and all that follows, later scans' headers with the right parameters."""
+    """Return the code of the first scan and all that follows, later scans' headers with the right parameters."""
     parts, start = [], 0
     for header in _later_scans(code):
         parts += [code[start : header.stop - 3], _WHOLE_BLOCK]
@@ -246,7 +246,7 @@ def _has_every_tile(stream: bytes) -> bool:
 
 
 def _offset_in_main_header(stream: bytes, marker: bytes) -> int:
-    """Where a marker of a JPEG 2000 stream stands; where its first tile begins if it comes no earlier."""
+    """Return the offset of a marker of a JPEG 2000 stream, or of its first tile if that comes no later."""
     offset = stream.index(_JPEG_2000) + 2
     while offset + 4 <= len(stream) and stream[offset : offset + 2] not in (marker, _TILE_PART):
         offset += 2 + _integer(stream, offset + 2, 2)

@@ -78,7 +78,7 @@ Keyword = str | tuple[int, int]
 
 @dataclass(frozen=True)
 class DicomHeader:
-    """What a DICOM file says of itself, as far as sorting a tree of files needs; ids are raw and must not be written.
+    """The header of a DICOM file, as far as sorting a tree of files needs it; ids are raw and must not be written.
 
     Attributes:
         patient_id: Patient ID, unique within its issuer.
@@ -86,21 +86,21 @@ class DicomHeader:
         study_uid: Study Instance UID.
         sop_uid: SOP Instance UID, unique to the image.
         sop_class: SOP Class UID, the kind of object.
-        modality: As CR, DX, SR.
+        modality: Modality, as CR, DX, SR.
         body_part: Body Part Examined, as CHEST, BREAST.
-        laterality: Of the image, or else of its series: L, R, U (not of one side), B (both).
-        view_position: As PA, AP, LL.
+        laterality: Side of the image, or else of its series: L, R, U (not of one side), B (both).
+        view_position: View, as PA, AP, LL.
         view_code: Code of the view, of SNOMED, as 399162004 or R-10242.
         sex: M, F or O.
         age_years: Completed years, of Patient's Age or else from birth to study; None if neither makes sense.
         presentation_intent: FOR PRESENTATION or FOR PROCESSING.
-        image_type: As (DERIVED, PRIMARY).
-        conversion_type: Of secondary captures, as WSD or SI.
+        image_type: Values of Image Type, as (DERIVED, PRIMARY).
+        conversion_type: Conversion of secondary captures, as WSD or SI.
         burned_in: Burned In Annotation as true or false; None if the file does not say, which is not false.
         num_frames: 1 if the file does not say.
-        rows: Of the image.
-        cols: Of the image.
-        has_pixels: Whether pixel data begin where the header ends.
+        rows: Height of the image, in pixels.
+        cols: Width of the image, in pixels.
+        has_pixels: Pixel data begin where the header ends.
         spacing: (row, col) millimetres at the detector, by `spacing_of`.
     """
 
@@ -128,7 +128,7 @@ class DicomHeader:
 
 
 def read_header(path: Path) -> DicomHeader:
-    """The header of a DICOM file, read up to its pixels; nothing but the listed elements is parsed.
+    """Read the header of a DICOM file up to its pixels; nothing but the listed elements is parsed.
 
     Raises:
         OSError: the file cannot be opened.
@@ -148,11 +148,11 @@ def read_header(path: Path) -> DicomHeader:
 
 
 def parse(data: bytes, keywords: Sequence[Keyword], *, max_bytes: float) -> FileDataset:
-    """The listed elements of a DICOM file's bytes; the others are passed over unread.
+    """Parse the listed elements of a DICOM file's bytes; the others are passed over unread.
 
     Args:
         data: The whole file, of which `is_dicom` holds.
-        keywords: Of the elements.
+        keywords: Keywords of the elements to parse.
         max_bytes: A deflated file is inflated no further.
 
     Raises:
@@ -180,18 +180,18 @@ def reporting_nothing() -> Iterator[None]:
 
 
 def text_of(dataset: Dataset, keyword: str) -> str | None:
-    """An element's text without the blanks around it; None if it is absent or empty."""
+    """Return an element's text without the blanks around it; None if it is absent or empty."""
     return "\\".join(texts_of(dataset, keyword)) or None
 
 
 def texts_of(dataset: Dataset, keyword: str) -> tuple[str, ...]:
-    """The texts of an element of several; those of any other number too."""
+    """Return the texts of an element that holds several; one text gives one."""
     value = _value(dataset, keyword)
     return tuple(str(item).strip(" \0") for item in (value if isinstance(value, MultiValue) else (value or "",)))
 
 
 def numbers_of(dataset: Dataset, keyword: Keyword) -> tuple[float, ...]:
-    """An element's numbers; none if it is absent, empty or not of numbers."""
+    """Return an element's numbers; none if it is absent, empty or not of numbers."""
     value = _value(dataset, keyword)
     try:
         return tuple(float(item) for item in (value if isinstance(value, MultiValue | list | tuple) else (value,)))
@@ -199,8 +199,9 @@ def numbers_of(dataset: Dataset, keyword: Keyword) -> tuple[float, ...]:
         return ()
 
 
-def places_of(dataset: Dataset, keyword: Keyword) -> tuple[float | None, ...]:
-    """An element's values one by one, None for each that is empty or no number; none if it is absent or empty."""
+def items_of(dataset: Dataset, keyword: Keyword) -> tuple[float | None, ...]:
+    """Return an element's values one by one, None for each that is empty or no number; none if it is absent or
+    empty."""
     value = _value(dataset, keyword)
     if value is None or value == "":
         return ()
@@ -208,18 +209,18 @@ def places_of(dataset: Dataset, keyword: Keyword) -> tuple[float | None, ...]:
 
 
 def number_of(dataset: Dataset, keyword: Keyword) -> float | None:
-    """The first of an element's values; None if that is no number."""
-    return next(iter(places_of(dataset, keyword)), None)
+    """Return the first of an element's values; None if that is no number."""
+    return next(iter(items_of(dataset, keyword)), None)
 
 
 def count_of(dataset: Dataset, keyword: str) -> int | None:
-    """The first of an element's numbers if it is a whole one above 0."""
+    """Return the first of an element's numbers if it is a whole one above 0."""
     number = number_of(dataset, keyword)
     return int(number) if number is not None and number > 0 and number.is_integer() else None
 
 
 def spacing_of(dataset: Dataset) -> tuple[float, float] | None:
-    """(row, col) millimetres of a pixel at the detector or on the film.
+    """Return the (row, col) millimetres of a pixel at the detector or on the film.
 
     Imager Pixel Spacing or Nominal Scanned Pixel Spacing; else Pixel Spacing, unless the file says that it was
     calibrated to a plane in the patient (DICOM PS3.3 10.7.1.3).
@@ -235,17 +236,18 @@ def spacing_of(dataset: Dataset) -> tuple[float, float] | None:
 
 
 def is_burned_in(dataset: Dataset) -> bool | None:
-    """Burned In Annotation; None if the file does not say."""
+    """Read Burned In Annotation; None if the file does not say."""
     return {"YES": True, "NO": False}.get(text_of(dataset, "BurnedInAnnotation") or "")
 
 
 def parse_sex(value: str) -> Sex | None:
-    """F, M or O; None for what is none."""
+    """Parse a sex: F, M or O, and None for anything else."""
     return _SEXES.get(value.upper())
 
 
 def parse_age(value: str) -> int | None:
-    """Completed years from `045Y`, `018M` or, against the standard, a bare number; None for more than a life."""
+    """Parse an age to completed years from `045Y`, `018M` or, against the standard, a bare number; None for more
+    than a life."""
     stated = _AGE.fullmatch(value)
     if stated is None:
         return None
@@ -290,7 +292,7 @@ def _header(dataset: Dataset, *, has_pixels: bool) -> DicomHeader:
 
 
 def _code_of(dataset: Dataset, keyword: str) -> str | None:
-    """The code of a sequence's first item."""
+    """Return the code of a sequence's first item."""
     items = _value(dataset, keyword)
     return text_of(items[0], "CodeValue") if isinstance(items, Sequence) and items else None
 
@@ -315,7 +317,7 @@ def _date(text: str | None) -> date | None:
 
 
 def _value(dataset: Dataset, keyword: Keyword) -> Any:
-    """An element's value; None if it is absent, or nothing that its type allows."""
+    """Return an element's value; None if it is absent, or nothing that its type allows."""
     try:
         if isinstance(keyword, str):
             return dataset.get(keyword)
@@ -333,7 +335,7 @@ def _number(item: Any) -> float | None:
 
 @dataclass(frozen=True)
 class _Meta:
-    """Where the file meta information ends, and where in it the transfer syntax stands."""
+    """The end of the file meta information, and the position of the transfer syntax in it."""
 
     end: int
     syntax: slice
@@ -358,7 +360,7 @@ def _is_deflated(data: bytes) -> bool:
 
 
 def _inflated(data: bytes, max_bytes: int, *, must_end: bool) -> bytes:
-    """A deflated file as an ordinary one; pydicom itself would inflate without a bound."""
+    """Inflate a deflated file to an ordinary one; pydicom itself would inflate without a bound."""
     meta = _meta(data)
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     try:

@@ -10,7 +10,7 @@ from shards.records import RawLayout
 
 
 def decode_raw(data: bytes, layout: RawLayout, *, max_pixels: float) -> Decoded:
-    """The image of a headerless file: 0..max_value becomes 0..255, or 255..0.
+    """Decode a headerless file: 0..max_value becomes 0..255, or 255..0.
 
     Raises:
         UnreadableImageError: with the reason for quarantine.

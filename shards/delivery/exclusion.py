@@ -22,12 +22,12 @@ PATIENT = "patient"
 
 @dataclass(frozen=True)
 class Exclusion:
-    """What is not read of a batch.
+    """Images of a batch that nothing reads.
 
     Attributes:
-        keys: Of images.
+        keys: Keys of images.
         patients: Pseudonyms of patients, all of whose images are meant.
-        sha256: Of the list; empty where there is none.
+        sha256: Hash of the list; empty where there is none.
     """
 
     keys: frozenset[str] = field(default_factory=frozenset)

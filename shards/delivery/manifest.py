@@ -30,8 +30,8 @@ class Entry:
     Attributes:
         record: Its ids are keyed hashes, its age the first year of its bucket, its sex None unless it was asked for,
             its split None (`splits` stands for it).
-        position: Where its patient stands in [0, 1) among all patients; decides between the splits.
-        splits: Those that its patient can be in; the same in all batches.
+        position: Position of its patient in [0, 1) among all patients; decides between the splits.
+        splits: Splits that its patient can be in; the same in all batches.
     """
 
     record: Record
@@ -41,15 +41,15 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """What holds for a whole delivery: the first line of its manifest.
+    """Facts of a whole delivery: the first line of its manifest.
 
     Attributes:
-        manifest_version: Of the format.
-        kind: Its dataset.
+        manifest_version: Version of the format.
+        kind: Name of the source.
         patient_grouping: `image` where patients are unknown.
         shares_images_with: Datasets with some of the same images, which no mapping told apart.
         split_rule: `official`: the dataset's own splits where it has them. `hash`: patients by their hash alone.
-        id_key_fingerprint: Of the key behind the hashes.
+        id_key_fingerprint: Fingerprint of the key behind the hashes.
         num_images: Lines that follow.
     """
 
@@ -63,7 +63,7 @@ class Header:
 
     @property
     def has_public_ids(self) -> bool:
-        """Whether ids and file names hide nobody and may be shown."""
+        """Ids and file names hide nobody and may be shown."""
         return self.id_key_fingerprint == _PUBLIC_FINGERPRINT
 
 
@@ -97,10 +97,10 @@ def identify(
     Args:
         listing: What the source found, all of it: which official splits there are decides who may be in which. Its
             records have the hashes of their files.
-        kind: Of the source.
-        key: Behind the hashes; with the public one the names of images and studies stay.
+        kind: Name of the source.
+        key: Key behind the hashes; with the public one the names of images and studies stay.
         split_rule: `hash` forgets official splits.
-        with_sex: Whether the sex is kept.
+        with_sex: Keep the patients' sex.
         site: Who gave the patients of a user's own images their ids; another site's patient of the same id is another
             person. Empty: nobody says.
         as_former: Write what earlier versions wrote: the order of the listing, and unknown patients told apart by the
@@ -139,12 +139,12 @@ def identify(
 
 
 def key_of(record: Record, header: Header) -> str:
-    """The sample's key: without a dot (WebDataset cuts names at the first), unique if the source ids are."""
+    """Make the sample's key: without a dot (WebDataset cuts names at the first), unique if the source ids are."""
     return public_key_of(record.source_id) if header.has_public_ids else record.source_id
 
 
 def public_key_of(source_id: str) -> str:
-    """A key that shows the source id as far as a key can."""
+    """Make a key that shows the source id as far as a key can."""
     name = re.sub(r"[^A-Za-z0-9_-]", "-", source_id)
     if name == source_id and len(name) <= MAX_KEY_LENGTH:
         return name
@@ -178,7 +178,7 @@ def _bucket(age_years: float) -> int:
 
 
 def age_bucket(age_years: float | None) -> str | None:
-    """`60-69`, or `90+`; what a shard says of an age."""
+    """Return the bucket of an age, as `60-69` or `90+`, which is what a shard says of it; None for an unknown age."""
     if age_years is None:
         return None
     first = _bucket(age_years)
@@ -186,7 +186,7 @@ def age_bucket(age_years: float | None) -> str | None:
 
 
 def format_manifest(delivery: Delivery) -> Iterator[str]:
-    """The manifest, line by line: the header, then an image a line as JSON."""
+    """Yield the lines of the manifest: the header, then an image a line as JSON."""
     yield _line(_HEADER.dump_python(delivery.header, mode="json"))
     for entry in delivery.entries:
         yield _line(_ENTRY.dump_python(entry, mode="json", exclude_defaults=True))
@@ -197,7 +197,7 @@ def _line(values: Any) -> str:
 
 
 def iterate_manifest(path: Path) -> tuple[Header, Iterator[tuple[int, Entry]]]:
-    """The header of a manifest, and its entries with the byte offset of their lines, read one at a time.
+    """Read the header of a manifest, and its entries with the byte offset of their lines, one at a time.
 
     Raises:
         SourceError: it is missing, damaged, of another version, or not whole (at its end).
@@ -232,7 +232,7 @@ def _entries(path: Path, start: int, num_images: int) -> Iterator[tuple[int, Ent
 
 
 def read_entry(path: Path, offset: int) -> Entry:
-    """The entry of one line.
+    """Read the entry of one line.
 
     Raises:
         SourceError: there is none at this offset.
@@ -250,7 +250,7 @@ def _parsed(line: bytes, path: Path) -> Entry:
 
 
 def check_records(records: Iterable[Record], where: str) -> None:
-    """Every file lies below the root, and no image is there twice.
+    """Check that every file lies below the root, and that no image is there twice.
 
     Raises:
         SourceError: naming the record by its number from 1.
@@ -269,7 +269,7 @@ def check_records(records: Iterable[Record], where: str) -> None:
 
 
 def hashed(records: Iterable[Record], root: Path) -> Iterator[Record]:
-    """The records with size and hash of every file as it is now.
+    """Yield the records with size and hash of every file as it is now.
 
     Raises:
         SourceError: a file lies outside of `root` or cannot be read; names the record by its number from 1.

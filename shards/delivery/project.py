@@ -59,7 +59,7 @@ def remove_batch(name: str, project: Project | None = None) -> None:
 
     Args:
         name: Name of the batch.
-        project: Where params.yaml and dvc.yaml are.
+        project: The project's params.yaml and dvc.yaml; None: those of the working directory.
 
     Raises:
         ConfigError: there is no such batch, no other one, or several others to measure on instead.
@@ -114,8 +114,8 @@ def keep_images(name: str, keys: Sequence[str], project: Project | None = None) 
 
     Args:
         name: Name of the batch.
-        keys: Of its images, as quality.parquet, quality.png and the private list of what is quarantined say them.
-        project: Where params.yaml is.
+        keys: Keys of its images, as quality.parquet, quality.png and the private list of quarantined files have them.
+        project: The project's params.yaml and dvc.yaml; None: those of the working directory.
 
     Raises:
         ConfigError: there is no such batch, or it is the phantom.
@@ -154,7 +154,7 @@ def apply_settings(names: Sequence[str], project: Project | None = None) -> None
 
     Args:
         names: Names of the batches; an empty list stands for all.
-        project: Where params.yaml is.
+        project: The project's params.yaml and dvc.yaml; None: those of the working directory.
 
     Raises:
         ConfigError: there is no such batch, or a section is wrong.
@@ -177,7 +177,7 @@ def relocate_batch(name: str, root: Path, project: Project | None = None) -> Non
     Args:
         name: Name of the batch.
         root: The folder to which the paths of its manifest are relative.
-        project: Where params.yaml is.
+        project: The project's params.yaml and dvc.yaml; None: those of the working directory.
 
     Raises:
         ConfigError: there is no such batch, or it is the phantom.

@@ -10,7 +10,7 @@ def warn_of_published_key(fingerprint: str) -> None:
     """Print a warning to stderr if pseudonyms are made with the published key.
 
     Args:
-        fingerprint: Of the key behind a batch's pseudonyms (`IdKey.fingerprint`).
+        fingerprint: Fingerprint of the key behind a batch's pseudonyms (`IdKey.fingerprint`).
     """
     if fingerprint == PUBLISHED_FINGERPRINT:
         print(

@@ -95,20 +95,20 @@ def register_batch(
     files as they were, as params.yaml.before-NAME and dvc.yaml.before-NAME.
 
     Args:
-        name: Of the batch, as `clinic-b000`.
+        name: Name of the batch, as `clinic-b000`.
         root: The folder.
         source: Reads it.
         weight: Share in training; 1, which None stands for, shows each image once per epoch. 0 leaves the batch out of
             the section `mix` and of what training depends on: a set to measure on.
         split_rule: `official` keeps the dataset's own splits where it has them, `hash` splits patients by their hash.
-        with_sex: Whether the shards say the patients' sex.
+        with_sex: Let the shards say the patients' sex.
         site: Who gave the patients of your own images their ids; None: as `shards.delivery.sites.choose_site` tells.
         only: Take every other batch out of the project.
         normalize: `shared`: the mean and std of an earlier batch of the mix with the same source, site and channels, so
             that one model has one normalisation for all of them; `own`: those of the batch's own images.
         select: Which images of the folder the batch takes (`shards.delivery.selection.parse_select`); None: as the
             batch's file says, or of a new batch of chest radiographs the frontal views.
-        project: Where params.yaml and dvc.yaml are.
+        project: The project's params.yaml and dvc.yaml; None: those of the working directory.
 
     Raises:
         ConfigError: the name is taken by other files or unfit, the batch is registered with a part in training and the
@@ -163,12 +163,12 @@ class _Before:
     """The project as the command finds it.
 
     Attributes:
-        project: Its two files.
+        project: The project's two files.
         values: Content of params.yaml.
         grid: Its section `grid`.
         shard: Its section `shard`.
         batches: Its batches.
-        kept: Those of them that stay in it.
+        kept: The batches that stay in the project.
         key: The identity key.
     """
 
@@ -191,8 +191,8 @@ class _Taken:
         listing: All images of the folder, with hashes of those that are selected.
         on_file: The batch as batches/NAME.yaml has it; None if it is new.
         rules: The rules that select images.
-        selection: What the rules leave out.
-        settled: What other batches have settled.
+        selection: Images that the rules leave out.
+        settled: Images and patients of other batches.
         delivery: The images that are taken, with ids that name nobody.
         growth: The same images, and what is left out because other batches have it.
         manifest: Text of the manifest.
@@ -216,7 +216,7 @@ class _Change:
 
     Attributes:
         item: The batch, as batches/NAME.yaml will have it.
-        mix: Its item of the section `mix`; None where it has no part in training.
+        mix: The batch's item of the section `mix`; None where it has no part in training.
         shared: The batch whose mean and std it shares; None if it has its own.
         left_out: Path of every file that is left out → why.
         texts: File of the project → its text as it is.
@@ -514,7 +514,7 @@ def _left_out_path(name: str, project: Project) -> Path:
 
 
 def _delivered(batch: BatchParams) -> dict[str, Any]:
-    """What a batch was delivered with; what a person keeps of it is no part of that."""
+    """Return what a batch was delivered with; what a person keeps of it is no part of that."""
     return batch.source.model_dump(exclude={"keep_sha256"})
 
 
@@ -548,7 +548,8 @@ def _mix_of(
     *,
     share: bool,
 ) -> tuple[dict[str, Any] | None, str | None]:
-    """A batch's item of `mix`, None where it has no part in training; and the batch whose mean and std it shares."""
+    """Make a batch's item of `mix`, None where it has no part in training, and name the batch whose mean and std it
+    shares."""
     own = item.measured.normalisation(1 if _takes_grey(values) else item.source.channels)
     mixes = values.get("mix") or {}
     if name in batches:
@@ -564,7 +565,7 @@ def _mix_of(
 
 
 def _is_alike(one: BatchParams, other: BatchParams) -> bool:
-    """Whether two batches are of one source, site and number of channels."""
+    """Tell whether two batches have the same source, site and number of channels."""
     keys = ("kind", "site", "channels")
     return all(getattr(one.source, key, None) == getattr(other.source, key, None) for key in keys)
 
@@ -579,7 +580,7 @@ def _entered(copy: Path, name: str, mix: Mapping[str, Any] | None) -> str | None
 
 
 def _read(source: Source, root: Path) -> Listing:
-    """What the source finds; an error of the system, whose own text names the file, is said without the name."""
+    """Read the folder; an error of the system, whose own text names the file, is said without the name."""
     try:
         return source.read(root)
     except OSError as error:
@@ -590,7 +591,7 @@ def _read(source: Source, root: Path) -> Listing:
 
 
 def _takes_grey(values: Mapping[str, Any]) -> bool:
-    """Whether the project's network has one channel, so that it sees coloured images in grey."""
+    """Tell whether the project's network has one channel, so that it sees coloured images in grey."""
     backbone = (values.get("pretrain") or {}).get("backbone") or {}
     return bool(backbone.get("in_channels") == 1)
 
@@ -627,7 +628,7 @@ def check_paths_fit(labels: Path, root: Path) -> None:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    """None where they may not be looked up: no such folder is proposed."""
+    """List the folders in a folder; none where they may not be looked up, so that no such folder is proposed."""
     try:
         return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     except PermissionError:
@@ -655,7 +656,7 @@ def _check_test_patients(entries: Sequence[Entry], shard: ShardParams, values: M
 
 
 def _id_key(batches: Mapping[str, BatchParams]) -> IdKey:
-    """The key of the batches there are; the first one decides."""
+    """Load the identity key of the batches there are; the first one decides."""
     for batch in batches.values():
         if isinstance(batch.source, RegisteredSourceParams):
             return load_id_key(batch.source.id_key_fingerprint)
@@ -663,7 +664,7 @@ def _id_key(batches: Mapping[str, BatchParams]) -> IdKey:
 
 
 def _check_official_splits(listing: Listing, split_rule: SplitRule) -> None:
-    """A patient on both sides of an official split would leak into the evaluation.
+    """Refuse official splits that tear a patient apart, who would leak into the evaluation.
 
     Raises:
         SourceError: there is one.
@@ -682,7 +683,7 @@ def _check_official_splits(listing: Listing, split_rule: SplitRule) -> None:
 
 
 def _others(name: str, batches: Mapping[str, BatchParams], project: Project) -> Iterator[Registered]:
-    """All batches but one that have manifests: those before it in params.yaml are earlier."""
+    """Yield all batches but one that have manifests: those before it in params.yaml are earlier."""
     is_earlier = True
     for other, source in _registered(batches).items():
         if other == name:
@@ -714,7 +715,7 @@ def _site_of(
 def _namesakes(
     listing: Listing, site: str, batches: Mapping[str, BatchParams], settled: Settled, key: IdKey
 ) -> dict[str, int]:
-    """Other site → how many patients of the listing have the id of one of its patients."""
+    """Count, for each other site, the patients of the listing who have the id of one of its patients."""
     if listing.patient_grouping == "image":
         return {}
     sites = {source.site for source in _registered(batches).values() if source.kind in OWN_KINDS}
@@ -722,8 +723,8 @@ def _namesakes(
 
 
 def _hashed(records: Sequence[Record], root: Path, settled: Settled, left_out: Mapping[str, str]) -> tuple[Record, ...]:
-    """The same with size and hash of every file that is selected; images that lie there as another batch registered
-    them are not read again, and neither are their masks."""
+    """Add size and hash of every file that is selected to the records; images that lie there as another batch
+    registered them, and their masks, are not read again."""
     unselected = {record.image.path: record.image for record in records if record.image.path in left_out}
     unchanged = {**unchanged_files(root, settled), **unselected}
     new = [record for record in records if record.image.path not in unchanged]
@@ -735,7 +736,7 @@ def _hashed(records: Sequence[Record], root: Path, settled: Settled, left_out: M
 
 
 def _is_of(batch: BatchParams, manifest: str) -> bool:
-    """Whether a batch's file names this manifest."""
+    """Tell whether a batch's file names this manifest."""
     return isinstance(batch.source, RegisteredSourceParams) and batch.source.dep_sha256 == _sha256(manifest)
 
 
@@ -744,7 +745,7 @@ def _sha256(text: str) -> str:
 
 
 def _hint_of_patients(manifest: Path, listing: Listing) -> str:
-    """What helps where the batch was registered with patients that nobody had given."""
+    """Say what helps where the batch was registered with patients that nobody had given."""
     if listing.patient_grouping == "patient" or not manifest.is_file():
         return ""
     if iterate_manifest(manifest)[0].patient_grouping == "image":
@@ -756,7 +757,7 @@ def _hint_of_patients(manifest: Path, listing: Listing) -> str:
 
 
 def _left_out(listing: Listing, growth: Growth, root: Path, kind: str) -> dict[str, str]:
-    """Path of every file that is left out → why; of a public dataset, of the images among them."""
+    """Return the path of every file that is left out → why; of a public dataset's files, the images."""
     found = {**listing.left_out, **growth.left_out}
     if kind not in OWN_KINDS:
         used = {file.path for record in listing.records for file in files_of(record)}

@@ -33,7 +33,7 @@ class Survey:
         channels: 3 if any is coloured.
         normalisation: Mean and deviation of the foreground, in [0, 1]; of coloured images those of each channel.
         in_grey: Mean and deviation of the foreground, in [0, 1], as a network of one channel sees the images.
-        unread: Why images cannot be read → how many of those that were looked at.
+        unread: Reason why images cannot be read → number of images, of those that were looked at.
         num_images: Images that were looked at.
     """
 

@@ -94,7 +94,7 @@ class DatasetDescription(_Described):
 
 
 class BankDescription(_Described):
-    """How the crop pairs that are stored with each sample were drawn."""
+    """The crop pairs that are stored with each sample: seed of the draw, and number for each scale."""
 
     seed: int
     num_pairs_per_scale: int

@@ -50,8 +50,8 @@ ROW_DTYPE = np.dtype(
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSpans:
-    """Where a sample's members lie in its tar: description, image, its half size and landmarks if there are any, and
-    the others. A member that is not there has no bytes."""
+    """The spans of a sample's members in its tar: description, image, its half size and landmarks if there are any,
+    and all members. A member that is not there has no bytes."""
 
     members: Span
     meta: Span
@@ -61,7 +61,7 @@ class SampleSpans:
 
     @classmethod
     def of(cls, row: np.void) -> "SampleSpans":
-        """From a row of the index; each header is one block."""
+        """Compute the spans from a row of the index; each header is one block."""
         start = int(row["start"])
         meta = Span(start + BLOCK, int(row["meta_bytes"]))
         image = Span(meta.member_stop + BLOCK, int(row["image_bytes"]))

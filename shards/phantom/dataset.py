@@ -61,7 +61,7 @@ def build_phantom(params: PhantomParams, out: Path, *, num_workers: int | None =
 
 
 def fingerprint(params: PhantomParams) -> str:
-    """Hex digest of all that decides the bytes: parameters, anatomy, this package's code, and the libraries."""
+    """Hash all that decides the bytes: parameters, anatomy, this package's code, and the libraries."""
     digest = hashlib.sha256(params.model_dump_json().encode())
     digest.update(asset_hash().encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
@@ -88,13 +88,14 @@ def _render(params: PhantomParams, dataset: Path, records: Path, num_workers: in
 
 @lru_cache(maxsize=1)
 def _chest() -> Anatomy:
-    """The chest of this process."""
+    """Load the chest once in this process."""
     return load_anatomy()
 
 
 @contextmanager
 def _fixed_arithmetic() -> Iterator[None]:
-    """One thread, as more would change the last bits of sums; no denormals, which are slow. Undone at the end."""
+    """Use one thread, as more would change the last bits of sums, and no denormals, which are slow; undone at the
+    end."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -120,7 +121,7 @@ def _render_patient(params: PhantomParams, dataset: Path, records: Path, task: t
 def _write_image(
     params: PhantomParams, study: Study, index: int, radiograph: Radiograph, dataset: Path, records: Path
 ) -> None:
-    """Image and masks first, the record last: an image without a record is drawn again."""
+    """Write image and masks first, the record last: an image without a record is drawn again."""
     name, exposure = study.image_ids[index], study.exposures[index]
     files = {f"images/{name}.png": _png(radiograph.image)}
     files |= {f"masks/{structure}/{name}.png": _png(mask) for structure, mask in radiograph.masks.items()}
@@ -155,7 +156,7 @@ def _is_done(dataset: Path, records: Path, name: str) -> bool:
 
 
 def _assemble(params: PhantomParams, dataset: Path, records: Path) -> None:
-    """Tables, description and contact sheet, from the records in the order of their names."""
+    """Write tables, description and contact sheet, from the records in the order of their names."""
     for leftover in dataset.glob(".*.tmp"):
         leftover.unlink()  # a kill while a table was written
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(records.glob("*.json"))]

@@ -44,7 +44,7 @@ class Rays:
     """Length of ray that one sample stands for."""
 
     def place_mm(self, axis: int) -> Float[Tensor, "depth row col"]:
-        """One coordinate of the samples in the scan: 0 left, 1 front, 2 up."""
+        """Return one coordinate of the samples in the scan, in mm: 0 left, 1 front, 2 up."""
         return self.units[:, axis] * float(self.half_mm[axis]) + float(self.middle_mm[axis])
 
     @cached_property
@@ -55,7 +55,7 @@ class Rays:
 
 @dataclass(frozen=True)
 class Raster:
-    """How many rays and samples."""
+    """Numbers of rays and samples."""
 
     num_rows: int
     num_cols: int
@@ -97,12 +97,12 @@ def cast_rays(anatomy: Anatomy, patient: Patient, exposure: Exposure, raster: Ra
 
 
 def integrate(rays: Rays, density: Tensor) -> Float[Tensor, "row col"]:
-    """Attenuation of each ray."""
+    """Add up the attenuation along each ray."""
     return WATER_PER_MM * rays.step_mm * density.sum(0)
 
 
 def soft_layers(rays: Rays, patient: Patient, attenuation: Tensor) -> Float[Tensor, "row col"]:
-    """Attenuation of what the scanned person has little of: fat around the chest, and breasts."""
+    """Compute the attenuation of what the scanned person has little of: fat around the chest, and breasts."""
     in_body = 1 - torch.exp(-attenuation / SKIN_ATTENUATION)
     fat = WATER_PER_MM * FAT_DENSITY * patient.fat_mm * in_body
     if patient.breast_mm == 0:
@@ -115,7 +115,7 @@ def soft_layers(rays: Rays, patient: Patient, attenuation: Tensor) -> Float[Tens
 
 
 def project_structures(rays: Rays) -> dict[str, Mask]:
-    """Masks [row, col] of every structure, on the raster of rays, empty ones included."""
+    """Project every structure to a mask [row, col] on the raster of rays, empty ones included."""
     bits = np.zeros(256, dtype=np.int32)
     for bit, numbers in enumerate(STRUCTURES.values()):
         bits[list(numbers)] |= 1 << bit
@@ -128,7 +128,7 @@ def project_structures(rays: Rays) -> dict[str, Mask]:
 
 
 def project(inside: Bool[Tensor, "depth row col"]) -> Mask:
-    """Mask [row, col] of the rays that meet any of the boolean samples."""
+    """Project boolean samples to the mask [row, col] of the rays that meet any of them."""
     return inside.any(0).numpy()
 
 

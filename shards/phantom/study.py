@@ -21,7 +21,7 @@ NUM_FINDING_DRAWS = 50
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """What is imaged, and how often."""
+    """A patient's images: anatomy, finding and exposures."""
 
     number: int
     patient: Patient
@@ -33,17 +33,17 @@ class Study:
 
     @property
     def patient_id(self) -> str:
-        """As `p0007`."""
+        """Id of the patient, as `p0007`."""
         return patient_id(self.number)
 
     @property
     def study_id(self) -> str:
-        """As `p0007-s0`: every patient has one study."""
+        """Id of the study, as `p0007-s0`: every patient has one study."""
         return f"{self.patient_id}-s0"
 
     @cached_property
     def image_ids(self) -> tuple[str, ...]:
-        """As `p0007-i1`, counted from 0."""
+        """Ids of the images, as `p0007-i1`, counted from 0."""
         return tuple(image_id(self.number, index) for index in range(len(self.exposures)))
 
     @property
@@ -63,12 +63,12 @@ def image_id(number: int, index: int) -> str:
 
 
 def count_images(params: PhantomParams, number: int) -> int:
-    """How many images patient `number` has."""
+    """Count the images of patient `number`."""
     return len(_draw_exposures(params, number))
 
 
 def draw_study(params: PhantomParams, anatomy: Anatomy, number: int) -> Study:
-    """The study of patient `number`.
+    """Draw the study of patient `number`.
 
     Raises:
         ConfigError: no finding of the drawn kind can be seen as `findings.min_visible` asks.

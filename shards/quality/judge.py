@@ -49,11 +49,11 @@ _MIN_SYMMETRY = 0.4
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """What the checks need to know of the measured images of a batch, beside their thumbnails.
+    """Facts of a batch's measured images that the checks need, beside their thumbnails.
 
     Attributes:
-        keys: Of the samples.
-        patients: The same number for images of one patient.
+        keys: Keys of the samples.
+        patients: A number for each image, the same for images of one patient.
         ranks: Position of the split in `MOST_PROTECTED_FIRST`.
         views: Codes; empty where there is none.
         numbers: Fields of `MEASURE_DTYPE` but the thumbnail.
@@ -75,7 +75,7 @@ class Verdict:
     """On one image that is not beyond reproach.
 
     Attributes:
-        is_quarantined: It is kept out of the shards.
+        is_quarantined: The image is kept out of the shards.
         reason: One of `shards.quality.reasons`, or several remarks joined by `; `.
     """
 
@@ -85,11 +85,11 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewMean:
-    """What the images of a view look like.
+    """The mean image of a view.
 
     Attributes:
-        view: Its code.
-        num_images: That it was computed from.
+        view: A code, as PA.
+        num_images: Number of images that it was computed from.
         coherence: Median correlation of the view's images with it.
         picture: Mean of the thumbnails.
         has_bright_corners: Brighter at the corners than in the centre: is the whole view inverted?
@@ -107,12 +107,12 @@ class Likeness:
     """Correlations of images with the mean of their view, NaN where there is no mean.
 
     Attributes:
-        whole: Of whole thumbnails.
-        middle: Of their middles with its middle.
-        mirrored: With its mirror image, as a view of both sides has.
-        white_outside: With its picture, and white where that is black, as the corners of a fundus may be.
-        upside_down: With it turned by half or flipped, the greater one.
-        on_its_side: With it turned by a quarter either way, mirrored or not, the greatest one.
+        whole: Correlation of whole thumbnails, in [-1, 1].
+        middle: Correlation of their middles with its middle.
+        mirrored: Correlation with its mirror image, as a view of both sides has.
+        white_outside: Correlation with it, and white where it is black, as the corners of a fundus may be.
+        upside_down: Correlation with it turned by half or flipped, the greater one.
+        on_its_side: Correlation with it turned by a quarter either way, mirrored or not, the greatest one.
     """
 
     whole: Float32[np.ndarray, "num_images"]
@@ -125,12 +125,12 @@ class Likeness:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Of a batch.
+    """Verdicts, copy groups and mean views of one batch.
 
     Attributes:
         verdicts: Row → verdict, for images that have one.
         groups: Row → first row of its group of copies, for images that are in one.
-        view_means: Of the views that have a common appearance.
+        view_means: Mean images of the views that have a common appearance.
     """
 
     verdicts: dict[int, Verdict]
@@ -172,7 +172,7 @@ def judge(images: Images, store: MeasureStore, params: QualityParams, num_worker
 
 
 def _objections_to_pixels(images: Images, params: QualityParams) -> Iterator[_Objection]:
-    """Checks of each image alone."""
+    """Check each image alone."""
     numbers, blank, saturated = images.numbers, params.blank, params.saturated
     yield _objection(numbers["burned_in"] == 1, BURNED_IN, params.burned_in.action)
     # The first reason counts: a flat white image is blank, one with a dark rest was cut off.
@@ -195,7 +195,7 @@ def _objections_to_pixels(images: Images, params: QualityParams) -> Iterator[_Ob
 
 
 def _overruled(objections: Iterable[_Objection], is_kept: Mask) -> list[_Objection]:
-    """The same, but of images that a person keeps a remark."""
+    """Turn quarantine into a remark for images that a person keeps."""
     found = []
     for objection in objections:
         if objection.action != "quarantine":
@@ -210,7 +210,7 @@ def _overruled(objections: Iterable[_Objection], is_kept: Mask) -> list[_Objecti
 def mean_views(
     views: np.ndarray, is_usable: Mask, store: MeasureStore, params: ViewMeanParams
 ) -> tuple[tuple[ViewMean, ...], Likeness]:
-    """The mean image of each view, and how much its images are like it.
+    """Compute the mean image of each view, and how much its images are like it.
 
     Robust: images far from the mean of all (negatives, other views) are left out of the mean that counts. Views with
     few images, or without a common appearance, have none.
@@ -257,7 +257,7 @@ def mean_views(
 
 
 def _turned(mean: Float64[np.ndarray, "64 64"]) -> Float64[np.ndarray, "8 64 64"]:
-    """As it is and mirrored; the same two upside down; the same four by a quarter."""
+    """Turn a mean: as it is and mirrored; the same two upside down; the same four by a quarter."""
     upright = np.stack([mean, mean[:, ::-1]])
     both_ways = np.concatenate([upright, upright[:, ::-1]])
     return np.concatenate([both_ways, both_ways.swapaxes(1, 2)])
@@ -266,7 +266,7 @@ def _turned(mean: Float64[np.ndarray, "64 64"]) -> Float64[np.ndarray, "8 64 64"
 def _means(
     members: dict[str, Mask], store: MeasureStore
 ) -> dict[str, tuple[Float64[np.ndarray, "64 64"], UInt8[np.ndarray, "64 64"]]]:
-    """View → mean of its standardized thumbnails, and of the thumbnails as they are."""
+    """Compute, for each view, the mean of its standardized thumbnails, and of the thumbnails as they are."""
     shape = (THUMBNAIL_PX, THUMBNAIL_PX)
     sums = {view: (np.zeros(shape), np.zeros(shape)) for view in members}
     start = 0
@@ -295,7 +295,7 @@ def _correlations(
     num_references: int,
     part: slice = slice(None),
 ) -> Float32[np.ndarray, "num_images num_references"]:
-    """Of each image, or of the same part of its rows and columns, with each reference of its view."""
+    """Correlate each image, or the same part of its rows and columns, with each reference of its view."""
     correlations = np.full((len(views), num_references), np.nan, np.float32)
     start = 0
     for thumbnails in store.thumbnails_by_tar():
@@ -310,7 +310,7 @@ def _correlations(
 
 
 def _middle_and_deviation(values: Float32[np.ndarray, "num"]) -> tuple[float, float]:
-    """Median, and standard deviation as the median distance from it would have it of a normal distribution."""
+    """Return the median, and the standard deviation that a normal distribution of this median distance from it has."""
     middle = float(np.median(values))
     return middle, max(_MAD_TO_STD * float(np.median(np.abs(values - middle))), _MIN_DEVIATION)
 
@@ -321,7 +321,7 @@ def _has_bright_corners(picture: UInt8[np.ndarray, "64 64"]) -> bool:
 
 
 def _objections_to_views(images: Images, likeness: Likeness, params: QualityParams) -> list[_Objection]:
-    """Checks of each image against those of its view.
+    """Check each image against those of its view.
 
     What explains an image best counts: that it is turned, a negative, of the other side, or white around the picture.
     """
@@ -353,7 +353,7 @@ def _objections_to_views(images: Images, likeness: Likeness, params: QualityPara
 def _deviations(
     correlations: Float32[np.ndarray, "num_images"], views: np.ndarray
 ) -> Float32[np.ndarray, "num_images"]:
-    """Robust standard deviations below the median of the view."""
+    """Return how many robust standard deviations each image lies below the median of its view."""
     deviations = np.full(len(correlations), np.nan, np.float32)
     for view in np.unique(views[~np.isnan(correlations)]):
         member = views == view
@@ -369,12 +369,12 @@ def _is_frontal(views: np.ndarray) -> Mask:
 
 
 def _remark(action: Action) -> Action:
-    """What a check does with images that are below its bound for quarantine but suspect."""
+    """Return a check's action on images that are suspect, but below its bound for quarantine."""
     return "ignore" if action == "ignore" else "remark"
 
 
 def _exact_copies(images: Images, is_usable: Mask) -> tuple[Rows, Rows]:
-    """(the one that stays, its copy) of all images with the same pixels: it is the first by split, then by key."""
+    """Find images with the same pixels: (the one that stays, its copy); the first by split, then by key, stays."""
     rows = np.flatnonzero(is_usable)
     rows = rows[np.lexsort((images.keys[rows], images.ranks[rows]))]
     pixels: UInt64[np.ndarray, "num 2"] = images.numbers["pixels"][rows]
@@ -387,7 +387,7 @@ def _exact_copies(images: Images, is_usable: Mask) -> tuple[Rows, Rows]:
 def _near_copies(
     images: Images, is_compared: Mask, store: MeasureStore, params: QualityParams, num_workers: int | None
 ) -> NearCopies:
-    """Among images of different pixels."""
+    """Find near copies among images of different pixels."""
     rows = np.flatnonzero(is_compared if params.near_copies.action != "ignore" else np.zeros_like(is_compared))
     found = find_near_copies(
         images.numbers["hashes"][rows],
@@ -402,7 +402,8 @@ def _near_copies(
 
 
 def _objections_to_copies(images: Images, near: NearCopies, params: QualityParams) -> list[_Objection]:
-    """Of a group of copies only the most protected split keeps its images; where it has several, they are remarked on.
+    """Object to copies outside their group's most protected split; where that one has several, they are remarked
+    on.
 
     A whole group counts, not its pairs: a copy of a copy may be too far from the first to be recognised.
     """
@@ -424,7 +425,7 @@ def _objection(mask: Mask, reason: str, action: Action) -> _Objection:
 
 
 def _is_usable(objections: list[_Objection], num_images: int) -> Mask:
-    """Which images no check has quarantined yet."""
+    """Tell which images no check has quarantined yet."""
     usable = np.ones(num_images, bool)
     for objection in objections:
         if objection.action == "quarantine":
@@ -433,7 +434,7 @@ def _is_usable(objections: list[_Objection], num_images: int) -> Mask:
 
 
 def _verdicts(objections: list[_Objection]) -> dict[int, Verdict]:
-    """The first reason for quarantine, or all remarks."""
+    """Sum up objections: the first reason for quarantine, or all remarks."""
     verdicts: dict[int, Verdict] = {}
     for objection in objections:
         for row in objection.rows.tolist() if objection.action == "quarantine" else []:
@@ -449,7 +450,7 @@ def _verdicts(objections: list[_Objection]) -> dict[int, Verdict]:
 
 
 def _groups(links: list[tuple[int, int]]) -> dict[int, int]:
-    """Row → smallest row that links lead to."""
+    """Map each linked row to the smallest row that links lead to."""
     root: dict[int, int] = {}
 
     def find(row: int) -> int:

@@ -1,4 +1,4 @@
-"""Why an image is quarantined or remarked on, as quarantine.csv, quality.parquet and index.json say it."""
+"""Name the reasons why an image is quarantined or remarked on, in the words of quarantine.csv and quality.parquet."""
 
 BURNED_IN = "text is burned into the pixels, its header says"
 BLANK = "blank or nearly so"

@@ -118,8 +118,8 @@ class ReportedImage:
 
     Attributes:
         report: The set's report.
-        key: Of the sample.
-        split: That it is in.
+        key: Key of the sample.
+        split: Split that it is in.
         patient: Pseudonym.
     """
 
@@ -136,7 +136,7 @@ class NearDuplicate:
     Attributes:
         first: One.
         second: The other.
-        correlation: Of their details; 1 for the same pixels.
+        correlation: Correlation of their details; 1 for the same pixels.
     """
 
     first: ReportedImage
@@ -145,7 +145,7 @@ class NearDuplicate:
 
 
 def near_duplicates_between(reports: Sequence[Path]) -> list[NearDuplicate]:
-    """Pairs of images of different shard sets and different splits that show the same picture.
+    """Find pairs of images of different shard sets and different splits that show the same picture.
 
     By the bounds that the first set was built with. Quarantined images are in no set and do not count.
 
@@ -168,11 +168,11 @@ def near_duplicates_between(reports: Sequence[Path]) -> list[NearDuplicate]:
 
 
 def near_copies_of(report: Path, keys: Collection[str], others: Mapping[Path, Collection[str]]) -> list[NearDuplicate]:
-    """Images of one set, as the first of each pair, that show the same picture as one of other sets.
+    """Find images of one set, as the first of each pair, that show the same picture as one of other sets.
 
     Args:
         report: `quality.parquet` of the set.
-        keys: Of its images that are in question; few.
+        keys: Keys of the set's images that are in question; few.
         others: `quality.parquet` of another set → keys of its images that are compared; many.
 
     Raises:
@@ -204,11 +204,11 @@ class _Images:
 
     @property
     def patient_numbers(self) -> Int64[np.ndarray, "num_images"]:
-        """The same number for images of the same patient."""
+        """A number for each image, the same for images of the same patient."""
         return np.unique(self.patients, return_inverse=True)[1]
 
     def read(self, rows: Int64[np.ndarray, "num"]) -> Thumbnails:
-        """Thumbnails of some images."""
+        """Read the thumbnails of some images."""
         starts = np.cumsum([0, *(len(report.keys) for report in self.reports)])
         found = np.empty((len(rows), THUMBNAIL_PX, THUMBNAIL_PX), np.uint8)
         for number, report in enumerate(self.reports):
@@ -217,7 +217,7 @@ class _Images:
         return found
 
     def named(self, copies: NearCopies) -> list[NearDuplicate]:
-        """The pairs with their places, in order."""
+        """Name the images of the pairs, in order."""
         first, second = ([self._image(int(row)) for row in rows] for rows in (copies.first, copies.second))
         return [
             NearDuplicate(one, other, float(correlation))
@@ -259,7 +259,7 @@ class _OpenReport:
         return cls(path, bounds, keys, patients, splits, hashes, np.full(len(rows), number), rows)
 
     def thumbnails(self, rows: Int64[np.ndarray, "num"]) -> Thumbnails:
-        """Of some of the set's images, row group by row group."""
+        """Read the thumbnails of some of the set's images, row group by row group."""
         file = pq.ParquetFile(self.path)
         found = np.empty((len(rows), THUMBNAIL_PX, THUMBNAIL_PX), np.uint8)
         wanted, start = self.rows[rows], 0

@@ -1,4 +1,4 @@
-"""Whether a model has been trained on what it is measured on: by the lists of images and datasets that it carries."""
+"""Tell whether a model was trained on what it is measured on, by the lists of images and datasets that it carries."""
 
 import csv
 import json
@@ -55,7 +55,7 @@ def check_independence(model: Path, index: ShardIndex, *, is_accepted: bool, spl
 
     Args:
         model: Folder of the model.
-        index: Of the set whose patients are measured.
+        index: Index of the set whose patients are measured.
         is_accepted: Shared patients and datasets are told rather than refused.
         split: The split whose patients are measured.
 
@@ -107,7 +107,7 @@ def warn_of_unknown_patients(batches: Sequence[str], consequence: str) -> None:
 
     Args:
         batches: Their names.
-        consequence: What follows, as the end of the sentence.
+        consequence: What follows from it, as the end of the sentence.
     """
     if batches:
         print(
@@ -119,7 +119,7 @@ def warn_of_unknown_patients(batches: Sequence[str], consequence: str) -> None:
 
 
 def names_without_patients(datasets: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Names of the batches that are split by image, from the section `dataset` of each one's index."""
+    """Name the batches that are split by image, from the section `dataset` of each one's index."""
     return sorted(name for name, dataset in datasets.items() if dataset.get("patient_grouping") == "image")
 
 

@@ -46,7 +46,7 @@ class ShardIndex:
     """The index of a shard set. Sent to another process it takes a description along, not a million rows.
 
     Attributes:
-        store: Where its files lie.
+        store: The store that holds its files.
         description: The content of index.json.
         rows: One row of `ROW_DTYPE` per sample, memory-mapped, in the order of the shards.
         fingerprint: sha256 of index.json, and so, through the hashes in it, of the whole set; with what is excluded, if
@@ -106,7 +106,7 @@ class ShardIndex:
 
     @property
     def root(self) -> Path:
-        """Its folder.
+        """The folder of the set.
 
         Raises:
             ConfigError: it lies on a server.
@@ -176,7 +176,7 @@ class ShardIndex:
         return {name: int(is_excluded[self.rows["split"] == number].sum()) for number, name in enumerate(SPLITS)}
 
     def select(self, split: Split | Literal["all"]) -> Int64[np.ndarray, "num_samples"]:
-        """Rows of a split, or of all, in the order of the shards, without excluded ones.
+        """Select the rows of a split, or of all, in the order of the shards, without excluded ones.
 
         A tar is of one split, so that no row is looked at where none is excluded.
         """
@@ -190,12 +190,12 @@ class ShardIndex:
         return rows[~self.excluded.of(self.rows[rows])] if self.excluded else rows
 
     def tar_numbers(self, rows: Int64[np.ndarray, "num_samples"]) -> Int64[np.ndarray, "num_samples"]:
-        """Which of `shards` each of some rows lies in; from the tars' sizes, so no row is looked at."""
+        """Tell which of `shards` each of some rows lies in; from the tars' sizes, so no row is looked at."""
         ends = np.cumsum([tar.num_samples for tar in self.shards], dtype=np.int64)
         return np.searchsorted(ends, rows, side="right")
 
     def keys(self, rows: Int64[np.ndarray, "num_samples"]) -> list[str]:
-        """Keys of the samples in some rows."""
+        """Return the keys of the samples in some rows."""
         return [key.decode("ascii") for key in self.rows["key"][rows].tolist()]
 
     def verify(self) -> None:
@@ -216,12 +216,12 @@ class Sample:
     """One image with what the shard says about it; nothing is decoded before it is asked for.
 
     Attributes:
-        key: Its key.
+        key: Key of the sample.
         encoded: The file of its canvas.
         half: The file of the canvas at half its size, each pixel the mean of 2 × 2; None where the set has none.
         image_format: `png` or `jpg`.
         tar: The tar it lies in.
-        row: Its row of the index.
+        row: Row of the index.
     """
 
     key: str
@@ -248,10 +248,11 @@ class Sample:
             return decode(self.encoded)
 
     def region(self, rectangle: Rectangle, reduction: Reduction = 1) -> Region:
-        """A part of the canvas that holds the rectangle (row0, col0, row1, col1); of a JPEG little more is decoded.
+        """Decode a part of the canvas that holds the rectangle (row0, col0, row1, col1); of a JPEG little more
+        is decoded.
 
         Args:
-            rectangle: In the pixels that are returned.
+            rectangle: Rectangle in the pixels that are returned.
             reduction: 2 takes them from the canvas at half its size, all of which is decoded; the set has it (`half`).
 
         Raises:
@@ -285,7 +286,7 @@ class Sample:
 
     @property
     def split(self) -> Split:
-        """Its patient's split."""
+        """Split of the patient."""
         return SPLITS[int(self.row["split"])]
 
     @property
@@ -297,7 +298,7 @@ class Sample:
         return {name: (row, col) for name, (row, col) in json.loads(self.tar.read(span.start, span.num_bytes)).items()}
 
     def masks(self) -> dict[str, np.ndarray]:
-        """Structure → boolean mask of the canvas; read on demand.
+        """Read the masks: structure → boolean mask of the canvas.
 
         Raises:
             IndexFormatError: one is damaged.
@@ -321,7 +322,7 @@ class ShardReader:
         self._tars = [Tar(index.store, tar) for tar in index.tars]
 
     def read(self, row: int) -> Sample:
-        """The sample of one row of the index.
+        """Read the sample of one row of the index.
 
         Raises:
             IndexFormatError: the bytes at its place are not the sample's.
@@ -348,7 +349,7 @@ class ShardReader:
         )
 
     def meta(self, row: int) -> dict[str, Any]:
-        """What the shard says about the sample of one row, without reading its image.
+        """Read the description of the sample of one row, without its image.
 
         Raises:
             IndexFormatError: the bytes at its place are not the sample's.

@@ -1,4 +1,4 @@
-"""Where independent pieces of work run: in processes of this machine, or on a Ray cluster."""
+"""Run independent pieces of work: in processes of this machine, or on a Ray cluster."""
 
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
@@ -79,7 +79,8 @@ class RayCluster:
     Every node must see the same files under the same paths, and have this package installed. Needs the extra `ray`.
 
     Attributes:
-        address: Of the cluster, as `ray://head:10001` or `auto`; `local` starts one on this machine, on loopback.
+        address: Address of the cluster, as `ray://head:10001` or `auto`; `local` starts one on this machine, on
+            loopback.
     """
 
     address: str

@@ -25,7 +25,7 @@ def progress_bar(
     scale_unit: bool = False,
     delay_s: float = 0.0,
 ) -> "tqdm[Any]":
-    """The bar itself, for loops that update it by hand or show figures beside it.
+    """Make a progress bar, for loops that update it by hand or show figures beside it.
 
     `total` may be unknown; `scale_unit` writes 1.5M for 1500000, for bytes; what ends within `delay_s` is not shown.
     """

@@ -1,4 +1,4 @@
-"""Where unfinished work waits for its next run: outside the work tree, keyed by a fingerprint of its inputs."""
+"""Keep unfinished work for its next run: outside the work tree, keyed by a fingerprint of its inputs."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ SCRATCH_VARIABLE = "ACE_SCRATCH"
 
 @contextmanager
 def unfinished_work(stage: str, fingerprint: str, *, wait: bool = False) -> Iterator[Path]:
-    """The folder for the work of one stage with one fingerprint, held by this process alone; gone once it is finished.
+    """Hold the folder for the work of one stage with one fingerprint, which goes once the work is finished.
 
     DVC deletes a stage's out before the stage runs and copies the tree for `dvc exp run --temp`, so work that must
     survive a kill cannot lie in either: it lies below `ACE_SCRATCH` or, by default, below git's common directory. After
@@ -69,7 +69,7 @@ def _announce_other_work(folder: Path) -> None:
 
 
 def scratch_root() -> Path:
-    """The folder that holds every stage's unfinished work.
+    """Return the folder that holds every stage's unfinished work.
 
     Raises:
         ConfigError: `ACE_SCRATCH` is not absolute, or it is unset and this is no git checkout.

@@ -51,7 +51,7 @@ def sources(arguments: argparse.Namespace) -> None:
 
 
 def render_table(infos: Iterable[SourceInfo]) -> str:
-    """One block a dataset, its cells and below them its layout, in lines of at most `WIDTH` characters."""
+    """Render one block a dataset, its cells and below them its layout, in lines of at most `WIDTH` characters."""
     head = _join([column.title for column in _COLUMNS])
     blocks = [[*_wrap_cells(_cells(info)), *_wrap_layout(info)] for info in infos]
     foot = [
@@ -62,7 +62,7 @@ def render_table(infos: Iterable[SourceInfo]) -> str:
 
 
 def render_page(info: SourceInfo) -> str:
-    """All that is known of one dataset."""
+    """Render all that is known of one dataset."""
     passed_on = "shards may be passed on" if info.is_redistributable else "shards must not be passed on"
     facts = {
         "kind": info.name,

@@ -73,7 +73,7 @@ class _Files:
         self._is_plain = {"": True}
 
     def has(self, file: File, where: str) -> bool:
-        """Whether it is there and a file.
+        """Tell whether a file is there.
 
         Raises:
             SourceError: it lies outside.

@@ -26,7 +26,7 @@ _STRUCTURE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a row says is drawn on its image, as a record has it."""
+    """The masks, boxes and landmarks of a row, as a record has them."""
 
     masks: Mapping[str, Mask] = field(default_factory=dict)
     boxes: tuple[Box, ...] = ()
@@ -35,12 +35,13 @@ class Drawn:
 
 
 def drawn_columns(columns: Iterable[str]) -> tuple[str, ...]:
-    """The columns that are about masks, boxes, landmarks, and the size of the image that these were given for."""
+    """Return the columns that are about masks, boxes, landmarks, and the size of the image that these were given
+    for."""
     return tuple(name for name in columns if name.startswith(_KINDS) or name in SIZE)
 
 
 def mask_paths(row: Mapping[str, str]) -> dict[str, str]:
-    """The columns of a row that name the file of a mask, with its path, with `/` whatever the user wrote."""
+    """Return the columns of a row that name the file of a mask, with its path, with `/` whatever the user wrote."""
     return {
         name: PurePosixPath(value.replace("\\", "/")).as_posix()
         for name, value in row.items()
@@ -49,11 +50,11 @@ def mask_paths(row: Mapping[str, str]) -> dict[str, str]:
 
 
 def check_drawn_columns(columns: Collection[str], labels: Collection[str], path: Path) -> None:
-    """The names of the columns of a CSV must be such as shards can repeat.
+    """Check that the names of the columns of a CSV are such as shards can repeat.
 
     Args:
-        columns: All of the CSV, in order.
-        labels: Those that are labels.
+        columns: All columns of the CSV, in order.
+        labels: Columns that are labels.
         path: The CSV.
 
     Raises:
@@ -79,10 +80,10 @@ def check_drawn_columns(columns: Collection[str], labels: Collection[str], path:
 
 
 def parse_drawn(row: Mapping[str, str], where: str) -> Drawn:
-    """What one row says.
+    """Parse the masks, boxes and landmarks of one row.
 
     Args:
-        row: By column.
+        row: Values by column.
         where: File and line, for messages, which repeat no value.
 
     Raises:

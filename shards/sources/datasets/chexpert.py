@@ -101,7 +101,7 @@ class CheXpertSource:
     info = _INFO
 
     def read(self, root: Path) -> Listing:
-        """All images that the tables name and the folder has, in whichever layout.
+        """List all images that the tables name and the folder has, in whichever layout.
 
         Raises:
             SourceError: no image or table, small and full together, a table that contradicts itself or another.
@@ -136,7 +136,7 @@ class CheXpertSource:
 
 
 def read_entries(table: Path, split: Split) -> dict[str, ChexpertRow]:
-    """`patientNNNNN/studyN/viewN_….jpg` → what the table says of it.
+    """Read the table: `patientNNNNN/studyN/viewN_….jpg` → its row.
 
     Raises:
         SourceError: a column is missing, a path is none of an image or repeats, the view contradicts the path, a value
@@ -177,7 +177,7 @@ def _parse_labels(values: list[str], where: str) -> dict[str, Label]:
 
 
 def _parse_view(file_name: str, side: str, projection: str, where: str) -> str:
-    """The projection; L for a lateral without one, FRONTAL for a frontal image of a table without views."""
+    """Parse the projection; L for a lateral without one, FRONTAL for a frontal image of a table without views."""
     is_lateral = file_name.endswith("_lateral.jpg")
     if side not in ("", "Lateral" if is_lateral else "Frontal"):
         raise SourceError(f"{where}: the column Frontal/Lateral says '{side}' of {file_name}")

@@ -70,7 +70,7 @@ class FolderSource:
     info: SourceInfo = INFO
 
     def read(self, root: Path) -> Listing:
-        """One record per image, by path; images without a row of the CSV are left out.
+        """List one record per image, by path; images without a row of the CSV are left out.
 
         Raises:
             SourceError: there are no images, or the CSV is not as expected; messages name rows, never values.
@@ -131,7 +131,8 @@ def _record(path: str, row: dict[str, str], where: str) -> Record:
 
 
 def find_images(root: Path) -> FoundImages:
-    """All images below `root`, by path, and why other files are none; hidden files and folders are passed over.
+    """Find all images below `root`, by path, and why other files are none; hidden files and folders are passed
+    over.
 
     Raises:
         SourceError: there are none, or a symbolic link leads out of `root`.
@@ -147,7 +148,7 @@ def find_images(root: Path) -> FoundImages:
 
 
 def _check_names(root: Path, paths: Iterable[str]) -> None:
-    """A name must be one that a CSV line can hold, so that a CSV can be given later.
+    """Check that names are such as a CSV line can hold, so that a CSV can be given later.
 
     Raises:
         SourceError: there are others; they may be patients' names and are not repeated.
@@ -162,7 +163,7 @@ def _check_names(root: Path, paths: Iterable[str]) -> None:
 
 
 def _check_stems(root: Path, paths: Collection[str]) -> None:
-    """A file beside one of its own name in another format is the same image, and would count twice.
+    """Refuse a file beside one of its own name in another format: it is the same image, and would count twice.
 
     Raises:
         SourceError: there is one.
@@ -176,7 +177,7 @@ def _check_stems(root: Path, paths: Collection[str]) -> None:
 
 
 def _with_paths_on_disk(root: Path, found: FoundImages, rows: dict[str, NamedRow]) -> dict[str, NamedRow]:
-    """The rows by the paths that the files have: macOS and others write the same letter with other code points.
+    """Key the rows by the paths that the files have: macOS and others write the same letter with other code points.
 
     Raises:
         SourceError: two rows then name one file.
@@ -200,7 +201,7 @@ def _with_paths_on_disk(root: Path, found: FoundImages, rows: dict[str, NamedRow
 
 
 def _check_files(root: Path, rows: Mapping[str, NamedRow], labels: Path) -> None:
-    """Every image and mask that a row names must be there, and none be both.
+    """Check that every image and mask that a row names is there, and that none is both.
 
     Raises:
         SourceError: otherwise; names the first such row.
@@ -221,7 +222,7 @@ def _check_files(root: Path, rows: Mapping[str, NamedRow], labels: Path) -> None
 
 
 def _doubt(patients: Mapping[str, str]) -> tuple[str, ...]:
-    """Folders of classes look like folders of patients."""
+    """Warn of folders of classes, which look like folders of patients."""
     few = len(set(patients.values()))
     if few >= _FEW_PATIENTS or few == len(patients):
         return ()
@@ -232,7 +233,7 @@ def _doubt(patients: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def read_label_rows(path: Path) -> dict[str, NamedRow]:
-    """The rows of a user's CSV by image path.
+    """Read the rows of a user's CSV by image path.
 
     Raises:
         SourceError: there are no rows, a column is missing, a path is empty, leaves the folder or repeats, a patient is

@@ -91,7 +91,7 @@ class IdridSource:
     )
 
     def read(self, root: Path) -> Listing:
-        """All images of the three tasks; reads the files of equal size to find those of equal bytes.
+        """List all images of the three tasks; reads the files of equal size to find those of equal bytes.
 
         Raises:
             SourceError: there are none, two of one name, or a list has values that it cannot have.
@@ -120,7 +120,7 @@ class IdridSource:
 
 
 def parse_grades(row: Mapping[str, str], where: str) -> dict[str, Label]:
-    """One label a grade of a row of the lists; an empty cell is unknown.
+    """Make one label a grade of a row of the lists; an empty cell is unknown.
 
     Raises:
         SourceError: a grade that there is not.
@@ -243,7 +243,7 @@ def _rows(path: Path, columns: tuple[str, ...], warnings: list[str]) -> list[Row
 
 
 def _equal_files(root: Path, records: list[Record]) -> list[list[Record]]:
-    """Records of files with equal bytes together; groups and what is in them in the order of `records`."""
+    """Group the records of files with equal bytes; groups and what is in them in the order of `records`."""
     sizes: dict[int, list[Record]] = defaultdict(list)
     for record in records:
         sizes[(root / record.image.path).stat().st_size].append(record)
@@ -269,7 +269,7 @@ def _sha256(path: Path) -> str:
 
 
 def _merge(group: list[Record]) -> Record:
-    """One record of a photograph, with what each of its names adds."""
+    """Merge the records of a photograph, with what each of its names adds."""
     ordered = sorted(group, key=_rank)
     graded = next((record for record in ordered if any(v is not None for v in record.labels.values())), ordered[0])
     return replace(
@@ -286,7 +286,7 @@ def _rank(record: Record) -> tuple[int, bool, str]:
 
 
 def _first_wins(parts: Iterable[Mapping[str, Value]]) -> dict[str, Value]:
-    """All entries; of those with one name, the first."""
+    """Merge entries; of those with one name, the first counts."""
     merged: dict[str, Value] = {}
     for part in parts:
         merged = {**part, **merged}

@@ -84,7 +84,7 @@ class MimicSource:
     info = _INFO
 
     def read(self, root: Path) -> Listing:
-        """All images that the list of splits names and the folder has.
+        """List all images that the list of splits names and the folder has.
 
         Raises:
             SourceError: no image, a table is missing, two tables contradict each other.
@@ -126,7 +126,7 @@ class MimicSource:
 
 
 def read_splits(table: Path) -> dict[str, tuple[Study, Split]]:
-    """dicom_id → its study and split.
+    """Read the list of splits: dicom_id → its study and split.
 
     Raises:
         SourceError: a column is missing, an id is none or repeats, a split is unknown.
@@ -146,7 +146,7 @@ def read_splits(table: Path) -> dict[str, tuple[Study, Split]]:
 
 
 def read_views(table: Path) -> dict[str, str | None]:
-    """dicom_id → view, as AP, PA, LL; L for LATERAL; None where it is not known or no short code.
+    """Read the views: dicom_id → AP, PA, LL; L for LATERAL; None where it is not known or no short code.
 
     Raises:
         SourceError: a column is missing.
@@ -156,7 +156,7 @@ def read_views(table: Path) -> dict[str, str | None]:
 
 
 def read_labels(table: Path) -> dict[Study, dict[str, Label]]:
-    """Study → its labels.
+    """Read the labels of each study.
 
     Raises:
         SourceError: a column is missing, a study repeats, a value is none that a label may have.
@@ -189,7 +189,7 @@ def _parse_view(text: str) -> str | None:
 
 
 def _table_warnings(num_images: Counter[Split], views: list[str | None]) -> tuple[str, ...]:
-    """Where the tables are not those that the documentation describes; a part, or a later version, may be right."""
+    """Warn where the tables are not those of the documentation; a part, or a later version, may be right."""
     found = {**{f"images of {split}": num_images[split] for split in _NUM_PUBLISHED}, "without view": views.count(None)}
     published = {**{f"images of {split}": n for split, n in _NUM_PUBLISHED.items()}, "without view": _NUM_WITHOUT_VIEW}
     return tuple(

@@ -111,7 +111,7 @@ class NihSource:
     info = _INFO
 
     def read(self, root: Path) -> Listing:
-        """All images that the table names and the folder has.
+        """List all images that the table names and the folder has.
 
         Raises:
             SourceError: no image or table, a name that is there twice, lists that contradict the table or each other,
@@ -156,7 +156,7 @@ class NihSource:
 
 
 def read_entries(table: Path) -> dict[str, NihRow]:
-    """Image name → what the table of labels says of it, whichever version the table is.
+    """Read the table of labels, whichever version it is: image name → its row.
 
     Raises:
         SourceError: a column is missing, an image repeats, its name and `Patient ID` differ, a value is none that its
@@ -187,7 +187,7 @@ def read_entries(table: Path) -> dict[str, NihRow]:
 
 
 def read_boxes(table: Path) -> dict[str, tuple[Box, ...]]:
-    """Image name → its boxes, in pixels of the published 1024 x 1024 image.
+    """Read the boxes of each image, by its name, in pixels of the published 1024 x 1024 image.
 
     Raises:
         SourceError: a column is missing, a finding is unknown, a coordinate is no number.
@@ -217,7 +217,7 @@ def _find_entries(root: Path, paths: list[str]) -> tuple[Path, tuple[str, ...]]:
 
 
 def _find_splits(root: Path, paths: list[str], entries: dict[str, NihRow]) -> tuple[dict[str, Split], tuple[str, ...]]:
-    """Image name → split, and what is worth a word."""
+    """Find the split of each image, by its name, and what is worth a word."""
     splits = find_nih_splits(root, paths)
     if not splits:
         return {}, (f"{_INFO.name}: no {' and '.join(SPLIT_FILES)}; no official split",)
@@ -246,13 +246,13 @@ def _parse_sex(text: str, where: str) -> Sex | None:
 
 
 def _parse_age(text: str) -> float | None:
-    """Years; an age that nobody has, as the 411 of the older table, or in other units is unknown."""
+    """Parse an age to years; one that nobody has, as the 411 of the older table, or in other units is unknown."""
     found = _AGE.fullmatch(text)
     return float(found[1]) if found and int(found[1]) <= _MAX_AGE_YEARS else None
 
 
 def _spacing(width: str, height: str, spacing_col: str, spacing_row: str) -> tuple[float, float] | None:
-    """Of the published image: the original's, stretched as the image was to 1024 x 1024."""
+    """Return the spacing of the published image: the original's, stretched as the image was to 1024 x 1024."""
     try:
         sides_mm = float(height) * float(spacing_row), float(width) * float(spacing_col)
     except ValueError:
@@ -261,7 +261,8 @@ def _spacing(width: str, height: str, spacing_col: str, spacing_row: str) -> tup
 
 
 def _check_size(image: Path) -> None:
-    """One image tells a resized copy, in which every box would be elsewhere; a file that is no PNG is found later."""
+    """Check the size of one image: in a resized copy every box would be elsewhere; a file that is no PNG is found
+    later."""
     with image.open("rb") as file:
         start = _PNG_START.match(file.read(24))
     if not start:

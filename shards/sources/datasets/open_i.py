@@ -93,10 +93,10 @@ _TERM_PATH = ["eCitation", "MeSH", "major"]
 
 @dataclass(frozen=True)
 class Report:
-    """What is read of a report.
+    """The parts of a report that are read.
 
     Attributes:
-        report_id: As CXR1000.
+        report_id: Id of the report, as CXR1000.
         images: Names of its images, without .png.
         terms: First parts of its major terms.
     """
@@ -125,7 +125,7 @@ class OpenISource:
     )
 
     def read(self, root: Path) -> Listing:
-        """All images that a report names.
+        """List all images that a report names.
 
         Raises:
             SourceError: reports are missing or not what they should be; no image is there.
@@ -151,7 +151,7 @@ class OpenISource:
 
 
 def read_reports(root: Path, paths: Iterable[str]) -> dict[str, Report]:
-    """Image → the report that names it.
+    """Read the reports: image → the report that names it.
 
     Raises:
         SourceError: there are no reports, one is not a report, or two name one image.
@@ -177,7 +177,7 @@ def _read_report(path: Path) -> Report:
 
 
 def parse_report(data: bytes, where: str) -> Report:
-    """Id, images and major terms of a report; its text is passed over.
+    """Parse id, images and major terms of a report; its text is passed over.
 
     Raises:
         SourceError: it is no well-formed XML, has a document type, or has no id.
@@ -231,14 +231,14 @@ class _Handler:
 
 
 def labels_of(terms: frozenset[str]) -> dict[str, Label]:
-    """One label a finding of the vocabulary; all unknown where the report was not indexed."""
+    """Make one label a finding of the vocabulary; all unknown where the report was not indexed."""
     if not terms or NOT_INDEXED in terms:
         return dict.fromkeys(FINDINGS)
     return {finding: int(finding in terms) for finding in FINDINGS}
 
 
 def index_by_image(root: Path, paths: Iterable[str]) -> dict[str, str]:
-    """Image, as the reports name it, → path; a DICOM file's name lacks the `CXR` in front.
+    """Map each image, as the reports name it, to its path; a DICOM file's name lacks the `CXR` in front.
 
     Raises:
         SourceError: two files are the same image.
@@ -253,7 +253,7 @@ def index_by_image(root: Path, paths: Iterable[str]) -> dict[str, str]:
 
 
 def read_views(path: Path | None, column: str) -> dict[str, str]:
-    """Image → view from one of torchxrayvision's lists; nothing where it is not there, or says none.
+    """Read views from one of torchxrayvision's lists: image → view; nothing where it is not there, or says none.
 
     Raises:
         SourceError: it is no CSV file with these columns.
@@ -264,7 +264,7 @@ def read_views(path: Path | None, column: str) -> dict[str, str]:
 
 
 def choose_view(tag: str | None, seen: str | None) -> str | None:
-    """The tag's view, unless a look at the image says lateral, or there is no tag."""
+    """Choose the tag's view, unless a look at the image says lateral, or there is no tag."""
     if tag is None or (seen == _LATERAL and tag in ("PA", "AP")):
         return seen
     return tag

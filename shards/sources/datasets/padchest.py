@@ -160,7 +160,7 @@ class PadChestSource:
     info = _INFO
 
     def read(self, root: Path) -> Listing:
-        """All images that the table names and the folder has.
+        """List all images that the table names and the folder has.
 
         Raises:
             SourceError: no image or table, an image that is there twice, a value that no row may have.
@@ -191,7 +191,7 @@ class PadChestSource:
 
 
 def known_defect(image: str) -> str | None:
-    """Why a published image cannot be used, by its name."""
+    """Say why a published image cannot be used, by its name."""
     if image in MISSING:
         return "PadChest's archives lack this image; a file of its name is not the published one"
     if image in DAMAGED:
@@ -200,7 +200,7 @@ def known_defect(image: str) -> str | None:
 
 
 def read_entries(table: Path) -> dict[str, PadchestRow]:
-    """ImageID → what the table says of it.
+    """Read the table: ImageID → its row.
 
     Raises:
         SourceError: a column is missing, an image repeats or does not begin with its study, a value is none that its
@@ -228,7 +228,7 @@ def read_entries(table: Path) -> dict[str, PadchestRow]:
 
 
 def parse_findings(text: str, where: str) -> frozenset[str]:
-    """The findings that the text of a Python list names; empty where none is known.
+    """Parse the findings that the text of a Python list names; empty where none is known.
 
     Raises:
         SourceError: it is no list of texts, or a name is none of PadChest's; `where` names the row.
@@ -252,7 +252,8 @@ def parse_findings(text: str, where: str) -> frozenset[str]:
 
 
 def labels_of(findings: frozenset[str]) -> dict[str, Label]:
-    """Listed is present; not listed is absent, or unknown where nothing is listed or the report is inconclusive."""
+    """Label what is listed as present, and what is not as absent, or unknown where nothing is listed or the report
+    is inconclusive."""
     is_conclusive = bool(findings - INCONCLUSIVE) and not findings & INCONCLUSIVE
     labels: dict[str, Label] = dict.fromkeys(LABELS, 0 if is_conclusive else None)
     return labels | {name: 1 for name in LABELS if name in findings}

@@ -37,7 +37,7 @@ class PhantomSource:
     info = INFO
 
     def read(self, root: Path) -> Listing:
-        """One record per row of labels.csv, by image id.
+        """List one record per row of labels.csv, by image id.
 
         Raises:
             SourceError: a file of the layout is missing, images and rows are not the same set, or a value is none that
@@ -119,7 +119,7 @@ class _PhantomFolder:
 
 
 def _pair(spacing: str, where: str) -> tuple[float, float] | None:
-    """Pixels are square: one number holds for both axes; a dataset may leave it out."""
+    """Return the spacing of both axes: pixels are square, so one number holds for both; a dataset may leave it out."""
     if not spacing:
         return None
     try:

@@ -49,11 +49,11 @@ _LABEL_COLUMNS = ("Glaucoma Label", "Label(Glaucoma=1)")
 
 @dataclass(frozen=True)
 class RefugeRow:
-    """What a workbook says of an image.
+    """The row of an image in a workbook.
 
     Attributes:
         label: Glaucoma.
-        fovea: Its place.
+        fovea: Position of the fovea, (row, col) in source pixels; None where it is unknown.
     """
 
     label: Label = None
@@ -79,7 +79,7 @@ class RefugeSource:
     )
 
     def read(self, root: Path) -> Listing:
-        """All images in the folders of the three parts.
+        """List all images in the folders of the three parts.
 
         Raises:
             SourceError: there are none, or two of one name.
@@ -154,7 +154,7 @@ def _row(values: dict[str, str]) -> RefugeRow:
 
 
 def _number(value: str) -> float | None:
-    """Workbooks store numbers in any notation; what is none, or cannot be a where, is unknown."""
+    """Parse a number of a workbook, in any notation; what is none, or cannot be a position, is unknown."""
     try:
         number = float(value)
     except ValueError:

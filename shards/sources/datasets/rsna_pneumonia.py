@@ -57,7 +57,7 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 @dataclass(frozen=True)
 class Opacities:
-    """What stage_2_train_labels.csv says of an image: its Target, and a box for each opacity."""
+    """The rows of an image in stage_2_train_labels.csv: its Target, and a box for each opacity."""
 
     target: int
     boxes: tuple[Box, ...]
@@ -86,7 +86,7 @@ class RsnaPneumoniaSource:
     )
 
     def read(self, root: Path) -> Listing:
-        """All images with a row, and the unlabelled ones of the test folder.
+        """List all images with a row, and the unlabelled ones of the test folder.
 
         Raises:
             SourceError: a file is missing or not what it should be; the labels and the classes contradict each other.
@@ -120,7 +120,7 @@ class RsnaPneumoniaSource:
 
 
 def parse_labels(rows: Iterable[tuple[str, ...]], where: str) -> dict[str, Opacities]:
-    """Target and boxes by image, from rows of the columns `COLUMNS`; boxes in the order of the rows.
+    """Parse Target and boxes by image, from rows of the columns `COLUMNS`; boxes in the order of the rows.
 
     Raises:
         SourceError: an image has both targets, or a box is there without Target 1 or the other way round.
@@ -149,7 +149,7 @@ def _box(numbers: list[str], where: str) -> Box:
 
 
 def read_classes(path: Path) -> dict[str, str]:
-    """Class by image; the header `patientId,class` may be missing.
+    """Read the class of each image; the header `patientId,class` may be missing.
 
     Raises:
         SourceError: a line is not an image and one of the three classes, or an image has two classes.
@@ -166,7 +166,7 @@ def read_classes(path: Path) -> dict[str, str]:
 
 
 def check_classes(opacities: Mapping[str, Opacities], classes: Mapping[str, str], where: str) -> None:
-    """The class Lung Opacity must be Target 1, and every image have a class if any has.
+    """Check that the class Lung Opacity is Target 1, and that every image has a class if any has.
 
     Raises:
         SourceError: they contradict each other; names the first image.
@@ -179,7 +179,7 @@ def check_classes(opacities: Mapping[str, Opacities], classes: Mapping[str, str]
 
 
 def read_mapping(path: Path) -> dict[str, str]:
-    """Kaggle's image → NIH's file name, from the RSNA's list of objects.
+    """Read the mapping from Kaggle's image to NIH's file name, from the RSNA's list of objects.
 
     Raises:
         SourceError: it is no such list, or an image has two NIH images.
@@ -208,7 +208,8 @@ def _record(name: str, path: str, facts: DicomFacts, opacities: Opacities | None
 
 
 def _labels(target: int | None, group: str | None) -> dict[str, Label]:
-    """One label a class; where only the Target is known, an image with opacities is in neither of the other classes."""
+    """Make one label a class; where only the Target is known, an image with opacities is in neither of the other
+    classes."""
     if target is None:
         return dict.fromkeys(CLASSES)
     if group is not None:

@@ -71,7 +71,7 @@ class SiimAcrSource:
     )
 
     def read(self, root: Path) -> Listing:
-        """All images with a row, and the unlabelled ones of the test folders.
+        """List all images with a row, and the unlabelled ones of the test folders.
 
         Raises:
             SourceError: a file is missing or not what it should be.
@@ -99,7 +99,8 @@ class SiimAcrSource:
 
 
 def parse_runs(rows: Iterable[tuple[str, ...]], where: str) -> dict[str, tuple[Runs, ...]]:
-    """The annotations of each image from rows of the columns `COLUMNS`, in their order; none: no pneumothorax.
+    """Parse the annotations of each image from rows of the columns `COLUMNS`, in their order; none: no
+    pneumothorax.
 
     Raises:
         SourceError: a row is neither -1 nor pairs of numbers that end inside the image, or an image has both.
@@ -126,7 +127,7 @@ def _parse_row(value: str, where: str) -> Runs | None:
 
 
 def read_mapping(path: Path) -> dict[str, str]:
-    """Image → NIH's file name, from a user's own file.
+    """Read the mapping from image to NIH's file name, from a user's own file.
 
     Raises:
         SourceError: a column is missing, or an image has two NIH images.

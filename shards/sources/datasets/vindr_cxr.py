@@ -100,11 +100,11 @@ _IMAGE = r"(?P<name>[^/]+)\.(?:dicom|dcm|png|jpe?g)"
 
 @dataclass(frozen=True)
 class Readings:
-    """What an image's readers say.
+    """The findings that an image's readers marked.
 
     Attributes:
         labels: Finding → label.
-        boxes: Of every reader.
+        boxes: Boxes of every reader.
         split: The official one.
     """
 
@@ -135,7 +135,7 @@ class VindrCxrSource:
     )
 
     def read(self, root: Path) -> Listing:
-        """All images with labels, and Kaggle's unlabelled test images.
+        """List all images with labels, and Kaggle's unlabelled test images.
 
         Raises:
             SourceError: a list is missing or not what it should be; no image is there.
@@ -165,14 +165,14 @@ class VindrCxrSource:
 
 
 def vote(num_positive: int, num_readers: int) -> Label:
-    """1 where more than half of the readers agree on a finding, 0 where none has it, else -1."""
+    """Return 1 where more than half of the readers agree on a finding, 0 where none has it, else -1."""
     if num_positive == 0:
         return 0
     return 1 if 2 * num_positive > num_readers else -1
 
 
 def read_kaggle(path: Path) -> tuple[dict[str, Readings], int]:
-    """Kaggle's list: one row a box or a reader without findings; and how many boxes were left out.
+    """Read Kaggle's list: one row a box or a reader without findings; and how many boxes were left out.
 
     Raises:
         SourceError: it is no such list.
@@ -198,7 +198,7 @@ def read_kaggle(path: Path) -> tuple[dict[str, Readings], int]:
 
 
 def read_physionet(lists: Mapping[Split, Path]) -> tuple[dict[str, Readings], int]:
-    """PhysioNet's lists of the splits that are there, and how many boxes were left out.
+    """Read PhysioNet's lists of the splits that are there, and how many boxes were left out.
 
     Args:
         lists: Split → its labels, which may be missing; its boxes lie beside them.
@@ -225,7 +225,8 @@ def read_physionet(lists: Mapping[Split, Path]) -> tuple[dict[str, Readings], in
 
 
 def parse_image_labels(rows: Sequence[Mapping[str, str]], where: str) -> dict[str, dict[str, Label]]:
-    """Labels by image from PhysioNet's rows, one a reader of an image; without rad_id the one row is a consensus.
+    """Parse labels by image from PhysioNet's rows, one a reader of an image; without rad_id the one row is a
+    consensus.
 
     Raises:
         SourceError: a finding has no column, a value is not 1 or 0, or a reader has two rows of an image.
@@ -255,7 +256,7 @@ def parse_image_labels(rows: Sequence[Mapping[str, str]], where: str) -> dict[st
 def parse_boxes(
     rows: Sequence[Mapping[str, str]], findings: Iterable[str], where: str
 ) -> tuple[dict[str, tuple[Box, ...]], int]:
-    """Boxes by image in the order of the rows, and how many were left out; rows without corners are no boxes.
+    """Parse boxes by image in the order of the rows, and how many were left out; rows without corners are no boxes.
 
     Raises:
         SourceError: a corner is no number, or only some corners are there.

@@ -358,7 +358,7 @@ def test_rows_of_another_set_are_refused(copy: Path) -> None:
 
 
 def test_a_missing_or_shortened_tar_is_named(copy: Path) -> None:
-    name = ShardIndex.open(copy).shards[1]["name"]
+    name = ShardIndex.open(copy).shards[1].name
     (copy / name).write_bytes((copy / name).read_bytes()[:-512])
     with pytest.raises(IndexFormatError, match=f"{name}: .* bytes, the index says"):
         ShardIndex.open(copy)
