@@ -91,7 +91,7 @@ def split_of(position: float, fractions: SplitParams, splits: tuple[Split, ...] 
     Args:
         position: The patient's (`IdKey.position`).
         fractions: Expected ones, of all patients.
-        splits: Those in question (`open_splits`), each as likely as its part of their fractions; the first where they
+        splits: Splits in question (`open_splits`), each as likely as its part of their fractions; the first where they
             have none.
     """
     used = [name for name in splits if getattr(fractions, name) > 0] or [splits[0]]

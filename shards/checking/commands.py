@@ -59,7 +59,7 @@ def add_look_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPar
     command.set_defaults(run=gallery)
 
 
-_VERIFY = """Compare shard sets with their indexes, byte for byte: missing and truncated tars, wrong sums, keys that are
+_VERIFY = """Compare shard sets with their indexes, byte for byte: missing and truncated tars, wrong checksums, keys
 missing, unknown or twice there, members out of place, changed reports; between several sets, near-duplicates in
 different splits. Ends with 1 if anything is wrong. What --repair does not build again (index, rows, reports),
 `dvc checkout` restores, or a new build."""
@@ -92,7 +92,7 @@ def verify(arguments: argparse.Namespace) -> int:
     readable = [root for root, found in problems.items() if not {INDEX, QUALITY} & {problem.file for problem in found}]
     everything += find_copies(readable)
     report = problems_json(everything) if arguments.json else format_problems(everything)
-    print(report or "all is as it should be")
+    print(report or f"OK: {len(arguments.sets)} shard set{'s' * (len(arguments.sets) > 1)} verified")
     return int(bool(everything))
 
 

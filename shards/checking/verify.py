@@ -119,10 +119,10 @@ def _verify_tar(root: Path, described: TarDescription, rows: np.ndarray, seen: d
         kind = "a tar is truncated" if size < described.bytes else "a tar is too long"
         yield problem(kind, f"{size} bytes, {described.bytes} expected")
     elif (found := sha256_of(path)) != described.sha256:
-        yield problem("a tar's sum is wrong", f"sha256 {found}, {described.sha256} expected")
+        yield problem("checksum mismatch", f"sha256 {found}, {described.sha256} expected")
     members, is_whole = _members(path)
     if not is_whole:
-        yield problem("an archive ends before its end", f"{len(members)} whole samples, {len(rows)} expected")
+        yield problem("an archive ends early", f"{len(members)} whole samples, {len(rows)} expected")
     keys = [bytes(row["key"]) for row in rows]
     for key in keys:
         if key in seen:

@@ -28,8 +28,8 @@ class Entry:
     """A record as it may be kept.
 
     Attributes:
-        record: Its ids are keyed hashes, its age the first year of its bucket, its sex None unless it was asked for,
-            its split None (`splits` stands for it).
+        record: The record. Its ids are keyed hashes, its age is the first year of its bucket, its sex is None unless it
+            was asked for, and its split is None (`splits` stands for it).
         position: Position of its patient in [0, 1) among all patients; decides between the splits.
         splits: Splits that its patient can be in; the same in all batches.
     """
@@ -95,8 +95,8 @@ def identify(
     which is which. Under the public key, which hides nothing, they stay as they are listed.
 
     Args:
-        listing: What the source found, all of it: which official splits there are decides who may be in which. Its
-            records have the hashes of their files.
+        listing: All images that the source found, since which official splits there are decides who may be in which.
+            Its records have the hashes of their files.
         kind: Name of the source.
         key: Key behind the hashes; with the public one the names of images and studies stay.
         split_rule: `hash` forgets official splits.

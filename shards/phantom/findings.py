@@ -71,14 +71,14 @@ class Nodule:
     fills_rim: ClassVar[bool] = False
 
     side: Side
-    centre_mm: npt.NDArray[np.float64]
+    center_mm: npt.NDArray[np.float64]
     radius_mm: float
     waves: npt.NDArray[np.float64]
     """[num, 4] direction and phase of the surface's lobes."""
 
     def change(self, places_mm: Tensor, density: Tensor) -> tuple[Tensor, Tensor]:
         """Fill the lobed surface with soft tissue."""
-        offset = places_mm - torch.from_numpy(self.centre_mm).float()
+        offset = places_mm - torch.from_numpy(self.center_mm).float()
         distance = offset.norm(dim=1)
         direction = offset / distance.clamp(min=1e-3)[:, None]
         surface = self.radius_mm * (1 + 0.1 * _waves(direction, self.waves))
@@ -150,14 +150,14 @@ class Consolidation:
     fills_rim: ClassVar[bool] = False
 
     side: Side
-    centre_mm: npt.NDArray[np.float64]
+    center_mm: npt.NDArray[np.float64]
     size_mm: float
     amount: float
     waves: npt.NDArray[np.float64]
 
     def change(self, places_mm: Tensor, density: Tensor) -> tuple[Tensor, Tensor]:
         """Put fluid instead of air, most in the middle."""
-        offset = places_mm - torch.from_numpy(self.centre_mm).float()
+        offset = places_mm - torch.from_numpy(self.center_mm).float()
         cloud = torch.exp(-1.1 * (offset.norm(dim=1) / self.size_mm) ** 2)
         texture = 1 + 0.6 * _waves(places_mm / 5, self.waves)
         share = (self.amount * cloud * texture).clamp(0, 1)
@@ -181,7 +181,7 @@ def draw_lung_finding(kind: Kind, anatomy: Anatomy, params: FindingParams, rng: 
             centre = _draw_place(anatomy, side, 0.4 * size, rng)
             return Consolidation(
                 side=side,
-                centre_mm=centre,
+                center_mm=centre,
                 size_mm=size,
                 amount=float(rng.uniform(*CONSOLIDATED)),
                 waves=_draw_waves(rng, 8, 1.0),

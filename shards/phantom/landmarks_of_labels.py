@@ -64,7 +64,7 @@ def _landmarks(
             yield f"rib_{side}_{number:02d}_anterior", end
     cord = points(*SPINAL_CORD)
     for name, label in VERTEBRAE.items():
-        yield f"vertebra_{name}", _body_centre(points(label), cord)
+        yield f"vertebra_{name}", _body_center(points(label), cord)
     for side, sign, clavicle, scapula, humerus, lung, below in (
         ("left", 1, CLAVICLE_LEFT, SCAPULA_LEFT, HUMERUS_LEFT, LUNG_LEFT, STOMACH + SPLEEN),
         ("right", -1, CLAVICLE_RIGHT, SCAPULA_RIGHT, HUMERUS_RIGHT, LUNG_RIGHT, LIVER),
@@ -102,7 +102,7 @@ def extreme(points: Points, direction: Points, num: int = 40) -> Points:
     return points[reach >= np.partition(reach, -num)[-num]].mean(0)  # type: ignore[no-any-return]
 
 
-def _body_centre(vertebra: Points, cord: Points) -> Points:
+def _body_center(vertebra: Points, cord: Points) -> Points:
     """Find the centre of the vertebra's body: of what lies in front of the cord, slice by slice."""
     heights = np.unique(cord[:, 2])
     cord_front = np.array([cord[cord[:, 2] == height, 1].max() for height in heights])

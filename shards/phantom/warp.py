@@ -57,9 +57,9 @@ def warp_grid(patient: Patient, exposure: Exposure) -> Points:
     side = exposure.field_of_view_mm
     # The image's upper edge, followed to the pivot's depth, meets the top of the scan.
     share_at_pivot = -source / (detector - source)
-    centre_up = -MIDDLE_MM[2] * patient.scale[2] + exposure.top_edge_mm - share_at_pivot * side / 2
+    center_up = -MIDDLE_MM[2] * patient.scale[2] + exposure.top_edge_mm - share_at_pivot * side / 2
     left = share * side * (col - 0.5)[None, :, None]
-    up = centre_up + share * side * (0.5 - row)[:, None, None]
+    up = center_up + share * side * (0.5 - row)[:, None, None]
     room = np.stack(np.broadcast_arrays(left, front, up), axis=-1)
     return shape_to_scan(patient, room @ rotation(exposure.rotation_deg))
 

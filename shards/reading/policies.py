@@ -46,8 +46,8 @@ def targets_of(
         labels: Labels, of any shape.
         uncertain: Policy for -1.
         blank: `zeros`: not mentioned is absent, as most papers take it; `ignore`: it does not count.
-        generator: For LSR-Ones and LSR-Zeros, which draw; one number an entry is taken from it, whatever the labels,
-            so that an entry's target depends on its place and label alone.
+        generator: Source of the numbers that LSR-Ones and LSR-Zeros draw: one for each entry, whatever the labels, so
+            that an entry's target depends on its position and label alone.
 
     Raises:
         ConfigError: a policy is unknown, or draws and has no generator.

@@ -36,7 +36,7 @@ def cpu_quota(membership: Path, mounted: Path) -> float:
 
     Args:
         membership: The file that names the groups, as `/proc/self/cgroup`.
-        mounted: Where the groups are files. In a container its own group may be the root there, under no name.
+        mounted: Folder where the groups are files. In a container its own group may be the root there, under no name.
 
     Returns:
         A number above 0; infinity without a bound, or where there are no control groups.

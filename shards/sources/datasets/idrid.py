@@ -211,7 +211,7 @@ def _localization(root: Path, paths: list[str], counts: defaultdict[str, int], w
         images = index_files(
             root, paths, rf"{_LOCALIZATION}1\. Original Images/{re.escape(part)}/{_THREE_DIGITS}\.jpe?g"
         )
-        centres = _centres(root, paths, part.split()[1], warnings)
+        centres = _centers(root, paths, part.split()[1], warnings)
         counts["rows of places without an image"] += len(centres.keys() - images.keys())
         counts["images of localization without both places"] += sum(
             len(centres.get(name, {})) < len(LANDMARKS) for name in images
@@ -222,7 +222,7 @@ def _localization(root: Path, paths: list[str], counts: defaultdict[str, int], w
     return records
 
 
-def _centres(root: Path, paths: list[str], word: str, warnings: list[str]) -> dict[str, dict[str, Point]]:
+def _centers(root: Path, paths: list[str], word: str, warnings: list[str]) -> dict[str, dict[str, Point]]:
     """Name → landmark → place of one part; `word` is Training or Testing."""
     columns = ("Image No", "X- Coordinate", "Y - Coordinate")
     centres: dict[str, dict[str, Point]] = {}

@@ -109,9 +109,9 @@ def edit_the_rows_and_the_sum(root: Path) -> None:
 DAMAGES = {
     "a tar is missing": lambda root: (root / TAR).unlink(),
     "a tar is truncated": truncate,
-    "an archive ends before its end": truncate,
+    "an archive ends early": truncate,
     "a tar is too long": lambda root: (root / TAR).write_bytes((root / TAR).read_bytes() + b"\0" * 512),
-    "a tar's sum is wrong": flip_a_bit,
+    "checksum mismatch": flip_a_bit,
     "members are not where the index says": swap_two_members,
     "keys of the index are not in the tar": rename_a_key,
     "keys of the tar are not in the index": rename_a_key,
@@ -284,9 +284,9 @@ def test_the_commands_verify_repair_stats_and_show(
     write_project(tmp_path, "a-b000", whole[0], grid_params(), shard_params())
     flip_a_bit(damaged)
     problems = json.loads(run("verify", str(damaged), str(whole[1]), "--json", code=1))
-    assert [(problem["file"], problem["problem"]) for problem in problems] == [(TAR, "a tar's sum is wrong")]
+    assert [(problem["file"], problem["problem"]) for problem in problems] == [(TAR, "checksum mismatch")]
     answer = run("verify", str(damaged), "--repair", "--params", str(tmp_path / "params.yaml"), "--num-workers", "1")
-    assert answer == "all is as it should be\n"
+    assert answer == "OK: 1 shard set verified\n"
 
     (statistics,) = json.loads(run("stats", str(damaged), "--json"))
     assert statistics == statistics_of(ShardIndex.open(damaged))
