@@ -54,7 +54,7 @@ class IdKey:
 
 
 PUBLIC_KEY = IdKey(hashlib.sha256(b"ACE phantom: public identity key").digest(), is_public=True)
-"""For sources whose ids belong to nobody."""
+"""The key of sources whose ids belong to nobody."""
 
 
 def patient_of_site(site: str, patient: str) -> str:

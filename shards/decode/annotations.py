@@ -18,7 +18,7 @@ CUT_OFF = "in the dark edges that were cut off"
 PARTLY_CUT_OFF = "partly in the dark edges that were cut off"
 
 _MAX_OVERHANG = 0.01
-"""Of the longer side of the image: annotators' tools round, and a box may be drawn a little over the border."""
+"""Largest overhang, as a share of the image's longer side: annotators' tools round, and boxes go a little too far."""
 
 Inside = Bool[np.ndarray, "height width"]
 

@@ -32,7 +32,7 @@ _SYNTAX_ELEMENT = b"\x10\x00"
 _LONG_FORMS = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 _PIXEL_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
 _DELIMITER = b"\xfe\xff\xdd\xe0\0\0\0\0"
-"""What ends a sequence, and compressed pixels."""
+"""Tag that ends a sequence, and compressed pixels."""
 _MAX_HEADER_BYTES = 64 * 2**20
 
 _HEADER_TAGS = (

@@ -30,7 +30,7 @@ _TIMEOUT_S = 120.0
 # As libjpeg begins what it says of coded data; it says no more than one thing of an image.
 _DAMAGE = re.compile(rb"Corrupt JPEG data|Premature end of JPEG file|Inconsistent progression")
 SURPLUS = re.compile(r"\b[1-4] extraneous bytes before marker 0xd9")
-"""What libjpeg says of a few bytes too many before the mark that ends the file: the whole picture was there."""
+"""Words of libjpeg for a few bytes too many before the mark that ends the file: the whole picture was there."""
 
 Pixels = Shaped[np.ndarray, "height width"] | Shaped[np.ndarray, "height width 3"]
 

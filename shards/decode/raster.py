@@ -69,7 +69,7 @@ _TURNED = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""How an image is set upright, by its EXIF orientation."""
+"""EXIF orientation → operation that sets an image upright."""
 _XMP = ("xmp", "XML:com.adobe.xmp")
 
 

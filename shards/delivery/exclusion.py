@@ -17,7 +17,7 @@ from shards.errors import SourceError
 from shards.format.layout import BATCHES, MANIFESTS
 
 PATIENT = "patient"
-"""Before the key of a patient."""
+"""Word of a list before the key of a patient."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import sys
 
 PUBLISHED_FINGERPRINT = "idkey-736667a15f06aa5f"
-"""Of that key: whatever the file is called and wherever it lies, a copy of the key has the same one."""
+"""Fingerprint of that key: whatever the file is called and wherever it lies, a copy of the key has the same one."""
 
 
 def warn_of_published_key(fingerprint: str) -> None:

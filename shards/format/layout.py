@@ -17,7 +17,7 @@ CONTACT_SHEET = "contact_sheet.png"
 BATCHES = Path("batches")
 """The files of a project that decide its batches."""
 MANIFESTS = Path("data/manifests")
-"""Beside the shards in a project, and private: file names of patients' images, and the folders that hold them."""
+"""Folder of a project, private: file names of patients' images, and the folders that hold them."""
 
 IMAGE_FORMATS = ("png", "jpg")  # suffixes of the canvas
 META_SUFFIX = "json"
@@ -27,9 +27,9 @@ MASK_SUFFIX = "mask.{structure}.png"
 
 MAX_KEY_LENGTH = 64
 MAX_INDEX_BYTES = 2**26
-"""Of index.json; a tar takes some 200 in it."""
+"""Greatest size of index.json; a tar takes some 200 bytes in it."""
 MAX_HEADER_BYTES = 2**12
-"""Before the rows of samples.npy; numpy writes 320."""
+"""Greatest size of the header of samples.npy; numpy writes 320 bytes."""
 
 ROW_DTYPE = np.dtype(
     [

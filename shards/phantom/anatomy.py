@@ -47,7 +47,7 @@ class Anatomy:
     soft: Float[Tensor, "up front left"]
     """Attenuation relative to water, cut at 150 HU."""
     bone: Float[Tensor, "up front left"]
-    """What bone has above that."""
+    """Attenuation that bone has above that."""
     lung: Float[Tensor, "up front left"]
     """`soft` inside the lungs, 0 elsewhere."""
     labels: npt.NDArray[np.uint8]

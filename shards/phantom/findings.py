@@ -29,7 +29,7 @@ MIDLINE_MM = -8.0
 HILUM_MM = {"left": (28.0, -15.0, -122.0), "right": (-56.0, -15.0, -122.0)}
 NUM_PLACE_DRAWS = 200
 CONSOLIDATED = (0.75, 1.05)
-"""How much of the air is replaced in the middle of a consolidation."""
+"""Share of the air that is replaced in the middle of a consolidation."""
 PLEURA_DENSITY = 0.14
 SMOOTHING = (5, 9)
 """Voxels (up, left) that the lung's silhouette is averaged over, twice: about 6 mm."""
@@ -39,7 +39,7 @@ class LungFinding(Protocol):
     """A finding inside one lung."""
 
     fills_rim: ClassVar[bool]
-    """Whether the samples beside the lung change too: they are half air, and fluid would leave a dark seam there."""
+    """The samples beside the lung change too: they are half air, and fluid would leave a dark seam there."""
 
     @property
     def side(self) -> Side:

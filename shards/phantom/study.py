@@ -26,7 +26,7 @@ class Study:
     number: int
     patient: Patient
     healthy: Patient
-    """The same patient without the finding: differs only where the finding is a shape (the heart)."""
+    """The patient without the finding: differs only where the finding is a shape (the heart)."""
     kind: Kind | None
     finding: LungFinding | None
     exposures: tuple[Exposure, ...]

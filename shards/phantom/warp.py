@@ -15,7 +15,7 @@ MIDDLE_MM = np.array([-8.0, -5.0, -160.0])
 """Pivot of pose and shape, in millimetres of the scan (left, front, up; the top of the scan is 0)."""
 HALF_DEPTH_MM = 135.0
 DETECTOR_MM = 178.0
-"""From the pivot to the detector."""
+"""Distance from the pivot to the detector, in mm."""
 DEPTH_MARGIN_MM = 10.0
 DOME_MM = -195.0
 DOME_WIDTH_MM = 55.0

@@ -30,7 +30,7 @@ from shards.quality_params import Action, QualityParams, ViewMeanParams
 from shards.records import Split
 
 MOST_PROTECTED_FIRST: tuple[Split, ...] = ("test", "val", "train")
-"""Of two copies the one in the earlier split stays: leaving a test image out would change what is measured."""
+"""Splits: of two copies the one in the earlier split stays, since leaving a test image out would change the measure."""
 _FRONTAL = ("PA", "AP", "FRONTAL")
 """A view that begins so is frontal, as AP-HORIZONTAL."""
 

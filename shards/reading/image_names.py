@@ -17,7 +17,7 @@ from shards.reading.reader import ShardIndex
 from shards.records import Split
 
 IMAGE_NAMES = "images.txt"
-"""In the folder of a published model: the file names of its training images, one a line."""
+"""File in the folder of a published model with the file names of its training images, one a line."""
 _MAX_NAMED = 5
 _SUFFIX = re.compile(r"\.(png|jpe?g|jpe|jfif|tiff?|bmp|dib|gif|webp|dcm|dicom)$")
 

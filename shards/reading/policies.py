@@ -17,7 +17,7 @@ from shards.errors import ConfigError, SourceError
 UncertainPolicy = Literal["U-Zeros", "U-Ones", "U-Ignore", "U-MultiClass", "LSR-Ones", "LSR-Zeros"]
 BlankPolicy = Literal["zeros", "ignore"]
 UNCERTAIN_CLASS = 2
-"""Of U-MultiClass, beside 0 absent and 1 present."""
+"""Class of uncertain labels under U-MultiClass, beside 0 absent and 1 present."""
 LSR_ONES_RANGE = (0.55, 0.85)
 LSR_ZEROS_RANGE = (0.0, 0.3)
 

@@ -29,7 +29,7 @@ _LIMBS = (
     *("HIP", "HUMERUS", "KNEE", "LEG", "RIB", "SCAPULA", "SHOULDER", "THUMB", "TOE", "WRIST"),
 )
 _TRUNK = ("ABDOMEN", "CSPINE", "HEAD", "LSPINE", "NECK", "PELVIS", "SKULL", "SPINE", "SSPINE", "TSPINE")
-"""Of Body Part Examined (PS3.16 L), with and without a left and a right; other words may be anybody's."""
+"""Words of Body Part Examined (PS3.16 L), with and without a left and a right; other words may be anybody's."""
 
 
 @dataclass(frozen=True)

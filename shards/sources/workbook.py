@@ -10,7 +10,7 @@ from shards.errors import SourceError
 _SPACE = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
 _STRINGS = "xl/sharedStrings.xml"
 _MAX_BYTES = 2**26
-"""Of one part, unpacked: a workbook of some hundred rows has thousandths of it, an archive bomb has more."""
+"""Greatest size of one part, unpacked: a workbook of some hundred rows has thousandths of it, a bomb more."""
 
 
 def read_workbook(path: Path, required: tuple[str, ...], what: str) -> list[dict[str, str]]:

@@ -127,7 +127,7 @@ class RemoteStore:
 
 
 Store = LocalStore | RemoteStore
-"""Where the files of one shard set lie. Holds no open files: may be forked, pickled and used from several threads."""
+"""The store of one shard set's files. Holds no open files: may be forked, pickled and used from several threads."""
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ KAGGLE_FINDINGS = (
     "Pulmonary fibrosis",
     NO_FINDING,
 )
-"""In the order of Kaggle's class_id."""
+"""Findings in the order of Kaggle's class_id."""
 KAGGLE_FILE = "train.csv"
 SPLITS: tuple[Split, ...] = ("train", "test")
 
