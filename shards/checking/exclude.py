@@ -9,13 +9,13 @@ from shards.config import read_params
 from shards.delivery.batches import read_batches
 from shards.delivery.exclusion import (
     PATIENT,
-    format_record,
+    exclusion_dep,
+    exclusion_path,
+    format_exclusion,
     list_path,
     missing_list,
     parse_list,
     read_exclusion,
-    record_dep,
-    record_path,
 )
 from shards.delivery.manifest import iterate_manifest, key_of
 from shards.delivery.project import Project
@@ -50,8 +50,8 @@ def exclude_images(
         batches = read_batches(project.params, read_params(project.params))
         if name not in batches:
             raise ConfigError(f"no batch {name}: {project.params} has {', '.join(batches)}")
-        path, record = list_path(name, project.root), record_path(name, project.root)
-        if record.is_file() and not path.is_file():
+        path, tracked = list_path(name, project.root), exclusion_path(name, project.root)
+        if tracked.is_file() and not path.is_file():
             raise missing_list(name, project.root)
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         lines = [*keys, *(f"{PATIENT} {patient}" for patient in patients)]
@@ -60,7 +60,7 @@ def exclude_images(
         known_keys, known_patients = _known_of(name, batches[name], project)
         check_known(excluded.keys, known_keys, f"image of {name}", path)
         check_known(excluded.patients, known_patients, f"patient of {name}", path)
-        dvc_text = set_dep(project.dvc.read_text(encoding="utf-8"), record_dep(name), name, wanted=bool(excluded))
+        dvc_text = set_dep(project.dvc.read_text(encoding="utf-8"), exclusion_dep(name), name, wanted=bool(excluded))
         others = {
             other: sorted(excluded.patients & _known_of(other, batch, project)[1])
             for other, batch in batches.items()
@@ -74,9 +74,9 @@ def exclude_images(
                 write_text(project.dvc, dvc_text)
             write_private_text(path, text)
             if excluded:
-                write_text(record, format_record(name, excluded))
+                write_text(tracked, format_exclusion(name, excluded))
             else:
-                record.unlink(missing_ok=True)
+                tracked.unlink(missing_ok=True)
                 write_text(project.dvc, dvc_text)
     print(
         f"{path} excludes {len(excluded.keys)} images and {len(excluded.patients)} patients of {name}; its shards stay "

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from shards.config import DEFAULT_PARAMS, read_params
 from shards.delivery.batches import batch_path, format_batch, read_batches, root_path, set_settings
-from shards.delivery.exclusion import record_dep
+from shards.delivery.exclusion import exclusion_dep
 from shards.delivery.keep_list import keys_of, path_of_list, sha256_of_list
 from shards.delivery.manifest import iterate_manifest, key_of
 from shards.delivery.yaml_lines import SHARDS, drop_deps, keep_items, set_dep, set_value
@@ -96,7 +96,7 @@ def remove_batch(name: str, project: Project | None = None) -> None:
             params_text = set_value(params_text, "evaluate", "batch", left[0])
         gone = {SHARDS + name, batches[name]} - {batches[other] for other in left}
         dvc_text = drop_deps(project.dvc.read_text(encoding="utf-8"), gone)
-        dvc_text = set_dep(dvc_text, record_dep(name), name, wanted=False)
+        dvc_text = set_dep(dvc_text, exclusion_dep(name), name, wanted=False)
         with clear_when_full(project.root):  # in this order, so that a kill between the two leaves a graph that runs
             write_text(project.dvc, dvc_text)
             write_text(project.params, params_text)

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 from shards.config import read_params
 from shards.delivery.batches import batch_path, format_batch, read_batch, read_batches, root_path, settings_of
 from shards.delivery.earlier_batches import Growth, Registered, Settled, grow, read_settled, unchanged_files
-from shards.delivery.exclusion import record_dep, record_path
+from shards.delivery.exclusion import exclusion_dep, exclusion_path
 from shards.delivery.manifest import (
     Delivery,
     Entry,
@@ -364,9 +364,9 @@ def _plan_change(request: _Request, before: _Before, taken: _Taken, survey: Surv
         others = {batch for found in consumers(dvc).values() for batch in found} - {name}
         dvc = drop_deps(dvc, {PHANTOM} | {SHARDS + other for other in others})
         for other in set(before.batches) - {name}:
-            dvc = set_dep(dvc, record_dep(other), other, wanted=False)
-    is_excluded = record_path(name, project.root).is_file()  # of a batch that was taken out before
-    dvc = set_dep(dvc, record_dep(name), name, wanted=is_excluded)
+            dvc = set_dep(dvc, exclusion_dep(other), other, wanted=False)
+    is_excluded = exclusion_path(name, project.root).is_file()  # of a batch that was taken out before
+    dvc = set_dep(dvc, exclusion_dep(name), name, wanted=is_excluded)
     return _Change(
         item=item,
         mix=mix,
