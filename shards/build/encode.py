@@ -50,7 +50,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedSample:
     """A sample ready to be written.
 
     Attributes:
@@ -73,7 +73,7 @@ class Rejected:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoder:
+class SampleEncoder:
     """Makes samples of tasks.
 
     Attributes:
@@ -97,7 +97,7 @@ class Encoder:
         """A larger image is quarantined before it is decoded."""
         return self.params.max_source_megapixels * 1e6
 
-    def __call__(self, task: Task) -> Encoded | Rejected:
+    def __call__(self, task: Task) -> EncodedSample | Rejected:
         """Encode one task; a file that cannot be used is a result, not an error."""
         record = task.record
         if record.known_defect is not None:
@@ -126,7 +126,7 @@ class Encoder:
             raise ChangedFileError("changed since it was registered")
         return data
 
-    def _encode(self, task: Task, decoded: Decoded) -> Encoded:
+    def _encode(self, task: Task, decoded: Decoded) -> EncodedSample:
         record, image = task.record, decoded.pixels
         placement = Placement.of(image, self.spec.canvas_px, self.spec.trim_level)
         canvas = placement.place_image(with_channels(image, self.channels))
@@ -151,7 +151,7 @@ class Encoder:
         labels = {structure_of(name): label for name, label in record.labels.items()}
         is_burned_in = decoded.facts.is_annotation_burned_in
         measured = measure(with_channels(image, 1), members[1][1], found.areas, labels, is_burned_in=is_burned_in)
-        return Encoded(tuple(members), tallied, measured)
+        return EncodedSample(tuple(members), tallied, measured)
 
     def _meta(self, task: Task, placement: Placement, cells: Cells, facts: Facts, found: Annotations) -> dict[str, Any]:
         record, spec = task.record, self.spec

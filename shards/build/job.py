@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from shards.build.encode import Encoder
+from shards.build.encode import SampleEncoder
 from shards.build.plan import BatchPlan, fingerprint, plan_batch
 from shards.build.tar_builder import TarBuilder
 from shards.delivery.manifest import format_manifest, hashed, identify
@@ -96,9 +96,9 @@ class BuildJob:
         return ManifestFile(found, path)
 
     @cached_property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> SampleEncoder:
         """Makes samples of the batch's images."""
-        return Encoder(
+        return SampleEncoder(
             batch=self.batch,
             kind=self.source.kind,
             root=self.root,

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from shards.build.encode import Encoder, Task
+from shards.build.encode import SampleEncoder, Task
 from shards.delivery.manifest import Header, iterate_manifest, key_of
 from shards.errors import SourceError
 from shards.identity import SPLITS, split_of
@@ -167,7 +167,7 @@ def _originals(dealt: Mapping[Split, list[_Image]]) -> dict[bytes, str]:
     return originals
 
 
-def fingerprint(manifest_sha256: str, encoder: Encoder) -> str:
+def fingerprint(manifest_sha256: str, encoder: SampleEncoder) -> str:
     """Hash everything that decides the bytes of the tars; unfinished work is reused only where the hash agrees.
 
     The code is in it as a number, so that an upgrade that changes no byte throws no finished tar away.

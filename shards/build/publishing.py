@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from shards.build.contact_sheet import draw_contact_sheet
-from shards.build.encode import Encoder
+from shards.build.encode import SampleEncoder
 from shards.build.inspection import Inspection
 from shards.build.summary import Tallied, Written
 from shards.errors import SourceError
@@ -82,7 +82,7 @@ def _listed(inspection: Inspection) -> list[list[str]]:
 
 
 def publish(
-    inspection: Inspection, encoder: Encoder, out: Path, selection: Mapping[str, Any] | None = None
+    inspection: Inspection, encoder: SampleEncoder, out: Path, selection: Mapping[str, Any] | None = None
 ) -> IndexDescription:
     """Put the finished set together beside `out` and move it there in one step.
 
@@ -104,7 +104,7 @@ def publish(
 
 
 def _write_set(
-    inspection: Inspection, encoder: Encoder, finished: Path, selection: Mapping[str, Any] | None
+    inspection: Inspection, encoder: SampleEncoder, finished: Path, selection: Mapping[str, Any] | None
 ) -> IndexDescription:
     tally, header, quarantined = _Tally(), inspection.plan.header, _listed(inspection)
     shards: list[TarDescription] = []

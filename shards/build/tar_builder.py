@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from shards.build.encode import Encoded, Encoder, Rejected, Task
+from shards.build.encode import EncodedSample, Rejected, SampleEncoder, Task
 from shards.build.plan import ShardPlan, task_of
 from shards.build.summary import ListedImage, Quarantined, SampleBytes, TarSummary, Written
 from shards.build.tar_files import TarFiles
@@ -37,7 +37,7 @@ class TarBuilder:
 
     manifest: Path
     header: Header
-    encoder: Encoder
+    encoder: SampleEncoder
     scratch: Path
 
     def __call__(self, shard: ShardPlan) -> None:
@@ -63,7 +63,7 @@ class TarBuilder:
                     task = task_of(shard, position, read_entry(self.manifest, image.offset).record, self.header)
                     result = Rejected(_CRASHED) if position in given_up else self.encoder(task)
                     match result:
-                        case Encoded():
+                        case EncodedSample():
                             spans = {suffix: tar.add(f"{task.key}.{suffix}", data) for suffix, data in result.members}
                             samples.append(
                                 Written(image=_listed(position, task), bytes=_bytes(spans), tallied=result.tallied)

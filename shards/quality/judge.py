@@ -35,7 +35,7 @@ _FRONTAL = ("PA", "AP", "FRONTAL")
 """A view that begins so is frontal, as AP-HORIZONTAL."""
 
 Rows = Int64[np.ndarray, "_"]
-Mask = Bool[np.ndarray, "num_images"]
+Flags = Bool[np.ndarray, "num_images"]
 _MAD_TO_STD = 1.4826
 _MIN_DEVIATION = 0.01
 _MAX_DEVIATIONS_OF_MEAN = 3.0
@@ -66,8 +66,8 @@ class Images:
     ranks: Int64[np.ndarray, "num_images"]
     views: np.ndarray
     numbers: np.ndarray
-    contradicts: Mask
-    is_kept: Mask
+    contradicts: Flags
+    is_kept: Flags
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def _objections_to_pixels(images: Images, params: QualityParams) -> Iterator[_Ob
     yield _objection(images.contradicts, CONTRADICTION, params.masks.action)
 
 
-def _overruled(objections: Iterable[_Objection], is_kept: Mask) -> list[_Objection]:
+def _overruled(objections: Iterable[_Objection], is_kept: Flags) -> list[_Objection]:
     """Turn quarantine into a remark for images that a person keeps."""
     found = []
     for objection in objections:
@@ -208,7 +208,7 @@ def _overruled(objections: Iterable[_Objection], is_kept: Mask) -> list[_Objecti
 
 
 def mean_views(
-    views: np.ndarray, is_usable: Mask, store: MeasureStore, params: ViewMeanParams
+    views: np.ndarray, is_usable: Flags, store: MeasureStore, params: ViewMeanParams
 ) -> tuple[tuple[ViewMean, ...], Likeness]:
     """Compute the mean image of each view, and how much its images are like it.
 
@@ -264,7 +264,7 @@ def _turned(mean: Float64[np.ndarray, "64 64"]) -> Float64[np.ndarray, "8 64 64"
 
 
 def _means(
-    members: dict[str, Mask], store: MeasureStore
+    members: dict[str, Flags], store: MeasureStore
 ) -> dict[str, tuple[Float64[np.ndarray, "64 64"], UInt8[np.ndarray, "64 64"]]]:
     """Compute, for each view, the mean of its standardized thumbnails, and of the thumbnails as they are."""
     shape = (THUMBNAIL_PX, THUMBNAIL_PX)
@@ -362,9 +362,9 @@ def _deviations(
     return deviations
 
 
-def _is_frontal(views: np.ndarray) -> Mask:
+def _is_frontal(views: np.ndarray) -> Flags:
     upper = np.char.upper(views)
-    frontal: Mask = np.logical_or.reduce([np.char.startswith(upper, name) for name in _FRONTAL])
+    frontal: Flags = np.logical_or.reduce([np.char.startswith(upper, name) for name in _FRONTAL])
     return frontal
 
 
@@ -373,7 +373,7 @@ def _remark(action: Action) -> Action:
     return "ignore" if action == "ignore" else "remark"
 
 
-def _exact_copies(images: Images, is_usable: Mask) -> tuple[Rows, Rows]:
+def _exact_copies(images: Images, is_usable: Flags) -> tuple[Rows, Rows]:
     """Find images with the same pixels: (the one that stays, its copy); the first by split, then by key, stays."""
     rows = np.flatnonzero(is_usable)
     rows = rows[np.lexsort((images.keys[rows], images.ranks[rows]))]
@@ -385,7 +385,7 @@ def _exact_copies(images: Images, is_usable: Mask) -> tuple[Rows, Rows]:
 
 
 def _near_copies(
-    images: Images, is_compared: Mask, store: MeasureStore, params: QualityParams, num_workers: int | None
+    images: Images, is_compared: Flags, store: MeasureStore, params: QualityParams, num_workers: int | None
 ) -> NearCopies:
     """Find near copies among images of different pixels."""
     rows = np.flatnonzero(is_compared if params.near_copies.action != "ignore" else np.zeros_like(is_compared))
@@ -420,11 +420,11 @@ def _objections_to_copies(images: Images, near: NearCopies, params: QualityParam
     ]
 
 
-def _objection(mask: Mask, reason: str, action: Action) -> _Objection:
+def _objection(mask: Flags, reason: str, action: Action) -> _Objection:
     return _Objection(np.flatnonzero(mask), reason, action)
 
 
-def _is_usable(objections: list[_Objection], num_images: int) -> Mask:
+def _is_usable(objections: list[_Objection], num_images: int) -> Flags:
     """Tell which images no check has quarantined yet."""
     usable = np.ones(num_images, bool)
     for objection in objections:

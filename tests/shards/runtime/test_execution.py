@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.build.encode import Encoded, Encoder, Rejected, Task
+from shards.build.encode import EncodedSample, Rejected, SampleEncoder, Task
 from shards.build.job import BuildJob
 from shards.build.stage import build_shards, build_tars
 from shards.build.summary import TarSummary
@@ -40,14 +40,14 @@ from tests.support.datasets import (
 
 
 @dataclass(frozen=True)
-class DyingEncoder(Encoder):
+class DyingEncoder(SampleEncoder):
     """Ends its process at one image: each time, or only while a file is not there; never the test's own."""
 
     key: str = ""
     once: Path | None = None
     tests_pid: int = 0
 
-    def __call__(self, task: Task) -> Encoded | Rejected:
+    def __call__(self, task: Task) -> EncodedSample | Rejected:
         assert os.getpid() != self.tests_pid, "images are read in the process that asked for the set"
         if task.key == self.key and not (self.once and self.once.exists()):
             if self.once:
@@ -96,7 +96,7 @@ def test_a_process_killed_from_outside_costs_no_image(tmp_path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class StillbornEncoder(Encoder):
+class StillbornEncoder(SampleEncoder):
     """Ends every process that it is sent to, as one that has no memory for its libraries does."""
 
     def __reduce__(self) -> tuple[Callable[[int], object], tuple[int]]:
