@@ -51,7 +51,7 @@ class GridParams(Section):
 
     @property
     def spec(self) -> GridSpec:
-        """The grid itself."""
+        """The grid that these numbers describe."""
         scales = tuple(Scale(scale.k, scale.l, scale.weight) for scale in self.scales)
         return GridSpec(self.n, self.cell_px, self.t, scales, self.min_overlap, self.min_jitter_area, self.trim_level)
 

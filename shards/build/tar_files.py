@@ -28,12 +28,12 @@ class TarFiles:
 
     @property
     def tar(self) -> Path:
-        """The tar."""
+        """Path of the tar."""
         return self.folder / self.name
 
     @property
     def begun(self) -> Path:
-        """The file that has a byte for each image that has been begun."""
+        """Path of the file that has a byte for each image that has been begun."""
         return self._beside("begun")
 
     @property

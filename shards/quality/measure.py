@@ -76,7 +76,7 @@ class Structure:
 
 @dataclass(frozen=True)
 class Measured:
-    """One image.
+    """The measures of one image.
 
     Attributes:
         values: One item of `MEASURE_DTYPE`.

@@ -47,7 +47,7 @@ class Processes:
     def run(
         self, function: Callable[[Item], None], items: Sequence[Item], on_poll: Callable[[], None]
     ) -> Iterator[tuple[Item, bool]]:
-        """See `Execution`."""
+        """Run all items in other processes of this machine (`Execution.run`)."""
         num_workers = self.num_workers or default_num_workers()
         # spawn: forking a process that has threads (torch, tqdm) can deadlock.
         pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), initializer=start_worker)
@@ -88,7 +88,7 @@ class RayCluster:
     def run(
         self, function: Callable[[Item], None], items: Sequence[Item], on_poll: Callable[[], None]
     ) -> Iterator[tuple[Item, bool]]:
-        """See `Execution`.
+        """Run all items on the cluster (`Execution.run`).
 
         Raises:
             ConfigError: Ray is not installed, or there is no cluster at the address.

@@ -80,7 +80,7 @@ class Annotation:
 
 
 class ChestXDetSource:
-    """ChestX-Det as records."""
+    """Reads ChestX-Det."""
 
     info = SourceInfo(
         name=KIND,

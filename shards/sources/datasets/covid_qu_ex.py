@@ -66,7 +66,7 @@ class Found:
 
 
 class CovidQuExSource:
-    """COVID-QU-Ex as records."""
+    """Reads COVID-QU-Ex."""
 
     info = SourceInfo(
         name=KIND,

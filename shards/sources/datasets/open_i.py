@@ -107,7 +107,7 @@ class Report:
 
 
 class OpenISource:
-    """Open-I as records."""
+    """Reads Open-I."""
 
     info = SourceInfo(
         name=KIND,

@@ -64,7 +64,7 @@ class Opacities:
 
 
 class RsnaPneumoniaSource:
-    """RSNA Pneumonia as records."""
+    """Reads RSNA Pneumonia."""
 
     info = SourceInfo(
         name=KIND,

@@ -53,7 +53,7 @@ Runs = tuple[tuple[int, int], ...]
 
 
 class SiimAcrSource:
-    """SIIM-ACR Pneumothorax as records."""
+    """Reads SIIM-ACR Pneumothorax."""
 
     info = SourceInfo(
         name=KIND,

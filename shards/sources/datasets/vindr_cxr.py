@@ -114,7 +114,7 @@ class Readings:
 
 
 class VindrCxrSource:
-    """VinDr-CXR as records."""
+    """Reads VinDr-CXR."""
 
     info = SourceInfo(
         name=KIND,
