@@ -115,11 +115,12 @@ def multiply(folder: Path, num_samples: int, num_tars: int) -> None:
     (tar,) = index.shards
     counts = np.bincount(rows["shard"], minlength=num_tars).tolist()
     for number in range(1, num_tars):
-        os.link(folder / tar["name"], folder / f"train-{number:06d}.tar")
+        os.link(folder / tar.name, folder / f"train-{number:06d}.tar")
     np.save(folder / ROWS, rows)
     values = json.loads((folder / INDEX).read_text())
     values["shards"] = [
-        {**tar, "name": f"train-{number:06d}.tar", "num_samples": count} for number, count in enumerate(counts)
+        {**tar.to_json(), "name": f"train-{number:06d}.tar", "num_samples": count}
+        for number, count in enumerate(counts)
     ]
     data = (folder / ROWS).read_bytes()
     values["samples"] = {"name": ROWS, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

@@ -24,7 +24,7 @@ def set_metadata(path: Path) -> dict[str, MetadataValue[Any]]:
     if not (path / INDEX).is_file():
         return {}
     try:
-        index = ShardIndex.open(path, is_checked=False)
+        index = ShardIndex.open(path, check_tars=False)
     except IndexFormatError as error:
         return {"contents": MetadataValue.text(str(error))}
     statistics = statistics_of(index)
@@ -34,7 +34,7 @@ def set_metadata(path: Path) -> dict[str, MetadataValue[Any]]:
     counts["quarantined"] = statistics["quarantined"]["count"]
     return {
         **{name: MetadataValue.int(number) for name, number in counts.items()},
-        "contents": MetadataValue.md(f"```\n{format_statistics(statistics)}\n```"),
+        "contents": MetadataValue.md(f"```\n{format_statistics(index)}\n```"),
     }
 
 
@@ -51,10 +51,10 @@ def _verified(root: Path, path: str) -> AssetChecksDefinition:
     @asset_check(asset=asset_key(path), name=VERIFY, description=description)
     def verify() -> AssetCheckResult:
         # Here, not above: it takes along what builds shards.
-        from shards.checking.verify import format_findings, verify_set
+        from shards.checking.verify import format_problems, verify_set
 
         findings = verify_set(root / path)
-        shown = "\n".join(["```", format_findings(findings[:MAX_FINDINGS]), "```"])
+        shown = "\n".join(["```", format_problems(findings[:MAX_FINDINGS]), "```"])
         problem = f"{len(findings)} findings; `python -m shards verify {path}` lists them, --repair mends tars"
         return AssetCheckResult(
             passed=not findings,

@@ -1,1 +1,1 @@
-"""Where samples come from: sources, decoding, patient-level splits, WebDataset shards with grid metadata."""
+"""Give training its samples: sources, decoding, patient-level splits, WebDataset shards with grid metadata."""

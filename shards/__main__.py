@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shards.checking.commands import add_look_commands
 from shards.cli import add_params_options, batch_of, count, run_command, values_of
-from shards.sources.table import add_sources_command
+from shards.sources.catalogue import add_sources_command
 
 
 def phantom(arguments: argparse.Namespace) -> None:
@@ -84,7 +84,7 @@ def register(arguments: argparse.Namespace) -> None:
         source,
         weight=arguments.weight,
         split_rule=arguments.splits,
-        has_sex=arguments.sex,
+        with_sex=arguments.sex,
         site=arguments.site,
         only=arguments.only,
         normalize=arguments.normalize,
@@ -170,7 +170,7 @@ _EPILOG = """from images to shards:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line of `python -m shards`."""
+    """Build the command line of `python -m shards`."""
     parser = argparse.ArgumentParser(
         prog="python -m shards",
         description=__doc__,

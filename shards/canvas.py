@@ -1,4 +1,4 @@
-"""From an image to the canvas: aspect-keeping resize, and what each cell holds."""
+"""Resize an image onto the canvas, its aspect kept, and measure what each cell of the canvas holds."""
 
 from dataclasses import dataclass
 
@@ -19,12 +19,12 @@ _MAX_BRIGHT_AT_AN_EDGE = 0.02
 
 
 def is_coloured(image: Pixels) -> bool:
-    """Whether any pixel has a hue; a grey image saved as RGB has none."""
+    """Tell whether any pixel has a hue; a grey image saved as RGB has none."""
     return image.ndim == 3 and bool((np.ptp(image, axis=2) > _MAX_GREY_DIFFERENCE).any())
 
 
 def with_channels(image: Pixels, channels: int) -> Pixels:
-    """The image as one grey channel (luma) or as three equal or coloured ones."""
+    """Convert an image to one grey channel (luma), or to three, which are equal for a grey image."""
     if channels == 1 and image.ndim == 3:
         return np.array(Image.fromarray(image).convert("L"))
     if channels == 3 and image.ndim == 2:
@@ -33,7 +33,7 @@ def with_channels(image: Pixels, channels: int) -> Pixels:
 
 
 def halved(image: Pixels) -> UInt8[np.ndarray, "lower narrower *channels"]:
-    """At half its size, each pixel the mean of 2 × 2, halves rounded up; both sides are even."""
+    """Halve an image of even sides: each pixel is the mean of 2 × 2, halves rounded up."""
     height, width = image.shape[:2]
     half: UInt8[np.ndarray, "lower narrower *channels"] = cv2.resize(
         image, (width // 2, height // 2), interpolation=cv2.INTER_AREA
@@ -88,23 +88,24 @@ def resized_mask(
     is_there = np.arange(num_parts + 1) == 0  # number 0 is outside
     is_there[parts[resized[rows][:, cols]]] = True
     lost_rows, lost_cols = np.nonzero(~is_there[parts])
-    places = np.stack([parts[lost_rows, lost_cols], rows[lost_rows], cols[lost_cols]])
-    found, counts = np.unique(places, axis=1, return_counts=True)
+    positions = np.stack([parts[lost_rows, lost_cols], rows[lost_rows], cols[lost_cols]])
+    found, counts = np.unique(positions, axis=1, return_counts=True)
     part, row, col = found[:, np.argsort(counts, kind="stable")]
-    # Of the places of one part the last is the one that counts.
-    for place in dict(zip(part.tolist(), zip(row.tolist(), col.tolist(), strict=True), strict=True)).values():
-        resized[place] = True
+    # Of the pixels of one part the last is the one that counts.
+    for position in dict(zip(part.tolist(), zip(row.tolist(), col.tolist(), strict=True), strict=True)).values():
+        resized[position] = True
     return resized
 
 
 def connected_parts(mask: Bool[np.ndarray, "height width"]) -> tuple[int, Int[np.ndarray, "height width"]]:
-    """How many connected parts a mask has, and the number of each pixel's, from 1; 0 outside."""
+    """Number the connected parts of a mask; return how many there are, and each pixel's number, from 1, or 0
+    outside."""
     num_with_outside, parts = cv2.connectedComponents(np.ascontiguousarray(mask).view(np.uint8), connectivity=8)
     return num_with_outside - 1, parts
 
 
 def _covered(mask: Bool[np.ndarray, "height width"], size: tuple[int, int]) -> Int[np.ndarray, "new_height new_width"]:
-    """How much of each new pixel a mask covers, from 0 to `mask.size`: whole numbers, exact for every pair of sizes."""
+    """Count how much of each new pixel a mask covers, from 0 to `mask.size`: whole numbers, exact for all sizes."""
     return _summed(_summed(mask, size[0]).T, size[1]).T
 
 
@@ -124,8 +125,8 @@ class Placement:
 
     Attributes:
         canvas_px: Side of the canvas.
-        source_height: Of the image, in pixels.
-        source_width: Of the image, in pixels.
+        source_height: Height of the image, in pixels.
+        source_width: Width of the image, in pixels.
         box: (row0, col0, row1, col1) of the image's part that is placed.
     """
 
@@ -163,7 +164,7 @@ class Placement:
         return [[down, 0.0, row - row0 * down], [0.0, right, col - col0 * right]]
 
     def place_image(self, image: Pixels) -> Canvas:
-        """The image on the canvas, antialiased."""
+        """Resize the image onto the canvas, antialiased."""
         return self._place(image, Image.Resampling.BICUBIC)
 
     def place_mask(self, mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "side side"]:
@@ -188,19 +189,19 @@ class Placement:
         return canvas
 
     def place_point(self, point: tuple[float, float]) -> tuple[float, float]:
-        """A (row, col) in continuous source pixels, on the canvas."""
+        """Convert a (row, col) from continuous source pixels to continuous canvas pixels."""
         (row_scale, _, row), (_, col_scale, col) = self.affine
         return point[0] * row_scale + row, point[1] * col_scale + col
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cells:
-    """What each of the n × n cells of a canvas holds.
+    """The content of each of the n × n cells of a canvas.
 
     Attributes:
         mean: Grey levels 0..255 (over channels too), to two decimals as stored.
         std: Population standard deviation of the same pixels, to two decimals as stored.
-        foreground: Whether the cell shows anatomy (not collimation or air).
+        foreground: True for a cell that shows anatomy (not collimation or air).
         total: Sum of the foreground's values.
         total_squares: Sum of their squares.
         num_values: Their number.
@@ -215,7 +216,7 @@ class Cells:
 
 
 def cell_statistics(canvas: Canvas, spec: GridSpec, params: ForegroundParams) -> Cells:
-    """Mean, deviation and foreground of every cell.
+    """Compute mean, deviation and foreground of every cell.
 
     A cell is foreground if its mean exceeds `min_mean` (tissue) or its deviation exceeds `min_std` (an edge through a
     dark cell). Padding, collimation and exposed air are dark *and* flat, so they are neither.
@@ -227,13 +228,20 @@ def cell_statistics(canvas: Canvas, spec: GridSpec, params: ForegroundParams) ->
     mean, std = np.round(mean, 2), np.round(std, 2)
     foreground = (mean > params.min_mean) | (std > params.min_std)
     total, total_squares = int(sums[foreground].sum()), int(squares[foreground].sum())
-    return Cells(mean, std, foreground, total, total_squares, count * int(foreground.sum()))
+    return Cells(
+        mean=mean,
+        std=std,
+        foreground=foreground,
+        total=total,
+        total_squares=total_squares,
+        num_values=count * int(foreground.sum()),
+    )
 
 
 def foreground_sums(
     canvas: Canvas, foreground: Bool[np.ndarray, "n n"], spec: GridSpec
 ) -> Int[np.ndarray, "2 channels"]:
-    """Of each channel, the sum of the foreground's values and that of their squares; exact."""
+    """Add up the foreground's values and their squares for each channel; exact."""
     cells = canvas.reshape(spec.n, spec.cell_px, spec.n, spec.cell_px, -1).swapaxes(1, 2)[foreground]
     levels = np.arange(256)
     counts = np.stack([np.bincount(values, minlength=256) for values in cells.reshape(-1, cells.shape[-1]).T])
@@ -242,7 +250,7 @@ def foreground_sums(
 
 
 def _cell_sums(canvas: Canvas, spec: GridSpec) -> Int[np.ndarray, "2 n n"]:
-    """The sum of every cell's values, and that of their squares."""
+    """Add up every cell's values, and their squares."""
     columns = np.empty((2, spec.n, canvas[0].size), np.uint32)
     # One row of cells at a time: what fits the cache is several times as fast as copies of the canvas.
     for sums, squares, strip in zip(*columns, canvas.reshape(spec.n, spec.cell_px, -1), strict=True):

@@ -1,4 +1,4 @@
-"""What the commands of `shards` and `ace` share: the params file, overrides, and errors without a traceback."""
+"""Share between the commands of `shards` and `ace`: the params file, overrides, and errors without a traceback."""
 
 import argparse
 import os
@@ -29,14 +29,14 @@ def add_params_options(parser: argparse.ArgumentParser) -> None:
 
 
 def count(text: str) -> int:
-    """The type of an option that counts from 1."""
+    """Parse an option that counts from 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: expected a whole number from 1")
     return int(text)
 
 
 def values_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The params file with the overrides applied.
+    """Read the params file and apply the overrides.
 
     Raises:
         ConfigError: an override is not of the form SECTION.KEY=VALUE or names a section that is not there.
@@ -45,7 +45,7 @@ def values_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def batch_of(arguments: argparse.Namespace, name: str) -> BatchParams:
-    """The file of a batch that the params file names, with the overrides of its `grid` and `shard` applied.
+    """Read the file of a batch that the params file names, and apply the overrides of its `grid` and `shard`.
 
     Raises:
         ConfigError: as `read_batches`, or an override is not of the form SECTION.KEY=VALUE or of another section.
@@ -99,7 +99,7 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
 
 
 def _drop_unwritten_output() -> None:
-    """Python writes what is left at its end, and would end in a traceback where that is impossible."""
+    """Drop output that nobody takes: Python would write it at its end, and end in a traceback."""
     try:
         sys.stdout.flush()
     except OSError:

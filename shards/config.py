@@ -24,7 +24,7 @@ class Section(BaseModel):
         """Validate `values`; `where` (as `params.yaml: grid`) opens every message.
 
         Raises:
-            ConfigError: with one line per mistake: its place, what was found, what was expected.
+            ConfigError: with one line per mistake: where it is, what was found, what was expected.
         """
         try:
             return cls.model_validate(values)
@@ -34,7 +34,7 @@ class Section(BaseModel):
 
 
 def read_params(path: Path = DEFAULT_PARAMS) -> dict[str, Any]:
-    """The whole of a params file as plain dictionaries.
+    """Read the whole of a params file as plain dictionaries.
 
     Raises:
         ConfigError: the file is missing, is not YAML, or is not a mapping.
@@ -52,23 +52,23 @@ def read_params(path: Path = DEFAULT_PARAMS) -> dict[str, Any]:
 
 def _describe(section: type[BaseModel], error: dict[str, Any], where: str) -> str:
     path = ".".join(str(part) for part in error["loc"])
-    place = f"{where}{'.' if ': ' in where else ': '}{path}" if path else where
+    found_at = f"{where}{'.' if ': ' in where else ': '}{path}" if path else where
     match error["type"]:
         case "extra_forbidden":
             key, known = str(error["loc"][-1]), _keys_beside(section, error["loc"])
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
-            return f"{place}: unknown key; {hint}"
+            return f"{found_at}: unknown key; {hint}"
         case "missing":
-            return f"{place}: missing; every number of a run stands in params.yaml"
+            return f"{found_at}: missing; every number of a run stands in params.yaml"
         case "value_error":
-            return f"{place}: {error['msg'].removeprefix('Value error, ')}"
+            return f"{found_at}: {error['msg'].removeprefix('Value error, ')}"
         case _:
-            return f"{place}: {error['msg']}; found {error['input']!r}"
+            return f"{found_at}: {error['msg']}; found {error['input']!r}"
 
 
 def _keys_beside(section: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The keys allowed where the unknown one stood."""
+    """Return the keys allowed where the unknown one stood."""
     models = [section]
     for part in location[:-1]:
         fields = [model.model_fields[part] for model in models if part in model.model_fields]
@@ -78,7 +78,7 @@ def _keys_beside(section: type[BaseModel], location: tuple[int | str, ...]) -> l
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:
-    """The sections that a type is made of, as the members of a union or the values of a mapping."""
+    """Return the sections that a type is made of, as the members of a union or the values of a mapping."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [found for part in get_args(annotation) for found in _sections(part)]

@@ -22,7 +22,7 @@ class IndexFormatError(ShardError):
 
 
 class ContaminationError(ShardError):
-    """What is measured on may have been trained on."""
+    """The measured images may have been trained on."""
 
 
 class NoSpaceError(ShardError):

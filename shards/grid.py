@@ -24,7 +24,7 @@ Window = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Scale:
-    """How much coarser the coarse crop is: one of its tokens covers k × l cells."""
+    """A scale of the coarse crop: one of its tokens covers k × l cells."""
 
     k: int
     l: int
@@ -96,13 +96,14 @@ class GridSpec:
         return self.t * self.cell_px
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; `from_json` turns them back. What is None is left out, as in files from before it existed."""
+        """Return plain values; `from_json` turns them back. A None is left out, as in files from before the
+        field existed."""
         values = asdict(self) | {"scales": [asdict(scale) for scale in self.scales]}
         return {name: value for name, value in values.items() if value is not None}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """The spec that `to_json` wrote."""
+        """Read the spec that `to_json` wrote."""
         return cls(**{**values, "scales": tuple(Scale(**scale) for scale in values["scales"])})
 
 
@@ -125,11 +126,11 @@ class CropPair:
     l: int
 
     def overlap_fine(self, t: int) -> Rectangle:
-        """The shared cells in tokens of the fine crop; (0, 0, 0, 0) if nothing is shared."""
+        """Return the shared cells in tokens of the fine crop; (0, 0, 0, 0) if nothing is shared."""
         return self._overlap(t, self.fine, 1, 1)
 
     def overlap_coarse(self, t: int) -> Rectangle:
-        """The shared cells in tokens of the coarse crop; (0, 0, 0, 0) if nothing is shared."""
+        """Return the shared cells in tokens of the coarse crop; (0, 0, 0, 0) if nothing is shared."""
         return self._overlap(t, self.coarse, self.k, self.l)
 
     def _overlap(self, t: int, origin: tuple[int, int], token_rows: int, token_cols: int) -> Rectangle:
@@ -146,7 +147,7 @@ class CropPair:
         )
 
     def window(self, which: Literal["coarse", "fine"], spec: GridSpec) -> Window:
-        """Where the crop's pixels lie on the stored canvas."""
+        """Return the window of a crop's pixels on the stored canvas."""
         top, left, side = self.jitter
         cell = side / spec.n
         (row, col), (k, l) = (self.coarse, (self.k, self.l)) if which == "coarse" else (self.fine, (1, 1))
@@ -155,7 +156,7 @@ class CropPair:
         return top + row * cell, left + col * cell, min(row1, spec.canvas_px), min(col1, spec.canvas_px)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; `from_json` turns them back."""
+        """Return plain values; `from_json` turns them back."""
         return {
             "jitter": list(self.jitter),
             "coarse": list(self.coarse),
@@ -166,13 +167,13 @@ class CropPair:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """The pair that `to_json` wrote; further keys (stored overlap rectangles) are derived and ignored."""
+        """Read the pair that `to_json` wrote; further keys (stored overlap rectangles) are derived and ignored."""
         row, col, side = values["jitter"]
         return cls((row, col, side), tuple(values["coarse"]), tuple(values["fine"]), values["k"], values["l"])
 
 
 def draw_crop_pair(spec: GridSpec, scale: Scale, rng: np.random.Generator) -> CropPair:
-    """A pair uniform over all aligned origins with at least `min_overlap`, in a uniform jitter square.
+    """Draw a pair uniformly over all aligned origins with at least `min_overlap`, in a uniform jitter square.
 
     One integer below the number of allowed pairs is drawn and unranked in a table of counts, so the draw is exact
     and takes the same time however few pairs the bound leaves.
@@ -184,7 +185,8 @@ def draw_crop_pair(spec: GridSpec, scale: Scale, rng: np.random.Generator) -> Cr
 
 
 def _pair(spec: GridSpec, scale: Scale, table: "_PairTable", rank: int, jitter: Sequence[float]) -> CropPair:
-    """The pair of a rank among the allowed ones and three numbers of [0, 1): the jitter square's area and place."""
+    """Make the pair of a rank among the allowed ones and three numbers of [0, 1): the jitter square's area and
+    position."""
     (row_coarse, row_fine), (col_coarse, col_fine) = table.pair(rank)
     area, row, col = jitter
     side = spec.canvas_px * math.sqrt(spec.min_jitter_area + (1.0 - spec.min_jitter_area) * area)
@@ -193,7 +195,7 @@ def _pair(spec: GridSpec, scale: Scale, table: "_PairTable", rank: int, jitter: 
 
 
 def crop_bank(spec: GridSpec, key: str, seed: int, num_pairs: int) -> list[CropPair]:
-    """`num_pairs` crop pairs per scale for the sample `key`; the same for the same arguments."""
+    """Draw `num_pairs` crop pairs per scale for the sample `key`; the same arguments give the same pairs."""
     digest = hashlib.sha256(f"{seed}/{key}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest, "big"))
     bank = []
@@ -207,7 +209,7 @@ def crop_bank(spec: GridSpec, key: str, seed: int, num_pairs: int) -> list[CropP
 
 @lru_cache(maxsize=64)
 def scale_of_step(spec: GridSpec, seed: int, step: int) -> Scale:
-    """The (k, l) of one training step, equal on all ranks so that shapes batch."""
+    """Draw the (k, l) of one training step, equal on all ranks so that shapes batch."""
     weights = np.array([scale.weight for scale in spec.scales])
     draw = np.random.default_rng([seed, step]).random() * weights.sum()
     return spec.scales[int(np.searchsorted(weights.cumsum(), draw, side="right"))]
@@ -249,7 +251,7 @@ def _pair_table(n: int, t: int, k: int, l: int, min_overlap: float) -> _PairTabl
 
 
 def _axis_pairs(n: int, t: int, factor: int) -> dict[int, list[tuple[int, int]]]:
-    """Aligned (coarse, fine) origins along one axis, by the number of cells they share."""
+    """List aligned (coarse, fine) origins along one axis, by the number of cells they share."""
     pairs: dict[int, list[tuple[int, int]]] = {}
     for coarse in range(n - factor * t + 1):
         for fine in range(coarse % factor, n - t + 1, factor):
@@ -259,5 +261,6 @@ def _axis_pairs(n: int, t: int, factor: int) -> dict[int, list[tuple[int, int]]]
 
 
 def _shared(coarse: int, fine: int, factor: int, t: int) -> tuple[int, int]:
-    """First and one past the last cell along one axis that both crops cover; crossed over if there is none."""
+    """Return the first and one past the last cell along one axis that both crops cover; crossed over if there is
+    none."""
     return max(coarse, fine), min(coarse + factor * t, fine + t)

@@ -37,15 +37,16 @@ class IdKey:
 
     @property
     def fingerprint(self) -> str:
-        """What may be published about the key: tells two keys apart, gives neither away."""
+        """A public name of the key: tells two keys apart, gives neither away."""
         return f"idkey-{self._digest('fingerprint', '').hex()[:16]}"
 
     def pseudonym(self, purpose: Literal["patient", "study", "source"], name: str) -> str:
-        """16 hex digits; the same name under another purpose gives unrelated ones."""
+        """Hash a name to 16 hex digits; the same name under another purpose gives unrelated ones."""
         return self._digest(purpose, name).hex()[:16]
 
     def position(self, patient: str) -> float:
-        """Where a patient stands in [0, 1): uniform over patients, the same whatever other patients there are."""
+        """Hash a patient to a position in [0, 1): uniform over patients, the same whatever other patients there
+        are."""
         return int.from_bytes(self._digest("split", patient)[:8], "big") / 2**64
 
     def _digest(self, purpose: str, name: str) -> bytes:
@@ -53,27 +54,27 @@ class IdKey:
 
 
 PUBLIC_KEY = IdKey(hashlib.sha256(b"ACE phantom: public identity key").digest(), is_public=True)
-"""For sources whose ids belong to nobody."""
+"""The key of sources whose ids belong to nobody."""
 
 
 def patient_of_site(site: str, patient: str) -> str:
-    """What is hashed for a patient of a user's own images: the site that gave the id, and the id.
+    """Return the text that is hashed for a patient of a user's own images: the site that gave the id, and the id.
 
     Args:
-        site: Its name; empty where nobody says it, as in batches of earlier versions.
+        site: Name of the site; empty where nobody says it, as in batches of earlier versions.
         patient: The id, unique within the site.
     """
     return f"site/{site}/{patient}" if site else patient
 
 
 def open_splits(official: Split | None, official_splits: frozenset[Split]) -> tuple[Split, ...]:
-    """The splits that a patient's position decides between; a single one is decided.
+    """Return the splits that a patient's position decides between; a single one is decided.
 
     An official split is kept. Where a dataset has officially no validation patients, part of its training patients are.
 
     Args:
         official: The patient's split in the dataset.
-        official_splits: Those that the dataset has.
+        official_splits: Splits that the dataset has.
     """
     if official is None:
         return SPLITS
@@ -83,14 +84,14 @@ def open_splits(official: Split | None, official_splits: frozenset[Split]) -> tu
 
 
 def split_of(position: float, fractions: SplitParams, splits: tuple[Split, ...] = SPLITS) -> Split:
-    """The split of a patient: decided by nothing but what its first manifest says, so that adding data moves nobody.
+    """Decide the split of a patient by nothing but what its first manifest says, so that adding data moves nobody.
 
     Changing the fractions moves only patients next to the borders.
 
     Args:
         position: The patient's (`IdKey.position`).
         fractions: Expected ones, of all patients.
-        splits: Those in question (`open_splits`), each as likely as its part of their fractions; the first where they
+        splits: Splits in question (`open_splits`), each as likely as its part of their fractions; the first where they
             have none.
     """
     used = [name for name in splits if getattr(fractions, name) > 0] or [splits[0]]
@@ -104,7 +105,7 @@ def split_of(position: float, fractions: SplitParams, splits: tuple[Split, ...] 
 
 
 def load_id_key(expected_fingerprint: str) -> IdKey:
-    """The project's secret key, from the file that ACE_ID_KEY_FILE names.
+    """Load the project's secret key from the file that ACE_ID_KEY_FILE names.
 
     Args:
         expected_fingerprint: `id_key_fingerprint` of the batch's source in params.yaml.
@@ -123,7 +124,7 @@ def load_id_key(expected_fingerprint: str) -> IdKey:
 
 
 def read_id_key() -> IdKey:
-    """The key in the file that ACE_ID_KEY_FILE names, whatever its fingerprint.
+    """Read the key in the file that ACE_ID_KEY_FILE names, whatever its fingerprint.
 
     Raises:
         IdKeyError: the variable is not set, or the file is missing or is no key.

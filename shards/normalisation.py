@@ -29,9 +29,9 @@ class Normalisation(NamedTuple):
         """Return the same normalisation with one number for each channel.
 
         Args:
-            channels: Of the network's input.
+            channels: Channels of the network's input.
             where: Opens the message, as `batches.clinic-b000.mix`.
-            remedy: What to do, for the message.
+            remedy: Advice at the end of the message.
 
         Raises:
             ConfigError: there are several numbers, and not as many as channels.

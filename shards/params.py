@@ -51,7 +51,7 @@ class GridParams(Section):
 
     @property
     def spec(self) -> GridSpec:
-        """The grid itself."""
+        """The grid that these numbers describe."""
         scales = tuple(Scale(scale.k, scale.l, scale.weight) for scale in self.scales)
         return GridSpec(self.n, self.cell_px, self.t, scales, self.min_overlap, self.min_jitter_area, self.trim_level)
 
@@ -70,7 +70,7 @@ class SplitParams(Section):
     train: Fraction
     """Seen by pretraining."""
     val: Fraction
-    """For choices made while training."""
+    """Share for choices made while training."""
     test: Fraction
     """Seen by the evaluation only."""
 
@@ -92,7 +92,7 @@ class ForegroundParams(Section):
 
 
 class ShardParams(Section):
-    """How records become shards (section `shard`)."""
+    """The way from records to shards (section `shard`)."""
 
     image_format: Literal["png", "jpg"]
     """`png` is lossless."""
@@ -107,31 +107,41 @@ class ShardParams(Section):
     splits: SplitParams
     """Patient-level split; a patient's split depends on nothing but the patient's id and the key."""
     foreground: ForegroundParams
-    """Which cells show anatomy."""
+    """Bounds by which a cell shows anatomy."""
     max_source_megapixels: float = Field(gt=0)
     """A larger image is quarantined before it is decoded."""
     max_quarantined_fraction: Fraction
     """The stage fails when more of a batch than this is quarantined: cannot be read, or is kept out by `quality`."""
     quality: QualityParams
-    """What else keeps an image out."""
+    """Checks that keep an image out, or remark on it."""
 
 
 class PhantomSourceParams(Section):
     """The built-in dataset, as `python -m shards phantom` writes it."""
 
     kind: Literal["phantom"]
-    """Which source reads the batch."""
+    """Name of the source that reads the batch."""
     dep: str
     """Folder of the phantom dataset; what DVC tracks."""
 
     @property
+    def root(self) -> str:
+        """Folder of its images, which is the folder of the dataset."""
+        return self.dep
+
+    @property
+    def keep_sha256(self) -> None:
+        """Hash of its keep list: it has none."""
+        return None
+
+    @property
     def channels(self) -> Literal[1]:
-        """It is grey."""
+        """Number of channels of its images: they are grey."""
         return 1
 
     @property
     def shares_images_with(self) -> tuple[str, ...]:
-        """None of its images is anywhere else."""
+        """Datasets with some of the same images: there are none."""
         return ()
 
 
@@ -163,13 +173,13 @@ class RegisteredSourceParams(Section):
     """A dataset or a user's own images; `python -m shards register` writes this item."""
 
     kind: SourceKind
-    """Which source read the files (`python -m shards sources`)."""
+    """Name of the source that read the files (`python -m shards sources`)."""
     dep: str
     """Manifest of the delivery (docs/register.md); what DVC tracks."""
     dep_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    """Of the manifest: a batch never changes."""
+    """Hash of the manifest: a batch never changes."""
     keep_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
-    """Of the list of images that a person keeps, beside the manifest (`python -m shards keep`)."""
+    """Hash of the list of images that a person keeps, beside the manifest (`python -m shards keep`)."""
     root: str = Field(default="", exclude=True)
     """The folder of the images. It decides nothing: not the batch's file says it, but data/manifests/NAME.root.txt."""
     channels: Literal[1, 3]
@@ -177,8 +187,8 @@ class RegisteredSourceParams(Section):
     shares_images_with: tuple[SourceKind, ...]
     """Datasets with some of the same images, which no mapping file told apart (docs/register.md)."""
     site: str = Field(default="", pattern=SITE)
-    """Who gave the patients of your own images their ids (docs/register.md); empty where patients are unknown, in
-    public datasets, and in batches of earlier versions, which told no sites apart."""
+    """Name of the site that gave the patients of your own images their ids (docs/register.md); empty where patients are
+    unknown, in public datasets, and in batches of earlier versions, which told no sites apart."""
     id_key_fingerprint: str = Field(pattern=FINGERPRINT)
     """Fingerprint of the secret key behind patient pseudonyms and splits; the same in every batch."""
 
@@ -204,7 +214,7 @@ class MixParams(Section):
     """Pixels are divided by it after; likewise."""
 
     def normalisation(self, channels: int, batch: str) -> Normalisation:
-        """Mean and deviation of each channel of the network's input; `batch` is the name that the message says.
+        """Return mean and deviation of each channel of the network's input; the message names the batch.
 
         Raises:
             ConfigError: there are several numbers, and not as many as channels.
@@ -234,18 +244,19 @@ class MeasuredParams(Section):
 
 
 class SelectParams(Section):
-    """Which images of a delivery a batch takes: those that fit every rule; a rule that is not there takes all."""
+    """Rules that select the images of a delivery: those are taken that fit every rule; a rule that is not there
+    takes all."""
 
     view: tuple[str, ...] | None = None
     """Codes as PA; `frontal` and `lateral` stand for all codes of their kind (docs/register.md)."""
     body_part: tuple[str, ...] | None = None
-    """As `chest`; what a DICOM header says."""
+    """Parts of the body, as `chest`, that a DICOM header names."""
     label: tuple[str, ...] | None = None
     """Findings, of which an image shows at least one."""
     age: str | None = Field(default=None, pattern=AGES)
     """Years, FROM..TO, both included, either may be missing."""
     sex: tuple[Literal["F", "M", "O"], ...] | None = None
-    """As recorded."""
+    """Sexes, as recorded."""
     unknown: Literal["drop"] | None = None
     """`drop` leaves out images of which a rule's value is unknown; without it they are kept."""
 
@@ -264,7 +275,7 @@ class SelectParams(Section):
 
 
 class SelectedParams(Section):
-    """What the rules did when the batch was registered."""
+    """The effect of the rules when the batch was registered."""
 
     num_listed: int = Field(ge=1)
     """Images that the source found."""
@@ -282,21 +293,21 @@ class BatchParams(Section):
     """
 
     source: SourceParams
-    """Where its images come from."""
+    """Source of its images."""
     select: SelectParams | None = None
-    """Which images of the delivery it has; None, as in batches of earlier versions: all."""
+    """Rules that select images of the delivery; None, as in batches of earlier versions: all."""
     selected: SelectedParams | None = None
-    """How many the rules left out."""
+    """Number of images that the rules left out."""
     measured: MeasuredParams
-    """How bright its images are; decides nothing in its shards."""
+    """Brightness of its images; decides nothing in its shards."""
     grid: GridParams
     """The grid of its shards; training asks for the one in params.yaml."""
     shard: ShardParams
-    """How its images become shards."""
+    """Settings of its shards."""
 
     @property
     def selection(self) -> dict[str, Any] | None:
-        """What the index says of the rules and what they did; None where there are none."""
+        """The rules and their effect, for the index; None where there are none."""
         if self.select is None or self.selected is None:
             return None
         return {
@@ -337,7 +348,7 @@ def parse_names(values: Any, where: str) -> dict[str, str]:
 
 
 def check_batch_name(name: str) -> None:
-    """Batch names are path parts, DVC stage names and YAML keys.
+    """Check that a batch name can be a path part, a DVC stage name and a YAML key.
 
     Raises:
         ConfigError: the name cannot be all three.

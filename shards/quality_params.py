@@ -7,14 +7,14 @@ from pydantic import Field
 from shards.config import Section
 
 Action = Literal["quarantine", "remark", "ignore"]
-"""What a check does with what it finds: keep it out of the shards, only name it in the report, or nothing."""
+"""Action of a check on the images that it finds: keep them out of the shards, only name them in the report, or none."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Correlation = Annotated[float, Field(ge=-1, le=1)]
 
 
 class ViewMeanParams(Section):
-    """When a view's mean image may judge its images."""
+    """Conditions on which a view's mean image judges its images."""
 
     min_images: int = Field(ge=2)
     """Images that a view must have."""
@@ -26,7 +26,7 @@ class BlankParams(Section):
     """Images that show nothing; one bound is enough."""
 
     action: Action
-    """What happens to them."""
+    """Action on these images."""
     min_std: float = Field(ge=0)
     """Grey levels (0 to 255) that the standard deviation must reach."""
     max_one_level: Share
@@ -41,7 +41,7 @@ class SaturatedParams(Section):
     """Images that were cut off when they were made 8 bits deep; one bound is enough."""
 
     action: Action
-    """What happens to them."""
+    """Action on these images."""
     max_white: Share
     """Greatest share of the pixels at 255; 16-bit images cut off at 255 are nearly all white."""
     max_black: Share
@@ -54,7 +54,7 @@ class InvertedParams(Section):
     """Negatives, by their view's mean image."""
 
     action: Action
-    """What happens to them."""
+    """Action on these images."""
     max_correlation: Correlation
     """An image that correlates less than this with the mean of its view, and whose middle does so too, is a negative:
     white edges alone make none."""
@@ -64,11 +64,11 @@ class TurnedParams(Section):
     """Images upside down or on their sides, by their view's mean image; both bounds must be passed."""
 
     action: Action
-    """What happens to them."""
+    """Action on these images."""
     min_correlation: Correlation
     """Correlation with the turned mean of the view that it is above."""
     min_gain: float = Field(ge=0, le=2)
-    """By how much that is more than the correlation with the mean as it is."""
+    """Least gain of that over the correlation with the mean as it is."""
 
 
 class LateralParams(Section):
@@ -76,7 +76,7 @@ class LateralParams(Section):
     passed."""
 
     action: Action
-    """What happens to them."""
+    """Action on these images."""
     max_correlation: Correlation
     """Correlation with the mean of its view that it is below."""
     min_deviations: float = Field(ge=0)
@@ -87,41 +87,41 @@ class BurnedInParams(Section):
     """Images whose header says that text is burned into the pixels."""
 
     action: Action
-    """What happens to them."""
+    """Action on these images."""
 
 
 class ExactCopyParams(Section):
     """Images with the same file or the same pixels as another one; one of them stays, of the test split if any is."""
 
     action: Action
-    """What happens to all but the first."""
+    """Action on all but the first."""
 
 
 class NearCopyParams(Section):
     """Images that are another one after compression, resizing, a change of brightness or a slight crop."""
 
     action: Action
-    """What happens to those in a less protected split (train, then val); others in one split are remarked on."""
+    """Action on those in a less protected split (train, then val); others in one split are remarked on."""
     max_bits: int = Field(ge=0, le=16)
     """Greatest number of different bits of the 64 of the perceptual hashes; candidates are then compared."""
     min_correlation: Correlation
     """Least correlation of the details of two aligned thumbnails of different patients."""
     min_correlation_of_patient: Correlation
-    """The same for two images of one patient, whose exposures are alike."""
+    """Least correlation for two images of one patient, whose exposures are alike."""
 
 
 class MaskParams(Section):
     """Images with a finding's mask although the label says absent, or the reverse."""
 
     action: Action
-    """What happens to them."""
+    """Action on these images."""
 
 
 class QualityParams(Section):
-    """What keeps an image out of the shards, or gets it a remark (section `shard.quality`)."""
+    """Checks that keep an image out of the shards, or get it a remark (section `shard.quality`)."""
 
     view_means: ViewMeanParams
-    """Which views have a mean image."""
+    """Conditions on which a view has a mean image."""
     blank: BlankParams
     """Images that show nothing."""
     saturated: SaturatedParams
@@ -135,8 +135,8 @@ class QualityParams(Section):
     burned_in: BurnedInParams
     """Text in the pixels, by the header."""
     exact_copies: ExactCopyParams
-    """The same file or the same pixels."""
+    """Images of the same file or the same pixels."""
     near_copies: NearCopyParams
-    """The same picture."""
+    """Images of the same picture."""
     masks: MaskParams
     """Masks that contradict labels."""

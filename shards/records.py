@@ -1,4 +1,4 @@
-"""What a raw dataset says about each of its images, before any is read: the one form that all sources give."""
+"""Define records: what a raw dataset says about each of its images, in the one form that all sources give."""
 
 import os
 from collections.abc import Mapping
@@ -28,8 +28,8 @@ class File:
 
     Attributes:
         path: Relative, with `/`.
-        num_bytes: Its size when it was registered; None before.
-        sha256: Its hash likewise.
+        num_bytes: Size when it was registered; None before.
+        sha256: Hash when it was registered, in hex; None before.
     """
 
     path: str
@@ -39,14 +39,14 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class RawLayout:
-    """How a headerless file holds its grey values, row by row, as JSRT's .IMG files.
+    """The layout of grey values in a headerless file, row by row, as in JSRT's .IMG files.
 
     Attributes:
         height: Rows.
         width: Columns.
-        dtype: Of a value, as numpy writes unsigned integers with their byte order: `>u2`.
-        max_value: What white is; values above it, which occur, are cut to it.
-        is_inverted: Whether 0 is white.
+        dtype: Type of a value, as numpy writes unsigned integers with their byte order: `>u2`.
+        max_value: Value of white; values above it, which occur, are cut to it.
+        is_inverted: A value of 0 is white.
     """
 
     height: int
@@ -57,7 +57,7 @@ class RawLayout:
 
     @property
     def num_bytes(self) -> int:
-        """Of the whole file."""
+        """Size of the whole file."""
         return self.height * self.width * np.dtype(self.dtype).itemsize
 
 
@@ -69,7 +69,7 @@ class MaskFiles:
         files: Images of grey levels 0 to 255; none at all: the structure is known to be absent.
         low: Least grey level inside; None: half of the range of grey levels that a file has, for files of two levels
             (3 and 253 as well as 0 and 1). A file of one level is inside everywhere if that is 128 or more.
-        high: Greatest.
+        high: Greatest grey level inside.
         is_scaled: The files may have another size than the image, and cover the same field; nearest pixel.
     """
 
@@ -106,7 +106,7 @@ Mask = MaskFiles | MaskRuns | MaskPolygons
 
 
 def is_drawn(mask: Mask) -> bool:
-    """Whether anything draws a mask; otherwise the structure is known to be absent."""
+    """Tell whether anything draws a mask; otherwise the structure is known to be absent."""
     match mask:
         case MaskFiles():
             return bool(mask.files)
@@ -133,7 +133,7 @@ class Record:
 
     Attributes:
         source_id: The image's name in its dataset, unique there.
-        image: Its file.
+        image: File of the image.
         patient: The dataset's own id, `DATASET/ID` where the dataset is public, or DATASET/ and the image's name where
             patients are unknown; leaves this package only as a keyed hash. In composed letters (Unicode's NFC): one id
             is one text, however its letters were typed.
@@ -143,15 +143,15 @@ class Record:
         labels: Finding → label, the same findings for every image of a dataset.
         masks: Structure → where it is drawn; one that is called as a label (`structure_of`) shows that finding.
         boxes: Rectangles of findings.
-        landmarks: Landmark → place.
+        landmarks: Landmark → its point.
         split: The dataset's official one, if it has one.
-        sex: As recorded.
-        age_years: As recorded; leaves this package only as a bucket.
+        sex: Sex of the patient, as recorded.
+        age_years: Age of the patient, as recorded; leaves this package only as a bucket.
         size: (height, width) of the image that boxes, landmarks, polygons and spacing were given for; None: whatever
             the file has.
         spacing_mm: Size of a pixel; of a projection, at the detector.
-        raw: How to read a file without a header.
-        known_defect: Why the image is known to be unusable; it is quarantined unread.
+        raw: Layout of a file without a header; None for others.
+        known_defect: Reason why the image is known to be unusable; it is quarantined unread.
     """
 
     source_id: str
@@ -180,48 +180,48 @@ class Record:
 
 
 def structure_of(finding: str) -> str:
-    """The finding's name as the name of a mask, which has no spaces."""
+    """Return the finding's name as the name of a mask, which has no spaces."""
     return finding.replace(" ", "_")
 
 
 def files_of(record: Record) -> list[File]:
-    """The image's file, then those of its masks."""
+    """Return the image's file, then those of its masks."""
     masks = (mask for mask in record.masks.values() if isinstance(mask, MaskFiles))
     return [record.image, *(file for mask in masks for file in mask.files)]
 
 
-def check_inside(path: str, place: str) -> None:
-    """A listed path must stay below its folder.
+def check_inside(path: str, where: str) -> None:
+    """Refuse a listed path that leaves its folder.
 
     Raises:
         SourceError: it is absolute, has `..` parts, or is empty.
     """
     parts = PurePosixPath(path.replace("\\", "/"))
     if not parts.parts or parts.is_absolute() or ".." in parts.parts or "\0" in path:
-        raise SourceError(f"{place}: the path leaves the folder; expected one below it, without '..' and not absolute")
+        raise SourceError(f"{where}: the path leaves the folder; expected one below it, without '..' and not absolute")
 
 
 def is_below(root: Path, path: Path) -> bool:
-    """Whether a path leads to a place below a folder, links followed; links in a circle lead nowhere."""
+    """Tell whether a path leads below a folder, links followed; links in a circle lead nowhere."""
     try:
-        place = path.resolve(strict=True)
+        resolved = path.resolve(strict=True)
     except FileNotFoundError:
-        place = path.resolve()
+        resolved = path.resolve()
     except (OSError, RuntimeError):  # what Python says of a circle, with the path in it
         return False
-    return place.is_relative_to(root.resolve())
+    return resolved.is_relative_to(root.resolve())
 
 
-def locate(root: Path, file: File, place: str) -> Path:
-    """The file itself; a symbolic link must not lead out of `root` either.
+def locate(root: Path, file: File, where: str) -> Path:
+    """Return the path of a file below its root; a symbolic link must not lead out of it either.
 
     Raises:
         SourceError: the path leaves the folder.
     """
-    check_inside(file.path, place)
+    check_inside(file.path, where)
     path = root / file.path
     # Following every link costs as much as reading a small file: only where there is one.
     parts = accumulate(file.path.split("/"), os.path.join, initial=os.fspath(root))
     if any(map(os.path.islink, islice(parts, 1, None))) and not is_below(root, path):
-        raise SourceError(f"{place}: a symbolic link leads out of the folder; expected files that lie below it")
+        raise SourceError(f"{where}: a symbolic link leads out of the folder; expected files that lie below it")
     return path

@@ -81,7 +81,7 @@ def _few_tars(dataset: CropDataset, num_readers: int) -> str | None:
         for index, mix in zip(dataset.indexes, dataset.mixes, strict=True)
         if isinstance(index.store, RemoteStore) and mix.weight > 0
     ]
-    num_tars = sum(shard["split"] == "train" for index in remote for shard in index.shards)
+    num_tars = sum(tar.split == "train" for index in remote for tar in index.shards)
     if not remote or num_tars >= num_readers:
         return None
     places = ", ".join(index.store.location for index in remote)

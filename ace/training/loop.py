@@ -112,7 +112,7 @@ class TrainingLoop:
         self.learner.train()
         saved, window = time.monotonic(), Window(time.monotonic())
         bar = progress_bar(
-            total=num_steps, initial=state.step, description="pretrain", unit="step", is_shown=self.ranks.is_first
+            total=num_steps, initial=state.step, description="pretrain", unit="step", show=self.ranks.is_first
         )
         with bar, closing(self._batches(request)) as batches:
             while state.step < num_steps:

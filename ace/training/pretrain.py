@@ -105,10 +105,10 @@ def pretrain(
         if ranks.is_first:
             print(_outset(ranks, params.precision), file=sys.stderr)
         indexes = ranks.together(lambda: _open_indexes(mix, shards_root, project))
-        pictures = {name: (str(index.values["dataset"]["kind"]), index.channels) for name, index in indexes.items()}
+        pictures = {name: (index.dataset.kind, index.channels) for name, index in indexes.items()}
         ranks.together(lambda: check_mixture(pictures, is_accepted=params.accept_mixed_images))
         if ranks.is_first:
-            unknown = names_without_patients({name: index.values["dataset"] for name, index in indexes.items()})
+            unknown = names_without_patients({name: index.dataset.to_json() for name, index in indexes.items()})
             warn_of_unknown_patients(unknown, "what is measured of this model may be too good")
         ranks.together(lambda: check_start(params, is_required=False))
         own = ranks.together(lambda: RunIdentity.of(params, grid, mix, indexes))
@@ -417,9 +417,9 @@ def _resolved_config(
             "fingerprint": index.fingerprint,
             "num_images": len(index.select("train")),
             "num_patients": len(np.unique(index.rows["patient"][index.select("train")])),
-            "patient_grouping": index.values["dataset"]["patient_grouping"],
-            "kind": index.values["dataset"]["kind"],
-            "shards": [{"name": s["name"], "sha256": s["sha256"]} for s in index.shards if s["split"] == "train"],
+            "patient_grouping": index.dataset.patient_grouping,
+            "kind": index.dataset.kind,
+            "shards": [{"name": tar.name, "sha256": tar.sha256} for tar in index.shards if tar.split == "train"],
         }
         for name, index in indexes.items()
     ]

@@ -22,7 +22,7 @@ _COARSE, _FINE, _GRID, _POINT = (255, 176, 0), (0, 214, 214), (130, 130, 130), (
 
 
 def draw_contact_sheet(index: ShardIndex) -> Image.Image:
-    """Up to eight samples spread over the set, three tiles each (`draw_sample`)."""
+    """Draw up to eight samples spread over the set, three tiles each (`draw_sample`)."""
     reader = ShardReader(index)
     rows = np.unique(np.linspace(0, len(index.rows) - 1, _NUM_SAMPLES).round().astype(int))
     samples = [reader.read(int(row)) for row in rows]
@@ -30,14 +30,14 @@ def draw_contact_sheet(index: ShardIndex) -> Image.Image:
 
 
 def draw_sample(sample: Sample, pair: int = 0) -> Image.Image:
-    """One sample in three tiles side by side.
+    """Draw one sample in three tiles side by side.
 
     The plain canvas; a stored crop pair (its grid grey, coarse crop orange, fine crop cyan) with background cells
     darkened; outlines of the masks (the same hue for the same structure everywhere) with boxes, and landmarks as dots.
 
     Args:
         sample: The sample.
-        pair: Which of its stored crop pairs.
+        pair: Number of the stored crop pair that is drawn, from 0.
 
     Raises:
         ConfigError: the sample has no such pair.
@@ -49,7 +49,7 @@ def draw_sample(sample: Sample, pair: int = 0) -> Image.Image:
 
 
 def _tiles(sample: Sample, tile_px: int, pair: int) -> list[tuple[Image.Image, str]]:
-    """The tiles of one sample with their captions."""
+    """Return the tiles of one sample with their captions."""
     plain = Image.fromarray(sample.image).resize((tile_px, tile_px), Image.Resampling.LANCZOS).convert("RGB")
     findings = ", ".join(name for name, value in sample.meta["labels"].items() if value == 1)
     return [
@@ -95,11 +95,11 @@ def _draw_pair(draw: ImageDraw.ImageDraw, sample: Sample, pair: CropPair, tile_p
 
 
 def with_structures(sample: Sample, plain: Image.Image) -> Image.Image:
-    """The canvas with outlines of its masks, its boxes, and dots at its landmarks.
+    """Draw the outlines of a sample's masks, its boxes, and dots at its landmarks onto its canvas.
 
     Args:
         sample: The sample.
-        plain: Its canvas at another size, in colour.
+        plain: The sample's canvas at another size, in colour.
     """
     pixels = np.array(plain)
     for structure, mask in sorted(sample.masks().items()):
@@ -116,7 +116,7 @@ def with_structures(sample: Sample, plain: Image.Image) -> Image.Image:
 
 
 def colour_of(structure: str) -> tuple[int, int, int]:
-    """Red, green and blue of a structure: the same everywhere."""
+    """Return red, green and blue of a structure, 0 to 255; a structure has the same colour everywhere."""
     hue = hashlib.sha256(structure.encode()).digest()[0] / 256
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.8, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)
@@ -127,7 +127,7 @@ def _resize(mask: np.ndarray, tile_px: int) -> np.ndarray:
 
 
 def _outline(mask: np.ndarray) -> np.ndarray:
-    """Pixels of the mask with a neighbour outside it."""
+    """Find the pixels of a mask that have a neighbour outside it."""
     padded = np.pad(mask, 1)
     inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return cast(np.ndarray, mask & ~inside)

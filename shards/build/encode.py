@@ -5,11 +5,12 @@ import io
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 from pydantic_core import to_json
 
+from shards.build.summary import Tallied
 from shards.canvas import Cells, Pixels, Placement, cell_statistics, is_coloured, with_channels
 from shards.decode import Decoded, Facts, UnreadableImageError, decode
 from shards.decode.annotations import Annotations, place_annotations
@@ -29,39 +30,37 @@ class ChangedFileError(Exception):
     """A file is not the one that was registered."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
-    """A record and where its sample goes.
+    """An image that is to become a sample.
 
     Attributes:
-        record: What may be kept of the image (`shards.delivery.manifest.Entry`).
-        key: The sample's key.
-        place: What messages and quarantine.csv call it: free of anything that could name a patient.
-        split: The patient's.
-        copy_of: Key of the task with the same file, which is the one that is kept.
+        record: The image, with nothing but what may be kept of it (`shards.delivery.manifest.Entry`).
+        key: Key of the sample.
+        display_name: Name of the image in messages and in quarantine.csv, free of anything that could name a patient.
+        split: Split of the patient.
+        copy_of: Key of the image with the same file that is kept instead of this one; None if this one is kept.
     """
 
     record: Record
     key: str
-    place: str
+    display_name: str
     split: Split
     copy_of: str | None = None
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedSample:
     """A sample ready to be written.
 
     Attributes:
         members: (suffix, data) in the order of the tar: description, image, others.
-        counted: What the index adds up: labels, view, foreground (sum, sum of squares, number of values),
-            lost_colour, num_values (of the canvas), losses, areas (of the masks that are drawn in files, runs or
-            polygons).
-        measured: For the quality pass.
+        tallied: The part of it that the index adds up.
+        measured: Measures of the image for the quality pass.
     """
 
     members: tuple[tuple[str, bytes], ...]
-    counted: dict[str, Any]
+    tallied: Tallied
     measured: Measured
 
 
@@ -73,14 +72,23 @@ class Rejected:
     has_changed: bool = False
 
 
-@dataclass(frozen=True)
-class Encoder:
-    """Tasks to samples, with what all samples of a batch share."""
+@dataclass(frozen=True, kw_only=True)
+class SampleEncoder:
+    """Makes samples of tasks.
+
+    Attributes:
+        batch: Name of the batch.
+        kind: Name of its source.
+        root: Folder of its images.
+        channels: Channels of a canvas, 1 or 3.
+        spec: Grid of the canvas.
+        params: Section `shard`.
+    """
 
     batch: str
     kind: str
     root: Path
-    channels: int
+    channels: Literal[1, 3]
     spec: GridSpec
     params: ShardParams
 
@@ -89,7 +97,7 @@ class Encoder:
         """A larger image is quarantined before it is decoded."""
         return self.params.max_source_megapixels * 1e6
 
-    def __call__(self, task: Task) -> Encoded | Rejected:
+    def __call__(self, task: Task) -> EncodedSample | Rejected:
         """Encode one task; a file that cannot be used is a result, not an error."""
         record = task.record
         if record.known_defect is not None:
@@ -97,52 +105,53 @@ class Encoder:
         if task.copy_of is not None:
             return Rejected(SAME_FILE)
         try:
-            data = self._read(record.image, task.place)
+            data = self._read(record.image, task.display_name)
             return self._encode(task, decode(data, max_pixels=self.max_pixels, raw=record.raw))
         except ChangedFileError as error:
             return Rejected(str(error), has_changed=True)
         except UnreadableImageError as error:
             return Rejected(str(error))
 
-    def _read(self, file: File, place: str) -> bytes:
+    def _read(self, file: File, display_name: str) -> bytes:
         try:
-            data = read_patiently(locate(self.root, file, place), self.max_pixels)
+            data = read_patiently(locate(self.root, file, display_name), self.max_pixels)
         except (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError):
             raise ChangedFileError("missing or not readable") from None
         except OSError as error:  # whose own text names the file
             raise SourceError(
-                f"{place}: cannot be read ({error.strerror}); finished tars are kept: give the same command again when "
-                "the raw files are within reach"
+                f"{display_name}: cannot be read ({error.strerror}); finished tars are kept: give the same command "
+                "again when the raw files are within reach"
             ) from None
         if file.sha256 is not None and hashlib.sha256(data).hexdigest() != file.sha256:
             raise ChangedFileError("changed since it was registered")
         return data
 
-    def _encode(self, task: Task, decoded: Decoded) -> Encoded:
+    def _encode(self, task: Task, decoded: Decoded) -> EncodedSample:
         record, image = task.record, decoded.pixels
         placement = Placement.of(image, self.spec.canvas_px, self.spec.trim_level)
         canvas = placement.place_image(with_channels(image, self.channels))
         cells = cell_statistics(canvas, self.spec, self.params.foreground)
-        found = place_annotations(record, placement, partial(self._read, place=task.place), self.max_pixels)
+        found = place_annotations(
+            record, placement, partial(self._read, display_name=task.display_name), self.max_pixels
+        )
         meta = self._meta(task, placement, cells, decoded.facts, found)
         members = [(META_SUFFIX, _json_bytes(meta)), *self._images(canvas)]
         if found.landmarks:
             members.append((LANDMARKS_SUFFIX, _json_bytes(found.landmarks)))
         for structure, placed in found.masks.items():
             members.append((MASK_SUFFIX.format(structure=structure), _png_bytes(Image.fromarray(placed))))
-        counted = {
-            "labels": meta["labels"],
-            "view": meta["view"],
-            "foreground": [cells.total, cells.total_squares, cells.num_values],
-            "num_values": canvas.size,
-            "lost_colour": self.channels == 1 and is_coloured(image),
-            "losses": meta.get("lost", []),
-            "areas": {name: area for name, area in found.areas.items() if is_drawn(record.masks[name])},
-        }
+        tallied = Tallied(
+            labels=meta["labels"],
+            foreground=(cells.total, cells.total_squares, cells.num_values),
+            num_values=canvas.size,
+            lost_colour=self.channels == 1 and is_coloured(image),
+            losses=tuple(found.losses),
+            areas={name: area for name, area in found.areas.items() if is_drawn(record.masks[name])},
+        )
         labels = {structure_of(name): label for name, label in record.labels.items()}
         is_burned_in = decoded.facts.is_annotation_burned_in
         measured = measure(with_channels(image, 1), members[1][1], found.areas, labels, is_burned_in=is_burned_in)
-        return Encoded(tuple(members), counted, measured)
+        return EncodedSample(tuple(members), tallied, measured)
 
     def _meta(self, task: Task, placement: Placement, cells: Cells, facts: Facts, found: Annotations) -> dict[str, Any]:
         record, spec = task.record, self.spec

@@ -1,4 +1,4 @@
-"""Which image of a manifest becomes which sample of which tar: splits, keys and order, before any image is read."""
+"""Plan the tars of a batch before any image is read: which image becomes which sample of which tar."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from shards.build.encode import Encoder, Task
+from shards.build.encode import SampleEncoder, Task
 from shards.delivery.manifest import Header, iterate_manifest, key_of
 from shards.errors import SourceError
 from shards.identity import SPLITS, split_of
@@ -23,27 +23,44 @@ every batch stale; a golden test fails where they change and it is not raised.""
 _MAX_NAMED = 10
 
 
-@dataclass(frozen=True)
-class ShardPlan:
-    """One tar.
+class PlannedImage(NamedTuple):
+    """An image of a tar. Its record stays in the manifest, so that a plan is small however many images there are.
 
     Attributes:
-        name: Of the tar.
-        split: Of all its samples.
-        places: Its images in order: number among all keys of the batch in their order, from 1, and offset of the line
-            in the manifest. The records stay in the manifest, so that a plan is small however many images there are.
-        copies: Position in `places` → key of the image with the same file, which is the one that is kept.
+        number: Rank of its key among all keys of the batch, from 1.
+        offset: First byte of its line in the manifest.
+    """
+
+    number: int
+    offset: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardPlan:
+    """The images of one tar.
+
+    Attributes:
+        name: File name of the tar.
+        split: Split of all its samples.
+        images: Its images, in their order.
+        copies: Position in `images` → key of the image with the same file that is kept instead of it.
     """
 
     name: str
     split: Split
-    places: tuple[tuple[int, int], ...]
+    images: tuple[PlannedImage, ...]
     copies: Mapping[int, str]
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """All tars of a batch and what holds for all its images."""
+    """The tars of a batch.
+
+    Attributes:
+        manifest: File with the records of the images.
+        header: First line of the manifest.
+        shards: The tars, by split, then in the order of their keys.
+    """
 
     manifest: Path
     header: Header
@@ -51,18 +68,19 @@ class BatchPlan:
 
     @property
     def num_images(self) -> int:
-        """In all tars."""
-        return sum(len(shard.places) for shard in self.shards)
+        """Number of images that all tars are planned with."""
+        return sum(len(shard.images) for shard in self.shards)
 
 
-def plan_batch(manifest: Path, root: Path, params: ShardParams, *, is_checked: bool = True) -> BatchPlan:
+def plan_batch(manifest: Path, root: Path, params: ShardParams, *, check_files: bool = True) -> BatchPlan:
     """Deal the images of a manifest to tars: by split, then in the order of their keys.
 
     Args:
-        manifest: Of the batch.
+        manifest: Manifest of the batch.
         root: Folder of its images.
         params: Section `shard`.
-        is_checked: All files must be there and of their sizes; without, they are looked at when they are read.
+        check_files: Require that all files are there and of their sizes; otherwise they are looked at when they are
+            read.
 
     Raises:
         SourceError: files are missing or of another size than when they were registered, or two images have one id.
@@ -80,7 +98,7 @@ def plan_batch(manifest: Path, root: Path, params: ShardParams, *, is_checked: b
         image = _Image(key_of(record, header), split, offset, digest)
         images.append(image)
         if (
-            is_checked
+            check_files
             and record.known_defect is None
             and any(_size_of(root / f.path) != f.num_bytes for f in files_of(record))
         ):
@@ -106,7 +124,7 @@ def plan_batch(manifest: Path, root: Path, params: ShardParams, *, is_checked: b
 
 
 class _Image(NamedTuple):
-    """What deciding an image's place takes."""
+    """The properties of an image that decide its tar and its position there."""
 
     key: str
     split: Split
@@ -124,10 +142,10 @@ def _deal(images: list[_Image], params: ShardParams) -> list[ShardPlan]:
     size = params.num_images_per_shard
     return [
         ShardPlan(
-            f"{split}-{start // size:06d}.tar",
-            split,
-            tuple((numbers[image.key], image.offset) for image in chunk),
-            {
+            name=f"{split}-{start // size:06d}.tar",
+            split=split,
+            images=tuple(PlannedImage(numbers[image.key], image.offset) for image in chunk),
+            copies={
                 position: originals[image.digest]
                 for position, image in enumerate(chunk)
                 if originals.get(image.digest, image.key) != image.key
@@ -140,7 +158,7 @@ def _deal(images: list[_Image], params: ShardParams) -> list[ShardPlan]:
 
 
 def _originals(dealt: Mapping[Split, list[_Image]]) -> dict[bytes, str]:
-    """Hash of a file → key of the image that is kept of its copies: the first by split, then by key."""
+    """Map the hash of a file to the key of the image that is kept of its copies: the first by split, then by key."""
     originals: dict[bytes, str] = {}
     for split in MOST_PROTECTED_FIRST:
         for image in dealt[split]:
@@ -149,8 +167,8 @@ def _originals(dealt: Mapping[Split, list[_Image]]) -> dict[bytes, str]:
     return originals
 
 
-def fingerprint(manifest_sha256: str, encoder: Encoder) -> str:
-    """Hex digest of everything that decides the bytes of the tars; unfinished work is reused only where it agrees.
+def fingerprint(manifest_sha256: str, encoder: SampleEncoder) -> str:
+    """Hash everything that decides the bytes of the tars; unfinished work is reused only where the hash agrees.
 
     The code is in it as a number, so that an upgrade that changes no byte throws no finished tar away.
     """
@@ -168,13 +186,19 @@ def fingerprint(manifest_sha256: str, encoder: Encoder) -> str:
 
 
 def task_of(plan: ShardPlan, position: int, record: Record, header: Header) -> Task:
-    """The task of one place of a plan: what the record's sample is called, and what messages call the image.
+    """Make the task of one image of a tar.
 
     Where names are private, an image is called by its rank among the keys: in a manifest of earlier versions it has the
     rank of its path, and with a list of all paths that would tell which key is whose.
     """
-    place = record.image.path if header.has_public_ids else f"manifest image {plan.places[position][0]}"
-    return Task(record, key_of(record, header), place, plan.split, plan.copies.get(position))
+    private_name = f"manifest image {plan.images[position].number}"
+    return Task(
+        record=record,
+        key=key_of(record, header),
+        display_name=record.image.path if header.has_public_ids else private_name,
+        split=plan.split,
+        copy_of=plan.copies.get(position),
+    )
 
 
 def _size_of(path: Path) -> int | None:

@@ -1,41 +1,47 @@
 """One tar of a shard set: built whole by one process, from the lines of the manifest that its plan names."""
 
-import json
 import platform
-from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-from shards.build.encode import Encoded, Encoder, Rejected, Task
+from shards.build.encode import EncodedSample, Rejected, SampleEncoder, Task
 from shards.build.plan import ShardPlan, task_of
+from shards.build.summary import ListedImage, Quarantined, SampleBytes, TarSummary, Written
+from shards.build.tar_files import TarFiles
 from shards.delivery.manifest import Header, read_entry
 from shards.errors import SourceError
-from shards.format.layout import HALF_SUFFIX, LANDMARKS_SUFFIX, sha256_of
+from shards.format.layout import HALF_SUFFIX, LANDMARKS_SUFFIX
 from shards.format.tar import Span, TarWriter
 from shards.quality.measure import Measured
 from shards.quality.store import write_measured
-from shards.runtime.atomic import atomic_path, write_text
+from shards.runtime.atomic import atomic_path
 from shards.runtime.memory import keep_freed_memory
 from shards.runtime.scratch import SCRATCH_VARIABLE
 
-Summary = dict[str, Any]
 _MAX_NAMED = 10
-_MAX_CRASHES = 2
 _CRASHED = "ends the process that reads it (out of memory, or a fault in a decoder)"
 
 
 @dataclass(frozen=True)
 class TarBuilder:
-    """Builds tars into a scratch folder, in any process of any machine that sees the folder and the raw files."""
+    """Builds tars into a scratch folder, in any process of any machine that sees the folder and the raw files.
+
+    Attributes:
+        manifest: File with the records of the images.
+        header: First line of the manifest.
+        encoder: Makes samples of images.
+        scratch: The scratch folder.
+    """
 
     manifest: Path
     header: Header
-    encoder: Encoder
+    encoder: SampleEncoder
     scratch: Path
 
     def __call__(self, shard: ShardPlan) -> None:
-        """Write one tar, then its summary: a tar is finished when its summary is there.
+        """Write one tar, its measures, and then its summary, which says that the tar is finished.
 
         Raises:
             SourceError: images are missing or changed since they were registered, or this machine does not see the
@@ -45,39 +51,45 @@ class TarBuilder:
         """
         self._check_in_sight()
         keep_freed_memory()
-        samples: list[dict[str, Any]] = []
+        files = self.files(shard)
+        samples: list[Written] = []
         measured: list[Measured] = []
         rejected: list[tuple[int, Task, Rejected]] = []
-        skipped = self._skipped(shard)
-        with (
-            atomic_path(self.scratch / shard.name) as temporary,
-            (self.scratch / f"{shard.name}.begun").open("wb", buffering=0) as begun,
-        ):
+        given_up = files.given_up()
+        with atomic_path(files.tar) as temporary, files.begun.open("wb", buffering=0) as begun:
             with TarWriter(temporary) as tar:
-                for position, (_, offset) in enumerate(shard.places):
+                for position, image in enumerate(shard.images):
                     begun.write(b".")
-                    task = task_of(shard, position, read_entry(self.manifest, offset).record, self.header)
-                    result = Rejected(_CRASHED) if position in skipped else self.encoder(task)
+                    task = task_of(shard, position, read_entry(self.manifest, image.offset).record, self.header)
+                    result = Rejected(_CRASHED) if position in given_up else self.encoder(task)
                     match result:
-                        case Encoded():
+                        case EncodedSample():
                             spans = {suffix: tar.add(f"{task.key}.{suffix}", data) for suffix, data in result.members}
                             samples.append(
-                                {"position": position, "place": task.place, "row": _row(task, spans), **result.counted}
+                                Written(image=_listed(position, task), bytes=_bytes(spans), tallied=result.tallied)
                             )
                             measured.append(result.measured)
                         case Rejected():
                             rejected.append((position, task, result))
             _check_unchanged([(task, result) for _, task, result in rejected])
-        write_measured(self.scratch, shard.name, measured)
-        summary = {
-            "name": shard.name,
-            "split": shard.split,
-            "bytes": tar.num_bytes,
-            "sha256": tar.sha256,
-            "samples": samples,
-            "quarantined": [_quarantined(position, task, result.reason) for position, task, result in rejected],
-        }
-        write_text(self.scratch / f"{shard.name}.json", json.dumps(summary))
+        write_measured(files.measures, measured)
+        files.write_summary(
+            TarSummary(
+                name=shard.name,
+                split=shard.split,
+                num_bytes=tar.num_bytes,
+                sha256=tar.sha256,
+                samples=tuple(samples),
+                quarantined=tuple(
+                    Quarantined(image=_listed(position, task), reason=result.reason)
+                    for position, task, result in rejected
+                ),
+            )
+        )
+
+    def files(self, shard: ShardPlan) -> TarFiles:
+        """Return the files of a tar in the scratch folder."""
+        return TarFiles(self.scratch, shard.name)
 
     def with_absolute_paths(self) -> Self:
         """Return a builder for processes that start in another folder than this one, as those of a cluster."""
@@ -85,7 +97,7 @@ class TarBuilder:
         return replace(self, manifest=self.manifest.absolute(), encoder=encoder, scratch=self.scratch.absolute())
 
     def _check_in_sight(self) -> None:
-        """A scratch folder that is missing would be made, and the tar lost in it.
+        """Refuse to build where a folder is missing: a scratch folder would be made anew, and the tar lost in it.
 
         Raises:
             SourceError: the manifest, the images' folder or the scratch folder is missing.
@@ -98,72 +110,34 @@ class TarBuilder:
                     "alone, with --num-workers"
                 )
 
-    def note_crash(self, shard: ShardPlan) -> None:
-        """Remember which image was being read when the tar's process ended; the second time it is given up."""
-        crashes = [*self._crashes(shard), num_begun(self.scratch, shard.name) - 1]
-        write_text(self.scratch / f"{shard.name}.crashes", json.dumps(crashes))
 
-    def _skipped(self, shard: ShardPlan) -> frozenset[int]:
-        counts = Counter(self._crashes(shard))
-        return frozenset(position for position, count in counts.items() if count >= _MAX_CRASHES)
-
-    def _crashes(self, shard: ShardPlan) -> list[int]:
-        path = self.scratch / f"{shard.name}.crashes"
-        return list(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else []
+def _listed(position: int, task: Task) -> ListedImage:
+    return ListedImage(
+        position=position,
+        key=task.key,
+        display_name=task.display_name,
+        patient=task.record.patient,
+        view=task.record.view,
+    )
 
 
-def _quarantined(position: int, task: Task, reason: str) -> dict[str, Any]:
-    return {
-        "position": position,
-        "key": task.key,
-        "place": task.place,
-        "patient": task.record.patient,
-        "view": task.record.view,
-        "reason": reason,
-    }
-
-
-def num_begun(scratch: Path, name: str) -> int:
-    """How many images of a tar have been begun, whoever builds it; 0 before."""
-    path = scratch / f"{name}.begun"
-    return path.stat().st_size if path.is_file() else 0
-
-
-def read_summary(scratch: Path, name: str, *, is_checked: bool = False) -> Summary | None:
-    """The summary of a finished tar; None if it is not finished.
-
-    Args:
-        scratch: Where it was built.
-        name: Of the tar.
-        is_checked: The tar is compared with the hash in its summary first.
-    """
-    try:
-        summary: Summary = json.loads((scratch / f"{name}.json").read_text(encoding="utf-8"))
-        is_whole = not is_checked or sha256_of(scratch / name) == summary["sha256"]
-    except FileNotFoundError:
-        return None
-    return summary if is_whole else None
-
-
-def _row(task: Task, spans: dict[str, Span]) -> dict[str, Any]:
-    """The sample's row of the index, but for split and number of its tar."""
+def _bytes(spans: Mapping[str, Span]) -> SampleBytes:
+    """Tell where a sample lies, from its members: suffix → span, in the order of the tar."""
     meta, image, *others = spans.values()
     last = others[-1] if others else image
-    landmarks = spans.get(LANDMARKS_SUFFIX, Span(0, 0))
-    return {
-        "key": task.key,
-        "patient": task.record.patient,
-        "start": meta.member_start,
-        "num_bytes": last.member_stop - meta.member_start,
-        "meta_bytes": meta.num_bytes,
-        "image_bytes": image.num_bytes,
-        "half_bytes": spans[HALF_SUFFIX].num_bytes if HALF_SUFFIX in spans else 0,
-        "landmarks_bytes": landmarks.num_bytes,
-    }
+    absent = Span(0, 0)
+    return SampleBytes(
+        start=meta.member_start,
+        num_bytes=last.member_stop - meta.member_start,
+        meta_bytes=meta.num_bytes,
+        image_bytes=image.num_bytes,
+        half_bytes=spans.get(HALF_SUFFIX, absent).num_bytes,
+        landmarks_bytes=spans.get(LANDMARKS_SUFFIX, absent).num_bytes,
+    )
 
 
 def _check_unchanged(rejected: list[tuple[Task, Rejected]]) -> None:
-    changed = [task.place for task, result in rejected if result.has_changed]
+    changed = [task.display_name for task, result in rejected if result.has_changed]
     if changed:
         raise SourceError(
             f"{len(changed)} files are missing or changed since they were listed: {', '.join(changed[:_MAX_NAMED])}; "

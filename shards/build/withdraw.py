@@ -1,38 +1,47 @@
 """Take images out of finished tars before anything is published: what is left is copied, byte for byte."""
 
-from collections.abc import Collection, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
 
+from shards.build.summary import Quarantined, TarSummary
+from shards.build.tar_files import TarFiles
 from shards.format.layout import sha256_of
 from shards.format.tar import copy_members
 from shards.runtime.atomic import atomic_path
 
-WITHOUT = "without-quarantined"
-"""Folder in the scratch folder for the tars that images were taken out of."""
 
-
-def withdraw(summary: Mapping[str, Any], keys: Collection[str], scratch: Path) -> dict[str, Any]:
-    """The summary of a tar without some of its samples, and the tar itself in the folder `WITHOUT`.
+def withdraw(files: TarFiles, summary: TarSummary, reasons: Mapping[str, str]) -> TarSummary:
+    """Write a tar without some of its samples beside the finished one, and its summary.
 
     The finished tar stays as it is: with other bounds the next run may keep other samples.
 
     Args:
-        summary: Of the finished tar.
-        keys: Of the samples that are taken out.
-        scratch: Where the finished tar lies.
+        files: Files of the finished tar.
+        summary: Summary of the finished tar.
+        reasons: Key of a sample that is taken out → why.
+
+    Returns:
+        The summary of the new tar, which lies at `files.without_quarantined`.
     """
-    kept = [sample for sample in summary["samples"] if sample["row"]["key"] not in keys]
-    path = scratch / WITHOUT / summary["name"]
-    with atomic_path(path) as temporary:
-        runs = [(row["start"], row["start"] + row["num_bytes"]) for row in (sample["row"] for sample in kept)]
-        starts = copy_members(scratch / summary["name"], runs, temporary)
-    return {
-        **summary,
-        "path": f"{WITHOUT}/{summary['name']}",
-        "bytes": path.stat().st_size,
-        "sha256": sha256_of(path),
-        "samples": [
-            {**sample, "row": {**sample["row"], "start": start}} for sample, start in zip(kept, starts, strict=True)
-        ],
-    }
+    kept = [sample for sample in summary.samples if sample.image.key not in reasons]
+    found = [
+        Quarantined(image=sample.image, reason=reasons[sample.image.key])
+        for sample in summary.samples
+        if sample.image.key in reasons
+    ]
+    target = files.without_quarantined
+    with atomic_path(target.tar) as temporary:
+        runs = [(sample.bytes.start, sample.bytes.start + sample.bytes.num_bytes) for sample in kept]
+        starts = copy_members(files.tar, runs, temporary)
+    cleaned = replace(
+        summary,
+        num_bytes=target.tar.stat().st_size,
+        sha256=sha256_of(target.tar),
+        samples=tuple(
+            replace(sample, bytes=replace(sample.bytes, start=start))
+            for sample, start in zip(kept, starts, strict=True)
+        ),
+        quarantined=tuple(sorted([*summary.quarantined, *found], key=lambda item: item.image.position)),
+    )
+    target.write_summary(cleaned)
+    return cleaned

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from shards.cli import add_params_options, batch_of, count
 
 if TYPE_CHECKING:
-    from shards.checking.verify import Finding
+    from shards.checking.verify import Problem
     from shards.reading.reader import ShardReader
 
 _PICTURES = {".png": "PNG", ".jpg": "JPEG"}
@@ -27,7 +27,7 @@ def add_look_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPar
         "--repair", action="store_true", help="build exactly the damaged tars again, from the raw files"
     )
     command.add_argument("--num-workers", type=count, metavar="N", help="processes of a repair; default: one a core")
-    command.add_argument("--json", action="store_true", help="for programs: a list of findings, empty if all is well")
+    command.add_argument("--json", action="store_true", help="for programs: a list of problems, empty if all is well")
     command.set_defaults(run=verify)
 
     command = commands.add_parser("stats", help="what is in a shard set", description=stats.__doc__)
@@ -59,7 +59,7 @@ def add_look_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPar
     command.set_defaults(run=gallery)
 
 
-_VERIFY = """Compare shard sets with their indexes, byte for byte: missing and truncated tars, wrong sums, keys that are
+_VERIFY = """Compare shard sets with their indexes, byte for byte: missing and truncated tars, wrong checksums, keys
 missing, unknown or twice there, members out of place, changed reports; between several sets, near-duplicates in
 different splits. Ends with 1 if anything is wrong. What --repair does not build again (index, rows, reports),
 `dvc checkout` restores, or a new build."""
@@ -77,44 +77,48 @@ def _folder(text: str) -> Path:
 
 def verify(arguments: argparse.Namespace) -> int:
     """Check, repair if asked, report; 1 if anything is (still) wrong."""
-    from shards.checking.verify import find_copies, findings_json, format_findings, verify_set
+    from shards.checking.verify import find_copies, format_problems, problems_json, verify_set
     from shards.format.layout import INDEX
     from shards.quality.report import QUALITY
 
-    findings = {root: verify_set(root) for root in arguments.sets}
+    problems = {root: verify_set(root) for root in arguments.sets}
     if arguments.repair:
-        for root, found in findings.items():
-            files = {finding.file for finding in found}
+        for root, found in problems.items():
+            files = {problem.file for problem in found}
             if INDEX not in files and any(file.endswith(".tar") for file in files):
                 _repair(root, found, arguments)
-                findings[root] = verify_set(root)
-    everything = [finding for found in findings.values() for finding in found]
-    readable = [root for root, found in findings.items() if not {INDEX, QUALITY} & {finding.file for finding in found}]
+                problems[root] = verify_set(root)
+    everything = [problem for found in problems.values() for problem in found]
+    readable = [root for root, found in problems.items() if not {INDEX, QUALITY} & {problem.file for problem in found}]
     everything += find_copies(readable)
-    report = findings_json(everything) if arguments.json else format_findings(everything)
-    print(report or "all is as it should be")
+    report = problems_json(everything) if arguments.json else format_problems(everything)
+    print(report or f"OK: {len(arguments.sets)} shard set{'s' * (len(arguments.sets) > 1)} verified")
     return int(bool(everything))
 
 
-def _repair(root: Path, findings: "list[Finding]", arguments: argparse.Namespace) -> None:
+def _repair(root: Path, problems: "list[Problem]", arguments: argparse.Namespace) -> None:
+    from shards.build.job import BuildJob
     from shards.checking.verify import repair_set
     from shards.reading.reader import ShardIndex
     from shards.runtime.execution import Processes
 
-    name = ShardIndex.open(root, is_checked=False).name
+    name = ShardIndex.open(root, check_tars=False).name
     batch = batch_of(arguments, name)
-    execution = Processes(arguments.num_workers)
-    repaired = repair_set(root, findings, batch.source, batch.grid, batch.shard, execution=execution)
+    job = BuildJob(batch=name, source=batch.source, grid=batch.grid, params=batch.shard)
+    repaired = repair_set(root, problems, job, Processes(arguments.num_workers))
     print(f"{root}: built again: {', '.join(repaired) or 'nothing'}", file=sys.stderr)
 
 
 def stats(arguments: argparse.Namespace) -> None:
-    """Sizes, images, patients, labels, views, foreground and quarantine of shard sets."""
+    """Print sizes, images, patients, labels, views, foreground and quarantine of shard sets."""
     from shards.checking.stats import format_statistics, statistics_of
     from shards.reading.reader import ShardIndex
 
-    found = [statistics_of(ShardIndex.open(location).without_excluded(Path())) for location in arguments.sets]
-    print(json.dumps(found, indent=1) if arguments.json else "\n\n".join(map(format_statistics, found)))
+    indexes = [ShardIndex.open(location).without_excluded(Path()) for location in arguments.sets]
+    if arguments.json:
+        print(json.dumps([statistics_of(index) for index in indexes], indent=1))
+    else:
+        print("\n\n".join(map(format_statistics, indexes)))
 
 
 def show(arguments: argparse.Namespace) -> None:
@@ -182,7 +186,7 @@ def _check_place(out: Path) -> None:
 
 
 def _row(reader: "ShardReader", name: str) -> int:
-    """The row of a key, or the number itself.
+    """Find the row of a key, or take a number as the row.
 
     Raises:
         ConfigError: there is no such sample.

@@ -9,13 +9,13 @@ from shards.config import read_params
 from shards.delivery.batches import read_batches
 from shards.delivery.exclusion import (
     PATIENT,
-    format_record,
+    exclusion_dep,
+    exclusion_path,
+    format_exclusion,
     list_path,
     missing_list,
     parse_list,
     read_exclusion,
-    record_dep,
-    record_path,
 )
 from shards.delivery.manifest import iterate_manifest, key_of
 from shards.delivery.project import Project
@@ -37,7 +37,7 @@ def exclude_images(
         name: Name of the batch.
         keys: Keys of its images.
         patients: Pseudonyms of patients, all of whose images in the batch are meant.
-        project: Where params.yaml and dvc.yaml are.
+        project: The project's params.yaml and dvc.yaml; None: those of the working directory.
         undo: Take them off the list instead.
 
     Raises:
@@ -50,8 +50,8 @@ def exclude_images(
         batches = read_batches(project.params, read_params(project.params))
         if name not in batches:
             raise ConfigError(f"no batch {name}: {project.params} has {', '.join(batches)}")
-        path, record = list_path(name, project.root), record_path(name, project.root)
-        if record.is_file() and not path.is_file():
+        path, tracked = list_path(name, project.root), exclusion_path(name, project.root)
+        if tracked.is_file() and not path.is_file():
             raise missing_list(name, project.root)
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         lines = [*keys, *(f"{PATIENT} {patient}" for patient in patients)]
@@ -60,7 +60,7 @@ def exclude_images(
         known_keys, known_patients = _known_of(name, batches[name], project)
         check_known(excluded.keys, known_keys, f"image of {name}", path)
         check_known(excluded.patients, known_patients, f"patient of {name}", path)
-        dvc_text = set_dep(project.dvc.read_text(encoding="utf-8"), record_dep(name), name, is_there=bool(excluded))
+        dvc_text = set_dep(project.dvc.read_text(encoding="utf-8"), exclusion_dep(name), name, wanted=bool(excluded))
         others = {
             other: sorted(excluded.patients & _known_of(other, batch, project)[1])
             for other, batch in batches.items()
@@ -74,9 +74,9 @@ def exclude_images(
                 write_text(project.dvc, dvc_text)
             write_private_text(path, text)
             if excluded:
-                write_text(record, format_record(name, excluded))
+                write_text(tracked, format_exclusion(name, excluded))
             else:
-                record.unlink(missing_ok=True)
+                tracked.unlink(missing_ok=True)
                 write_text(project.dvc, dvc_text)
     print(
         f"{path} excludes {len(excluded.keys)} images and {len(excluded.patients)} patients of {name}; its shards stay "
@@ -111,7 +111,7 @@ def _without_lines(text: str, lines: Sequence[str], path: Path) -> str:
 
 
 def _known_of(name: str, batch: BatchParams, project: Project) -> tuple[set[str], set[str]]:
-    """Keys of a batch's images and pseudonyms of its patients."""
+    """Return the keys of a batch's images and the pseudonyms of its patients."""
     if isinstance(batch.source, RegisteredSourceParams):
         header, entries = iterate_manifest(project.root / batch.source.dep)
         records = [entry.record for _, entry in entries]

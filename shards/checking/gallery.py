@@ -38,7 +38,7 @@ class Card:
         outlines: Masks, boxes and landmarks on nothing, likewise; empty where there are none.
         labels: Findings that are there, and uncertain ones with a question mark.
         structures: Masks, boxes and landmarks: colour and text.
-        flags: What the quality pass says, and annotations that were lost.
+        flags: Remarks of the quality pass, and annotations that were lost.
     """
 
     key: str
@@ -52,12 +52,12 @@ class Card:
 
 
 def render_gallery(index: ShardIndex, folder: Path, max_images: int) -> str:
-    """The page as HTML: copies side by side first, then what is suspect or quarantined, then all others.
+    """Render the page as HTML: copies side by side first, then what is suspect or quarantined, then all others.
 
     Args:
         index: The shard set.
-        folder: Where it lies; its quality report is read there.
-        max_images: Of a set with more the others are thinned out evenly.
+        folder: Folder of the shard set; its quality report is read there.
+        max_images: Number of images to show; of a set with more the others are thinned out evenly.
 
     Raises:
         IndexFormatError: the set or its quality report is damaged.
@@ -69,8 +69,8 @@ def render_gallery(index: ShardIndex, folder: Path, max_images: int) -> str:
     reader = ShardReader(index)
     cards: list[tuple[str | None, Card]] = []
     for row in progress(chosen, total=len(chosen), description="gallery", unit="image"):
-        place = row_of.get(row["key"])
-        cards.append((row["group"], _card(row, None if place is None else reader.read(place))))
+        number = row_of.get(row["key"])
+        cards.append((row["group"], _card(row, None if number is None else reader.read(number))))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -93,7 +93,7 @@ def _read_report(path: Path) -> list[dict[str, Any]]:
 
 
 def _choose(rows: Sequence[dict[str, Any]], max_images: int) -> list[dict[str, Any]]:
-    """Rows of groups, each group together, then suspect ones, quarantined ones, and as many others as may be."""
+    """Choose rows to show: groups of copies, then suspect ones, quarantined ones, and as many others as may be."""
     groups: dict[str, list[dict[str, Any]]] = {}
     parts: dict[str, list[dict[str, Any]]] = {"suspect": [], "quarantined": [], "kept": []}
     for row in rows:
@@ -103,7 +103,7 @@ def _choose(rows: Sequence[dict[str, Any]], max_images: int) -> list[dict[str, A
     flagged, others = flagged[:max_images], parts["kept"]
     num_others = min(len(others), max_images - len(flagged))
     spread = np.linspace(0, len(others) - 1, num_others).round().astype(int)
-    return [*flagged, *(others[place] for place in spread)]
+    return [*flagged, *(others[position] for position in spread)]
 
 
 def _summary(rows: Sequence[dict[str, Any]], chosen: Sequence[dict[str, Any]]) -> str:
@@ -135,7 +135,7 @@ def _card(row: dict[str, Any], sample: Sample | None) -> Card:
 
 
 def _structures(sample: Sample) -> Iterator[dict[str, str]]:
-    """The legend of one image."""
+    """Yield the entries of one image's legend."""
     masks = {name: name if mask.any() else f"({name})" for name, mask in sorted(sample.masks().items())}
     boxes = {box["label"]: f"box {box['label']}" for box in sample.meta["boxes"]}
     for name, text in (*masks.items(), *boxes.items()):
@@ -157,7 +157,7 @@ def _address_of(picture: Image.Image, kind: Literal["JPEG", "PNG"]) -> str:
 
 
 def _blocks(cards: Iterable[tuple[str | None, Card]]) -> Iterator[list[Card]]:
-    """Cards of one group together, others alone."""
+    """Yield cards of one group together, others alone."""
     block: list[Card] = []
     last: str | None = None
     for group, card in cards:
@@ -171,7 +171,7 @@ def _blocks(cards: Iterable[tuple[str | None, Card]]) -> Iterator[list[Card]]:
 
 
 def _pages(blocks: Iterable[list[Card]]) -> list[list[list[Card]]]:
-    """Blocks in pages of about a hundred images; a group is on one page."""
+    """Divide blocks into pages of about a hundred images; a group is on one page."""
     pages: list[list[list[Card]]] = [[]]
     for block in blocks:
         if pages[-1] and sum(map(len, pages[-1])) + len(block) > PAGE_SIZE:

@@ -1,10 +1,12 @@
-"""What is in a shard set, as a table for people and as one JSON object for programs."""
+"""Describe the content of a shard set: as a table for people, as one JSON object for programs."""
 
 from typing import Any
 
 from shards.build.publishing import annotation_warnings
+from shards.format.index import SelectionDescription
 from shards.identity import SPLITS
 from shards.reading.reader import ShardIndex
+from shards.records import Split
 from shards.runtime.text import table
 
 _STATES = ("1", "0", "-1", "unknown")
@@ -16,74 +18,81 @@ _SPLIT_RULES = {
 
 
 def statistics_of(index: ShardIndex) -> dict[str, Any]:
-    """Sizes, images, patients, labels, views, foreground and quarantine of a set."""
-    values = index.values
-    num_bytes = {split: sum(s["bytes"] for s in index.shards if s["split"] == split) for split in SPLITS}
+    """Return sizes, images, patients, labels, views, foreground and quarantine of a set, for programs."""
+    about = index.description
     return {
         "batch": index.name,
-        "dataset": values["dataset"],
-        "image_format": values["image_format"],
+        "dataset": about.dataset.to_json(),
+        "image_format": about.image_format,
         "channels": index.channels,
         "canvas_px": index.spec.canvas_px,
-        "num_tars": {split: sum(s["split"] == split for s in index.shards) for split in SPLITS},
-        "bytes": num_bytes,
-        **values["counts"],
-        **values["statistics"],
-        "quarantined": values["quarantined"],
+        "num_tars": _num_tars(index),
+        "bytes": _num_bytes(index),
+        **about.counts.to_json(),
+        **about.statistics.to_json(),
+        "quarantined": about.quarantined.to_json(),
         **({"excluded": index.count_excluded()} if index.excluded else {}),
     }
 
 
-def format_statistics(statistics: dict[str, Any]) -> str:
-    """The same for a terminal."""
-    dataset = statistics["dataset"]
-    is_grouped = dataset["patient_grouping"] == "patient"
+def format_statistics(index: ShardIndex) -> str:
+    """Write the same numbers as `statistics_of` as a table, for a terminal."""
+    about = index.description
+    counts, mean, std = about.counts, about.statistics.mean, about.statistics.std
+    is_grouped = about.dataset.patient_grouping == "patient"
     lines = [
-        f"{statistics['batch']}: {dataset['kind']}, {statistics['canvas_px']} px canvases, {statistics['channels']} "
-        f"channel(s), {statistics['image_format']}, mean {_number(statistics['mean'])}, "
-        f"std {_number(statistics['std'])} of the training foreground",
+        f"{index.name}: {about.dataset.kind}, {index.spec.canvas_px} px canvases, {index.channels} "
+        f"channel(s), {about.image_format}, mean {_number(mean)}, std {_number(std)} of the training foreground",
         f"patients are {'known' if is_grouped else 'unknown: every image stands alone'}; "
-        f"{_SPLIT_RULES[dataset['split_rule']]}",
+        f"{_SPLIT_RULES[about.dataset.split_rule]}",
     ]
-    if dataset["shares_images_with"]:
-        lines.append(f"some images are also in {', '.join(dataset['shares_images_with'])}")
-    if "selection" in dataset:
-        lines.append(_selection(dataset["selection"]))
+    if about.dataset.shares_images_with:
+        lines.append(f"some images are also in {', '.join(about.dataset.shares_images_with)}")
+    if about.dataset.selection is not None:
+        lines.append(_selection(about.dataset.selection))
+    num_tars, num_bytes = _num_tars(index), _num_bytes(index)
     rows = [
-        ("images", [f"{statistics['images'][split]:,}" for split in SPLITS]),
-        ("patients", [f"{statistics['patients'][split]:,}" if is_grouped else "unknown" for split in SPLITS]),
-        ("tars", [f"{statistics['num_tars'][split]:,}" for split in SPLITS]),
-        ("megabytes", [f"{statistics['bytes'][split] / 1e6:,.1f}" for split in SPLITS]),
-        ("foreground", [_number(statistics["foreground"][split]) for split in SPLITS]),
-        *((f"view {view}", cells) for view, cells in _by_split(statistics["views"])),
+        ("images", [f"{counts.images[split]:,}" for split in SPLITS]),
+        ("patients", [f"{counts.patients[split]:,}" if is_grouped else "unknown" for split in SPLITS]),
+        ("tars", [f"{num_tars[split]:,}" for split in SPLITS]),
+        ("megabytes", [f"{num_bytes[split] / 1e6:,.1f}" for split in SPLITS]),
+        ("foreground", [_number(counts.foreground[split]) for split in SPLITS]),
+        *((f"view {view}", cells) for view, cells in _by_split(counts.views)),
     ]
     lines += ["", table([["", *SPLITS], *([name, *cells] for name, cells in rows)])]
-    labels = sorted({name for split in SPLITS for name in statistics["labels"][split]})
+    labels = sorted({name for split in SPLITS for name in counts.labels[split]})
     if labels:
-        cells = [[name, *(_states(statistics["labels"][split].get(name, {})) for split in SPLITS)] for name in labels]
+        cells = [[name, *(_states(counts.labels[split].get(name, {})) for split in SPLITS)] for name in labels]
         lines += ["", table([["label: present / absent / uncertain / unknown", *SPLITS], *cells])]
-    reasons = statistics["quarantined"]["reasons"]
-    lines += ["", f"quarantined: {statistics['quarantined']['count']}"]
-    lines += [f"  {count:,} × {reason}" for reason, count in reasons.items()]
-    if "excluded" in statistics:
-        counts = ", ".join(f"{split} {number:,}" for split, number in statistics["excluded"].items())
-        total = sum(statistics["excluded"].values())
-        lines.append(f"excluded, in the shards and read by nothing: {total:,} images ({counts})")
-    lines += [f"warning: {warning}" for warning in annotation_warnings(statistics)]
+    lines += ["", f"quarantined: {about.quarantined.count}"]
+    lines += [f"  {count:,} × {reason}" for reason, count in about.quarantined.reasons.items()]
+    if index.excluded:
+        excluded = index.count_excluded()
+        named = ", ".join(f"{split} {number:,}" for split, number in excluded.items())
+        lines.append(f"excluded, in the shards and read by nothing: {sum(excluded.values()):,} images ({named})")
+    lines += [f"warning: {warning}" for warning in annotation_warnings(counts)]
     return "\n".join(lines)
 
 
-def _selection(selection: dict[str, Any]) -> str:
-    """Of the images that were listed when the batch was registered, those that its rules took."""
-    rules = {rule: v if isinstance(v, str) else ",".join(v) for rule, v in selection["rules"].items()}
-    num_taken = selection["num_listed"] - sum(selection["left_out"].values())
-    lost = "".join(f"; {number:,} not {rule}={rules[rule]}" for rule, number in selection["left_out"].items())
-    kept = "".join(f"; {number:,} kept, {rule} unknown" for rule, number in selection["unknown"].items())
-    words = ", ".join(f"{rule}={value}" for rule, value in rules.items())
-    return f"selected by {words}: {num_taken:,} of {selection['num_listed']:,} images of the delivery{lost}{kept}"
+def _num_tars(index: ShardIndex) -> dict[Split, int]:
+    return {split: sum(tar.split == split for tar in index.shards) for split in SPLITS}
 
 
-def _by_split(views: dict[str, dict[str, int]]) -> list[tuple[str, list[str]]]:
+def _num_bytes(index: ShardIndex) -> dict[Split, int]:
+    return {split: sum(tar.bytes for tar in index.shards if tar.split == split) for split in SPLITS}
+
+
+def _selection(selection: SelectionDescription) -> str:
+    """Say how many of the images that were listed when the batch was registered its rules took."""
+    words = {rule: v if isinstance(v, str) else ",".join(v) for rule, v in selection.rules.items()}
+    num_taken = selection.num_listed - sum(selection.left_out.values())
+    lost = "".join(f"; {number:,} not {rule}={words[rule]}" for rule, number in selection.left_out.items())
+    kept = "".join(f"; {number:,} kept, {rule} unknown" for rule, number in selection.unknown.items())
+    said = ", ".join(f"{rule}={value}" for rule, value in words.items())
+    return f"selected by {said}: {num_taken:,} of {selection.num_listed:,} images of the delivery{lost}{kept}"
+
+
+def _by_split(views: dict[Split, dict[str, int]]) -> list[tuple[str, list[str]]]:
     names = sorted({name for split in SPLITS for name in views[split]})
     return [(name, [f"{views[split].get(name, 0):,}" for split in SPLITS]) for name in names]
 

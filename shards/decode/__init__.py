@@ -1,4 +1,4 @@
-"""From a file's bytes to 8-bit pixels: every kind of image that the datasets of the field come in."""
+"""Decode a file's bytes to 8-bit pixels: every kind of image that the datasets of the field come in."""
 
 from shards.decode.image import decode
 from shards.decode.mask import decode_mask

@@ -18,7 +18,7 @@ CUT_OFF = "in the dark edges that were cut off"
 PARTLY_CUT_OFF = "partly in the dark edges that were cut off"
 
 _MAX_OVERHANG = 0.01
-"""Of the longer side of the image: annotators' tools round, and a box may be drawn a little over the border."""
+"""Largest overhang, as a share of the image's longer side: annotators' tools round, and boxes go a little too far."""
 
 Inside = Bool[np.ndarray, "height width"]
 
@@ -28,7 +28,7 @@ class Loss:
     """A mask, box or landmark that the sample does not have, or not all of.
 
     Attributes:
-        name: What it is, as `mask haemorrhages`, `box Nodule`, `landmark fovea`.
+        name: Kind and name of the annotation, as `mask haemorrhages`, `box Nodule`, `landmark fovea`.
         reason: One of this module's, or why the file of a mask cannot be used.
         num_pixels: Pixels of the image that a mask loses to the cut.
         num_parts: Connected parts (lesions) of a mask of which nothing is left.
@@ -40,20 +40,20 @@ class Loss:
     num_parts: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return asdict(self)
 
 
 @dataclass
 class Annotations:
-    """What is drawn on an image.
+    """The annotations of an image, on its canvas.
 
     Attributes:
         masks: Structure → the canvas's pixels inside it.
         areas: Structure → share of the image inside its mask; also of masks that the cut leaves nothing of.
-        boxes: On the canvas, in continuous pixels.
-        landmarks: Likewise.
-        losses: What is not among these, or not all of it.
+        boxes: Boxes in continuous canvas pixels.
+        landmarks: Landmark → (row, col) in continuous canvas pixels.
+        losses: Annotations that are not among these, or not all of them.
     """
 
     masks: dict[str, Bool[np.ndarray, "side side"]] = field(default_factory=dict)
@@ -69,8 +69,8 @@ def place_annotations(
     """Place what a record says of an image on its canvas; what cannot be used is a loss, and the image stays.
 
     Args:
-        record: Of the image.
-        placement: Where the image lies on the canvas.
+        record: Record of the image.
+        placement: Placement of the image on the canvas.
         read: Gives the content of a mask's file; decides what a missing or changed one means.
         max_pixels: A mask's file with more pixels is not decoded.
     """
@@ -94,12 +94,12 @@ def place_annotations(
 
 
 def misfit_of(record: Record, size: tuple[int, int]) -> str | None:
-    """Why the coordinates of a record do not hold for its image: None if they do, or if it has none.
+    """Say why the coordinates of a record do not hold for its image; None if they do, or if it has none.
 
     One coordinate outside the image shows that all were given for another.
 
     Args:
-        record: Of the image.
+        record: Record of the image.
         size: (height, width) of the image as it was decoded.
     """
     points = list(_points_of(record))
@@ -115,7 +115,7 @@ def misfit_of(record: Record, size: tuple[int, int]) -> str | None:
 
 
 def has_coordinates(record: Record) -> bool:
-    """Whether a record has boxes, landmarks or polygons."""
+    """Tell whether a record has boxes, landmarks or polygons."""
     return next(_points_of(record), None) is not None
 
 

@@ -1,4 +1,4 @@
-"""What a compressed frame says of itself, before anything decodes it."""
+"""Read what a compressed frame says of itself, before anything decodes it."""
 
 import re
 from collections.abc import Iterator
@@ -26,17 +26,17 @@ _RGB_NAMES = (b"RGB", b"rgb")
 _BYTES_OF_PADDING = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Frame:
     """The header of a JPEG, JPEG-LS or JPEG 2000 stream.
 
     Attributes:
-        codec: What the stream is; `JPEG` is the lossy one.
+        codec: Kind of the stream; `JPEG` is the lossy one.
         height: Rows.
         width: Columns.
         num_components: Samples of a pixel.
         precision: Bits of a sample.
-        colour_space: What the stream itself says of three components as a decoder gives them; None if nothing.
+        colour_space: Colour space of three components that the stream names; None if it names none.
     """
 
     codec: Codec
@@ -64,30 +64,37 @@ class _Piece:
 
 
 def read_frame(stream: bytes) -> Frame | None:
-    """The header of a stream; None if it is none of the three or ends within the header."""
+    """Read the header of a stream; None if it is none of the three kinds or ends within the header."""
     if stream.startswith(_START):
         return _read_jpeg(stream)
     # A bare codestream, or one in the boxes of a JP2 file, which DICOM does not allow but which occur.
     start = stream.find(_JPEG_2000)
     if start < 0 or len(stream) < start + 43:
         return None
-    width, height, left, top = (_integer(stream, start + 8 + 4 * place, 4) for place in range(4))
+    width, height, left, top = (_integer(stream, start + 8 + 4 * offset, 4) for offset in range(4))
     num_components = _integer(stream, start + 40, 2)
     precision = (stream[start + 42] & 0x7F) + 1
     # Decoders undo the transformation of components where the stream has one, so what they give is RGB.
-    coding = _place_in_main_header(stream, _CODING)
+    coding = _offset_in_main_header(stream, _CODING)
     is_transformed = stream.startswith(_CODING, coding) and stream[coding + 8 : coding + 9] == b"\1"
     colour_space: ColourSpace | None = "RGB" if is_transformed else None
-    return Frame("JPEG 2000", height - top, width - left, num_components, precision, colour_space)
+    return Frame(
+        codec="JPEG 2000",
+        height=height - top,
+        width=width - left,
+        num_components=num_components,
+        precision=precision,
+        colour_space=colour_space,
+    )
 
 
 def is_ended(stream: bytes) -> bool:
-    """Whether the mark that ends all three kinds of streams is there, up to zeros and some other padding."""
+    """Tell whether the end mark of all three kinds of streams is there, up to zeros and some other padding."""
     return _END in stream.rstrip(b"\0")[-_BYTES_OF_PADDING:]
 
 
 def has_every_part(stream: bytes) -> bool:
-    """Whether each component of a JPEG has a scan, and each tile of JPEG 2000 all its parts.
+    """Tell whether each component of a JPEG has a scan, and each tile of JPEG 2000 all its parts.
 
     Decoders fill up in silence what has none.
 
@@ -98,7 +105,7 @@ def has_every_part(stream: bytes) -> bool:
 
 
 def without_oddities(stream: bytes) -> bytes:
-    """A JPEG without what sound pictures may have and decoders warn of; its pixels are the same.
+    """Remove from a JPEG what sound pictures may have and decoders warn of; its pixels stay the same.
 
     libjpeg tells of its first doubt alone, so a version of JFIF that does not exist would hide all damage behind it.
     Left out or set right are: pieces that no decoder needs, bytes between pieces, versions of JFIF, transformations of
@@ -126,11 +133,18 @@ def _read_jpeg(stream: bytes) -> Frame | None:
     marker, num_components = data[1], data[9]
     codec: Codec = "JPEG-LS" if marker == _JPEG_LS else "lossless JPEG" if marker in _LOSSLESS else "JPEG"
     height, width = _integer(data, 5, 2), _integer(data, 7, 2)
-    return Frame(codec, height, width, num_components, data[4], _colour_space(pieces, data))
+    return Frame(
+        codec=codec,
+        height=height,
+        width=width,
+        num_components=num_components,
+        precision=data[4],
+        colour_space=_colour_space(pieces, data),
+    )
 
 
 def _colour_space(pieces: list[_Piece], frame_header: bytes) -> ColourSpace | None:
-    """As libjpeg sees it: by JFIF, by Adobe's transformation, by the components' names.
+    """Tell the colour space as libjpeg does: by JFIF, by Adobe's transformation, by the components' names.
 
     Components that differ in resolution can only be luma and chroma.
     """
@@ -147,20 +161,20 @@ def _colour_space(pieces: list[_Piece], frame_header: bytes) -> ColourSpace | No
 
 
 def _header(stream: bytes) -> tuple[list[_Piece], int]:
-    """The pieces of a JPEG's header, the first scan's the last of them, and where the code begins."""
+    """Return the pieces of a JPEG's header, the first scan's the last of them, and where the code begins."""
     pieces: list[_Piece] = []
-    place = len(_START)
-    while found := _MARKER.search(stream, place):
+    offset = len(_START)
+    while found := _MARKER.search(stream, offset):
         start = found.end() - 2
-        place = start + 2 + _integer(stream, start + 2, 2)
-        pieces.append(_Piece(stream[start + 1], stream[start:place]))
+        offset = start + 2 + _integer(stream, start + 2, 2)
+        pieces.append(_Piece(stream[start + 1], stream[start:offset]))
         if pieces[-1].marker in (_SOS, _END[1]):
             break
-    return pieces, place
+    return pieces, offset
 
 
 def _frame_header(pieces: list[_Piece]) -> bytes:
-    """What says size and components; nothing if it is missing or cut."""
+    """Find the piece of the header with size and components; nothing if it is missing or cut."""
     data = next((piece.data for piece in pieces if piece.marker in _FRAME_HEADERS), b"")
     end = 10 + 3 * data[9] if len(data) > 9 else 0
     return data[:end] if len(data) >= end else b""
@@ -179,14 +193,14 @@ def _plain(piece: _Piece, frame_header: bytes) -> bytes:
 
 
 def _later_scans(code: bytes) -> Iterator[slice]:
-    """Where the headers of further scans stand in what follows the first one's."""
+    """Yield the spans of the headers of further scans behind the first one's."""
     for found in _MARKER_BEHIND_CODE.finditer(code):
         if code[found.end() - 1] == _SOS:
             yield slice(found.end() - 2, found.end() + _integer(code, found.end(), 2))
 
 
 def _with_whole_blocks(code: bytes) -> bytes:
-    """The code of the first scan and all that follows, later scans' headers with the right parameters."""
+    """Return the code of the first scan and all that follows, later scans' headers with the right parameters."""
     parts, start = [], 0
     for header in _later_scans(code):
         parts += [code[start : header.stop - 3], _WHOLE_BLOCK]
@@ -210,34 +224,34 @@ def _components_of(scan_header: bytes) -> set[int]:
 
 
 def _has_every_tile(stream: bytes) -> bool:
-    size = _place_in_main_header(stream, _SIZE)
+    size = _offset_in_main_header(stream, _SIZE)
     width, height, _, _, tile_width, tile_height, left, top = (
-        _integer(stream, size + 6 + 4 * place, 4) for place in range(8)
+        _integer(stream, size + 6 + 4 * offset, 4) for offset in range(8)
     )
     if not tile_width * tile_height:
         return False
     num_tiles = -((left - width) // tile_width) * -((top - height) // tile_height)
     num_parts: dict[int, int] = {}
     expected: dict[int, int] = {}
-    place = _place_in_main_header(stream, _TILE_PART)
-    while stream.startswith(_TILE_PART, place) and place + 12 <= len(stream):
-        tile, num_bytes = _integer(stream, place + 4, 2), _integer(stream, place + 6, 4)
+    offset = _offset_in_main_header(stream, _TILE_PART)
+    while stream.startswith(_TILE_PART, offset) and offset + 12 <= len(stream):
+        tile, num_bytes = _integer(stream, offset + 4, 2), _integer(stream, offset + 6, 4)
         num_parts[tile] = num_parts.get(tile, 0) + 1
         # 0 leaves it open, and a later part may say it.
-        expected[tile] = max(expected.get(tile, 0), stream[place + 11])
+        expected[tile] = max(expected.get(tile, 0), stream[offset + 11])
         if not num_bytes:  # up to the end
             break
-        place += num_bytes
+        offset += num_bytes
     return len(num_parts) == num_tiles and all(num_parts[tile] >= expected[tile] for tile in num_parts)
 
 
-def _place_in_main_header(stream: bytes, marker: bytes) -> int:
-    """Where a marker of a JPEG 2000 stream stands; where its first tile begins if it comes no earlier."""
-    place = stream.index(_JPEG_2000) + 2
-    while place + 4 <= len(stream) and stream[place : place + 2] not in (marker, _TILE_PART):
-        place += 2 + _integer(stream, place + 2, 2)
-    return place
+def _offset_in_main_header(stream: bytes, marker: bytes) -> int:
+    """Return the offset of a marker of a JPEG 2000 stream, or of its first tile if that comes no later."""
+    offset = stream.index(_JPEG_2000) + 2
+    while offset + 4 <= len(stream) and stream[offset : offset + 2] not in (marker, _TILE_PART):
+        offset += 2 + _integer(stream, offset + 2, 2)
+    return offset
 
 
-def _integer(stream: bytes, place: int, length: int) -> int:
-    return int.from_bytes(stream[place : place + length], "big")
+def _integer(stream: bytes, offset: int, length: int) -> int:
+    return int.from_bytes(stream[offset : offset + length], "big")

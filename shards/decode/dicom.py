@@ -32,7 +32,7 @@ _SYNTAX_ELEMENT = b"\x10\x00"
 _LONG_FORMS = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 _PIXEL_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
 _DELIMITER = b"\xfe\xff\xdd\xe0\0\0\0\0"
-"""What ends a sequence, and compressed pixels."""
+"""Tag that ends a sequence, and compressed pixels."""
 _MAX_HEADER_BYTES = 64 * 2**20
 
 _HEADER_TAGS = (
@@ -78,37 +78,35 @@ Keyword = str | tuple[int, int]
 
 @dataclass(frozen=True)
 class DicomHeader:
-    """What a DICOM file says of itself, as far as sorting a tree of files needs; ids are raw and must not be written.
+    """The header of a DICOM file, as far as sorting a tree of files needs it; ids are raw and must not be written.
 
     Attributes:
         patient_id: Patient ID, unique within its issuer.
         issuer: Issuer of Patient ID.
         study_uid: Study Instance UID.
-        series_uid: Series Instance UID.
         sop_uid: SOP Instance UID, unique to the image.
         sop_class: SOP Class UID, the kind of object.
-        modality: As CR, DX, SR.
+        modality: Modality, as CR, DX, SR.
         body_part: Body Part Examined, as CHEST, BREAST.
-        laterality: Of the image, or else of its series: L, R, U (not of one side), B (both).
-        view_position: As PA, AP, LL.
+        laterality: Side of the image, or else of its series: L, R, U (not of one side), B (both).
+        view_position: View, as PA, AP, LL.
         view_code: Code of the view, of SNOMED, as 399162004 or R-10242.
         sex: M, F or O.
         age_years: Completed years, of Patient's Age or else from birth to study; None if neither makes sense.
         presentation_intent: FOR PRESENTATION or FOR PROCESSING.
-        image_type: As (DERIVED, PRIMARY).
-        conversion_type: Of secondary captures, as WSD or SI.
+        image_type: Values of Image Type, as (DERIVED, PRIMARY).
+        conversion_type: Conversion of secondary captures, as WSD or SI.
         burned_in: Burned In Annotation as true or false; None if the file does not say, which is not false.
         num_frames: 1 if the file does not say.
-        rows: Of the image.
-        cols: Of the image.
-        has_pixels: Whether pixel data begin where the header ends.
+        rows: Height of the image, in pixels.
+        cols: Width of the image, in pixels.
+        has_pixels: Pixel data begin where the header ends.
         spacing: (row, col) millimetres at the detector, by `spacing_of`.
     """
 
     patient_id: str | None
     issuer: str | None
     study_uid: str | None
-    series_uid: str | None
     sop_uid: str | None
     sop_class: str | None
     modality: str | None
@@ -130,7 +128,7 @@ class DicomHeader:
 
 
 def read_header(path: Path) -> DicomHeader:
-    """The header of a DICOM file, read up to its pixels; nothing but the listed elements is parsed.
+    """Read the header of a DICOM file up to its pixels; nothing but the listed elements is parsed.
 
     Raises:
         OSError: the file cannot be opened.
@@ -150,11 +148,11 @@ def read_header(path: Path) -> DicomHeader:
 
 
 def parse(data: bytes, keywords: Sequence[Keyword], *, max_bytes: float) -> FileDataset:
-    """The listed elements of a DICOM file's bytes; the others are passed over unread.
+    """Parse the listed elements of a DICOM file's bytes; the others are passed over unread.
 
     Args:
         data: The whole file, of which `is_dicom` holds.
-        keywords: Of the elements.
+        keywords: Keywords of the elements to parse.
         max_bytes: A deflated file is inflated no further.
 
     Raises:
@@ -182,18 +180,18 @@ def reporting_nothing() -> Iterator[None]:
 
 
 def text_of(dataset: Dataset, keyword: str) -> str | None:
-    """An element's text without the blanks around it; None if it is absent or empty."""
+    """Return an element's text without the blanks around it; None if it is absent or empty."""
     return "\\".join(texts_of(dataset, keyword)) or None
 
 
 def texts_of(dataset: Dataset, keyword: str) -> tuple[str, ...]:
-    """The texts of an element of several; those of any other number too."""
+    """Return the texts of an element that holds several; one text gives one."""
     value = _value(dataset, keyword)
     return tuple(str(item).strip(" \0") for item in (value if isinstance(value, MultiValue) else (value or "",)))
 
 
 def numbers_of(dataset: Dataset, keyword: Keyword) -> tuple[float, ...]:
-    """An element's numbers; none if it is absent, empty or not of numbers."""
+    """Return an element's numbers; none if it is absent, empty or not of numbers."""
     value = _value(dataset, keyword)
     try:
         return tuple(float(item) for item in (value if isinstance(value, MultiValue | list | tuple) else (value,)))
@@ -201,8 +199,9 @@ def numbers_of(dataset: Dataset, keyword: Keyword) -> tuple[float, ...]:
         return ()
 
 
-def places_of(dataset: Dataset, keyword: Keyword) -> tuple[float | None, ...]:
-    """An element's values one by one, None for each that is empty or no number; none if it is absent or empty."""
+def items_of(dataset: Dataset, keyword: Keyword) -> tuple[float | None, ...]:
+    """Return an element's values one by one, None for each that is empty or no number; none if it is absent or
+    empty."""
     value = _value(dataset, keyword)
     if value is None or value == "":
         return ()
@@ -210,18 +209,18 @@ def places_of(dataset: Dataset, keyword: Keyword) -> tuple[float | None, ...]:
 
 
 def number_of(dataset: Dataset, keyword: Keyword) -> float | None:
-    """The first of an element's values; None if that is no number."""
-    return next(iter(places_of(dataset, keyword)), None)
+    """Return the first of an element's values; None if that is no number."""
+    return next(iter(items_of(dataset, keyword)), None)
 
 
 def count_of(dataset: Dataset, keyword: str) -> int | None:
-    """The first of an element's numbers if it is a whole one above 0."""
+    """Return the first of an element's numbers if it is a whole one above 0."""
     number = number_of(dataset, keyword)
     return int(number) if number is not None and number > 0 and number.is_integer() else None
 
 
 def spacing_of(dataset: Dataset) -> tuple[float, float] | None:
-    """(row, col) millimetres of a pixel at the detector or on the film.
+    """Return the (row, col) millimetres of a pixel at the detector or on the film.
 
     Imager Pixel Spacing or Nominal Scanned Pixel Spacing; else Pixel Spacing, unless the file says that it was
     calibrated to a plane in the patient (DICOM PS3.3 10.7.1.3).
@@ -237,17 +236,18 @@ def spacing_of(dataset: Dataset) -> tuple[float, float] | None:
 
 
 def is_burned_in(dataset: Dataset) -> bool | None:
-    """Burned In Annotation; None if the file does not say."""
+    """Read Burned In Annotation; None if the file does not say."""
     return {"YES": True, "NO": False}.get(text_of(dataset, "BurnedInAnnotation") or "")
 
 
 def parse_sex(value: str) -> Sex | None:
-    """F, M or O; None for what is none."""
+    """Parse a sex: F, M or O, and None for anything else."""
     return _SEXES.get(value.upper())
 
 
 def parse_age(value: str) -> int | None:
-    """Completed years from `045Y`, `018M` or, against the standard, a bare number; None for more than a life."""
+    """Parse an age to completed years from `045Y`, `018M` or, against the standard, a bare number; None for more
+    than a life."""
     stated = _AGE.fullmatch(value)
     if stated is None:
         return None
@@ -270,7 +270,6 @@ def _header(dataset: Dataset, *, has_pixels: bool) -> DicomHeader:
         patient_id=text_of(dataset, "PatientID"),
         issuer=text_of(dataset, "IssuerOfPatientID"),
         study_uid=text_of(dataset, "StudyInstanceUID"),
-        series_uid=text_of(dataset, "SeriesInstanceUID"),
         sop_uid=text_of(dataset, "SOPInstanceUID"),
         sop_class=text_of(dataset, "SOPClassUID"),
         modality=text_of(dataset, "Modality"),
@@ -293,7 +292,7 @@ def _header(dataset: Dataset, *, has_pixels: bool) -> DicomHeader:
 
 
 def _code_of(dataset: Dataset, keyword: str) -> str | None:
-    """The code of a sequence's first item."""
+    """Return the code of a sequence's first item."""
     items = _value(dataset, keyword)
     return text_of(items[0], "CodeValue") if isinstance(items, Sequence) and items else None
 
@@ -318,7 +317,7 @@ def _date(text: str | None) -> date | None:
 
 
 def _value(dataset: Dataset, keyword: Keyword) -> Any:
-    """An element's value; None if it is absent, or nothing that its type allows."""
+    """Return an element's value; None if it is absent, or nothing that its type allows."""
     try:
         if isinstance(keyword, str):
             return dataset.get(keyword)
@@ -336,7 +335,7 @@ def _number(item: Any) -> float | None:
 
 @dataclass(frozen=True)
 class _Meta:
-    """Where the file meta information ends, and where in it the transfer syntax stands."""
+    """The end of the file meta information, and the position of the transfer syntax in it."""
 
     end: int
     syntax: slice
@@ -344,16 +343,16 @@ class _Meta:
 
 def _meta(data: bytes) -> _Meta:
     """Walk the file meta information (PS3.10 7.1), which is in explicit little endian whatever follows."""
-    place = PREAMBLE_BYTES + 4 if data[PREAMBLE_BYTES : PREAMBLE_BYTES + 4] == DICOM_MAGIC else 0
+    offset = PREAMBLE_BYTES + 4 if data[PREAMBLE_BYTES : PREAMBLE_BYTES + 4] == DICOM_MAGIC else 0
     syntax = slice(0, 0)
-    while data[place : place + 2] == _META_GROUP:
-        is_long = data[place + 4 : place + 6] in _LONG_FORMS
-        start = place + (12 if is_long else 8)
+    while data[offset : offset + 2] == _META_GROUP:
+        is_long = data[offset + 4 : offset + 6] in _LONG_FORMS
+        start = offset + (12 if is_long else 8)
         end = start + int.from_bytes(data[start - (4 if is_long else 2) : start], "little")
-        if data[place + 2 : place + 4] == _SYNTAX_ELEMENT:
+        if data[offset + 2 : offset + 4] == _SYNTAX_ELEMENT:
             syntax = slice(start, end)
-        place = end
-    return _Meta(place, syntax)
+        offset = end
+    return _Meta(offset, syntax)
 
 
 def _is_deflated(data: bytes) -> bool:
@@ -361,7 +360,7 @@ def _is_deflated(data: bytes) -> bool:
 
 
 def _inflated(data: bytes, max_bytes: int, *, must_end: bool) -> bytes:
-    """A deflated file as an ordinary one; pydicom itself would inflate without a bound."""
+    """Inflate a deflated file to an ordinary one; pydicom itself would inflate without a bound."""
     meta = _meta(data)
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     try:

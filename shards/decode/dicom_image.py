@@ -1,4 +1,4 @@
-"""From a DICOM file's bytes to 8-bit pixels as a viewer would show them."""
+"""Decode a DICOM file's bytes to 8-bit pixels as a viewer would show them."""
 
 import math
 from dataclasses import dataclass, replace
@@ -26,21 +26,21 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from shards.decode.apart import Pixels, decode_apart
 from shards.decode.codestream import Frame, has_every_part, is_ended, read_frame, without_oddities
 from shards.decode.dicom import (
     count_of,
     is_burned_in,
+    items_of,
     number_of,
     numbers_of,
     parse,
-    places_of,
     reporting_nothing,
     spacing_of,
     text_of,
 )
 from shards.decode.display import Function, Look, Lookup, VoiWindow, show
 from shards.decode.grey import histogram
+from shards.decode.isolated import Pixels, decode_isolated
 from shards.decode.raster import decode_sound_jpeg
 from shards.decode.reasons import (
     BIT_DEPTH,
@@ -121,7 +121,7 @@ _MAX_OTHER_BYTES = 64 * 2**20
 
 
 def decode_dicom(data: bytes, *, max_pixels: float) -> Decoded:
-    """The image of a DICOM file in 8 bits: black is dark and white is bright, as on a viewer.
+    """Decode the image of a DICOM file to 8 bits: black is dark and white is bright, as on a viewer.
 
     Stored values pass the modality LUT (or slope and intercept), then the first VOI LUT or window (DICOM PS3.3 C.11.1
     and C.11.2); without one, `grey.choose_window` sees to them, but 8-bit values stay as they are. MONOCHROME1 is
@@ -164,9 +164,9 @@ def decode_dicom(data: bytes, *, max_pixels: float) -> Decoded:
         return Decoded(np.array(stored), facts) if stored.ndim == 3 else _grey(stored, dataset, layout, facts)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Layout:
-    """How pixels are stored (PS3.3 C.7.6.3), checked."""
+    """The layout of stored pixels (PS3.3 C.7.6.3), checked."""
 
     height: int
     width: int
@@ -179,7 +179,7 @@ class _Layout:
 
     @property
     def num_bytes(self) -> int:
-        """Of the image, not compressed; every second chroma sample is left out of YBR_FULL_422."""
+        """Bytes of the image, not compressed; every second chroma sample is left out of YBR_FULL_422."""
         num_values = self.height * self.width * (2 if self.photometric == "YBR_FULL_422" else self.num_samples)
         return num_values * self.bits_allocated // 8
 
@@ -209,7 +209,16 @@ def _layout(dataset: Dataset, max_pixels: float) -> _Layout:
     if not stored - 1 <= high < allocated:
         raise UnreadableImageError(DAMAGED)
     is_signed = number_of(dataset, "PixelRepresentation") == 1
-    return _Layout(height, width, num_samples, allocated, stored, high, is_signed, photometric)
+    return _Layout(
+        height=height,
+        width=width,
+        num_samples=num_samples,
+        bits_allocated=allocated,
+        bits_stored=stored,
+        high_bit=high,
+        is_signed=is_signed,
+        photometric=photometric,
+    )
 
 
 def _fill_in(dataset: FileDataset, layout: _Layout) -> bool:
@@ -229,7 +238,7 @@ def _fill_in(dataset: FileDataset, layout: _Layout) -> bool:
 
 
 def _plain_syntax(dataset: FileDataset) -> UID:
-    """The transfer syntax of a file that names none: pydicom has found out how its elements are written."""
+    """Return the transfer syntax of a file that names none: pydicom has found out how its elements are written."""
     if dataset["PixelData"].is_undefined_length:
         raise UnreadableImageError(UNSAID_SYNTAX)
     is_implicit, is_little = dataset.original_encoding
@@ -250,7 +259,7 @@ class _Stream:
 
 
 def _has_surplus(dataset: FileDataset, layout: _Layout) -> bool:
-    """Whether there are more data that nothing compressed than the header speaks of.
+    """Tell whether there are more data, not compressed, than the header speaks of.
 
     Raises:
         UnreadableImageError: there are fewer.
@@ -268,7 +277,8 @@ def _check_runs(dataset: FileDataset, layout: _Layout) -> None:
 
 
 def _stream(dataset: FileDataset, layout: _Layout) -> _Stream:
-    """The stream of an image, refused before decoding if it is damaged or of another size or depth than the header."""
+    """Return the stream of an image, refused before decoding if it is damaged or of another size or depth than the
+    header."""
     data = get_frame(dataset.PixelData, 0, number_of_frames=1)
     frame = read_frame(data)
     said = layout.height, layout.width, layout.num_samples
@@ -298,19 +308,19 @@ def _check_decoder(syntax: UID) -> None:
 
 
 def _is_stream(syntax: UID) -> bool:
-    """Whether pixels are a codec's stream rather than cells, packed or not."""
+    """Tell whether pixels are a codec's stream rather than cells, packed or not."""
     return syntax.is_compressed and syntax != RLELossless
 
 
 def _unread(syntax: UID) -> str:
-    """A name of the standard's, never the file's text."""
+    """Name what is not read, in the standard's words, never the file's text."""
     if syntax.name == str(syntax):
         return UNKNOWN_SYNTAX
     return f"DICOM pixels compressed as {syntax.name}, which no installed decoder reads"
 
 
 def _stored(dataset: FileDataset, layout: _Layout) -> Pixels:
-    """Stored values: grey in its cells, colour as RGB."""
+    """Return the stored values: grey in its cells, colour as RGB."""
     syntax = dataset.file_meta.TransferSyntaxUID
     if not _is_stream(syntax):
         pixels: Pixels = get_decoder(syntax).as_array(dataset, **_AS_THEY_ARE)[0]
@@ -330,7 +340,7 @@ def _stored(dataset: FileDataset, layout: _Layout) -> Pixels:
         "photometric_interpretation": stream.frame.colour_space or layout.photometric,
         "planar_configuration": 0,
     }
-    return decode_apart(syntax, encapsulate([stream.data]), options, is_checked=stream.is_lossy_jpeg)
+    return decode_isolated(syntax, encapsulate([stream.data]), options, is_checked=stream.is_lossy_jpeg)
 
 
 def _grey(stored: Shaped[np.ndarray, "height width"], dataset: FileDataset, layout: _Layout, facts: Facts) -> Decoded:
@@ -354,7 +364,7 @@ def _grey(stored: Shaped[np.ndarray, "height width"], dataset: FileDataset, layo
 def _values_of_cells(
     bits: int, layout: _Layout, dataset: FileDataset
 ) -> tuple[Int[np.ndarray, " num_cells"], Bool[np.ndarray, " num_cells"]]:
-    """The value of every bit pattern of a cell, and whether it is outside of the bits stored.
+    """Return the value of every bit pattern of a cell, and whether it is outside of the bits stored.
 
     Signed values may fill the bits above with zeros or with their sign. Whatever else stands there is part of the
     value, unless the file says that it keeps an overlay in these bits.
@@ -375,7 +385,7 @@ def _values_of_cells(
 def _is_padding(
     values: Int[np.ndarray, " num_cells"], dataset: Dataset, layout: _Layout
 ) -> Bool[np.ndarray, " num_cells"]:
-    """Which values Pixel Padding Value, or the range from it to its limit, declares to be no measurement."""
+    """Tell which values Pixel Padding Value, or the range from it to its limit, declares to be no measurement."""
     padding = number_of(dataset, "PixelPaddingValue")
     if padding is None:
         return np.zeros(len(values), bool)
@@ -393,7 +403,7 @@ def _with_sign(value: int, layout: _Layout) -> int:
 
 
 def _look(dataset: FileDataset, layout: _Layout) -> tuple[Look, list[str]]:
-    """How a file wants its grey values seen, and a flag for each element that made no sense."""
+    """Read how a file wants its grey values seen, and yield a flag for each element that made no sense."""
     modality, is_modality_odd = _lookup(dataset, "ModalityLUTSequence", is_signed=layout.is_signed)
     slope, intercept, is_rescale_odd = _rescale(dataset)
     is_voi_signed = layout.is_signed or (modality is None and intercept < 0)
@@ -414,7 +424,7 @@ def _look(dataset: FileDataset, layout: _Layout) -> tuple[Look, list[str]]:
 
 
 def _rescale(dataset: FileDataset) -> tuple[float, float, bool]:
-    """Slope and intercept, and whether they are not as the file has them.
+    """Return slope and intercept, and whether they are not as the file has them.
 
     A slope of 0 is an anonymizer's or a converter's, and would make every picture one grey.
     """
@@ -428,7 +438,8 @@ def _rescale(dataset: FileDataset) -> tuple[float, float, bool]:
 
 
 def _lookup(dataset: FileDataset, keyword: str, *, is_signed: bool) -> tuple[Lookup | None, bool]:
-    """The first table of a sequence (C.11.1.1 and C.11.2.1.1), and whether its entries are above the bits it tells."""
+    """Return the first table of a sequence (C.11.1.1 and C.11.2.1.1), and whether its entries are above the bits it
+    tells."""
     items = dataset.get(keyword)
     if not items:
         return None, False
@@ -449,10 +460,10 @@ def _lookup(dataset: FileDataset, keyword: str, *, is_signed: bool) -> tuple[Loo
 
 
 def _voi_window(dataset: Dataset) -> tuple[VoiWindow | None, bool]:
-    """The first window of interest that is one, and whether any before it is none."""
+    """Return the first window of interest that is possible, and whether any before it is not."""
     function = _FUNCTIONS.get(text_of(dataset, "VOILUTFunction") or "", "LINEAR")
     is_odd = False
-    for center, width in zip_longest(places_of(dataset, "WindowCenter"), places_of(dataset, "WindowWidth")):
+    for center, width in zip_longest(items_of(dataset, "WindowCenter"), items_of(dataset, "WindowWidth")):
         if center is not None and width is not None:
             window = VoiWindow(center, width, function)
             if window.is_one:

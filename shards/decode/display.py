@@ -1,4 +1,4 @@
-"""From stored values to grey levels as DICOM asks (PS3.3 C.11.1 and C.11.2), a value at a time rather than a pixel."""
+"""Turn stored values into grey levels as DICOM asks (PS3.3 C.11.1 and C.11.2), a value at a time, not a pixel."""
 
 import math
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ class Lookup:
 
     Attributes:
         first: The value that the first entry is for; lower ones take it too, and values beyond the last entry the last.
-        entries: What values become.
-        bits: Of an entry.
+        entries: Values of the table, from that of `first` on.
+        bits: Bits of an entry.
     """
 
     first: int
@@ -28,9 +28,9 @@ class Lookup:
     bits: int
 
     def __call__(self, values: Float[np.ndarray, " num"]) -> Float[np.ndarray, " num"]:
-        """The entries for values."""
-        places = np.clip(np.round(values) - self.first, 0, len(self.entries) - 1).astype(np.int64)
-        found: Float[np.ndarray, " num"] = self.entries[places].astype(np.float64)
+        """Look values up in the table."""
+        positions = np.clip(np.round(values) - self.first, 0, len(self.entries) - 1).astype(np.int64)
+        found: Float[np.ndarray, " num"] = self.entries[positions].astype(np.float64)
         return found
 
 
@@ -39,8 +39,8 @@ class VoiWindow:
     """A window of interest (C.11.2.1.2 and C.11.2.1.3).
 
     Attributes:
-        center: In values after the modality's transformation.
-        width: Likewise.
+        center: Middle of the window, in values after the modality's transformation.
+        width: Width of the window, in the same values.
         function: The curve between its ends.
     """
 
@@ -50,7 +50,7 @@ class VoiWindow:
 
     @property
     def is_one(self) -> bool:
-        """Whether there is such a window: a linear one is at least 1 wide, the others more than 0."""
+        """The window is possible: a linear one is at least 1 wide, the others more than 0."""
         is_wide = self.width >= 1 if self.function == "LINEAR" else self.width > 0
         return is_wide and math.isfinite(self.center) and math.isfinite(self.width)
 
@@ -67,7 +67,7 @@ class VoiWindow:
                 return None
 
     def __call__(self, values: Float[np.ndarray, " num"]) -> Float[np.ndarray, " num"]:
-        """Values as shares of the display's range."""
+        """Convert values to shares of the display's range."""
         match self.function:
             case "SIGMOID":
                 return 1 / (1 + np.exp(np.clip(-4 * (values - self.center) / self.width, -500, 500)))
@@ -81,13 +81,13 @@ class VoiWindow:
 
 @dataclass(frozen=True)
 class Look:
-    """How a file wants its grey values seen.
+    """The way in which a file wants its grey values seen.
 
     Attributes:
-        modality: Its table, or slope and intercept.
-        voi: Its table or window of interest; None if it has none.
-        is_eight_bit: Whether values that nothing transforms are grey levels already.
-        is_inverted: Whether low values are bright.
+        modality: Table of the modality, or slope and intercept.
+        voi: Table or window of interest; None if there is none.
+        is_eight_bit: Values that nothing transforms are grey levels already.
+        is_inverted: Low values are bright.
     """
 
     modality: Lookup | tuple[float, float]
@@ -108,16 +108,17 @@ class Shown:
 def show(
     stored: Int[np.ndarray, " num"], counts: Int[np.ndarray, " num"], is_padding: Bool[np.ndarray, " num"], look: Look
 ) -> Shown:
-    """Grey levels of stored values: modality, interest, inversion, in this order; padding is black after all of them.
+    """Convert stored values to grey levels: modality, interest, inversion, in this order; padding is black after
+    all.
 
     Without a window of interest, 8-bit values stay as they are and others go through `grey.choose_window`, padding
     left out.
 
     Args:
         stored: The values that a pixel could have.
-        counts: How many pixels have them.
-        is_padding: Which of them stand for no measurement.
-        look: How they are to be seen.
+        counts: Number of pixels that have each value.
+        is_padding: True for values that stand for no measurement.
+        look: The way in which the file wants them seen.
     """
     values = _through_modality(stored, look.modality)
     pixels = np.where(is_padding, 0, counts)

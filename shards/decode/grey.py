@@ -20,7 +20,7 @@ Values = Shaped[np.ndarray, "height width"]
 
 
 @dataclass(frozen=True)
-class Window:
+class GreyWindow:
     """The values that become 0 and 255, and how they were chosen."""
 
     low: float
@@ -28,18 +28,18 @@ class Window:
     rule: str
 
     def shares(self, values: Shaped[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-        """Values as shares of the window, cut to 0..1; a window of one value shows all of it black."""
+        """Convert values to shares of the window, cut to 0..1; a window of one value shows all of it black."""
         shares: Float[np.ndarray, "*shape"] = np.clip((values - self.low) / ((self.high - self.low) or np.inf), 0, 1)
         return shares
 
 
 def in_eight_bits(shares: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
-    """Shares 0..1 as grey levels 0..255, to the nearest."""
+    """Round shares 0..1 to grey levels 0..255."""
     return np.round(shares * WHITE).astype(np.uint8)
 
 
 def histogram(cells: Values) -> Int[np.ndarray, " num_cells"]:
-    """How often each of the 2⁸ or 2¹⁶ values of unsigned cells occurs."""
+    """Count how often each of the 2⁸ or 2¹⁶ values of unsigned cells occurs."""
     num_cells = 1 << 8 * cells.itemsize
     # Without bincount's copy in 64 bits, and in half its time; counts above 2²⁴ are rounded in their eighth digit.
     counts = cv2.calcHist([np.ascontiguousarray(cells)], [0], None, [num_cells], [0, num_cells])
@@ -47,8 +47,9 @@ def histogram(cells: Values) -> Int[np.ndarray, " num_cells"]:
     return found
 
 
-def choose_window(values: Shaped[np.ndarray, " num"], counts: Int[np.ndarray, " num"]) -> Window:
-    """The 0.5th to the 99.5th percentile, where one value counts for at most a thousandth of the pixels.
+def choose_window(values: Shaped[np.ndarray, " num"], counts: Int[np.ndarray, " num"]) -> GreyWindow:
+    """Choose the window from the 0.5th to the 99.5th percentile; one value counts for at most a thousandth of the
+    pixels.
 
     Of a deep file that names no window neither its bits nor its extremes say what matters: 12-bit radiographs lie in
     16-bit files, and one hot marker sets the maximum. Percentiles pass over few odd pixels; collimation, padding,
@@ -59,27 +60,29 @@ def choose_window(values: Shaped[np.ndarray, " num"], counts: Int[np.ndarray, " 
 
     Args:
         values: Grey values, in any order and perhaps repeated.
-        counts: How many pixels have them.
+        counts: Number of pixels that have each value.
     """
     is_present = counts > 0
-    levels, places = np.unique(values[is_present], return_inverse=True)
+    levels, positions = np.unique(values[is_present], return_inverse=True)
     if not len(levels):
-        return Window(0.0, 0.0, MIN_TO_MAX)
-    num_pixels = np.bincount(places, weights=counts[is_present])
+        return GreyWindow(0.0, 0.0, MIN_TO_MAX)
+    num_pixels = np.bincount(positions, weights=counts[is_present])
     bounded = np.minimum(num_pixels, max(1, num_pixels.sum() * _MAX_SHARE_OF_A_VALUE // 1))
     ends = np.cumsum(bounded)
     low, high = (_at_rank(levels, ends, share * float(ends[-1] - 1)) for share in (_LOW, _HIGH))
-    return Window(low, high, PERCENTILES) if low < high else Window(float(levels[0]), float(levels[-1]), MIN_TO_MAX)
+    if low < high:
+        return GreyWindow(low, high, PERCENTILES)
+    return GreyWindow(float(levels[0]), float(levels[-1]), MIN_TO_MAX)
 
 
 def _at_rank(levels: Shaped[np.ndarray, " num"], ends: Float[np.ndarray, " num"], rank: float) -> float:
-    """The value at a rank, from 0, in the sorted pixels; between two ranks in proportion."""
+    """Return the value at a rank, from 0, in the sorted pixels; between two ranks in proportion."""
     below, above = (float(levels[np.searchsorted(ends, whole, side="right")]) for whole in (rank // 1, -(-rank // 1)))
     return below + (rank % 1) * (above - below)
 
 
-def spread(values: Values) -> tuple[UInt8[np.ndarray, "height width"], Window]:
-    """Integers of any kind in 8 bits, by `choose_window`."""
+def spread(values: Values) -> tuple[UInt8[np.ndarray, "height width"], GreyWindow]:
+    """Convert integers of any kind to 8 bits, by `choose_window`."""
     if values.dtype == np.uint16:
         counts = histogram(values)
         levels = np.arange(len(counts))

@@ -8,7 +8,7 @@ from shards.records import RawLayout
 
 
 def decode(data: bytes, *, max_pixels: float, raw: RawLayout | None = None) -> Decoded:
-    """The image of a PNG, JPEG, TIFF, BMP, GIF, DICOM or raw file, upright and in 8 bits, decoded to its end.
+    """Decode a PNG, JPEG, TIFF, BMP, GIF, DICOM or raw file to its end, upright and in 8 bits.
 
     Alpha is dropped, palettes are resolved, 16-bit grey goes through `grey.choose_window`, DICOM through what it says
     of its own display.

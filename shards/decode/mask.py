@@ -10,7 +10,7 @@ from shards.decode.signature import kind_of
 
 
 def decode_mask(data: bytes, *, max_pixels: float) -> UInt8[np.ndarray, "height width"]:
-    """The grey values of a mask as they are stored.
+    """Decode the grey values of a mask as they are stored.
 
     One bit becomes 0 and 255. A palette is resolved, so a GIF's index 1 is the grey (luma) of its second colour, not 1.
     PNG of 2 and 4 bits are scaled to 0..255, as the format asks. Of colours the luma is taken, and it is above 0

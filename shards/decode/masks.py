@@ -1,4 +1,4 @@
-"""From what a record says of a mask to the pixels inside it."""
+"""Draw the pixels inside a mask from what a record says of it."""
 
 import hashlib
 import math
@@ -24,10 +24,11 @@ Inside = Bool[np.ndarray, "height width"]
 
 
 def draw_mask(mask: Mask, root: Path, size: tuple[int, int], max_pixels: float) -> Inside:
-    """The pixels of the image inside a structure; its files are read below `root` and compared with their hashes.
+    """Draw the pixels of the image inside a structure; its files are read below `root` and compared with their
+    hashes.
 
     Args:
-        mask: What the record says of it.
+        mask: The mask as the record has it.
         root: The dataset's folder.
         size: (height, width) of the image, upright.
         max_pixels: A file with more pixels is not decoded.
@@ -43,7 +44,7 @@ def draw_mask(mask: Mask, root: Path, size: tuple[int, int], max_pixels: float) 
 
 
 def draw(mask: Mask, size: tuple[int, int], read: Callable[[File], bytes], max_pixels: float) -> Inside:
-    """As `draw_mask`, with a reader of files that decides what a missing or changed one means.
+    """Draw a mask like `draw_mask`, with a reader of files that decides what a missing or changed one means.
 
     Raises:
         UnreadableImageError: with the reason for quarantine: a file is damaged or of another size, runs end outside the
@@ -90,7 +91,7 @@ def _half_of_range(grey: UInt8[np.ndarray, "height width"]) -> float:
 
 
 def _nearest(grey: UInt8[np.ndarray, "from_height from_width"], size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
-    """The pixel whose area holds each new pixel's centre, in integers: exact for every pair of sizes."""
+    """Find the pixel whose area holds each new pixel's centre, in integers: exact for every pair of sizes."""
     rows, cols = ((2 * np.arange(to) + 1) * of // (2 * to) for of, to in zip(grey.shape, size, strict=True))
     nearest: UInt8[np.ndarray, "h w"] = grey[rows][:, cols]
     return nearest
@@ -121,7 +122,8 @@ def _draw_polygons(mask: MaskPolygons, size: tuple[int, int]) -> Inside:
 
 
 def _fill_ring(ring: tuple[Point, ...], size: tuple[int, int]) -> tuple[int, Bool[np.ndarray, "some_rows width"]]:
-    """The first row that a ring touches, and from there on the pixels whose centres lie inside it (even-odd).
+    """Fill a ring: return the first row that it touches, and from there on the pixels whose centres lie inside
+    (even-odd).
 
     A centre is inside where the line to it from the left border crosses the ring an odd number of times: every
     crossing is marked in the first column whose centre it lies left of, and the marks are added up along the row.

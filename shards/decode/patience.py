@@ -13,10 +13,10 @@ _MAX_OTHER_BYTES = 64 * 2**20
 
 
 def read_patiently(path: Path, max_pixels: float) -> bytes:
-    """The content of a file; what a network drive may do for a moment (time-outs, stale handles) is tried again.
+    """Read a file; what a network drive may do for a moment (time-outs, stale handles) is tried again.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
         max_pixels: A file that is larger than any image of so many is not read.
 
     Raises:

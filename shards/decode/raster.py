@@ -17,9 +17,9 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from shards.canvas import Pixels
-from shards.decode.apart import SURPLUS, check_jpeg_apart
 from shards.decode.codestream import has_every_part, read_frame, without_oddities
 from shards.decode.grey import Values, spread
+from shards.decode.isolated import SURPLUS, check_jpeg_isolated
 from shards.decode.reasons import (
     DAMAGED,
     DEEP_COLOUR,
@@ -69,12 +69,12 @@ _TURNED = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""How an image is set upright, by its EXIF orientation."""
+"""EXIF orientation → operation that sets an image upright."""
 _XMP = ("xmp", "XML:com.adobe.xmp")
 
 
 def decode_raster(data: bytes, kind: RasterKind, *, max_pixels: float) -> Decoded:
-    """The image, by the rules of `decode`.
+    """Decode an image, by the rules of `decode`.
 
     Raises:
         UnreadableImageError: with the reason for quarantine.
@@ -88,7 +88,7 @@ def decode_raster(data: bytes, kind: RasterKind, *, max_pixels: float) -> Decode
 
 
 def load(data: bytes, kind: RasterKind, *, max_pixels: float) -> Image.Image:
-    """A file as a decoded, upright Pillow image; `is_deep` says what may be done with it.
+    """Load a file as a decoded, upright Pillow image; `is_deep` says what may be done with it.
 
     Raises:
         UnreadableImageError: with the reason for quarantine.
@@ -122,7 +122,7 @@ def load(data: bytes, kind: RasterKind, *, max_pixels: float) -> Image.Image:
 
 
 def upright(loaded: Image.Image, opened: Image.Image) -> Image.Image:
-    """A decoded image, turned as the EXIF orientation of the opened one says, and that alone."""
+    """Turn a decoded image as the EXIF orientation of the opened one says."""
     xmp = {key: opened.info.pop(key) for key in _XMP if key in opened.info}  # where Pillow would look too
     turn = _TURNED.get(opened.getexif().get(ExifTags.Base.Orientation, 1))
     opened.info.update(xmp)
@@ -133,7 +133,7 @@ def check_kind(image: Image.Image, data: bytes) -> None:
     """Refuse an opened PNG or TIFF of which Pillow makes other values than the file has.
 
     Args:
-        image: As Pillow opened it.
+        image: The image as Pillow opened it.
         data: The file, or its first few dozen bytes.
 
     Raises:
@@ -155,12 +155,12 @@ def check_kind(image: Image.Image, data: bytes) -> None:
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether a loaded image has more than 8 bits; its values are then those of `values_of`."""
+    """Tell whether a loaded image has more than 8 bits; its values are then those of `values_of`."""
     return image.mode in _DEEP
 
 
 def values_of(image: Image.Image) -> Values:
-    """The integers of a deep image; 0 is black."""
+    """Return the integers of a deep image; 0 is black."""
     values = np.asarray(image)
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
     # Pillow resolves white-is-zero for 8 bits alone.
@@ -169,17 +169,17 @@ def values_of(image: Image.Image) -> Values:
 
 
 def eight_bit_pixels(image: Image.Image) -> Pixels:
-    """A Pillow image of at most 8 bits as grey or RGB: alpha dropped, palettes and CMYK resolved."""
+    """Convert a Pillow image of at most 8 bits to grey or RGB: alpha dropped, palettes and CMYK resolved."""
     mode = "L" if image.mode in _GREY else "RGB"
     return np.asarray(image if image.mode == mode else image.convert(mode))
 
 
 def decode_sound_jpeg(data: bytes, colour: str) -> UInt8[np.ndarray, "height width channels"] | None:
-    """The pixels of a JPEG of 8 bits, of which the decoder found every one.
+    """Decode a JPEG of 8 bits, of which the decoder found every pixel.
 
     Args:
         data: The file.
-        colour: As simplejpeg calls it.
+        colour: Colour space to decode to, as simplejpeg calls it.
 
     Returns:
         None if the file is sound, but of a sampling that simplejpeg does not decode.
@@ -195,7 +195,7 @@ def decode_sound_jpeg(data: bytes, colour: str) -> UInt8[np.ndarray, "height wid
     except ValueError as error:
         plain = without_oddities(data)
         if _UNNAMED_SAMPLING in str(error):
-            check_jpeg_apart(plain)
+            check_jpeg_isolated(plain)
             return None
     try:
         return _simplejpeg(plain, colour)
@@ -216,7 +216,7 @@ def _simplejpeg(data: bytes, colour: str) -> UInt8[np.ndarray, "height width cha
 
 
 def _essential(data: bytes) -> bytes:
-    """A PNG file without what is not needed for its pixels.
+    """Remove from a PNG file what is not needed for its pixels.
 
     Raises:
         UnreadableImageError: it is an animation, or a chunk is not what its checksum says.
@@ -238,7 +238,7 @@ def _essential(data: bytes) -> bytes:
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """Names and whole chunks of a PNG, up to the last; one whose end is missing is left out."""
+    """Yield names and whole chunks of a PNG, up to the last; one whose end is missing is left out."""
     view, start = memoryview(data), len(_PNG_SIGNATURE)
     while start + 12 <= len(data):
         end = start + 12 + int.from_bytes(view[start : start + 4], "big")
@@ -331,7 +331,7 @@ def _load(image: Image.Image) -> Image.Image:
 
 
 def _load_jpeg(image: Image.Image, data: bytes) -> Image.Image:
-    """The pixels that Pillow would give, or for CMYK gives, if the decoder has no doubts."""
+    """Decode a JPEG to the pixels that Pillow would give, or for CMYK gives, if the decoder has no doubts."""
     pixels = decode_sound_jpeg(data, _JPEG_COLOURS[image.mode])
     if pixels is None or image.mode == "CMYK":  # inverted or not, which Pillow knows
         return _load(image)
@@ -347,7 +347,7 @@ def _bits(image: Image.Image, data: bytes) -> int:
 
 
 def _tag(image: Image.Image, tag: int) -> int | None:
-    """The first number of a TIFF tag; None of other files."""
+    """Return the first number of a TIFF tag; None for other files."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return None
     value = image.tag_v2.get(tag)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from shards.decode.grey import WHITE, Window, in_eight_bits
+from shards.decode.grey import WHITE, GreyWindow, in_eight_bits
 from shards.decode.reasons import RAW_SIZE, TOO_LARGE, UnreadableImageError
 from shards.decode.result import AS_STORED, VALUES_ABOVE_MAXIMUM, Decoded, Facts
 from shards.decode.signature import pretence
@@ -10,7 +10,7 @@ from shards.records import RawLayout
 
 
 def decode_raw(data: bytes, layout: RawLayout, *, max_pixels: float) -> Decoded:
-    """The image of a headerless file: 0..max_value becomes 0..255, or 255..0.
+    """Decode a headerless file: 0..max_value becomes 0..255, or 255..0.
 
     Raises:
         UnreadableImageError: with the reason for quarantine.
@@ -20,7 +20,7 @@ def decode_raw(data: bytes, layout: RawLayout, *, max_pixels: float) -> Decoded:
     if len(data) != layout.num_bytes:
         raise UnreadableImageError(pretence(data) or RAW_SIZE)
     values = np.frombuffer(data, layout.dtype).reshape(layout.height, layout.width)
-    window = Window(0.0, float(layout.max_value), AS_STORED)
+    window = GreyWindow(0.0, float(layout.max_value), AS_STORED)
     table = in_eight_bits(window.shares(np.arange(np.iinfo(layout.dtype).max + 1)))
     flags = (VALUES_ABOVE_MAXIMUM,) if values.max() > layout.max_value else ()
     facts = Facts(layout.max_value.bit_length(), window=(window.low, window.high), flags=flags)

@@ -1,4 +1,4 @@
-"""Why an image cannot be used: fixed sentences, for none of them may hold a value or name of the file."""
+"""List the reasons why an image cannot be used: fixed sentences, so that none holds a value or name of the file."""
 
 EMPTY = "an empty file"
 ZEROS = "zeros instead of an image: a download that did not finish"

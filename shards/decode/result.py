@@ -1,4 +1,4 @@
-"""What decoding gives: pixels, and the few facts about a file that may leave it."""
+"""Define the result of decoding: pixels, and the few facts about a file that may leave it."""
 
 from dataclasses import dataclass
 
@@ -24,15 +24,15 @@ MISSING_ELEMENTS = "elements of the pixels missing, their defaults taken"
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a decoded file: every text is one of a fixed vocabulary, none is the file's own.
+    """Facts of a decoded file: every text is one of a fixed vocabulary, none is the file's own.
 
     Attributes:
-        bits_stored: Of a sample; None if unknown.
-        photometric: What DICOM calls the original's grey or colour; None for other files.
+        bits_stored: Bits of a sample; None if unknown.
+        photometric: DICOM's word for the original's grey or colour; None for other files.
         window: The values that became 0 and 255, before any inversion; None where a table or a curve did it.
-        window_rule: How they were chosen, one of this module's.
+        window_rule: Rule by which they were chosen, one of this module's.
         spacing_mm: (row, col) side of a pixel at the detector; None if unknown.
-        is_annotation_burned_in: What the file says about text in its pixels; None if nothing.
+        is_annotation_burned_in: The file says that text is in its pixels; None if it says nothing.
         flags: Oddities, of this module's.
     """
 

@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes: names and extensions lie."""
+"""Tell what a file is by its first bytes: names and extensions lie."""
 
 import re
 from typing import Literal
@@ -55,7 +55,7 @@ _FEW_BYTES = 4096
 
 
 def kind_of(data: bytes) -> RasterKind | Literal["DICOM"]:
-    """The kind of image that a file's content says it is.
+    """Tell the kind of image that a file's content says it is.
 
     Raises:
         UnreadableImageError: it is none that is read; the reason names what else is often found in its place.
@@ -72,12 +72,14 @@ def kind_of(data: bytes) -> RasterKind | Literal["DICOM"]:
 
 
 def is_dicom(data: bytes) -> bool:
-    """Whether the file says that it is DICOM: by its preamble, or by a first element that nothing else begins with."""
+    """Tell whether a file says that it is DICOM: by its preamble, or by a first element that nothing else begins
+    with."""
     return data[PREAMBLE_BYTES : PREAMBLE_BYTES + 4] == DICOM_MAGIC or _FIRST_ELEMENT.match(data) is not None
 
 
 def pretence(data: bytes) -> str | None:
-    """What a file is that is often found in an image's place, as a reason; None if it is nothing of that sort."""
+    """Name the kind of file that is often found instead of an image, as a reason; None if it is nothing of that
+    sort."""
     if not data:
         return EMPTY
     head = data[:_FEW_BYTES]

@@ -8,10 +8,10 @@ from shards.errors import ContaminationError
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a shard set's images come from.
+    """The dataset that a shard set's images come from.
 
     Attributes:
-        kind: Its dataset.
+        kind: Name of the dataset.
         shares_images_with: Datasets with some of the same images, which no mapping file told apart.
     """
 
@@ -20,7 +20,7 @@ class Origin:
 
 
 def shared_images(trained: Mapping[str, Origin], measured: Origin) -> tuple[str, ...]:
-    """Training batches that may hold images of the measured one.
+    """Name the training batches that may hold images of the measured one.
 
     A pair that a mapping file told apart is none of them: there a patient has one pseudonym in both, and
     `shards.reading.lineage` compares patients. Nor are two batches of one dataset, unless a mapping named the patients
@@ -28,7 +28,7 @@ def shared_images(trained: Mapping[str, Origin], measured: Origin) -> tuple[str,
 
     Args:
         trained: Batch → origin.
-        measured: Of the set whose patients are measured on.
+        measured: Origin of the set whose patients are measured on.
     """
     return tuple(name for name, origin in trained.items() if _may_share(origin, measured))
 
@@ -42,7 +42,7 @@ def _may_share(one: Origin, other: Origin) -> bool:
 def check_shared_images(
     trained: Mapping[str, Origin], measured_name: str, measured: Origin, *, is_accepted: bool
 ) -> tuple[str, ...]:
-    """The same, refused unless it is accepted.
+    """Raise if training and evaluation batches may share images, unless that is accepted.
 
     Raises:
         ContaminationError: images may be in both and nobody has said yes.

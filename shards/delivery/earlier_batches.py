@@ -1,4 +1,4 @@
-"""What other batches have settled before a delivery comes: which images they have, and whose patient may be where.
+"""Read what other batches have settled before a delivery comes: which images they have, and each patient's splits.
 
 An image is known by its content, whatever its file is called and wherever it lies; an image of a dataset that gives its
 images ids also by its id, for a copy may be resized or written anew.
@@ -15,16 +15,16 @@ from shards.records import File, Record, Split
 from shards.sources.base import OWN_KINDS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Registered:
     """A batch that has a manifest.
 
     Attributes:
         name: Name of the batch.
-        kind: Of its source.
+        kind: Name of its source.
         manifest: The file.
         root: Folder of its images.
-        is_earlier: Than the delivery in question: its patients keep their splits.
+        is_earlier: It is earlier than the delivery in question, so that its patients keep their splits.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Known:
 
     Attributes:
         batch: The name of the first that has it.
-        kind: Of its source.
+        kind: Name of the batch's source.
         patient: Pseudonym; None where several patients have it, as a blank picture or a page that says no.
     """
 
@@ -49,7 +49,7 @@ class Known:
     patient: str | None
 
     def replaces(self, record: Record, kind: str) -> bool:
-        """Whether an image of a source need not be in a second batch.
+        """Tell whether an image of a source need not be in a second batch.
 
         Of two public datasets whose mapping gave both images one patient, and so one split, each keeps its own: it has
         other labels.
@@ -59,11 +59,11 @@ class Known:
 
 @dataclass(frozen=True)
 class Settled:
-    """What those batches say.
+    """The images and the patients' splits of other batches.
 
     Attributes:
         images: Content, or kind and id, of an image (`names_of`) → which earlier batch has it.
-        later: The same of images of the folder that came in a later batch, and their paths below the folder.
+        later: Names of images of the folder that came in a later batch, and their paths below the folder.
         files: Path below the folder → the file as a batch registered it, and when, in seconds as files have them.
         splits: Pseudonym → the splits that the patient can be in, of all earlier batches.
     """
@@ -74,9 +74,9 @@ class Settled:
     splits: dict[str, tuple[Split, ...]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Growth:
-    """What a delivery adds.
+    """The images that a delivery adds to those of other batches.
 
     Attributes:
         entries: The images that no other batch has, their patients in the splits that they have there.
@@ -94,7 +94,7 @@ class Growth:
 
 
 def names_of(record: Record, kind: str) -> Iterator[str]:
-    """What an image is known by: its content, and its id where the dataset has one that is no path of the user's."""
+    """Yield the names by which an image is known: its content, and its id where it is no path of the user's."""
     if record.image.sha256 is not None and record.image.num_bytes:
         yield record.image.sha256
     if kind != "folder":
@@ -133,7 +133,8 @@ def read_settled(root: Path, batches: Iterable[Registered]) -> Settled:
 
 
 def unchanged_files(root: Path, settled: Settled) -> Mapping[str, File]:
-    """Files of the folder that lie there as they were registered: path → file with its hash, which is not read again.
+    """Find files of the folder that lie there as they were registered: path → file with its hash, which is not read
+    again.
 
     A file counts as unchanged if it has its size and was last written, renamed or moved before it was registered.
     """
@@ -153,9 +154,9 @@ def grow(entries: Iterable[Entry], kind: str, root: Path, settled: Settled) -> G
 
     Args:
         entries: All images of the folder, as they are listed now, with their hashes.
-        kind: Of their source.
+        kind: Name of their source.
         root: The folder.
-        settled: By other batches.
+        settled: Images and patients of other batches.
 
     Raises:
         SourceError: there is nothing new, a file has been changed since it was registered, or new images are of
@@ -204,7 +205,7 @@ def grow(entries: Iterable[Entry], kind: str, root: Path, settled: Settled) -> G
         raise SourceError(
             f"{root}: all {num_known} images are in earlier batches{_named(copies)}; there is nothing to add"
         )
-    return Growth(new, copies, left_out, len(kept), len(old))
+    return Growth(entries=new, copies=copies, left_out=left_out, num_kept=len(kept), num_old=len(old))
 
 
 def _named(copies: Counter[str]) -> str:

@@ -17,17 +17,17 @@ from shards.errors import SourceError
 from shards.format.layout import BATCHES, MANIFESTS
 
 PATIENT = "patient"
-"""Before the key of a patient."""
+"""Word of a list before the key of a patient."""
 
 
 @dataclass(frozen=True)
 class Exclusion:
-    """What is not read of a batch.
+    """Images of a batch that nothing reads.
 
     Attributes:
-        keys: Of images.
+        keys: Keys of images.
         patients: Pseudonyms of patients, all of whose images are meant.
-        sha256: Of the list; empty where there is none.
+        sha256: Hash of the list; empty where there is none.
     """
 
     keys: frozenset[str] = field(default_factory=frozenset)
@@ -59,17 +59,17 @@ def list_path(name: str, project: Path) -> Path:
     return project / MANIFESTS / f"{name}.exclude.txt"
 
 
-def record_path(name: str, project: Path) -> Path:
+def exclusion_path(name: str, project: Path) -> Path:
     """Return the path of the file that names the list and that stages depend on; it is there where a list is."""
     return project / BATCHES / f"{name}.exclude.yaml"
 
 
-def record_dep(name: str) -> str:
+def exclusion_dep(name: str) -> str:
     """Return that path as dvc.yaml has it."""
-    return record_path(name, Path()).as_posix()
+    return exclusion_path(name, Path()).as_posix()
 
 
-def format_record(name: str, exclusion: Exclusion) -> str:
+def format_exclusion(name: str, exclusion: Exclusion) -> str:
     """Write the file that stages depend on."""
     return (
         f"# What nothing reads of {name}, written by `python -m shards exclude`; the list itself is private.\n"
@@ -88,21 +88,21 @@ def read_exclusion(name: str, project: Path) -> Exclusion:
         SourceError: the project excludes images of it and the list is missing, or not the one that is named; or there
             is a list that nothing names.
     """
-    record, path = record_path(name, project), list_path(name, project)
+    tracked, path = exclusion_path(name, project), list_path(name, project)
     found = parse_list(path.read_text(encoding="utf-8")) if path.is_file() else None
-    if not record.is_file():
+    if not tracked.is_file():
         if found:
             raise SourceError(
-                f"{path}: names images of {name} to exclude, and there is no {record}; run `python -m shards exclude "
+                f"{path}: names images of {name} to exclude, and there is no {tracked}; run `python -m shards exclude "
                 f"{name}` to exclude them, or remove the list"
             )
         return NOTHING
-    expected = YAML(typ="safe", pure=True).load(record.read_text(encoding="utf-8"))["list_sha256"]
+    expected = YAML(typ="safe", pure=True).load(tracked.read_text(encoding="utf-8"))["list_sha256"]
     if found is None:
         raise missing_list(name, project)
     if found.sha256 != expected:
         raise SourceError(
-            f"{path}: sha256 {found.sha256}, {record} expects {expected} (list_sha256), and nothing else says which "
+            f"{path}: sha256 {found.sha256}, {tracked} expects {expected} (list_sha256), and nothing else says which "
             f"images of {name} are excluded; restore the list, or run `python -m shards exclude {name}` to take it as "
             "it is"
         )
@@ -111,9 +111,9 @@ def read_exclusion(name: str, project: Path) -> Exclusion:
 
 def missing_list(name: str, project: Path) -> SourceError:
     """Return the error for a list that is lost: no command makes a shorter one of it."""
-    record, path = record_path(name, project), list_path(name, project)
+    tracked, path = exclusion_path(name, project), list_path(name, project)
     return SourceError(
-        f"{path}: not found, and {record} says that images of {name} are excluded; restore the list from a copy of "
+        f"{path}: not found, and {tracked} says that images of {name} are excluded; restore the list from a copy of "
         f"{path.parent}. Only if it is lost for good: make the file again with what is to be excluded, and run "
         f"`python -m shards exclude {name}`"
     )

@@ -8,18 +8,18 @@ import hashlib
 from pathlib import Path
 
 from shards.errors import SourceError
-from shards.params import RegisteredSourceParams
+from shards.params import SourceParams
 
 
-def read_list(name: str, source: RegisteredSourceParams) -> frozenset[str]:
-    """The keys that are kept; none where the batch's file names no list.
+def read_list(name: str, source: SourceParams) -> frozenset[str]:
+    """Read the keys of the images that are kept; none where the batch's file names no list.
 
     Raises:
         SourceError: the list is missing, or not the one that the batch's file names.
     """
     if source.keep_sha256 is None:
         return frozenset()
-    path = place_of_list(name, source)
+    path = path_of_list(name, source)
     text = path.read_text(encoding="utf-8") if path.is_file() else None
     if text is None or sha256_of_list(text) != source.keep_sha256:
         found = "not found" if text is None else f"sha256 {sha256_of_list(text)}"
@@ -30,17 +30,17 @@ def read_list(name: str, source: RegisteredSourceParams) -> frozenset[str]:
     return keys_of(text)
 
 
-def place_of_list(name: str, source: RegisteredSourceParams) -> Path:
-    """Beside the manifest."""
+def path_of_list(name: str, source: SourceParams) -> Path:
+    """Return the path of a batch's list, which lies beside the manifest."""
     return Path(source.dep).with_name(f"{name}.keep.txt")
 
 
 def keys_of(text: str) -> frozenset[str]:
-    """Of a list's images."""
+    """Return the keys that the text of a list names."""
     words = (line.partition("#")[0].strip() for line in text.splitlines())
     return frozenset(word for word in words if word)
 
 
 def sha256_of_list(text: str) -> str:
-    """What a batch's file names a list by."""
+    """Hash the text of a list, as the batch's file names it."""
     return hashlib.sha256(text.encode()).hexdigest()

@@ -28,10 +28,10 @@ class Entry:
     """A record as it may be kept.
 
     Attributes:
-        record: Its ids are keyed hashes, its age the first year of its bucket, its sex None unless it was asked for,
-            its split None (`splits` stands for it).
-        position: Where its patient stands in [0, 1) among all patients; decides between the splits.
-        splits: Those that its patient can be in; the same in all batches.
+        record: The record. Its ids are keyed hashes, its age is the first year of its bucket, its sex is None unless it
+            was asked for, and its split is None (`splits` stands for it).
+        position: Position of its patient in [0, 1) among all patients; decides between the splits.
+        splits: Splits that its patient can be in; the same in all batches.
     """
 
     record: Record
@@ -39,17 +39,17 @@ class Entry:
     splits: tuple[Split, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """What holds for a whole delivery: the first line of its manifest.
+    """Facts of a whole delivery: the first line of its manifest.
 
     Attributes:
-        manifest_version: Of the format.
-        kind: Its dataset.
+        manifest_version: Version of the format.
+        kind: Name of the source.
         patient_grouping: `image` where patients are unknown.
         shares_images_with: Datasets with some of the same images, which no mapping told apart.
         split_rule: `official`: the dataset's own splits where it has them. `hash`: patients by their hash alone.
-        id_key_fingerprint: Of the key behind the hashes.
+        id_key_fingerprint: Fingerprint of the key behind the hashes.
         num_images: Lines that follow.
     """
 
@@ -63,7 +63,7 @@ class Header:
 
     @property
     def has_public_ids(self) -> bool:
-        """Whether ids and file names hide nobody and may be shown."""
+        """Ids and file names hide nobody and may be shown."""
         return self.id_key_fingerprint == _PUBLIC_FINGERPRINT
 
 
@@ -85,9 +85,9 @@ def identify(
     key: IdKey,
     *,
     split_rule: SplitRule,
-    has_sex: bool,
+    with_sex: bool,
     site: str = "",
-    is_former: bool = False,
+    as_former: bool = False,
 ) -> Delivery:
     """Replace every id by what may be kept.
 
@@ -95,15 +95,15 @@ def identify(
     which is which. Under the public key, which hides nothing, they stay as they are listed.
 
     Args:
-        listing: What the source found, all of it: which official splits there are decides who may be in which. Its
-            records have the hashes of their files.
-        kind: Of the source.
-        key: Behind the hashes; with the public one the names of images and studies stay.
+        listing: All images that the source found, since which official splits there are decides who may be in which.
+            Its records have the hashes of their files.
+        kind: Name of the source.
+        key: Key behind the hashes; with the public one the names of images and studies stay.
         split_rule: `hash` forgets official splits.
-        has_sex: Whether the sex is kept.
+        with_sex: Keep the patients' sex.
         site: Who gave the patients of a user's own images their ids; another site's patient of the same id is another
             person. Empty: nobody says.
-        is_former: Write what earlier versions wrote: the order of the listing, and unknown patients told apart by the
+        as_former: Write what earlier versions wrote: the order of the listing, and unknown patients told apart by the
             paths of their images.
     """
     official = frozenset(record.split for record in listing.records if record.split)
@@ -113,38 +113,38 @@ def identify(
         records = tuple(
             replace(record, patient=patient_of_site(site, record.patient))
             if is_grouped
-            else replace(record, patient=_image_alone(record, is_former=is_former))
+            else replace(record, patient=_image_alone(record, as_former=as_former))
             for record in records
         )
     entries = [
         Entry(
-            _published(record, key, has_sex=has_sex),
+            _published(record, key, with_sex=with_sex),
             key.position(record.patient),
             open_splits(record.split if split_rule == "official" else None, official),
         )
         for record in records
     ]
-    if not (key.is_public or is_former):
+    if not (key.is_public or as_former):
         entries.sort(key=lambda entry: entry.record.source_id)
     header = Header(
-        MANIFEST_VERSION,
-        kind,
-        listing.patient_grouping,
-        listing.shares_images_with,
-        split_rule,
-        key.fingerprint,
-        len(entries),
+        manifest_version=MANIFEST_VERSION,
+        kind=kind,
+        patient_grouping=listing.patient_grouping,
+        shares_images_with=listing.shares_images_with,
+        split_rule=split_rule,
+        id_key_fingerprint=key.fingerprint,
+        num_images=len(entries),
     )
     return Delivery(header, entries)
 
 
 def key_of(record: Record, header: Header) -> str:
-    """The sample's key: without a dot (WebDataset cuts names at the first), unique if the source ids are."""
+    """Make the sample's key: without a dot (WebDataset cuts names at the first), unique if the source ids are."""
     return public_key_of(record.source_id) if header.has_public_ids else record.source_id
 
 
 def public_key_of(source_id: str) -> str:
-    """A key that shows the source id as far as a key can."""
+    """Make a key that shows the source id as far as a key can."""
     name = re.sub(r"[^A-Za-z0-9_-]", "-", source_id)
     if name == source_id and len(name) <= MAX_KEY_LENGTH:
         return name
@@ -152,13 +152,13 @@ def public_key_of(source_id: str) -> str:
     return f"{name[: MAX_KEY_LENGTH - 17]}-{digest}"
 
 
-def _image_alone(record: Record, *, is_former: bool) -> str:
+def _image_alone(record: Record, *, as_former: bool) -> str:
     """Return what stands for the unknown patient of an image: its content, wherever a copy of it lies."""
-    sha256 = None if is_former else record.image.sha256
+    sha256 = None if as_former else record.image.sha256
     return record.patient if sha256 is None else f"image/{sha256}"
 
 
-def _published(record: Record, key: IdKey, *, has_sex: bool) -> Record:
+def _published(record: Record, key: IdKey, *, with_sex: bool) -> Record:
     # Study ids may be unique within a patient only.
     study = key.pseudonym("study", f"{record.patient}/{record.study}") if record.study else None
     return replace(
@@ -168,7 +168,7 @@ def _published(record: Record, key: IdKey, *, has_sex: bool) -> Record:
         study=record.study if key.is_public else study,
         split=None,
         body_part=None,
-        sex=record.sex if has_sex else None,
+        sex=record.sex if with_sex else None,
         age_years=None if record.age_years is None else float(_bucket(record.age_years)),
     )
 
@@ -178,7 +178,7 @@ def _bucket(age_years: float) -> int:
 
 
 def age_bucket(age_years: float | None) -> str | None:
-    """`60-69`, or `90+`; what a shard says of an age."""
+    """Return the bucket of an age, as `60-69` or `90+`, which is what a shard says of it; None for an unknown age."""
     if age_years is None:
         return None
     first = _bucket(age_years)
@@ -186,7 +186,7 @@ def age_bucket(age_years: float | None) -> str | None:
 
 
 def format_manifest(delivery: Delivery) -> Iterator[str]:
-    """The manifest, line by line: the header, then an image a line as JSON."""
+    """Yield the lines of the manifest: the header, then an image a line as JSON."""
     yield _line(_HEADER.dump_python(delivery.header, mode="json"))
     for entry in delivery.entries:
         yield _line(_ENTRY.dump_python(entry, mode="json", exclude_defaults=True))
@@ -197,7 +197,7 @@ def _line(values: Any) -> str:
 
 
 def iterate_manifest(path: Path) -> tuple[Header, Iterator[tuple[int, Entry]]]:
-    """The header of a manifest, and its entries with the byte offset of their lines, read one at a time.
+    """Read the header of a manifest, and its entries with the byte offset of their lines, one at a time.
 
     Raises:
         SourceError: it is missing, damaged, of another version, or not whole (at its end).
@@ -232,7 +232,7 @@ def _entries(path: Path, start: int, num_images: int) -> Iterator[tuple[int, Ent
 
 
 def read_entry(path: Path, offset: int) -> Entry:
-    """The entry of one line.
+    """Read the entry of one line.
 
     Raises:
         SourceError: there is none at this offset.
@@ -250,7 +250,7 @@ def _parsed(line: bytes, path: Path) -> Entry:
 
 
 def check_records(records: Iterable[Record], where: str) -> None:
-    """Every file lies below the root, and no image is there twice.
+    """Check that every file lies below the root, and that no image is there twice.
 
     Raises:
         SourceError: naming the record by its number from 1.
@@ -269,7 +269,7 @@ def check_records(records: Iterable[Record], where: str) -> None:
 
 
 def hashed(records: Iterable[Record], root: Path) -> Iterator[Record]:
-    """The records with size and hash of every file as it is now.
+    """Yield the records with size and hash of every file as it is now.
 
     Raises:
         SourceError: a file lies outside of `root` or cannot be read; names the record by its number from 1.

@@ -11,8 +11,8 @@ from filelock import FileLock, Timeout
 
 from shards.config import DEFAULT_PARAMS, read_params
 from shards.delivery.batches import batch_path, format_batch, read_batches, root_path, set_settings
-from shards.delivery.exclusion import record_dep
-from shards.delivery.keep_list import keys_of, place_of_list, sha256_of_list
+from shards.delivery.exclusion import exclusion_dep
+from shards.delivery.keep_list import keys_of, path_of_list, sha256_of_list
 from shards.delivery.manifest import iterate_manifest, key_of
 from shards.delivery.yaml_lines import SHARDS, drop_deps, keep_items, set_dep, set_value
 from shards.errors import ConfigError, SourceError
@@ -59,7 +59,7 @@ def remove_batch(name: str, project: Project | None = None) -> None:
 
     Args:
         name: Name of the batch.
-        project: Where params.yaml and dvc.yaml are.
+        project: The project's params.yaml and dvc.yaml; None: those of the working directory.
 
     Raises:
         ConfigError: there is no such batch, no other one, or several others to measure on instead.
@@ -96,7 +96,7 @@ def remove_batch(name: str, project: Project | None = None) -> None:
             params_text = set_value(params_text, "evaluate", "batch", left[0])
         gone = {SHARDS + name, batches[name]} - {batches[other] for other in left}
         dvc_text = drop_deps(project.dvc.read_text(encoding="utf-8"), gone)
-        dvc_text = set_dep(dvc_text, record_dep(name), name, is_there=False)
+        dvc_text = set_dep(dvc_text, exclusion_dep(name), name, wanted=False)
         with clear_when_full(project.root):  # in this order, so that a kill between the two leaves a graph that runs
             write_text(project.dvc, dvc_text)
             write_text(project.params, params_text)
@@ -114,8 +114,8 @@ def keep_images(name: str, keys: Sequence[str], project: Project | None = None) 
 
     Args:
         name: Name of the batch.
-        keys: Of its images, as quality.parquet, quality.png and the private list of what is quarantined say them.
-        project: Where params.yaml is.
+        keys: Keys of its images, as quality.parquet, quality.png and the private list of quarantined files have them.
+        project: The project's params.yaml and dvc.yaml; None: those of the working directory.
 
     Raises:
         ConfigError: there is no such batch, or it is the phantom.
@@ -127,7 +127,7 @@ def keep_images(name: str, keys: Sequence[str], project: Project | None = None) 
         source = batch.source
         if not isinstance(source, RegisteredSourceParams):
             raise ConfigError(f"batch {name} is a phantom, which has no manifest; expected a registered one")
-        path = project.root / place_of_list(name, source)
+        path = project.root / path_of_list(name, source)
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         text += "\n" if text and not text.endswith("\n") else ""
         text += "".join(f"{key}\n" for key in dict.fromkeys(keys) if key not in keys_of(text))
@@ -154,7 +154,7 @@ def apply_settings(names: Sequence[str], project: Project | None = None) -> None
 
     Args:
         names: Names of the batches; an empty list stands for all.
-        project: Where params.yaml is.
+        project: The project's params.yaml and dvc.yaml; None: those of the working directory.
 
     Raises:
         ConfigError: there is no such batch, or a section is wrong.
@@ -177,7 +177,7 @@ def relocate_batch(name: str, root: Path, project: Project | None = None) -> Non
     Args:
         name: Name of the batch.
         root: The folder to which the paths of its manifest are relative.
-        project: Where params.yaml is.
+        project: The project's params.yaml and dvc.yaml; None: those of the working directory.
 
     Raises:
         ConfigError: there is no such batch, or it is the phantom.

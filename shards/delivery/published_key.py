@@ -3,14 +3,14 @@
 import sys
 
 PUBLISHED_FINGERPRINT = "idkey-736667a15f06aa5f"
-"""Of that key: whatever the file is called and wherever it lies, a copy of the key has the same one."""
+"""Fingerprint of that key: whatever the file is called and wherever it lies, a copy of the key has the same one."""
 
 
 def warn_of_published_key(fingerprint: str) -> None:
     """Print a warning to stderr if pseudonyms are made with the published key.
 
     Args:
-        fingerprint: Of the key behind a batch's pseudonyms (`IdKey.fingerprint`).
+        fingerprint: Fingerprint of the key behind a batch's pseudonyms (`IdKey.fingerprint`).
     """
     if fingerprint == PUBLISHED_FINGERPRINT:
         print(

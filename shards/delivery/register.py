@@ -3,26 +3,17 @@
 import csv
 import hashlib
 import io
-import math
 import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
-from jaxtyping import Int
-
-from shards.canvas import Placement, cell_statistics, foreground_sums, is_coloured, with_channels
 from shards.config import read_params
-from shards.decode import UnreadableImageError, decode
-from shards.decode.annotations import OTHER_SIZE, has_coordinates, misfit_of
-from shards.decode.patience import read_patiently
 from shards.delivery.batches import batch_path, format_batch, read_batch, read_batches, root_path, settings_of
 from shards.delivery.earlier_batches import Growth, Registered, Settled, grow, read_settled, unchanged_files
-from shards.delivery.exclusion import read_exclusion, record_dep, record_path
+from shards.delivery.exclusion import exclusion_dep, exclusion_path
 from shards.delivery.manifest import (
     Delivery,
     Entry,
@@ -35,19 +26,27 @@ from shards.delivery.manifest import (
 )
 from shards.delivery.project import Project, portable
 from shards.delivery.published_key import warn_of_published_key
-from shards.delivery.selection import OPTION as SELECT_OPTION
-from shards.delivery.selection import Selection, describe, describe_mixture, select_images, select_of
+from shards.delivery.registration_report import (
+    report_batch,
+    report_excluded_patients,
+    report_left_out,
+    report_mixture,
+    report_only,
+    report_patients,
+    report_selection,
+)
+from shards.delivery.selection import Selection, select_images, select_of
 from shards.delivery.sites import OPTION as SITE_OPTION
 from shards.delivery.sites import choose_site, count_namesakes
+from shards.delivery.survey import Survey, survey_images
 from shards.delivery.yaml_lines import SHARDS, add_deps, add_item, consumers, drop_deps, keep_items, set_dep, set_value
 from shards.errors import ConfigError, SourceError
 from shards.format.layout import MANIFESTS
 from shards.identity import IdKey, load_id_key, read_id_key, split_of
-from shards.normalisation import Normalisation, as_written
+from shards.normalisation import as_written
 from shards.params import (
     BatchParams,
     GridParams,
-    MeasuredParams,
     RegisteredSourceParams,
     SelectParams,
     ShardParams,
@@ -61,13 +60,10 @@ from shards.sources.base import OWN_KINDS, Listing, Source
 from shards.sources.datasets.folder import read_label_rows
 from shards.sources.files import is_file, list_files
 from shards.sources.images import SUFFIXES
-from shards.sources.modality import check_mixture
 from shards.sources.patients import OPTION as PATIENT_OPTION
 
 PHANTOM = "data/phantom"
 Normalize = Literal["shared", "own"]
-_MAX_SAMPLED = 256
-_DECIMALS = 4
 _MAX_COMPARED_ROWS = 50
 _FORMER_RULE = r"^([^/]+)/|([^/]+)\.[^.]+$"
 _IN_NO_LIST = "an image that the dataset's lists do not name"
@@ -80,7 +76,7 @@ def register_batch(
     *,
     weight: float | None = None,
     split_rule: SplitRule = "official",
-    has_sex: bool = False,
+    with_sex: bool = False,
     site: str | None = None,
     only: bool = False,
     normalize: Normalize = "shared",
@@ -99,20 +95,20 @@ def register_batch(
     files as they were, as params.yaml.before-NAME and dvc.yaml.before-NAME.
 
     Args:
-        name: Of the batch, as `clinic-b000`.
+        name: Name of the batch, as `clinic-b000`.
         root: The folder.
         source: Reads it.
         weight: Share in training; 1, which None stands for, shows each image once per epoch. 0 leaves the batch out of
             the section `mix` and of what training depends on: a set to measure on.
         split_rule: `official` keeps the dataset's own splits where it has them, `hash` splits patients by their hash.
-        has_sex: Whether the shards say the patients' sex.
+        with_sex: Let the shards say the patients' sex.
         site: Who gave the patients of your own images their ids; None: as `shards.delivery.sites.choose_site` tells.
         only: Take every other batch out of the project.
         normalize: `shared`: the mean and std of an earlier batch of the mix with the same source, site and channels, so
             that one model has one normalisation for all of them; `own`: those of the batch's own images.
         select: Which images of the folder the batch takes (`shards.delivery.selection.parse_select`); None: as the
             batch's file says, or of a new batch of chest radiographs the frontal views.
-        project: Where params.yaml and dvc.yaml are.
+        project: The project's params.yaml and dvc.yaml; None: those of the working directory.
 
     Raises:
         ConfigError: the name is taken by other files or unfit, the batch is registered with a part in training and the
@@ -123,284 +119,402 @@ def register_batch(
         IdKeyError: there is no identity key, or another one than the project's.
     """
     project = project or Project()
-    check_batch_name(name)
-    if source.info.name not in get_args(SourceKind):
+    request = _Request(
+        name=name,
+        root=root,
+        source=source,
+        weight=weight,
+        split_rule=split_rule,
+        with_sex=with_sex,
+        site=site,
+        only=only,
+        normalize=normalize,
+        select=select,
+    )
+    _check_request(request)
+    with project.editing():
+        before = _read_project(request, project)
+        taken = _take_images(request, before)
+        records = [entry.record for entry in taken.growth.entries]
+        survey = survey_images(root, records, before.grid, before.shard)
+        change = _plan_change(request, before, taken, survey)
+        copies = _write(request, before, taken, change)
+        _report(request, before, taken, survey, change, copies)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """The arguments of `register_batch` that decide what is registered."""
+
+    name: str
+    root: Path
+    source: Source
+    weight: float | None
+    split_rule: SplitRule
+    with_sex: bool
+    site: str | None
+    only: bool
+    normalize: Normalize
+    select: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Before:
+    """The project as the command finds it.
+
+    Attributes:
+        project: The project's two files.
+        values: Content of params.yaml.
+        grid: Its section `grid`.
+        shard: Its section `shard`.
+        batches: Its batches.
+        kept: The batches that stay in the project.
+        key: The identity key.
+    """
+
+    project: Project
+    values: Mapping[str, Any]
+    grid: GridParams
+    shard: ShardParams
+    batches: Mapping[str, BatchParams]
+    kept: Mapping[str, BatchParams]
+    key: IdKey
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Taken:
+    """The images that a batch takes of a folder.
+
+    Attributes:
+        kind: Name of the source.
+        site: Who gave the patients their ids; empty in public datasets.
+        listing: All images of the folder, with hashes of those that are selected.
+        on_file: The batch as batches/NAME.yaml has it; None if it is new.
+        rules: The rules that select images.
+        selection: Images that the rules leave out.
+        settled: Images and patients of other batches.
+        delivery: The images that are taken, with ids that name nobody.
+        growth: The same images, and what is left out because other batches have it.
+        manifest: Text of the manifest.
+    """
+
+    kind: str
+    site: str
+    listing: Listing
+    on_file: BatchParams | None
+    rules: SelectParams
+    selection: Selection
+    settled: Settled
+    delivery: Delivery
+    growth: Growth
+    manifest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Change:
+    """Everything that is to be written, but for the manifest.
+
+    Attributes:
+        item: The batch, as batches/NAME.yaml will have it.
+        mix: The batch's item of the section `mix`; None where it has no part in training.
+        shared: The batch whose mean and std it shares; None if it has its own.
+        left_out: Path of every file that is left out → why.
+        texts: File of the project → its text as it is.
+        with_batch: params.yaml with the batch, beside all others.
+        params: params.yaml as it will be.
+        dvc: dvc.yaml as it will be.
+    """
+
+    item: BatchParams
+    mix: Mapping[str, Any] | None
+    shared: str | None
+    left_out: Mapping[str, str]
+    texts: Mapping[Path, str]
+    with_batch: str
+    params: str
+    dvc: str
+
+
+def _check_request(request: _Request) -> None:
+    """Refuse arguments that contradict each other.
+
+    Raises:
+        ConfigError: the name is unfit, the source is built in, or the only batch would have no part in training.
+    """
+    check_batch_name(request.name)
+    kind = request.source.info.name
+    if kind not in get_args(SourceKind):
         raise ConfigError(
-            f"--source {source.info.name}: built in, and no folder to register: its stage makes it (`python -m shards "
+            f"--source {kind}: built in, and no folder to register: its stage makes it (`python -m shards "
             "phantom`), and a new project has it as the batch phantom-b000; expected another of `python -m shards "
             "sources`"
         )
-    if only and weight == 0:
-        raise ConfigError(f"the only batch {name} would have the weight 0: nothing to train on; expected one above 0")
-    with project.editing():
-        values = read_params(project.params)
-        if not project.dvc.is_file():
-            raise ConfigError(f"{project.dvc}: no such file; run from the project's root or pass --dvc FILE")
-        grid, shard = settings_of(values, project.params)
-        batches = read_batches(project.params, values)
-        if only and name in batches and name not in (values.get("mix") or {}):
-            raise ConfigError(
-                f"batch {name} has no part in training, so it cannot be the only one; give it one in {project.params}: "
-                f"mix.{name}: {{weight: 1.0, mean: …, std: …}}"
-            )
-        _check_weight(name, weight, batches, values, project)
-        kept = {other: batch for other, batch in batches.items() if other == name or not only}
-        key = _id_key(kept)
-
-        kind = source.info.name
-        own_site = _site_of(site, name, root, kind, kept, project)
-        listing = _read(source, root)
-        check_records(listing.records, str(root))
-        _check_official_splits(listing, split_rule)
-        known = batches.get(name)
-        # A batch that was taken out has its file still: it comes back as it was, with its settings and its keep list.
-        on_file = known or (read_batch(name, project.root) if batch_path(name, project.root).is_file() else None)
-        rules = select_of(select or {}, kind, listing.records)
-        if select is None and on_file is not None:
-            rules = on_file.select or SelectParams()
-        selection = select_images(listing.records, rules, select or (), kind, str(root))
-        settled = read_settled(root, _others(name, kept, project))
-        listing = replace(listing, records=_hashed(listing.records, root, settled, selection.left_out))
-
-        def deliver(*, is_former: bool) -> tuple[Delivery, Growth, str]:
-            whole = identify(
-                listing, kind, key, split_rule=split_rule, has_sex=has_sex, site=own_site, is_former=is_former
-            )
-            taken = [entry for entry in whole.entries if entry.record.image.path not in selection.left_out]
-            growth = grow(taken, kind, root, settled)
-            header = replace(whole.header, num_images=len(growth.entries))
-            delivery = Delivery(header, growth.entries)
-            return delivery, growth, "".join(format_manifest(delivery))
-
-        delivery, growth, manifest = deliver(is_former=False)
-        if on_file is not None and not _is_of(on_file, manifest):
-            former = deliver(is_former=True)
-            if _is_of(on_file, former[-1]):
-                delivery, growth, manifest = former
-        if only:
-            _check_test_patients(growth.entries, shard, values, root)
-        dep = (MANIFESTS / f"{name}.jsonl").as_posix()
-        survey = survey_images(root, [entry.record for entry in growth.entries], grid, shard)
-        source_values = {
-            "kind": kind,
-            "dep": dep,
-            "dep_sha256": _sha256(manifest),
-            "channels": survey.channels,
-            "shares_images_with": list(listing.shares_images_with),
-            **({"site": own_site} if own_site else {}),
-            "id_key_fingerprint": key.fingerprint,
-        }
-        item = BatchParams(
-            source=RegisteredSourceParams.from_params(source_values, f"batch {name}"),
-            select=None if rules == SelectParams() else rules,
-            selected=None if rules == SelectParams() else selection.counts,
-            measured=survey.measured,
-            grid=grid,
-            shard=shard,
-        )
-        if on_file is not None and _delivered(on_file) == _delivered(item):
-            item = on_file
-        earlier = project.root / dep
-        if known is not None and _delivered(known) != _delivered(item):
-            raise ConfigError(
-                f"batch {name} exists with other files, labels, patients or settings, or was registered with other "
-                "options (--select, --splits, --sex, --site); a batch never changes: choose another name, as its "
-                f"number + 1{_hint_of_patients(earlier, listing)}"
-            )
-        if known is None and earlier.is_file() and earlier.read_text(encoding="utf-8") != manifest:
-            raise ConfigError(
-                f"{earlier}: a batch {name} was registered before, with other files, labels, patients or settings; a "
-                "batch never changes: choose another name, or remove that file if the batch is no longer needed"
-            )
-        mix, shared = _mix_of(item, name, weight, values, kept, is_shared=normalize == "shared")
-        before = {path: path.read_text(encoding="utf-8") for path in (project.params, project.dvc)}
-        with_batch, dvc_text = before[project.params], before[project.dvc]
-        if known is None:
-            with_batch = add_item(with_batch, "batches", name, dep)
-            with_batch = with_batch if mix is None else add_item(with_batch, "mix", name, mix)
-        if mix is not None:
-            dvc_text = add_deps(dvc_text, name)
-        params_text = with_batch
-        if only:
-            params_text = keep_items(keep_items(with_batch, "batches", [name]), "mix", [name])
-            params_text = set_value(params_text, "evaluate", "batch", name)
-            others = {batch for found in consumers(dvc_text).values() for batch in found} - {name}
-            dvc_text = drop_deps(dvc_text, {PHANTOM} | {SHARDS + other for other in others})
-            for other in set(batches) - {name}:
-                dvc_text = set_dep(dvc_text, record_dep(other), other, is_there=False)
-        is_excluded = record_path(name, project.root).is_file()  # of a batch that was taken out before
-        dvc_text = set_dep(dvc_text, record_dep(name), name, is_there=is_excluded)
-        copies = []
-        left_out = {**_left_out(listing, growth, root, kind), **selection.left_out}
-        with clear_when_full(project.root):
-            make_private_folder(project.root / MANIFESTS)
-            write_private_text(earlier, manifest)
-            write_private_text(root_path(name, project.root), portable(root, project.root) + "\n")
-            _list_left_out(project.root / MANIFESTS / f"{name}.left_out.csv", left_out)
-            if known is None:
-                write_text(batch_path(name, project.root), format_batch(name, item))
-            for path, text in ((project.params, params_text), (project.dvc, dvc_text)):
-                place = path.with_name(f"{path.name}.before-{name}")
-                is_kept = known is not None and place.exists() and before[path] == _entered(place, name, dep, mix)
-                if only and text != before[path] and not is_kept:
-                    copies.append(_place_of_copy(place, before[path]))
-                    write_text(copies[-1], before[path])
-            # A batch comes before what depends on it and goes after: a kill at any moment leaves a graph that runs.
-            write_text(project.params, with_batch)
-            write_text(project.dvc, dvc_text)
-            write_text(project.params, params_text)
-        for warning in listing.warnings:
-            print(f"warning: {warning}", file=sys.stderr)
-        warn_of_published_key(key.fingerprint)
-        _report_selection(listing.records, rules, selection, kind)
-        if left_out:
-            _report_left_out(growth, len(left_out), project.root / MANIFESTS / f"{name}.left_out.csv")
-        namesakes = {} if site is not None else _namesakes(listing, own_site, kept, settled, key)
-        _report_patients(name, listing, growth, kind, namesakes)
-        _report_excluded_patients(name, delivery, batches, project)
-        grouping = f"patient_grouping: {listing.patient_grouping}"
-        if own_site and listing.patient_grouping == "patient":
-            grouping += f", site: {own_site}"
-        _report(
-            name,
-            delivery,
-            survey,
-            grouping,
-            is_known=known is not None,
-            mix=mix,
-            shared=shared,
-            takes_grey=_takes_grey(values),
-        )
-        if mix is not None:
-            _report_mixture({**kept, name: item}, values, name)
-        if only:
-            _report_only(name, sorted(set(batches) - {name}), copies)
-        else:
-            print("now run `dvc repro`", file=sys.stderr)
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What the images of a delivery look like.
-
-    Attributes:
-        channels: 3 if any is coloured.
-        normalisation: Mean and deviation of the foreground, in [0, 1]; of coloured images those of each channel.
-        in_grey: Mean and deviation of the foreground, in [0, 1], as a network of one channel sees the images.
-        unread: Why images cannot be read → how many of those that were looked at.
-        num_images: Images that were looked at.
-    """
-
-    channels: int
-    normalisation: Normalisation
-    in_grey: Normalisation
-    unread: Counter[str]
-    num_images: int
-
-    @property
-    def measured(self) -> MeasuredParams:
-        """Mean and deviation as a batch's file has them."""
-        grey = self.in_grey if self.channels == 3 else Normalisation((), ())
-        return MeasuredParams(
-            mean=self.normalisation.mean,
-            std=self.normalisation.std,
-            grey_mean=next(iter(grey.mean), None),
-            grey_std=next(iter(grey.std), None),
+    if request.only and request.weight == 0:
+        raise ConfigError(
+            f"the only batch {request.name} would have the weight 0: nothing to train on; expected one above 0"
         )
 
 
-def survey_images(root: Path, records: Sequence[Record], grid: GridParams, shard: ShardParams) -> Survey:
-    """Look at up to 256 images spread evenly over the delivery; unreadable ones are counted, and left to `shard`.
+def _read_project(request: _Request, project: Project) -> _Before:
+    """Read the project's files, and refuse a request that contradicts them.
 
     Raises:
-        SourceError: none can be read, none has any foreground, or boxes, landmarks and polygons do not fit most images
-            that have some.
+        ConfigError: a file is not as expected, or the batch is registered with a part in training and shall have none,
+            or the other way round.
+        IdKeyError: there is no identity key, or another one than the project's.
     """
-    chosen = records[:: -(-len(records) // _MAX_SAMPLED)]
-    fit = _Fit()
-    max_pixels = shard.max_source_megapixels * 1e6
-    over_channels, of_channels, in_grey = _Sums(1), _Sums(3), _Sums(1)
-    unread = Counter[str]()
-    has_colour = False
-    for record in progress(chosen, total=len(chosen), description="look", unit="image"):
-        if record.known_defect is not None:
-            unread[record.known_defect] += 1
-            continue
-        try:
-            data = read_patiently(root / record.image.path, max_pixels)
-            image = decode(data, max_pixels=max_pixels, raw=record.raw).pixels
-        except OSError as error:  # whose own text names the file
-            unread[error.strerror or "not readable"] += 1
-            continue
-        except UnreadableImageError as error:
-            unread[str(error)] += 1
-            continue
-        fit.add(record, image.shape[:2])
-        canvas = Placement.of(image, grid.spec.canvas_px, grid.trim_level).place_image(image)
-        cells = cell_statistics(canvas, grid.spec, shard.foreground)
-        over_channels.add(np.array([[cells.total], [cells.total_squares]]), cells.num_values)
-        num_pixels = int(cells.foreground.sum()) * grid.spec.cell_px**2
-        of_channels.add(foreground_sums(canvas, cells.foreground, grid.spec), num_pixels)
-        in_grey.add(foreground_sums(with_channels(canvas, 1), cells.foreground, grid.spec), num_pixels)
-        has_colour = has_colour or is_coloured(image)
-    num_unread = unread.total()
-    if num_unread == len(chosen):
-        raise SourceError(f"{root}: looked at {len(chosen)} images, none can be read:{_listed(unread)}")
-    if not over_channels.num_values:
-        raise SourceError(
-            f"{root}: looked at {len(chosen)} images, could read {len(chosen) - num_unread} and found no foreground in "
-            f"them (shard.foreground); expected image files with something in them{_listed(unread)}"
+    values = read_params(project.params)
+    if not project.dvc.is_file():
+        raise ConfigError(f"{project.dvc}: no such file; run from the project's root or pass --dvc FILE")
+    grid, shard = settings_of(values, project.params)
+    batches, name = read_batches(project.params, values), request.name
+    if request.only and name in batches and name not in (values.get("mix") or {}):
+        raise ConfigError(
+            f"batch {name} has no part in training, so it cannot be the only one; give it one in {project.params}: "
+            f"mix.{name}: {{weight: 1.0, mean: …, std: …}}"
         )
-    fit.check(root)
-    grey = in_grey.normalisation() if has_colour else over_channels.normalisation()
-    own = of_channels.normalisation() if has_colour else grey
-    return Survey(3 if has_colour else 1, own, grey, unread, len(chosen))
+    _check_weight(name, request.weight, batches, values, project)
+    kept = {other: batch for other, batch in batches.items() if other == name or not request.only}
+    return _Before(
+        project=project, values=values, grid=grid, shard=shard, batches=batches, kept=kept, key=_id_key(kept)
+    )
 
 
-def _listed(reasons: Counter[str]) -> str:
-    """A line for each reason with its number, the most frequent first."""
-    return "".join(f"\n{number:6}  {reason}" for reason, number in reasons.most_common())
+def _take_images(request: _Request, before: _Before) -> _Taken:
+    """List the folder, select images, and leave out those that other batches have.
 
+    Raises:
+        ConfigError: the site is wrong, or a file of the batch is.
+        SourceError: the folder is not as the source expects, no image in it is selected or new, or the only batch would
+            have too few test patients to measure on.
+    """
+    name, root, project = request.name, request.root, before.project
+    kind = request.source.info.name
+    site = _site_of(request.site, name, root, kind, before.kept, project)
+    listing = _read(request.source, root)
+    check_records(listing.records, str(root))
+    _check_official_splits(listing, request.split_rule)
+    # A batch that was taken out has its file still: it comes back as it was, with its settings and its keep list.
+    is_on_file = name in before.batches or batch_path(name, project.root).is_file()
+    on_file = (before.batches.get(name) or read_batch(name, project.root)) if is_on_file else None
+    rules = select_of(request.select or {}, kind, listing.records)
+    if request.select is None and on_file is not None:
+        rules = on_file.select or SelectParams()
+    selection = select_images(listing.records, rules, request.select or (), kind, str(root))
+    settled = read_settled(root, _others(name, before.kept, project))
+    listing = replace(listing, records=_hashed(listing.records, root, settled, selection.left_out))
 
-class _Fit:
-    """Whether the coordinates that records have fit their images."""
-
-    def __init__(self) -> None:
-        self.num_images = 0
-        self.misfits: list[str] = []
-
-    def add(self, record: Record, size: tuple[int, int]) -> None:
-        """Compare one record with the (height, width) of its image; one without coordinates does not count."""
-        if not has_coordinates(record):
-            return
-        self.num_images += 1
-        misfit = misfit_of(record, size)
-        if misfit is not None:
-            stated = f" of {record.size[0]} x {record.size[1]} pixels" if record.size and misfit == OTHER_SIZE else ""
-            self.misfits.append(f"an image of {size[0]} x {size[1]} pixels, coordinates {misfit}{stated}")
-
-    def check(self, root: Path) -> None:
-        """Refuse coordinates that fit few images; a few misfits are a warning, for the stage `shard` leaves them out.
-
-        Raises:
-            SourceError: most images that have coordinates are of another size.
-        """
-        if not self.misfits:
-            return
-        found = (
-            f"{root}: boxes, landmarks or polygons do not fit {len(self.misfits)} of the {self.num_images} images that "
-            f"have some and were looked at, first {self.misfits[0]}"
+    def deliver(*, as_former: bool) -> tuple[Delivery, Growth, str]:
+        whole = identify(
+            listing,
+            kind,
+            before.key,
+            split_rule=request.split_rule,
+            with_sex=request.with_sex,
+            site=site,
+            as_former=as_former,
         )
-        if 2 * len(self.misfits) > self.num_images:
-            raise SourceError(
-                f"{found}; expected the published images, of which no copy was resized or cropped: register those, or "
-                "use the copies without coordinates, with --source folder and a CSV of labels"
-            )
-        print(f"warning: {found}; the shards will not have them, and count them", file=sys.stderr)
+        entries = [entry for entry in whole.entries if entry.record.image.path not in selection.left_out]
+        growth = grow(entries, kind, root, settled)
+        delivery = Delivery(replace(whole.header, num_images=len(growth.entries)), growth.entries)
+        return delivery, growth, "".join(format_manifest(delivery))
+
+    delivered = deliver(as_former=False)
+    if on_file is not None and not _is_of(on_file, delivered[-1]):
+        former = deliver(as_former=True)
+        delivered = former if _is_of(on_file, former[-1]) else delivered
+    delivery, growth, manifest = delivered
+    if request.only:
+        _check_test_patients(growth.entries, before.shard, before.values, root)
+    return _Taken(
+        kind=kind,
+        site=site,
+        listing=listing,
+        on_file=on_file,
+        rules=rules,
+        selection=selection,
+        settled=settled,
+        delivery=delivery,
+        growth=growth,
+        manifest=manifest,
+    )
+
+
+def _plan_change(request: _Request, before: _Before, taken: _Taken, survey: Survey) -> _Change:
+    """Decide what is written, and refuse to change a batch that is there.
+
+    Raises:
+        ConfigError: the name is taken by other files, or a file of the project is not as expected.
+    """
+    name, project = request.name, before.project
+    item = _batch_of(name, before, taken, survey)
+    _check_unchanged(name, before, taken, item)
+    mix, shared = _mix_of(item, name, request.weight, before.values, before.kept, share=request.normalize == "shared")
+    texts = {path: path.read_text(encoding="utf-8") for path in (project.params, project.dvc)}
+    with_batch, dvc = texts[project.params], texts[project.dvc]
+    if name not in before.batches:
+        with_batch = add_item(with_batch, "batches", name, _dep(name))
+        with_batch = with_batch if mix is None else add_item(with_batch, "mix", name, mix)
+    if mix is not None:
+        dvc = add_deps(dvc, name)
+    params = with_batch
+    if request.only:
+        params = keep_items(keep_items(with_batch, "batches", [name]), "mix", [name])
+        params = set_value(params, "evaluate", "batch", name)
+        others = {batch for found in consumers(dvc).values() for batch in found} - {name}
+        dvc = drop_deps(dvc, {PHANTOM} | {SHARDS + other for other in others})
+        for other in set(before.batches) - {name}:
+            dvc = set_dep(dvc, exclusion_dep(other), other, wanted=False)
+    is_excluded = exclusion_path(name, project.root).is_file()  # of a batch that was taken out before
+    dvc = set_dep(dvc, exclusion_dep(name), name, wanted=is_excluded)
+    return _Change(
+        item=item,
+        mix=mix,
+        shared=shared,
+        left_out={**_left_out(taken.listing, taken.growth, request.root, taken.kind), **taken.selection.left_out},
+        texts=texts,
+        with_batch=with_batch,
+        params=params,
+        dvc=dvc,
+    )
+
+
+def _batch_of(name: str, before: _Before, taken: _Taken, survey: Survey) -> BatchParams:
+    """Make the content of batches/NAME.yaml; a batch that was delivered with the same keeps its own."""
+    values = {
+        "kind": taken.kind,
+        "dep": _dep(name),
+        "dep_sha256": _sha256(taken.manifest),
+        "channels": survey.channels,
+        "shares_images_with": list(taken.listing.shares_images_with),
+        **({"site": taken.site} if taken.site else {}),
+        "id_key_fingerprint": before.key.fingerprint,
+    }
+    has_rules = taken.rules != SelectParams()
+    item = BatchParams(
+        source=RegisteredSourceParams.from_params(values, f"batch {name}"),
+        select=taken.rules if has_rules else None,
+        selected=taken.selection.counts if has_rules else None,
+        measured=survey.measured,
+        grid=before.grid,
+        shard=before.shard,
+    )
+    if taken.on_file is not None and _delivered(taken.on_file) == _delivered(item):
+        return taken.on_file
+    return item
+
+
+def _check_unchanged(name: str, before: _Before, taken: _Taken, item: BatchParams) -> None:
+    """Refuse other images under a name that is taken: a batch never changes.
+
+    Raises:
+        ConfigError: a batch of this name is, or was, registered with other files, labels, patients or settings.
+    """
+    known, manifest = before.batches.get(name), before.project.root / _dep(name)
+    if known is not None and _delivered(known) != _delivered(item):
+        raise ConfigError(
+            f"batch {name} exists with other files, labels, patients or settings, or was registered with other "
+            "options (--select, --splits, --sex, --site); a batch never changes: choose another name, as its "
+            f"number + 1{_hint_of_patients(manifest, taken.listing)}"
+        )
+    if known is None and manifest.is_file() and manifest.read_text(encoding="utf-8") != taken.manifest:
+        raise ConfigError(
+            f"{manifest}: a batch {name} was registered before, with other files, labels, patients or settings; a "
+            "batch never changes: choose another name, or remove that file if the batch is no longer needed"
+        )
+
+
+def _write(request: _Request, before: _Before, taken: _Taken, change: _Change) -> list[Path]:
+    """Write the files of the batch, then those of the project.
+
+    Returns:
+        The copies that were made of the project's files as they were.
+
+    Raises:
+        NoSpaceError: the disk is full.
+    """
+    name, project = request.name, before.project
+    copies = []
+    with clear_when_full(project.root):
+        make_private_folder(project.root / MANIFESTS)
+        write_private_text(project.root / _dep(name), taken.manifest)
+        write_private_text(root_path(name, project.root), portable(request.root, project.root) + "\n")
+        _list_left_out(_left_out_path(name, project), change.left_out)
+        if name not in before.batches:
+            write_text(batch_path(name, project.root), format_batch(name, change.item))
+        for path, text in ((project.params, change.params), (project.dvc, change.dvc)):
+            if request.only and text != change.texts[path] and (copy := _path_of_copy(path, name, before, change)):
+                copies.append(copy)
+                write_text(copy, change.texts[path])
+        # A batch comes before what depends on it and goes after: a kill at any moment leaves a graph that runs.
+        write_text(project.params, change.with_batch)
+        write_text(project.dvc, change.dvc)
+        write_text(project.params, change.params)
+    return copies
+
+
+def _path_of_copy(path: Path, name: str, before: _Before, change: _Change) -> Path | None:
+    """Return where a file of the project is kept as it was; None where a call that was killed has kept it already.
+
+    A copy is not written over one of another text: it gets the first number from 2 that is free.
+    """
+    text, first = change.texts[path], path.with_name(f"{path.name}.before-{name}")
+    if name in before.batches and first.exists() and text == _entered(first, name, change.mix):
+        return None
+    numbered = (path.with_name(f"{first.name}-{number}") for number in count(2))
+    copies = chain([first], numbered)
+    return next(copy for copy in copies if not copy.exists() or copy.read_text(encoding="utf-8") == text)
+
+
+def _report(
+    request: _Request, before: _Before, taken: _Taken, survey: Survey, change: _Change, copies: Sequence[Path]
+) -> None:
+    """Say what was understood, everything that may be wrong with it, and what to do next."""
+    name, project, listing = request.name, before.project, taken.listing
+    for warning in listing.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    warn_of_published_key(before.key.fingerprint)
+    report_selection(listing.records, taken.rules, taken.selection, taken.kind)
+    if change.left_out:
+        report_left_out(taken.growth, len(change.left_out), _left_out_path(name, project))
+    namesakes = {}
+    if request.site is None:
+        namesakes = _namesakes(listing, taken.site, before.kept, taken.settled, before.key)
+    report_patients(name, listing, taken.growth, taken.kind, namesakes)
+    report_excluded_patients(name, taken.delivery, before.batches, project)
+    grouping = f"patient_grouping: {listing.patient_grouping}"
+    if taken.site and listing.patient_grouping == "patient":
+        grouping += f", site: {taken.site}"
+    report_batch(
+        name,
+        taken.delivery,
+        survey,
+        grouping,
+        is_known=name in before.batches,
+        mix=change.mix,
+        shared=change.shared,
+        takes_grey=_takes_grey(before.values),
+    )
+    if change.mix is not None:
+        report_mixture({**before.kept, name: change.item}, before.values, name)
+    if request.only:
+        report_only(name, sorted(set(before.batches) - {name}), copies)
+    else:
+        print("now run `dvc repro`", file=sys.stderr)
+
+
+def _dep(name: str) -> str:
+    """Return the path of a batch's manifest below the project, as params.yaml has it."""
+    return (MANIFESTS / f"{name}.jsonl").as_posix()
+
+
+def _left_out_path(name: str, project: Project) -> Path:
+    """Return the path of the private list of files that are left out."""
+    return project.root / MANIFESTS / f"{name}.left_out.csv"
 
 
 def _delivered(batch: BatchParams) -> dict[str, Any]:
-    """What a batch was delivered with; what a person keeps of it is no part of that."""
+    """Return what a batch was delivered with; what a person keeps of it is no part of that."""
     return batch.source.model_dump(exclude={"keep_sha256"})
 
 
@@ -432,9 +546,10 @@ def _mix_of(
     values: Mapping[str, Any],
     batches: Mapping[str, BatchParams],
     *,
-    is_shared: bool,
+    share: bool,
 ) -> tuple[dict[str, Any] | None, str | None]:
-    """A batch's item of `mix`, None where it has no part in training; and the batch whose mean and std it shares."""
+    """Make a batch's item of `mix`, None where it has no part in training, and name the batch whose mean and std it
+    shares."""
     own = item.measured.normalisation(1 if _takes_grey(values) else item.source.channels)
     mixes = values.get("mix") or {}
     if name in batches:
@@ -443,29 +558,29 @@ def _mix_of(
         return None, None
     weight = 1.0 if weight is None else weight
     alike = [other for other, batch in batches.items() if other in mixes and other != name and _is_alike(batch, item)]
-    if is_shared and alike:
+    if share and alike:
         levels = {key: mixes[alike[0]][key] for key in ("mean", "std")}
         return {"weight": weight, **levels}, alike[0]
     return {"weight": weight, "mean": as_written(own.mean), "std": as_written(own.std)}, None
 
 
 def _is_alike(one: BatchParams, other: BatchParams) -> bool:
-    """Whether two batches are of one source, site and number of channels."""
+    """Tell whether two batches have the same source, site and number of channels."""
     keys = ("kind", "site", "channels")
     return all(getattr(one.source, key, None) == getattr(other.source, key, None) for key in keys)
 
 
-def _entered(copy: Path, name: str, dep: str, mix: Mapping[str, Any] | None) -> str | None:
+def _entered(copy: Path, name: str, mix: Mapping[str, Any] | None) -> str | None:
     """Return a kept copy with the batch, as a call leaves it that is killed next; None if it is no params file."""
     try:
-        text = add_item(copy.read_text(encoding="utf-8"), "batches", name, dep)
+        text = add_item(copy.read_text(encoding="utf-8"), "batches", name, _dep(name))
         return text if mix is None else add_item(text, "mix", name, mix)
     except ConfigError:
         return None
 
 
 def _read(source: Source, root: Path) -> Listing:
-    """What the source finds; an error of the system, whose own text names the file, is said without the name."""
+    """Read the folder; an error of the system, whose own text names the file, is said without the name."""
     try:
         return source.read(root)
     except OSError as error:
@@ -475,39 +590,10 @@ def _read(source: Source, root: Path) -> Listing:
         ) from None
 
 
-def _place_of_copy(path: Path, text: str) -> Path:
-    """Return the path, or with the first number from 2 that does not write over an earlier copy of another text."""
-    numbered = (path.with_name(f"{path.name}-{number}") for number in count(2))
-    return next(
-        place for place in chain([path], numbered) if not place.exists() or place.read_text(encoding="utf-8") == text
-    )
-
-
 def _takes_grey(values: Mapping[str, Any]) -> bool:
-    """Whether the project's network has one channel, so that it sees coloured images in grey."""
+    """Tell whether the project's network has one channel, so that it sees coloured images in grey."""
     backbone = (values.get("pretrain") or {}).get("backbone") or {}
     return bool(backbone.get("in_channels") == 1)
-
-
-class _Sums:
-    """Grey levels and their squares are added up as whole numbers, so that their order does not matter."""
-
-    def __init__(self, channels: int) -> None:
-        self.sums = np.zeros((2, channels), np.int64)
-        self.num_values = 0
-
-    def add(self, sums: Int[np.ndarray, "2 channels"], num_values: int) -> None:
-        """Add the sums of one image; a grey one counts the same in every channel."""
-        self.sums += sums
-        self.num_values += num_values
-
-    def normalisation(self) -> Normalisation:
-        """Mean and deviation of each channel, in [0, 1]; the deviation is at least one grey level."""
-        totals, squares = self.sums.tolist()
-        means = [total / self.num_values for total in totals]
-        stds = [math.sqrt(max(sq / self.num_values - mean**2, 1.0)) for sq, mean in zip(squares, means, strict=True)]
-        mean, std = (tuple(round(level / 255, _DECIMALS) for level in levels) for levels in (means, stds))
-        return Normalisation(mean, std)
 
 
 def check_paths_fit(labels: Path, root: Path) -> None:
@@ -542,7 +628,7 @@ def check_paths_fit(labels: Path, root: Path) -> None:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    """None where they may not be looked up: no such folder is proposed."""
+    """List the folders in a folder; none where they may not be looked up, so that no such folder is proposed."""
     try:
         return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     except PermissionError:
@@ -570,7 +656,7 @@ def _check_test_patients(entries: Sequence[Entry], shard: ShardParams, values: M
 
 
 def _id_key(batches: Mapping[str, BatchParams]) -> IdKey:
-    """The key of the batches there are; the first one decides."""
+    """Load the identity key of the batches there are; the first one decides."""
     for batch in batches.values():
         if isinstance(batch.source, RegisteredSourceParams):
             return load_id_key(batch.source.id_key_fingerprint)
@@ -578,7 +664,7 @@ def _id_key(batches: Mapping[str, BatchParams]) -> IdKey:
 
 
 def _check_official_splits(listing: Listing, split_rule: SplitRule) -> None:
-    """A patient on both sides of an official split would leak into the evaluation.
+    """Refuse official splits that tear a patient apart, who would leak into the evaluation.
 
     Raises:
         SourceError: there is one.
@@ -597,14 +683,14 @@ def _check_official_splits(listing: Listing, split_rule: SplitRule) -> None:
 
 
 def _others(name: str, batches: Mapping[str, BatchParams], project: Project) -> Iterator[Registered]:
-    """All batches but one that have manifests: those before it in params.yaml are earlier."""
+    """Yield all batches but one that have manifests: those before it in params.yaml are earlier."""
     is_earlier = True
     for other, source in _registered(batches).items():
         if other == name:
             is_earlier = False
         else:
             dep, root = project.root / source.dep, project.root / source.root
-            yield Registered(other, source.kind, dep, root, is_earlier)
+            yield Registered(name=other, kind=source.kind, manifest=dep, root=root, is_earlier=is_earlier)
 
 
 def _registered(batches: Mapping[str, BatchParams]) -> dict[str, RegisteredSourceParams]:
@@ -629,7 +715,7 @@ def _site_of(
 def _namesakes(
     listing: Listing, site: str, batches: Mapping[str, BatchParams], settled: Settled, key: IdKey
 ) -> dict[str, int]:
-    """Other site → how many patients of the listing have the id of one of its patients."""
+    """Count, for each other site, the patients of the listing who have the id of one of its patients."""
     if listing.patient_grouping == "image":
         return {}
     sites = {source.site for source in _registered(batches).values() if source.kind in OWN_KINDS}
@@ -637,8 +723,8 @@ def _namesakes(
 
 
 def _hashed(records: Sequence[Record], root: Path, settled: Settled, left_out: Mapping[str, str]) -> tuple[Record, ...]:
-    """The same with size and hash of every file that is selected; images that lie there as another batch registered
-    them are not read again, and neither are their masks."""
+    """Add size and hash of every file that is selected to the records; images that lie there as another batch
+    registered them, and their masks, are not read again."""
     unselected = {record.image.path: record.image for record in records if record.image.path in left_out}
     unchanged = {**unchanged_files(root, settled), **unselected}
     new = [record for record in records if record.image.path not in unchanged]
@@ -650,7 +736,7 @@ def _hashed(records: Sequence[Record], root: Path, settled: Settled, left_out: M
 
 
 def _is_of(batch: BatchParams, manifest: str) -> bool:
-    """Whether a batch's file names this manifest."""
+    """Tell whether a batch's file names this manifest."""
     return isinstance(batch.source, RegisteredSourceParams) and batch.source.dep_sha256 == _sha256(manifest)
 
 
@@ -659,7 +745,7 @@ def _sha256(text: str) -> str:
 
 
 def _hint_of_patients(manifest: Path, listing: Listing) -> str:
-    """What helps where the batch was registered with patients that nobody had given."""
+    """Say what helps where the batch was registered with patients that nobody had given."""
     if listing.patient_grouping == "patient" or not manifest.is_file():
         return ""
     if iterate_manifest(manifest)[0].patient_grouping == "image":
@@ -671,7 +757,7 @@ def _hint_of_patients(manifest: Path, listing: Listing) -> str:
 
 
 def _left_out(listing: Listing, growth: Growth, root: Path, kind: str) -> dict[str, str]:
-    """Path of every file that is left out → why; of a public dataset, of the images among them."""
+    """Return the path of every file that is left out → why; of a public dataset's files, the images."""
     found = {**listing.left_out, **growth.left_out}
     if kind not in OWN_KINDS:
         used = {file.path for record in listing.records for file in files_of(record)}
@@ -689,153 +775,3 @@ def _list_left_out(path: Path, left_out: Mapping[str, str]) -> None:
     csv.writer(text, lineterminator="\n").writerows([("path", "reason"), *sorted(left_out.items())])
     # Names that are not Unicode cannot stand in a text.
     write_private_text(path, text.getvalue().encode("utf-8", "backslashreplace").decode())
-
-
-def _report_selection(records: Sequence[Record], rules: SelectParams, selection: Selection, kind: str) -> None:
-    """Say which images were taken, or that a rule would tell several kinds of them apart."""
-    if rules != SelectParams():
-        num_taken = len(records) - len(selection.left_out)
-        print(f"selected: {num_taken:,} of {len(records):,} images{describe(selection, rules)}", file=sys.stderr)
-        if "view" in selection.counts.left_out:
-            print(f"to take images of every view: {SELECT_OPTION} view=any", file=sys.stderr)
-    elif mixture := describe_mixture(records, kind):
-        print(f"warning: {mixture}", file=sys.stderr)
-
-
-def _report_left_out(growth: Growth, num_left_out: int, listed: Path) -> None:
-    """Say what is left out, and where it is listed."""
-    if growth.copies:
-        batches = ", ".join(f"{batch} has {number}" for batch, number in growth.copies.items())
-        print(
-            f"{growth.copies.total()} images are in earlier batches and are left out, whatever their files are called: "
-            f"{batches}",
-            file=sys.stderr,
-        )
-    print(f"files left out, {num_left_out} with their reasons, for you alone: {listed}", file=sys.stderr)
-
-
-def _report_excluded_patients(name: str, delivery: Delivery, batches: Iterable[str], project: Project) -> None:
-    """Warn of new images of patients who are excluded of other batches, as after a withdrawal of their consent."""
-    excluded = {patient for other in batches for patient in read_exclusion(other, project.root).patients}
-    excluded -= read_exclusion(name, project.root).patients
-    found = sorted({entry.record.patient for entry in delivery.entries} & excluded)
-    if found:
-        command = " ".join(f"--patient {patient}" for patient in found)
-        print(
-            f"warning: {name} has images of {len(found)} patients who are excluded of other batches; `python -m shards "
-            f"exclude {name} {command}` excludes them here too",
-            file=sys.stderr,
-        )
-
-
-def _report_patients(name: str, listing: Listing, growth: Growth, kind: str, namesakes: Mapping[str, int]) -> None:
-    """Say how far patients are known, and which of them other batches have."""
-    if listing.patient_grouping == "image":
-        remedy = f"; give them in the column patient of a CSV (--labels) or by {PATIENT_OPTION}"
-        print(
-            "warning: patients are unknown, every image stands alone in the split: images of one patient may be in "
-            "training and in the test; the index says so (patient_grouping: image)"
-            f"{remedy if kind in OWN_KINDS else ''}",
-            file=sys.stderr,
-        )
-    for other in listing.shares_images_with:
-        print(
-            f"warning: some images are also in {other}, and nothing here tells which (docs/register.md)",
-            file=sys.stderr,
-        )
-    for site, number in namesakes.items():
-        print(
-            f"warning: {number} patients have the ids of patients of "
-            f"{f'the site {site}' if site else 'batches without a site'} and are taken for other people; if they are "
-            f"the same, they may be in training and in the test: take the batch out (`python -m shards remove {name}`, "
-            f"and its manifest) and register it with {SITE_OPTION} {site or repr('')}",
-            file=sys.stderr,
-        )
-    if growth.num_old:
-        print(f"{growth.num_old} patients are in earlier batches too, and keep their splits", file=sys.stderr)
-    if growth.num_kept:
-        print(
-            f"warning: {growth.num_kept} patients are in earlier batches and keep the splits that they have there, not "
-            "those that the dataset's lists or --splits would now give them",
-            file=sys.stderr,
-        )
-
-
-def _report(
-    name: str,
-    delivery: Delivery,
-    survey: Survey,
-    grouping: str,
-    *,
-    is_known: bool,
-    mix: Mapping[str, Any] | None,
-    shared: str | None,
-    takes_grey: bool,
-) -> None:
-    """Say what was understood, and everything that may be wrong with it."""
-    if survey.unread:
-        print(
-            f"warning: looked at {survey.num_images} images, {survey.unread.total()} cannot be read and will be "
-            f"quarantined:{_listed(survey.unread)}",
-            file=sys.stderr,
-        )
-    num_patients = len({entry.record.patient for entry in delivery.entries})
-    patients = f" of {num_patients} patients" if delivery.header.patient_grouping == "patient" else ""
-    verb = "already registered" if is_known else "registered"
-    written, otherwise = survey.normalisation, survey.in_grey
-    if takes_grey:
-        written, otherwise = otherwise, written
-    mean, std = (as_written(levels) for levels in written)
-    print(
-        f"{verb}: {name}, {len(delivery.entries)} images{patients} ({grouping}), {survey.channels} channel(s), "
-        f"mean {mean}, std {std}",
-        file=sys.stderr,
-    )
-    if mix is None:
-        print(
-            f"{name} is no part of the training mix; `python -m ace evaluate --batch {name}` measures on it",
-            file=sys.stderr,
-        )
-        return
-    if shared is not None:
-        print(
-            f"{name} is normalised as {shared} is, by mean {mix['mean']} and std {mix['std']}, so that a model has one "
-            f"normalisation for both; to use its own, write it to mix.{name} in params.yaml",
-            file=sys.stderr,
-        )
-    elif (mix["mean"], mix["std"]) != (mean, std):
-        print(
-            f"params.yaml keeps mean {mix['mean']}, std {mix['std']} for it: those of another batch, measured with "
-            f"other parameters, or written by hand; to use what is measured now, write it to mix.{name}",
-            file=sys.stderr,
-        )
-    if survey.channels == 3:
-        mean, std = (as_written(levels) for levels in otherwise)
-        seen, channels = ("in grey", 3) if takes_grey else ("in colour", 1)
-        print(
-            f"the project's network sees these images {seen}; for pretrain.backbone.in_channels {channels}, set mean "
-            f"{mean} and std {std} in mix.{name}",
-            file=sys.stderr,
-        )
-
-
-def _report_mixture(batches: Mapping[str, BatchParams], values: Mapping[str, Any], new: str) -> None:
-    """Say at once what training would refuse."""
-    mixed = {*(values.get("mix") or {}), new}
-    pictures = {name: (batch.source.kind, batch.source.channels) for name, batch in batches.items() if name in mixed}
-    try:
-        check_mixture(pictures, is_accepted=bool((values.get("pretrain") or {}).get("accept_mixed_images")))
-    except ConfigError as error:
-        print(f"warning: {error}", file=sys.stderr)
-
-
-def _report_only(name: str, others: Sequence[str], copies: Sequence[Path]) -> None:
-    """Say what the project no longer has, and where to find it."""
-    if others:
-        print(
-            f"taken out of params.yaml and dvc.yaml: {', '.join(others)}; their shards and manifests stay on the disk",
-            file=sys.stderr,
-        )
-    if copies:
-        print(f"what the files were before is kept: {', '.join(map(str, copies))}", file=sys.stderr)
-    print(f"{name} is the project's only batch: `dvc repro report` runs what it needs", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Which images of a delivery a batch takes: by view, body part, label, age and sex (`register --select KEY=VALUE`).
+"""Select the images of a delivery that a batch takes: by view, body part, label, age and sex (`register --select`).
 
 The rules are applied once, at `register`, where ages and sexes are known as the source says them; the manifest has the
 images that were taken, and batches/NAME.yaml the rules and how many images each left out.
@@ -32,11 +32,11 @@ _MAX_NAMED = 12
 
 @dataclass(frozen=True)
 class Selection:
-    """What the rules say of a delivery.
+    """The result of applying rules to a delivery.
 
     Attributes:
         left_out: Path of every image that does not fit → why.
-        counts: How many.
+        counts: Number of images that each rule left out or kept without knowing.
         names: Rule → what the images are that it left out, with their numbers.
     """
 
@@ -75,7 +75,7 @@ def parse_select(items: Sequence[str]) -> dict[str, Any]:
 
 
 def _parsed(key: str, values: tuple[str, ...], item: str) -> Any:
-    """The values of one rule as batches/NAME.yaml has them."""
+    """Return the values of one rule as batches/NAME.yaml has them."""
     if ANY in values:
         raise ConfigError(f"{OPTION} {item}: '{ANY}' stands alone; it takes all images")
     if key == "age":
@@ -101,9 +101,9 @@ def select_of(given: Mapping[str, Any], kind: str, records: Sequence[Record]) ->
     to be frontal. Of several parts of the body only the user knows which are meant, so all are taken.
 
     Args:
-        given: As `parse_select` reads them.
-        kind: Of the source.
-        records: Of the whole delivery.
+        given: Rules that somebody gave, as `parse_select` reads them.
+        kind: Name of the source.
+        records: Records of the whole delivery.
 
     Raises:
         ConfigError: the last year is before the first.
@@ -120,10 +120,10 @@ def select_images(
     """Tell which images fit all rules. An image is counted by the first rule, in their order, that leaves it out.
 
     Args:
-        records: Of the whole delivery.
+        records: Records of the whole delivery.
         select: The rules.
-        given: Those that somebody gave, which must have something to do.
-        kind: Of the source.
+        given: Rules that somebody gave, which must have something to do.
+        kind: Name of the source.
         where: The folder, which opens messages.
 
     Raises:
@@ -182,7 +182,7 @@ def describe_mixture(records: Sequence[Record], kind: str) -> str | None:
 
 
 def _mixture(records: Sequence[Record], kind: str) -> tuple[str, str, Counter[str]] | None:
-    """The rule that would tell apart what a delivery mixes, the value that most would want, and what there is."""
+    """Find the rule that would tell apart what a delivery mixes, the value that most would want, and what there is."""
     parts = Counter(_shown("body_part", _names_of("body_part", record, kind)) for record in records)
     known = [name for name in parts if name != UNKNOWN]
     if len(known) > 1:
@@ -193,13 +193,13 @@ def _mixture(records: Sequence[Record], kind: str) -> tuple[str, str, Counter[st
 
 
 def _written(select: SelectParams) -> dict[str, str]:
-    """Rule → its value as a user writes it."""
+    """Write each rule's value as a user writes it."""
     values = select.model_dump(mode="json", exclude_none=True, exclude={"unknown"})
     return {rule: value if isinstance(value, str) else ",".join(value) for rule, value in values.items()}
 
 
 def _names_of(rule: str, record: Record, kind: str) -> tuple[str, ...] | None:
-    """What an image is by one rule, the word of its kind of view behind its code; None where that is unknown."""
+    """Name what an image is by one rule, the word of its kind of view behind its code; None where that is unknown."""
     family = modality_of(kind)
     part = record.body_part or (_PARTS[family] if family else None)
     match rule:
@@ -231,7 +231,7 @@ def _fits(rule: str, names: tuple[str, ...] | None, select: SelectParams) -> boo
 
 
 def _shown(rule: str, names: tuple[str, ...] | None) -> str:
-    """What messages call an image by one rule; an age is nobody's business."""
+    """Name an image by one rule for messages; an age is nobody's business."""
     if names is None:
         return UNKNOWN
     if rule == "label":
@@ -276,6 +276,6 @@ def _check_rule(rule: str, value: str, records: Sequence[Record], kind: str, whe
 
 
 def _listed(counts: Counter[str]) -> str:
-    """The names with their numbers, the most frequent first."""
+    """List the names with their numbers, the most frequent first."""
     named = ", ".join(f"{name} {number:,}" for name, number in counts.most_common(_MAX_NAMED))
     return f"{named} and {len(counts) - _MAX_NAMED} more" if len(counts) > _MAX_NAMED else named

@@ -23,9 +23,9 @@ def choose_site(
     its number.
 
     Args:
-        given: What the user says; None for nothing.
+        given: Site that the user names; None for nothing.
         name: Name of the batch.
-        root: Its folder.
+        root: Folder of the batch.
         batches: The registered ones.
         project: The folder that their paths are relative to.
 
@@ -67,10 +67,10 @@ def count_namesakes(
 
     Args:
         patients: Their own ids, of a delivery.
-        site: Its site.
-        sites: All sites of the project.
+        site: Site of the delivery.
+        sites: Names of all sites of the project.
         known: Pseudonyms of all patients that are registered.
-        key: Behind them.
+        key: Key behind the pseudonyms.
 
     Returns:
         Other site → how many there are, where there are any.

@@ -17,7 +17,7 @@ _DEP_LINE = re.compile(r"\s*- (?P<quote>[\"']?)data/shards/(?P<batch>[A-Za-z0-9_
 
 
 def add_item(text: str, section: str, name: str, item: Mapping[str, Any] | str) -> str:
-    """`text` with one more item at the end of a top-level block mapping.
+    """Add an item at the end of a top-level block mapping of a text.
 
     Raises:
         ConfigError: the section is not there, or is written in braces.
@@ -33,7 +33,7 @@ def add_item(text: str, section: str, name: str, item: Mapping[str, Any] | str) 
 
 
 def keep_items(text: str, section: str, names: Collection[str]) -> str:
-    """`text` with the named items, of which there is at least one, as the only ones of a top-level block mapping.
+    """Remove all but the named items, of which there is at least one, from a top-level block mapping of a text.
 
     The lines of the other items go, with the comments inside them; comments between items stay.
 
@@ -43,9 +43,9 @@ def keep_items(text: str, section: str, names: Collection[str]) -> str:
     document = YAML().load(text)
     mapping = _block_mapping(document, section, ", ".join(names))
     lines = text.splitlines()
-    places = sorted((*mapping.lc.key(key), key) for key in mapping)
-    ends = [*(row for row, *_ in places[1:]), _end_of_section(document, section, lines)]
-    for (row, column, name), end in reversed(list(zip(places, ends, strict=True))):
+    rows = sorted((*mapping.lc.key(key), key) for key in mapping)
+    ends = [*(row for row, *_ in rows[1:]), _end_of_section(document, section, lines)]
+    for (row, column, name), end in reversed(list(zip(rows, ends, strict=True))):
         if name in names:
             continue
         while end > row + 1 and _is_between_items(lines[end - 1], column):
@@ -61,7 +61,7 @@ def keep_items(text: str, section: str, names: Collection[str]) -> str:
 
 
 def set_value(text: str, section: str, key: str, value: str) -> str:
-    """`text` with another word as the value `section.key`; a comment behind it stays.
+    """Write another word as the value `section.key` of a text; a comment behind it stays.
 
     Raises:
         ConfigError: there is no such key, or its value is not a single word on the key's line.
@@ -83,7 +83,7 @@ def set_value(text: str, section: str, key: str, value: str) -> str:
 
 
 def consumers(text: str) -> dict[str, list[str]]:
-    """Stages of a dvc.yaml that read every batch by name → the batches they read.
+    """Map the stages of a dvc.yaml that read every batch by name to the batches they read.
 
     A stage that reads one batch through a template (`data/shards/${evaluate.batch}`) is none of them.
     """
@@ -96,7 +96,7 @@ def consumers(text: str) -> dict[str, list[str]]:
 
 
 def add_deps(text: str, batch: str) -> str:
-    """A dvc.yaml in which every consumer depends on `data/shards/<batch>` too; unchanged where it already does.
+    """Make every consumer in a dvc.yaml depend on `data/shards/<batch>` too.
 
     Raises:
         ConfigError: no stage reads shards by name, or its deps are not written one a line.
@@ -105,22 +105,22 @@ def add_deps(text: str, batch: str) -> str:
     if not found:
         raise ConfigError(f"dvc.yaml: no stage has a line '- {SHARDS}NAME' in its deps; expected pretrain to have one")
     stages, lines = YAML().load(text)["stages"], text.splitlines()
-    places = []
+    rows = []
     for stage, batches in found.items():
         deps = stages[stage]["deps"]
         line = deps.lc.item(deps.index(SHARDS + batches[-1]))[0]
         if not _DEP_LINE.fullmatch(lines[line]):
             raise ConfigError(f"dvc.yaml: {stage}.deps: expected one dep a line; add '- {SHARDS}{batch}' by hand")
         if batch not in batches:
-            places.append(line)
-    for line in sorted(places, reverse=True):
+            rows.append(line)
+    for line in sorted(rows, reverse=True):
         indent = len(lines[line]) - len(lines[line].lstrip())
         lines.insert(line + 1, f"{' ' * indent}- {SHARDS}{batch}")
     return _joined(lines)
 
 
 def drop_deps(text: str, paths: Collection[str]) -> str:
-    """A dvc.yaml in which no consumer of shards depends on the paths any more.
+    """Remove paths from the deps of all consumers of shards in a dvc.yaml.
 
     Raises:
         ConfigError: a dep that has to go does not stand on a line of its own, or would leave a consumer without any
@@ -143,8 +143,8 @@ def drop_deps(text: str, paths: Collection[str]) -> str:
     return _joined(lines)
 
 
-def set_dep(text: str, path: str, batch: str, *, is_there: bool) -> str:
-    """A dvc.yaml in which the stages that read a batch's shards depend on a path beside them, or no stage does.
+def set_dep(text: str, path: str, batch: str, *, wanted: bool) -> str:
+    """Make the stages of a dvc.yaml that read a batch's shards depend on a path beside them, or no stage.
 
     A stage that reads one batch through a template depends on it whichever batch that is.
 
@@ -156,9 +156,9 @@ def set_dep(text: str, path: str, batch: str, *, is_there: bool) -> str:
     for stage, body in stages.items():
         deps = body.get("deps", ())
         names = [dep for dep in deps if dep in (SHARDS + batch, MEASURED_SHARDS)]
-        if path in deps and not (is_there and names):
+        if path in deps and not (wanted and names):
             edits.append((_row_of(deps, path, lines, stage), None))
-        elif is_there and names and path not in deps:
+        elif wanted and names and path not in deps:
             edits.append((_row_of(deps, names[-1], lines, stage), path))
     for row, new in sorted(edits, reverse=True, key=lambda edit: edit[0]):
         if new is None:
@@ -170,7 +170,7 @@ def set_dep(text: str, path: str, batch: str, *, is_there: bool) -> str:
 
 
 def _row_of(deps: Any, dep: str, lines: list[str], stage: str) -> int:
-    """The row of a dep that stands on a line of its own."""
+    """Return the row of a dep that stands on a line of its own."""
     row = int(deps.lc.item(list(deps).index(dep))[0])
     if not re.fullmatch(rf"\s*- ([\"']?){re.escape(dep)}\1\s*(#.*)?", lines[row]):
         raise ConfigError(f"dvc.yaml: {stage}.deps: expected one dep a line, as '- {dep}'; write it so by hand")
@@ -178,7 +178,7 @@ def _row_of(deps: Any, dep: str, lines: list[str], stage: str) -> int:
 
 
 def _block_mapping(document: Any, section: str, name: str) -> Any:
-    """The mapping of a section, with the positions of its items.
+    """Return the mapping of a section, with the positions of its items.
 
     Raises:
         ConfigError: it is not there, empty, or written in braces.
@@ -190,13 +190,13 @@ def _block_mapping(document: Any, section: str, name: str) -> Any:
 
 
 def _end_of_section(document: Any, section: str, lines: list[str]) -> int:
-    """The row of the next section's key, or the number of lines."""
+    """Return the row of the next section's key, or the number of lines."""
     later = [document.lc.key(key)[0] for key in document if document.lc.key(key)[0] > document.lc.key(section)[0]]
     return min(later, default=len(lines))
 
 
 def _is_between_items(line: str, column: int) -> bool:
-    """Whether a line is empty, or a comment that is not indented deeper than the items."""
+    """Tell whether a line is empty, or a comment that is not indented deeper than the items."""
     stripped = line.lstrip()
     return not stripped or (stripped.startswith("#") and len(line) - len(stripped) <= column)
 
@@ -206,7 +206,7 @@ def _plain(text: str) -> Any:
 
 
 def _loaded(text: str) -> Any:
-    """The values of an edited text, or None where the edit broke it."""
+    """Load the values of an edited text; None where the edit broke it."""
     try:
         return _plain(text)
     except YAMLError:

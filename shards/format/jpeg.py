@@ -46,7 +46,8 @@ class Region(NamedTuple):
 
 
 def encode_canvas(pixels: Pixels, quality: int) -> bytes:
-    """A baseline JPEG, colour not subsampled, every row of blocks in segments of equal length, with their table.
+    """Encode a baseline JPEG, colour not subsampled, every row of blocks in segments of equal length, with their
+    table.
 
     Args:
         pixels: 8-bit grey or colour.
@@ -62,9 +63,8 @@ def encode_canvas(pixels: Pixels, quality: int) -> bytes:
 
 
 def encode_half(pixels: Pixels, quality: int) -> bytes:
-    """The canvas at half its size; of even sides. A coarse crop takes most of it, so it is decoded whole: markers, and
-    looking for them, would cost more than the rest.
-    """
+    """Encode the canvas at half its size; its sides are even. A coarse crop takes most of it, so it is decoded
+    whole: markers, and looking for them, would cost more than the rest."""
     return _encoded(halved(pixels), quality)
 
 
@@ -91,12 +91,12 @@ def _with_table(data: bytes) -> bytes:
 
 
 def _num_bytes(data: Encoded, at: int) -> int:
-    """Of a piece of the header, from its marker on."""
+    """Read the number of bytes of a piece of the header, from its marker on."""
     return 2 + int.from_bytes(data[at + 2 : at + 4])
 
 
 def decode(data: Encoded) -> Pixels:
-    """All pixels of a grey or colour JPEG.
+    """Decode all pixels of a grey or colour JPEG.
 
     Raises:
         DamagedImageError: the decoder finds fault with it.
@@ -110,7 +110,7 @@ def decode(data: Encoded) -> Pixels:
 
 
 def decode_region(data: Encoded, rectangle: Rectangle) -> Region:
-    """The segments that a rectangle touches; the whole image where it has no segments that can be cut.
+    """Decode the segments that a rectangle touches; the whole image where it has no segments that can be cut.
 
     The pixels equal those of `decode` to the bit. A JPEG by other hands has no table, and is decoded whole.
 
@@ -130,19 +130,19 @@ def decode_region(data: Encoded, rectangle: Rectangle) -> Region:
     return Region(decode(header.cut(data, rows, cols)), rows[0] * BLOCK_PX, cols[0] * header.segment_px)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Header:
-    """What the bytes before a JPEG's segments say.
+    """The content of the bytes before a JPEG's segments.
 
     Attributes:
-        height: In pixels.
-        width: In pixels.
+        height: Height of the image, in pixels.
+        width: Width of the image, in pixels.
         segment_px: Width of a segment, which is one block high.
         lengths: Bytes of each segment and the marker behind it.
-        stops: Where that ends.
-        table: Where the table stands.
-        size_at: Where height and width stand, two bytes each.
-        num_bytes: Where the segments begin.
+        stops: Offset behind each of these.
+        table: Bytes of the table.
+        size_at: Offset of height and width, two bytes each.
+        num_bytes: Bytes of the header, behind which the segments begin.
     """
 
     height: int
@@ -156,7 +156,8 @@ class _Header:
 
     @classmethod
     def parse(cls, data: Encoded) -> Self | None:
-        """The header of an image with a table of its segments; None for every other: the decoder judges those.
+        """Parse the header of an image with a table of its segments; None for every other image: the decoder
+        judges those.
 
         Raises:
             DamagedImageError: the table is not that of an image of this size and number of bytes.
@@ -171,7 +172,7 @@ class _Header:
             marker, start = data[at + 1], at + 4
             if marker == _SOF0:
                 size_at = start + 1
-                height, width = (int.from_bytes(data[place : place + 2]) for place in (size_at, size_at + 2))
+                height, width = (int.from_bytes(data[offset : offset + 2]) for offset in (size_at, size_at + 2))
             elif marker == _DRI:
                 interval = int.from_bytes(data[start : start + 2])
             at += _num_bytes(data, at)
@@ -187,11 +188,18 @@ class _Header:
             raise _damaged(f"it should have {stops[-1]} bytes and has {len(data)}")
         table = slice(table_at, table_stop)
         return cls(
-            height, width, segment_px, lengths.reshape(rows, cols), stops.reshape(rows, cols), table, size_at, at
+            height=height,
+            width=width,
+            segment_px=segment_px,
+            lengths=lengths.reshape(rows, cols),
+            stops=stops.reshape(rows, cols),
+            table=table,
+            size_at=size_at,
+            num_bytes=at,
         )
 
     def cut(self, data: Encoded, rows: tuple[int, int], cols: tuple[int, int]) -> bytearray:
-        """The JPEG of a rectangle of segments.
+        """Cut a rectangle of segments out as a JPEG.
 
         Args:
             data: The whole image.
@@ -221,7 +229,7 @@ class _Header:
         return image
 
     def _kinds(self) -> UInt8[np.ndarray, "rows cols"]:
-        """Of the markers behind the segments."""
+        """Return the kinds of the markers behind the segments."""
         kinds = (_RESTART + np.arange(self.stops.size) % _NUM_RESTARTS).astype(np.uint8)
         kinds[-1] = _EOI
         return kinds.reshape(self.stops.shape)

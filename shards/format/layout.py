@@ -3,13 +3,10 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from shards.format.tar import BLOCK, Span
-from shards.records import Split
 
 FORMAT_VERSION = 2
 
@@ -20,7 +17,7 @@ CONTACT_SHEET = "contact_sheet.png"
 BATCHES = Path("batches")
 """The files of a project that decide its batches."""
 MANIFESTS = Path("data/manifests")
-"""Beside the shards in a project, and private: file names of patients' images, and the folders that hold them."""
+"""Folder of a project, private: file names of patients' images, and the folders that hold them."""
 
 IMAGE_FORMATS = ("png", "jpg")  # suffixes of the canvas
 META_SUFFIX = "json"
@@ -30,44 +27,9 @@ MASK_SUFFIX = "mask.{structure}.png"
 
 MAX_KEY_LENGTH = 64
 MAX_INDEX_BYTES = 2**26
-"""Of index.json; a tar takes some 200 in it."""
+"""Greatest size of index.json; a tar takes some 200 bytes in it."""
 MAX_HEADER_BYTES = 2**12
-"""Before the rows of samples.npy; numpy writes 320."""
-
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class _Described(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True)
-
-
-class TarDescription(_Described):
-    """A tar as index.json describes it. Its name is a file name and nothing else: it becomes part of a path."""
-
-    name: Annotated[str, Field(pattern=r"^(train|val|test)-[0-9]{6,12}\.tar$")]
-    split: Split
-    num_samples: Annotated[int, Field(gt=0, lt=2**32)]
-    bytes: Annotated[int, Field(gt=0, lt=2**48)]
-    sha256: Sha256
-
-
-class RowsDescription(_Described):
-    """samples.npy as index.json describes it."""
-
-    name: Literal["samples.npy"]
-    bytes: Annotated[int, Field(gt=0, lt=2**48)]
-    sha256: Sha256
-
-
-class IndexDescription(_Described):
-    """What of index.json decides how a set is read; the rest is told as it stands."""
-
-    batch: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
-    spec: dict[str, Any]
-    channels: Literal[1, 3]
-    shards: list[TarDescription]
-    samples: RowsDescription
-
+"""Greatest size of the header of samples.npy; numpy writes 320 bytes."""
 
 ROW_DTYPE = np.dtype(
     [
@@ -86,10 +48,10 @@ ROW_DTYPE = np.dtype(
 """One row per sample. Offsets are bytes in its tar; where a member lies follows from the sizes (`SampleSpans`)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SampleSpans:
-    """Where a sample's members lie in its tar: description, image, its half size and landmarks if there are any, and
-    the others. A member that is not there has no bytes."""
+    """The spans of a sample's members in its tar: description, image, its half size and landmarks if there are any,
+    and all members. A member that is not there has no bytes."""
 
     members: Span
     meta: Span
@@ -99,14 +61,14 @@ class SampleSpans:
 
     @classmethod
     def of(cls, row: np.void) -> "SampleSpans":
-        """From a row of the index; each header is one block."""
+        """Compute the spans from a row of the index; each header is one block."""
         start = int(row["start"])
         meta = Span(start + BLOCK, int(row["meta_bytes"]))
         image = Span(meta.member_stop + BLOCK, int(row["image_bytes"]))
         half = Span(image.member_stop + BLOCK, int(row["half_bytes"]))
         before = half if half.num_bytes else image
         landmarks = Span(before.member_stop + BLOCK, int(row["landmarks_bytes"]))
-        return cls(Span(start, int(row["num_bytes"])), meta, image, half, landmarks)
+        return cls(members=Span(start, int(row["num_bytes"])), meta=meta, image=image, half=half, landmarks=landmarks)
 
 
 def sha256_of(path: Path) -> str:

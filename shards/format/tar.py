@@ -20,7 +20,7 @@ _CHECK_SUM_OF_SPACES = 8 * ord(" ")
 
 @dataclass(frozen=True)
 class Span:
-    """Where a member's data lies in its tar: first byte and number of bytes. Its header is the block before."""
+    """The span of a member's data in its tar: first byte and number of bytes. Its header is the block before."""
 
     start: int
     num_bytes: int
@@ -46,7 +46,7 @@ class TarWriter:
 
     @property
     def sha256(self) -> str:
-        """Of what has been written, in hex: of the whole archive, once it is closed."""
+        """Hash of what has been written, in hex: of the whole archive, once it is closed."""
         return self._digest.hexdigest()
 
     def add(self, name: str, data: bytes) -> Span:
@@ -77,8 +77,8 @@ class TarWriter:
 
 
 def _header(name: str, num_bytes: int) -> bytes:
-    """The template with name, size and check sum (of all bytes, its own as spaces) filled in: `tarfile` takes far
-    longer over each of the constant fields."""
+    """Fill name, size and check sum (of all bytes, its own as spaces) into the template: `tarfile` takes far longer
+    over each of the constant fields."""
     encoded = name.encode("ascii")
     if len(encoded) > _NAME_BYTES:
         raise ValueError(f"member name of {len(encoded)} bytes; a ustar header has room for {_NAME_BYTES}")
@@ -91,7 +91,7 @@ def _header(name: str, num_bytes: int) -> bytes:
 
 @cache
 def _template() -> bytes:
-    """A header without a name, size and check sum: zeros in their place."""
+    """Return a header with zeros for name, size and check sum."""
     member = tarfile.TarInfo("")
     member.mode, member.uname, member.gname = 0o644, "root", "root"
     header = bytearray(member.tobuf(tarfile.USTAR_FORMAT))
@@ -110,7 +110,7 @@ def read_header(block: bytes) -> tuple[str, int]:
 
 
 def copy_members(source: Path, runs: Iterable[tuple[int, int]], target: Path) -> list[int]:
-    """A tar of some of another one's members, as `TarWriter` would have written it without the others.
+    """Copy some members of a tar into a new one, as `TarWriter` would have written it without the others.
 
     Args:
         source: The tar.
@@ -141,7 +141,7 @@ def copy_members(source: Path, runs: Iterable[tuple[int, int]], target: Path) ->
 
 
 def walk_members(run: bytes) -> Iterator[tuple[str, bytes]]:
-    """(name, data) of the members in a run of bytes cut from a tar at member boundaries."""
+    """Yield (name, data) of the members in a run of bytes cut from a tar at member boundaries."""
     with tarfile.open(fileobj=io.BytesIO(run), mode="r:") as tar:
         for member in tar:
             file = tar.extractfile(member)

@@ -30,13 +30,13 @@ SIDE_PAD_MM = 17.0
 
 
 def hu_to_code(hu: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
-    """Hounsfield units as companded bytes."""
+    """Compress Hounsfield units to bytes."""
     codes: npt.NDArray[np.float64] = np.interp(hu, HU_KNOTS, CODE_KNOTS)
     return np.rint(codes).astype(np.uint8)
 
 
 def code_to_hu() -> npt.NDArray[np.float32]:
-    """Hounsfield units of the 256 codes."""
+    """Return the Hounsfield units of the 256 codes."""
     return np.interp(np.arange(256), CODE_KNOTS, HU_KNOTS).astype(np.float32)
 
 
@@ -47,7 +47,7 @@ class Anatomy:
     soft: Float[Tensor, "up front left"]
     """Attenuation relative to water, cut at 150 HU."""
     bone: Float[Tensor, "up front left"]
-    """What bone has above that."""
+    """Attenuation that bone has above that."""
     lung: Float[Tensor, "up front left"]
     """`soft` inside the lungs, 0 elsewhere."""
     labels: npt.NDArray[np.uint8]
@@ -59,7 +59,7 @@ class Anatomy:
 
 
 def load_anatomy(folder: Path = ASSET) -> Anatomy:
-    """The asset, verified and expanded; about a second.
+    """Load the asset, verified and expanded; takes about a second.
 
     Raises:
         SourceError: a file is missing or is not the one that was shipped.
@@ -93,13 +93,14 @@ def load_anatomy(folder: Path = ASSET) -> Anatomy:
 
 @lru_cache(maxsize=1)
 def weigh_tissue(anatomy: Anatomy, bone_weight: float, lung_density: float) -> Float[Tensor, "up front left"]:
-    """Relative attenuation of one patient's tissue; kept for the patient's next image, so not to be written to."""
+    """Compute the relative attenuation of one patient's tissue; it is kept for the patient's next image: do not
+    write to it."""
     weighted = torch.add(anatomy.soft, anatomy.bone, alpha=bone_weight)
     return weighted.add_(anatomy.lung, alpha=lung_density - 1)
 
 
 def asset_hash(folder: Path = ASSET) -> str:
-    """One sha256 over the asset's list of hashes: names the version of the chest."""
+    """Hash the asset's list of hashes, which names the version of the chest."""
     return hashlib.sha256((folder / HASHES_FILE).read_bytes()).hexdigest()
 
 
@@ -139,7 +140,7 @@ def _read_stack(path: Path, height: int, width: int) -> npt.NDArray[np.uint8]:
 
 
 def _double_slices(hu: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Twice as many slices, the new ones by cubic convolution."""
+    """Double the slices, the new ones by cubic convolution."""
     padded = np.pad(hu, ((1, 1), (0, 0), (0, 0)), mode="edge")
     between = (9 * (padded[1:-2] + padded[2:-1]) - (padded[:-3] + padded[3:])) / 16
     doubled = np.empty((2 * len(hu) - 1, *hu.shape[1:]), dtype=np.float32)

@@ -26,7 +26,7 @@ FINDING_COLOUR = (255, 60, 255)
 
 
 def draw_contact_sheet(dataset: Path, records: list[dict[str, Any]], num_images: int) -> Image.Image:
-    """Tiles in pairs: the plain image, then the same one with everything that is known of it."""
+    """Draw tiles in pairs: the plain image, then the same one with everything that is known of it."""
     chosen = choose(records, num_images)
     num_rows = -(-2 * len(chosen) // NUM_COLS)
     sheet = Image.new("RGB", (NUM_COLS * TILE_PX, num_rows * TILE_PX))
@@ -38,7 +38,7 @@ def draw_contact_sheet(dataset: Path, records: list[dict[str, Any]], num_images:
 
 
 def choose(records: list[dict[str, Any]], num_images: int) -> list[dict[str, Any]]:
-    """First images of patients, taking every finding and health in turn."""
+    """Choose first images of patients, taking every finding and health in turn."""
     first = [record for record in records if record["labels"]["image_id"].endswith("-i0")]
     groups = [[record for record in first if record["labels"][kind]] for kind in KINDS]
     groups.append([record for record in first if not any(record["labels"][kind] for kind in KINDS)])
@@ -59,7 +59,7 @@ def _plain(dataset: Path, record: dict[str, Any]) -> Image.Image:
 def _overlay(dataset: Path, record: dict[str, Any]) -> Image.Image:
     name = record["labels"]["image_id"]
     pixels = np.asarray(_plain(dataset, record)).astype(np.float32)
-    masks = {Path(place).parent.name: _mask(dataset / place) for place in record["files"] if place.startswith("masks/")}
+    masks = {Path(name).parent.name: _mask(dataset / name) for name in record["files"] if name.startswith("masks/")}
     for structure in RIBS:
         pixels[masks[structure]] = 0.72 * pixels[masks[structure]] + 0.28 * np.array(RIB_COLOUR)
     for kind in KINDS:

@@ -61,7 +61,7 @@ def build_phantom(params: PhantomParams, out: Path, *, num_workers: int | None =
 
 
 def fingerprint(params: PhantomParams) -> str:
-    """Hex digest of all that decides the bytes: parameters, anatomy, this package's code, and the libraries."""
+    """Hash all that decides the bytes: parameters, anatomy, this package's code, and the libraries."""
     digest = hashlib.sha256(params.model_dump_json().encode())
     digest.update(asset_hash().encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
@@ -88,13 +88,14 @@ def _render(params: PhantomParams, dataset: Path, records: Path, num_workers: in
 
 @lru_cache(maxsize=1)
 def _chest() -> Anatomy:
-    """The chest of this process."""
+    """Load the chest once in this process."""
     return load_anatomy()
 
 
 @contextmanager
 def _fixed_arithmetic() -> Iterator[None]:
-    """One thread, as more would change the last bits of sums; no denormals, which are slow. Undone at the end."""
+    """Use one thread, as more would change the last bits of sums, and no denormals, which are slow; undone at the
+    end."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -120,13 +121,13 @@ def _render_patient(params: PhantomParams, dataset: Path, records: Path, task: t
 def _write_image(
     params: PhantomParams, study: Study, index: int, radiograph: Radiograph, dataset: Path, records: Path
 ) -> None:
-    """Image and masks first, the record last: an image without a record is drawn again."""
+    """Write image and masks first, the record last: an image without a record is drawn again."""
     name, exposure = study.image_ids[index], study.exposures[index]
     files = {f"images/{name}.png": _png(radiograph.image)}
     files |= {f"masks/{structure}/{name}.png": _png(mask) for structure, mask in radiograph.masks.items()}
-    for place, content in files.items():
-        (dataset / place).parent.mkdir(parents=True, exist_ok=True)
-        (dataset / place).write_bytes(content)
+    for name, content in files.items():
+        (dataset / name).parent.mkdir(parents=True, exist_ok=True)
+        (dataset / name).write_bytes(content)
     labels: dict[str, Any] = {
         "image_id": name,
         "patient_id": study.patient_id,
@@ -140,7 +141,7 @@ def _write_image(
     record = {
         "labels": labels,
         "landmarks": radiograph.landmarks,
-        "files": {place: len(content) for place, content in files.items()},
+        "files": {name: len(content) for name, content in files.items()},
     }
     write_text(records / f"{name}.json", json.dumps(record))
 
@@ -150,12 +151,12 @@ def _is_done(dataset: Path, records: Path, name: str) -> bool:
     if not record.is_file():
         return False
     files: dict[str, int] = json.loads(record.read_text(encoding="utf-8"))["files"]
-    paths = {dataset / place: size for place, size in files.items()}
+    paths = {dataset / name: size for name, size in files.items()}
     return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
 
 
 def _assemble(params: PhantomParams, dataset: Path, records: Path) -> None:
-    """Tables, description and contact sheet, from the records in the order of their names."""
+    """Write tables, description and contact sheet, from the records in the order of their names."""
     for leftover in dataset.glob(".*.tmp"):
         leftover.unlink()  # a kill while a table was written
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(records.glob("*.json"))]

@@ -1,4 +1,4 @@
-"""From attenuation to an 8-bit radiograph: scatter, noise, and what a digital system makes of the exposure."""
+"""Turn attenuation into an 8-bit radiograph: scatter, noise, and what a digital system makes of the exposure."""
 
 import math
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ AIR_ATTENUATION = (0.08, 0.35)
 
 
 @dataclass(frozen=True)
-class Window:
+class ToneWindow:
     """Range of the compressed signal that the film shows."""
 
     low: float
@@ -33,7 +33,7 @@ class Window:
 
 
 def develop(attenuation: Float[Tensor, "row col"], exposure: Exposure) -> Float[Tensor, "row col"]:
-    """Compressed log signal of one exposure, at the final size."""
+    """Develop one exposure: its compressed log signal, at the final size."""
     size = len(attenuation)
     pixel_mm = exposure.field_of_view_mm / size
     intensity = torch.exp(-attenuation)
@@ -46,15 +46,15 @@ def develop(attenuation: Float[Tensor, "row col"], exposure: Exposure) -> Float[
     return BASE_GAIN * base + MIDDLE_GAIN * (smooth - base) + FINE_GAIN * (signal - smooth)
 
 
-def tone_window(signal: Tensor, attenuation: Tensor) -> Window:
-    """Window of a developed signal: percentiles over the body."""
+def tone_window(signal: Tensor, attenuation: Tensor) -> ToneWindow:
+    """Choose the window of a developed signal: percentiles over the body."""
     body = signal[attenuation > AIR_ATTENUATION[1]].numpy()
     low, high = np.percentile(body, [LOW_PERCENTILE, HIGH_PERCENTILE])
-    return Window(float(low), float(high))
+    return ToneWindow(float(low), float(high))
 
 
-def expose(signal: Tensor, attenuation: Tensor, window: Window, exposure: Exposure) -> npt.NDArray[np.uint8]:
-    """The 8-bit image: window, sigmoid, gamma; exposed air is black."""
+def expose(signal: Tensor, attenuation: Tensor, window: ToneWindow, exposure: Exposure) -> npt.NDArray[np.uint8]:
+    """Render the 8-bit image: window, sigmoid, gamma; exposed air is black."""
     share = (signal - window.low) / (window.high - window.low)
     edge = 1 / (1 + math.exp(CONTRAST / 2))
     curve = (torch.sigmoid(CONTRAST * (share - 0.5)) - edge) / (1 - 2 * edge)
@@ -65,8 +65,8 @@ def expose(signal: Tensor, attenuation: Tensor, window: Window, exposure: Exposu
 
 
 def blur(image: Float[Tensor, "row col"], sigma_px: float) -> Float[Tensor, "row col"]:
-    """Gaussian blur of a square image; beyond its edge nothing counts."""
-    place = torch.arange(len(image), dtype=torch.float32)
-    kernel = torch.exp(-0.5 * ((place[:, None] - place) / max(sigma_px, 1e-3)) ** 2)
+    """Blur a square image with a Gaussian; beyond its edge nothing counts."""
+    position = torch.arange(len(image), dtype=torch.float32)
+    kernel = torch.exp(-0.5 * ((position[:, None] - position) / max(sigma_px, 1e-3)) ** 2)
     kernel = kernel / kernel.sum(1, keepdim=True)
     return kernel @ image @ kernel.T

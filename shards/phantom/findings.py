@@ -29,7 +29,7 @@ MIDLINE_MM = -8.0
 HILUM_MM = {"left": (28.0, -15.0, -122.0), "right": (-56.0, -15.0, -122.0)}
 NUM_PLACE_DRAWS = 200
 CONSOLIDATED = (0.75, 1.05)
-"""How much of the air is replaced in the middle of a consolidation."""
+"""Share of the air that is replaced in the middle of a consolidation."""
 PLEURA_DENSITY = 0.14
 SMOOTHING = (5, 9)
 """Voxels (up, left) that the lung's silhouette is averaged over, twice: about 6 mm."""
@@ -39,7 +39,7 @@ class LungFinding(Protocol):
     """A finding inside one lung."""
 
     fills_rim: ClassVar[bool]
-    """Whether the samples beside the lung change too: they are half air, and fluid would leave a dark seam there."""
+    """The samples beside the lung change too: they are half air, and fluid would leave a dark seam there."""
 
     @property
     def side(self) -> Side:
@@ -48,11 +48,11 @@ class LungFinding(Protocol):
     def change(
         self, places_mm: Float[Tensor, "sample 3"], density: Float[Tensor, " sample"]
     ) -> tuple[Float[Tensor, " sample"], Bool[Tensor, " sample"]]:
-        """New densities of lung samples, and which of them the finding fills."""
+        """Return new densities of lung samples, and which of them the finding fills."""
 
 
 def lay(finding: LungFinding, rays: Rays) -> tuple[Float[Tensor, "depth row col"], Bool[Tensor, "depth row col"]]:
-    """Density of all samples with the finding, and the samples it fills."""
+    """Lay a finding into the lung: return the density of all samples with it, and the samples it fills."""
     lung = rays.lung[finding.side]
     region = lung
     if finding.fills_rim:
@@ -71,14 +71,14 @@ class Nodule:
     fills_rim: ClassVar[bool] = False
 
     side: Side
-    centre_mm: npt.NDArray[np.float64]
+    center_mm: npt.NDArray[np.float64]
     radius_mm: float
     waves: npt.NDArray[np.float64]
     """[num, 4] direction and phase of the surface's lobes."""
 
     def change(self, places_mm: Tensor, density: Tensor) -> tuple[Tensor, Tensor]:
-        """Soft tissue inside the lobed surface."""
-        offset = places_mm - torch.from_numpy(self.centre_mm).float()
+        """Fill the lobed surface with soft tissue."""
+        offset = places_mm - torch.from_numpy(self.center_mm).float()
         distance = offset.norm(dim=1)
         direction = offset / distance.clamp(min=1e-3)[:, None]
         surface = self.radius_mm * (1 + 0.1 * _waves(direction, self.waves))
@@ -98,7 +98,7 @@ class Effusion:
     """Height in the scan."""
 
     def change(self, places_mm: Tensor, density: Tensor) -> tuple[Tensor, Tensor]:
-        """Water below the surface."""
+        """Fill the lung below the surface with water."""
         lateral = SIGN[self.side] * (places_mm[:, 0] - MIDLINE_MM)
         meniscus = 34 * ((lateral - 65) / 60).clamp(0, 1.2) ** 2
         depth = self.level_mm + meniscus - places_mm[:, 2]
@@ -123,7 +123,7 @@ class Pneumothorax:
     half_mm: npt.NDArray[np.float64]
 
     def change(self, places_mm: Tensor, density: Tensor) -> tuple[Tensor, Tensor]:
-        """Air where the full lung was, the pleura's line, and a slightly denser rest."""
+        """Put air where the full lung was, the pleura's line, and a slightly denser rest."""
         hilum = HILUM_MM[self.side]
         frontal = places_mm[:, [0, 2]]
         lateral, above = SIGN[self.side] * (frontal[:, 0] - hilum[0]), frontal[:, 1] - hilum[2]
@@ -143,21 +143,21 @@ class Pneumothorax:
         return shrunk * (1 - air) + PLEURA_DENSITY * line, (air > 0.5) & (gap[:, 0] > 2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Consolidation:
     """Lung filled in a cloud with a texture of its own."""
 
     fills_rim: ClassVar[bool] = False
 
     side: Side
-    centre_mm: npt.NDArray[np.float64]
+    center_mm: npt.NDArray[np.float64]
     size_mm: float
     amount: float
     waves: npt.NDArray[np.float64]
 
     def change(self, places_mm: Tensor, density: Tensor) -> tuple[Tensor, Tensor]:
-        """Fluid in the air's place, most in the middle."""
-        offset = places_mm - torch.from_numpy(self.centre_mm).float()
+        """Put fluid instead of air, most in the middle."""
+        offset = places_mm - torch.from_numpy(self.center_mm).float()
         cloud = torch.exp(-1.1 * (offset.norm(dim=1) / self.size_mm) ** 2)
         texture = 1 + 0.6 * _waves(places_mm / 5, self.waves)
         share = (self.amount * cloud * texture).clamp(0, 1)
@@ -165,7 +165,7 @@ class Consolidation:
 
 
 def draw_lung_finding(kind: Kind, anatomy: Anatomy, params: FindingParams, rng: np.random.Generator) -> LungFinding:
-    """A finding of one of the kinds that lie in a lung (all but cardiomegaly)."""
+    """Draw a finding of one of the kinds that lie in a lung (all but cardiomegaly)."""
     side: Side = "left" if rng.random() < 0.5 else "right"
     match kind:
         case "nodule":
@@ -179,13 +179,19 @@ def draw_lung_finding(kind: Kind, anatomy: Anatomy, params: FindingParams, rng: 
         case "consolidation":
             size = float(rng.uniform(*params.consolidation_mm))
             centre = _draw_place(anatomy, side, 0.4 * size, rng)
-            return Consolidation(side, centre, size, float(rng.uniform(*CONSOLIDATED)), _draw_waves(rng, 8, 1.0))
+            return Consolidation(
+                side=side,
+                center_mm=centre,
+                size_mm=size,
+                amount=float(rng.uniform(*CONSOLIDATED)),
+                waves=_draw_waves(rng, 8, 1.0),
+            )
         case _:
             raise ValueError(f"{kind} does not lie in a lung")
 
 
 def _lung_places(anatomy: Anatomy, side: Side) -> npt.NDArray[np.float64]:
-    """Millimetres of every so many voxels of a lung."""
+    """Return the millimetres of every so many voxels of a lung."""
     strides = (4, 3, 8)
     up, front, left = np.nonzero(
         np.isin(anatomy.labels[tuple(slice(None, None, step) for step in strides)], LUNGS[side])
@@ -195,7 +201,7 @@ def _lung_places(anatomy: Anatomy, side: Side) -> npt.NDArray[np.float64]:
 
 
 def _draw_place(anatomy: Anatomy, side: Side, margin_mm: float, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """A place in the lung whose neighbours at `margin_mm` are in it too, as far as 26 of them tell."""
+    """Draw a point in the lung whose neighbours at `margin_mm` are in it too, as far as 26 of them tell."""
     places = _lung_places(anatomy, side)
     around = np.array([step for step in np.ndindex(3, 3, 3) if step != (1, 1, 1)]) - 1
     around = margin_mm * around / np.linalg.norm(around, axis=1, keepdims=True)
@@ -209,7 +215,7 @@ def _draw_place(anatomy: Anatomy, side: Side, margin_mm: float, rng: np.random.G
 
 
 def _silhouette(anatomy: Anatomy, side: Side) -> tuple[Tensor, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Smooth silhouette of a lung from the front, with its middle and half extent in mm (left, up)."""
+    """Return the smooth silhouette of a lung from the front, with its middle and half extent in mm (left, up)."""
     seen = torch.from_numpy(np.isin(anatomy.labels, LUNGS[side]).any(1)).float()[None, None]
     smooth = F.avg_pool2d(F.avg_pool2d(seen, SMOOTHING, 1, _half(SMOOTHING)), SMOOTHING, 1, _half(SMOOTHING))
     half = (anatomy.spacing_mm * (np.array(anatomy.labels.shape[::-1]) - 1) / 2)[[0, 2]]

@@ -1,4 +1,4 @@
-"""Which labels of the segmented CT (TotalSegmentator v2 numbering) make which structure."""
+"""Name the labels of the segmented CT (TotalSegmentator v2 numbering) that make up each structure."""
 
 LUNG_LEFT = (10, 11)
 LUNG_RIGHT = (12, 13, 14)

@@ -42,7 +42,7 @@ VESSEL_WALL_MM = 9.0
 def find_landmarks(
     hu: npt.NDArray[np.float32], labels: npt.NDArray[np.uint8], origin: Points, spacing: Points
 ) -> dict[str, Points]:
-    """Millimetre positions (left, front, up) by name; `hu` has the slices of the even `labels` only."""
+    """Find millimetre positions (left, front, up) by name; `hu` has the slices of the even `labels` only."""
     return dict(_landmarks(hu, labels, origin, spacing))
 
 
@@ -64,7 +64,7 @@ def _landmarks(
             yield f"rib_{side}_{number:02d}_anterior", end
     cord = points(*SPINAL_CORD)
     for name, label in VERTEBRAE.items():
-        yield f"vertebra_{name}", _body_centre(points(label), cord)
+        yield f"vertebra_{name}", _body_center(points(label), cord)
     for side, sign, clavicle, scapula, humerus, lung, below in (
         ("left", 1, CLAVICLE_LEFT, SCAPULA_LEFT, HUMERUS_LEFT, LUNG_LEFT, STOMACH + SPLEEN),
         ("right", -1, CLAVICLE_RIGHT, SCAPULA_RIGHT, HUMERUS_RIGHT, LUNG_RIGHT, LIVER),
@@ -94,7 +94,7 @@ def _landmarks(
 
 
 def extreme(points: Points, direction: Points, num: int = 40) -> Points:
-    """Mean of the points that lie furthest in a direction: one voxel alone would be noise.
+    """Average the points that lie furthest in a direction: one voxel alone would be noise.
 
     All that tie with the last one count: which of them a sort puts first differs between processors.
     """
@@ -102,8 +102,8 @@ def extreme(points: Points, direction: Points, num: int = 40) -> Points:
     return points[reach >= np.partition(reach, -num)[-num]].mean(0)  # type: ignore[no-any-return]
 
 
-def _body_centre(vertebra: Points, cord: Points) -> Points:
-    """Centre of the vertebra's body: of what lies in front of the cord, slice by slice."""
+def _body_center(vertebra: Points, cord: Points) -> Points:
+    """Find the centre of the vertebra's body: of what lies in front of the cord, slice by slice."""
     heights = np.unique(cord[:, 2])
     cord_front = np.array([cord[cord[:, 2] == height, 1].max() for height in heights])
     slices = np.searchsorted(heights, vertebra[:, 2] - 1e-6).clip(max=len(heights) - 1)
@@ -127,7 +127,7 @@ def _ends(rib: Points, spine: Points) -> tuple[Points, Points, Points]:
 def _vessel_points(
     side: str, hu: npt.NDArray[np.float32], lung: npt.NDArray[np.bool_], origin: Points, spacing: Points
 ) -> Iterator[tuple[str, Points]]:
-    """Thick vessels inside the lung, away from its wall and from one another, numbered from the top."""
+    """Yield thick vessels inside the lung, away from its wall and from one another, numbered from the top."""
     smooth = ndimage.gaussian_filter(np.where(lung, hu, -900), 2.0 / spacing)
     smooth[ndimage.distance_transform_edt(lung, spacing) < VESSEL_WALL_MM] = -1000
     chosen: list[Points] = []
@@ -142,7 +142,7 @@ def _vessel_points(
 
 
 def _carina(trachea: npt.NDArray[np.bool_], origin: Points, spacing: Points) -> Points:
-    """Where the airway parts: between the two bronchi of the highest slice that shows two."""
+    """Find where the airway parts: between the two bronchi of the highest slice that shows two."""
     for z in range(trachea.shape[2] - 1, -1, -1):
         parts, num = ndimage.label(trachea[..., z])
         if num == 2 and np.bincount(parts.ravel())[1:].min() > 20:

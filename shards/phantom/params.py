@@ -28,7 +28,7 @@ class RangesSection(Section):
 
 
 class AnatomyParams(RangesSection):
-    """How one virtual patient differs from the scanned one; the same in all images of the patient."""
+    """Differences of one virtual patient from the scanned one, the same in all images of the patient."""
 
     scale_sd: tuple[NotNegative, NotNegative, NotNegative]
     """Standard deviations of the log scale: left-right, depth, height."""
@@ -55,7 +55,7 @@ class AnatomyParams(RangesSection):
 
 
 class ExposureParams(RangesSection):
-    """How one radiograph is taken; other for every image of a patient."""
+    """Settings of one radiograph, other for every image of a patient."""
 
     ap_fraction: Fraction
     """Share of anterior-posterior exposures; the others are posterior-anterior."""

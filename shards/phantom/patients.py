@@ -53,7 +53,7 @@ class Exposure:
 
 
 def draw_patient(params: AnatomyParams, rng: np.random.Generator) -> Patient:
-    """One virtual patient with a heart of normal size."""
+    """Draw one virtual patient with a heart of normal size."""
     field_sd = _uniform(rng, params.field_sd_mm)
     has_breast = rng.random() < params.breast_fraction
     return Patient(
@@ -74,7 +74,7 @@ def draw_patient(params: AnatomyParams, rng: np.random.Generator) -> Patient:
 
 
 def draw_exposure(params: ExposureParams, rng: np.random.Generator) -> Exposure:
-    """One image's pose, beam and film."""
+    """Draw one image's pose, beam and film."""
     view: View = "AP" if rng.random() < params.ap_fraction else "PA"
     return Exposure(
         view=view,

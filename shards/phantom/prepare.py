@@ -40,7 +40,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 def read_wheel(wheel: Path) -> tuple[HU, Labels, tuple[float, float, float]]:
-    """CT, labels and voxel size in mm; axes run to the left, to the front, up."""
+    """Read CT, labels and voxel size in mm; axes run to the left, to the front, up."""
     with tempfile.TemporaryDirectory() as folder:
         with zipfile.ZipFile(wheel) as archive:
             for name in ("cxr", "mask"):
@@ -53,7 +53,7 @@ def read_wheel(wheel: Path) -> tuple[HU, Labels, tuple[float, float, float]]:
 
 
 def fill_outside_field(hu: HU) -> HU:
-    """Air outside the scanner's circular field becomes what lies at its edge, so that cut shoulders go on."""
+    """Fill the air outside the scanner's circular field with what lies at its edge, so that cut shoulders go on."""
     margin = 3
     outside = hu[..., hu.shape[2] // 2] <= -2000
     filled = hu.copy()
@@ -69,7 +69,7 @@ def fill_outside_field(hu: HU) -> HU:
 
 
 def body_mask(hu: HU) -> Mask:
-    """The body without table, sheet and clothes."""
+    """Find the body without table, sheet and clothes."""
     dense = hu > -250
     opened = np.stack([ndimage.binary_opening(dense[..., z], np.ones((7, 7))) for z in range(hu.shape[2])], axis=2)
     parts, _ = ndimage.label(opened)
@@ -79,7 +79,7 @@ def body_mask(hu: HU) -> Mask:
 
 
 def remove_contrast(hu: HU, labels: Labels) -> HU:
-    """Contrast agent out: whatever is not bone and above 60 HU falls to 45-60, heart and vessels to at most 50."""
+    """Remove contrast agent: whatever is not bone and above 60 HU falls to 45-60, heart and vessels to at most 50."""
     bone = np.isin(labels, BONE)
     protected = ndimage.binary_dilation(bone, iterations=2)
     protected[AXILLA_BOX] = bone[AXILLA_BOX]
@@ -90,7 +90,7 @@ def remove_contrast(hu: HU, labels: Labels) -> HU:
 
 
 def remove_mass(hu: HU, labels: Labels) -> HU:
-    """The tumour is painted over with lung from a healthy place of the same lobe, blended at its rim."""
+    """Paint the tumour over with healthy lung of the same lobe, blended at its rim."""
     box = tuple(slice(c - r, c + r + 1) for c, r in zip(MASS_VOXEL, MASS_RADII, strict=True))
     donor_box = (*box[:2], slice(box[2].start + MASS_DONOR_SLICES, box[2].stop + MASS_DONOR_SLICES))
     axes = np.ogrid[tuple(slice(-1, 1, complex(0, 2 * r + 1)) for r in MASS_RADII)]
@@ -105,7 +105,7 @@ def remove_mass(hu: HU, labels: Labels) -> HU:
 
 
 def double_slices(labels: Labels) -> Labels:
-    """Labels at half the slice distance; new slices halfway in shape: averaged signed distances, the largest wins."""
+    """Double the slices of labels; new ones are halfway in shape: averaged signed distances, the largest wins."""
     middle = np.zeros((*labels.shape[:2], labels.shape[2] - 1), dtype=np.uint8)
     best = np.zeros(middle.shape, dtype=np.float32)
     boxes = ndimage.find_objects(labels)
@@ -136,7 +136,7 @@ def _signed_distance(mask: Mask) -> HU:
 
 
 def write_stack(path: Path, volume: npt.NDArray[np.uint8]) -> None:
-    """One PNG: the slices below one another, each with depth downwards and left-right across."""
+    """Write one PNG: the slices below one another, each with depth downwards and left-right across."""
     tall = volume.transpose(2, 1, 0).reshape(-1, volume.shape[0])
     Image.fromarray(np.ascontiguousarray(tall)).save(path, optimize=True, compress_level=9)
 

@@ -27,7 +27,7 @@ MIDLINE_MM = -8.0
 Mask = npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rays:
     """Samples [depth, row, col] along the rays of one image, back to front."""
 
@@ -44,7 +44,7 @@ class Rays:
     """Length of ray that one sample stands for."""
 
     def place_mm(self, axis: int) -> Float[Tensor, "depth row col"]:
-        """One coordinate of the samples in the scan: 0 left, 1 front, 2 up."""
+        """Return one coordinate of the samples in the scan, in mm: 0 left, 1 front, 2 up."""
         return self.units[:, axis] * float(self.half_mm[axis]) + float(self.middle_mm[axis])
 
     @cached_property
@@ -55,7 +55,7 @@ class Rays:
 
 @dataclass(frozen=True)
 class Raster:
-    """How many rays and samples."""
+    """Numbers of rays and samples."""
 
     num_rows: int
     num_cols: int
@@ -85,16 +85,24 @@ def cast_rays(anatomy: Anatomy, patient: Patient, exposure: Exposure, raster: Ra
     labels = torch.from_numpy(anatomy.labels.reshape(-1).take(index.numpy()))
     half_mm = anatomy.spacing_mm * last_voxel / 2
     step = torch.from_numpy(path_length(patient, exposure, *axes[:2])).float() / raster.num_depths
-    return Rays(grid, units, anatomy.origin_mm + half_mm, half_mm, labels, sampled, step)
+    return Rays(
+        grid=grid,
+        units=units,
+        middle_mm=anatomy.origin_mm + half_mm,
+        half_mm=half_mm,
+        labels=labels,
+        density=sampled,
+        step_mm=step,
+    )
 
 
 def integrate(rays: Rays, density: Tensor) -> Float[Tensor, "row col"]:
-    """Attenuation of each ray."""
+    """Add up the attenuation along each ray."""
     return WATER_PER_MM * rays.step_mm * density.sum(0)
 
 
 def soft_layers(rays: Rays, patient: Patient, attenuation: Tensor) -> Float[Tensor, "row col"]:
-    """Attenuation of what the scanned person has little of: fat around the chest, and breasts."""
+    """Compute the attenuation of what the scanned person has little of: fat around the chest, and breasts."""
     in_body = 1 - torch.exp(-attenuation / SKIN_ATTENUATION)
     fat = WATER_PER_MM * FAT_DENSITY * patient.fat_mm * in_body
     if patient.breast_mm == 0:
@@ -107,7 +115,7 @@ def soft_layers(rays: Rays, patient: Patient, attenuation: Tensor) -> Float[Tens
 
 
 def project_structures(rays: Rays) -> dict[str, Mask]:
-    """Masks [row, col] of every structure, on the raster of rays, empty ones included."""
+    """Project every structure to a mask [row, col] on the raster of rays, empty ones included."""
     bits = np.zeros(256, dtype=np.int32)
     for bit, numbers in enumerate(STRUCTURES.values()):
         bits[list(numbers)] |= 1 << bit
@@ -120,7 +128,7 @@ def project_structures(rays: Rays) -> dict[str, Mask]:
 
 
 def project(inside: Bool[Tensor, "depth row col"]) -> Mask:
-    """Mask [row, col] of the rays that meet any of the boolean samples."""
+    """Project boolean samples to the mask [row, col] of the rays that meet any of them."""
     return inside.any(0).numpy()
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shards.phantom.anatomy import Anatomy
-from shards.phantom.film import Window, develop, expose, tone_window
+from shards.phantom.film import ToneWindow, develop, expose, tone_window
 from shards.phantom.findings import lay
 from shards.phantom.params import PhantomParams
 from shards.phantom.patients import Exposure, Patient
@@ -21,7 +21,7 @@ from shards.phantom.warp import locate
 
 @dataclass(frozen=True)
 class Radiograph:
-    """What is known of one image."""
+    """An image, and everything that is known of it."""
 
     image: npt.NDArray[np.uint8]
     masks: dict[str, Mask]
@@ -65,7 +65,7 @@ def take_radiograph(anatomy: Anatomy, study: Study, exposure: Exposure, params: 
 
 
 def enlarge(mask: Mask, size_px: int) -> Mask:
-    """A mask on the raster of rays at the image's size, its outline interpolated."""
+    """Enlarge a mask from the raster of rays to the image's size, its outline interpolated."""
     share = torch.from_numpy(mask).float()[None, None]
     return (_resize(share, size_px, "bilinear") > 0.5)[0, 0].numpy()
 
@@ -78,8 +78,8 @@ def _attenuation(rays: Rays, density: Tensor, patient: Patient, size_px: int) ->
 
 def _twin_window(
     anatomy: Anatomy, study: Study, rays: Rays, exposure: Exposure, params: PhantomParams, raster: Raster
-) -> Window:
-    """Tone window of the same exposure without the finding."""
+) -> ToneWindow:
+    """Choose the tone window of the same exposure without the finding."""
     if study.healthy is not study.patient:
         rays = cast_rays(anatomy, study.healthy, exposure, raster)
     attenuation = _attenuation(rays, rays.density, study.healthy, params.size_px)

@@ -19,31 +19,31 @@ REJECTION_RASTER = Raster(72, 72, 48)
 NUM_FINDING_DRAWS = 50
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Study:
-    """What is imaged, and how often."""
+    """A patient's images: anatomy, finding and exposures."""
 
     number: int
     patient: Patient
     healthy: Patient
-    """The same patient without the finding: differs only where the finding is a shape (the heart)."""
+    """The patient without the finding: differs only where the finding is a shape (the heart)."""
     kind: Kind | None
     finding: LungFinding | None
     exposures: tuple[Exposure, ...]
 
     @property
     def patient_id(self) -> str:
-        """As `p0007`."""
+        """Id of the patient, as `p0007`."""
         return patient_id(self.number)
 
     @property
     def study_id(self) -> str:
-        """As `p0007-s0`: every patient has one study."""
+        """Id of the study, as `p0007-s0`: every patient has one study."""
         return f"{self.patient_id}-s0"
 
     @cached_property
     def image_ids(self) -> tuple[str, ...]:
-        """As `p0007-i1`, counted from 0."""
+        """Ids of the images, as `p0007-i1`, counted from 0."""
         return tuple(image_id(self.number, index) for index in range(len(self.exposures)))
 
     @property
@@ -63,12 +63,12 @@ def image_id(number: int, index: int) -> str:
 
 
 def count_images(params: PhantomParams, number: int) -> int:
-    """How many images patient `number` has."""
+    """Count the images of patient `number`."""
     return len(_draw_exposures(params, number))
 
 
 def draw_study(params: PhantomParams, anatomy: Anatomy, number: int) -> Study:
-    """The study of patient `number`.
+    """Draw the study of patient `number`.
 
     Raises:
         ConfigError: no finding of the drawn kind can be seen as `findings.min_visible` asks.
@@ -79,13 +79,13 @@ def draw_study(params: PhantomParams, anatomy: Anatomy, number: int) -> Study:
     has_finding = rng.random() < params.findings.fraction
     kind = KINDS[rng.integers(len(KINDS))]
     if not has_finding:
-        return Study(number, healthy, healthy, None, None, exposures)
+        return Study(number=number, patient=healthy, healthy=healthy, kind=None, finding=None, exposures=exposures)
     if kind == "cardiomegaly":
         enlarged = dataclasses.replace(healthy, heart=float(rng.uniform(*params.findings.cardiomegaly_heart)))
-        return Study(number, enlarged, healthy, kind, None, exposures)
+        return Study(number=number, patient=enlarged, healthy=healthy, kind=kind, finding=None, exposures=exposures)
     for _ in range(NUM_FINDING_DRAWS):
         finding = draw_lung_finding(kind, anatomy, params.findings, rng)
-        study = Study(number, healthy, healthy, kind, finding, exposures)
+        study = Study(number=number, patient=healthy, healthy=healthy, kind=kind, finding=finding, exposures=exposures)
         if kind not in MUST_BE_SEEN or visible_share(study, anatomy) >= params.findings.min_visible:
             return study
     raise ConfigError(

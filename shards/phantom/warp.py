@@ -15,7 +15,7 @@ MIDDLE_MM = np.array([-8.0, -5.0, -160.0])
 """Pivot of pose and shape, in millimetres of the scan (left, front, up; the top of the scan is 0)."""
 HALF_DEPTH_MM = 135.0
 DETECTOR_MM = 178.0
-"""From the pivot to the detector."""
+"""Distance from the pivot to the detector, in mm."""
 DEPTH_MARGIN_MM = 10.0
 DOME_MM = -195.0
 DOME_WIDTH_MM = 55.0
@@ -32,19 +32,21 @@ GRID_NODES = (36, 36, 18)
 
 
 def depth_range_mm(patient: Patient) -> float:
-    """Half the thickness of the slab that rays are summed over, about the pivot."""
+    """Return half the thickness of the slab that rays are summed over, about the pivot, in mm."""
     return float(HALF_DEPTH_MM * patient.scale[1] + DEPTH_MARGIN_MM)
 
 
 def path_length(patient: Patient, exposure: Exposure, rows: Points, cols: Points) -> Points:
-    """[rows, cols] millimetres that a ray travels through the slab; `rows` and `cols` are in 0..1 of the image."""
+    """Return the [rows, cols] millimetres that a ray travels through the slab; `rows` and `cols` are in 0..1 of the
+    image."""
     side = exposure.field_of_view_mm
     across = np.hypot(side * (rows - 0.5)[:, None], side * (cols - 0.5)[None, :])
     return 2 * depth_range_mm(patient) * np.hypot(1, across / exposure.source_distance_mm)
 
 
 def warp_grid(patient: Patient, exposure: Exposure) -> Points:
-    """[*GRID_NODES, 3] places in the scan (mm) of nodes that span the image (row, col) and the slab (back to front)."""
+    """Return the [*GRID_NODES, 3] points of the scan (mm) at nodes that span the image (row, col) and the slab
+    (back to front)."""
     row, col, depth = (np.linspace(0, 1, num) for num in GRID_NODES)
     half = depth_range_mm(patient)
     front = (2 * depth - 1)[None, None, :] * half
@@ -55,15 +57,15 @@ def warp_grid(patient: Patient, exposure: Exposure) -> Points:
     side = exposure.field_of_view_mm
     # The image's upper edge, followed to the pivot's depth, meets the top of the scan.
     share_at_pivot = -source / (detector - source)
-    centre_up = -MIDDLE_MM[2] * patient.scale[2] + exposure.top_edge_mm - share_at_pivot * side / 2
+    center_up = -MIDDLE_MM[2] * patient.scale[2] + exposure.top_edge_mm - share_at_pivot * side / 2
     left = share * side * (col - 0.5)[None, :, None]
-    up = centre_up + share * side * (0.5 - row)[:, None, None]
+    up = center_up + share * side * (0.5 - row)[:, None, None]
     room = np.stack(np.broadcast_arrays(left, front, up), axis=-1)
     return shape_to_scan(patient, room @ rotation(exposure.rotation_deg))
 
 
 def rotation(degrees: npt.NDArray[np.float64]) -> Points:
-    """Rotation matrix of pitch, roll and yaw."""
+    """Return the rotation matrix of pitch, roll and yaw."""
     (cp, cr, cy), (sp, sr, sy) = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
     pitch = np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
     roll = np.array([[cr, 0, sr], [0, 1, 0], [-sr, 0, cr]])
@@ -72,7 +74,7 @@ def rotation(degrees: npt.NDArray[np.float64]) -> Points:
 
 
 def shape_to_scan(patient: Patient, body: Points) -> Points:
-    """Places in the scan of places in the patient (mm about the pivot, last axis left, front, up)."""
+    """Convert points of the patient to points of the scan (mm about the pivot, last axis left, front, up)."""
     left, front, up = np.moveaxis(body / patient.scale, -1, 0)
     left = left * (1 + patient.taper * up / 150)
     left = left + patient.scoliosis_mm * np.sin(np.pi * up / 200 + patient.scoliosis_phase)
@@ -89,7 +91,7 @@ def shape_to_scan(patient: Patient, body: Points) -> Points:
 
 
 def smooth_field(knots_mm: Points, scan: Points) -> Points:
-    """Cubic B-spline displacement whose standard deviation is that of its control values."""
+    """Return a cubic B-spline displacement whose standard deviation is that of its control values."""
     weights = []
     for axis, (num, place) in enumerate(zip(FIELD_KNOTS, (scan[..., 0], scan[..., 2], scan[..., 1]), strict=True)):
         low, high = FIELD_BOX_MM[:, axis]
@@ -106,13 +108,13 @@ def smooth_field(knots_mm: Points, scan: Points) -> Points:
 
 
 def interpolation_matrix(places: Points, num_nodes: int) -> Points:
-    """[places, nodes] weights of linear interpolation between nodes that span 0..1."""
+    """Return the [positions, nodes] weights of linear interpolation between nodes that span 0..1."""
     position = np.asarray(places) * (num_nodes - 1)
     return np.clip(1 - np.abs(position[:, None] - np.arange(num_nodes)), 0, None)  # type: ignore[no-any-return]
 
 
 def locate(grid: Points, targets: Points) -> Points:
-    """Where in the image and the slab points of the scan lie: Newton inversion of the interpolated grid.
+    """Find where in the image and the slab points of the scan lie: Newton inversion of the interpolated grid.
 
     Args:
         grid: what `warp_grid` returned.
@@ -136,7 +138,7 @@ def locate(grid: Points, targets: Points) -> Points:
 
 
 def _trilinear(grid: Points, position: Points, last: npt.NDArray[np.int_]) -> tuple[Points, Points]:
-    """Value [num, 3] and Jacobian [num, 3, 3] (scan axis, raster axis) of the interpolated grid."""
+    """Return value [num, 3] and Jacobian [num, 3, 3] (scan axis, raster axis) of the interpolated grid."""
     cell = np.clip(np.floor(position).astype(int), 0, last - 1)
     share = position - cell
     value = np.zeros_like(position)

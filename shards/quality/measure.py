@@ -1,4 +1,4 @@
-"""What one decoded image looks like, in a few numbers: all that the quality checks know of its pixels."""
+"""Measure one decoded image in a few numbers: all that the quality checks know of its pixels."""
 
 import hashlib
 from collections.abc import Mapping
@@ -64,7 +64,7 @@ class Structure:
     """A mask in a number.
 
     Attributes:
-        name: Of the structure.
+        name: Name of the structure.
         area: Share of the image inside.
         contradicts: The label of this name says the opposite.
     """
@@ -76,11 +76,11 @@ class Structure:
 
 @dataclass(frozen=True)
 class Measured:
-    """One image.
+    """The measures of one image.
 
     Attributes:
         values: One item of `MEASURE_DTYPE`.
-        structures: By name.
+        structures: Its masks in numbers, by name.
     """
 
     values: np.void
@@ -98,11 +98,11 @@ def measure(
     """Measure one image as it was decoded.
 
     Args:
-        grey: Its pixels; luma of a coloured image.
+        grey: Pixels of the image; luma of a coloured one.
         encoded: The sample's image, whose bytes are the same for the same canvas; shorter to hash than pixels.
         areas: Structure → share of the image inside its mask.
         labels: The record's.
-        is_burned_in: Whether the header says that text is burned in; None: it says nothing.
+        is_burned_in: The header says that text is burned in; None: it says nothing.
     """
     _keep_to_one_thread()
     grey = np.ascontiguousarray(grey)
@@ -111,8 +111,8 @@ def measure(
     small = cv2.resize(_halved_often(_without_frame(grey)), (_HASHED_PX, _HASHED_PX), interpolation=cv2.INTER_AREA)
     thumbnail = cv2.resize(small, (THUMBNAIL_PX, THUMBNAIL_PX), interpolation=cv2.INTER_AREA)
     values["thumbnail"] = thumbnail
-    values["corners"], values["centre"] = corners_and_centre(thumbnail)
-    even = standardised(thumbnail)
+    values["corners"], values["centre"] = corners_and_center(thumbnail)
+    even = standardized(thumbnail)
     values["symmetry"] = (even * even[:, ::-1]).sum()
     values["burned_in"] = UNKNOWN if is_burned_in is None else is_burned_in
     values["pixels"] = np.frombuffer(hashlib.sha256(encoded).digest()[:16], np.uint64)
@@ -126,12 +126,13 @@ def measure(
 
 @cache
 def _keep_to_one_thread() -> None:
-    """The cores are shared out as processes; OpenCV's threads within each only cost time."""
+    """Keep OpenCV to one thread: the cores are shared out as processes, within which threads only cost time."""
     cv2.setNumThreads(1)
 
 
-def standardised(pictures: Num[np.ndarray, "*batch height width"]) -> Float[np.ndarray, "*batch height width"]:
-    """With mean 0 and norm 1, so that the sum of a product of two is their correlation; a flat one becomes 0."""
+def standardized(pictures: Num[np.ndarray, "*batch height width"]) -> Float[np.ndarray, "*batch height width"]:
+    """Scale pictures to mean 0 and norm 1, so that the sum of a product of two is their correlation; a flat one
+    becomes 0."""
     centred = pictures - pictures.mean(axis=(-2, -1), keepdims=True, dtype=np.float32)
     norms = np.sqrt(np.square(centred).sum(axis=(-2, -1), keepdims=True))
     result: Float[np.ndarray, "*batch height width"] = centred / np.maximum(norms, np.float32(1e-3))
@@ -139,7 +140,8 @@ def standardised(pictures: Num[np.ndarray, "*batch height width"]) -> Float[np.n
 
 
 def perceptual_hash(picture: UInt8[np.ndarray, "height width"]) -> int:
-    """64 bits that hardly depend on size, compression and brightness: low frequencies above their median.
+    """Hash a picture to 64 bits that hardly depend on size, compression and brightness: low frequencies above their
+    median.
 
     The picture shrinks to 32 × 32; the bits are the signs of its 8 × 8 lowest cosine coefficients, row by row, relative
     to the median of all but the first (the mean grey).
@@ -151,7 +153,7 @@ def perceptual_hash(picture: UInt8[np.ndarray, "height width"]) -> int:
 
 
 def _measure_levels(grey: UInt8[np.ndarray, "height width"], values: np.ndarray) -> None:
-    """Everything that the histogram decides."""
+    """Measure everything that the histogram decides."""
     step = max(1, len(grey) // _MIN_COUNTED_ROWS)
     counts = cv2.calcHist([grey[::step]], [0], None, [256], [0, 256]).ravel().astype(np.int64)
     counts[: _end_of_background(counts)] = 0
@@ -167,7 +169,7 @@ def _measure_levels(grey: UInt8[np.ndarray, "height width"], values: np.ndarray)
 
 
 def _end_of_background(counts: Int64[np.ndarray, "256"]) -> int:
-    """The first grey level above a dark background; 0 where an image has none, or nothing beside it."""
+    """Find the first grey level above a dark background; 0 where an image has none, or nothing beside it."""
     shares = counts.cumsum() / counts.sum()
     end = int(np.searchsorted(shares, _DARK_QUANTILE)) + _MAX_FRAME_LEVELS + 1
     share = shares[min(end, len(shares)) - 1]
@@ -175,14 +177,14 @@ def _end_of_background(counts: Int64[np.ndarray, "256"]) -> int:
 
 
 def _halved_often(grey: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "lower narrower"]:
-    """Of even sides means of 2 × 2, as long as enough is left to shrink: OpenCV is several times as fast at those."""
+    """Halve an image as long as enough is left and its sides are even: OpenCV is several times as fast at that."""
     while min(grey.shape) >= 4 * _HASHED_PX and grey.shape[0] % 2 == grey.shape[1] % 2 == 0:
         grey = halved(grey)
     return grey
 
 
-def corners_and_centre(thumbnail: UInt8[np.ndarray, "side side"]) -> tuple[float, float]:
-    """Mean grey of the four corners, and of the middle, where a radiograph or a fundus is bright."""
+def corners_and_center(thumbnail: UInt8[np.ndarray, "side side"]) -> tuple[float, float]:
+    """Return the mean grey of the four corners, and of the middle, where a radiograph or a fundus is bright."""
     edge, quarter = THUMBNAIL_PX // 8, THUMBNAIL_PX // 4
     corners = [
         thumbnail[rows, cols]
@@ -194,7 +196,7 @@ def corners_and_centre(thumbnail: UInt8[np.ndarray, "side side"]) -> tuple[float
 
 
 def _without_frame(grey: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "inner_height inner_width"]:
-    """The picture without flat rows and columns at its edges: a copy may have been padded to a square.
+    """Cut flat rows and columns off the edges of a picture: a copy may have been padded to a square.
 
     All of it where fewer than a third of them show something: what is so dark or so flat is not framed.
     """

@@ -1,4 +1,4 @@
-"""Why an image is quarantined or remarked on, as quarantine.csv, quality.parquet and index.json say it."""
+"""Name the reasons why an image is quarantined or remarked on, in the words of quarantine.csv and quality.parquet."""
 
 BURNED_IN = "text is burned into the pixels, its header says"
 BLANK = "blank or nearly so"
@@ -15,6 +15,6 @@ UNLIKE_ITS_VIEW = "unlike the other images of its view"
 BRIGHT_CORNERS = "brighter at the corners than in the centre"
 CONTRADICTION = "a mask contradicts its label"
 KEPT = "kept by hand"
-"""Begins the remark on an image that a person keeps although a check would quarantine it."""
+"""Beginning of the remark on an image that a person keeps although a check would quarantine it."""
 COPIES = (SAME_FILE, SAME_PIXELS, SAME_PICTURE_ELSEWHERE)
-"""Of images that nothing is wrong with."""
+"""Reasons to leave out images that nothing is wrong with."""

@@ -1,6 +1,6 @@
 """`quality.parquet`: one row for every image of a batch, in the shards or not; and what may be asked of several."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int64
 
 from shards.errors import IndexFormatError
 from shards.quality.measure import MEASURE_DTYPE, NUM_HASHES, THUMBNAIL_PX
-from shards.quality.near import NearCopies, find_copies_of, find_near_copies
+from shards.quality.near_duplicates import NearCopies, find_copies_of, find_near_copies
 from shards.quality.store import Thumbnails
 from shards.quality_params import NearCopyParams
 
@@ -42,25 +42,25 @@ _SCHEMA = pa.schema(
 """Measures are null where the image could not be read, the thumbnail also where it was quarantined."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReportRow:
-    """One image.
+    """An image of the report.
 
     Attributes:
         key: Key of its sample.
-        place: What quarantine.csv calls it.
-        patient: Pseudonym.
+        display_name: Its name in messages and in quarantine.csv; the column `place`.
+        patient: Pseudonym of its patient.
         split: Split of its patient.
-        view: Code.
+        view: A code, as PA; None where it is unknown.
         verdict: `kept`, `suspect` or `quarantined`.
-        reason: Of the verdict, if it is not kept without a remark.
-        group: Key of the first image of its group of copies, if it is in one.
-        values: An item of `MEASURE_DTYPE`, if it was measured.
-        structures: Items of `STRUCTURE_DTYPE`.
+        reason: Reason of the verdict; None for an image that is kept without a remark.
+        group: Key of the first image of its group of copies; None if it is in none.
+        values: Its item of `MEASURE_DTYPE`; None if it was not measured.
+        structures: Items of `STRUCTURE_DTYPE` of its masks.
     """
 
     key: str
-    place: str
+    display_name: str
     patient: str
     split: str
     view: str | None
@@ -71,34 +71,41 @@ class ReportRow:
     structures: np.ndarray
 
 
-def write_report(path: Path, parts: Iterable[Sequence[ReportRow]], bounds: NearCopyParams) -> None:
-    """Write the report, a row group a part.
+class ReportWriter:
+    """Writes `quality.parquet`, a row group a tar."""
 
-    Args:
-        path: Of the file.
-        parts: Rows.
-        bounds: By which `near_duplicates_between` will find copies.
-    """
-    schema = _SCHEMA.with_metadata({_BOUNDS: bounds.model_dump_json()})
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for rows in parts:
-            writer.write_table(pa.Table.from_pylist([_values(row) for row in rows], schema))
+    def __init__(self, path: Path, bounds: NearCopyParams) -> None:
+        """Open the file.
+
+        Args:
+            path: Path of the file.
+            bounds: Bounds by which `near_duplicates_between` will find copies.
+        """
+        self._schema = _SCHEMA.with_metadata({_BOUNDS: bounds.model_dump_json()})
+        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
+
+    def append(self, rows: Sequence[ReportRow]) -> None:
+        """Write the rows of one tar."""
+        self._writer.write_table(pa.Table.from_pylist([_values(row) for row in rows], self._schema))
+
+    def close(self) -> None:
+        """Write the end of the file and close it."""
+        self._writer.close()
 
 
 def _values(row: ReportRow) -> dict[str, Any]:
-    values = {
-        name: getattr(row, name) for name in ("key", "place", "patient", "split", "view", "verdict", "reason", "group")
-    }
+    names = ("key", "patient", "split", "view", "verdict", "reason", "group")
+    values = {"place": row.display_name, **{name: getattr(row, name) for name in names}}
     if row.values is None:
         return values
     numbers = {name: row.values[name].item() for name in _NUMBERS}
-    names = [name.decode() for name in row.structures["structure"]]
+    structures = [name.decode() for name in row.structures["structure"]]
     return {
         **values,
         **numbers,
         "burned_in": None if row.values["burned_in"] < 0 else bool(row.values["burned_in"]),
-        "mask_areas": list(zip(names, row.structures["area"].tolist(), strict=True)),
-        "contradictions": [name for name, item in zip(names, row.structures, strict=True) if item["contradicts"]],
+        "mask_areas": list(zip(structures, row.structures["area"].tolist(), strict=True)),
+        "contradictions": [name for name, item in zip(structures, row.structures, strict=True) if item["contradicts"]],
         "pixels": row.values["pixels"].tobytes(),
         "hashes": row.values["hashes"].tolist(),
         "thumbnail": None if row.verdict == "quarantined" else row.values["thumbnail"].tobytes(),
@@ -106,13 +113,13 @@ def _values(row: ReportRow) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Place:
+class ReportedImage:
     """An image of a shard set.
 
     Attributes:
         report: The set's report.
-        key: Of the sample.
-        split: That it is in.
+        key: Key of the sample.
+        split: Split that it is in.
         patient: Pseudonym.
     """
 
@@ -129,16 +136,16 @@ class NearDuplicate:
     Attributes:
         first: One.
         second: The other.
-        correlation: Of their details; 1 for the same pixels.
+        correlation: Correlation of their details; 1 for the same pixels.
     """
 
-    first: Place
-    second: Place
+    first: ReportedImage
+    second: ReportedImage
     correlation: float
 
 
 def near_duplicates_between(reports: Sequence[Path]) -> list[NearDuplicate]:
-    """Pairs of images of different shard sets and different splits that show the same picture.
+    """Find pairs of images of different shard sets and different splits that show the same picture.
 
     By the bounds that the first set was built with. Quarantined images are in no set and do not count.
 
@@ -161,11 +168,11 @@ def near_duplicates_between(reports: Sequence[Path]) -> list[NearDuplicate]:
 
 
 def near_copies_of(report: Path, keys: Collection[str], others: Mapping[Path, Collection[str]]) -> list[NearDuplicate]:
-    """Images of one set, as the first of each pair, that show the same picture as one of other sets.
+    """Find images of one set, as the first of each pair, that show the same picture as one of other sets.
 
     Args:
         report: `quality.parquet` of the set.
-        keys: Of its images that are in question; few.
+        keys: Keys of the set's images that are in question; few.
         others: `quality.parquet` of another set → keys of its images that are compared; many.
 
     Raises:
@@ -197,11 +204,11 @@ class _Images:
 
     @property
     def patient_numbers(self) -> Int64[np.ndarray, "num_images"]:
-        """The same number for images of the same patient."""
+        """A number for each image, the same for images of the same patient."""
         return np.unique(self.patients, return_inverse=True)[1]
 
     def read(self, rows: Int64[np.ndarray, "num"]) -> Thumbnails:
-        """Thumbnails of some images."""
+        """Read the thumbnails of some images."""
         starts = np.cumsum([0, *(len(report.keys) for report in self.reports)])
         found = np.empty((len(rows), THUMBNAIL_PX, THUMBNAIL_PX), np.uint8)
         for number, report in enumerate(self.reports):
@@ -210,16 +217,16 @@ class _Images:
         return found
 
     def named(self, copies: NearCopies) -> list[NearDuplicate]:
-        """The pairs with their places, in order."""
-        first, second = ([self._place(int(row)) for row in rows] for rows in (copies.first, copies.second))
+        """Name the images of the pairs, in order."""
+        first, second = ([self._image(int(row)) for row in rows] for rows in (copies.first, copies.second))
         return [
             NearDuplicate(one, other, float(correlation))
             for one, other, correlation in zip(first, second, copies.correlation, strict=True)
         ]
 
-    def _place(self, row: int) -> Place:
+    def _image(self, row: int) -> ReportedImage:
         report = self.reports[self.numbers[row]].path
-        return Place(report, str(self.keys[row]), str(self.splits[row]), str(self.patients[row]))
+        return ReportedImage(report, str(self.keys[row]), str(self.splits[row]), str(self.patients[row]))
 
 
 @dataclass(frozen=True)
@@ -252,7 +259,7 @@ class _OpenReport:
         return cls(path, bounds, keys, patients, splits, hashes, np.full(len(rows), number), rows)
 
     def thumbnails(self, rows: Int64[np.ndarray, "num"]) -> Thumbnails:
-        """Of some of the set's images, row group by row group."""
+        """Read the thumbnails of some of the set's images, row group by row group."""
         file = pq.ParquetFile(self.path)
         found = np.empty((len(rows), THUMBNAIL_PX, THUMBNAIL_PX), np.uint8)
         wanted, start = self.rows[rows], 0

@@ -21,7 +21,7 @@ class Tile:
 
     Attributes:
         picture: A thumbnail; None where it must not be shown.
-        caption: Under it.
+        caption: Text under the picture.
     """
 
     picture: UInt8[np.ndarray, "side side"] | None
@@ -29,7 +29,7 @@ class Tile:
 
 
 def draw_sheet(tiles: Sequence[Tile]) -> Image.Image:
-    """The tiles in rows of six, enlarged; one line of text where there are none."""
+    """Draw the tiles in rows of six, enlarged; one line of text where there are none."""
     num_rows = max(1, -(-len(tiles) // _NUM_COLS))
     size = _NUM_COLS * (_TILE_PX + _GAP_PX) + _GAP_PX, num_rows * (_TILE_PX + _CAPTION_PX + _GAP_PX) + _GAP_PX
     sheet = Image.new("RGB", size, (18, 18, 20))

@@ -25,7 +25,7 @@ def find_trained_copies(
     Args:
         model: Folder of the model.
         index: The set that is measured.
-        keys: Of its images that are in question.
+        keys: Keys of the set's images that are in question.
         locate: Batch → where its shard set lies.
 
     Returns:
@@ -51,7 +51,7 @@ def find_trained_copies(
 
 
 def _trained_keys(model: Path) -> dict[str, set[str]]:
-    """Batch → keys of the images that the model was trained on."""
+    """Read the keys of the images that the model was trained on, by batch."""
     found: dict[str, set[str]] = {}
     if (model / TRAINING_IMAGES).is_file():
         with (model / TRAINING_IMAGES).open(encoding="utf-8", newline="") as file:
@@ -62,7 +62,7 @@ def _trained_keys(model: Path) -> dict[str, set[str]]:
 
 def _report_of(location: Path | str) -> Path | None:
     try:
-        index = ShardIndex.open(location, is_checked=False)
+        index = ShardIndex.open(location, check_tars=False)
     except IndexFormatError:
         return None
     return index.root / QUALITY if isinstance(index.store, LocalStore) else None

@@ -1,4 +1,4 @@
-"""Whether a published model was trained on what it is measured on: by the file names of its training images.
+"""Tell whether a published model was trained on what it is measured on, by the file names of its training images.
 
 A published model carries no patients, since their pseudonyms would mean nothing under another identity key. It names
 its training images as their dataset does, and the manifests of a project say whose images have these names there.
@@ -17,7 +17,7 @@ from shards.reading.reader import ShardIndex
 from shards.records import Split
 
 IMAGE_NAMES = "images.txt"
-"""In the folder of a published model: the file names of its training images, one a line."""
+"""File in the folder of a published model with the file names of its training images, one a line."""
 _MAX_NAMED = 5
 _SUFFIX = re.compile(r"\.(png|jpe?g|jpe|jfif|tiff?|bmp|dib|gif|webp|dcm|dicom)$")
 
@@ -33,7 +33,7 @@ def check_image_names(
 
     Args:
         model: Folder of the model.
-        index: Of the set whose patients are measured.
+        index: Index of the set whose patients are measured.
         manifests: Folder of the project's manifests; those under the set's identity key are read.
         is_accepted: Shared patients are told rather than refused.
         split: The split whose patients are measured.
@@ -85,7 +85,7 @@ def check_image_names(
 
 def _named_patients(index: ShardIndex, manifests: Path) -> list[tuple[str, str]] | None:
     """Name and patient of every image that is registered under the set's key; None without the set's own manifest."""
-    fingerprint = index.values["id_key_fingerprint"]
+    fingerprint = index.description.id_key_fingerprint
     if fingerprint == PUBLIC_KEY.fingerprint:  # the phantom has no manifest, and its keys are its images' names
         return list(zip(*(index.rows[field].astype(str).tolist() for field in ("key", "patient")), strict=True))
     known: dict[str, list[tuple[str, str]]] = {}
@@ -97,7 +97,7 @@ def _named_patients(index: ShardIndex, manifests: Path) -> list[tuple[str, str]]
 
 
 def _same(names: Iterable[str], known: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """Those of `known`, as name and patient, that are among the names."""
+    """Yield those of `known`, as name and patient, that are among the names."""
     whole = {_plain(name) for name in names}
     ends = {end for name in whole for end in _ends(name)}
     for name, patient in known:
@@ -112,7 +112,7 @@ def _plain(name: str) -> str:
 
 
 def _ends(name: str) -> Iterator[str]:
-    """The path, then the path without its first folder, and so on to the file's name."""
+    """Yield the path, then the path without its first folder, and so on to the file's name."""
     parts = name.split("/")
     return ("/".join(parts[start:]) for start in range(len(parts)))
 

@@ -1,4 +1,4 @@
-"""Whether a model has been trained on what it is measured on: by the lists of images and datasets that it carries."""
+"""Tell whether a model was trained on what it is measured on, by the lists of images and datasets that it carries."""
 
 import csv
 import json
@@ -32,7 +32,7 @@ def write_lineage(model: Path, indexes: Mapping[str, ShardIndex], start: Path | 
     """
     if start is not None and not _has_lineage(start):
         return
-    datasets = {name: index.values["dataset"] for name, index in indexes.items()}
+    datasets = {name: index.dataset.to_json() for name, index in indexes.items()}
     rows = {
         (name, _text(row["key"]), _text(row["patient"])): None
         for name, index in indexes.items()
@@ -55,7 +55,7 @@ def check_independence(model: Path, index: ShardIndex, *, is_accepted: bool, spl
 
     Args:
         model: Folder of the model.
-        index: Of the set whose patients are measured.
+        index: Index of the set whose patients are measured.
         is_accepted: Shared patients and datasets are told rather than refused.
         split: The split whose patients are measured.
 
@@ -71,7 +71,7 @@ def check_independence(model: Path, index: ShardIndex, *, is_accepted: bool, spl
     """
     measured_patients = {_text(patient) for patient in index.rows["patient"][index.select(split)]}
     count = {f"num_{split}_patients": len(measured_patients)}
-    own = {index.name: index.values["dataset"]}
+    own = {index.name: index.dataset.to_json()}
     if not _has_lineage(model):
         return (
             count
@@ -80,7 +80,7 @@ def check_independence(model: Path, index: ShardIndex, *, is_accepted: bool, spl
         )
     datasets = json.loads((model / TRAINING_DATASETS).read_text(encoding="utf-8"))
     trained_on = {name: _origin(dataset) for name, dataset in datasets.items()}
-    measured = _origin(index.values["dataset"])
+    measured = _origin(own[index.name])
     found = check_shared_images(trained_on, index.name, measured, is_accepted=is_accepted)
     batches: dict[str, set[str]] = {}
     for row in _rows(model / TRAINING_IMAGES):
@@ -107,7 +107,7 @@ def warn_of_unknown_patients(batches: Sequence[str], consequence: str) -> None:
 
     Args:
         batches: Their names.
-        consequence: What follows, as the end of the sentence.
+        consequence: What follows from it, as the end of the sentence.
     """
     if batches:
         print(
@@ -119,7 +119,7 @@ def warn_of_unknown_patients(batches: Sequence[str], consequence: str) -> None:
 
 
 def names_without_patients(datasets: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Names of the batches that are split by image, from the section `dataset` of each one's index."""
+    """Name the batches that are split by image, from the section `dataset` of each one's index."""
     return sorted(name for name, dataset in datasets.items() if dataset.get("patient_grouping") == "image")
 
 

@@ -16,11 +16,11 @@ Draws = Int64[np.ndarray, "_num_draws 2"]
 
 @dataclass(frozen=True)
 class TarWindow:
-    """How far an order may spread over tars at a time, where they do not all fit the cache.
+    """The number of tars that an order may spread over at a time, where they do not all fit the cache.
 
     Attributes:
         tars: The tar of each position, for each data set; None for one whose samples may come at any time.
-        num_tars: So many at a time.
+        num_tars: Number of tars in a window.
     """
 
     tars: tuple[Int64[np.ndarray, "_num_samples"] | None, ...]
@@ -38,7 +38,7 @@ def epoch_order(
     batch_size: int,
     window: TarWindow | None = None,
 ) -> Int64[np.ndarray, "num_batches batch_size 2"]:
-    """Which samples one rank sees in one epoch, in order, as (data set, position in its selected rows).
+    """Order the samples that one rank sees in one epoch, as (data set, position in its selected rows).
 
     A weight multiplies a data set's size: 1 shows each of its samples once, 2.5 shows each twice and a random half a
     third time, 0 none. All draws are shuffled together and dealt to the ranks; what does not fill a batch on every
@@ -63,7 +63,7 @@ def epoch_order(
 
 
 def batches_per_epoch(sizes: Sequence[int], weights: Sequence[float], *, world_size: int, batch_size: int) -> int:
-    """Batches that each rank gets in every epoch.
+    """Count the batches that each rank gets in every epoch.
 
     Raises:
         ConfigError: fewer draws than one batch on every rank.
@@ -78,21 +78,22 @@ def batches_per_epoch(sizes: Sequence[int], weights: Sequence[float], *, world_s
 
 
 def num_draws(size: int, weight: float) -> int:
-    """Samples of a data set that an epoch shows, repetitions counted."""
+    """Count the samples of a data set that an epoch shows, repetitions included."""
     return round(weight * size)
 
 
 def cache_window(
     indexes: Sequence[ShardIndex], rows: Sequence[Int64[np.ndarray, "_num_samples"]], weights: Sequence[float]
 ) -> TarWindow | None:
-    """The window that remote sets need; None where the cache holds all their tars, or all lie on local disks.
+    """Return the window that remote sets need; None where the cache holds all their tars, or all lie on local
+    disks.
 
     Two windows fit the cache beside the rows of all indexes: while one ends, the next begins.
 
     Args:
         indexes: The data sets.
         rows: Selected of each.
-        weights: Of each.
+        weights: Weight of each data set.
 
     Raises:
         ConfigError: the cache does not hold two tars.
@@ -132,8 +133,8 @@ def _windowed(draws: Sequence[Draws], sizes: Sequence[int], window: TarWindow, r
     bound = np.concatenate([np.zeros((0, 2), np.int64), *_where(draws, window, is_bound=True)])
     free = np.concatenate([np.zeros((0, 2), np.int64), *_where(draws, window, is_bound=False)])
     visits = _visits(draws, sizes, window)
-    place = rng.permutation(int(visits.max(initial=-1)) + 1)[visits]
-    sequence = np.lexsort((rng.permutation(len(bound)), place // window.num_tars))
+    turn = rng.permutation(int(visits.max(initial=-1)) + 1)[visits]
+    sequence = np.lexsort((rng.permutation(len(bound)), turn // window.num_tars))
     order = np.empty((len(bound) + len(free), 2), np.int64)
     is_free = np.zeros(len(order), dtype=bool)
     is_free[rng.permutation(len(order))[: len(free)]] = True
@@ -146,7 +147,7 @@ def _where(draws: Sequence[Draws], window: TarWindow, *, is_bound: bool) -> list
 
 
 def _visits(draws: Sequence[Draws], sizes: Sequence[int], window: TarWindow) -> Int64[np.ndarray, "num_draws"]:
-    """Number, from 0, of the visit to a tar that each bound draw belongs to.
+    """Number, from 0, the visits to tars that the bound draws belong to.
 
     A tar is visited once for each repetition of its samples, so that a sample does not come twice in one window.
     """

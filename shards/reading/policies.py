@@ -1,4 +1,4 @@
-"""From uncertain and blank labels to targets: CheXpert's policies, applied when labels leave the shards, never before.
+"""Turn uncertain and blank labels into targets by CheXpert's policies, when labels leave the shards, never before.
 
 The names are those of Irvin et al., "CheXpert", AAAI 2019, and, of the two that smooth, of Pham et al., "Interpreting
 chest X-rays via CNNs that exploit hierarchical disease dependencies and uncertainty labels", Neurocomputing 437, 2021.
@@ -17,7 +17,7 @@ from shards.errors import ConfigError, SourceError
 UncertainPolicy = Literal["U-Zeros", "U-Ones", "U-Ignore", "U-MultiClass", "LSR-Ones", "LSR-Zeros"]
 BlankPolicy = Literal["zeros", "ignore"]
 UNCERTAIN_CLASS = 2
-"""Of U-MultiClass, beside 0 absent and 1 present."""
+"""Class of uncertain labels under U-MultiClass, beside 0 absent and 1 present."""
 LSR_ONES_RANGE = (0.55, 0.85)
 LSR_ZEROS_RANGE = (0.0, 0.3)
 
@@ -26,11 +26,11 @@ _Labels = Float[np.ndarray, "*shape"]
 
 @dataclass(frozen=True)
 class Targets:
-    """What a loss takes.
+    """Targets for a loss.
 
     Attributes:
-        values: Of U-MultiClass the class 0, 1 or 2, of the others a probability; 0 where the mask is false.
-        mask: Whether an entry counts.
+        values: The class 0, 1 or 2 of U-MultiClass, else a probability; 0 where the mask is false.
+        mask: True for an entry that counts.
     """
 
     values: Float[np.ndarray, "*shape"]
@@ -40,14 +40,14 @@ class Targets:
 def targets_of(
     labels: ArrayLike, uncertain: UncertainPolicy, blank: BlankPolicy, generator: np.random.Generator | None = None
 ) -> Targets:
-    """Targets of labels 1, 0, -1 (uncertain) and None or NaN (blank).
+    """Make targets of labels 1, 0, -1 (uncertain) and None or NaN (blank).
 
     Args:
-        labels: Of any shape.
-        uncertain: What becomes of -1.
+        labels: Labels, of any shape.
+        uncertain: Policy for -1.
         blank: `zeros`: not mentioned is absent, as most papers take it; `ignore`: it does not count.
-        generator: For LSR-Ones and LSR-Zeros, which draw; one number an entry is taken from it, whatever the labels,
-            so that an entry's target depends on its place and label alone.
+        generator: Source of the numbers that LSR-Ones and LSR-Zeros draw: one for each entry, whatever the labels, so
+            that an entry's target depends on its position and label alone.
 
     Raises:
         ConfigError: a policy is unknown, or draws and has no generator.
@@ -63,27 +63,27 @@ def targets_of(
 
 
 def u_zeros(labels: _Labels) -> _Labels:
-    """Uncertain is absent."""
+    """Take uncertain as absent."""
     return np.where(labels == -1, 0.0, labels)
 
 
 def u_ones(labels: _Labels) -> _Labels:
-    """Uncertain is present."""
+    """Take uncertain as present."""
     return np.where(labels == -1, 1.0, labels)
 
 
 def u_multi_class(labels: _Labels) -> _Labels:
-    """Uncertain is a class of its own."""
+    """Take uncertain as a class of its own."""
     return np.where(labels == -1, float(UNCERTAIN_CLASS), labels)
 
 
 def lsr_ones(labels: _Labels, generator: np.random.Generator) -> _Labels:
-    """Uncertain is probably present: uniform in [.55, .85), a draw for each entry."""
+    """Take uncertain as probably present: uniform in [.55, .85), a draw for each entry."""
     return np.where(labels == -1, generator.uniform(*LSR_ONES_RANGE, labels.shape), labels)
 
 
 def lsr_zeros(labels: _Labels, generator: np.random.Generator) -> _Labels:
-    """Uncertain is probably absent: uniform in [0, .3), a draw for each entry."""
+    """Take uncertain as probably absent: uniform in [0, .3), a draw for each entry."""
     return np.where(labels == -1, generator.uniform(*LSR_ZEROS_RANGE, labels.shape), labels)
 
 
@@ -106,7 +106,7 @@ def _resolve(labels: _Labels, uncertain: str, generator: np.random.Generator | N
 
 
 def _as_floats(labels: ArrayLike) -> _Labels:
-    """None becomes NaN."""
+    """Convert labels to floats; None becomes NaN."""
     values = np.asarray(labels, dtype=np.float64)
     wrong = ~np.isnan(values) & ~np.isin(values, (1.0, 0.0, -1.0))
     if wrong.any():

@@ -14,23 +14,20 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Int64
 from PIL import Image
-from pydantic import ValidationError
 
 from shards.canvas import Canvas
 from shards.delivery.exclusion import NOTHING, Exclusion, read_exclusion
-from shards.errors import ConfigError, DamagedImageError, GridError, IndexFormatError
+from shards.errors import ConfigError, DamagedImageError, IndexFormatError
 from shards.format import jpeg
+from shards.format.index import DatasetDescription, IndexDescription, TarDescription
 from shards.format.jpeg import Encoded, Region
 from shards.format.layout import (
-    FORMAT_VERSION,
     HALF_SUFFIX,
     IMAGE_FORMATS,
     INDEX,
     MASK_SUFFIX,
-    MAX_HEADER_BYTES,
     ROW_DTYPE,
     ROWS,
-    IndexDescription,
     SampleSpans,
 )
 from shards.format.tar import BLOCK, read_header, walk_members
@@ -46,30 +43,31 @@ Reduction = Literal[1, 2]
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """What is in a shard set. Sent to another process it takes a description along, not a million rows.
+    """The index of a shard set. Sent to another process it takes a description along, not a million rows.
 
     Attributes:
-        store: Where its files lie.
-        values: The content of index.json.
+        store: The store that holds its files.
+        description: The content of index.json.
         rows: One row of `ROW_DTYPE` per sample, memory-mapped, in the order of the shards.
         fingerprint: sha256 of index.json, and so, through the hashes in it, of the whole set; with what is excluded, if
             anything is.
-        excluded: What is not read of it.
+        excluded: Images that are not read.
     """
 
     store: Store
-    values: dict[str, Any]
+    description: IndexDescription
     rows: np.ndarray
     fingerprint: str
     excluded: Exclusion = NOTHING
 
     @classmethod
-    def open(cls, location: Location | LocalStore | RemoteStore, *, is_checked: bool = True) -> "ShardIndex":
+    def open(cls, location: Location | LocalStore | RemoteStore, *, check_tars: bool = True) -> "ShardIndex":
         """Read and check the index of the shard set at a folder, a URL, or in a store that `open_store` made.
 
         Args:
-            location: Where it lies.
-            is_checked: Its tars must be there and of their sizes; without, they are looked at when they are read.
+            location: The folder, the URL or the store.
+            check_tars: Require that its tars are there and of their sizes; otherwise they are looked at when they are
+                read.
 
         Raises:
             IndexFormatError: there is none, it has another format version, or files do not fit it.
@@ -79,25 +77,20 @@ class ShardIndex:
         store = location if isinstance(location, LocalStore | RemoteStore) else open_store(location)
         name = store.location.rpartition("/")[2]
         try:
-            text = store.read(INDEX)
-            values = json.loads(text)
+            content = store.read(INDEX)
+            description = IndexDescription.parse(content, store.location)
         except (OSError, ValueError, RecursionError):
             raise IndexFormatError(
                 f"{store.location}: no shard set: {INDEX} is missing or no JSON; build it with `dvc repro shard@{name}`"
             ) from None
-        found = values.get("format_version") if isinstance(values, dict) else None
-        if found != FORMAT_VERSION:
+        stored = _stored_rows(description)
+        index = cls(store, description, _read_rows(store, stored), hashlib.sha256(content).hexdigest())
+        if index.rows.shape != (description.num_samples,):
             raise IndexFormatError(
-                f"{store.location}: format_version {found}, this code reads {FORMAT_VERSION}; build it again: "
-                f"`dvc repro --force shard@{name}`"
+                f"{store.location}: {len(index.rows)} rows, and its tars hold {description.num_samples} samples; build "
+                "it again"
             )
-        num_listed = _check_description(store, values)
-        index = cls(store, values, _read_rows(store, values), hashlib.sha256(text).hexdigest())
-        if index.rows.shape != (num_listed,):
-            raise IndexFormatError(
-                f"{store.location}: {len(index.rows)} rows, and its tars hold {num_listed} samples; build it again"
-            )
-        if is_checked:
+        if check_tars:
             store.check(index.tars)
         return index
 
@@ -113,7 +106,7 @@ class ShardIndex:
 
     @property
     def root(self) -> Path:
-        """Its folder.
+        """The folder of the set.
 
         Raises:
             ConfigError: it lies on a server.
@@ -124,38 +117,38 @@ class ShardIndex:
 
     @property
     def name(self) -> str:
-        """The batch."""
-        return str(self.values["batch"])
+        """Name of the batch."""
+        return self.description.batch
 
-    @cached_property
+    @property
+    def dataset(self) -> DatasetDescription:
+        """The dataset that the images come from."""
+        return self.description.dataset
+
+    @property
     def spec(self) -> GridSpec:
         """The grid that the set was built with."""
-        return GridSpec.from_json(self.values["spec"])
+        return self.description.spec
 
     @property
-    def channels(self) -> int:
-        """1 (grey) or 3, for every image."""
-        return int(self.values["channels"])
+    def channels(self) -> Literal[1, 3]:
+        """Number of channels of every image: 1 (grey) or 3."""
+        return self.description.channels
 
     @property
-    def shards(self) -> list[dict[str, Any]]:
-        """name, split, num_samples, bytes, sha256 of each tar."""
-        return list(self.values["shards"])
+    def shards(self) -> tuple[TarDescription, ...]:
+        """The tars, in the order of the rows."""
+        return self.description.shards
 
     @cached_property
     def tars(self) -> list[StoredFile]:
         """The tars' files, in the order of `shards`."""
-        return [StoredFile(shard["name"], shard["bytes"], shard["sha256"]) for shard in self.shards]
+        return [StoredFile(tar.name, tar.bytes, tar.sha256) for tar in self.shards]
 
     @property
     def stored_rows(self) -> StoredFile:
         """The file of its rows."""
-        return _stored_rows(self.values)
-
-    @property
-    def statistics(self) -> dict[str, Any]:
-        """mean and std of the training images' foreground in [0, 1], and counts of images, patients, labels, views."""
-        return {**self.values["statistics"], **self.values["counts"]}
+        return _stored_rows(self.description)
 
     def without_excluded(self, project: Path) -> "ShardIndex":
         """Return the same set without what a project excludes of its batch; sizes and statistics stay those of all.
@@ -183,26 +176,26 @@ class ShardIndex:
         return {name: int(is_excluded[self.rows["split"] == number].sum()) for number, name in enumerate(SPLITS)}
 
     def select(self, split: Split | Literal["all"]) -> Int64[np.ndarray, "num_samples"]:
-        """Rows of a split, or of all, in the order of the shards, without excluded ones.
+        """Select the rows of a split, or of all, in the order of the shards, without excluded ones.
 
         A tar is of one split, so that no row is looked at where none is excluded.
         """
-        ends = np.cumsum([shard["num_samples"] for shard in self.shards], dtype=np.int64)
+        ends = np.cumsum([tar.num_samples for tar in self.shards], dtype=np.int64)
         runs = [
-            np.arange(end - shard["num_samples"], end, dtype=np.int64)
-            for shard, end in zip(self.shards, ends, strict=True)
-            if split in (shard["split"], "all")
+            np.arange(end - tar.num_samples, end, dtype=np.int64)
+            for tar, end in zip(self.shards, ends, strict=True)
+            if split in (tar.split, "all")
         ]
         rows = np.concatenate([np.zeros(0, np.int64), *runs])
         return rows[~self.excluded.of(self.rows[rows])] if self.excluded else rows
 
     def tar_numbers(self, rows: Int64[np.ndarray, "num_samples"]) -> Int64[np.ndarray, "num_samples"]:
-        """Which of `shards` each of some rows lies in; from the tars' sizes, so no row is looked at."""
-        ends = np.cumsum([shard["num_samples"] for shard in self.shards], dtype=np.int64)
+        """Tell which of `shards` each of some rows lies in; from the tars' sizes, so no row is looked at."""
+        ends = np.cumsum([tar.num_samples for tar in self.shards], dtype=np.int64)
         return np.searchsorted(ends, rows, side="right")
 
     def keys(self, rows: Int64[np.ndarray, "num_samples"]) -> list[str]:
-        """Keys of the samples in some rows."""
+        """Return the keys of the samples in some rows."""
         return [key.decode("ascii") for key in self.rows["key"][rows].tolist()]
 
     def verify(self) -> None:
@@ -218,17 +211,17 @@ class ShardIndex:
             raise IndexFormatError(f"{self.store.location}: damaged tars: {names}; {remedy}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sample:
     """One image with what the shard says about it; nothing is decoded before it is asked for.
 
     Attributes:
-        key: Its key.
+        key: Key of the sample.
         encoded: The file of its canvas.
         half: The file of the canvas at half its size, each pixel the mean of 2 × 2; None where the set has none.
         image_format: `png` or `jpg`.
         tar: The tar it lies in.
-        row: Its row of the index.
+        row: Row of the index.
     """
 
     key: str
@@ -255,10 +248,11 @@ class Sample:
             return decode(self.encoded)
 
     def region(self, rectangle: Rectangle, reduction: Reduction = 1) -> Region:
-        """A part of the canvas that holds the rectangle (row0, col0, row1, col1); of a JPEG little more is decoded.
+        """Decode a part of the canvas that holds the rectangle (row0, col0, row1, col1); of a JPEG little more
+        is decoded.
 
         Args:
-            rectangle: In the pixels that are returned.
+            rectangle: Rectangle in the pixels that are returned.
             reduction: 2 takes them from the canvas at half its size, all of which is decoded; the set has it (`half`).
 
         Raises:
@@ -292,7 +286,7 @@ class Sample:
 
     @property
     def split(self) -> Split:
-        """Its patient's split."""
+        """Split of the patient."""
         return SPLITS[int(self.row["split"])]
 
     @property
@@ -304,7 +298,7 @@ class Sample:
         return {name: (row, col) for name, (row, col) in json.loads(self.tar.read(span.start, span.num_bytes)).items()}
 
     def masks(self) -> dict[str, np.ndarray]:
-        """Structure → boolean mask of the canvas; read on demand.
+        """Read the masks: structure → boolean mask of the canvas.
 
         Raises:
             IndexFormatError: one is damaged.
@@ -328,7 +322,7 @@ class ShardReader:
         self._tars = [Tar(index.store, tar) for tar in index.tars]
 
     def read(self, row: int) -> Sample:
-        """The sample of one row of the index.
+        """Read the sample of one row of the index.
 
         Raises:
             IndexFormatError: the bytes at its place are not the sample's.
@@ -345,10 +339,17 @@ class ShardReader:
         if found != key or image_format not in IMAGE_FORMATS:
             raise _wrong_place(tar, f"{found}.{image_format}", key)
         half = data[spans.half.start - start :] if spans.half.num_bytes else None
-        return Sample(key, data[BLOCK : BLOCK + spans.image.num_bytes], half, image_format, tar, entry)
+        return Sample(
+            key=key,
+            encoded=data[BLOCK : BLOCK + spans.image.num_bytes],
+            half=half,
+            image_format=image_format,
+            tar=tar,
+            row=entry,
+        )
 
     def meta(self, row: int) -> dict[str, Any]:
-        """What the shard says about the sample of one row, without reading its image.
+        """Read the description of the sample of one row, without its image.
 
         Raises:
             IndexFormatError: the bytes at its place are not the sample's.
@@ -390,35 +391,8 @@ def _decode_png(data: Encoded) -> np.ndarray:
         raise DamagedImageError(f"truncated or damaged PNG ({error})") from None
 
 
-def _check_description(store: Store, values: dict[str, Any]) -> int:
-    """Hold index.json against its description, before anything in it becomes a path or a size; its samples.
-
-    Raises:
-        IndexFormatError: it does not fit, or samples.npy cannot have as many rows as the tars have samples.
-    """
-    place = f"{store.location}/{INDEX}"
-    try:
-        described = IndexDescription.model_validate(values)
-        GridSpec.from_json(described.spec)
-    except (ValidationError, GridError, TypeError, KeyError) as error:
-        found = f"spec: {error}"
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            found = f"{'.'.join(map(str, first['loc']))} is {first['input']!r:.100}: {first['msg']}"
-        raise IndexFormatError(f"{place}: damaged, or by other hands: {found}; build the shard set again") from None
-    num_samples = sum(tar.num_samples for tar in described.shards)
-    surplus = described.samples.bytes - num_samples * ROW_DTYPE.itemsize
-    if not 0 < surplus <= MAX_HEADER_BYTES:
-        raise IndexFormatError(
-            f"{place}: {ROWS} of {described.samples.bytes} bytes for {num_samples} samples of {ROW_DTYPE.itemsize} "
-            "bytes each; build it again"
-        )
-    return num_samples
-
-
-def _read_rows(store: Store, values: dict[str, Any]) -> np.ndarray:
-    """The rows, compared with their hash: read without becoming part of this process's memory."""
-    stored = _stored_rows(values)
+def _read_rows(store: Store, stored: StoredFile) -> np.ndarray:
+    """Map the rows, compared with their hash: read without becoming part of this process's memory."""
     if _sha256_of(store.open(stored)) != stored.sha256:
         raise IndexFormatError(f"{store.path(stored)}: missing or not the file of this index; {store.remedy(stored)}")
     return _open_rows(store, stored)
@@ -440,9 +414,9 @@ def _open_rows(store: Store, stored: StoredFile) -> np.ndarray:
         return np.memmap(file, ROW_DTYPE, "r", file.tell(), shape)
 
 
-def _stored_rows(values: dict[str, Any]) -> StoredFile:
-    about = values["samples"]
-    return StoredFile(about["name"], about["bytes"], about["sha256"])
+def _stored_rows(description: IndexDescription) -> StoredFile:
+    rows = description.samples
+    return StoredFile(rows.name, rows.bytes, rows.sha256)
 
 
 def _sha256_of(descriptor: int) -> str:

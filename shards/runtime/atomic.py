@@ -24,10 +24,10 @@ def check_room(folder: Path, num_bytes: float, what: str, advice: str = _ADVICE)
     """Refuse work whose result does not fit on the disk, before the work is done.
 
     Args:
-        folder: Where the result will lie; it may be missing yet.
+        folder: Folder of the result; it may be missing yet.
         num_bytes: Estimated size of the result.
         what: The result, in the plural, as the message names it.
-        advice: What to do, at the end of the message.
+        advice: Advice at the end of the message.
 
     Raises:
         NoSpaceError: the disk of the folder has less room.
@@ -58,12 +58,12 @@ def clear_when_full(*folders: Path, num_bytes: float | None = None) -> Iterator[
         if reason is None:
             raise
         fullest = min(folders, key=_free_bytes, default=None)
-        place = f"{_lasting(fullest)} ({_free(fullest)} free)" if fullest else "this command writes to a full disk"
+        disk = f"{_lasting(fullest)} ({_free(fullest)} free)" if fullest else "this command writes to a full disk"
         needed = "more is needed" if num_bytes is None else f"about {size(num_bytes)} are needed"
         is_limit = reason == os.strerror(errno.EFBIG)
         remedy = "raise the limit on the size of a file (`ulimit -f`)" if is_limit else "make room there"
         raise NoSpaceError(
-            f"{place}: {reason}, {needed}; what was finished is kept, nothing "
+            f"{disk}: {reason}, {needed}; what was finished is kept, nothing "
             f"is half written: {remedy} and give the same command again"
         ) from None
 
@@ -86,7 +86,7 @@ def _reason_if_full(error: BaseException) -> str | None:
 
 
 def _lasting(folder: Path) -> Path:
-    """The folder itself, or the one around what `atomic_directory` removes after an error."""
+    """Return the folder itself, or the one around what `atomic_directory` removes after an error."""
     return folder.parent if re.fullmatch(r"\..*\.tmp", folder.name) else folder
 
 
@@ -106,7 +106,8 @@ def _existing(folder: Path) -> Path:
 
 @contextmanager
 def atomic_path(target: Path, num_bytes: float | None = None) -> Iterator[Path]:
-    """A temporary sibling of `target` to write a file to; renamed onto it when the block ends without an error.
+    """Give a temporary sibling of `target` to write a file to, which replaces it when the block ends without an
+    error.
 
     Several processes may write one target: the last one wins. What a killed one left is removed by the next.
 
@@ -132,8 +133,8 @@ def atomic_path(target: Path, num_bytes: float | None = None) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(target: Path, num_bytes: float | None = None) -> Iterator[Path]:
-    """A temporary sibling of `target`, a new folder to write to; it replaces `target` when the block ends without an
-    error, and goes otherwise.
+    """Give a temporary sibling of `target`, a new folder to write to, which replaces it when the block ends without
+    an error, and goes otherwise.
 
     Args:
         target: The folder.

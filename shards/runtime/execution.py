@@ -1,4 +1,4 @@
-"""Where independent pieces of work run: in processes of this machine, or on a Ray cluster."""
+"""Run independent pieces of work: in processes of this machine, or on a Ray cluster."""
 
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
@@ -47,7 +47,7 @@ class Processes:
     def run(
         self, function: Callable[[Item], None], items: Sequence[Item], on_poll: Callable[[], None]
     ) -> Iterator[tuple[Item, bool]]:
-        """See `Execution`."""
+        """Run all items in other processes of this machine (`Execution.run`)."""
         num_workers = self.num_workers or default_num_workers()
         # spawn: forking a process that has threads (torch, tqdm) can deadlock.
         pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), initializer=start_worker)
@@ -79,7 +79,8 @@ class RayCluster:
     Every node must see the same files under the same paths, and have this package installed. Needs the extra `ray`.
 
     Attributes:
-        address: Of the cluster, as `ray://head:10001` or `auto`; `local` starts one on this machine, on loopback.
+        address: Address of the cluster, as `ray://head:10001` or `auto`; `local` starts one on this machine, on
+            loopback.
     """
 
     address: str
@@ -87,7 +88,7 @@ class RayCluster:
     def run(
         self, function: Callable[[Item], None], items: Sequence[Item], on_poll: Callable[[], None]
     ) -> Iterator[tuple[Item, bool]]:
-        """See `Execution`.
+        """Run all items on the cluster (`Execution.run`).
 
         Raises:
             ConfigError: Ray is not installed, or there is no cluster at the address.

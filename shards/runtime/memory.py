@@ -11,7 +11,7 @@ _KEPT_BYTES = 512 * 2**20
 
 @cache
 def keep_freed_memory() -> None:
-    """Have the allocator use large buffers again instead of handing each back to the system, up to half a gigabyte.
+    """Make the allocator use large buffers again instead of handing each back to the system, up to half a gigabyte.
 
     Images come and go by the megabyte. What the system gives it gives page by page, filled with zeros, which costs a
     process that does nothing but decode a tenth of its time. Without the GNU C library nothing changes.

@@ -24,17 +24,19 @@ _MOUNTED = Path("/sys/fs/cgroup")
 
 
 def default_num_workers() -> int:
-    """One process per core that this process may use, and per core's time that its container is given."""
+    """Count a process for each core that this process may use, and for each core's time that its container is
+    given."""
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return math.ceil(min(num_cores, cpu_quota(_MEMBERSHIP, _MOUNTED)))
 
 
 def cpu_quota(membership: Path, mounted: Path) -> float:
-    """Cores whose time this process is given at most, by its control groups of either version and all above them.
+    """Return the cores whose time this process is given at most, by its control groups of either version and all
+    above.
 
     Args:
         membership: The file that names the groups, as `/proc/self/cgroup`.
-        mounted: Where the groups are files. In a container its own group may be the root there, under no name.
+        mounted: Folder where the groups are files. In a container its own group may be the root there, under no name.
 
     Returns:
         A number above 0; infinity without a bound, or where there are no control groups.
@@ -52,12 +54,12 @@ def cpu_quota(membership: Path, mounted: Path) -> float:
             roots = [] if controllers else [mounted, mounted / "unified"]
         for root in roots:
             folder = root / group.lstrip("/")
-            quotas += [_quota(place) for place in (folder, *folder.parents) if place.is_relative_to(root)]
+            quotas += [_quota(group) for group in (folder, *folder.parents) if group.is_relative_to(root)]
     return min(quotas)
 
 
 def _quota(group: Path) -> float:
-    """Cores whose time a group is given: time and period, in one file of version 2, in two of version 1."""
+    """Read the cores whose time a group is given: time and period, in one file of version 2, in two of version 1."""
     for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
         try:
             quota, period = " ".join((group / name).read_text(encoding="utf-8") for name in names).split()
@@ -106,13 +108,13 @@ def map_in_processes(
 
 
 def start_worker() -> None:
-    """First thing in a worker process: leave Ctrl-C to the parent, and end with it."""
+    """Prepare a worker process: leave Ctrl-C to the parent, and end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
 def _exit_with_parent() -> None:
-    """A worker holds both ends of its queue, so it would wait for ever on a parent that was killed with -9."""
+    """End this worker with its parent: it holds both ends of its queue, and would wait for ever after a kill -9."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

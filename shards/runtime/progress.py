@@ -21,13 +21,13 @@ def progress_bar(
     description: str,
     unit: str,
     initial: int = 0,
-    is_shown: bool = True,
-    is_scaled: bool = False,
+    show: bool = True,
+    scale_unit: bool = False,
     delay_s: float = 0.0,
 ) -> "tqdm[Any]":
-    """The bar itself, for loops that update it by hand or show figures beside it.
+    """Make a progress bar, for loops that update it by hand or show figures beside it.
 
-    `total` may be unknown; `is_scaled` writes 1.5M for 1500000, for bytes; what ends within `delay_s` is not shown.
+    `total` may be unknown; `scale_unit` writes 1.5M for 1500000, for bytes; what ends within `delay_s` is not shown.
     """
     is_terminal = sys.stderr.isatty()
     return tqdm(
@@ -40,7 +40,7 @@ def progress_bar(
         ncols=None if is_terminal else 100,
         mininterval=0.2 if is_terminal else 10.0,
         file=sys.stderr,
-        disable=not is_shown,
-        unit_scale=is_scaled,
+        disable=not show,
+        unit_scale=scale_unit,
         delay=delay_s,
     )

@@ -1,4 +1,4 @@
-"""Where unfinished work waits for its next run: outside the work tree, keyed by a fingerprint of its inputs."""
+"""Keep unfinished work for its next run: outside the work tree, keyed by a fingerprint of its inputs."""
 
 import os
 import shutil
@@ -16,8 +16,8 @@ SCRATCH_VARIABLE = "ACE_SCRATCH"
 
 
 @contextmanager
-def unfinished_work(stage: str, fingerprint: str, *, is_waiting: bool = False) -> Iterator[Path]:
-    """The folder for the work of one stage with one fingerprint, held by this process alone; gone once it is finished.
+def unfinished_work(stage: str, fingerprint: str, *, wait: bool = False) -> Iterator[Path]:
+    """Hold the folder for the work of one stage with one fingerprint, which goes once the work is finished.
 
     DVC deletes a stage's out before the stage runs and copies the tree for `dvc exp run --temp`, so work that must
     survive a kill cannot lie in either: it lies below `ACE_SCRATCH` or, by default, below git's common directory. After
@@ -27,7 +27,7 @@ def unfinished_work(stage: str, fingerprint: str, *, is_waiting: bool = False) -
         stage: The stage's word, as `phantom`.
         fingerprint: Hex digest of everything that decides the result; work of another fingerprint is named on standard
             error and never used.
-        is_waiting: Wait for another process at the same work, instead of refusing.
+        wait: Wait for another process at the same work, instead of refusing.
 
     Raises:
         ConfigError: another process is at the same work, `ACE_SCRATCH` is not absolute, or it is unset and this is no
@@ -41,7 +41,7 @@ def unfinished_work(stage: str, fingerprint: str, *, is_waiting: bool = False) -
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        if not is_waiting:
+        if not wait:
             raise ConfigError(
                 f"this {stage} is under way in another process, which holds {lock.lock_file}; wait for it or end it"
             ) from None
@@ -69,7 +69,7 @@ def _announce_other_work(folder: Path) -> None:
 
 
 def scratch_root() -> Path:
-    """The folder that holds every stage's unfinished work.
+    """Return the folder that holds every stage's unfinished work.
 
     Raises:
         ConfigError: `ACE_SCRATCH` is not absolute, or it is unset and this is no git checkout.

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned, the first to the left and the others to the right; a line under the header."""
+    """Align columns, the first to the left and the others to the right, with a line under the header."""
     widths = [max(len(row[col]) for row in rows) for col in range(len(rows[0]))]
     lines = [
         "  ".join(cell.ljust(width) if col == 0 else cell.rjust(width) for col, (cell, width) in _cells(row, widths))

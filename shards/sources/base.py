@@ -1,4 +1,4 @@
-"""What every source is: a dataset's description, and a way from its folder to records."""
+"""Define a source: a dataset's description, and a way from its folder to records."""
 
 import re
 import textwrap
@@ -19,20 +19,20 @@ _LABEL_NAME = re.compile(r"[A-Za-z0-9 _()/+-]{1,64}")
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """What `python -m shards sources` says of a dataset.
+    """A dataset's description, as `python -m shards sources` prints it.
 
     Attributes:
         name: Its kind, as `nih-chestxray14`; also the prefix of its patients.
-        title: As its authors write it.
-        modality: As `chest X-ray`.
-        num_images: As published; None for a user's own.
-        num_patients: Likewise; None where the dataset does not say.
-        tasks: What its annotations are for, as `classification`.
-        licence: In a few words.
-        is_redistributable: Whether shards made of it may be passed on.
-        citation: Authors, title, place, year.
-        pages: Where to get it.
-        layout: What to put where, several lines.
+        title: Title, as its authors write it.
+        modality: Kind of pictures, as `chest X-ray`.
+        num_images: Number of images, as published; None for a user's own.
+        num_patients: Number of patients, as published; None where the dataset does not say.
+        tasks: Uses of its annotations, as `classification`.
+        licence: Licence, in a few words.
+        is_redistributable: Shards made of it may be passed on.
+        citation: Authors, title, where, year.
+        pages: Pages where it can be had.
+        layout: Description of the folder that the source reads, several lines.
         shares_images_with: Other datasets that hold the same images.
     """
 
@@ -52,13 +52,13 @@ class SourceInfo:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a source finds in a folder.
+    """The images that a source finds in a folder.
 
     Attributes:
-        records: In an order that depends on the data only.
+        records: Images in an order that depends on the data only.
         patient_grouping: `image` where patients are unknown and every image stands alone in the split: a patient may
             then be in several splits.
-        warnings: What differs from the published dataset and may be right all the same; no value of a private file.
+        warnings: Differences from the published dataset that may be right all the same; no value of a private file.
         shares_images_with: Datasets with some of the same images, which no mapping file told apart.
         left_out: Path of a file that is none of the records' → why; it holds names of files and is kept in private.
     """
@@ -75,11 +75,11 @@ class Source(Protocol):
 
     @property
     def info(self) -> SourceInfo:
-        """What it is."""
+        """The description of the dataset."""
         ...
 
     def read(self, root: Path) -> Listing:
-        """All images below `root`; reads lists and headers, no pixels.
+        """List all images below `root`; reads lists and headers, no pixels.
 
         Raises:
             SourceError: files or columns are not what the source expects; names what was looked for.
@@ -88,29 +88,30 @@ class Source(Protocol):
 
 
 def layout_in(docstring: str | None) -> str:
-    """What a module's docstring has between the line `Layout:` and the next empty one, without its indent."""
+    """Return the part of a module's docstring between the line `Layout:` and the next empty one, without its
+    indent."""
     _, _, below = (docstring or "").partition("\nLayout:\n")
     return textwrap.dedent(below.partition("\n\n")[0])
 
 
-def parse_label(value: str, place: str) -> Label:
-    """1, 0, -1 or empty; `place` names the file, row and column.
+def parse_label(value: str, where: str) -> Label:
+    """Parse a label: 1, 0, -1 or empty; `where` names the file, row and column.
 
     Raises:
         SourceError: anything else; the value is not repeated, for it may be about a patient.
     """
     known: dict[str, Label] = {"1": 1, "0": 0, "-1": -1, "": None, "1.0": 1, "0.0": 0, "-1.0": -1}
     if value not in known:
-        raise SourceError(f"{place}: expected 1 (present), 0 (absent), -1 (uncertain) or empty (unknown)")
+        raise SourceError(f"{where}: expected 1 (present), 0 (absent), -1 (uncertain) or empty (unknown)")
     return known[value]
 
 
 def check_label_names(columns: Iterable[str], others: Collection[str], path: Path) -> tuple[str, ...]:
-    """The names of the labels in a user's CSV, which must be plain, for shards and indices repeat them.
+    """Check the names of the labels in a user's CSV, which must be plain, for shards and indices repeat them.
 
     Args:
-        columns: All of the CSV, in order.
-        others: Those that are no labels.
+        columns: All columns of the CSV, in order.
+        others: Columns that are no labels.
         path: The CSV.
 
     Raises:

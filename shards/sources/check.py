@@ -72,15 +72,15 @@ class _Files:
         self._root = root
         self._is_plain = {"": True}
 
-    def has(self, file: File, place: str) -> bool:
-        """Whether it is there and a file.
+    def has(self, file: File, where: str) -> bool:
+        """Tell whether a file is there.
 
         Raises:
             SourceError: it lies outside.
         """
-        check_inside(file.path, place)
+        check_inside(file.path, where)
         if not self._has_no_link(file.path):
-            locate(self._root, file, place)
+            locate(self._root, file, where)
         return os.path.isfile(f"{self._root}/{file.path}")  # noqa: PTH113
 
     def _has_no_link(self, path: str) -> bool:
@@ -127,9 +127,9 @@ def _check_record(record: Record, files: _Files, findings: set[str], prefixes: t
             0 <= box.row0 < box.row1 < math.inf and 0 <= box.col0 < box.col1 < math.inf,
             f"{where}: box of {box.label} has no area",
         )
-    for name, place in record.landmarks.items():
+    for name, point in record.landmarks.items():
         _require(bool(_STRUCTURE.fullmatch(name)), f"{where}: landmarks have no dot")
-        _require(all(map(math.isfinite, place)), f"{where}: landmark {name} is nowhere")
+        _require(all(map(math.isfinite, point)), f"{where}: landmark {name} is nowhere")
     if record.size is not None:
         _require(all(side > 0 for side in record.size), f"{where}: an image has a size above 0")
     if isinstance(record.spacing_mm, tuple):

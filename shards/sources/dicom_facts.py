@@ -1,4 +1,4 @@
-"""What the DICOM headers of public datasets say that their lists leave out: view, sex, age, spacing; nothing else."""
+"""Read from the DICOM headers of public datasets what their lists leave out: view, sex, age, spacing; nothing else."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,12 +29,12 @@ _LIMBS = (
     *("HIP", "HUMERUS", "KNEE", "LEG", "RIB", "SCAPULA", "SHOULDER", "THUMB", "TOE", "WRIST"),
 )
 _TRUNK = ("ABDOMEN", "CSPINE", "HEAD", "LSPINE", "NECK", "PELVIS", "SKULL", "SPINE", "SSPINE", "TSPINE")
-"""Of Body Part Examined (PS3.16 L), with and without a left and a right; other words may be anybody's."""
+"""Words of Body Part Examined (PS3.16 L), with and without a left and a right; other words may be anybody's."""
 
 
 @dataclass(frozen=True)
 class DicomFacts:
-    """What a header says; None where it says nothing, or nothing that can be.
+    """Facts of a header; None where it says nothing, or nothing that can be.
 
     Attributes:
         view: A short code, as PA.
@@ -56,7 +56,7 @@ def read_all_facts(root: Path, images: Mapping[str, str]) -> dict[str, DicomFact
 
 
 def read_facts(path: Path) -> DicomFacts:
-    """The facts of a file's header; none for a file that is not DICOM, or damaged: decoding says so later."""
+    """Read the facts of a file's header; none for a file that is not DICOM, or damaged: decoding says so later."""
     if not path.name.lower().endswith(DICOM_SUFFIXES):
         return DicomFacts()
     try:
@@ -67,7 +67,7 @@ def read_facts(path: Path) -> DicomFacts:
 
 
 def view_of(header: DicomHeader) -> str | None:
-    """What an image shows: a view's code, behind body part and side where these tell images apart.
+    """Name the view of an image: a code, behind body part and side where these tell images apart.
 
     As PA, R-MLO, HAND-L-PA. A chest is not named, nor is a breast or an eye; of an eye the side alone is enough. None
     if the view is not known.
@@ -85,7 +85,8 @@ def view_of(header: DicomHeader) -> str | None:
 
 
 def body_part_of(header: DicomHeader) -> str | None:
-    """Which part of the body an image shows, by a word of the standard's; None where the header has no such word."""
+    """Name the part of the body that an image shows, in a word of the standard's; None where the header has no such
+    word."""
     if (header.modality or "").upper() == "OP":
         return "EYE"
     if (header.modality or "").upper() == "MG" or _code_of(header) in _OF_BREASTS:
@@ -99,5 +100,5 @@ def _code_of(header: DicomHeader) -> str | None:
 
 
 def parse_view(value: str) -> str | None:
-    """A view's code; None for what is none."""
+    """Parse a view's code; None for what is none."""
     return VIEWS.get(value.strip().upper())

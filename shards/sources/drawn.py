@@ -26,7 +26,7 @@ _STRUCTURE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a row says is drawn on its image, as a record has it."""
+    """The masks, boxes and landmarks of a row, as a record has them."""
 
     masks: Mapping[str, Mask] = field(default_factory=dict)
     boxes: tuple[Box, ...] = ()
@@ -35,12 +35,13 @@ class Drawn:
 
 
 def drawn_columns(columns: Iterable[str]) -> tuple[str, ...]:
-    """The columns that are about masks, boxes, landmarks, and the size of the image that these were given for."""
+    """Return the columns that are about masks, boxes, landmarks, and the size of the image that these were given
+    for."""
     return tuple(name for name in columns if name.startswith(_KINDS) or name in SIZE)
 
 
 def mask_paths(row: Mapping[str, str]) -> dict[str, str]:
-    """The columns of a row that name the file of a mask, with its path, with `/` whatever the user wrote."""
+    """Return the columns of a row that name the file of a mask, with its path, with `/` whatever the user wrote."""
     return {
         name: PurePosixPath(value.replace("\\", "/")).as_posix()
         for name, value in row.items()
@@ -49,11 +50,11 @@ def mask_paths(row: Mapping[str, str]) -> dict[str, str]:
 
 
 def check_drawn_columns(columns: Collection[str], labels: Collection[str], path: Path) -> None:
-    """The names of the columns of a CSV must be such as shards can repeat.
+    """Check that the names of the columns of a CSV are such as shards can repeat.
 
     Args:
-        columns: All of the CSV, in order.
-        labels: Those that are labels.
+        columns: All columns of the CSV, in order.
+        labels: Columns that are labels.
         path: The CSV.
 
     Raises:
@@ -78,34 +79,34 @@ def check_drawn_columns(columns: Collection[str], labels: Collection[str], path:
         )
 
 
-def parse_drawn(row: Mapping[str, str], place: str) -> Drawn:
-    """What one row says.
+def parse_drawn(row: Mapping[str, str], where: str) -> Drawn:
+    """Parse the masks, boxes and landmarks of one row.
 
     Args:
-        row: By column.
-        place: File and line, for messages, which repeat no value.
+        row: Values by column.
+        where: File and line, for messages, which repeat no value.
 
     Raises:
         SourceError: a path leaves the folder, or a cell is not as the module says.
     """
     given = {name: row[name] for name in drawn_columns(row) if row[name]}
-    size = _size({name: given[name] for name in SIZE if name in given}, place)
+    size = _size({name: given[name] for name in SIZE if name in given}, where)
     masks: dict[str, Mask] = {_shown(name): MaskFiles(()) for name in given if name.startswith(MASK)}
     for name, path in mask_paths(row).items():
-        check_inside(path, f"{place}: column '{name}'")
+        check_inside(path, f"{where}: column '{name}'")
         masks[_shown(name)] = MaskFiles((File(path),))
     boxes: list[Box] = []
     landmarks: dict[str, Point] = {}
     for name, value in given.items():
-        where = f"{place}: column '{name}'"
+        column = f"{where}: column '{name}'"
         if name.startswith(BOX):
-            boxes += [_box(_shown(name), text, where) for text in value.split(";")]
+            boxes += [_box(_shown(name), text, column) for text in value.split(";")]
         elif name.startswith(LANDMARK):
-            row_px, col_px = _numbers(value, 2, f"{where}: expected ROW COL in pixels")
+            row_px, col_px = _numbers(value, 2, f"{column}: expected ROW COL in pixels")
             landmarks[_shown(name)] = (row_px, col_px)
     if (boxes or landmarks) and size is None:
         raise SourceError(
-            f"{place}: boxes or landmarks, and no {' and '.join(SIZE)} of the image that they were given for"
+            f"{where}: boxes or landmarks, and no {' and '.join(SIZE)} of the image that they were given for"
         )
     return Drawn(masks, tuple(boxes), landmarks, size)
 
@@ -132,9 +133,9 @@ def _numbers(text: str, count: int, expected: str) -> list[float]:
     return values
 
 
-def _size(given: Mapping[str, str], place: str) -> tuple[int, int] | None:
+def _size(given: Mapping[str, str], where: str) -> tuple[int, int] | None:
     if not given:
         return None
     if len(given) < len(SIZE) or not all(re.fullmatch(r"0*[1-9][0-9]{0,6}", value) for value in given.values()):
-        raise SourceError(f"{place}: {' and '.join(SIZE)} must be whole numbers of pixels above 0, or both empty")
+        raise SourceError(f"{where}: {' and '.join(SIZE)} must be whole numbers of pixels above 0, or both empty")
     return int(given["height"]), int(given["width"])

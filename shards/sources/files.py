@@ -30,13 +30,14 @@ _DELAY_S = 2.0
 
 
 def list_files(root: Path, num_expected: int | None = None) -> list[str]:
-    """All files below a folder, relative with `/`, sorted; hidden ones and the leavings of systems are passed over.
+    """List all files below a folder, relative with `/`, sorted; hidden ones and the leavings of systems are passed
+    over.
 
     Linked folders are not entered: what lies below `root` is found in its own place.
 
     Args:
         root: The dataset's folder.
-        num_expected: For the progress bar: about as many as the whole dataset has.
+        num_expected: Number of images of the whole dataset, about, for the progress bar.
 
     Raises:
         SourceError: there is no such folder, one below it cannot be listed, or a symbolic link leads out of it.
@@ -53,12 +54,13 @@ def list_files(root: Path, num_expected: int | None = None) -> list[str]:
 
 
 def is_passed_over(name: str) -> bool:
-    """Whether a file or folder below a user's folder is none of the user's: hidden, or the leavings of a system."""
+    """Tell whether a file or folder below a user's folder is none of the user's: hidden, or the leavings of a
+    system."""
     return name.startswith(".") or name.lower() in _LEAVINGS
 
 
 def is_file(path: Path) -> bool:
-    """Whether a path leads to a file; False also where it may not be looked up."""
+    """Tell whether a path leads to a file; False also where it may not be looked up."""
     try:
         return path.is_file()
     except PermissionError:
@@ -83,7 +85,7 @@ def _walk(root: Path, prefix: str) -> Iterator[str]:
 
 
 def find_files(paths: Iterable[str], pattern: str) -> Iterator[tuple[re.Match[str], str]]:
-    """The paths whose last parts fit a pattern, each with its match; case does not matter.
+    """Find the paths whose last parts fit a pattern, each with its match; case does not matter.
 
     Args:
         paths: Relative, with `/`.
@@ -96,12 +98,12 @@ def find_files(paths: Iterable[str], pattern: str) -> Iterator[tuple[re.Match[st
 
 
 def folders_of(path: str) -> set[str]:
-    """The folders that a path leads through, in lower case, as `find_files` does not tell cases apart."""
+    """Return the folders that a path leads through, in lower case, as `find_files` does not tell cases apart."""
     return set(path.lower().split("/")[:-1])
 
 
 def find_file(root: Path, paths: Iterable[str], pattern: str) -> Path | None:
-    """The one file that fits a pattern (as of `find_files`); None where there is none.
+    """Find the one file that fits a pattern (as of `find_files`); None where there is none.
 
     Raises:
         SourceError: there are several.
@@ -113,7 +115,7 @@ def find_file(root: Path, paths: Iterable[str], pattern: str) -> Path | None:
 
 
 def find_list(root: Path, paths: Iterable[str], name: str) -> Path:
-    """The one file of a name at any depth; where there is none, the place in the root at which it is missed.
+    """Find the one file of a name at any depth; where there is none, the path in the root at which it is missed.
 
     Raises:
         SourceError: there are several.
@@ -122,7 +124,7 @@ def find_list(root: Path, paths: Iterable[str], name: str) -> Path:
 
 
 def index_files(root: Path, paths: Iterable[str], pattern: str) -> dict[str, str]:
-    """What the group `name` of a pattern (as of `find_files`) finds in a path → the path.
+    """Map what the group `name` of a pattern (as of `find_files`) finds in a path to the path.
 
     Raises:
         SourceError: two files have one name, in whatever case, as where a mirror was unpacked beside the original.

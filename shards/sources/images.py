@@ -27,7 +27,7 @@ OTHER_FILE = "files that are no images"
 
 @dataclass(frozen=True)
 class FoundImages:
-    """What the files of a folder are.
+    """The kinds of the files of a folder.
 
     Attributes:
         kinds: The path of each image below the folder → what it is taken for; a damaged file keeps the kind that its
@@ -56,7 +56,7 @@ def tell_images(root: Path, paths: Iterable[str]) -> FoundImages:
 
 
 def kind_of_file(path: Path) -> Kind:
-    """The kind of image that a file is by its name or, where its name has another ending, by its content.
+    """Return the kind of image that a file is by its name or, where its name has another ending, by its content.
 
     Raises:
         UnreadableImageError: it is no image to be read; the reason is one of this module's.
@@ -84,12 +84,12 @@ def kind_of_file(path: Path) -> Kind:
 
 
 def has_ending(name: str) -> bool:
-    """Whether a name says what kind of file it is; the last number of an identifier, as of 1.2.840, does not."""
+    """Tell whether a name says what kind of file it is; the last number of an identifier, as of 1.2.840, does not."""
     suffix = PurePath(name).suffix.strip(".")
     return bool(suffix) and not suffix.isdecimal()
 
 
 def count_left_out(reasons: Iterable[str]) -> tuple[str, ...]:
-    """A line for each reason with the number of files that it holds for, the most frequent first."""
+    """Write a line for each reason with the number of files that it holds for, the most frequent first."""
     counts = sorted(Counter(reasons).items(), key=lambda item: (-item[1], item[0]))
     return tuple(f"left out {number:,} {reason}" for reason, number in counts)

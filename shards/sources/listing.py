@@ -1,4 +1,4 @@
-"""From what a source finds to its listing: what must hold, and what is worth a word."""
+"""Make a listing of what a source finds: what must hold is checked, and what is worth a word is a warning."""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -12,18 +12,20 @@ Row = TypeVar("Row")
 
 
 def wrong_layout(info: SourceInfo, root: Path, problem: str) -> SourceError:
-    """The error of a folder in which something of the dataset is not found; names the layout that was looked for."""
+    """Return the error of a folder in which something of the dataset is not found; names the layout that was looked
+    for."""
     layout = "\n".join(f"    {line}" for line in info.layout.splitlines())
     return SourceError(f"{root}: {problem}; expected below it\n{layout}")
 
 
 def no_images(info: SourceInfo, root: Path) -> SourceError:
-    """The error of a folder that holds no image of the dataset."""
+    """Return the error of a folder that holds no image of the dataset."""
     return wrong_layout(info, root, f"no image of {info.name} found")
 
 
 def count_warnings(info: SourceInfo, records: tuple[Record, ...]) -> tuple[str, ...]:
-    """A line where images or patients are not as many as published: a part of a dataset is fine, and worth a word."""
+    """Yield a line where images or patients are not as many as published: a part of a dataset is fine, and worth a
+    word."""
     found = {"images": len(records), "patients": len({record.patient for record in records})}
     published = {"images": info.num_images, "patients": info.num_patients}
     return tuple(
@@ -34,12 +36,13 @@ def count_warnings(info: SourceInfo, records: tuple[Record, ...]) -> tuple[str, 
 
 
 def number_warnings(info: SourceInfo, counts: Mapping[str, int]) -> tuple[str, ...]:
-    """A line for each thing that was met at all; what → how often, where `what` continues the sentence."""
+    """Return a line for each thing that was met at all; what → how often, where `what` continues the sentence."""
     return tuple(f"{info.name}: {number:,} {what}" for what, number in counts.items() if number)
 
 
 def read_or_warn(read: Callable[[], Iterable[Row]], warnings: list[str]) -> list[Row]:
-    """The rows of a list whose form is known at second hand alone: one in another form is a warning and no row."""
+    """Read the rows of a list whose form is known at second hand alone: one in another form is a warning and no
+    row."""
     try:
         return list(read())
     except SourceError as error:
@@ -56,15 +59,16 @@ def build_listing(
     num_files: int,
     warnings: tuple[str, ...] = (),
 ) -> Listing:
-    """The records of the images that are there, by source id; rows without a file and files without a row are counted.
+    """Build the records of the images that are there, by source id; rows without a file and files without a row are
+    counted.
 
     Args:
         info: The dataset.
-        root: Its folder.
+        root: Folder of the dataset.
         records: One for each row that has a file.
         num_rows: Images that its tables name.
         num_files: Images found.
-        warnings: What else was seen.
+        warnings: Lines on what else was seen.
 
     Raises:
         SourceError: no image at all, or a patient in several splits.
@@ -82,7 +86,7 @@ def build_listing(
 
 
 def check_split(info: SourceInfo, records: Iterable[Record]) -> None:
-    """No patient may be in several splits.
+    """Check that no patient is in several splits.
 
     Raises:
         SourceError: one is; the datasets' own splits are by patient, so a table or list is damaged.

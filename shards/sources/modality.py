@@ -1,4 +1,4 @@
-"""What kind of pictures a source's images are, told by its kind alone: no source is imported for it."""
+"""Tell the kind of pictures that a source's images are by the source's kind alone: no source is imported for it."""
 
 from collections.abc import Mapping
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Which module reads which kind of dataset; a source is imported when it is asked for."""
+"""Map each kind of dataset to the module that reads it; a source is imported when it is asked for."""
 
 from importlib import import_module
 from typing import cast
@@ -33,7 +33,7 @@ MODULES = {
 
 
 def open_source(kind: str) -> Source:
-    """The source of a kind.
+    """Open the source of a kind.
 
     Raises:
         ConfigError: there is none; names those there are.

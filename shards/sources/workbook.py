@@ -10,16 +10,17 @@ from shards.errors import SourceError
 _SPACE = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
 _STRINGS = "xl/sharedStrings.xml"
 _MAX_BYTES = 2**26
-"""Of one part, unpacked: a workbook of some hundred rows has thousandths of it, an archive bomb has more."""
+"""Greatest size of one part, unpacked: a workbook of some hundred rows has thousandths of it, a bomb more."""
 
 
 def read_workbook(path: Path, required: tuple[str, ...], what: str) -> list[dict[str, str]]:
-    """The rows below a header, with stripped values as they are stored; lines above the header are passed over.
+    """Read the rows below a header, with stripped values as they are stored; lines above the header are passed
+    over.
 
     Args:
         path: The file.
         required: Columns that tell the header; one that is empty below a row's last value reads as "".
-        what: What the file is, for messages, as `REFUGE's labels`.
+        what: Name of the file in messages, as `REFUGE's labels`.
 
     Raises:
         SourceError: not a workbook, too large, or no sheet has the columns.
@@ -59,7 +60,7 @@ def _text(element: ElementTree.Element) -> str:
 
 
 def _cells(root: ElementTree.Element, strings: list[str]) -> list[dict[str, str]]:
-    """One mapping a row: letters of the column → value."""
+    """Return one mapping a row: letters of the column → value."""
     return [
         {_column(cell): _value(cell, strings) for cell in row.iter(f"{_SPACE}c")} for row in root.iter(f"{_SPACE}row")
     ]

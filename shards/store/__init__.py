@@ -1,1 +1,1 @@
-"""Where the files of a set lie: a local folder, or a server behind a cache."""
+"""Keep the files of a set: a local folder, or a server behind a cache."""

@@ -48,7 +48,7 @@ class ShardCache:
 
     Attributes:
         root: Made when the first file comes, for its owner alone.
-        max_bytes: Of all files together, unfinished ones included.
+        max_bytes: Size of all files together, unfinished ones included.
     """
 
     root: Path
@@ -56,7 +56,8 @@ class ShardCache:
 
     @classmethod
     def from_environment(cls) -> "ShardCache":
-        """Where `ACE_SHARD_CACHE` says, `ACE_SHARD_CACHE_GB` large; by default below the user's folder of caches.
+        """Open the cache that `ACE_SHARD_CACHE` names, `ACE_SHARD_CACHE_GB` large; by default below the user's
+        folder of caches.
 
         Raises:
             ConfigError: the folder is not absolute, or the size is not a number above 0.
@@ -75,15 +76,16 @@ class ShardCache:
         return cls(root, int(size_gb * 1e9))
 
     def path(self, stored: StoredFile) -> Path:
-        """Where a file lies once it is here."""
+        """Return the path at which a file lies once it is here."""
         return self.root / f"{stored.sha256}{Path(stored.name).suffix}"
 
     def open(self, stored: StoredFile, where: str, download: Download) -> int:
-        """A descriptor of a file, which is downloaded if it is not here; until it is closed, nobody evicts the file.
+        """Open a descriptor of a file, which is downloaded if it is not here; until it is closed, nobody evicts
+        the file.
 
         Args:
-            stored: What is wanted.
-            where: Its URL, for messages.
+            stored: The file that is wanted.
+            where: URL of the file, for messages.
             download: Called by one process at a time.
 
         Raises:
@@ -179,21 +181,23 @@ class ShardCache:
             time.sleep(_POLL_S)
 
     def _missing_bytes(self, stored: StoredFile, part: Path) -> int:
-        """What has to go: the cache's bound and the disk count what others are about to write as written."""
+        """Count the bytes that have to go: the cache's bound and the disk count what others are about to write
+        as written."""
         others = self._others(part)
         reserved = sum(map(_reserved_bytes, others))
         to_come = reserved - sum(map(_size, others))
         return max(reserved + stored.num_bytes - self.max_bytes, to_come - self._free_bytes(stored, part))
 
     def _free_bytes(self, stored: StoredFile, part: Path) -> int:
-        """What the disk would have left; below 0 it has no room for the file."""
+        """Count the bytes that the disk would have left; below 0 it has no room for the file."""
         return shutil.disk_usage(self.root).free - (stored.num_bytes - _size(part)) - _RESERVE_BYTES
 
     def _others(self, part: Path) -> list[Path]:
         return [path for path in self.root.iterdir() if path != part and _OWN.fullmatch(path.name)]
 
     def _oldest_first(self, part: Path) -> list[Path]:
-        """Tars and parts by their last use, then rows of indexes: a run opens those once and may need them again."""
+        """Sort tars and parts by their last use, then rows of indexes: a run opens those once and may need them
+        again."""
         used: dict[Path, float] = {}
         for path in self._others(part):
             with suppress(FileNotFoundError):
@@ -209,7 +213,7 @@ def _size(path: Path) -> int:
 
 
 def _reserved_bytes(path: Path) -> int:
-    """What a file of the cache takes once it is whole; a part's name says it."""
+    """Return the bytes that a file of the cache takes once it is whole; a part's name says it."""
     return int(path.name.split(".")[1]) if path.suffix == _PART else _size(path)
 
 

@@ -1,4 +1,4 @@
-"""Where the files of a shard set lie: in a local folder, or on a server behind a cache."""
+"""Read the files of a shard set where they lie: in a local folder, or on a server behind a cache."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -27,11 +27,11 @@ class LocalStore:
 
     @property
     def location(self) -> str:
-        """As messages show it."""
+        """The folder, as messages show it."""
         return str(self.root)
 
     def read(self, name: str) -> bytes:
-        """A small file, whole, and as it is now.
+        """Read a small file, whole, and as it is now.
 
         Raises:
             OSError: it is not in the folder.
@@ -51,7 +51,7 @@ class LocalStore:
                 raise IndexFormatError(f"{path}: {size} bytes, the index says {tar.num_bytes}; {_RESTORE}")
 
     def open(self, stored: StoredFile) -> int:
-        """A descriptor for reading; the caller closes it.
+        """Open a descriptor of a file for reading; the caller closes it.
 
         Raises:
             IndexFormatError: the file is missing.
@@ -62,11 +62,11 @@ class LocalStore:
             raise IndexFormatError(f"{self.path(stored)}: {error.strerror}; {_RESTORE}") from None
 
     def path(self, stored: StoredFile) -> Path:
-        """Where `open` finds the file."""
+        """Return the path at which `open` finds the file."""
         return self.root / stored.name
 
     def remedy(self, stored: StoredFile) -> str:
-        """What to do where the file is not what the index says."""
+        """Say what to do where the file is not what the index says."""
         del stored
         return _RESTORE
 
@@ -80,11 +80,11 @@ class RemoteStore:
 
     @property
     def location(self) -> str:
-        """As messages show it."""
+        """The URL, as messages show it."""
         return self.remote.location
 
     def read(self, name: str) -> bytes:
-        """A small file, whole, and as it is now; it does not go to the cache.
+        """Read a small file, whole, and as it is now; it does not go to the cache.
 
         Raises:
             StoreError: it cannot be had from the server.
@@ -92,10 +92,11 @@ class RemoteStore:
         return self.remote.read(name, MAX_INDEX_BYTES)
 
     def check(self, tars: Sequence[StoredFile]) -> None:
-        """Nothing: a tar is checked when it comes."""
+        """Do nothing: a tar is checked when it comes."""
 
     def open(self, stored: StoredFile) -> int:
-        """A descriptor for reading; the caller closes it, and until then the file stays in the cache.
+        """Open a descriptor of a file for reading; the caller closes it, and until then the file stays in the
+        cache.
 
         Raises:
             ConfigError: the file is larger than the cache may be.
@@ -105,11 +106,11 @@ class RemoteStore:
         return self.cache.open(stored, self.remote.url(stored.name), lambda file: self._download(stored, file))
 
     def path(self, stored: StoredFile) -> Path:
-        """Where the file lies while `open`'s descriptor is held."""
+        """Return the path at which the file lies while `open`'s descriptor is held."""
         return self.cache.path(stored)
 
     def remedy(self, stored: StoredFile) -> str:
-        """What to do where the file, which was right when it came, is no longer what the index says."""
+        """Say what to do where the file, which was right when it came, is no longer what the index says."""
         return f"remove {self.path(stored)}, which is fetched again, and look at the disk"
 
     def _download(self, stored: StoredFile, file: BinaryIO) -> None:
@@ -118,7 +119,7 @@ class RemoteStore:
             initial=file.tell(),
             description=f"fetch {stored.name}",
             unit="B",
-            is_scaled=True,
+            scale_unit=True,
             delay_s=_SHOWN_AFTER_S,
         )
         with bar:
@@ -126,7 +127,7 @@ class RemoteStore:
 
 
 Store = LocalStore | RemoteStore
-"""Where the files of one shard set lie. Holds no open files: may be forked, pickled and used from several threads."""
+"""The store of one shard set's files. Holds no open files: may be forked, pickled and used from several threads."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class Tar:
     stored: StoredFile
 
     def read(self, start: int, num_bytes: int) -> bytes:
-        """Bytes at a place.
+        """Read some bytes of the tar.
 
         Raises:
             IndexFormatError: the tar is missing, not what the index says, or has no such place.
@@ -165,13 +166,13 @@ def open_store(
     cache: ShardCache | None = None,
     retry: Retry = PATIENT,
 ) -> Store:
-    """The store at a folder or a URL; nothing is read yet.
+    """Open the store at a folder or a URL; nothing is read yet.
 
     Args:
         location: The folder or the URL.
-        storage_options: What fsspec's own configuration does not say, as {"endpoint_url": …}.
-        cache: For remote files; by default that of the environment (`ShardCache.from_environment`).
-        retry: How long to insist on a server.
+        storage_options: Options that fsspec's own configuration does not have, as {"endpoint_url": …}.
+        cache: Cache for remote files; by default that of the environment (`ShardCache.from_environment`).
+        retry: Patience with a server.
 
     Raises:
         ConfigError: the URL carries credentials or a query, which would stand in messages and records.
@@ -188,15 +189,15 @@ def open_store(
 
 
 def is_remote(location: Location) -> bool:
-    """Whether a location is a URL."""
+    """Tell whether a location is a URL."""
     return isinstance(location, str) and "://" in location
 
 
 def parse_location(text: str) -> Location:
-    """A location as it is written on a command line."""
+    """Parse a location as it is written on a command line."""
     return text if is_remote(text) else Path(text)
 
 
 def location_of(root: Location, name: str) -> Location:
-    """Where the shard set `name` lies below a folder or a URL."""
+    """Return the location of the shard set `name` below a folder or a URL."""
     return f"{str(root).rstrip('/')}/{name}" if is_remote(root) else Path(root) / name

@@ -30,13 +30,13 @@ _TOLD_FROM_S = 2.0
 
 @dataclass(frozen=True)
 class Retry:
-    """How long to insist where an error can pass.
+    """The patience with errors that can pass.
 
     Attributes:
-        attempts: In a row without a byte gained.
-        first_delay_s: Before the second attempt; doubles with each.
-        max_delay_s: Longest, unless the server asks for more.
-        timeout_s: Longest silence of a server.
+        attempts: Number of attempts in a row without a byte gained.
+        first_delay_s: Seconds before the second attempt; they double with each.
+        max_delay_s: Longest delay, in seconds, unless the server asks for more.
+        timeout_s: Longest silence of a server, in seconds.
     """
 
     attempts: int = 10
@@ -45,11 +45,12 @@ class Retry:
     timeout_s: float = 60.0
 
     def delay_s(self, failures: int, wanted_s: float) -> float:
-        """How long to wait after so many failures: jittered, so that many readers do not come back at once.
+        """Return the seconds to wait after so many failures: jittered, so that many readers do not come back at
+        once.
 
         Args:
-            failures: In a row, at least 1.
-            wanted_s: What the server asked for; it is never less.
+            failures: Number of failures in a row, at least 1.
+            wanted_s: Seconds that the server asked for; the delay is never less.
         """
         longest = min(self.max_delay_s, self.first_delay_s * 2 ** (failures - 1))
         return max(wanted_s, SystemRandom().uniform(longest / 2, longest))
@@ -72,9 +73,9 @@ class Remote:
     """A folder on a server.
 
     Attributes:
-        location: Its URL, without a slash at the end.
+        location: URL of the folder, without a slash at the end.
         options: fsspec's `storage_options`; never shown.
-        retry: How long to insist.
+        retry: Patience with a server.
     """
 
     location: str
@@ -82,11 +83,11 @@ class Remote:
     retry: Retry = PATIENT
 
     def url(self, name: str) -> str:
-        """Of a file in it."""
+        """Return the URL of a file in the folder."""
         return f"{self.location}/{name}"
 
     def read(self, name: str, max_bytes: int) -> bytes:
-        """A small file, whole.
+        """Read a small file, whole.
 
         Raises:
             StoreError: it is not there, may not be read, is larger, or the server does not answer.
@@ -108,9 +109,9 @@ class Remote:
         """Add to `file` what it lacks of the remote file's `num_bytes`; what has come stays through every error.
 
         Args:
-            name: Of the remote file.
+            name: Name of the remote file.
             file: Holds its first bytes already; positioned at their end.
-            num_bytes: Of the remote file.
+            num_bytes: Size of the remote file.
             on_bytes: Told of every chunk's length.
 
         Raises:
@@ -149,7 +150,7 @@ class Remote:
                 time.sleep(delay_s)
 
     def _stream(self, name: str, start: int, stop: int) -> Generator[bytes, None, None]:
-        """Chunks of the bytes from `start` on; to the end, or at least to `stop`.
+        """Yield chunks of the bytes from `start` on; to the end, or at least to `stop`.
 
         Raises:
             _PassingError: as soon as something fails that can pass.
@@ -199,7 +200,7 @@ def _range_stream(system: Any, path: str, start: int, stop: int) -> Iterator[byt
 
 
 def _judged(error: Exception, url: str) -> Exception:
-    """What an error of fsspec and the libraries below it means."""
+    """Translate an error of fsspec and the libraries below it into one of ours."""
     status, headers = _answer(error)
     if isinstance(error, FileNotFoundError) or status == HTTPStatus.NOT_FOUND:
         return StoreError(f"{url}: not there (404); check the address, and that the whole shard set was uploaded")
@@ -223,8 +224,8 @@ def _judged(error: Exception, url: str) -> Exception:
 
 
 def _answer(error: Exception) -> tuple[int | None, Mapping[str, str]]:
-    """Status and headers of the server's answer, where there was one: aiohttp's errors have them, botocore's in a cause
-    below the OSError that s3fs makes of them."""
+    """Return status and headers of the server's answer, where there was one: aiohttp's errors have them, botocore's
+    in a cause below the OSError that s3fs makes of them."""
     status = getattr(error, "status", None)
     if isinstance(status, int) and status:
         return status, getattr(error, "headers", None) or {}
@@ -237,7 +238,7 @@ def _answer(error: Exception) -> tuple[int | None, Mapping[str, str]]:
 
 
 def _is_connection_error(error: Exception) -> bool:
-    """Whether a library's own error speaks of the way to the server rather than of the request."""
+    """Tell whether a library's own error speaks of the way to the server rather than of the request."""
     package = type(error).__module__.partition(".")[0]
     if package == "aiohttp":
         from aiohttp import ClientError, InvalidURL
@@ -255,7 +256,7 @@ def _is_connection_error(error: Exception) -> bool:
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float:
-    """Of the header Retry-After: seconds, or a date."""
+    """Read the header Retry-After, seconds or a date, as seconds."""
     value = next((value for name, value in headers.items() if name.lower() == "retry-after"), "0")
     try:
         wanted = (

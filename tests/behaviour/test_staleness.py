@@ -55,7 +55,7 @@ def exclude(clone: Path, name: str, sha256: str = "0") -> None:
     """As `python -m shards exclude`, without the images."""
     (clone / f"batches/{name}.exclude.yaml").write_text(f"list_sha256: {sha256}\n", encoding="utf-8")
     dvc = clone / "dvc.yaml"
-    text = set_dep(dvc.read_text(encoding="utf-8"), f"batches/{name}.exclude.yaml", name, is_there=True)
+    text = set_dep(dvc.read_text(encoding="utf-8"), f"batches/{name}.exclude.yaml", name, wanted=True)
     dvc.write_text(text, encoding="utf-8")
 
 

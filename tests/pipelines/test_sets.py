@@ -78,7 +78,7 @@ def test_a_damaged_tar_fails_the_check_alone(with_shards: Path, instance: Dagste
     (check,) = result.get_asset_check_evaluations()
     assert not check.passed
     assert f"`python -m shards verify {SET}`" in str(check.description)
-    assert f"{tar.name}: a tar's sum is wrong" in str(check.metadata["findings"].value)
+    assert f"{tar.name}: checksum mismatch" in str(check.metadata["findings"].value)
 
 
 def test_patients_that_nobody_knows_are_not_counted_and_other_folders_hold_no_set(

@@ -92,12 +92,12 @@ def test_what_the_cut_takes_away_is_counted(name: str, reader: ShardReader) -> N
 
 
 def test_the_index_adds_it_up(reader: ShardReader) -> None:
-    lost = reader.index.values["counts"].get("lost_annotations", {})
-    found = {text: (counts["images"], counts["pixels"]) for text, counts in lost.items()}
+    counts = reader.index.description.counts
+    found = {text: (lost.images, lost.pixels) for text, lost in counts.lost_annotations.items()}
     text = "mask haemorrhages: partly in the dark edges that were cut off"
     assert found == ({} if reader.index.spec.trim_level is None else {text: (1, LOST_PX)})
-    assert reader.index.values["quarantined"]["count"] == 0
-    assert "suspect_masks" not in reader.index.values["counts"]
+    assert reader.index.description.quarantined.count == 0
+    assert not counts.suspect_masks
 
 
 def test_the_same_masks_given_by_a_csv_are_placed_alike(reader: ShardReader, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from shards.decode.annotations import misfit_of
-from shards.delivery.register import survey_images
+from shards.delivery.survey import survey_images
 from shards.errors import SourceError
 from shards.records import Record
 from shards.sources.datasets.nih_chestxray14 import SOURCE

@@ -11,6 +11,7 @@ import pytest
 
 from ace.config import resolve
 from shards.build.stage import build_shards
+from shards.build.tar_files import TarFiles
 from shards.delivery.manifest import iterate_manifest
 from shards.identity import KEY_FILE_VARIABLE
 from shards.params import GridParams, ShardParams
@@ -116,8 +117,9 @@ def judged(name: str, configuration: str, change: Change, folder: Path) -> tuple
         assert image is not None
         changed = np.ascontiguousarray(change(image) if number in planted else image)
         measured.append(measure(changed, changed.tobytes(), {}, {}, is_burned_in=None))
-    write_measured(folder, "all.tar", measured)
-    store = MeasureStore(folder, ("all.tar",))
+    files = TarFiles(folder, "all.tar").measures
+    write_measured(files, measured)
+    store = MeasureStore((files,), folder / "compared")
     none = np.zeros(len(rows), np.int64)
     images = Images(
         keys=np.array(list(rows)),

@@ -10,7 +10,7 @@ from PIL import Image
 import ace
 from shards.build.stage import build_shards
 from shards.canvas import Placement
-from shards.delivery.register import survey_images
+from shards.delivery.survey import survey_images
 from shards.reading.reader import ShardIndex, ShardReader
 from shards.records import Record
 from shards.runtime.execution import Processes

@@ -12,8 +12,7 @@ import numpy as np
 from PIL import Image
 
 from shards.delivery.batches import batch_path, format_batch, root_path
-from shards.delivery.manifest import format_manifest, identify, iterate_manifest
-from shards.delivery.register import hashed
+from shards.delivery.manifest import format_manifest, hashed, identify, iterate_manifest
 from shards.format.layout import sha256_of
 from shards.identity import KEY_FILE_VARIABLE, IdKey, read_id_key
 from shards.params import (
@@ -141,13 +140,13 @@ def folder_params(
     labels: Path | None = None,
     *,
     spacing_mm: tuple[float, float] | None = None,
-    is_former: bool = False,
+    as_former: bool = False,
     **changes: Any,
 ) -> RegisteredSourceParams:
     """Write the manifest of a folder as it is now, as `register` does or did; the params that name it."""
     listing = FolderSource(labels).read(root)
     records = tuple(replace(record, spacing_mm=spacing_mm) for record in listing.records)
-    return delivered(replace(listing, records=records), root, manifest, is_former=is_former, **changes)
+    return delivered(replace(listing, records=records), root, manifest, as_former=as_former, **changes)
 
 
 def number_in_manifest(source: RegisteredSourceParams, path: str) -> int:
@@ -157,7 +156,7 @@ def number_in_manifest(source: RegisteredSourceParams, path: str) -> int:
 
 
 def delivered(
-    listing: Listing, root: Path, manifest: Path, *, is_former: bool = False, **changes: Any
+    listing: Listing, root: Path, manifest: Path, *, as_former: bool = False, **changes: Any
 ) -> RegisteredSourceParams:
     """Write the manifest of a listing with its files as they are now; the params that name it."""
     key = read_id_key() if os.environ.get(KEY_FILE_VARIABLE) else TEST_KEY
@@ -166,8 +165,8 @@ def delivered(
         "folder",
         key,
         split_rule="official",
-        has_sex=False,
-        is_former=is_former,
+        with_sex=False,
+        as_former=as_former,
     )
     manifest.parent.mkdir(parents=True, exist_ok=True)
     manifest.write_text("".join(format_manifest(delivery)), encoding="utf-8")

@@ -46,7 +46,7 @@ def built(folder: Path) -> tuple[dict[str, Any], Arrays]:
             samples[sample.key] = [sample.meta, sample.landmarks]
             arrays[f"{name}/{sample.key}"] = np.asarray(sample.image)
             arrays |= {f"{name}/{sample.key}/{structure}": mask for structure, mask in sample.masks().items()}
-        values = {key: value for key, value in reader.index.values.items() if key not in _OF_BYTES}
+        values = {key: value for key, value in reader.index.description.to_json().items() if key not in _OF_BYTES}
         fields[name] = {"index": values, "samples": samples}
     return json.loads(json.dumps(fields)), arrays
 

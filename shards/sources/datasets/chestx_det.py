@@ -64,10 +64,10 @@ PARTS: tuple[tuple[Split, str, str], ...] = (
 
 @dataclass(frozen=True)
 class Annotation:
-    """What the lists say of an image.
+    """The annotations of an image in the lists.
 
     Attributes:
-        present: Its findings.
+        present: Findings that are present.
         boxes: One an instance.
         rings: Finding → polygons, one an instance.
         num_dropped: Polygons and boxes without an area.
@@ -80,7 +80,7 @@ class Annotation:
 
 
 class ChestXDetSource:
-    """ChestX-Det as records."""
+    """Reads ChestX-Det."""
 
     info = SourceInfo(
         name=KIND,
@@ -99,7 +99,7 @@ class ChestXDetSource:
     )
 
     def read(self, root: Path) -> Listing:
-        """All images of both lists that are there.
+        """List all images of both lists that are there.
 
         Raises:
             SourceError: a list is missing or not what it should be; no image is there.
@@ -133,7 +133,7 @@ class ChestXDetSource:
 
 
 def read_annotations(path: Path) -> dict[str, Annotation]:
-    """What a list says, by file name.
+    """Read the annotations of a list, by file name.
 
     Raises:
         SourceError: it is no such list, a finding is none of the 13, or an image is listed twice.
@@ -151,12 +151,12 @@ def read_annotations(path: Path) -> dict[str, Annotation]:
     return annotations
 
 
-def _parse(item: Mapping[str, Any], place: str) -> Annotation:
-    check_inside(item["file_name"], place)
+def _parse(item: Mapping[str, Any], where: str) -> Annotation:
+    check_inside(item["file_name"], where)
     instances = list(zip(item["syms"], item["boxes"], item["polygons"], strict=True))
     unknown = {name for name, _, _ in instances} - set(FINDINGS)
     if unknown:
-        raise SourceError(f"{place}: {sorted(unknown)[0]!r} is none of ChestX-Det's findings: {', '.join(FINDINGS)}")
+        raise SourceError(f"{where}: {sorted(unknown)[0]!r} is none of ChestX-Det's findings: {', '.join(FINDINGS)}")
     boxes = [Box(name, *_corners(corners)) for name, corners, _ in instances]
     kept = [box for box in boxes if 0 <= box.row0 < box.row1 and 0 <= box.col0 < box.col1]
     rings: dict[str, list[tuple[Point, ...]]] = {}
@@ -180,7 +180,7 @@ def _corners(values: Iterable[Any]) -> tuple[float, float, float, float]:
 
 
 def _ring(points: Iterable[Iterable[Any]]) -> tuple[Point, ...]:
-    """(row, col) from the list's (x, y); a point that repeats the one before is left out."""
+    """Convert the list's (x, y) to (row, col); a point that repeats the one before is left out."""
     ring: list[Point] = []
     for x, y in points:
         point = _finite(y), _finite(x)
@@ -197,7 +197,8 @@ def _finite(value: Any) -> float:
 
 
 def has_area(ring: tuple[Point, ...]) -> bool:
-    """Whether three of its points are not on one line; a ring that crosses itself may enclose as much left as right."""
+    """Tell whether three points of a ring are not on one line; one that crosses itself may enclose as much left as
+    right."""
     if len(set(ring)) < 3:
         return False
     (row0, col0), (row1, col1) = ring[0], next(point for point in ring if point != ring[0])
@@ -205,7 +206,7 @@ def has_area(ring: tuple[Point, ...]) -> bool:
 
 
 def read_mapping(path: Path) -> dict[str, str]:
-    """Number (a file name without .png) → NIH's file name.
+    """Read the mapping from a number (a file name without .png) to NIH's file name.
 
     The file is an object or a list of pairs, in either direction: the side with NIH's names is told by their form.
 
@@ -241,7 +242,7 @@ def _record(name: str, path: str, annotation: Annotation, split: Split) -> Recor
 
 
 def _masks(annotation: Annotation) -> dict[str, Mask]:
-    """Every finding's; a finding that is present but of which no polygon has an area has none."""
+    """Make a mask for every finding but those that are present without a polygon that has an area."""
     return {
         structure_of(finding): MaskPolygons(annotation.rings.get(finding, ()))
         for finding in FINDINGS

@@ -30,9 +30,9 @@ from pathlib import Path
 from shards.errors import SourceError
 from shards.records import File, Label, Record, Sex, Split
 from shards.sources.base import Listing, SourceInfo, layout_in, parse_label
+from shards.sources.csv_tables import read_columns, with_lines
 from shards.sources.files import find_file, index_files, list_files
 from shards.sources.listing import build_listing, wrong_layout
-from shards.sources.tables import read_columns, with_lines
 
 LABELS = (
     "No Finding",
@@ -50,8 +50,6 @@ LABELS = (
     "Fracture",
     "Support Devices",
 )
-COMPETITION_LABELS = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
-"""The five that the challenge scored, and most papers report."""
 
 _NUM_IMAGES = 224_316
 _INFO = SourceInfo(
@@ -85,7 +83,7 @@ _SEXES: dict[str, Sex | None] = {"Female": "F", "Male": "M", "Unknown": None, ""
 
 
 @dataclass(frozen=True)
-class Entry:
+class ChexpertRow:
     """A row of a table; the fields are those of a record."""
 
     patient: str
@@ -103,14 +101,14 @@ class CheXpertSource:
     info = _INFO
 
     def read(self, root: Path) -> Listing:
-        """All images that the tables name and the folder has, in whichever layout.
+        """List all images that the tables name and the folder has, in whichever layout.
 
         Raises:
             SourceError: no image or table, small and full together, a table that contradicts itself or another.
         """
         paths = list_files(root, _NUM_IMAGES)
         images = index_files(root, paths, _IMAGE)
-        entries: dict[str, Entry] = {}
+        entries: dict[str, ChexpertRow] = {}
         for split, name in _TABLES.items():
             table = find_file(root, paths, name)
             for image, entry in (read_entries(table, split) if table else {}).items():
@@ -137,8 +135,8 @@ class CheXpertSource:
         return build_listing(_INFO, root, records, num_rows=len(entries), num_files=len(images))
 
 
-def read_entries(table: Path, split: Split) -> dict[str, Entry]:
-    """`patientNNNNN/studyN/viewN_….jpg` → what the table says of it.
+def read_entries(table: Path, split: Split) -> dict[str, ChexpertRow]:
+    """Read the table: `patientNNNNN/studyN/viewN_….jpg` → its row.
 
     Raises:
         SourceError: a column is missing, a path is none of an image or repeats, the view contradicts the path, a value
@@ -147,54 +145,54 @@ def read_entries(table: Path, split: Split) -> dict[str, Entry]:
     is_bare = _NO_DESCRIPTION.fullmatch(table.name) is not None
     required = ("Path", *LABELS) if is_bare else ("Path", *LABELS, *_DESCRIPTION)
     rows = read_columns(table, required, "CheXpert's labels", _DESCRIPTION if is_bare else ())
-    entries: dict[str, Entry] = {}
+    entries: dict[str, ChexpertRow] = {}
     labels: dict[tuple[str, ...], dict[str, Label]] = {}
     for number, (path, *values, sex, age, side, projection) in with_lines(rows):
-        place = f"{table} line {number}"
+        where = f"{table} line {number}"
         found = _PATH.fullmatch(path)
         if not found or found[1] in entries:
             raise SourceError(
-                f"{place}: '{path}' is {'there twice' if found else 'no path of an image'}; expected "
+                f"{where}: '{path}' is {'there twice' if found else 'no path of an image'}; expected "
                 ".../patientNNNNN/studyN/viewN_frontal.jpg or _lateral.jpg, each once"
             )
         if sex not in _SEXES:
-            raise SourceError(f"{place}: sex '{sex}'; expected Female, Male or Unknown")
+            raise SourceError(f"{where}: sex '{sex}'; expected Female, Male or Unknown")
         if tuple(values) not in labels:
-            labels[tuple(values)] = _parse_labels(values, place)
+            labels[tuple(values)] = _parse_labels(values, where)
         patient, study, view = found[1].split("/")
-        entries[found[1]] = Entry(
+        entries[found[1]] = ChexpertRow(
             patient=f"{_INFO.name}/{patient}",
             study=f"{_INFO.name}/{patient}/{study}",
-            view=_parse_view(view, side, projection, place),
+            view=_parse_view(view, side, projection, where),
             labels=labels[tuple(values)],
             sex=_SEXES[sex],
-            age_years=_parse_age(age, place),
+            age_years=_parse_age(age, where),
             split=split,
         )
     return entries
 
 
-def _parse_labels(values: list[str], place: str) -> dict[str, Label]:
-    return {name: parse_label(value, f"{place}: {name}") for name, value in zip(LABELS, values, strict=True)}
+def _parse_labels(values: list[str], where: str) -> dict[str, Label]:
+    return {name: parse_label(value, f"{where}: {name}") for name, value in zip(LABELS, values, strict=True)}
 
 
-def _parse_view(file_name: str, side: str, projection: str, place: str) -> str:
-    """The projection; L for a lateral without one, FRONTAL for a frontal image of a table without views."""
+def _parse_view(file_name: str, side: str, projection: str, where: str) -> str:
+    """Parse the projection; L for a lateral without one, FRONTAL for a frontal image of a table without views."""
     is_lateral = file_name.endswith("_lateral.jpg")
     if side not in ("", "Lateral" if is_lateral else "Frontal"):
-        raise SourceError(f"{place}: the column Frontal/Lateral says '{side}' of {file_name}")
+        raise SourceError(f"{where}: the column Frontal/Lateral says '{side}' of {file_name}")
     if projection not in ("", *_VIEWS):
-        raise SourceError(f"{place}: view '{projection}'; expected {', '.join(_VIEWS)} or nothing")
+        raise SourceError(f"{where}: view '{projection}'; expected {', '.join(_VIEWS)} or nothing")
     return projection or ("L" if is_lateral else "FRONTAL")
 
 
-def _parse_age(text: str, place: str) -> float | None:
+def _parse_age(text: str, where: str) -> float | None:
     if not text:
         return None
     try:
         return float(int(text))
     except ValueError:
-        raise SourceError(f"{place}: expected the age in whole years, or nothing") from None
+        raise SourceError(f"{where}: expected the age in whole years, or nothing") from None
 
 
 SOURCE = CheXpertSource()

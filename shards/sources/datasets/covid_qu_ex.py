@@ -53,9 +53,9 @@ class Found:
     """An image as one tree or both have it.
 
     Attributes:
-        path: Of the image, in the first tree that has it.
-        group: Its class.
-        splits: That the trees give it.
+        path: Path of the image, in the first tree that has it.
+        group: Name of its class.
+        splits: Splits that the trees give it.
         masks: Structure → path; the first tree's before the second's.
     """
 
@@ -66,7 +66,7 @@ class Found:
 
 
 class CovidQuExSource:
-    """COVID-QU-Ex as records."""
+    """Reads COVID-QU-Ex."""
 
     info = SourceInfo(
         name=KIND,
@@ -85,7 +85,7 @@ class CovidQuExSource:
     )
 
     def read(self, root: Path) -> Listing:
-        """All images of the trees that are there.
+        """List all images of the trees that are there.
 
         Raises:
             SourceError: no image is there, or two images have one name.
@@ -115,7 +115,7 @@ class CovidQuExSource:
 
 
 def _tree_of(path: str) -> str | None:
-    """None where the root itself is a tree, or the path lies in neither."""
+    """Return the tree of a path; None where the root itself is a tree, or the path lies in neither."""
     return next((tree for tree in TREES if tree in path.split("/")), None)
 
 

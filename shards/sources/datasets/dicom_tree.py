@@ -44,11 +44,11 @@ from shards.records import File, Label, Record, is_below
 from shards.runtime.parallel import map_in_processes
 from shards.runtime.progress import progress
 from shards.sources.base import Listing, SourceInfo, check_label_names, parse_label
+from shards.sources.csv_tables import read_rows
 from shards.sources.dicom_facts import body_part_of, view_of
 from shards.sources.files import is_passed_over
 from shards.sources.listing import number_warnings
 from shards.sources.patients import OPTION, patients_in
-from shards.sources.tables import read_rows
 
 MODALITIES = ("CR", "DX", "DR", "RG", "PX", "IO", "MG", "OP")
 """Projection radiographs (computed, digital, film, panoramic, intra-oral, mammography), and fundus photographs."""
@@ -125,7 +125,7 @@ class DicomTreeSource:
     info: SourceInfo = INFO
 
     def read(self, root: Path) -> Listing:
-        """One record per image, by path; reads headers, in several processes.
+        """List one record per image, by path; reads headers, in several processes.
 
         Raises:
             SourceError: there is no image that can be used, or the CSV is not as expected; messages hold no value and
@@ -159,11 +159,11 @@ class _Image:
 
     Attributes:
         path: Relative to the root.
-        num_bytes: Of its file.
-        header: Its ids are raw.
+        num_bytes: Size of its file.
+        header: Header of its file, whose ids are raw.
         patient: Its Patient ID.
         uid: Its SOP Instance UID.
-        is_silent_utf8: Whether its Patient ID is in UTF-8 though the file does not say so.
+        is_silent_utf8: Its Patient ID is in UTF-8 though the file does not say so.
     """
 
     path: str
@@ -184,10 +184,10 @@ class _Sifted:
 
 @dataclass(frozen=True)
 class _Labels:
-    """What the CSV says.
+    """The content of the user's CSV.
 
     Attributes:
-        names: Of its labels.
+        names: Names of the labels.
         rows: SOP Instance UID → their values.
     """
 
@@ -196,8 +196,8 @@ class _Labels:
 
 
 def _find_files(root: Path) -> tuple[list[str], dict[str, str]]:
-    """All files, sorted, and path → reason of what could not be looked at; hidden files and the leavings of systems are
-    passed over.
+    """Find all files, sorted, and the reason for each path that could not be looked at; hidden files and the
+    leavings of systems are passed over.
 
     Raises:
         SourceError: there is no such folder.
@@ -233,7 +233,7 @@ def _is_utf8(path: str) -> bool:
 
 
 def _look_at_all(root: Path, paths: Sequence[str], rule: re.Pattern[str] | None) -> list[_Image | str]:
-    """An image or a reason for each path.
+    """Yield an image or a reason for each path.
 
     Raises:
         SourceError: the rule finds no patient in the path of an image.
@@ -248,7 +248,7 @@ def _look_at_all(root: Path, paths: Sequence[str], rule: re.Pattern[str] | None)
 
 
 def _look(root: Path, path: str, *, needs_id: bool) -> _Image | str:
-    """An image, or the reason why the file is left out."""
+    """Return an image, or the reason why the file is left out."""
     file = root / path
     if not is_below(root, file):
         return LINKED
@@ -278,12 +278,13 @@ def _look(root: Path, path: str, *, needs_id: bool) -> _Image | str:
 
 
 def _composed(text: str) -> str:
-    """The one form of a text that several files may have in several encodings and ways to write a letter."""
+    """Return the one form of a text that files may have in several encodings and ways to write a letter."""
     return normalize("NFC", text.encode("latin-1").decode() if _is_silent_utf8(text) else text)
 
 
 def _is_silent_utf8(text: str) -> bool:
-    """Whether letters are bytes of UTF-8 read as Latin-1, as they are where a file does not say its character set."""
+    """Tell whether letters are bytes of UTF-8 read as Latin-1, as they are where a file does not say its character
+    set."""
     try:
         return len(text.encode("latin-1").decode()) < len(text)
     except UnicodeError:
@@ -291,7 +292,7 @@ def _is_silent_utf8(text: str) -> bool:
 
 
 def _objection(header: DicomHeader) -> str | None:
-    """Why a file is none of the images that are wanted, whoever it shows."""
+    """Say why a file is none of the images that are wanted, whoever it shows; None if it is one."""
     if not header.has_pixels or header.rows is None or header.cols is None:
         return NO_IMAGE
     if (header.modality or "").upper() not in MODALITIES:
@@ -304,7 +305,7 @@ def _objection(header: DicomHeader) -> str | None:
 
 
 def _is_capture(header: DicomHeader) -> bool:
-    """Whether it is a picture of a picture; of secondary captures, digitized film alone is a radiograph.
+    """Tell whether an image is a picture of a picture; of secondary captures, digitized film alone is a radiograph.
 
     The Conversion Type of an object that is no secondary capture says nothing: workstations write WSD into originals.
     """
@@ -314,7 +315,7 @@ def _is_capture(header: DicomHeader) -> bool:
 
 
 def _without_copies(images: Iterable[_Image]) -> _Sifted:
-    """One file of each SOP Instance UID.
+    """Keep one file of each SOP Instance UID.
 
     Files of one UID whose headers say the same are one image, perhaps compressed otherwise or cut off: the largest is
     kept, and of equals the first by path. Where they say different things of patient, study or image, none can be
@@ -334,7 +335,7 @@ def _without_copies(images: Iterable[_Image]) -> _Sifted:
 
 
 def _without_raw(images: Sequence[_Image]) -> _Sifted:
-    """Without the detector's raw images of studies that have any that were made for looking at.
+    """Remove the detector's raw images of studies that have any that were made for looking at.
 
     Which of these shows the same exposure as which of those is written in no element that every vendor fills.
     """
@@ -377,7 +378,7 @@ def _record(image: _Image, labels: _Labels) -> Record:
 
 
 def _read_labels(path: Path) -> _Labels:
-    """The user's CSV.
+    """Read the user's CSV.
 
     Raises:
         SourceError: the column of UIDs is missing, a UID is empty or repeats, a label has no plain name, or a value is
@@ -386,19 +387,19 @@ def _read_labels(path: Path) -> _Labels:
     rows: dict[str, dict[str, Label]] = {}
     names: tuple[str, ...] = ()
     for row in read_rows(path, (_UID_COLUMN,), "the CSV of labels"):
-        place = f"{path} line {row.line}"
+        where = f"{path} line {row.line}"
         if not rows:
             names = check_label_names(row, (_UID_COLUMN,), path)
         if not row[_UID_COLUMN]:
-            raise SourceError(f"{place}: no {_UID_COLUMN}; fill it in, or take the row out if it is empty")
+            raise SourceError(f"{where}: no {_UID_COLUMN}; fill it in, or take the row out if it is empty")
         if row[_UID_COLUMN] in rows:
-            raise SourceError(f"{place}: an earlier row has the same {_UID_COLUMN}; expected one row an image")
-        rows[row[_UID_COLUMN]] = {name: parse_label(row[name], f"{place}: column '{name}'") for name in names}
+            raise SourceError(f"{where}: an earlier row has the same {_UID_COLUMN}; expected one row an image")
+        rows[row[_UID_COLUMN]] = {name: parse_label(row[name], f"{where}: column '{name}'") for name in names}
     return _Labels(names, rows)
 
 
 def _doubts(images: Sequence[_Image]) -> tuple[str, ...]:
-    """What may be wrong with the images that are kept."""
+    """Say what may be wrong with the images that are kept."""
     headers = [image.header for image in images]
     counts = {
         "images FOR PROCESSING are kept, for their studies have none FOR PRESENTATION: they may look otherwise": sum(
@@ -416,7 +417,7 @@ def _doubts(images: Sequence[_Image]) -> tuple[str, ...]:
 
 
 def _doubts_of_ids(images: Sequence[_Image]) -> tuple[str, ...]:
-    """What may be wrong with their Patient IDs."""
+    """Say what may be wrong with the images' Patient IDs."""
     issuers: dict[str, set[str | None]] = {}
     for image in images:
         issuers.setdefault(image.patient, set()).add(image.header.issuer)
@@ -437,7 +438,7 @@ def _doubts_of_ids(images: Sequence[_Image]) -> tuple[str, ...]:
 
 
 def _unmatched(records: Sequence[Record], labels: _Labels) -> tuple[str, ...]:
-    """Images and rows of the CSV that do not find each other.
+    """Say which images and rows of the CSV do not find each other.
 
     Raises:
         SourceError: none does.

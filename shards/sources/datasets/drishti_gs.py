@@ -72,7 +72,7 @@ class DrishtiGsSource:
     )
 
     def read(self, root: Path) -> Listing:
-        """All images below `Training/Images` and `Test/Images`.
+        """List all images below `Training/Images` and `Test/Images`.
 
         Raises:
             SourceError: there are none, two of one name, or two rows for one.
@@ -143,7 +143,7 @@ def _diagnoses(root: Path, paths: list[str], warnings: list[str]) -> dict[str, D
 
 
 def _keep_patients_together(records: tuple[Record, ...]) -> tuple[Record, ...]:
-    """The split of a patient with any test image is test: what is tested on is never trained on."""
+    """Put a patient with any test image into the test split: what is tested on is never trained on."""
     tested = {record.patient for record in records if record.split == "test"}
     return tuple(replace(record, split="test" if record.patient in tested else "train") for record in records)
 

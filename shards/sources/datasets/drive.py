@@ -54,7 +54,7 @@ class DriveSource:
     )
 
     def read(self, root: Path) -> Listing:
-        """All images in `training/images` and `test/images`.
+        """List all images in `training/images` and `test/images`.
 
         Raises:
             SourceError: there are none, or two of one name.

@@ -24,9 +24,9 @@ from pathlib import Path
 from shards.errors import SourceError
 from shards.records import File, Label, Record, Split
 from shards.sources.base import Listing, SourceInfo, layout_in
+from shards.sources.csv_tables import read_columns, with_lines
 from shards.sources.files import find_file, index_files, list_files
 from shards.sources.listing import count_warnings, no_images, number_warnings
-from shards.sources.tables import read_columns, with_lines
 
 _LAYOUT = layout_in(__doc__)
 GRADES = ("0", "1", "2", "3", "4")
@@ -51,7 +51,7 @@ class EyepacsSource:
     )
 
     def read(self, root: Path) -> Listing:
-        """All images in folders `train` and `test`.
+        """List all images in folders `train` and `test`.
 
         Raises:
             SourceError: there are none, two of one name, or a list of grades is not as published.
@@ -84,17 +84,17 @@ class EyepacsSource:
 
 
 def patient_of(name: str) -> int:
-    """The number before the eye, as 10 of `10_left`."""
+    """Return the number before the eye, as 10 of `10_left`."""
     return int(name.partition("_")[0])
 
 
 def grade_labels(grade: str | None) -> dict[str, Label]:
-    """One label a grade; all unknown without one."""
+    """Make one label a grade; all unknown without one."""
     return {f"DR grade {level}": None if grade is None else int(level == grade) for level in GRADES}
 
 
 def read_grades(path: Path) -> dict[str, str]:
-    """Image → grade.
+    """Read the grade of each image.
 
     Raises:
         SourceError: columns are missing, an image is listed twice, a grade is none of 0 to 4.

@@ -24,11 +24,11 @@ from unicodedata import category, normalize
 from shards.errors import SourceError
 from shards.records import File, Record, Sex, Split, check_inside, files_of
 from shards.sources.base import Listing, SourceInfo, check_label_names, parse_label
+from shards.sources.csv_tables import NamedRow, read_rows
 from shards.sources.drawn import check_drawn_columns, drawn_columns, mask_paths, parse_drawn
 from shards.sources.files import is_file, list_files
 from shards.sources.images import SUFFIXES, FoundImages, count_left_out, tell_images
 from shards.sources.patients import OPTION, patients_in
-from shards.sources.tables import NamedRow, read_rows
 
 REQUIRED_COLUMNS = ("path",)
 _DESCRIPTIVE = ("patient", "study", "view", "split", "sex", "age_years")
@@ -70,7 +70,7 @@ class FolderSource:
     info: SourceInfo = INFO
 
     def read(self, root: Path) -> Listing:
-        """One record per image, by path; images without a row of the CSV are left out.
+        """List one record per image, by path; images without a row of the CSV are left out.
 
         Raises:
             SourceError: there are no images, or the CSV is not as expected; messages name rows, never values.
@@ -131,7 +131,8 @@ def _record(path: str, row: dict[str, str], where: str) -> Record:
 
 
 def find_images(root: Path) -> FoundImages:
-    """All images below `root`, by path, and why other files are none; hidden files and folders are passed over.
+    """Find all images below `root`, by path, and why other files are none; hidden files and folders are passed
+    over.
 
     Raises:
         SourceError: there are none, or a symbolic link leads out of `root`.
@@ -147,7 +148,7 @@ def find_images(root: Path) -> FoundImages:
 
 
 def _check_names(root: Path, paths: Iterable[str]) -> None:
-    """A name must be one that a CSV line can hold, so that a CSV can be given later.
+    """Check that names are such as a CSV line can hold, so that a CSV can be given later.
 
     Raises:
         SourceError: there are others; they may be patients' names and are not repeated.
@@ -162,7 +163,7 @@ def _check_names(root: Path, paths: Iterable[str]) -> None:
 
 
 def _check_stems(root: Path, paths: Collection[str]) -> None:
-    """A file beside one of its own name in another format is the same image, and would count twice.
+    """Refuse a file beside one of its own name in another format: it is the same image, and would count twice.
 
     Raises:
         SourceError: there is one.
@@ -176,21 +177,21 @@ def _check_stems(root: Path, paths: Collection[str]) -> None:
 
 
 def _with_paths_on_disk(root: Path, found: FoundImages, rows: dict[str, NamedRow]) -> dict[str, NamedRow]:
-    """The rows by the paths that the files have: macOS and others write the same letter with other code points.
+    """Key the rows by the paths that the files have: macOS and others write the same letter with other code points.
 
     Raises:
         SourceError: two rows then name one file.
     """
     composed = {normalize("NFC", path): path for path in (*found.kinds, *found.left_out)}
 
-    def place(path: str) -> str:
+    def as_on_disk(path: str) -> str:
         return path if is_file(root / path) else composed.get(normalize("NFC", path), path)
 
     def with_masks(row: NamedRow) -> NamedRow:
-        masks = {name: place(path) for name, path in mask_paths(row).items()}
+        masks = {name: as_on_disk(path) for name, path in mask_paths(row).items()}
         return NamedRow.of({**row, **masks}.items(), row.line)
 
-    on_disk = {place(path): with_masks(row) for path, row in rows.items()}
+    on_disk = {as_on_disk(path): with_masks(row) for path, row in rows.items()}
     if len(on_disk) < len(rows):
         raise SourceError(
             f"{root}: {len(rows) - len(on_disk)} rows of the CSV name the file of an earlier row, with their letters "
@@ -200,7 +201,7 @@ def _with_paths_on_disk(root: Path, found: FoundImages, rows: dict[str, NamedRow
 
 
 def _check_files(root: Path, rows: Mapping[str, NamedRow], labels: Path) -> None:
-    """Every image and mask that a row names must be there, and none be both.
+    """Check that every image and mask that a row names is there, and that none is both.
 
     Raises:
         SourceError: otherwise; names the first such row.
@@ -221,7 +222,7 @@ def _check_files(root: Path, rows: Mapping[str, NamedRow], labels: Path) -> None
 
 
 def _doubt(patients: Mapping[str, str]) -> tuple[str, ...]:
-    """Folders of classes look like folders of patients."""
+    """Warn of folders of classes, which look like folders of patients."""
     few = len(set(patients.values()))
     if few >= _FEW_PATIENTS or few == len(patients):
         return ()
@@ -232,7 +233,7 @@ def _doubt(patients: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def read_label_rows(path: Path) -> dict[str, NamedRow]:
-    """The rows of a user's CSV by image path.
+    """Read the rows of a user's CSV by image path.
 
     Raises:
         SourceError: there are no rows, a column is missing, a path is empty, leaves the folder or repeats, a patient is
@@ -242,35 +243,35 @@ def read_label_rows(path: Path) -> dict[str, NamedRow]:
     rows: dict[str, NamedRow] = {}
     names: tuple[str, ...] = ()
     for row in read_rows(path, REQUIRED_COLUMNS, "the CSV of patients and labels"):
-        place = f"{path} line {row.line}"
+        where = f"{path} line {row.line}"
         if not rows:
             names = check_label_names(row, (*REQUIRED_COLUMNS, *_DESCRIPTIVE, *drawn_columns(row)), path)
             check_drawn_columns(row, names, path)
         if not row["path"]:
-            raise SourceError(f"{place}: no path; fill it in, or take the row out if it is empty")
-        check_inside(row["path"], place)
-        _check_row(row, place)
+            raise SourceError(f"{where}: no path; fill it in, or take the row out if it is empty")
+        check_inside(row["path"], where)
+        _check_row(row, where)
         image = PurePosixPath(row["path"].replace("\\", "/")).as_posix()
         if image in rows:
-            raise SourceError(f"{place}: an earlier row has the same path")
+            raise SourceError(f"{where}: an earlier row has the same path")
         for name in names:
             known = ", ".join((*REQUIRED_COLUMNS, *_DESCRIPTIVE, *drawn_columns(row)))
-            parse_label(row[name], f"{place}: column '{name}' (every column but {known} is a label)")
-        parse_drawn(row, place)
+            parse_label(row[name], f"{where}: column '{name}' (every column but {known} is a label)")
+        parse_drawn(row, where)
         rows[image] = NamedRow.of({**row, "path": image}.items(), row.line)
     return rows
 
 
-def _check_row(row: dict[str, str], place: str) -> None:
+def _check_row(row: dict[str, str], where: str) -> None:
     if not row.get("patient", "unknown"):
-        raise SourceError(f"{place}: no patient; fill the column in for every image, or leave it out")
+        raise SourceError(f"{where}: no patient; fill the column in for every image, or leave it out")
     if not _VIEW.fullmatch(row.get("view", "")):
-        raise SourceError(f"{place}: view must be a short code, as PA: at most 16 letters or digits")
+        raise SourceError(f"{where}: view must be a short code, as PA: at most 16 letters or digits")
     for column, allowed in (("split", get_args(Split)), ("sex", get_args(Sex))):
         if row.get(column) and row[column] not in allowed:
-            raise SourceError(f"{place}: {column} must be {', '.join(allowed)} or empty")
+            raise SourceError(f"{where}: {column} must be {', '.join(allowed)} or empty")
     if row.get("age_years") and not _is_age(row["age_years"]):
-        raise SourceError(f"{place}: age_years must be a number from 0 to {_MAX_AGE_YEARS}, or empty")
+        raise SourceError(f"{where}: age_years must be a number from 0 to {_MAX_AGE_YEARS}, or empty")
 
 
 def _is_age(value: str) -> bool:

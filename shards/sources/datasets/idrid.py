@@ -43,9 +43,9 @@ from shards.errors import SourceError
 from shards.records import File, Label, Mask, MaskFiles, Point, Record, Split
 from shards.runtime.progress import progress
 from shards.sources.base import Listing, SourceInfo, layout_in
+from shards.sources.csv_tables import Row, read_columns, with_lines
 from shards.sources.files import find_files, index_files, list_files
 from shards.sources.listing import no_images, number_warnings, read_or_warn
-from shards.sources.tables import Row, read_columns, with_lines
 
 _LAYOUT = layout_in(__doc__)
 PARTS: dict[str, Split] = {"a. Training Set": "train", "b. Testing Set": "test"}
@@ -91,7 +91,7 @@ class IdridSource:
     )
 
     def read(self, root: Path) -> Listing:
-        """All images of the three tasks; reads the files of equal size to find those of equal bytes.
+        """List all images of the three tasks; reads the files of equal size to find those of equal bytes.
 
         Raises:
             SourceError: there are none, two of one name, or a list has values that it cannot have.
@@ -119,8 +119,8 @@ class IdridSource:
         return Listing(records, "image", (*warnings, *number_warnings(self.info, counts)))
 
 
-def parse_grades(row: Mapping[str, str], place: str) -> dict[str, Label]:
-    """One label a grade of a row of the lists; an empty cell is unknown.
+def parse_grades(row: Mapping[str, str], where: str) -> dict[str, Label]:
+    """Make one label a grade of a row of the lists; an empty cell is unknown.
 
     Raises:
         SourceError: a grade that there is not.
@@ -129,7 +129,7 @@ def parse_grades(row: Mapping[str, str], place: str) -> dict[str, Label]:
     for label, (column, num_grades) in GRADES.items():
         levels = [str(level) for level in range(num_grades)]
         if row[column] not in (*levels, ""):
-            raise SourceError(f"{place}: {column} is '{row[column]}'; expected one of {', '.join(levels)}")
+            raise SourceError(f"{where}: {column} is '{row[column]}'; expected one of {', '.join(levels)}")
         labels |= {f"{label} {level}": None if row[column] == "" else int(row[column] == level) for level in levels}
     return labels
 
@@ -195,10 +195,10 @@ def _grading(root: Path, paths: list[str], counts: defaultdict[str, int], warnin
         labels: dict[str, dict[str, Label]] = {}
         for _, path in find_files(paths, rf"(?:[ab]\. )?IDRiD_Disease Grading_{word} Labels\.csv"):
             for number, (name, *grades) in with_lines(_rows(root / path, columns, warnings)):
-                place = f"{path} line {number}"
+                where = f"{path} line {number}"
                 if name in labels:
-                    raise SourceError(f"{place}: {name} is listed twice; expected it once")
-                labels[name] = parse_grades(dict(zip(columns[1:], grades, strict=True)), place)
+                    raise SourceError(f"{where}: {name} is listed twice; expected it once")
+                labels[name] = parse_grades(dict(zip(columns[1:], grades, strict=True)), where)
         counts["rows of grades without an image"] += len(labels.keys() - images.keys())
         counts["images of grading without a row: their grades are unknown"] += len(images.keys() - labels.keys())
         records += [_record("grading", name, path, split, labels=labels.get(name)) for name, path in images.items()]
@@ -211,7 +211,7 @@ def _localization(root: Path, paths: list[str], counts: defaultdict[str, int], w
         images = index_files(
             root, paths, rf"{_LOCALIZATION}1\. Original Images/{re.escape(part)}/{_THREE_DIGITS}\.jpe?g"
         )
-        centres = _centres(root, paths, part.split()[1], warnings)
+        centres = _centers(root, paths, part.split()[1], warnings)
         counts["rows of places without an image"] += len(centres.keys() - images.keys())
         counts["images of localization without both places"] += sum(
             len(centres.get(name, {})) < len(LANDMARKS) for name in images
@@ -222,18 +222,18 @@ def _localization(root: Path, paths: list[str], counts: defaultdict[str, int], w
     return records
 
 
-def _centres(root: Path, paths: list[str], word: str, warnings: list[str]) -> dict[str, dict[str, Point]]:
+def _centers(root: Path, paths: list[str], word: str, warnings: list[str]) -> dict[str, dict[str, Point]]:
     """Name → landmark → place of one part; `word` is Training or Testing."""
     columns = ("Image No", "X- Coordinate", "Y - Coordinate")
     centres: dict[str, dict[str, Point]] = {}
     for landmark, stem in LANDMARKS.items():
         for _, path in find_files(paths, rf"(?:[ab]\. )?{stem}_{word}[ _]Set(?:_Markups)?\.csv"):
             for number, (name, x, y) in with_lines(_rows(root / path, columns, warnings)):
-                place = f"{path} line {number}"
+                where = f"{path} line {number}"
                 if not all(re.fullmatch(r"\d+(?:\.\d+)?", value) for value in (x, y)):
-                    raise SourceError(f"{place}: expected a place in pixels; found '{x}', '{y}'")
+                    raise SourceError(f"{where}: expected a place in pixels; found '{x}', '{y}'")
                 if landmark in centres.setdefault(name, {}):
-                    raise SourceError(f"{place}: {name} is listed twice; expected it once")
+                    raise SourceError(f"{where}: {name} is listed twice; expected it once")
                 centres[name][landmark] = (float(y), float(x))
     return centres
 
@@ -243,7 +243,7 @@ def _rows(path: Path, columns: tuple[str, ...], warnings: list[str]) -> list[Row
 
 
 def _equal_files(root: Path, records: list[Record]) -> list[list[Record]]:
-    """Records of files with equal bytes together; groups and what is in them in the order of `records`."""
+    """Group the records of files with equal bytes; groups and what is in them in the order of `records`."""
     sizes: dict[int, list[Record]] = defaultdict(list)
     for record in records:
         sizes[(root / record.image.path).stat().st_size].append(record)
@@ -269,7 +269,7 @@ def _sha256(path: Path) -> str:
 
 
 def _merge(group: list[Record]) -> Record:
-    """One record of a photograph, with what each of its names adds."""
+    """Merge the records of a photograph, with what each of its names adds."""
     ordered = sorted(group, key=_rank)
     graded = next((record for record in ordered if any(v is not None for v in record.labels.values())), ordered[0])
     return replace(
@@ -286,7 +286,7 @@ def _rank(record: Record) -> tuple[int, bool, str]:
 
 
 def _first_wins(parts: Iterable[Mapping[str, Value]]) -> dict[str, Value]:
-    """All entries; of those with one name, the first."""
+    """Merge entries; of those with one name, the first counts."""
     merged: dict[str, Value] = {}
     for part in parts:
         merged = {**part, **merged}

@@ -72,13 +72,13 @@ _NO_NODULE = re.compile(
 
 @dataclass(frozen=True)
 class Clinical:
-    """What the clinical tables say of a case; None where they do not.
+    """A case in the clinical tables; None where they say nothing.
 
     Attributes:
-        sex: As recorded.
-        age_years: As recorded.
-        is_malignant: Of the nodule; False without one.
-        nodule: Its square in pixels of the .IMG file.
+        sex: Sex of the patient, as recorded.
+        age_years: Age of the patient, as recorded.
+        is_malignant: The nodule is malignant; False without one.
+        nodule: Square of the nodule, in pixels of the .IMG file.
     """
 
     sex: Sex | None = None
@@ -112,7 +112,7 @@ class JsrtSource:
     )
 
     def read(self, root: Path) -> Listing:
-        """All images named JPCLNnnn or JPCNNnnn; without any, those of miniJSRT.
+        """List all images named JPCLNnnn or JPCNNnnn; without any, those of miniJSRT.
 
         Raises:
             SourceError: there are neither, both, or two of one name.
@@ -253,7 +253,7 @@ def _record(
 
 
 def _read_mini(paths: list[str]) -> tuple[Record, ...]:
-    """Images of miniJSRT's two segmentation archives, with its split into train and test."""
+    """Read images of miniJSRT's two segmentation archives, with its split into train and test."""
     labels = {
         (match["part"].lower(), match["name"]): path
         for match, path in find_files(paths, r"Segmentation01/(?P<part>train|test)/label/(?P<name>[^/]+)\.png")

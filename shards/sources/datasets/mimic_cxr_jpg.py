@@ -28,9 +28,9 @@ from pathlib import Path
 from shards.errors import SourceError
 from shards.records import File, Label, Record, Split
 from shards.sources.base import Listing, SourceInfo, layout_in, parse_label
+from shards.sources.csv_tables import read_columns, with_lines
 from shards.sources.files import find_file, index_files, list_files
 from shards.sources.listing import build_listing, wrong_layout
-from shards.sources.tables import read_columns, with_lines
 
 LABELS = (
     "Atelectasis",
@@ -84,7 +84,7 @@ class MimicSource:
     info = _INFO
 
     def read(self, root: Path) -> Listing:
-        """All images that the list of splits names and the folder has.
+        """List all images that the list of splits names and the folder has.
 
         Raises:
             SourceError: no image, a table is missing, two tables contradict each other.
@@ -126,7 +126,7 @@ class MimicSource:
 
 
 def read_splits(table: Path) -> dict[str, tuple[Study, Split]]:
-    """dicom_id → its study and split.
+    """Read the list of splits: dicom_id → its study and split.
 
     Raises:
         SourceError: a column is missing, an id is none or repeats, a split is unknown.
@@ -134,19 +134,19 @@ def read_splits(table: Path) -> dict[str, tuple[Study, Split]]:
     splits: dict[str, tuple[Study, Split]] = {}
     rows = read_columns(table, ("dicom_id", "subject_id", "study_id", "split"), "the splits of MIMIC-CXR-JPG")
     for number, (image, subject, study, split) in with_lines(rows):
-        place = f"{table} line {number}"
+        where = f"{table} line {number}"
         if image in splits:
-            raise SourceError(f"{place}: {image} is there twice")
+            raise SourceError(f"{where}: {image} is there twice")
         if not _SUBJECT.fullmatch(subject) or not _STUDY.fullmatch(study):
-            raise SourceError(f"{place}: expected 8 digits that begin with 1 as subject_id, with 5 as study_id")
+            raise SourceError(f"{where}: expected 8 digits that begin with 1 as subject_id, with 5 as study_id")
         if split not in _SPLITS:
-            raise SourceError(f"{place}: split '{split}'; expected {', '.join(_SPLITS)}")
+            raise SourceError(f"{where}: split '{split}'; expected {', '.join(_SPLITS)}")
         splits[image] = (subject, study), _SPLITS[split]
     return splits
 
 
 def read_views(table: Path) -> dict[str, str | None]:
-    """dicom_id → view, as AP, PA, LL; L for LATERAL; None where it is not known or no short code.
+    """Read the views: dicom_id → AP, PA, LL; L for LATERAL; None where it is not known or no short code.
 
     Raises:
         SourceError: a column is missing.
@@ -156,7 +156,7 @@ def read_views(table: Path) -> dict[str, str | None]:
 
 
 def read_labels(table: Path) -> dict[Study, dict[str, Label]]:
-    """Study → its labels.
+    """Read the labels of each study.
 
     Raises:
         SourceError: a column is missing, a study repeats, a value is none that a label may have.
@@ -165,12 +165,12 @@ def read_labels(table: Path) -> dict[Study, dict[str, Label]]:
     parsed: dict[tuple[str, ...], dict[str, Label]] = {}
     rows = read_columns(table, ("subject_id", "study_id", *LABELS), "the labels of MIMIC-CXR-JPG")
     for number, (subject, study, *values) in with_lines(rows):
-        place = f"{table} line {number}"
+        where = f"{table} line {number}"
         if (subject, study) in labels:
-            raise SourceError(f"{place}: study {study} is there twice")
+            raise SourceError(f"{where}: study {study} is there twice")
         if tuple(values) not in parsed:
             parsed[tuple(values)] = {
-                name: parse_label(value, f"{place}: {name}") for name, value in zip(LABELS, values, strict=True)
+                name: parse_label(value, f"{where}: {name}") for name, value in zip(LABELS, values, strict=True)
             }
         labels[subject, study] = parsed[tuple(values)]
     return labels
@@ -189,7 +189,7 @@ def _parse_view(text: str) -> str | None:
 
 
 def _table_warnings(num_images: Counter[Split], views: list[str | None]) -> tuple[str, ...]:
-    """Where the tables are not those that the documentation describes; a part, or a later version, may be right."""
+    """Warn where the tables are not those of the documentation; a part, or a later version, may be right."""
     found = {**{f"images of {split}": num_images[split] for split in _NUM_PUBLISHED}, "without view": views.count(None)}
     published = {**{f"images of {split}": n for split, n in _NUM_PUBLISHED.items()}, "without view": _NUM_WITHOUT_VIEW}
     return tuple(

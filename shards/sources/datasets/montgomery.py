@@ -54,7 +54,7 @@ class MontgomerySource:
     )
 
     def read(self, root: Path) -> Listing:
-        """All images in folders named CXR_png.
+        """List all images in folders named CXR_png.
 
         Raises:
             SourceError: there are none, two of one name, or the mask of one lung alone.
@@ -96,7 +96,7 @@ class MontgomerySource:
 
 
 def parse_demographics(lines: list[str]) -> tuple[Sex | None, float | None]:
-    """Sex and age in years of lines that say one of these and nothing else."""
+    """Parse sex and age in years, of lines that say one of these and nothing else."""
     sexes = [match[1] for line in lines if (match := _SEX.fullmatch(line))]
     ages = [int(match[1]) for line in lines if (match := _AGE.fullmatch(line))]
     known: dict[str, Sex] = {"F": "F", "M": "M", "O": "O"}

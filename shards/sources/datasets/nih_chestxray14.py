@@ -30,10 +30,10 @@ from pathlib import Path
 from shards.errors import SourceError
 from shards.records import Box, File, Label, Record, Sex, Split
 from shards.sources.base import Listing, SourceInfo, layout_in
+from shards.sources.csv_tables import read_columns, with_lines
 from shards.sources.datasets.nih_identity import NIH, SPLIT_FILES, find_nih_splits, is_nih_image, nih_patient, relatives
 from shards.sources.files import find_file, index_files, list_files
 from shards.sources.listing import build_listing, number_warnings, wrong_layout
-from shards.sources.tables import read_columns, with_lines
 
 FINDINGS = (
     "Atelectasis",
@@ -93,8 +93,8 @@ _MAX_AGE_YEARS = 120
 _PNG_START = re.compile(rb"\x89PNG\r\n\x1a\n....IHDR(....)(....)", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class Entry:
+@dataclass(frozen=True, kw_only=True)
+class NihRow:
     """A row of the table of labels; the fields are those of a record."""
 
     patient: str
@@ -111,7 +111,7 @@ class NihSource:
     info = _INFO
 
     def read(self, root: Path) -> Listing:
-        """All images that the table names and the folder has.
+        """List all images that the table names and the folder has.
 
         Raises:
             SourceError: no image or table, a name that is there twice, lists that contradict the table or each other,
@@ -155,39 +155,39 @@ class NihSource:
         )
 
 
-def read_entries(table: Path) -> dict[str, Entry]:
-    """Image name → what the table of labels says of it, whichever version the table is.
+def read_entries(table: Path) -> dict[str, NihRow]:
+    """Read the table of labels, whichever version it is: image name → its row.
 
     Raises:
         SourceError: a column is missing, an image repeats, its name and `Patient ID` differ, a value is none that its
             column may have.
     """
-    entries: dict[str, Entry] = {}
+    entries: dict[str, NihRow] = {}
     labels: dict[str, dict[str, Label]] = {}
     rows = read_columns(table, _COLUMNS, "the labels of NIH ChestX-ray14", _SEX_COLUMNS)
     for number, (name, findings, patient, age, view, *size, gender, sex) in with_lines(rows):
-        place = f"{table} line {number}"
+        where = f"{table} line {number}"
         if name in entries:
-            raise SourceError(f"{place}: {name} is there twice")
+            raise SourceError(f"{where}: {name} is there twice")
         if not is_nih_image(name) or name[:8] != patient.zfill(8):
-            raise SourceError(f"{place}: image '{name}' of patient '{patient}'; expected 00000001_000.png of patient 1")
+            raise SourceError(f"{where}: image '{name}' of patient '{patient}'; expected 00000001_000.png of patient 1")
         if findings not in labels:
-            labels[findings] = _parse_findings(findings, place)
+            labels[findings] = _parse_findings(findings, where)
         if view not in ("PA", "AP"):
-            raise SourceError(f"{place}: view '{view}'; expected PA or AP")
-        entries[name] = Entry(
-            nih_patient(name, place),
-            labels[findings],
-            view,
-            _parse_sex(gender or sex, place),
-            _parse_age(age),
-            _spacing(*size),
+            raise SourceError(f"{where}: view '{view}'; expected PA or AP")
+        entries[name] = NihRow(
+            patient=nih_patient(name, where),
+            labels=labels[findings],
+            view=view,
+            sex=_parse_sex(gender or sex, where),
+            age_years=_parse_age(age),
+            spacing_mm=_spacing(*size),
         )
     return entries
 
 
 def read_boxes(table: Path) -> dict[str, tuple[Box, ...]]:
-    """Image name → its boxes, in pixels of the published 1024 x 1024 image.
+    """Read the boxes of each image, by its name, in pixels of the published 1024 x 1024 image.
 
     Raises:
         SourceError: a column is missing, a finding is unknown, a coordinate is no number.
@@ -195,13 +195,13 @@ def read_boxes(table: Path) -> dict[str, tuple[Box, ...]]:
     boxes: dict[str, tuple[Box, ...]] = {}
     rows = read_columns(table, _BOX_COLUMNS, "the boxes of NIH ChestX-ray14")
     for number, (name, finding, *corner_and_size) in with_lines(rows):
-        place = f"{table} line {number}"
+        where = f"{table} line {number}"
         if finding not in _BOX_LABELS:
-            raise SourceError(f"{place}: no finding '{finding}'; expected one of {', '.join(_BOX_LABELS)}")
+            raise SourceError(f"{where}: no finding '{finding}'; expected one of {', '.join(_BOX_LABELS)}")
         try:
             col, row, width, height = map(float, corner_and_size)
         except ValueError:
-            raise SourceError(f"{place}: expected numbers for x, y, w and h") from None
+            raise SourceError(f"{where}: expected numbers for x, y, w and h") from None
         box = Box(_BOX_LABELS[finding], row, col, row + height, col + width)
         boxes[name] = (*boxes.get(name, ()), box)
     return boxes
@@ -216,8 +216,8 @@ def _find_entries(root: Path, paths: list[str]) -> tuple[Path, tuple[str, ...]]:
     raise wrong_layout(_INFO, root, "Data_Entry_2017_v2020.csv not found at any depth")
 
 
-def _find_splits(root: Path, paths: list[str], entries: dict[str, Entry]) -> tuple[dict[str, Split], tuple[str, ...]]:
-    """Image name → split, and what is worth a word."""
+def _find_splits(root: Path, paths: list[str], entries: dict[str, NihRow]) -> tuple[dict[str, Split], tuple[str, ...]]:
+    """Find the split of each image, by its name, and what is worth a word."""
     splits = find_nih_splits(root, paths)
     if not splits:
         return {}, (f"{_INFO.name}: no {' and '.join(SPLIT_FILES)}; no official split",)
@@ -231,28 +231,28 @@ def _find_splits(root: Path, paths: list[str], entries: dict[str, Entry]) -> tup
     return splits, (f"{_INFO.name}: {unknown:,} images of the lists are not in the table",) if unknown else ()
 
 
-def _parse_findings(text: str, place: str) -> dict[str, Label]:
+def _parse_findings(text: str, where: str) -> dict[str, Label]:
     found = {name.strip() for name in text.split("|")}
     if not found <= set(LABELS):
-        raise SourceError(f"{place}: findings '{text}'; expected names among {', '.join(LABELS)}, with '|' between")
+        raise SourceError(f"{where}: findings '{text}'; expected names among {', '.join(LABELS)}, with '|' between")
     return {name: int(name in found) for name in LABELS}
 
 
-def _parse_sex(text: str, place: str) -> Sex | None:
+def _parse_sex(text: str, where: str) -> Sex | None:
     known: dict[str, Sex | None] = {"M": "M", "F": "F", "": None}
     if text not in known:
-        raise SourceError(f"{place}: sex '{text}'; expected M or F")
+        raise SourceError(f"{where}: sex '{text}'; expected M or F")
     return known[text]
 
 
 def _parse_age(text: str) -> float | None:
-    """Years; an age that nobody has, as the 411 of the older table, or in other units is unknown."""
+    """Parse an age to years; one that nobody has, as the 411 of the older table, or in other units is unknown."""
     found = _AGE.fullmatch(text)
     return float(found[1]) if found and int(found[1]) <= _MAX_AGE_YEARS else None
 
 
 def _spacing(width: str, height: str, spacing_col: str, spacing_row: str) -> tuple[float, float] | None:
-    """Of the published image: the original's, stretched as the image was to 1024 x 1024."""
+    """Return the spacing of the published image: the original's, stretched as the image was to 1024 x 1024."""
     try:
         sides_mm = float(height) * float(spacing_row), float(width) * float(spacing_col)
     except ValueError:
@@ -261,7 +261,8 @@ def _spacing(width: str, height: str, spacing_col: str, spacing_row: str) -> tup
 
 
 def _check_size(image: Path) -> None:
-    """One image tells a resized copy, in which every box would be elsewhere; a file that is no PNG is found later."""
+    """Check the size of one image: in a resized copy every box would be elsewhere; a file that is no PNG is found
+    later."""
     with image.open("rb") as file:
         start = _PNG_START.match(file.read(24))
     if not start:

@@ -26,33 +26,34 @@ _NIH_IMAGE = re.compile(r"(\d{8})_\d{3}\.png")
 
 
 def relatives(kind: str) -> tuple[str, ...]:
-    """The other datasets made of NIH ChestX-ray14's images; the last is never told apart, and always says so itself."""
+    """Name the other datasets made of NIH ChestX-ray14's images; the last is never told apart, and always says so
+    itself."""
     return (*(name for name in FAMILY if name != kind), "covid-qu-ex")
 
 
 def is_nih_image(name: str) -> bool:
-    """Whether it is a file name of NIH ChestX-ray14, as 00000001_000.png."""
+    """Tell whether a name is a file name of NIH ChestX-ray14, as 00000001_000.png."""
     return _NIH_IMAGE.fullmatch(name) is not None
 
 
-def nih_patient(image: str, place: str) -> str:
-    """The patient of an NIH image.
+def nih_patient(image: str, where: str) -> str:
+    """Return the patient of an NIH image.
 
     Raises:
-        SourceError: it is no file name of NIH ChestX-ray14; `place` says where it was found.
+        SourceError: it is no file name of NIH ChestX-ray14; `where` says in what file and line.
     """
     match = _NIH_IMAGE.fullmatch(image)
     if match is None:
-        raise SourceError(f"{place}: expected a file name of NIH ChestX-ray14, as 00000001_000.png")
+        raise SourceError(f"{where}: expected a file name of NIH ChestX-ray14, as 00000001_000.png")
     return f"{NIH}/{match[1]}"
 
 
 def find_nih_splits(root: Path, paths: Iterable[str]) -> dict[str, Split]:
-    """NIH's official split by image; empty where neither of its two lists is there.
+    """Find NIH's official split by image; empty where neither of its two lists is there.
 
     Args:
         root: The folder.
-        paths: Of all files below it.
+        paths: Paths of all files below it.
 
     Raises:
         SourceError: only one is there, or one twice; a line does not begin with an image, or an image is in both.
@@ -84,16 +85,16 @@ def _read_list(path: Path) -> Iterator[str]:
             yield words[0]
 
 
-def parse_mapping(pairs: Iterable[tuple[str, str]], place: str) -> dict[str, str]:
-    """A dataset's image → NIH's file name.
+def parse_mapping(pairs: Iterable[tuple[str, str]], where: str) -> dict[str, str]:
+    """Parse the mapping from a dataset's image to NIH's file name.
 
     Raises:
-        SourceError: an image has two NIH images; `place` names the file.
+        SourceError: an image has two NIH images; `where` names the file.
     """
     images: dict[str, str] = {}
     for name, image in pairs:
         if images.setdefault(name, image) != image:
-            raise SourceError(f"{place}: {name} is mapped to two images of NIH ChestX-ray14; expected one")
+            raise SourceError(f"{where}: {name} is mapped to two images of NIH ChestX-ray14; expected one")
     return images
 
 
@@ -105,15 +106,15 @@ def list_nih_images(
     images: Mapping[str, str] | None,
     warnings: tuple[str, ...],
 ) -> Listing:
-    """A dataset's listing with NIH's patients, and NIH's official split where its lists are there.
+    """List a dataset's images with NIH's patients, and NIH's official split where its lists are there.
 
     Args:
         info: The dataset.
-        root: Its folder.
-        paths: Of all files below it, among which NIH's lists may be.
-        records: Its records, each its own patient, with its own official split if it has one.
+        root: Folder of the dataset.
+        paths: Paths of all files below it, among which NIH's lists may be.
+        records: Records of the dataset, each its own patient, with its own official split if it has one.
         images: source_id → NIH file name; None: no mapping is known.
-        warnings: What is to be said besides.
+        warnings: Lines that are to be said besides.
 
     Returns:
         The listing. Images that a mapping leaves out keep their own patient, are counted in a warning, and the sharing
@@ -151,7 +152,7 @@ def _as_nih(record: Record, image: str | None, splits: Mapping[str, Split]) -> R
 
 
 def _without_straddling(records: tuple[Record, ...]) -> tuple[tuple[Record, ...], int]:
-    """One split a patient: the only one that its images are in, or train; and how many images that moved."""
+    """Give each patient one split: the only one that the images are in, or train; and count the images that moved."""
     splits: dict[str, set[Split]] = {}
     for record in records:
         splits.setdefault(record.patient, set()).update(() if record.split is None else (record.split,))

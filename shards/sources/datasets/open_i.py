@@ -33,10 +33,10 @@ from pathlib import Path
 from shards.errors import SourceError
 from shards.records import File, Label, Record
 from shards.sources.base import Listing, SourceInfo, layout_in
+from shards.sources.csv_tables import read_columns
 from shards.sources.dicom_facts import DicomFacts, parse_view, read_all_facts
 from shards.sources.files import find_file, find_files, index_files, list_files
 from shards.sources.listing import count_warnings, number_warnings, wrong_layout
-from shards.sources.tables import read_columns
 
 _LAYOUT = layout_in(__doc__)
 KIND = "open-i"
@@ -93,10 +93,10 @@ _TERM_PATH = ["eCitation", "MeSH", "major"]
 
 @dataclass(frozen=True)
 class Report:
-    """What is read of a report.
+    """The parts of a report that are read.
 
     Attributes:
-        report_id: As CXR1000.
+        report_id: Id of the report, as CXR1000.
         images: Names of its images, without .png.
         terms: First parts of its major terms.
     """
@@ -107,7 +107,7 @@ class Report:
 
 
 class OpenISource:
-    """Open-I as records."""
+    """Reads Open-I."""
 
     info = SourceInfo(
         name=KIND,
@@ -125,7 +125,7 @@ class OpenISource:
     )
 
     def read(self, root: Path) -> Listing:
-        """All images that a report names.
+        """List all images that a report names.
 
         Raises:
             SourceError: reports are missing or not what they should be; no image is there.
@@ -151,7 +151,7 @@ class OpenISource:
 
 
 def read_reports(root: Path, paths: Iterable[str]) -> dict[str, Report]:
-    """Image → the report that names it.
+    """Read the reports: image → the report that names it.
 
     Raises:
         SourceError: there are no reports, one is not a report, or two name one image.
@@ -176,13 +176,13 @@ def _read_report(path: Path) -> Report:
     return parse_report(path.read_bytes(), str(path))
 
 
-def parse_report(data: bytes, place: str) -> Report:
-    """Id, images and major terms of a report; its text is passed over.
+def parse_report(data: bytes, where: str) -> Report:
+    """Parse id, images and major terms of a report; its text is passed over.
 
     Raises:
         SourceError: it is no well-formed XML, has a document type, or has no id.
     """
-    found = _Handler(place)
+    found = _Handler(where)
     parser = xml.parsers.expat.ParserCreate()
     parser.buffer_text = True
     parser.StartDoctypeDeclHandler = found.refuse
@@ -193,9 +193,9 @@ def parse_report(data: bytes, place: str) -> Report:
         parser.Parse(data, True)
     # The last two: an encoding that Python does not know.
     except (xml.parsers.expat.ExpatError, LookupError, ValueError):
-        raise SourceError(f"{place}: not well-formed XML; expected a report of Open-I") from None
+        raise SourceError(f"{where}: not well-formed XML; expected a report of Open-I") from None
     if not found.report_id:
-        raise SourceError(f"{place}: no id (eCitation/uId); expected a report of Open-I")
+        raise SourceError(f"{where}: no id (eCitation/uId); expected a report of Open-I")
     heads = frozenset(term.split("/")[0].strip() for term in found.terms)
     return Report(found.report_id, tuple(found.images), heads - {""})
 
@@ -203,15 +203,15 @@ def parse_report(data: bytes, place: str) -> Report:
 class _Handler:
     """Keeps the three things that are read of a report, and where in it the parser is."""
 
-    def __init__(self, place: str) -> None:
-        self._place = place
+    def __init__(self, where: str) -> None:
+        self._where = where
         self._open: list[str] = []
         self.report_id = ""
         self.images: list[str] = []
         self.terms: list[str] = []
 
     def refuse(self, *_: object) -> None:
-        raise SourceError(f"{self._place}: a document type, which reports of Open-I do not have; it is not read")
+        raise SourceError(f"{self._where}: a document type, which reports of Open-I do not have; it is not read")
 
     def start(self, name: str, attributes: Mapping[str, str]) -> None:
         self._open.append(name)
@@ -231,14 +231,14 @@ class _Handler:
 
 
 def labels_of(terms: frozenset[str]) -> dict[str, Label]:
-    """One label a finding of the vocabulary; all unknown where the report was not indexed."""
+    """Make one label a finding of the vocabulary; all unknown where the report was not indexed."""
     if not terms or NOT_INDEXED in terms:
         return dict.fromkeys(FINDINGS)
     return {finding: int(finding in terms) for finding in FINDINGS}
 
 
 def index_by_image(root: Path, paths: Iterable[str]) -> dict[str, str]:
-    """Image, as the reports name it, → path; a DICOM file's name lacks the `CXR` in front.
+    """Map each image, as the reports name it, to its path; a DICOM file's name lacks the `CXR` in front.
 
     Raises:
         SourceError: two files are the same image.
@@ -253,7 +253,7 @@ def index_by_image(root: Path, paths: Iterable[str]) -> dict[str, str]:
 
 
 def read_views(path: Path | None, column: str) -> dict[str, str]:
-    """Image → view from one of torchxrayvision's lists; nothing where it is not there, or says none.
+    """Read views from one of torchxrayvision's lists: image → view; nothing where it is not there, or says none.
 
     Raises:
         SourceError: it is no CSV file with these columns.
@@ -264,7 +264,7 @@ def read_views(path: Path | None, column: str) -> dict[str, str]:
 
 
 def choose_view(tag: str | None, seen: str | None) -> str | None:
-    """The tag's view, unless a look at the image says lateral, or there is no tag."""
+    """Choose the tag's view, unless a look at the image says lateral, or there is no tag."""
     if tag is None or (seen == _LATERAL and tag in ("PA", "AP")):
         return seen
     return tag

@@ -29,9 +29,9 @@ from pathlib import Path
 from shards.errors import SourceError
 from shards.records import File, Label, Record, Sex
 from shards.sources.base import Listing, SourceInfo, layout_in
+from shards.sources.csv_tables import read_columns, with_lines
 from shards.sources.files import find_file, index_files, list_files
 from shards.sources.listing import build_listing, wrong_layout
-from shards.sources.tables import read_columns, with_lines
 
 # fmt: off
 LABELS = (
@@ -144,7 +144,7 @@ _NO_LABELS = ("", "nan")
 
 
 @dataclass(frozen=True)
-class Entry:
+class PadchestRow:
     """A row of the table; the fields are those of a record."""
 
     patient: str
@@ -160,7 +160,7 @@ class PadChestSource:
     info = _INFO
 
     def read(self, root: Path) -> Listing:
-        """All images that the table names and the folder has.
+        """List all images that the table names and the folder has.
 
         Raises:
             SourceError: no image or table, an image that is there twice, a value that no row may have.
@@ -191,7 +191,7 @@ class PadChestSource:
 
 
 def known_defect(image: str) -> str | None:
-    """Why a published image cannot be used, by its name."""
+    """Say why a published image cannot be used, by its name."""
     if image in MISSING:
         return "PadChest's archives lack this image; a file of its name is not the published one"
     if image in DAMAGED:
@@ -199,25 +199,25 @@ def known_defect(image: str) -> str | None:
     return None
 
 
-def read_entries(table: Path) -> dict[str, Entry]:
-    """ImageID → what the table says of it.
+def read_entries(table: Path) -> dict[str, PadchestRow]:
+    """Read the table: ImageID → its row.
 
     Raises:
         SourceError: a column is missing, an image repeats or does not begin with its study, a value is none that its
             column may have.
     """
-    entries: dict[str, Entry] = {}
+    entries: dict[str, PadchestRow] = {}
     labels: dict[str, Mapping[str, Label]] = {}
     rows = read_columns(table, _COLUMNS, "PadChest's labels")
     for number, (name, study, patient, sex, view, findings) in with_lines(rows):
-        place = f"{table} line {number}"
+        where = f"{table} line {number}"
         if name in entries or not patient or not study or not name.startswith(study):
-            raise SourceError(f"{place}: expected an image once, with a patient, and named after its study")
+            raise SourceError(f"{where}: expected an image once, with a patient, and named after its study")
         if sex not in _SEXES or view not in _VIEWS:
-            raise SourceError(f"{place}: sex or projection unknown; expected {', '.join(_VIEWS)} and F, M, O or nan")
+            raise SourceError(f"{where}: sex or projection unknown; expected {', '.join(_VIEWS)} and F, M, O or nan")
         if findings not in labels:
-            labels[findings] = labels_of(parse_findings(findings, place))
-        entries[name] = Entry(
+            labels[findings] = labels_of(parse_findings(findings, where))
+        entries[name] = PadchestRow(
             patient=f"{_INFO.name}/{patient}",
             study=f"{_INFO.name}/{patient}/{study}",
             view=None if view == "UNK" else view.upper(),
@@ -227,11 +227,11 @@ def read_entries(table: Path) -> dict[str, Entry]:
     return entries
 
 
-def parse_findings(text: str, place: str) -> frozenset[str]:
-    """The findings that the text of a Python list names; empty where none is known.
+def parse_findings(text: str, where: str) -> frozenset[str]:
+    """Parse the findings that the text of a Python list names; empty where none is known.
 
     Raises:
-        SourceError: it is no list of texts, or a name is none of PadChest's; `place` names the row.
+        SourceError: it is no list of texts, or a name is none of PadChest's; `where` names the row.
     """
     if text in _NO_LABELS:
         return frozenset()
@@ -240,19 +240,20 @@ def parse_findings(text: str, place: str) -> frozenset[str]:
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         found = None
     if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-        raise SourceError(f"{place}: column Labels: expected the text of a Python list, as ['nodule', 'scoliosis']")
+        raise SourceError(f"{where}: column Labels: expected the text of a Python list, as ['nodule', 'scoliosis']")
     names = frozenset(name.strip() for name in found) - {""}
     unknown = names - _VOCABULARY
     if unknown:
         raise SourceError(
-            f"{place}: column Labels: {min(unknown)!r} is none of PadChest's {len(_VOCABULARY)} labels; "
+            f"{where}: column Labels: {min(unknown)!r} is none of PadChest's {len(_VOCABULARY)} labels; "
             "expected the table of 01.02.19"
         )
     return names
 
 
 def labels_of(findings: frozenset[str]) -> dict[str, Label]:
-    """Listed is present; not listed is absent, or unknown where nothing is listed or the report is inconclusive."""
+    """Label what is listed as present, and what is not as absent, or unknown where nothing is listed or the report
+    is inconclusive."""
     is_conclusive = bool(findings - INCONCLUSIVE) and not findings & INCONCLUSIVE
     labels: dict[str, Label] = dict.fromkeys(LABELS, 0 if is_conclusive else None)
     return labels | {name: 1 for name in LABELS if name in findings}

@@ -7,7 +7,7 @@ from pathlib import Path
 from shards.errors import SourceError
 from shards.records import File, MaskFiles, Record
 from shards.sources.base import Listing, SourceInfo, parse_label
-from shards.sources.tables import read_columns, read_rows, with_lines
+from shards.sources.csv_tables import read_columns, read_rows, with_lines
 
 _ID_COLUMNS = ("image_id", "patient_id", "study_id", "view")
 _SPACING_COLUMN = "detector_spacing_mm"
@@ -37,7 +37,7 @@ class PhantomSource:
     info = INFO
 
     def read(self, root: Path) -> Listing:
-        """One record per row of labels.csv, by image id.
+        """List one record per row of labels.csv, by image id.
 
         Raises:
             SourceError: a file of the layout is missing, images and rows are not the same set, or a value is none that
@@ -100,15 +100,15 @@ class _PhantomFolder:
 
     def _landmarks(self) -> dict[str, dict[str, tuple[float, float]]]:
         path = self._root / "landmarks.csv"
-        places: dict[str, dict[str, tuple[float, float]]] = {}
+        points: dict[str, dict[str, tuple[float, float]]] = {}
         rows = read_columns(path, _LANDMARK_COLUMNS, "the phantom's landmarks")
         for number, (image, landmark, row, col) in with_lines(rows):
             try:
-                place = float(row), float(col)
+                point = float(row), float(col)
             except ValueError:
                 raise SourceError(f"{path} line {number}: row and col must be numbers") from None
-            places.setdefault(image, {})[landmark] = place
-        return places
+            points.setdefault(image, {})[landmark] = point
+        return points
 
     def _masks(self) -> dict[str, dict[str, MaskFiles]]:
         masks: dict[str, dict[str, MaskFiles]] = {}
@@ -118,8 +118,8 @@ class _PhantomFolder:
         return masks
 
 
-def _pair(spacing: str, place: str) -> tuple[float, float] | None:
-    """Pixels are square: one number holds for both axes; a dataset may leave it out."""
+def _pair(spacing: str, where: str) -> tuple[float, float] | None:
+    """Return the spacing of both axes: pixels are square, so one number holds for both; a dataset may leave it out."""
     if not spacing:
         return None
     try:
@@ -127,5 +127,5 @@ def _pair(spacing: str, place: str) -> tuple[float, float] | None:
     except ValueError:
         side_mm = 0.0
     if not 0 < side_mm < math.inf:
-        raise SourceError(f"{place}: {_SPACING_COLUMN} is {spacing!r}; expected millimetres above 0, or nothing")
+        raise SourceError(f"{where}: {_SPACING_COLUMN} is {spacing!r}; expected millimetres above 0, or nothing")
     return side_mm, side_mm

@@ -48,12 +48,12 @@ _LABEL_COLUMNS = ("Glaucoma Label", "Label(Glaucoma=1)")
 
 
 @dataclass(frozen=True)
-class Row:
-    """What a workbook says of an image.
+class RefugeRow:
+    """The row of an image in a workbook.
 
     Attributes:
         label: Glaucoma.
-        fovea: Its place.
+        fovea: Position of the fovea, (row, col) in source pixels; None where it is unknown.
     """
 
     label: Label = None
@@ -79,7 +79,7 @@ class RefugeSource:
     )
 
     def read(self, root: Path) -> Listing:
-        """All images in the folders of the three parts.
+        """List all images in the folders of the three parts.
 
         Raises:
             SourceError: there are none, or two of one name.
@@ -95,7 +95,7 @@ class RefugeSource:
         warnings: list[str] = []
         rows = _rows(root, paths, warnings)
         known = {
-            name: {_folder_label(path), _folder_label(masks.get(name, "")), rows.get(name, Row()).label} - {None}
+            name: {_folder_label(path), _folder_label(masks.get(name, "")), rows.get(name, RefugeRow()).label} - {None}
             for found in images.values()
             for name, path in found.items()
         }
@@ -106,7 +106,7 @@ class RefugeSource:
                 patient=f"refuge/{name}",
                 labels={"Glaucoma": next(iter(known[name])) if len(known[name]) == 1 else None},
                 masks=_masks(masks[name]) if name in masks else {},
-                landmarks={"fovea": fovea} if (fovea := rows.get(name, Row()).fovea) is not None else {},
+                landmarks={"fovea": fovea} if (fovea := rows.get(name, RefugeRow()).fovea) is not None else {},
                 split=PARTS[part],
                 size=SIZES[part],
             )
@@ -135,7 +135,7 @@ def _masks(path: str) -> dict[str, MaskFiles]:
     return {"optic_disc": MaskFiles(file, 0, MAX_DISC_LEVEL), "optic_cup": MaskFiles(file, 0, MAX_CUP_LEVEL)}
 
 
-def _rows(root: Path, paths: Iterable[str], warnings: list[str]) -> dict[str, Row]:
+def _rows(root: Path, paths: Iterable[str], warnings: list[str]) -> dict[str, RefugeRow]:
     """Name → what the workbooks say; one in another form is added to `warnings`."""
     found = find_files(paths, r"(?:Fovea_locations?|Glaucoma_label_and_Fovea_location)\.xlsx")
     files = [root / path for _, path in found]
@@ -146,15 +146,15 @@ def _rows(root: Path, paths: Iterable[str], warnings: list[str]) -> dict[str, Ro
     }
 
 
-def _row(values: dict[str, str]) -> Row:
+def _row(values: dict[str, str]) -> RefugeRow:
     stated = next((values[column] for column in _LABEL_COLUMNS if values.get(column)), "")
     labels: dict[float | None, Label] = {0.0: 0, 1.0: 1}
     x, y = _number(values["Fovea_X"]), _number(values["Fovea_Y"])
-    return Row(labels.get(_number(stated)), (y, x) if x is not None and y is not None else None)
+    return RefugeRow(labels.get(_number(stated)), (y, x) if x is not None and y is not None else None)
 
 
 def _number(value: str) -> float | None:
-    """Workbooks store numbers in any notation; what is none, or cannot be a place, is unknown."""
+    """Parse a number of a workbook, in any notation; what is none, or cannot be a position, is unknown."""
     try:
         number = float(value)
     except ValueError:

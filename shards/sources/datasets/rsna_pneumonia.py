@@ -34,11 +34,11 @@ from pathlib import Path
 from shards.errors import SourceError
 from shards.records import Box, File, Label, Record
 from shards.sources.base import Listing, SourceInfo, layout_in
+from shards.sources.csv_tables import read_columns, read_lines, with_lines
 from shards.sources.datasets.nih_identity import list_nih_images, parse_mapping, relatives
 from shards.sources.dicom_facts import DicomFacts, read_all_facts
 from shards.sources.files import find_list, folders_of, index_files, list_files
 from shards.sources.listing import count_warnings, number_warnings, wrong_layout
-from shards.sources.tables import read_columns, read_lines, with_lines
 
 _LAYOUT = layout_in(__doc__)
 KIND = "rsna-pneumonia"
@@ -57,14 +57,14 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 @dataclass(frozen=True)
 class Opacities:
-    """What stage_2_train_labels.csv says of an image: its Target, and a box for each opacity."""
+    """The rows of an image in stage_2_train_labels.csv: its Target, and a box for each opacity."""
 
     target: int
     boxes: tuple[Box, ...]
 
 
 class RsnaPneumoniaSource:
-    """RSNA Pneumonia as records."""
+    """Reads RSNA Pneumonia."""
 
     info = SourceInfo(
         name=KIND,
@@ -86,7 +86,7 @@ class RsnaPneumoniaSource:
     )
 
     def read(self, root: Path) -> Listing:
-        """All images with a row, and the unlabelled ones of the test folder.
+        """List all images with a row, and the unlabelled ones of the test folder.
 
         Raises:
             SourceError: a file is missing or not what it should be; the labels and the classes contradict each other.
@@ -119,8 +119,8 @@ class RsnaPneumoniaSource:
         return list_nih_images(self.info, root, paths, records, mapping, warnings)
 
 
-def parse_labels(rows: Iterable[tuple[str, ...]], place: str) -> dict[str, Opacities]:
-    """Target and boxes by image, from rows of the columns `COLUMNS`; boxes in the order of the rows.
+def parse_labels(rows: Iterable[tuple[str, ...]], where: str) -> dict[str, Opacities]:
+    """Parse Target and boxes by image, from rows of the columns `COLUMNS`; boxes in the order of the rows.
 
     Raises:
         SourceError: an image has both targets, or a box is there without Target 1 or the other way round.
@@ -129,27 +129,27 @@ def parse_labels(rows: Iterable[tuple[str, ...]], place: str) -> dict[str, Opaci
     boxes: dict[str, list[Box]] = {}
     for number, (name, *numbers, stated) in with_lines(rows):
         if stated not in ("0", "1") or (stated == "1") != all(numbers) or any(numbers) != all(numbers):
-            raise SourceError(f"{place} line {number}: expected Target 1 with x, y, width, height, or Target 0 alone")
+            raise SourceError(f"{where} line {number}: expected Target 1 with x, y, width, height, or Target 0 alone")
         target = int(stated)
         if targets.setdefault(name, target) != target:
-            raise SourceError(f"{place} line {number}: an earlier row of the image has the other Target")
+            raise SourceError(f"{where} line {number}: an earlier row of the image has the other Target")
         if target:
-            boxes.setdefault(name, []).append(_box(numbers, f"{place} line {number}"))
+            boxes.setdefault(name, []).append(_box(numbers, f"{where} line {number}"))
     return {name: Opacities(target, tuple(boxes.get(name, ()))) for name, target in targets.items()}
 
 
-def _box(numbers: list[str], place: str) -> Box:
+def _box(numbers: list[str], where: str) -> Box:
     try:
         col, row, width, height = map(float, numbers)
     except ValueError:
-        raise SourceError(f"{place}: x, y, width, height must be numbers") from None
+        raise SourceError(f"{where}: x, y, width, height must be numbers") from None
     if not (row >= 0 and col >= 0 and width > 0 and height > 0):
-        raise SourceError(f"{place}: expected a box inside the image, with width and height above 0")
+        raise SourceError(f"{where}: expected a box inside the image, with width and height above 0")
     return Box(OPACITY, row, col, row + height, col + width)
 
 
 def read_classes(path: Path) -> dict[str, str]:
-    """Class by image; the header `patientId,class` may be missing.
+    """Read the class of each image; the header `patientId,class` may be missing.
 
     Raises:
         SourceError: a line is not an image and one of the three classes, or an image has two classes.
@@ -165,21 +165,21 @@ def read_classes(path: Path) -> dict[str, str]:
     return classes
 
 
-def check_classes(opacities: Mapping[str, Opacities], classes: Mapping[str, str], place: str) -> None:
-    """The class Lung Opacity must be Target 1, and every image have a class if any has.
+def check_classes(opacities: Mapping[str, Opacities], classes: Mapping[str, str], where: str) -> None:
+    """Check that the class Lung Opacity is Target 1, and that every image has a class if any has.
 
     Raises:
         SourceError: they contradict each other; names the first image.
     """
     for name, found in opacities.items():
         if classes and name not in classes:
-            raise SourceError(f"{place}: no class for {name}, which {LABELS_FILE} has; use files of one stage")
+            raise SourceError(f"{where}: no class for {name}, which {LABELS_FILE} has; use files of one stage")
         if classes and (found.target == 1) != (classes[name] == OPACITY):
-            raise SourceError(f"{place}: {name} contradicts its Target in {LABELS_FILE}; use files of one stage")
+            raise SourceError(f"{where}: {name} contradicts its Target in {LABELS_FILE}; use files of one stage")
 
 
 def read_mapping(path: Path) -> dict[str, str]:
-    """Kaggle's image → NIH's file name, from the RSNA's list of objects.
+    """Read the mapping from Kaggle's image to NIH's file name, from the RSNA's list of objects.
 
     Raises:
         SourceError: it is no such list, or an image has two NIH images.
@@ -208,7 +208,8 @@ def _record(name: str, path: str, facts: DicomFacts, opacities: Opacities | None
 
 
 def _labels(target: int | None, group: str | None) -> dict[str, Label]:
-    """One label a class; where only the Target is known, an image with opacities is in neither of the other classes."""
+    """Make one label a class; where only the Target is known, an image with opacities is in neither of the other
+    classes."""
     if target is None:
         return dict.fromkeys(CLASSES)
     if group is not None:

@@ -57,7 +57,7 @@ class ShenzhenSource:
     )
 
     def read(self, root: Path) -> Listing:
-        """All images in folders named CXR_png.
+        """List all images in folders named CXR_png.
 
         Raises:
             SourceError: there are none, or two of one name.
@@ -92,7 +92,7 @@ class ShenzhenSource:
 
 
 def parse_demographics(line: str) -> tuple[Sex | None, float | None]:
-    """Sex and age in years of a line that says these and nothing else; otherwise neither."""
+    """Parse sex and age in years of a line that says these and nothing else; otherwise neither."""
     match = _DEMOGRAPHICS.fullmatch(line.strip())
     if match is None:
         return None, None

@@ -30,11 +30,11 @@ from pathlib import Path
 from shards.errors import SourceError
 from shards.records import File, MaskRuns, Record, Split
 from shards.sources.base import Listing, SourceInfo, layout_in
+from shards.sources.csv_tables import read_columns, with_lines
 from shards.sources.datasets.nih_identity import list_nih_images, parse_mapping, relatives
 from shards.sources.dicom_facts import DicomFacts, read_all_facts
 from shards.sources.files import find_list, folders_of, index_files, list_files
 from shards.sources.listing import count_warnings, number_warnings, wrong_layout
-from shards.sources.tables import read_columns, with_lines
 
 _LAYOUT = layout_in(__doc__)
 KIND = "siim-acr"
@@ -53,7 +53,7 @@ Runs = tuple[tuple[int, int], ...]
 
 
 class SiimAcrSource:
-    """SIIM-ACR Pneumothorax as records."""
+    """Reads SIIM-ACR Pneumothorax."""
 
     info = SourceInfo(
         name=KIND,
@@ -71,7 +71,7 @@ class SiimAcrSource:
     )
 
     def read(self, root: Path) -> Listing:
-        """All images with a row, and the unlabelled ones of the test folders.
+        """List all images with a row, and the unlabelled ones of the test folders.
 
         Raises:
             SourceError: a file is missing or not what it should be.
@@ -98,35 +98,36 @@ class SiimAcrSource:
         return list_nih_images(self.info, root, paths, records, mapping, warnings)
 
 
-def parse_runs(rows: Iterable[tuple[str, ...]], place: str) -> dict[str, tuple[Runs, ...]]:
-    """The annotations of each image from rows of the columns `COLUMNS`, in their order; none: no pneumothorax.
+def parse_runs(rows: Iterable[tuple[str, ...]], where: str) -> dict[str, tuple[Runs, ...]]:
+    """Parse the annotations of each image from rows of the columns `COLUMNS`, in their order; none: no
+    pneumothorax.
 
     Raises:
         SourceError: a row is neither -1 nor pairs of numbers that end inside the image, or an image has both.
     """
     found: dict[str, list[Runs | None]] = {}
     for number, (name, runs) in with_lines(rows):
-        found.setdefault(name, []).append(_parse_row(runs, f"{place} line {number}"))
+        found.setdefault(name, []).append(_parse_row(runs, f"{where} line {number}"))
     both = [name for name, annotations in found.items() if None in annotations and len(set(annotations)) > 1]
     if both:
-        raise SourceError(f"{place}: {both[0]} has both -1 and a mask; expected one or the other")
+        raise SourceError(f"{where}: {both[0]} has both -1 and a mask; expected one or the other")
     return {name: tuple(runs for runs in annotations if runs is not None) for name, annotations in found.items()}
 
 
-def _parse_row(value: str, place: str) -> Runs | None:
+def _parse_row(value: str, where: str) -> Runs | None:
     if value == "-1":
         return None
     numbers = value.split()
     if not numbers or len(numbers) % 2 or not all(number.isascii() and number.isdigit() for number in numbers):
-        raise SourceError(f"{place}: expected -1, or pairs of numbers (pixels skipped, pixels inside)")
+        raise SourceError(f"{where}: expected -1, or pairs of numbers (pixels skipped, pixels inside)")
     lengths = list(map(int, numbers))
     if sum(lengths) > SIDE_PX**2:
-        raise SourceError(f"{place}: the runs end outside {SIDE_PX} x {SIDE_PX} pixels; expected relative starts")
+        raise SourceError(f"{where}: the runs end outside {SIDE_PX} x {SIDE_PX} pixels; expected relative starts")
     return tuple(zip(lengths[::2], lengths[1::2], strict=True))
 
 
 def read_mapping(path: Path) -> dict[str, str]:
-    """Image → NIH's file name, from a user's own file.
+    """Read the mapping from image to NIH's file name, from a user's own file.
 
     Raises:
         SourceError: a column is missing, or an image has two NIH images.

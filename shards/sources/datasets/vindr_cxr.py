@@ -37,10 +37,10 @@ from pathlib import Path
 from shards.errors import SourceError
 from shards.records import Box, File, Label, Record, Split
 from shards.sources.base import Listing, SourceInfo, layout_in
+from shards.sources.csv_tables import NamedRow, read_rows, with_lines
 from shards.sources.dicom_facts import DicomFacts, read_all_facts
 from shards.sources.files import find_list, folders_of, index_files, list_files
 from shards.sources.listing import count_warnings, number_warnings, wrong_layout
-from shards.sources.tables import NamedRow, read_rows, with_lines
 
 _LAYOUT = layout_in(__doc__)
 KIND = "vindr-cxr"
@@ -88,7 +88,7 @@ KAGGLE_FINDINGS = (
     "Pulmonary fibrosis",
     NO_FINDING,
 )
-"""In the order of Kaggle's class_id."""
+"""Findings in the order of Kaggle's class_id."""
 KAGGLE_FILE = "train.csv"
 SPLITS: tuple[Split, ...] = ("train", "test")
 
@@ -100,11 +100,11 @@ _IMAGE = r"(?P<name>[^/]+)\.(?:dicom|dcm|png|jpe?g)"
 
 @dataclass(frozen=True)
 class Readings:
-    """What an image's readers say.
+    """The findings that an image's readers marked.
 
     Attributes:
         labels: Finding → label.
-        boxes: Of every reader.
+        boxes: Boxes of every reader.
         split: The official one.
     """
 
@@ -114,7 +114,7 @@ class Readings:
 
 
 class VindrCxrSource:
-    """VinDr-CXR as records."""
+    """Reads VinDr-CXR."""
 
     info = SourceInfo(
         name=KIND,
@@ -135,7 +135,7 @@ class VindrCxrSource:
     )
 
     def read(self, root: Path) -> Listing:
-        """All images with labels, and Kaggle's unlabelled test images.
+        """List all images with labels, and Kaggle's unlabelled test images.
 
         Raises:
             SourceError: a list is missing or not what it should be; no image is there.
@@ -165,14 +165,14 @@ class VindrCxrSource:
 
 
 def vote(num_positive: int, num_readers: int) -> Label:
-    """1 where more than half of the readers agree on a finding, 0 where none has it, else -1."""
+    """Return 1 where more than half of the readers agree on a finding, 0 where none has it, else -1."""
     if num_positive == 0:
         return 0
     return 1 if 2 * num_positive > num_readers else -1
 
 
 def read_kaggle(path: Path) -> tuple[dict[str, Readings], int]:
-    """Kaggle's list: one row a box or a reader without findings; and how many boxes were left out.
+    """Read Kaggle's list: one row a box or a reader without findings; and how many boxes were left out.
 
     Raises:
         SourceError: it is no such list.
@@ -198,7 +198,7 @@ def read_kaggle(path: Path) -> tuple[dict[str, Readings], int]:
 
 
 def read_physionet(lists: Mapping[Split, Path]) -> tuple[dict[str, Readings], int]:
-    """PhysioNet's lists of the splits that are there, and how many boxes were left out.
+    """Read PhysioNet's lists of the splits that are there, and how many boxes were left out.
 
     Args:
         lists: Split → its labels, which may be missing; its boxes lie beside them.
@@ -224,8 +224,9 @@ def read_physionet(lists: Mapping[Split, Path]) -> tuple[dict[str, Readings], in
     return readings, num_skipped
 
 
-def parse_image_labels(rows: Sequence[Mapping[str, str]], place: str) -> dict[str, dict[str, Label]]:
-    """Labels by image from PhysioNet's rows, one a reader of an image; without rad_id the one row is a consensus.
+def parse_image_labels(rows: Sequence[Mapping[str, str]], where: str) -> dict[str, dict[str, Label]]:
+    """Parse labels by image from PhysioNet's rows, one a reader of an image; without rad_id the one row is a
+    consensus.
 
     Raises:
         SourceError: a finding has no column, a value is not 1 or 0, or a reader has two rows of an image.
@@ -233,18 +234,18 @@ def parse_image_labels(rows: Sequence[Mapping[str, str]], place: str) -> dict[st
     findings = (*LOCAL_FINDINGS, *GLOBAL_FINDINGS)
     missing = [name for name in findings if rows and name not in rows[0]]
     if missing:
-        raise SourceError(f"{place}: no column {missing[0]}; expected one for each of {', '.join(findings)}")
+        raise SourceError(f"{where}: no column {missing[0]}; expected one for each of {', '.join(findings)}")
     readers: dict[str, set[str]] = {}
     positive: dict[str, dict[str, int]] = {}
     for number, row in with_lines(rows):
         name, reader = row["image_id"], row.get("rad_id", _CONSENSUS)
         if reader in readers.setdefault(name, set()):
-            raise SourceError(f"{place} line {number}: an earlier row has the same image and reader")
+            raise SourceError(f"{where} line {number}: an earlier row has the same image and reader")
         readers[name].add(reader)
         counts = positive.setdefault(name, dict.fromkeys(findings, 0))
         for finding in findings:
             if row[finding] not in ("0", "1", "0.0", "1.0"):
-                raise SourceError(f"{place} line {number}: column {finding}: expected 1 or 0")
+                raise SourceError(f"{where} line {number}: column {finding}: expected 1 or 0")
             counts[finding] += row[finding].startswith("1")
     return {
         name: {finding: vote(number, len(readers[name])) for finding, number in counts.items()}
@@ -253,9 +254,9 @@ def parse_image_labels(rows: Sequence[Mapping[str, str]], place: str) -> dict[st
 
 
 def parse_boxes(
-    rows: Sequence[Mapping[str, str]], findings: Iterable[str], place: str
+    rows: Sequence[Mapping[str, str]], findings: Iterable[str], where: str
 ) -> tuple[dict[str, tuple[Box, ...]], int]:
-    """Boxes by image in the order of the rows, and how many were left out; rows without corners are no boxes.
+    """Parse boxes by image in the order of the rows, and how many were left out; rows without corners are no boxes.
 
     Raises:
         SourceError: a corner is no number, or only some corners are there.
@@ -272,7 +273,7 @@ def parse_boxes(
         try:
             col0, row0, col1, row1 = map(float, corners)
         except ValueError:
-            raise SourceError(f"{place} line {number}: {', '.join(_CORNERS)} must be numbers, or all empty") from None
+            raise SourceError(f"{where} line {number}: {', '.join(_CORNERS)} must be numbers, or all empty") from None
         name = names.get(row["class_name"].casefold())
         is_finite = all(map(math.isfinite, (row0, col0, row1, col1)))
         if name is None or not is_finite or not (max(row0, 0) < row1 and max(col0, 0) < col1):

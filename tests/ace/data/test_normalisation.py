@@ -13,7 +13,7 @@ from ace.data.loader import CropDataset
 from ace.data.normalise import normalised
 from ace.evaluation.embedding import Embedder
 from ace.inference.preprocessing import Preprocessing
-from shards.delivery.register import Survey, survey_images
+from shards.delivery.survey import Survey, survey_images
 from shards.errors import ConfigError
 from shards.normalisation import Normalisation
 from shards.params import GridParams, MixParams

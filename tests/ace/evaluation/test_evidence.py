@@ -263,7 +263,7 @@ def test_each_label_has_its_own_figures_and_the_headline_is_their_mean(
             key: figures[name]["probe_auroc"][key] for key in ("value", "low", "high", "n")
         }
     assert figures["trained"]["probe_auroc"] | {"num_labels": 1, "chance": 0.5} == figures["trained"]["probe_auroc"]
-    counts = index.values["counts"]["labels"]["test"]["nodule"]
+    counts = index.description.counts.labels["test"]["nodule"]
     assert nodule["trained"]["num_with"] + nodule["trained"]["num_without"] <= counts["1"] + counts["0"]
     assert nodule["trained"]["n"] == PARAMS.max_patients
 

@@ -18,7 +18,7 @@ from ace.training.loop import SCORE
 from ace.training.pretrain import pretrain
 from ace.training.stop import StopRequest
 from ace.training.whitening import fit_whitening
-from shards.delivery.exclusion import format_record, list_path, parse_list, record_path
+from shards.delivery.exclusion import exclusion_path, format_exclusion, list_path, parse_list
 from shards.errors import ConfigError
 from shards.reading.lineage import TRAINING_IMAGES
 from shards.reading.reader import ShardIndex
@@ -191,7 +191,7 @@ def test_an_excluded_image_is_no_training_image(
     excluded = parse_list(f"{keys[0]}\n")
     for path, text in (
         (list_path(BATCH, tmp_path), f"{keys[0]}\n"),
-        (record_path(BATCH, tmp_path), format_record(BATCH, excluded)),
+        (exclusion_path(BATCH, tmp_path), format_exclusion(BATCH, excluded)),
     ):
         path.parent.mkdir(parents=True)
         path.write_text(text)

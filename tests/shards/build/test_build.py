@@ -122,12 +122,12 @@ def test_where_the_raw_files_lie_does_not_show_in_the_shards(tmp_path: Path) -> 
 
 def test_a_shard_set_has_its_files_and_leaves_no_others(tmp_path: Path, scratch: Path) -> None:
     index = build(write_phantom(tmp_path / "phantom"), tmp_path / "sets" / "out").index
-    tars = [shard["name"] for shard in index.shards]
+    tars = [tar.name for tar in index.shards]
     others = ["contact_sheet.png", "index.json", "quality.parquet", "quality.png", "quarantine.csv", "samples.npy"]
     assert sorted(path.name for path in (tmp_path / "sets" / "out").iterdir()) == sorted([*tars, *others])
     assert [path.name for path in (tmp_path / "sets").iterdir()] == ["out"]
     assert {path.suffix for path in scratch.rglob("*") if path.is_file()} <= {".lock"}
-    assert {shard["num_samples"] for shard in index.shards} <= {1, 2, 3, 4, 5}
+    assert {tar.num_samples for tar in index.shards} <= {1, 2, 3, 4, 5}
 
 
 def test_patients_stay_in_one_split_and_counts_are_right(tmp_path: Path) -> None:
@@ -137,12 +137,12 @@ def test_patients_stay_in_one_split_and_counts_are_right(tmp_path: Path) -> None
         splits.setdefault(row["patient"].decode(), set()).add(SPLITS[row["split"]])
     assert len(splits) == 40
     assert all(len(names) == 1 for names in splits.values())
-    counts = index.values["counts"]
+    counts = index.description.counts
     for split in ("train", "val", "test"):
-        assert counts["images"][split] == len(index.select(split))  # type: ignore[arg-type]
-        assert counts["patients"][split] == sum(names == {split} for names in splits.values())
-        assert sum(counts["views"][split].values()) == counts["images"][split]
-    nodules = sum(counts["labels"][split]["nodule"].get("1", 0) for split in counts["labels"])
+        assert counts.images[split] == len(index.select(split))  # type: ignore[arg-type]
+        assert counts.patients[split] == sum(names == {split} for names in splits.values())
+        assert sum(counts.views[split].values()) == counts.images[split]
+    nodules = sum(labels["nodule"].get("1", 0) for labels in counts.labels.values())
     assert nodules == 40
 
 
@@ -162,8 +162,8 @@ def test_statistics_are_those_of_the_training_images_foreground(tmp_path: Path) 
         foreground = np.kron(sample.meta["grid"]["foreground"], np.ones((8, 8))) > 0
         values.append(sample.image[foreground] / 255)
     pixels = np.concatenate(values)
-    assert reader.index.statistics["mean"] == pytest.approx(pixels.mean())
-    assert reader.index.statistics["std"] == pytest.approx(pixels.std())
+    assert reader.index.description.statistics.mean == pytest.approx(pixels.mean())
+    assert reader.index.description.statistics.std == pytest.approx(pixels.std())
 
 
 def test_jpeg_shards_hold_grey_jpegs_close_to_the_canvas(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_coloured_batch_has_three_channels_everywhere(tmp_path: Path, id_key: 
     assert {reader.read(row).image.shape for row in range(2)} == {(48, 48, 3)}
     grey = build(source.model_copy(update={"channels": 1}), tmp_path / "grey")
     assert {grey.read(row).image.shape for row in range(2)} == {(48, 48)}
-    assert grey.index.statistics["num_lost_colour"] == 1
+    assert grey.index.description.counts.num_lost_colour == 1
 
 
 def test_nothing_of_a_patient_but_the_allowed_leaves_a_secret_keyed_build(
@@ -217,7 +217,7 @@ def test_nothing_published_is_in_the_order_of_the_files_names(is_former: bool, t
     write_folder(tmp_path / "own", names)
     for name in names[::10]:
         damage(tmp_path / "own" / name)
-    source = folder_params(tmp_path / "own", tmp_path / "m.jsonl", is_former=is_former)
+    source = folder_params(tmp_path / "own", tmp_path / "m.jsonl", as_former=is_former)
     assert is_former == all(number_in_manifest(source, name) == rank for rank, name in enumerate(names, start=1))
     index = build(source, tmp_path / "out").index
     rows = pq.read_table(tmp_path / "out" / "quality.parquet", columns=["key", "place"]).to_pylist()
@@ -281,7 +281,7 @@ def test_official_splits_are_kept_and_validation_comes_out_of_training(tmp_path:
     write_csv(tmp_path / "labels.csv", ("path", "patient", "split"), rows)
     source = folder_params(tmp_path / "own", tmp_path / "m.jsonl", tmp_path / "labels.csv")
     splits = {"train": 0.5, "val": 0.5, "test": 0.0}
-    counts = build(source, tmp_path / "out", splits=splits).index.values["counts"]["images"]
+    counts = build(source, tmp_path / "out", splits=splits).index.description.counts.images
     assert counts["test"] == 20
     assert counts["train"] + counts["val"] == 40
     assert min(counts["train"], counts["val"]) > 8
@@ -290,9 +290,9 @@ def test_official_splits_are_kept_and_validation_comes_out_of_training(tmp_path:
 def test_the_index_names_the_key_it_was_built_with(tmp_path: Path, id_key: str) -> None:
     write_folder(tmp_path / "own", ["a.png"])
     own = build(folder_params(tmp_path / "own", tmp_path / "m.jsonl"), tmp_path / "a")
-    assert own.index.values["id_key_fingerprint"] == id_key
+    assert own.index.description.id_key_fingerprint == id_key
     phantom = build(write_phantom(tmp_path / "phantom"), tmp_path / "b")
-    assert phantom.index.values["id_key_fingerprint"] == PUBLIC_KEY.fingerprint
+    assert phantom.index.description.id_key_fingerprint == PUBLIC_KEY.fingerprint
 
 
 def test_a_truncated_image_is_quarantined_with_its_reason_and_counted(tmp_path: Path) -> None:
@@ -300,8 +300,8 @@ def test_a_truncated_image_is_quarantined_with_its_reason_and_counted(tmp_path: 
     damage(tmp_path / "phantom" / "images" / "p0004-i1.png")
     index = build(source, tmp_path / "out").index
     reasons = {"truncated or damaged image data": 1}
-    assert index.values["quarantined"] == {"count": 1, "reasons": reasons}
-    assert sum(index.values["counts"]["images"].values()) == len(index.rows) == 29
+    assert index.description.quarantined.to_json() == {"count": 1, "reasons": reasons}
+    assert sum(index.description.counts.images.values()) == len(index.rows) == 29
     assert "p0004-i1" not in index.keys(np.arange(len(index.rows)))
     assert sorted((tmp_path / "out" / "quarantine.csv").read_text().splitlines()) == [
         "images/p0004-i1.png,truncated or damaged image data",
@@ -409,7 +409,7 @@ def test_unfinished_work_of_other_parameters_is_named_and_not_used(
     assert "not used here" not in capsys.readouterr().err
     build(source, tmp_path / "b", seed=5)
     assert "not used here" in capsys.readouterr().err
-    assert ShardIndex.open(tmp_path / "b").values["bank"] == {"seed": 5, "num_pairs_per_scale": 2}
+    assert ShardIndex.open(tmp_path / "b").description.bank.to_json() == {"seed": 5, "num_pairs_per_scale": 2}
 
 
 @pytest.mark.parametrize("place", ["images/p0003-i1.png", "masks/heart/p0003-i1.png"])

@@ -12,7 +12,7 @@ import pytest
 from ace.evaluation.cohort import read_cohort
 from ace.inference.sources import open_shards
 from shards.__main__ import build_parser
-from shards.checking.stats import format_statistics, statistics_of
+from shards.checking.stats import format_statistics
 from shards.cli import run_command
 from shards.config import read_params
 from shards.delivery.batches import read_batch
@@ -275,12 +275,12 @@ def test_what_cannot_be_excluded_is_refused_with_the_closest_that_there_is(
 
 
 def test_statistics_count_what_is_excluded(index: ShardIndex, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "excluded" not in format_statistics(statistics_of(index))
+    assert "excluded" not in format_statistics(index)
     assert command("exclude", "own-b000", *index.keys(index.select("train")[:2])) == 0
     capsys.readouterr()
     assert command("stats", str(SET), "--json") == 0
     assert json.loads(capsys.readouterr().out)[0]["excluded"] == {"train": 2, "val": 0, "test": 0}
-    said = format_statistics(statistics_of(index.without_excluded(Path())))
+    said = format_statistics(index.without_excluded(Path()))
     assert "excluded, in the shards and read by nothing: 2 images (train 2, val 0, test 0)" in said
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from shards.build.stage import build_shards
-from shards.checking.stats import format_statistics, statistics_of
+from shards.checking.stats import format_statistics
 from shards.reading.reader import ShardIndex
 from tests.support.datasets import Here, folder_params, grid_params, shard_params, write_csv, write_folder
 
@@ -30,5 +30,5 @@ def test_how_patients_were_split_is_said_without_a_word_that_needs_the_code(
     source = folder_params(tmp_path / "own", tmp_path / "own.jsonl", tmp_path / "own.csv")
     params = shard_params(splits={"train": 1.0, "val": 0.0, "test": 0.0})
     build_shards("own-b000", source, grid_params(), params, tmp_path / "set", execution=Here())
-    said = format_statistics(statistics_of(ShardIndex.open(tmp_path / "set")))
+    said = format_statistics(ShardIndex.open(tmp_path / "set"))
     assert f"patients are {patients}; {OWN_SPLITS}\n" in said

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shards.build.job import BuildJob
 from shards.build.stage import build_shards
 from shards.checking.stats import format_statistics, statistics_of
 from shards.checking.verify import repair_set, verify_set
 from shards.delivery.manifest import iterate_manifest
 from shards.errors import IndexFormatError, SourceError
-from shards.params import PhantomSourceParams
+from shards.params import PhantomSourceParams, SourceParams
 from shards.reading.reader import ShardIndex
 from shards.runtime.execution import Processes
 from tests.support.datasets import (
@@ -108,9 +109,9 @@ def edit_the_rows_and_the_sum(root: Path) -> None:
 DAMAGES = {
     "a tar is missing": lambda root: (root / TAR).unlink(),
     "a tar is truncated": truncate,
-    "an archive ends before its end": truncate,
+    "an archive ends early": truncate,
     "a tar is too long": lambda root: (root / TAR).write_bytes((root / TAR).read_bytes() + b"\0" * 512),
-    "a tar's sum is wrong": flip_a_bit,
+    "checksum mismatch": flip_a_bit,
     "members are not where the index says": swap_two_members,
     "keys of the index are not in the tar": rename_a_key,
     "keys of the tar are not in the index": rename_a_key,
@@ -123,18 +124,22 @@ def test_a_whole_set_has_nothing_wrong(whole: tuple[PhantomSourceParams, Path]) 
     assert verify_set(whole[1]) == []
 
 
-@pytest.mark.parametrize("problem", DAMAGES)
-def test_every_damage_is_found_in_its_file(problem: str, damaged: Path) -> None:
-    DAMAGES[problem](damaged)
-    found = {finding.problem: finding.file for finding in verify_set(damaged)}
-    assert problem in found
-    if problem not in ("a tar that the index does not list", "a key is in two rows"):
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_every_damage_is_found_in_its_file(kind: str, damaged: Path) -> None:
+    DAMAGES[kind](damaged)
+    found = {problem.kind: problem.file for problem in verify_set(damaged)}
+    assert kind in found
+    if kind not in ("a tar that the index does not list", "a key is in two rows"):
         assert set(found.values()) == {TAR}
 
 
 def test_a_sample_that_is_twice_in_a_tar_is_out_of_place(damaged: Path) -> None:
     repeat_a_sample(damaged)
-    assert "members are not where the index says" in {finding.problem for finding in verify_set(damaged)}
+    assert "members are not where the index says" in {problem.kind for problem in verify_set(damaged)}
+
+
+def job_of(source: SourceParams, **changes: object) -> BuildJob:
+    return BuildJob(batch="a-b000", source=source, grid=grid_params(), params=shard_params(**changes))
 
 
 def change_the_index(change: Callable[[dict], None]) -> Callable[[Path], None]:
@@ -147,7 +152,7 @@ def change_the_index(change: Callable[[dict], None]) -> Callable[[Path], None]:
 
 
 @pytest.mark.parametrize(
-    ("change", "problem"),
+    ("change", "kind"),
     [
         (lambda values: values["shards"][0].update(split="test"), "rows are of other tars or splits than the index"),
         (lambda values: values["counts"]["patients"].update(train=99), "counts are not those of the rows"),
@@ -157,11 +162,11 @@ def change_the_index(change: Callable[[dict], None]) -> Callable[[Path], None]:
         (lambda values: values["shards"][0].update(split="nowhere"), "the index cannot be used"),
     ],
 )
-def test_an_index_that_contradicts_itself_is_found(change: Callable[[dict], None], problem: str, damaged: Path) -> None:
+def test_an_index_that_contradicts_itself_is_found(change: Callable[[dict], None], kind: str, damaged: Path) -> None:
     change_the_index(change)(damaged)
-    (finding,) = verify_set(damaged)
-    assert finding.file == "index.json"
-    assert finding.problem.startswith(problem)
+    (problem,) = verify_set(damaged)
+    assert problem.file == "index.json"
+    assert problem.kind.startswith(kind)
 
 
 @pytest.mark.parametrize("name", ["quarantine.csv", "quality.parquet", "quality.png", "contact_sheet.png"])
@@ -173,19 +178,19 @@ def test_a_damaged_report_is_found_and_a_repair_leaves_it_alone(
     truncate(damaged)
     before = {key: value for key, value in folder_bytes(damaged).items() if key != TAR}
     found = verify_set(damaged)
-    assert (name, "a report is missing or changed") in {(finding.file, finding.problem) for finding in found}
-    assert repair_set(damaged, found, whole[0], grid_params(), shard_params(), execution=Processes(1)) == [TAR]
-    assert [finding.file for finding in verify_set(damaged)] == [name]
+    assert (name, "a report is missing or changed") in {(problem.file, problem.kind) for problem in found}
+    assert repair_set(damaged, found, job_of(whole[0]), Processes(1)) == [TAR]
+    assert [problem.file for problem in verify_set(damaged)] == [name]
     assert folder_bytes(damaged) == before | {TAR: (whole[1] / TAR).read_bytes()}
 
 
 @pytest.mark.parametrize("damage", [edit_the_rows, lambda root: (root / "index.json").write_text("{")])
-def test_a_damaged_index_is_one_finding_and_no_traceback(damage: Callable[[Path], None], damaged: Path) -> None:
+def test_a_damaged_index_is_one_problem_and_no_traceback(damage: Callable[[Path], None], damaged: Path) -> None:
     damage(damaged)
-    (finding,) = verify_set(damaged)
-    assert (finding.file, finding.problem) == ("index.json", "the index cannot be used")
+    (problem,) = verify_set(damaged)
+    assert (problem.file, problem.kind) == ("index.json", "the index cannot be used")
     with pytest.raises(IndexFormatError, match="dvc checkout"):
-        repair_set(damaged, [finding], None, grid_params(), shard_params(), execution=Processes(1))  # type: ignore[arg-type]
+        repair_set(damaged, [problem], None, Processes(1))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit, rename_a_key, lambda root: (root / TAR).unlink()])
@@ -195,7 +200,7 @@ def test_a_repair_builds_exactly_the_damaged_tar_and_its_bytes_are_as_before(
     source, original = whole
     damage(damaged)
     before = {path.name: path.stat().st_mtime_ns for path in damaged.iterdir() if path.name != TAR}
-    repaired = repair_set(damaged, verify_set(damaged), source, grid_params(), shard_params(), execution=Processes(1))
+    repaired = repair_set(damaged, verify_set(damaged), job_of(source), Processes(1))
     assert repaired == [TAR]
     assert folder_bytes(damaged) == folder_bytes(original)
     assert {path.name: path.stat().st_mtime_ns for path in damaged.iterdir() if path.name != TAR} == before
@@ -208,7 +213,7 @@ def test_a_repair_replaces_a_link_and_never_writes_through_it(
     truncate(damaged)
     (tmp_path / "cache").hardlink_to(damaged / TAR)
     content = (tmp_path / "cache").read_bytes()
-    repair_set(damaged, verify_set(damaged), whole[0], grid_params(), shard_params(), execution=Processes(1))
+    repair_set(damaged, verify_set(damaged), job_of(whole[0]), Processes(1))
     assert (tmp_path / "cache").read_bytes() == content
     assert (damaged / TAR).read_bytes() == (whole[1] / TAR).read_bytes()
 
@@ -219,7 +224,7 @@ def test_a_repair_with_other_parameters_is_refused_and_changes_nothing(
     truncate(damaged)
     before = folder_bytes(damaged)
     with pytest.raises(IndexFormatError, match=r"dvc repro --force"):
-        repair_set(damaged, verify_set(damaged), whole[0], grid_params(), shard_params(seed=9), execution=Processes(1))
+        repair_set(damaged, verify_set(damaged), job_of(whole[0], seed=9), Processes(1))
     assert folder_bytes(damaged) == before
 
 
@@ -237,8 +242,8 @@ def test_tars_without_what_was_quarantined_after_the_build_are_repaired_to_the_b
     whole = folder_bytes(tmp_path / "set")
     for name in (name for name in whole if name.endswith(".tar")):
         (tmp_path / "set" / name).unlink()
-        findings = verify_set(tmp_path / "set")
-        repair_set(tmp_path / "set", findings, source, grid_params(), shard_params(), execution=Processes(1))
+        problems = verify_set(tmp_path / "set")
+        repair_set(tmp_path / "set", problems, job_of(source), Processes(1))
         assert folder_bytes(tmp_path / "set") == whole
 
 
@@ -246,21 +251,22 @@ def test_a_repair_needs_the_raw_files_of_the_damaged_tars_alone(tmp_path: Path, 
     write_folder(tmp_path / "own", [f"{number}.png" for number in range(20)])
     source = folder_params(tmp_path / "own", tmp_path / "manifest.jsonl")
     params = shard_params(quality=NO_CHECKS, splits={"train": 1.0, "val": 0.0, "test": 0.0})
+    job = BuildJob(batch="a-b000", source=source, grid=grid_params(), params=params)
     build_shards("a-b000", source, grid_params(), params, tmp_path / "set", execution=Processes(1))
     whole = folder_bytes(tmp_path / "set")
     (tmp_path / "set" / TAR).unlink()
-    findings = verify_set(tmp_path / "set")
-    kept = ShardIndex.open(tmp_path / "set", is_checked=False).keys(np.arange(5, 10))
+    problems = verify_set(tmp_path / "set")
+    kept = ShardIndex.open(tmp_path / "set", check_tars=False).keys(np.arange(5, 10))
     entries = [entry for _, entry in iterate_manifest(tmp_path / "manifest.jsonl")[1]]
     for entry in entries:
         if entry.record.source_id not in kept:
             (tmp_path / "own" / entry.record.image.path).unlink()
-    repair_set(tmp_path / "set", findings, source, grid_params(), params, execution=Processes(1))
+    repair_set(tmp_path / "set", problems, job, Processes(1))
     assert folder_bytes(tmp_path / "set") == whole
     (tmp_path / "set" / TAR).unlink()
     shutil.rmtree(tmp_path / "own")
     with pytest.raises(SourceError, match="own is not there; expected the manifest, the images"):
-        repair_set(tmp_path / "set", findings, source, grid_params(), params, execution=Processes(1))
+        repair_set(tmp_path / "set", problems, job, Processes(1))
 
 
 def run(*arguments: str, code: int = 0) -> str:
@@ -277,14 +283,14 @@ def test_the_commands_verify_repair_stats_and_show(
 ) -> None:
     write_project(tmp_path, "a-b000", whole[0], grid_params(), shard_params())
     flip_a_bit(damaged)
-    findings = json.loads(run("verify", str(damaged), str(whole[1]), "--json", code=1))
-    assert [(finding["file"], finding["problem"]) for finding in findings] == [(TAR, "a tar's sum is wrong")]
+    problems = json.loads(run("verify", str(damaged), str(whole[1]), "--json", code=1))
+    assert [(problem["file"], problem["problem"]) for problem in problems] == [(TAR, "checksum mismatch")]
     answer = run("verify", str(damaged), "--repair", "--params", str(tmp_path / "params.yaml"), "--num-workers", "1")
-    assert answer == "all is as it should be\n"
+    assert answer == "OK: 1 shard set verified\n"
 
     (statistics,) = json.loads(run("stats", str(damaged), "--json"))
     assert statistics == statistics_of(ShardIndex.open(damaged))
-    assert format_statistics(statistics) in run("stats", str(damaged))
+    assert format_statistics(ShardIndex.open(damaged)) in run("stats", str(damaged))
 
     picture = tmp_path / "sample.png"
     run("show", str(damaged), "p0003-i1", "--out", str(picture))
@@ -295,11 +301,11 @@ def test_the_commands_verify_repair_stats_and_show(
     run("show", str(damaged), "0", "--pair", "-1", code=2)
     run("show", str(damaged), "0", "--out", str(tmp_path / "sample.parquet"), code=2)
     (damaged / "quality.parquet").write_bytes(b"")
-    (finding,) = json.loads(run("verify", str(damaged), str(whole[1]), "--json", code=1))
-    assert finding["file"] == "quality.parquet"
+    (problem,) = json.loads(run("verify", str(damaged), str(whole[1]), "--json", code=1))
+    assert problem["file"] == "quality.parquet"
     (damaged / "index.json").write_text("[]")
-    findings = json.loads(run("verify", str(whole[1]), str(damaged), "--repair", "--json", code=1))
-    assert [(finding["location"], finding["file"]) for finding in findings] == [(str(damaged), "index.json")]
+    problems = json.loads(run("verify", str(whole[1]), str(damaged), "--repair", "--json", code=1))
+    assert [(problem["location"], problem["file"]) for problem in problems] == [(str(damaged), "index.json")]
     run("verify", str(damaged), "--num-workers", "0", code=2)
     run("show", str(damaged), "p0003-i1", "--pair", "99", "--out", str(picture), code=2)
 
@@ -312,6 +318,6 @@ def test_statistics_add_up_to_the_samples(whole: tuple[PhantomSourceParams, Path
     for split, images in statistics["images"].items():
         assert sum(statistics["labels"][split]["nodule"].values()) == images
         assert 0 < statistics["foreground"][split] <= 1
-    text = format_statistics(statistics)
+    text = format_statistics(index)
     assert max(map(len, text.splitlines())) <= 120
     assert "nodule" in text

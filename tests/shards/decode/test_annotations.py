@@ -14,7 +14,7 @@ from PIL import Image
 
 from shards.build.stage import build_shards
 from shards.canvas import Placement
-from shards.checking.stats import format_statistics, statistics_of
+from shards.checking.stats import format_statistics
 from shards.checking.verify import verify_set
 from shards.decode.annotations import (
     CUT_OFF,
@@ -27,8 +27,9 @@ from shards.decode.annotations import (
     place_annotations,
 )
 from shards.decode.masks import MASK_SIZE
-from shards.delivery.register import survey_images
+from shards.delivery.survey import survey_images
 from shards.errors import SourceError
+from shards.format.index import LostAnnotations
 from shards.reading.reader import ShardIndex, ShardReader
 from shards.records import Box, File, Mask, MaskFiles, MaskPolygons, MaskRuns, Record
 from shards.runtime.execution import Processes
@@ -197,12 +198,12 @@ def test_a_mask_that_cannot_be_used_is_left_out_and_counted_and_its_image_stays(
     sample = reader.read(0)
     assert list(sample.masks()) == ["good"]
     assert sample.meta["lost"] == [Loss("mask bad", reason).to_json()]
-    counts = reader.index.values["counts"]
-    assert counts["lost_annotations"] == {f"mask bad: {reason}": {"images": 1, "parts": 0, "pixels": 0}}
-    assert reader.index.values["quarantined"]["count"] == 0
+    counts = reader.index.description.counts
+    assert counts.lost_annotations == {f"mask bad: {reason}": LostAnnotations(images=1, parts=0, pixels=0)}
+    assert reader.index.description.quarantined.count == 0
     said = f"warning: mask bad: {reason}, in 1 images"
     assert said in capsys.readouterr().err
-    assert said in format_statistics(statistics_of(reader.index))
+    assert said in format_statistics(reader.index)
     assert verify_set(reader.index.root) == []
 
 
@@ -218,9 +219,9 @@ def test_what_the_cut_takes_away_is_added_up_over_the_images(tmp_path: Path, id_
         masks: dict[str, Mask] = {"lesion": runs} if number else {}
         records.append(Record(str(number), File(f"{number}.png"), str(number), masks=masks, boxes=(box, box)))
     reader = build(records, root, trim_level=25)
-    assert reader.index.values["counts"]["lost_annotations"] == {
-        f"box Mass: {CUT_OFF}": {"images": 3, "parts": 0, "pixels": 0},
-        f"mask lesion: {PARTLY_CUT_OFF}": {"images": 2, "parts": 2, "pixels": 10},
+    assert reader.index.description.counts.lost_annotations == {
+        f"box Mass: {CUT_OFF}": LostAnnotations(images=3, parts=0, pixels=0),
+        f"mask lesion: {PARTLY_CUT_OFF}": LostAnnotations(images=2, parts=2, pixels=10),
     }
     assert {json.dumps(reader.read(row).meta["boxes"]) for row in range(3)} == {"[]"}
 
@@ -232,7 +233,7 @@ def test_a_set_of_which_nothing_is_lost_says_nothing_of_it(tmp_path: Path, id_ke
         [Record("a", File("a.png"), "a", boxes=(Box("Mass", 1, 1, 9, 9),), masks={"m": MaskFiles(())})], root
     )
     assert "lost" not in reader.read(0).meta
-    assert not {"lost_annotations", "suspect_masks"} & set(reader.index.values["counts"])
+    assert not {"lost_annotations", "suspect_masks"} & set(reader.index.description.counts.to_json())
 
 
 def test_masks_that_are_empty_or_the_whole_image_everywhere_are_a_warning(
@@ -257,7 +258,7 @@ def test_masks_that_are_empty_or_the_whole_image_everywhere_are_a_warning(
             Record(str(number), File(f"{number}.png"), str(number), masks={**masks, "absent": MaskFiles(())})
         )
     reader = build(records, root)
-    assert reader.index.values["counts"]["suspect_masks"] == {
+    assert reader.index.description.counts.suspect_masks == {
         "all": "nearly the whole image in all 2 images",
         "none": "empty in all 2 images",
     }

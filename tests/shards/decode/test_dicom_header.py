@@ -62,7 +62,6 @@ def test_the_header_is_read_in_every_transfer_syntax(syntax: str, tmp_path: Path
         patient_id="00Ä42",
         issuer="CLINIC",
         study_uid="1.2.3",
-        series_uid="1.2.3.4",
         sop_uid="1.2.3.4.5",
         sop_class=dataset.SOPClassUID,
         modality="DX",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.delivery.register import survey_images
+from shards.delivery.survey import survey_images
 from shards.errors import SourceError
 from shards.records import Box, File, Record
 from tests.support.datasets import grid_params, shard_params, write_folder

@@ -483,7 +483,7 @@ def as_earlier_versions_wrote(project: Path, root: Path, labels: Path, monkeypat
     """Register clinic-b000 with the manifest and the item of earlier versions: by path, without a site."""
 
     def former(*arguments: Any, **options: Any) -> Delivery:
-        return identify(*arguments, **{**options, "is_former": True})
+        return identify(*arguments, **{**options, "as_former": True})
 
     with monkeypatch.context() as patch:
         patch.setattr("shards.delivery.register.identify", former)
@@ -631,10 +631,10 @@ def test_a_registered_batch_builds_and_its_mix_is_what_the_index_finds(
     values = read_params(project / "params.yaml")["grid"]
     build_shards("clinic-b000", batch.source, grid_params(**values), params, project / "set", execution=Processes(1))
     index = ShardIndex.open(project / "set")
-    assert index.statistics["images"]["train"] == 12
-    assert index.values["dataset"]["patient_grouping"] == "image"
-    assert index.statistics["mean"] == pytest.approx(batch.measured.mean[0], abs=1e-4)
-    assert index.statistics["std"] == pytest.approx(batch.measured.std[0], abs=1e-4)
+    assert index.description.counts.images["train"] == 12
+    assert index.description.dataset.patient_grouping == "image"
+    assert index.description.statistics.mean == pytest.approx(batch.measured.mean[0], abs=1e-4)
+    assert index.description.statistics.std == pytest.approx(batch.measured.std[0], abs=1e-4)
 
 
 def test_with_a_csv_only_its_images_are_registered(project: Path, root: Path, id_key: str) -> None:

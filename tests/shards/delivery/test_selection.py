@@ -8,7 +8,7 @@ from PIL import Image
 from pydicom.uid import generate_uid
 
 from shards.__main__ import build_parser
-from shards.checking.stats import format_statistics, statistics_of
+from shards.checking.stats import format_statistics
 from shards.cli import run_command
 from shards.config import read_params
 from shards.delivery.batches import read_batch
@@ -19,10 +19,10 @@ from shards.reading.reader import ShardIndex
 from shards.records import File, Record
 from shards.sources.modality import modality_of
 from shards.sources.registry import MODULES, open_source
-from shards.sources.table import family_of
 from tests.shards.decode.dicom_files import data_of, dataset_of
 from tests.shards.sources.test_chexpert import write_small
 from tests.support.checkout import copy_project
+from tests.support.dataset_tables import family_of
 from tests.support.datasets import smooth_image, write_csv, write_folder
 
 ROWS = (
@@ -122,7 +122,7 @@ def test_a_batch_without_rules_has_no_word_of_them_in_any_file(project: Path) ->
     assert register("view=any") == 0
     assert taken() == "abcdef"
     assert not {"select", "selected"} & read_params(FILE).keys()
-    assert "selection" not in built().values["dataset"]
+    assert "selection" not in built().dataset.to_json()
 
 
 def test_the_same_command_and_the_one_without_rules_give_a_batch_its_manifest_again(
@@ -328,13 +328,13 @@ def built(name: str = "own-b000") -> ShardIndex:
 def test_the_index_and_the_statistics_say_how_many_images_were_selected(project: Path) -> None:
     assert register("view=frontal", "age=18..") == 0
     index = built()
-    assert index.values["dataset"]["selection"] == {
+    assert index.dataset.to_json()["selection"] == {
         "rules": {"view": ["frontal"], "age": "18.."},
         "num_listed": 6,
         "left_out": {"view": 3, "age": 1},
         "unknown": {"view": 1},
     }
-    said = format_statistics(statistics_of(index))
+    said = format_statistics(index)
     assert (
         "selected by view=frontal, age=18..: 2 of 6 images of the delivery; 3 not view=frontal; 1 not age=18..; "
         "1 kept, view unknown" in said

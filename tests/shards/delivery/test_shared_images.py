@@ -80,8 +80,8 @@ def test_without_a_mapping_manifest_params_index_and_a_warning_name_the_others(
     source = source.model_copy(update={"dep": str(project.root / source.dep)})
     params = shard_params(splits={"train": 1.0, "val": 0.0, "test": 0.0})
     build_shards("chestx-det-b000", source, grid_params(), params, tmp_path / "set", execution=Processes(1))
-    dataset = ShardIndex.open(tmp_path / "set").values["dataset"]
-    assert (dataset["shares_images_with"], dataset["patient_grouping"]) == (list(others), "image")
+    dataset = ShardIndex.open(tmp_path / "set").description.dataset
+    assert (dataset.shares_images_with, dataset.patient_grouping) == (tuple(others), "image")
 
 
 def test_with_mappings_an_image_has_one_pseudonym_and_one_split_in_both(

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.phantom.film import Window, blur, develop, expose, tone_window
+from shards.phantom.film import ToneWindow, blur, develop, expose, tone_window
 from shards.phantom.patients import Exposure, draw_exposure
 from tests.shards.phantom.settings import phantom_params
 from tests.support.examples import examples
@@ -51,7 +51,7 @@ def test_the_window_alone_decides_the_tone(exposure: Exposure) -> None:
     attenuation = wedge()
     signal = develop(attenuation, exposure)
     window = tone_window(signal, attenuation)
-    wider = Window(window.low, window.high + 2)
+    wider = ToneWindow(window.low, window.high + 2)
     assert expose(signal, attenuation, wider, exposure).mean() < expose(signal, attenuation, window, exposure).mean()
 
 

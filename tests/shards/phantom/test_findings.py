@@ -144,7 +144,7 @@ def test_both_lungs_get_findings_and_sizes_stay_in_their_range(anatomy: Anatomy)
     for nodule in nodules:
         assert isinstance(nodule, Nodule)
         assert low <= nodule.radius_mm <= high
-        assert (nodule.centre_mm[0] > anatomy.landmarks_mm["carina"][0]) == (nodule.side == "left")
+        assert (nodule.center_mm[0] > anatomy.landmarks_mm["carina"][0]) == (nodule.side == "left")
 
 
 def test_projecting_no_samples_gives_an_empty_mask(anatomy: Anatomy) -> None:

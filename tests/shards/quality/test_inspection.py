@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from shards.build.stage import build_shards
-from shards.build.withdraw import WITHOUT
+from shards.build.tar_files import TarFiles
 from shards.checking.verify import find_copies
 from shards.delivery.manifest import iterate_manifest
 from shards.errors import IndexFormatError, SourceError
@@ -38,7 +38,7 @@ from shards.quality.reasons import (
     UPSIDE_DOWN,
 )
 from shards.quality.report import near_duplicates_between
-from shards.quality.store import MeasureStore
+from shards.quality.store import MeasureFiles, MeasureStore
 from shards.quality_params import QualityParams
 from shards.reading.reader import ShardIndex, ShardReader
 from shards.runtime.execution import Processes
@@ -140,7 +140,7 @@ def test_every_planted_defect_is_quarantined_for_its_reason_and_nothing_else_is(
         ["good03.png", "same-file.png"],
         ["good12.png", "twin.png"],
     ]
-    values = reader.index.values
+    values = reader.index.description.to_json()
     assert values["quarantined"] == {"count": 7, "reasons": dict.fromkeys(sorted(PLANTED.values()), 1)}
     assert values["quality"]["suspects"] == {"count": 3, "reasons": {LATERAL: 1, SAME_PICTURE: 2}}
     assert values["quality"]["num_groups_of_copies"] == 4
@@ -179,8 +179,8 @@ def test_nothing_is_judged_or_remarked_on_where_every_check_is_off(
 ) -> None:
     reader = build(planted, tmp_path / "out", quality=ignoring())
     assert len(reader.index.rows) == 37
-    assert reader.index.values["quality"]["suspects"] == {"count": 0, "reasons": {}}
-    assert reader.index.values["quality"]["num_groups_of_copies"] == 0
+    assert reader.index.description.quality.suspects.to_json() == {"count": 0, "reasons": {}}
+    assert reader.index.description.quality.num_groups_of_copies == 0
     assert {row["verdict"] for row in report(tmp_path / "out", planted).values()} == {"kept"}
 
 
@@ -264,7 +264,7 @@ def test_a_build_killed_while_tars_are_rewritten_goes_on_and_leaves_the_same_byt
     command = [sys.executable, "-m", "shards", "shard", "--batch", "own-b000", "--num-workers", "1"]
     command += ["--params", str(tmp_path / "params.yaml"), "--out", str(tmp_path / "killed")]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while not list(scratch.rglob(f"{WITHOUT}/*")):
+    while not list(scratch.rglob(f"{TarFiles(Path(), 'a.tar').without_quarantined.folder}/*")):
         assert process.poll() is None, "the build ended before the kill"
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -296,8 +296,8 @@ def test_a_tar_whose_samples_are_all_quarantined_is_not_published(tmp_path: Path
         if name in chosen:
             Image.new("L", (48, 48), level).save(tmp_path / "phantom" / "images" / f"{name}.png")
     index = _phantom_index(source, tmp_path / "out")
-    assert [shard["name"] for shard in index.shards] == [shard["name"] for shard in first.index.shards][1:]
-    assert index.values["quarantined"] == {"count": len(chosen), "reasons": {BLANK: len(chosen)}}
+    assert [tar.name for tar in index.shards] == [tar.name for tar in first.index.shards][1:]
+    assert index.description.quarantined.to_json() == {"count": len(chosen), "reasons": {BLANK: len(chosen)}}
     for row in range(len(index.rows)):
         ShardReader(index).read(row)
 
@@ -355,10 +355,16 @@ def peak_bytes(folder: Path, num_images: int) -> int:
     folder.mkdir()
     tars = tuple(written(folder, num_images))
     tracemalloc.start()
-    store = MeasureStore(folder, tars)
+    store = MeasureStore(tars, folder / "compared")
     none = np.zeros(num_images, np.int64)
     images = Images(
-        none.astype("U16"), np.arange(num_images), none, np.full(num_images, "PA"), store.numbers(), none > 0, none > 0
+        keys=none.astype("U16"),
+        patients=np.arange(num_images),
+        ranks=none,
+        views=np.full(num_images, "PA"),
+        numbers=store.numbers(),
+        contradicts=none > 0,
+        is_kept=none > 0,
     )
     judge(images, store, QualityParams.from_params(QUALITY, "test: quality"))
     peak = tracemalloc.get_traced_memory()[1]
@@ -366,7 +372,7 @@ def peak_bytes(folder: Path, num_images: int) -> int:
     return peak
 
 
-def written(folder: Path, num_images: int) -> Iterator[str]:
+def written(folder: Path, num_images: int) -> Iterator[MeasureFiles]:
     """Measures of random images, as the worker writes them."""
     rng = np.random.default_rng(0)
     for start in range(0, num_images, 100):
@@ -375,8 +381,9 @@ def written(folder: Path, num_images: int) -> Iterator[str]:
         values["hashes"] = rng.integers(0, 2**64, values["hashes"].shape, dtype=np.uint64)
         values["pixels"] = rng.integers(0, 2**64, values["pixels"].shape, dtype=np.uint64)
         values["thumbnail"] = rng.integers(0, 256, values["thumbnail"].shape, dtype=np.uint8)
-        np.save(folder / f"{start}.tar.measures.npy", values)
-        yield f"{start}.tar"
+        files = TarFiles(folder, f"{start}.tar").measures
+        np.save(files.values, values)
+        yield files
 
 
 def test_index_json_names_every_view_mean(planted: RegisteredSourceParams, tmp_path: Path) -> None:

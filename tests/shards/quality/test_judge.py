@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shards.build.tar_files import TarFiles
 from shards.quality.judge import MOST_PROTECTED_FIRST, Images, Judgement, Verdict, judge, mean_views
 from shards.quality.measure import MEASURE_DTYPE, measure
 from shards.quality.reasons import (
@@ -53,9 +54,9 @@ def store_of(pictures: Sequence[np.ndarray], folder: Path, *, burned_in: Sequenc
     ]
     tars = []
     for start in range(0, len(measured), 7):
-        tars.append(f"{start}.tar")
-        write_measured(folder, tars[-1], measured[start : start + 7])
-    return MeasureStore(folder, tuple(tars))
+        tars.append(TarFiles(folder, f"{start}.tar").measures)
+        write_measured(tars[-1], measured[start : start + 7])
+    return MeasureStore(tuple(tars), folder / "compared")
 
 
 def judged(
@@ -329,9 +330,18 @@ def test_measures_read_back_over_all_tars(tmp_path: Path) -> None:
 
 
 def test_a_batch_without_one_measured_image_is_judged_too(tmp_path: Path) -> None:
-    write_measured(tmp_path, "0.tar", [])
-    store = MeasureStore(tmp_path, ("0.tar",))
+    files = TarFiles(tmp_path, "0.tar").measures
+    write_measured(files, [])
+    store = MeasureStore((files,), tmp_path / "compared")
     none = np.zeros(0, np.int64)
-    images = Images(none.astype(str), none, none, none.astype(str), store.numbers(), none > 0, none > 0)
+    images = Images(
+        keys=none.astype(str),
+        patients=none,
+        ranks=none,
+        views=none.astype(str),
+        numbers=store.numbers(),
+        contradicts=none > 0,
+        is_kept=none > 0,
+    )
     assert len(np.zeros(0, MEASURE_DTYPE)) == len(store.numbers())
     assert judge(images, store, quality()).verdicts == {}

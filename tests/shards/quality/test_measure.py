@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from scipy.fft import dctn
 
-from shards.quality.measure import Measured, measure, perceptual_hash, standardised
+from shards.quality.measure import Measured, measure, perceptual_hash, standardized
 from tests.support.datasets import smooth_image
 from tests.support.strategies import grey_images
 
@@ -74,7 +74,7 @@ def test_the_perceptual_hash_is_the_low_frequencies_above_their_median(seed: int
 @given(grey_images(), grey_images())
 def test_the_product_of_standardised_pictures_is_their_correlation(first: np.ndarray, second: np.ndarray) -> None:
     second = np.resize(second, first.shape)
-    product = float((standardised(first) * standardised(second)).sum())
+    product = float((standardized(first) * standardized(second)).sum())
     if first.std() < 1 or second.std() < 1:
         assert abs(product) <= 1 + 1e-4
     else:
@@ -151,9 +151,11 @@ def test_what_the_header_says_of_burned_in_text_is_kept_in_three_states() -> Non
 def test_measures_for_which_a_disk_has_no_room_are_an_error_that_says_so(tmp_path: Path) -> None:
     program = (
         "import resource, sys, numpy as np; from pathlib import Path; from shards.errors import NoSpaceError\n"
-        "from shards.quality.measure import MEASURE_DTYPE, Measured; from shards.quality.store import write_measured\n"
+        "from shards.quality.measure import MEASURE_DTYPE, Measured\n"
+        "from shards.quality.store import MeasureFiles, write_measured\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
-        "try: write_measured(Path(sys.argv[1]), 'a.tar', [Measured(np.zeros((), MEASURE_DTYPE)[()], ())] * 9)\n"
+        "files = MeasureFiles(Path(sys.argv[1]) / 'a.npy', Path(sys.argv[1]) / 'b.npy')\n"
+        "try: write_measured(files, [Measured(np.zeros((), MEASURE_DTYPE)[()], ())] * 9)\n"
         "except NoSpaceError as error: print(error)\n"
     )
     answer = subprocess.run(

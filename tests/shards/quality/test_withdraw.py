@@ -6,51 +6,94 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.build.withdraw import WITHOUT, withdraw
+from shards.build.summary import ListedImage, Quarantined, SampleBytes, Tallied, TarSummary, Written
+from shards.build.tar_files import TarFiles
+from shards.build.withdraw import withdraw
+from shards.decode.annotations import Loss
 from shards.errors import IndexFormatError
 from shards.format.layout import sha256_of
 from shards.format.tar import TarWriter, copy_members
 
+TALLIED = Tallied(
+    labels={"Edema": -1, "Mass": None},
+    foreground=(3, 5, 2),
+    num_values=4,
+    lost_colour=True,
+    losses=(Loss("mask lung", "outside", 3, 1),),
+    areas={"lung": 0.1},
+)
 SAMPLES = st.lists(st.lists(st.binary(max_size=1500), min_size=2, max_size=4), min_size=1, max_size=5)
 
 
-def write(path: Path, samples: dict[str, list[bytes]]) -> list[dict[str, object]]:
-    """A tar of samples whose third member, if there is one, are its landmarks; their rows."""
-    rows = []
+def write(path: Path, samples: dict[str, list[bytes]]) -> tuple[Written, ...]:
+    """Write a tar of samples with up to four members each, and return what its summary says of them."""
+    written = []
     with TarWriter(path) as tar:
-        for key, members in samples.items():
+        for position, (key, members) in enumerate(samples.items()):
             spans = [tar.add(f"{key}.{number}", data) for number, data in enumerate(members)]
-            rows.append(
-                {
-                    "row": {
-                        "key": key,
-                        "start": spans[0].member_start,
-                        "num_bytes": spans[-1].member_stop - spans[0].member_start,
-                        "meta_bytes": spans[0].num_bytes,
-                    },
-                    "view": "PA",
-                }
+            place = SampleBytes(
+                start=spans[0].member_start,
+                num_bytes=spans[-1].member_stop - spans[0].member_start,
+                meta_bytes=spans[0].num_bytes,
+                image_bytes=0,
+                half_bytes=0,
+                landmarks_bytes=0,
             )
-    return rows
+            image = ListedImage(position=position, key=key, display_name=f"{key}.png", patient="p", view="PA")
+            written.append(Written(image=image, bytes=place, tallied=TALLIED))
+    return tuple(written)
+
+
+def summary_of(path: Path, samples: tuple[Written, ...], quarantined: tuple[Quarantined, ...] = ()) -> TarSummary:
+    return TarSummary(
+        name="a.tar",
+        split="train",
+        num_bytes=path.stat().st_size,
+        sha256=sha256_of(path),
+        samples=samples,
+        quarantined=quarantined,
+    )
 
 
 @given(SAMPLES, st.data())
 def test_a_tar_without_some_samples_is_the_tar_that_never_had_them(
     tmp_path_factory: pytest.TempPathFactory, contents: list[list[bytes]], data: st.DataObject
 ) -> None:
-    folder = tmp_path_factory.mktemp("tars")
+    files = TarFiles(tmp_path_factory.mktemp("tars"), "a.tar")
     samples = {f"k{number}": members for number, members in enumerate(contents)}
-    bad = data.draw(st.sets(st.sampled_from(sorted(samples))))
-    summary = {"name": "a.tar", "samples": write(folder / "a.tar", samples)}
-    before = (folder / "a.tar").read_bytes()
-    found = withdraw(summary, bad, folder)
-    expected = write(folder / "expected.tar", {key: samples[key] for key in samples if key not in bad})
-    assert (folder / found["path"]).read_bytes() == (folder / "expected.tar").read_bytes()
-    assert found["path"] == f"{WITHOUT}/a.tar"
-    assert found["samples"] == expected
-    assert found["sha256"] == sha256_of(folder / "expected.tar")
-    assert found["bytes"] == (folder / "expected.tar").stat().st_size
-    assert (folder / "a.tar").read_bytes() == before
+    reasons = dict.fromkeys(data.draw(st.sets(st.sampled_from(sorted(samples)))), "blank")
+    written = write(files.tar, samples)
+    before = files.tar.read_bytes()
+    found = withdraw(files, summary_of(files.tar, written), reasons)
+    never = files.folder / "never.tar"
+    expected = write(never, {key: samples[key] for key in samples if key not in reasons})
+    assert files.without_quarantined.tar.read_bytes() == never.read_bytes()
+    assert [sample.bytes for sample in found.samples] == [sample.bytes for sample in expected]
+    kept, out = ([s.image for s in written if (s.image.key in reasons) == is_out] for is_out in (False, True))
+    assert [sample.image for sample in found.samples] == kept
+    assert found.quarantined == tuple(Quarantined(image=image, reason="blank") for image in out)
+    assert (found.sha256, found.num_bytes) == (sha256_of(never), never.stat().st_size)
+    assert files.without_quarantined.read_summary(check_tar=True) == found
+    assert files.tar.read_bytes() == before
+
+
+def test_a_summary_is_read_as_it_was_written(tmp_path: Path) -> None:
+    files = TarFiles(tmp_path, "a.tar")
+    written = write(files.tar, {"a": [b"x", b"y"], "b": [b"z", b""]})
+    summary = summary_of(files.tar, written[:1], (Quarantined(image=written[1].image, reason="blank"),))
+    files.write_summary(summary)
+    assert files.read_summary(check_tar=True) == summary
+
+
+def test_a_tar_without_a_summary_of_this_version_is_not_finished(tmp_path: Path) -> None:
+    files = TarFiles(tmp_path, "a.tar")
+    assert files.read_summary() is None
+    files.write_summary(
+        TarSummary(name="a.tar", split="train", num_bytes=0, sha256="0" * 64, samples=(), quarantined=())
+    )
+    assert files.read_summary(check_tar=True) is None, "there is no tar"
+    (tmp_path / "a.tar.json").write_text('{"name": "a.tar", "samples": []}')
+    assert files.read_summary() is None
 
 
 def test_members_copied_in_parts_are_whole(tmp_path: Path) -> None:

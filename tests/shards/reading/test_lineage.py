@@ -48,7 +48,7 @@ def test_the_list_names_every_training_image_and_no_other(index: ShardIndex, tmp
     train = index.rows[index.select("train")]
     assert rows == [["a-b000", row["key"].decode(), row["patient"].decode()] for row in train]
     datasets = json.loads((tmp_path / TRAINING_DATASETS).read_text())
-    assert datasets == {"a-b000": index.values["dataset"]}
+    assert datasets == {"a-b000": index.dataset.to_json()}
 
 
 def test_a_model_of_the_same_batch_is_independent_of_its_test_patients(index: ShardIndex, tmp_path: Path) -> None:
@@ -88,8 +88,12 @@ def test_a_model_trained_on_a_dataset_of_the_same_images_needs_an_explicit_yes(
 
 
 def of_dataset(index: ShardIndex, kind: str, *shares_images_with: str) -> ShardIndex:
-    dataset = {**index.values["dataset"], "kind": kind, "shares_images_with": list(shares_images_with)}
-    return replace(index, values={**index.values, "dataset": dataset})
+    return with_dataset(index, index.name, kind=kind, shares_images_with=shares_images_with)
+
+
+def with_dataset(index: ShardIndex, name: str, **changes: object) -> ShardIndex:
+    dataset = index.dataset.model_copy(update=changes)
+    return replace(index, description=index.description.model_copy(update={"batch": name, "dataset": dataset}))
 
 
 def test_a_model_that_does_not_say_what_it_saw_is_not_called_independent(index: ShardIndex, tmp_path: Path) -> None:
@@ -100,8 +104,7 @@ def test_batches_whose_patients_are_unknown_are_named_whether_trained_on_or_meas
     index: ShardIndex, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def of_images(name: str) -> ShardIndex:
-        values = {**index.values, "batch": name, "dataset": {**index.values["dataset"], "patient_grouping": "image"}}
-        return replace(index, values=values)
+        return with_dataset(index, name, patient_grouping="image")
 
     assert "batches_without_patients" not in check_independence(tmp_path, index, is_accepted=False)
     assert check_independence(tmp_path, of_images("own"), is_accepted=False)["batches_without_patients"] == ["own"]
@@ -143,7 +146,7 @@ def test_another_dataset_of_the_same_name_keeps_its_own(index: ShardIndex, tmp_p
     write_lineage(second, {"a-b000": index}, start=first)
     datasets = json.loads((second / TRAINING_DATASETS).read_text())
     assert {name: dataset["kind"] for name, dataset in datasets.items()} == {
-        "a-b000": index.values["dataset"]["kind"],
+        "a-b000": index.description.dataset.kind,
         "a-b000 (2)": "nih-chestxray14",
     }
     with (second / TRAINING_IMAGES).open(newline="") as file:

@@ -46,9 +46,9 @@ def test_the_index_describes_the_set(built: Path) -> None:
     selected = [index.select(split) for split in ("train", "val", "test")]  # type: ignore[arg-type]
     assert sorted(np.concatenate(selected).tolist()) == list(range(30))
     for rows in selected:
-        names = [index.shards[number]["name"] for number in index.rows["shard"][rows]]
+        names = [index.shards[number].name for number in index.rows["shard"][rows]]
         assert names == sorted(names)
-    assert set(index.statistics) >= {"mean", "std", "images", "patients", "labels", "views"}
+    assert index.description.to_text() == (built / "index.json").read_text()
     index.verify()
 
 
@@ -67,7 +67,7 @@ def test_webdataset_reads_the_same_samples(built: Path) -> None:
     index = ShardIndex.open(built)
     reader = ShardReader(index)
     ours = {sample.key: sample for sample in (reader.read(row) for row in range(len(index.rows)))}
-    urls = [str(built / shard["name"]) for shard in index.shards]
+    urls = [str(built / tar.name) for tar in index.shards]
     dataset = webdataset.WebDataset(urls, shardshuffle=False).decode("l8", partial=True)
     theirs = {sample["__key__"]: sample for sample in dataset}
     del dataset
@@ -108,7 +108,7 @@ def test_what_is_said_about_a_sample_can_be_read_without_its_image(built: Path, 
     index = ShardIndex.open(copy)
     reader = ShardReader(ShardIndex.open(built))
     for row in index.rows:
-        path, span = copy / index.shards[row["shard"]]["name"], SampleSpans.of(row).image
+        path, span = copy / index.shards[row["shard"]].name, SampleSpans.of(row).image
         data = bytearray(path.read_bytes())
         data[span.start : span.start + span.num_bytes] = bytes(span.num_bytes)
         path.write_bytes(data)
@@ -358,7 +358,7 @@ def test_rows_of_another_set_are_refused(copy: Path) -> None:
 
 
 def test_a_missing_or_shortened_tar_is_named(copy: Path) -> None:
-    name = ShardIndex.open(copy).shards[1]["name"]
+    name = ShardIndex.open(copy).shards[1].name
     (copy / name).write_bytes((copy / name).read_bytes()[:-512])
     with pytest.raises(IndexFormatError, match=f"{name}: .* bytes, the index says"):
         ShardIndex.open(copy)
@@ -369,7 +369,7 @@ def test_a_missing_or_shortened_tar_is_named(copy: Path) -> None:
 
 def test_verify_names_the_tar_with_a_changed_byte(copy: Path) -> None:
     index = ShardIndex.open(copy)
-    path = copy / index.shards[2]["name"]
+    path = copy / index.shards[2].name
     content = bytearray(path.read_bytes())
     content[700] ^= 1
     path.write_bytes(content)
@@ -383,7 +383,7 @@ def test_a_sample_in_the_place_of_another_is_noticed(copy: Path) -> None:
     swapped = rows[[1, 0, *range(2, len(rows))]]
     swapped["key"] = rows["key"]
     with pytest.raises(IndexFormatError, match="in the place of"):
-        ShardReader(ShardIndex(index.store, index.values, swapped, index.fingerprint)).read(0)
+        ShardReader(ShardIndex(index.store, index.description, swapped, index.fingerprint)).read(0)
 
 
 def test_another_member_in_the_place_of_the_image_is_noticed(built: Path) -> None:
@@ -392,7 +392,7 @@ def test_another_member_in_the_place_of_the_image_is_noticed(built: Path) -> Non
         rows = np.array(index.rows)
         rows[field] += np.array(shift).astype(rows.dtype[field])
         with pytest.raises(IndexFormatError, match="in the place of"):
-            ShardReader(ShardIndex(index.store, index.values, rows, index.fingerprint)).read(3)
+            ShardReader(ShardIndex(index.store, index.description, rows, index.fingerprint)).read(3)
 
 
 def test_a_size_that_does_not_fit_a_row_is_an_error_and_never_another_size() -> None:

@@ -17,10 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from shards.build.encode import Encoded, Encoder, Rejected, Task
-from shards.build.plan import plan_batch
-from shards.build.stage import build_shards, build_tars, open_manifest, root_of
-from shards.build.tar_builder import TarBuilder, read_summary
+from shards.build.encode import EncodedSample, Rejected, SampleEncoder, Task
+from shards.build.job import BuildJob
+from shards.build.stage import build_shards, build_tars
+from shards.build.summary import TarSummary
+from shards.build.tar_builder import TarBuilder
+from shards.build.tar_files import TarFiles
 from shards.errors import ConfigError, NoSpaceError, SourceError, WorkerError
 from shards.params import PhantomSourceParams, SourceParams
 from shards.reading.reader import ShardIndex
@@ -38,14 +40,14 @@ from tests.support.datasets import (
 
 
 @dataclass(frozen=True)
-class DyingEncoder(Encoder):
+class DyingEncoder(SampleEncoder):
     """Ends its process at one image: each time, or only while a file is not there; never the test's own."""
 
     key: str = ""
     once: Path | None = None
     tests_pid: int = 0
 
-    def __call__(self, task: Task) -> Encoded | Rejected:
+    def __call__(self, task: Task) -> EncodedSample | Rejected:
         assert os.getpid() != self.tests_pid, "images are read in the process that asked for the set"
         if task.key == self.key and not (self.once and self.once.exists()):
             if self.once:
@@ -54,16 +56,20 @@ class DyingEncoder(Encoder):
         return super().__call__(task)
 
 
-def built(source: PhantomSourceParams, scratch: Path, execution: Execution, **dying: object) -> dict[str, dict]:
-    """The summaries of all tars, built with an encoder that dies where it is told."""
+def job_of(source: PhantomSourceParams) -> BuildJob:
+    return BuildJob(batch="a", source=source, grid=grid_params(), params=shard_params())
+
+
+def built(source: PhantomSourceParams, scratch: Path, execution: Execution, **dying: object) -> dict[str, TarSummary]:
+    """Build all tars with an encoder that dies where it is told; return their summaries."""
     scratch.mkdir()
-    params = shard_params()
+    job = job_of(source)
     dying["tests_pid"] = os.getpid()
-    encoder = DyingEncoder("a", "phantom", root_of(source), 1, grid_params().spec, params, **dying)  # type: ignore[arg-type]
-    plan = plan_batch(open_manifest(source).placed_in(scratch), root_of(source), params)
+    encoder = DyingEncoder(**vars(job.encoder), **dying)
+    plan = job.plan(scratch)
     builder = TarBuilder(plan.manifest, plan.header, encoder, scratch)
     build_tars(plan, builder, execution, scratch / "out")
-    summaries = {shard.name: read_summary(scratch, shard.name, is_checked=True) for shard in plan.shards}
+    summaries = {shard.name: builder.files(shard).read_summary(check_tar=True) for shard in plan.shards}
     assert None not in summaries.values()
     return {name: summary for name, summary in summaries.items() if summary}
 
@@ -75,12 +81,12 @@ def test_an_image_that_ends_its_process_is_quarantined_and_nothing_else_is_lost(
     source = write_phantom(tmp_path / "phantom")
     whole = built(source, tmp_path / "whole", Processes(1))
     hurt = built(source, tmp_path / "hurt", Processes(num_workers), key="p0005-i2")
-    (name,) = (name for name in whole if whole[name]["sha256"] != hurt[name]["sha256"])
-    (item,) = hurt[name]["quarantined"]
-    assert item["place"] == "images/p0005-i2.png"
-    assert "ends the process that reads it" in item["reason"]
-    rows = [sample["row"]["key"] for sample in whole[name]["samples"]]
-    assert [sample["row"]["key"] for sample in hurt[name]["samples"]] == [key for key in rows if key != "p0005-i2"]
+    (name,) = (name for name in whole if whole[name].sha256 != hurt[name].sha256)
+    (item,) = hurt[name].quarantined
+    assert item.image.display_name == "images/p0005-i2.png"
+    assert "ends the process that reads it" in item.reason
+    keys = [sample.image.key for sample in whole[name].samples]
+    assert [sample.image.key for sample in hurt[name].samples] == [key for key in keys if key != "p0005-i2"]
 
 
 def test_a_process_killed_from_outside_costs_no_image(tmp_path: Path) -> None:
@@ -90,7 +96,7 @@ def test_a_process_killed_from_outside_costs_no_image(tmp_path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class StillbornEncoder(Encoder):
+class StillbornEncoder(SampleEncoder):
     """Ends every process that it is sent to, as one that has no memory for its libraries does."""
 
     def __reduce__(self) -> tuple[Callable[[int], object], tuple[int]]:
@@ -103,8 +109,8 @@ def test_processes_that_cannot_start_end_the_build_and_blame_no_image(
 ) -> None:
     source = write_phantom(tmp_path / "phantom")
     scratch.mkdir()
-    plan = plan_batch(open_manifest(source).placed_in(scratch), root_of(source), shard_params())
-    encoder = StillbornEncoder("a", "phantom", root_of(source), 1, grid_params().spec, shard_params())
+    job = job_of(source)
+    plan, encoder = job.plan(scratch), StillbornEncoder(**vars(job.encoder))
     builder = TarBuilder(plan.manifest, plan.header, encoder, scratch)
     with pytest.raises(WorkerError, match="ended before they read an image; expected free memory"):
         build_tars(plan, builder, Processes(num_workers), tmp_path / "out")
@@ -151,10 +157,10 @@ def test_a_machine_that_does_not_see_the_files_says_which_and_builds_nothing(mis
     source = write_phantom(tmp_path / "phantom")
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    encoder = Encoder("a", "phantom", root_of(source), 1, grid_params().spec, shard_params())
-    plan = plan_batch(open_manifest(source).placed_in(tmp_path), root_of(source), shard_params())
-    builder = TarBuilder(plan.manifest, plan.header, encoder, scratch)
-    gone = {"manifest": plan.manifest, "images": root_of(source), "scratch": scratch}[missing]
+    job = job_of(source)
+    plan = job.plan(tmp_path)
+    builder = job.builder(plan, scratch)
+    gone = {"manifest": plan.manifest, "images": job.root, "scratch": scratch}[missing]
     gone.rename(tmp_path / "gone")
     with pytest.raises(SourceError, match=f"{gone} is not there; expected the manifest, the images and ACE_SCRATCH"):
         builder(plan.shards[0])
@@ -288,22 +294,23 @@ def test_a_full_disk_leaves_no_half_file_and_what_was_finished_is_used_again(
     assert not (tmp_path / ".out.tmp").exists()
     assert not list(scratch.rglob("*.tmp"))
     for summary in scratch.rglob("*.tar.json"):
-        assert read_summary(summary.parent, summary.name.removesuffix(".json"), is_checked=True) is not None
+        files = TarFiles(summary.parent, summary.name.removesuffix(".json"))
+        assert files.read_summary(check_tar=True) is not None
     subprocess.run(command, stderr=subprocess.PIPE, check=True)
     assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "whole")
 
 
 def test_an_error_of_one_tar_arrives_and_ends_the_others(tmp_path: Path, scratch: Path) -> None:
     source = write_phantom(tmp_path / "phantom")
-    manifest = open_manifest(source)
+    job = job_of(source)
+    _ = job.manifest  # as the files are now
     path = tmp_path / "phantom" / "images" / "p0005-i2.png"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     scratch.mkdir()
-    plan = plan_batch(manifest.placed_in(scratch), root_of(source), shard_params())
-    encoder = Encoder("a", "phantom", root_of(source), 1, grid_params().spec, shard_params())
-    builder = TarBuilder(plan.manifest, plan.header, encoder, scratch)
+    plan = job.plan(scratch)
+    builder = job.builder(plan, scratch)
     with pytest.raises(SourceError, match="1 files are missing or changed since they were listed: images/p0005-i2"):
         build_tars(plan, builder, Processes(2), tmp_path / "out")
 
@@ -312,7 +319,7 @@ def test_the_index_of_a_set_built_on_two_processes_counts_what_its_tars_hold(tmp
     source = write_phantom(tmp_path / "phantom")
     build_shards("a", source, grid_params(), shard_params(), tmp_path / "out", execution=Processes(2))
     index = ShardIndex.open(tmp_path / "out")
-    assert sum(shard["num_samples"] for shard in index.shards) == len(index.rows) == 30
+    assert sum(tar.num_samples for tar in index.shards) == len(index.rows) == 30
     assert json.loads((tmp_path / "out" / "index.json").read_text())["counts"]["images"] == {
         split: len(index.select(split))  # type: ignore[arg-type]
         for split in ("train", "val", "test")

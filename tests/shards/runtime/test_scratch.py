@@ -48,7 +48,7 @@ def test_a_process_that_waits_gets_a_folder_though_the_one_before_removed_it(scr
     places: list[bool] = []
 
     def wait() -> None:
-        with unfinished_work("phantom", "ab12", is_waiting=True) as folder:
+        with unfinished_work("phantom", "ab12", wait=True) as folder:
             places.append(folder.is_dir())
 
     with unfinished_work("phantom", "ab12"):

@@ -9,7 +9,7 @@ import pytest
 from shards.reading.policies import targets_of
 from shards.sources.base import Listing
 from shards.sources.check import check_source
-from shards.sources.datasets.chexpert import COMPETITION_LABELS, LABELS, SOURCE, Entry, read_entries
+from shards.sources.datasets.chexpert import LABELS, SOURCE, ChexpertRow, read_entries
 from shards.sources.registry import open_source
 from tests.shards.sources.trees import problem, write_files, write_lines, write_pixels
 
@@ -29,6 +29,9 @@ KEYS = tuple("/".join(row.partition(",")[0].split("/")[-3:]) for row in (*TRAIN,
 BATCHES = {"1": "CheXpert-v1.0 batch 1 (validate & csv)"} | {
     str(number): f"CheXpert-v1.0 batch {number} (train {number - 1})" for number in (2, 3, 4)
 }
+
+COMPETITION_LABELS = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
+"""The labels that the challenge scored, and most papers report."""
 
 
 def write_tables(folder: Path, prefix: str, train: tuple[str, ...] = TRAIN) -> None:
@@ -191,11 +194,11 @@ def test_an_image_or_a_patient_of_two_sets_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def entries(published: Callable[[str], Path]) -> dict[str, Entry]:
+def entries(published: Callable[[str], Path]) -> dict[str, ChexpertRow]:
     return read_entries(published("chexpert_train.csv.gz"), "train")
 
 
-def test_the_published_train_table_has_its_exact_counts(entries: dict[str, Entry]) -> None:
+def test_the_published_train_table_has_its_exact_counts(entries: dict[str, ChexpertRow]) -> None:
     values = list(entries.values())
     assert len(values) == 223_414
     assert len({entry.study for entry in values}) == 187_641
@@ -216,7 +219,7 @@ def test_the_published_train_table_has_its_exact_counts(entries: dict[str, Entry
     assert in_batches == [89_484, 92_953, 40_977]
 
 
-def test_no_finding_goes_with_support_devices_alone(entries: dict[str, Entry]) -> None:
+def test_no_finding_goes_with_support_devices_alone(entries: dict[str, ChexpertRow]) -> None:
     beside = Counter(
         tuple(name for name, value in entry.labels.items() if value == 1 and name != "No Finding")
         for entry in entries.values()
@@ -225,7 +228,7 @@ def test_no_finding_goes_with_support_devices_alone(entries: dict[str, Entry]) -
     assert beside == {(): 22_381 - 8_808, ("Support Devices",): 8_808}
 
 
-def test_the_published_train_labels_have_their_exact_counts(entries: dict[str, Entry]) -> None:
+def test_the_published_train_labels_have_their_exact_counts(entries: dict[str, ChexpertRow]) -> None:
     values = entries.values()
     found = {name: Counter(entry.labels[name] for entry in values) for name in LABELS}
     assert {name: tuple(found[name][value] for value in (1, 0, -1, None)) for name in LABELS} == {
@@ -246,7 +249,7 @@ def test_the_published_train_labels_have_their_exact_counts(entries: dict[str, E
     }
 
 
-def test_u_ones_gives_the_positives_that_chexperts_five_labels_have(entries: dict[str, Entry]) -> None:
+def test_u_ones_gives_the_positives_that_chexperts_five_labels_have(entries: dict[str, ChexpertRow]) -> None:
     labels = [[entry.labels[name] for name in COMPETITION_LABELS] for entry in entries.values()]
     ones = targets_of(labels, "U-Ones", "zeros")
     assert ones.values.sum(axis=0).tolist() == [67_115, 35_087, 42_525, 65_230, 97_815]
@@ -264,7 +267,7 @@ def test_u_ones_gives_the_positives_that_chexperts_five_labels_have(entries: dic
 
 @pytest.mark.slow
 def test_a_part_of_the_published_train_set_is_read_in_full(
-    entries: dict[str, Entry], published: Callable[[str], Path], tmp_path: Path
+    entries: dict[str, ChexpertRow], published: Callable[[str], Path], tmp_path: Path
 ) -> None:
     root = tmp_path / "small" / "CheXpert-v1.0-small"
     names = sorted(entries)[:20_000]

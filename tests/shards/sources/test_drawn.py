@@ -11,6 +11,7 @@ from shards.build.stage import build_shards
 from shards.decode.annotations import OTHER_SIZE
 from shards.decode.masks import MASK_SIZE
 from shards.errors import SourceError
+from shards.format.index import LostAnnotations
 from shards.reading.reader import ShardIndex, ShardReader
 from shards.records import Box, File, MaskFiles
 from shards.runtime.execution import Processes
@@ -94,23 +95,23 @@ def test_what_a_csv_draws_stands_in_the_shards(root: Path) -> None:
     assert a.masks()["lungs"].sum() == pytest.approx(HEIGHT * WIDTH / 2 * scale**2, rel=0.02)
     assert [box["label"] for box in a.meta["boxes"]] == ["nodule", "nodule"]
     assert list(a.landmarks) == ["carina"]
-    assert "lost_annotations" not in reader.index.values["counts"]
+    assert not reader.index.description.counts.lost_annotations
 
 
 def test_a_mask_of_another_size_is_counted_and_its_image_stays(root: Path) -> None:
     save_half(root / "masks" / "a.png", HEIGHT, WIDTH + 1)
     reader = build(root, ROWS)
     assert len(reader.index.rows) == len(ROWS)
-    assert reader.index.values["quarantined"]["count"] == 0
-    lost = reader.index.values["counts"]["lost_annotations"]
-    assert lost == {f"mask lungs: {MASK_SIZE}": {"images": 1, "parts": 0, "pixels": 0}}
+    assert reader.index.description.quarantined.count == 0
+    lost = reader.index.description.counts.lost_annotations
+    assert lost == {f"mask lungs: {MASK_SIZE}": LostAnnotations(images=1, parts=0, pixels=0)}
     assert sorted(name for row in range(len(ROWS)) for name in reader.read(row).masks()) == ["heart", "lungs"]
 
 
 def test_coordinates_of_another_size_are_counted_and_their_image_stays(root: Path) -> None:
     reader = build(root, [(*ROWS[0][:6], 2 * HEIGHT, 2 * WIDTH), *ROWS[1:]])
-    lost = reader.index.values["counts"]["lost_annotations"]
-    assert {text: counts["images"] for text, counts in lost.items()} == {
+    lost = reader.index.description.counts.lost_annotations
+    assert {text: counts.images for text, counts in lost.items()} == {
         f"box nodule: {OTHER_SIZE}": 1,
         f"landmark carina: {OTHER_SIZE}": 1,
     }

@@ -171,7 +171,7 @@ def test_of_two_grades_of_one_photograph_the_one_of_the_test_set_counts(root: Pa
     assert records["grading/test/IDRiD_001"].labels["DR grade 4"] == 1
 
 
-def test_of_two_places_of_one_photograph_the_first_counts_and_the_second_adds_what_is_missing(root: Path) -> None:
+def test_of_two_items_of_one_photograph_the_first_counts_and_the_second_adds_what_is_missing(root: Path) -> None:
     share(root, *(f"{C}/{IMAGES}/{TRAIN}/IDRiD_{number}.jpg" for number in ("001", "002")))
     record = by_id(SOURCE.read(root))["localization/train/IDRiD_001"]
     assert record.landmarks == {"optic_disc_centre": (1458.0, 2800.0), "fovea": (1500.0, 1900.0)}

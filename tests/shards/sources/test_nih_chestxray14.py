@@ -8,9 +8,9 @@ import pytest
 from shards.records import Box
 from shards.sources.base import Listing
 from shards.sources.check import check_source
-from shards.sources.datasets.nih_chestxray14 import FINDINGS, LABELS, SOURCE, Entry, read_boxes, read_entries
+from shards.sources.csv_tables import read_columns
+from shards.sources.datasets.nih_chestxray14 import FINDINGS, LABELS, SOURCE, NihRow, read_boxes, read_entries
 from shards.sources.registry import open_source
-from shards.sources.tables import read_columns
 from tests.shards.sources.trees import problem, write_files, write_lines, write_pixels
 
 HEADER = (
@@ -198,11 +198,11 @@ def counts(values: list) -> dict:
 
 
 @pytest.fixture(scope="module")
-def entries(published: Callable[[str], Path]) -> dict[str, Entry]:
+def entries(published: Callable[[str], Path]) -> dict[str, NihRow]:
     return read_entries(published("Data_Entry_2017_v2020.csv.gz"))
 
 
-def test_the_published_table_has_its_exact_counts(entries: dict[str, Entry], published: Callable[[str], Path]) -> None:
+def test_the_published_table_has_its_exact_counts(entries: dict[str, NihRow], published: Callable[[str], Path]) -> None:
     table = published("Data_Entry_2017_v2020.csv.gz")
     values = list(entries.values())
     assert len(values) == 112_120
@@ -223,7 +223,7 @@ def test_the_published_table_has_its_exact_counts(entries: dict[str, Entry], pub
     assert len({frozenset(text.split("|")) for text in texts}) == len({tuple(e.labels.values()) for e in values}) == 801
 
 
-def test_the_published_labels_have_their_exact_counts(entries: dict[str, Entry]) -> None:
+def test_the_published_labels_have_their_exact_counts(entries: dict[str, NihRow]) -> None:
     values = entries.values()
     assert all(tuple(entry.labels) == LABELS for entry in values)
     images = {name: sum(entry.labels[name] or 0 for entry in values) for name in LABELS}
@@ -245,7 +245,7 @@ def test_the_published_labels_have_their_exact_counts(entries: dict[str, Entry])
 
 
 def test_the_published_boxes_have_their_exact_counts(
-    entries: dict[str, Entry], published: Callable[[str], Path]
+    entries: dict[str, NihRow], published: Callable[[str], Path]
 ) -> None:
     boxes = read_boxes(published("BBox_List_2017.csv.gz"))
     all_boxes = [box for found in boxes.values() for box in found]
@@ -268,7 +268,7 @@ def test_the_published_boxes_have_their_exact_counts(
 
 
 def test_googles_second_labels_are_of_images_and_patients_that_we_name_alike(
-    entries: dict[str, Entry], published: Callable[[str], Path]
+    entries: dict[str, NihRow], published: Callable[[str], Path]
 ) -> None:
     names = ("Fracture", "Pneumothorax", "Airspace opacity", "Nodule or mass")
     table = published("google2019_nih-chest-xray-labels.csv.gz")
@@ -281,7 +281,7 @@ def test_googles_second_labels_are_of_images_and_patients_that_we_name_alike(
 
 @pytest.mark.slow
 def test_the_whole_list_is_read_and_passes_the_battery(
-    entries: dict[str, Entry], published: Callable[[str], Path], tmp_path: Path
+    entries: dict[str, NihRow], published: Callable[[str], Path], tmp_path: Path
 ) -> None:
     root = tmp_path / "nih"
     write_files(root, [f"images_{1 + number // 10_000:03d}/images/{name}" for number, name in enumerate(entries)], b"")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from shards.sources.check import check_source
+from shards.sources.csv_tables import read_columns
 from shards.sources.datasets.open_i import (
     FINDINGS,
     SOURCE,
@@ -20,7 +21,6 @@ from shards.sources.datasets.open_i import (
     read_views,
 )
 from shards.sources.registry import open_source
-from shards.sources.tables import read_columns
 from tests.shards.sources.trees import by_id, problem, write_dicom, write_lines, write_pixels
 
 REPORT = """<?xml version="1.0" encoding="utf-8"?>

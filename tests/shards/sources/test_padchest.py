@@ -11,20 +11,20 @@ import pytest
 from shards.errors import SourceError
 from shards.sources.base import Listing
 from shards.sources.check import check_source
+from shards.sources.csv_tables import read_columns
 from shards.sources.datasets.padchest import (
     DAMAGED,
     LABELS,
     MISSING,
     RARE_LABELS,
     SOURCE,
-    Entry,
+    PadchestRow,
     known_defect,
     labels_of,
     parse_findings,
     read_entries,
 )
 from shards.sources.registry import open_source
-from shards.sources.tables import read_columns
 from tests.shards.sources.trees import problem, write_files, write_lines, write_pixels
 
 TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
@@ -201,11 +201,11 @@ def test_a_row_that_cannot_be_is_named(old: str, new: str, words: str, tmp_path:
 
 
 @pytest.fixture(scope="module")
-def entries(published: Callable[[str], Path]) -> dict[str, Entry]:
+def entries(published: Callable[[str], Path]) -> dict[str, PadchestRow]:
     return read_entries(published(f"{TABLE}.gz"))
 
 
-def test_the_published_table_has_its_exact_counts(entries: dict[str, Entry]) -> None:
+def test_the_published_table_has_its_exact_counts(entries: dict[str, PadchestRow]) -> None:
     values = list(entries.values())
     assert len(values) == 160_861
     assert len({entry.patient for entry in values}) == 67_625
@@ -229,7 +229,7 @@ def test_the_published_table_has_its_exact_counts(entries: dict[str, Entry]) -> 
 
 
 def test_the_published_labels_have_their_exact_counts(
-    entries: dict[str, Entry], published: Callable[[str], Path]
+    entries: dict[str, PadchestRow], published: Callable[[str], Path]
 ) -> None:
     images = Counter(name for entry in entries.values() for name, value in entry.labels.items() if value == 1)
     known = ("normal", "COPD signs", "cardiomegaly", "unchanged", "aortic elongation", "pleural effusion", "scoliosis")
@@ -285,14 +285,16 @@ def test_the_published_headers_have_their_exact_counts(published: Callable[[str]
     assert (rows.min(), rows.max(), cols.max()) == (636, 4_280, 4_280)
 
 
-def test_all_known_defects_are_images_of_the_published_table(entries: dict[str, Entry]) -> None:
+def test_all_known_defects_are_images_of_the_published_table(entries: dict[str, PadchestRow]) -> None:
     assert (len(MISSING), len(DAMAGED)) == (11, 10)
     assert len((MISSING | DAMAGED) & entries.keys()) == 21
     assert sum(known_defect(name) is not None for name in entries) == 21
 
 
 @pytest.mark.slow
-def test_the_whole_list_is_read(entries: dict[str, Entry], published: Callable[[str], Path], tmp_path: Path) -> None:
+def test_the_whole_list_is_read(
+    entries: dict[str, PadchestRow], published: Callable[[str], Path], tmp_path: Path
+) -> None:
     root = tmp_path / "padchest"
     write_files(root, [f"{number % 55}/{name}" for number, name in enumerate(entries) if name not in MISSING], b"")
     shutil.copy(published(f"{TABLE}.gz"), root)

@@ -10,10 +10,10 @@ import pytest
 from shards.decode.dicom import parse_age, parse_sex
 from shards.records import Box
 from shards.sources.check import check_source
+from shards.sources.csv_tables import read_columns
 from shards.sources.datasets.rsna_pneumonia import CLASSES, COLUMNS, OPACITY, SOURCE, parse_labels, read_classes
 from shards.sources.dicom_facts import parse_view
 from shards.sources.registry import open_source
-from shards.sources.tables import read_columns
 from tests.shards.sources.trees import by_id, check_one_folder_more, problem, write_dicom, write_lines
 
 NORMAL, ABNORMAL, SICK, UNLABELLED, STRAY, ABSENT = (

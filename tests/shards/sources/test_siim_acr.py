@@ -10,9 +10,9 @@ import pytest
 from shards.decode.masks import draw_mask
 from shards.records import MaskRuns
 from shards.sources.check import check_source
+from shards.sources.csv_tables import read_columns
 from shards.sources.datasets.siim_acr import COLUMNS, SOURCE, parse_runs
 from shards.sources.registry import open_source
-from shards.sources.tables import read_columns
 from tests.oracles.masks import walk_runs
 from tests.shards.sources.trees import by_id, check_one_folder_more, problem, write_dicom, write_lines
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from shards.delivery.register import survey_images
+from shards.delivery.survey import survey_images
 from shards.records import Box
 from shards.sources.check import check_source
 from shards.sources.datasets.vindr_cxr import (

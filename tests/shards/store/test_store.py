@@ -292,7 +292,8 @@ def test_refusals_are_told_at_once(fault: str, message: str, flaky: FlakyServer,
     if fault == "403":
         flaky.always[TAR] = "403"
     else:
-        index = ShardIndex(open_store(f"{flaky.url}/elsewhere", cache=cache, retry=QUICK), index.values, index.rows, "")
+        store = open_store(f"{flaky.url}/elsewhere", cache=cache, retry=QUICK)
+        index = ShardIndex(store, index.description, index.rows, "")
     with pytest.raises(StoreError, match=message):
         ShardReader(index).read(0)
     assert flaky.num_requests(TAR) == 1

@@ -11,8 +11,6 @@ from shards.sources.registry import MODULES, open_source
 
 WIDTH = 100
 """Characters of a line, at most."""
-FAMILIES = {"chest": "chest X-ray", "fundus": "fundus photograph", "own": ""}
-"""Family → how the modality of its datasets begins; each belongs to the first that fits."""
 _UNKNOWN = "-"
 _INDENT = "    "
 
@@ -53,7 +51,7 @@ def sources(arguments: argparse.Namespace) -> None:
 
 
 def render_table(infos: Iterable[SourceInfo]) -> str:
-    """One block a dataset, its cells and below them its layout, in lines of at most `WIDTH` characters."""
+    """Render one block a dataset, its cells and below them its layout, in lines of at most `WIDTH` characters."""
     head = _join([column.title for column in _COLUMNS])
     blocks = [[*_wrap_cells(_cells(info)), *_wrap_layout(info)] for info in infos]
     foot = [
@@ -64,7 +62,7 @@ def render_table(infos: Iterable[SourceInfo]) -> str:
 
 
 def render_page(info: SourceInfo) -> str:
-    """All that is known of one dataset."""
+    """Render all that is known of one dataset."""
     passed_on = "shards may be passed on" if info.is_redistributable else "shards must not be passed on"
     facts = {
         "kind": info.name,
@@ -88,17 +86,6 @@ def render_page(info: SourceInfo) -> str:
     return "\n".join(
         [info.title, "", *lines, "", "get it", *pages, "", "what to put where", *_wrap_layout(info), "", "use it", use]
     )
-
-
-def family_of(info: SourceInfo) -> str:
-    """The family, as `fundus`."""
-    return next(family for family, modality in FAMILIES.items() if info.modality.startswith(modality))
-
-
-def render_markdown(infos: Iterable[SourceInfo]) -> str:
-    """The same table for a document: a line a dataset, with its title linked to its first page."""
-    head = "| kind | dataset | images | patients | tasks | licence | what to put where |\n|---|---|---|---|---|---|---|"
-    return "\n".join([head, *(_markdown_row(info) for info in infos)])
 
 
 def _number(value: int | None) -> str:
@@ -132,16 +119,3 @@ def _wrap_layout(info: SourceInfo) -> list[str]:
             text, WIDTH, initial_indent=_INDENT, subsequent_indent=2 * _INDENT, break_on_hyphens=False
         )
     ]
-
-
-def _markdown_row(info: SourceInfo) -> str:
-    page = info.pages[0]
-    title = f"[{info.title}]({page})" if page.startswith("http") else info.title
-    layout = "<br>".join(_code(line) for line in info.layout.splitlines())
-    counts = [_number(info.num_images), _number(info.num_patients)]
-    cells = [f"`{info.name}`", title, *counts, ", ".join(info.tasks), info.licence, layout]
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
-
-def _code(line: str) -> str:
-    return f"`` {line} ``" if "`" in line else f"`{line}`"

@@ -1,6 +1,6 @@
 """The list of datasets, on the command line and in docs/datasets.md.
 
-`python -m tests.shards.sources.test_table` writes the tables of that document anew.
+`python -m tests.shards.sources.test_catalogue` writes the tables of that document anew.
 """
 
 import argparse
@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from shards.cli import run_command
 from shards.sources.base import SourceInfo, layout_in
+from shards.sources.catalogue import WIDTH, add_sources_command, render_table
 from shards.sources.registry import MODULES, open_source
-from shards.sources.table import FAMILIES, WIDTH, add_sources_command, family_of, render_markdown, render_table
+from tests.support.dataset_tables import FAMILIES, family_of, render_markdown
 
 ROOT = Path(__file__).parents[3]
 DOCUMENT = ROOT / "docs/datasets.md"
@@ -148,7 +149,7 @@ def test_a_markdown_row_has_seven_cells_whatever_is_in_them() -> None:
 def test_the_document_has_the_table_of_every_family_as_rendered() -> None:
     document = DOCUMENT.read_text(encoding="utf-8")
     assert [match[2] for match in BLOCK.finditer(document)] == list(FAMILIES)
-    assert with_tables(document) == document, "python -m tests.shards.sources.test_table writes the tables anew"
+    assert with_tables(document) == document, "python -m tests.shards.sources.test_catalogue writes the tables anew"
 
 
 if __name__ == "__main__":

@@ -47,11 +47,11 @@ def with_lines(rows: Iterable[Item]) -> Iterator[tuple[int, Item]]:
 
 
 def read_lines(path: Path, what: str) -> Iterator[Row]:
-    """Line by line the stripped values, without a word on what they are; empty lines are passed over.
+    """Yield the stripped values of each line, whatever they are; empty lines are passed over.
 
     Args:
         path: A CSV file in UTF-8; gzipped if its name ends in .gz.
-        what: What the file is, for messages, as `CheXpert's labels`.
+        what: Name of the file in messages, as `CheXpert's labels`.
 
     Raises:
         SourceError: the file is missing or no such file.
@@ -75,14 +75,14 @@ def read_lines(path: Path, what: str) -> Iterator[Row]:
 def read_columns(
     path: Path, required: tuple[str, ...], what: str, optional: tuple[str, ...] = (), *, is_ragged: bool = False
 ) -> Iterator[Row]:
-    """Row by row the values of the required columns, then of the optional ones.
+    """Yield, row by row, the values of the required columns, then of the optional ones.
 
     Columns without a name at the header's end are passed over, whether the rows have fields for them or not.
 
     Args:
-        path: As for `read_lines`.
+        path: Path of the file.
         required: Columns that must be there, in the order wanted.
-        what: As for `read_lines`.
+        what: Name of the file in messages, as `CheXpert's labels`.
         optional: Columns that are empty where the file has none of that name.
         is_ragged: The list was kept by hand: spaces in the names of columns do not matter, rows of empty fields are
             passed over, and a row may have fewer fields than the header, or more.
@@ -96,8 +96,8 @@ def read_columns(
         known = {re.sub(r"\s", "", name): name for name in asked}
         header = [known.get(re.sub(r"\s", "", name), name) for name in header]
     _check_header(path, what, required, header, asked)
-    num_named = max(place for place, name in enumerate(header, start=1) if name)
-    places = [header.index(name) if name in header else None for name in asked]
+    num_named = max(position for position, name in enumerate(header, start=1) if name)
+    positions = [header.index(name) if name in header else None for name in asked]
     for row in lines:
         values: tuple[str, ...] = row
         if is_ragged:
@@ -106,16 +106,16 @@ def read_columns(
                 continue
         elif not num_named <= len(row) <= len(header):
             raise SourceError(f"{path} line {row.line}: {len(row)} fields; the header has {len(header)}")
-        yield Row.of(("" if place is None else values[place] for place in places), row.line)
+        yield Row.of(("" if position is None else values[position] for position in positions), row.line)
 
 
 def read_rows(path: Path, required: tuple[str, ...], what: str) -> list[NamedRow]:
-    """The rows with all their columns, whatever these are.
+    """Yield the rows with all their columns, whatever these are.
 
     Args:
-        path: As for `read_lines`.
+        path: Path of the file.
         required: Columns that must be there.
-        what: As for `read_lines`.
+        what: Name of the file in messages, as `CheXpert's labels`.
 
     Raises:
         SourceError: as `read_columns`, or a column has no name or repeats, or there are no rows.
@@ -138,7 +138,7 @@ def _check_header(path: Path, what: str, required: Sequence[str], header: Sequen
 
 
 def _problem(required: Sequence[str], header: Sequence[str], asked: Sequence[str]) -> str:
-    """What is wrong with a header; a file without one starts with data, which may be about a patient."""
+    """Say what is wrong with a header; a file without one starts with data, which may be about a patient."""
     if not header:
         return "an empty file"
     line = ",".join(header)
@@ -156,8 +156,8 @@ def _problem(required: Sequence[str], header: Sequence[str], asked: Sequence[str
     if "" in asked:
         return f"column {header.index('') + 1} without a name (if pandas wrote it, it is an index: leave it out)"
     name = next(name for name in asked if header.count(name) > 1)
-    places = [str(place) for place, found in enumerate(header, start=1) if found == name]
-    return f"'{name}' as the name of the columns {' and '.join(places)}"
+    positions = [str(position) for position, found in enumerate(header, start=1) if found == name]
+    return f"'{name}' as the name of the columns {' and '.join(positions)}"
 
 
 def _open(path: Path) -> TextIO:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from shards.quality.measure import measure
-from shards.quality.near import close_pairs, detail_correlation, find_copies_of, find_near_copies
+from shards.quality.near_duplicates import close_pairs, detail_correlation, find_copies_of, find_near_copies
 from shards.quality_params import NearCopyParams
 from tests.support.datasets import QUALITY
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int64, UInt8, UInt64
 
-from shards.quality.measure import standardised
+from shards.quality.measure import standardized
 from shards.quality.store import ReadThumbnails, Thumbnails
 from shards.quality_params import NearCopyParams
 from shards.runtime.atomic import atomic_path
@@ -40,7 +40,7 @@ class NearCopies:
     Attributes:
         first: Rows.
         second: Rows.
-        correlation: Of their details.
+        correlation: Correlation of their details, in [-1, 1].
     """
 
     first: Rows
@@ -58,14 +58,14 @@ def find_near_copies(
     finished: Path | None = None,
     num_workers: int | None = None,
 ) -> NearCopies:
-    """All pairs of images that show the same picture.
+    """Find all pairs of images that show the same picture.
 
     Args:
         hashes: Perceptual ones; two images are candidates if the first of one is close to any of the other.
-        patients: The same number for images of the same patient.
+        patients: A number for each image, the same for images of one patient.
         thumbnails: Reads pictures.
         params: Bounds.
-        is_wanted: Whether pairs of rows are worth comparing.
+        is_wanted: Tells which pairs of rows are worth comparing.
         finished: Folder for what has been compared, so that a run that is killed goes on.
         num_workers: Processes that compare where there are many candidates; one a core if None.
     """
@@ -81,17 +81,17 @@ def find_copies_of(
     thumbnails: ReadThumbnails,
     params: NearCopyParams,
 ) -> NearCopies:
-    """All pairs of one of a few chosen images and one of many others that show the same picture.
+    """Find all pairs of a few chosen images and many others that show the same picture.
 
     The time grows with the product of both numbers, not with the square of their sum.
 
     Args:
         chosen: Rows.
         others: Rows.
-        hashes: As of `find_near_copies`; so are the rest.
-        patients: Likewise.
-        thumbnails: Likewise.
-        params: Likewise.
+        hashes: Perceptual hashes, as `find_near_copies` takes them.
+        patients: A number for each image, the same for images of one patient.
+        thumbnails: Reads pictures.
+        params: Bounds of the comparison.
     """
     num_bits = params.max_bits
     pairs = [np.zeros((0, 2), np.int64)]
@@ -113,13 +113,13 @@ def _judge(
     finished: Path | None,
     num_workers: int | None,
 ) -> NearCopies:
-    """Those of the candidates whose details are the same."""
+    """Keep the candidates whose details are the same."""
     first, second = pairs.T
     parts = [pairs[start : start + _PAIRS_AT_ONCE] for start in range(0, len(pairs), _PAIRS_AT_ONCE)]
     comparisons = (_Comparison.of(part, thumbnails, finished) for part in parts)
     found = map_in_processes(_compare, comparisons, 1 if len(parts) < 2 else num_workers)
     correlation = np.full(len(pairs), -1.0)
-    with progress_bar(total=len(pairs), description="compare", unit="pair", is_shown=len(parts) > 1) as bar:
+    with progress_bar(total=len(pairs), description="compare", unit="pair", show=len(parts) > 1) as bar:
         for part, values in zip(parts, found, strict=True):
             correlation[bar.n : bar.n + len(part)] = values
             bar.update(len(part))
@@ -130,7 +130,7 @@ def _judge(
 
 
 def close_pairs(hashes: UInt64[np.ndarray, "num"], max_bits: int) -> Iterator[tuple[Rows, Rows]]:
-    """Every pair of positions whose hashes differ in at most `max_bits` bits, each once, in chunks.
+    """Yield every pair of positions whose hashes differ in at most `max_bits` bits, each once, in chunks.
 
     The bits are cut into max_bits + 2 bands. Two hashes that differ in max_bits bits agree in at least two bands, so
     they stand together when sorted by these; of all the bands in which a pair agrees the first two count. What agrees
@@ -160,7 +160,7 @@ def close_pairs(hashes: UInt64[np.ndarray, "num"], max_bits: int) -> Iterator[tu
 
 
 def detail_correlation(first: UInt8[np.ndarray, "side side"], second: UInt8[np.ndarray, "side side"]) -> float:
-    """Correlation of two pictures' fine structure where they overlap, after an affine map of one onto the other.
+    """Correlate two pictures' fine structure where they overlap, after an affine map of one onto the other.
 
     Chests of different people are alike as a whole and differ in detail; a crop moves the details. 0 where the
     alignment does not converge.
@@ -190,7 +190,7 @@ def _candidates(
     max_bits: int,
     is_wanted: Callable[[Rows, Rows], Bool[np.ndarray, "num"]],
 ) -> Int64[np.ndarray, "num_pairs 2"]:
-    """Pairs of images, the smaller row first, each once, in order."""
+    """Collect pairs of images with like hashes, the smaller row first, each once, in order."""
     num_images, num_hashes = hashes.shape
     known, waiting, num_waiting = np.zeros(0, np.int64), [], 0
     for left, right in close_pairs(hashes.ravel(), max_bits):
@@ -210,9 +210,9 @@ class _Comparison:
     """Some pairs with what it takes to compare them in any process.
 
     Attributes:
-        pictures: Of the images in the pairs.
+        pictures: Thumbnails of the images in the pairs.
         pairs: Positions in `pictures`.
-        path: Where the result is kept.
+        path: File in which the result is kept; None keeps none.
     """
 
     pictures: Thumbnails
@@ -223,20 +223,20 @@ class _Comparison:
     def of(
         cls, pairs: Int64[np.ndarray, "num_pairs 2"], thumbnails: ReadThumbnails, finished: Path | None
     ) -> "_Comparison":
-        """Of some pairs of rows."""
-        rows, places = np.unique(pairs, return_inverse=True)
-        pictures, places = thumbnails(rows), places.reshape(pairs.shape)
-        name = hashlib.sha256(pictures.tobytes() + places.tobytes()).hexdigest()
-        return cls(pictures, places, finished / f"{name}.npy" if finished else None)
+        """Load the pictures of some pairs of rows."""
+        rows, positions = np.unique(pairs, return_inverse=True)
+        pictures, positions = thumbnails(rows), positions.reshape(pairs.shape)
+        name = hashlib.sha256(pictures.tobytes() + positions.tobytes()).hexdigest()
+        return cls(pictures, positions, finished / f"{name}.npy" if finished else None)
 
 
 def _compare(comparison: _Comparison) -> Float[np.ndarray, "num"]:
-    """Correlation of the details of each pair; -1 where the pictures are so unlike that aligning is not tried."""
+    """Correlate the details of each pair; -1 where the pictures are so unlike that aligning is not tried."""
     path = comparison.path
     if path is not None and path.is_file():
         return _loaded(path)
     pictures, (left, right) = comparison.pictures, comparison.pairs.T
-    bands = standardised(np.stack([_band(picture) for picture in pictures]))
+    bands = standardized(np.stack([_band(picture) for picture in pictures]))
     correlation = np.full(len(left), -1.0)
     for pair in np.flatnonzero((bands[left] * bands[right]).sum(axis=(1, 2)) >= _MIN_UNALIGNED):
         correlation[pair] = detail_correlation(pictures[left[pair]], pictures[right[pair]])
@@ -259,7 +259,8 @@ def _details(picture: Float[np.ndarray, "side side"]) -> Float[np.ndarray, "side
 
 
 def _band(picture: UInt8[np.ndarray, "side side"]) -> Float[np.ndarray, "side side"]:
-    """Structure of middling size: coarse enough to bear a small shift, fine enough to differ between people."""
+    """Return the structure of middling size: coarse enough to bear a small shift, fine enough to differ between
+    people."""
     levels = picture.astype(np.float32)
     fine, coarse = (cv2.GaussianBlur(levels, (0, 0), scale) for scale in _BAND_PX)
     band: Float[np.ndarray, "side side"] = fine - coarse

@@ -24,24 +24,24 @@ from jaxtyping import Shaped
 from shards.decode.reasons import DAMAGED, UnreadableImageError
 from shards.errors import DecoderError
 
-_COMMAND = "from shards.decode.apart import serve; serve()"
+_COMMAND = "from shards.decode.isolated import serve; serve()"
 _READY = b"ready\n"
 _TIMEOUT_S = 120.0
 # As libjpeg begins what it says of coded data; it says no more than one thing of an image.
 _DAMAGE = re.compile(rb"Corrupt JPEG data|Premature end of JPEG file|Inconsistent progression")
 SURPLUS = re.compile(r"\b[1-4] extraneous bytes before marker 0xd9")
-"""What libjpeg says of a few bytes too many before the mark that ends the file: the whole picture was there."""
+"""Words of libjpeg for a few bytes too many before the mark that ends the file: the whole picture was there."""
 
 Pixels = Shaped[np.ndarray, "height width"] | Shaped[np.ndarray, "height width 3"]
 
 
-def decode_apart(syntax: str, data: bytes, options: dict[str, Any], *, is_checked: bool = False) -> Pixels:
-    """What pydicom's decoder for a transfer syntax makes of encapsulated pixel data.
+def decode_isolated(syntax: str, data: bytes, options: dict[str, Any], *, is_checked: bool = False) -> Pixels:
+    """Decode encapsulated pixel data with pydicom's decoder for a transfer syntax, in a process of its own.
 
     Args:
-        syntax: Its UID.
+        syntax: UID of the transfer syntax.
         data: The value of Pixel Data.
-        options: Of `Decoder.as_array`.
+        options: Options of `Decoder.as_array`.
         is_checked: The stream was found sound before, so what its decoder says of it is of no account.
 
     Raises:
@@ -51,7 +51,7 @@ def decode_apart(syntax: str, data: bytes, options: dict[str, Any], *, is_checke
     return _ask({"syntax": syntax, "options": options, "is_checked": is_checked}, data)
 
 
-def check_jpeg_apart(data: bytes) -> None:
+def check_jpeg_isolated(data: bytes) -> None:
     """Decode a JPEG with OpenCV, which reads any sampling of the components and prints its doubts.
 
     Raises:
@@ -98,7 +98,7 @@ def _ask(question: dict[str, Any], data: bytes) -> Pixels:
 
 
 def _decode(question: dict[str, Any], data: bytes) -> Pixels:
-    """The pixels asked for; of a JPEG that is only checked, its grey levels."""
+    """Decode the pixels asked for; a JPEG that is only checked gives grey levels."""
     if question["syntax"] is not None:
         # Not at the top: pydicom takes long to import, and files that are not DICOM need this module too.
         from pydicom.pixels.decoders.base import get_decoder
@@ -120,7 +120,7 @@ def _is_damaged(complaints: bytes, question: dict[str, Any]) -> bool:
 
 
 class _Complaints:
-    """What the libraries of this process print, on standard output too, from now on."""
+    """Catches what the libraries of this process print, on standard output too, from now on."""
 
     def __init__(self) -> None:
         self._read_end, write_end = os.pipe()
@@ -131,7 +131,7 @@ class _Complaints:
         os.dup2(write_end, 2)
 
     def read(self) -> bytes:
-        """What was printed since the last call."""
+        """Return what was printed since the last call."""
         parts = []
         try:
             while part := os.read(self._read_end, 65536):
@@ -200,7 +200,7 @@ _children: list[_Child] = []
 
 
 def _child() -> _Child:
-    """This process's child, started at the first need of it."""
+    """Return this process's child, which is started when it is first needed."""
     if _children and (_children[0].parent != os.getpid() or _children[0].process.poll() is not None):
         old = _children.pop()
         if old.parent == os.getpid():

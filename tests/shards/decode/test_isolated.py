@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.decode import UnreadableImageError, apart, decode
+from shards.decode import UnreadableImageError, decode, isolated
 from shards.decode.reasons import DAMAGED
 from shards.errors import DecoderError
 from tests.shards.decode.dicom_files import RAMP, compressed, data_of, dataset_of
@@ -31,7 +31,7 @@ def with_deadly_stream(image: bytes) -> bytes:
 def test_the_next_image_is_decoded_after_one_that_ended_the_decoder(image: bytes) -> None:
     expected = decoded(image).pixels
     for _ in range(2):
-        child = apart._children[0].process
+        child = isolated._children[0].process
         assert reason_for(with_deadly_stream(image)) == DAMAGED
         assert child.wait(timeout=10) != 0
         assert np.array_equal(decoded(image).pixels, expected)
@@ -39,19 +39,19 @@ def test_the_next_image_is_decoded_after_one_that_ended_the_decoder(image: bytes
 
 def test_the_same_process_decodes_one_image_after_another_and_is_replaced_when_killed(image: bytes) -> None:
     expected = decoded(image).pixels
-    first = apart._children[0].process
+    first = isolated._children[0].process
     assert np.array_equal(decoded(image).pixels, expected)
-    assert apart._children[0].process is first
+    assert isolated._children[0].process is first
     first.kill()
     first.wait()
     assert np.array_equal(decoded(image).pixels, expected)
-    assert apart._children[0].process is not first
+    assert isolated._children[0].process is not first
 
 
 def test_a_decoder_that_hangs_is_ended(image: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded(image)
-    child = apart._children[0]
-    monkeypatch.setattr(apart, "_TIMEOUT_S", 0.3)
+    child = isolated._children[0]
+    monkeypatch.setattr(isolated, "_TIMEOUT_S", 0.3)
     os.kill(child.process.pid, 19)  # SIGSTOP
     assert reason_for(image) == DAMAGED
     assert child.process.poll() is not None
@@ -60,8 +60,8 @@ def test_a_decoder_that_hangs_is_ended(image: bytes, monkeypatch: pytest.MonkeyP
 
 
 def test_a_decoder_that_cannot_start_is_no_fault_of_the_image(image: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    apart._end_child()
-    monkeypatch.setattr(apart, "_COMMAND", "raise SystemExit(1)")
+    isolated._end_child()
+    monkeypatch.setattr(isolated, "_COMMAND", "raise SystemExit(1)")
     with pytest.raises(DecoderError, match="ended before its first image; run"):
         decode(image, max_pixels=1e6)
 
@@ -76,9 +76,9 @@ def test_no_decoder_outlives_its_process(image: bytes, tmp_path: Path) -> None:
     path = tmp_path / "image.dcm"
     path.write_bytes(image)
     script = (
-        "import sys; from pathlib import Path; from shards.decode import apart, decode\n"
+        "import sys; from pathlib import Path; from shards.decode import isolated, decode\n"
         "decode(Path(sys.argv[1]).read_bytes(), max_pixels=1e6)\n"
-        "print(apart._children[0].process.pid)\n"
+        "print(isolated._children[0].process.pid)\n"
     )
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", script, str(path)],
@@ -94,11 +94,11 @@ def test_no_decoder_outlives_its_process(image: bytes, tmp_path: Path) -> None:
 
 
 def test_pixels_that_nothing_compressed_need_no_other_process() -> None:
-    apart._end_child()
+    isolated._end_child()
     decoded(data_of(dataset_of(RAMP)))
-    assert not apart._children
+    assert not isolated._children
 
 
 def test_an_error_of_the_decoder_is_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnreadableImageError, match=DAMAGED):
-        apart.decode_apart("1.2.840.10008.1.2.4.70", b"none", {})
+        isolated.decode_isolated("1.2.840.10008.1.2.4.70", b"none", {})

@@ -1,0 +1,172 @@
+"""Print what `register` understood of a delivery, and everything that may be wrong with it, to stderr."""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shards.delivery.earlier_batches import Growth
+from shards.delivery.exclusion import read_exclusion
+from shards.delivery.manifest import Delivery
+from shards.delivery.project import Project
+from shards.delivery.selection import OPTION as SELECT_OPTION
+from shards.delivery.selection import Selection, describe, describe_mixture
+from shards.delivery.sites import OPTION as SITE_OPTION
+from shards.delivery.survey import Survey, list_reasons
+from shards.errors import ConfigError
+from shards.normalisation import as_written
+from shards.params import BatchParams, SelectParams
+from shards.records import Record
+from shards.sources.base import OWN_KINDS, Listing
+from shards.sources.modality import check_mixture
+from shards.sources.patients import OPTION as PATIENT_OPTION
+
+
+def report_selection(records: Sequence[Record], rules: SelectParams, selection: Selection, kind: str) -> None:
+    """Say which images were taken, or that a rule would tell several kinds of them apart."""
+    if rules != SelectParams():
+        num_taken = len(records) - len(selection.left_out)
+        print(f"selected: {num_taken:,} of {len(records):,} images{describe(selection, rules)}", file=sys.stderr)
+        if "view" in selection.counts.left_out:
+            print(f"to take images of every view: {SELECT_OPTION} view=any", file=sys.stderr)
+    elif mixture := describe_mixture(records, kind):
+        print(f"warning: {mixture}", file=sys.stderr)
+
+
+def report_left_out(growth: Growth, num_left_out: int, listed: Path) -> None:
+    """Say what is left out, and where it is listed."""
+    if growth.copies:
+        batches = ", ".join(f"{batch} has {number}" for batch, number in growth.copies.items())
+        print(
+            f"{growth.copies.total()} images are in earlier batches and are left out, whatever their files are called: "
+            f"{batches}",
+            file=sys.stderr,
+        )
+    print(f"files left out, {num_left_out} with their reasons, for you alone: {listed}", file=sys.stderr)
+
+
+def report_excluded_patients(name: str, delivery: Delivery, batches: Iterable[str], project: Project) -> None:
+    """Warn of new images of patients who are excluded of other batches, as after a withdrawal of their consent."""
+    excluded = {patient for other in batches for patient in read_exclusion(other, project.root).patients}
+    excluded -= read_exclusion(name, project.root).patients
+    found = sorted({entry.record.patient for entry in delivery.entries} & excluded)
+    if found:
+        command = " ".join(f"--patient {patient}" for patient in found)
+        print(
+            f"warning: {name} has images of {len(found)} patients who are excluded of other batches; `python -m shards "
+            f"exclude {name} {command}` excludes them here too",
+            file=sys.stderr,
+        )
+
+
+def report_patients(name: str, listing: Listing, growth: Growth, kind: str, namesakes: Mapping[str, int]) -> None:
+    """Say how far patients are known, and which of them other batches have."""
+    if listing.patient_grouping == "image":
+        remedy = f"; give them in the column patient of a CSV (--labels) or by {PATIENT_OPTION}"
+        print(
+            "warning: patients are unknown, every image stands alone in the split: images of one patient may be in "
+            "training and in the test; the index says so (patient_grouping: image)"
+            f"{remedy if kind in OWN_KINDS else ''}",
+            file=sys.stderr,
+        )
+    for other in listing.shares_images_with:
+        print(
+            f"warning: some images are also in {other}, and nothing here tells which (docs/register.md)",
+            file=sys.stderr,
+        )
+    for site, number in namesakes.items():
+        print(
+            f"warning: {number} patients have the ids of patients of "
+            f"{f'the site {site}' if site else 'batches without a site'} and are taken for other people; if they are "
+            f"the same, they may be in training and in the test: take the batch out (`python -m shards remove {name}`, "
+            f"and its manifest) and register it with {SITE_OPTION} {site or repr('')}",
+            file=sys.stderr,
+        )
+    if growth.num_old:
+        print(f"{growth.num_old} patients are in earlier batches too, and keep their splits", file=sys.stderr)
+    if growth.num_kept:
+        print(
+            f"warning: {growth.num_kept} patients are in earlier batches and keep the splits that they have there, not "
+            "those that the dataset's lists or --splits would now give them",
+            file=sys.stderr,
+        )
+
+
+def report_batch(
+    name: str,
+    delivery: Delivery,
+    survey: Survey,
+    grouping: str,
+    *,
+    is_known: bool,
+    mix: Mapping[str, Any] | None,
+    shared: str | None,
+    takes_grey: bool,
+) -> None:
+    """Say what was understood, and everything that may be wrong with it."""
+    if survey.unread:
+        print(
+            f"warning: looked at {survey.num_images} images, {survey.unread.total()} cannot be read and will be "
+            f"quarantined:{list_reasons(survey.unread)}",
+            file=sys.stderr,
+        )
+    num_patients = len({entry.record.patient for entry in delivery.entries})
+    patients = f" of {num_patients} patients" if delivery.header.patient_grouping == "patient" else ""
+    verb = "already registered" if is_known else "registered"
+    written, otherwise = survey.normalisation, survey.in_grey
+    if takes_grey:
+        written, otherwise = otherwise, written
+    mean, std = (as_written(levels) for levels in written)
+    print(
+        f"{verb}: {name}, {len(delivery.entries)} images{patients} ({grouping}), {survey.channels} channel(s), "
+        f"mean {mean}, std {std}",
+        file=sys.stderr,
+    )
+    if mix is None:
+        print(
+            f"{name} is no part of the training mix; `python -m ace evaluate --batch {name}` measures on it",
+            file=sys.stderr,
+        )
+        return
+    if shared is not None:
+        print(
+            f"{name} is normalised as {shared} is, by mean {mix['mean']} and std {mix['std']}, so that a model has one "
+            f"normalisation for both; to use its own, write it to mix.{name} in params.yaml",
+            file=sys.stderr,
+        )
+    elif (mix["mean"], mix["std"]) != (mean, std):
+        print(
+            f"params.yaml keeps mean {mix['mean']}, std {mix['std']} for it: those of another batch, measured with "
+            f"other parameters, or written by hand; to use what is measured now, write it to mix.{name}",
+            file=sys.stderr,
+        )
+    if survey.channels == 3:
+        mean, std = (as_written(levels) for levels in otherwise)
+        seen, channels = ("in grey", 3) if takes_grey else ("in colour", 1)
+        print(
+            f"the project's network sees these images {seen}; for pretrain.backbone.in_channels {channels}, set mean "
+            f"{mean} and std {std} in mix.{name}",
+            file=sys.stderr,
+        )
+
+
+def report_mixture(batches: Mapping[str, BatchParams], values: Mapping[str, Any], new: str) -> None:
+    """Say at once what training would refuse."""
+    mixed = {*(values.get("mix") or {}), new}
+    pictures = {name: (batch.source.kind, batch.source.channels) for name, batch in batches.items() if name in mixed}
+    try:
+        check_mixture(pictures, is_accepted=bool((values.get("pretrain") or {}).get("accept_mixed_images")))
+    except ConfigError as error:
+        print(f"warning: {error}", file=sys.stderr)
+
+
+def report_only(name: str, others: Sequence[str], copies: Sequence[Path]) -> None:
+    """Say what the project no longer has, and where to find it."""
+    if others:
+        print(
+            f"taken out of params.yaml and dvc.yaml: {', '.join(others)}; their shards and manifests stay on the disk",
+            file=sys.stderr,
+        )
+    if copies:
+        print(f"what the files were before is kept: {', '.join(map(str, copies))}", file=sys.stderr)
+    print(f"{name} is the project's only batch: `dvc repro report` runs what it needs", file=sys.stderr)
