@@ -100,9 +100,9 @@ def check_config(config: Config, batches: Mapping[str, BatchParams]) -> None:
     Raises:
         ConfigError: saying what was found and what is needed.
     """
+    from ace.embed.encoder import check_reference
     from ace.evaluation.correspondence import location_axis
     from ace.models.backbone import check_backbone
-    from ace.models.encoder import check_reference
     from ace.models.weights import check_weights
     from ace.training.pretrain import samples_per_rank
     from ace.training.start import check_start

@@ -45,7 +45,7 @@ from ace.data.augmentation import Augmentation
 from ace.data.batches import CropPairItem, PairBatch, collate
 from ace.data.erase import draw_erasure, shown_share
 from ace.models.backbone import build_backbone
-from ace.models.encoder import default_device
+from ace.models.device import default_device
 from ace.training.objective import compute_loss, count_totals, teach
 from ace.training.params import PretrainParams
 from ace.training.pretrain import build_state

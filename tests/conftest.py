@@ -43,12 +43,10 @@ CHECKED = {
         "decomposition",
         "intervals",
         "probe",
-        "probe_scores",
         "regions",
     ),
+    "ace.embed": ("preprocessing", "probe_scores"),
     "ace.training": ("monitors", "probe"),
-    # Not images and embedder: what they are given is theirs to refuse.
-    "ace.inference": ("preprocessing",),
     "ace": ("geometry", "losses", "models"),
     "shards": ("canvas", "decode", "quality"),
     "shards.reading": ("order", "reader"),

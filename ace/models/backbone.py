@@ -35,7 +35,8 @@ class Backbone(nn.Module):
     Attributes:
         model: The timm model; its output is taken after the last norm.
         activation: Of the tokens.
-        whitening: A linear map of the tokens, last of all; nothing while it is trained (`ace.training.whitening`).
+        whitening: A linear map of the tokens, last of all; nothing while it is trained (`ace.pretrain.whitening`).
+        crop_px: Side of the images that it takes.
         t: Tokens per crop side.
         width: Channels of a token.
     """
@@ -45,6 +46,7 @@ class Backbone(nn.Module):
         self.model = _create(params, crop_px)
         self.activation = nn.ReLU() if params.token_activation == "relu" else nn.Identity()
         self.whitening: nn.Module = nn.Identity()
+        self.crop_px = crop_px
         self.t = t
         self.width: int = self.model.num_features
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ace.models.backbone import build_backbone
-from ace.models.encoder import CONFIG, FORMAT_VERSION, IMPORTED, WEIGHTS
+from ace.models.folder import CONFIG, FORMAT_VERSION, IMPORTED, WEIGHTS
 from ace.models.foreign import StateDict, read_state_dict
 from ace.models.notice import NOTICE
 from ace.models.params import BackboneParams

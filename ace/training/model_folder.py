@@ -10,12 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from ace.journal.card import model_card
-from ace.models.encoder import CONFIG, FORMAT_VERSION, WEIGHTS, WHITENING, Which
+from ace.models.folder import CARD, CONFIG, FORMAT_VERSION, HEADS, WEIGHTS, WHITENING, Which
 from ace.models.networks import Student, Teacher
 from ace.models.tensors import write_tensors
 from shards.runtime.atomic import write_text
-
-HEADS, CARD = "heads.safetensors", "README.md"
 
 
 @dataclass(frozen=True)

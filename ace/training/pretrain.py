@@ -17,7 +17,7 @@ from ace.data.division import check_division
 from ace.data.loader import CropDataset, StepSampler
 from ace.journal.log import RunLog, open_log
 from ace.models.backbone import Backbone, build_backbone
-from ace.models.encoder import Which
+from ace.models.folder import Which
 from ace.models.networks import Student, Teacher
 from ace.models.precision import accelerator_settings, placed
 from ace.training.checkpoints import CheckpointFolder

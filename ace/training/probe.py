@@ -12,14 +12,13 @@ import torch
 from jaxtyping import Float, Int
 
 from ace.data.crops import Crop, resample
-from ace.evaluation.embedding import Embedder, unit
-from ace.evaluation.probe_scores import NOT_KNOWN, auroc_by_label, knn_votes, linear_scores
+from ace.embed.embedder import Embedder, pool, unit
+from ace.embed.encoder import Encoder
+from ace.embed.probe_scores import NOT_KNOWN, auroc_by_label, knn_votes, linear_scores
 from ace.models.backbone import Backbone
 from ace.models.precision import Precision, finished_precision
 from ace.training.monitor_params import ProbeParams
 from shards.errors import ConfigError
-from shards.grid import GridSpec
-from shards.normalisation import Normalisation
 from shards.params import MixParams
 from shards.reading.reader import ShardIndex, ShardReader
 from shards.records import Split
@@ -122,7 +121,7 @@ def run_probe(
     assert not backbone.training, "a probe of a backbone in training mode would draw from the global generators"
     in_use = finished_precision(precision, device)
     train, val = (
-        _features(backbone, plan.members, images.places, params, in_channels, in_use, device)
+        _features(backbone, plan.members, images.places, params, in_channels, in_use)
         for images in (plan.train, plan.val)
     )
     labels = plan.train.labels
@@ -145,21 +144,6 @@ def run_probe(
     }
 
 
-@dataclass(frozen=True)
-class _Teacher:
-    """The backbone being trained, as the `Encoder` that `Embedder` takes."""
-
-    backbone: Backbone
-    spec: GridSpec
-    device: torch.device
-    in_channels: int
-    precision: Precision
-    mix: MixParams
-
-    def normalisation(self, batch: str) -> Normalisation:
-        return self.mix.normalisation(self.in_channels, batch)
-
-
 def _features(
     backbone: Backbone,
     members: Members,
@@ -167,15 +151,15 @@ def _features(
     params: ProbeParams,
     in_channels: int,
     precision: Precision,
-    device: torch.device,
 ) -> Float[np.ndarray, "images dim"]:
     """E(x) of each image, in the order of `places`, which follows that of the members."""
     pooled = []
     for number, (index, mix) in enumerate(members):
         rows = [row for member, row in places if member == number]
-        teacher = _Teacher(backbone, index.spec, device, in_channels, precision, mix)
+        own = {index.name: mix.normalisation(in_channels, index.name)}
+        teacher = Encoder(backbone, index.spec, in_channels, precision, given=own)
         embedder = Embedder(teacher, index.name, params.images_per_forward, "teacher")
-        pooled += [tokens.mean(dim=(1, 2)).cpu().numpy() for tokens in embedder.tokens(_crops(index, rows))]
+        pooled += [pool(tokens) for tokens in embedder.tokens(_crops(index, rows))]
     return unit(np.concatenate(pooled))
 
 

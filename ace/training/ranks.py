@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ace.models.encoder import choose_device
+from ace.models.device import choose_device
 from ace.training.notices import NoticeBoard, describe, open_board
 from ace.training.stop import StoppedAloneError, StoppedError
 from shards.errors import ConfigError, OutOfReachError, ShardError

@@ -27,8 +27,7 @@ RUN = "run.json"
 RECORDED_VERSIONS = ("torch", "timm", "numpy", "pillow", "opencv-python-headless", "simplejpeg")
 CODE = (
     "ace/data",
-    "ace/evaluation/embedding.py",
-    "ace/evaluation/probe_scores.py",
+    "ace/embed",
     "ace/geometry",
     "ace/losses",
     "ace/models",

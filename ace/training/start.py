@@ -11,9 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ace.models.encoder import WEIGHTS, WHITENING
+from ace.models.folder import HEADS, WEIGHTS, WHITENING
 from ace.models.weights import load_initial_weights
-from ace.training.model_folder import HEADS
 from ace.training.params import PretrainParams
 from ace.training.state import TrainState
 from shards.errors import ConfigError

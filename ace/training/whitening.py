@@ -16,7 +16,7 @@ from ace.data.batches import PairBatch
 from ace.data.loader import CropDataset, StepSampler, build_loader
 from ace.geometry.overlap import overlap_masks
 from ace.models.backbone import Backbone
-from ace.models.encoder import Which
+from ace.models.folder import Which
 from ace.models.networks import overlap_mean
 from ace.training.params import PretrainParams
 from ace.training.stop import StoppedError, StopRequest

@@ -17,8 +17,8 @@ from timm.layers import resample_abs_pos_embed
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from ace.embed.encoder import load_encoder
 from ace.models.backbone import Backbone, build_backbone
-from ace.models.encoder import load_encoder
 from ace.models.params import BackboneParams
 from ace.models.weights import WeightsReport, check_weights, load_initial_weights, tensors_sha256
 from ace.training.model_folder import save_model

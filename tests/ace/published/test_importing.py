@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import ace
 from ace.__main__ import PUBLISHED, build_parser
+from ace.embed.encoder import load_encoder
 from ace.inference.timm_folder import export_timm
 from ace.models.backbone import build_backbone
-from ace.models.encoder import load_encoder
 from ace.models.params import BackboneParams
 from ace.published.importing import ARCHITECTURES, Architecture, import_checkpoint
 from ace.published.naming import map_keys

@@ -9,7 +9,7 @@ import torch
 from ace.data.augmentation import AS_IT_IS
 from ace.data.batches import CropPairItem, PairBatch, ViewBatch, ViewItem, collate
 from ace.data.erase import partners
-from ace.models.encoder import default_device
+from ace.models.device import default_device
 from ace.training.objective import BatchTotals, StepResult, compute_loss, count_totals, teach
 from ace.training.params import PretrainParams
 from ace.training.state import TrainState

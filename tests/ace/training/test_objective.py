@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ace.data.batches import PairBatch
-from ace.models.encoder import default_device
+from ace.models.device import default_device
 from ace.training.params import PretrainParams
 from ace.training.pretrain import build_state
 from ace.training.state import TrainState

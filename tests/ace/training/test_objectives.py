@@ -13,7 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ace.config import Config, resolve
 from ace.data.batches import PairBatch, ViewBatch
-from ace.models.encoder import default_device, load_encoder
+from ace.embed.encoder import load_encoder
+from ace.models.device import default_device
 from ace.training.objective import branches_of, count_totals, teach
 from ace.training.params import PretrainParams
 from ace.training.pretrain import build_state, pretrain

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 import ace
+from ace.embed.encoder import load_encoder, untrained_encoder
 from ace.journal.log import open_log
-from ace.models.encoder import WHITENING, load_encoder, untrained_encoder
+from ace.models.folder import WHITENING
 from ace.training.loop import SCORE
 from ace.training.pretrain import pretrain
 from ace.training.stop import StopRequest

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 
 from ace.data.crops import resample
 from ace.data.loader import CropDataset, StepSampler, _generator
+from ace.embed.encoder import load_encoder, untrained_encoder
 from ace.models.backbone import Backbone, build_backbone
-from ace.models.encoder import WEIGHTS, WHITENING, load_encoder, untrained_encoder
+from ace.models.folder import WEIGHTS, WHITENING
 from ace.training.params import PretrainParams
 from ace.training.stop import EXIT_CODE
 from ace.training.whitening import fit_whitening, whitening_map

@@ -1,4 +1,4 @@
-"""From pixels to the encoder's input, as the checkpoint's configuration says."""
+"""Pixels become the encoder's input, as the configuration of its model says; training's batches do the same."""
 
 import math
 from collections.abc import Sequence
@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ace.data.normalise import normalised
-from ace.models.encoder import Encoder
+from ace.embed.encoder import Encoder
 from shards.canvas import Canvas, Pixels, Placement, with_channels
 from shards.errors import ConfigError
 from shards.normalisation import Levels, Normalisation, text_of
@@ -55,6 +54,22 @@ class Preprocessing:
         return normalised(np.stack(canvases), Normalisation(self.mean, self.std), device)
 
 
+def normalised(
+    images: UInt8[np.ndarray, "batch size size *channels"], normalisation: Normalisation, device: torch.device
+) -> Float[Tensor, "batch planes size size"]:
+    """Bring 8-bit images, grey or with channels last, to a device as `(pixels / 255 − mean) / std` of each channel."""
+    pixels = torch.from_numpy(images).to(device).float() / 255
+    planes = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.movedim(-1, 1)
+    mean, std = (_level(levels, device) for levels in normalisation)
+    return (planes - mean) / std
+
+
+def _level(levels: tuple[float, ...], device: torch.device) -> float | Tensor:
+    # One number stays a number: an accelerator divides by a tensor with other roundings, and what embeddings of a model
+    # were once, they stay.
+    return levels[0] if len(levels) == 1 else torch.tensor(levels, device=device).view(-1, 1, 1)
+
+
 def placement_text(trim_level: int | None) -> str:
     """Say for a model card how an image is brought to the square that the encoder takes."""
     trim = "" if trim_level is None else f", dark edges up to grey level {trim_level} cut off"
@@ -82,7 +97,7 @@ def preprocessing_of(encoder: Encoder, normalisation: Choice) -> Preprocessing:
             f"normalisation: mean {text_of(found.mean)}, std {text_of(found.std)}; expected a mean in [0, 1] and a std "
             "above 0"
         )
-    return Preprocessing(encoder.spec.crop_px, encoder.in_channels, encoder.spec.trim_level, *found, name)
+    return Preprocessing(encoder.input_px, encoder.in_channels, encoder.spec.trim_level, *found, name)
 
 
 def _normalisation(encoder: Encoder, choice: Choice) -> tuple[Normalisation, str]:

@@ -10,9 +10,8 @@ from torch import nn
 
 from ace.data.batches import collate
 from ace.data.loader import CropDataset
-from ace.data.normalise import normalised
-from ace.evaluation.embedding import Embedder
-from ace.inference.preprocessing import Preprocessing
+from ace.embed.embedder import Embedder
+from ace.embed.preprocessing import Preprocessing, normalised
 from shards.delivery.register import Survey, survey_images
 from shards.errors import ConfigError
 from shards.normalisation import Normalisation

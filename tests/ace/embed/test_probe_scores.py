@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ace.evaluation.embedding import unit
-from ace.evaluation.probe_scores import NOT_KNOWN, auroc_by_label, knn_votes, linear_scores
+from ace.embed.embedder import unit
+from ace.embed.probe_scores import NOT_KNOWN, auroc_by_label, knn_votes, linear_scores
 from tests.oracles import probe as oracle
 from tests.oracles.losses import numerical_gradient
 

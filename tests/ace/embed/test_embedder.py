@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ace.evaluation.embedding import Embedder, unit
+from ace.embed.embedder import Embedder, unit
 from shards.normalisation import Normalisation
 from tests.ace.evaluation.constructed import SPEC, ConstructedEncoder, FromCellMeans, colour, embedder
 
