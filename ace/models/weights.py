@@ -55,6 +55,7 @@ class WeightsReport:
 
     Attributes:
         source: What was read.
+        nest: Where in the file the tensors lie, as `teacher`; empty for its top.
         sha256: Of the file; of the tensors (`tensors_sha256`) where timm delivered them.
         used: Tensors now in the backbone, adapted ones included.
         misfits: Tensors of the right name and the wrong shape, not loaded.
@@ -65,6 +66,7 @@ class WeightsReport:
     """
 
     source: str
+    nest: str
     sha256: str
     used: tuple[Transfer, ...]
     misfits: tuple[Transfer, ...]
@@ -239,6 +241,7 @@ def transfer(model: nn.Module, state: StateDict, *, source: str, sha256: str) ->
     placed = {entry.origin for entry in (*used, *misfits)}
     return WeightsReport(
         source=source,
+        nest=state.nest,
         sha256=sha256,
         used=tuple(used),
         misfits=tuple(misfits),
