@@ -55,8 +55,8 @@ class Preprocessing:
 
 
 def normalised(
-    images: UInt8[np.ndarray, "batch size size *channels"], normalisation: Normalisation, device: torch.device
-) -> Float[Tensor, "batch planes size size"]:
+    images: UInt8[np.ndarray, "batch height width *channels"], normalisation: Normalisation, device: torch.device
+) -> Float[Tensor, "batch planes height width"]:
     """Bring 8-bit images, grey or with channels last, to a device as `(pixels / 255 − mean) / std` of each channel."""
     pixels = torch.from_numpy(images).to(device).float() / 255
     planes = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.movedim(-1, 1)

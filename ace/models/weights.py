@@ -3,6 +3,7 @@
 import hashlib
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
@@ -209,7 +210,9 @@ def transfer(model: nn.Module, state: StateDict, *, source: str, sha256: str) ->
         raise ConfigError(f"{source}: {_first(tuple(broken))} hold NaN or infinite numbers; choose other weights")
     convert = _converter(model, state.tensors)
     try:
-        converted = dict(state.tensors) if convert is None else convert(dict(state.tensors), model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of how timm's own code calls torch: nobody here can mend it
+            converted = dict(state.tensors) if convert is None else convert(dict(state.tensors), model)
     except Exception as error:  # whatever timm does with keys and shapes that it does not expect
         raise ConfigError(
             f"{source}: timm cannot convert it for {type(model).__name__}: {type(error).__name__} {error}; it has "

@@ -156,17 +156,18 @@ def one_import(
     """
     if not path.is_file():
         raise ConfigError(f"{path}: no such file of weights")
-    known = timm.get_pretrained_cfg(architecture) if timm.is_model(architecture) else None
-    if (mean is None or std is None) and (known is None or in_channels != len(known.mean)):
-        raise ConfigError(
-            f"{path}: no normalisation is known for '{architecture}' with {in_channels} channel(s); give --mean and "
-            "--std as the encoder was trained with, and the architecture as timm.list_models() has it"
-        )
-    levels = {"mean": mean or known.mean, "std": std or known.std}
+    if mean is None or std is None:
+        known = timm.get_pretrained_cfg(architecture) if timm.is_model(architecture) else None
+        if known is None or in_channels != len(known.mean):
+            raise ConfigError(
+                f"{path}: no normalisation is known for '{architecture}' with {in_channels} channel(s); give --mean "
+                "and --std as the encoder was trained with, and the architecture as timm.list_models() has it"
+            )
+        mean, std = mean or known.mean, std or known.std
+    own = Normalisation.of(mean, std).per_channel(in_channels, str(path), "give --mean and --std accordingly")
     weights = {"kind": "file", "path": str(path), "sha256": sha256_of(path), "min_share": 1.0}
-    values = {"name": architecture, "model_args": dict(model_args), "in_channels": in_channels, "weights": weights}
-    values |= {name: tuple(level) * (in_channels // len(level)) for name, level in levels.items()}
-    return ImportParams.from_params(values, str(path))
+    values = {"name": architecture, "model_args": dict(model_args), "in_channels": in_channels, **own._asdict()}
+    return ImportParams.from_params(values | {"weights": weights}, str(path))
 
 
 def import_timm(params: ImportParams, t: int, out: Path, *, where: str) -> WeightsReport:

@@ -5,7 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ace.embed.embedder import Embedder, unit
+from ace.embed.embedder import Embedder, embedding_of, pool, unit
+from ace.embed.encoder import Encoder
+from shards.errors import ConfigError
 from shards.normalisation import Normalisation
 from tests.ace.evaluation.constructed import SPEC, ConstructedEncoder, FromCellMeans, colour, embedder
 
@@ -98,3 +100,19 @@ def test_the_backbone_alone_is_in_the_encoders_precision_and_what_is_made_of_its
 def test_a_vector_of_length_zero_stays_zero() -> None:
     found = unit(np.array([[3.0, 4.0], [0.0, 0.0]]))
     np.testing.assert_allclose(found, np.array([[0.6, 0.8], [0.0, 0.0]]))
+
+
+def test_the_two_forms_of_an_embedding_are_one() -> None:
+    """E(x) of tensors, which an exported network computes, and of arrays, which the figures are made of."""
+    tokens = torch.randn(4, 3, 3, 7, generator=torch.Generator().manual_seed(0))
+    tokens[1] = 0
+    np.testing.assert_allclose(embedding_of(tokens).numpy(), unit(pool(tokens)), atol=1e-6)
+    assert not embedding_of(tokens)[1].any()
+
+
+def test_a_trained_encoder_takes_crops_of_its_own_grid_alone() -> None:
+    encoder = Encoder(torch.nn.Identity(), SPEC, 3, "fp32")
+    assert encoder.on_grid(SPEC, "a-b000") is encoder
+    other = replace(SPEC, cell_px=SPEC.cell_px * 2)
+    with pytest.raises(ConfigError, match=r"\(n, cell_px, t\) = \(6, 8, 4\), but a-b000 has \(6, 16, 4\)"):
+        encoder.on_grid(other, "a-b000")
