@@ -27,13 +27,14 @@ def pretrain(arguments: argparse.Namespace) -> None:
     SIGUSR1, Ctrl-C and the time limit let the running step finish, save, and end with exit code 75: the same command
     goes on from there.
     """
-    from ace.training.stop import EXIT_CODE, StoppedError, stop_requests
+    from ace.engine.stop import EXIT_CODE, StoppedError, stop_requests
 
     try:
         # From here on, not from the first step: to import and to build takes long enough to be preempted in.
         with stop_requests(None if arguments.time_limit is None else 60 * arguments.time_limit) as request:
-            from ace.training.params import PretrainParams
-            from ace.training.pretrain import RunOptions, pretrain
+            from ace.engine.run import RunOptions
+            from ace.pretrain.params import PretrainParams
+            from ace.pretrain.pretrain import pretrain
             from shards.params import GridParams, parse_mix
             from shards.runtime.atomic import clear_when_full
             from shards.runtime.scratch import scratch_root
@@ -206,7 +207,8 @@ def embed(arguments: argparse.Namespace) -> None:
         normalisation=arguments.normalisation,
         batch=batch,
     )
-    if trimmed not in (None, model.preprocessing.trim_level):
+    # Of an imported model nothing says how its images were framed.
+    if trimmed not in (None, model.preprocessing.trim_level) and not model.encoder.is_imported:
         print(
             f"warning: {batch} was built with grid.trim_level {trimmed}, and the model was trained on images with "
             f"{model.preprocessing.trim_level}: it sees them framed otherwise than in its training",

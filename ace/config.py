@@ -11,8 +11,8 @@ from ruamel.yaml import YAML
 from ace.data.objectives import spec_of_epoch
 from ace.evaluation.params import EvaluateParams
 from ace.models.params import ImportParams
+from ace.pretrain.params import PretrainParams
 from ace.report.params import ReportParams
-from ace.training.params import PretrainParams
 from shards.config import DEFAULT_PARAMS, Section, read_params
 from shards.delivery.batches import batch_path, format_batch, read_batches, root_path, set_settings, settings_of
 from shards.delivery.contamination import Origin, check_shared_images
@@ -109,9 +109,9 @@ def check_config(config: Config, batches: Mapping[str, BatchParams]) -> None:
     from ace.evaluation.correspondence import location_axis
     from ace.models.backbone import check_backbone
     from ace.models.weights import check_weights
+    from ace.pretrain.pretrain import samples_per_rank
+    from ace.pretrain.start import check_start
     from ace.published.importing import check_import
-    from ace.training.pretrain import samples_per_rank
-    from ace.training.start import check_start
     from shards.identity import PUBLIC_KEY, split_of
     from shards.phantom.study import count_images, patient_id
 

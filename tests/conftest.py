@@ -46,7 +46,7 @@ CHECKED = {
         "regions",
     ),
     "ace.embed": ("preprocessing", "probe_scores"),
-    "ace.training": ("monitors", "probe"),
+    "ace.pretrain": ("monitors", "probe"),
     "ace": ("geometry", "losses", "models"),
     "shards": ("canvas", "decode", "quality"),
     "shards.reading": ("order", "reader"),

@@ -8,7 +8,7 @@ from ruamel.yaml import YAML
 
 from ace.config import Config, load_config, resolve
 from ace.evaluation.params import EvaluateParams
-from ace.training.run import CODE
+from ace.pretrain.identity import CODE
 from shards.build.plan import VERSION
 from shards.delivery.batches import read_batch, settings_of
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("ace", "shards", "pipelines")
 ENTRY = {
     "phantom": "shards.phantom.dataset",
-    "pretrain": "ace.training.pretrain",
+    "pretrain": "ace.pretrain.pretrain",
     "import": "ace.published.importing",
     "evaluate": "ace.evaluation.evidence",
     "report": "ace.report.page",
