@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ace.embed.preprocessing import Choice
     from ace.inference.embedder import EmbeddingModel
-    from ace.inference.preprocessing import Choice
-    from ace.models.encoder import Which
+    from ace.models.folder import Which
 
 __all__ = ["load"]
 

@@ -3,8 +3,11 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from inspect import cleandoc
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from ruamel.yaml import YAML
 
 from shards.cli import add_params_options, run_command, values_of
 from shards.identity import KEY_FILE_VARIABLE, SPLITS
@@ -12,8 +15,8 @@ from shards.store.location import parse_location
 
 Number = TypeVar("Number", int, float)
 
-SHARDS, MODEL, EVIDENCE = Path("data/shards"), Path("models/ace"), Path("data/evidence")
-PUBLISHED = ("swin_b", "vit_b", "vit_b16")
+SHARDS, MODELS, EVIDENCE = Path("data/shards"), Path("models"), Path("data/evidence")
+MODEL = MODELS / "ace"
 PROPERTIES, TRAINING, REPORT = Path("metrics/properties.json"), Path("metrics/pretrain"), Path("reports/report.html")
 
 
@@ -24,13 +27,14 @@ def pretrain(arguments: argparse.Namespace) -> None:
     SIGUSR1, Ctrl-C and the time limit let the running step finish, save, and end with exit code 75: the same command
     goes on from there.
     """
-    from ace.training.stop import EXIT_CODE, StoppedError, stop_requests
+    from ace.engine.stop import EXIT_CODE, StoppedError, stop_requests
 
     try:
         # From here on, not from the first step: to import and to build takes long enough to be preempted in.
         with stop_requests(None if arguments.time_limit is None else 60 * arguments.time_limit) as request:
-            from ace.training.params import PretrainParams
-            from ace.training.pretrain import RunOptions, pretrain
+            from ace.engine.run import RunOptions
+            from ace.pretrain.params import PretrainParams
+            from ace.pretrain.pretrain import pretrain
             from shards.params import GridParams, parse_mix
             from shards.runtime.atomic import clear_when_full
             from shards.runtime.scratch import scratch_root
@@ -105,20 +109,67 @@ def summary(arguments: argparse.Namespace) -> None:
 
 
 def import_(arguments: argparse.Namespace) -> None:
-    """Make a model folder of a checkpoint that the method's authors published; every key of it is accounted for.
+    """Make a model folder of weights that others trained: of any architecture of timm's, or of the method's authors.
 
-    swin_b is Swin-B (patch 4, window 7) and vit_b ViT-B/32, both at 448 px; vit_b16 is ViT-B/16 at 224 px. The file is
-    read without running code. The folder serves evaluate --model; its config.json records the file's sha256.
+    The folder is read like that of any other model: evaluation, embed and export take it, each image normalised and
+    sized as this encoder needs it. config.json records all of that, and the file with its sha256. Files are read
+    without running code.
+
+    A file of weights is taken over by naming its architecture as timm does (timm.list_models() names them all):
+
+      python -m ace import swin_t.pth --architecture swin_tiny_patch4_window7_224 --out models/swin
+      python -m ace import vit.safetensors --architecture vit_base_patch16_224 --tokens 28 --out models/vit
+
+    The input is --tokens a side, times the stride of the architecture. Position embeddings and tables of another size
+    are resampled by timm's function for the architecture, and the printed account says so; a tensor that is missing,
+    or one too many, is an error.
+
+    The architectures swin_b, vit_b (both at 448 px) and vit_b16 (224 px) are those of the method's authors, in their
+    files' naming; there nothing is resampled, and every key has to be accounted for.
+
+    Encoders that the project compares with stand in the section `imports` of params.yaml, each a stage of its own:
+
+      python -m ace import --name imagenet
     """
-    from ace.published.importing import ARCHITECTURES, import_checkpoint
+    from ace.models.params import ImportParams
+    from ace.published.importing import ARCHITECTURES, import_checkpoint, import_timm, one_import
+    from shards.errors import ConfigError
+    from shards.params import GridParams
 
+    if (arguments.name is None) == (arguments.file is None):
+        raise ConfigError("give a FILE of weights with --architecture and --out, or the --name of one in params.yaml")
+    if arguments.name is not None:
+        values = values_of(arguments)
+        imports, where = values.get("imports") or {}, f"{arguments.params}: imports.{arguments.name}"
+        if arguments.name not in imports:
+            raise ConfigError(f"{where}: not there; the section has {', '.join(imports) or 'none'}")
+        params = ImportParams.from_params(imports[arguments.name], where)
+        t = GridParams.from_params(values.get("grid"), f"{arguments.params}: grid").t
+        out = arguments.out or MODELS / arguments.name
+        print(import_timm(params, t, out, where=where))
+        return
+    if arguments.architecture is None or arguments.out is None:
+        raise ConfigError(f"{arguments.file}: give --architecture, what the file holds, and --out, the new folder")
+    if arguments.out.exists():
+        raise ConfigError(f"{arguments.out} exists; choose another --out or remove it")
+    if arguments.architecture not in ARCHITECTURES:
+        params = one_import(
+            arguments.file,
+            arguments.architecture,
+            dict(arguments.model_arg),
+            in_channels=arguments.channels,
+            mean=arguments.mean,
+            std=arguments.std,
+        )
+        print(import_timm(params, arguments.tokens, arguments.out, where=str(arguments.file)))
+        return
     keys = import_checkpoint(
         arguments.file,
         arguments.out,
         ARCHITECTURES[arguments.architecture],
         network=arguments.network,
-        mean=arguments.mean,
-        std=arguments.std,
+        mean=arguments.mean or 0.5056,
+        std=arguments.std or 0.252,
     )
     print(f"{arguments.out}: {len(keys.weights)} tensors of the backbone, each in its place")
     print(f"left out, as they follow from the architecture: {len(keys.derived)} tables")
@@ -156,7 +207,8 @@ def embed(arguments: argparse.Namespace) -> None:
         normalisation=arguments.normalisation,
         batch=batch,
     )
-    if trimmed not in (None, model.preprocessing.trim_level):
+    # Of an imported model nothing says how its images were framed.
+    if trimmed not in (None, model.preprocessing.trim_level) and not model.encoder.is_imported:
         print(
             f"warning: {batch} was built with grid.trim_level {trimmed}, and the model was trained on images with "
             f"{model.preprocessing.trim_level}: it sees them framed otherwise than in its training",
@@ -314,6 +366,13 @@ def _levels(text: str) -> Sequence[float]:
     return levels
 
 
+def _assignment(text: str) -> tuple[str, Any]:
+    key, separator, value = text.partition("=")
+    if not (key and separator):
+        raise argparse.ArgumentTypeError(f"{text}: expected KEY=VALUE, as output_stride=16")
+    return key, YAML(typ="safe", pure=True).load(value)
+
+
 def _positive(kind: Callable[[str], Number]) -> Callable[[str], Number]:
     def parse(text: str) -> Number:
         value = kind(text)
@@ -395,21 +454,47 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(run=summary)
 
     command = commands.add_parser(
-        "import", help="make a model of a checkpoint that the authors published", description=import_.__doc__
+        "import",
+        help="make a model of weights that others trained",
+        description=cleandoc(import_.__doc__ or ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("file", type=Path, metavar="FILE", help=".pth or .safetensors, in the original naming")
-    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the model; must not exist")
-    command.add_argument("--architecture", required=True, choices=PUBLISHED, help="what the file holds")
-    command.add_argument("--network", choices=["teacher", "student"], default="teacher", help="default: teacher")
+    add_params_options(command)
+    command.add_argument("file", type=Path, nargs="?", metavar="FILE", help="a file of weights: .pth or .safetensors")
+    command.add_argument("--name", metavar="NAME", help="instead of FILE: an encoder of the section `imports`")
+    command.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help=f"folder of the model; with FILE required and new, with --name by default {MODELS}/NAME",
+    )
+    command.add_argument(
+        "--architecture", metavar="NAME", help="what FILE holds: timm's name, or swin_b, vit_b, vit_b16 (the authors')"
+    )
+    command.add_argument(
+        "--model-arg",
+        type=_assignment,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a further argument of timm's architecture, as output_stride=16; may be repeated",
+    )
+    command.add_argument(
+        "--tokens", type=_positive(int), default=14, metavar="T", help="tokens a side, even; default: 14, the paper's"
+    )
+    command.add_argument(
+        "--channels", type=int, choices=[1, 3], default=3, help="of the input; default: 3 (the authors' files say it)"
+    )
+    command.add_argument(
+        "--network", choices=["teacher", "student"], default="teacher", help="of the authors' files; default: teacher"
+    )
     command.add_argument(
         "--mean",
         type=_levels,
-        default=[0.5056],
-        help="of pixels in [0, 1], or R,G,B; default: 0.5056, the authors' chest X-rays",
+        help="of pixels in [0, 1], or R,G,B; default: timm's for the architecture, or the authors' for chest X-rays, "
+        "0.5056",
     )
-    command.add_argument(
-        "--std", type=_levels, default=[0.252], help="likewise; default: 0.252, the authors' chest X-rays"
-    )
+    command.add_argument("--std", type=_levels, help="likewise; default: timm's, or the authors', 0.252")
     command.set_defaults(run=import_)
 
     command = commands.add_parser("embed", help="embed a folder of images or a shard set", description=embed.__doc__)

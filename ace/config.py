@@ -3,15 +3,16 @@
 from collections.abc import Mapping, MutableMapping
 from io import StringIO
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 from ruamel.yaml import YAML
 
 from ace.data.objectives import spec_of_epoch
 from ace.evaluation.params import EvaluateParams
+from ace.models.params import ImportParams
+from ace.pretrain.params import PretrainParams
 from ace.report.params import ReportParams
-from ace.training.params import PretrainParams
 from shards.config import DEFAULT_PARAMS, Section, read_params
 from shards.delivery.batches import batch_path, format_batch, read_batches, root_path, set_settings, settings_of
 from shards.delivery.contamination import Origin, check_shared_images
@@ -43,6 +44,8 @@ class Config(Section):
     mix: dict[str, MixParams] = Field(min_length=1)
     """Name → its part in training."""
     pretrain: PretrainParams
+    imports: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")], ImportParams]
+    """Name → an encoder that others trained, which becomes the model folder models/NAME."""
     evaluate: EvaluateParams
     report: ReportParams
 
@@ -73,6 +76,8 @@ class Config(Section):
             raise ValueError(
                 "pretrain.crops is 'bank' and shard.num_bank_pairs is 0; store some pairs or draw fresh ones"
             )
+        if "ace" in self.imports:
+            raise ValueError("imports has 'ace', and models/ace is what pretrain writes; choose another name")
         try:
             spec_of_epoch(self.pretrain.objective, self.grid.spec, epoch=0)
         except ConfigError as error:
@@ -100,12 +105,13 @@ def check_config(config: Config, batches: Mapping[str, BatchParams]) -> None:
     Raises:
         ConfigError: saying what was found and what is needed.
     """
+    from ace.embed.encoder import check_reference
     from ace.evaluation.correspondence import location_axis
     from ace.models.backbone import check_backbone
-    from ace.models.encoder import check_reference
     from ace.models.weights import check_weights
-    from ace.training.pretrain import samples_per_rank
-    from ace.training.start import check_start
+    from ace.pretrain.pretrain import samples_per_rank
+    from ace.pretrain.start import check_start
+    from ace.published.importing import check_import
     from shards.identity import PUBLIC_KEY, split_of
     from shards.phantom.study import count_images, patient_id
 
@@ -119,6 +125,8 @@ def check_config(config: Config, batches: Mapping[str, BatchParams]) -> None:
     check_backbone(config.pretrain.backbone, config.grid.spec)
     check_weights(config.pretrain.backbone)
     check_start(config.pretrain, is_required=True)
+    for name, item in config.imports.items():
+        check_import(item, config.grid.t, where=f"imports.{name}")
     # What one process cannot divide, several cannot either; how many there will be is not known here.
     samples_per_rank(config.pretrain, 1)
     if config.evaluate.reference is not None:

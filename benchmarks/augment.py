@@ -26,7 +26,7 @@ from ace.config import Config, resolve
 from ace.data.augment import augment
 from ace.data.augment_device import augment_batch
 from ace.data.augmentation import Augmentation, Augmentations, draw_augmentation
-from ace.models.encoder import default_device
+from ace.models.device import default_device
 from shards.canvas import Pixels
 
 ROOT = Path(__file__).parents[1]

@@ -44,14 +44,14 @@ from ace.config import Config, resolve
 from ace.data.augmentation import Augmentation
 from ace.data.batches import CropPairItem, PairBatch, collate
 from ace.data.erase import draw_erasure, shown_share
+from ace.engine.ranks import Ranks
 from ace.models.backbone import build_backbone
-from ace.models.encoder import default_device
-from ace.training.objective import compute_loss, count_totals, teach
-from ace.training.params import PretrainParams
-from ace.training.pretrain import build_state
-from ace.training.ranks import Ranks
-from ace.training.state import TrainState
-from ace.training.step import StepOutcome, train_step
+from ace.models.device import default_device
+from ace.pretrain.objective import Objective, StepContext
+from ace.pretrain.params import PretrainParams
+from ace.pretrain.pretrain import build_state
+from ace.pretrain.state import TrainState
+from ace.pretrain.step import PretrainStep
 from shards.grid import draw_crop_pair
 from shards.normalisation import Normalisation
 from shards.params import GridParams
@@ -137,12 +137,9 @@ def random_batch(config: Config, rng: np.random.Generator) -> PairBatch:
     return collate(items).augmented(config.pretrain.augment)
 
 
-def full_step(state: TrainState, batch: PairBatch, params: PretrainParams, t: int) -> StepOutcome:
-    """As training calls its step between two logged ones."""
-    ranks = Ranks(0, 1, batch.coarse.device)
-    return train_step(
-        state, state.student, batch, params, t=t, steps_per_epoch=STEPS_PER_EPOCH, ranks=ranks, is_logged=False
-    )
+def full_step(state: TrainState, device: torch.device, params: PretrainParams, t: int) -> PretrainStep:
+    """The step of training, which calls it with `is_logged=False` between two logged ones."""
+    return PretrainStep(state, state.student, params, Objective.of(params, t), STEPS_PER_EPOCH, Ranks(0, 1, device))
 
 
 class BackboneAlone:
@@ -180,7 +177,8 @@ def build_step(kind: str, config: Config, batch: PairBatch, arguments: argparse.
     state = build_state(params, grid, device)
     state.student.train()
     if kind == "full":
-        return lambda: full_step(state, batch, params, grid.t)
+        full = full_step(state, device, params, grid.t)
+        return lambda: full(batch, is_logged=False)
     plain = Straightforward(state.student, params, t=grid.t, scale=(batch.k, batch.l))
     if arguments.compile:
         plain.student.backbone.compile()
@@ -201,18 +199,15 @@ def check_equal_loss(config: Config, batch: PairBatch) -> None:
     state.student.eval()
     plain.student.eval()
     with torch.no_grad():
-        taught = teach(state.teacher, batch, params, t)
-        ours = compute_loss(
-            state.student,
-            batch,
-            taught,
+        objective = Objective.of(params, t)
+        taught = objective.teach(state.teacher, batch)
+        context = StepContext(
             state.center,
-            params,
-            t=t,
-            teacher_temperature=params.global_loss.teacher_temperature,
-            logit_scales=state.student,
-            totals=count_totals(batch, [taught], 1, t),
-        ).loss.item()
+            params.global_loss.teacher_temperature,
+            scales=state.student,
+            totals=objective.totals(batch, [taught], 1),
+        )
+        ours = objective.loss(state.student, batch, taught, context).loss.item()
         theirs = plain.loss(batch)[0].item()
     if abs(ours - theirs) > LOSS_TOLERANCE * abs(ours):
         raise SystemExit(f"the straightforward trainer's loss is {theirs}, ours {ours}: the work is not the same")

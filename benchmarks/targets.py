@@ -29,7 +29,7 @@ from reference import targets as reference
 from torch import Tensor
 
 from ace.geometry.targets import Matches, composition_target, decomposition_target
-from ace.models.encoder import default_device
+from ace.models.device import default_device
 from shards.grid import CropPair, GridSpec, Scale, draw_crop_pair
 
 Targets = tuple[Matches, Matches] | tuple[Tensor, Tensor]

@@ -1,5 +1,6 @@
 """One Dagster multi_asset per DVC stage, or per foreach family, with one asset per out."""
 
+import keyword
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -43,7 +44,8 @@ def _family(
     by_name = {check.spec.key: check for check in checks if check.out in own}
 
     @multi_asset(
-        name=re.sub(r"\W", "_", word),
+        # Dagster names no op by a word of Python's, as `import`.
+        name=f"{word}_" if keyword.iskeyword(word) else re.sub(r"\W", "_", word),
         specs=[spec for stage in stages for spec in _specs(stage)],
         check_specs=[check.spec for check in by_name.values()],
         can_subset="@" in stages[0].name,

@@ -9,7 +9,7 @@ import torch
 from ace.config import Config, check_config, resolve, use
 from ace.models.backbone import build_backbone
 from ace.models.networks import Student, Teacher
-from ace.training.objective import branches_of
+from ace.pretrain.objective import branches_of
 from shards.config import read_params
 from shards.delivery.batches import read_batch, settings_of
 from shards.params import BatchParams, MeasuredParams, PhantomSourceParams

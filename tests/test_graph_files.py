@@ -8,7 +8,7 @@ from ruamel.yaml import YAML
 
 from ace.config import Config, load_config, resolve
 from ace.evaluation.params import EvaluateParams
-from ace.training.run import CODE
+from ace.pretrain.identity import CODE
 from shards.build.plan import VERSION
 from shards.delivery.batches import read_batch, settings_of
 
@@ -16,17 +16,21 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("ace", "shards", "pipelines")
 ENTRY = {
     "phantom": "shards.phantom.dataset",
-    "pretrain": "ace.training.pretrain",
+    "pretrain": "ace.pretrain.pretrain",
+    "import": "ace.published.importing",
     "evaluate": "ace.evaluation.evidence",
     "report": "ace.report.page",
 }
 TELLING = "ace/journal/"
 """What a training imports and does not depend on: what is told of it decides no weight."""
 PARTS = {
+    ("import", "imports"): {"imports.${key}"},
+    ("import", "grid"): {"grid.t"},
     ("evaluate", "batches"): {"batches/${evaluate.batch}.yaml: measured"},
     ("evaluate", "evaluate"): {f"evaluate.{key}" for key in EvaluateParams.model_fields if key != "checks"},
 }
-"""Sections that a stage takes but does not depend on as a whole: it reads its own batch alone, or no checks."""
+"""Sections that a stage takes but does not depend on as a whole: it reads its own batch alone, or no checks; its
+own encoder, or the number of tokens alone."""
 READERS = {"shards/delivery/batches.py", "shards/config.py", "shards/params.py"}
 """Where the functions that read params.yaml are defined."""
 
@@ -85,7 +89,7 @@ def test_every_stage_has_a_params_section_and_a_command_of_its_name() -> None:
     stages = load_yaml("dvc.yaml")["stages"]
     assert [name for name in stages if name != "shard"] == list(ENTRY)
     for name in stages:
-        assert name in Config.model_fields
+        assert {name, f"{name}s"} & Config.model_fields.keys()
         command = stage_body(name)["cmd"]
         last = command[-1] if isinstance(command, list) else command
         assert last.split()[:2] == ["python", "-m"]
@@ -108,7 +112,9 @@ def sections_read(stage: str) -> set[str]:
     """Sections of params.yaml that the command of a stage takes: the `.get("…")` of its function in `__main__`."""
     package = ENTRY[stage].split(".")[0]
     module = ast.parse((ROOT / package / "__main__.py").read_text(encoding="utf-8"))
-    (command,) = (node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == stage)
+    (command,) = (
+        node for node in module.body if isinstance(node, ast.FunctionDef) and node.name in (stage, f"{stage}_")
+    )
     calls = [node for node in ast.walk(command) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
     return {ast.literal_eval(call.args[0]) for call in calls if call.func.attr == "get"}
 

@@ -322,7 +322,7 @@ def _until_closed(batches: Any) -> Generator[Any, None, None]:
     """The batches; the error that came instead of one is raised, and at any end the processes are gone.
 
     Torch ends them when nothing refers to its iterator any more, and the traceback of an error does. Python waits for
-    them before it drops that, and for ever: they are deaf to the signal that it sends them (ace.training.stop).
+    them before it drops that, and for ever: they are deaf to the signal that it sends them (ace.engine.stop).
     """
     try:
         for batch in batches:

@@ -11,15 +11,15 @@ from typing import TypeGuard
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from ace.embed.embedder import embedding_of, tokens_of
+from ace.embed.encoder import Encoder, load_encoder
+from ace.embed.preprocessing import Choice, Preprocessing, preprocessing_of
 from ace.inference.images import ImageInput, ImageInputError, to_pixels
-from ace.inference.preprocessing import Choice, Preprocessing, preprocessing_of
-from ace.models.encoder import WEIGHTS, Encoder, Which, load_encoder
-from ace.models.precision import in_precision
+from ace.models.folder import WEIGHTS, Which
 from ace.zoo.shipped import find_model
 from shards.canvas import Canvas
 from shards.errors import ConfigError
@@ -144,11 +144,9 @@ class EmbeddingModel:
             canvases: The images.
             token_dtype: In which their tokens leave the device; None leaves them there.
         """
-        encoder = self.encoder
-        images = self.preprocessing.normalise(canvases, encoder.device)
+        images = self.preprocessing.normalise(canvases, self.encoder.device)
         with torch.inference_mode():
-            with in_precision(encoder.precision, encoder.device):
-                tokens = encoder.backbone(images).float()
+            tokens = tokens_of(self.encoder, images)
             kept = None if token_dtype is None else tokens.to(token_dtype).cpu()
             return Embeddings(embedding_of(tokens).cpu(), kept)
 
@@ -188,11 +186,6 @@ def load_model(
     if normalisation is None and batch in encoder.config["params"]["batches"]:
         normalisation = batch
     return EmbeddingModel(encoder, preprocessing_of(encoder, normalisation), folder, which)
-
-
-def embedding_of(tokens: Float[Tensor, "batch rows cols dim"]) -> Float[Tensor, "batch dim"]:
-    """E(x): the direction of the mean token; a mean of 0 stays 0."""
-    return F.normalize(tokens.mean((1, 2)), dim=-1)
 
 
 def _is_one(images: object) -> TypeGuard[ImageInput]:

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ace.inference.embedder import EmbeddingModel, embedding_of
+from ace.embed.embedder import embedding_of
+from ace.inference.embedder import EmbeddingModel
 from ace.inference.folder import new_folder
 from ace.models.backbone import Backbone
 from shards.errors import ConfigError

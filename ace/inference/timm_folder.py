@@ -6,11 +6,10 @@ from typing import Any
 
 import timm
 
+from ace.embed.preprocessing import placement_text
 from ace.inference.embedder import EmbeddingModel
 from ace.inference.folder import new_folder
-from ace.inference.preprocessing import placement_text
 from ace.journal.card import ORIGINS, model_card
-from ace.models.encoder import IMPORTED
 from ace.models.notice import NOTICE
 from ace.models.tensors import write_tensors
 from shards.normalisation import Normalisation, text_of
@@ -140,7 +139,7 @@ def _config(model: EmbeddingModel, network: Any) -> dict[str, Any]:
 
 def _card(model: EmbeddingModel) -> str:
     about, config = model.describe(), model.encoder.config
-    if config.get("origin") == IMPORTED:
+    if model.encoder.is_imported:
         origin, data, limits = _IMPORTED.format(**config["source"]), _IMPORTED_DATA, NOTICE
     else:
         sections = _sections(model_card(config))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ace.journal.erased import erased_parts, removal_weight
-from ace.models.encoder import WEIGHTS
+from ace.models.folder import WEIGHTS
 from ace.models.notice import NOTICE
 
 ORIGINS = {

@@ -14,6 +14,8 @@ from ace.models.precision import full_precision
 from shards.errors import ConfigError
 from shards.grid import GridSpec
 
+_DIVISIBLE_PX = 256
+"""An image side that the strides of networks divide."""
 SET_BY_THE_GRID = ("img_size", "in_chans", "num_classes", "global_pool", "drop_path_rate", "pretrained")
 
 
@@ -35,7 +37,8 @@ class Backbone(nn.Module):
     Attributes:
         model: The timm model; its output is taken after the last norm.
         activation: Of the tokens.
-        whitening: A linear map of the tokens, last of all; nothing while it is trained (`ace.training.whitening`).
+        whitening: A linear map of the tokens, last of all; nothing while it is trained (`ace.pretrain.whitening`).
+        crop_px: Side of the images that it takes.
         t: Tokens per crop side.
         width: Channels of a token.
     """
@@ -45,6 +48,7 @@ class Backbone(nn.Module):
         self.model = _create(params, crop_px)
         self.activation = nn.ReLU() if params.token_activation == "relu" else nn.Identity()
         self.whitening: nn.Module = nn.Identity()
+        self.crop_px = crop_px
         self.t = t
         self.width: int = self.model.num_features
 
@@ -107,6 +111,35 @@ def check_backbone(params: BackboneParams, spec: GridSpec) -> None:
         ConfigError: the name is unknown, timm refuses the arguments, or the token grid is not t×t.
     """
     where = f"backbone {params.name} on {spec.crop_px}-px crops (t·cell_px = {spec.t}·{spec.cell_px})"
+    found = _token_grid(params, spec.crop_px, where)
+    if found != (spec.t, spec.t):
+        raise ConfigError(
+            f"{where}: the token grid is {found[0]}×{found[1]}, expected t×t = {spec.t}×{spec.t}; "
+            f"its tokens are {spec.crop_px // found[0]} px apart: set cell_px to that or choose another model"
+        )
+
+
+def stride_of(params: BackboneParams) -> int:
+    """Return how many pixels apart the architecture's tokens are, found as in `check_backbone`.
+
+    Raises:
+        ConfigError: the name is unknown, timm refuses the arguments, or its tokens do not divide an image evenly.
+    """
+    config = timm.get_pretrained_cfg(params.name) if timm.is_model(params.name) else None
+    size_px = config.input_size[-1] if config is not None and config.fixed_input_size else _DIVISIBLE_PX
+    where = f"backbone {params.name} on images of {size_px} px"
+    rows, cols = _token_grid(params, size_px, where)
+    if rows != cols or size_px % rows:
+        raise ConfigError(f"{where}: its {rows}×{cols} tokens do not divide the image evenly; choose another model")
+    return size_px // rows
+
+
+def _token_grid(params: BackboneParams, size_px: int, where: str) -> tuple[int, int]:
+    """Rows and columns of the tokens of a square image.
+
+    Raises:
+        ConfigError: the name is unknown, or timm refuses the arguments.
+    """
     reserved = sorted(set(params.model_args) & set(SET_BY_THE_GRID))
     if reserved:
         raise ConfigError(f"{where}: model_args sets {reserved}, which follow from grid and backbone; remove them")
@@ -119,15 +152,10 @@ def check_backbone(params: BackboneParams, spec: GridSpec) -> None:
         raise ConfigError(f"{where}: timm has no such model; {hint}")
     try:
         with torch.device("meta"):
-            model = _create(params, spec.crop_px)
-            found = _grid_shape(model, model(torch.empty(1, params.in_channels, spec.crop_px, spec.crop_px)))
+            model = _create(params, size_px)
+            return _grid_shape(model, model(torch.empty(1, params.in_channels, size_px, size_px)))
     except Exception as error:  # whatever timm does with arguments it does not like
         raise ConfigError(f"{where}: timm refuses: {error}; check model_args, t and cell_px") from error
-    if found != (spec.t, spec.t):
-        raise ConfigError(
-            f"{where}: the token grid is {found[0]}×{found[1]}, expected t×t = {spec.t}×{spec.t}; "
-            f"its tokens are {spec.crop_px // found[0]} px apart: set cell_px to that or choose another model"
-        )
 
 
 def _create(params: BackboneParams, crop_px: int) -> Any:

@@ -79,13 +79,14 @@ class BackboneParams(Section):
     """What the student starts from; null starts from random weights."""
 
 
-class ReferenceParams(Section):
+class ImportParams(Section):
     """An encoder that others trained and published, measured as it is: nothing of it is trained here."""
 
     name: str
     """timm's name of the architecture, as `tf_efficientnet_lite0`."""
     model_args: dict[str, Any]
-    """Further arguments of the architecture, as `{output_stride: 16}`, so that it yields t×t tokens at crop size."""
+    """Further arguments of the architecture, as `{output_stride: 16}`, which makes its tokens denser. The input has t
+    tokens a side and follows from them: `img_size` may not stand here."""
     in_channels: Literal[1, 3]
     """Channels of an input image; grey images are repeated for 3, colour images turned to grey for 1."""
     mean: tuple[float, ...]
@@ -96,7 +97,7 @@ class ReferenceParams(Section):
     """The published weights; they have to give every tensor of the encoder."""
 
     @model_validator(mode="after")
-    def _one_level_for_each_channel(self) -> "ReferenceParams":
+    def _one_level_for_each_channel(self) -> "ImportParams":
         if (len(self.mean), len(self.std)) != (self.in_channels, self.in_channels):
             raise ValueError(
                 f"mean has {len(self.mean)} numbers and std {len(self.std)}, in_channels is {self.in_channels}; "
@@ -115,6 +116,10 @@ class ReferenceParams(Section):
             drop_path=0.0,
             weights=self.weights,
         )
+
+
+ReferenceParams = ImportParams
+"""The section `evaluate.reference` has the same keys."""
 
 
 class GlobalHeadParams(Section):

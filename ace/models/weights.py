@@ -3,6 +3,7 @@
 import hashlib
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
@@ -55,6 +56,7 @@ class WeightsReport:
 
     Attributes:
         source: What was read.
+        nest: Where in the file the tensors lie, as `teacher`; empty for its top.
         sha256: Of the file; of the tensors (`tensors_sha256`) where timm delivered them.
         used: Tensors now in the backbone, adapted ones included.
         misfits: Tensors of the right name and the wrong shape, not loaded.
@@ -65,6 +67,7 @@ class WeightsReport:
     """
 
     source: str
+    nest: str
     sha256: str
     used: tuple[Transfer, ...]
     misfits: tuple[Transfer, ...]
@@ -207,7 +210,9 @@ def transfer(model: nn.Module, state: StateDict, *, source: str, sha256: str) ->
         raise ConfigError(f"{source}: {_first(tuple(broken))} hold NaN or infinite numbers; choose other weights")
     convert = _converter(model, state.tensors)
     try:
-        converted = dict(state.tensors) if convert is None else convert(dict(state.tensors), model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of how timm's own code calls torch: nobody here can mend it
+            converted = dict(state.tensors) if convert is None else convert(dict(state.tensors), model)
     except Exception as error:  # whatever timm does with keys and shapes that it does not expect
         raise ConfigError(
             f"{source}: timm cannot convert it for {type(model).__name__}: {type(error).__name__} {error}; it has "
@@ -239,6 +244,7 @@ def transfer(model: nn.Module, state: StateDict, *, source: str, sha256: str) ->
     placed = {entry.origin for entry in (*used, *misfits)}
     return WeightsReport(
         source=source,
+        nest=state.nest,
         sha256=sha256,
         used=tuple(used),
         misfits=tuple(misfits),

@@ -1,49 +1,60 @@
-"""`ace import`: one published backbone becomes a model folder that evaluation, embedding and export read."""
+"""The stage `import`: weights that others trained become a model folder that evaluation, embedding and export read.
+
+Two kinds of files are taken: those of the method's authors, every key of which has to be what the original naming says
+(`import_checkpoint`), and those of any architecture that timm has (`import_timm`).
+"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import timm
 import torch
 from torch import Tensor, nn
 
-from ace.models.backbone import build_backbone
-from ace.models.encoder import CONFIG, FORMAT_VERSION, IMPORTED, WEIGHTS
+from ace.models.backbone import Backbone, build_backbone, check_backbone, stride_of
+from ace.models.folder import CARD, CONFIG, FORMAT_VERSION, IMPORTED, WEIGHTS
 from ace.models.foreign import StateDict, read_state_dict
 from ace.models.notice import NOTICE
-from ace.models.params import BackboneParams
+from ace.models.params import BackboneParams, FileWeightsParams, ImportParams, PackageWeightsParams
 from ace.models.tensors import write_tensors
+from ace.models.weights import WeightsReport, check_weights, load_initial_weights
 from ace.published.naming import Family, KeyMap, map_keys
-from shards.errors import ConfigError
+from shards.errors import ConfigError, GridError
 from shards.format.layout import sha256_of
 from shards.grid import GridSpec, Scale
 from shards.normalisation import Levels, Normalisation, as_tuple, text_of
 from shards.params import MixParams
 from shards.runtime.atomic import atomic_directory, write_text
 
-CARD = """\
+DERIVED = ("relative_position_index", "relative_coords_table", "attn_mask")
+"""Names of the tables that follow from an architecture and its image size, which many files carry all the same."""
+
+_CARD = """\
 ---
 library_name: timm
 license: other
-tags: [medical-imaging, self-supervised, ACE]
+tags: [medical-imaging, ACE]
 ---
 # Imported encoder ({backbone})
 
-Weights that others trained and published, converted and not changed. This project did not train them: which images
+Weights that others trained and published, taken over for the input below. This project did not train them: which images
 they saw, for how long and with which settings is not known here. Their publisher's licence applies to them.
 
 | | |
 |---|---|
 | backbone | `{backbone}`{model_args}, {in_channels} channel(s), {num_parameters:,} parameters |
-| input | {crop_px} × {crop_px} px, {t} × {t} tokens; pixels in [0, 1] minus {mean}, over {std} |
+| input | {crop_px} × {crop_px} px, {t} × {t} tokens {stride_px} px apart |
+| normalisation | pixels in [0, 1] minus {mean}, over {std} |
 | made from | `{file}`, sha256 `{sha256}`, {nest} |
+| resampled for this input | {num_adapted} tensors |
 | left out | {num_derived} tables that follow from the architecture, {num_heads} tensors of heads: see `config.json` |
 
 `teacher_backbone.safetensors` is the encoder. There is no student, no head and no training log. No file holds pickled
-code. Normalisation and canvas were given at the import; the file does not state them.
+code. Normalisation and input size were given at the import; the file does not state them.
 
 {notice}
 """
@@ -107,31 +118,133 @@ def import_checkpoint(
     mix = MixParams.from_params({"weight": 1.0, "mean": mean, "std": std}, "normalisation")
     state = read_state_dict(path, nests=(network, "state_dict", "model"))
     keys = map_keys(state.tensors, architecture.family)
-    backbone = {
-        "name": architecture.name,
-        "model_args": dict(architecture.model_args),
-        "in_channels": (in_channels := _in_channels(path, state)),
-        "token_activation": "identity",
-        "drop_path": 0.0,
-        "weights": None,
-    }
+    in_channels = _in_channels(path, state)
     Normalisation(mix.mean, mix.std).per_channel(in_channels, "normalisation", "give --mean and --std accordingly")
-    built = build_backbone(BackboneParams.from_params(backbone, f"{path}: backbone"), architecture.spec)
+    backbone = {"name": architecture.name, "model_args": dict(architecture.model_args), "in_channels": in_channels}
+    backbone |= {"token_activation": "identity", "drop_path": 0.0, "weights": None}
+    params = BackboneParams.from_params(backbone, f"{path}: backbone")
+    built = build_backbone(params, architecture.spec)
     _load(built.model, state.tensors, keys, path)
     heads = (*keys.heads, *state.beside)
+    source = {"file": path.name, "sha256": sha256_of(path), "nest": state.nest, "adapted": []}
+    source |= {"derived": keys.derived, "heads": heads}
+    _write(out, built, params, architecture.spec, mix, source)
+    return KeyMap(keys.weights, keys.derived, heads)
+
+
+def one_import(
+    path: Path,
+    architecture: str,
+    model_args: Mapping[str, Any],
+    *,
+    in_channels: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> ImportParams:
+    """Return the section for a single file of weights, with timm's normalisation of the architecture by default.
+
+    Args:
+        path: The file.
+        architecture: timm's name of what it holds.
+        model_args: Further arguments of the architecture.
+        in_channels: Channels of the input, 1 or 3.
+        mean: Subtracted from pixels in [0, 1], one number or one for each channel; None for timm's.
+        std: Pixels are divided by it after; likewise.
+
+    Raises:
+        ConfigError: there is no such file, or no normalisation is given and timm knows none for so many channels.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file of weights")
+    if mean is None or std is None:
+        known = timm.get_pretrained_cfg(architecture) if timm.is_model(architecture) else None
+        if known is None or in_channels != len(known.mean):
+            raise ConfigError(
+                f"{path}: no normalisation is known for '{architecture}' with {in_channels} channel(s); give --mean "
+                "and --std as the encoder was trained with, and the architecture as timm.list_models() has it"
+            )
+        mean, std = mean or known.mean, std or known.std
+    own = Normalisation.of(mean, std).per_channel(in_channels, str(path), "give --mean and --std accordingly")
+    weights = {"kind": "file", "path": str(path), "sha256": sha256_of(path), "min_share": 1.0}
+    values = {"name": architecture, "model_args": dict(model_args), "in_channels": in_channels, **own._asdict()}
+    return ImportParams.from_params(values | {"weights": weights}, str(path))
+
+
+def import_timm(params: ImportParams, t: int, out: Path, *, where: str) -> WeightsReport:
+    """Take over weights of any architecture that timm has, and write the model folder, whole or not at all.
+
+    The input is t tokens a side, as far apart as the architecture's stride. Position embeddings and tables of a
+    network for another image size are resampled by timm's own function of the architecture.
+
+    Args:
+        params: A section of `imports`.
+        t: Tokens per crop side of the grid on whose crops the encoder is used.
+        out: Folder of the model; one that is there is replaced.
+        where: Opens messages, as `imports.imagenet`.
+
+    Returns:
+        What became of every tensor.
+
+    Raises:
+        NoSpaceError: the disk has too little room, or is full.
+        ConfigError: as for `check_import`; the file cannot be read, or is of another architecture.
+    """
+    backbone, spec = params.backbone, check_import(params, t, where=where)
+    with torch.random.fork_rng(devices=[]):  # what is random at first is replaced
+        built = build_backbone(backbone, spec)
+    report = load_initial_weights(built, backbone)
+    assert report is not None
+    beyond = _beyond(built.model, report.unused)
+    if report.missing or beyond:
+        wrong = "leave part of it random" if report.missing else f"have more than it: {', '.join(beyond[:5])}"
+        raise ConfigError(
+            f"{where}: the weights are not those of {params.name} {params.model_args or ''}: they {wrong}; choose "
+            f"the architecture that they were trained in\n{report}"
+        )
+    derived = [key for key in report.unused if key.endswith(DERIVED)]
+    source = {"file": _file_name(params), "sha256": report.sha256, "nest": report.nest, "derived": derived}
+    source |= {"adapted": [str(entry) for entry in report.adapted]}
+    source |= {"heads": [key for key in report.unused if key not in derived]}
+    mix = MixParams(weight=1.0, mean=params.mean, std=params.std)
+    _write(out, built, backbone, spec, mix, source)
+    return report
+
+
+def check_import(params: ImportParams, t: int, *, where: str) -> GridSpec:
+    """Check what can be known of an import without reading weights into a network.
+
+    Args:
+        params: A section of `imports`.
+        t: Tokens per crop side of the grid.
+        where: Opens messages.
+
+    Returns:
+        The encoder's own grid, whose cells are as wide as its stride.
+
+    Raises:
+        ConfigError: timm has no such architecture or refuses its arguments, it does not give t × t tokens, or the
+            weights are missing or others.
+    """
+    try:
+        spec = GridSpec(2 * t, stride_of(params.backbone), t, (Scale(1, 1, 1.0),), 0.5, 0.85)
+        check_backbone(params.backbone, spec)
+        check_weights(params.backbone)
+    except (ConfigError, GridError) as error:
+        raise ConfigError(f"{where}: {error}") from None
+    return spec
+
+
+def _write(
+    out: Path, built: Backbone, params: BackboneParams, spec: GridSpec, mix: MixParams, source: Mapping[str, Any]
+) -> None:
+    """Write the folder of an encoder that others trained."""
     config = {
         "format_version": FORMAT_VERSION,
         "origin": IMPORTED,
-        "source": {
-            "file": path.name,
-            "sha256": sha256_of(path),
-            "nest": state.nest,
-            "derived": keys.derived,
-            "heads": heads,
-        },
+        "source": source,
         "params": {
-            "pretrain": {"backbone": backbone},
-            "grid": architecture.spec.to_json(),
+            "pretrain": {"backbone": params.model_dump(mode="json") | {"weights": None}},
+            "grid": spec.to_json(),
             "batches": {IMPORTED: {"mix": mix.model_dump(mode="json")}},
         },
         "versions": {name: version(name) for name in ("torch", "timm")},
@@ -142,14 +255,37 @@ def import_checkpoint(
     with atomic_directory(out, num_bytes) as finished:
         write_tensors(tensors, finished / WEIGHTS["teacher"])
         write_text(finished / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
-        write_text(finished / "README.md", _card(config, architecture.spec, num_parameters))
-    return KeyMap(keys.weights, keys.derived, heads)
+        write_text(finished / CARD, _card(config, spec, num_parameters))
+
+
+def _beyond(model: nn.Module, unused: Iterable[str]) -> list[str]:
+    """Keys of parts that the network has as well, such as a block more: the file is of a larger network."""
+    config: Mapping[str, Any] = getattr(model, "pretrained_cfg", {})
+    classifier = config.get("classifier") or ()
+    heads = tuple(f"{name}." for name in ((classifier,) if isinstance(classifier, str) else classifier))
+    parts = {key.partition(".")[0] for key in model.state_dict()}
+    return [
+        key
+        for key in unused
+        if key.partition(".")[0] in parts and not key.endswith(DERIVED) and not (heads and key.startswith(heads))
+    ]
+
+
+def _file_name(params: ImportParams) -> str:
+    """What the weights are called where no path of this machine may stand."""
+    match params.weights:
+        case FileWeightsParams(path=path):
+            return Path(path).name
+        case PackageWeightsParams(package=package):
+            return f"package {package}"
+        case weights:
+            return f"timm's {params.name}.{weights.tag}"
 
 
 def _card(config: Mapping[str, Any], spec: GridSpec, num_parameters: int) -> str:
     source, backbone = config["source"], config["params"]["pretrain"]["backbone"]
     mix = config["params"]["batches"][IMPORTED]["mix"]
-    return CARD.format(
+    return _CARD.format(
         notice=NOTICE,
         backbone=backbone["name"],
         model_args=f" {backbone['model_args']}" if backbone["model_args"] else "",
@@ -157,11 +293,13 @@ def _card(config: Mapping[str, Any], spec: GridSpec, num_parameters: int) -> str
         num_parameters=num_parameters,
         crop_px=spec.crop_px,
         t=spec.t,
+        stride_px=spec.cell_px,
         mean=text_of(as_tuple(mix["mean"])),
         std=text_of(as_tuple(mix["std"])),
         file=source["file"],
         sha256=source["sha256"],
         nest=f"network `{source['nest']}`" if source["nest"] else "its only network",
+        num_adapted=len(source["adapted"]),
         num_derived=len(source["derived"]),
         num_heads=len(source["heads"]),
     )

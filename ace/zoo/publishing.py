@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from ace.embed.encoder import Encoder, load_encoder
+from ace.embed.preprocessing import placement_text
 from ace.evaluation.measured import MEASURED, Measured
-from ace.inference.preprocessing import placement_text
 from ace.journal.card import ORIGINS, model_card
-from ace.models.encoder import CONFIG, IMPORTED, WEIGHTS, Encoder, load_encoder
+from ace.models.folder import CARD, CONFIG, WEIGHTS
 from ace.models.notice import NOTICE
 from ace.models.tensors import write_tensors
 from ace.report.summary import ROWS, measured_one
@@ -32,7 +33,6 @@ from shards.runtime.atomic import atomic_directory, write_text
 
 MAX_BYTES = 8_000_000
 """Largest file of weights that is published: the folder travels with every installation of the package."""
-CARD = "README.md"
 ENCODERS = ("trained", "untrained", "imagenet", "gain")
 """Rows of metrics/properties.json that are kept, where it has them."""
 _SPLITS = {"test": "test patients", "val": "validation patients, on whom settings may have been chosen,"}
@@ -211,7 +211,7 @@ def _check_out(out: Path, name: str) -> None:
 
 
 def _check_trained_here(model_dir: Path, encoder: Encoder) -> None:
-    if encoder.config.get("origin") == IMPORTED:
+    if encoder.is_imported:
         raise ConfigError(f"{model_dir}: an imported model; its weights are others' to publish")
     if PUBLISHED in encoder.config:
         raise ConfigError(f"{model_dir}: a published model already; give the folder that the training wrote")

@@ -25,7 +25,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from ace.data.batches import PairBatch
 from ace.models.networks import Student
-from ace.training.params import PretrainParams
+from ace.pretrain.params import PretrainParams
 
 from .targets import looped_composition, looped_decomposition
 

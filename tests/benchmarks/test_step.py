@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ace.config import Config, resolve
-from tests.ace.training.conftest import ROOT
+from tests.ace.pretrain.conftest import ROOT
 
 
 @pytest.fixture

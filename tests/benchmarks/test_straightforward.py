@@ -5,16 +5,14 @@ import pytest
 import torch
 
 from ace.data.batches import CropPairItem, PairBatch, collate
+from ace.engine.schedules import cosine, warmup_cosine
 from ace.geometry.targets import composition_target, decomposition_target
-from ace.training.pretrain import build_state
-from ace.training.ranks import ALONE
-from ace.training.schedules import cosine, warmup_cosine
-from ace.training.step import train_step
+from ace.pretrain.pretrain import build_state
 from benchmarks.reference import targets
 from benchmarks.reference.straightforward import Straightforward
 from shards.grid import GridSpec, Scale, draw_crop_pair
 from shards.normalisation import Normalisation
-from tests.ace.training.conftest import tiny_grid, tiny_params
+from tests.ace.pretrain.conftest import tiny_grid, tiny_params
 
 STEPS_PER_EPOCH = 10
 
@@ -74,9 +72,7 @@ def test_the_plain_trainer_has_our_weights_teacher_and_centre_after_several_step
             momentum=cosine(params.momentum, params.momentum_end, step, num_steps),
             precision=torch.float32,
         )
-        outcome = train_step(
-            state, state.student, batch, params, t=grid.t, steps_per_epoch=STEPS_PER_EPOCH, ranks=ALONE
-        )
+        outcome = step_of(state, params, grid.t, steps_per_epoch=STEPS_PER_EPOCH)(batch)
         assert float(outcome.values["loss"]) == pytest.approx(expected, rel=1e-4)
     close = {"atol": 2e-5, "rtol": 1e-3}
     for ours, theirs in ((state.student, plain.student), (state.teacher, plain.teacher)):

@@ -17,7 +17,7 @@ from shards.reading.reader import ShardIndex
 from tests.ace.data import stalled
 from tests.ace.data.painted import BuildShards
 from tests.ace.data.test_batches import GRID, HOST, dataset_of, sampler_of
-from tests.ace.training.conftest import ROOT
+from tests.ace.pretrain.conftest import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -38,6 +38,10 @@ class ConstructedEncoder:
     device: torch.device = torch.device("cpu")  # noqa: RUF009
     precision: Precision = "fp32"
 
+    @property
+    def input_px(self) -> int:
+        return self.spec.crop_px
+
     def normalisation(self, batch: str) -> Normalisation:
         assert batch == "constructed"
         return Normalisation.of(0.0, 1.0)

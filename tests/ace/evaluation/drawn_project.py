@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from ace.models.backbone import build_backbone
 from ace.models.networks import Branches, Student, Teacher
 from ace.models.params import BackboneParams, GlobalHeadParams, LocalHeadParams, LogitParams
-from ace.training.model_folder import save_model
+from ace.pretrain.model_folder import save_model
 from shards.build.stage import build_shards
 from shards.params import GridParams, PhantomSourceParams, ShardParams
 from shards.runtime.execution import Processes

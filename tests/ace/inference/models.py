@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 from ace.models.backbone import build_backbone
 from ace.models.networks import Branches, Student, Teacher
 from ace.models.params import BackboneParams, GlobalHeadParams, LocalHeadParams, LogitParams
-from ace.training.model_folder import save_model
+from ace.pretrain.model_folder import save_model
 from shards.grid import GridSpec, Scale
 from shards.normalisation import Levels
 

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import ace
-from ace.evaluation.embedding import Embedder, unit
-from ace.inference import preprocessing
+from ace.embed import preprocessing
+from ace.embed.embedder import Embedder, unit
+from ace.embed.encoder import load_encoder
 from ace.inference.embedder import EmbeddingModel
 from ace.inference.images import ImageInputError
 from ace.inference.timm_folder import export_timm
-from ace.models.encoder import load_encoder
 from shards.errors import ConfigError
 from tests.ace.inference.models import BACKBONES, CROP_PX, DIM, mix, write_model
 from tests.shards.decode.dicom_files import data_of, dataset_of

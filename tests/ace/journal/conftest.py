@@ -1,5 +1,5 @@
 """The noise shards of the tests of training."""
 
-from tests.ace.training.conftest import noise_shards
+from tests.ace.pretrain.conftest import noise_shards
 
 __all__ = ["noise_shards"]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from ace.journal.card import model_card
-from tests.ace.training.conftest import tiny_params
-from tests.ace.training.runs import finish, start_run
+from tests.ace.pretrain.conftest import tiny_params
+from tests.ace.pretrain.runs import finish, start_run
 from tests.support.datasets import forget_patients
 
 SHA256 = "ab" * 32

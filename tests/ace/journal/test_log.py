@@ -13,7 +13,7 @@ import pytest
 from ace.journal.log import open_log
 from ace.journal.loggers import Row, find_logger
 from shards.errors import ConfigError
-from tests.ace.training.conftest import ROOT
+from tests.ace.pretrain.conftest import ROOT
 
 REASON = "TensorBoard is not installed, so NOTHING of its logger is tested: pip install -e '.[tensorboard]'"
 THIRD_PARTY = f"{__name__}:ListLogger"

@@ -1,4 +1,4 @@
-"""What a device is told for each precision; what it makes of it needs one (tests/ace/training/test_gpu.py)."""
+"""What a device is told for each precision; what it makes of it needs one (tests/ace/pretrain/test_gpu.py)."""
 
 import pytest
 import torch

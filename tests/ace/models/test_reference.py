@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
+from ace.embed.encoder import check_reference, reference_encoder
 from ace.models.backbone import Backbone, build_backbone
-from ace.models.encoder import check_reference, reference_encoder
 from ace.models.foreign import read_state_dict
 from ace.models.params import BackboneParams, ReferenceParams
 from ace.models.weights import WeightsReport, load_initial_weights, package_file

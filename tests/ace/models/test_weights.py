@@ -17,17 +17,17 @@ from timm.layers import resample_abs_pos_embed
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from ace.embed.encoder import load_encoder
 from ace.models.backbone import Backbone, build_backbone
-from ace.models.encoder import load_encoder
 from ace.models.params import BackboneParams
 from ace.models.weights import WeightsReport, check_weights, load_initial_weights, tensors_sha256
-from ace.training.model_folder import save_model
-from ace.training.pretrain import build_state
-from ace.training.start import take_first_weights
+from ace.pretrain.model_folder import save_model
+from ace.pretrain.pretrain import build_state
+from ace.pretrain.start import take_first_weights
 from shards.errors import ConfigError
 from shards.format.layout import sha256_of
 from shards.grid import GridSpec, Scale
-from tests.ace.training.conftest import ROOT, tiny_grid, tiny_mix, tiny_params
+from tests.ace.pretrain.conftest import ROOT, tiny_grid, tiny_mix, tiny_params
 from tests.oracles.original_swin import OriginalSwin
 
 VIT = {"name": "vit_tiny_patch16_224", "model_args": {"embed_dim": 32, "depth": 1, "num_heads": 2}}

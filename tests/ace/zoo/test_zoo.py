@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 import ace
 from ace.__main__ import build_parser
-from ace.models.encoder import load_encoder
+from ace.embed.encoder import load_encoder
 from ace.report.summary import ROWS
 from ace.zoo import shipped
 from ace.zoo.publishing import MAX_BYTES, publish

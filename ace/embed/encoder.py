@@ -1,0 +1,217 @@
+"""A trained backbone read back from a model folder: what evaluation, embedding and export start from."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from ace.models.backbone import Backbone, build_backbone, check_backbone
+from ace.models.device import choose_device, default_device
+from ace.models.folder import CONFIG, IMPORTED, READ_VERSIONS, WEIGHTS, WHITENING, Which
+from ace.models.params import BackboneParams, ReferenceParams
+from ace.models.precision import Precision, finished_precision, placed
+from ace.models.weights import check_weights, load_initial_weights
+from shards.errors import ConfigError
+from shards.grid import GridSpec
+from shards.normalisation import Normalisation
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A backbone in evaluation mode with what its input must look like.
+
+    Attributes:
+        backbone: Normalised images [B, C, S, S] to tokens [B, t, t, D] after its last norm.
+        spec: The grid whose crops it is shown; they are resampled where S is not `spec.crop_px`.
+        in_channels: Channels of an image, 1 or 3.
+        precision: What forward passes are computed in.
+        config: config.json of the model; empty for a backbone that comes from no folder.
+        given: Normalisations of batches that config.json does not have, by their names.
+    """
+
+    backbone: Backbone
+    spec: GridSpec
+    in_channels: int
+    precision: Precision
+    config: Mapping[str, Any] = field(default_factory=dict)
+    given: Mapping[str, Normalisation] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.backbone.parameters()).device
+
+    @property
+    def input_px(self) -> int:
+        """Side S of the images that the backbone takes."""
+        return self.backbone.crop_px
+
+    @property
+    def is_imported(self) -> bool:
+        """Tell whether others trained it."""
+        return self.config.get("origin") == IMPORTED
+
+    def normalisation(self, batch: str) -> Normalisation:
+        """Return the normalisation that training used for a batch, or the one given; an imported model has one for all.
+
+        Raises:
+            ConfigError: the model has not seen the batch and none is given, or it is one of another number of channels.
+        """
+        mixes = self.config["params"]["batches"] if self.config else {}
+        if self.is_imported:
+            batch = IMPORTED
+        if batch in mixes:
+            found = Normalisation.of(mixes[batch]["mix"]["mean"], mixes[batch]["mix"]["std"])
+        elif batch in self.given:
+            found = self.given[batch]
+        else:
+            raise ConfigError(
+                f"batch '{batch}' is unknown to this model; it was trained with {sorted(mixes)}. Register it "
+                "(`python -m shards register`, with --weight 0 if it is only to be measured on), which writes its mean "
+                "and std to batches/NAME.yaml"
+            )
+        found.per_channel(self.in_channels, f"mix.{batch}")
+        return found
+
+    def on_grid(self, spec: GridSpec, batch: str) -> Self:
+        """Return the encoder as it is shown the crops of a batch's grid.
+
+        An imported one takes the crops of any grid with as many tokens a side; one that was trained here takes those of
+        its own grid.
+
+        Raises:
+            ConfigError: it would not give one token for each cell of a crop.
+        """
+        if self.is_imported:
+            if self.spec.t != spec.t:
+                raise ConfigError(
+                    f"the imported model gives {self.spec.t}×{self.spec.t} tokens, and crops of {batch} have "
+                    f"{spec.t}×{spec.t} cells; import its weights again for this grid"
+                )
+            return replace(self, spec=spec)
+        trained, found = ((own.n, own.cell_px, own.t) for own in (self.spec, spec))
+        if trained != found:
+            raise ConfigError(
+                f"the model was trained on a grid (n, cell_px, t) = {trained}, but {batch} has {found}; "
+                "evaluate on a batch with the model's grid, or train again"
+            )
+        return self
+
+
+def load_encoder(model_dir: Path, which: Which = "teacher", device: str = "auto") -> Encoder:
+    """The trained encoder.
+
+    Args:
+        model_dir: A folder that `python -m ace pretrain` wrote.
+        which: The network; the teacher is the one to use, or the best one where a probe watched the training.
+        device: As for `choose_device`.
+
+    Raises:
+        ConfigError: the folder is not a model, is of another format version, or its weights do not fit; it has no
+            best teacher; there is no such device.
+    """
+    place = choose_device(device)
+    config, backbone, spec = _empty_encoder(model_dir)
+    path = model_dir / WEIGHTS[which]
+    if which == "best" and config.get("best") is None:
+        raise ConfigError(
+            f"{model_dir}: has no best teacher, which the probe would have chosen while the model was trained "
+            "(pretrain.probe.every_epochs above 0); take which='teacher'"
+        )
+    if not path.is_file():
+        has = [network for network, name in WEIGHTS.items() if (model_dir / name).is_file()]
+        raise ConfigError(f"{path}: not found; the model has {' and '.join(has) or 'no encoder'}")
+    try:
+        state = load_file(path)
+        if WHITENING in state:
+            backbone.whiten(state[WHITENING])
+        backbone.load_state_dict(state)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ConfigError(f"{path}: not the weights that {CONFIG} describes: {error}") from None
+    return _finished(backbone, spec, config, place)
+
+
+def untrained_encoder(model_dir: Path, seed: int) -> Encoder:
+    """An encoder of the same architecture with random weights, whatever initial weights the trained one had.
+
+    Raises:
+        ConfigError: as for `load_encoder`.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config, backbone, spec = _empty_encoder(model_dir)
+    return _finished(backbone, spec, config, default_device())
+
+
+def check_reference(params: ReferenceParams, spec: GridSpec) -> None:
+    """Check that a published encoder has the grid's tokens and that its weights can be had, without building it.
+
+    Raises:
+        ConfigError: its token grid is not t×t, timm refuses the arguments, or the weights are missing or changed.
+    """
+    try:
+        check_backbone(params.backbone, spec)
+        check_weights(params.backbone)
+    except ConfigError as error:
+        raise ConfigError(
+            f"evaluate.reference: {error}; or set evaluate.reference to null, which leaves the published encoder out"
+        ) from None
+
+
+def reference_encoder(params: ReferenceParams, spec: GridSpec) -> Encoder:
+    """Build the published encoder, untouched, for crops of the grid.
+
+    Args:
+        params: The section `evaluate.reference`.
+        spec: Grid of the images it will be shown.
+
+    Raises:
+        ConfigError: as for `check_reference`; the weights do not give every tensor of the encoder.
+    """
+    check_reference(params, spec)
+    with torch.random.fork_rng(devices=[]):  # what is random at first is replaced
+        backbone = build_backbone(params.backbone, spec)
+    report = load_initial_weights(backbone, params.backbone)
+    if report is None or report.missing:
+        raise ConfigError(
+            f"evaluate.reference: the weights leave part of {params.name} random, so it is not the published "
+            f"encoder; choose weights of this architecture\n{report}"
+        )
+    mix = {"mean": params.mean, "std": params.std}
+    config = {"origin": IMPORTED, "params": {"batches": {IMPORTED: {"mix": mix}}}}
+    return Encoder(backbone.to(default_device()).eval(), spec, params.in_channels, "fp32", config)
+
+
+def _finished(backbone: Backbone, spec: GridSpec, config: Mapping[str, Any], device: torch.device) -> Encoder:
+    """The encoder on its device; it computes in what it was trained in where the device has that, else in fp32."""
+    pretrain = config["params"]["pretrain"]
+    precision = finished_precision(pretrain.get("precision", "fp32"), device)
+    network = placed(backbone, precision, device).eval()
+    return Encoder(network, spec, int(pretrain["backbone"]["in_channels"]), precision, config)
+
+
+def _empty_encoder(model_dir: Path) -> tuple[dict[str, Any], Backbone, GridSpec]:
+    path = model_dir / CONFIG
+    if not path.is_file():
+        raise ConfigError(f"{path}: not found; {model_dir} should be a model that `python -m ace pretrain` wrote")
+    try:
+        config: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+        found = config.get("format_version")
+        if found not in READ_VERSIONS:
+            raise ConfigError(
+                f"{path}: format_version {found}, this release reads {' and '.join(map(str, READ_VERSIONS))}; use "
+                "the release that wrote the model (`versions` and dvc.lock say what it ran with), or train or import "
+                "it again"
+            )
+        spec = GridSpec.from_json(config["params"]["grid"])
+        params = BackboneParams.from_params(config["params"]["pretrain"]["backbone"], f"{path}: backbone")
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"{path}: damaged ({type(error).__name__}: {error}); restore the folder, as by `dvc checkout`"
+        ) from None
+    return config, build_backbone(params, spec), spec

@@ -1,0 +1,100 @@
+"""A training whose loader gives nothing: it hears that it should end, and says what is wrong."""
+
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from ace.engine.stop import EXIT_CODE
+from tests.ace.data.stalled import NUM_BATCHES
+from tests.ace.pretrain.runs import (
+    Process,
+    assert_group_ends,
+    finish,
+    kill_all,
+    logged_rows,
+    processes_of_group,
+    saved_steps,
+    signal_when,
+    start_run,
+)
+
+OPTIONS = {"num_workers": 1, "checkpoint_every_s": 3600}
+STALLED = """
+import os
+from ace.data import loader
+from tests.ace.data import stalled
+if os.environ.get("RANK", "1") == "1":
+    loader._collate = stalled.{collate}
+"""
+"""Python that stalls the loader of a training, or of the second of its two processes."""
+SMALL_MEMORY = ("unshare", "-Urm", "sh", "-c", 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"', "sh")
+"""Runs a command that sees 64 kB of shared memory; no rights are needed where the system lets users have namespaces."""
+
+
+def wait_for_rows(processes: Sequence[Process], out: Path, number: int) -> None:
+    """Until the training below `out` has used up what its loader gives."""
+    signal_when(processes, lambda: len(logged_rows(out)) == number, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_training_whose_loader_gives_nothing_saves_and_ends_at_a_signal(
+    number: signal.Signals, noise_shards: Path, tmp_path: Path
+) -> None:
+    """The same command then goes on."""
+    (process,) = start_run(noise_shards, tmp_path, prelude=STALLED.format(collate="collate"), **OPTIONS)
+    try:
+        wait_for_rows([process], tmp_path, NUM_BATCHES)
+        process.send_signal(number)
+        (said,) = finish([process], EXIT_CODE)
+    finally:
+        kill_all([process])
+    assert f"{number.name}: saved after step 3 of 18, as no batch came for the next" in said
+    assert saved_steps(tmp_path) == [3]
+    assert_group_ends(process.pid)
+    (said,) = finish(start_run(noise_shards, tmp_path))
+    assert "resuming after step 3" in said
+
+
+def test_a_training_that_never_gets_a_batch_ends_at_a_signal_too(noise_shards: Path, tmp_path: Path) -> None:
+    (process,) = start_run(noise_shards, tmp_path, prelude=STALLED.format(collate="never"), **OPTIONS)
+    try:
+        # The trainer, Python's resource tracker and the loader.
+        signal_when([process], lambda: len(processes_of_group(process.pid)) == 3, signal.SIGCONT)
+        process.send_signal(signal.SIGTERM)
+        (said,) = finish([process], EXIT_CODE)
+    finally:
+        kill_all([process])
+    assert "SIGTERM: saved after step 0 of 18, as no batch came for the next" in said
+    assert saved_steps(tmp_path) == []
+    assert_group_ends(process.pid)
+
+
+@pytest.mark.slow
+def test_of_two_processes_the_one_that_gets_nothing_ends_and_the_other_with_it(
+    noise_shards: Path, tmp_path: Path
+) -> None:
+    prelude = STALLED.format(collate="collate")
+    processes = start_run(noise_shards, tmp_path, num_ranks=2, prelude=prelude, **OPTIONS)
+    try:
+        wait_for_rows(processes, tmp_path, NUM_BATCHES)
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        said = [process.communicate(timeout=120)[1] for process in processes]
+    finally:
+        kill_all(processes)
+    assert [process.returncode for process in processes] == [1, EXIT_CODE], said
+    assert "SIGTERM: after step 3 of 18 no batch came; the same command goes on at the last checkpoint" in said[1]
+    assert "error: process 1 of 2: SIGTERM: after step 3" in said[0]
+    for process in processes:
+        assert_group_ends(process.pid)
+
+
+def test_too_little_shared_memory_ends_a_training_before_its_first_step(noise_shards: Path, tmp_path: Path) -> None:
+    if subprocess.run([*SMALL_MEMORY, "true"], capture_output=True).returncode:
+        pytest.skip("NOT TESTED: this system gives users no namespace of their own, for a small /dev/shm")
+    (said,) = finish(start_run(noise_shards, tmp_path, wrapper=SMALL_MEMORY, num_workers=2), 2)
+    assert "error: /dev/shm: 0.0655 MB free" in said
+    assert "up to 6 batch(es) of" in said
