@@ -46,7 +46,7 @@ real: given $(STAMP) ## the same on your own images alone: make real DATA=/folde
 	@python -m ace config use "$$CONFIG"
 	@python -m shards register "$$BATCH" "$$DATA" --source "$$SOURCE" $${LABELS:+--labels "$$LABELS"} \
 	  $${PATIENT_FROM:+--patient-from "$$PATIENT_FROM"} $${SITE+--site "$$SITE"} --only
-	@python -m ace config check && dvc repro report && python -m ace summary
+	@python -m ace config check && dvc repro && python -m ace summary
 
 given: # what `real` is given, looked at before anything is installed
 	@test -d "$$DATA" || { echo "error: DATA='$$DATA' is not a folder of images; $(EXAMPLE)" >&2; exit 2; }

@@ -180,18 +180,19 @@ def embed(arguments: argparse.Namespace) -> None:
     """Embed the images of a folder or a shard set into one Parquet file."""
     from ace.inference.embedder import load_model
     from ace.inference.parquet import write_embeddings
-    from ace.inference.sources import ImageSource, is_shard_set, open_folder, open_shards
+    from ace.inference.sources import ImageSource, is_shard_set, measured_of, open_folder, open_shards
     from shards.errors import ConfigError
     from shards.reading.reader import ShardIndex
     from shards.runtime.parallel import default_num_workers
 
     images: ImageSource
-    batch = trimmed = None
+    batch = trimmed = measured = None
     if is_shard_set(arguments.source):
         if arguments.hash_keys:
             raise ConfigError("--hash-keys is for folders; the keys of a shard set name nobody")
         index = ShardIndex.open(arguments.source).without_excluded(Path())
         images, batch, trimmed = open_shards(index, arguments.split), index.name, index.spec.trim_level
+        measured = measured_of(index, Path())
     else:
         if arguments.split != "all":
             raise ConfigError(f"--split {arguments.split}: {arguments.source} is no shard set, so it has no splits")
@@ -206,6 +207,7 @@ def embed(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         normalisation=arguments.normalisation,
         batch=batch,
+        measured=measured,
     )
     # Of an imported model nothing says how its images were framed.
     if trimmed not in (None, model.preprocessing.trim_level) and not model.encoder.is_imported:

@@ -22,7 +22,7 @@ from shards.format.layout import MANIFESTS
 from shards.params import BatchParams, GridParams, MixParams, ShardParams, check_batch_name
 from shards.phantom.params import PhantomParams
 from shards.runtime.atomic import make_private_folder, write_private_text, write_text
-from shards.sources.modality import check_mixture
+from shards.sources.modality import check_mixture, pictures_of
 
 CONFIGS = Path("configs")
 BASE = "demo"
@@ -36,7 +36,8 @@ class Config(Section):
     """params.yaml: one section a stage, `grid` shared by all, `batches` with one name a delivery, `mix` with those that
     are trained on."""
 
-    phantom: PhantomParams
+    phantom: PhantomParams | None = None
+    """The built-in dataset; a project without a batch of it needs no such section."""
     grid: GridParams
     shard: ShardParams
     batches: dict[str, str] = Field(min_length=1)
@@ -117,7 +118,7 @@ def check_config(config: Config, batches: Mapping[str, BatchParams]) -> None:
 
     _check_grids(config, batches)
     _check_shared_images(config, batches)
-    pictures = {name: (batches[name].source.kind, batches[name].source.channels) for name in config.trained_batches}
+    pictures = {name: pictures_of(batches[name].source) for name in config.trained_batches}
     check_mixture(pictures, is_accepted=config.pretrain.accept_mixed_images)
     for name in config.used_batches:
         if name in config.mix:
@@ -133,8 +134,13 @@ def check_config(config: Config, batches: Mapping[str, BatchParams]) -> None:
         check_reference(config.evaluate.reference, config.grid.spec)
     correspondence = config.evaluate.correspondence
     location_axis(config.grid.spec, correspondence.locations_per_cell, correspondence.window_step_cells)
-    evaluated = batches[config.evaluate.batch]
-    phantom, splits = config.phantom, evaluated.shard.splits
+    evaluated, phantom = batches[config.evaluate.batch], config.phantom
+    if phantom is None:
+        rendered = [name for name in config.used_batches if batches[name].source.kind == "phantom"]
+        if rendered:
+            raise ConfigError(f"{rendered[0]} is of the phantom, and the section `phantom` is missing; restore it")
+        return
+    splits = evaluated.shard.splits
     by_patient = [split_of(PUBLIC_KEY.position(patient_id(number)), splits) for number in range(phantom.num_patients)]
     if evaluated.source.kind == "phantom":
         split = config.evaluate.split

@@ -86,6 +86,7 @@ def register(arguments: argparse.Namespace) -> None:
         split_rule=arguments.splits,
         with_sex=arguments.sex,
         site=arguments.site,
+        modality=arguments.modality,
         only=arguments.only,
         normalize=arguments.normalize,
         select=select,
@@ -237,6 +238,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="for `folder` and `dicom`: who gave the patients their ids; patients of one id are one person within a "
         "site, and other people in another. Default: that of earlier batches of the folder or name, or else the "
         "batch's name without its number",
+    )
+    command.add_argument(
+        "--modality",
+        metavar="WORD",
+        help="for `folder` and `dicom`: what the pictures are, as chest, fundus or a word of your own; a training mix "
+        "of several kinds is refused unless pretrain.accept_mixed_images is true. Default: that of earlier batches of "
+        "the site",
     )
     command.add_argument(
         "--weight",

@@ -17,6 +17,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 FINGERPRINT = r"^idkey-[0-9a-f]{16}$"
 SITE = r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$"
+MODALITY = r"^[a-z][a-z0-9-]{0,31}$"
 AGES = r"^(\d{1,3}\.\.\d{0,3}|\.\.\d{1,3})$"
 
 
@@ -189,6 +190,8 @@ class RegisteredSourceParams(Section):
     site: str = Field(default="", pattern=SITE)
     """Name of the site that gave the patients of your own images their ids (docs/register.md); empty where patients are
     unknown, in public datasets, and in batches of earlier versions, which told no sites apart."""
+    modality: str | None = Field(default=None, pattern=MODALITY)
+    """The kind of pictures of your own images, as `register --modality` says: `chest`, `fundus` or a word of yours."""
     id_key_fingerprint: str = Field(pattern=FINGERPRINT)
     """Fingerprint of the secret key behind patient pseudonyms and splits; the same in every batch."""
 

@@ -316,25 +316,41 @@ def test_a_project_of_an_earlier_version_is_brought_to_this_one(tmp_path: Path) 
     assert params.read_bytes() == once
 
 
-MIXTURES: list[tuple[dict[str, tuple[str, int]], str | None]] = [
+def test_a_project_without_a_batch_of_the_phantom_needs_no_section_of_it() -> None:
+    values = changed(batches={"nih-b000": "data/manifests/nih-b000.jsonl"}, evaluate__batch="nih-b000")
+    values["mix"] = {"nih-b000": {"weight": 1.0, "mean": 0.5, "std": 0.2}}
+    source = {"kind": "nih-chestxray14", "dep": "data/manifests/nih-b000.jsonl", "dep_sha256": 64 * "0"}
+    source |= {"channels": 1, "shares_images_with": [], "id_key_fingerprint": "idkey-0123456789abcdef"}
+    del values["phantom"]
+    check(values, **{"nih-b000": source})
+    of_phantom = changed()
+    del of_phantom["phantom"]
+    assert "the section `phantom` is missing" in error_of(of_phantom)
+
+
+MIXTURES: list[tuple[dict[str, tuple[Any, ...]], str | None]] = [
     ({"nih": ("nih-chestxray14", 1), "chexpert": ("chexpert", 1), "own": ("folder", 1)}, None),
     ({"idrid": ("idrid", 3), "own": ("folder", 3)}, None),
     ({"nih": ("nih-chestxray14", 1), "drive": ("drive", 1)}, "nih-b000 (chest radiographs, grey), drive-b000 (fundus"),
     ({"nih": ("nih-chestxray14", 1), "own": ("folder", 3)}, "own-b000 (own images, in colour)"),
+    ({"nih": ("nih-chestxray14", 1), "own": ("dicom", 1, "chest")}, None),
+    ({"nih": ("nih-chestxray14", 1), "own": ("folder", 1, "hand")}, "own-b000 (hand, grey)"),
+    ({"one": ("folder", 1, "chest"), "other": ("folder", 1, "hand")}, "one-b000 (chest radiographs, grey), other-b000"),
 ]
 
 
 @pytest.mark.parametrize(("sets", "found"), MIXTURES)
 def test_training_on_several_kinds_of_pictures_needs_an_explicit_yes(
-    sets: dict[str, tuple[str, int]], found: str | None
+    sets: dict[str, tuple[Any, ...]], found: str | None
 ) -> None:
     values = changed(batches={}, mix={})
     sources: dict[str, dict[str, Any]] = {}
-    for name, (kind, channels) in sets.items():
+    for name, (kind, channels, *modality) in sets.items():
         dep = f"data/manifests/{name}-b000.jsonl"
         sources[f"{name}-b000"] = {"kind": kind, "dep": dep, "channels": channels, "shares_images_with": []} | {
             "dep_sha256": 64 * "0",
             "id_key_fingerprint": "idkey-0123456789abcdef",
+            "modality": modality[0] if modality else None,
         }
         values["batches"][f"{name}-b000"] = dep
         values["mix"][f"{name}-b000"] = {"weight": 1.0, "mean": 0.5, "std": 0.2}

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from itertools import islice
@@ -25,6 +25,7 @@ from shards.canvas import Canvas
 from shards.errors import ConfigError
 from shards.format.layout import sha256_of
 from shards.normalisation import as_written
+from shards.params import MeasuredParams
 
 BATCH_SIZE = 32
 
@@ -165,6 +166,7 @@ def load_model(
     device: str,
     normalisation: Choice,
     batch: str | None = None,
+    measured: MeasuredParams | None = None,
 ) -> EmbeddingModel:
     """`ace.load`, and for images of a known batch.
 
@@ -175,6 +177,7 @@ def load_model(
         normalisation: As for `ace.load`.
         batch: Where the images are from; if the model was trained with it, they are normalised as then, unless
             `normalisation` says otherwise.
+        measured: The batch's own mean and std, which normalise its images if the model was not trained with it.
 
     Raises:
         ConfigError: as for `ace.load`; there is no such network.
@@ -185,6 +188,10 @@ def load_model(
     encoder = load_encoder(folder, which, device)
     if normalisation is None and batch in encoder.config["params"]["batches"]:
         normalisation = batch
+    elif normalisation is None and measured is not None and not encoder.is_imported:
+        own = measured.normalisation(encoder.in_channels)
+        preprocessing = preprocessing_of(encoder, (own.mean, own.std))
+        return EmbeddingModel(encoder, replace(preprocessing, normalisation=f"own of {batch}"), folder, which)
     return EmbeddingModel(encoder, preprocessing_of(encoder, normalisation), folder, which)
 
 

@@ -10,9 +10,11 @@ from typing import Literal, Protocol
 from ace.inference.images import decode_file
 from shards.canvas import Pixels
 from shards.decode import UnreadableImageError
+from shards.delivery.batches import batch_path, read_batch
 from shards.errors import SourceError
 from shards.format.layout import INDEX
 from shards.identity import read_id_key
+from shards.params import MeasuredParams
 from shards.reading.reader import ShardIndex, ShardReader
 from shards.records import Split
 from shards.sources.files import is_file, is_passed_over
@@ -145,6 +147,23 @@ def open_shards(index: ShardIndex, split: Split | Literal["all"]) -> ShardImages
     if not len(rows):
         raise SourceError(f"{index.store.location}: no samples of the split '{split}'")
     return ShardImages(ShardReader(index), rows.tolist(), index.keys(rows), "sample key")
+
+
+def measured_of(index: ShardIndex, project: Path) -> MeasuredParams | None:
+    """Return the mean and deviation of a shard set's own images, for a model that was not trained with it.
+
+    Args:
+        index: The set.
+        project: The folder of params.yaml. Where it has the batch, the numbers are those that `register` measured, as
+            in `evaluate`; elsewhere those of the training images in the set's index.
+
+    Returns:
+        None if the set has no training images and the project does not know it.
+    """
+    if batch_path(index.name, project).is_file():
+        return read_batch(index.name, project).measured
+    found = index.description.statistics
+    return None if found.mean is None or found.std is None else MeasuredParams(mean=(found.mean,), std=(found.std,))
 
 
 def is_shard_set(location: Location) -> bool:

@@ -42,7 +42,7 @@ from shards.params import GridParams, MixParams
 from shards.reading.lineage import names_without_patients, warn_of_unknown_patients, write_lineage
 from shards.reading.reader import ShardIndex
 from shards.runtime.atomic import atomic_directory, write_text
-from shards.sources.modality import check_mixture
+from shards.sources.modality import Pictures, check_mixture
 from shards.store.location import Location, location_of
 
 START = "start.txt"
@@ -93,7 +93,10 @@ def pretrain(
         if ranks.is_first:
             print(_outset(ranks, params.precision), file=sys.stderr)
         indexes = ranks.together(lambda: _open_indexes(mix, shards_root, project))
-        pictures = {name: (index.dataset.kind, index.channels) for name, index in indexes.items()}
+        pictures = {
+            name: Pictures(kind=index.dataset.kind, channels=index.channels, modality=index.dataset.modality)
+            for name, index in indexes.items()
+        }
         ranks.together(lambda: check_mixture(pictures, is_accepted=params.accept_mixed_images))
         if ranks.is_first:
             unknown = names_without_patients({name: index.dataset.to_json() for name, index in indexes.items()})

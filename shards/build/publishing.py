@@ -82,7 +82,11 @@ def _listed(inspection: Inspection) -> list[list[str]]:
 
 
 def publish(
-    inspection: Inspection, encoder: SampleEncoder, out: Path, selection: Mapping[str, Any] | None = None
+    inspection: Inspection,
+    encoder: SampleEncoder,
+    out: Path,
+    selection: Mapping[str, Any] | None = None,
+    modality: str | None = None,
 ) -> IndexDescription:
     """Put the finished set together beside `out` and move it there in one step.
 
@@ -91,6 +95,7 @@ def publish(
         encoder: Made the samples.
         out: Folder of the shard set.
         selection: Which images of the delivery the set has; None: all.
+        modality: The kind of pictures, if it was said of somebody's own images.
 
     Returns:
         The content of index.json.
@@ -100,11 +105,15 @@ def publish(
         NoSpaceError: the disk is full.
     """
     with atomic_directory(out) as finished:
-        return _write_set(inspection, encoder, finished, selection)
+        return _write_set(inspection, encoder, finished, selection, modality)
 
 
 def _write_set(
-    inspection: Inspection, encoder: SampleEncoder, finished: Path, selection: Mapping[str, Any] | None
+    inspection: Inspection,
+    encoder: SampleEncoder,
+    finished: Path,
+    selection: Mapping[str, Any] | None,
+    modality: str | None,
 ) -> IndexDescription:
     tally, header, quarantined = _Tally(), inspection.plan.header, _listed(inspection)
     shards: list[TarDescription] = []
@@ -140,6 +149,7 @@ def _write_set(
             shares_images_with=header.shares_images_with,
             split_rule=header.split_rule,
             selection=None if selection is None else SelectionDescription.model_validate(selection),
+            modality=modality,
         ),
         spec=encoder.spec,
         channels=encoder.channels,

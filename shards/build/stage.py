@@ -13,7 +13,7 @@ from shards.build.publishing import annotation_warnings, check_quarantine, descr
 from shards.build.tar_builder import TarBuilder
 from shards.delivery.keep_list import read_list
 from shards.errors import ConfigError, WorkerError
-from shards.params import GridParams, ShardParams, SourceParams
+from shards.params import GridParams, RegisteredSourceParams, ShardParams, SourceParams
 from shards.runtime.atomic import check_room
 from shards.runtime.execution import Execution, Processes
 from shards.runtime.progress import progress_bar
@@ -67,7 +67,8 @@ def build_shards(
         if not plan.header.has_public_ids:  # quarantine.csv does not name the files; a list beside the manifest does
             originals = list_originals(plan.manifest.with_name(f"{batch}.quarantine.csv"), inspection)
         check_quarantine(batch, inspection, params.max_quarantined_fraction, originals)
-        index = publish(inspection, job.encoder, out, selection)
+        modality = source.modality if isinstance(source, RegisteredSourceParams) else None
+        index = publish(inspection, job.encoder, out, selection, modality)
         warnings = [*annotation_warnings(index.counts), *keep_warnings(kept, inspection)]
     print(describe(index), file=sys.stderr)
     for warning in warnings:

@@ -14,7 +14,16 @@ from shards.delivery.batches import batch_path, format_batch, read_batches, root
 from shards.delivery.exclusion import exclusion_dep
 from shards.delivery.keep_list import keys_of, path_of_list, sha256_of_list
 from shards.delivery.manifest import iterate_manifest, key_of
-from shards.delivery.yaml_lines import SHARDS, drop_deps, keep_items, set_dep, set_value
+from shards.delivery.yaml_lines import (
+    PHANTOM,
+    PHANTOM_STAGE,
+    SHARDS,
+    drop_deps,
+    drop_stage,
+    keep_items,
+    set_dep,
+    set_value,
+)
 from shards.errors import ConfigError, SourceError
 from shards.params import RegisteredSourceParams, parse_names
 from shards.records import files_of
@@ -97,6 +106,8 @@ def remove_batch(name: str, project: Project | None = None) -> None:
         gone = {SHARDS + name, batches[name]} - {batches[other] for other in left}
         dvc_text = drop_deps(project.dvc.read_text(encoding="utf-8"), gone)
         dvc_text = set_dep(dvc_text, exclusion_dep(name), name, wanted=False)
+        if PHANTOM in gone:
+            dvc_text = drop_stage(dvc_text, PHANTOM_STAGE)
         with clear_when_full(project.root):  # in this order, so that a kill between the two leaves a graph that runs
             write_text(project.dvc, dvc_text)
             write_text(project.params, params_text)
@@ -104,7 +115,7 @@ def remove_batch(name: str, project: Project | None = None) -> None:
         print(f"evaluate.batch is {left[0]} now", file=sys.stderr)
     print(
         f"taken out of {project.params} and {project.dvc}: {name}; its images, manifest and shards stay on the disk. "
-        "Now run `dvc repro report`, which runs what it needs",
+        "Now run `dvc repro`",
         file=sys.stderr,
     )
 

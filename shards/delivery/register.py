@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,12 +40,25 @@ from shards.delivery.selection import Selection, select_images, select_of
 from shards.delivery.sites import OPTION as SITE_OPTION
 from shards.delivery.sites import choose_site, count_namesakes
 from shards.delivery.survey import Survey, survey_images
-from shards.delivery.yaml_lines import SHARDS, add_deps, add_item, consumers, drop_deps, keep_items, set_dep, set_value
+from shards.delivery.yaml_lines import (
+    PHANTOM,
+    PHANTOM_STAGE,
+    SHARDS,
+    add_deps,
+    add_item,
+    consumers,
+    drop_deps,
+    drop_stage,
+    keep_items,
+    set_dep,
+    set_value,
+)
 from shards.errors import ConfigError, SourceError
 from shards.format.layout import MANIFESTS
 from shards.identity import IdKey, load_id_key, read_id_key, split_of
 from shards.normalisation import as_written
 from shards.params import (
+    MODALITY,
     BatchParams,
     GridParams,
     RegisteredSourceParams,
@@ -62,7 +76,6 @@ from shards.sources.files import is_file, list_files
 from shards.sources.images import SUFFIXES
 from shards.sources.patients import OPTION as PATIENT_OPTION
 
-PHANTOM = "data/phantom"
 Normalize = Literal["shared", "own"]
 _MAX_COMPARED_ROWS = 50
 _FORMER_RULE = r"^([^/]+)/|([^/]+)\.[^.]+$"
@@ -78,6 +91,7 @@ def register_batch(
     split_rule: SplitRule = "official",
     with_sex: bool = False,
     site: str | None = None,
+    modality: str | None = None,
     only: bool = False,
     normalize: Normalize = "shared",
     select: Mapping[str, Any] | None = None,
@@ -103,6 +117,7 @@ def register_batch(
         split_rule: `official` keeps the dataset's own splits where it has them, `hash` splits patients by their hash.
         with_sex: Let the shards say the patients' sex.
         site: Who gave the patients of your own images their ids; None: as `shards.delivery.sites.choose_site` tells.
+        modality: The kind of pictures of your own images, as `chest`; None: that of earlier batches of the site.
         only: Take every other batch out of the project.
         normalize: `shared`: the mean and std of an earlier batch of the mix with the same source, site and channels, so
             that one model has one normalisation for all of them; `own`: those of the batch's own images.
@@ -127,6 +142,7 @@ def register_batch(
         split_rule=split_rule,
         with_sex=with_sex,
         site=site,
+        modality=modality,
         only=only,
         normalize=normalize,
         select=select,
@@ -153,6 +169,7 @@ class _Request:
     split_rule: SplitRule
     with_sex: bool
     site: str | None
+    modality: str | None
     only: bool
     normalize: Normalize
     select: Mapping[str, Any] | None
@@ -188,6 +205,7 @@ class _Taken:
     Attributes:
         kind: Name of the source.
         site: Who gave the patients their ids; empty in public datasets.
+        modality: The kind of pictures of a user's own images; None if nobody said it.
         listing: All images of the folder, with hashes of those that are selected.
         on_file: The batch as batches/NAME.yaml has it; None if it is new.
         rules: The rules that select images.
@@ -200,6 +218,7 @@ class _Taken:
 
     kind: str
     site: str
+    modality: str | None
     listing: Listing
     on_file: BatchParams | None
     rules: SelectParams
@@ -284,7 +303,7 @@ def _take_images(request: _Request, before: _Before) -> _Taken:
     """List the folder, select images, and leave out those that other batches have.
 
     Raises:
-        ConfigError: the site is wrong, or a file of the batch is.
+        ConfigError: the site, the modality or a file of the batch is wrong.
         SourceError: the folder is not as the source expects, no image in it is selected or new, or the only batch would
             have too few test patients to measure on.
     """
@@ -297,6 +316,7 @@ def _take_images(request: _Request, before: _Before) -> _Taken:
     # A batch that was taken out has its file still: it comes back as it was, with its settings and its keep list.
     is_on_file = name in before.batches or batch_path(name, project.root).is_file()
     on_file = (before.batches.get(name) or read_batch(name, project.root)) if is_on_file else None
+    modality = _modality_of(request.modality, kind, site, on_file, before.kept)
     rules = select_of(request.select or {}, kind, listing.records)
     if request.select is None and on_file is not None:
         rules = on_file.select or SelectParams()
@@ -329,6 +349,7 @@ def _take_images(request: _Request, before: _Before) -> _Taken:
     return _Taken(
         kind=kind,
         site=site,
+        modality=modality,
         listing=listing,
         on_file=on_file,
         rules=rules,
@@ -362,7 +383,7 @@ def _plan_change(request: _Request, before: _Before, taken: _Taken, survey: Surv
         params = keep_items(keep_items(with_batch, "batches", [name]), "mix", [name])
         params = set_value(params, "evaluate", "batch", name)
         others = {batch for found in consumers(dvc).values() for batch in found} - {name}
-        dvc = drop_deps(dvc, {PHANTOM} | {SHARDS + other for other in others})
+        dvc = drop_stage(drop_deps(dvc, {PHANTOM} | {SHARDS + other for other in others}), PHANTOM_STAGE)
         for other in set(before.batches) - {name}:
             dvc = set_dep(dvc, exclusion_dep(other), other, wanted=False)
     is_excluded = exclusion_path(name, project.root).is_file()  # of a batch that was taken out before
@@ -388,6 +409,7 @@ def _batch_of(name: str, before: _Before, taken: _Taken, survey: Survey) -> Batc
         "channels": survey.channels,
         "shares_images_with": list(taken.listing.shares_images_with),
         **({"site": taken.site} if taken.site else {}),
+        **({"modality": taken.modality} if taken.modality else {}),
         "id_key_fingerprint": before.key.fingerprint,
     }
     has_rules = taken.rules != SelectParams()
@@ -695,6 +717,25 @@ def _others(name: str, batches: Mapping[str, BatchParams], project: Project) -> 
 
 def _registered(batches: Mapping[str, BatchParams]) -> dict[str, RegisteredSourceParams]:
     return {name: batch.source for name, batch in batches.items() if isinstance(batch.source, RegisteredSourceParams)}
+
+
+def _modality_of(
+    given: str | None, kind: str, site: str, on_file: BatchParams | None, batches: Mapping[str, BatchParams]
+) -> str | None:
+    """Tell the kind of pictures of a user's own images: that of the batch's file, else of earlier ones of the site.
+
+    Raises:
+        ConfigError: it is no word, or one is given for a public dataset.
+    """
+    if given is not None:
+        if kind not in OWN_KINDS:
+            raise ConfigError(f"--modality belongs to --source {' or '.join(OWN_KINDS)}; that of {kind} is known")
+        if not re.fullmatch(MODALITY, given):
+            raise ConfigError(f"--modality '{given}': expected one word in small letters, as chest, fundus or hand")
+        return given
+    own = [on_file.source] if on_file is not None else list(_registered(batches).values())
+    found = [source for source in own if isinstance(source, RegisteredSourceParams) and source.kind in OWN_KINDS]
+    return next((source.modality for source in reversed(found) if source.site == site), None)
 
 
 def _site_of(

@@ -18,7 +18,7 @@ from shards.normalisation import as_written
 from shards.params import BatchParams, SelectParams
 from shards.records import Record
 from shards.sources.base import OWN_KINDS, Listing
-from shards.sources.modality import check_mixture
+from shards.sources.modality import check_mixture, pictures_of
 from shards.sources.patients import OPTION as PATIENT_OPTION
 
 
@@ -153,11 +153,19 @@ def report_batch(
 def report_mixture(batches: Mapping[str, BatchParams], values: Mapping[str, Any], new: str) -> None:
     """Say at once what training would refuse."""
     mixed = {*(values.get("mix") or {}), new}
-    pictures = {name: (batch.source.kind, batch.source.channels) for name, batch in batches.items() if name in mixed}
+    pictures = {name: pictures_of(batch.source) for name, batch in batches.items() if name in mixed}
     try:
-        check_mixture(pictures, is_accepted=bool((values.get("pretrain") or {}).get("accept_mixed_images")))
+        unsaid = check_mixture(pictures, is_accepted=bool((values.get("pretrain") or {}).get("accept_mixed_images")))
     except ConfigError as error:
         print(f"warning: {error}", file=sys.stderr)
+        return
+    if new in unsaid:
+        others = ", ".join(f"{name} ({sort})" for name, sort in pictures.items() if name != new)
+        print(
+            f"warning: nobody said what kind of pictures {new} has, and training mixes it with {others}; say it "
+            "(--modality chest, fundus or a word of your own), and another kind is refused",
+            file=sys.stderr,
+        )
 
 
 def report_only(name: str, others: Sequence[str], copies: Sequence[Path]) -> None:
@@ -169,4 +177,4 @@ def report_only(name: str, others: Sequence[str], copies: Sequence[Path]) -> Non
         )
     if copies:
         print(f"what the files were before is kept: {', '.join(map(str, copies))}", file=sys.stderr)
-    print(f"{name} is the project's only batch: `dvc repro report` runs what it needs", file=sys.stderr)
+    print(f"{name} is the project's only batch; now run `dvc repro`", file=sys.stderr)

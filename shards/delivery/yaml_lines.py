@@ -11,6 +11,8 @@ from ruamel.yaml.error import YAMLError
 from shards.errors import ConfigError
 
 SHARDS = "data/shards/"
+PHANTOM, PHANTOM_STAGE = "data/phantom", "phantom"
+"""The built-in dataset, and the stage that renders it."""
 MEASURED_SHARDS = SHARDS + "${evaluate.batch}"
 _SCALAR = re.compile(r"""\"[^"]*\"|'[^']*'|[^\s#,}\]]+""")
 _DEP_LINE = re.compile(r"\s*- (?P<quote>[\"']?)data/shards/(?P<batch>[A-Za-z0-9_-]+)(?P=quote)\s*(#.*)?")
@@ -140,6 +142,29 @@ def drop_deps(text: str, paths: Collection[str]) -> str:
                 unwanted.append(row)
     for row in sorted(unwanted, reverse=True):
         del lines[row]
+    return _joined(lines)
+
+
+def drop_stage(text: str, name: str) -> str:
+    """A dvc.yaml without one stage; unchanged where there is none of the name.
+
+    Raises:
+        ConfigError: the stage shares lines or values with others, by braces or anchors.
+    """
+    document, before = YAML().load(text), _plain(text)
+    stages = document["stages"]
+    if name not in stages:
+        return text
+    lines = text.splitlines()
+    row, column = stages.lc.key(name)
+    later = [stages.lc.key(key)[0] for key in stages if stages.lc.key(key)[0] > row]
+    end = min(later, default=_end_of_section(document, "stages", lines))
+    while end > row + 1 and end < len(lines) and lines[end - 1].strip() and _is_between_items(lines[end - 1], column):
+        end -= 1
+    del lines[row:end]
+    left = {key: stage for key, stage in before["stages"].items() if key != name}
+    if _loaded(_joined(lines)) != {**before, "stages": left}:
+        raise ConfigError(f"dvc.yaml: the stage {name} cannot be taken out line by line; do so by hand")
     return _joined(lines)
 
 

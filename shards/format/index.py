@@ -84,6 +84,7 @@ class DatasetDescription(_Described):
         shares_images_with: Datasets with some of the same images.
         split_rule: `official` keeps the dataset's own splits, `hash` splits patients by their hash.
         selection: Which images of the delivery the set has; None: all.
+        modality: The kind of pictures of somebody's own images, if it was said at `register`.
     """
 
     kind: str
@@ -91,6 +92,7 @@ class DatasetDescription(_Described):
     shares_images_with: Texts
     split_rule: Literal["official", "hash"]
     selection: SelectionDescription | None = None
+    modality: str | None = None
 
 
 class BankDescription(_Described):

@@ -1,42 +1,75 @@
 """Tell the kind of pictures that a source's images are by the source's kind alone: no source is imported for it."""
 
 from collections.abc import Mapping
-from typing import Literal
+from dataclasses import dataclass
 
 from shards.errors import ConfigError
+from shards.params import RegisteredSourceParams, SourceParams
 from shards.sources.base import OWN_KINDS
 
-Modality = Literal["chest", "fundus"]
 _FUNDUS = ("eyepacs", "drive", "drishti-gs", "refuge", "idrid")
 _NAMES = {"chest": "chest radiographs", "fundus": "fundus photographs", None: "own images"}
 
 
-def modality_of(kind: str) -> Modality | None:
-    """Return what the images of a kind of source are: `chest` radiographs or `fundus` photographs; None for your own,
-    which may be anything."""
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """What the images of a shard set are.
+
+    Attributes:
+        kind: Kind of their source.
+        channels: 1 for grey, 3 for coloured images.
+        modality: What somebody said at `register` of images of their own; None for public datasets.
+    """
+
+    kind: str
+    channels: int
+    modality: str | None = None
+
+    def __str__(self) -> str:
+        modality = modality_of(self.kind, self.modality)
+        return f"{_NAMES.get(modality, modality)}, {'grey' if self.channels == 1 else 'in colour'}"
+
+
+def pictures_of(source: SourceParams) -> Pictures:
+    """Return what the images of a batch are, as its file says."""
+    said = source.modality if isinstance(source, RegisteredSourceParams) else None
+    return Pictures(kind=source.kind, channels=source.channels, modality=said)
+
+
+def modality_of(kind: str, said: str | None = None) -> str | None:
+    """Return what the images of a kind of source are: `chest` radiographs or `fundus` photographs.
+
+    Args:
+        kind: Kind of the source.
+        said: What somebody said of images of their own, which may be anything.
+
+    Returns:
+        None for a user's own images of which nothing was said.
+    """
     if kind in OWN_KINDS:
-        return None
+        return said
     return "fundus" if kind in _FUNDUS else "chest"
 
 
-def check_mixture(sets: Mapping[str, tuple[str, int]], *, is_accepted: bool) -> None:
+def check_mixture(sets: Mapping[str, Pictures], *, is_accepted: bool) -> list[str]:
     """Refuse to train on several kinds of pictures, or on grey and coloured ones, unless somebody says yes.
 
     Args:
-        sets: Batch of the training mix → kind of its source, and channels: 1 for grey, 3 for coloured images.
+        sets: Batch of the training mix → its pictures.
         is_accepted: `pretrain.accept_mixed_images`.
+
+    Returns:
+        Names of the batches of which nobody said what their images are, if others of the mix are of a known kind.
 
     Raises:
         ConfigError: there are several, and nobody said yes.
     """
-    modalities = {modality_of(kind) for kind, _ in sets.values()} - {None}
-    colours = {channels for _, channels in sets.values()}
+    known = {name: modality_of(pictures.kind, pictures.modality) for name, pictures in sets.items()}
+    modalities = set(known.values()) - {None}
+    colours = {pictures.channels for pictures in sets.values()}
     if is_accepted or max(len(modalities), len(colours)) < 2:
-        return
-    named = ", ".join(
-        f"{name} ({_NAMES[modality_of(kind)]}, {'grey' if channels == 1 else 'in colour'})"
-        for name, (kind, channels) in sets.items()
-    )
+        return [name for name, modality in known.items() if modality is None and modalities and not is_accepted]
+    named = ", ".join(f"{name} ({pictures})" for name, pictures in sets.items())
     raise ConfigError(
         f"mix has batches of different pictures: {named}; expected one kind, since a place on the canvas should show "
         "the same anatomy in all of them. Train on them in projects of their own, take batches out of mix, or say "

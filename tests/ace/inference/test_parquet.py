@@ -28,6 +28,7 @@ from shards.sources.datasets.folder import find_images
 from shards.sources.images import OTHER_FILE, UNREAD_FORMAT
 from tests.ace.inference.models import DIM, mix, write_model
 from tests.shards.decode.dicom_files import data_of, dataset_of
+from tests.support.checkout import copy_project
 from tests.support.datasets import grid_params, shard_params, smooth_image, write_phantom
 
 IMAGES = ["a/2.png", "a/10.jpg", "b.PNG", "b/deep/er/1.TIFF", "scan", "x.dcm"]
@@ -267,6 +268,36 @@ def test_a_shard_set_is_embedded_by_split_and_normalised_as_in_training(
     assert embed(write_image, "--model", folder, "--out", out, "--normalisation", "0.4,0.2") == 0
     found = pq.read_table(out)["embedding"][0].as_py()
     assert np.abs(np.array(found) - expected.numpy()).max() < 1e-5
+
+
+def test_a_set_that_the_model_was_not_trained_with_is_normalised_by_its_own_numbers(
+    shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = write_model(tmp_path / "ace", batches={"other-b000": mix(1.0, 0.7, 0.2)}), tmp_path / "e.parquet"
+    image, own = (
+        ShardReader(ShardIndex.open(shard_set)).read(0).image,
+        ShardIndex.open(shard_set).description.statistics,
+    )
+    assert own.mean is not None
+    assert own.std is not None
+    import ace
+
+    def check_embedded_by(mean: float, std: float, name: str, *options: object) -> None:
+        assert embed(shard_set, "--model", folder, "--out", out, *options) == 0
+        table = pq.read_table(out)
+        assert table.schema.metadata[b"ace.normalisation"] == name.encode()
+        expected = ace.load(folder, normalisation=(mean, std), device="cpu").embed(image).embedding.numpy()
+        assert np.abs(np.array(table["embedding"][0].as_py()) - expected).max() < 1e-5
+
+    monkeypatch.chdir(tmp_path)
+    check_embedded_by(own.mean, own.std, "own of a-b000")
+    check_embedded_by(0.7, 0.2, "other-b000", "--normalisation", "other-b000")
+    check_embedded_by(0.3, 0.1, "custom", "--normalisation", "0.3,0.1")
+    # In the project that registered the set the numbers are those of `register`, which `evaluate` takes too.
+    copy_project(tmp_path)
+    text = (tmp_path / "batches/phantom-b000.yaml").read_text()
+    (tmp_path / "batches/a-b000.yaml").write_text(text.replace("mean: 0.482", "mean: 0.45"))
+    check_embedded_by(0.45, 0.269, "own of a-b000")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")

@@ -89,9 +89,10 @@ def register(
     labels: Path | None = None,
     weight: float = 1.0,
     site: str | None = None,
+    modality: str | None = None,
 ) -> None:
     files = Project(project / "params.yaml", project / "dvc.yaml")
-    register_batch(name, root, FolderSource(labels), weight=weight, site=site, project=files)
+    register_batch(name, root, FolderSource(labels), weight=weight, site=site, modality=modality, project=files)
 
 
 def registered(project: Path, name: str = "clinic-b000") -> list[Entry]:
@@ -461,6 +462,26 @@ def test_deliveries_of_one_site_share_their_patients(
     said = capsys.readouterr().err
     assert said.count("patient_grouping: patient, site: north") == 4
     assert "are taken for other people" not in said
+
+
+def test_the_kind_of_own_pictures_is_said_once_a_site_and_kept(
+    project: Path, tmp_path: Path, id_key: str, capsys: pytest.CaptureFixture
+) -> None:
+    for number, (name, site, said) in enumerate(
+        [("north-b000", "north", "chest"), ("north-b001", "north", None), ("south-b000", "south", None)]
+    ):
+        write_folder(tmp_path / name, [f"{name}.png"], first=number)
+        register(project, tmp_path / name, name, site=site, modality=said)
+        assert ("nobody said what kind of pictures" in capsys.readouterr().err) is (site == "south")
+    found = {name: batch.source.modality for name, batch in batches_of(project).items() if name != "phantom-b000"}
+    assert found == {"north-b000": "chest", "north-b001": "chest", "south-b000": None}
+    write_folder(tmp_path / "hands", ["a.png"], first=9)
+    register(project, tmp_path / "hands", "hands-b000", modality="hand")
+    assert "different pictures: phantom-b000 (chest radiographs, grey), " in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="expected one word in small letters"):
+        register(project, tmp_path / "hands", "hands-b001", modality="X ray")
+    with pytest.raises(ConfigError, match=r"batch hands-b000|never changes"):
+        register(project, tmp_path / "hands", "hands-b000", modality="chest")
 
 
 def test_a_folder_with_batches_of_two_sites_needs_a_word(project: Path, tmp_path: Path, id_key: str) -> None:
@@ -861,7 +882,8 @@ def test_the_only_batch_leaves_no_other_and_every_other_byte(
             assert sorted(stage["deps"]) == sorted([*deps, "data/shards/real-b000"])
         else:
             assert stage == others[name]
-    head, _, rest = before["dvc.yaml"].partition("\n  shard:\n")  # before it data/phantom is what a stage makes
+    head, _, rest = before["dvc.yaml"].partition("\n  phantom:\n")  # the stage goes with the batch
+    rest = rest.partition("\n  shard:\n")[2]
     gone = {f"      - data/{name}" for name in ("phantom", "shards/phantom-b000", "shards/real-b0001")}
     kept = [*head.split("\n"), "  shard:", *(line for line in rest.splitlines() if line not in gone)]
     now = [line for line in (project / "dvc.yaml").read_text().splitlines() if "real-b000" not in line]
@@ -916,6 +938,7 @@ def test_the_phantom_makes_room_for_a_users_batch(
     assert "evaluate.batch is clinic-b000 now" in capsys.readouterr().err
     stages = load(project / "dvc.yaml")["stages"]
     assert not {"data/phantom", "data/shards/phantom-b000"} & {*stages["pretrain"]["deps"], *stages["report"]["deps"]}
+    assert "phantom" not in stages, "a bare `dvc repro` would render what nothing reads"
 
 
 def test_what_cannot_be_removed_is_refused_before_anything_is_written(
