@@ -271,7 +271,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="take these images of the folder alone, as view=frontal, view=PA,AP, body_part=chest, label=Edema,Mass, "
         "age=18.., sex=F; several: each must hold; images of which the value is unknown stay unless unknown=drop. "
-        "Default: of public chest radiographs view=frontal, else all; view=any takes all views",
+        "Default: frontal views alone of public chest radiographs, and of your own images where some are known to be "
+        "frontal; view=any takes all views",
     )
     command.add_argument("--sex", action="store_true", help="let the shards say the sex; default: they do not")
     command.add_argument(
