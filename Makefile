@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup setup-dev demo real given test fuzz test-slow test-gpu check dev bench
+.PHONY: help setup setup-dev demo real given test coverage fuzz test-slow test-gpu check dev bench
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -54,6 +54,9 @@ given: # what `real` is given, looked at before anything is installed
 
 test: $(DEV) ## the tests (everything not marked slow)
 	@python -m pytest
+
+coverage: $(DEV) ## which lines the tests run, for information; processes that tests start are not counted
+	@python -m pytest --cov=ace --cov=shards --cov=pipelines --cov-report=term:skip-covered
 
 fuzz: export SEED := $(or $(SEED),$(shell date +%s))
 fuzz: $(DEV) ## property tests on random examples, three times as many: make fuzz [SEED=1 SECONDS=180 FILES=tests/shards]

@@ -165,7 +165,7 @@ class RegisteredSourceParams(Section):
     kind: SourceKind
     """Which source read the files (`python -m shards sources`)."""
     dep: str
-    """Manifest of the delivery (docs/data.md); what DVC tracks."""
+    """Manifest of the delivery (docs/register.md); what DVC tracks."""
     dep_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     """Of the manifest: a batch never changes."""
     keep_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
@@ -175,10 +175,10 @@ class RegisteredSourceParams(Section):
     channels: Literal[1, 3]
     """1: stored grey. 3: stored in colour."""
     shares_images_with: tuple[SourceKind, ...]
-    """Datasets with some of the same images, which no mapping file told apart (docs/data.md)."""
+    """Datasets with some of the same images, which no mapping file told apart (docs/register.md)."""
     site: str = Field(default="", pattern=SITE)
-    """Who gave the patients of your own images their ids (docs/data.md); empty where patients are unknown, in public
-    datasets, and in batches of earlier versions, which told no sites apart."""
+    """Who gave the patients of your own images their ids (docs/register.md); empty where patients are unknown, in
+    public datasets, and in batches of earlier versions, which told no sites apart."""
     id_key_fingerprint: str = Field(pattern=FINGERPRINT)
     """Fingerprint of the secret key behind patient pseudonyms and splits; the same in every batch."""
 
@@ -237,7 +237,7 @@ class SelectParams(Section):
     """Which images of a delivery a batch takes: those that fit every rule; a rule that is not there takes all."""
 
     view: tuple[str, ...] | None = None
-    """Codes as PA; `frontal` and `lateral` stand for all codes of their kind (docs/data.md)."""
+    """Codes as PA; `frontal` and `lateral` stand for all codes of their kind (docs/register.md)."""
     body_part: tuple[str, ...] | None = None
     """As `chest`; what a DICOM header says."""
     label: tuple[str, ...] | None = None

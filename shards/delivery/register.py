@@ -739,7 +739,10 @@ def _report_patients(name: str, listing: Listing, growth: Growth, kind: str, nam
             file=sys.stderr,
         )
     for other in listing.shares_images_with:
-        print(f"warning: some images are also in {other}, and nothing here tells which (docs/data.md)", file=sys.stderr)
+        print(
+            f"warning: some images are also in {other}, and nothing here tells which (docs/register.md)",
+            file=sys.stderr,
+        )
     for site, number in namesakes.items():
         print(
             f"warning: {number} patients have the ids of patients of "

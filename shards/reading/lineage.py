@@ -113,7 +113,7 @@ def warn_of_unknown_patients(batches: Sequence[str], consequence: str) -> None:
         print(
             f"warning: {', '.join(batches)}: patients are unknown (patient_grouping: image), so images of one patient "
             f"may be in several splits: {consequence}. Where you know the patients, register the images with them "
-            "(docs/data.md)",
+            "(docs/register.md)",
             file=sys.stderr,
         )
 

@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
+from dvc.dependency import ParamsDependency
 
 from pipelines.graph import Out, load_graph
 from pipelines.lock import read_lock
@@ -49,6 +50,26 @@ def test_a_missing_file_changes_the_code_version(toy: Path) -> None:
     (toy / "manifest.csv").unlink()
     after = {stage.name: stage.code_version for stage in load_graph(toy).stages}
     assert {name for name in before if before[name] != after[name]} == {"shard@own"}
+
+
+@pytest.mark.parametrize("num_items", [2, 20])
+def test_items_of_a_family_share_one_reading_of_their_parameters(
+    toy: Path, num_items: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a graph of hundreds of batches reads params.yaml hundreds of times, at every tick of the sensor."""
+    edit(toy / "dvc.yaml", 'params: [shard, "batches.${key}"]', "params: [shard]")
+    items = "".join(f"  more-{number}: {{dep: manifest.csv}}\n" for number in range(num_items - 2))
+    edit(toy / "params.yaml", "  own: {dep: manifest.csv}\n", f"  own: {{dep: manifest.csv}}\n{items}")
+    read, readings = ParamsDependency.read_params, []
+
+    def counted(self: ParamsDependency, *arguments: bool, **options: bool) -> dict[str, object]:
+        readings.append(self.def_path)
+        return read(self, *arguments, **options)
+
+    monkeypatch.setattr(ParamsDependency, "read_params", counted)
+    graph = load_graph(toy)
+    assert sum(stage.name.startswith("shard@") for stage in graph.stages) == num_items
+    assert readings == ["params.yaml"] * 3, "once for each of raw, shard and train"
 
 
 @pytest.mark.parametrize("path", ["data/raw/content.txt", "data"])

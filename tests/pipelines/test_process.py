@@ -49,14 +49,17 @@ def project(toy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @contextmanager
-def started(root: Path, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
-    """A dagster command in its own process group, gone when the block ends."""
+def started(root: Path, *arguments: str, in_terminal: bool = False) -> Iterator["subprocess.Popen[str]"]:
+    """A dagster command, gone when the block ends; `in_terminal` gives it a process group and lets it hear Ctrl-C."""
+    program = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    program += "runpy.run_module('dagster', run_name='__main__', alter_sys=True)"
     process = subprocess.Popen(
-        [sys.executable, "-m", "dagster", *arguments],
+        [sys.executable, *(("-c", program) if in_terminal else ("-m", "dagster")), *arguments],
         cwd=root,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        process_group=0 if in_terminal else None,
     )
     with process:
         try:
@@ -117,19 +120,30 @@ def test_the_workers_that_torchrun_starts_do_not_outlive_the_step(
 
 
 @pytest.mark.slow
-def test_a_run_ends_with_dagster_dev(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SIGTERM, as a service manager sends it: of its own processes `dagster dev` ends all but those of a run."""
+@pytest.mark.parametrize("signals", [["SIGTERM"], ["SIGINT"], ["SIGINT", "SIGINT"]], ids="-".join)
+def test_a_run_ends_with_dagster_dev(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: list[str]
+) -> None:
+    """SIGTERM to it alone, as a service manager sends it, and Ctrl-C in its terminal, once and twice."""
     monkeypatch.setenv("TOY_HOOK", hold_open(tmp_path / "alive"))
     edit(project / "params.yaml", "count: 3", "count: 4")
     port = free_port()
-    with started(project, "dev", "-m", "toy_definitions", "--host", "127.0.0.1", "--port", str(port)) as dev:
+    dev_command = ("dev", "-m", "toy_definitions", "--host", "127.0.0.1", "--port", str(port))
+    with started(project, *dev_command, in_terminal=signals[0] == "SIGINT") as dev:
         wait_for(dev, "Sensor dvc_lock skipped: dvc.lock holds nothing new")
         run_id = launch(port, {"data/raw"})
         with ended_life(tmp_path / "alive"):
-            dev.terminate()
+            for name in signals:
+                if name == "SIGINT":
+                    os.killpg(dev.pid, signal.SIGINT)  # a terminal sends it to all processes of its group
+                    time.sleep(0.5)
+                else:
+                    dev.terminate()
             dev.communicate()
     with DagsterInstance.from_config(str(project / "home")) as instance:
-        assert appears(lambda: instance.get_run_by_id(run_id).status == DagsterRunStatus.FAILURE)
+        assert appears(lambda: instance.get_run_by_id(run_id).is_finished)
+        status = instance.get_run_by_id(run_id).status
+        assert status in {DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED}
 
 
 def test_asset_selection_and_experiments_work_in_one_environment(project: Path) -> None:

@@ -105,7 +105,7 @@ INFO = SourceInfo(
     licence="yours",
     is_redistributable=False,
     citation="none: the images are yours",
-    pages=("docs/data.md",),
+    pages=("docs/register.md",),
     layout=f"FOLDER/**/* DICOM files of any name, modality {', '.join(MODALITIES)}\n"
     f"and --labels CSV, if there is one, with the column {_UID_COLUMN} and labels (1, 0, -1, empty)",
 )

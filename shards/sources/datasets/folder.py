@@ -49,7 +49,7 @@ INFO = SourceInfo(
     licence="yours",
     is_redistributable=False,
     citation="none: the images are yours",
-    pages=("docs/data.md",),
+    pages=("docs/register.md",),
     layout=f"FOLDER/**/*{{{','.join(SUFFIXES)}}}, and --labels CSV with the column path, "
     f"optionally {', '.join(_DESCRIPTIVE)}, labels (1, 0, -1, empty), masks (mask:NAME), and boxes and landmarks "
     "(box:LABEL, landmark:NAME, height, width)",

@@ -25,8 +25,8 @@ INFO = SourceInfo(
     tasks=("segmentation", "classification", "landmarks", "correspondence"),
     licence="as its CT's (shards/phantom/asset/NOTICE)",
     is_redistributable=True,
-    citation="docs/data.md, The phantom",
-    pages=("docs/data.md",),
+    citation="docs/phantom.md",
+    pages=("docs/phantom.md",),
     layout=f"nothing: `python -m shards phantom` writes {_LAYOUT}",
 )
 

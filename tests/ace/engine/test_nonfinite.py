@@ -31,7 +31,7 @@ class Outputs:
 
 
 def pair_batch(size: int = 3, channels: int = 1) -> PairBatch:
-    """Coarse crops of grey 10, 20, …; fine ones of 110, 120, …"""
+    """Coarse crops of grey 10, 20 and so on; fine ones of 110, 120 and so on."""
     greys = 10 * torch.arange(1, size + 1, dtype=torch.uint8)[:, None, None, None]
     coarse = greys.expand(size, channels, 16, 16)
     return PairBatch(

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from pydicom import dcmread
 from pydicom.datadict import DicomDictionary
@@ -18,7 +20,7 @@ from pydicom.datadict import DicomDictionary
 from shards.decode import UnreadableImageError, decode
 from shards.decode.dicom import read_header
 from shards.decode.result import ODD_RESCALE, ODD_WINDOW
-from shards.delivery.manifest import iterate_manifest
+from shards.delivery.manifest import iterate_manifest, key_of
 from shards.sources.datasets import dicom_tree
 from shards.sources.dicom_facts import VIEWS
 from tests.behaviour.privacy.canaries import Canaries, canaries_below, canaries_in, png_chunks
@@ -143,10 +145,10 @@ def test_a_sample_of_a_tree_says_what_the_document_allows_and_no_more(
     corpus: Workplace, printed: dict[str, str]
 ) -> None:
     metas = descriptions(corpus, "tree-b000")
-    document = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
+    document = (Path(__file__).parents[3] / "docs" / "privacy.md").read_text(encoding="utf-8")
     section = document.split("## Privacy")[1].split("\n## ")[0]
     for meta in metas:
-        assert all(f"`{name}`" in section for name in (*meta, *meta["original"])), "docs/data.md, section Privacy"
+        assert all(f"`{name}`" in section for name in (*meta, *meta["original"])), "docs/privacy.md, section Privacy"
         for name in ("key", "source_id", "patient", "study"):
             assert len(meta[name]) == 16
             assert set(meta[name]) <= set("0123456789abcdef")
@@ -228,6 +230,26 @@ def test_names_of_files_stand_in_the_private_manifest_and_nowhere_else(
     lists = [f"named-b{number:03d}.{suffix}" for number in range(3) for suffix in ("jsonl", "quarantine.csv")]
     assert sorted(found) == sorted(f"{PRIVATE}{name}" for name in (*lists, "named-b000.left_out.csv"))
     assert {mode_of(corpus.project / name) for name in found} == {"600"}, "others may read them"
+
+
+@pytest.mark.parametrize("batch", ["tree-b000", "own-b000"])
+def test_the_rank_of_what_is_published_follows_keyed_hashes_and_no_file_names(
+    batch: str, corpus: Workplace, printed: dict[str, str]
+) -> None:
+    """Whoever has a list of the cohort must not find out by its order which image is whose."""
+    header, entries = iterate_manifest(corpus.project / PRIVATE / f"{batch}.jsonl")
+    path_of = {key_of(entry.record, header): entry.record.image.path for _, entry in entries}
+    folder = corpus.project / "data" / "shards" / batch
+    report = pq.read_table(folder / "quality.parquet", columns=["key", "place"]).to_pylist()
+    ranked = [row["key"] for row in sorted(report, key=lambda row: int(row["place"].rpartition(" ")[2]))]
+    with (folder / "quarantine.csv").open(newline="") as file:
+        quarantined = [int(row["path"].rpartition(" ")[2].rstrip(",")) for row in csv.DictReader(file)]
+    rows = np.load(folder / "samples.npy")
+    published = [ranked, *(rows["key"][rows["split"] == split].astype(str).tolist() for split in set(rows["split"]))]
+    assert quarantined
+    for keys in published:
+        assert keys == sorted(keys)
+    assert [path_of[key] for key in ranked] != sorted(path_of[key] for key in ranked)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes of files")

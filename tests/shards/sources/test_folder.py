@@ -1,5 +1,7 @@
+import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -231,12 +233,19 @@ def test_a_folder_of_unread_formats_says_so(tmp_path: Path) -> None:
         FolderSource().read(tmp_path)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root opens every file")
-def test_a_closed_file_that_may_be_no_image_is_counted_and_a_closed_image_is_listed(root: Path) -> None:
+def test_a_closed_file_that_may_be_no_image_is_counted_and_a_closed_image_is_listed(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_folder(root, ["closed.png"])
     (root / "Doe").write_text("x")
-    for name in ("closed.png", "Doe"):
-        (root / name).chmod(0)
+    opened = Path.open
+
+    def open_as_another_user(self: Path, *arguments: Any, **options: Any) -> Any:
+        if self.name in ("closed.png", "Doe"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return opened(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", open_as_another_user)  # root, as whom the tests may run, opens every file
     listing = FolderSource().read(root)
     assert f"left out 1 {CLOSED}" in listing.warnings
     assert "closed.png" in {record.source_id for record in listing.records}

@@ -138,7 +138,7 @@ def test_a_markdown_row_has_seven_cells_whatever_is_in_them() -> None:
         licence="l",
         is_redistributable=False,
         citation="c",
-        pages=("docs/data.md",),
+        pages=("docs/register.md",),
         layout="a|b\n`c`",
     )
     row = render_markdown([info]).splitlines()[2]
