@@ -13,6 +13,7 @@ from benchmarks.reference.straightforward import Straightforward
 from shards.grid import GridSpec, Scale, draw_crop_pair
 from shards.normalisation import Normalisation
 from tests.ace.pretrain.conftest import tiny_grid, tiny_params
+from tests.ace.pretrain.synthetic import step_of
 
 STEPS_PER_EPOCH = 10
 
