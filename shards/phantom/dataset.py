@@ -125,9 +125,9 @@ def _write_image(
     name, exposure = study.image_ids[index], study.exposures[index]
     files = {f"images/{name}.png": _png(radiograph.image)}
     files |= {f"masks/{structure}/{name}.png": _png(mask) for structure, mask in radiograph.masks.items()}
-    for name, content in files.items():
-        (dataset / name).parent.mkdir(parents=True, exist_ok=True)
-        (dataset / name).write_bytes(content)
+    for path, content in files.items():
+        (dataset / path).parent.mkdir(parents=True, exist_ok=True)
+        (dataset / path).write_bytes(content)
     labels: dict[str, Any] = {
         "image_id": name,
         "patient_id": study.patient_id,
@@ -141,7 +141,7 @@ def _write_image(
     record = {
         "labels": labels,
         "landmarks": radiograph.landmarks,
-        "files": {name: len(content) for name, content in files.items()},
+        "files": {path: len(content) for path, content in files.items()},
     }
     write_text(records / f"{name}.json", json.dumps(record))
 
@@ -151,7 +151,7 @@ def _is_done(dataset: Path, records: Path, name: str) -> bool:
     if not record.is_file():
         return False
     files: dict[str, int] = json.loads(record.read_text(encoding="utf-8"))["files"]
-    paths = {dataset / name: size for name, size in files.items()}
+    paths = {dataset / path: size for path, size in files.items()}
     return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
 
 
