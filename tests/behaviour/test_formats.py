@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import ace
+from ace.models.folder import READ_VERSIONS
 from shards.checking.verify import verify_set
 from shards.delivery.batches import read_batch
 from shards.reading.reader import ShardIndex, ShardReader
@@ -17,7 +18,7 @@ from shards.reading.reader import ShardIndex, ShardReader
 FORMATS = Path(__file__).parent / "formats"
 
 
-@pytest.mark.parametrize("version", [3, 4])
+@pytest.mark.parametrize("version", READ_VERSIONS)
 def test_a_model_of_an_earlier_format_embeds_as_it_did(version: int) -> None:
     """Format 3 knows no whitening; the model of format 4 has one."""
     image = (np.add.outer(np.arange(40), np.arange(40)) * 3 % 251).astype(np.uint8)

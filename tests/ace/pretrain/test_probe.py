@@ -12,6 +12,7 @@ from PIL import Image
 
 from ace.data.crops import resample
 from ace.models.backbone import Backbone, build_backbone
+from ace.pretrain import probe as probe_module
 from ace.pretrain.monitor_params import ProbeParams
 from ace.pretrain.probe import ProbePlan, plan_probe, run_probe
 from shards.build.stage import build_shards
@@ -219,3 +220,19 @@ def test_labels_that_cannot_be_scored_are_listed_with_what_was_found(members: Me
 def test_shards_without_images_to_score_are_refused() -> None:
     with pytest.raises(ConfigError, match="needs images of the split 'train'"):
         plan_probe([], probe_params(), seed=0)
+
+
+def test_features_are_computed_in_the_precision_that_a_finished_encoder_would_have(
+    members: Members, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on an accelerator, where this is the training's; the scores stay those of fp32 but for rounding."""
+    params = probe_params()
+    plan = plan_probe(members, params, seed=0)
+    expected = probe(backbone, plan, params)
+    monkeypatch.setattr(probe_module, "finished_precision", lambda precision, device: "bf16")
+    dtypes: set[torch.dtype] = set()
+    layer = next(module for module in backbone.modules() if isinstance(module, torch.nn.Conv2d))
+    with layer.register_forward_hook(lambda module, inputs, out: dtypes.add(out.dtype)):
+        found = probe(backbone, plan, params)
+    assert dtypes == {torch.bfloat16}
+    assert found["probe_linear_auroc_of/stripes"] == pytest.approx(expected["probe_linear_auroc_of/stripes"], abs=0.03)

@@ -42,12 +42,20 @@ def test_how_a_run_is_watched_and_saved_is_no_part_of_what_it_is() -> None:
     assert identity(seed=1).fingerprint != identity().fingerprint
 
 
-NEARLY = {"num_micro_batches": 2, "checkpoint_activations": True, "compile": True}
+NEARLY = {
+    "num_micro_batches": 2,
+    "checkpoint_activations": True,
+    "compile": True,
+    "augment": tiny_params().augment.model_copy(update={"where": "host"}).model_dump(mode="json"),
+    "probe": tiny_params().probe.model_copy(update={"every_epochs": 3}).model_dump(mode="json"),
+}
 
 
 def test_a_run_goes_on_with_what_changes_it_by_rounding_alone_and_keeps_a_record(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert tiny_params().augment.where == "device"
+    assert {key.split(".")[1] for key in identity_module.NEARLY_DECISIVE} == set(NEARLY)
     assert identity(**NEARLY).fingerprint == identity().fingerprint, "checkpoints of the one are the other's"
     with open_run(identity(), tmp_path, accepts_changed_code=False):
         pass

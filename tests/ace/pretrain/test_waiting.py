@@ -58,6 +58,20 @@ def test_a_training_whose_loader_gives_nothing_saves_and_ends_at_a_signal(
     assert "resuming after step 3" in said
 
 
+def test_a_training_whose_loader_gives_nothing_saves_and_ends_at_its_time_limit(
+    noise_shards: Path, tmp_path: Path
+) -> None:
+    prelude = STALLED.format(collate="collate")
+    (process,) = start_run(noise_shards, tmp_path, prelude=prelude, time_limit_s=30, **OPTIONS)
+    try:
+        (said,) = finish([process], EXIT_CODE)
+    finally:
+        kill_all([process])
+    assert "time limit: saved after step 3 of 18, as no batch came for the next" in said
+    assert saved_steps(tmp_path) == [3]
+    assert_group_ends(process.pid)
+
+
 def test_a_training_that_never_gets_a_batch_ends_at_a_signal_too(noise_shards: Path, tmp_path: Path) -> None:
     (process,) = start_run(noise_shards, tmp_path, prelude=STALLED.format(collate="never"), **OPTIONS)
     try:

@@ -1,3 +1,4 @@
+import builtins
 import os
 import re
 import signal
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from shards.build import plan as plan_module
+from shards.build.encode import SampleEncoder
 from shards.build.stage import build_shards
 from shards.runtime.execution import Processes
 from tests.support.datasets import folder_bytes, grid_params, shard_params, write_phantom, write_project
@@ -69,3 +72,16 @@ def test_a_killed_build_goes_on_and_leaves_the_same_bytes(
     assert {path.suffix for path in scratch.rglob("*") if path.is_file()} <= {".lock"}
     if num_kept >= 4:
         assert not re.search(r"\b0/45", resumed.stderr), "finished tars are kept"
+
+
+def test_unfinished_work_is_held_by_a_number_and_by_no_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A changed line of the code would else throw away the finished tars of a large build."""
+    encoder = SampleEncoder(
+        batch="own-b000", kind="folder", root=Path(), channels=1, spec=grid_params().spec, params=shard_params()
+    )
+    monkeypatch.setattr(plan_module, "version", lambda name: "1.0")
+    for owner, name in ((Path, "open"), (Path, "read_bytes"), (Path, "read_text"), (builtins, "open")):
+        monkeypatch.setattr(owner, name, lambda *_: pytest.fail("a file was read"))
+    before = plan_module.fingerprint(64 * "0", encoder)
+    monkeypatch.setattr(plan_module, "VERSION", plan_module.VERSION + 1)
+    assert plan_module.fingerprint(64 * "0", encoder) != before

@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
+import ace.__main__
 from ace.evaluation.cohort import read_cohort
 from ace.inference.sources import open_shards
 from shards.__main__ import build_parser
@@ -282,6 +284,18 @@ def test_statistics_count_what_is_excluded(index: ShardIndex, capsys: pytest.Cap
     assert json.loads(capsys.readouterr().out)[0]["excluded"] == {"train": 2, "val": 0, "test": 0}
     said = format_statistics(index.without_excluded(Path()))
     assert "excluded, in the shards and read by nothing: 2 images (train 2, val 0, test 0)" in said
+
+
+def test_no_command_that_shows_or_embeds_a_set_has_an_excluded_image(index: ShardIndex, tmp_path: Path) -> None:
+    key, *others = index.keys(index.select("all"))
+    assert command("exclude", "own-b000", key) == 0
+    assert command("gallery", "--batch", "own-b000", "--out", str(tmp_path / "gallery.html")) == 0
+    page = (tmp_path / "gallery.html").read_text(encoding="utf-8")
+    assert key not in page
+    assert all(other in page for other in others)
+    out = tmp_path / "embeddings.parquet"
+    assert run_command(ace.__main__.build_parser(), ("embed", str(SET), "--model", "cxr-small", "--out", str(out))) == 0
+    assert sorted(pq.read_table(out)["key"].to_pylist()) == sorted(others)
 
 
 def test_of_the_phantom_images_can_be_excluded_once_its_shards_are_there(
