@@ -47,7 +47,7 @@ def remote(server: FlakyServer, tmp_path: Path) -> ShardIndex:
 @pytest.fixture
 def cramped(server: FlakyServer, local: ShardIndex, tmp_path: Path) -> ShardIndex:
     """Its cache holds the rows of the index and four of six tars, so the window is two tars."""
-    rows = local.values["samples"]["bytes"]
+    rows = local.description.samples.bytes
     bound = rows + 4 * max(tar.num_bytes for tar in local.tars)
     return ShardIndex.open(open_store(server.url, cache=ShardCache(tmp_path / "cramped", bound), retry=QUICK))
 
