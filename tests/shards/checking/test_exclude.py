@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ace.evaluation.cohort import read_cohort
 from ace.inference.sources import open_shards
+from ace.protocol.cohort import read_cohort
 from shards.__main__ import build_parser
 from shards.checking.stats import format_statistics, statistics_of
 from shards.cli import run_command
