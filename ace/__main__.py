@@ -2,10 +2,12 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from inspect import cleandoc
 from pathlib import Path
-from typing import Any, TypeVar
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ruamel.yaml import YAML
 
@@ -13,10 +15,16 @@ from shards.cli import add_params_options, run_command, values_of
 from shards.identity import KEY_FILE_VARIABLE, SPLITS
 from shards.store.location import parse_location
 
+if TYPE_CHECKING:
+    from ace.evaluation.params import EncoderParams, EvaluateParams
+    from ace.evaluation.setting import Places
+    from shards.params import MeasuredParams
+
 Number = TypeVar("Number", int, float)
 
 SHARDS, MODELS, EVIDENCE = Path("data/shards"), Path("models"), Path("data/evidence")
 MODEL = MODELS / "ace"
+COHORT, INDEPENDENCE, ANSWERS = Path("data/cohort.json"), Path("data/independence.json"), Path("data/answers")
 PROPERTIES, TRAINING, REPORT = Path("metrics/properties.json"), Path("metrics/pretrain"), Path("reports/report.html")
 
 
@@ -63,32 +71,110 @@ def pretrain(arguments: argparse.Namespace) -> None:
         sys.exit(EXIT_CODE)
 
 
-def evaluate(arguments: argparse.Namespace) -> None:
-    """Measure compositionality, decompositionality and correspondence on patients that the model was not trained on.
+def cohort(arguments: argparse.Namespace) -> None:
+    """Choose the patients who are measured: none that a model was trained on. evaluate.split says of which split."""
+    from ace.evaluation.cohort import choose_cohort
+    from ace.evaluation.params import EvaluateParams, parse_encoders
 
-    The trained encoder stands beside an untrained one and, unless evaluate.reference is null, one that others trained
-    on ImageNet photographs. evaluate.split says whether test or validation patients are measured.
+    values = values_of(arguments)
+    params = EvaluateParams.from_params(values.get("evaluate"), f"{arguments.params}: evaluate")
+    encoders = parse_encoders(values.get("encoders"), str(arguments.params))
+    choose_cohort(params, _with_folders(encoders), _places(arguments))
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Ask one encoder what every property asks, and write its answers and dense tokens to data/answers/NAME."""
+    from ace.evaluation.measure import measure
+    from ace.evaluation.params import EvaluateParams, parse_encoders
+    from shards.errors import ConfigError
+
+    values = values_of(arguments)
+    params = EvaluateParams.from_params(values.get("evaluate"), f"{arguments.params}: evaluate")
+    encoders = _with_folders(parse_encoders(values.get("encoders"), str(arguments.params)))
+    if arguments.name not in encoders:
+        raise ConfigError(f"{arguments.params}: encoders has no '{arguments.name}'; it has {', '.join(encoders)}")
+    measured = _measured_of(arguments, values, params.batch)
+    measure(arguments.name, encoders[arguments.name], params, _places(arguments), measured)
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Compare the encoders of params.yaml by their answers: write every figure, and what the report draws.
+
+    With --model, --batch or --split everything is measured here and now, in a folder that is removed afterwards: the
+    model takes the place of the first encoder's, and the others stay beside it.
     """
-    from ace.evaluation.evidence import evaluate
-    from ace.evaluation.params import EvaluateParams
-    from ace.zoo.shipped import find_model
-    from shards.delivery.batches import read_batches
+    from ace.evaluation.evaluate import evaluate
+    from ace.evaluation.params import EvaluateParams, parse_encoders
 
     values = values_of(arguments)
     flags = {"batch": arguments.batch, "split": arguments.split}
     section = {**(values.get("evaluate") or {}), **{key: value for key, value in flags.items() if value is not None}}
     params = EvaluateParams.from_params(section, f"{arguments.params}: evaluate")
-    is_registered = params.batch in (values.get("batches") or {})
-    batches = read_batches(arguments.params, values, [params.batch]) if is_registered else {}
-    evaluate(
-        params,
-        arguments.shards,
-        find_model(arguments.model),
-        arguments.metrics,
-        arguments.out,
+    encoders = parse_encoders(values.get("encoders"), str(arguments.params))
+    if arguments.model is None and not any(flags.values()):
+        evaluate(params, _with_folders(encoders), _places(arguments))
+    else:
+        _evaluate_at_once(arguments, values, params, encoders)
+
+
+def _evaluate_at_once(
+    arguments: argparse.Namespace,
+    values: Mapping[str, Any],
+    params: "EvaluateParams",
+    encoders: Mapping[str, "EncoderParams"],
+) -> None:
+    from ace.evaluation.at_once import evaluate_at_once
+    from shards.runtime.scratch import scratch_root
+
+    if arguments.model is not None:
+        first = next(iter(encoders.values())).model
+        own = {"model": str(arguments.model)}
+        encoders = {
+            name: encoder.model_copy(update=own) if encoder.model == first else encoder
+            for name, encoder in encoders.items()
+        }
+    scratch_root().mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=scratch_root(), prefix="answers-") as folder:
+        work = Path(folder)
+        places = replace(
+            _places(arguments),
+            cohort=work / COHORT.name,
+            independence=work / INDEPENDENCE.name,
+            answers=work / "answers",
+        )
+        evaluate_at_once(params, _with_folders(encoders), places, _measured_of(arguments, values, params.batch))
+
+
+def _places(arguments: argparse.Namespace) -> "Places":
+    from ace.evaluation.setting import Places
+
+    return Places(
+        shards=arguments.shards,
         project=arguments.params.parent,
-        measured=batches[params.batch].measured if is_registered else None,
+        cohort=COHORT,
+        independence=INDEPENDENCE,
+        answers=ANSWERS,
+        metrics=getattr(arguments, "metrics", PROPERTIES),
+        evidence=getattr(arguments, "out", EVIDENCE),
     )
+
+
+def _with_folders(encoders: Mapping[str, "EncoderParams"]) -> dict[str, "EncoderParams"]:
+    """The encoders with a folder for the name of each shipped model."""
+    from ace.zoo.shipped import find_model
+
+    return {
+        name: encoder.model_copy(update={"model": str(find_model(Path(encoder.model)))})
+        for name, encoder in encoders.items()
+    }
+
+
+def _measured_of(arguments: argparse.Namespace, values: Mapping[str, Any], batch: str) -> "MeasuredParams | None":
+    """A registered batch's own mean and std."""
+    from shards.delivery.batches import read_batches
+
+    is_registered = batch in (values.get("batches") or {})
+    return read_batches(arguments.params, values, [batch])[batch].measured if is_registered else None
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -288,12 +374,13 @@ def _is_file(path: Path) -> bool:
 
 def config_check(arguments: argparse.Namespace) -> None:
     """Validate the whole params file before any work: keys, grid, backbone, patients."""
-    from ace.config import Config, check_config
+    from ace.config import Config, check_config, check_graph
     from shards.delivery.batches import read_batches
     from shards.delivery.exclusion import read_exclusion
 
     config = Config.from_params(values_of(arguments), str(arguments.params))
     check_config(config, read_batches(arguments.params, config.model_dump(), config.used_batches))
+    check_graph(config, arguments.params.parent / "dvc.yaml")
     for name in config.used_batches:
         read_exclusion(name, arguments.params.parent)
 
@@ -308,12 +395,23 @@ def config_use(arguments: argparse.Namespace) -> None:
 
 
 def config_migrate(arguments: argparse.Namespace) -> None:
-    """Bring a project of an earlier version to this one: the batches that params.yaml held become files in batches/.
-    Their shards stay as they are: `dvc commit --force shard` records them under the new files."""
+    """Bring a project of an earlier version to this one: the batches that params.yaml held become files in batches/,
+    and encoders and properties get sections of their own. Shards stay as they are: `dvc commit --force shard` records
+    them under the new files."""
     from ace.config import migrate
 
     for line in migrate(arguments.params) or [f"{arguments.params} is of this version already"]:
         print(line)
+
+
+def _add_shards_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--shards",
+        type=parse_location,
+        default=SHARDS,
+        metavar="DIR",
+        help=f"folder of the shard sets, or their URL, as s3://bucket/prefix; default: {SHARDS}",
+    )
 
 
 def _add_model_option(command: argparse.ArgumentParser) -> None:
@@ -392,13 +490,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("pretrain", help="train the encoder", description=pretrain.__doc__)
     add_params_options(command)
-    command.add_argument(
-        "--shards",
-        type=parse_location,
-        default=SHARDS,
-        metavar="DIR",
-        help=f"folder of the shard sets, or their URL, as s3://bucket/prefix; default: {SHARDS}",
-    )
+    _add_shards_option(command)
     command.add_argument("--out", type=Path, default=MODEL, metavar="DIR", help=f"default: {MODEL}")
     command.add_argument("--metrics", type=Path, default=TRAINING, metavar="DIR", help=f"default: {TRAINING}")
     command.add_argument(
@@ -429,20 +521,30 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=pretrain)
 
-    command = commands.add_parser("evaluate", help="measure what the encoder learned", description=evaluate.__doc__)
+    command = commands.add_parser("cohort", help="choose the patients who are measured", description=cohort.__doc__)
     add_params_options(command)
-    command.add_argument(
-        "--shards",
-        type=parse_location,
-        default=SHARDS,
-        metavar="DIR",
-        help=f"folder of the shard sets, or their URL, as s3://bucket/prefix; default: {SHARDS}",
-    )
+    _add_shards_option(command)
+    command.set_defaults(run=cohort)
+
+    command = commands.add_parser("measure", help="ask one encoder", description=measure.__doc__)
+    add_params_options(command)
+    command.add_argument("name", metavar="NAME", help="of the encoder, in the section `encoders`")
+    _add_shards_option(command)
+    command.set_defaults(run=measure)
+
+    command = commands.add_parser("evaluate", help="compare what encoders learned", description=evaluate.__doc__)
+    add_params_options(command)
+    _add_shards_option(command)
     command.add_argument(
         "--batch", metavar="NAME", help="the shard set to measure on, also one that the model was not trained with"
     )
     command.add_argument("--split", choices=["val", "test"], help="its split; these two: default as in the params file")
-    _add_model_option(command)
+    command.add_argument(
+        "--model",
+        type=Path,
+        metavar="MODEL",
+        help="folder of a model, or the name of a shipped one (python -m ace models), in the first encoder's place",
+    )
     command.add_argument("--metrics", type=Path, default=PROPERTIES, metavar="FILE", help=f"default: {PROPERTIES}")
     command.add_argument("--out", type=Path, default=EVIDENCE, metavar="DIR", help=f"default: {EVIDENCE}")
     command.set_defaults(run=evaluate)

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from ruamel.yaml import YAML
 
 from ace.data.objectives import spec_of_epoch
-from ace.evaluation.params import EvaluateParams
+from ace.evaluation.params import Encoders, EvaluateParams
 from ace.models.params import ImportParams
 from ace.pretrain.params import PretrainParams
 from ace.report.params import ReportParams
@@ -47,6 +47,8 @@ class Config(Section):
     pretrain: PretrainParams
     imports: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")], ImportParams]
     """Name → an encoder that others trained, which becomes the model folder models/NAME."""
+    encoders: Encoders
+    """Name → a network that is measured. Gains are those of the first one over each of the others."""
     evaluate: EvaluateParams
     report: ReportParams
 
@@ -106,12 +108,11 @@ def check_config(config: Config, batches: Mapping[str, BatchParams]) -> None:
     Raises:
         ConfigError: saying what was found and what is needed.
     """
-    from ace.embed.encoder import check_reference
-    from ace.evaluation.correspondence import location_axis
     from ace.models.backbone import check_backbone
     from ace.models.weights import check_weights
     from ace.pretrain.pretrain import samples_per_rank
     from ace.pretrain.start import check_start
+    from ace.protocol.dense import location_axis
     from ace.published.importing import check_import
     from shards.identity import PUBLIC_KEY, split_of
     from shards.phantom.study import count_images, patient_id
@@ -130,10 +131,8 @@ def check_config(config: Config, batches: Mapping[str, BatchParams]) -> None:
         check_import(item, config.grid.t, where=f"imports.{name}")
     # What one process cannot divide, several cannot either; how many there will be is not known here.
     samples_per_rank(config.pretrain, 1)
-    if config.evaluate.reference is not None:
-        check_reference(config.evaluate.reference, config.grid.spec)
-    correspondence = config.evaluate.correspondence
-    location_axis(config.grid.spec, correspondence.locations_per_cell, correspondence.window_step_cells)
+    dense = config.evaluate.dense
+    location_axis(config.grid.spec, dense.locations_per_cell, dense.window_step_cells)
     evaluated, phantom = batches[config.evaluate.batch], config.phantom
     if phantom is None:
         rendered = [name for name in config.used_batches if batches[name].source.kind == "phantom"]
@@ -144,12 +143,14 @@ def check_config(config: Config, batches: Mapping[str, BatchParams]) -> None:
     by_patient = [split_of(PUBLIC_KEY.position(patient_id(number)), splits) for number in range(phantom.num_patients)]
     if evaluated.source.kind == "phantom":
         split = config.evaluate.split
-        needed, found = config.evaluate.decomposition.batch, by_patient.count(split)
-        if found < needed:
-            raise ConfigError(
-                f"phantom.num_patients {phantom.num_patients} gives {found} {split} patients and "
-                f"evaluate.decomposition.batch needs {needed}; raise num_patients or shard.splits.{split}"
-            )
+        found = by_patient.count(split)
+        for measured, section in config.evaluate.properties.chosen():
+            needed = measured.min_patients(section)
+            if found < needed:
+                raise ConfigError(
+                    f"phantom.num_patients {phantom.num_patients} gives {found} {split} patients and "
+                    f"evaluate.properties.{measured.name} needs {needed}; raise num_patients or shard.splits.{split}"
+                )
     if all(batches[name].source.kind == "phantom" for name in config.trained_batches):
         images = sum(count_images(phantom, number) for number, split in enumerate(by_patient) if split == "train")
         if images < config.pretrain.batch_size:
@@ -178,6 +179,32 @@ def _check_grids(config: Config, batches: Mapping[str, BatchParams]) -> None:
             raise ConfigError(
                 f"pretrain.crops is 'bank' and batches/{name}.yaml has shard.num_bank_pairs 0; draw fresh ones, or "
                 f"store some pairs: {remedy}"
+            )
+
+
+def check_graph(config: Config, dvc: Path) -> None:
+    """Check that the stages that read every encoder depend on each one's model and answers, and on no others.
+
+    Args:
+        config: The whole of params.yaml.
+        dvc: The file dvc.yaml; one that is not there is not checked.
+
+    Raises:
+        ConfigError: a dependency is missing or one too many.
+    """
+    if not dvc.is_file():
+        return
+    stages = YAML(typ="safe", pure=True).load(dvc.read_text(encoding="utf-8"))["stages"]
+    wanted = {
+        "cohort": ("models/", {item.model for item in config.encoders.values() if item.model.startswith("models/")}),
+        "evaluate": ("data/answers/", {f"data/answers/{name}" for name in config.encoders}),
+    }
+    for stage, (prefix, expected) in wanted.items():
+        found = {dep for dep in stages.get(stage, {}).get("deps", ()) if dep.startswith(prefix)}
+        if stage in stages and found != expected:
+            raise ConfigError(
+                f"{dvc}: {stage}.deps has {', '.join(sorted(found)) or 'none of them'}, and `encoders` in params.yaml "
+                f"asks for {', '.join(sorted(expected))}; write these there instead"
             )
 
 
@@ -210,10 +237,7 @@ def use(name: str, params: Path = DEFAULT_PARAMS, configs: Path = CONFIGS) -> li
 
 def _use(name: str, params: Path, configs: Path) -> list[str]:
     values = resolve(name, configs)
-    yaml = YAML()
-    yaml.width = 120
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    document = yaml.load(params.read_text(encoding="utf-8"))
+    yaml, document = _document(params)
     if values["evaluate"]["batch"] not in document.get("batches", {}) and "evaluate" in document:
         values["evaluate"] = {**values["evaluate"], "batch": document["evaluate"].get("batch")}
     before = read_params(params)
@@ -241,7 +265,10 @@ def _followers(params: Path, values: Mapping[str, Any]) -> list[str]:
 
 
 def migrate(params: Path = DEFAULT_PARAMS) -> list[str]:
-    """Bring a project of an earlier version, which kept its batches in params.yaml, to a file for each batch.
+    """Bring a project of an earlier version to this one, as far as its params.yaml is concerned.
+
+    Batches that params.yaml held become files in batches/. The encoders that are measured, and the properties that they
+    are measured for, get sections of their own.
 
     Args:
         params: The file params.yaml; batches/ and data/manifests are made beside it.
@@ -253,10 +280,10 @@ def migrate(params: Path = DEFAULT_PARAMS) -> list[str]:
         ConfigError: the file is no valid one of the earlier version.
     """
     with Project(params).editing():
-        return _migrate(params)
+        return [*_migrate_batches(params), *_migrate_evaluation(params)]
 
 
-def _migrate(params: Path) -> list[str]:
+def _migrate_batches(params: Path) -> list[str]:
     values = read_params(params)
     former = {name: item for name, item in (values.get("batches") or {}).items() if isinstance(item, Mapping)}
     if not former:
@@ -282,15 +309,51 @@ def _migrate(params: Path) -> list[str]:
             write_private_text(root_path(name, params.parent), f"{root}\n")
         write_text(batch_path(name, params.parent), format_batch(name, batch))
         done.append(f"wrote {batch_path(name, params.parent)}")
-    yaml = YAML()
-    yaml.width = 120
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    document = yaml.load(params.read_text(encoding="utf-8"))
+    yaml, document = _document(params)
     position = list(document).index("batches")
     document.insert(position + 1, "mix", {name: document["batches"][name]["mix"] for name in former})
     document["batches"] = {name: item["source"]["dep"] for name, item in former.items()}
     write_text(params, _dump(yaml, document))
     return [*done, f"{params}: batches has a path for each batch now, and mix its part in training"]
+
+
+def _migrate_evaluation(params: Path) -> list[str]:
+    yaml, document = _document(params)
+    former: Any = document.get("evaluate")
+    if not hasattr(former, "insert") or "properties" in former or "correspondence" not in former:
+        return []
+    position = list(former).index("composition") if "composition" in former else 0
+    properties = {
+        name: former.pop(name) for name in ("composition", "decomposition", "correspondence") if name in former
+    }
+    dense = {key: properties["correspondence"].pop(key) for key in ("locations_per_cell", "window_step_cells")}
+    former.insert(position, "dense", dense)
+    former.insert(position + 1, "properties", {**properties, "colours": {}, "labels": {}})
+    encoders = {
+        "trained": {"model": "models/ace", "network": "teacher"},
+        "untrained": {"model": "models/ace", "network": "untrained"},
+    }
+    reference = former.pop("reference", None)
+    place = list(document).index("evaluate")
+    if "imports" not in document:
+        document.insert(place, "imports", {} if reference is None else {"imagenet": reference})
+        place += 1
+    if reference is not None:
+        encoders["imagenet"] = {"model": "models/imagenet", "network": "teacher"}
+    document.insert(place, "encoders", encoders)
+    write_text(params, _dump(yaml, document))
+    return [
+        f"{params}: encoders names the networks that are measured now, imports those that others trained, and "
+        "evaluate.properties what they are measured for"
+    ]
+
+
+def _document(params: Path) -> tuple[YAML, Any]:
+    """A params file with its comments, and what writes it."""
+    yaml = YAML()
+    yaml.width = 120
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    return yaml, yaml.load(params.read_text(encoding="utf-8"))
 
 
 def resolve(name: str, configs: Path = CONFIGS) -> dict[str, Any]:

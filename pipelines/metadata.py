@@ -11,7 +11,7 @@ from typing import Any
 
 from dagster import AssetCheckEvaluation, AssetCheckKey, AssetCheckSpec, MetadataValue
 
-from ace.evaluation.params import Bound
+from ace.evaluation.bounds import Bound
 from pipelines.graph import Graph, Out, Stage
 from pipelines.lock import RecordedOut, asset_key
 from pipelines.sets import set_metadata

@@ -37,15 +37,18 @@ CHECKED = {
         "loader",
         "views",
     ),
-    "ace.evaluation": (
+    # Not base: beartype does not know what it has for type checkers alone.
+    "ace.properties": (
+        "colours",
         "composition",
         "correspondence",
         "decomposition",
-        "intervals",
-        "probe",
-        "regions",
+        "labels",
+        "retrieval",
+        "symmetry",
     ),
     "ace.embed": ("preprocessing", "probe_scores"),
+    "ace.protocol": ("dense", "features", "intervals", "regions"),
     "ace.pretrain": ("monitors", "probe"),
     "ace": ("geometry", "losses", "models"),
     "shards": ("canvas", "decode", "quality"),

@@ -119,7 +119,7 @@ def test_every_mistake_is_listed_at_once() -> None:
         ({"pretrain__backbone__name": "vit_tiny_patch16_22"}, "did you mean"),
         ({"pretrain__backbone__model_args__depth": None}, "gives no value for ['depth']"),
         ({"evaluate__batch": "elsewhere"}, "evaluate.batch is 'elsewhere'; batches has ['phantom-b000']"),
-        ({"phantom__num_patients": 40}, "test patients and evaluate.decomposition.batch needs 32"),
+        ({"phantom__num_patients": 40}, "test patients and evaluate.properties.decomposition needs 32"),
         ({"mix__phantom-b000__weight": 0}, "every batch has weight 0"),
         ({"pretrain__warmup_epochs": 1000}, "warm-up must be shorter"),
         ({"pretrain__crops": "bank", "shard__num_bank_pairs": 0}, "'bank' and shard.num_bank_pairs is 0"),
@@ -128,9 +128,9 @@ def test_every_mistake_is_listed_at_once() -> None:
         ({"pretrain__batch_size": 5000}, "training images and pretrain.batch_size is 5000"),
         ({"shard__splits": {"train": 0.0, "val": 0.0, "test": 1.0}}, "gives 0 training images"),
         ({"pretrain__augment__blur__min_sigma_px": 9.0}, "min_sigma_px 9.0 is above max_sigma_px 1.6"),
-        ({"evaluate__correspondence__window_step_cells": 9}, "window_step_cells 9 exceeds t 8"),
+        ({"evaluate__dense__window_step_cells": 9}, "window_step_cells 9 exceeds t 8"),
         (
-            {"evaluate__composition__min_side": 0.95, "evaluate__composition__max_side": 1.0},
+            {"evaluate__properties__composition__min_side": 0.95, "evaluate__properties__composition__max_side": 1.0},
             "regions of min_side 0.95 overlap by an IoU of at least 0.81",
         ),
         ({"shard__splits__test": 0.5}, "must sum to 1"),
@@ -326,6 +326,52 @@ def test_a_project_without_a_batch_of_the_phantom_needs_no_section_of_it() -> No
     of_phantom = changed()
     del of_phantom["phantom"]
     assert "the section `phantom` is missing" in error_of(of_phantom)
+
+
+EARLIER_EVALUATION = """# of an earlier version
+evaluate:
+  seed: 0
+  composition: {regions_per_patient: 4}
+  decomposition: {batch: 32}   # kept
+  correspondence:
+    num_patients: 32
+    locations_per_cell: 2
+    window_step_cells: 4
+  reference: REFERENCE
+  num_examples: 4
+"""
+
+
+@pytest.mark.parametrize("has_reference", [True, False])
+def test_encoders_and_properties_of_an_earlier_version_get_sections_of_their_own(
+    tmp_path: Path, has_reference: bool
+) -> None:
+    demo, params = read_params(ROOT / "configs/demo.yaml"), tmp_path / "params.yaml"
+    reference = demo["imports"]["imagenet"]
+    text = EARLIER_EVALUATION.replace("REFERENCE", json.dumps(reference if has_reference else None))
+    params.write_text(text, encoding="utf-8")
+    assert len(migrate(params)) == 1
+    values = read_params(params)
+    assert list(values) == ["imports", "encoders", "evaluate"]
+    expected = demo["encoders"] if has_reference else {k: v for k, v in demo["encoders"].items() if k != "imagenet"}
+    assert values["encoders"] == expected
+    assert values["imports"] == ({"imagenet": reference} if has_reference else {})
+    assert values["evaluate"] == {
+        "seed": 0,
+        "dense": {"locations_per_cell": 2, "window_step_cells": 4},
+        "properties": {
+            "composition": {"regions_per_patient": 4},
+            "decomposition": {"batch": 32},
+            "correspondence": {"num_patients": 32},
+            "colours": {},
+            "labels": {},
+        },
+        "num_examples": 4,
+    }
+    once = params.read_bytes()
+    assert b"# of an earlier version" in once
+    assert migrate(params) == []
+    assert params.read_bytes() == once
 
 
 MIXTURES: list[tuple[dict[str, tuple[Any, ...]], str | None]] = [

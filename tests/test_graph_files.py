@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from ace.config import Config, load_config, resolve
-from ace.evaluation.params import EvaluateParams
+from ace.config import Config, check_graph, load_config, resolve
+from ace.evaluation.params import EncoderParams, EvaluateParams
 from ace.pretrain.identity import CODE
 from shards.build.plan import VERSION
 from shards.delivery.batches import read_batch, settings_of
+from shards.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("ace", "shards", "pipelines")
@@ -18,16 +19,28 @@ ENTRY = {
     "phantom": "shards.phantom.dataset",
     "pretrain": "ace.pretrain.pretrain",
     "import": "ace.published.importing",
-    "evaluate": "ace.evaluation.evidence",
+    "cohort": "ace.evaluation.cohort",
+    "measure": "ace.evaluation.measure",
+    "evaluate": "ace.evaluation.evaluate",
     "report": "ace.report.page",
 }
-TELLING = "ace/journal/"
-"""What a training imports and does not depend on: what is told of it decides no weight."""
+TELLING = ("ace/journal/", "ace/drawing/")
+"""What stages import and do not depend on, unless they write the report: what is told decides no weight, no figure."""
+EVALUATE = set(EvaluateParams.model_fields)
+SECTIONS = {"cohort": "evaluate", "import": "imports", "measure": "evaluate"}
+"""Stages that have no section of their own name."""
 PARTS = {
     ("import", "imports"): {"imports.${key}"},
     ("import", "grid"): {"grid.t"},
-    ("evaluate", "batches"): {"batches/${evaluate.batch}.yaml: measured"},
-    ("evaluate", "evaluate"): {f"evaluate.{key}" for key in EvaluateParams.model_fields if key != "checks"},
+    ("cohort", "evaluate"): {
+        f"evaluate.{key}" for key in EVALUATE - {"bootstrap", "checks", "dense", "images_per_forward", "num_examples"}
+    },
+    ("measure", "encoders"): {"encoders.${key}"},
+    ("measure", "evaluate"): {
+        *(f"evaluate.{key}" for key in EVALUATE - {"accept_shared_images", "bootstrap", "checks"}),
+        "batches/${evaluate.batch}.yaml: measured",
+    },
+    ("evaluate", "evaluate"): {f"evaluate.{key}" for key in EVALUATE - {"checks"}},
 }
 """Sections that a stage takes but does not depend on as a whole: it reads its own batch alone, or no checks; its
 own encoder, or the number of tokens alone."""
@@ -81,7 +94,7 @@ def import_closure(module: str) -> set[str]:
 @pytest.mark.parametrize("stage", ENTRY)
 def test_code_dependencies_hold_the_import_closure_of_the_stage_and_each_has_a_part_in_it(stage: str) -> None:
     declared = {dep for dep in stage_body(stage).get("deps", []) if dep.split("/")[0] in PACKAGES}
-    closure = {file for file in import_closure(ENTRY[stage]) if stage != "pretrain" or not file.startswith(TELLING)}
+    closure = {file for file in import_closure(ENTRY[stage]) if stage == "report" or not file.startswith(TELLING)}
     assert {file if file in declared else Path(file).parent.as_posix() for file in closure} == declared
 
 
@@ -89,7 +102,7 @@ def test_every_stage_has_a_params_section_and_a_command_of_its_name() -> None:
     stages = load_yaml("dvc.yaml")["stages"]
     assert [name for name in stages if name != "shard"] == list(ENTRY)
     for name in stages:
-        assert {name, f"{name}s"} & Config.model_fields.keys()
+        assert SECTIONS.get(name, name) in Config.model_fields
         command = stage_body(name)["cmd"]
         last = command[-1] if isinstance(command, list) else command
         assert last.split()[:2] == ["python", "-m"]
@@ -144,6 +157,29 @@ def test_shards_depend_on_their_version_their_batch_and_what_they_are_made_from_
     assert body["params"] == [{"versions.yaml": ["shard"]}]
     assert body["deps"] == ["batches/${key}.yaml", "${item}"]
     assert load_yaml("versions.yaml") == {"shard": VERSION}
+
+
+def test_the_graph_is_as_short_as_it_is_meant_to_be() -> None:
+    assert len((ROOT / "dvc.yaml").read_text(encoding="utf-8").splitlines()) < 130
+
+
+def test_the_stages_that_read_every_encoder_depend_on_those_of_params_yaml_and_no_others(tmp_path: Path) -> None:
+    config = load_config(ROOT / "params.yaml")
+    check_graph(config, ROOT / "dvc.yaml")
+    student = {"student": EncoderParams(model="models/ace", network="student")}
+    other = {"swin": EncoderParams(model="models/swin", network="teacher")}
+    for more, message in (
+        (student, r"evaluate.deps has .*data/answers/student"),
+        (other, r"cohort.deps .*models/swin"),
+    ):
+        changed = config.model_copy(update={"encoders": {**config.encoders, **more}})
+        with pytest.raises(ConfigError, match=message):
+            check_graph(changed, ROOT / "dvc.yaml")
+    text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
+    (tmp_path / "dvc.yaml").write_text(
+        text.replace("data/answers/imagenet", "data/answers/imagenet, data/answers/student")
+    )
+    check_graph(config.model_copy(update={"encoders": {**config.encoders, **student}}), tmp_path / "dvc.yaml")
 
 
 def test_a_run_goes_on_with_the_code_that_its_stage_depends_on() -> None:

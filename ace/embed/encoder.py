@@ -10,12 +10,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ace.models.backbone import Backbone, build_backbone, check_backbone
+from ace.models.backbone import Backbone, build_backbone
 from ace.models.device import choose_device, default_device
 from ace.models.folder import CONFIG, IMPORTED, READ_VERSIONS, WEIGHTS, WHITENING, Which
-from ace.models.params import BackboneParams, ReferenceParams
+from ace.models.params import BackboneParams
 from ace.models.precision import Precision, finished_precision, placed
-from ace.models.weights import check_weights, load_initial_weights
 from shards.errors import ConfigError
 from shards.grid import GridSpec
 from shards.normalisation import Normalisation
@@ -146,45 +145,6 @@ def untrained_encoder(model_dir: Path, seed: int) -> Encoder:
         torch.manual_seed(seed)
         config, backbone, spec = _empty_encoder(model_dir)
     return _finished(backbone, spec, config, default_device())
-
-
-def check_reference(params: ReferenceParams, spec: GridSpec) -> None:
-    """Check that a published encoder has the grid's tokens and that its weights can be had, without building it.
-
-    Raises:
-        ConfigError: its token grid is not t×t, timm refuses the arguments, or the weights are missing or changed.
-    """
-    try:
-        check_backbone(params.backbone, spec)
-        check_weights(params.backbone)
-    except ConfigError as error:
-        raise ConfigError(
-            f"evaluate.reference: {error}; or set evaluate.reference to null, which leaves the published encoder out"
-        ) from None
-
-
-def reference_encoder(params: ReferenceParams, spec: GridSpec) -> Encoder:
-    """Build the published encoder, untouched, for crops of the grid.
-
-    Args:
-        params: The section `evaluate.reference`.
-        spec: Grid of the images it will be shown.
-
-    Raises:
-        ConfigError: as for `check_reference`; the weights do not give every tensor of the encoder.
-    """
-    check_reference(params, spec)
-    with torch.random.fork_rng(devices=[]):  # what is random at first is replaced
-        backbone = build_backbone(params.backbone, spec)
-    report = load_initial_weights(backbone, params.backbone)
-    if report is None or report.missing:
-        raise ConfigError(
-            f"evaluate.reference: the weights leave part of {params.name} random, so it is not the published "
-            f"encoder; choose weights of this architecture\n{report}"
-        )
-    mix = {"mean": params.mean, "std": params.std}
-    config = {"origin": IMPORTED, "params": {"batches": {IMPORTED: {"mix": mix}}}}
-    return Encoder(backbone.to(default_device()).eval(), spec, params.in_channels, "fp32", config)
 
 
 def _finished(backbone: Backbone, spec: GridSpec, config: Mapping[str, Any], device: torch.device) -> Encoder:

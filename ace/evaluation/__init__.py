@@ -1,1 +1,1 @@
-"""What the embeddings show: compositionality, decompositionality, correspondence."""
+"""The stages that measure encoders: `cohort` chooses patients, `measure` asks one encoder, `evaluate` compares them."""

@@ -1,59 +1,103 @@
-"""The patients an evaluation looks at: one image each, all of one split."""
+"""The stage `cohort`: which patients are measured, once for all encoders, so that no model has seen them."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
 
-from ace.evaluation.embedding import Image
-from shards.grid import GridSpec
-from shards.reading.reader import ShardIndex, ShardReader
-from shards.records import Split
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A patient's canvas, its landmarks in canvas pixels, and which of its cells show the patient."""
-
-    key: str
-    canvas: Image
-    landmarks: Mapping[str, tuple[float, float]]
-    foreground: Bool[np.ndarray, "n n"]
+from ace.evaluation.params import EncoderParams, EvaluateParams
+from ace.evaluation.setting import Places, open_set
+from ace.protocol.cohort import choose_rows
+from shards.errors import ConfigError
+from shards.format.layout import MANIFESTS
+from shards.reading.copies import find_trained_copies
+from shards.reading.image_names import check_image_names
+from shards.reading.lineage import check_independence, warn_of_unknown_patients
+from shards.reading.reader import ShardIndex
+from shards.runtime.atomic import write_text
+from shards.store.location import Location, location_of
 
 
-@dataclass(frozen=True)
-class Cohort:
-    """Patients of one split in random order, so that the first few are a fair sample.
+def choose_cohort(params: EvaluateParams, encoders: Mapping[str, EncoderParams], places: Places) -> None:
+    """Choose patients that none of the models has seen, and write who they are.
 
-    Attributes:
-        batch: Name of the shard set.
-        split: The split that the patients are of.
-        spec: Its grid.
-        subjects: One image of each patient.
+    Raises:
+        ContaminationError: a model was trained on some of the patients, or may have been, and nobody has said yes.
+        ConfigError: there are fewer patients than a property needs.
     """
+    index, split = open_set(params, places), params.split
+    models = sorted({encoder.model for encoder in encoders.values()})
+    independence = {model: _check_independence(Path(model), index, params, places.project) for model in models}
+    unknown = sorted({name for found in independence.values() for name in found.get("batches_without_patients", ())})
+    warn_of_unknown_patients(unknown, "the figures may be too good, by an unknown amount")
+    index, left_out, num_copies = _without_trained_copies(models, index, places.shards, params)
+    for model, number in num_copies.items():
+        independence[model]["num_patients_with_copies"] = number
+    rows = choose_rows(index, split, params.max_patients, params.seed)
+    for item, section in params.properties.chosen():
+        if len(rows) < item.min_patients(section):
+            raise ConfigError(
+                f"{len(rows)} {split} patients, but evaluate.properties.{item.name} needs {item.min_patients(section)} "
+                f"different ones; make more patients, give the {split} split a larger share, or lower its numbers"
+            )
+    chosen = {"batch": index.name, "split": split, "keys": index.keys(rows), "left_out": sorted(left_out)}
+    write_text(places.independence, _json({name: independence[item.model] for name, item in encoders.items()}))
+    write_text(places.cohort, _json(chosen))
 
-    batch: str
-    split: Split
-    spec: GridSpec
-    subjects: tuple[Subject, ...]
+
+def _check_independence(model: Path, index: ShardIndex, params: EvaluateParams, project: Path) -> dict[str, Any]:
+    is_accepted, split = params.accept_shared_images, params.split
+    found = check_independence(model, index, is_accepted=is_accepted, split=split)
+    if found["num_shared_patients"] is None:
+        found |= check_image_names(model, index, project / MANIFESTS, is_accepted=is_accepted, split=split)
+    return found
 
 
-def read_cohort(index: ShardIndex, split: Split, max_patients: int, seed: int) -> Cohort:
-    """Choose patients of one split of a shard set, one image of each, by seed."""
-    reader, chosen = ShardReader(index), choose_rows(index, split, max_patients, seed)
-    return Cohort(index.name, split, index.spec, tuple(_read_subject(reader, int(row)) for row in chosen))
+def _without_trained_copies(
+    models: Sequence[str], index: ShardIndex, shards: Location, params: EvaluateParams
+) -> tuple[ShardIndex, set[str], dict[str, int]]:
+    """The set without patients of whom a model saw a picture in another set; who they are; their number by model.
+
+    All images of the patients who would be measured are asked for, and then those of the patients who take the places
+    of the ones that are left out, so that the time is bounded by their number. Where shared images are accepted all
+    stay, and are counted. A model that there is nothing to compare with has no number.
+    """
+    asked: set[str] = set()
+    left_out: set[str] = set()
+    found: dict[str, set[str]] = {}
+    remaining = list(models)
+    while True:
+        rows = choose_rows(index, params.split, params.max_patients, params.seed)
+        in_split = index.select(params.split)
+        is_measured = np.isin(index.rows["patient"][in_split], index.rows["patient"][rows])
+        keys = set(index.keys(in_split[is_measured])) - asked
+        patients: set[str] = set()
+        for model in list(remaining):
+            copies = find_trained_copies(Path(model), index, keys, lambda name: location_of(shards, name))
+            if copies is None:
+                remaining.remove(model)
+                continue
+            seen = {pair.first.patient for pair in copies}
+            found.setdefault(model, set()).update(seen)
+            patients |= seen
+            if seen:
+                pair = copies[0]
+                what = "all the same measured" if params.accept_shared_images else "left out"
+                print(
+                    f"warning: {len(seen)} {params.split} patients of {index.name} have pictures that the model was "
+                    f"trained on under other names, as {pair.first.key}, which is {pair.second.key} of "
+                    f"{pair.second.report.parent.name} (correlation {pair.correlation:.3f}); they are {what}",
+                    file=sys.stderr,
+                )
+        asked |= keys
+        if not patients or params.accept_shared_images:
+            return index, left_out, {model: len(of_model) for model, of_model in found.items()}
+        left_out |= patients
+        index = index.without_patients(patients)
 
 
-def choose_rows(index: ShardIndex, split: Split, max_patients: int, seed: int) -> Int[np.ndarray, " patients"]:
-    """The rows of one image of each of some patients, in random order; fewer patients are the first of more."""
-    rows = np.random.default_rng(seed).permutation(index.select(split))
-    _, first_of_patient = np.unique(index.rows["patient"][rows], return_index=True)
-    chosen: Int[np.ndarray, " patients"] = rows[np.sort(first_of_patient)][:max_patients]
-    return chosen
-
-
-def _read_subject(reader: ShardReader, row: int) -> Subject:
-    sample = reader.read(row)
-    foreground = np.array(sample.meta["grid"]["foreground"], dtype=bool)
-    return Subject(sample.key, sample.image, sample.landmarks, foreground)
+def _json(values: Any) -> str:
+    return json.dumps(values, indent=1) + "\n"

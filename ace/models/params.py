@@ -118,10 +118,6 @@ class ImportParams(Section):
         )
 
 
-ReferenceParams = ImportParams
-"""The section `evaluate.reference` has the same keys."""
-
-
 class GlobalHeadParams(Section):
     """3-layer MLP, L2-norm, weight-normalised last layer."""
 

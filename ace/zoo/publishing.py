@@ -444,12 +444,12 @@ def _figure_table(figures: Mapping[str, Any], one: str) -> str:
     encoders = [name for name in ENCODERS if name in figures and name != "gain"]
     lines = [["figure", *encoders, "chance", f"{one}s"]]
     label = ""
-    for key, (name, measure, number) in ROWS.items():
-        label = name or label
+    for key, row in ROWS.items():
+        label, number = row.group or label, row.number
         trained = figures["trained"].get(key)
         if trained is None:
             continue
-        text = f"{label}: {measure.strip().format(batch=trained.get('batch'), one=one)}"
+        text = f"{label}: {row.summary.strip().format(batch=trained.get('batch'), one=one)}"
         if trained["value"] is None:
             lines.append([text, f"not measured: {trained.get('reason', '')}", *[""] * (len(encoders) + 1)])
             continue

@@ -665,15 +665,17 @@ def _check_test_patients(entries: Sequence[Entry], shard: ShardParams, values: M
     """
     split = {entry.record.patient: split_of(entry.position, shard.splits, entry.splits) for entry in entries}
     evaluate = values.get("evaluate")
-    if not isinstance(evaluate, Mapping) or not isinstance(evaluate.get("decomposition"), Mapping):
-        return  # `python -m ace config check` says what is wrong with it
-    measured, needed = evaluate.get("split", "test"), evaluate["decomposition"].get("batch")
+    properties = evaluate.get("properties") if isinstance(evaluate, Mapping) else None
+    decomposition = properties.get("decomposition") if isinstance(properties, Mapping) else None
+    if not isinstance(evaluate, Mapping) or not isinstance(decomposition, Mapping):
+        return  # `python -m ace config check` says what is wrong with it, if something is
+    measured, needed = evaluate.get("split", "test"), decomposition.get("batch")
     found = list(split.values()).count(measured)
     if isinstance(needed, int) and found < needed:
         raise SourceError(
             f"{root}: {found} of its {len(split)} patients are in the {measured} split, and the evaluation compares "
-            f"{needed} with one another (evaluate.decomposition.batch in params.yaml); give more patients, raise "
-            f"shard.splits.{measured}, or choose a configuration that compares fewer"
+            f"{needed} with one another (evaluate.properties.decomposition.batch in params.yaml); give more patients, "
+            f"raise shard.splits.{measured}, or choose a configuration that compares fewer"
         )
 
 

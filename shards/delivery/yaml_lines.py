@@ -15,7 +15,7 @@ PHANTOM, PHANTOM_STAGE = "data/phantom", "phantom"
 """The built-in dataset, and the stage that renders it."""
 MEASURED_SHARDS = SHARDS + "${evaluate.batch}"
 _SCALAR = re.compile(r"""\"[^"]*\"|'[^']*'|[^\s#,}\]]+""")
-_DEP_LINE = re.compile(r"\s*- (?P<quote>[\"']?)data/shards/(?P<batch>[A-Za-z0-9_-]+)(?P=quote)\s*(#.*)?")
+_BATCH = re.compile(r"data/shards/[A-Za-z0-9_-]+")
 
 
 def add_item(text: str, section: str, name: str, item: Mapping[str, Any] | str) -> str:
@@ -91,7 +91,7 @@ def consumers(text: str) -> dict[str, list[str]]:
     """
     found = {}
     for name, stage in YAML().load(text)["stages"].items():
-        deps = [dep for dep in stage.get("deps", ()) if isinstance(dep, str) and _DEP_LINE.fullmatch(f"- {dep}")]
+        deps = [dep for dep in stage.get("deps", ()) if isinstance(dep, str) and _BATCH.fullmatch(dep)]
         if deps:
             found[str(name)] = [dep.removeprefix(SHARDS) for dep in deps]
     return found
@@ -101,7 +101,7 @@ def add_deps(text: str, batch: str) -> str:
     """Make every consumer in a dvc.yaml depend on `data/shards/<batch>` too.
 
     Raises:
-        ConfigError: no stage reads shards by name, or its deps are not written one a line.
+        ConfigError: no stage reads shards by name, or its deps on shards are not written one a line.
     """
     found = consumers(text)
     if not found:
@@ -109,15 +109,12 @@ def add_deps(text: str, batch: str) -> str:
     stages, lines = YAML().load(text)["stages"], text.splitlines()
     rows = []
     for stage, batches in found.items():
-        deps = stages[stage]["deps"]
-        line = deps.lc.item(deps.index(SHARDS + batches[-1]))[0]
-        if not _DEP_LINE.fullmatch(lines[line]):
-            raise ConfigError(f"dvc.yaml: {stage}.deps: expected one dep a line; add '- {SHARDS}{batch}' by hand")
+        dep = SHARDS + batches[-1]
+        row = _row_of(stages[stage]["deps"], dep, lines, stage)
         if batch not in batches:
-            rows.append(line)
-    for line in sorted(rows, reverse=True):
-        indent = len(lines[line]) - len(lines[line].lstrip())
-        lines.insert(line + 1, f"{' ' * indent}- {SHARDS}{batch}")
+            rows.append((row, dep))
+    for row, dep in sorted(rows, reverse=True):
+        lines.insert(row + 1, _like(lines[row], dep, SHARDS + batch))
     return _joined(lines)
 
 
@@ -134,12 +131,7 @@ def drop_deps(text: str, paths: Collection[str]) -> str:
         if all(SHARDS + batch in paths for batch in batches):
             raise ConfigError(f"dvc.yaml: {stage} would read no batch at all; expected one that stays")
         deps = stages[stage]["deps"]
-        for position, dep in enumerate(deps):
-            if dep in paths:
-                row = deps.lc.item(position)[0]
-                if not re.fullmatch(rf"\s*- ([\"']?){re.escape(dep)}\1\s*(#.*)?", lines[row]):
-                    raise ConfigError(f"dvc.yaml: {stage}.deps: expected one dep a line; take '- {dep}' out by hand")
-                unwanted.append(row)
+        unwanted += [_row_of(deps, dep, lines, stage) for dep in deps if dep in paths]
     for row in sorted(unwanted, reverse=True):
         del lines[row]
     return _joined(lines)
@@ -179,27 +171,37 @@ def set_dep(text: str, path: str, batch: str, *, wanted: bool) -> str:
     stages, lines = YAML().load(text)["stages"], text.splitlines()
     edits: list[tuple[int, str | None]] = []
     for stage, body in stages.items():
-        deps = body.get("deps", ())
+        deps = body.get("do", body).get("deps", ())
         names = [dep for dep in deps if dep in (SHARDS + batch, MEASURED_SHARDS)]
         if path in deps and not (wanted and names):
             edits.append((_row_of(deps, path, lines, stage), None))
         elif wanted and names and path not in deps:
-            edits.append((_row_of(deps, names[-1], lines, stage), path))
+            row = _row_of(deps, names[-1], lines, stage)
+            edits.append((row, _like(lines[row], names[-1], path)))
     for row, new in sorted(edits, reverse=True, key=lambda edit: edit[0]):
         if new is None:
             del lines[row]
         else:
-            indent = len(lines[row]) - len(lines[row].lstrip())
-            lines.insert(row + 1, f"{' ' * indent}- {new}")
+            lines.insert(row + 1, new)
     return _joined(lines)
 
 
 def _row_of(deps: Any, dep: str, lines: list[str], stage: str) -> int:
-    """Return the row of a dep that stands on a line of its own."""
+    """Return the row of a dep that stands on a line of its own: behind a hyphen, or in brackets before a comma.
+
+    Raises:
+        ConfigError: it shares its line.
+    """
     row = int(deps.lc.item(list(deps).index(dep))[0])
-    if not re.fullmatch(rf"\s*- ([\"']?){re.escape(dep)}\1\s*(#.*)?", lines[row]):
+    path = re.escape(dep)
+    if not re.fullmatch(rf"""\s*(- (["']?){path}\2|(["']?){path}\3,)\s*(#.*)?""", lines[row]):
         raise ConfigError(f"dvc.yaml: {stage}.deps: expected one dep a line, as '- {dep}'; write it so by hand")
     return row
+
+
+def _like(line: str, dep: str, new: str) -> str:
+    """The line of a dep, written for another path, without its comment."""
+    return re.sub(r"\s+#.*", "", line).replace(dep, new).replace(f"'{new}'", new).replace(f'"{new}"', new)
 
 
 def _block_mapping(document: Any, section: str, name: str) -> Any:

@@ -1,5 +1,7 @@
 """What makes a stage of the real graph stale, and what does not, as DVC itself tells."""
 
+import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,9 +9,10 @@ import pytest
 
 from pipelines.graph import load_graph
 from shards.delivery.yaml_lines import add_item, set_dep
-from tests.support.checkout import clone_checkout
+from tests.support.checkout import clone_checkout, run
 
 SHARD = "shard@phantom-b000"
+MEASURE = {"measure@trained", "measure@untrained", "measure@imagenet"}
 
 
 def edit(path: Path, old: str, new: str) -> None:
@@ -97,16 +100,28 @@ def shard_code(clone: Path) -> None:
         ),
         pytest.param(
             lambda clone: exclude(clone, "phantom-b000"),
-            {"pretrain", "evaluate", "report"},
+            {"pretrain", "cohort", *MEASURE, "evaluate", "report"},
             id="images that nothing shall read any more",
         ),
         pytest.param(
-            lambda clone: exclude(clone, "test-b000"), {"evaluate"}, id="likewise, of a batch that is not trained on"
+            lambda clone: exclude(clone, "test-b000"),
+            {"cohort", *MEASURE, "evaluate"},
+            id="likewise, of a batch that is not trained on",
         ),
         pytest.param(
             lambda clone: edit(clone / "batches/phantom-b000.yaml", "mean: 0.482", "mean: 0.5"),
-            {SHARD, "evaluate"},
+            {SHARD, *MEASURE},
             id="what was measured of the batch",
+        ),
+        pytest.param(
+            lambda clone: edit(clone / "params.yaml", "num_resamples: 200", "num_resamples: 300"),
+            {"evaluate"},
+            id="how often patients are resampled",
+        ),
+        pytest.param(
+            lambda clone: edit(clone / "params.yaml", "    colours: {}", "    # no colours"),
+            {"cohort", *MEASURE, "evaluate"},
+            id="the properties that are measured",
         ),
     ],
 )
@@ -119,7 +134,8 @@ def test_a_change_makes_stale_what_depends_on_it_and_nothing_else(
 def test_another_list_of_excluded_images_makes_no_shard_stale(clone: Path) -> None:
     kept = (clone / "dvc.yaml").read_bytes()
     exclude(clone, "phantom-b000")
-    assert stale_after(clone, lambda clone: exclude(clone, "phantom-b000", "1")) == {"pretrain", "evaluate", "report"}
+    stale = stale_after(clone, lambda clone: exclude(clone, "phantom-b000", "1"))
+    assert stale == {"pretrain", "cohort", *MEASURE, "evaluate", "report"}
     (clone / "batches/phantom-b000.exclude.yaml").unlink()
     (clone / "dvc.yaml").write_bytes(kept)
 
@@ -141,3 +157,28 @@ def test_a_changed_command_line_card_or_log_makes_no_stage_stale(clone: Path) ->
                 file.write("# another help text\n")
 
     assert stale_after(clone, change) == set()
+
+
+def test_another_encoder_is_measured_and_compared_and_no_other_is_measured_again(tmp_path: Path) -> None:
+    clone = clone_checkout(tmp_path / "clone")
+    for out in sorted(load_graph(clone).produced):  # stand-ins: DVC compares their md5s alone
+        path = clone / out
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_dir():
+            path.write_text(f"what stands for {out}\n", encoding="utf-8")
+    run(clone, "dvc", "commit", "--quiet", "--force")
+    assert json.loads(run(clone, "dvc", "status", "--json")) == {}
+    edit(
+        clone / "params.yaml",
+        "  untrained: {model",
+        "  student: {model: models/ace, network: student}\n  untrained: {model",
+    )
+    edit(clone / "dvc.yaml", "data/answers/imagenet", "data/answers/imagenet, data/answers/student")
+    run(clone, sys.executable, "-m", "ace", "config", "check")
+    assert json.loads(run(clone, "dvc", "status", "--json")).keys() == {"cohort", "measure@student", "evaluate"}
+    # The patients stay who they were, so that `cohort` writes the same file: what follows is the report alone.
+    (clone / "data/answers/student").write_text("answers\n", encoding="utf-8")
+    run(clone, "dvc", "commit", "--quiet", "--force", "cohort", "measure@student")
+    (clone / "data/evidence").write_text("other evidence\n", encoding="utf-8")
+    run(clone, "dvc", "commit", "--quiet", "--force", "evaluate")
+    assert json.loads(run(clone, "dvc", "status", "--json")).keys() == {"report"}

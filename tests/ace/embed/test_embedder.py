@@ -9,7 +9,7 @@ from ace.embed.embedder import Embedder, embedding_of, pool, unit
 from ace.embed.encoder import Encoder
 from shards.errors import ConfigError
 from shards.normalisation import Normalisation
-from tests.ace.evaluation.constructed import SPEC, ConstructedEncoder, FromCellMeans, colour, embedder
+from tests.ace.properties.constructed import SPEC, ConstructedEncoder, FromCellMeans, colour, embedder
 
 SIZE_PX = SPEC.crop_px
 

@@ -19,7 +19,7 @@ from shards.params import GridParams, MixParams
 from shards.reading.reader import ShardIndex, ShardReader
 from shards.records import File, Record
 from tests.ace.data.painted import VIEWS, build_shards_of, grid_params
-from tests.ace.evaluation.constructed import ConstructedEncoder
+from tests.ace.properties.constructed import ConstructedEncoder
 from tests.support.datasets import shard_params
 
 GRID = grid_params((2, 2), t=4, n=8, cell_px=8)

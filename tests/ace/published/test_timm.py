@@ -16,9 +16,12 @@ from safetensors.torch import save_file
 import ace
 from ace.__main__ import build_parser
 from ace.embed.embedder import Embedder
-from ace.embed.encoder import load_encoder, reference_encoder
+from ace.embed.encoder import Encoder, load_encoder
 from ace.embed.preprocessing import normalised
-from ace.models.params import ImportParams, ReferenceParams
+from ace.models.backbone import build_backbone
+from ace.models.folder import IMPORTED
+from ace.models.params import ImportParams
+from ace.models.weights import load_initial_weights
 from ace.published.importing import import_timm, one_import
 from shards.config import read_params
 from shards.errors import ConfigError
@@ -166,7 +169,12 @@ def test_the_projects_imagenet_encoder_has_the_bits_that_the_evaluation_has_alwa
     assert torch.equal(before, torch.random.get_rng_state())
     grid = GridSpec(2 * T, output_stride, T, (Scale(2, 2, 1.0),), 0.5, 0.85)
     crops = np.random.default_rng(0).integers(0, 256, (3, grid.crop_px, grid.crop_px), dtype=np.uint8)
-    expected = reference_encoder(ReferenceParams.from_params(section, "evaluate.reference"), grid)
+    params = ImportParams.from_params(section, "imports.imagenet")
+    backbone = build_backbone(params.backbone, grid)
+    load_initial_weights(backbone, params.backbone)
+    mix = {"mean": params.mean, "std": params.std}
+    config = {"origin": IMPORTED, "params": {"batches": {IMPORTED: {"mix": mix}}}}
+    expected = Encoder(backbone.eval(), grid, params.in_channels, "fp32", config)
     found = load_encoder(tmp_path / "imagenet").on_grid(grid, "a-b000")
     assert found.precision == expected.precision
     for one, other in zip(*(Embedder(each, "a-b000", 2, "e").tokens(crops) for each in (expected, found)), strict=True):

@@ -1,19 +1,32 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ace.evaluation.evidence import evaluate
+from ace.evaluation.at_once import evaluate_at_once
 from ace.evaluation.params import EvaluateParams
+from ace.evaluation.setting import Places
 from shards.build.stage import build_shards
 from shards.params import ShardParams
 from shards.reading.lineage import write_lineage
 from shards.reading.reader import ShardIndex
 from shards.runtime.execution import Processes
-from tests.ace.evaluation.drawn_project import BATCH, EVALUATE, GRID, SHARD, draw_chest, write_model, write_project
+from tests.ace.evaluation.drawn_project import (
+    BATCH,
+    EVALUATE,
+    GRID,
+    SHARD,
+    draw_chest,
+    encoders_of,
+    places_of,
+    write_imported,
+    write_model,
+    write_project,
+)
 from tests.support.datasets import folder_params
 
 LOCK = """\
@@ -27,6 +40,12 @@ stages:
       md5: 0123456789abcdef0123456789abcdef.dir
       size: 12345678
 """
+
+
+def places_in(root: Path) -> Places:
+    """Where the stages of a project write."""
+    metrics, evidence = root / "metrics/properties.json", root / "data/evidence"
+    return replace(places_of(root, root / "data"), metrics=metrics, evidence=evidence)
 
 
 def tell_lineage(root: Path, batch: str) -> None:
@@ -43,8 +62,8 @@ def evaluated_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
         write_project(root)
         tell_lineage(root, BATCH)
         params = EvaluateParams.from_params(EVALUATE, "evaluate")
-        metrics, evidence = root / "metrics/properties.json", root / "data/evidence"
-        evaluate(params, root / "data/shards", root / "models/ace", metrics, evidence)
+        evaluate_at_once(params, encoders_of(root), places_in(root))
+        metrics = root / "metrics/properties.json"
         (root / "params.yaml").write_text("grid: {n: 8}\nreport: {title: <script>not markup</script>}\n")
         (root / "dvc.lock").write_text(LOCK)
         assert json.loads(metrics.read_text())["trained"]["correspondence_px_at_1024"]["value"] > 0
@@ -112,9 +131,8 @@ def clinic_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         path.write_text(json.dumps(config))
         tell_lineage(root, CLINIC)
         params = EvaluateParams.from_params({**EVALUATE, "batch": CLINIC}, "evaluate")
-        evaluate(
-            params, root / "data/shards", root / "models/ace", root / "metrics/properties.json", root / "data/evidence"
-        )
+        write_imported(root / "models/imagenet")
+        evaluate_at_once(params, encoders_of(root), places_in(root))
         (root / "params.yaml").write_text(CLINIC_PARAMS)
         (root / "dvc.lock").write_text(CLINIC_LOCK)
         yield root

@@ -80,27 +80,28 @@ def changed_project(project: Path, root: Path, **pretrain: Any) -> Path:
     return root
 
 
-def without_the_new_figures(project: Path, root: Path) -> Path:
-    """A copy of the project as it was evaluated and trained before fills, the removal term and the third encoder."""
-    erase = {"probability": 0.25, "min_side": 0.3, "max_side": 0.8}
-    weights = {"global": 0.1, "decomposition": 0.5, "composition": 0.5}
-    changed_project(project, root, augment={"erase": erase}, loss_weights=weights)
+def with_fewer_properties(project: Path, root: Path) -> Path:
+    """A copy of the project as if black alone, two properties and two encoders had been measured."""
+    changed_project(project, root)
     figures, protocol = root / "metrics/properties.json", root / "data/evidence/protocol.json"
-    kept = {name: json.loads(figures.read_text())[name] for name in ("trained", "untrained", "gain", "baselines")}
+    found = json.loads(figures.read_text())
+    kept = {name: found[name] for name in ("trained", "untrained", "gain", "measured")}
     for name in ("trained", "untrained", "gain"):
-        new = ("removal_", "decompositionality_mean", "decompositionality_white")
-        new += ("decompositionality_noise", "decompositionality_tissue", "probe_")
-        kept[name] = {key: figure for key, figure in kept[name].items() if not key.startswith(new)}
+        kept[name] = {
+            key: figure
+            for key, figure in kept[name].items()
+            if key.startswith(("composition", "decomposition", "removal"))
+            and not key.endswith(("_mean", "_white", "_noise", "_tissue"))
+        }
     figures.write_text(json.dumps(kept))
     values = json.loads(protocol.read_text())
-    for section, name in ((values, "reference"), (values, "split"), (values["decomposition"], "fills")):
-        del section[name]
+    del values["encoders"]["imagenet"]
+    own = values["properties"]
+    own["decomposition"]["fills"] = ["black"]
+    values["properties"] = {name: own[name] for name in ("composition", "decomposition")}
     protocol.write_text(json.dumps(values))
-    (root / "data/evidence/removal.npz").unlink()
-    for path in root.glob("data/evidence/*.npz"):
-        with np.load(path) as arrays:
-            shown = {name: values for name, values in arrays.items() if "imagenet" not in name}
-        np.savez(path, **shown)
+    for name in own.keys() - values["properties"].keys():
+        (root / f"data/evidence/{name}.npz").unlink()
     return root
 
 
@@ -142,7 +143,8 @@ def test_every_fill_has_a_row_with_the_figure_and_interval_of_every_encoder(page
 
 def test_every_label_has_a_row_with_the_probes_figure_of_every_encoder(page: str, evaluated_project: Path) -> None:
     figures = json.loads((evaluated_project / "metrics/properties.json").read_text())
-    part = page[page.index('<section id="labels">') : page.index('<section id="limits">')]
+    part = page[page.index('<section id="labels">') :]
+    part = part[: part.index("</section>")]
     rows = part[part.index("<tbody>") : part.index("</tbody>")].split("<tr>")[1:]
     assert [row[: row.index("</td>")] for row in rows] == ["<td>nodule"]
     for own in figures["labels"]["nodule"].values():
@@ -158,8 +160,8 @@ def test_every_label_has_a_row_with_the_probes_figure_of_every_encoder(page: str
 def test_the_change_of_tokens_is_drawn_for_every_encoder_with_its_figures(page: str, evaluated_project: Path) -> None:
     figures = json.loads((evaluated_project / "metrics/properties.json").read_text())
     part = page[page.index('<div class="removal"') : page.index('<div class="scale">')]
-    with np.load(evaluated_project / "data/evidence/removal.npz") as arrays:
-        num_examples = len(arrays["without"])
+    with np.load(evaluated_project / "data/evidence/decomposition.npz") as arrays:
+        num_examples = len(arrays["removal_without"])
     assert part.count("<image ") == 4 * num_examples
     for encoder in ("untrained", "trained", "imagenet"):
         for key, number in (("removal_erased_length", "{:.3f}"), ("removal_change_outside", "{:.1%}")):
@@ -200,13 +202,33 @@ def test_black_alone_in_training_is_not_told_as_several_fills(evaluated_project:
     assert "1 to 3 rectangles in 50 % of the crops, filled with black. White was never used, and" in page
 
 
-def test_a_project_from_before_fills_and_the_removal_term_has_a_report(evaluated_project: Path, tmp_path: Path) -> None:
-    root = without_the_new_figures(evaluated_project, tmp_path / "project")
+def test_properties_and_encoders_that_were_not_measured_are_not_spoken_of(
+    evaluated_project: Path, tmp_path: Path
+) -> None:
+    root = with_fewer_properties(evaluated_project, tmp_path / "project")
     page = report_of(root, tmp_path / "report.html")
-    assert "a square in 25 % of the crops, filled with black." in page
-    assert "The removal term was off" in page
-    for absent in ("imagenet", "ImageNet", '<table class="fills">', '<div class="removal"', "linear probe"):
-        assert absent not in page[page.index("<body>") :]
+    assert '<div class="removal"' in page
+    body = page[page.index("<body>") : page.index('<section id="provenance">')]
+    for absent in ("imagenet", "ImageNet", '<table class="fills">', "linear probe", "Correspondence", "Symmetry"):
+        assert absent not in body
+    assert '<a href="#composition">' in body
+    assert '<a href="#correspondence">' not in body
+
+
+@pytest.mark.parametrize("name", ["retrieval", "symmetry"])
+def test_a_property_without_a_template_has_a_section_with_its_text_and_every_encoders_figure(
+    name: str, page: str, evaluated_project: Path
+) -> None:
+    figures = json.loads((evaluated_project / "metrics/properties.json").read_text())
+    part = page[page.index(f'<section id="{name}">') :]
+    part = part[: part.index("</section>")]
+    key = {"retrieval": "retrieval_top1", "symmetry": "symmetry"}[name]
+    assert f"The trained encoder: {shown(figures['trained'][key], '{:.1%}')}" in part
+    assert "within one cell" in part
+    for column in ("trained", "untrained", "imagenet", "gain", "gain_over_imagenet"):
+        assert shown(figures[column][key], "{:.1%}") in page
+    if name == "retrieval":
+        assert part.count('class="candidate') == 3 * 3 * 4
 
 
 def test_figures_that_were_not_measured_are_dashes(evaluated_project: Path, tmp_path: Path) -> None:
@@ -299,7 +321,7 @@ def test_a_shard_set_that_the_model_does_not_know_is_not_reported(
         ("metrics/properties.json", "dvc repro evaluate"),
         ("models/ace/config.json", "dvc repro pretrain"),
         ("data/evidence/composition.npz", "dvc repro evaluate"),
-        ("data/evidence/removal.npz", "dvc repro evaluate"),
+        ("data/evidence/symmetry.npz", "dvc repro evaluate"),
         ("data/shards", "dvc repro"),
     ],
 )

@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from ace.drawing.words import Words
+from ace.properties.composition import Composition
+from ace.properties.correspondence import Correspondence
 from ace.report.page import write_report
-from ace.report.tables import HEADLINES, Words, headline_card
+from ace.report.tables import headline_card
 from tests.ace.report.conftest import CLINIC, CLINIC_PARAMS
 from tests.ace.report.test_page import PARAMS
 from tests.support.datasets import forget_patients
@@ -172,7 +175,7 @@ def card_of(trained: dict[str, Any], gain: float, half: float = 0.01, other_gain
     both = ("compositionality", "compositionality_auc")
     properties: dict[str, Any] = {name: dict.fromkeys(both, trained) for name in ("trained", "untrained")}
     properties["gain"] = {both[0]: figure(gain, half), both[1]: figure(other_gain, half)}
-    return headline_card(HEADLINES[0], properties, ["trained", "untrained"], WORDS)
+    return headline_card(Composition(), properties, ["trained", "untrained"], WORDS)
 
 
 @pytest.mark.parametrize(
@@ -201,8 +204,8 @@ def test_a_figure_is_told_as_better_than_chance_only_where_its_interval_excludes
 
 
 def test_an_error_below_chance_is_better_than_chance() -> None:
-    error = {"trained": {HEADLINES[2].key: figure(30, 5, chance=400)}}
-    assert headline_card(HEADLINES[2], error, ["trained"], WORDS)["over_chance"] == "better than"
+    error = {"trained": {str(Correspondence.headline): figure(30, 5, chance=400)}}
+    assert headline_card(Correspondence(), error, ["trained"], WORDS)["over_chance"] == "better than"
 
 
 @pytest.mark.parametrize(("other_gain", "expected"), [(-0.1, "worse than"), (0.0, "not distinguishable from")])
@@ -258,8 +261,10 @@ def test_floors_of_losses_are_explained_only_where_a_curve_has_one(project: Path
 
 
 def test_a_reference_of_unknown_weights_is_not_told_as_one_of_photographs(project: Path) -> None:
-    weights = {"kind": "timm", "tag": "xrays", "sha256": None, "min_share": 1.0}
-    change(project / "data/evidence/protocol.json", lambda values: values["reference"].update(weights=weights))
+    other = {"file": "timm's tf_efficientnet_lite0.xrays"}
+    change(
+        project / "data/evidence/protocol.json", lambda values: values["encoders"]["imagenet"]["imported"].update(other)
+    )
     words = words_of(project)
     assert "what they trained it on, this project does not know" in words
     for absent in ("photographs", "without any training on medical images"):

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import ace.__main__
-from ace.evaluation.cohort import read_cohort
 from ace.inference.sources import open_shards
+from ace.protocol.cohort import read_cohort
 from shards.__main__ import build_parser
 from shards.checking.stats import format_statistics
 from shards.cli import run_command

@@ -21,7 +21,7 @@ from shards.delivery.batches import read_batches, settings_of
 from shards.delivery.manifest import Delivery, Entry, check_records, hashed, identify, iterate_manifest
 from shards.delivery.project import Project, remove_batch
 from shards.delivery.register import check_paths_fit, register_batch
-from shards.delivery.yaml_lines import add_deps, add_item, consumers, drop_deps, keep_items, set_value
+from shards.delivery.yaml_lines import add_deps, add_item, consumers, drop_deps, keep_items, set_dep, set_value
 from shards.errors import ConfigError, IdKeyError, SourceError
 from shards.identity import KEY_FILE_VARIABLE, SPLITS, create_key, split_of
 from shards.params import BatchParams, MixParams, parse_mix
@@ -841,7 +841,22 @@ def test_dep_lines_are_added_where_batches_are_read_by_name_and_only_there() -> 
     assert consumers(expected) == {"one": ["a", "b"], "two": ["a", "b"]}
 
 
-def test_deps_in_brackets_are_left_to_the_user() -> None:
+def test_deps_in_brackets_are_edited_where_each_has_a_line_and_a_comma() -> None:
+    text = (
+        "stages:\n  one:\n    deps: [\n      ace/data, ace/models,\n      data/shards/a,  # first\n    ]\n"
+        '  two:\n    foreach: ${encoders}\n    do:\n      deps: [\n        "data/shards/${evaluate.batch}",\n      ]\n'
+    )
+    with_b = text.replace("# first\n", "# first\n      data/shards/b,\n")
+    assert add_deps(text, "b") == with_b
+    assert drop_deps(with_b, ["data/shards/b"]) == text
+    excluded = set_dep(text, "batches/a.exclude.yaml", "a", is_there=True)
+    assert excluded == text.replace("# first\n", "# first\n      batches/a.exclude.yaml,\n").replace(
+        'batch}",\n', 'batch}",\n        batches/a.exclude.yaml,\n'
+    )
+    assert set_dep(excluded, "batches/a.exclude.yaml", "a", is_there=False) == text
+
+
+def test_deps_in_brackets_on_one_line_are_left_to_the_user() -> None:
     with pytest.raises(ConfigError, match=r"one\.deps: expected one dep a line"):
         add_deps("stages:\n  one:\n    deps: [data/shards/a]\n", "b")
     with pytest.raises(ConfigError, match="no stage has a line '- data/shards/NAME'"):
@@ -884,7 +899,7 @@ def test_the_only_batch_leaves_no_other_and_every_other_byte(
             assert stage == others[name]
     head, _, rest = before["dvc.yaml"].partition("\n  phantom:\n")  # the stage goes with the batch
     rest = rest.partition("\n  shard:\n")[2]
-    gone = {f"      - data/{name}" for name in ("phantom", "shards/phantom-b000", "shards/real-b0001")}
+    gone = {f"      data/{name}," for name in ("phantom", "shards/phantom-b000", "shards/real-b0001")}
     kept = [*head.split("\n"), "  shard:", *(line for line in rest.splitlines() if line not in gone)]
     now = [line for line in (project / "dvc.yaml").read_text().splitlines() if "real-b000" not in line]
     assert now == kept

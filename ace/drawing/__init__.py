@@ -1,0 +1,1 @@
+"""Pictures and plots that fit the report: colours of encoders, data URIs, SVG."""

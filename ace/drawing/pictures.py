@@ -1,0 +1,92 @@
+"""Pictures as data URIs, and colours that tell a value or a place."""
+
+import base64
+import colorsys
+import io
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from ace.drawing.words import encoder_mark, encoder_name
+
+NUM_SHADES = 64
+SCALE_PERCENTILE = 99
+"""The brightest colour of the change maps stands for this percentile of all changes, so that single tokens that change
+far more than the rest do not darken them."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle to draw: its corner and its size."""
+
+    row: float
+    col: float
+    height: float
+    width: float
+
+
+def square(row: float, col: float, side: float) -> Box:
+    """Make a square box."""
+    return Box(row, col, side, side)
+
+
+def data_uri(pixels: np.ndarray, *, kind: str = "png", max_px: int | None = None) -> str:
+    """An 8-bit picture as a data URI, shrunk to at most `max_px` on its longer side.
+
+    Args:
+        pixels: Grey [H, W], RGB or RGBA.
+        kind: `png` (lossless) or `jpeg`.
+        max_px: None keeps the size.
+    """
+    image = Image.fromarray(pixels)
+    if max_px is not None:
+        image.thumbnail((max_px, max_px), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    if kind == "jpeg":
+        image.save(buffer, "JPEG", quality=88)
+    else:
+        image.save(buffer, "PNG", optimize=True)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def place_colour(place: Float[np.ndarray, "2"]) -> str:
+    """A colour that tells a place on the canvas: the hue goes round its centre, pale in the middle."""
+    row, col = float(place[0]) - 0.5, float(place[1]) - 0.5
+    hue = (np.arctan2(row, col) / (2 * np.pi)) % 1
+    red, green, blue = colorsys.hsv_to_rgb(hue, min(1.0, 0.45 + 1.6 * float(np.hypot(row, col))), 1.0)
+    return f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}"
+
+
+def heat(values: Float[np.ndarray, "rows cols"], *, low: float | None = None, high: float | None = None) -> np.ndarray:
+    """Values as RGB, from dark to bright.
+
+    Args:
+        values: What is shown.
+        low: Value of the darkest colour; None takes the smallest.
+        high: Value of the brightest colour, which larger ones have as well; None takes the largest.
+    """
+    start = float(values.min()) if low is None else low
+    spread = (float(values.max()) if high is None else high) - start or 1.0
+    coloured: np.ndarray = matplotlib.colormaps["inferno"]((values - start) / spread, bytes=True)
+    return coloured[..., :3]
+
+
+def answer_row(encoder: str, number: int, crops: np.ndarray, is_right: np.ndarray) -> str:
+    """One encoder's nearest candidates as a row of crops, as HTML; the right ones are framed.
+
+    Args:
+        encoder: Its name.
+        number: Its position in `encoders`, which decides its colour.
+        crops: The candidates, the nearest first.
+        is_right: Which of them are right.
+    """
+    who = f'<div class="who"><span class="{encoder_mark(number)}">{encoder_name(encoder)}</span></div>'
+    cells = [
+        f'<div class="candidate {"right" if right else "wrong"}{"" if place else " first"}">'
+        f'<img src="{data_uri(crop)}" alt="{"right" if right else "wrong"} candidate {place + 1}"></div>'
+        for place, (crop, right) in enumerate(zip(crops, is_right, strict=True))
+    ]
+    return f'<div class="answer">{who}{"".join(cells)}</div>'

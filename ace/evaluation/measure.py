@@ -1,0 +1,147 @@
+"""The stage `measure`: one encoder answers what every property asks; everything that needs a network is here."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ace.embed.embedder import Embedder
+from ace.embed.encoder import Encoder, load_encoder, untrained_encoder
+from ace.evaluation.params import EncoderParams, EvaluateParams
+from ace.evaluation.setting import Places, read_setting
+from ace.models.folder import WEIGHTS
+from ace.models.precision import accelerator_settings
+from ace.models.weights import tensors_sha256
+from ace.properties.base import Answers, Measurement, NotMeasured, Setting
+from ace.protocol.cohort import Cohort
+from ace.protocol.features import CanvasView, Features, write_features
+from shards.errors import ConfigError
+from shards.format.layout import sha256_of
+from shards.params import MeasuredParams
+from shards.runtime.atomic import atomic_directory, atomic_path, write_text
+
+ANSWERS = "answers.json"
+
+
+def measure(
+    name: str,
+    encoder_params: EncoderParams,
+    params: EvaluateParams,
+    places: Places,
+    measured: MeasuredParams | None = None,
+) -> None:
+    """Ask one encoder, and write its answers and dense tokens below `places.answers`, in a folder that appears whole.
+
+    Args:
+        name: Of the encoder.
+        encoder_params: Its section in `encoders`.
+        params: The section `evaluate`.
+        places: Where the stages read and write.
+        measured: The batch's own mean and std, for a model that was not trained with it.
+
+    Raises:
+        ConfigError: there is no such network, it was trained on another grid or frame, its normalisation is not known,
+            or too few patients are there.
+    """
+    setting = read_setting(params, places)
+    plans = plan_all(params, setting)
+    encoder = _open_encoder(encoder_params, params.seed, setting.cohort, measured)
+    embedder = Embedder(encoder, setting.cohort.batch, params.images_per_forward, name)
+    measurements = {key: plan for key, plan in plans.items() if isinstance(plan, Measurement)}
+    with atomic_directory(places.answers / name) as fresh, accelerator_settings(encoder.precision, encoder.device):
+        features = _write_features(fresh, embedder, setting, measurements)
+        for key, plan in measurements.items():
+            write_arrays(fresh / f"{key}.npz", plan.ask(embedder, features))
+        told = {
+            "model": encoder_params.model,
+            "network": encoder_params.network,
+            "weights_sha256": _weights_sha256(encoder_params),
+            "imported": _imported(encoder),
+            "asked": fingerprint(params, places),
+            "features": features.folder.name if features.rows else None,
+        }
+        write_text(fresh / ANSWERS, json.dumps(told, indent=1) + "\n")
+
+
+def plan_all(params: EvaluateParams, setting: Setting) -> dict[str, Measurement | NotMeasured]:
+    """Plan every property that has a section; each has random generators of its own, so that none moves another."""
+    return {item.name: item.plan(setting, section) for item, section in params.properties.chosen()}
+
+
+def fingerprint(params: EvaluateParams, places: Places) -> str:
+    """Return the sha256 of what decides the questions: the cohort, the seed and the properties' sections."""
+    asked = params.model_dump_json(include={"seed", "max_patients", "num_examples", "dense", "properties"})
+    return hashlib.sha256(places.cohort.read_bytes() + asked.encode()).hexdigest()
+
+
+def write_arrays(path: Path, arrays: Answers) -> None:
+    """Write one .npz atomically, without pickled objects."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def read_arrays(path: Path) -> dict[str, Any]:
+    """Read what `write_arrays` wrote."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def _open_encoder(params: EncoderParams, seed: int, cohort: Cohort, measured: MeasuredParams | None) -> Encoder:
+    if params.network == "untrained":
+        encoder = untrained_encoder(Path(params.model), seed)
+    else:
+        encoder = load_encoder(Path(params.model), which=params.network)
+    if not encoder.is_imported:  # of an imported model nothing says how its images were framed
+        _check_trim(encoder, cohort)
+    own = {} if measured is None else {cohort.batch: measured.normalisation(encoder.in_channels)}
+    encoder = replace(encoder, given=own).on_grid(cohort.spec, cohort.batch)
+    encoder.normalisation(cohort.batch)  # is known or given, or refused here before any work
+    return encoder
+
+
+def _write_features(
+    folder: Path, embedder: Embedder, setting: Setting, measurements: Mapping[str, Measurement]
+) -> Features:
+    """Encode every canvas that a property looks up, once."""
+    canvases = {subject.key: subject.canvas for subject in setting.cohort.subjects}
+    views: dict[CanvasView, None] = {view: None for plan in measurements.values() for view in plan.dense_views()}
+    if not views:
+        return Features(folder, {})
+    encoder, normalisation = embedder.encoder, embedder.encoder.normalisation(embedder.batch)
+    depends_on = {
+        "weights_sha256": tensors_sha256({key: value.cpu() for key, value in encoder.backbone.state_dict().items()}),
+        "precision": encoder.precision,
+        "mean": normalisation.mean,
+        "std": normalisation.std,
+        "set": setting.index.fingerprint,
+        "grid": setting.cohort.spec.to_json(),
+        **setting.dense.model_dump(),
+    }
+    shown = {view: canvases[view.key] for view in views}
+    return write_features(folder / "features", embedder, setting.axis, shown, depends_on)
+
+
+def _imported(encoder: Encoder) -> dict[str, Any] | None:
+    """Tell what the encoder is and where its weights come from, if others trained it."""
+    if not encoder.is_imported:
+        return None
+    backbone, source = encoder.config["params"]["pretrain"]["backbone"], encoder.config["source"]
+    return {key: backbone[key] for key in ("name", "model_args")} | {key: source[key] for key in ("file", "sha256")}
+
+
+def _weights_sha256(params: EncoderParams) -> str | None:
+    """Return the sha256 of the file of weights; None for random ones."""
+    return None if params.network == "untrained" else sha256_of(Path(params.model) / WEIGHTS[params.network])
+
+
+def _check_trim(encoder: Encoder, cohort: Cohort) -> None:
+    if encoder.spec.trim_level != cohort.spec.trim_level:
+        ours, found = ("null" if spec.trim_level is None else spec.trim_level for spec in (encoder.spec, cohort.spec))
+        raise ConfigError(
+            f"the model was trained on images with grid.trim_level {ours}, but {cohort.batch} was built with {found}: "
+            "its canvases frame the anatomy otherwise; build the batch with the model's trim_level, or train again"
+        )

@@ -1,0 +1,305 @@
+"""Correspondence: a landmark of one patient is found in another by its token alone (method.md §5)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Float
+from pydantic import Field
+
+from ace.embed.embedder import Embedder
+from ace.properties.base import Answers, Figure, Measurement, NotMeasured, Property, Reading, Setting, View
+from ace.protocol.cohort import Subject
+from ace.protocol.dense import LocationAxis, Points, interpolate, nearest, points_of, with_landmarks
+from ace.protocol.features import CanvasView, Features, views_of
+from ace.protocol.intervals import Measure, estimate, per_pair
+from shards.config import Section
+
+REFERENCE_CANVAS_PX = 1024
+"""Errors are given on a canvas scaled to this side, whatever the grid."""
+ERROR = "correspondence_px_at_1024"
+NAMED = {"same_pixel": "same pixel", "affine_oracle": "best affine map (oracle)"}
+"""Baselines that need no encoder, and what the page calls them."""
+MAX_LANDMARKS_DRAWN = 28
+ManyPoints = list[Float[np.ndarray, "_ 2"]]
+"""Points of each pair; pairs have different numbers of them."""
+ManyErrors = list[Float[np.ndarray, " _"]]
+"""Errors of each pair's points."""
+
+
+class CorrespondenceParams(Section):
+    """Landmarks of one patient found in another by the nearest token."""
+
+    num_patients: int = Field(ge=2)
+    """Patients with landmarks that are compared."""
+    keys_per_query: int = Field(ge=1)
+    """Other patients in which each patient's landmarks are looked for."""
+    max_landmarks: int = Field(ge=1)
+    """Landmarks used per query, drawn by seed where an image has more."""
+    success_px: float = Field(gt=0)
+    """Largest error that counts as found, in pixels of a canvas scaled to 1024 px."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A query and a key patient, by their positions among those compared, and the landmarks that both have."""
+
+    query: int
+    key: int
+    names: tuple[str, ...]
+
+
+def draw_pairs(
+    subjects: Sequence[Subject], keys_per_query: int, max_landmarks: int, rng: np.random.Generator
+) -> list[Pair]:
+    """Every subject as a query, each with other subjects as keys, and at most `max_landmarks` landmarks both have."""
+    pairs = []
+    for query in range(len(subjects)):
+        for key in rng.permutation(np.delete(np.arange(len(subjects)), query))[:keys_per_query]:
+            names = sorted(subjects[query].landmarks.keys() & subjects[key].landmarks.keys())
+            chosen = np.sort(rng.permutation(len(names))[:max_landmarks])
+            pairs.append(Pair(query, int(key), tuple(names[index] for index in chosen)))
+    return pairs
+
+
+def find_landmarks(
+    subjects: Sequence[Subject], features: Features, axis: LocationAxis, pairs: Sequence[Pair]
+) -> ManyPoints:
+    """For each pair, the location of the key with the largest cosine to each landmark of the query."""
+    views = views_of(subject.key for subject in subjects)
+    found = []
+    for pair in pairs:
+        wanted = interpolate(features.of(views[pair.query]), axis, points_of(subjects[pair.query], pair.names))
+        found.append(nearest(wanted, features.of(views[pair.key]), axis))
+    return found
+
+
+def errors_at_reference(predicted: Points, true: Points, canvas_px: int) -> Float[np.ndarray, " points"]:
+    """Radial errors in pixels of a canvas scaled to `REFERENCE_CANVAS_PX`."""
+    errors: Float[np.ndarray, " points"] = np.linalg.norm(predicted - true, axis=1) * REFERENCE_CANVAS_PX / canvas_px
+    return errors
+
+
+def pair_mean(pairs: Sequence[Pair], values: Sequence[Float[np.ndarray, " _"]], num_patients: int) -> Measure:
+    """The mean over all landmarks of all pairs (some have more than others); intervals resample the patients."""
+    sums, counts = np.zeros((2, num_patients, num_patients))
+    for pair, points in zip(pairs, values, strict=True):
+        sums[pair.query, pair.key] += points.sum()
+        counts[pair.query, pair.key] += len(points)
+    return per_pair(sums, counts)
+
+
+def random_guess_errors(
+    subject: Subject, true: Points, axis: LocationAxis, cell_px: int
+) -> Float[np.ndarray, "locations points"]:
+    """Errors of every location in the subject's foreground; their mean is what a random guess there expects."""
+    guesses = axis.points()[axis.inside(subject, cell_px)]
+    errors: Float[np.ndarray, "locations points"] = np.linalg.norm(guesses[:, None] - true, axis=2)
+    return errors * REFERENCE_CANVAS_PX / len(subject.canvas)
+
+
+def affine_oracle(source: Points, target: Points) -> Points:
+    """Where the best affine map, fitted to the answer itself, takes the source points."""
+    homogeneous = np.column_stack([source, np.ones(len(source))])
+    solution, *_ = np.linalg.lstsq(homogeneous, target, rcond=None)
+    mapped: Points = homogeneous @ solution
+    return mapped
+
+
+@dataclass(frozen=True)
+class CorrespondenceMeasurement(Measurement):
+    """Pairs of patients and the landmarks that are looked for."""
+
+    setting: Setting
+    params: CorrespondenceParams
+    subjects: tuple[Subject, ...]
+    pairs: tuple[Pair, ...]
+
+    def dense_views(self) -> Sequence[CanvasView]:
+        """Every patient's canvas."""
+        return views_of(subject.key for subject in self.subjects)
+
+    def ask(self, embedder: Embedder, features: Features) -> Answers:
+        """Return where the landmarks of all pairs were found, one pair after another."""
+        return {"found": np.concatenate(find_landmarks(self.subjects, features, self.setting.axis, self.pairs))}
+
+    def read(self, answers: Answers) -> Mapping[str, Reading]:
+        """Compare the places found with the landmarks."""
+        axis, cell_px, success_px = self.setting.axis, self.setting.cohort.spec.cell_px, self.params.success_px
+        errors = self._errors(self._by_pair(answers["found"]))
+        guesses = [
+            random_guess_errors(self.subjects[pair.key], true, axis, cell_px)
+            for pair, (_, true) in zip(self.pairs, self._ends(), strict=True)
+        ]
+        facts = {"num_pairs": len(self.pairs), "num_landmarks": sum(len(pair.names) for pair in self.pairs)}
+        hits = [(guess <= success_px).mean(axis=0) for guess in guesses]
+        num = len(self.subjects)
+        return {
+            ERROR: Reading(
+                self._mean(errors),
+                num,
+                estimate(self._mean([guess.mean(axis=0) for guess in guesses]), num),
+                is_error=True,
+                facts=facts,
+            ),
+            f"correspondence_within_{success_px:g}px": Reading(
+                self._mean([(error <= success_px).astype(float) for error in errors]),
+                num,
+                estimate(self._mean(hits), num),
+                facts=facts,
+            ),
+        }
+
+    def baselines(self) -> Mapping[str, Mapping[str, Reading]]:
+        """Measure guesses that need no encoder."""
+        num = len(self.subjects)
+        guesses = self._guesses()
+        return {ERROR: {name: Reading(self._mean(found), num, None, is_error=True) for name, found in guesses.items()}}
+
+    def pictures(self, answers: Mapping[str, Answers], features: Mapping[str, Features]) -> Answers:
+        """Keep where the landmarks of the first pairs were found.
+
+        Per encoder `_errors` of all landmarks of all pairs; per example pair i `pair<i>_...` with images, names,
+        points, and the cosine map of its middle landmark.
+        """
+        arrays: dict[str, Any] = {"positions_px": self.setting.axis.positions_px}
+        by_pair = {name: self._by_pair(answer["found"]) for name, answer in answers.items()}
+        for name, found in by_pair.items():
+            arrays[f"{name}_errors"] = np.concatenate(self._errors(found))
+        for name, errors in self._guesses().items():
+            arrays[f"{name}_errors"] = np.concatenate(errors)
+        views, ends = self.dense_views(), self._ends()
+        numbered = reversed(list(enumerate(self.pairs)))
+        first_of_query = {pair.query: position for position, pair in numbered if pair.names}
+        shown = sorted(first_of_query.values())[: self.setting.num_examples]
+        for number, position in enumerate(shown):
+            pair, (source, target) = self.pairs[position], ends[position]
+            middle = len(pair.names) // 2
+            arrays |= {
+                f"pair{number}_query": self.subjects[pair.query].canvas,
+                f"pair{number}_key": self.subjects[pair.key].canvas,
+                f"pair{number}_names": np.array(pair.names),
+                f"pair{number}_source": source,
+                f"pair{number}_target": target,
+                f"pair{number}_probe": np.array(middle),
+            }
+            for name, own in features.items():
+                query = own.of(views[pair.query])
+                wanted = interpolate(query, self.setting.axis, source[middle : middle + 1])[0]
+                arrays[f"pair{number}_{name}_found"] = by_pair[name][position]
+                arrays[f"pair{number}_{name}_map"] = own.of(views[pair.key]) @ wanted
+        return arrays
+
+    def _ends(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return the landmarks of each pair, in the query and in the key."""
+        query_and_key = [(self.subjects[pair.query], self.subjects[pair.key], pair.names) for pair in self.pairs]
+        return [(points_of(query, names), points_of(key, names)) for query, key, names in query_and_key]
+
+    def _by_pair(self, found: Points) -> ManyPoints:
+        return np.split(found, np.cumsum([len(pair.names) for pair in self.pairs[:-1]]))
+
+    def _errors(self, found: ManyPoints) -> ManyErrors:
+        canvas_px = self.setting.cohort.spec.canvas_px
+        return [errors_at_reference(own, true, canvas_px) for own, (_, true) in zip(found, self._ends(), strict=True)]
+
+    def _guesses(self) -> dict[str, ManyErrors]:
+        """Return the errors of taking the query's pixel, and of the best affine map."""
+        ends = self._ends()
+        return {
+            "same_pixel": self._errors([source for source, _ in ends]),
+            "affine_oracle": self._errors([affine_oracle(source, true) for source, true in ends]),
+        }
+
+    def _mean(self, values: Sequence[Float[np.ndarray, " _"]]) -> Measure:
+        return pair_mean(self.pairs, values, len(self.subjects))
+
+
+class Correspondence(Property):
+    """Looks for landmarks of one patient in another."""
+
+    name = "correspondence"
+    params = CorrespondenceParams
+    title = "Correspondence"
+    question = "Is the same anatomy found in another {one}?"
+    headline = ERROR
+    unit = "mean error in px of a 1024-px canvas; less is better"
+    is_error = True
+    has_card = True
+    figures: ClassVar[Mapping[str, Figure]] = {
+        ERROR: Figure(
+            "Correspondence: mean error, px at 1024; less is better",
+            "{:.1f}",
+            "correspondence",
+            "error in px of 1024, less is better",
+        ),
+    }
+    template = "correspondence.html"
+
+    def plan(self, setting: Setting, params: CorrespondenceParams) -> CorrespondenceMeasurement | NotMeasured:
+        """Draw pairs of patients that have landmarks."""
+        subjects = with_landmarks(setting.cohort.subjects, params.num_patients)
+        if not subjects:
+            return NotMeasured(f"fewer than two {setting.cohort.split} patients of this batch have landmarks")
+        rng = setting.generator("correspondence")
+        pairs = draw_pairs(subjects, params.keys_per_query, params.max_landmarks, rng)
+        return CorrespondenceMeasurement(setting, params, subjects, tuple(pairs))
+
+    def shown(self, view: View) -> dict[str, Any]:
+        """Show the errors of all landmarks as curves, and the first pairs."""
+        from ace.drawing.plots import error_curves
+
+        errors = {name: view.arrays[f"{name}_errors"] for name in view.encoders}
+        baselines = {label: view.arrays[f"{name}_errors"] for name, label in NAMED.items()}
+        return {
+            "curves": error_curves(errors, baselines, view.params["success_px"]),
+            "examples": correspondence_examples(view.arrays, view.encoders),
+        }
+
+
+def correspondence_examples(arrays: Answers, encoders: Sequence[str]) -> list[dict[str, Any]]:
+    """Each pair of patients: landmarks in the query, where each encoder found them in the key, and one cosine map."""
+    from ace.drawing.pictures import data_uri, heat, place_colour, square
+
+    positions = arrays["positions_px"]
+    pitch = float(positions[1] - positions[0])
+    start = float(positions[0]) - pitch / 2
+    extent = square(start, start, len(positions) * pitch)
+    examples = []
+    number = 0
+    while f"pair{number}_query" in arrays:
+        prefix = f"pair{number}_"
+        one = {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
+        size_px, probe = len(one["query"]), int(one["probe"])
+        shown = np.unique(np.linspace(0, len(one["names"]) - 1, MAX_LANDMARKS_DRAWN).round().astype(int))
+        examples.append(
+            {
+                "size_px": size_px,
+                "query": data_uri(one["query"], kind="jpeg"),
+                "key": data_uri(one["key"], kind="jpeg"),
+                "marks": [
+                    {
+                        "name": str(one["names"][i]).replace("_", " "),
+                        "colour": place_colour(one["source"][i] / size_px),
+                        "source": one["source"][i].tolist(),
+                        "target": one["target"][i].tolist(),
+                        "found": {name: one[f"{name}_found"][i].tolist() for name in encoders},
+                    }
+                    for i in shown
+                ],
+                "extent": extent,
+                "maps": {name: data_uri(heat(one[f"{name}_map"])) for name in encoders},
+                "probe": {
+                    "name": str(one["names"][probe]).replace("_", " "),
+                    "source": one["source"][probe].tolist(),
+                    "target": one["target"][probe].tolist(),
+                    "found": {name: one[f"{name}_found"][probe].tolist() for name in encoders},
+                },
+                "error_px": {
+                    name: float(np.linalg.norm(one[f"{name}_found"] - one["target"], axis=1).mean() * 1024 / size_px)
+                    for name in encoders
+                },
+            }
+        )
+        number += 1
+    return examples

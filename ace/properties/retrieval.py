@@ -1,0 +1,179 @@
+"""Retrieval: a region's embedding finds the same anatomy among regions of other patients (method.md §5)."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+
+from ace.data.crops import resample
+from ace.embed.embedder import Embedder, Image, unit
+from ace.properties.base import Answers, Figure, Measurement, NotMeasured, Property, Reading, Setting, View
+from ace.protocol.cohort import Subject
+from ace.protocol.dense import points_of, with_landmarks
+from ace.protocol.features import Features
+from ace.protocol.intervals import per_patient
+from ace.protocol.regions import Region
+from shards.config import Section
+
+RANKS = (1, 5)
+NUM_SHOWN = 4
+
+
+class RetrievalParams(Section):
+    """Regions centred on landmarks that all patients have."""
+
+    num_patients: int = Field(ge=2)
+    """Patients with landmarks that are compared."""
+    num_landmarks: int = Field(ge=2)
+    """Landmarks, drawn by seed, that every patient has a region around; one that would leave the canvas is left out."""
+    side: float = Field(gt=0, lt=1)
+    """Side of a region, as a fraction of the canvas side."""
+
+
+@dataclass(frozen=True)
+class RetrievalMeasurement(Measurement):
+    """Regions of several patients, and which of them show the same anatomy.
+
+    Attributes:
+        setting: The patients.
+        subjects: Those with regions.
+        regions: Of all patients, one after another.
+        patient: Which of `subjects` each region lies in.
+        is_candidate: [query, candidate]: whether the candidate is of another patient.
+        is_right: Whether moreover its centre lies within one cell of the query's landmark in the candidate's patient.
+    """
+
+    setting: Setting
+    subjects: tuple[Subject, ...]
+    regions: tuple[Region, ...]
+    patient: Int[np.ndarray, " regions"]
+    is_candidate: Bool[np.ndarray, "regions regions"]
+    is_right: Bool[np.ndarray, "regions regions"]
+
+    def ask(self, embedder: Embedder, features: Features) -> Answers:
+        """Return E(region) of every region."""
+        pooled = embedder.pooled(self._crops(), total=len(self.regions), task="retrieval")
+        return {"embeddings": unit(pooled)}
+
+    def read(self, answers: Answers) -> Mapping[str, Reading]:
+        """Count the queries with the right anatomy among the nearest 1 and 5 candidates."""
+        similarities = answers["embeddings"] @ answers["embeddings"].T
+        num = len(self.subjects)
+        counts = np.bincount(self.patient, minlength=num)
+        facts = {"num_regions": len(self.regions)}
+        readings = {}
+        for rank in RANKS:
+            credit = top_credit(similarities, self.is_candidate, self.is_right, rank)
+            guess = top_credit(None, self.is_candidate, self.is_right, rank)
+            measure = per_patient(np.bincount(self.patient, credit, num), counts)
+            readings[f"retrieval_top{rank}"] = Reading(measure, num, float(guess.mean()), facts=facts)
+        return readings
+
+    def pictures(self, answers: Mapping[str, Answers], features: Mapping[str, Features]) -> Answers:
+        """Keep the first region of the first patients and each encoder's nearest candidates."""
+        crops = np.stack(list(self._crops()))
+        _, first = np.unique(self.patient, return_index=True)
+        shown = first[: self.setting.num_examples]
+        arrays: dict[str, Any] = {"query": crops[shown]}
+        for name, answer in answers.items():
+            similarities = answer["embeddings"][shown] @ answer["embeddings"].T
+            order = np.argsort(-np.where(self.is_candidate[shown], similarities, -np.inf), axis=1, kind="stable")
+            best = order[:, :NUM_SHOWN]
+            arrays[f"{name}_best"] = crops[best]
+            arrays[f"{name}_is_right"] = np.take_along_axis(self.is_right[shown], best, axis=1)
+        return arrays
+
+    def _crops(self) -> Iterator[Image]:
+        for patient, region in zip(self.patient, self.regions, strict=True):
+            canvas = self.subjects[patient].canvas
+            yield resample(canvas, region.window(len(canvas)), self.setting.cohort.spec.crop_px)
+
+
+class Retrieval(Property):
+    """Looks for a region's anatomy among the regions of other patients.
+
+    Every region is centred on a landmark, so that the anatomy at its centre is known in every patient: in the patient
+    of a candidate it lies at the landmark of the query's name.
+    """
+
+    name = "retrieval"
+    params = RetrievalParams
+    title = "Retrieval"
+    question = "Does a region find the same anatomy among regions of other {many}?"
+    headline = "retrieval_top1"
+    unit = "top-1 accuracy among the regions of all other {many}"
+    figures: ClassVar[Mapping[str, Figure]] = {
+        "retrieval_top1": Figure("Retrieval: top-1", "{:.1%}", "retrieval", "top-1, centre within one cell"),
+        "retrieval_top5": Figure("Retrieval: top-5", "{:.1%}", summary="top-5"),
+    }
+    text = (
+        "Squares are centred on landmarks that all {many} have. The embedding of one square is compared with those of "
+        "all squares of the other {many}. A square found is right if its centre lies within one cell of the landmark "
+        "that the first one is centred on; chance is a square taken at random."
+    )
+
+    def plan(self, setting: Setting, params: RetrievalParams) -> RetrievalMeasurement | NotMeasured:
+        """Choose landmarks that all patients have, and lay a region around each."""
+        subjects = with_landmarks(setting.cohort.subjects, params.num_patients)
+        common = sorted(set.intersection(*(set(subject.landmarks) for subject in subjects))) if subjects else []
+        drawn = setting.generator(self.name).permutation(len(common))[: params.num_landmarks]
+        names = [common[number] for number in np.sort(drawn)]
+        if not names:
+            return NotMeasured(f"no two {setting.cohort.split} patients of this batch have a landmark in common")
+        canvas_px, half = setting.cohort.spec.canvas_px, params.side / 2
+        points = np.array([points_of(subject, names) for subject in subjects])
+        corners = points / canvas_px - half
+        patient, landmark = np.nonzero(((corners >= 0) & (corners + params.side <= 1)).all(axis=2))
+        regions = tuple(Region(row, col, params.side) for row, col in corners[patient, landmark].tolist())
+        is_candidate = patient[:, None] != patient
+        if not is_candidate.any():
+            return NotMeasured(
+                f"regions of side {params.side} around landmarks leave the canvas of all patients but one"
+            )
+        # In the candidate's patient: from the candidate's centre to where the query's landmark lies.
+        distances = np.linalg.norm(points[patient, landmark] - points[patient][:, landmark].swapaxes(0, 1), axis=2)
+        is_right = is_candidate & (distances <= setting.cohort.spec.cell_px)
+        return RetrievalMeasurement(setting, subjects, regions, patient, is_candidate, is_right)
+
+    def shown(self, view: View) -> dict[str, Any]:
+        """Show the first queries with each encoder's nearest candidates."""
+        from ace.drawing.pictures import answer_row, data_uri
+
+        pictures = []
+        for number, query in enumerate(view.arrays["query"]):
+            rows = [
+                answer_row(name, at, view.arrays[f"{name}_best"][number], view.arrays[f"{name}_is_right"][number])
+                for at, name in enumerate(view.encoders)
+            ]
+            tile = f'<img class="tile" src="{data_uri(query)}" alt="Query {number + 1}">'
+            pictures.append(f'<div class="query"><div>{tile}</div><div></div><div>{"".join(rows)}</div></div>')
+        return {"pictures": pictures, "note": "Green: the same anatomy. The first queries, none picked by hand."}
+
+
+def top_credit(
+    similarities: Float[np.ndarray, "queries candidates"] | None,
+    is_candidate: Bool[np.ndarray, "queries candidates"],
+    is_right: Bool[np.ndarray, "queries candidates"],
+    rank: int,
+) -> Float[np.ndarray, " queries"]:
+    """Give each query the probability that a right candidate is among its nearest ones, ties broken at random.
+
+    Args:
+        similarities: The larger, the nearer; None for a guess, to which all candidates are equally near.
+        is_candidate: Who takes part.
+        is_right: Which of these are right.
+        rank: How many nearest ones count.
+    """
+    values = np.where(is_candidate, 0.0 if similarities is None else similarities, -np.inf)
+    last = -np.sort(-values, axis=1)[:, rank - 1 : rank]
+    is_before, is_tied = values > last, (values == last) & is_candidate
+    num_tied, num_right = is_tied.sum(axis=1), (is_tied & is_right).sum(axis=1)
+    num_places = np.minimum(rank - is_before.sum(axis=1), num_tied)
+    missed = np.ones(len(values))
+    for place in range(rank):
+        left = np.maximum(num_tied - num_right - place, 0) / np.maximum(num_tied - place, 1)
+        missed = np.where(place < num_places, missed * left, missed)
+    return np.where((is_before & is_right).any(axis=1), 1.0, 1 - missed)

@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ace.drawing.pictures import heat, place_colour
+from ace.drawing.plots import curve_panels, density_plot, error_curves, kernel_density, running_mean
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=50))
+def test_a_density_integrates_to_one(values: list[float]) -> None:
+    grid = np.linspace(-6, 6, 6001)
+    assert np.trapezoid(kernel_density(np.array(values), grid), grid) == pytest.approx(1, abs=0.02)
+
+
+def test_a_constant_has_a_density_with_its_peak_there() -> None:
+    grid = np.linspace(0, 1, 1001)
+    assert grid[kernel_density(np.full(30, 0.7), grid).argmax()] == pytest.approx(0.7)
+
+
+@given(st.lists(st.floats(-10, 10), min_size=1, max_size=40), st.integers(1, 9))
+def test_a_running_mean_is_the_mean_of_the_rows_around(values: list[float], width: int) -> None:
+    found = running_mean(np.array(values), width)
+    half = width // 2
+    expected = [np.mean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+def test_every_logged_quantity_gets_a_panel_and_counters_get_none() -> None:
+    rows = [{"step": s, "epoch": 0, "images": s, "loss": 1.0 + s, "unheard_of": 2.0, "once": 1.0} for s in range(5)]
+    for row in rows[1:]:
+        del row["once"]
+    panels = curve_panels(rows, {"loss": "total loss", "absent": "not logged"}, smoothing=3)
+    assert len(panels) == 2
+    assert "total loss" in panels[0]
+    assert "unheard_of" in panels[1]
+
+
+def test_places_far_apart_have_colours_far_apart() -> None:
+    corners = [place_colour(np.array(place)) for place in ((0.1, 0.1), (0.1, 0.9), (0.9, 0.1), (0.9, 0.9))]
+    channels = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in corners])
+    distances = np.abs(channels[:, None] - channels).sum(-1)[~np.eye(4, dtype=bool)]
+    assert distances.min() > 100
+
+
+def test_heat_is_brightest_where_the_value_is_largest() -> None:
+    values = np.array([[0.1, 0.5], [0.9, 0.2]])
+    assert np.unravel_index(heat(values).sum(-1).argmax(), (2, 2)) == (1, 0)
+    assert heat(np.ones((2, 2))).shape == (2, 2, 3)
+
+
+def test_heat_on_a_common_scale_gives_equal_values_equal_colours() -> None:
+    first, second = (heat(np.array([[0.0, 1.0, top]]), low=0, high=2) for top in (2.0, 5.0))
+    np.testing.assert_array_equal(first, second)
+    assert (heat(np.array([[0.0, 1.0]]), low=0, high=2)[0, 1] == first[0, 1]).all()
+
+
+def test_long_titles_of_curves_are_broken() -> None:
+    rows = [{"step": step, "long": 1.0 + step} for step in range(5)]
+    (panel,) = curve_panels(rows, {"long": "share of the change that falls outside what was erased"}, smoothing=1)
+    assert "share of the change that falls outside<" in panel
+    assert "what was erased<" in panel
+
+
+def test_every_encoder_has_its_own_colour_in_the_plots() -> None:
+    values = np.linspace(0, 1, 20)
+    names = ("trained", "untrained", "imagenet")
+    densities, curves = (
+        density_plot(dict.fromkeys(names, (values, values))),
+        error_curves(dict.fromkeys(names, values), {"same pixel": values}, 32),
+    )
+    for number in range(len(names)):
+        assert f"var(--encoder-{number})" in densities
+        assert f"var(--encoder-{number})" in curves
+    assert "var(--encoder-3)" not in curves, "a baseline has no encoder's colour"
+    assert "ImageNet" in densities
+    assert "ImageNet" in curves
