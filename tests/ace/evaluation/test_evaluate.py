@@ -16,6 +16,7 @@ from ace.__main__ import build_parser
 from ace.embed.embedder import Embedder
 from ace.evaluation.at_once import evaluate_at_once
 from ace.evaluation.bounds import Bound
+from ace.evaluation.cohort import choose_cohort
 from ace.evaluation.evaluate import evaluate
 from ace.evaluation.measured import MeasuredSplit
 from ace.evaluation.params import EvaluateParams, parse_encoders
@@ -24,10 +25,12 @@ from ace.protocol import features
 from ace.protocol.cohort import choose_rows, read_cohort
 from ace.protocol.dense import LocationAxis
 from ace.published.importing import import_timm
+from ace.report.inputs import Project
 from ace.report.summary import summary_table
 from shards.build.stage import build_shards
 from shards.cli import run_command
 from shards.delivery.batches import batch_path
+from shards.delivery.exclusion import exclusion_path, format_exclusion, list_path, parse_list
 from shards.errors import ConfigError, ContaminationError
 from shards.identity import SPLITS
 from shards.params import MeasuredParams, PhantomSourceParams, ShardParams
@@ -462,6 +465,28 @@ def test_a_cohort_has_one_image_of_each_patient_of_its_split_and_of_no_other(
     found = [patient_of[subject.key] for subject in cohort.subjects]
     assert len(set(found)) == len(found) == len(set(patient_of.values()))
     assert len(patient_of) > len(found)
+
+
+def test_what_a_project_excludes_is_neither_measured_nor_reported(project: Path, tmp_path: Path) -> None:
+    places = replace(places_of(project, tmp_path), project=tmp_path)
+    choose_cohort(PARAMS, encoders_of(project), places)
+    key = json.loads(places.cohort.read_text())["keys"][0]
+    index = ShardIndex.open(project / "data/shards" / BATCH)
+    patient = index.rows["patient"][index.rows["key"] == key.encode()][0].decode()
+    for path, text in (
+        (list_path(BATCH, tmp_path), f"patient {patient}\n"),
+        (exclusion_path(BATCH, tmp_path), format_exclusion(BATCH, parse_list(f"patient {patient}\n"))),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    choose_cohort(PARAMS, encoders_of(project), places)
+    assert key not in json.loads(places.cohort.read_text())["keys"]
+    (tmp_path / "data/shards").mkdir(parents=True)
+    (tmp_path / "data/shards" / BATCH).symlink_to(project / "data/shards" / BATCH)
+    (tmp_path / "data/evidence").mkdir()
+    (tmp_path / "data/evidence/protocol.json").write_text(json.dumps({"batch": BATCH}))
+    shown = Project(tmp_path).measured
+    assert key not in shown.keys(shown.select("test"))
 
 
 def test_a_smaller_cohort_is_the_beginning_of_a_larger_one(project: Path) -> None:
