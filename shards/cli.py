@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from shards.config import DEFAULT_PARAMS, read_params
 from shards.delivery.batches import batch_path, read_batches
-from shards.errors import ConfigError, OutOfReachError, ShardError
+from shards.errors import ConfigError, OutOfReachError, UserError
 from shards.params import BatchParams
 from shards.runtime.atomic import clear_when_full
 
@@ -85,7 +85,7 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
         with clear_when_full():
             code = command(arguments)
             sys.stdout.flush()
-    except ShardError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         _drop_unwritten_output()
         return 1 if isinstance(error, OutOfReachError) else 2

@@ -30,7 +30,7 @@ from ace.data.params import AugmentParams, ViewsParams
 from ace.data.shared_memory import no_room
 from ace.data.views import NUM_RANDOM, centred_windows, random_windows
 from shards.canvas import Pixels, with_channels
-from shards.errors import ConfigError, OutOfReachError, ShardError
+from shards.errors import ConfigError, OutOfReachError, UserError
 from shards.grid import CropPair, GridSpec, Window, draw_crop_pair, scale_of_step
 from shards.params import MixParams
 from shards.reading.order import batches_per_epoch, cache_window, epoch_order
@@ -130,12 +130,12 @@ class CropDataset(Dataset[CropPairItem | ViewItem]):
         both = coarse_shown, fine_shown, coarse_left, fine_left
         return CropPairItem(coarse, fine, pair, normalisation, sample.key, *both)
 
-    def __getitems__(self, requests: Sequence[Request]) -> "list[CropPairItem | ViewItem] | ShardError":
+    def __getitems__(self, requests: Sequence[Request]) -> "list[CropPairItem | ViewItem] | UserError":
         """The items of one step; what a user can cause is handed over as it is, not as a traceback of the process that
         found it."""
         try:
             return [self[request] for request in requests]
-        except ShardError as error:
+        except UserError as error:
             return error
 
     def _view_windows(self, rng: np.random.Generator) -> tuple[list[Window], int]:
@@ -307,7 +307,7 @@ def _collate(items: Any) -> Any:
     In a loader's process it is put into shared memory here: torch would do so in a thread of its own, where an error is
     printed, the batch is lost and the trainer waits for it.
     """
-    if isinstance(items, ShardError):
+    if isinstance(items, UserError):
         return items
     batch = collate(items)
     if get_worker_info() is None:
@@ -326,7 +326,7 @@ def _until_closed(batches: Any) -> Generator[Any, None, None]:
     """
     try:
         for batch in batches:
-            if isinstance(batch, ShardError):
+            if isinstance(batch, UserError):
                 raise batch
             yield batch
     finally:

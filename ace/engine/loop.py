@@ -19,7 +19,7 @@ from ace.engine.run import RunFolder, RunIdentity
 from ace.engine.stop import StoppedAloneError, StoppedError, StopRequest, deaf_children
 from ace.engine.training import Samples, StepOutcome, Training
 from ace.journal.log import RunLog, open_log
-from shards.errors import ShardError
+from shards.errors import UserError
 from shards.runtime.progress import progress_bar
 
 CHECKPOINTS, ROWS, DUMPS = "checkpoints", "metrics.jsonl", "nonfinite"
@@ -30,11 +30,11 @@ ALONE_AFTER_S = 10.0
 """How long one of several processes that is asked to end still waits for the batch that the others have."""
 
 
-class NonfiniteError(ShardError):
+class NonfiniteError(UserError):
     """Loss or gradient became infinite or NaN, and the run may not go on without the step."""
 
 
-class DivergedError(ShardError):
+class DivergedError(UserError):
     """The processes of a training have different networks, so that none of them is the run's."""
 
 

@@ -17,7 +17,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from ace.engine.stop import StoppedAloneError, StoppedError
-from shards.errors import ConfigError, ShardError
+from shards.errors import ConfigError, UserError
 
 START_TIMEOUT = timedelta(minutes=10)
 """How long processes wait for each other at the start."""
@@ -72,7 +72,7 @@ class NoticeBoard:
         except BaseException as error:
             is_over.set()
             first = self._leave(error)
-            if first is not None and not isinstance(error, ShardError):
+            if first is not None and not isinstance(error, UserError):
                 raise SystemExit(f"error: {first}; this process ends with it") from None
             raise
         finally:
@@ -105,7 +105,7 @@ class NoticeBoard:
 
 def describe(rank: int, world_size: int, error: BaseException) -> str:
     """Return one line on a process's failure for the others."""
-    reason = f"{error}" if isinstance(error, ShardError | StoppedError) else f"{type(error).__name__}: {error}"
+    reason = f"{error}" if isinstance(error, UserError | StoppedError) else f"{type(error).__name__}: {error}"
     return f"process {rank} of {world_size}: {reason}"
 
 

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ace.engine.notices import NoticeBoard, describe, open_board
 from ace.engine.stop import StoppedAloneError, StoppedError
 from ace.models.device import choose_device
-from shards.errors import ConfigError, OutOfReachError, ShardError
+from shards.errors import ConfigError, OutOfReachError, UserError
 
 Value = TypeVar("Value")
 
@@ -89,7 +89,7 @@ class Ranks:
         except Exception as own:
             error = own
         failures: list[tuple[str, bool] | None] = [None] * self.world_size
-        is_mistake = isinstance(error, ShardError) and not isinstance(error, OutOfReachError)
+        is_mistake = isinstance(error, UserError) and not isinstance(error, OutOfReachError)
         dist.all_gather_object(
             failures, None if error is None else (describe(self.rank, self.world_size, error), is_mistake)
         )

@@ -13,7 +13,7 @@ from shards.decode import UnreadableImageError, decode
 from shards.decode.grey import spread
 from shards.decode.raster import check_kind, eight_bit_pixels, is_deep, upright, values_of
 from shards.decode.reasons import TOO_LARGE
-from shards.errors import ShardError
+from shards.errors import UserError
 
 ImageInput = Image.Image | np.ndarray | Tensor | str | os.PathLike[str]
 
@@ -27,7 +27,7 @@ _REASONS = {TOO_LARGE: "more pixels than the bound"}
 """Where Pillow keeps XMP, whose orientation it would take too; that of EXIF alone is applied, as to a file."""
 
 
-class ImageInputError(ShardError, ValueError):
+class ImageInputError(UserError, ValueError):
     """What was given cannot be taken as an image; the message names neither file nor content."""
 
 

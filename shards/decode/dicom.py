@@ -20,7 +20,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from shards.decode.reasons import DAMAGED, NO_PIXEL_DATA, NOT_DICOM, TOO_LARGE, TRUNCATED, UnreadableImageError
 from shards.decode.signature import DICOM_MAGIC, PREAMBLE_BYTES, is_dicom
-from shards.errors import ShardError
+from shards.errors import UserError
 from shards.records import Sex
 
 # pydicom's log lines quote values, as its warnings do; they must not reach the handlers of the root logger.
@@ -173,7 +173,7 @@ def reporting_nothing() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except (UnreadableImageError, ShardError):
+    except (UnreadableImageError, UserError):
         raise
     except Exception:
         raise UnreadableImageError(DAMAGED) from None

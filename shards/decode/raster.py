@@ -32,7 +32,7 @@ from shards.decode.reasons import (
 )
 from shards.decode.result import Decoded, Facts
 from shards.decode.signature import RasterKind
-from shards.errors import ShardError
+from shards.errors import UserError
 
 # Pillow's log lines quote what stands in the tags of TIFF and EXIF; they must not reach the root logger's handlers.
 logging.getLogger("PIL").propagate = False
@@ -114,7 +114,7 @@ def load(data: bytes, kind: RasterKind, *, max_pixels: float) -> Image.Image:
         raise UnreadableImageError(TOO_LARGE) from None
     except UnidentifiedImageError:
         raise UnreadableImageError(UNREAD_VARIANT if kind in ("TIFF", "BMP") else DAMAGED) from None
-    except (UnreadableImageError, ShardError):
+    except (UnreadableImageError, UserError):
         raise
     # Pillow's parsers let nearly any error through on damaged files; one file must not end the batch.
     except Exception:

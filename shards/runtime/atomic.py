@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from shards.errors import NoSpaceError, ShardError
+from shards.errors import NoSpaceError, UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ADVICE = "make room there, or choose another place"
@@ -51,7 +51,7 @@ def clear_when_full(*folders: Path, num_bytes: float | None = None) -> Iterator[
     """
     try:
         yield
-    except ShardError:
+    except UserError:
         raise
     except Exception as error:
         reason = _reason_if_full(error)

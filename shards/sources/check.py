@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from shards.errors import ShardError, SourceError
+from shards.errors import SourceError, UserError
 from shards.records import File, MaskFiles, MaskPolygons, MaskRuns, Record, check_inside, files_of, locate
 from shards.sources.base import Source
 
@@ -16,7 +16,7 @@ _STRUCTURE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _WITHOUT_PREFIX = ("phantom", "folder", "dicom")
 
 
-class ContractError(ShardError):
+class ContractError(UserError):
     """A source does not do what every source must; the message says what."""
 
 

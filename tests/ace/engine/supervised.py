@@ -26,7 +26,7 @@ from ace.engine.schedules import warmup_cosine
 from ace.engine.stop import EXIT_CODE, StoppedError, stop_requests
 from ace.engine.training import Hooks, StepOutcome, Training
 from ace.models.tensors import write_tensors
-from shards.errors import ShardError
+from shards.errors import UserError
 from tests.ace.pretrain.conftest import demo_values
 
 STEPS_PER_EPOCH, BATCH_SIZE = 10, 8
@@ -180,6 +180,6 @@ if __name__ == "__main__":
     except StoppedError as stop:
         print(stop, file=sys.stderr)
         sys.exit(EXIT_CODE)
-    except ShardError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

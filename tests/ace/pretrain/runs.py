@@ -27,7 +27,7 @@ try:
         print("started", file=sys.stderr, flush=True)
         from ace.engine.run import RunOptions
         from ace.pretrain.pretrain import pretrain
-        from shards.errors import ShardError
+        from shards.errors import UserError
         from tests.ace.pretrain.conftest import tiny_mix, tiny_grid, tiny_params
         how = RunOptions(run_dir=Path(run) if run else None, device=sys.argv[6] or None)
         pretrain(tiny_params(**options), tiny_grid(), tiny_mix(), shards_root=shards, out=out / "model",
@@ -35,7 +35,7 @@ try:
 except StoppedError as stop:
     print(stop, file=sys.stderr)
     sys.exit(EXIT_CODE)
-except ShardError as error:
+except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
 """

@@ -12,7 +12,7 @@ import pytest
 
 from ace.report.page import write_report
 from ace.report.params import ReportParams
-from shards.errors import ShardError
+from shards.errors import UserError
 from tests.support.datasets import forget_patients
 
 PARAMS = ReportParams(title="What a <small> encoder learned", seed=0, smoothing_steps=5)
@@ -330,7 +330,7 @@ def test_a_stage_that_has_not_run_is_named(evaluated_project: Path, tmp_path: Pa
     shutil.copytree(evaluated_project, root)
     path = root / missing
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    with pytest.raises(ShardError, match=command):
+    with pytest.raises(UserError, match=command):
         write_report(PARAMS, tmp_path / "report.html", root)
     assert not (tmp_path / "report.html").exists()
 
@@ -340,7 +340,7 @@ def test_a_model_that_others_trained_has_no_training_to_report_on(evaluated_proj
     shutil.copytree(evaluated_project, root)
     path = root / "models/ace/config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "origin": "imported"}))
-    with pytest.raises(ShardError, match=r"models/ace: an imported model, .*metrics/properties.json"):
+    with pytest.raises(UserError, match=r"models/ace: an imported model, .*metrics/properties.json"):
         write_report(PARAMS, tmp_path / "report.html", root)
     assert not (tmp_path / "report.html").exists()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.errors import ShardError, SourceError
+from shards.errors import SourceError, UserError
 from shards.records import Box, File, MaskFiles, MaskPolygons, MaskRuns, Record
 from shards.sources.base import Listing, SourceInfo
 from shards.sources.check import ContractError, check_source
@@ -97,7 +97,7 @@ def test_a_source_without_fault_passes(root: Path) -> None:
     ],
 )
 def test_a_fault_of_a_record_is_named(fault: Callable[[Record], Record], words: str, root: Path) -> None:
-    with pytest.raises(ShardError, match=re.escape(words)):
+    with pytest.raises(UserError, match=re.escape(words)):
         check_source(source(TWO, fault(ONE)), root)
 
 
