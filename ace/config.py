@@ -326,6 +326,9 @@ def _migrate_evaluation(params: Path) -> list[str]:
     properties = {
         name: former.pop(name) for name in ("composition", "decomposition", "correspondence") if name in former
     }
+    if "batch" in properties.get("decomposition", {}):
+        decomposition = properties["decomposition"]
+        decomposition.insert(list(decomposition).index("batch"), "num_candidates", decomposition.pop("batch"))
     dense = {key: properties["correspondence"].pop(key) for key in ("locations_per_cell", "window_step_cells")}
     former.insert(position, "dense", dense)
     former.insert(position + 1, "properties", {**properties, "colours": {}, "labels": {}})

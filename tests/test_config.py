@@ -361,7 +361,7 @@ def test_encoders_and_properties_of_an_earlier_version_get_sections_of_their_own
         "dense": {"locations_per_cell": 2, "window_step_cells": 4},
         "properties": {
             "composition": {"regions_per_patient": 4},
-            "decomposition": {"batch": 32},
+            "decomposition": {"num_candidates": 32},
             "correspondence": {"num_patients": 32},
             "colours": {},
             "labels": {},

@@ -171,7 +171,7 @@ class Property(ABC):
     headline: ClassVar[str | None] = None
     """The figure that stands for it, whose unit is `unit`; None for pictures alone."""
     unit: ClassVar[str] = ""
-    """Of the headline; {batch} is the figure's own."""
+    """Of the headline; {num_candidates} is the figure's own."""
     is_error: ClassVar[bool] = False
     """Whether less is better in the headline."""
     has_card: ClassVar[bool] = False

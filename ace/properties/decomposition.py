@@ -39,9 +39,9 @@ class DecompositionParams(Section):
     """Image minus image-without-region against the region."""
 
     num_draws: int = Field(ge=20)
-    """Draws of `batch` patients; the accuracy is their mean."""
-    batch: int = Field(ge=2)
-    """Queries and candidates in a draw, each of another patient; chance is 1/batch."""
+    """Draws of `num_candidates` patients; the accuracy is their mean."""
+    num_candidates: int = Field(ge=2)
+    """Queries and candidates in a draw, each of another patient; chance is 1/num_candidates."""
     regions_per_patient: int = Field(ge=1)
     """Regions embedded per patient and case, from which the draws take one; also the number of shared positions."""
     min_side: float = Field(gt=0, le=1)
@@ -82,8 +82,8 @@ class DecompositionPlan:
     """
 
     regions: tuple[tuple[Region, ...], ...]
-    patients: Int[np.ndarray, "draws batch"]
-    choices: Int[np.ndarray, "draws batch"]
+    patients: Int[np.ndarray, "draws candidates"]
+    choices: Int[np.ndarray, "draws candidates"]
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,11 @@ class DecompositionEmbeddings:
     queries: Float[np.ndarray, "patients regions dim"]
     candidates: Float[np.ndarray, "patients regions dim"]
 
-    def similarities(self, patients: Int[np.ndarray, " batch"], choices: Int[np.ndarray, " batch"]) -> np.ndarray:
+    def similarities(
+        self, patients: Int[np.ndarray, " candidates"], choices: Int[np.ndarray, " candidates"]
+    ) -> np.ndarray:
         """Cosines of one draw, [query, candidate]; the right candidates stand on the diagonal."""
-        cosines: Float[np.ndarray, "batch batch"]
+        cosines: Float[np.ndarray, "queries candidates"]
         cosines = self.queries[patients, choices] @ self.candidates[patients, choices].T
         return cosines
 
@@ -133,10 +135,10 @@ def plan_decomposition(
     Raises:
         ConfigError: there are fewer patients than a draw needs.
     """
-    if num_patients < params.batch:
+    if num_patients < params.num_candidates:
         raise ConfigError(
-            f"{num_patients} {split} patients, but a draw needs {params.batch} different ones (evaluate.properties."
-            f"decomposition.batch); make more patients, give the {split} split a larger share, or lower the batch"
+            f"{num_patients} {split} patients, but a draw needs {params.num_candidates} different ones (evaluate.properties."
+            f"decomposition.num_candidates); make more patients, give the {split} split a larger share, or lower it"
         )
 
     def draw_regions() -> tuple[Region, ...]:
@@ -144,8 +146,8 @@ def plan_decomposition(
 
     shared = draw_regions()
     regions = tuple(shared if same_position else draw_regions() for _ in range(num_patients))
-    patients = np.stack([rng.permutation(num_patients)[: params.batch] for _ in range(params.num_draws)])
-    shape = (params.num_draws, 1 if same_position else params.batch)
+    patients = np.stack([rng.permutation(num_patients)[: params.num_candidates] for _ in range(params.num_draws)])
+    shape = (params.num_draws, 1 if same_position else params.num_candidates)
     choices = np.broadcast_to(rng.integers(params.regions_per_patient, size=shape), patients.shape)
     return DecompositionPlan(regions, patients, choices)
 
@@ -272,11 +274,13 @@ class DecompositionMeasurement(Measurement):
     def read(self, answers: Answers) -> Mapping[str, Reading]:
         """Count how often the right region is found, and what its removal does to single tokens."""
         num_patients = len(self.setting.cohort.subjects)
-        draws = {"batch": self.params.batch, "num_draws": self.params.num_draws}
+        draws = {"num_candidates": self.params.num_candidates, "num_draws": self.params.num_draws}
 
         def found_by(plan: DecompositionPlan, queries: str, candidates: str) -> Reading:
             embeddings = DecompositionEmbeddings(answers[queries], answers[candidates])
-            return Reading(decompositionality(plan, embeddings), num_patients, 1 / self.params.batch, facts=draws)
+            return Reading(
+                decompositionality(plan, embeddings), num_patients, 1 / self.params.num_candidates, facts=draws
+            )
 
         by_fill = {
             figure_of(fill): found_by(self.anywhere, f"queries_{fill}", "candidates") for fill in self.params.fills
@@ -367,11 +371,14 @@ class Decomposition(Property):
     title = "Decompositionality"
     question = "Does removing a part remove its embedding?"
     headline = "decompositionality"
-    unit = "top-1 accuracy among {batch} {many}' regions"
+    unit = "top-1 accuracy among {num_candidates} {many}' regions"
     has_card = True
     figures: ClassVar[Mapping[str, Figure]] = {
         "decompositionality": Figure(
-            "Decompositionality: top-1", "{:.1%}", "decompositionality", "top-1 of {batch}, region set to black"
+            "Decompositionality: top-1",
+            "{:.1%}",
+            "decompositionality",
+            "top-1 of {num_candidates}, region set to black",
         ),
         "decompositionality_same_position": Figure(
             "Decompositionality: top-1, all regions at the same position", "{:.1%}", summary="  black, same position"
@@ -408,7 +415,7 @@ class Decomposition(Property):
 
     def min_patients(self, params: DecompositionParams) -> int:
         """Return the patients of a draw."""
-        return params.batch
+        return params.num_candidates
 
     def plan(self, setting: Setting, params: DecompositionParams) -> DecompositionMeasurement:
         """Draw regions, who meets whom, and what fills the regions."""

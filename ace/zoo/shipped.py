@@ -16,7 +16,7 @@ PUBLISHED = "published"
 """Section of config.json that only a published model has: its weights' sha256, what it saw, its figures."""
 KEY_FIGURES = {
     "compositionality": ("compositionality (cosine, true − mismatched)", "{:.3f}"),
-    "decompositionality": ("decompositionality (top-1 of {batch}, region set to black)", "{:.1%}"),
+    "decompositionality": ("decompositionality (top-1 of {num_candidates}, region set to black)", "{:.1%}"),
     "correspondence_px_at_1024": ("correspondence (error in px of 1024, less is better)", "{:.1f}"),
 }
 """Figures that a list of models shows, and how; the registry has them too, and takes a second to import."""

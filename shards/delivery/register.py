@@ -669,12 +669,12 @@ def _check_test_patients(entries: Sequence[Entry], shard: ShardParams, values: M
     decomposition = properties.get("decomposition") if isinstance(properties, Mapping) else None
     if not isinstance(evaluate, Mapping) or not isinstance(decomposition, Mapping):
         return  # `python -m ace config check` says what is wrong with it, if something is
-    measured, needed = evaluate.get("split", "test"), decomposition.get("batch")
+    measured, needed = evaluate.get("split", "test"), decomposition.get("num_candidates")
     found = list(split.values()).count(measured)
     if isinstance(needed, int) and found < needed:
         raise SourceError(
             f"{root}: {found} of its {len(split)} patients are in the {measured} split, and the evaluation compares "
-            f"{needed} with one another (evaluate.properties.decomposition.batch in params.yaml); give more patients, "
+            f"{needed} with one another (evaluate.properties.decomposition.num_candidates in params.yaml); give more patients, "
             f"raise shard.splits.{measured}, or choose a configuration that compares fewer"
         )
 

@@ -58,7 +58,7 @@ EVALUATE: dict[str, Any] = {
         },
         "decomposition": {
             "num_draws": 20,
-            "batch": 8,
+            "num_candidates": 8,
             "regions_per_patient": 2,
             "min_side": 0.3,
             "max_side": 0.8,

@@ -110,7 +110,7 @@ def test_every_figure_has_its_n_chance_and_an_interval_around_it(result: tuple[d
             assert ("chance" in figure) == (name not in REMOVAL)
         for name in REMOVAL:
             assert figures[encoder][name]["num_regions"] == 2 * figures[encoder][name]["n"]
-    assert figures["trained"]["decompositionality"]["batch"] == 8
+    assert figures["trained"]["decompositionality"]["num_candidates"] == 8
     assert figures["trained"]["decompositionality"]["chance"] == 0.125
     assert figures["trained"]["compositionality"]["chance"] == 0
     assert figures["trained"]["compositionality"] != figures["untrained"]["compositionality"]
@@ -498,7 +498,9 @@ def test_a_smaller_cohort_is_the_beginning_of_a_larger_one(project: Path) -> Non
     assert [subject.key for subject in few] != [subject.key for subject in other]
 
 
-ON_VALIDATION = with_properties(decomposition=EVALUATE["properties"]["decomposition"] | {"batch": 2}) | {"split": "val"}
+ON_VALIDATION = with_properties(decomposition=EVALUATE["properties"]["decomposition"] | {"num_candidates": 2}) | {
+    "split": "val"
+}
 
 
 def test_on_the_validation_split_only_its_patients_are_measured(project: Path, tmp_path: Path) -> None:
@@ -535,7 +537,7 @@ def test_too_few_validation_patients_are_told_as_such(project: Path, tmp_path: P
 
 
 def test_fewer_test_patients_than_the_batch_is_a_configuration_error(project: Path, tmp_path: Path) -> None:
-    values = with_properties(decomposition=EVALUATE["properties"]["decomposition"] | {"batch": 60}) | {
+    values = with_properties(decomposition=EVALUATE["properties"]["decomposition"] | {"num_candidates": 60}) | {
         "max_patients": 64
     }
     with pytest.raises(ConfigError, match=r"\d+ test patients, but .*decomposition needs 60"):

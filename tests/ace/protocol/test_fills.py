@@ -32,7 +32,14 @@ from tests.ace.properties.constructed import (
 )
 
 FILLS: tuple[Fill, ...] = ("black", "mean", "white", "noise", "tissue")
-VALUES = {"num_draws": 20, "batch": 8, "regions_per_patient": 2, "min_side": 0.3, "max_side": 0.8, "fills": FILLS}
+VALUES = {
+    "num_draws": 20,
+    "num_candidates": 8,
+    "regions_per_patient": 2,
+    "min_side": 0.3,
+    "max_side": 0.8,
+    "fills": FILLS,
+}
 PARAMS = DecompositionParams.from_params(VALUES, "decomposition")
 NUM = 12
 KEYS = [f"image-{number}" for number in range(NUM)]

@@ -46,7 +46,7 @@ def figures(model: Path, **measured: Any) -> dict[str, Any]:
     absent = {"value": None, "low": None, "high": None, "n": 0, "reason": "no landmarks"}
     row = {
         **dict.fromkeys(ROWS, figure),
-        "decompositionality": {**figure, "chance": 0.03125, "batch": 32},
+        "decompositionality": {**figure, "chance": 0.03125, "num_candidates": 32},
         "correspondence_px_at_1024": absent,
     }
     section = {
