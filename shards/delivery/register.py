@@ -674,8 +674,8 @@ def _check_test_patients(entries: Sequence[Entry], shard: ShardParams, values: M
     if isinstance(needed, int) and found < needed:
         raise SourceError(
             f"{root}: {found} of its {len(split)} patients are in the {measured} split, and the evaluation compares "
-            f"{needed} with one another (evaluate.properties.decomposition.num_candidates in params.yaml); give more patients, "
-            f"raise shard.splits.{measured}, or choose a configuration that compares fewer"
+            f"{needed} with one another (evaluate.properties.decomposition.num_candidates in params.yaml); give more "
+            f"patients, raise shard.splits.{measured}, or choose a configuration that compares fewer"
         )
 
 
