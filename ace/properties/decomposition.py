@@ -138,7 +138,8 @@ def plan_decomposition(
     if num_patients < params.num_candidates:
         raise ConfigError(
             f"{num_patients} {split} patients, but a draw needs {params.num_candidates} different ones "
-            f"(evaluate.properties.decomposition.num_candidates); make more patients, give the {split} split a larger share, or lower it"
+            f"(evaluate.properties.decomposition.num_candidates); make more patients, give the {split} split a larger "
+            "share, or lower it"
         )
 
     def draw_regions() -> tuple[Region, ...]:
