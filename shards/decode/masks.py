@@ -1,19 +1,14 @@
 """Draw the pixels inside a mask from what a record says of it."""
 
-import hashlib
 import math
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 
 from shards.decode import UnreadableImageError, decode_mask
-from shards.records import File, Mask, MaskFiles, MaskPolygons, MaskRuns, Point, locate
+from shards.records import File, Mask, MaskFiles, MaskPolygons, MaskRuns, Point
 
-MISSING_MASK = "the file of a mask is missing or cannot be read"
-CHANGED_MASK = "the file of a mask changed since the batch was registered"
 MASK_SIZE = "a mask is not of the image's size"
 MASK_POINTS = "a polygon of a mask has points that are no numbers"
 MASK_OUTSIDE = "the runs of a mask end outside the image"
@@ -23,28 +18,17 @@ _HALF = 128
 Inside = Bool[np.ndarray, "height width"]
 
 
-def draw_mask(mask: Mask, root: Path, size: tuple[int, int], max_pixels: float) -> Inside:
-    """Draw the pixels of the image inside a structure; its files are read below `root` and compared with their
-    hashes.
+def draw(mask: Mask, size: tuple[int, int], read: Callable[[File], bytes], max_pixels: float) -> Inside:
+    """Draw the pixels of the image inside a structure.
 
     Args:
         mask: The mask as the record has it.
-        root: The dataset's folder.
         size: (height, width) of the image, upright.
+        read: Gives the content of a file; decides what a missing or changed one means.
         max_pixels: A file with more pixels is not decoded.
 
     Returns:
         True inside; all False where the structure is known to be absent.
-
-    Raises:
-        UnreadableImageError: as `draw`, or a file is missing or changed.
-        SourceError: a file lies outside `root`.
-    """
-    return draw(mask, size, partial(_read, root), max_pixels)
-
-
-def draw(mask: Mask, size: tuple[int, int], read: Callable[[File], bytes], max_pixels: float) -> Inside:
-    """Draw a mask like `draw_mask`, with a reader of files that decides what a missing or changed one means.
 
     Raises:
         UnreadableImageError: with the reason for quarantine: a file is damaged or of another size, runs end outside the
@@ -57,16 +41,6 @@ def draw(mask: Mask, size: tuple[int, int], read: Callable[[File], bytes], max_p
             return _draw_runs(mask, size)
         case MaskPolygons():
             return _draw_polygons(mask, size)
-
-
-def _read(root: Path, file: File) -> bytes:
-    try:
-        data = locate(root, file, "a mask").read_bytes()
-    except OSError:
-        raise UnreadableImageError(MISSING_MASK) from None
-    if file.sha256 is not None and hashlib.sha256(data).hexdigest() != file.sha256:
-        raise UnreadableImageError(CHANGED_MASK)
-    return data
 
 
 def _draw_files(mask: MaskFiles, size: tuple[int, int], read: Callable[[File], bytes], max_pixels: float) -> Inside:

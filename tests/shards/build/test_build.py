@@ -341,6 +341,30 @@ def test_an_image_changed_since_the_manifest_is_an_error_naming_its_row(tmp_path
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("change", ["changed", "missing", "a link that leads out"])
+def test_a_mask_that_is_no_longer_what_was_registered_is_an_error_naming_its_image(
+    change: str, tmp_path: Path, id_key: str
+) -> None:
+    write_folder(tmp_path / "own", ["a.png", "b.png"])
+    write_folder(tmp_path / "own/masks", ["a.png"], first=9)
+    rows = [("a.png", "masks/a.png"), ("b.png", "0")]
+    write_csv(tmp_path / "labels.csv", ("path", "mask:heart"), rows)
+    source = folder_params(tmp_path / "own", tmp_path / "m.jsonl", tmp_path / "labels.csv")
+    assert len(build(source, tmp_path / "whole").index.rows) == 2
+    mask = tmp_path / "own/masks/a.png"
+    content = mask.read_bytes()
+    mask.unlink()
+    if change == "changed":
+        mask.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif change == "a link that leads out":
+        (tmp_path / "elsewhere.png").write_bytes(content)
+        mask.symlink_to(tmp_path / "elsewhere.png")
+    number = number_in_manifest(source, "a.png")
+    with pytest.raises(SourceError, match=rf"manifest image {number}\b|m\.jsonl images {number};"):
+        build(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_drive_that_fails_is_an_error_that_names_the_image_by_its_row(
     tmp_path: Path, id_key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

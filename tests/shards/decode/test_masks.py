@@ -1,4 +1,3 @@
-import hashlib
 import io
 import tempfile
 from pathlib import Path
@@ -9,9 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from shards.decode import UnreadableImageError
-from shards.decode.masks import CHANGED_MASK, MASK_OUTSIDE, MASK_POINTS, MASK_SIZE, MISSING_MASK, draw_mask
-from shards.errors import SourceError
+from shards.decode import UnreadableImageError, masks
+from shards.decode.masks import MASK_OUTSIDE, MASK_POINTS, MASK_SIZE
 from shards.records import File, Mask, MaskFiles, MaskPolygons, MaskRuns
 from tests.oracles import masks as oracle
 
@@ -20,7 +18,7 @@ LIMIT = 1e6
 
 
 def draw(mask: Mask, size: tuple[int, int], root: Path = NO_FILES) -> np.ndarray:
-    return draw_mask(mask, root, size, LIMIT)
+    return masks.draw(mask, size, lambda file: (root / file.path).read_bytes(), LIMIT)
 
 
 def refusal(mask: Mask, size: tuple[int, int], root: Path = NO_FILES) -> str:
@@ -201,24 +199,6 @@ def test_a_file_of_another_size_is_refused_unless_scaled(tmp_path: Path) -> None
     file = save(tmp_path / "mask.png", Image.new("L", (4, 3), 255))
     assert refusal(MaskFiles((file,)), (4, 3), tmp_path) == MASK_SIZE
     assert draw(MaskFiles((file,), is_scaled=True), (4, 3), tmp_path).all()
-
-
-def test_a_file_that_changed_or_is_missing_is_refused(tmp_path: Path) -> None:
-    save(tmp_path / "mask.png", Image.new("L", (4, 3), 255))
-    digest = hashlib.sha256((tmp_path / "mask.png").read_bytes()).hexdigest()
-    kept, changed = (File("mask.png", sha256=value) for value in (digest, "0" * 64))
-    assert draw(MaskFiles((kept,)), (3, 4), tmp_path).all()
-    assert refusal(MaskFiles((changed,)), (3, 4), tmp_path) == CHANGED_MASK
-    assert refusal(MaskFiles((File("none.png"),)), (3, 4), tmp_path) == MISSING_MASK
-
-
-def test_a_file_outside_the_folder_is_never_opened(tmp_path: Path) -> None:
-    (tmp_path / "root").mkdir()
-    save(tmp_path / "mask.png", Image.new("L", (4, 3), 255))
-    (tmp_path / "root" / "link.png").symlink_to(tmp_path / "mask.png")
-    for path in ("../mask.png", "link.png"):
-        with pytest.raises(SourceError):
-            draw(MaskFiles((File(path),)), (3, 4), tmp_path / "root")
 
 
 def test_a_damaged_file_is_refused_whatever_is_wrong_with_it(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.decode.masks import draw_mask
+from shards.decode import masks
 from shards.errors import SourceError
 from shards.sources.check import check_source
 from shards.sources.datasets.drive import SOURCE
@@ -78,7 +78,7 @@ def test_the_second_observers_greys_of_3_and_253_are_outside_and_inside(root: Pa
     path.parent.mkdir()
     Image.fromarray(np.where(inside, np.uint8(253), np.uint8(3))).save(path)
     mask = by_id(SOURCE.read(root))["01"].masks["vessels_second_observer"]
-    np.testing.assert_array_equal(draw_mask(mask, root, (2, 3), 1e6), inside)
+    np.testing.assert_array_equal(masks.draw(mask, (2, 3), lambda file: (root / file.path).read_bytes(), 1e6), inside)
 
 
 def test_a_folder_without_images_names_the_layout(tmp_path: Path) -> None:

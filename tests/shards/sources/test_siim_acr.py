@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.decode.masks import draw_mask
+from shards.decode import masks
 from shards.records import MaskRuns
 from shards.sources.check import check_source
 from shards.sources.csv_tables import read_columns
@@ -66,8 +66,15 @@ def test_a_folder_in_another_case_is_the_same_folder(root: Path) -> None:
     assert {name: record.split for name, record in by_id(SOURCE.read(root)).items()} == expected
 
 
+def drawn_of(runs: tuple[tuple[tuple[int, int], ...], ...]) -> np.ndarray:
+    """The mask of run lengths, which needs no file."""
+    return masks.draw(MaskRuns(runs, 1024, 1024), (1024, 1024), lambda file: pytest.fail("a file was read"), 1e9)
+
+
 def test_the_rows_of_an_image_are_ored_down_the_columns(root: Path) -> None:
-    drawn = draw_mask(by_id(SOURCE.read(root))[SICK].masks["Pneumothorax"], root, (1024, 1024), 1e9)
+    mask = by_id(SOURCE.read(root))[SICK].masks["Pneumothorax"]
+    assert isinstance(mask, MaskRuns)
+    drawn = drawn_of(mask.runs)
     assert np.argwhere(drawn).tolist() == [[2, 1], [2, 2], [3, 1], [3, 2], [4, 1], [4, 2]]
 
 
@@ -156,7 +163,7 @@ def test_the_real_masks_count_as_published(published: Callable[[str], Path]) -> 
     assert not any(starts == sorted(starts) for starts in firsts), "absolute starts would go up"
 
 
-def test_the_real_masks_have_the_published_areas(published: Callable[[str], Path], tmp_path: Path) -> None:
+def test_the_real_masks_have_the_published_areas(published: Callable[[str], Path]) -> None:
     runs = parse_runs(real_rows(published("siim-pneumothorax-train-rle.csv.gz")), "the real file")
     positive = [annotations for annotations in runs.values() if annotations]
     by_row = [[sum(inside for _, inside in annotation) for annotation in annotations] for annotations in positive]
@@ -165,18 +172,16 @@ def test_the_real_masks_have_the_published_areas(published: Callable[[str], Path
     assert (min(areas_of_rows), float(np.median(areas_of_rows)), max(areas_of_rows)) == (55, 6_504.5, 161_421)
     # Where rows overlap, the mask is smaller than their sum.
     several = [(annotations, areas) for annotations, areas in zip(positive, by_row, strict=True) if len(areas) > 1]
-    drawn = [
-        draw_mask(MaskRuns(annotations, 1024, 1024), tmp_path, (1024, 1024), 1e9).sum() for annotations, _ in several
-    ]
+    drawn = [drawn_of(annotations).sum() for annotations, _ in several]
     assert sum(area < sum(areas) for area, (_, areas) in zip(drawn, several, strict=True)) == 183
     # A reader that keeps an image's last row alone has it right where that row holds all others.
     assert sum(area != areas[-1] for area, (_, areas) in zip(drawn, several, strict=True)) == 623
 
 
-def test_a_real_mask_is_what_a_pen_draws(published: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_real_mask_is_what_a_pen_draws(published: Callable[[str], Path]) -> None:
     runs = parse_runs(real_rows(published("siim-pneumothorax-train-rle.csv.gz")), "the real file")
     name = max(runs, key=lambda name: len(runs[name]))
-    drawn = draw_mask(MaskRuns(runs[name], 1024, 1024), tmp_path, (1024, 1024), 1e9)
+    drawn = drawn_of(runs[name])
     np.testing.assert_array_equal(drawn, walk_runs(runs[name], 1024, 1024))
 
 
