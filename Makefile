@@ -52,8 +52,8 @@ given: # what `real` is given, looked at before anything is installed
 	@test -d "$$DATA" || { echo "error: DATA='$$DATA' is not a folder of images; $(EXAMPLE)" >&2; exit 2; }
 	@test -z "$$LABELS" || test -f "$$LABELS" || { echo "error: LABELS='$$LABELS' is not a file; $(EXAMPLE)" >&2; exit 2; }
 
-test: $(DEV) ## the tests (everything not marked slow)
-	@python -m pytest
+test: $(DEV) ## the tests (everything not marked slow), in a process for each core, at most eight
+	@python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
 coverage: $(DEV) ## which lines the tests run, for information; processes that tests start are not counted
 	@python -m pytest --cov=ace --cov=shards --cov=pipelines --cov-report=term:skip-covered

@@ -88,15 +88,6 @@ class Config(Section):
         return self
 
 
-def load_config(path: Path = DEFAULT_PARAMS) -> Config:
-    """The validated tree.
-
-    Raises:
-        ConfigError: one line per mistake.
-    """
-    return Config.from_params(read_params(path), f"{path}")
-
-
 def check_config(config: Config, batches: Mapping[str, BatchParams]) -> None:
     """Check what needs more than params.yaml: grids of the batches, channels, token grids, weights of others, equal
     parts of a batch, dense features, patients in the phantom.
