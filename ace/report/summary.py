@@ -43,7 +43,9 @@ def summary_table(path: Path, protocol: Path = PROTOCOL) -> str:
             continue
         chance = number.format(trained["chance"]) if trained.get("chance") is not None else ""
         cells = [_interval(figures[encoder][key], number) for encoder in encoders]
-        lines.append([row.group, row.summary.format(batch=trained.get("batch"), one=one), *cells, chance])
+        lines.append(
+            [row.group, row.summary.format(num_candidates=trained.get("num_candidates"), one=one), *cells, chance]
+        )
         for other, figure in figures.get("baselines", {}).get(key, {}).items():
             first = [f"  {other.replace('_', ' ')}, for comparison", _interval(figure, number)]
             lines.append(["", *first, *blank[1:], ""])

@@ -35,7 +35,7 @@ def headline_card(
         return round(100 * (value - low) / span, 2)
 
     return card | {
-        "unit": words.fill(item.unit, batch=trained.get("batch")),
+        "unit": words.fill(item.unit, num_candidates=trained.get("num_candidates")),
         "value": with_interval(trained, number)[0],
         "interval": with_interval(trained, number)[1],
         "n": trained["n"],

@@ -239,7 +239,7 @@ def _read_metrics(metrics: Path) -> tuple[dict[str, Any], Any]:
         ) from None
 
 
-_FIGURE_KEYS = ("value", "low", "high", "chance", "n", "batch", "reason")
+_FIGURE_KEYS = ("value", "low", "high", "chance", "n", "num_candidates", "reason")
 
 
 def _check_measured(section: Any, metrics: Path, model_dir: Path) -> Measured:
@@ -449,7 +449,7 @@ def _figure_table(figures: Mapping[str, Any], one: str) -> str:
         trained = figures["trained"].get(key)
         if trained is None:
             continue
-        text = f"{label}: {row.summary.strip().format(batch=trained.get('batch'), one=one)}"
+        text = f"{label}: {row.summary.strip().format(num_candidates=trained.get('num_candidates'), one=one)}"
         if trained["value"] is None:
             lines.append([text, f"not measured: {trained.get('reason', '')}", *[""] * (len(encoders) + 1)])
             continue

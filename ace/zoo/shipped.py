@@ -120,7 +120,9 @@ def _model_text(name: str) -> str:
         if figure is None or figure["value"] is None:
             continue
         other = f", untrained {figure_text(beside, number)}" if beside and beside["value"] is not None else ""
-        lines += _indented(f"{name.format(batch=figure.get('batch'))}: {figure_text(figure, number)}{other}")
+        lines += _indented(
+            f"{name.format(num_candidates=figure.get('num_candidates'))}: {figure_text(figure, number)}{other}"
+        )
     return "\n".join(lines)
 
 
