@@ -10,9 +10,10 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+from pydantic import PlainSerializer, PlainValidator
 
 from shards.errors import GridError
 
@@ -105,6 +106,24 @@ class GridSpec:
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Read the spec that `to_json` wrote."""
         return cls(**{**values, "scales": tuple(Scale(**scale) for scale in values["scales"])})
+
+
+def _grid_of(value: object) -> GridSpec:
+    """Read a grid from its plain values.
+
+    Raises:
+        ValueError: they are those of no grid.
+    """
+    if isinstance(value, GridSpec):
+        return value
+    try:
+        return GridSpec.from_json(value)  # type: ignore[arg-type]
+    except (GridError, TypeError, KeyError) as error:
+        raise ValueError(str(error)) from None
+
+
+Grid = Annotated[GridSpec, PlainValidator(_grid_of), PlainSerializer(GridSpec.to_json)]
+"""The type of a field that holds a grid, in a file that is validated."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,9 @@
 """A trained backbone read back from a model folder: what evaluation, embedding and export start from."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from safetensors import SafetensorError
@@ -12,12 +11,14 @@ from safetensors.torch import load_file
 
 from ace.models.backbone import Backbone, build_backbone
 from ace.models.device import choose_device, default_device
-from ace.models.folder import CONFIG, IMPORTED, READ_VERSIONS, WEIGHTS, WHITENING, Which
-from ace.models.params import BackboneParams
-from ace.models.precision import Precision, finished_precision, placed
+from ace.models.folder import CONFIG, IMPORTED, WEIGHTS, WHITENING, Which
+from ace.models.model_config import ImportedConfig, ModelConfig, read_config
+from ace.models.params import Precision
+from ace.models.precision import finished_precision, placed
 from shards.errors import ConfigError
 from shards.grid import GridSpec
 from shards.normalisation import Normalisation
+from shards.params import MixParams
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Encoder:
         spec: The grid whose crops it is shown; they are resampled where S is not `spec.crop_px`.
         in_channels: Channels of an image, 1 or 3.
         precision: What forward passes are computed in.
-        config: config.json of the model; empty for a backbone that comes from no folder.
+        config: config.json of the model; None for a backbone that comes from no folder.
         given: Normalisations of batches that config.json does not have, by their names.
     """
 
@@ -37,7 +38,7 @@ class Encoder:
     spec: GridSpec
     in_channels: int
     precision: Precision
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: ModelConfig | None = None
     given: Mapping[str, Normalisation] = field(default_factory=dict)
 
     @property
@@ -53,7 +54,12 @@ class Encoder:
     @property
     def is_imported(self) -> bool:
         """Tell whether others trained it."""
-        return self.config.get("origin") == IMPORTED
+        return isinstance(self.config, ImportedConfig)
+
+    @property
+    def mixes(self) -> Mapping[str, MixParams]:
+        """Batches that config.json knows, with their parts in the training; an imported model has one for all."""
+        return {} if self.config is None else self.config.mixes
 
     def normalisation(self, batch: str) -> Normalisation:
         """Return the normalisation that training used for a batch, or the one given; an imported model has one for all.
@@ -61,16 +67,15 @@ class Encoder:
         Raises:
             ConfigError: the model has not seen the batch and none is given, or it is one of another number of channels.
         """
-        mixes = self.config["params"]["batches"] if self.config else {}
         if self.is_imported:
             batch = IMPORTED
-        if batch in mixes:
-            found = Normalisation.of(mixes[batch]["mix"]["mean"], mixes[batch]["mix"]["std"])
+        if batch in self.mixes:
+            found = Normalisation(self.mixes[batch].mean, self.mixes[batch].std)
         elif batch in self.given:
             found = self.given[batch]
         else:
             raise ConfigError(
-                f"batch '{batch}' is unknown to this model; it was trained with {sorted(mixes)}. Register it "
+                f"batch '{batch}' is unknown to this model; it was trained with {sorted(self.mixes)}. Register it "
                 "(`python -m shards register`, with --weight 0 if it is only to be measured on), which writes its mean "
                 "and std to batches/NAME.yaml"
             )
@@ -115,9 +120,10 @@ def load_encoder(model_dir: Path, which: Which = "teacher", device: str = "auto"
             best teacher; there is no such device.
     """
     place = choose_device(device)
-    config, backbone, spec = _empty_encoder(model_dir)
+    config = read_config(model_dir)
+    backbone = build_backbone(config.backbone, config.params.grid)
     path = model_dir / WEIGHTS[which]
-    if which == "best" and config.get("best") is None:
+    if which == "best" and (isinstance(config, ImportedConfig) or config.best is None):
         raise ConfigError(
             f"{model_dir}: has no best teacher, which the probe would have chosen while the model was trained "
             "(pretrain.probe.every_epochs above 0); take which='teacher'"
@@ -132,7 +138,7 @@ def load_encoder(model_dir: Path, which: Which = "teacher", device: str = "auto"
         backbone.load_state_dict(state)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ConfigError(f"{path}: not the weights that {CONFIG} describes: {error}") from None
-    return _finished(backbone, spec, config, place)
+    return _finished(backbone, config, place)
 
 
 def untrained_encoder(model_dir: Path, seed: int) -> Encoder:
@@ -141,37 +147,15 @@ def untrained_encoder(model_dir: Path, seed: int) -> Encoder:
     Raises:
         ConfigError: as for `load_encoder`.
     """
+    config = read_config(model_dir)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        config, backbone, spec = _empty_encoder(model_dir)
-    return _finished(backbone, spec, config, default_device())
+        backbone = build_backbone(config.backbone, config.params.grid)
+    return _finished(backbone, config, default_device())
 
 
-def _finished(backbone: Backbone, spec: GridSpec, config: Mapping[str, Any], device: torch.device) -> Encoder:
+def _finished(backbone: Backbone, config: ModelConfig, device: torch.device) -> Encoder:
     """The encoder on its device; it computes in what it was trained in where the device has that, else in fp32."""
-    pretrain = config["params"]["pretrain"]
-    precision = finished_precision(pretrain.get("precision", "fp32"), device)
+    precision = finished_precision(config.params.pretrain.precision, device)
     network = placed(backbone, precision, device).eval()
-    return Encoder(network, spec, int(pretrain["backbone"]["in_channels"]), precision, config)
-
-
-def _empty_encoder(model_dir: Path) -> tuple[dict[str, Any], Backbone, GridSpec]:
-    path = model_dir / CONFIG
-    if not path.is_file():
-        raise ConfigError(f"{path}: not found; {model_dir} should be a model that `python -m ace pretrain` wrote")
-    try:
-        config: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
-        found = config.get("format_version")
-        if found not in READ_VERSIONS:
-            raise ConfigError(
-                f"{path}: format_version {found}, this release reads {' and '.join(map(str, READ_VERSIONS))}; use "
-                "the release that wrote the model (`versions` and dvc.lock say what it ran with), or train or import "
-                "it again"
-            )
-        spec = GridSpec.from_json(config["params"]["grid"])
-        params = BackboneParams.from_params(config["params"]["pretrain"]["backbone"], f"{path}: backbone")
-    except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(
-            f"{path}: damaged ({type(error).__name__}: {error}); restore the folder, as by `dvc checkout`"
-        ) from None
-    return config, build_backbone(params, spec), spec
+    return Encoder(network, config.params.grid, config.backbone.in_channels, precision, config)

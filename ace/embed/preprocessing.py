@@ -101,15 +101,15 @@ def preprocessing_of(encoder: Encoder, normalisation: Choice) -> Preprocessing:
 
 
 def _normalisation(encoder: Encoder, choice: Choice) -> tuple[Normalisation, str]:
-    mixes = {name: batch["mix"] for name, batch in encoder.config["params"]["batches"].items()}
     if isinstance(choice, str):
         # An imported encoder answers for any batch; here the name is written down as what was used.
-        if choice not in mixes:
-            raise ConfigError(f"normalisation '{choice}': the model knows {', '.join(mixes)}; or give mean and std")
+        if choice not in encoder.mixes:
+            known = ", ".join(encoder.mixes)
+            raise ConfigError(f"normalisation '{choice}': the model knows {known}; or give mean and std")
         return encoder.normalisation(choice), choice
     if choice is not None:
         return _given(choice), CUSTOM
-    values = {name: encoder.normalisation(name) for name, mix in mixes.items() if mix["weight"] > 0}
+    values = {name: encoder.normalisation(name) for name, mix in encoder.mixes.items() if mix.weight > 0}
     if len({value.per_channel(encoder.in_channels, name) for name, value in values.items()}) != 1:
         found = ", ".join(f"{name}: {value}" for name, value in values.items())
         raise ConfigError(

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from ace.models.precision import Precision
+from ace.models.params import Precision
 from shards.config import Section
 
 

@@ -14,6 +14,7 @@ from ace.embed.encoder import Encoder, load_encoder, untrained_encoder
 from ace.evaluation.params import EncoderParams, EvaluateParams
 from ace.evaluation.setting import Places, read_setting
 from ace.models.folder import WEIGHTS
+from ace.models.model_config import ImportedConfig
 from ace.models.precision import accelerator_settings
 from ace.models.weights import tensors_sha256
 from ace.properties.base import Answers, Measurement, NotMeasured, Setting
@@ -127,10 +128,10 @@ def _write_features(
 
 def _imported(encoder: Encoder) -> dict[str, Any] | None:
     """Tell what the encoder is and where its weights come from, if others trained it."""
-    if not encoder.is_imported:
+    if not isinstance(encoder.config, ImportedConfig):
         return None
-    backbone, source = encoder.config["params"]["pretrain"]["backbone"], encoder.config["source"]
-    return {key: backbone[key] for key in ("name", "model_args")} | {key: source[key] for key in ("file", "sha256")}
+    backbone, source = encoder.config.backbone, encoder.config.source
+    return {**backbone.model_dump(include={"name", "model_args"}), **source.model_dump(include={"file", "sha256"})}
 
 
 def _weights_sha256(params: EncoderParams) -> str | None:

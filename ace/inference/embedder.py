@@ -20,6 +20,7 @@ from ace.embed.encoder import Encoder, load_encoder
 from ace.embed.preprocessing import Choice, Preprocessing, preprocessing_of
 from ace.inference.images import ImageInput, ImageInputError, to_pixels
 from ace.models.folder import WEIGHTS, Which
+from ace.models.model_config import ModelConfig
 from ace.zoo.shipped import find_model
 from shards.canvas import Canvas
 from shards.errors import ConfigError
@@ -61,6 +62,12 @@ class EmbeddingModel:
     which: Which
 
     @property
+    def config(self) -> ModelConfig:
+        """config.json of the model."""
+        assert self.encoder.config is not None  # an encoder out of a folder
+        return self.encoder.config
+
+    @property
     def dim(self) -> int:
         """Length D of an embedding and of a token."""
         return self.encoder.backbone.width
@@ -83,14 +90,14 @@ class EmbeddingModel:
 
     def describe(self) -> dict[str, str | int | float | list[float]]:
         """What whoever gets embeddings or an exported model has to know: the weights, and what images pass first."""
-        backbone = self.encoder.config["params"]["pretrain"]["backbone"]
+        backbone = self.config.backbone
         rows, cols = self.token_grid
         preprocessing = {name: value for name, value in asdict(self.preprocessing).items() if value is not None}
         return {
             "model_sha256": self.fingerprint,
             "network": self.which,
-            "backbone": str(backbone["name"]),
-            "token_activation": str(backbone["token_activation"]),
+            "backbone": backbone.name,
+            "token_activation": backbone.token_activation,
             "whitening": str(self.encoder.backbone.is_whitened).lower(),
             "dim": self.dim,
             "rows": rows,
@@ -186,7 +193,7 @@ def load_model(
         raise ConfigError(f"which='{which}': a model has the networks {' and '.join(WEIGHTS)}")
     folder = find_model(model)
     encoder = load_encoder(folder, which, device)
-    if normalisation is None and batch in encoder.config["params"]["batches"]:
+    if normalisation is None and batch in encoder.mixes:
         normalisation = batch
     elif normalisation is None and measured is not None and not encoder.is_imported:
         own = measured.normalisation(encoder.in_channels)

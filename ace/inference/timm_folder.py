@@ -10,6 +10,7 @@ from ace.embed.preprocessing import placement_text
 from ace.inference.embedder import EmbeddingModel
 from ace.inference.folder import new_folder
 from ace.journal.card import ORIGINS, model_card
+from ace.models.model_config import ImportedConfig
 from ace.models.notice import NOTICE
 from ace.models.tensors import write_tensors
 from shards.normalisation import Normalisation, text_of
@@ -101,19 +102,19 @@ def export_timm(model: EmbeddingModel, out: Path) -> None:
 
 def _config(model: EmbeddingModel, network: Any) -> dict[str, Any]:
     """What timm calls a hub config; Transformers knows it by `pretrained_cfg`."""
-    params = model.encoder.config["params"]["pretrain"]["backbone"]
+    params = model.config.backbone
     preprocessing = model.preprocessing
     every = Normalisation(preprocessing.mean, preprocessing.std).per_channel(preprocessing.channels, "normalisation")
-    original = timm.get_pretrained_cfg(params["name"])
+    original = timm.get_pretrained_cfg(params.name)
     is_fixed = original is not None and original.fixed_input_size
     size = {"img_size": preprocessing.crop_px} if is_fixed else {}
     return {
-        "architecture": params["name"],
+        "architecture": params.name,
         "num_classes": 0,
         "num_features": model.dim,
         "global_pool": "",
         "model_args": {
-            **params["model_args"],
+            **params.model_args,
             **size,
             "in_chans": preprocessing.channels,
             "global_pool": "",
@@ -138,12 +139,12 @@ def _config(model: EmbeddingModel, network: Any) -> dict[str, Any]:
 
 
 def _card(model: EmbeddingModel) -> str:
-    about, config = model.describe(), model.encoder.config
-    if model.encoder.is_imported:
-        origin, data, limits = _IMPORTED.format(**config["source"]), _IMPORTED_DATA, NOTICE
+    about, config = model.describe(), model.config
+    if isinstance(config, ImportedConfig):
+        origin, data, limits = _IMPORTED.format(**dict(config.source)), _IMPORTED_DATA, NOTICE
     else:
         sections = _sections(model_card(config))
-        origin, limits = ORIGINS[config["params"]["pretrain"]["objective"]], sections["Limits"]
+        origin, limits = ORIGINS[config.params.pretrain.objective], sections["Limits"]
         data = sections["Data"].partition("\n\n")[0]  # the table; what follows speaks of the model's own files
     return _CARD.format(
         **about,

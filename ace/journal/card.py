@@ -1,11 +1,10 @@
 """The model card: what the encoder is, what it saw, what it may be used for."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from ace.journal.erased import erased_parts, removal_weight
+from ace.journal.erased import erased_parts
 from ace.models.folder import WEIGHTS
+from ace.models.model_config import TrainedConfig, WhiteningSection
 from ace.models.notice import NOTICE
+from ace.models.params import FileWeightsParams, PackageWeightsParams, TimmWeightsParams
 
 ORIGINS = {
     "ace": """\
@@ -78,78 +77,77 @@ BEST = """
 split ({metric} {score:.3f})."""
 
 
-def model_card(config: Mapping[str, Any]) -> str:
-    """Markdown from the values of config.json."""
-    pretrain, grid = config["params"]["pretrain"], config["params"]["grid"]
+def model_card(config: TrainedConfig) -> str:
+    """Write the model card, as Markdown."""
+    pretrain, grid = config.params.pretrain, config.params.grid
+    backbone, weights = pretrain.backbone, pretrain.loss_weights
     rows = [
-        f"| {item['batch']} | {item['num_images']} | {_num_patients(item)} | {item['weight']:g} "
-        f"| `{item['fingerprint'][:16]}` |"
-        for item in config["shards"]
+        f"| {item.batch} | {item.num_images} | {item.patients} | {item.weight:g} | `{item.fingerprint[:16]}` |"
+        for item in config.shards
     ]
     table = ["| batch | training images | patients | weight | index sha256 |", "|---|---|---|---|---|", *rows]
-    weights, best = pretrain["loss_weights"], config.get("best")
-    unknown = [item["batch"] for item in config["shards"] if item.get("patient_grouping") == "image"]
+    unknown = [item.batch for item in config.shards if item.patient_grouping == "image"]
     return CARD.format(
         phantom=_phantom(config),
         notice=NOTICE,
-        origin=ORIGINS[pretrain["objective"]],
-        backbone=pretrain["backbone"]["name"],
-        model_args=pretrain["backbone"]["model_args"] or "",
-        in_channels=pretrain["backbone"]["in_channels"],
-        token_activation=pretrain["backbone"]["token_activation"],
-        whitening=_whitening(pretrain),
+        origin=ORIGINS[pretrain.objective],
+        backbone=backbone.name,
+        model_args=backbone.model_args or "",
+        in_channels=backbone.in_channels,
+        token_activation=backbone.token_activation,
+        whitening=_whitening(pretrain.whitening),
         erased=erased_parts(pretrain) or "nothing",
-        crop_px=grid["t"] * grid["cell_px"],
-        canvas_px=grid["n"] * grid["cell_px"],
-        t=grid["t"],
-        objective=pretrain["objective"],
+        crop_px=grid.crop_px,
+        canvas_px=grid.canvas_px,
+        t=grid.t,
+        objective=pretrain.objective,
         start=_start(config),
-        precision=pretrain["precision"],
-        num_processes=config["num_processes"],
-        device=config["device"],
-        epochs=pretrain["epochs"],
-        steps=config["steps"],
-        batch_size=pretrain["batch_size"],
-        best=BEST.format(**best) if best else "",
-        w_global=weights["global"],
-        w_decomposition=weights["decomposition"],
-        w_composition=weights["composition"],
-        w_removal=removal_weight(pretrain),
-        versions=", ".join(f"{name} {version}" for name, version in config["versions"].items()),
+        precision=pretrain.precision,
+        num_processes=config.num_processes,
+        device=config.device,
+        epochs=pretrain.epochs,
+        steps=config.steps,
+        batch_size=pretrain.batch_size,
+        best=BEST.format(**dict(config.best)) if config.best else "",
+        w_global=weights.global_,
+        w_decomposition=weights.decomposition,
+        w_composition=weights.composition,
+        w_removal=weights.removal,
+        versions=", ".join(f"{name} {version}" for name, version in config.versions.items()),
         data="\n".join(table),
         unknown=UNKNOWN.format(batches=", ".join(unknown)) if unknown else "",
     )
 
 
-def _whitening(pretrain: Mapping[str, Any]) -> str:
+def _whitening(whitening: WhiteningSection | None) -> str:
     """Say how the map of the finished encoders' tokens was fitted."""
-    whitening = pretrain.get("whitening")
-    return "fitted on {num_pairs} crop pairs, shrinkage {shrinkage:g}".format(**whitening) if whitening else "none"
+    if whitening is None:
+        return "none"
+    return f"fitted on {whitening.num_pairs} crop pairs, shrinkage {whitening.shrinkage:g}"
 
 
-def _phantom(config: Mapping[str, Any]) -> str:
+def _phantom(config: TrainedConfig) -> str:
     """Say which batches are the built-in phantom's; a folder that does not tell kinds may be all of them."""
-    if not all("kind" in item for item in config["shards"]):
+    if any(item.kind is None for item in config.shards):
         return PERHAPS_ONE_PERSON
-    names = [item["batch"] for item in config["shards"] if item["kind"] == "phantom"]
+    names = [item.batch for item in config.shards if item.kind == "phantom"]
     return ONE_PERSON.format(batches=", ".join(names)) if names else "."
 
 
-def _num_patients(item: Mapping[str, Any]) -> str:
-    """How many there are, or that nobody knows; a folder of an earlier version says nothing, and counted all."""
-    return "unknown" if item.get("patient_grouping") == "image" else str(item["num_patients"])
-
-
-def _start(config: Mapping[str, Any]) -> str:
+def _start(config: TrainedConfig) -> str:
     """What the networks' first weights were, with the hash that tells them from others of the same name."""
-    pretrain = config["params"]["pretrain"]
-    weights = pretrain["backbone"]["weights"]
-    if pretrain["start_from"] is not None:
-        sha256 = config["start_from"][WEIGHTS["teacher"]]
-        return f"backbones and heads of the model `{pretrain['start_from']}`, whose teacher has the sha256 `{sha256}`"
-    if weights is None:
-        return "random weights"
-    names = {"timm": "timm's `{tag}`", "file": "`{path}`", "package": "the Python package `{package}`"}
-    name = names[weights["kind"]].format(**weights)
-    sha256 = f"sha256 `{weights['sha256']}`" if weights["sha256"] else "no sha256 asked for"
-    return f"other people's backbone, {name}, {sha256}; `start.txt` accounts for every tensor"
+    start_from, weights = config.params.pretrain.start_from, config.backbone.weights
+    if start_from is not None:
+        sha256 = config.start_from[WEIGHTS["teacher"]]
+        return f"backbones and heads of the model `{start_from}`, whose teacher has the sha256 `{sha256}`"
+    match weights:
+        case None:
+            return "random weights"
+        case TimmWeightsParams(tag=tag):
+            name = f"timm's `{tag}`"
+        case FileWeightsParams(path=path):
+            name = f"`{path}`"
+        case PackageWeightsParams(package=package):
+            name = f"the Python package `{package}`"
+    asked = f"sha256 `{weights.sha256}`" if weights.sha256 else "no sha256 asked for"
+    return f"other people's backbone, {name}, {asked}; `start.txt` accounts for every tensor"

@@ -1,7 +1,6 @@
 """Put into words what config.json of a model says of the parts that were erased in its training."""
 
-from collections.abc import Mapping
-from typing import Any
+from ace.models.model_config import PretrainSection
 
 FILLS = {
     "black": "black",
@@ -13,31 +12,21 @@ FILLS = {
 """What erased pixels are filled with, by the names of `pretrain.augment.erase.fills`."""
 
 
-def removal_weight(pretrain: Mapping[str, Any]) -> float:
-    """Return `loss_weights.removal`; models that are older than the term were trained without it, which is 0."""
-    return float(pretrain["loss_weights"].get("removal", 0))
-
-
-def erased_parts(pretrain: Mapping[str, Any]) -> str:
-    """Say what was erased of how many crops and what filled it; an empty text if nothing was erased.
-
-    Args:
-        pretrain: The section `pretrain` of config.json. Older models name no fills: theirs is black, in one square.
-    """
-    erase = pretrain["augment"]["erase"]
-    if erase["probability"] == 0:
+def erased_parts(pretrain: PretrainSection) -> str:
+    """Say what was erased of how many crops and what filled it; an empty text if nothing was erased."""
+    erase = pretrain.augment.erase
+    if erase.probability == 0:
         return ""
-    shape = "square" if erase.get("max_aspect", 1) == 1 else "rectangle"
-    most = erase.get("max_rectangles", 1)
-    parts = f"a {shape}" if most == 1 else f"1 to {most} {shape}s"
-    return f"{parts} in {100 * erase['probability']:g} % of the crops, filled with {_fills(pretrain)}"
+    shape = "square" if erase.max_aspect == 1 else "rectangle"
+    parts = f"a {shape}" if erase.max_rectangles == 1 else f"1 to {erase.max_rectangles} {shape}s"
+    return f"{parts} in {100 * erase.probability:g} % of the crops, filled with {_fills(pretrain)}"
 
 
-def _fills(pretrain: Mapping[str, Any]) -> str:
+def _fills(pretrain: PretrainSection) -> str:
     """The fills that were drawn, with their shares where these differ."""
-    fills = pretrain["augment"]["erase"].get("fills", {"black": 1.0})
+    fills = pretrain.augment.erase.fills
     weights = {name: fills[name] for name in FILLS if fills.get(name, 0) > 0}
-    tone = "grey" if pretrain["backbone"]["in_channels"] == 1 else "colour"
+    tone = "grey" if pretrain.backbone.in_channels == 1 else "colour"
     names = [FILLS[name].format(tone=tone) for name in weights]
     is_equal = len(set(weights.values())) == 1
     if not is_equal:

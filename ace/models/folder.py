@@ -6,7 +6,7 @@ FORMAT_VERSION = 4
 READ_VERSIONS = (3, FORMAT_VERSION)
 """Models of version 3 have no whitening."""
 CONFIG, CARD = "config.json", "README.md"
-IMPORTED = "imported"
+IMPORTED: Literal["imported"] = "imported"
 """`origin` in config.json of a model that others trained, and the name of the one normalisation that it has."""
 WHITENING = "whitening.weight"
 """Name of the map of tokens among a finished backbone's tensors; models trained without it have none."""

@@ -10,6 +10,8 @@ WholeForm = Literal["mlp", "linear", "mean"]
 PartForm = Literal["mlp", "linear"]
 LocalForm = Literal["mlp", "linear", "identity"]
 TokenActivation = Literal["identity", "relu"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+"""The precision of matrix products; with `tf32` an accelerator rounds factors of 32 bits to 11 significant bits."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
 
-Precision = Literal["fp32", "tf32", "bf16", "fp16"]
-"""The precision of matrix products; with `tf32` an accelerator rounds factors of 32 bits to 11 significant bits."""
+from ace.models.params import Precision
+
 Network = TypeVar("Network", bound=nn.Module)
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -1,16 +1,15 @@
 """The finished model as a folder: safetensors, the resolved configuration, the shards it saw, a model card."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from torch import Tensor
 
 from ace.journal.card import model_card
-from ace.models.folder import CARD, CONFIG, FORMAT_VERSION, HEADS, WEIGHTS, WHITENING, Which
+from ace.models.folder import CARD, CONFIG, HEADS, WEIGHTS, WHITENING, Which
+from ace.models.model_config import TrainedConfig
 from ace.models.networks import Student, Teacher
 from ace.models.tensors import write_tensors
 from shards.runtime.atomic import write_text
@@ -37,7 +36,7 @@ def save_model(
     folder: Path,
     student: Student,
     teacher: Teacher,
-    config: Mapping[str, Any],
+    config: TrainedConfig,
     best: BestTeacher | None = None,
     whitening: Mapping[Which, Tensor] = MappingProxyType({}),
 ) -> None:
@@ -47,7 +46,7 @@ def save_model(
         folder: Where.
         student: Its backbone and heads.
         teacher: Its backbone and heads.
-        config: Resolved parameters, shards seen, steps and versions: the content of config.json.
+        config: The content of config.json.
         best: Its backbone is written too; None for none.
         whitening: The map of a network's tokens, for those that have one.
     """
@@ -61,8 +60,7 @@ def save_model(
             backbone[WHITENING] = whitening[name]
         write_tensors(backbone, folder / WEIGHTS[name])
     write_tensors(heads, folder / HEADS)
-    text = json.dumps({"format_version": FORMAT_VERSION, **config}, indent=2, sort_keys=True)
-    write_text(folder / CONFIG, text + "\n")
+    write_text(folder / CONFIG, config.to_text())
     write_text(folder / CARD, model_card(config))
 
 

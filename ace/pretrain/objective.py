@@ -15,7 +15,8 @@ from ace.geometry.overlap import overlap_masks
 from ace.losses.consistency import center_sum, view_consistency
 from ace.losses.removal import removal_error, removal_sums, teacher_energy
 from ace.models.networks import Branches, Student, StudentOutputs, Teacher, TeacherOutputs
-from ace.models.precision import Precision, in_precision
+from ace.models.params import Precision
+from ace.models.precision import in_precision
 from ace.pretrain.objective_local import LocalObjective
 from ace.pretrain.params import GlobalLossParams, LossWeights, PretrainParams
 

@@ -24,7 +24,16 @@ from ace.engine.run import AS_USUAL, RunFolder, RunOptions, open_run, recorded_c
 from ace.engine.stop import StopRequest
 from ace.engine.training import Hooks, Training
 from ace.models.backbone import Backbone, build_backbone
-from ace.models.folder import Which
+from ace.models.folder import FORMAT_VERSION, Which
+from ace.models.model_config import (
+    BestStep,
+    MixedBatch,
+    PretrainSection,
+    SeenBatch,
+    SeenTar,
+    TrainedConfig,
+    TrainedParams,
+)
 from ace.models.networks import Student, Teacher
 from ace.models.precision import accelerator_settings, placed
 from ace.pretrain.identity import identity_of
@@ -122,7 +131,7 @@ def pretrain(
         if ranks.is_first:
             best = _best_teacher(CheckpointFolder(run.path / CHECKPOINTS, num_kept=params.keep_checkpoints))
             whitening = _whitening(state, best, members, params, grid, ranks.device, request)
-            config = _resolved_config(params, grid, mix, indexes, state.step, best, ranks) | origin
+            config = _resolved_config(params, grid, mix, indexes, state.step, best, ranks, origin)
             start = None if params.start_from is None else Path(params.start_from)
             _publish(state, config, indexes, best, whitening, run.path, out, start)
 
@@ -393,7 +402,7 @@ def _whitening(
 
 def _publish(
     state: TrainState,
-    config: Mapping[str, Any],
+    config: TrainedConfig,
     indexes: Mapping[str, ShardIndex],
     best: BestTeacher | None,
     whitening: Mapping[Which, Tensor],
@@ -418,30 +427,33 @@ def _resolved_config(
     steps: int,
     best: BestTeacher | None,
     ranks: Ranks,
-) -> dict[str, Any]:
+    origin: Mapping[str, Any],
+) -> TrainedConfig:
     shards = [
-        {
-            "batch": name,
-            "weight": mix[name].weight,
-            "fingerprint": index.fingerprint,
-            "num_images": len(index.select("train")),
-            "num_patients": len(np.unique(index.rows["patient"][index.select("train")])),
-            "patient_grouping": index.dataset.patient_grouping,
-            "kind": index.dataset.kind,
-            "shards": [{"name": tar.name, "sha256": tar.sha256} for tar in index.shards if tar.split == "train"],
-        }
+        SeenBatch(
+            batch=name,
+            weight=mix[name].weight,
+            fingerprint=index.fingerprint,
+            num_images=len(index.select("train")),
+            num_patients=len(np.unique(index.rows["patient"][index.select("train")])),
+            patient_grouping=index.dataset.patient_grouping,
+            kind=index.dataset.kind,
+            shards=tuple(SeenTar(name=tar.name, sha256=tar.sha256) for tar in index.shards if tar.split == "train"),
+        )
         for name, index in indexes.items()
     ]
-    return {
-        "params": {
-            "pretrain": params.model_dump(mode="json", by_alias=True),
-            "grid": grid.spec.to_json(),
-            "batches": {name: {"mix": mix[name].model_dump(mode="json")} for name in mix},
-        },
-        "shards": shards,
-        "steps": steps,
-        "best": None if best is None else {"step": best.step, "score": best.score, "metric": best.metric},
-        "num_processes": ranks.world_size,
-        "device": ranks.device.type,
-        "versions": recorded_versions(),
-    }
+    return TrainedConfig(
+        format_version=FORMAT_VERSION,
+        params=TrainedParams(
+            pretrain=PretrainSection.model_validate(params.model_dump(mode="json", by_alias=True)),
+            grid=grid.spec,
+            batches={name: MixedBatch(mix=item) for name, item in mix.items()},
+        ),
+        shards=tuple(shards),
+        steps=steps,
+        best=None if best is None else BestStep(step=best.step, score=best.score, metric=best.metric),
+        num_processes=ranks.world_size,
+        device=ranks.device.type,
+        versions=recorded_versions(),
+        **origin,
+    )

@@ -16,7 +16,8 @@ from ace.embed.embedder import Embedder, pool, unit
 from ace.embed.encoder import Encoder
 from ace.embed.probe_scores import NOT_KNOWN, auroc_by_label, knn_votes, linear_scores
 from ace.models.backbone import Backbone
-from ace.models.precision import Precision, finished_precision
+from ace.models.params import Precision
+from ace.models.precision import finished_precision
 from ace.pretrain.monitor_params import ProbeParams
 from shards.errors import ConfigError
 from shards.params import MixParams

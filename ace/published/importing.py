@@ -4,7 +4,6 @@ Two kinds of files are taken: those of the method's authors, every key of which 
 (`import_checkpoint`), and those of any architecture that timm has (`import_timm`).
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from ace.models.backbone import Backbone, build_backbone, check_backbone, stride_of
 from ace.models.folder import CARD, CONFIG, FORMAT_VERSION, IMPORTED, WEIGHTS
 from ace.models.foreign import StateDict, read_state_dict
+from ace.models.model_config import ImportedConfig, ImportSource, MixedBatch, ModelParams, NetworkSection
 from ace.models.notice import NOTICE
 from ace.models.params import BackboneParams, FileWeightsParams, ImportParams, PackageWeightsParams
 from ace.models.tensors import write_tensors
@@ -26,7 +26,7 @@ from ace.published.naming import Family, KeyMap, map_keys
 from shards.errors import ConfigError, GridError
 from shards.format.layout import sha256_of
 from shards.grid import GridSpec, Scale
-from shards.normalisation import Levels, Normalisation, as_tuple, text_of
+from shards.normalisation import Levels, Normalisation, text_of
 from shards.params import MixParams
 from shards.runtime.atomic import atomic_directory, write_text
 
@@ -126,8 +126,9 @@ def import_checkpoint(
     built = build_backbone(params, architecture.spec)
     _load(built.model, state.tensors, keys, path)
     heads = (*keys.heads, *state.beside)
-    source = {"file": path.name, "sha256": sha256_of(path), "nest": state.nest, "adapted": []}
-    source |= {"derived": keys.derived, "heads": heads}
+    source = ImportSource(
+        file=path.name, sha256=sha256_of(path), nest=state.nest, adapted=(), derived=keys.derived, heads=heads
+    )
     _write(out, built, params, architecture.spec, mix, source)
     return KeyMap(keys.weights, keys.derived, heads)
 
@@ -201,10 +202,15 @@ def import_timm(params: ImportParams, t: int, out: Path, *, where: str) -> Weigh
             f"{where}: the weights are not those of {params.name} {params.model_args or ''}: they {wrong}; choose "
             f"the architecture that they were trained in\n{report}"
         )
-    derived = [key for key in report.unused if key.endswith(DERIVED)]
-    source = {"file": _file_name(params), "sha256": report.sha256, "nest": report.nest, "derived": derived}
-    source |= {"adapted": [str(entry) for entry in report.adapted]}
-    source |= {"heads": [key for key in report.unused if key not in derived]}
+    derived = tuple(key for key in report.unused if key.endswith(DERIVED))
+    source = ImportSource(
+        file=_file_name(params),
+        sha256=report.sha256,
+        nest=report.nest,
+        adapted=tuple(str(entry) for entry in report.adapted),
+        derived=derived,
+        heads=tuple(key for key in report.unused if key not in derived),
+    )
     mix = MixParams(weight=1.0, mean=params.mean, std=params.std)
     _write(out, built, backbone, spec, mix, source)
     return report
@@ -235,27 +241,27 @@ def check_import(params: ImportParams, t: int, *, where: str) -> GridSpec:
 
 
 def _write(
-    out: Path, built: Backbone, params: BackboneParams, spec: GridSpec, mix: MixParams, source: Mapping[str, Any]
+    out: Path, built: Backbone, params: BackboneParams, spec: GridSpec, mix: MixParams, source: ImportSource
 ) -> None:
     """Write the folder of an encoder that others trained."""
-    config = {
-        "format_version": FORMAT_VERSION,
-        "origin": IMPORTED,
-        "source": source,
-        "params": {
-            "pretrain": {"backbone": params.model_dump(mode="json") | {"weights": None}},
-            "grid": spec.to_json(),
-            "batches": {IMPORTED: {"mix": mix.model_dump(mode="json")}},
-        },
-        "versions": {name: version(name) for name in ("torch", "timm")},
-    }
+    config = ImportedConfig(
+        format_version=FORMAT_VERSION,
+        origin=IMPORTED,
+        source=source,
+        params=ModelParams(
+            pretrain=NetworkSection(backbone=params.model_copy(update={"weights": None})),
+            grid=spec,
+            batches={IMPORTED: MixedBatch(mix=mix)},
+        ),
+        versions={name: version(name) for name in ("torch", "timm")},
+    )
     num_parameters = sum(parameter.numel() for parameter in built.parameters())
     tensors = built.state_dict()
     num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     with atomic_directory(out, num_bytes) as finished:
         write_tensors(tensors, finished / WEIGHTS["teacher"])
-        write_text(finished / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
-        write_text(finished / CARD, _card(config, spec, num_parameters))
+        write_text(finished / CONFIG, config.to_text())
+        write_text(finished / CARD, _card(config, num_parameters))
 
 
 def _beyond(model: nn.Module, unused: Iterable[str]) -> list[str]:
@@ -282,26 +288,25 @@ def _file_name(params: ImportParams) -> str:
             return f"timm's {params.name}.{weights.tag}"
 
 
-def _card(config: Mapping[str, Any], spec: GridSpec, num_parameters: int) -> str:
-    source, backbone = config["source"], config["params"]["pretrain"]["backbone"]
-    mix = config["params"]["batches"][IMPORTED]["mix"]
+def _card(config: ImportedConfig, num_parameters: int) -> str:
+    source, backbone, spec, mix = config.source, config.backbone, config.params.grid, config.mixes[IMPORTED]
     return _CARD.format(
         notice=NOTICE,
-        backbone=backbone["name"],
-        model_args=f" {backbone['model_args']}" if backbone["model_args"] else "",
-        in_channels=backbone["in_channels"],
+        backbone=backbone.name,
+        model_args=f" {backbone.model_args}" if backbone.model_args else "",
+        in_channels=backbone.in_channels,
         num_parameters=num_parameters,
         crop_px=spec.crop_px,
         t=spec.t,
         stride_px=spec.cell_px,
-        mean=text_of(as_tuple(mix["mean"])),
-        std=text_of(as_tuple(mix["std"])),
-        file=source["file"],
-        sha256=source["sha256"],
-        nest=f"network `{source['nest']}`" if source["nest"] else "its only network",
-        num_adapted=len(source["adapted"]),
-        num_derived=len(source["derived"]),
-        num_heads=len(source["heads"]),
+        mean=text_of(mix.mean),
+        std=text_of(mix.std),
+        file=source.file,
+        sha256=source.sha256,
+        nest=f"network `{source.nest}`" if source.nest else "its only network",
+        num_adapted=len(source.adapted),
+        num_derived=len(source.derived),
+        num_heads=len(source.heads),
     )
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from ruamel.yaml import YAML
 
+from ace.models.folder import CONFIG
+from ace.models.model_config import ImportedConfig, TrainedConfig, read_config
 from shards.errors import ConfigError
 from shards.reading.reader import ShardIndex
 
@@ -38,7 +40,7 @@ class Project:
         Raises:
             IndexFormatError: one is missing or damaged.
         """
-        names = sorted({*self.model_config["params"]["batches"], self.protocol["batch"]})
+        names = sorted({*self.model_config.mixes, self.protocol["batch"]})
         return [self._opened(name) for name in names]
 
     @cached_property
@@ -52,8 +54,8 @@ class Project:
     @property
     def trained_on(self) -> list[ShardIndex]:
         """The shard sets that the training drew from."""
-        mixes = {name: item["mix"] for name, item in self.model_config["params"]["batches"].items()}
-        return [index for index in self.batches if index.name in mixes and mixes[index.name]["weight"] > 0]
+        mixes = self.model_config.mixes
+        return [index for index in self.batches if index.name in mixes and mixes[index.name].weight > 0]
 
     @property
     def virtual(self) -> list[str]:
@@ -71,14 +73,15 @@ class Project:
         return list(self.protocol["encoders"])
 
     @cached_property
-    def model_config(self) -> dict[str, Any]:
+    def model_config(self) -> TrainedConfig:
         """config.json of the model.
 
         Raises:
-            ConfigError: it is not there, or others trained the model, so that there is no training to report on.
+            ConfigError: it is not there or damaged, or others trained the model, so that there is no training to report
+                on.
         """
-        config = self._json("models/ace/config.json", "dvc repro pretrain")
-        if "origin" in config:  # only models that others trained have one
+        config = read_config(self._file(f"models/ace/{CONFIG}", "dvc repro pretrain").parent)
+        if isinstance(config, ImportedConfig):
             raise ConfigError(
                 f"{self.root / 'models/ace'}: an imported model, and the report tells of a training; what "
                 "`python -m ace evaluate` measured of it stands in metrics/properties.json: python -m ace summary"
@@ -110,10 +113,7 @@ class Project:
         Raises:
             ConfigError: it is not there.
         """
-        path = self.root / "data/evidence" / f"{name}.npz"
-        if not path.is_file():
-            raise ConfigError(f"{path}: not found; run `dvc repro evaluate`")
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(self._file(f"data/evidence/{name}.npz", "dvc repro evaluate"), allow_pickle=False) as arrays:
             return dict(arrays)
 
     @cached_property
@@ -169,10 +169,13 @@ class Project:
         }
 
     def _json(self, name: str, command: str) -> dict[str, Any]:
+        return dict(json.loads(self._file(name, command).read_text(encoding="utf-8")))
+
+    def _file(self, name: str, command: str) -> Path:
         path = self.root / name
         if not path.is_file():
             raise ConfigError(f"{path}: not found; run `{command}`")
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return path
 
     def _git(self, *arguments: str) -> str | None:
         command = ["git", "-C", str(self.root), *arguments]

@@ -11,7 +11,7 @@ from PIL import Image
 from ace.drawing.pictures import data_uri
 from ace.drawing.plots import curve_panels
 from ace.drawing.words import Words, encoder_mark, encoder_name
-from ace.journal.erased import erased_parts, removal_weight
+from ace.journal.erased import erased_parts
 from ace.properties.base import Property, View
 from ace.properties.decomposition import CHANGE_OUTSIDE, ERASED_LENGTH
 from ace.properties.registry import PROPERTIES
@@ -162,7 +162,7 @@ def build_context(params: ReportParams, project: Project) -> dict[str, Any]:
         "training": _training(project),
         "model": project.model_config,
         "erased": _erased(project),
-        "whitening": project.model_config["params"]["pretrain"].get("whitening"),
+        "whitening": project.model_config.params.pretrain.whitening,
         "encoders": encoders,
         "commit": project.commit,
         "versions": project.versions,
@@ -191,16 +191,16 @@ def _independence(project: Project) -> dict[str, Any]:
 
 def _training(project: Project) -> dict[str, Any]:
     """What the training asked for, and whether it began with the weights of another one."""
-    pretrain = project.model_config["params"]["pretrain"]
+    pretrain = project.model_config.params.pretrain
     return {
-        "is_of_parts": pretrain.get("objective", "ace") != "dino",
-        "has_first_weights": pretrain.get("start_from") is not None or pretrain["backbone"].get("weights") is not None,
+        "is_of_parts": pretrain.objective != "dino",
+        "has_first_weights": pretrain.start_from is not None or pretrain.backbone.weights is not None,
     }
 
 
 def _references(project: Project) -> Iterator[dict[str, Any]]:
     """The encoders that others trained: what each model is, and what others call it."""
-    trained = project.model_config["params"]["pretrain"]["backbone"]["name"]
+    trained = project.model_config.backbone.name
     for name, encoder in project.protocol["encoders"].items():
         if encoder["imported"] is None:
             continue
@@ -217,13 +217,13 @@ def _references(project: Project) -> Iterator[dict[str, Any]]:
 
 def _erased(project: Project) -> dict[str, Any]:
     """What was erased in training, in words (empty for nothing), and the weight of the removal term."""
-    pretrain = project.model_config["params"]["pretrain"]
-    fills = pretrain["augment"]["erase"].get("fills", {})
+    pretrain = project.model_config.params.pretrain
+    fills = pretrain.augment.erase.fills
     return {
         "parts": erased_parts(pretrain),
         "has_random_levels": fills.get("grey", 0) > 0,
         "has_tissue": fills.get("tissue", 0) > 0,
-        "weight": removal_weight(pretrain),
+        "weight": pretrain.loss_weights.removal,
     }
 
 

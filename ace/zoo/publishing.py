@@ -20,10 +20,11 @@ from ace.embed.preprocessing import placement_text
 from ace.evaluation.measured import MEASURED, Measured
 from ace.journal.card import ORIGINS, model_card
 from ace.models.folder import CARD, CONFIG, WEIGHTS
+from ace.models.model_config import PublishedSection, TrainedConfig
 from ace.models.notice import NOTICE
 from ace.models.tensors import write_tensors
 from ace.report.summary import ROWS, measured_one
-from ace.zoo.shipped import PUBLISHED, figure_text, published_of
+from ace.zoo.shipped import figure_text, published_of
 from shards.delivery.manifest import iterate_manifest
 from shards.errors import ConfigError
 from shards.format.layout import sha256_of
@@ -159,10 +160,10 @@ def publish(
     """
     _check_out(out, name)
     encoder = load_encoder(model_dir, "teacher", "cpu")
-    _check_trained_here(model_dir, encoder)
+    trained = _trained_config(model_dir, encoder)
     figures, section = _read_metrics(metrics)
     measured = _check_measured(section, metrics, model_dir)
-    names = _image_names(images, model_dir, encoder.config)
+    names = _image_names(images, model_dir, trained)
     if not terms.strip():
         raise ConfigError("--terms: empty; say under which terms the images may be used and whom to cite")
     source = model_dir / WEIGHTS["teacher"]
@@ -175,25 +176,25 @@ def publish(
             raise ConfigError(
                 f"{model_dir}: its weights are {len(data) / 1e6:.1f} MB, at most {MAX_BYTES / 1e6:.0f}{advice}"
             )
-        config = _public_config(encoder.config)
-        sha256 = hashlib.sha256(data).hexdigest()
-        config[PUBLISHED] = {
-            "name": name,
-            "summary": summary or _summary(encoder),
-            "saw": _saw(encoder.config),
-            "dtype": "float16" if half else "float32",
-            "sha256": {WEIGHTS["teacher"]: sha256},
-            "figures": figures,
-            MEASURED: measured.model_dump(mode="json", exclude_defaults=True),
-            "terms": terms.strip(),
-            "version": version("ace-pretraining"),
-        }
-        write_text(temporary / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+        about = PublishedSection(
+            name=name,
+            summary=summary or _summary(encoder),
+            saw=_saw(trained),
+            dtype="float16" if half else "float32",
+            sha256={WEIGHTS["teacher"]: hashlib.sha256(data).hexdigest()},
+            figures=figures,
+            measured=measured.model_dump(mode="json", exclude_defaults=True),
+            terms=terms.strip(),
+            version=version("ace-pretraining"),
+        )
+        config = _public_config(trained, about)
+        write_text(temporary / CONFIG, config.to_text())
         write_text(temporary / IMAGE_NAMES, "".join(f"{line}\n" for line in names))
         min_cosine = _min_cosine(encoder, load_encoder(temporary, "teacher", "cpu"))
-        config[PUBLISHED]["min_cosine"] = min_cosine
-        write_text(temporary / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
-        write_text(temporary / CARD, _card(config, encoder, min_cosine))
+        about = about.model_copy(update={"min_cosine": min_cosine})
+        config = _public_config(trained, about)
+        write_text(temporary / CONFIG, config.to_text())
+        write_text(temporary / CARD, _card(config, about, measured, encoder))
     return Published(out, len(data), min_cosine)
 
 
@@ -204,17 +205,21 @@ def _check_out(out: Path, name: str) -> None:
         raise ConfigError(
             f"--out {out}: the folder of a shipped model is named after it; expected {out.with_name(name)}"
         )
-    if out.exists() and (published_of(out) or {}).get("name") != name and not (out.is_dir() and not any(out.iterdir())):
+    about = published_of(out)
+    is_replaced = about is not None and about.name == name
+    if out.exists() and not is_replaced and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(
             f"{out} exists and is not the published model '{name}'; name a new folder, or remove it first"
         )
 
 
-def _check_trained_here(model_dir: Path, encoder: Encoder) -> None:
-    if encoder.is_imported:
+def _trained_config(model_dir: Path, encoder: Encoder) -> TrainedConfig:
+    config = encoder.config
+    if not isinstance(config, TrainedConfig):
         raise ConfigError(f"{model_dir}: an imported model; its weights are others' to publish")
-    if PUBLISHED in encoder.config:
+    if config.published is not None:
         raise ConfigError(f"{model_dir}: a published model already; give the folder that the training wrote")
+    return config
 
 
 def _read_metrics(metrics: Path) -> tuple[dict[str, Any], Any]:
@@ -272,7 +277,7 @@ def _check_measured(section: Any, metrics: Path, model_dir: Path) -> Measured:
     return measured
 
 
-def _image_names(images: Path, model_dir: Path, config: Mapping[str, Any]) -> list[str]:
+def _image_names(images: Path, model_dir: Path, config: TrainedConfig) -> list[str]:
     """The file names of the training images, sorted.
 
     Raises:
@@ -298,7 +303,7 @@ def _image_names(images: Path, model_dir: Path, config: Mapping[str, Any]) -> li
             f"--images {images}: {num_outside} lead out of the dataset (absolute paths, addresses or `..`); expected "
             "names as the dataset has them"
         )
-    expected = sum(item["num_images"] for item in config["shards"])
+    expected = sum(item.num_images for item in config.shards)
     if len(names) != expected:
         raise ConfigError(
             f"--images {images}: {len(names)} names of training images, and the model was trained on {expected}; give "
@@ -317,19 +322,12 @@ def _write_weights(source: Path, target: Path, *, half: bool) -> None:
     write_tensors(tensors, target)
 
 
-def _public_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json without what speaks of this machine or of single shards."""
-    kept = {key: config[key] for key in _KEPT if key in config}
-    params = config["params"]
-    kept["params"] = {
-        "grid": params["grid"],
-        "pretrain": params["pretrain"],
-        "batches": {name: {"mix": batch["mix"]} for name, batch in params["batches"].items()},
-    }
-    kept["best"] = None
-    kept["shards"] = [{**item, "shards": []} for item in config["shards"]]
-    public: dict[str, Any] = _without_paths(kept)
-    return public
+def _public_config(config: TrainedConfig, about: PublishedSection) -> TrainedConfig:
+    """Return the configuration of the published model: nothing of it speaks of this machine or of single shards."""
+    shards = tuple(item.model_copy(update={"shards": ()}) for item in config.shards)
+    kept = config.model_copy(update={"best": None, "shards": shards})
+    values = {key: value for key, value in kept.to_json().items() if key in _KEPT}
+    return TrainedConfig.model_validate(_without_paths(values)).model_copy(update={"published": about})
 
 
 _PLACES = ("path", "start_from")
@@ -362,13 +360,9 @@ def _summary(encoder: Encoder) -> str:
     )
 
 
-def _saw(config: Mapping[str, Any]) -> str:
-    items = config["shards"]
+def _saw(config: TrainedConfig) -> str:
     sets = " and ".join(
-        f"{item['num_images']} images of "
-        f"{'unknown' if item.get('patient_grouping') == 'image' else item['num_patients']} patients "
-        f"(batch {item['batch']})"
-        for item in items
+        f"{item.num_images} images of {item.patients} patients (batch {item.batch})" for item in config.shards
     )
     return f"{sets}, without labels."
 
@@ -389,37 +383,37 @@ def _min_cosine(trained: Encoder, stored: Encoder) -> float:
     return math.floor(min(smallest, 1.0) * 1e6) / 1e6
 
 
-def _card(config: Mapping[str, Any], encoder: Encoder, min_cosine: float) -> str:
+def _card(config: TrainedConfig, about: PublishedSection, measured: Measured, encoder: Encoder) -> str:
     model_card(config)  # what an export to timm shows of this model; fails here rather than there
-    about, pretrain = config[PUBLISHED], config["params"]["pretrain"]
+    pretrain = config.params.pretrain
     return _CARD.format(
-        name=about["name"],
-        summary=about["summary"],
-        origin=ORIGINS[pretrain["objective"]],
+        name=about.name,
+        summary=about.summary,
+        origin=ORIGINS[pretrain.objective],
         dim=encoder.backbone.width,
         t=encoder.spec.t,
-        backbone=pretrain["backbone"]["name"],
+        backbone=pretrain.backbone.name,
         channels=encoder.in_channels,
         num_parameters=_num_parameters(encoder),
-        token_activation=pretrain["backbone"]["token_activation"],
+        token_activation=pretrain.backbone.token_activation,
         whitening="whitening" if encoder.backbone.is_whitened else "no whitening",
         crop_px=encoder.spec.crop_px,
         placement=placement_text(encoder.spec.trim_level),
-        objective=pretrain["objective"],
-        epochs=pretrain["epochs"],
-        steps=config["steps"],
-        batch_size=pretrain["batch_size"],
-        dtype=about["dtype"],
-        sha256=about["sha256"][WEIGHTS["teacher"]],
-        version=about["version"],
-        versions=", ".join(f"{name} {found}" for name, found in config["versions"].items()),
-        half=_HALF.format(min_cosine=min_cosine) if about["dtype"] == "float16" else "",
-        saw=about["saw"],
-        terms=about["terms"],
-        figures=_figure_table(about["figures"], measured_one(about[MEASURED])),
-        patients=_SPLITS[about[MEASURED]["split"]],
-        batch=about[MEASURED]["batch"],
-        seen=_seen(about[MEASURED]),
+        objective=pretrain.objective,
+        epochs=pretrain.epochs,
+        steps=config.steps,
+        batch_size=pretrain.batch_size,
+        dtype=about.dtype,
+        sha256=about.sha256[WEIGHTS["teacher"]],
+        version=about.version,
+        versions=", ".join(f"{name} {found}" for name, found in config.versions.items()),
+        half=_HALF.format(min_cosine=about.min_cosine) if about.dtype == "float16" else "",
+        saw=about.saw,
+        terms=about.terms,
+        figures=_figure_table(about.figures, measured_one(about.measured)),
+        patients=_SPLITS[measured.split],
+        batch=measured.batch,
+        seen=_seen(measured),
         weights=WEIGHTS["teacher"],
         config=CONFIG,
         images=IMAGE_NAMES,
@@ -428,9 +422,9 @@ def _card(config: Mapping[str, Any], encoder: Encoder, min_cosine: float) -> str
     )
 
 
-def _seen(measured: Mapping[str, Any]) -> str:
+def _seen(measured: Measured) -> str:
     """Whether the training saw the patients that were measured."""
-    unknown = measured.get("batches_without_patients", ())
+    unknown = measured.batches_without_patients
     if not unknown:
         return "the training saw none of them."
     return (

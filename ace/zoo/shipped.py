@@ -1,19 +1,16 @@
 """Find a model by its folder or by the name of a shipped one, and list the shipped ones, without torch or network."""
 
 import hashlib
-import json
-import re
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ace.models.folder import CONFIG
+from ace.models.model_config import PublishedSection, TrainedConfig, read_config
 from shards.errors import ConfigError
 
 ZOO = Path(__file__).parent
-CONFIG = "config.json"
-PUBLISHED = "published"
-"""Section of config.json that only a published model has: its weights' sha256, what it saw, its figures."""
 KEY_FIGURES = {
     "compositionality": ("compositionality (cosine, true − mismatched)", "{:.3f}"),
     "decompositionality": ("decompositionality (top-1 of {num_candidates}, region set to black)", "{:.1%}"),
@@ -61,14 +58,13 @@ def models_text() -> str:
     return "\n\n".join(_model_text(name) for name in names)
 
 
-def published_of(folder: Path) -> Mapping[str, Any] | None:
+def published_of(folder: Path) -> PublishedSection | None:
     """Read what a published model says of itself; None for any other folder, damaged ones included."""
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = read_config(folder)
+    except ConfigError:
         return None  # whoever loads the model says what is wrong with the file
-    section = config.get(PUBLISHED) if isinstance(config, dict) else None
-    return section if isinstance(section, dict) else None
+    return config.published if isinstance(config, TrainedConfig) else None
 
 
 def figure_text(figure: Mapping[str, Any], number: str) -> str:
@@ -83,17 +79,8 @@ def _check_weights(folder: Path) -> None:
     Raises:
         ConfigError: a file is missing or is another one.
     """
-    sums = (published_of(folder) or {}).get("sha256") or {}
-    is_sound = isinstance(sums, dict) and all(
-        re.fullmatch(r"\w+\.safetensors", name) and isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)
-        for name, value in sums.items()
-    )
-    if not is_sound:
-        raise ConfigError(
-            f"{folder / CONFIG}: damaged: expected the sha256 of weights by their file names; install the package or "
-            "copy the model again"
-        )
-    for name, expected in sums.items():
+    published = published_of(folder)
+    for name, expected in published.sha256.items() if published else ():
         path = folder / name
         if not path.is_file():
             raise ConfigError(
@@ -109,12 +96,12 @@ def _check_weights(folder: Path) -> None:
 
 def _model_text(name: str) -> str:
     folder = ZOO / name
-    about = published_of(folder) or {}
+    about = published_of(folder)
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-    figures = about.get("figures", {})
-    trained, untrained = figures.get("trained", {}), figures.get("untrained", {})
-    lines = [f"{name}  ({size / 1e6:.1f} MB)  {about.get('summary', 'a model folder that nobody published')}"]
-    lines += _indented(f"saw: {about['saw']}") if "saw" in about else []
+    if about is None:
+        return f"{name}  ({size / 1e6:.1f} MB)  a model folder that nobody published"
+    trained, untrained = about.figures.get("trained", {}), about.figures.get("untrained", {})
+    lines = [f"{name}  ({size / 1e6:.1f} MB)  {about.summary}", *_indented(f"saw: {about.saw}")]
     for key, (name, number) in KEY_FIGURES.items():
         figure, beside = trained.get(key), untrained.get(key)
         if figure is None or figure["value"] is None:

@@ -4,32 +4,16 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shards.errors import GridError, IndexFormatError
+from shards.errors import IndexFormatError
 from shards.format.layout import FORMAT_VERSION, INDEX, MAX_HEADER_BYTES, ROW_DTYPE, ROWS
-from shards.grid import GridSpec
+from shards.grid import Grid
 from shards.records import Split
-
-
-def _grid_of(value: object) -> GridSpec:
-    """Read a grid from its plain values.
-
-    Raises:
-        ValueError: they are those of no grid.
-    """
-    if isinstance(value, GridSpec):
-        return value
-    try:
-        return GridSpec.from_json(value)  # type: ignore[arg-type]
-    except (GridError, TypeError, KeyError) as error:
-        raise ValueError(str(error)) from None
-
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 NumBytes = Annotated[int, Field(gt=0, lt=2**48)]
 Texts = Annotated[tuple[str, ...], Field(strict=False)]
-Grid = Annotated[GridSpec, PlainValidator(_grid_of), PlainSerializer(GridSpec.to_json)]
 
 
 class _Described(BaseModel):

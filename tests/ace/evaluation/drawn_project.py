@@ -12,6 +12,8 @@ from PIL import Image, ImageDraw
 from ace.evaluation.params import parse_encoders
 from ace.evaluation.setting import Places
 from ace.models.backbone import build_backbone
+from ace.models.folder import FORMAT_VERSION
+from ace.models.model_config import TrainedConfig
 from ace.models.networks import Branches, Student, Teacher
 from ace.models.params import BackboneParams, GlobalHeadParams, ImportParams, LocalHeadParams, LogitParams
 from ace.pretrain.model_folder import save_model
@@ -169,9 +171,17 @@ def write_model(folder: Path, *, seed: int) -> None:
     params: dict[str, Any] = {"pretrain": pretrain, "grid": GRID.spec.to_json()}
     params["batches"] = {BATCH: {"mix": {"weight": 1.0, "mean": 0.5, "std": 0.25}}}
     folder.mkdir(parents=True)
-    config = {"params": params, "shards": [], "start_from": {}, "steps": 200, "num_processes": 1, "device": "cpu"}
+    config = {
+        "format_version": FORMAT_VERSION,
+        "params": params,
+        "shards": [],
+        "start_from": {},
+        "steps": 200,
+        "num_processes": 1,
+        "device": "cpu",
+    }
     config["versions"] = {"torch": torch.__version__}
-    save_model(folder, student, Teacher(student), config)
+    save_model(folder, student, Teacher(student), TrainedConfig.model_validate(config))
     steps = np.arange(0, 200, 5)
     rows = [{"step": int(s), "epoch": int(s) // 50, "loss": 2 - s / 200, "lr": 1e-3, "images_per_s": 90} for s in steps]
     for row in rows:

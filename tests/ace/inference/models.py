@@ -7,6 +7,8 @@ import torch
 from ruamel.yaml import YAML
 
 from ace.models.backbone import build_backbone
+from ace.models.folder import FORMAT_VERSION
+from ace.models.model_config import TrainedConfig
 from ace.models.networks import Branches, Student, Teacher
 from ace.models.params import BackboneParams, GlobalHeadParams, LocalHeadParams, LogitParams
 from ace.pretrain.model_folder import save_model
@@ -71,6 +73,7 @@ def write_model(
             parameter.add_(0.1 * torch.randn_like(parameter))
     folder.mkdir(parents=True)
     config = {
+        "format_version": FORMAT_VERSION,
         "params": {
             "pretrain": {**demo, "backbone": backbone, "objective": objective, "precision": precision},
             "grid": spec.to_json(),
@@ -93,5 +96,6 @@ def write_model(
         "versions": {"torch": torch.__version__},
     }
     whitening = torch.eye(DIM) + 0.2 * torch.randn(DIM, DIM)  # unlike a fitted one, not its own transpose
-    save_model(folder, student, teacher, config, whitening={"teacher": whitening} if is_whitened else {})
+    described = TrainedConfig.model_validate(config)
+    save_model(folder, student, teacher, described, whitening={"teacher": whitening} if is_whitened else {})
     return folder

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from ace.journal.card import model_card
-from tests.ace.pretrain.conftest import tiny_params
+from ace.models.folder import FORMAT_VERSION
+from ace.models.model_config import TrainedConfig
+from tests.ace.pretrain.conftest import tiny_grid, tiny_mix, tiny_params
 from tests.ace.pretrain.runs import finish, start_run
 from tests.support.datasets import forget_patients
 
@@ -18,9 +20,11 @@ SHA256 = "ab" * 32
 def config_of(**changes: Any) -> dict[str, Any]:
     """As a run of two processes would have written it."""
     return {
+        "format_version": FORMAT_VERSION,
         "params": {
             "pretrain": tiny_params(**changes).model_dump(mode="json", by_alias=True),
-            "grid": {"n": 8, "cell_px": 8, "t": 2},
+            "grid": tiny_grid().spec.to_json(),
+            "batches": {name: {"mix": mix.model_dump(mode="json")} for name, mix in tiny_mix().items()},
         },
         "shards": [],
         "start_from": {"teacher_backbone.safetensors": SHA256},
@@ -29,6 +33,10 @@ def config_of(**changes: Any) -> dict[str, Any]:
         "device": "cuda",
         "versions": {"torch": "2.6"},
     }
+
+
+def card_of(config: dict[str, Any]) -> str:
+    return model_card(TrainedConfig.model_validate(config))
 
 
 def backbone_with(weights: dict[str, Any]) -> dict[str, Any]:
@@ -42,7 +50,7 @@ def row(card: str, name: str) -> str:
 
 
 def test_objective_and_conditions_of_the_training_are_named() -> None:
-    card = model_card(config_of(objective="dino", precision="bf16"))
+    card = card_of(config_of(objective="dino", precision="bf16"))
     assert row(card, "objective") == "`dino`"
     assert row(card, "training") == "6 epochs, 18 steps of 8 images"
     assert row(card, "computed") == "in bf16, by 2 process(es) on cuda"
@@ -56,7 +64,7 @@ def augment_with(**erase: Any) -> dict[str, Any]:
 def test_weights_of_all_terms_are_named() -> None:
     weights = {"global": 0.2, "decomposition": 0.5, "composition": 0.25, "removal": 0.1}
     expected = "global 0.2, decomposition 0.5, composition 0.25, removal 0.1"
-    assert row(model_card(config_of(loss_weights=weights)), "loss weights") == expected
+    assert row(card_of(config_of(loss_weights=weights)), "loss weights") == expected
 
 
 @pytest.mark.parametrize(
@@ -90,27 +98,34 @@ def test_weights_of_all_terms_are_named() -> None:
     ],
 )
 def test_what_was_erased_and_what_filled_it_are_named(erase: dict[str, Any], expected: str) -> None:
-    assert row(model_card(config_of(**augment_with(**erase))), "erased") == expected
+    assert row(card_of(config_of(**augment_with(**erase))), "erased") == expected
 
 
 def test_the_card_speaks_of_the_phantom_only_where_it_was_trained_on() -> None:
-    clinic = {"batch": "clinic-b000", "num_images": 5, "num_patients": 3, "weight": 1.0, "fingerprint": "ab" * 16}
-    unknown = model_card({**config_of(), "shards": [clinic]})
+    clinic = {
+        "batch": "clinic-b000",
+        "num_images": 5,
+        "num_patients": 3,
+        "weight": 1.0,
+        "fingerprint": "ab" * 16,
+        "shards": [],
+    }
+    unknown = card_of({**config_of(), "shards": [clinic]})
     assert "if they are the built-in phantom" in unknown
     clinic["kind"] = "folder"
-    card = model_card({**config_of(), "shards": [clinic]})
+    card = card_of({**config_of(), "shards": [clinic]})
     assert "bounded by the images above.\n" in card
     for absent in ("phantom", "warps"):
         assert absent not in card
     phantom = {**clinic, "batch": "phantom-b000", "kind": "phantom"}
-    card = model_card({**config_of(), "shards": [clinic, phantom]})
+    card = card_of({**config_of(), "shards": [clinic, phantom]})
     assert "Those of phantom-b000, the built-in phantom, are one person's anatomy" in card
 
 
 def test_nothing_erased_is_told_as_that() -> None:
     weights = {"global": 0.1, "decomposition": 0.5, "composition": 0.5, "removal": 0.0}
     config = config_of(**augment_with(probability=0.0), loss_weights=weights)
-    assert row(model_card(config), "erased") == "nothing"
+    assert row(card_of(config), "erased") == "nothing"
 
 
 def test_a_model_from_before_fills_and_the_removal_term_has_a_card() -> None:
@@ -118,7 +133,7 @@ def test_a_model_from_before_fills_and_the_removal_term_has_a_card() -> None:
     pretrain = config["params"]["pretrain"]
     del pretrain["loss_weights"]["removal"]
     pretrain["augment"]["erase"] = {"probability": 0.25, "min_side": 0.3, "max_side": 0.8}
-    card = model_card(config)
+    card = card_of(config)
     assert row(card, "erased") == "a square in 25 % of the crops, filled with black"
     assert row(card, "loss weights").endswith("removal 0")
 
@@ -127,7 +142,7 @@ def test_colour_images_have_a_mean_colour() -> None:
     backbone = {"backbone": {**tiny_params().backbone.model_dump(mode="json"), "in_channels": 3}}
     fills = {"black": 0.0, "mean": 1.0, "grey": 1.0, "noise": 0.0, "tissue": 0.0}
     config = config_of(**backbone, **augment_with(probability=0.5, fills=fills))
-    assert "the crop's mean colour or a random colour" in row(model_card(config), "erased")
+    assert "the crop's mean colour or a random colour" in row(card_of(config), "erased")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +166,7 @@ def test_colour_images_have_a_mean_colour() -> None:
     ids=["random", "model", "timm", "file", "package"],
 )
 def test_what_the_training_started_from_is_named(changes: dict[str, Any], expected: list[str]) -> None:
-    found = row(model_card(config_of(**changes)), "started from")
+    found = row(card_of(config_of(**changes)), "started from")
     assert [part for part in expected if part not in found] == []
 
 
@@ -168,13 +183,13 @@ def test_a_run_that_starts_from_a_model_names_the_teacher_it_took(noise_shards: 
 
 
 def test_patients_that_nobody_knows_are_not_counted(noise_shards: Path, tmp_path: Path) -> None:
-    known = {"batch": "b", "num_images": 5, "num_patients": 3, "weight": 1.0, "fingerprint": "ab" * 16}
+    known = {"batch": "b", "num_images": 5, "num_patients": 3, "weight": 1.0, "fingerprint": "ab" * 16, "shards": []}
     unknown = {**known, "batch": "a", "patient_grouping": "image"}
-    card = model_card({**config_of(), "shards": [unknown, known]})
+    card = card_of({**config_of(), "shards": [unknown, known]})
     assert "| a | 5 | unknown | 1 |" in card
     assert "| b | 5 | 3 | 1 |" in card
     assert "The patients of a are unknown: these images were split one by one" in card
-    assert "unknown" not in model_card({**config_of(), "shards": [known]})
+    assert "unknown" not in card_of({**config_of(), "shards": [known]})
 
     shutil.copytree(noise_shards, tmp_path / "shards")
     (shard_set,) = (tmp_path / "shards").iterdir()

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from ace.embed.encoder import load_encoder
 from ace.models.backbone import Backbone, build_backbone
+from ace.models.folder import FORMAT_VERSION
+from ace.models.model_config import TrainedConfig
 from ace.models.params import BackboneParams
 from ace.models.weights import WeightsReport, check_weights, load_initial_weights, tensors_sha256
 from ace.pretrain.model_folder import save_model
@@ -330,6 +332,7 @@ def test_student_and_teacher_start_from_the_weights_and_the_model_needs_the_file
         assert all(torch.equal(v, source.state_dict()[k]) for k, v in network.backbone.state_dict().items())
     (tmp_path / "model").mkdir()
     config = {
+        "format_version": FORMAT_VERSION,
         "params": {
             "pretrain": tiny_params(backbone=values).model_dump(mode="json", by_alias=True),
             "grid": tiny_grid().spec.to_json(),
@@ -342,7 +345,7 @@ def test_student_and_teacher_start_from_the_weights_and_the_model_needs_the_file
         "device": "cpu",
         "versions": {},
     }
-    save_model(tmp_path / "model", state.student, state.teacher, config)
+    save_model(tmp_path / "model", state.student, state.teacher, TrainedConfig.model_validate(config))
     (tmp_path / "w.safetensors").unlink()
     loaded = load_encoder(tmp_path / "model")
     assert all(torch.equal(v.cpu(), source.state_dict()[k]) for k, v in loaded.backbone.state_dict().items())

@@ -15,7 +15,8 @@ import torch
 import ace
 from ace.engine.ranks import Ranks
 from ace.engine.stop import EXIT_CODE
-from ace.models.precision import Precision, accelerator_settings
+from ace.models.params import Precision
+from ace.models.precision import accelerator_settings
 from tests.ace.inference.models import write_model
 from tests.ace.pretrain.conftest import ROOT, tiny_params
 from tests.ace.pretrain.runs import finish, kill_all, logged_rows, saved_steps, signal_when, start_run, weights

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from ace.models.model_config import TrainedConfig
 from ace.pretrain.model_folder import save_model
 from ace.pretrain.pretrain import build_state
 from ace.pretrain.start import check_start, start_files, start_from
@@ -31,7 +32,7 @@ def state_of(seed: int, **changes: Any) -> TrainState:
 def finished(tmp_path: Path) -> tuple[TrainState, Path]:
     state, folder = state_of(0), tmp_path / "model"
     folder.mkdir()
-    save_model(folder, state.student, state.teacher, config_of())
+    save_model(folder, state.student, state.teacher, TrainedConfig.model_validate(config_of()))
     return state, folder
 
 
@@ -85,7 +86,7 @@ def test_a_stage_needs_the_digest_of_the_model_it_starts_from_and_notices_anothe
     with pytest.raises(ConfigError, match=rf"the sha256 {digest}, and pretrain\.start_from_sha256 is not set"):
         check_start(alone, is_required=True)
     other = state_of(5)
-    save_model(folder, other.student, other.teacher, config_of())
+    save_model(folder, other.student, other.teacher, TrainedConfig.model_validate(config_of()))
     with pytest.raises(
         ConfigError, match=rf"and pretrain\.start_from_sha256 is {digest}; get the model that was meant"
     ):

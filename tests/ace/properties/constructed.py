@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from ace.embed.embedder import Embedder
-from ace.models.precision import Precision
+from ace.models.params import Precision
 from ace.protocol.cohort import Cohort, Subject
 from ace.protocol.dense import LocationAxis
 from ace.protocol.features import CanvasView, Features, write_features

@@ -19,7 +19,6 @@ from ace.embed.embedder import Embedder
 from ace.embed.encoder import Encoder, load_encoder
 from ace.embed.preprocessing import normalised
 from ace.models.backbone import build_backbone
-from ace.models.folder import IMPORTED
 from ace.models.params import ImportParams
 from ace.models.weights import load_initial_weights
 from ace.published.importing import import_timm, one_import
@@ -172,9 +171,8 @@ def test_the_projects_imagenet_encoder_has_the_bits_that_the_evaluation_has_alwa
     params = ImportParams.from_params(section, "imports.imagenet")
     backbone = build_backbone(params.backbone, grid)
     load_initial_weights(backbone, params.backbone)
-    mix = {"mean": params.mean, "std": params.std}
-    config = {"origin": IMPORTED, "params": {"batches": {IMPORTED: {"mix": mix}}}}
-    expected = Encoder(backbone.eval(), grid, params.in_channels, "fp32", config)
+    given = {"a-b000": Normalisation(params.mean, params.std)}
+    expected = Encoder(backbone.eval(), grid, params.in_channels, "fp32", given=given)
     found = load_encoder(tmp_path / "imagenet").on_grid(grid, "a-b000")
     assert found.precision == expected.precision
     for one, other in zip(*(Embedder(each, "a-b000", 2, "e").tokens(crops) for each in (expected, found)), strict=True):

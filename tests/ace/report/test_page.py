@@ -339,7 +339,8 @@ def test_a_model_that_others_trained_has_no_training_to_report_on(evaluated_proj
     root = tmp_path / "project"
     shutil.copytree(evaluated_project, root)
     path = root / "models/ace/config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "origin": "imported"}))
+    source = json.loads((root / "models/imagenet/config.json").read_text())["source"]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "origin": "imported", "source": source}))
     with pytest.raises(UserError, match=r"models/ace: an imported model, .*metrics/properties.json"):
         write_report(PARAMS, tmp_path / "report.html", root)
     assert not (tmp_path / "report.html").exists()

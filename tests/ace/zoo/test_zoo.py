@@ -154,6 +154,16 @@ def test_weights_that_are_not_the_published_ones_are_refused(zoo: Path) -> None:
         ace.load("cxr-tiny")
 
 
+@pytest.mark.parametrize("sums", [None, {"../teacher.safetensors": "0" * 64}, {"teacher_backbone.safetensors": "0"}])
+def test_a_model_whose_published_sums_are_damaged_is_not_loaded_without_them(sums: Any, zoo: Path) -> None:
+    path = zoo / "cxr-tiny" / "config.json"
+    config = json.loads(path.read_text())
+    config["published"]["sha256"] = sums
+    path.write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"config\.json: damaged \(published\.sha256"):
+        ace.load("cxr-tiny")
+
+
 def test_models_lists_what_is_shipped(zoo: Path, capsys: pytest.CaptureFixture) -> None:
     assert command("models") == 0
     text = " ".join(capsys.readouterr().out.split())
@@ -211,11 +221,11 @@ def test_half_weights_are_half_as_large_and_compute_in_32_bits(trained: Path, tm
     assert all(torch.equal(loaded[name], value.float()) for name, value in stored.items())
     about = published_of(half)
     assert about is not None
-    assert 0.999 < about["min_cosine"] <= 1
+    assert 0.999 < about.min_cosine <= 1
     card = (half / "README.md").read_text()
     assert "stored in 16 bits and computed with in 32" in card
     assert ", whitening |" in card
-    assert f"{about['min_cosine']:.6f}" in card
+    assert f"{about.min_cosine:.6f}" in card
     assert "16 bits" not in (whole / "README.md").read_text()
 
 
@@ -296,7 +306,9 @@ def test_the_card_says_where_patients_are_unknown(trained: Path, tmp_path: Path)
     card = (folder / "README.md").read_text()
     assert "the patients of a-b000 are unknown" in card
     assert "saw none of them" not in card
-    assert (published_of(folder) or {})["measured"]["batches_without_patients"] == ["a-b000"]
+    about = published_of(folder)
+    assert about is not None
+    assert about.measured["batches_without_patients"] == ["a-b000"]
 
 
 @pytest.mark.parametrize(("split", "named"), [("test", "test patients"), ("val", "validation patients, on whom")])
@@ -307,8 +319,8 @@ def test_the_card_says_of_which_split_the_figures_are(split: str, named: str, tr
     about = published_of(folder)
     assert about is not None
     assert "the training saw none of them" in (folder / "README.md").read_text()
-    assert about["measured"]["split"] == split
-    assert about["measured"]["model_sha256"] == sha256_of(trained / "teacher_backbone.safetensors")
+    assert about.measured["split"] == split
+    assert about.measured["model_sha256"] == sha256_of(trained / "teacher_backbone.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -350,7 +362,8 @@ def test_a_published_or_imported_model_is_not_published_again(trained: Path, tmp
             half=False,
         )
     config = json.loads((trained / "config.json").read_text())
-    (trained / "config.json").write_text(json.dumps({**config, "origin": "imported"}))
+    source = {"file": "w.pth", "sha256": "ab" * 32, "nest": "", "adapted": [], "derived": [], "heads": []}
+    (trained / "config.json").write_text(json.dumps({**config, "origin": "imported", "source": source}))
     with pytest.raises(ConfigError, match="its weights are others' to publish"):
         publish_as(trained, tmp_path / "c")
 
@@ -405,16 +418,16 @@ def test_a_shipped_model_is_in_order(name: str, offline: None) -> None:
     folder = ZOO / name
     about = published_of(folder)
     assert about is not None
-    assert about["name"] == name
+    assert about.name == name
     weights = {path.name for path in folder.glob("*.safetensors")}
-    assert weights == about["sha256"].keys() == {"teacher_backbone.safetensors"}
+    assert weights == about.sha256.keys() == {"teacher_backbone.safetensors"}
     data = (folder / "teacher_backbone.safetensors").read_bytes()
     assert len(data) <= MAX_BYTES
-    assert hashlib.sha256(data).hexdigest() == about["sha256"]["teacher_backbone.safetensors"]
+    assert hashlib.sha256(data).hexdigest() == about.sha256["teacher_backbone.safetensors"]
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert all(f"`{path.name}`" in card for path in folder.iterdir())
-    assert about["terms"] in card
-    assert all(figure.keys() >= {"value"} for figure in about["figures"]["trained"].values())
+    assert about.terms in card
+    assert all(figure.keys() >= {"value"} for figure in about.figures["trained"].values())
     names = (folder / "images.txt").read_text(encoding="utf-8").splitlines()
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert len(names) == len(set(names)) == sum(item["num_images"] for item in config["shards"])
