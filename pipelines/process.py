@@ -1,5 +1,6 @@
 """dvc processes inside a Dagster step: each under a supervisor, watched through Pipes, never left behind."""
 
+import json
 import os
 import sys
 import time
@@ -37,6 +38,8 @@ DAGSTER_PROGRAMS = {"dagster", "dagster-daemon"}
 RWLOCK = ".dvc/tmp/rwlock"
 BUSY = "is being blocked by"
 """What dvc says of an out that another dvc is at work on, or was when it was killed."""
+RWLOCK_READINGS = 4
+"""Unreadable that often, a quarter of a second apart, DVC's file of busy outs was left by a kill in the middle."""
 
 
 class _MessageReader(PipesTempFileMessageReader):
@@ -161,6 +164,25 @@ def _failure(root: Path, failed: Sequence[_DvcProcess]) -> Failure:
     return Failure(text, metadata={"last_lines": MetadataValue.md(f"```\n{log}\n```")})
 
 
+def drop_torn_rwlock(root: Path) -> None:
+    """Remove DVC's file of busy outs if it is no JSON: a dvc that is killed as it writes it leaves it empty or cut off,
+    and every later dvc would refuse to run.
+
+    Args:
+        root: of the DVC repository.
+    """
+    path = root / RWLOCK
+    for _ in range(RWLOCK_READINGS):  # another dvc may be writing it just now
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+            return
+        except FileNotFoundError:
+            return
+        except ValueError:
+            time.sleep(POLL_S)
+    path.unlink(missing_ok=True)
+
+
 def _end(running: Sequence[_DvcProcess]) -> None:
     """Ask all supervisors before one of them is waited for."""
     for process in running:
@@ -222,3 +244,5 @@ def _start(context: AssetExecutionContext, root: Path, stages: Sequence[str]) ->
             with suppress(TimeoutExpired):
                 process.wait(TERMINATION_GRACE_S + KILL_S)
                 running.reader.join(KILL_S)
+            if process.poll() != 0:
+                drop_torn_rwlock(root)

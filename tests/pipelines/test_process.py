@@ -20,6 +20,7 @@ from dagster import AssetKey, DagsterInstance, DagsterRunStatus
 
 from pipelines.graph import load_graph
 from pipelines.lock import read_lock
+from pipelines.process import RWLOCK, drop_torn_rwlock
 from tests.pipelines.toy import OUTS, appears, dvc, edit
 
 DEFINITIONS = """
@@ -101,6 +102,19 @@ def test_a_command_that_is_deaf_and_has_left_the_session_does_not_outlive_its_st
         for name in signals:
             run.send_signal(signal.Signals[name])
             time.sleep(0.5)
+
+
+@pytest.mark.parametrize("left", ["", '{"data/raw": {"wri'], ids=["emptied", "cut off"])
+def test_what_a_kill_leaves_of_dvcs_file_of_busy_outs_keeps_no_later_dvc_from_running(toy: Path, left: str) -> None:
+    path = toy / RWLOCK
+    path.write_text(left)
+    with pytest.raises(AssertionError, match="RWLock-file"):
+        dvc(toy, "repro", "--force", "--single-item", "raw")
+    drop_torn_rwlock(toy)
+    dvc(toy, "repro", "--force", "--single-item", "raw")
+    path.write_text("{}")
+    drop_torn_rwlock(toy)
+    assert path.read_text() == "{}", "of a dvc that may be at work"
 
 
 @pytest.mark.slow

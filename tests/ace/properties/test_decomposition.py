@@ -15,7 +15,9 @@ from ace.protocol.regions import Region
 from shards.errors import ConfigError
 from tests.ace.properties.constructed import SPEC, collapsed, colour, embedder, plain_canvases, random_colours
 
-PARAMS = DecompositionParams(num_draws=20, batch=8, regions_per_patient=2, min_side=0.3, max_side=0.8, fills=("black",))
+PARAMS = DecompositionParams(
+    num_draws=20, num_candidates=8, regions_per_patient=2, min_side=0.3, max_side=0.8, fills=("black",)
+)
 
 
 @pytest.mark.parametrize("same_position", [False, True])

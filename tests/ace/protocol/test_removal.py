@@ -25,7 +25,9 @@ from ace.protocol.regions import Region
 from ace.protocol.removal import Removal, change_outside, erased_length, erased_share, shown_region
 from tests.ace.properties.constructed import SPEC, collapsed, colour, embedder
 
-PARAMS = DecompositionParams(num_draws=20, batch=4, regions_per_patient=2, min_side=0.3, max_side=0.8, fills=("black",))
+PARAMS = DecompositionParams(
+    num_draws=20, num_candidates=4, regions_per_patient=2, min_side=0.3, max_side=0.8, fills=("black",)
+)
 NUM = 6
 PLAN = plan_decomposition(NUM, PARAMS, np.random.default_rng(0), same_position=False)
 KEYS = [str(number) for number in range(NUM)]

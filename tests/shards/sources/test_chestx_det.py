@@ -5,12 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shards.decode.masks import draw_mask
 from shards.records import Box, MaskPolygons
 from shards.sources.check import check_source
 from shards.sources.datasets.chestx_det import FINDINGS, SOURCE, has_area, read_mapping
 from shards.sources.registry import open_source
-from tests.shards.sources.trees import by_id, check_one_folder_more, problem, write_pixels
+from tests.shards.sources.trees import by_id, check_one_folder_more, drawn, problem, write_pixels
 
 SQUARE = [[2, 1], [8, 1], [8, 5], [8, 5], [2, 5]]
 TRIANGLE = [[0, 6], [4, 6], [0, 10]]
@@ -81,13 +80,13 @@ def test_a_finding_is_absent_or_drawn_or_unknown(root: Path) -> None:
 
 def test_instances_are_drawn_and_ored(root: Path) -> None:
     mask = by_id(SOURCE.read(root))["36199"].masks["Effusion"]
-    drawn = draw_mask(mask, root, (12, 12), 1e6)
+    found = drawn(mask, root, (12, 12))
     expected = np.zeros((12, 12), bool)
     expected[1:5, 2:8] = True
     for row in range(4):
         # The hypotenuse passes through centres, which lie on its right-hand side.
         expected[6 + row, : 3 - row] = True
-    np.testing.assert_array_equal(drawn, expected)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_one_folder_more_around_it_all_does_not_matter(root: Path) -> None:

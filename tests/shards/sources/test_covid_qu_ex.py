@@ -3,12 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from shards.decode.masks import draw_mask
 from shards.records import File, MaskFiles
 from shards.sources.check import check_source
 from shards.sources.datasets.covid_qu_ex import CLASSES, SOURCE
 from shards.sources.registry import open_source
-from tests.shards.sources.trees import by_id, problem, write_pixels
+from tests.shards.sources.trees import by_id, drawn, problem, write_pixels
 
 LUNG, INFECTION = "Lung Segmentation Data", "Infection Segmentation Data"
 
@@ -84,8 +83,8 @@ def test_records_hold_what_the_folders_say(tmp_path: Path) -> None:
 def test_masks_are_drawn_and_those_of_the_healthy_are_empty(tmp_path: Path) -> None:
     write_infections(tmp_path)
     records = by_id(SOURCE.read(tmp_path))
-    assert draw_mask(records["covid_8"].masks["infection"], tmp_path, (4, 4), 1e6).all()
-    assert not draw_mask(records["Normal (21)"].masks["infection"], tmp_path, (4, 4), 1e6).any()
+    assert drawn(records["covid_8"].masks["infection"], tmp_path, (4, 4)).all()
+    assert not drawn(records["Normal (21)"].masks["infection"], tmp_path, (4, 4)).any()
 
 
 def test_an_image_that_one_tree_tests_on_is_in_no_training_set(tmp_path: Path) -> None:

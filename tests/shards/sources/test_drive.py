@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.decode import masks
 from shards.errors import SourceError
 from shards.sources.check import check_source
 from shards.sources.datasets.drive import SOURCE
-from tests.shards.sources.trees import by_id, mask_paths, write_files
+from tests.shards.sources.trees import by_id, drawn, mask_paths, write_files
 
 
 @pytest.fixture
@@ -78,7 +77,7 @@ def test_the_second_observers_greys_of_3_and_253_are_outside_and_inside(root: Pa
     path.parent.mkdir()
     Image.fromarray(np.where(inside, np.uint8(253), np.uint8(3))).save(path)
     mask = by_id(SOURCE.read(root))["01"].masks["vessels_second_observer"]
-    np.testing.assert_array_equal(masks.draw(mask, (2, 3), lambda file: (root / file.path).read_bytes(), 1e6), inside)
+    np.testing.assert_array_equal(drawn(mask, root, (2, 3)), inside)
 
 
 def test_a_folder_without_images_names_the_layout(tmp_path: Path) -> None:

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.decode.masks import draw_mask
 from shards.errors import SourceError
 from shards.records import Box, File, MaskFiles
 from shards.sources.check import check_source
 from shards.sources.datasets.jsrt import RAW, SOURCE, parse_clinical
-from tests.shards.sources.trees import by_id, mask_paths, write_files, write_text
+from tests.shards.sources.trees import by_id, drawn, mask_paths, write_files, write_text
 
 FOLDERS = ["heart", "left clavicle", "right clavicle", "left lung", "right lung"]
 STRUCTURES = {"heart", "left_clavicle", "right_clavicle", "left_lung", "right_lung"}
@@ -160,7 +159,7 @@ def test_scr_s_gif_masks_are_inside_where_they_are_brighter_whatever_their_palet
         image.putpalette([0, 0, 0, high, high, high] + [0] * 762)
         image.save(tmp_path / f"{name}.gif")
         mask = MaskFiles((File(f"{name}.gif"),), is_scaled=True)
-        assert draw_mask(mask, tmp_path, (2, 2), 1e6).tolist() == [[False, True], [True, False]]
+        assert drawn(mask, tmp_path, (2, 2)).tolist() == [[False, True], [True, False]]
 
 
 def test_a_mask_in_both_folds_or_twice_in_one_is_refused(root: Path) -> None:

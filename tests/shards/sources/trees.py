@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 from pydicom.config import disable_value_validation
 
+from shards.decode.masks import draw
 from shards.errors import SourceError
-from shards.records import MaskFiles, Record
+from shards.records import Mask, MaskFiles, Record
 from shards.sources.base import Listing, Source
 from shards.sources.check import check_source
 from tests.shards.decode.dicom_files import data_of, dataset_of
@@ -117,3 +118,8 @@ def problem(read: Callable[..., object], *arguments: object) -> str:
     with pytest.raises(SourceError) as error:
         read(*arguments)
     return str(error.value)
+
+
+def drawn(mask: Mask, root: Path, size: tuple[int, int]) -> np.ndarray:
+    """The pixels inside a mask of a record, whose files lie below `root`."""
+    return draw(mask, size, lambda file: (root / file.path).read_bytes(), 1e9)
