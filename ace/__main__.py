@@ -191,7 +191,7 @@ def summary(arguments: argparse.Namespace) -> None:
     from ace.report.summary import summary_table
 
     print(summary_table(PROPERTIES))
-    print(f"report: {REPORT.resolve()}")
+    print(f"report: {REPORT.resolve()}" if REPORT.is_file() else "report: not written yet; `dvc repro` writes it")
 
 
 def import_(arguments: argparse.Namespace) -> None:

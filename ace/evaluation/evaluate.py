@@ -43,13 +43,14 @@ def evaluate(params: EvaluateParams, encoders: Mapping[str, EncoderParams], plac
         for name, own in told.items()
         if own["features"] is not None
     }
-    table: dict[str, Any] = {name: {} for name in encoders} | {gain_key(name): {} for name in list(encoders)[1:]}
+    compared = [*encoders, *(gain_key(name) for name in list(encoders)[1:])]
+    table: dict[str, Any] = {name: {} for name in compared}
     with atomic_directory(places.evidence) as fresh:
         for item, _ in params.properties.chosen():
             plan = plans[item.name]
             if isinstance(plan, NotMeasured):
-                for section in table.values():
-                    section[item.headline or item.name] = _not_measured(plan.reason)
+                for name in compared:  # a property before it may have added sections of its own
+                    table[name][item.headline or item.name] = _not_measured(plan.reason)
                 continue
             answers = {name: read_arrays(places.answers / name / f"{item.name}.npz") for name in encoders}
             tabulate(table, item, plan, answers, params)

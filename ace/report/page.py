@@ -135,7 +135,7 @@ def build_context(params: ReportParams, project: Project) -> dict[str, Any]:
     words, explained = _words(project.measured), (project.trained_on or project.batches)[0]
     told = [item for item in _shown(project) if item.headline is not None]
     return {
-        "title": params.title,
+        "title": params.title or f"ACE on {_subject(project)}: what a small encoder learned about anatomy",
         "style": (FOLDER / "style.css").read_text(encoding="utf-8"),
         "cards": {item.name: headline_card(item, properties, encoders, words) for item in told},
         "words": words,
@@ -259,6 +259,12 @@ def _label_cell(counts: dict[str, int]) -> str:
     known = counts.get("1", 0) + counts.get("0", 0)
     notes = [f"{counts[key]} {word}" for key, word in (("-1", "uncertain"), ("unknown", "unknown")) if counts.get(key)]
     return ", ".join([f"{counts.get('1', 0)} of {known}", *notes])
+
+
+def _subject(project: Project) -> str:
+    """Name what was measured, for the heading."""
+    name: str = project.protocol["batch"]
+    return "the phantom" if name in project.virtual else name
 
 
 def _sheets(project: Project) -> Iterator[dict[str, str]]:

@@ -8,8 +8,8 @@ from shards.config import Section
 class ReportParams(Section):
     """How the report reads; nothing here changes a figure."""
 
-    title: str = Field(min_length=1)
-    """Heading of the page."""
+    title: str | None = Field(min_length=1)
+    """Heading of the page; null: one that names the measured batch, or the phantom."""
     seed: int = Field(ge=0)
     """Chooses the image and the crop pair that explain the grid."""
     smoothing_steps: int = Field(ge=1)

@@ -39,7 +39,7 @@ def add_look_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPar
     command.add_argument("set", metavar="SET", help="folder or URL of a shard set")
     command.add_argument("sample", nargs="?", default="0", metavar="KEY", help="its key, or its row; default: row 0")
     command.add_argument("--pair", type=int, default=0, metavar="N", help="which of its stored crop pairs; default: 0")
-    command.add_argument("--out", type=Path, metavar="FILE", help="a .png or .jpg file; default: KEY.png")
+    command.add_argument("--out", type=Path, metavar="FILE", help="a .png or .jpg file; default: reports/KEY.png")
     command.add_argument("--json", action="store_true", help="print the sample's description and draw nothing")
     command.set_defaults(run=show)
 
@@ -133,7 +133,8 @@ def show(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(sample.meta, indent=1))
         return
-    out = arguments.out or Path(Path(f"{sample.key}.png").name)  # the key of a foreign set may be a path
+    # Below a folder that git ignores: the picture is of a patient. The key of a foreign set may be a path.
+    out = arguments.out or Path("reports", Path(f"{sample.key}.png").name)
     if out.suffix.lower() not in _PICTURES:
         raise ConfigError(f"--out {out}: expected a file name that ends in {' or '.join(_PICTURES)}")
     with clear_when_full(out.parent), atomic_path(out) as temporary:

@@ -72,6 +72,6 @@ def check_mixture(sets: Mapping[str, Pictures], *, is_accepted: bool) -> list[st
     named = ", ".join(f"{name} ({pictures})" for name, pictures in sets.items())
     raise ConfigError(
         f"mix has batches of different pictures: {named}; expected one kind, since a place on the canvas should show "
-        "the same anatomy in all of them. Train on them in projects of their own, take batches out of mix, or say "
-        "yes in params.yaml: pretrain.accept_mixed_images: true"
+        "the same anatomy in all of them. Take one out (`python -m shards remove NAME`), register it as a set to "
+        "measure on (`--weight 0`), or say yes in params.yaml: pretrain.accept_mixed_images: true"
     )

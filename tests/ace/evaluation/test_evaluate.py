@@ -599,6 +599,10 @@ def test_without_landmarks_correspondence_is_null_with_a_reason(
             assert "landmark" in figures[encoder][other]["reason"]
     assert "landmarks" in summary_table(tmp_path / "properties.json")
     assert "trained_colours" in np.load(tmp_path / "evidence" / "colours.npz")
+    probed = {label for label in figures["labels"] if "trained" in figures["labels"][label]}
+    assert probed
+    assert set(figures["labels"]) == probed, "sections that a property adds are its own"
+    assert "baselines" not in figures
 
 
 def test_the_summary_names_each_property_with_its_chance(result: tuple[dict[str, Any], Path]) -> None:

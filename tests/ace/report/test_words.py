@@ -69,6 +69,15 @@ def test_images_of_a_folder_are_not_told_as_the_phantoms(clinic_page: str) -> No
         assert word not in words
 
 
+def test_a_page_without_a_title_of_its_own_names_what_was_measured(
+    clinic_project: Path, evaluated_project: Path, tmp_path: Path
+) -> None:
+    for root, name in ((clinic_project, CLINIC), (evaluated_project, "the phantom")):
+        out = tmp_path / "page.html"
+        write_report(PARAMS.model_copy(update={"title": None}), out, root)
+        assert f"<h1>ACE on {name}: what a small encoder learned about anatomy</h1>" in out.read_text(encoding="utf-8")
+
+
 def test_provenance_lists_the_stages_that_the_model_comes_from_and_no_others(clinic_page: str) -> None:
     table = clinic_page[clinic_page.index("out in dvc.lock") :]
     stages = re.findall(r"<tr><td>([^<]*)</td>", table[: table.index("</table>")])

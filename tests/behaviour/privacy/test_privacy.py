@@ -219,6 +219,7 @@ def test_names_of_files_stand_in_the_private_manifest_and_nowhere_else(
     corpus.run("verify", *sets)
     corpus.run("stats", *sets)
     corpus.run("show", sets[0])
+    assert list((corpus.project / "reports").glob("*.png")), "where git ignores a picture of a patient"
     changed, missing = sorted(own.rglob("*.png"))
     changed.write_bytes(changed.read_bytes()[::-1])
     assert "changed since" in corpus.run("shard", "--batch", "named-b001", "--out", "data/other", code=2)
