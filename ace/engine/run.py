@@ -132,7 +132,7 @@ def open_run(identity: RunIdentity, run_dir: Path | None, *, accepts_changed_cod
     """The folder of a run, held by this training alone.
 
     Args:
-        identity: Of the run.
+        identity: Everything that decides what the run ends with.
         run_dir: A folder to use and to keep. None: one below the scratch folder, named by the run's fingerprint and
             removed once the finished model is in place.
         accepts_changed_code: Go on in `run_dir` with other code or libraries than it was begun with; its `run.json`
