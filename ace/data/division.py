@@ -1,4 +1,4 @@
-"""How samples and tars divide among ranks and loader workers: looked at before anything is trained."""
+"""Check before training how samples and tars divide among ranks and loader workers."""
 
 from ace.data.loader import PREFETCHED, CropDataset
 from ace.data.shared_memory import check_room

@@ -296,7 +296,7 @@ class TrainingLoop(Generic[Samples]):
 
 
 def progress_text(row: Mapping[str, Any]) -> str:
-    """What stands behind the bar."""
+    """Return the text that stands behind the progress bar."""
     return (
         f"loss {row['loss']:.3f}, {row['images_per_s']:.3g} images/s, data wait {row['data_wait_share']:.0%}, "
         f"{row['peak_memory_gb']:.1f} GB"

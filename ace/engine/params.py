@@ -35,12 +35,12 @@ class TrainingParams(OptimizerParams):
     batch_size: int = Field(ge=2)
     """Images per optimiser step, over all ranks."""
     precision: Precision
-    """Precision of the matrix products inside backbone and heads; weights, averages, pooled tokens, logits, losses and
-    monitors are fp32. fp16 scales the loss. `tf32` is fp32, of which an accelerator may round the factors of every product; on
-    the CPU it is fp32."""
+    """Precision of the matrix products inside backbone and heads. Weights, averages, pooled tokens, logits, losses and
+    monitors are fp32. fp16 scales the loss. `tf32` is fp32, of which an accelerator may round the factors of every
+    product; on the CPU it is fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device that a run is computed on: `cuda` refuses to begin without an accelerator, `auto` takes one if torch sees one, else
-    the CPU. `--device` wins over it."""
+    """Device that a run is computed on: `cuda` refuses to begin without an accelerator, `auto` takes one if torch sees
+    one, else the CPU. `--device` wins over it."""
     num_micro_batches: int = Field(ge=1)
     """Parts in which a process takes its share of the batch, to save memory; their gradients add up."""
     on_nonfinite: Literal["stop", "skip"]

@@ -1,4 +1,4 @@
-"""What a property is: it plans what is asked of every encoder, reads the answers, and says how the report tells of it.
+"""A property plans what is asked of every encoder, reads the answers, and says how the report tells of it.
 
 A new property is a file here with a subclass of `Property` and one of `Measurement`, a line in `registry.py`, and a
 section of its name in `evaluate.properties` of params.yaml.
