@@ -174,29 +174,47 @@ def _check_grids(config: Config, batches: Mapping[str, BatchParams]) -> None:
 
 
 def check_graph(config: Config, dvc: Path) -> None:
-    """Check that the stages that read every encoder depend on each one's model and answers, and on no others.
+    """Check that the stages that read every encoder depend on each one's model and answers, and on no others, and that
+    imported models that are there have the grid's tokens.
 
     Args:
         config: The whole of params.yaml.
         dvc: The file dvc.yaml; one that is not there is not checked.
 
     Raises:
-        ConfigError: a dependency is missing or one too many.
+        ConfigError: a dependency is missing or one too many, or a model was imported for another number of tokens.
     """
+    from ace.models.folder import CONFIG
+    from ace.models.model_config import ImportedConfig, read_config
+
     if not dvc.is_file():
         return
+    for name, encoder in config.encoders.items():
+        folder = dvc.parent / encoder.model
+        # Those of the section `imports` are made again when the grid changes.
+        if folder.name in config.imports or not (folder / CONFIG).is_file():
+            continue
+        model = read_config(folder)
+        if isinstance(model, ImportedConfig) and model.params.grid.t != config.grid.t:
+            raise ConfigError(
+                f"encoders.{name}: {encoder.model} was imported for {model.params.grid.t} tokens a side, and grid.t is "
+                f"{config.grid.t}; import its weights again with `--tokens {config.grid.t}`"
+            )
     stages = YAML(typ="safe", pure=True).load(dvc.read_text(encoding="utf-8"))["stages"]
     wanted = {
         "cohort": ("models/", {item.model for item in config.encoders.values() if item.model.startswith("models/")}),
         "evaluate": ("data/answers/", {f"data/answers/{name}" for name in config.encoders}),
     }
+    wrong = []
     for stage, (prefix, expected) in wanted.items():
         found = {dep for dep in stages.get(stage, {}).get("deps", ()) if dep.startswith(prefix)}
         if stage in stages and found != expected:
-            raise ConfigError(
-                f"{dvc}: {stage}.deps has {', '.join(sorted(found)) or 'none of them'}, and `encoders` in params.yaml "
-                f"asks for {', '.join(sorted(expected))}; write these there instead"
+            wrong.append(
+                f"{stage}.deps has {', '.join(sorted(found)) or 'none of them'}, and `encoders` in params.yaml asks "
+                f"for {', '.join(sorted(expected))}"
             )
+    if wrong:
+        raise ConfigError(f"{dvc}: {'; '.join(wrong)}; write these there instead")
 
 
 def _check_shared_images(config: Config, batches: Mapping[str, BatchParams]) -> None:

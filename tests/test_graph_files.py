@@ -1,6 +1,7 @@
 """dvc.yaml, params.yaml, the typed configuration and the code say the same thing."""
 
 import ast
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from ruamel.yaml import YAML
 from ace.config import Config, check_graph, resolve
 from ace.evaluation.params import EncoderParams, EvaluateParams
 from ace.pretrain.identity import CODE
+from ace.published.importing import import_timm
 from shards.build.plan import VERSION
 from shards.config import read_params
 from shards.delivery.batches import read_batch, settings_of
@@ -171,7 +173,7 @@ def test_the_stages_that_read_every_encoder_depend_on_those_of_params_yaml_and_n
     other = {"swin": EncoderParams(model="models/swin", network="teacher")}
     for more, message in (
         (student, r"evaluate.deps has .*data/answers/student"),
-        (other, r"cohort.deps .*models/swin"),
+        (other, r"cohort.deps .*models/swin; evaluate.deps has .*data/answers/swin"),
     ):
         changed = config.model_copy(update={"encoders": {**config.encoders, **more}})
         with pytest.raises(ConfigError, match=message):
@@ -181,6 +183,15 @@ def test_the_stages_that_read_every_encoder_depend_on_those_of_params_yaml_and_n
         text.replace("data/answers/imagenet", "data/answers/imagenet, data/answers/student")
     )
     check_graph(config.model_copy(update={"encoders": {**config.encoders, **student}}), tmp_path / "dvc.yaml")
+
+
+def test_a_model_that_was_imported_for_another_grid_is_refused_before_any_work(tmp_path: Path) -> None:
+    config = Config.from_params(read_params(ROOT / "params.yaml"), "params.yaml")
+    import_timm(config.imports["imagenet"], 4, tmp_path / "models/other", where="imports")
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    encoders = {**config.encoders, "other": EncoderParams(model="models/other", network="teacher")}
+    with pytest.raises(ConfigError, match=r"models/other was imported for 4 tokens.* grid.t is 8; .*--tokens 8"):
+        check_graph(config.model_copy(update={"encoders": encoders}), tmp_path / "dvc.yaml")
 
 
 def test_a_run_goes_on_with_the_code_that_its_stage_depends_on() -> None:
