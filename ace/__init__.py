@@ -1,4 +1,4 @@
-"""What is learned: Anatomically Consistent Embeddings (ACE) in composition and decomposition.
+"""Anatomically Consistent Embeddings (ACE): learning an image encoder by composition and decomposition.
 
 import ace
 model = ace.load("cxr-small")  # comes with the package; or the folder of a model that you trained

@@ -218,7 +218,7 @@ def check_graph(config: Config, dvc: Path) -> None:
 
 
 def _check_shared_images(config: Config, batches: Mapping[str, BatchParams]) -> None:
-    """What is measured on must not be trained on, as far as the datasets' names tell.
+    """Refuse a batch to measure on that may share images with those trained on, as far as the datasets' names tell.
 
     Raises:
         ContaminationError: the same images may be in both, and nobody has said yes.

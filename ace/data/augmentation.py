@@ -1,4 +1,4 @@
-"""What is drawn for the augmentation of each crop: the one record that the host and the device both carry out."""
+"""Draw the augmentation of each crop: one record that the host and the device both carry out."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -78,7 +78,7 @@ class Augmentations:
 
     @classmethod
     def of(cls, records: Sequence[Sequence[Augmentation]]) -> "Augmentations | None":
-        """Of each sample's crops; None where nothing is to be done."""
+        """Return the augmentation of one sample's crops, in order; None where nothing is to be done."""
         if all(record == AS_IT_IS for crops in records for record in crops):
             return None
         values = np.array([[_row(record) for record in crops] for crops in records])
@@ -93,7 +93,8 @@ class Augmentations:
         return Augmentations(self.on_host[part], self.on_device[part], self.erasures[part])
 
     def rows(self, column: int) -> Int[Tensor, " rows"] | None:
-        """Which crops, counted through the batch, a step touches, in order, on the device; None for none."""
+        """Return the indices of the crops that a step changes, counted through the batch, on the device; None for
+        none."""
         num_rows = int((~np.isnan(self.on_host[..., column])).sum())
         if num_rows == 0:
             return None

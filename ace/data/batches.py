@@ -54,7 +54,7 @@ class ViewItem:
 
 @dataclass(frozen=True)
 class Batch(ABC):
-    """What every batch has, whatever it shows.
+    """A batch holds these fields whatever its samples show.
 
     Attributes:
         mean: Subtracted from each channel of pixels in [0, 1]; each sample's shard set has its own.

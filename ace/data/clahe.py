@@ -53,7 +53,8 @@ def mirrored(images: Tensor, before: int, after: int, *, dim: int) -> Tensor:
 
 
 def _tile_sides(height: int, width: int, num_tiles: int) -> tuple[int, int]:
-    """Of a tile; where one side does not divide, OpenCV lengthens both, a side that does by a whole pixel a tile."""
+    """Return the sides of a tile; where one does not divide, OpenCV lengthens both, a side that does by a pixel a
+    tile."""
     if height % num_tiles == 0 and width % num_tiles == 0:
         return height // num_tiles, width // num_tiles
     return height // num_tiles + 1, width // num_tiles + 1

@@ -1,4 +1,4 @@
-"""How samples and tars divide among ranks and loader workers: looked at before anything is trained."""
+"""Check before training how samples and tars divide among ranks and loader workers."""
 
 from ace.data.loader import PREFETCHED, CropDataset
 from ace.data.shared_memory import check_room
@@ -23,9 +23,9 @@ def check_division(
         dataset: What is trained on.
         batch_size: Samples of a rank in a step.
         world_size: Number of ranks.
-        num_local_ranks: Of them on this machine.
+        num_local_ranks: Number of ranks on this machine.
         num_workers: Loader processes of a rank; 0 decodes in the rank itself.
-        epochs: Of the run.
+        epochs: Epochs of the run.
 
     Returns:
         Warnings: what was found, what was expected, what to do, where training works but slowly.

@@ -146,7 +146,7 @@ def partners(num_samples: int) -> list[int]:
 
 
 def _pixels(rectangles: Sequence[Sequence[Rectangle]], crops: Crops) -> Tensor:
-    """Which pixels of each crop lie in one of its rectangles [crops, 1, size, size]."""
+    """Return a mask of the pixels that lie in a rectangle of their crop [crops, 1, size, size]."""
     size_px = crops.shape[-1]
     bounds = np.zeros((len(rectangles), NUM_RECTANGLES, 4), dtype=np.int64)
     for number, several in enumerate(rectangles):

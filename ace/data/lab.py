@@ -30,7 +30,7 @@ Table = Int32[Tensor, " _"]
 
 @dataclass(frozen=True)
 class Tables:
-    """What is not linear, on one device.
+    """Tables hold the parts of the colour conversion that are not linear, on one device.
 
     Attributes:
         light: Of a level of sRGB.

@@ -1,4 +1,5 @@
-"""What an epoch of each objective shows: crop pairs on the grid, or views of the canvas without it (method.md §4)."""
+"""Give what each epoch of an objective shows: crop pairs on the grid, or views of the canvas without it (method.md
+§4)."""
 
 from dataclasses import replace
 from typing import Literal

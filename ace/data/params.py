@@ -60,7 +60,7 @@ class ClaheParams(Section):
 
 
 class FillWeights(Section):
-    """How often each fill is drawn for an erased crop, relative to the others."""
+    """Weights say how often each fill is drawn for an erased crop, relative to the others."""
 
     black: float = Field(ge=0)
     """All channels 0."""

@@ -1,4 +1,4 @@
-"""Where the views of a canvas lie that follow no grid (method.md §4: DINO's two, ACE-v2's centre-aligned ones)."""
+"""Draw square views of the canvas that follow no grid (method.md §4: DINO's two, ACE-v2's centre-aligned ones)."""
 
 import math
 

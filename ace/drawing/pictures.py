@@ -78,7 +78,7 @@ def answer_row(encoder: str, number: int, crops: np.ndarray, is_right: np.ndarra
     """One encoder's nearest candidates as a row of crops, as HTML; the right ones are framed.
 
     Args:
-        encoder: Its name.
+        encoder: Name of the encoder.
         number: Its position in `encoders`, which decides its colour.
         crops: The candidates, the nearest first.
         is_right: Which of them are right.

@@ -43,7 +43,7 @@ class Encoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Return the device that holds the weights."""
         return next(self.backbone.parameters()).device
 
     @property

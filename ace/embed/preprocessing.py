@@ -22,7 +22,7 @@ Choice = str | tuple[Given, Given] | None
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What an image passes before the encoder sees it.
+    """Preprocessing is all that an image passes before the encoder sees it.
 
     It is placed on a square of crop size, its aspect kept and the rest black, as shards place it on their canvas; then
     `(pixels / 255 − mean) / std`.

@@ -1,4 +1,4 @@
-"""How well frozen features tell labels apart: a vote of neighbours and a linear probe, scored by AUROC."""
+"""Score how well frozen features tell labels apart: AUROC of a vote of neighbours and of a linear probe."""
 
 import numpy as np
 from jaxtyping import Float, Int

@@ -1,1 +1,1 @@
-"""What every training shares: processes, the loop, checkpoints, the run and its folder; it knows no networks."""
+"""The engine holds what every training shares: processes, loop, checkpoints, run folder; it knows no networks."""

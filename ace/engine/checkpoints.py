@@ -17,7 +17,7 @@ from shards.runtime.atomic import atomic_path, write_text
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What the note beside a checkpoint says.
+    """A checkpoint is told by the note that lies beside its file.
 
     Attributes:
         step: Finished steps.

@@ -23,7 +23,7 @@ from shards.errors import UserError
 from shards.runtime.progress import progress_bar
 
 CHECKPOINTS, ROWS, DUMPS = "checkpoints", "metrics.jsonl", "nonfinite"
-"""What lies in a run's folder."""
+"""Names of a run's checkpoints, rows and other files in its folder."""
 MAX_DUMPS = 20
 OTHERS_REASON = "another process was asked to end"
 ALONE_AFTER_S = 10.0
@@ -54,7 +54,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Journal:
-    """Where a run's rows go besides its own folder.
+    """Tell where a run's rows go besides its own folder.
 
     Attributes:
         metrics_dir: Folder that DVCLive writes to.
@@ -92,9 +92,9 @@ def finish_training(
 
     Args:
         training: What is trained, at the step that it begins or goes on with.
-        params: Its section.
-        identity: Of the run.
-        run: Its folder.
+        params: The section of params.yaml that the training belongs to.
+        identity: Everything that decides what the run ends with.
+        run: Folder of checkpoints, rows and dumps.
         ranks: All processes of the run.
         journal: Where rows go.
         request: Ends the run early, with its state saved.
@@ -126,8 +126,8 @@ class TrainingLoop(Generic[Samples]):
 
     Attributes:
         training: What is trained.
-        params: Its section.
-        identity: Of the run.
+        params: The section of params.yaml that the training belongs to.
+        identity: Everything that decides what the run ends with.
         run: Where dumps of batches go.
         ranks: All processes of the run.
         log: None on all ranks but the first.
@@ -296,7 +296,7 @@ class TrainingLoop(Generic[Samples]):
 
 
 def progress_text(row: Mapping[str, Any]) -> str:
-    """What stands behind the bar."""
+    """Return the text that stands behind the progress bar."""
     return (
         f"loss {row['loss']:.3f}, {row['images_per_s']:.3g} images/s, data wait {row['data_wait_share']:.0%}, "
         f"{row['peak_memory_gb']:.1f} GB"

@@ -1,4 +1,4 @@
-"""How much memory a training needed at most."""
+"""Measure the most memory that a training needed."""
 
 import resource
 import sys

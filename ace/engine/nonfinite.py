@@ -1,4 +1,4 @@
-"""What a batch was when its loss stopped being finite, as a folder that a person can look into."""
+"""Save a batch whose loss stopped being finite, as a folder that a person can look into."""
 
 import dataclasses
 import json

@@ -35,16 +35,16 @@ class TrainingParams(OptimizerParams):
     batch_size: int = Field(ge=2)
     """Images per optimiser step, over all ranks."""
     precision: Precision
-    """Of the matrix products inside backbone and heads; weights, averages, pooled tokens, logits, losses and monitors
-    are fp32. fp16 scales the loss. `tf32` is fp32, of which an accelerator may round the factors of every product; on
-    the CPU it is fp32."""
+    """Precision of the matrix products inside backbone and heads. Weights, averages, pooled tokens, logits, losses and
+    monitors are fp32. fp16 scales the loss. `tf32` is fp32, of which an accelerator may round the factors of every
+    product; on the CPU it is fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where a run is computed: `cuda` refuses to begin without an accelerator, `auto` takes one if torch sees one, else
-    the CPU. `--device` wins over it."""
+    """Device that a run is computed on: `cuda` refuses to begin without an accelerator, `auto` takes one if torch sees
+    one, else the CPU. `--device` wins over it."""
     num_micro_batches: int = Field(ge=1)
     """Parts in which a process takes its share of the batch, to save memory; their gradients add up."""
     on_nonfinite: Literal["stop", "skip"]
-    """What to do when loss or gradient is not finite: the batch is saved for inspection, then the run ends or the
+    """Action when loss or gradient is not finite: the batch is saved for inspection, then the run ends or the
     step is left out."""
     max_skipped_steps: int = Field(ge=1)
     """With `skip`: steps left out one after another at which the run ends all the same."""
@@ -54,7 +54,7 @@ class TrainingParams(OptimizerParams):
     checkpoint_every_s: float = Field(ge=0)
     """Seconds between resumable checkpoints; 0 writes one after every step."""
     keep_checkpoints: int = Field(ge=1)
-    """How many of the newest checkpoints stay; the best by the probe stays besides."""
+    """Number of the newest checkpoints that stay; the best by the probe stays besides."""
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Self:

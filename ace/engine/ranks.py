@@ -46,7 +46,7 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this one logs and saves."""
+        """Tell whether this rank logs and saves."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class Ranks:
         return values
 
     def is_true_of_any(self, flag: bool) -> bool:
-        """Whether any rank's flag is set; every rank has to call it, and waits until all did."""
+        """Tell whether any rank's flag is set; every rank has to call it, and waits until all did."""
         return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
 
     def differing(self, tensors: Mapping[str, Tensor]) -> list[str]:
@@ -74,7 +74,8 @@ class Ranks:
         return [name for name, flag in zip(tensors, is_equal, strict=True) if not flag]
 
     def together(self, function: Callable[[], Value]) -> Value:
-        """What `function` returns on this rank, once it has returned on all; it may not wait for other ranks itself.
+        """Return the result of `function` on this rank once it has returned on all; it may not wait for other ranks
+        itself.
 
         Raises:
             Exception: this rank's own, whatever it is.
@@ -102,7 +103,7 @@ class Ranks:
         return value
 
     def from_first(self, function: Callable[[], Value]) -> Value:
-        """What `function` returns on the first rank, which alone calls it; errors are as in `together`."""
+        """Return the first rank's result of `function`, which it alone calls; errors are as in `together`."""
         answer: list[Any] = [self.together(lambda: function() if self.is_first else None)]
         if self.world_size > 1:
             dist.broadcast_object_list(answer, device=self.device)

@@ -1,4 +1,4 @@
-"""What a training run depends on, and the folder that belongs to it alone."""
+"""Keep a run's identity, all that decides its result, and the folder that belongs to it alone."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ MADE_OF = ("code", "versions")
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run is carried out; nothing here changes what it ends with.
+    """Options of carrying a run out; none of them changes what it ends with.
 
     Attributes:
         run_dir: Folder for checkpoints and log, kept; None for one in scratch, removed at the end.
@@ -116,7 +116,7 @@ class RunIdentity:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run keeps its checkpoints, its rows and its dumps.
+    """A run folder holds a run's checkpoints, its rows and its dumps.
 
     Attributes:
         path: The folder.
@@ -132,7 +132,7 @@ def open_run(identity: RunIdentity, run_dir: Path | None, *, accepts_changed_cod
     """The folder of a run, held by this training alone.
 
     Args:
-        identity: Of the run.
+        identity: Everything that decides what the run ends with.
         run_dir: A folder to use and to keep. None: one below the scratch folder, named by the run's fingerprint and
             removed once the finished model is in place.
         accepts_changed_code: Go on in `run_dir` with other code or libraries than it was begun with; its `run.json`

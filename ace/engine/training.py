@@ -1,4 +1,4 @@
-"""What a stage gives the engine to train: a state, a step, its batches, and what watches them."""
+"""A stage gives the engine these objects to train: a state, a step, its batches, and what watches them."""
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ _Taken = TypeVar("_Taken", bound=Batch, contravariant=True)
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What a step did.
+    """An outcome tells what one step did.
 
     Attributes:
         values: What to log, over all ranks: `loss`, `grad_norm`, and whatever else the stage measures.
@@ -81,7 +81,7 @@ class Step(Protocol[_Taken]):
 
 
 class Hooks:
-    """What a stage adds to the loop; each method does nothing unless a stage gives it something to do."""
+    """Hooks let a stage add to the loop; each method does nothing unless a stage overrides it."""
 
     score: str | None = None
     """Name of the measured figure that the best checkpoint has the highest of; None where there is none."""

@@ -8,7 +8,7 @@ from shards.config import Section
 
 
 class Bound(Section):
-    """What a metric has to keep to; an absent side is unbounded."""
+    """A bound limits a metric; an absent side is unbounded."""
 
     min: float | None = None
     """Smallest accepted value."""
@@ -24,5 +24,5 @@ class Bound(Section):
         return self
 
     def accepts(self, value: float) -> bool:
-        """Whether the value lies within the bound, its ends included."""
+        """Tell whether the value lies within the bound, its ends included."""
         return (self.min is None or value >= self.min) and (self.max is None or value <= self.max)

@@ -1,4 +1,4 @@
-"""What the stages of the evaluation share: where they read and write, and the patients who are measured."""
+"""Stages of the evaluation share these: the places where they read and write, and the patients who are measured."""
 
 import json
 from dataclasses import dataclass

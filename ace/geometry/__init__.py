@@ -1,1 +1,1 @@
-"""What tensors make of the grid's integers: overlap masks and correspondence targets (method.md §1–2)."""
+"""Turn the grid's integers into tensors: overlap masks and correspondence targets (method.md §1–2)."""

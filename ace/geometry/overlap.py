@@ -1,4 +1,4 @@
-"""Which tokens of each crop lie in the cells that both crops show (method.md §1)."""
+"""Find the tokens of each crop that lie in the cells that both crops show (method.md §1)."""
 
 import torch
 from jaxtyping import Bool, Int

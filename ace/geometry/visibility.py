@@ -1,4 +1,4 @@
-"""What matches what when rectangles of the crops are erased (`ace.data.erase`).
+"""Tell which tokens still match when rectangles of the crops are erased (`ace.data.erase`).
 
 Where the teacher sees the erased crops too, an erased token shows no anatomy: for every visible token it is as good as
 outside the overlap. Of two erased tokens nothing is known: whether they match is left open (`visible_matches`).

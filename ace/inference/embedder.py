@@ -33,7 +33,7 @@ BATCH_SIZE = 32
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Of one image, or of several along the first dimension; float32 on the CPU.
+    """Embeddings are of one image, or of several along the first dimension; float32 on the CPU.
 
     Attributes:
         embedding: E(x), the direction of the mean token: norm 1 (method.md §5).
@@ -89,7 +89,8 @@ class EmbeddingModel:
         return sha256_of(self.folder / WEIGHTS[self.which])
 
     def describe(self) -> dict[str, str | int | float | list[float]]:
-        """What whoever gets embeddings or an exported model has to know: the weights, and what images pass first."""
+        """Return what a user of embeddings or of an exported model has to know: the weights, and what images pass
+        first."""
         backbone = self.config.backbone
         rows, cols = self.token_grid
         preprocessing = {name: value for name, value in asdict(self.preprocessing).items() if value is not None}

@@ -28,7 +28,7 @@ _REASONS = {TOO_LARGE: "more pixels than the bound"}
 
 
 class ImageInputError(UserError, ValueError):
-    """What was given cannot be taken as an image; the message names neither file nor content."""
+    """An input cannot be taken as an image; the message names neither file nor content."""
 
 
 def decode_file(data: bytes, max_pixels: float) -> Pixels:
@@ -95,7 +95,7 @@ def _from_pillow(image: Image.Image) -> Pixels:
 
 
 def _is_untouched(image: ImageFile.ImageFile) -> bool:
-    """Whether an opened file stands as it was opened: its pixels neither decoded nor asked for in another way."""
+    """Tell whether an opened file is as it was opened: its pixels neither decoded nor asked for in another way."""
     is_open = image.fp is not None and not image.fp.closed and image.fp.seekable()
     return (
         is_open

@@ -27,7 +27,7 @@ class ExportError(ConfigError):
 
 
 class Traced(nn.Module):
-    """What the ONNX file computes."""
+    """The module computes what the ONNX file does."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()

@@ -36,7 +36,7 @@ _EMBEDDING_BYTES, _TOKEN_BYTES = 4, 2  # of a value; compression saves nothing w
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a source's images.
+    """An outcome counts what became of a source's images.
 
     Attributes:
         num_embedded: Rows of the file.

@@ -1,4 +1,4 @@
-"""Where the images of a whole run come from: a folder of files, or a shard set."""
+"""Read the images of a whole run from a folder of files or from a shard set."""
 
 import os
 import stat
@@ -34,7 +34,7 @@ class ImageSource(Protocol):
 
     @property
     def key_kind(self) -> KeyKind:
-        """What the keys are."""
+        """Return what kind of keys the images have."""
         ...
 
     def read(self, position: int) -> Pixels:
@@ -167,7 +167,7 @@ def measured_of(index: ShardIndex, project: Path) -> MeasuredParams | None:
 
 
 def is_shard_set(location: Location) -> bool:
-    """Whether a folder is a shard set; a URL can be nothing else."""
+    """Tell whether a folder is a shard set; a URL can be nothing else."""
     return isinstance(location, str) or is_file(location / INDEX)
 
 
@@ -184,7 +184,7 @@ def _find_images(root: Path) -> tuple[FoundImages, list[str]]:
 
 
 def _may_be_opened(path: Path) -> bool:
-    """Whether it is a file, or nothing tells: opening a pipe would wait for whoever writes to it."""
+    """Tell whether a path may be opened: a file, or one of which nothing tells; a pipe would wait for its writer."""
     try:
         return stat.S_ISREG(path.stat().st_mode)
     except OSError:  # a link to nowhere, say, which is listed as unreadable

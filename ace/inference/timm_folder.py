@@ -101,7 +101,7 @@ def export_timm(model: EmbeddingModel, out: Path) -> None:
 
 
 def _config(model: EmbeddingModel, network: Any) -> dict[str, Any]:
-    """What timm calls a hub config; Transformers knows it by `pretrained_cfg`."""
+    """Return the hub configuration as timm names it; Transformers knows it by `pretrained_cfg`."""
     params = model.config.backbone
     preprocessing = model.preprocessing
     every = Normalisation(preprocessing.mean, preprocessing.std).per_channel(preprocessing.channels, "normalisation")

@@ -135,7 +135,7 @@ def _phantom(config: TrainedConfig) -> str:
 
 
 def _start(config: TrainedConfig) -> str:
-    """What the networks' first weights were, with the hash that tells them from others of the same name."""
+    """Say what the networks' first weights were, with the hash that tells them from others of the same name."""
     start_from, weights = config.params.pretrain.start_from, config.backbone.weights
     if start_from is not None:
         sha256 = config.start_from[WEIGHTS["teacher"]]

@@ -1,5 +1,5 @@
-"""What a run logs: metrics.jsonl in its scratch folder, DVCLive under metrics/, Dagster when it is listening, and the
-loggers that it was asked for."""
+"""Log a run: metrics.jsonl in its scratch folder, DVCLive under metrics/, Dagster when it is listening, and the loggers
+that it was asked for."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Where else the numbers of a run go: TensorBoard, or what someone else wrote, by name.
+"""Send a run's numbers elsewhere too: to TensorBoard, or to a logger that someone else wrote, by name.
 
 `metrics.jsonl`, DVCLive and Dagster are not among them: every run has those (ace.journal.log).
 """

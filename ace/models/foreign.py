@@ -93,7 +93,7 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def _what_would_run(error: pickle.UnpicklingError) -> str:
-    """Of torch's page of advice, part of which is to run the code, the one name."""
+    """Take the one name out of torch's page of advice, part of which is to run the code."""
     found = re.search(r"GLOBAL (\S+)", str(error))
     return f" ({found[1]})" if found else ""
 

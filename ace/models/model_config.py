@@ -80,7 +80,7 @@ class WhiteningSection(_Section):
 
 
 class NetworkSection(_Section):
-    """What has to be known of any model's network.
+    """A network section holds what has to be known of any model's network.
 
     Attributes:
         backbone: Architecture and input of the encoder.
@@ -203,7 +203,7 @@ class BestStep(_Described):
 
 
 class PublishedSection(_Described):
-    """What a published model says of itself.
+    """A published section holds what a published model says of itself.
 
     Attributes:
         name: Name to load it by.
@@ -251,7 +251,7 @@ class ImportSource(_Described):
 
 
 class _ModelConfig(_Described):
-    """What config.json says of any model.
+    """A model configuration holds what config.json says of any model.
 
     Attributes:
         format_version: Version of the folder's format.

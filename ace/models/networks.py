@@ -17,7 +17,7 @@ from ace.models.precision import full_precision
 
 @dataclass(frozen=True)
 class Branches:
-    """Which losses are on; networks build and compute only what these need."""
+    """Branches say which losses are on; networks build and compute only what these need."""
 
     global_: bool
     decomposition: bool
@@ -27,7 +27,8 @@ class Branches:
 
 @dataclass(frozen=True)
 class StudentOutputs:
-    """What the losses compare with the teacher; None where no loss needs it. Token maps are row-major.
+    """Student outputs are what the losses compare with the teacher; None where no loss needs it. Token maps are row-
+    major.
 
     Attributes:
         decomposed: The coarse crop's tokens in parts of one cell, norm 1.
@@ -44,7 +45,8 @@ class StudentOutputs:
 
 @dataclass(frozen=True)
 class TeacherOutputs:
-    """What the losses learn from; None where no loss needs it. Token maps are row-major, nothing carries gradient.
+    """Teacher outputs are what the losses learn from; None where no loss needs it. Token maps are row-major, nothing
+    carries gradient.
 
     Attributes:
         fine_tokens: Local tokens of the fine crop, norm 1.

@@ -1,4 +1,4 @@
-"""What every model card says, whoever trained the model."""
+"""Every model card has these texts, whoever trained the model."""
 
 NOTICE = """\
 Not a medical device, not for clinical use. The method is the subject of US patent applications US20250272962 and

@@ -52,7 +52,7 @@ class Transfer:
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """What became of every tensor of the weights and of the backbone.
+    """A report tells what became of every tensor of the weights and of the backbone.
 
     Attributes:
         source: What was read.
@@ -107,7 +107,7 @@ class WeightsReport:
 
 
 def check_weights(params: BackboneParams) -> None:
-    """What can be known of initial weights without reading or downloading them.
+    """Check what can be known of initial weights without reading or downloading them.
 
     Raises:
         ConfigError: timm knows no such tag, there is no such file or package, or the file has another sha256.

@@ -1,4 +1,4 @@
-"""What a pretraining depends on: two runs of one identity end with the same weights."""
+"""Gather what a pretraining depends on: two runs of one identity end with the same weights."""
 
 from collections.abc import Mapping
 from pathlib import Path

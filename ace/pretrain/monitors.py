@@ -69,11 +69,11 @@ class Bound:
     remedy: str
 
     def is_broken_by(self, value: float) -> bool:
-        """Whether the value is out of bounds; NaN is not (a loss that is not finite is dealt with elsewhere)."""
+        """Tell whether the value is out of bounds; NaN is not (a loss that is not finite is dealt with elsewhere)."""
         return value < self.threshold if self.is_minimum else value > self.threshold
 
     def warning(self, value: float, step: int, num_rows: int) -> str:
-        """What was found, the bound, what it means, and what to try."""
+        """Return a warning: what was found, the bound, what it means, and what to try."""
         side = "below" if self.is_minimum else "above"
         return (
             f"step {step}: {self.monitor} is {value:.4g}, {side} {self.threshold:.4g} ({self.setting}) in the last "

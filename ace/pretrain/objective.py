@@ -25,7 +25,7 @@ Masks = Sequence[Bool[Tensor, "batch tokens"]]
 
 @dataclass(frozen=True)
 class BatchTotals:
-    """What the terms of a micro-batch are divided by: sums over all micro-batches and ranks, over the number of ranks.
+    """Totals divide the terms of a micro-batch: sums over all micro-batches and ranks, over the number of ranks.
 
     Where there is nothing to divide they are 0.
 
@@ -58,7 +58,7 @@ class StepResult:
 
 @dataclass(frozen=True)
 class StepContext:
-    """What the losses of one step share, beside the networks' outputs.
+    """A step context holds what the losses of one step share beside the networks' outputs.
 
     Attributes:
         center: Running mean of the teacher's global logits.
@@ -111,7 +111,7 @@ class Objective:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the teacher sees whole crops, as the removal term needs, and not what the student sees."""
+        """Tell whether the teacher sees whole crops, as the removal term needs, rather than what the student sees."""
         return self.weights.removal > 0
 
     def teach(self, teacher: Teacher, batch: PairBatch | ViewBatch) -> TeacherOutputs:
@@ -226,7 +226,7 @@ def _is_valid(pooled: Masks) -> Bool[Tensor, " batch"]:
 
 
 def _shown(batch: PairBatch | ViewBatch, num_crops: int) -> Float[Tensor, "crops*batch tokens"]:
-    """Of the first crops, one crop of all samples after another."""
+    """Return the first crops as images, one crop of all samples after another."""
     return torch.cat(batch.shown()[:num_crops])
 
 

@@ -44,7 +44,7 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class ProbePlan:
-    """What a run's probes look at, the same at every epoch.
+    """A probe plan names the images and labels that a run's probes look at, the same at every epoch.
 
     Attributes:
         members: The shard sets.

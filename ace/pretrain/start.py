@@ -1,4 +1,4 @@
-"""What a new run's networks start from: nothing, other people's backbone, or a finished model of one's own.
+"""Start a new run's networks from nothing, from other people's backbone, or from a finished model of one's own.
 
 None of it is resuming: step, optimiser and schedules begin anew.
 """

@@ -45,7 +45,7 @@ class Schedule:
 
     @classmethod
     def at(cls, params: PretrainParams, step: int, steps_per_epoch: int) -> "Schedule":
-        """Of step `step`, the first being 0."""
+        """Return the values for step `step`, the first being 0."""
         num_steps, loss = params.epochs * steps_per_epoch, params.global_loss
         warmup_steps = round(params.warmup_epochs * steps_per_epoch)
         temperature_steps = round(loss.teacher_temperature_warmup_epochs * steps_per_epoch)

@@ -1,4 +1,4 @@
-"""What a property is: it plans what is asked of every encoder, reads the answers, and says how the report tells of it.
+"""A property plans what is asked of every encoder, reads the answers, and says how the report tells of it.
 
 A new property is a file here with a subclass of `Property` and one of `Measurement`, a line in `registry.py`, and a
 section of its name in `evaluate.properties` of params.yaml.
@@ -163,7 +163,7 @@ class Property(ABC):
     name: ClassVar[str]
     """Key of its section in `evaluate.properties`, of its answers and of its part of the page."""
     params: ClassVar[type[Section]]
-    """Its section."""
+    """Type of its section in `evaluate.properties`."""
     title: ClassVar[str]
     """What it is called at the head of its card or section."""
     question: ClassVar[str]
@@ -193,7 +193,7 @@ class Property(ABC):
 
         Args:
             setting: The patients, and the random generators of the property's streams.
-            params: Its section.
+            params: The property's section of params.yaml.
         """
 
     def shown(self, view: View) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class CompositionParams(Section):
 
 @dataclass(frozen=True)
 class CompositionPlan:
-    """Which regions are compared; the same for every encoder.
+    """A plan names the regions that are compared, the same for every encoder.
 
     Attributes:
         regions: Of all patients, one after another.

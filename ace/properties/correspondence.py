@@ -100,7 +100,7 @@ def random_guess_errors(
 
 
 def affine_oracle(source: Points, target: Points) -> Points:
-    """Where the best affine map, fitted to the answer itself, takes the source points."""
+    """Take the source points by the best affine map, which is fitted to the answer itself."""
     homogeneous = np.column_stack([source, np.ones(len(source))])
     solution, *_ = np.linalg.lstsq(homogeneous, target, rcond=None)
     mapped: Points = homogeneous @ solution

@@ -73,7 +73,7 @@ class DecompositionParams(Section):
 
 @dataclass(frozen=True)
 class DecompositionPlan:
-    """Which regions are embedded and which patients meet in a draw; the same for every encoder.
+    """A plan names the regions that are embedded and the patients who meet in a draw, the same for every encoder.
 
     Attributes:
         regions: Of each patient; those of one column share a place in the hard case.
@@ -104,7 +104,7 @@ class DecompositionEmbeddings:
 
 @dataclass(frozen=True)
 class Removals:
-    """What one encoder makes of the regions' removal.
+    """Removals hold what one encoder makes of the regions' removal.
 
     Attributes:
         by_fill: Directions for each fill; the candidates are the same ones.

@@ -1,1 +1,1 @@
-"""What the protocols of several properties share: patients, regions, dense tokens, intervals over patients."""
+"""Protocols of several properties share these: patients, regions, dense tokens, intervals over patients."""

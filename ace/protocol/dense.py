@@ -21,7 +21,7 @@ DirectionMap = Float[np.ndarray, "locations locations dim"]
 
 @dataclass(frozen=True)
 class LocationAxis:
-    """Where locations lie along one axis of the canvas, and from which window each one is read.
+    """An axis lists locations along one side of the canvas, and the window that each one is read from.
 
     Attributes:
         positions_px: Centres of the locations.
@@ -111,7 +111,7 @@ def nearest(wanted: Float[np.ndarray, "points dim"], features: DirectionMap, axi
 
 
 def points_of(subject: Subject, names: Sequence[str]) -> Points:
-    """Where a subject's landmarks lie."""
+    """Return where a subject's landmarks lie."""
     return np.array([subject.landmarks[name] for name in names], dtype=np.float64).reshape(-1, 2)
 
 

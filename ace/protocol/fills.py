@@ -1,4 +1,4 @@
-"""What takes the place of a region that is removed from an image."""
+"""Fill the place of a region that is removed from an image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

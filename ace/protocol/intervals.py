@@ -15,7 +15,7 @@ Measure = Callable[[Weights], Float[np.ndarray, " resamples"]]
 
 
 def patient_weights(num_patients: int, num_resamples: int, rng: np.random.Generator) -> Weights:
-    """How often each patient occurs in each resample of `num_patients` patients drawn with replacement."""
+    """Count how often each patient occurs in each resample of `num_patients` patients drawn with replacement."""
     return rng.multinomial(num_patients, np.full(num_patients, 1 / num_patients), size=num_resamples)
 
 

@@ -18,7 +18,7 @@ class Region:
     side: float
 
     def window(self, size_px: int) -> Window:
-        """Where the region lies in an image of side `size_px`."""
+        """Return where the region lies in an image of side `size_px`."""
         top, left, side = self.row * size_px, self.col * size_px, self.side * size_px
         return top, left, min(top + side, size_px), min(left + side, size_px)
 

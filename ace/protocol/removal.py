@@ -1,4 +1,4 @@
-"""What a removal does to single tokens: erased ones should become empty, and the others should stay (docs/method.md).
+"""Measure what a removal does to single tokens: erased ones should become empty, and the others stay (docs/method.md).
 
 The figures are of regions set to black, those of the decomposition.
 """

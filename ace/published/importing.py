@@ -278,7 +278,7 @@ def _beyond(model: nn.Module, unused: Iterable[str]) -> list[str]:
 
 
 def _file_name(params: ImportParams) -> str:
-    """What the weights are called where no path of this machine may stand."""
+    """Name the weights where no path of this machine may stand."""
     match params.weights:
         case FileWeightsParams(path=path):
             return Path(path).name

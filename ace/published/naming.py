@@ -24,7 +24,7 @@ _HEAD = r"head\..+"
 
 @dataclass(frozen=True)
 class KeyMap:
-    """What each key of a backbone is.
+    """A key map tells what each key of a backbone is.
 
     Attributes:
         weights: Key in the file to key in timm's model.

@@ -1,4 +1,4 @@
-"""What the report is made of: files that the other stages left, read once."""
+"""Read the files that the other stages left, once, for the report."""
 
 import io
 import json
@@ -161,7 +161,7 @@ class Project:
 
     @cached_property
     def versions(self) -> dict[str, str]:
-        """What ran, by name."""
+        """Return the versions of what ran, by name."""
         return {
             "python": python_version(),
             **{name: version(name) for name in VERSIONS},

@@ -190,7 +190,7 @@ def _independence(project: Project) -> dict[str, Any]:
 
 
 def _training(project: Project) -> dict[str, Any]:
-    """What the training asked for, and whether it began with the weights of another one."""
+    """Tell what the training asked for, and whether it began with the weights of another one."""
     pretrain = project.model_config.params.pretrain
     return {
         "is_of_parts": pretrain.objective != "dino",
@@ -216,7 +216,7 @@ def _references(project: Project) -> Iterator[dict[str, Any]]:
 
 
 def _erased(project: Project) -> dict[str, Any]:
-    """What was erased in training, in words (empty for nothing), and the weight of the removal term."""
+    """Say what was erased in training (empty for nothing), and give the weight of the removal term."""
     pretrain = project.model_config.params.pretrain
     fills = pretrain.augment.erase.fills
     return {

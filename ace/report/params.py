@@ -6,7 +6,7 @@ from shards.config import Section
 
 
 class ReportParams(Section):
-    """How the report reads; nothing here changes a figure."""
+    """Parameters of the report's wording and drawing; nothing here changes a figure."""
 
     title: str | None = Field(min_length=1)
     """Heading of the page; null: one that names the measured batch, or the phantom."""

@@ -81,7 +81,8 @@ def figure_rows(properties: Mapping[str, Any], encoders: Sequence[str], words: W
 
 
 def _gain(key: str, name: str, gains: Mapping[str, Any], words: Words) -> dict[str, Any]:
-    """What training gained over an encoder; where it is better, the property's other figures that do not say so too."""
+    """Tell what training gained over an encoder; where it is better, with the property's other figures that do not say
+    so."""
     family = key.partition("_")[0]
     verdicts = {
         other: _verdict(gain)
@@ -110,7 +111,7 @@ def _over_chance(figure: Mapping[str, Any], *, is_error: bool) -> str:
 
 
 def _name_and_number(key: str, words: Words) -> tuple[str, str]:
-    """What a figure is called, and how its numbers are written."""
+    """Return what a figure is called, and how its numbers are written."""
     name = key.replace("_", " ").replace(" ", ": ", 1).capitalize()
     figure = FIGURES.get(key, Figure(name, "{:.1%}"))
     return words.fill(figure.title), figure.number

@@ -112,7 +112,7 @@ The weights are stored in 16 bits and computed with in 32. On random inputs the 
 
 @dataclass(frozen=True)
 class Published:
-    """What `publish` wrote.
+    """A result names what `publish` wrote.
 
     Attributes:
         folder: The new folder.
@@ -423,7 +423,7 @@ def _card(config: TrainedConfig, about: PublishedSection, measured: Measured, en
 
 
 def _seen(measured: Measured) -> str:
-    """Whether the training saw the patients that were measured."""
+    """Tell whether the training saw the patients that were measured."""
     unknown = measured.batches_without_patients
     if not unknown:
         return "the training saw none of them."

@@ -230,6 +230,20 @@ def test_a_better_figure_whose_own_auc_is_not_better_says_so(project: Path, othe
     assert words_of(project).count(doubt.format(expected)) == 2
 
 
+def test_several_figures_that_are_not_better_are_named_in_one_sentence(project: Path) -> None:
+    alike, better = figure(0.0, 0.05), figure(0.3, 0.1)
+    gains = {"decompositionality": better, "decompositionality_white": alike, "decompositionality_noise": alike}
+    change_figures(project, lambda figures: figures["gain"].update(gains))
+    words = words_of(project)
+    said = re.findall(r"By the figures? (“[^:]*): not distinguishable from untrained\.", words)
+    assert [
+        names
+        for names in said
+        if {"“top-1, filled with white”", "“top-1, filled with noise”"} <= set(re.findall(r"“[^”]*”", names))
+    ]
+    assert "“top-1, filled with white”" not in said
+
+
 def test_headings_ask_and_the_intervals_answer(project: Path) -> None:
     at_chance = figure(0.034, 0.01, chance=0.031, batch=32, num_draws=60)
     change_figures(project, lambda figures: figures["trained"].update(decompositionality=at_chance))
