@@ -1,4 +1,4 @@
-"""`python -m ace`: pretrain or import an encoder, measure, embed, export and publish it, report, configure."""
+"""`python -m ace`: pretrain or import an encoder, measure it, embed images with it, export and publish it."""
 
 import argparse
 import sys
@@ -13,11 +13,13 @@ from ruamel.yaml import YAML
 
 from shards.cli import add_params_options, run_command, values_of
 from shards.identity import KEY_FILE_VARIABLE, SPLITS
+from shards.runtime.text import count_of
 from shards.store.location import parse_location
 
 if TYPE_CHECKING:
     from ace.evaluation.params import EncoderParams, EvaluateParams
     from ace.evaluation.setting import Places
+    from ace.models.weights import WeightsReport
     from shards.params import MeasuredParams
 
 Number = TypeVar("Number", int, float)
@@ -29,11 +31,11 @@ PROPERTIES, TRAINING, REPORT = Path("metrics/properties.json"), Path("metrics/pr
 
 
 def pretrain(arguments: argparse.Namespace) -> None:
-    """Train student and EMA teacher on the shards of every batch; a killed run goes on at its last checkpoint.
+    """Train student and EMA teacher on the shards of every batch.
 
-    Several processes train together when torchrun starts them: torchrun --nproc-per-node 8 -m -- ace pretrain. SIGTERM,
-    SIGUSR1, Ctrl-C and the time limit let the running step finish, save, and end with exit code 75: the same command
-    goes on from there.
+    Several processes train together when torchrun starts them: torchrun --nproc-per-node 8 -m -- ace pretrain. A killed
+    run goes on at its last checkpoint when the same command is given again. On SIGTERM, SIGUSR1, Ctrl-C or at the time
+    limit, the running step is finished, a checkpoint is saved, and the command ends with exit code 75.
     """
     from ace.engine.stop import EXIT_CODE, StoppedError, stop_requests
 
@@ -72,7 +74,10 @@ def pretrain(arguments: argparse.Namespace) -> None:
 
 
 def cohort(arguments: argparse.Namespace) -> None:
-    """Choose the patients who are measured: none that a model was trained on. evaluate.split says of which split."""
+    """Choose the patients whose images are measured, the same for all encoders.
+
+    They are of the split that evaluate.split names, and no encoder was trained on them.
+    """
     from ace.evaluation.cohort import choose_cohort
     from ace.evaluation.params import EvaluateParams, parse_encoders
 
@@ -83,7 +88,10 @@ def cohort(arguments: argparse.Namespace) -> None:
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """Ask one encoder what every property asks, and write its answers and dense tokens to data/answers/NAME."""
+    """Run one encoder on the images of the chosen patients.
+
+    Its answers for every property, and its dense tokens, are written to data/answers/NAME.
+    """
     from ace.evaluation.measure import measure
     from ace.evaluation.params import EvaluateParams, parse_encoders
     from shards.errors import ConfigError
@@ -98,10 +106,12 @@ def measure(arguments: argparse.Namespace) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """Compare the encoders of params.yaml by their answers: write every figure, and what the report draws.
+    """Compare the encoders of params.yaml by the answers that `measure` wrote.
 
-    With --model, --batch or --split everything is measured here and now, in a folder that is removed afterwards: the
-    model takes the place of the first encoder's, and the others stay beside it.
+    This writes every figure, and the data of the report's pictures.
+
+    With --model, --batch or --split, patients are chosen and all encoders are measured again at once, in a temporary
+    folder. --model replaces the first encoder; the others are measured beside it.
     """
     from ace.evaluation.evaluate import evaluate
     from ace.evaluation.params import EvaluateParams, parse_encoders
@@ -160,7 +170,7 @@ def _places(arguments: argparse.Namespace) -> "Places":
 
 
 def _with_folders(encoders: Mapping[str, "EncoderParams"]) -> dict[str, "EncoderParams"]:
-    """The encoders with a folder for the name of each shipped model."""
+    """Replace names of shipped models by their folders."""
     from ace.zoo.shipped import find_model
 
     return {
@@ -170,7 +180,7 @@ def _with_folders(encoders: Mapping[str, "EncoderParams"]) -> dict[str, "Encoder
 
 
 def _measured_of(arguments: argparse.Namespace, values: Mapping[str, Any], batch: str) -> "MeasuredParams | None":
-    """A registered batch's own mean and std."""
+    """Read a batch's own mean and std; None if it is not registered in this project."""
     from shards.delivery.batches import read_batches
 
     is_registered = batch in (values.get("batches") or {})
@@ -178,7 +188,7 @@ def _measured_of(arguments: argparse.Namespace, values: Mapping[str, Any], batch
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """Write the self-contained page."""
+    """Write the report of the data, the training and the figures: one HTML page that opens offline."""
     from ace.report.page import write_report
     from ace.report.params import ReportParams
 
@@ -195,25 +205,25 @@ def summary(arguments: argparse.Namespace) -> None:
 
 
 def import_(arguments: argparse.Namespace) -> None:
-    """Make a model folder of weights that others trained: of any architecture of timm's, or of the method's authors.
+    """Turn weights that others trained into a model folder: of any architecture in timm, or of the method's authors.
 
-    The folder is read like that of any other model: evaluation, embed and export take it, each image normalised and
-    sized as this encoder needs it. config.json records all of that, and the file with its sha256. Files are read
-    without running code.
+    `evaluate`, `embed` and `export` take the folder like that of any other model, and normalise and size each image
+    as this encoder needs it. Its config.json records how, and the name and sha256 of the file. Reading a file of
+    weights never runs code from it.
 
-    A file of weights is taken over by naming its architecture as timm does (timm.list_models() names them all):
+    For a file of weights, name its architecture as timm does (timm.list_models() lists all names):
 
       python -m ace import swin_t.pth --architecture swin_tiny_patch4_window7_224 --out models/swin
       python -m ace import vit.safetensors --architecture vit_base_patch16_224 --tokens 28 --out models/vit
 
-    The input is --tokens a side, times the stride of the architecture. Position embeddings and tables of another size
-    are resampled by timm's function for the architecture, and the printed account says so; a tensor that is missing,
-    or one too many, is an error.
+    The side of the input in pixels is --tokens times the stride of the architecture. Position embeddings and tables of
+    another size are resampled by timm's function for the architecture; the command then says how many. A missing or an
+    additional tensor is an error.
 
-    The architectures swin_b, vit_b (both at 448 px) and vit_b16 (224 px) are those of the method's authors, in their
-    files' naming; there nothing is resampled, and every key has to be accounted for.
+    The architectures swin_b, vit_b (both at 448 px) and vit_b16 (224 px) are those of the files that the method's
+    authors published. Nothing in these files is resampled, and an unknown key is an error.
 
-    Encoders that the project compares with stand in the section `imports` of params.yaml, each a stage of its own:
+    Encoders to compare with are listed in the section `imports` of params.yaml. Each is a stage of its own, which runs:
 
       python -m ace import --name imagenet
     """
@@ -223,19 +233,27 @@ def import_(arguments: argparse.Namespace) -> None:
     from shards.params import GridParams
 
     if (arguments.name is None) == (arguments.file is None):
-        raise ConfigError("give a FILE of weights with --architecture and --out, or the --name of one in params.yaml")
+        raise ConfigError(
+            f"found {'neither' if arguments.file is None else 'both'} of FILE and --name; give a FILE of weights with "
+            "--architecture and --out, or the --name of an encoder in the section `imports` of params.yaml"
+        )
     if arguments.name is not None:
         values = values_of(arguments)
         imports, where = values.get("imports") or {}, f"{arguments.params}: imports.{arguments.name}"
         if arguments.name not in imports:
-            raise ConfigError(f"{where}: not there; the section has {', '.join(imports) or 'none'}")
+            raise ConfigError(
+                f"{where}: not found; the section `imports` has {', '.join(imports) or 'no encoder'}: give one of "
+                "these as --name, or add it there"
+            )
         params = ImportParams.from_params(imports[arguments.name], where)
         t = GridParams.from_params(values.get("grid"), f"{arguments.params}: grid").t
         out = arguments.out or MODELS / arguments.name
-        print(import_timm(params, t, out, where=where))
+        _tell_import(out, import_timm(params, t, out, where=where))
         return
     if arguments.architecture is None or arguments.out is None:
-        raise ConfigError(f"{arguments.file}: give --architecture, what the file holds, and --out, the new folder")
+        raise ConfigError(
+            f"{arguments.file}: also give --architecture, the architecture of these weights, and --out, the new folder"
+        )
     if arguments.out.exists():
         raise ConfigError(f"{arguments.out} exists; choose another --out or remove it")
     if arguments.architecture not in ARCHITECTURES:
@@ -247,7 +265,7 @@ def import_(arguments: argparse.Namespace) -> None:
             mean=arguments.mean,
             std=arguments.std,
         )
-        print(import_timm(params, arguments.tokens, arguments.out, where=str(arguments.file)))
+        _tell_import(arguments.out, import_timm(params, arguments.tokens, arguments.out, where=str(arguments.file)))
         return
     keys = import_checkpoint(
         arguments.file,
@@ -257,9 +275,19 @@ def import_(arguments: argparse.Namespace) -> None:
         mean=arguments.mean or 0.5056,
         std=arguments.std or 0.252,
     )
-    print(f"{arguments.out}: {len(keys.weights)} tensors of the backbone, each in its place")
-    print(f"left out, as they follow from the architecture: {len(keys.derived)} tables")
-    print("\n  ".join([f"left out, of heads and others: {len(keys.heads)}", *keys.heads]))
+    print(
+        f"wrote {arguments.out}: all {len(keys.weights)} tensors of the backbone were loaded. Left out: "
+        f"{len(keys.derived)} tables that follow from the architecture, and {len(keys.heads)} tensors of heads and "
+        "other parts, whose names are in its config.json"
+    )
+
+
+def _tell_import(out: Path, report: "WeightsReport") -> None:
+    print(
+        f"wrote {out}: all {report.num_parameters:,} parameters of the backbone were loaded, in {len(report.used)} "
+        f"tensors, {len(report.adapted)} of them resampled or fitted to other channels; {len(report.unused)} tensors "
+        "of the file were left out. Its config.json names both"
+    )
 
 
 def embed(arguments: argparse.Namespace) -> None:
@@ -275,13 +303,18 @@ def embed(arguments: argparse.Namespace) -> None:
     batch = trimmed = measured = None
     if is_shard_set(arguments.source):
         if arguments.hash_keys:
-            raise ConfigError("--hash-keys is for folders; the keys of a shard set name nobody")
+            raise ConfigError(
+                f"--hash-keys: {arguments.source} is a shard set, whose keys are hashes already; leave the option out"
+            )
         index = ShardIndex.open(arguments.source).without_excluded(Path())
         images, batch, trimmed = open_shards(index, arguments.split), index.name, index.spec.trim_level
         measured = measured_of(index, Path())
     else:
         if arguments.split != "all":
-            raise ConfigError(f"--split {arguments.split}: {arguments.source} is no shard set, so it has no splits")
+            raise ConfigError(
+                f"--split {arguments.split}: {arguments.source} is a folder of images and has no splits; leave the "
+                "option out, or give a shard set"
+            )
         max_pixels = arguments.max_megapixels * 1e6
         folder = open_folder(arguments.source, is_hashed=arguments.hash_keys, max_pixels=max_pixels)
         for line in folder.left_out:
@@ -295,11 +328,11 @@ def embed(arguments: argparse.Namespace) -> None:
         batch=batch,
         measured=measured,
     )
-    # Of an imported model nothing says how its images were framed.
+    # No record says how the images of an imported model were framed.
     if trimmed not in (None, model.preprocessing.trim_level) and not model.encoder.is_imported:
         print(
-            f"warning: {batch} was built with grid.trim_level {trimmed}, and the model was trained on images with "
-            f"{model.preprocessing.trim_level}: it sees them framed otherwise than in its training",
+            f"warning: {batch} was built with grid.trim_level {trimmed}, and the model was trained with "
+            f"{model.preprocessing.trim_level}: the dark border of its images is cut off differently here",
             file=sys.stderr,
         )
     outcome = write_embeddings(
@@ -312,7 +345,7 @@ def embed(arguments: argparse.Namespace) -> None:
     )
     print(f"wrote {arguments.out}: {outcome.num_embedded} embeddings")
     if outcome.num_unreadable:
-        print(f"{outcome.num_unreadable} images could not be read; {outcome.errors} says why")
+        print(f"{count_of(outcome.num_unreadable, 'image')} could not be read; {outcome.errors} says why")
 
 
 def export(arguments: argparse.Namespace) -> None:
@@ -333,22 +366,28 @@ def export(arguments: argparse.Namespace) -> None:
 
 
 def models(arguments: argparse.Namespace) -> None:
-    """List the models that come with the package: what each is, what it saw, its figures and its size."""
+    """List the models that come with the package, each with its training images, its figures and its size."""
     from ace.zoo.shipped import models_text
 
     print(models_text())
 
 
 def publish(arguments: argparse.Namespace) -> None:
-    """Make the folder of a shipped model from a finished training: the teacher's backbone, its figures, the names of
-    its images and the terms of its data; no student, no heads, no path of this machine."""
+    """Make the folder of a shipped model from a finished training.
+
+    It holds the teacher's backbone, its figures, the names of its training images and the terms of their use. The
+    student, the heads and the paths of this machine are left out.
+    """
     from ace.zoo.publishing import publish as publish_model
     from ace.zoo.shipped import ZOO
     from shards.errors import ConfigError
 
     terms = Path(arguments.terms)
     if not _is_file(terms) and not any(character.isspace() for character in arguments.terms.strip()):
-        raise ConfigError(f"--terms {arguments.terms}: no such file; expected a text file, or the terms in words")
+        raise ConfigError(
+            f"--terms {arguments.terms}: found one word and no file of this name; expected a text file, or the terms "
+            "in words"
+        )
     done = publish_model(
         arguments.folder,
         name=arguments.name,
@@ -360,8 +399,8 @@ def publish(arguments: argparse.Namespace) -> None:
         summary=arguments.summary,
     )
     print(
-        f"wrote {done.folder}: {done.num_bytes / 1e6:.2f} MB of weights, whose embeddings keep a cosine of "
-        f"{done.min_cosine:.6f} or more with the training's, on random inputs"
+        f"wrote {done.folder}: {done.num_bytes / 1e6:.2f} MB of weights; on random inputs its embeddings have a cosine "
+        f"of at least {done.min_cosine:.6f} with those of the trained model"
     )
 
 
@@ -373,7 +412,7 @@ def _is_file(path: Path) -> bool:
 
 
 def config_check(arguments: argparse.Namespace) -> None:
-    """Validate the whole params file before any work: keys, grid, backbone, patients."""
+    """Check params.yaml, the files of its batches and dvc.yaml before any work; prints nothing if all is well."""
     from ace.config import Config, check_config, check_graph
     from shards.delivery.batches import read_batches
     from shards.delivery.exclusion import read_exclusion
@@ -386,8 +425,10 @@ def config_check(arguments: argparse.Namespace) -> None:
 
 
 def config_use(arguments: argparse.Namespace) -> None:
-    """Write a named configuration to params.yaml, comments kept; `batches` and `mix` stay as they are, and batches that
-    had the settings of params.yaml get the new ones."""
+    """Write configs/NAME.yaml to params.yaml, and say what changed.
+
+    Comments stay, and so do `batches` and `mix`. Batches that had the settings of params.yaml get the new ones.
+    """
     from ace.config import use
 
     for change in use(arguments.name, arguments.params) or [f"{arguments.params} is '{arguments.name}' already"]:
@@ -395,9 +436,11 @@ def config_use(arguments: argparse.Namespace) -> None:
 
 
 def config_migrate(arguments: argparse.Namespace) -> None:
-    """Bring a project of an earlier version to this one: the batches that params.yaml held become files in batches/,
-    and encoders and properties get sections of their own. Shards stay as they are: `dvc commit --force shard` records
-    them under the new files."""
+    """Rewrite the files of a project of an earlier version for this one.
+
+    Batches that params.yaml held become files in batches/, and encoders and properties get sections of their own.
+    Shards stay as they are: `dvc commit --force shard` records them under the new files.
+    """
     from ace.config import migrate
 
     for line in migrate(arguments.params) or [f"{arguments.params} is of this version already"]:
@@ -410,7 +453,7 @@ def _add_shards_option(command: argparse.ArgumentParser) -> None:
         type=parse_location,
         default=SHARDS,
         metavar="DIR",
-        help=f"folder of the shard sets, or their URL, as s3://bucket/prefix; default: {SHARDS}",
+        help=f"folder or URL that holds the shard sets, as s3://bucket/prefix; default: {SHARDS}",
     )
 
 
@@ -430,15 +473,16 @@ def _add_model_options(command: argparse.ArgumentParser) -> None:
         "--which",
         choices=["teacher", "student", "best"],
         default="teacher",
-        help="`best`: the teacher when the probe scored it highest; default: teacher",
+        help="the network to take; `best` is the teacher at the step where the probe scored it highest; default: "
+        "teacher",
     )
     command.add_argument(
         "--normalisation",
         type=_normalisation,
         metavar="NAME",
-        help="the training batch whose mean and std are used, or MEAN,STD of your pixels in [0, 1], or six numbers, "
-        "three means and three stds; needed where the batches of the training mix differ (a shard set that the model "
-        "was trained with is normalised as then)",
+        help="how pixels are normalised: the name of a training batch whose mean and std are used; or MEAN,STD of your "
+        "pixels in [0, 1]; or six numbers, three means and three stds. Needed if the batches of the training mix "
+        "differ in them. A shard set that the model was trained with is normalised as in the training",
     )
 
 
@@ -451,7 +495,7 @@ def _normalisation(text: str) -> str | tuple[Sequence[float], Sequence[float]]:
         numbers = []
     if len(numbers) not in (2, 6):
         raise argparse.ArgumentTypeError(
-            f"{text}: expected MEAN,STD in numbers, as 0.48,0.27, or three means and three stds"
+            f"{text}: expected two numbers MEAN,STD, as 0.48,0.27, or six, three means and three stds"
         )
     return numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]
 
@@ -477,47 +521,62 @@ def _positive(kind: Callable[[str], Number]) -> Callable[[str], Number]:
     def parse(text: str) -> Number:
         value = kind(text)
         if value <= 0:
-            raise argparse.ArgumentTypeError(f"{text}: expected more than 0")
+            raise argparse.ArgumentTypeError(f"{text}: expected a number above 0")
         return value
 
     return parse
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line of `python -m ace`."""
+    """Build the command line of `python -m ace`."""
     parser = argparse.ArgumentParser(prog="python -m ace", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("pretrain", help="train the encoder", description=pretrain.__doc__)
     add_params_options(command)
     _add_shards_option(command)
-    command.add_argument("--out", type=Path, default=MODEL, metavar="DIR", help=f"default: {MODEL}")
-    command.add_argument("--metrics", type=Path, default=TRAINING, metavar="DIR", help=f"default: {TRAINING}")
+    command.add_argument(
+        "--out", type=Path, default=MODEL, metavar="DIR", help=f"folder that the model is written to; default: {MODEL}"
+    )
+    command.add_argument(
+        "--metrics",
+        type=Path,
+        default=TRAINING,
+        metavar="DIR",
+        help=f"folder that DVCLive writes the training's metrics to; default: {TRAINING}",
+    )
     command.add_argument(
         "--run",
         type=Path,
         dest="run_dir",
         metavar="DIR",
-        help="keep checkpoints and log here, and go on with what is there; refused if it was begun with other inputs "
-        "(default: a folder in scratch, named by all inputs, removed once the model is finished)",
+        help="folder for checkpoints and log; a run that was begun there goes on, and is refused if its inputs were "
+        "others. Default: a folder in scratch that is named after all inputs and removed once the model is finished",
     )
     command.add_argument(
-        "--accept-changed-code", action="store_true", help="go on in --run although code or library versions changed"
+        "--accept-changed-code",
+        action="store_true",
+        help="go on with the run in --run although code or library versions have changed since it was begun",
     )
     command.add_argument(
         "--logger",
         action="append",
         default=[],
         metavar="NAME",
-        help="besides metrics.jsonl and DVCLive: `tensorboard`, or your own `package.module:factory`; may be repeated",
+        help="a logger besides metrics.jsonl and DVCLive: `tensorboard`, or your own `package.module:factory`; may be "
+        "repeated",
     )
     command.add_argument(
         "--device",
         metavar="DEVICE",
-        help="auto, cpu, cuda, or as cuda:1 for one process; default: pretrain.device, which is auto unless it is set",
+        help="auto, cpu, cuda, or for a single process one device, as cuda:1; default: pretrain.device of the params "
+        "file",
     )
     command.add_argument(
-        "--time-limit", type=_positive(float), metavar="MINUTES", help="save and end with exit code 75 after it"
+        "--time-limit",
+        type=_positive(float),
+        metavar="MINUTES",
+        help="save a checkpoint and end with exit code 75 after so many minutes; default: no limit",
     )
     command.set_defaults(run=pretrain)
 
@@ -526,32 +585,50 @@ def build_parser() -> argparse.ArgumentParser:
     _add_shards_option(command)
     command.set_defaults(run=cohort)
 
-    command = commands.add_parser("measure", help="ask one encoder", description=measure.__doc__)
+    command = commands.add_parser("measure", help="run one encoder on the chosen patients", description=measure.__doc__)
     add_params_options(command)
-    command.add_argument("name", metavar="NAME", help="of the encoder, in the section `encoders`")
+    command.add_argument("name", metavar="NAME", help="name of an encoder in the section `encoders` of the params file")
     _add_shards_option(command)
     command.set_defaults(run=measure)
 
-    command = commands.add_parser("evaluate", help="compare what encoders learned", description=evaluate.__doc__)
+    command = commands.add_parser("evaluate", help="compare the measured encoders", description=evaluate.__doc__)
     add_params_options(command)
     _add_shards_option(command)
     command.add_argument(
-        "--batch", metavar="NAME", help="the shard set to measure on, also one that the model was not trained with"
+        "--batch",
+        metavar="NAME",
+        help="the shard set to measure on, which need not be one of the model's training; default: evaluate.batch of "
+        "the params file",
     )
-    command.add_argument("--split", choices=["val", "test"], help="its split; these two: default as in the params file")
+    command.add_argument(
+        "--split", choices=["val", "test"], help="the split to measure; default: evaluate.split of the params file"
+    )
     command.add_argument(
         "--model",
         type=Path,
         metavar="MODEL",
-        help="folder of a model, or the name of a shipped one (python -m ace models), in the first encoder's place",
+        help="folder of a model, or the name of a shipped one (python -m ace models), to measure instead of the first "
+        "encoder",
     )
-    command.add_argument("--metrics", type=Path, default=PROPERTIES, metavar="FILE", help=f"default: {PROPERTIES}")
-    command.add_argument("--out", type=Path, default=EVIDENCE, metavar="DIR", help=f"default: {EVIDENCE}")
+    command.add_argument(
+        "--metrics",
+        type=Path,
+        default=PROPERTIES,
+        metavar="FILE",
+        help=f"file that the figures are written to; default: {PROPERTIES}",
+    )
+    command.add_argument(
+        "--out",
+        type=Path,
+        default=EVIDENCE,
+        metavar="DIR",
+        help=f"folder for the data of the report's pictures; default: {EVIDENCE}",
+    )
     command.set_defaults(run=evaluate)
 
     command = commands.add_parser("report", help="write the report", description=report.__doc__)
     add_params_options(command)
-    command.add_argument("--out", type=Path, default=REPORT, metavar="FILE", help=f"default: {REPORT}")
+    command.add_argument("--out", type=Path, default=REPORT, metavar="FILE", help=f"the page; default: {REPORT}")
     command.set_defaults(run=report)
 
     command = commands.add_parser("summary", help="print the key figures", description=summary.__doc__)
@@ -559,21 +636,25 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser(
         "import",
-        help="make a model of weights that others trained",
+        help="turn weights that others trained into a model",
         description=cleandoc(import_.__doc__ or ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_params_options(command)
     command.add_argument("file", type=Path, nargs="?", metavar="FILE", help="a file of weights: .pth or .safetensors")
-    command.add_argument("--name", metavar="NAME", help="instead of FILE: an encoder of the section `imports`")
+    command.add_argument(
+        "--name", metavar="NAME", help="instead of FILE: name of an encoder in the section `imports` of the params file"
+    )
     command.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
-        help=f"folder of the model; with FILE required and new, with --name by default {MODELS}/NAME",
+        help=f"folder of the model; required with FILE, and must not exist; with --name, the default is {MODELS}/NAME",
     )
     command.add_argument(
-        "--architecture", metavar="NAME", help="what FILE holds: timm's name, or swin_b, vit_b, vit_b16 (the authors')"
+        "--architecture",
+        metavar="NAME",
+        help="architecture of the weights in FILE: timm's name, or swin_b, vit_b or vit_b16 for the authors' files",
     )
     command.add_argument(
         "--model-arg",
@@ -584,21 +665,39 @@ def build_parser() -> argparse.ArgumentParser:
         help="a further argument of timm's architecture, as output_stride=16; may be repeated",
     )
     command.add_argument(
-        "--tokens", type=_positive(int), default=14, metavar="T", help="tokens a side, even; default: 14, the paper's"
+        "--tokens",
+        type=_positive(int),
+        default=14,
+        metavar="T",
+        help="tokens per side of the input, an even number; default: 14, as in the paper",
     )
     command.add_argument(
-        "--channels", type=int, choices=[1, 3], default=3, help="of the input; default: 3 (the authors' files say it)"
+        "--channels",
+        type=int,
+        choices=[1, 3],
+        default=3,
+        help="channels of the input; default: 3. The authors' files say it themselves",
     )
     command.add_argument(
-        "--network", choices=["teacher", "student"], default="teacher", help="of the authors' files; default: teacher"
+        "--network",
+        choices=["teacher", "student"],
+        default="teacher",
+        help="the network to take from a file of the authors; default: teacher",
     )
     command.add_argument(
         "--mean",
         type=_levels,
-        help="of pixels in [0, 1], or R,G,B; default: timm's for the architecture, or the authors' for chest X-rays, "
-        "0.5056",
+        metavar="MEAN",
+        help="mean of pixels in [0, 1]: one number, or R,G,B; default: timm's for the architecture; for the authors' "
+        "files 0.5056, theirs for chest X-rays",
     )
-    command.add_argument("--std", type=_levels, help="likewise; default: timm's, or the authors', 0.252")
+    command.add_argument(
+        "--std",
+        type=_levels,
+        metavar="STD",
+        help="standard deviation of pixels in [0, 1]: one number, or R,G,B; default: timm's for the architecture; for "
+        "the authors' files 0.252",
+    )
     command.set_defaults(run=import_)
 
     command = commands.add_parser("embed", help="embed a folder of images or a shard set", description=embed.__doc__)
@@ -606,36 +705,52 @@ def build_parser() -> argparse.ArgumentParser:
         "source",
         type=parse_location,
         help="a shard set, as data/shards/phantom-b000 or s3://bucket/phantom-b000, or a folder with images (PNG, "
-        "JPEG, TIFF, BMP, GIF, DICOM) at any depth; the keys of files are their relative paths, which may carry "
-        "patients' names: see --hash-keys",
+        "JPEG, TIFF, BMP, GIF, DICOM) at any depth. The key of an image of a folder is its relative path, which may "
+        "contain a patient's name: see --hash-keys",
     )
     _add_model_options(command)
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="the Parquet file")
     command.add_argument("--tokens", action="store_true", help="write the token maps too (float16)")
-    command.add_argument("--split", choices=[*SPLITS, "all"], default="all", help="of a shard set; default: all")
+    command.add_argument(
+        "--split", choices=[*SPLITS, "all"], default="all", help="the split of a shard set to embed; default: all"
+    )
     command.add_argument(
         "--hash-keys",
         action="store_true",
-        help=f"of a folder: keys are keyed hashes of the paths, under the identity key that {KEY_FILE_VARIABLE} names",
+        help="with a folder: write keyed hashes of the paths instead of the paths, under the identity key that "
+        f"{KEY_FILE_VARIABLE} names",
     )
-    command.add_argument("--max-megapixels", type=_positive(float), default=100.0, metavar="M", help="default: 100")
-    command.add_argument("--batch-size", type=_positive(int), default=32, metavar="N", help="default: 32")
     command.add_argument(
-        "--num-threads", type=_positive(int), metavar="N", help="that read images; default: one a core"
+        "--max-megapixels",
+        type=_positive(float),
+        default=100.0,
+        metavar="M",
+        help="with a folder: larger images are not read; default: 100",
     )
-    command.add_argument("--device", default="auto", help="default: auto; or cpu, cuda:0, ...")
+    command.add_argument(
+        "--batch-size", type=_positive(int), default=32, metavar="N", help="images of one forward pass; default: 32"
+    )
+    command.add_argument(
+        "--num-threads", type=_positive(int), metavar="N", help="threads that read images; default: one per core"
+    )
+    command.add_argument("--device", default="auto", help="auto, cpu, or one device, as cuda:0; default: auto")
     command.set_defaults(run=embed)
 
     command = commands.add_parser("export", help="export the encoder to ONNX or timm", description=export.__doc__)
     _add_model_options(command)
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
-    command.add_argument("--format", choices=["onnx", "timm"], required=True)
+    command.add_argument(
+        "--format",
+        choices=["onnx", "timm"],
+        required=True,
+        help="onnx for ONNX Runtime; timm for timm and Hugging Face Transformers",
+    )
     command.add_argument(
         "--tolerance",
         type=float,
         default=1e-4,
         metavar="X",
-        help="largest allowed difference of ONNX Runtime to torch; above it nothing is written; default: 1e-4",
+        help="largest difference between ONNX Runtime and torch at which the export is written; default: 1e-4",
     )
     command.set_defaults(run=export)
 
@@ -648,38 +763,57 @@ def build_parser() -> argparse.ArgumentParser:
         "publish", help="make a shipped model from a finished training", description=publish.__doc__
     )
     command.add_argument("folder", type=Path, metavar="MODEL_DIR", help="the folder that the training wrote")
-    command.add_argument("--name", required=True, help="to load it by, as cxr-small")
-    command.add_argument("--metrics", type=Path, default=PROPERTIES, metavar="FILE", help=f"default: {PROPERTIES}")
+    command.add_argument("--name", required=True, help="name that the model is loaded by, as cxr-small")
+    command.add_argument(
+        "--metrics",
+        type=Path,
+        default=PROPERTIES,
+        metavar="FILE",
+        help=f"the figures that `evaluate` wrote for the model; default: {PROPERTIES}",
+    )
     command.add_argument(
         "--images",
         type=Path,
         required=True,
         metavar="FILE",
-        help="names of the images it was trained on, one a line; or the manifest of the batch, "
-        "data/manifests/NAME.jsonl, whose file names are then published: take a public dataset's only",
+        help="file with the names of the training images, one per line; or the manifest of the batch, "
+        "data/manifests/NAME.jsonl. The file names are published, so give those of public datasets only",
     )
     command.add_argument(
-        "--terms", required=True, metavar="FILE|TEXT", help="under which terms the images may be used, whom to cite"
+        "--terms",
+        required=True,
+        metavar="FILE|TEXT",
+        help="the terms under which the images may be used, and whom to cite: a text file, or the text itself",
     )
     command.add_argument(
-        "--summary", metavar="TEXT", help="one sentence on the model; default: its size, channels and tokens"
+        "--summary",
+        metavar="TEXT",
+        help="one sentence that describes the model; default: a sentence on its size, channels and tokens",
     )
-    command.add_argument("--half", action="store_true", help="store the weights in 16 bits; they compute in 32")
-    command.add_argument("--out", type=Path, metavar="DIR", help="default: the package's folder, ace/zoo/NAME")
+    command.add_argument(
+        "--half", action="store_true", help="store the weights in 16 bits; computations stay in 32 bits"
+    )
+    command.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the model; default: ace/zoo/NAME in the package"
+    )
     command.set_defaults(run=publish)
 
-    config = commands.add_parser("config", help="check the params file, or choose a named one").add_subparsers(
-        required=True
+    config = commands.add_parser(
+        "config", help="check the params file, choose a named configuration, or migrate an earlier project"
+    ).add_subparsers(required=True, metavar="COMMAND")
+    command = config.add_parser(
+        "check", help="check params.yaml, batches and dvc.yaml", description=config_check.__doc__
     )
-    command = config.add_parser("check", help="validate params.yaml", description=config_check.__doc__)
     add_params_options(command)
     command.set_defaults(run=config_check)
     command = config.add_parser("use", help="write configs/NAME.yaml to params.yaml", description=config_use.__doc__)
-    command.add_argument("name")
-    command.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE")
+    command.add_argument("name", metavar="NAME", help="name of a configuration, as smoke for configs/smoke.yaml")
+    command.add_argument(
+        "--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="default: params.yaml"
+    )
     command.set_defaults(run=config_use)
     command = config.add_parser(
-        "migrate", help="bring a project of an earlier version to this one", description=config_migrate.__doc__
+        "migrate", help="rewrite a project of an earlier version for this one", description=config_migrate.__doc__
     )
     command.add_argument(
         "--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="default: params.yaml"

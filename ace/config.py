@@ -33,8 +33,10 @@ REPLACED = ("checks",)
 
 
 class Config(Section):
-    """params.yaml: one section a stage, `grid` shared by all, `batches` with one name a delivery, `mix` with those that
-    are trained on."""
+    """Hold the whole of params.yaml, one section per stage.
+
+    `grid` is shared by all stages, `batches` has one name per delivery, and `mix` has the batches that are trained on.
+    """
 
     phantom: PhantomParams | None = None
     """The built-in dataset; a project without a batch of it needs no such section."""
@@ -70,17 +72,19 @@ class Config(Section):
             except ConfigError as error:
                 raise ValueError(str(error)) from None
         if self.mix.keys() - self.batches.keys():
-            raise ValueError(f"mix has {sorted(self.mix)}; batches has {sorted(self.batches)}: expected those alone")
+            raise ValueError(
+                f"mix has {sorted(self.mix)}; batches has {sorted(self.batches)}: expected no other batches in mix"
+            )
         if self.evaluate.batch not in self.batches:
-            raise ValueError(f"evaluate.batch is '{self.evaluate.batch}'; batches has {sorted(self.batches)}")
+            raise ValueError(f"evaluate.batch is '{self.evaluate.batch}'; expected one of {sorted(self.batches)}")
         if not self.trained_batches:
-            raise ValueError("every batch has weight 0: nothing to train on; give one a weight above 0 in mix")
+            raise ValueError("every batch in mix has weight 0; expected at least one above 0, to train on")
         if self.pretrain.crops == "bank" and self.shard.num_bank_pairs == 0:
             raise ValueError(
-                "pretrain.crops is 'bank' and shard.num_bank_pairs is 0; store some pairs or draw fresh ones"
+                "pretrain.crops is 'bank' and shard.num_bank_pairs is 0; raise num_bank_pairs, or set crops to fresh"
             )
         if "ace" in self.imports:
-            raise ValueError("imports has 'ace', and models/ace is what pretrain writes; choose another name")
+            raise ValueError("imports has 'ace', but pretrain writes models/ace; choose another name")
         try:
             spec_of_epoch(self.pretrain.objective, self.grid.spec, epoch=0)
         except ConfigError as error:
@@ -89,8 +93,10 @@ class Config(Section):
 
 
 def check_config(config: Config, batches: Mapping[str, BatchParams]) -> None:
-    """Check what needs more than params.yaml: grids of the batches, channels, token grids, weights of others, equal
-    parts of a batch, dense features, patients in the phantom.
+    """Check what params.yaml alone cannot tell.
+
+    These are grids of the batches, channels, token grids, weights of others, equal parts of a batch, dense features,
+    and patients in the phantom.
 
     Args:
         config: The whole of params.yaml.
@@ -128,7 +134,9 @@ def check_config(config: Config, batches: Mapping[str, BatchParams]) -> None:
     if phantom is None:
         rendered = [name for name in config.used_batches if batches[name].source.kind == "phantom"]
         if rendered:
-            raise ConfigError(f"{rendered[0]} is of the phantom, and the section `phantom` is missing; restore it")
+            raise ConfigError(
+                f"batch {rendered[0]} is of the phantom, but params.yaml has no section `phantom`; restore the section"
+            )
         return
     splits = evaluated.shard.splits
     by_patient = [split_of(PUBLIC_KEY.position(patient_id(number)), splits) for number in range(phantom.num_patients)]
@@ -152,13 +160,13 @@ def check_config(config: Config, batches: Mapping[str, BatchParams]) -> None:
 
 
 def _check_grids(config: Config, batches: Mapping[str, BatchParams]) -> None:
-    """Shards of another grid than the one in params.yaml cannot be trained on.
+    """Refuse batches whose shards have another grid than params.yaml, since they cannot be trained on.
 
     Raises:
         ConfigError: a batch that is used has another grid, or one whose crop pairs are used has none.
     """
     for name in config.used_batches:
-        grid, remedy = batches[name].grid, f"`python -m shards settings {name}` gives it those of params.yaml"
+        grid, remedy = batches[name].grid, f"`python -m shards settings {name}` gives the batch those of params.yaml"
         own, wanted = grid.model_dump(), config.grid.model_dump()
         if own != wanted:
             keys = [key for key in wanted if own[key] != wanted[key]]
@@ -168,14 +176,15 @@ def _check_grids(config: Config, batches: Mapping[str, BatchParams]) -> None:
         has_bank = batches[name].shard.num_bank_pairs > 0
         if config.pretrain.crops == "bank" and name in config.trained_batches and not has_bank:
             raise ConfigError(
-                f"pretrain.crops is 'bank' and batches/{name}.yaml has shard.num_bank_pairs 0; draw fresh ones, or "
-                f"store some pairs: {remedy}"
+                f"pretrain.crops is 'bank' and batches/{name}.yaml has shard.num_bank_pairs 0; set crops to fresh, or "
+                f"raise shard.num_bank_pairs in params.yaml: {remedy}"
             )
 
 
 def check_graph(config: Config, dvc: Path) -> None:
-    """Check that the stages that read every encoder depend on each one's model and answers, and on no others, and that
-    imported models that are there have the grid's tokens.
+    """Check that stages that read every encoder depend on each one's model and answers, and on no others.
+
+    Imported models that are there must have the grid's tokens.
 
     Args:
         config: The whole of params.yaml.
@@ -263,7 +272,7 @@ def _use(name: str, params: Path, configs: Path) -> list[str]:
 
 
 def _followers(params: Path, values: Mapping[str, Any]) -> list[str]:
-    """Names of the batches that have the settings of params.yaml."""
+    """List the names of the batches that have the settings of params.yaml."""
     try:
         settings = settings_of(values, params)
     except ConfigError:  # a params.yaml that is no valid one yet
@@ -361,7 +370,7 @@ def _migrate_evaluation(params: Path) -> list[str]:
 
 
 def _document(params: Path) -> tuple[YAML, Any]:
-    """A params file with its comments, and what writes it."""
+    """Read a params file with its comments, and what writes it."""
     yaml = YAML()
     yaml.width = 120
     yaml.indent(mapping=2, sequence=4, offset=2)
@@ -369,7 +378,7 @@ def _document(params: Path) -> tuple[YAML, Any]:
 
 
 def resolve(name: str, configs: Path = CONFIGS) -> dict[str, Any]:
-    """The complete values of a named configuration: its file laid over configs/demo.yaml.
+    """Compute the complete values of a named configuration: its file laid over configs/demo.yaml.
 
     A file with the line `base: NAME` is laid over that configuration instead, so that a variant is a few lines.
 
@@ -381,9 +390,11 @@ def resolve(name: str, configs: Path = CONFIGS) -> dict[str, Any]:
     known = sorted(path.stem for path in configs.glob("*.yaml"))
     while name != BASE:
         if name not in known:
-            raise ConfigError(f"configuration '{name}' is not in {configs}/; there are: {', '.join(known)}")
+            raise ConfigError(f"{configs}/: has no configuration '{name}'; expected one of {', '.join(known)}")
         if name in seen:
-            raise ConfigError(f"configs: {' → '.join([*seen, name])}: a configuration cannot be its own base")
+            raise ConfigError(
+                f"{configs}/: {' → '.join([*seen, name])}: a configuration cannot be its own base; change one `base`"
+            )
         seen.append(name)
         overlay = read_params(configs / f"{name}.yaml")
         name = str(overlay.pop("base", BASE))

@@ -69,7 +69,7 @@ Step = Callable[[], object]
 
 
 def paper_values(backbone: str, crop_px: int, t: int, hidden_dim: int) -> dict[str, dict[str, Any]]:
-    """What the paper's sizes change in the demo's configuration (docs/method.md §3–4)."""
+    """Return what the paper's sizes change in the demo's configuration (docs/method.md §3–4)."""
     grid = {"n": 2 * t + 4, "cell_px": crop_px // t, "t": t, "scales": [{"k": 2, "l": 2, "weight": 1.0}]}
     pretrain = {
         "backbone": {

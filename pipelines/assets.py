@@ -28,7 +28,7 @@ StepEvent = AssetObservation | MaterializeResult[None] | AssetCheckResult
 
 
 def build_assets(root: Path, graph: Graph, checks: Sequence[MetricCheck]) -> list[AssetsDefinition]:
-    """The assets of the whole graph.
+    """Build the assets of the whole graph.
 
     Raises:
         ConfigError: an out's path, or two of them, cannot be told apart by Dagster.
@@ -99,7 +99,7 @@ def _family(
 
 
 def _finished(root: Path) -> set[str]:
-    """Names of the stages that are up to date after a failure; none if not even that can be told."""
+    """Name the stages that are up to date after a failure; none if not even that can be told."""
     try:
         graph = load_graph(root)
         records = read_lock(root, graph, wait=True)

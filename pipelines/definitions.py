@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def build_definitions(root: Path) -> dagster.Definitions:
-    """The definitions of the DVC repository at `root`.
+    """Build the definitions of the DVC repository at `root`.
 
     If dvc.yaml or params.yaml is wrong there are no assets, and the sensor alone waits until they can be read: without
     it nothing would ask for the reload that brings the assets back.
@@ -28,7 +28,9 @@ def build_definitions(root: Path) -> dagster.Definitions:
             *build_deliveries(graph),
         ]
     except ConfigError as error:
-        dagster.get_dagster_logger().error(f"no assets until this is mended: {error}")
+        dagster.get_dagster_logger().error(
+            f"the graph cannot be read, so there are no assets until this is mended: {error}"
+        )
         return dagster.Definitions(sensors=[build_dvc_lock_sensor(root, None, [])])
     sensors = [build_dvc_lock_sensor(root, graph, checks)]
     return dagster.Definitions(assets=assets, asset_checks=build_set_checks(root, graph), sensors=sensors)
@@ -36,5 +38,5 @@ def build_definitions(root: Path) -> dagster.Definitions:
 
 @dagster.definitions
 def defs() -> dagster.Definitions:
-    """The definitions of this repository."""
+    """Return the definitions of this repository."""
     return build_definitions(ROOT)

@@ -25,7 +25,7 @@ Values = dict[tuple[str, tuple[str, ...]], dict[str, Any]]
 
 
 class DagsterMeta(Section):
-    """What a stage's `meta: {dagster: …}` in dvc.yaml may say."""
+    """DagsterMeta holds what a stage's `meta: {dagster: …}` in dvc.yaml may say."""
 
     group: str = "default"
     """Asset group in the UI."""
@@ -99,7 +99,7 @@ def code_version(cmd: str, params: Mapping[str, Mapping[str, Any]], files: Mappi
 
 
 def deliveries_in(files: Iterable[str]) -> tuple[str, ...]:
-    """The files that are manifests of deliveries."""
+    """Return the files that are manifests of deliveries."""
     return tuple(sorted(path for path in files if PurePosixPath(path).parent == PurePosixPath(MANIFESTS)))
 
 

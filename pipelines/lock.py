@@ -40,7 +40,7 @@ class RecordedOut:
 
 @dataclass(frozen=True)
 class Record:
-    """What dvc.lock says about the last run of one stage."""
+    """A record holds what dvc.lock says about the last run of one stage."""
 
     cmd: str
     params: Mapping[str, Mapping[str, Any]]
@@ -52,18 +52,18 @@ class Record:
 
 
 def asset_key(path: str) -> AssetKey:
-    """The key of an out: its path split at `/`."""
+    """Return the key of an out: its path split at `/`."""
     return AssetKey(path.split("/"))
 
 
 def is_reported(tags: Mapping[str, str], latest: Mapping[str, str]) -> bool:
-    """Whether a materialization's tags `latest` say what `tags` of `provenance` say, no input more or fewer."""
+    """Tell whether a materialization's tags `latest` say what `tags` of `provenance` say, no input more or fewer."""
     prefixes = (INPUT_DATA_VERSION_TAG_PREFIX, INPUT_EVENT_POINTER_TAG_PREFIX)
     return tags == {key: value for key, value in latest.items() if key in tags or key.startswith(prefixes)}
 
 
 def provenance(record: Record) -> dict[str, dict[str, str]]:
-    """The tags by which Dagster judges staleness, for each out: the same for a run and for a runless report.
+    """Return the tags by which Dagster judges staleness, for each out: the same for a run and for a runless report.
 
     An out's md5 is its data version, the inputs' md5s are the input data versions, `code_version` covers the rest.
     Deliveries are among the rest, and have the version that Dagster gives to all that it knows no version of.
@@ -81,7 +81,7 @@ def provenance(record: Record) -> dict[str, dict[str, str]]:
 
 
 def read_lock(root: Path, graph: Graph, *, just_run: Collection[str] = (), wait: bool = False) -> dict[str, Record]:
-    """The records of dvc.lock by stage name, for stages that the graph has and that ever ran.
+    """Read the records of dvc.lock by stage name, for stages that the graph has and that ever ran.
 
     DVC writes the file in place, so it is read under DVC's own lock. Git does not know that lock: a reading that is
     damaged, or lacks what must be there, is repeated for some seconds.
@@ -117,7 +117,7 @@ def read_lock(root: Path, graph: Graph, *, just_run: Collection[str] = (), wait:
 
 
 def is_up_to_date(root: Path, stage: Stage, records: Mapping[str, Record]) -> bool:
-    """Whether dvc.lock records the stage as it now is, with the inputs that it now has, and its outs are there."""
+    """Tell whether dvc.lock records the stage as it is now, with its present inputs, and its outs are there."""
     record = records.get(stage.name)
     if record is None or code_version(record.cmd, record.params, record.files) != stage.code_version:
         return False
@@ -139,7 +139,7 @@ def _parse(text: str, graph: Graph) -> dict[str, Record]:
 
 
 def _record(entry: Mapping[str, Any], stage: Stage) -> Record:
-    """What the stage still declares: DVC, too, ignores a recorded dependency or parameter that it no longer has."""
+    """Return the part of a record that the stage still declares; DVC, too, ignores the rest."""
     md5s = {normpath(item["path"]): item["md5"] for item in entry.get("deps", [])}
     params = entry.get("params", {})
     return Record(

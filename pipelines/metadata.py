@@ -51,7 +51,7 @@ class MetricCheck:
         return AssetCheckSpec(self.name, asset=asset_key(self.out), description=f"{self.metric}: {self.expected}")
 
     def evaluation(self, root: Path) -> AssetCheckEvaluation:
-        """The metric compared as it stands in its file; a missing one fails, one that is null could not be measured."""
+        """Compare the metric as it stands in its file; a missing one fails, one that is null could not be measured."""
         leaves = flat_leaves(_read_metrics(root / self.out))
         value: Any = leaves.get(self.metric)
         is_number = _is_number(value)
@@ -70,12 +70,12 @@ class MetricCheck:
 
     @property
     def key(self) -> AssetCheckKey:
-        """By which Dagster knows it."""
+        """The key by which Dagster knows it."""
         return AssetCheckKey(asset_key(self.out), self.name)
 
 
 def read_checks(root: Path, graph: Graph) -> list[MetricCheck]:
-    """The checks of params.yaml, each tied to the one metrics file of its stage, or of each item of a foreach stage.
+    """Read the checks of params.yaml, each tied to the metrics file of its stage, or of each item of a foreach stage.
 
     Raises:
         ConfigError: a stage has checks but not exactly one metrics file, or a bound is misspelt.
@@ -98,7 +98,7 @@ def read_checks(root: Path, graph: Graph) -> list[MetricCheck]:
 
 
 def stage_metadata(stage: Stage) -> Metadata:
-    """What a definition shows before it ever ran."""
+    """Return what Dagster shows of a stage before it ever ran."""
     return {
         "dvc_stage": MetadataValue.text(stage.name),
         "command": MetadataValue.md(f"```\n{stage.cmd}\n```"),
@@ -108,7 +108,7 @@ def stage_metadata(stage: Stage) -> Metadata:
 
 
 def out_metadata(root: Path, out: Out, recorded: RecordedOut) -> Metadata:
-    """What a materialization shows: size and md5, and what is inside, by the kind of the out.
+    """Return what Dagster shows of a materialization: size and md5, and what is inside, by the kind of the out.
 
     Of a metric its numbers and table, of a plot its series, of a shard set its counts; of all where pictures are.
 
@@ -160,7 +160,7 @@ def _read_metrics(path: Path) -> Any:
 
 
 def _headline(numbers: Mapping[str, float]) -> dict[str, float]:
-    """Of a figure with its interval, n and chance (`{value, low, high, …}`) only the value."""
+    """Reduce a figure with its interval, n and chance (`{value, low, high, …}`) to the value."""
     figures = {key.removesuffix(".value") for key in numbers if key.endswith(".value")}
     return {key: number for key, number in numbers.items() if _owner(key) not in figures or key.endswith(".value")}
 
@@ -170,7 +170,7 @@ def _owner(key: str) -> str:
 
 
 def _metrics_table(numbers: Mapping[str, float]) -> str:
-    """One row per innermost mapping and one column per name of its leaves; flat metrics one below the other."""
+    """Return one row per innermost mapping and one column per name of its leaves; flat metrics one below the other."""
     if not any(map(_owner, numbers)):
         return _markdown(["", "value"], ([key, f"{number:.5g}"] for key, number in numbers.items()))
     rows: dict[str, dict[str, str]] = {}
@@ -181,7 +181,7 @@ def _metrics_table(numbers: Mapping[str, float]) -> str:
 
 
 def _series_table(path: Path) -> str:
-    """One row per numeric column of each CSV or TSV file: how it began, ended, and ranged."""
+    """Return one row per numeric column of each CSV or TSV file: how it began, ended, and ranged."""
     files = [path] if path.is_file() else sorted(path.rglob("*"))
     header = ["series", "rows", "first", "last", "min", "max"]
     return _markdown(header, (row for file in files if file.suffix in {".csv", ".tsv"} for row in _series(file)))

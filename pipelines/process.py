@@ -74,7 +74,7 @@ class _MessageReader(PipesTempFileMessageReader):
             forward({"__dagster_pipes_version": "0.1", "method": "closed", "params": {}})
 
     def take_metrics(self) -> Mapping[str, float] | None:
-        """The newest metrics, if any were reported since the last call."""
+        """Return the newest metrics, if any were reported since the last call."""
         return self._newest.pop() if self._newest else None
 
 
@@ -101,7 +101,7 @@ class _DvcProcess:
                 sys.stdout.flush()
 
     def observations(self, key: AssetKey) -> Iterator[AssetObservation]:
-        """The newest metrics reported since the last call, if any."""
+        """Return the newest metrics reported since the last call, if any."""
         if metrics := self.messages.take_metrics():
             yield AssetObservation(key, metadata=number_metadata(metrics))
 
@@ -165,8 +165,9 @@ def _failure(root: Path, failed: Sequence[_DvcProcess]) -> Failure:
 
 
 def drop_torn_rwlock(root: Path) -> None:
-    """Remove DVC's file of busy outs if it is no JSON: a dvc that is killed as it writes it leaves it empty or cut off,
-    and every later dvc would refuse to run.
+    """Remove DVC's file of busy outs if it is no JSON.
+
+    A dvc that is killed while it writes the file leaves it empty or cut off, and every later dvc would refuse to run.
 
     Args:
         root: of the DVC repository.
@@ -190,7 +191,7 @@ def _end(running: Sequence[_DvcProcess]) -> None:
 
 
 def _dagster_ancestors() -> list[psutil.Process]:
-    """The processes above this one up to the topmost of Dagster.
+    """Return the processes above this one up to the topmost of Dagster.
 
     `dagster dev` leaves its run workers to themselves when it ends, and a killed run worker its steps.
     """

@@ -106,7 +106,7 @@ def lock_events(instance: DagsterInstance, root: Path, graph: Graph, checks: Seq
 
 
 def _is_same(result: AssetCheckEvaluation, latest: AssetCheckExecutionRecord | None) -> bool:
-    """Whether the latest evaluation of a check found the same value against the same bound."""
+    """Tell whether the latest evaluation of a check found the same value against the same bound."""
     event = latest.event.dagster_event if latest and latest.event else None
     if event is None or event.event_type != DagsterEventType.ASSET_CHECK_EVALUATION:
         return False

@@ -39,7 +39,7 @@ def set_metadata(path: Path) -> dict[str, MetadataValue[Any]]:
 
 
 def build_set_checks(root: Path, graph: Graph) -> list[AssetChecksDefinition]:
-    """One check for each shard set: is it what its index says, byte for byte?"""
+    """Build one check for each shard set: is it what its index says, byte for byte?"""
     return [_verified(root, out.path) for stage in graph.stages if stage.word == SHARD for out in stage.outs]
 
 
@@ -66,7 +66,7 @@ def _verified(root: Path, path: str) -> AssetChecksDefinition:
 
 
 def build_deliveries(graph: Graph) -> list[AssetSpec]:
-    """The raw deliveries, which nothing here makes: a source for each manifest that a stage reads."""
+    """Build the raw deliveries, which nothing here makes: a source for each manifest that a stage reads."""
     groups: Mapping[str, str] = {path: stage.meta.group for stage in graph.stages for path in stage.deliveries}
     return [
         AssetSpec(

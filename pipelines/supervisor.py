@@ -49,7 +49,7 @@ def _adopt_orphans() -> None:
 
 
 def _is_closed(timeout_s: float) -> bool:
-    """Whether the step has closed its end of standard input, or is gone; nothing is ever written to it."""
+    """Tell whether the step has closed its end of standard input, or is gone; nothing is ever written to it."""
     ready, _, _ = select([sys.stdin], [], [], timeout_s)
     return bool(ready)
 
@@ -77,7 +77,7 @@ def _living(known: set[psutil.Process]) -> set[psutil.Process]:
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Whether a process still runs: a zombie does not, nor one that has its id from a process that ended."""
+    """Tell whether a process still runs; a zombie does not, nor another process that was given the same id."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""`python -m shards`: datasets in, shards out: register, build, verify, look; the phantom; the identity key."""
+"""`python -m shards`: register datasets and images, build shards from them, check the shards and look at them."""
 
 import argparse
 import sys
@@ -11,7 +11,7 @@ from shards.sources.catalogue import add_sources_command
 
 
 def phantom(arguments: argparse.Namespace) -> None:
-    """Render the built-in dataset."""
+    """Render the built-in dataset: radiographs of one scanned chest, warped into many virtual patients."""
     from shards.phantom.dataset import build_phantom
     from shards.phantom.params import PhantomParams
 
@@ -28,8 +28,11 @@ def phantom(arguments: argparse.Namespace) -> None:
 
 
 def shard(arguments: argparse.Namespace) -> None:
-    """Build the shards of one batch. Finished tars are kept: after a kill or a full disk the same command goes on, and
-    leaves the same bytes."""
+    """Build the shards of one batch.
+
+    Finished tars are kept. After a kill or a full disk, the same command goes on and leaves the same bytes as a build
+    without interruption.
+    """
     from shards.build.stage import build_shards
     from shards.delivery.published_key import warn_of_published_key
     from shards.params import RegisteredSourceParams
@@ -52,10 +55,13 @@ def shard(arguments: argparse.Namespace) -> None:
 
 
 def register(arguments: argparse.Namespace) -> None:
-    """Add a dataset or a folder of images as a new batch: a manifest of its files in data/manifests, the file
-    batches/NAME.yaml that decides its shards, an item of `batches` and `mix` in the params file, a line in dvc.yaml. A
-    folder that has grown is added again under the next name; what its other batches have is left out, and their
-    patients keep their splits. With --only the project has no batch beside the new one."""
+    """Add a dataset or a folder of images to the project as a new batch.
+
+    This writes a manifest of the files to data/manifests, and batches/NAME.yaml, which decides the shards; it adds an
+    item to `batches` and `mix` in the params file and a line to dvc.yaml. The images stay where they are, and no shard
+    is built yet: `dvc repro` does that. Register a folder that has grown again under the next name: images of its
+    earlier batches are left out, and their patients keep their splits. With --only the project has no other batch.
+    """
     from shards.delivery.project import Project
     from shards.delivery.register import check_paths_fit, register_batch
     from shards.delivery.selection import parse_select
@@ -73,10 +79,14 @@ def register(arguments: argparse.Namespace) -> None:
         if arguments.labels and isinstance(source, FolderSource):
             check_paths_fit(arguments.labels, arguments.root)
     elif arguments.labels:
-        raise ConfigError(f"--labels belongs to --source folder or dicom; {arguments.source} brings its own labels")
+        raise ConfigError(
+            f"--labels belongs to --source folder or dicom; {arguments.source} brings its own labels: leave the option "
+            "out"
+        )
     elif arguments.patient_from is not None:
         raise ConfigError(
-            f"--patient-from belongs to --source folder or dicom; {arguments.source} names its own patients"
+            f"--patient-from belongs to --source folder or dicom; {arguments.source} names its own patients: leave the "
+            "option out"
         )
     register_batch(
         arguments.name,
@@ -96,25 +106,34 @@ def register(arguments: argparse.Namespace) -> None:
 
 def remove(arguments: argparse.Namespace) -> None:
     """Take a batch out of the project: its items of `batches` and `mix` in the params file, and its lines in dvc.yaml.
-    Its file, images, manifest and shards stay on the disk; registering it again brings it back."""
+
+    batches/NAME.yaml, the images, the manifest and the shards stay on the disk. Registering the batch again brings it
+    back.
+    """
     from shards.delivery.project import Project, remove_batch
 
     remove_batch(arguments.name, Project(arguments.params, arguments.dvc))
 
 
 def keep(arguments: argparse.Namespace) -> None:
-    """Keep single images in a batch's shards although the quality pass would leave them out. Their keys stand in
-    quality.parquet and quality.png of the shards, and in data/manifests/NAME.quarantine.csv; the list of kept ones is
-    data/manifests/NAME.keep.txt, a key a line. After editing it, give the command without keys."""
+    """Keep single images in a batch's shards although the quality pass would leave them out.
+
+    The keys of images are shown in quality.parquet and quality.png of the shards, and in
+    data/manifests/NAME.quarantine.csv. The kept ones are listed in data/manifests/NAME.keep.txt, one key per line.
+    After editing that list, give the command without keys.
+    """
     from shards.delivery.project import Project, keep_images
 
     keep_images(arguments.name, arguments.keys, Project(arguments.params))
 
 
 def exclude(arguments: argparse.Namespace) -> None:
-    """Exclude images of a batch from training, evaluation, embedding and the report; its shards stay as they are. Keys
-    are those of `show`, `verify` and quality.parquet. The list is data/manifests/NAME.exclude.txt, a line an image, or
-    `patient` and the key of a patient; after editing it, give the command without keys."""
+    """Exclude images of a batch from training, evaluation, embedding and the report; its shards stay as they are.
+
+    `show`, `verify` and quality.parquet give the keys of images. The excluded ones are listed in
+    data/manifests/NAME.exclude.txt, one per line: the key of an image, or `patient` and the pseudonym of a patient.
+    After editing that list, give the command without keys.
+    """
     from shards.checking.exclude import exclude_images
     from shards.delivery.exclusion import list_path, read_exclusion
     from shards.delivery.project import Project
@@ -130,43 +149,47 @@ def exclude(arguments: argparse.Namespace) -> None:
 
 
 def settings(arguments: argparse.Namespace) -> None:
-    """Give batches the sections `grid` and `shard` that the params file has now; the next `dvc repro` builds their
-    shards again with them. Each batch has its own copy in batches/NAME.yaml, from when it was registered, so that
-    another value in the params file builds nothing again by itself."""
+    """Give batches the sections `grid` and `shard` that the params file has now.
+
+    The next `dvc repro` then builds their shards again. Each batch has its own copy of these sections in
+    batches/NAME.yaml, made when it was registered, so that a change in the params file alone builds no shards again.
+    """
     from shards.delivery.project import Project, apply_settings
 
     apply_settings(arguments.names, Project(arguments.params))
 
 
 def relocate(arguments: argparse.Namespace) -> None:
-    """Say where a batch's images are now, after their folder was moved. Nothing is built or trained again: a batch is
-    what its manifest says, wherever its files lie."""
+    """Say where a batch's images are now, after their folder was moved.
+
+    Nothing is built or trained again, because a batch is defined by its manifest, wherever its files are.
+    """
     from shards.delivery.project import Project, relocate_batch
 
     relocate_batch(arguments.name, arguments.root, Project(arguments.params))
 
 
 def new_key(arguments: argparse.Namespace) -> None:
-    """Write a new secret identity key."""
+    """Write a new identity key: the secret under which ids become pseudonyms and patients get their splits."""
     from shards.identity import KEY_FILE_VARIABLE, create_key
 
     fingerprint = create_key(arguments.path)
-    print(f"wrote {arguments.path}, readable by you alone; keep it out of git and DVC, and keep a copy safe")
-    print(f"now: export {KEY_FILE_VARIABLE}={arguments.path}")
-    print(f"`register` enters its fingerprint, {fingerprint}, in batches/NAME.yaml")
+    print(f"wrote {arguments.path}, which only you can read; keep it out of git and DVC, and a copy in a safe place")
+    print(f"now run: export {KEY_FILE_VARIABLE}={arguments.path}")
+    print(f"its fingerprint is {fingerprint}; `register` writes it to batches/NAME.yaml")
 
 
 _EPILOG = """from images to shards:
-  python -m shards sources                            what there is, and what to put where
-  python -m shards key new ~/ace-id.key               once; export ACE_ID_KEY_FILE=~/ace-id.key
-  python -m shards register NAME FOLDER --source KIND
-  python -m shards build --batch NAME                 what `dvc repro` runs
-  python -m shards verify data/shards/NAME            then stats, show
-  python -m shards gallery --batch NAME --out FILE.html
-  python -m shards keep NAME KEY …                    images that the quality pass left out by mistake
-  python -m shards exclude NAME KEY …                 images that nothing shall read any more
-  python -m shards relocate NAME FOLDER               its images were moved
-  python -m shards remove NAME                        the project without this batch
+  python -m shards sources                               list datasets, and the files that each needs
+  python -m shards key new ~/ace-id.key                  once; then export ACE_ID_KEY_FILE=~/ace-id.key
+  python -m shards register NAME FOLDER --source KIND    add a dataset or your own images
+  python -m shards build --batch NAME                    build its shards; `dvc repro` runs this
+  python -m shards verify data/shards/NAME               check the shards; then see stats, show
+  python -m shards gallery --batch NAME --out FILE.html  look through all images
+  python -m shards keep NAME KEY …                       keep images that the quality pass left out by mistake
+  python -m shards exclude NAME KEY …                    exclude images from everything that reads the batch
+  python -m shards relocate NAME FOLDER                  say where its images are after a move
+  python -m shards remove NAME                           take the batch out of the project
 """
 
 
@@ -184,12 +207,25 @@ def build_parser() -> argparse.ArgumentParser:
         "phantom", help="render the built-in dataset of real anatomy", description=phantom.__doc__
     )
     add_params_options(command)
-    command.add_argument("--out", type=Path, default=Path("data/phantom"), metavar="DIR")
-    command.add_argument("--num-patients", type=int, metavar="N", help="these four: default as in the params file")
-    command.add_argument("--images-per-patient", type=int, metavar="M", help="at most M images of each patient")
-    command.add_argument("--size", type=int, metavar="PX", help="height and width of an image, up to 1024")
-    command.add_argument("--seed", type=int, metavar="S")
-    command.add_argument("--num-workers", type=count, metavar="N", help="processes; default: one a core")
+    section = "in the section `phantom` of the params file"
+    command.add_argument("--out", type=Path, default=Path("data/phantom"), metavar="DIR", help="default: data/phantom")
+    command.add_argument(
+        "--num-patients", type=int, metavar="N", help=f"virtual patients; default: num_patients {section}"
+    )
+    command.add_argument(
+        "--images-per-patient",
+        type=int,
+        metavar="M",
+        help=f"at most M images of each patient; default: images_per_patient {section}",
+    )
+    command.add_argument(
+        "--size",
+        type=int,
+        metavar="PX",
+        help=f"height and width of an image in pixels, at most 1024; default: size_px {section}",
+    )
+    command.add_argument("--seed", type=int, metavar="S", help=f"seed of all draws; default: seed {section}")
+    command.add_argument("--num-workers", type=count, metavar="N", help="processes that render; default: one per core")
     command.set_defaults(run=phantom)
 
     command = commands.add_parser(
@@ -199,93 +235,101 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--batch", required=True, metavar="NAME", help="a key of `batches` in the params file")
     command.add_argument("--out", type=Path, metavar="DIR", help="default: data/shards/NAME")
     where = command.add_mutually_exclusive_group()
-    where.add_argument("--num-workers", type=count, metavar="N", help="processes; default: one a core")
+    where.add_argument(
+        "--num-workers", type=count, metavar="N", help="processes that build tars; default: one per core"
+    )
     where.add_argument(
         "--ray",
         metavar="ADDRESS",
-        help="build on a Ray cluster (ray://HOST:10001, auto, or local) whose nodes see the same files and folders, "
-        "ACE_SCRATCH among them",
+        help="build on a Ray cluster (ray://HOST:10001, auto, or local) instead; its machines must see the images, the "
+        "project and ACE_SCRATCH under the same paths",
     )
     command.set_defaults(run=shard)
 
     command = commands.add_parser("register", help="add a dataset or your own images", description=register.__doc__)
-    command.add_argument("name", help="name of the new batch, as clinic-b000; a batch never changes")
-    command.add_argument("root", type=Path, help="its folder; the files stay where they are")
+    command.add_argument("name", metavar="NAME", help="name of the new batch, as clinic-b000; a batch never changes")
+    command.add_argument(
+        "root", type=Path, metavar="FOLDER", help="folder of the images; the files stay where they are"
+    )
     command.add_argument(
         "--source",
         default="folder",
         metavar="KIND",
-        help="what the folder holds: `python -m shards sources` lists the kinds; default: folder, any images",
+        help="the dataset in the folder, one of the kinds that `python -m shards sources` lists; default: folder, "
+        "which is any images",
     )
     command.add_argument(
         "--labels",
         type=Path,
         metavar="CSV",
-        help="for `folder`: column path, optional patient, study, view, split, sex, age_years, labels (1, 0, -1, "
-        "empty), masks (mask:NAME), boxes and landmarks (box:LABEL, landmark:NAME, height, width), images without a "
-        "row are left out; for `dicom`: column sop_uid, and labels",
+        help="a CSV of labels and more. For `folder`: the column path, and optionally patient, study, view, split, "
+        "sex, age_years, labels (1, 0, -1 or empty), masks (mask:NAME), boxes and landmarks (box:LABEL, landmark:NAME, "
+        "height, width); images without a row are left out. For `dicom`: the column sop_uid, and labels",
     )
     command.add_argument(
         "--patient-from",
         metavar="REGEX",
-        help="for `folder` and `dicom`: a regular expression that finds the patient in each image's path below the "
-        "folder: its first group, or all that it finds. Default: the CSV's column patient, or the Patient ID; a folder "
-        "without either is split image by image",
+        help="for `folder` and `dicom`: a regular expression that is searched in each image's path below the folder; "
+        "the patient is its first group, or all that it matches. Default: the column patient of the CSV, or DICOM's "
+        "Patient ID; without either, images are split one by one",
     )
     command.add_argument(
         "--site",
         metavar="NAME",
-        help="for `folder` and `dicom`: who gave the patients their ids; patients of one id are one person within a "
-        "site, and other people in another. Default: that of earlier batches of the folder or name, or else the "
-        "batch's name without its number",
+        help="for `folder` and `dicom`: the hospital or project that gave the patients their ids; the same id means "
+        "the same person within a site, and different people at two sites. Default: the site of earlier batches of "
+        "this folder or name, otherwise the batch's name without its number",
     )
     command.add_argument(
         "--modality",
         metavar="WORD",
-        help="for `folder` and `dicom`: what the pictures are, as chest, fundus or a word of your own; a training mix "
-        "of several kinds is refused unless pretrain.accept_mixed_images is true. Default: that of earlier batches of "
+        help="for `folder` and `dicom`: the kind of pictures: chest, fundus or a word of your own; a training mix of "
+        "several kinds is refused unless pretrain.accept_mixed_images is true. Default: the kind of earlier batches of "
         "the site",
     )
     command.add_argument(
         "--weight",
         type=float,
         metavar="W",
-        help="share in training; 0: none, a set to measure on; default: 1, each image once an epoch",
+        help="how often each training image is shown per epoch; 0 for a batch that is only measured on; default: 1",
     )
     command.add_argument(
         "--normalize",
         choices=("shared", "own"),
         default="shared",
-        help="mean and std in training: shared: those of an earlier batch of the same source and site, so that a model "
-        "has one for all of them; own: those of the batch's own images; default: shared",
+        help="the mean and std that training uses. shared: those of an earlier batch of the same source and site, so "
+        "that a model has one normalisation for all of them; own: those of the batch's own images. Default: shared",
     )
     command.add_argument(
         "--splits",
         choices=("official", "hash"),
         default="official",
-        help="official: the dataset's own splits where it has them; hash: all patients by their keyed hash",
+        help="official: the dataset's own splits if it has any; hash: each patient's split follows from a keyed hash. "
+        "Default: official",
     )
     command.add_argument(
         "--select",
         action="append",
         metavar="KEY=VALUE",
-        help="take these images of the folder alone, as view=frontal, view=PA,AP, body_part=chest, label=Edema,Mass, "
-        "age=18.., sex=F; several: each must hold; images of which the value is unknown stay unless unknown=drop. "
-        "Default: frontal views alone of public chest radiographs, and of your own images where some are known to be "
-        "frontal; view=any takes all views",
+        help="take only images that fulfil this rule: view=frontal, view=PA,AP, body_part=chest, label=Edema,Mass, "
+        "age=18.. or sex=F. May be repeated; then every rule must hold. Images whose value is unknown are taken too, "
+        "unless unknown=drop is given. Default: only frontal views, for public chest radiographs and for your own "
+        "images if some are known to be frontal; view=any takes all views",
     )
-    command.add_argument("--sex", action="store_true", help="let the shards say the sex; default: they do not")
+    command.add_argument(
+        "--sex", action="store_true", help="store the patients' sex in the shards; default: it is not stored"
+    )
     command.add_argument(
         "--only",
         action="store_true",
-        help="make it the project's only batch: take all others out of params.yaml and dvc.yaml (their shards stay on "
-        "the disk) and measure on it",
+        help="make this the project's only batch, and measure on it: all others are taken out of params.yaml and "
+        "dvc.yaml, and their shards stay on the disk",
     )
     _add_project_options(command)
     command.set_defaults(run=register)
 
     command = commands.add_parser("remove", help="take a batch out of the project", description=remove.__doc__)
-    command.add_argument("name", help="a key of `batches` in the params file, as phantom-b000")
+    command.add_argument("name", metavar="NAME", help="a key of `batches` in the params file, as phantom-b000")
     _add_project_options(command)
     command.set_defaults(run=remove)
 
@@ -293,46 +337,63 @@ def build_parser() -> argparse.ArgumentParser:
         "keep", help="keep single images that the quality pass leaves out", description=keep.__doc__
     )
     command.add_argument("name", metavar="NAME", help="a key of `batches` in the params file, as clinic-b000")
-    command.add_argument("keys", nargs="*", metavar="KEY", help="of an image; none: take the list as it was edited")
+    command.add_argument(
+        "keys", nargs="*", metavar="KEY", help="keys of images; without any, the list is taken as you edited it"
+    )
     _add_params_option(command)
     command.set_defaults(run=keep)
 
     command = commands.add_parser(
-        "exclude", help="exclude single images or a patient from all that reads a batch", description=exclude.__doc__
+        "exclude",
+        help="exclude single images or patients from everything that reads a batch",
+        description=exclude.__doc__,
     )
     command.add_argument("name", metavar="NAME", help="a key of `batches` in the params file, as clinic-b000")
-    command.add_argument("keys", nargs="*", metavar="KEY", help="of an image; none: take the list as it was edited")
     command.add_argument(
-        "--patient", action="append", default=[], metavar="KEY", help="of a patient, all of whose images are meant"
+        "keys", nargs="*", metavar="KEY", help="keys of images; without any, the list is taken as you edited it"
+    )
+    command.add_argument(
+        "--patient",
+        action="append",
+        default=[],
+        metavar="PSEUDONYM",
+        help="pseudonym of a patient, all of whose images in the batch are excluded; may be repeated",
     )
     what = command.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="print the list and change nothing")
     what.add_argument(
-        "--undo", nargs="*", metavar="KEY", help="take these, and those of --patient, off the list: they are read again"
+        "--undo",
+        nargs="*",
+        metavar="KEY",
+        help="take these images, and the patients of --patient, off the list again",
     )
     _add_project_options(command)
     command.set_defaults(run=exclude)
 
     command = commands.add_parser(
-        "settings", help="build batches again with the params file's grid and shard", description=settings.__doc__
+        "settings", help="have batches built again with the params file's grid and shard", description=settings.__doc__
     )
-    command.add_argument("names", nargs="*", metavar="NAME", help="a key of `batches` in the params file; none: all")
+    command.add_argument(
+        "names", nargs="*", metavar="NAME", help="keys of `batches` in the params file; default: all batches"
+    )
     _add_params_option(command)
     command.set_defaults(run=settings)
 
     command = commands.add_parser("relocate", help="say where a batch's images are now", description=relocate.__doc__)
     command.add_argument("name", metavar="NAME", help="a key of `batches` in the params file, as clinic-b000")
-    command.add_argument("root", type=Path, metavar="FOLDER", help="where the images are")
+    command.add_argument("root", type=Path, metavar="FOLDER", help="folder of the images now")
     _add_params_option(command)
     command.set_defaults(run=relocate)
 
     add_sources_command(commands)
     add_look_commands(commands)
-    key = commands.add_parser("key", help="the secret behind patient pseudonyms and splits").add_subparsers(
-        required=True
-    )
+    key = commands.add_parser(
+        "key", help="make an identity key, the secret behind patients' pseudonyms and splits"
+    ).add_subparsers(required=True, metavar="COMMAND")
     command = key.add_parser("new", help="write a new key file", description=new_key.__doc__)
-    command.add_argument("path", type=Path)
+    command.add_argument(
+        "path", type=Path, metavar="PATH", help="the new file, outside any git work tree, as ~/ace-id.key"
+    )
     command.set_defaults(run=new_key)
     return parser
 

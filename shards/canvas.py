@@ -98,8 +98,7 @@ def resized_mask(
 
 
 def connected_parts(mask: Bool[np.ndarray, "height width"]) -> tuple[int, Int[np.ndarray, "height width"]]:
-    """Number the connected parts of a mask; return how many there are, and each pixel's number, from 1, or 0
-    outside."""
+    """Number the connected parts of a mask; returns how many there are, and each pixel's number, 0 outside the mask."""
     num_with_outside, parts = cv2.connectedComponents(np.ascontiguousarray(mask).view(np.uint8), connectivity=8)
     return num_with_outside - 1, parts
 

@@ -1,4 +1,4 @@
-"""Share between the commands of `shards` and `ace`: the params file, overrides, and errors without a traceback."""
+"""Command-line helpers of `shards` and `ace`: the params file, overrides, and errors without a traceback."""
 
 import argparse
 import os
@@ -24,14 +24,15 @@ def add_params_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="SECTION.KEY=VALUE",
-        help="use another value than the file's, for a run outside DVC (inside: dvc exp run -S SECTION.KEY=VALUE)",
+        help="use this value instead of the file's, for a run outside DVC; may be repeated. With DVC use dvc exp run "
+        "-S SECTION.KEY=VALUE",
     )
 
 
 def count(text: str) -> int:
     """Parse an option that counts from 1."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected a whole number from 1")
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number, at least 1")
     return int(text)
 
 
@@ -69,7 +70,9 @@ def _overridden(values: dict[str, Any], assignments: Sequence[str], where: str) 
         for parent in parents:
             section = section.get(parent) if isinstance(section, dict) else None
         if not isinstance(section, dict):
-            raise ConfigError(f"--set {assignment}: {where} has no '{'.'.join(parents)}'")
+            raise ConfigError(
+                f"--set {assignment}: {where} has no section '{'.'.join(parents)}'; expected one of {', '.join(values)}"
+            )
         section[key] = YAML(typ="safe", pure=True).load(text)
     return values
 
@@ -90,7 +93,7 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
         _drop_unwritten_output()
         return 1 if isinstance(error, OutOfReachError) else 2
     except KeyboardInterrupt:
-        print("interrupted; run the same command again: it goes on with what was kept", file=sys.stderr)
+        print("interrupted; finished work is kept: the same command goes on from it", file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever reads the output, as `head`, has had enough
         _drop_unwritten_output()

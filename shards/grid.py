@@ -97,8 +97,10 @@ class GridSpec:
         return self.t * self.cell_px
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values; `from_json` turns them back. A None is left out, as in files from before the
-        field existed."""
+        """Return plain values; `from_json` turns them back.
+
+        A None is left out, as in files from before the field existed.
+        """
         values = asdict(self) | {"scales": [asdict(scale) for scale in self.scales]}
         return {name: value for name, value in values.items() if value is not None}
 
@@ -204,8 +206,10 @@ def draw_crop_pair(spec: GridSpec, scale: Scale, rng: np.random.Generator) -> Cr
 
 
 def _pair(spec: GridSpec, scale: Scale, table: "_PairTable", rank: int, jitter: Sequence[float]) -> CropPair:
-    """Make the pair of a rank among the allowed ones and three numbers of [0, 1): the jitter square's area and
-    position."""
+    """Make a crop pair from its rank among the allowed ones and three numbers in [0, 1).
+
+    The numbers give the jitter square's area and position.
+    """
     (row_coarse, row_fine), (col_coarse, col_fine) = table.pair(rank)
     area, row, col = jitter
     side = spec.canvas_px * math.sqrt(spec.min_jitter_area + (1.0 - spec.min_jitter_area) * area)
@@ -280,6 +284,5 @@ def _axis_pairs(n: int, t: int, factor: int) -> dict[int, list[tuple[int, int]]]
 
 
 def _shared(coarse: int, fine: int, factor: int, t: int) -> tuple[int, int]:
-    """Return the first and one past the last cell along one axis that both crops cover; crossed over if there is
-    none."""
+    """Return the first and one past the last cell of an axis that both crops cover; swapped if they share no cell."""
     return max(coarse, fine), min(coarse + factor * t, fine + t)

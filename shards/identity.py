@@ -1,5 +1,7 @@
-"""Pseudonyms and splits from a keyed hash: the same patient always gets the same ones, and nobody without the key can
-tell which patient that is."""
+"""Derive pseudonyms and splits from a keyed hash.
+
+The same patient always gets the same ones, and nobody without the key can tell which patient that is.
+"""
 
 import hashlib
 import hmac
@@ -45,8 +47,7 @@ class IdKey:
         return self._digest(purpose, name).hex()[:16]
 
     def position(self, patient: str) -> float:
-        """Hash a patient to a position in [0, 1): uniform over patients, the same whatever other patients there
-        are."""
+        """Hash a patient to a position in [0, 1): uniform over patients, the same whatever other patients there are."""
         return int.from_bytes(self._digest("split", patient)[:8], "big") / 2**64
 
     def _digest(self, purpose: str, name: str) -> bytes:
@@ -158,7 +159,7 @@ def create_key(path: Path) -> str:
     tree = next((parent for parent in (folder, *folder.parents) if (parent / ".git").exists()), None)
     if tree is not None:
         raise IdKeyError(
-            f"{path} lies in the git work tree {tree}; choose a place outside it, so that it is never published"
+            f"{path} lies in the git work tree {tree}; choose a path outside it, so that the key is never published"
         )
     folder.mkdir(parents=True, exist_ok=True)
     key = IdKey(secrets.token_bytes(_KEY_BYTES), is_public=False)

@@ -247,8 +247,10 @@ class MeasuredParams(Section):
 
 
 class SelectParams(Section):
-    """Rules that select the images of a delivery: those are taken that fit every rule; a rule that is not there
-    takes all."""
+    """Hold rules that select images of a delivery.
+
+    An image is taken if it fits every rule; without a rule, all are taken.
+    """
 
     view: tuple[str, ...] | None = None
     """Codes as PA; `frontal` and `lateral` stand for all codes of their kind (docs/register.md)."""
@@ -273,7 +275,7 @@ class SelectParams(Section):
     def _ages_are_in_order(self) -> Self:
         first, last = self.ages
         if first > last:
-            raise ValueError(f"age {self.age}: from {first:g} to {last:g} years are none; write the lower one first")
+            raise ValueError(f"age {self.age}: expected the lower age first, found {first:g} before {last:g} years")
         return self
 
 

@@ -72,8 +72,10 @@ class TurnedParams(Section):
 
 
 class LateralParams(Section):
-    """Images called frontal that look like no frontal image of the batch, nor do their middles; both bounds must be
-    passed."""
+    """Find images that are called frontal but do not look like it.
+
+    Such an image is unlike every frontal image of the batch, and so is its middle; both bounds must be passed.
+    """
 
     action: Action
     """Action on these images."""

@@ -118,9 +118,9 @@ def test_every_mistake_is_listed_at_once() -> None:
         ({"grid__cell_px": 8}, "token grid is 4×4, expected t×t = 8×8"),
         ({"pretrain__backbone__name": "vit_tiny_patch16_22"}, "did you mean"),
         ({"pretrain__backbone__model_args__depth": None}, "gives no value for ['depth']"),
-        ({"evaluate__batch": "elsewhere"}, "evaluate.batch is 'elsewhere'; batches has ['phantom-b000']"),
+        ({"evaluate__batch": "elsewhere"}, "evaluate.batch is 'elsewhere'; expected one of ['phantom-b000']"),
         ({"phantom__num_patients": 40}, "test patients and evaluate.properties.decomposition needs 32"),
-        ({"mix__phantom-b000__weight": 0}, "every batch has weight 0"),
+        ({"mix__phantom-b000__weight": 0}, "every batch in mix has weight 0"),
         ({"pretrain__warmup_epochs": 1000}, "warm-up must be shorter"),
         ({"pretrain__crops": "bank", "shard__num_bank_pairs": 0}, "'bank' and shard.num_bank_pairs is 0"),
         ({"pretrain__batch_size": 15}, "parts of 15 image(s) for 1 process(es) × num_micro_batches 1, and"),
@@ -207,7 +207,7 @@ def test_a_configuration_with_a_base_is_laid_over_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("base", "reason"), [("b", "a → b → a: a configuration cannot be its own base"), ("c", "configuration 'c' is not")]
+    ("base", "reason"), [("b", "a → b → a: a configuration cannot be its own base"), ("c", "has no configuration 'c'")]
 )
 def test_a_base_that_leads_nowhere_is_refused(base: str, reason: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=reason):
@@ -325,7 +325,7 @@ def test_a_project_without_a_batch_of_the_phantom_needs_no_section_of_it() -> No
     check(values, **{"nih-b000": source})
     of_phantom = changed()
     del of_phantom["phantom"]
-    assert "the section `phantom` is missing" in error_of(of_phantom)
+    assert "params.yaml has no section `phantom`" in error_of(of_phantom)
 
 
 EARLIER_EVALUATION = """# of an earlier version

@@ -39,7 +39,7 @@ def augment_batch(crops: Crops, augmentations: Augmentations, params: AugmentPar
 
 
 def _steps(params: AugmentParams) -> list[tuple[int, Step]]:
-    """In order, with the column that tells whether a step is taken."""
+    """List the steps in order, each with the column that tells whether it is taken."""
     return [
         (CONTRAST, lambda crops, drawn: change_brightness_contrast(crops, drawn[CONTRAST], drawn[SHIFT])),
         (SIGMA, lambda crops, drawn: blur(crops, drawn[SIGMA], max_sigma_px=params.blur.max_sigma_px)),
@@ -102,7 +102,7 @@ def gaussian_weights(sigma_px: Drawn, *, radius: int) -> Float[Tensor, "crops ta
 def _with_rows(
     crops: Crops, rows: Int[Tensor, " changed"], changed: UInt8[Tensor, "changed channels size size"]
 ) -> Crops:
-    """The crops with some of them replaced."""
+    """Return the crops with some of them replaced."""
     # Whole rows are gathered five times faster on the CPU than they are scattered.
     source = torch.arange(len(crops), device=crops.device)
     source.index_copy_(0, rows, torch.arange(len(crops), len(crops) + len(changed), device=crops.device))
@@ -116,8 +116,11 @@ def _radius(sigma_px: float) -> int:
 def _weighted(
     crops: Float[Tensor, "crops channels height width"], weights: Float[Tensor, "crops taps"], *, dim: int
 ) -> Float[Tensor, "crops channels height width"]:
-    """The weighted sum of neighbours along one axis, by taps rather than as a convolution: a library may round those to
-    fewer bits (TF32) or transform them, and then a crop's pixels would depend on its batch."""
+    """Sum neighbours along one axis with weights, by taps rather than as a convolution.
+
+    A library may round a convolution to fewer bits (TF32) or transform it, and then a crop's pixels would depend on its
+    batch.
+    """
     size, radius = crops.shape[dim], weights.shape[1] // 2
     padded = clahe.mirrored(crops, radius, radius, dim=dim)
     total = torch.zeros_like(crops)

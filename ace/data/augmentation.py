@@ -60,8 +60,9 @@ def draw_augmentation(params: AugmentParams, rng: np.random.Generator, *, size_p
 
 @dataclass(frozen=True)
 class Augmentations:
-    """The records of a batch, on the host and beside the crops: the host knows which crops each step touches and how
-    many they are, so that nothing waits for the device to tell.
+    """Hold the records of a batch twice: on the host, and on the device beside the crops.
+
+    The host knows which crops each step touches and how many they are, so that nothing waits for the device to tell.
 
     Attributes:
         on_host: One row a crop, NaN in the columns of steps that are left out.
@@ -85,16 +86,15 @@ class Augmentations:
         return _beside_the_crops(values, [[record.erased for record in crops] for crops in records])
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> "Augmentations":
-        """With the device's copy moved."""
+        """Return a copy whose records beside the crops are moved to another device."""
         return replace(self, on_device=function(self.on_device))
 
     def sliced(self, part: slice) -> "Augmentations":
-        """Those of some samples."""
+        """Return the records of some samples."""
         return Augmentations(self.on_host[part], self.on_device[part], self.erasures[part])
 
     def rows(self, column: int) -> Int[Tensor, " rows"] | None:
-        """Return the indices of the crops that a step changes, counted through the batch, on the device; None for
-        none."""
+        """Return the indices in the batch of the crops that a step changes, on the device; None if there are none."""
         num_rows = int((~np.isnan(self.on_host[..., column])).sum())
         if num_rows == 0:
             return None

@@ -41,8 +41,10 @@ class CropPairItem:
 
 @dataclass(frozen=True)
 class ViewItem:
-    """One sample's views as the loader's processes make them, those of the teacher first, and how each is still to be
-    augmented."""
+    """Hold one sample's views as the loader's processes make them, those of the teacher first.
+
+    With them goes how each is still to be augmented.
+    """
 
     views: list[Pixels]
     shown: list[Shown]
@@ -77,8 +79,10 @@ class Batch(ABC):
         return len(self.keys)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Hand the crops to another process in shared memory, where each tensor costs a file and a handshake, and all
-        else as arrays in the message itself."""
+        """Hand a sample to another process, the crops in shared memory and all else as arrays in the message.
+
+        In shared memory each tensor costs a file and a handshake.
+        """
         return {
             name: value.numpy() if isinstance(value, Tensor) and not _has_pixels(value) else value
             for name, value in self.__dict__.items()
@@ -89,20 +93,20 @@ class Batch(ABC):
         self.__dict__.update(state | arrays)
 
     def split(self: AnyBatch, num_parts: int) -> list[AnyBatch]:
-        """The batch in equal parts, in order; `num_parts` divides its length."""
+        """Split the batch into equal parts, in order; `num_parts` divides its length."""
         size = len(self) // num_parts
         return [self._sliced(slice(first, first + size)) for first in range(0, len(self), size)]
 
     def to(self: AnyBatch, device: torch.device) -> AnyBatch:
-        """The batch on a device; from pinned memory the copy runs beside the computation."""
+        """Move the batch to a device; from pinned memory the copy runs beside the computation."""
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self: AnyBatch) -> AnyBatch:
-        """The batch in page-locked memory (torch's loader calls this)."""
+        """Return the batch in page-locked memory (torch's loader calls this)."""
         return self._mapped(Tensor.pin_memory)
 
     def share_memory(self: AnyBatch) -> AnyBatch:
-        """The batch with its crops in memory that other processes can be handed.
+        """Return the batch with its crops in memory that other processes can be handed.
 
         Raises:
             RuntimeError: there is no room for them.
@@ -207,7 +211,7 @@ class PairBatch(Batch):
         return self.fine_shown > VISIBLE_ABOVE
 
     def augmented(self, params: AugmentParams) -> "PairBatch":
-        """With the crops augmented as was drawn for them, where they are."""
+        """Return a copy whose crops are augmented as was drawn for them, on their own device."""
         whole, erased, donated = self._augmented(torch.stack([self.coarse, self.fine], 1), params)
         coarse, fine = whole.unbind(1)
         return replace(
@@ -243,7 +247,7 @@ class ViewBatch(Batch):
     num_teacher_views: int
 
     def augmented(self, params: AugmentParams) -> "ViewBatch":
-        """With the views augmented as was drawn for them, where they are."""
+        """Return a copy whose views are augmented as was drawn for them, on their own device."""
         views, erased, donated = self._augmented(self.views, params)
         return replace(self, views=views, erased=erased, donated=donated, augmentations=None)
 

@@ -41,7 +41,7 @@ def eight_bits(levels: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
 
 
 def mirrored(images: Tensor, before: int, after: int, *, dim: int) -> Tensor:
-    """Images made longer along an axis, mirrored at the centres of the first and the last pixel, as often as needed."""
+    """Lengthen images along an axis by mirroring them, as often as needed, at the centres of the outermost pixels."""
     size = images.shape[dim]
     period = max(2 * (size - 1), 1)
 
@@ -53,8 +53,10 @@ def mirrored(images: Tensor, before: int, after: int, *, dim: int) -> Tensor:
 
 
 def _tile_sides(height: int, width: int, num_tiles: int) -> tuple[int, int]:
-    """Return the sides of a tile; where one does not divide, OpenCV lengthens both, a side that does by a pixel a
-    tile."""
+    """Return the sides of a tile, as OpenCV does.
+
+    If one side of the image does not divide into tiles, both are lengthened, one that does divide by a pixel a tile.
+    """
     if height % num_tiles == 0 and width % num_tiles == 0:
         return height // num_tiles, width // num_tiles
     return height // num_tiles + 1, width // num_tiles + 1
@@ -89,7 +91,7 @@ def _curves(counts: Int[Tensor, "images tiles levels"], num_pixels: int) -> Floa
 def _mixed(
     images: Images, curves: Float[Tensor, "images tiles levels"], tile_height: int, tile_width: int, num_tiles: int
 ) -> Images:
-    """Every pixel through the curves of the four tiles whose centres surround it, mixed by nearness."""
+    """Map every pixel by the curves of the four tiles whose centres surround it, mixed by nearness."""
     above, below, down = _neighbours(images.shape[1], tile_height, num_tiles, images.device)
     left, right, across = _neighbours(images.shape[2], tile_width, num_tiles, images.device)
     down = down[:, None]
@@ -109,8 +111,10 @@ def _mixed(
 def _neighbours(
     size: int, tile: int, num_tiles: int, device: torch.device
 ) -> tuple[Int[Tensor, " size"], Int[Tensor, " size"], Float[Tensor, " size"]]:
-    """Along one axis: the tiles whose centres lie before and after each pixel, and how far it is from the first to the
-    second; at the ends both are the last."""
+    """Find the tiles whose centres lie before and after each pixel of one axis, and how far the pixel is between them.
+
+    At the ends of the axis both tiles are the last one.
+    """
     # The inverse in single precision, and no division, as the oracle has it: it decides where a mix is rounded.
     inverse = float(np.float32(1) / np.float32(tile))
     place = torch.arange(size, dtype=torch.float32, device=device) * inverse - 0.5

@@ -25,7 +25,7 @@ _ROUNDING = 1e-6
 
 
 def resample(image: Pixels, window: Window, size_px: int) -> Crop:
-    """The window as a square of `size_px`, bilinear, antialiased where it shrinks.
+    """Resample the window to a square of `size_px`, bilinear, and antialiased where it shrinks.
 
     Equals resampling the jitter square to canvas size and cropping that, but touches only the crop's pixels.
 
@@ -63,7 +63,7 @@ def resample_all(sample: Sample, windows: Sequence[Window], size_px: int) -> lis
 
 
 def resample_region(region: Region, window: Window, size_px: int) -> Crop:
-    """The window as a square of `size_px`: whole blocks averaged, then bilinear; several times as fast as `resample`.
+    """Resample the window by averaging whole blocks, then bilinear; several times as fast as `resample`.
 
     The blocks are the least number of pixels that leaves no fewer than one pixel of the crop to each, so a window of
     1.8 to 2 pixels to one of the crop becomes averages of 2, each at its block's centre, and those are interpolated.
@@ -109,8 +109,11 @@ class _Axis(NamedTuple):
 
 
 def _axis(low: float, high: float, offset: int, length: int, size_px: int) -> _Axis | None:
-    """For the window low..high of the canvas, of which the region holds `length` pixels from `offset` on; None where
-    whole blocks are too coarse for it or do not cover it."""
+    """Choose the blocks to average for the window low..high of the canvas; None if there is no such choice.
+
+    The region holds `length` pixels of the canvas, from `offset` on. None is returned if whole blocks are too coarse
+    for the window or do not cover it.
+    """
     ratio = (high - low) / size_px
     factor = _factor(ratio)
     # Blocks are counted from the canvas's edge, so that a crop does not depend on how much was decoded around it.
@@ -139,8 +142,11 @@ def _factor(ratio: float) -> int:
 
 
 def _cover(windows: Sequence[Window], size_px: int) -> Rectangle:
-    """The pixels that any of the windows is made of: on every side one block more, and what of the next one may be cut
-    off because blocks are counted from the canvas's edge."""
+    """Return the range of pixels that any of the windows is made of.
+
+    On every side it holds one block more, and what of the next one may be cut off because blocks are counted from the
+    canvas's edge.
+    """
     row0s, col0s, row1s, col1s = zip(*windows, strict=True)
     factor = max(_factor((row1 - row0) / size_px) for row0, row1 in zip(row0s + col0s, row1s + col1s, strict=True))
     margin = 2 * factor - 1

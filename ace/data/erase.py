@@ -63,7 +63,7 @@ def draw_erasure(params: EraseParams, rng: np.random.Generator, *, size_px: int)
 
 
 def _draw_rectangle(params: EraseParams, rng: np.random.Generator, size_px: int) -> Rectangle:
-    """A rectangle whose area is that of a square with the drawn side, but where it would not fit into the crop."""
+    """Draw a rectangle with the area of a square of the drawn side, unless it would not fit into the crop."""
     side = rng.uniform(params.min_side, params.max_side) * size_px
     stretch = math.sqrt(params.max_aspect ** rng.uniform(-1.0, 1.0)) if params.max_aspect > 1 else 1.0
     height, width = (min(max(round(length), 1), size_px) for length in (side * stretch, side / stretch))
@@ -159,7 +159,7 @@ def _pixels(rectangles: Sequence[Sequence[Rectangle]], crops: Crops) -> Tensor:
 
 
 def _levels(fill: Fill, crops: Crops, seeds: Int[Tensor, " crops"]) -> Crops:
-    """The fill of every pixel of each crop; all sums are of integers, so that devices agree to the bit."""
+    """Return the fill of every pixel of each crop; all sums are of integers, so that devices agree to the bit."""
     channels, size_px = crops.shape[1:3]
     if fill == "mean":
         sums = crops.flatten(2).sum(2, dtype=torch.int64)

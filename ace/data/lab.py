@@ -68,7 +68,7 @@ def lab_of(colours: Colours) -> Colours:
 
 
 def rgb_of(lab: Colours) -> Colours:
-    """The inverse of `lab_of`, but for rounding; what lies outside of sRGB is cut to it."""
+    """Invert `lab_of`, but for rounding; what lies outside of sRGB is cut to it."""
     tables = _tables(lab.device)
     lightness, green_red, blue_yellow = lab.unbind(1)
     middle = _look_up(tables.middle, lightness)
@@ -89,7 +89,7 @@ def _product(matrix: np.ndarray, planes: Sequence[Plane]) -> list[Plane]:
 
 
 def _divided(values: Plane, steps: int) -> Plane:
-    """By a power of two, rounded to the nearest, a half up."""
+    """Divide by a power of two and round to the nearest integer, halves up."""
     return (values + steps // 2) >> (steps.bit_length() - 1)
 
 

@@ -55,7 +55,7 @@ _NUM_TENSORS = 2
 
 
 class NoBatchError(OutOfReachError):
-    """No batch came, however long it was waited for: the same command may succeed later."""
+    """The loader gave no batch within its timeout; the same command may succeed later."""
 
 
 class CropDataset(Dataset[CropPairItem | ViewItem]):
@@ -113,7 +113,7 @@ class CropDataset(Dataset[CropPairItem | ViewItem]):
         return batch_size * num_crops * self.in_channels * self.spec.crop_px**2 + _NUM_TENSORS * _PAGE_BYTES
 
     def __getitem__(self, request: Request) -> CropPairItem | ViewItem:
-        """The crop pair, or the views, that this sample gets at this step."""
+        """Return the crop pair, or the views, that this sample gets at this step."""
         shard_set, position, step, epoch = request
         sample = self.readers[shard_set].read(int(self.rows[shard_set][position]))
         rng = _generator(self.seed, step, sample.key)
@@ -131,8 +131,10 @@ class CropDataset(Dataset[CropPairItem | ViewItem]):
         return CropPairItem(coarse, fine, pair, normalisation, sample.key, *both)
 
     def __getitems__(self, requests: Sequence[Request]) -> "list[CropPairItem | ViewItem] | UserError":
-        """The items of one step; what a user can cause is handed over as it is, not as a traceback of the process that
-        found it."""
+        """Read the items of one step.
+
+        An error that a user can cause is handed over as it is, not as a traceback of the process that found it.
+        """
         try:
             return [self[request] for request in requests]
         except UserError as error:
@@ -159,7 +161,7 @@ class CropDataset(Dataset[CropPairItem | ViewItem]):
         return bank[rng.integers(len(bank))]
 
     def _finish(self, crop: Pixels, rng: np.random.Generator) -> tuple[Pixels, Shown, Augmentation]:
-        """The crop, the share of each token that stays, and what of its augmentation is left for the batch."""
+        """Return the crop, the share of each token that stays, and the augmentation that is left for the batch."""
         params, size_px = self.augment, self.spec.crop_px
         crop = with_channels(crop, self.in_channels)
         drawn = AS_IT_IS if params is None else draw_augmentation(params, rng, size_px=size_px)
@@ -258,8 +260,8 @@ class _Waiting(_MultiProcessingDataLoaderIter):
         states = ", ".join(f"{process.pid} {_state(process.pid)}" for process in self._workers)
         raise NoBatchError(
             f"no batch has come for {self._loader.timeout_s:g} s from the loader's {len(self._workers)} process(es) "
-            f"({states}). Look what they wrote, and whether the disk or the server with the shards answers; the same "
-            "command goes on at the last checkpoint"
+            f"({states}). Read what these processes wrote, and check that the disk or the server with the shards "
+            "answers; the same command then goes on at the last checkpoint"
         )
 
 
@@ -271,7 +273,7 @@ def build_loader(
     while_waiting: Callable[[], object] = lambda: None,
     timeout_s: float = TIMEOUT_S,
 ) -> StepLoader:
-    """A loader of batches over the sampler's steps, in their order.
+    """Build a loader of batches over the sampler's steps, in their order.
 
     Its iterator raises a NoBatchError where its processes do not answer, and a NoSpaceError where they have no shared
     memory to hand a batch over.
@@ -302,7 +304,7 @@ def build_loader(
 
 
 def _collate(items: Any) -> Any:
-    """The batch, or the error that a user can cause.
+    """Return the batch, or the error that a user can cause.
 
     In a loader's process it is put into shared memory here: torch would do so in a thread of its own, where an error is
     printed, the batch is lost and the trainer waits for it.
@@ -319,7 +321,7 @@ def _collate(items: Any) -> Any:
 
 
 def _until_closed(batches: Any) -> Generator[Any, None, None]:
-    """The batches; the error that came instead of one is raised, and at any end the processes are gone.
+    """Yield the batches, and raise the error that came instead of one; at any end the processes are gone.
 
     Torch ends them when nothing refers to its iterator any more, and the traceback of an error does. Python waits for
     them before it drops that, and for ever: they are deaf to the signal that it sends them (ace.engine.stop).
@@ -366,8 +368,11 @@ def _state(pid: int | None) -> str:
 
 
 def _start_worker(parent: int, worker: int) -> None:
-    """First thing in a worker process; it ends if its trainer was killed while it started: the loader's own watch
-    begins later, and would take whoever adopted the worker for its trainer."""
+    """End this worker process if its trainer was killed while it started.
+
+    This comes first in the process. The loader's own watch begins later, and would take whoever adopted the worker for
+    its trainer.
+    """
     del worker
     if os.getppid() != parent:
         os._exit(1)

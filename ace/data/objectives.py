@@ -1,5 +1,4 @@
-"""Give what each epoch of an objective shows: crop pairs on the grid, or views of the canvas without it (method.md
-§4)."""
+"""Say what each epoch of an objective shows: crop pairs on the grid, or views of the canvas (method.md §4)."""
 
 from dataclasses import replace
 from typing import Literal
@@ -14,7 +13,7 @@ ONE_TO_ONE = Scale(1, 1, 1.0)
 
 
 def spec_of_epoch(objective: Objective, spec: GridSpec, epoch: int) -> GridSpec | None:
-    """The grid with the scales that the epoch's crop pairs are drawn from; None where it shows views instead.
+    """Return the grid with the scales that the epoch's crop pairs are drawn from; None where it shows views instead.
 
     Raises:
         ConfigError: `ace_v2` on a grid of nothing but (k, l) = (1, 1).
@@ -25,8 +24,8 @@ def spec_of_epoch(objective: Objective, spec: GridSpec, epoch: int) -> GridSpec 
     if objective == "ace_v2" and not any(scale.weight > 0 for scale in uneven):
         found = ", ".join(f"{scale.k}x{scale.l} (weight {scale.weight:g})" for scale in spec.scales)
         raise ConfigError(
-            f"objective ace_v2 composes and decomposes at the grid's scales beside 1x1; grid.scales has {found}: add "
-            "one, as {k: 2, l: 2, weight: 1.0}"
+            f"objective ace_v2 needs a scale other than 1x1, at which it composes and decomposes; grid.scales has only "
+            f"{found}: add one, as {{k: 2, l: 2, weight: 1.0}}"
         )
     if objective == "dino" or epoch % CYCLE == 0:
         return None

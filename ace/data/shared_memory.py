@@ -37,7 +37,7 @@ def check_room(num_batches: int, batch_bytes: int) -> None:
 
 
 def no_room(batch_bytes: int, error: Exception) -> NoSpaceError:
-    """The error for a batch that could not be handed over."""
+    """Return the error for a batch that could not be handed over."""
     free = free_bytes()
     found = "" if free is None else f"{_in_mb(free)} free, "
     return NoSpaceError(

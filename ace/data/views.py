@@ -11,7 +11,7 @@ NUM_RANDOM = 2
 
 
 def random_windows(canvas_px: int, params: RandomViewsParams, rng: np.random.Generator) -> list[Window]:
-    """Two squares, drawn independently: area uniform in its range, place uniform on the canvas."""
+    """Draw two squares, drawn independently: area uniform in its range, place uniform on the canvas."""
     return [_random_window(canvas_px, params, rng) for _ in range(NUM_RANDOM)]
 
 

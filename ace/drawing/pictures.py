@@ -34,7 +34,7 @@ def square(row: float, col: float, side: float) -> Box:
 
 
 def data_uri(pixels: np.ndarray, *, kind: str = "png", max_px: int | None = None) -> str:
-    """An 8-bit picture as a data URI, shrunk to at most `max_px` on its longer side.
+    """Return an 8-bit picture as a data URI, shrunk to at most `max_px` on its longer side.
 
     Args:
         pixels: Grey [H, W], RGB or RGBA.
@@ -53,7 +53,7 @@ def data_uri(pixels: np.ndarray, *, kind: str = "png", max_px: int | None = None
 
 
 def place_colour(place: Float[np.ndarray, "2"]) -> str:
-    """A colour that tells a place on the canvas: the hue goes round its centre, pale in the middle."""
+    """Return a colour that tells a place on the canvas: the hue goes round its centre, pale in the middle."""
     row, col = float(place[0]) - 0.5, float(place[1]) - 0.5
     hue = (np.arctan2(row, col) / (2 * np.pi)) % 1
     red, green, blue = colorsys.hsv_to_rgb(hue, min(1.0, 0.45 + 1.6 * float(np.hypot(row, col))), 1.0)
@@ -75,7 +75,7 @@ def heat(values: Float[np.ndarray, "rows cols"], *, low: float | None = None, hi
 
 
 def answer_row(encoder: str, number: int, crops: np.ndarray, is_right: np.ndarray) -> str:
-    """One encoder's nearest candidates as a row of crops, as HTML; the right ones are framed.
+    """Return one encoder's nearest candidates as a row of crops, as HTML; the right ones are framed.
 
     Args:
         encoder: Name of the encoder.

@@ -122,7 +122,7 @@ def error_curves(errors: Mapping[str, Values], baselines: Mapping[str, Values], 
 
 
 def curve(title: str, steps: Values, values: Values, smoothing: int) -> str:
-    """One logged quantity over the training, the raw rows behind their running mean."""
+    """Draw one logged quantity over the training, the raw rows behind their running mean."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.3, 1.95), layout="constrained")
         axes = figure.subplots()
@@ -174,7 +174,7 @@ def _svg(figure: Figure, salt: str) -> str:
 
 
 def curve_panels(rows: Sequence[dict[str, float]], names: dict[str, str], smoothing: int) -> list[str]:
-    """A curve for every quantity in the rows but the counters; known ones first, in the order and words of `names`.
+    """Draw a curve of every quantity but the counters; known ones first, in the order and words of `names`.
 
     A loss that is also logged above its floor (`…_excess`) is left out: it is the same curve.
     """

@@ -43,7 +43,7 @@ def encoder_mark(number: int) -> str:
 
 
 def with_interval(figure: Mapping[str, Any], number: str) -> tuple[str, str]:
-    """The figure and its interval, which is empty if it has none; a dash if it was not measured."""
+    """Return the figure and its interval, which is empty if it has none; a dash if it was not measured."""
     if figure["value"] is None:
         return NOTHING
     names = [name for name in ("value", "low", "high") if name in figure]

@@ -36,7 +36,7 @@ class Embedder:
     name: str
 
     def tokens(self, crops: Iterable[Image]) -> Iterator[Float[Tensor, "batch t t dim"]]:
-        """The backbone's tokens of each crop, in order, `images_per_forward` crops at a time; fp32, on the device."""
+        """Compute the tokens of crops, in order, `images_per_forward` crops at a time; fp32, on the device."""
         encoder, normalisation = self.encoder, self.encoder.normalisation(self.batch)
         remaining = iter(crops)
         while chunk := list(islice(remaining, self.images_per_forward)):
@@ -91,7 +91,7 @@ def pool(tokens: Float[Tensor, "batch t t dim"]) -> Float[np.ndarray, "batch dim
 
 
 def unit(vectors: Float[np.ndarray, "*batch dim"]) -> Float[np.ndarray, "*batch dim"]:
-    """The vectors' directions; a vector of length 0 stays 0, so that its cosine with anything is 0."""
+    """Return the vectors' directions; a vector of length 0 stays 0, so that its cosine with anything is 0."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     directions = np.zeros_like(vectors)
     np.divide(vectors, lengths, out=directions, where=lengths > 0)

@@ -108,7 +108,7 @@ class Encoder:
 
 
 def load_encoder(model_dir: Path, which: Which = "teacher", device: str = "auto") -> Encoder:
-    """The trained encoder.
+    """Load the trained encoder.
 
     Args:
         model_dir: A folder that `python -m ace pretrain` wrote.
@@ -142,7 +142,7 @@ def load_encoder(model_dir: Path, which: Which = "teacher", device: str = "auto"
 
 
 def untrained_encoder(model_dir: Path, seed: int) -> Encoder:
-    """An encoder of the same architecture with random weights, whatever initial weights the trained one had.
+    """Build an encoder of the same architecture with random weights, whatever initial weights the trained one had.
 
     Raises:
         ConfigError: as for `load_encoder`.
@@ -155,7 +155,7 @@ def untrained_encoder(model_dir: Path, seed: int) -> Encoder:
 
 
 def _finished(backbone: Backbone, config: ModelConfig, device: torch.device) -> Encoder:
-    """The encoder on its device; it computes in what it was trained in where the device has that, else in fp32."""
+    """Return the encoder on its device; it computes in the precision of its training if the device has it, or in fp32."""
     precision = finished_precision(config.params.pretrain.precision, device)
     network = placed(backbone, precision, device).eval()
     return Encoder(network, config.params.grid, config.backbone.in_channels, precision, config)

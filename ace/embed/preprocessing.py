@@ -44,7 +44,7 @@ class Preprocessing:
     normalisation: str
 
     def place(self, image: Pixels) -> Canvas:
-        """The image at crop size and with the encoder's channels, still in 8 bits."""
+        """Return the image at crop size and with the encoder's channels, still in 8 bits."""
         return Placement.of(image, self.crop_px, self.trim_level).place_image(with_channels(image, self.channels))
 
     def normalise(
@@ -77,7 +77,7 @@ def placement_text(trim_level: int | None) -> str:
 
 
 def preprocessing_of(encoder: Encoder, normalisation: Choice) -> Preprocessing:
-    """The preprocessing that an encoder was trained with.
+    """Return the preprocessing that an encoder was trained with.
 
     Every batch is normalised by its own mean and standard deviation in training, so no average of them is what the
     encoder has seen: where they differ, the caller has to choose.

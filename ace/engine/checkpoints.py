@@ -45,12 +45,12 @@ class CheckpointFolder:
         return [Checkpoint(**note) for note in notes]
 
     def ranked(self) -> list[Checkpoint]:
-        """Those with a score, the highest first, the earlier of two equal ones before the later."""
+        """List checkpoints with a score, the highest first, and the earlier of two equal ones before the later."""
         scored = [checkpoint for checkpoint in self.all() if checkpoint.score is not None]
         return sorted(scored, key=lambda checkpoint: checkpoint.score or 0.0, reverse=True)
 
     def path(self, step: int) -> Path:
-        """The file of one step."""
+        """Return the file of one step."""
         return self.folder / f"step-{step:08d}.pt"
 
     def save(self, values: dict[str, Any], fingerprint: str, score: float | None) -> None:
@@ -77,7 +77,7 @@ class CheckpointFolder:
         self._prune()
 
     def find_newest(self, fingerprints: Set[str]) -> Checkpoint | None:
-        """The newest whose file is as it was written, to go on from; None if there is none.
+        """Find the newest checkpoint whose file is as it was written, to go on from; None if there is none.
 
         Damaged ones after it are named on standard error and removed: the run repeats their steps, and checkpoints that
         do not count must not take the place of those it writes until then.
@@ -106,11 +106,11 @@ class CheckpointFolder:
         return None
 
     def find_best(self) -> Checkpoint | None:
-        """The first of `ranked` whose file is as it was written; None if there is none."""
+        """Find the first of `ranked` whose file is as it was written; None if there is none."""
         return next((checkpoint for checkpoint in self.ranked() if self._is_whole(checkpoint)), None)
 
     def load(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        """The state of one that was found whole.
+        """Load the state of a checkpoint that was found whole.
 
         Raises:
             ConfigError: this process cannot read it.

@@ -159,8 +159,8 @@ class TrainingLoop(Generic[Samples]):
         num_steps, num_skipped = training.num_steps, 0
         if self.ranks.is_true_of_any(request.reason is not None) and state.step < num_steps:
             raise StoppedError(
-                f"{request.reason or OTHERS_REASON}: at step {state.step} of {num_steps}, before the first step "
-                "of this process; the same command goes on from there"
+                f"{request.reason or OTHERS_REASON}: stopped at step {state.step} of {num_steps}, before this process "
+                "made a step; the same command goes on from there"
             )
         saved, window = time.monotonic(), Window(time.monotonic())
         bar = progress_bar(
@@ -242,9 +242,9 @@ class TrainingLoop(Generic[Samples]):
         if names := self.ranks.differing(tensors):
             raise DivergedError(
                 f"step {self.training.state.step - 1}: {len(names)} of {len(tensors)} tensors differ between the "
-                f"processes, as {names[0]}; expected them equal to the bit. Look for a faulty accelerator or for "
-                "machines with other ones than the first; the same command goes on at the last checkpoint, of the "
-                "first process"
+                f"processes, as {names[0]}; expected the same bits in all of them. Look for a faulty accelerator, or "
+                "for machines with different accelerators; the same command goes on at the first process's last "
+                "checkpoint"
             )
 
     def _row(self, outcome: StepOutcome, window: Window) -> dict[str, float]:

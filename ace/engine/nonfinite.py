@@ -73,7 +73,7 @@ def dump_batch(
 
 
 def draw_crops(batch: Dumped) -> Image.Image:
-    """Every sample's 8-bit images in one row under its number and key; samples in the order of the keys."""
+    """Draw every sample's 8-bit images in one row under its number and key; samples in the order of the keys."""
     rows = [_tiles(batch, number) for number in range(len(batch.keys))]
     num_tiles = max((len(tiles) for tiles in rows), default=0)
     num_cols = max(1, round((len(rows) / max(num_tiles, 1)) ** 0.5))
@@ -100,7 +100,7 @@ def _tiles(batch: Dumped, number: int) -> list[Image.Image]:
 
 
 def _tensors(values: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a dataclass on the host, by name; those of a list are numbered."""
+    """Return every tensor of a dataclass on the host, by name; those of a list are numbered."""
     for field in dataclasses.fields(values):
         value = getattr(values, field.name)
         several = enumerate(value) if isinstance(value, list | tuple) else ()
@@ -112,7 +112,7 @@ def _tensors(values: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def _plain_values(batch: Dumped) -> dict[str, Any]:
-    """The fields that are no tensors, such as keys, k and l."""
+    """Return the fields that are no tensors, such as keys, k and l."""
     values = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
     plain = str | int | float | bool
     return {

@@ -47,8 +47,8 @@ class NoticeBoard:
                 found.append(self._store.get(f"{rank}").decode())
             except RuntimeError as error:
                 raise ConfigError(
-                    f"process {rank} of {self.world_size} did not come within {START_TIMEOUT}: {error}; look at what "
-                    "it wrote, and start all of them"
+                    f"process {rank} of {self.world_size} did not start within {START_TIMEOUT}: {error}; read what it "
+                    "wrote, and start all processes again"
                 ) from None
         return found
 
@@ -73,7 +73,7 @@ class NoticeBoard:
             is_over.set()
             first = self._leave(error)
             if first is not None and not isinstance(error, UserError):
-                raise SystemExit(f"error: {first}; this process ends with it") from None
+                raise SystemExit(f"error: {first}; so this process ends too") from None
             raise
         finally:
             is_over.set()
@@ -99,7 +99,7 @@ class NoticeBoard:
             except RuntimeError:
                 found = "the process that started this training, or the first of it, is gone"
             if found is not None and not is_over.wait(GRACE_S):
-                print(f"error: {found}; this process, which waited for it, ends with it", file=sys.stderr, flush=True)
+                print(f"error: {found}; so this process, which waited for it, ends too", file=sys.stderr, flush=True)
                 os._exit(1)
 
 

@@ -50,7 +50,7 @@ class Ranks:
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """The tensor added up over the ranks, in place and the same on each; every rank has to call it."""
+        """Add up the tensor over the ranks, in place and the same on each; every rank has to call it."""
         if self.world_size > 1:
             dist.all_reduce(values)
         return values
@@ -60,7 +60,7 @@ class Ranks:
         return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
 
     def differing(self, tensors: Mapping[str, Tensor]) -> list[str]:
-        """Names of the tensors that some rank has otherwise than the first, to the bit; every rank has to call it.
+        """Name the tensors that differ in any bit between some rank and the first; every rank has to call it.
 
         Args:
             tensors: The same names on every rank.
@@ -74,8 +74,9 @@ class Ranks:
         return [name for name, flag in zip(tensors, is_equal, strict=True) if not flag]
 
     def together(self, function: Callable[[], Value]) -> Value:
-        """Return the result of `function` on this rank once it has returned on all; it may not wait for other ranks
-        itself.
+        """Return the result of `function` on this rank once it has returned on all ranks.
+
+        The function may not wait for other ranks itself.
 
         Raises:
             Exception: this rank's own, whatever it is.
@@ -111,7 +112,7 @@ class Ranks:
         return value
 
     def averaging(self, module: nn.Module) -> nn.Module:
-        """The module as it is called in training: its gradients become the mean over the ranks.
+        """Wrap the module for training, so that its gradients become the mean over the ranks.
 
         Buffers are made equal once, here: a training refuses networks whose buffers a step changes.
         """
@@ -148,7 +149,7 @@ def open_ranks(device: str = "auto") -> Iterator[Ranks]:
     missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise ConfigError(
-            f"WORLD_SIZE is {world_size} and {', '.join(missing)} not set; start with torchrun, or set them all "
+            f"WORLD_SIZE is {world_size}, but {', '.join(missing)} not set; start with torchrun, or set all of them "
             "(docs/training.md has recipes for Slurm and Kubernetes)"
         )
     rank = int(os.environ["RANK"])
@@ -196,7 +197,7 @@ def _agreed_device(name: str, board: NoticeBoard) -> torch.device:
 
 
 def _local_device(name: str) -> torch.device:
-    """The device of this process among those of its machine."""
+    """Return the device of this process among those of its machine."""
     device, local_rank = choose_device(name), int(os.environ["LOCAL_RANK"])
     if device.type != "cuda":
         return device

@@ -129,7 +129,7 @@ class RunFolder:
 
 @contextmanager
 def open_run(identity: RunIdentity, run_dir: Path | None, *, accepts_changed_code: bool) -> Iterator[RunFolder]:
-    """The folder of a run, held by this training alone.
+    """Open the folder of a run, held by this training alone.
 
     Args:
         identity: Everything that decides what the run ends with.
@@ -174,7 +174,7 @@ def code_sha256(parts: Iterable[str]) -> str:
 
 
 def recorded_commit() -> str | None:
-    """The commit of the checkout that this code runs from, with `-dirty` where files differ; None outside of one."""
+    """Return the commit of this code's checkout, with `-dirty` if files differ from it; None outside of one."""
     try:
         # An installed package may lie in a folder of somebody else's repository.
         for command in (("ls-files", "--error-unmatch", "ace/__init__.py"), ("describe", *DESCRIPTION)):

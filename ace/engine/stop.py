@@ -21,7 +21,7 @@ class StoppedAloneError(StoppedError):
 
 
 class StopRequest:
-    """Why training should end after the running step, if it should; made by `stop_requests`."""
+    """A request says why training should end after the running step, if it should; `stop_requests` makes it."""
 
     def __init__(self, time_limit_s: float | None) -> None:
         self._deadline = None if time_limit_s is None else time.monotonic() + time_limit_s

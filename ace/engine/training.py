@@ -29,7 +29,7 @@ class State(Protocol):
         ...
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors that have to be equal to the bit in every process, by name."""
+        """Return all tensors that have to be equal to the bit in every process, by name."""
         ...
 
 

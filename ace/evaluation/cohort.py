@@ -59,7 +59,7 @@ def _check_independence(model: Path, index: ShardIndex, params: EvaluateParams, 
 def _without_trained_copies(
     models: Sequence[str], index: ShardIndex, shards: Location, params: EvaluateParams
 ) -> tuple[ShardIndex, set[str], dict[str, int]]:
-    """The set without patients of whom a model saw a picture in another set; who they are; their number by model.
+    """Leave out patients of whom a model saw a picture in another set; returns who they are, and how many by model.
 
     All images of the patients who would be measured are asked for, and then those of the patients who take the places
     of the ones that are left out, so that the time is bounded by their number. Where shared images are accepted all

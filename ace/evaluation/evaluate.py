@@ -131,7 +131,7 @@ def _read_told(name: str, encoder: EncoderParams, params: EvaluateParams, places
     if differs:
         found = ", ".join(f"{key} {told[key]}" for key in differs)
         wanted = ", ".join(expected[key] for key in differs)
-        raise ConfigError(f"{path}: has {found}, expected {wanted}; {advice} anew")
+        raise ConfigError(f"{path}: has {found}, expected {wanted}; {advice} again")
     return told
 
 

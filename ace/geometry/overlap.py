@@ -29,7 +29,7 @@ def overlap_masks(
 def _axis_masks(
     offset: Int[Tensor, " batch"], *, t: int, factor: int
 ) -> tuple[Bool[Tensor, "batch {t}"], Bool[Tensor, "batch {t}"]]:
-    """The same along one axis, where the fine crop starts `offset` cells after the coarse one."""
+    """Return the masks along one axis, where the fine crop starts `offset` cells after the coarse one."""
     token = torch.arange(t, device=offset.device)
     cell_in_coarse = offset[:, None] + token
     cell_in_fine = factor * token - offset[:, None]

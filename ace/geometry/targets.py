@@ -38,7 +38,7 @@ class Matches:
         return self.columns[..., middle], self.values[..., middle]
 
     def dense(self) -> Float[Tensor, "batch rows cols"]:
-        """The whole matrix."""
+        """Return the whole matrix."""
         shape = (*self.columns.shape[:2], self.num_columns)
         return self.values.new_zeros(shape).scatter_add_(-1, self.columns, self.values)
 
@@ -107,7 +107,7 @@ def kronecker(rows: Matches, cols: Matches) -> Matches:
 
 
 def _windows(match: Int[Tensor, "batch rows"], *, num_columns: int, radius: int) -> Matches:
-    """A Gaussian window around each row's match; no window where the match lies outside the matrix."""
+    """Return a Gaussian window around each row's match; no window where the match lies outside the matrix."""
     offset = torch.arange(-radius, radius + 1, device=match.device)
     columns = match[:, :, None] + offset
     is_inside = (columns >= 0) & (columns < num_columns) & ((match >= 0) & (match < num_columns))[:, :, None]

@@ -89,8 +89,7 @@ class EmbeddingModel:
         return sha256_of(self.folder / WEIGHTS[self.which])
 
     def describe(self) -> dict[str, str | int | float | list[float]]:
-        """Return what a user of embeddings or of an exported model has to know: the weights, and what images pass
-        first."""
+        """Describe the weights and the preprocessing, for users of embeddings or of an exported model."""
         backbone = self.config.backbone
         rows, cols = self.token_grid
         preprocessing = {name: value for name, value in asdict(self.preprocessing).items() if value is not None}

@@ -10,7 +10,7 @@ from shards.runtime.atomic import atomic_directory
 
 @contextmanager
 def new_folder(out: Path, num_bytes: int) -> Iterator[Path]:
-    """A temporary folder beside `out` to write to; renamed to it when the block ends without an error.
+    """Give a temporary folder beside `out`, which is renamed to it when the block ends without an error.
 
     Args:
         out: The folder.

@@ -32,7 +32,7 @@ class ImageInputError(UserError, ValueError):
 
 
 def decode_file(data: bytes, max_pixels: float) -> Pixels:
-    """The pixels of an image file of any kind that shards are made of, told apart by content.
+    """Decode the pixels of an image file of any kind that shards are made of, told apart by content.
 
     Raises:
         UnreadableImageError: with a fixed reason.
@@ -44,7 +44,7 @@ def decode_file(data: bytes, max_pixels: float) -> Pixels:
 
 
 def to_pixels(image: ImageInput) -> Pixels:
-    """An image as grey [H, W] or colour [H, W, 3] in 8 bits.
+    """Convert an image to grey [H, W] or colour [H, W, 3] in 8 bits.
 
     A PIL image that was opened and not yet decoded is read as its file would be; any other is taken as Pillow holds it,
     upright, and of several frames the current one.
@@ -179,7 +179,7 @@ def _from_file(path: Path) -> Pixels:
     except OSError as error:
         raise ImageInputError(f"the file cannot be opened: {error.strerror}") from None
     except ValueError:  # a NUL in the path
-        raise ImageInputError("the path is none that a file can have") from None
+        raise ImageInputError("the path contains a character that no file name can have") from None
     return _from_data(data)
 
 

@@ -103,7 +103,7 @@ def write_embeddings(
 
 
 def _check_out(out: Path) -> None:
-    """Before the work and not after it."""
+    """Refuse an output path that cannot be written, before any image is embedded."""
     if out.is_dir():
         raise ConfigError(f"--out {out}: is a folder; name the Parquet file, as {out / 'embeddings.parquet'}")
     try:

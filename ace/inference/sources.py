@@ -38,7 +38,7 @@ class ImageSource(Protocol):
         ...
 
     def read(self, position: int) -> Pixels:
-        """The image at a position; may be called from several threads.
+        """Read the image at a position; may be called from several threads.
 
         Raises:
             UnreadableImageError: with a reason that names no file.
@@ -138,7 +138,7 @@ def open_folder(root: Path, *, is_hashed: bool, max_pixels: float) -> FolderImag
 
 
 def open_shards(index: ShardIndex, split: Split | Literal["all"]) -> ShardImages:
-    """The samples of one split or of all, in the order of the shards.
+    """Open the samples of one split or of all, in the order of the shards.
 
     Raises:
         SourceError: the split is empty.
@@ -172,7 +172,7 @@ def is_shard_set(location: Location) -> bool:
 
 
 def _find_images(root: Path) -> tuple[FoundImages, list[str]]:
-    """The images, and the reason `UNLISTED` for each folder that could not be listed."""
+    """Find the images, and the reason `UNLISTED` for each folder that could not be listed."""
     paths, unlisted = [], []
     for folder, subfolders, names in os.walk(root, onerror=lambda _: unlisted.append(UNLISTED)):
         subfolders[:] = [name for name in subfolders if not is_passed_over(name)]

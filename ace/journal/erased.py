@@ -23,7 +23,7 @@ def erased_parts(pretrain: PretrainSection) -> str:
 
 
 def _fills(pretrain: PretrainSection) -> str:
-    """The fills that were drawn, with their shares where these differ."""
+    """Return the fills that were drawn, with their shares where these differ."""
     fills = pretrain.augment.erase.fills
     weights = {name: fills[name] for name in FILLS if fills.get(name, 0) > 0}
     tone = "grey" if pretrain.backbone.in_channels == 1 else "colour"

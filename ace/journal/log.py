@@ -1,5 +1,8 @@
-"""Log a run: metrics.jsonl in its scratch folder, DVCLive under metrics/, Dagster when it is listening, and the loggers
-that it was asked for."""
+"""Log a run to all places that it is told in.
+
+These are metrics.jsonl in its scratch folder, DVCLive under metrics/, Dagster when it is listening, and the loggers
+that were asked for.
+"""
 
 import json
 import logging
@@ -27,7 +30,7 @@ class RunLog:
         self._loggers: list[Logger] = []
 
     def rows(self) -> list[dict[str, float]]:
-        """All rows so far, oldest first."""
+        """Return all rows so far, oldest first."""
         if not self.path.exists():
             return []
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -72,7 +75,7 @@ class RunLog:
 def open_log(
     path: Path, metrics_dir: Path, *, loggers: Sequence[str] = (), loggers_dir: Path | None = None
 ) -> Iterator[RunLog]:
-    """The log of one run; call its `resume` first.
+    """Open the log of one run; call its `resume` first.
 
     Args:
         path: File of the rows, metrics.jsonl; survives kills.
@@ -95,7 +98,7 @@ def open_log(
 
 
 def _format(row: Mapping[str, float]) -> str:
-    """One line of JSON, which has no NaN and no infinity: null stands for both."""
+    """Format one line of JSON, in which null stands for NaN and infinity."""
     return json.dumps({name: value if math.isfinite(value) else None for name, value in row.items()}) + "\n"
 
 

@@ -32,7 +32,7 @@ The folder outlives the process. What an earlier process logged there at later s
 
 
 def find_logger(name: str) -> LoggerFactory:
-    """The factory of a name: `tensorboard`, or `package.module:factory` for one of your own.
+    """Find the factory of a name: `tensorboard`, or `package.module:factory` for one of your own.
 
     Raises:
         ConfigError: it is neither, cannot be imported, or its extra is not installed.

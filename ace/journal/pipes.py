@@ -14,7 +14,7 @@ Report = Callable[[Mapping[str, float]], None]
 
 @contextmanager
 def open_reporter() -> Iterator[Report]:
-    """A function that reports the newest metrics; call it as often as you like, at most one message a second is sent.
+    """Return a function that reports the newest metrics; it may be called often, and sends one message a second at most.
 
     Under plain `dvc repro` it does nothing. Open it once per process, and only on rank 0.
     """

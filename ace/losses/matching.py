@@ -79,7 +79,7 @@ def balanced_bce(
 
 
 def target_entropy(matches: Matches, *, alpha: float) -> Float[Tensor, ""]:
-    """The least `balanced_bce` that any logits reach against this soft target: its weighted binary entropy."""
+    """Compute the least `balanced_bce` that any logits reach against this soft target: its weighted binary entropy."""
     y = matches.values
     entropy = torch.special.entr(y) + torch.special.entr(1.0 - y)
     batch, rows, _ = y.shape

@@ -95,7 +95,7 @@ class Backbone(nn.Module):
 
 
 def build_backbone(params: BackboneParams, spec: GridSpec) -> Backbone:
-    """A freshly initialised backbone whose tokens are the grid's cells.
+    """Build a freshly initialised backbone whose tokens are the grid's cells.
 
     Raises:
         ConfigError: the name is unknown, timm refuses the arguments, or the token grid is not t×t.

@@ -39,7 +39,7 @@ class StateDict:
 
 
 def read_state_dict(path: Path, nests: Sequence[str] = NESTS) -> StateDict:
-    """The backbone's tensors in a `.safetensors` file or in one that `torch.save` wrote.
+    """Read the backbone's tensors from a `.safetensors` file or in one that `torch.save` wrote.
 
     Args:
         path: The file.
@@ -60,7 +60,9 @@ def read_state_dict(path: Path, nests: Sequence[str] = NESTS) -> StateDict:
         )
     names = {_without_wrappers(key): key for key in tensors}
     if len(names) < len(tensors):
-        raise ConfigError(f"{path}: some keys differ in {' and '.join(WRAPPERS)} alone; save one network by itself")
+        raise ConfigError(
+            f"{path}: found keys that differ only in {' or '.join(WRAPPERS)}; expected one network: save it by itself"
+        )
     for prefix in ENCLOSURES:
         if enclosed := {key.removeprefix(prefix): name for key, name in names.items() if key.startswith(prefix)}:
             names = enclosed

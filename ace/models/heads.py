@@ -87,12 +87,12 @@ class LogitScale(nn.Module):
         self.bias = nn.Parameter(torch.tensor(params.bias), requires_grad=params.learnable)
 
     def forward(self) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """The scale, above 0, and the bias."""
+        """Return the scale, above 0, and the bias."""
         return self.log_scale.exp(), self.bias
 
 
 def normalised(tokens: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-    """Each vector over its length, in fp32 or better: in fp16 the least length allowed, 1e-12, would be 0."""
+    """Divide each vector by its length, in fp32 or better: in fp16 the least length allowed, 1e-12, would be 0."""
     return F.normalize(tokens.to(torch.promote_types(tokens.dtype, torch.float32)), dim=-1)
 
 

@@ -333,7 +333,7 @@ def read_config(model_dir: Path) -> ModelConfig:
     """
     path = model_dir / CONFIG
     if not path.is_file():
-        raise ConfigError(f"{path}: not found; {model_dir} should be a model that `python -m ace pretrain` wrote")
+        raise ConfigError(f"{path}: not found; expected {model_dir} to be the folder of a model, as `dvc repro` writes")
     try:
         values = dict(json.loads(path.read_text(encoding="utf-8")))
         found = values.get("format_version")

@@ -27,8 +27,9 @@ class Branches:
 
 @dataclass(frozen=True)
 class StudentOutputs:
-    """Student outputs are what the losses compare with the teacher; None where no loss needs it. Token maps are row-
-    major.
+    """Student outputs are what the losses compare with the teacher; None where no loss needs it.
+
+    Token maps are row- major.
 
     Attributes:
         decomposed: The coarse crop's tokens in parts of one cell, norm 1.
@@ -45,8 +46,9 @@ class StudentOutputs:
 
 @dataclass(frozen=True)
 class TeacherOutputs:
-    """Teacher outputs are what the losses learn from; None where no loss needs it. Token maps are row-major, nothing
-    carries gradient.
+    """Teacher outputs are what the losses learn from; None where no loss needs it.
+
+    Token maps are row-major, nothing carries gradient.
 
     Attributes:
         fine_tokens: Local tokens of the fine crop, norm 1.
@@ -245,7 +247,7 @@ def _at_scale(modules: nn.ModuleDict, tokens: Tensor, k: int, l: int) -> Tensor:
 
 
 def _with_idle(value: Tensor, modules: Iterable[nn.Module]) -> Tensor:
-    """The value, into which the modules' parameters enter with weight 0: DDP waits for a gradient of every one."""
+    """Add the modules' parameters to the value with weight 0, since DDP waits for a gradient of every one."""
     idle = [parameter.sum() for module in modules for parameter in module.parameters()]
     return value + 0.0 * torch.stack(idle).sum() if idle else value
 

@@ -20,7 +20,7 @@ def full_precision(device: torch.device) -> AbstractContextManager[None]:
 
 
 def in_precision(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
-    """The context of networks alone: what is computed of their outputs stays outside of it, in fp32."""
+    """Give the context that networks alone run in; what is computed from their outputs stays in fp32."""
     return torch.autocast(device.type, _HALF[precision]) if precision in _HALF else nullcontext()
 
 

@@ -265,7 +265,7 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _file_of(weights: FileWeightsParams | PackageWeightsParams) -> tuple[Path, str]:
-    """The file of the weights, and what messages call it."""
+    """Return the file of the weights, and what messages call it."""
     if isinstance(weights, FileWeightsParams):
         return Path(weights.path), weights.path
     path = package_file(weights.package)
@@ -286,7 +286,7 @@ def _download(name: str) -> dict[str, Tensor]:
 
 
 def _converter(model: nn.Module, tensors: Mapping[str, Tensor]) -> Converter | None:
-    """The function that turns published tensors into those of timm's model; None where timm has none to offer."""
+    """Return the function that turns published tensors into those of timm's model; None if timm has none."""
     if isinstance(model, EfficientNet) and "_conv_stem.weight" in tensors:
         return _from_efficientnet_pytorch
     found: Converter | None = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
@@ -324,7 +324,7 @@ _EXPANDED_BLOCK = {
 
 
 def _origin(key: str, tensor: Tensor, source: Mapping[str, Tensor]) -> str | None:
-    """The key in the weights of a converted tensor: its memory where it was only renamed or reshaped, else its name."""
+    """Find a converted tensor's key in the weights: by its memory if only renamed or reshaped, else by its name."""
     same = [
         name
         for name, other in source.items()
@@ -338,7 +338,7 @@ def _origin(key: str, tensor: Tensor, source: Mapping[str, Tensor]) -> str | Non
 def _with_channels(
     kernel: Float[Tensor, "out channels rows cols"], channels: int
 ) -> Float[Tensor, "out other rows cols"]:
-    """The kernel for another number of input channels; as it is where that is not between 1 and 3."""
+    """Return the kernel for another number of input channels; as it is where that is not between 1 and 3."""
     if channels == 1 and kernel.shape[1] == 3:
         return kernel.sum(1, keepdim=True)
     if channels == 3 and kernel.shape[1] == 1:
@@ -349,8 +349,8 @@ def _with_channels(
 def _check_sha256(found: str, expected: str, what: str) -> None:
     if found != expected:
         raise ConfigError(
-            f"{what}: sha256 {found}, weights.sha256 is {expected}: other weights than were meant; "
-            "get those, or write the new digest if the change is wanted"
+            f"{what}: found sha256 {found}, but weights.sha256 is {expected}: these are other weights; get those "
+            "that were meant, or write the new sha256 if the change is wanted"
         )
 
 

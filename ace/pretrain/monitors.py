@@ -32,7 +32,7 @@ def effective_rank(features: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
 
 
 def rank_fraction(rank: Float[Tensor, ""], features: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
-    """The features' `effective_rank` as a fraction of the most there can be, min(batch - 1, dim)."""
+    """Return the features' `effective_rank` as a fraction of the most there can be, min(batch - 1, dim)."""
     return rank / max(min(features.shape[0] - 1, features.shape[1]), 1)
 
 
@@ -115,7 +115,7 @@ class CollapseWatch:
 
 
 def collapse_bounds(params: CollapseParams, *, out_dim: int | None) -> list[Bound]:
-    """The bounds in the monitors' own units; arguments as for `CollapseWatch`."""
+    """Return the bounds in the monitors' own units; arguments as for `CollapseWatch`."""
     bounds = [
         Bound(
             "feature_std",

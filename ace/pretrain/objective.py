@@ -78,7 +78,7 @@ class StepContext:
 
 
 def branches_of(params: PretrainParams) -> Branches:
-    """The branches with a weight above 0; `dino`, which has no pairs, has the global one and removal alone."""
+    """Return the branches with a weight above 0; `dino`, which has no pairs, has the global one and removal alone."""
     weights = params.loss_weights
     if params.objective == "dino":
         return Branches(True, False, False, weights.removal > 0)
@@ -197,7 +197,7 @@ class Objective:
 
 
 def _not_zero(total: Tensor) -> Tensor:
-    """A divisor that leaves a sum of nothing at 0.
+    """Return a divisor that leaves a sum of nothing at 0.
 
     The smallest number, not 1: a rank's part of one sample is less, and the energy scales with the tokens.
     """
@@ -233,7 +233,7 @@ def _shown(batch: PairBatch | ViewBatch, num_crops: int) -> Float[Tensor, "crops
 def _inserted(
     batch: PairBatch | ViewBatch, taught: Float[Tensor, "crops batch tokens width"]
 ) -> Float[Tensor, "crops*batch tokens width"] | None:
-    """The teacher's tokens of the tissue that fills rectangles, 0 in crops with another fill; None without any."""
+    """Return the teacher's tokens of the tissue that fills rectangles, 0 in other crops; None if none has tissue."""
     if batch.donated is None:
         return None
     tokens = taught[:, batch.donors()].flatten(0, 1)

@@ -108,7 +108,7 @@ class LocalObjective:
     def _terms(
         self, batch: PairBatch, student: StudentOutputs, teacher: TeacherOutputs, scales: Student
     ) -> list[tuple[float, MatchingTerm]]:
-        """Each term that is on, with its weight."""
+        """Return each term that is on, with its weight."""
         coarse, fine = batch.coarse_origin, batch.fine_origin
         sizes = {"t": self.t, "k": batch.k, "l": batch.l}
         terms = []

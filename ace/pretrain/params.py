@@ -37,8 +37,8 @@ class LossWeights(Section):
     def _one_term_is_on(self) -> "LossWeights":
         if self.global_ + self.decomposition + self.composition == 0:
             raise ValueError(
-                f"loss_weights of global, decomposition and composition are all 0 (removal is {self.removal:g}): no "
-                "term would tell places apart; set at least one of the three above 0"
+                f"loss_weights of global, decomposition and composition are all 0 (removal is {self.removal:g}), so no "
+                "term would tell regions apart; set at least one of the three above 0"
             )
         return self
 
@@ -121,11 +121,11 @@ class PretrainParams(TrainingParams):
     def _starts_from_one_thing(self) -> "PretrainParams":
         if self.start_from is None and self.start_from_sha256 is not None:
             raise ValueError(
-                f"start_from_sha256 is {self.start_from_sha256} and start_from null; set both or neither of them"
+                f"start_from_sha256 is {self.start_from_sha256}, but start_from is null; set both of them or neither"
             )
         if self.start_from is not None and self.backbone.weights is not None:
             raise ValueError(
-                f"start_from is {self.start_from} and backbone.weights is given too; set one of them to null"
+                f"start_from is {self.start_from} and backbone.weights is set too; set one of them to null"
             )
         return self
 

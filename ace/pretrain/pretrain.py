@@ -226,7 +226,7 @@ def _training(
     hooks: PretrainHooks,
     ranks: Ranks,
 ) -> Training[PairBatch | ViewBatch]:
-    """The training as the engine takes it."""
+    """Describe the training to the engine."""
     learner = ranks.averaging(state.student)
     learner.train()
     objective = Objective.of(params, grid.t)
@@ -256,7 +256,7 @@ def _begin(
     run: RunFolder,
     ranks: Ranks,
 ) -> tuple[TrainState, StepSampler, PretrainHooks]:
-    """The state that training goes on from, this process's samples of the steps after it, and what watches them."""
+    """Return the state that training goes on from, this process's samples of later steps, and what watches them."""
     dataset = CropDataset(
         members,
         grid.spec,
@@ -312,7 +312,7 @@ def _begin(
 
 
 def _outset(ranks: Ranks, precision: str) -> str:
-    """The line that a run begins with: what it computes on, where that decides between hours and weeks."""
+    """Write the first line of a run: what it computes on, which decides between hours and weeks."""
     if ranks.device.type == "cuda":
         where = f"{ranks.device} ({torch.cuda.get_device_name(ranks.device)})"
     else:
@@ -329,7 +329,7 @@ def _open_indexes(mix: Mapping[str, MixParams], shards_root: Location, project: 
 
 
 def samples_per_rank(params: PretrainParams, world_size: int) -> int:
-    """Each process's part of the batch; its micro-batches are equal.
+    """Return each process's part of the batch, which consists of equal micro-batches.
 
     Raises:
         ConfigError: the numbers do not divide.
@@ -371,7 +371,7 @@ def check_statistics(backbone: nn.Module, params: PretrainParams, world_size: in
 
 
 def _best_teacher(checkpoints: CheckpointFolder) -> BestTeacher | None:
-    """The teacher of the checkpoint that the probe scored highest; None where the probe was off."""
+    """Return the teacher of the checkpoint that the probe scored highest; None where the probe was off."""
     best = checkpoints.find_best()
     if best is None or best.score is None:
         return None
@@ -387,7 +387,7 @@ def _whitening(
     device: torch.device,
     request: StopRequest,
 ) -> dict[Which, Tensor]:
-    """The map of each finished network's tokens; empty where the parameters want none."""
+    """Return the map of each finished network's tokens; empty where the parameters want none."""
     if params.whitening is None:
         return {}
     backbones: dict[Which, Backbone] = {"teacher": state.teacher.backbone, "student": state.student.backbone}

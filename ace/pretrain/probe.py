@@ -178,14 +178,14 @@ def _limits(params: ProbeParams) -> list[tuple[Split, int]]:
 def _read_answers(
     members: Members, split: Split, limit: int, seed: int
 ) -> tuple[tuple[Place, ...], list[dict[str, int | None]]]:
-    """The chosen places of a split and what the shards say about each."""
+    """Read the chosen places of a split and what the shards say about each."""
     places = _choose(members, split, limit, seed)
     readers = [ShardReader(index) for index, _ in members]
     return places, [readers[member].meta(row)["labels"] for member, row in places]
 
 
 def _choose(members: Members, split: Split, limit: int, seed: int) -> tuple[Place, ...]:
-    """All images of patients in random order up to `limit`, put back into the order of the shards."""
+    """Choose all images of patients in random order up to `limit`, put back into the order of the shards."""
     rows = [index.select(split) for index, _ in members]
     member_of = np.repeat(np.arange(len(rows)), [len(chosen) for chosen in rows])
     if not len(member_of):
@@ -211,7 +211,7 @@ def _has_both(labels: Int[np.ndarray, "images labels"], least: int) -> np.ndarra
 
 
 def _describe(names: Sequence[str], train: np.ndarray, val: np.ndarray) -> str:
-    """Images with and without each label, for a message."""
+    """Describe how many images have each label and how many have not, for a message."""
     counts = [
         f"{name}: train {(train[:, i] == 1).sum()} with, {(train[:, i] == 0).sum()} without; "
         f"val {(val[:, i] == 1).sum()} with, {(val[:, i] == 0).sum()} without"

@@ -37,7 +37,7 @@ def start_files(folder: Path) -> dict[str, str]:
 
 
 def start_sha256(folder: Path) -> str:
-    """One digest of the finished model's weights: of what `sha256sum` prints for the files, in the order of `FILES`.
+    """Compute one digest of the model's weights: that of what `sha256sum` prints for the files in the order of `FILES`.
 
     Raises:
         ConfigError: the folder is not a finished model.
@@ -62,9 +62,9 @@ def check_start(params: PretrainParams, *, is_required: bool) -> None:
     found = start_sha256(Path(params.start_from))
     if found != params.start_from_sha256:
         raise ConfigError(
-            f"pretrain.start_from {params.start_from}: its weights have the sha256 {found}, and "
+            f"pretrain.start_from {params.start_from}: its weights have the sha256 {found}, but "
             f"pretrain.start_from_sha256 is {params.start_from_sha256 or 'not set'}; get the model that was meant, or "
-            "write the new digest if the change is wanted"
+            "write the new sha256 if the change is wanted"
         )
 
 

@@ -68,8 +68,10 @@ class TrainState:
         }
 
     def _lay_out_as_weights(self) -> None:
-        """A device may lay kernels out otherwise than the one that saved; the fused optimiser takes its averages to lie
-        as the weights do."""
+        """Lay the optimiser's averages out in memory as the weights are.
+
+        A device may lay kernels out otherwise than the one that saved them, and the fused optimiser expects both alike.
+        """
         for weight, kept in self.optimizer.state.items():
             for name, value in kept.items():
                 if value.shape == weight.shape and value.stride() != weight.stride():

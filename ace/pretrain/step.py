@@ -150,7 +150,7 @@ class PretrainStep:
     def _forward_backward(
         self, micro_batches: Sequence[PairBatch | ViewBatch], taught: deque[TeacherOutputs], context: StepContext
     ) -> tuple[list[StepResult], TeacherOutputs]:
-        """Each micro-batch's part of the loss, without its graph, and what the teacher gave for the last of them.
+        """Return each micro-batch's part of the loss, without its graph, and what the teacher gave for the last one.
 
         Of the others the teacher's outputs are gone after their backward pass; `taught`, if it holds them, is emptied.
         """
@@ -183,8 +183,10 @@ def seed_of(seed: int, step: int, rank: int) -> int:
 def _added_up(
     results: list[StepResult], ranks: Ranks
 ) -> tuple[tuple[Tensor, Tensor] | None, dict[str, Tensor], RemovalSums | None]:
-    """The centre's sum and count, the named terms and the monitors' sums, over micro-batches and ranks: one reduction
-    for all."""
+    """Reduce the centre's sum and count, the named terms and the monitors' sums over micro-batches and ranks.
+
+    One reduction serves for all.
+    """
     names = list(results[0].terms)
     parts = [torch.stack([torch.stack([result.terms[name].float() for name in names]) for result in results]).sum(0)]
     centers = [result.center_sum for result in results if result.center_sum is not None]

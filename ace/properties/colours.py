@@ -22,7 +22,7 @@ class ColoursParams(Section):
 def principal_colours(
     features: Sequence[DirectionMap],
 ) -> Float[np.ndarray, "canvases locations locations 3"]:
-    """The three strongest principal components over all canvases, stretched to [0, 1]: equal colour, alike token."""
+    """Return the three strongest principal components over all canvases in [0, 1]: equal colour, alike token."""
     stacked = np.stack(features)
     vectors = stacked.reshape(-1, stacked.shape[-1]).astype(np.float64)
     vectors -= vectors.mean(axis=0)
@@ -41,7 +41,7 @@ class ColoursMeasurement(Measurement):
     subjects: tuple[Subject, ...]
 
     def dense_views(self) -> Sequence[CanvasView]:
-        """Every shown patient's canvas."""
+        """Return every shown patient's canvas."""
         return views_of(subject.key for subject in self.subjects)
 
     def ask(self, embedder: Embedder, features: Features) -> Answers:

@@ -53,7 +53,7 @@ class Pair:
 def draw_pairs(
     subjects: Sequence[Subject], keys_per_query: int, max_landmarks: int, rng: np.random.Generator
 ) -> list[Pair]:
-    """Every subject as a query, each with other subjects as keys, and at most `max_landmarks` landmarks both have."""
+    """Draw for every subject, as a query, other subjects as keys and at most `max_landmarks` landmarks both have."""
     pairs = []
     for query in range(len(subjects)):
         for key in rng.permutation(np.delete(np.arange(len(subjects)), query))[:keys_per_query]:
@@ -66,7 +66,7 @@ def draw_pairs(
 def find_landmarks(
     subjects: Sequence[Subject], features: Features, axis: LocationAxis, pairs: Sequence[Pair]
 ) -> ManyPoints:
-    """For each pair, the location of the key with the largest cosine to each landmark of the query."""
+    """Find, for each pair, the location of the key with the largest cosine to each landmark of the query."""
     views = views_of(subject.key for subject in subjects)
     found = []
     for pair in pairs:
@@ -82,7 +82,7 @@ def errors_at_reference(predicted: Points, true: Points, canvas_px: int) -> Floa
 
 
 def pair_mean(pairs: Sequence[Pair], values: Sequence[Float[np.ndarray, " _"]], num_patients: int) -> Measure:
-    """The mean over all landmarks of all pairs (some have more than others); intervals resample the patients."""
+    """Return the mean over all landmarks of all pairs (some have more than others); intervals resample the patients."""
     sums, counts = np.zeros((2, num_patients, num_patients))
     for pair, points in zip(pairs, values, strict=True):
         sums[pair.query, pair.key] += points.sum()
@@ -117,7 +117,7 @@ class CorrespondenceMeasurement(Measurement):
     pairs: tuple[Pair, ...]
 
     def dense_views(self) -> Sequence[CanvasView]:
-        """Every patient's canvas."""
+        """Return every patient's canvas."""
         return views_of(subject.key for subject in self.subjects)
 
     def ask(self, embedder: Embedder, features: Features) -> Answers:
@@ -258,7 +258,7 @@ class Correspondence(Property):
 
 
 def correspondence_examples(arrays: Answers, encoders: Sequence[str]) -> list[dict[str, Any]]:
-    """Each pair of patients: landmarks in the query, where each encoder found them in the key, and one cosine map."""
+    """Draw each pair: landmarks in the query, where each encoder found them in the key, and one cosine map."""
     from ace.drawing.pictures import data_uri, heat, place_colour, square
 
     positions = arrays["positions_px"]

@@ -154,7 +154,7 @@ def plan_decomposition(
 
 
 def remove_and_cut(image: Image, region: Region) -> tuple[Image, Image]:
-    """The image with the region set to black, and the region resampled to the image's size."""
+    """Return the image with the region set to black, and the region resampled to the image's size."""
     row, col, side = region.pixels(len(image))
     without = image.copy()
     without[row : row + side, col : col + side] = 0
@@ -465,7 +465,7 @@ def fill_rows(view: View) -> list[dict[str, Any]]:
 
 
 def decomposition_examples(arrays: Answers, encoders: Sequence[str]) -> list[dict[str, Any]]:
-    """Each query with the region taken out of it, and the best candidates of each encoder."""
+    """Return each query with the region taken out of it, and the best candidates of each encoder."""
     from ace.drawing.pictures import data_uri, square
 
     size_px = arrays["without"].shape[1]
@@ -496,7 +496,7 @@ def decomposition_examples(arrays: Answers, encoders: Sequence[str]) -> list[dic
 
 
 def removal_pictures(view: View) -> dict[str, Any]:
-    """Each image with a square set to black, and how much each encoder's tokens change, on one scale for all."""
+    """Return each image with a square set to black, and how much each encoder's tokens change, on one scale for all."""
     from ace.drawing.pictures import NUM_SHADES, SCALE_PERCENTILE, data_uri, heat, square
 
     arrays, encoders = view.arrays, view.encoders

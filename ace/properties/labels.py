@@ -142,7 +142,7 @@ def auroc(images: ProbedImages, scores: Float[np.ndarray, "images labels"], colu
 
 
 def num_images(images: ProbedImages, column: int) -> dict[str, int]:
-    """Images with and without a label, as facts beside its figure."""
+    """Return how many images are with and without a label, as facts beside its figure."""
     answers = images.labels[:, column]
     return {"num_with": int((answers == 1).sum()), "num_without": int((answers == 0).sum())}
 
@@ -150,7 +150,7 @@ def num_images(images: ProbedImages, column: int) -> dict[str, int]:
 def _read(
     index: ShardIndex, split: Split, max_patients: int, seed: int
 ) -> tuple[Int[np.ndarray, " images"], list[dict[str, int | None]]]:
-    """All images of the chosen patients, in the order of the shards, and what the shards say of each."""
+    """Return all images of the chosen patients, in the order of the shards, and what the shards say of each."""
     patients, rows = index.rows["patient"], index.select(split)
     rows = rows[np.isin(patients[rows], patients[choose_rows(index, split, max_patients, seed)])]
     reader = ShardReader(index)
@@ -168,7 +168,7 @@ def _images(
 
 
 def _with_labels(images: ProbedImages, is_kept: Bool[np.ndarray, " labels"]) -> ProbedImages:
-    """The images that know at least one of the labels kept."""
+    """Return the images that know at least one of the labels kept."""
     labels = images.labels[:, is_kept]
     is_used = (labels != NOT_KNOWN).any(axis=1)
     _, patients = np.unique(images.patients[is_used], return_inverse=True)

@@ -39,7 +39,7 @@ class SymmetryMeasurement(Measurement):
     names: tuple[tuple[str, ...], ...]
 
     def dense_views(self) -> Sequence[CanvasView]:
-        """Every patient's canvas, plain and mirrored."""
+        """Return every patient's canvas, plain and mirrored."""
         keys = [subject.key for subject in self.subjects]
         return [*views_of(keys), *views_of(keys, is_mirrored=True)]
 

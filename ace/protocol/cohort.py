@@ -51,7 +51,7 @@ def read_cohort(index: ShardIndex, split: Split, max_patients: int, seed: int) -
 
 
 def choose_rows(index: ShardIndex, split: Split, max_patients: int, seed: int) -> Int[np.ndarray, " patients"]:
-    """The rows of one image of each of some patients, in random order; fewer patients are the first of more."""
+    """Return the rows of one image of each of some patients, in random order; fewer patients are the first of more."""
     rows = np.random.default_rng(seed).permutation(index.select(split))
     _, first_of_patient = np.unique(index.rows["patient"][rows], return_index=True)
     chosen: Int[np.ndarray, " patients"] = rows[np.sort(first_of_patient)][:max_patients]

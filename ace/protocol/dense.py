@@ -78,7 +78,7 @@ def location_axis(spec: GridSpec, locations_per_cell: int, window_step_cells: in
 
 
 def dense_features(embedder: Embedder, canvas: Image, axis: LocationAxis) -> DirectionMap:
-    """The direction of the token at every location of a canvas, rows by columns."""
+    """Return the direction of the token at every location of a canvas, rows by columns."""
     size_px = embedder.encoder.spec.crop_px
     crops = (
         resample(canvas, (row, col, row + size_px, col + size_px), size_px)

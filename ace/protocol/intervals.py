@@ -20,7 +20,7 @@ def patient_weights(num_patients: int, num_resamples: int, rng: np.random.Genera
 
 
 def per_patient(sums: Real[np.ndarray, " patients"], counts: Real[np.ndarray, " patients"]) -> Measure:
-    """The mean of observations that belong to one patient each, given their sums and counts by patient."""
+    """Return the mean of observations that belong to one patient each, given their sums and counts by patient."""
 
     def measure(weights: Weights) -> Float[np.ndarray, " resamples"]:
         return _ratio(weights @ sums, weights @ counts)
@@ -29,7 +29,7 @@ def per_patient(sums: Real[np.ndarray, " patients"], counts: Real[np.ndarray, " 
 
 
 def per_pair(sums: Real[np.ndarray, "patients patients"], counts: Real[np.ndarray, "patients patients"]) -> Measure:
-    """The mean of observations that belong to a pair of patients; a pair counts as often as both its patients do."""
+    """Return the mean of observations of pairs of patients; a pair counts as often as both its patients do."""
 
     def measure(weights: Weights) -> Float[np.ndarray, " resamples"]:
         return _ratio(((weights @ sums) * weights).sum(1), ((weights @ counts) * weights).sum(1))
@@ -43,7 +43,7 @@ def difference(first: Measure, second: Measure) -> Measure:
 
 
 def mean(measures: Sequence[Measure]) -> Measure:
-    """The mean of several figures, all over the same resampled patients; nan where one of them is."""
+    """Return the mean of several figures, all over the same resampled patients; nan where one of them is."""
     return lambda weights: np.mean([measure(weights) for measure in measures], axis=0)
 
 
@@ -53,12 +53,12 @@ def quotient(first: Measure, second: Measure) -> Measure:
 
 
 def estimate(measure: Measure, num_patients: int) -> float:
-    """The figure over all patients, each once."""
+    """Return the figure over all patients, each once."""
     return float(measure(np.ones((1, num_patients), dtype=np.int64))[0])
 
 
 def interval(measure: Measure, weights: Weights, level: float) -> tuple[float, float]:
-    """The percentile bootstrap interval that holds the share `level` of the replicates."""
+    """Return the percentile bootstrap interval that holds the share `level` of the replicates."""
     tail = (1 - level) / 2
     low, high = np.nanquantile(measure(weights), [tail, 1 - tail])
     return float(low), float(high)

@@ -23,13 +23,13 @@ class Region:
         return top, left, min(top + side, size_px), min(left + side, size_px)
 
     def pixels(self, size_px: int) -> tuple[int, int, int]:
-        """The region in whole pixels of an image of side `size_px`: (row, col, side), at least one pixel, inside it."""
+        """Return the region (row, col, side) in whole pixels of an image of side `size_px`; its side is at least 1."""
         side = min(max(round(self.side * size_px), 1), size_px)
         row, col = (min(round(origin * size_px), size_px - side) for origin in (self.row, self.col))
         return row, col, side
 
     def quadrants(self) -> "tuple[Region, Region, Region, Region]":
-        """The 2×2 parts it is composed of, in row-major order."""
+        """Return the 2×2 parts it is composed of, in row-major order."""
         half = self.side / 2
         upper_left, upper_right = Region(self.row, self.col, half), Region(self.row, self.col + half, half)
         lower_left = Region(self.row + half, self.col, half)
@@ -37,7 +37,7 @@ class Region:
 
 
 def draw_region(rng: np.random.Generator, min_side: float, max_side: float) -> Region:
-    """A region whose side is uniform in [min_side, max_side] and whose place is uniform inside the canvas."""
+    """Draw a region whose side is uniform in [min_side, max_side] and whose place is uniform inside the canvas."""
     side = rng.uniform(min_side, max_side)
     row, col = rng.uniform(0, 1 - side, size=2)
     return Region(float(row), float(col), float(side))

@@ -78,7 +78,7 @@ class Architecture:
 
 
 def _grid(cell_px: int) -> GridSpec:
-    """The paper's: 14×14 tokens, half the overlap, jitter to 85 % of the area."""
+    """Return the paper's grid: 14×14 tokens, half the overlap, jitter to 85 % of the area."""
     return GridSpec(32, cell_px, 14, (Scale(2, 2, 1.0),), 0.5, 0.85)
 
 
@@ -322,7 +322,7 @@ def _in_channels(path: Path, state: StateDict) -> int:
 
 
 def _load(model: nn.Module, tensors: Mapping[str, Tensor], keys: KeyMap, path: Path) -> None:
-    """Every tensor of the model from the file, and every table of the file equal to the model's own."""
+    """Load every tensor of the model from the file, and check that the file's tables equal the model's own."""
     given = {key: tensors[origin] for origin, key in keys.weights.items()}
     needed = model.state_dict()
     wrong = [f"{key} holds NaN or infinite numbers" for key, value in given.items() if not value.isfinite().all()]

@@ -83,8 +83,8 @@ class Project:
         config = read_config(self._file(f"models/ace/{CONFIG}", "dvc repro pretrain").parent)
         if isinstance(config, ImportedConfig):
             raise ConfigError(
-                f"{self.root / 'models/ace'}: an imported model, and the report tells of a training; what "
-                "`python -m ace evaluate` measured of it stands in metrics/properties.json: python -m ace summary"
+                f"{self.root / 'models/ace'}: found an imported model, but the report describes a training; "
+                "`python -m ace summary` prints what `python -m ace evaluate` measured of it"
             )
         return config
 
@@ -108,7 +108,7 @@ class Project:
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
     def evidence(self, name: str) -> Arrays:
-        """One file of arrays that `evaluate` kept.
+        """Return one file of arrays that `evaluate` kept.
 
         Raises:
             ConfigError: it is not there.
@@ -187,7 +187,7 @@ class Project:
 
 
 def _sources(stages: Mapping[str, Any], paths: Iterable[str]) -> set[str]:
-    """The stages of dvc.lock that made the paths, and those that made what these stages read."""
+    """Return the stages of dvc.lock that made the paths, and those that made what these stages read."""
     made_by = {PurePosixPath(out["path"]): name for name, record in stages.items() for out in record.get("outs", [])}
     found: set[str] = set()
     left = [PurePosixPath(path) for path in paths]

@@ -101,7 +101,7 @@ def _environment(encoders: Sequence[str]) -> jinja2.Environment:
 
 
 def _shown(project: Project) -> list[Property]:
-    """The properties that have a section: those that the evidence was made for."""
+    """Return the properties that have a section: those that the evidence was made for."""
     sections = project.protocol["properties"]
     return [item for item in PROPERTIES if sections.get(item.name) is not None]
 
@@ -109,7 +109,7 @@ def _shown(project: Project) -> list[Property]:
 def _section(
     environment: jinja2.Environment, item: Property, project: Project, context: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """One property's part of the page; of one that was not measured the reason alone."""
+    """Render one property's part of the page; if it was not measured, the reason alone."""
     words: Words = context["words"]
     question = words.fill(item.question)
     section = {
@@ -199,7 +199,7 @@ def _training(project: Project) -> dict[str, Any]:
 
 
 def _references(project: Project) -> Iterator[dict[str, Any]]:
-    """The encoders that others trained: what each model is, and what others call it."""
+    """Return the encoders that others trained: what each model is, and what others call it."""
     trained = project.model_config.backbone.name
     for name, encoder in project.protocol["encoders"].items():
         if encoder["imported"] is None:
@@ -268,7 +268,7 @@ def _subject(project: Project) -> str:
 
 
 def _sheets(project: Project) -> Iterator[dict[str, str]]:
-    """The contact sheets there are: the phantom's, and each shard set's."""
+    """Return the contact sheets there are: the phantom's, and each shard set's."""
     phantom = ("phantom", "virtual patients rendered from one chest CT, with their exact masks and landmarks")
     shards = "samples as the shards hold them; each as it is, with its grid, and with what is marked in it, if anything"
     folders = [(project.root / "data/phantom", *phantom)] if project.phantom else []

@@ -33,7 +33,7 @@ class PairDrawing:
 
 
 def draw_pair(sample: Sample, spec: GridSpec, seed: int) -> PairDrawing:
-    """The crop pair of one sample's bank that `seed` chooses, with one coarse token and the fine tokens it covers.
+    """Draw the crop pair of one sample's bank that `seed` chooses, with one coarse token and the fine tokens it covers.
 
     A bank without pairs is drawn afresh. A pair with k·l > 1 is preferred: it shows what composition means.
     """

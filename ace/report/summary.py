@@ -17,7 +17,7 @@ PROTOCOL = Path("data/evidence/protocol.json")
 
 
 def summary_table(path: Path, protocol: Path = PROTOCOL) -> str:
-    """Each key figure with its interval, beside the other encoders' and chance, as aligned text.
+    """Write each key figure with its interval, beside the other encoders' and chance, as aligned text.
 
     Args:
         path: metrics/properties.json.
@@ -56,7 +56,7 @@ def summary_table(path: Path, protocol: Path = PROTOCOL) -> str:
 
 
 def encoders_of(figures: Mapping[str, Any]) -> list[str]:
-    """Names of the encoders in metrics/properties.json: those that stand before the first one's gains, in order."""
+    """Name the encoders in metrics/properties.json: those that stand before the first one's gains, in order."""
     first, *others = [name for name in figures if name not in RESERVED]
     return [first, *(name for name in others if gain_key(name) in figures)]
 

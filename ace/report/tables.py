@@ -16,7 +16,7 @@ FIGURES = {key: figure for item in PROPERTIES for key, figure in item.figures.it
 def headline_card(
     item: Property, properties: Mapping[str, Any], encoders: Sequence[str], words: Words
 ) -> dict[str, Any]:
-    """One property with every encoder's mark on a line, and what the intervals show of the first encoder's figure."""
+    """Draw one property: every encoder's mark on a line, and what the intervals show of the first one's figure."""
     key, first = str(item.headline), encoders[0]
     trained, number = properties[first][key], FIGURES[key].number
     card: dict[str, Any] = {"title": item.title, "question": words.fill(item.question), "anchor": item.name}
@@ -56,7 +56,7 @@ def headline_card(
 
 
 def figure_rows(properties: Mapping[str, Any], encoders: Sequence[str], words: Words) -> list[dict[str, Any]]:
-    """Every figure with its chance, of every encoder, and what training gained over each of the others."""
+    """Return every figure with its chance, of every encoder, and what training gained over each of the others."""
     gains = [gain_key(name) for name in encoders[1:]]
     rows = []
     for key, trained in properties[encoders[0]].items():
@@ -81,8 +81,10 @@ def figure_rows(properties: Mapping[str, Any], encoders: Sequence[str], words: W
 
 
 def _gain(key: str, name: str, gains: Mapping[str, Any], words: Words) -> dict[str, Any]:
-    """Tell what training gained over an encoder; where it is better, with the property's other figures that do not say
-    so."""
+    """Tell what training gained over another encoder.
+
+    Where it is better, the property's other figures that do not say so are named.
+    """
     family = key.partition("_")[0]
     verdicts = {
         other: _verdict(gain)

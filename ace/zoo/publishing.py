@@ -216,14 +216,17 @@ def _check_out(out: Path, name: str) -> None:
 def _trained_config(model_dir: Path, encoder: Encoder) -> TrainedConfig:
     config = encoder.config
     if not isinstance(config, TrainedConfig):
-        raise ConfigError(f"{model_dir}: an imported model; its weights are others' to publish")
+        raise ConfigError(
+            f"{model_dir}: found an imported model, whose weights belong to others; expected a model that "
+            "`python -m ace pretrain` wrote"
+        )
     if config.published is not None:
-        raise ConfigError(f"{model_dir}: a published model already; give the folder that the training wrote")
+        raise ConfigError(f"{model_dir}: found a published model; expected the folder that the training wrote")
     return config
 
 
 def _read_metrics(metrics: Path) -> tuple[dict[str, Any], Any]:
-    """The figures of every encoder, without what only the report needs; and what the file says of whose they are."""
+    """Read the figures of every encoder, without what only the report needs, and whose they are."""
     try:
         values = json.loads(metrics.read_text(encoding="utf-8"))
         figures = {encoder: values[encoder] for encoder in ENCODERS if encoder in values}
@@ -278,7 +281,7 @@ def _check_measured(section: Any, metrics: Path, model_dir: Path) -> Measured:
 
 
 def _image_names(images: Path, model_dir: Path, config: TrainedConfig) -> list[str]:
-    """The file names of the training images, sorted.
+    """Return the file names of the training images, sorted.
 
     Raises:
         ConfigError: the file is not there, a name repeats or leads out of the dataset, or there are more or fewer names
@@ -372,7 +375,7 @@ def _num_parameters(encoder: Encoder) -> int:
 
 
 def _min_cosine(trained: Encoder, stored: Encoder) -> float:
-    """The smallest cosine between the embeddings of both, on random inputs."""
+    """Return the smallest cosine between the embeddings of both, on random inputs."""
     size = (trained.in_channels, trained.spec.crop_px, trained.spec.crop_px)
     inputs = torch.randn(_NUM_COMPARED, *size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -434,7 +437,7 @@ def _seen(measured: Measured) -> str:
 
 
 def _figure_table(figures: Mapping[str, Any], one: str) -> str:
-    """A row for each key figure, a column for each encoder, and chance; `one` is a patient or an image."""
+    """Return a row for each key figure, a column for each encoder, and chance; `one` is a patient or an image."""
     encoders = [name for name in ENCODERS if name in figures and name != "gain"]
     lines = [["figure", *encoders, "chance", f"{one}s"]]
     label = ""

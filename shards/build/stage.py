@@ -74,7 +74,7 @@ def build_shards(
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if originals:
-        print(f"paths of the quarantined files, for you alone: {originals}", file=sys.stderr)
+        print(f"{originals} lists the paths of the quarantined files; only you can read it", file=sys.stderr)
 
 
 def build_tars(plan: BatchPlan, builder: TarBuilder, execution: Execution, out: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shards.cli import add_params_options, batch_of, count
+from shards.runtime.text import count_of
 
 if TYPE_CHECKING:
     from shards.checking.verify import Problem
@@ -24,45 +25,64 @@ def add_look_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPar
         "sets", nargs="+", type=_folder, metavar="SET", help="folder of a shard set, as data/shards/NAME"
     )
     command.add_argument(
-        "--repair", action="store_true", help="build exactly the damaged tars again, from the raw files"
+        "--repair", action="store_true", help="build the damaged tars again from the raw files, and only these"
     )
-    command.add_argument("--num-workers", type=count, metavar="N", help="processes of a repair; default: one a core")
-    command.add_argument("--json", action="store_true", help="for programs: a list of problems, empty if all is well")
+    command.add_argument(
+        "--num-workers", type=count, metavar="N", help="processes that repair tars; default: one per core"
+    )
+    command.add_argument(
+        "--json", action="store_true", help="print a JSON list of problems, which is empty if all is well"
+    )
     command.set_defaults(run=verify)
 
-    command = commands.add_parser("stats", help="what is in a shard set", description=stats.__doc__)
+    command = commands.add_parser("stats", help="print what is in a shard set", description=stats.__doc__)
     command.add_argument("sets", nargs="+", metavar="SET", help="folder or URL of a shard set")
-    command.add_argument("--json", action="store_true", help="for programs: a list of objects")
+    command.add_argument("--json", action="store_true", help="print a JSON list with one object per shard set")
     command.set_defaults(run=stats)
 
-    command = commands.add_parser("show", help="one sample as a picture", description=show.__doc__)
+    command = commands.add_parser("show", help="draw one sample as a picture", description=show.__doc__)
     command.add_argument("set", metavar="SET", help="folder or URL of a shard set")
-    command.add_argument("sample", nargs="?", default="0", metavar="KEY", help="its key, or its row; default: row 0")
-    command.add_argument("--pair", type=int, default=0, metavar="N", help="which of its stored crop pairs; default: 0")
-    command.add_argument("--out", type=Path, metavar="FILE", help="a .png or .jpg file; default: reports/KEY.png")
-    command.add_argument("--json", action="store_true", help="print the sample's description and draw nothing")
+    command.add_argument(
+        "sample", nargs="?", default="0", metavar="KEY", help="key or row number of the sample; default: row 0"
+    )
+    command.add_argument(
+        "--pair", type=int, default=0, metavar="N", help="number of the stored crop pair to draw; default: 0"
+    )
+    command.add_argument(
+        "--out", type=Path, metavar="FILE", help="the picture, a .png or .jpg file; default: reports/KEY.png"
+    )
+    command.add_argument("--json", action="store_true", help="print the sample's description as JSON and draw nothing")
     command.set_defaults(run=show)
 
-    command = commands.add_parser("gallery", help="a shard set as a page to look through", description=gallery.__doc__)
-    command.add_argument("--batch", required=True, metavar="NAME", help="the shard set")
-    command.add_argument(
-        "--shards", type=_folder, default=Path("data/shards"), metavar="DIR", help="default: data/shards"
+    command = commands.add_parser(
+        "gallery", help="draw a page of all images of a shard set", description=gallery.__doc__
     )
-    command.add_argument("--out", type=Path, required=True, metavar="FILE.html", help="readable by you alone")
+    command.add_argument("--batch", required=True, metavar="NAME", help="name of the batch whose shard set is shown")
+    command.add_argument(
+        "--shards",
+        type=_folder,
+        default=Path("data/shards"),
+        metavar="DIR",
+        help="folder that holds the shard sets; default: data/shards",
+    )
+    command.add_argument(
+        "--out", type=Path, required=True, metavar="FILE.html", help="the page, which only you can read (mode 600)"
+    )
     command.add_argument(
         "--max-images",
         type=count,
         default=1000,
         metavar="N",
-        help="of a set with more: all that is flagged, then a part of the others; default: 1000, about 20 MB",
+        help="most images to show; of a larger set, all flagged images and then a part of the others; default: 1000, "
+        "about 20 MB",
     )
     command.set_defaults(run=gallery)
 
 
-_VERIFY = """Compare shard sets with their indexes, byte for byte: missing and truncated tars, wrong checksums, keys
-missing, unknown or twice there, members out of place, changed reports; between several sets, near-duplicates in
-different splits. Ends with 1 if anything is wrong. What --repair does not build again (index, rows, reports),
-`dvc checkout` restores, or a new build."""
+_VERIFY = """Compare shard sets with their indexes, byte for byte. This finds missing and truncated tars, wrong
+checksums, missing, unknown and repeated keys, misplaced members and changed reports, and, between several sets,
+near-duplicates in different splits. The exit code is 1 if anything is wrong. --repair builds damaged tars again; a
+damaged index, table of rows or report is restored by `dvc checkout`, or by a new build."""
 
 
 def _folder(text: str) -> Path:
@@ -70,13 +90,14 @@ def _folder(text: str) -> Path:
 
     if is_remote(text):
         raise argparse.ArgumentTypeError(
-            f"{text}: expected a local folder; what lies on a server is compared with its sums when it is read"
+            f"{text}: expected a local folder; files of a set on a server are checked against their sums when they are "
+            "read"
         )
     return Path(text)
 
 
 def verify(arguments: argparse.Namespace) -> int:
-    """Check, repair if asked, report; 1 if anything is (still) wrong."""
+    """Check shard sets, repair them if asked, and print problems; returns 1 if any are left."""
     from shards.checking.verify import find_copies, format_problems, problems_json, verify_set
     from shards.format.layout import INDEX
     from shards.quality.report import QUALITY
@@ -92,7 +113,7 @@ def verify(arguments: argparse.Namespace) -> int:
     readable = [root for root, found in problems.items() if not {INDEX, QUALITY} & {problem.file for problem in found}]
     everything += find_copies(readable)
     report = problems_json(everything) if arguments.json else format_problems(everything)
-    print(report or f"OK: {len(arguments.sets)} shard set{'s' * (len(arguments.sets) > 1)} verified")
+    print(report or f"OK: {count_of(len(arguments.sets), 'shard set')} verified")
     return int(bool(everything))
 
 
@@ -143,9 +164,11 @@ def show(arguments: argparse.Namespace) -> None:
 
 
 def gallery(arguments: argparse.Namespace) -> None:
-    """Draw a page with every image of a shard set, or a part of a large one: thumbnails with outlines of masks, keys,
-    splits, labels, what the quality pass says, and copies side by side. One HTML file in pages of a hundred, without a
-    network, without names of patients and files."""
+    """Draw a page with every image of a shard set, or with a part of a large one.
+
+    It shows thumbnails with outlines of masks, keys, splits, labels and remarks of the quality pass, and copies side
+    by side. It is one HTML file in pages of a hundred images, which opens offline and names no patients or files.
+    """
     from shards.checking.gallery import render_gallery
     from shards.errors import ConfigError
     from shards.reading.reader import ShardIndex
@@ -159,17 +182,17 @@ def gallery(arguments: argparse.Namespace) -> None:
     with clear_when_full(arguments.out.parent):
         write_private_text(arguments.out, page)
     print(
-        f"wrote {arguments.out}, {len(page) / 1e6:.1f} MB, readable by you alone (mode 600): it may hold pictures of "
-        "patients; keep it out of git and DVC",
+        f"wrote {arguments.out} ({len(page) / 1e6:.1f} MB), which only you can read (mode 600): it may hold pictures "
+        "of patients, so keep it out of git and DVC",
         file=sys.stderr,
     )
 
 
 def _check_place(out: Path) -> None:
-    """Refuse a place from which git would take pictures of patients with the next commit.
+    """Refuse a path in a git work tree that git does not ignore, since the page may show patients.
 
     Raises:
-        ConfigError: it is one.
+        ConfigError: `out` is such a path.
     """
     from shards.errors import ConfigError
 
@@ -181,8 +204,8 @@ def _check_place(out: Path) -> None:
         return
     if found == 1:  # 128: in no work tree
         raise ConfigError(
-            f"--out {out}: lies in a git work tree, which would take pictures of patients with the next commit; choose "
-            "a place outside it, or below data/, which git ignores"
+            f"--out {out}: lies in a git work tree, and the next commit could contain pictures of patients; choose a "
+            "path outside it, or below data/, which git ignores"
         )
 
 
@@ -202,4 +225,7 @@ def _row(reader: "ShardReader", name: str) -> int:
         return int(found[0])
     if name.isdecimal() and int(name) < len(rows):
         return int(name)
-    raise ConfigError(f"{name}: no such key, nor a row below {len(rows)}; the contact sheet of the set shows some keys")
+    raise ConfigError(
+        f"{name}: found no sample with this key; expected a key, some of which the set's contact sheet shows, or a row "
+        f"number from 0 to {len(rows) - 1}"
+    )

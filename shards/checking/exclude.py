@@ -25,13 +25,15 @@ from shards.format.layout import MANIFESTS
 from shards.params import BatchParams, RegisteredSourceParams
 from shards.reading.reader import ShardIndex
 from shards.runtime.atomic import clear_when_full, make_private_folder, write_private_text, write_text
+from shards.runtime.text import count_of
 
 
 def exclude_images(
     name: str, keys: Sequence[str], patients: Sequence[str] = (), project: Project | None = None, *, undo: bool = False
 ) -> None:
-    """Exclude images of a batch from all that reads it; its shards stay as they are. Without keys, take the list as
-    somebody has edited it.
+    """Exclude images of a batch from all that reads it; its shards stay as they are.
+
+    Without keys, take the list as somebody has edited it.
 
     Args:
         name: Name of the batch.
@@ -49,7 +51,9 @@ def exclude_images(
     with project.editing():
         batches = read_batches(project.params, read_params(project.params))
         if name not in batches:
-            raise ConfigError(f"no batch {name}: {project.params} has {', '.join(batches)}")
+            raise ConfigError(
+                f"{project.params}: has no batch '{name}'; expected one of its batches: {', '.join(batches)}"
+            )
         path, tracked = list_path(name, project.root), exclusion_path(name, project.root)
         if tracked.is_file() and not path.is_file():
             raise missing_list(name, project.root)
@@ -79,8 +83,8 @@ def exclude_images(
                 tracked.unlink(missing_ok=True)
                 write_text(project.dvc, dvc_text)
     print(
-        f"{path} excludes {len(excluded.keys)} images and {len(excluded.patients)} patients of {name}; its shards stay "
-        "as they are. Now run `dvc repro`",
+        f"{path} excludes {count_of(len(excluded.keys), 'image')} and {count_of(len(excluded.patients), 'patient')} of "
+        f"{name}; its shards stay as they are. Now run `dvc repro`",
         file=sys.stderr,
     )
     for other, found in others.items():
@@ -105,7 +109,10 @@ def _without_lines(text: str, lines: Sequence[str], path: Path) -> str:
     for line in lines:
         left = [other for other in kept if " ".join(other.partition("#")[0].split()) != line]
         if len(left) == len(kept):
-            raise SourceError(f"{path}: has no line '{line}'; expected one of its lines, to take it off")
+            raise SourceError(
+                f"{path}: has no line '{line}', so there is nothing to undo; `python -m shards exclude NAME --list` "
+                "prints the lines that can be taken off"
+            )
         kept = left
     return "".join(f"{line}\n" for line in kept)
 
@@ -131,6 +138,6 @@ def check_known(keys: frozenset[str], known: Collection[str], what: str, path: P
         close = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f"; the closest is '{close[0]}'" if close else ""
         raise SourceError(
-            f"{path}: {len(unknown)} of {len(keys)} keys are of no {what}, first '{unknown[0]}'{hint}. Expected keys "
-            "as `python -m shards show` and quality.parquet have them"
+            f"{path}: {len(unknown)} of {len(keys)} keys belong to no {what}, first '{unknown[0]}'{hint}. Expected "
+            "keys as in quality.parquet, or as `python -m shards show` prints them"
         )

@@ -87,7 +87,7 @@ def _read_report(path: Path) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = pq.read_table(path, columns=list(_COLUMNS)).to_pylist()
     except (OSError, pa.ArrowException):
         raise IndexFormatError(
-            f"{path}: missing or no quality report; restore the shard set with `dvc checkout`, or build it again"
+            f"{path}: found no quality report; restore the shard set with `dvc checkout`, or build it again"
         ) from None
     return rows
 

@@ -200,8 +200,7 @@ def numbers_of(dataset: Dataset, keyword: Keyword) -> tuple[float, ...]:
 
 
 def items_of(dataset: Dataset, keyword: Keyword) -> tuple[float | None, ...]:
-    """Return an element's values one by one, None for each that is empty or no number; none if it is absent or
-    empty."""
+    """Return an element's values, None for each that is empty or no number; without values if the element is absent."""
     value = _value(dataset, keyword)
     if value is None or value == "":
         return ()
@@ -246,8 +245,10 @@ def parse_sex(value: str) -> Sex | None:
 
 
 def parse_age(value: str) -> int | None:
-    """Parse an age to completed years from `045Y`, `018M` or, against the standard, a bare number; None for more
-    than a life."""
+    """Parse an age to completed years; None for more than a human life.
+
+    It is written as `045Y`, `018M` or, against the standard, as a bare number.
+    """
     stated = _AGE.fullmatch(value)
     if stated is None:
         return None

@@ -277,8 +277,10 @@ def _check_runs(dataset: FileDataset, layout: _Layout) -> None:
 
 
 def _stream(dataset: FileDataset, layout: _Layout) -> _Stream:
-    """Return the stream of an image, refused before decoding if it is damaged or of another size or depth than the
-    header."""
+    """Return the compressed stream of an image.
+
+    It is refused before decoding if it is damaged or of another size or depth than the header says.
+    """
     data = get_frame(dataset.PixelData, 0, number_of_frames=1)
     frame = read_frame(data)
     said = layout.height, layout.width, layout.num_samples
@@ -438,8 +440,7 @@ def _rescale(dataset: FileDataset) -> tuple[float, float, bool]:
 
 
 def _lookup(dataset: FileDataset, keyword: str, *, is_signed: bool) -> tuple[Lookup | None, bool]:
-    """Return the first table of a sequence (C.11.1.1 and C.11.2.1.1), and whether its entries are above the bits it
-    tells."""
+    """Return the first table of a sequence (C.11.1.1, C.11.2.1.1), and whether its entries exceed their stated bits."""
     items = dataset.get(keyword)
     if not items:
         return None, False

@@ -108,8 +108,7 @@ class Shown:
 def show(
     stored: Int[np.ndarray, " num"], counts: Int[np.ndarray, " num"], is_padding: Bool[np.ndarray, " num"], look: Look
 ) -> Shown:
-    """Convert stored values to grey levels: modality, interest, inversion, in this order; padding is black after
-    all.
+    """Convert stored values to grey levels: modality, interest, inversion, in this order; padding is black after all.
 
     Without a window of interest, 8-bit values stay as they are and others go through `grey.choose_window`, padding
     left out.

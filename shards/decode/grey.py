@@ -48,8 +48,9 @@ def histogram(cells: Values) -> Int[np.ndarray, " num_cells"]:
 
 
 def choose_window(values: Shaped[np.ndarray, " num"], counts: Int[np.ndarray, " num"]) -> GreyWindow:
-    """Choose the window from the 0.5th to the 99.5th percentile; one value counts for at most a thousandth of the
-    pixels.
+    """Choose the window from the 0.5th to the 99.5th percentile of the pixels.
+
+    One value counts for at most a thousandth of the pixels.
 
     Of a deep file that names no window neither its bits nor its extremes say what matters: 12-bit radiographs lie in
     16-bit files, and one hot marker sets the maximum. Percentiles pass over few odd pixels; collimation, padding,

@@ -96,8 +96,9 @@ def _draw_polygons(mask: MaskPolygons, size: tuple[int, int]) -> Inside:
 
 
 def _fill_ring(ring: tuple[Point, ...], size: tuple[int, int]) -> tuple[int, Bool[np.ndarray, "some_rows width"]]:
-    """Fill a ring: return the first row that it touches, and from there on the pixels whose centres lie inside
-    (even-odd).
+    """Fill a ring; returns the first row that it touches, and the pixels inside from that row on.
+
+    A pixel is inside if its centre is, by the even-odd rule.
 
     A centre is inside where the line to it from the left border crosses the ring an odd number of times: every
     crossing is marked in the first column whose centre it lies left of, and the marks are added up along the row.

@@ -72,14 +72,12 @@ def kind_of(data: bytes) -> RasterKind | Literal["DICOM"]:
 
 
 def is_dicom(data: bytes) -> bool:
-    """Tell whether a file says that it is DICOM: by its preamble, or by a first element that nothing else begins
-    with."""
+    """Tell whether a file says that it is DICOM, by its preamble, or by a first element that only DICOM begins with."""
     return data[PREAMBLE_BYTES : PREAMBLE_BYTES + 4] == DICOM_MAGIC or _FIRST_ELEMENT.match(data) is not None
 
 
 def pretence(data: bytes) -> str | None:
-    """Name the kind of file that is often found instead of an image, as a reason; None if it is nothing of that
-    sort."""
+    """Name the kind of file that this is instead of an image, as a reason; None if it is none of the usual kinds."""
     if not data:
         return EMPTY
     head = data[:_FEW_BYTES]

@@ -64,7 +64,7 @@ def read_batches(
     known = parse_names(values.get("batches"), f"{params}: batches")
     unknown = sorted(set(names or ()) - known.keys())
     if unknown:
-        raise ConfigError(f"no batch {unknown[0]}: {params} has {', '.join(known)}")
+        raise ConfigError(f"{params}: has no batch '{unknown[0]}'; expected one of its batches: {', '.join(known)}")
     batches = {name: read_batch(name, params.parent) for name in known if names is None or name in names}
     for name, batch in batches.items():
         if batch.source.dep != known[name]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from shards.delivery.manifest import Entry, iterate_manifest
 from shards.errors import SourceError
 from shards.records import File, Record, Split
+from shards.runtime.text import count_of
 from shards.sources.base import OWN_KINDS
 
 
@@ -133,8 +134,9 @@ def read_settled(root: Path, batches: Iterable[Registered]) -> Settled:
 
 
 def unchanged_files(root: Path, settled: Settled) -> Mapping[str, File]:
-    """Find files of the folder that lie there as they were registered: path → file with its hash, which is not read
-    again.
+    """Find files of the folder that are unchanged since an earlier batch registered them.
+
+    The result maps each path to the file with its hash, which is not read again.
 
     A file counts as unchanged if it has its size and was last written, renamed or moved before it was registered.
     """
@@ -171,8 +173,8 @@ def grow(entries: Iterable[Entry], kind: str, root: Path, settled: Settled) -> G
         before = settled.files.get(path, (record.image, 0.0))[0].sha256
         if before is not None and before != record.image.sha256:
             raise SourceError(
-                f"{root}: an image of an earlier batch has changed since it was registered; restore it, and give the "
-                "new version another name"
+                f"{root}: found an image of an earlier batch that has changed since it was registered; restore it, and "
+                "give the new version another file name"
             )
         names = list(names_of(record, kind))
         in_batches = (name for name in names if name in settled.images)
@@ -203,7 +205,7 @@ def grow(entries: Iterable[Entry], kind: str, root: Path, settled: Settled) -> G
     if not new:
         num_known = copies.total() + num_later
         raise SourceError(
-            f"{root}: all {num_known} images are in earlier batches{_named(copies)}; there is nothing to add"
+            f"{root}: nothing to add: found {count_of(num_known, 'image')}, all of earlier batches{_named(copies)}"
         )
     return Growth(entries=new, copies=copies, left_out=left_out, num_kept=len(kept), num_old=len(old))
 

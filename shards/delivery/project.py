@@ -1,5 +1,7 @@
-"""The project's two files that name batches, params.yaml and dvc.yaml: one writer at a time; commands that change a
-batch."""
+"""Change the batches of a project, in the two files that name them: params.yaml and dvc.yaml.
+
+Only one command writes them at a time.
+"""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,6 +30,7 @@ from shards.errors import ConfigError, SourceError
 from shards.params import RegisteredSourceParams, parse_names
 from shards.records import files_of
 from shards.runtime.atomic import clear_when_full, write_private_text, write_text
+from shards.runtime.text import count_of
 
 
 @dataclass(frozen=True)
@@ -78,20 +81,22 @@ def remove_batch(name: str, project: Project | None = None) -> None:
         values = read_params(project.params)
         batches = parse_names(values.get("batches"), f"{project.params}: batches")
         if name not in batches:
-            raise ConfigError(f"no batch {name}: {project.params} has {', '.join(batches)}")
+            raise ConfigError(
+                f"{project.params}: has no batch '{name}'; expected one of its batches: {', '.join(batches)}"
+            )
         if not project.dvc.is_file():
             raise ConfigError(f"{project.dvc}: no such file; run from the project's root or pass --dvc FILE")
         left = [other for other in batches if other != name]
         if not left:
             raise ConfigError(
-                f"batch {name} is the only one, and a project without any batch has nothing to do; expected another "
-                "one beside it: `python -m shards register NAME FOLDER --only` puts a new one in its place"
+                f"batch {name} is the project's only one and cannot be taken out; `python -m shards register NAME "
+                "FOLDER --only` puts a new batch in its place"
             )
         mixed = list(values.get("mix") or {})
         if mixed == [name]:
             raise ConfigError(
-                f"batch {name} is the only one of the training mix (mix in {project.params}); give another one a part "
-                "in it first"
+                f"batch {name} is the only one that is trained on; first give another one a weight above 0 (mix in "
+                f"{project.params})"
             )
         params_text = keep_items(project.params.read_text(encoding="utf-8"), "batches", left)
         if name in mixed:
@@ -99,8 +104,8 @@ def remove_batch(name: str, project: Project | None = None) -> None:
         if (values.get("evaluate") or {}).get("batch") == name:
             if len(left) > 1:
                 raise ConfigError(
-                    f"batch {name} is what the evaluation measures on (evaluate.batch in {project.params}), and "
-                    f"{', '.join(left)} would stay; write the one to measure on instead to evaluate.batch first"
+                    f"batch {name} is the one that the evaluation measures on (evaluate.batch in {project.params}); "
+                    f"first set evaluate.batch to one of {', '.join(left)}"
                 )
             params_text = set_value(params_text, "evaluate", "batch", left[0])
         gone = {SHARDS + name, batches[name]} - {batches[other] for other in left}
@@ -112,7 +117,7 @@ def remove_batch(name: str, project: Project | None = None) -> None:
             write_text(project.dvc, dvc_text)
             write_text(project.params, params_text)
     if (values.get("evaluate") or {}).get("batch") == name:
-        print(f"evaluate.batch is {left[0]} now", file=sys.stderr)
+        print(f"the evaluation now measures on {left[0]} (evaluate.batch)", file=sys.stderr)
     print(
         f"taken out of {project.params} and {project.dvc}: {name}; its images, manifest and shards stay on the disk. "
         "Now run `dvc repro`",
@@ -137,7 +142,7 @@ def keep_images(name: str, keys: Sequence[str], project: Project | None = None) 
         batch = read_batches(project.params, read_params(project.params), [name])[name]
         source = batch.source
         if not isinstance(source, RegisteredSourceParams):
-            raise ConfigError(f"batch {name} is a phantom, which has no manifest; expected a registered one")
+            raise ConfigError(f"batch {name} is of the phantom, which has no manifest; expected a registered batch")
         path = project.root / path_of_list(name, source)
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         text += "\n" if text and not text.endswith("\n") else ""
@@ -147,7 +152,7 @@ def keep_images(name: str, keys: Sequence[str], project: Project | None = None) 
         with clear_when_full(project.root):
             write_private_text(path, text)
             write_text(batch_path(name, project.root), format_batch(name, kept))
-    print(f"{path} keeps {len(keys_of(text))} images of {name}. Now run `dvc repro`", file=sys.stderr)
+    print(f"{path} keeps {count_of(len(keys_of(text)), 'image')} of {name}. Now run `dvc repro`", file=sys.stderr)
 
 
 def _check_keys(keys: frozenset[str], manifest: Path, path: Path) -> None:
@@ -155,8 +160,8 @@ def _check_keys(keys: frozenset[str], manifest: Path, path: Path) -> None:
     unknown = sorted(keys - {key_of(entry.record, header) for _, entry in entries})
     if unknown:
         raise SourceError(
-            f"{path}: {len(unknown)} of {len(keys)} keys are of no image of {manifest}, first {unknown[0]!r}; expected "
-            "keys as quality.parquet of the batch's shards has them"
+            f"{path}: {len(unknown)} of {len(keys)} keys belong to no image of {manifest}, first {unknown[0]!r}; "
+            "expected keys as in quality.parquet of the batch's shards"
         )
 
 
@@ -198,7 +203,9 @@ def relocate_batch(name: str, root: Path, project: Project | None = None) -> Non
     with project.editing():
         source = read_batches(project.params, read_params(project.params), [name])[name].source
         if not isinstance(source, RegisteredSourceParams):
-            raise ConfigError(f"batch {name} is a phantom, whose images the stage `phantom` makes")
+            raise ConfigError(
+                f"batch {name} is of the phantom, whose images the stage `phantom` makes; expected a registered batch"
+            )
         _, entries = iterate_manifest(project.root / source.dep)
         files = [file for _, entry in entries for file in files_of(entry.record)]
         if not root.is_dir():
@@ -206,8 +213,8 @@ def relocate_batch(name: str, root: Path, project: Project | None = None) -> Non
         misfits = [file.path for file in files if not _has_size(root / file.path, file.num_bytes)]
         if misfits:
             raise SourceError(
-                f"{root}: {len(misfits)} of the {len(files)} files of {name} are not there or of another size; "
-                "expected all of them at the same paths below it as when the batch was registered"
+                f"{root}: {len(misfits)} of the {len(files)} files of {name} are missing or of another size; expected "
+                "all of them, at the same paths below this folder as when the batch was registered"
             )
         with clear_when_full(project.root):
             write_private_text(root_path(name, project.root), portable(root, project.root) + "\n")

@@ -270,7 +270,8 @@ def _check_request(request: _Request) -> None:
         )
     if request.only and request.weight == 0:
         raise ConfigError(
-            f"the only batch {request.name} would have the weight 0: nothing to train on; expected one above 0"
+            f"--weight 0: {request.name} would be the only batch, and nothing would be trained on; expected a weight "
+            "above 0"
         )
 
 
@@ -289,8 +290,8 @@ def _read_project(request: _Request, project: Project) -> _Before:
     batches, name = read_batches(project.params, values), request.name
     if request.only and name in batches and name not in (values.get("mix") or {}):
         raise ConfigError(
-            f"batch {name} has no part in training, so it cannot be the only one; give it one in {project.params}: "
-            f"mix.{name}: {{weight: 1.0, mean: …, std: …}}"
+            f"batch {name} is not trained on, so it cannot be the project's only one; first add it to the mix in "
+            f"{project.params}: mix.{name}: {{weight: 1.0, mean: …, std: …}}"
         )
     _check_weight(name, request.weight, batches, values, project)
     kept = {other: batch for other, batch in batches.items() if other == name or not request.only}
@@ -543,8 +544,9 @@ def _delivered(batch: BatchParams) -> dict[str, Any]:
 def _check_weight(
     name: str, weight: float | None, batches: Mapping[str, BatchParams], values: Mapping[str, Any], project: Project
 ) -> None:
-    """Hold a weight against that of a registered batch, which is the user's, in params.yaml: the same command may come
-    again after it was edited there.
+    """Compare a given weight with that of a batch that is registered already.
+
+    The weight in params.yaml is the user's, and the same command may be given again after it was edited there.
 
     Raises:
         ConfigError: one of them is 0, so that the batch would be trained on or not.
@@ -570,8 +572,10 @@ def _mix_of(
     *,
     share: bool,
 ) -> tuple[dict[str, Any] | None, str | None]:
-    """Make a batch's item of `mix`, None where it has no part in training, and name the batch whose mean and std it
-    shares."""
+    """Make a batch's item of `mix`, and name the batch whose mean and std it shares.
+
+    The item is None if the batch is not trained on.
+    """
     own = item.measured.normalisation(1 if _takes_grey(values) else item.source.channels)
     mixes = values.get("mix") or {}
     if name in batches:
@@ -731,9 +735,12 @@ def _modality_of(
     """
     if given is not None:
         if kind not in OWN_KINDS:
-            raise ConfigError(f"--modality belongs to --source {' or '.join(OWN_KINDS)}; that of {kind} is known")
+            raise ConfigError(
+                f"--modality belongs to --source {' or '.join(OWN_KINDS)}; the kind of pictures in {kind} is known: "
+                "leave the option out"
+            )
         if not re.fullmatch(MODALITY, given):
-            raise ConfigError(f"--modality '{given}': expected one word in small letters, as chest, fundus or hand")
+            raise ConfigError(f"--modality '{given}': expected one word in lower case, as chest, fundus or hand")
         return given
     own = [on_file.source] if on_file is not None else list(_registered(batches).values())
     found = [source for source in own if isinstance(source, RegisteredSourceParams) and source.kind in OWN_KINDS]
@@ -751,7 +758,10 @@ def _site_of(
     if kind in OWN_KINDS:
         return choose_site(given, name, root, _registered(batches), project.root)
     if given is not None:
-        raise ConfigError(f"{SITE_OPTION} belongs to --source {' or '.join(OWN_KINDS)}; {kind} names its own patients")
+        raise ConfigError(
+            f"{SITE_OPTION} belongs to --source {' or '.join(OWN_KINDS)}; {kind} names its own patients: leave the "
+            "option out"
+        )
     return ""
 
 
@@ -766,8 +776,10 @@ def _namesakes(
 
 
 def _hashed(records: Sequence[Record], root: Path, settled: Settled, left_out: Mapping[str, str]) -> tuple[Record, ...]:
-    """Add size and hash of every file that is selected to the records; images that lie there as another batch
-    registered them, and their masks, are not read again."""
+    """Add size and hash of every selected file to the records.
+
+    Images that are unchanged since another batch registered them, and their masks, are not read again.
+    """
     unselected = {record.image.path: record.image for record in records if record.image.path in left_out}
     unchanged = {**unchanged_files(root, settled), **unselected}
     new = [record for record in records if record.image.path not in unchanged]

@@ -17,6 +17,7 @@ from shards.errors import ConfigError
 from shards.normalisation import as_written
 from shards.params import BatchParams, SelectParams
 from shards.records import Record
+from shards.runtime.text import count_of
 from shards.sources.base import OWN_KINDS, Listing
 from shards.sources.modality import check_mixture, pictures_of
 from shards.sources.patients import OPTION as PATIENT_OPTION
@@ -38,11 +39,14 @@ def report_left_out(growth: Growth, num_left_out: int, listed: Path) -> None:
     if growth.copies:
         batches = ", ".join(f"{batch} has {number}" for batch, number in growth.copies.items())
         print(
-            f"{growth.copies.total()} images are in earlier batches and are left out, whatever their files are called: "
-            f"{batches}",
+            f"left out as copies of images in earlier batches, whatever their files are called: "
+            f"{count_of(growth.copies.total(), 'image')} ({batches})",
             file=sys.stderr,
         )
-    print(f"files left out, {num_left_out} with their reasons, for you alone: {listed}", file=sys.stderr)
+    print(
+        f"{listed} lists {count_of(num_left_out, 'file')} that were left out, with the reasons; only you can read it",
+        file=sys.stderr,
+    )
 
 
 def report_excluded_patients(name: str, delivery: Delivery, batches: Iterable[str], project: Project) -> None:
@@ -53,8 +57,8 @@ def report_excluded_patients(name: str, delivery: Delivery, batches: Iterable[st
     if found:
         command = " ".join(f"--patient {patient}" for patient in found)
         print(
-            f"warning: {name} has images of {len(found)} patients who are excluded of other batches; `python -m shards "
-            f"exclude {name} {command}` excludes them here too",
+            f"warning: {name} has images of {count_of(len(found), 'patient')} excluded from other batches; "
+            f"`python -m shards exclude {name} {command}` excludes them here too",
             file=sys.stderr,
         )
 
@@ -64,30 +68,33 @@ def report_patients(name: str, listing: Listing, growth: Growth, kind: str, name
     if listing.patient_grouping == "image":
         remedy = f"; give them in the column patient of a CSV (--labels) or by {PATIENT_OPTION}"
         print(
-            "warning: patients are unknown, every image stands alone in the split: images of one patient may be in "
-            "training and in the test; the index says so (patient_grouping: image)"
+            "warning: patients are unknown, so each image is put into a split by itself, and images of one patient may "
+            "be both in train and in test; the index records this as patient_grouping: image"
             f"{remedy if kind in OWN_KINDS else ''}",
             file=sys.stderr,
         )
     for other in listing.shares_images_with:
         print(
-            f"warning: some images are also in {other}, and nothing here tells which (docs/register.md)",
+            f"warning: some images may be in {other} too, and nothing in the folder tells which (docs/register.md)",
             file=sys.stderr,
         )
     for site, number in namesakes.items():
         print(
-            f"warning: {number} patients have the ids of patients of "
-            f"{f'the site {site}' if site else 'batches without a site'} and are taken for other people; if they are "
-            f"the same, they may be in training and in the test: take the batch out (`python -m shards remove {name}`, "
-            f"and its manifest) and register it with {SITE_OPTION} {site or repr('')}",
+            f"warning: {count_of(number, 'patient')} with the same ids as patients of "
+            f"{f'the site {site}' if site else 'batches without a site'} are taken for other people. If they are the "
+            "same people, they may be both in train and in test: take the batch out (`python -m shards remove "
+            f"{name}`), delete its manifest, and register it with {SITE_OPTION} {site or repr('')}",
             file=sys.stderr,
         )
     if growth.num_old:
-        print(f"{growth.num_old} patients are in earlier batches too, and keep their splits", file=sys.stderr)
+        print(
+            f"in earlier batches too, where they keep their splits: {count_of(growth.num_old, 'patient')}",
+            file=sys.stderr,
+        )
     if growth.num_kept:
         print(
-            f"warning: {growth.num_kept} patients are in earlier batches and keep the splits that they have there, not "
-            "those that the dataset's lists or --splits would now give them",
+            f"warning: {count_of(growth.num_kept, 'patient')} of earlier batches would get other splits by the "
+            "dataset's lists or --splits; the splits of the earlier batches are kept",
             file=sys.stderr,
         )
 
@@ -103,55 +110,56 @@ def report_batch(
     shared: str | None,
     takes_grey: bool,
 ) -> None:
-    """Say what was understood, and everything that may be wrong with it."""
+    """Say what was registered, how it is normalised, and what may be wrong with it."""
     if survey.unread:
         print(
-            f"warning: looked at {survey.num_images} images, {survey.unread.total()} cannot be read and will be "
-            f"quarantined:{list_reasons(survey.unread)}",
+            f"warning: of {count_of(survey.num_images, 'image')} that were tried, {survey.unread.total()} cannot be "
+            f"read and will be quarantined:{list_reasons(survey.unread)}",
             file=sys.stderr,
         )
     num_patients = len({entry.record.patient for entry in delivery.entries})
-    patients = f" of {num_patients} patients" if delivery.header.patient_grouping == "patient" else ""
+    patients = f" of {count_of(num_patients, 'patient')}" if delivery.header.patient_grouping == "patient" else ""
     verb = "already registered" if is_known else "registered"
     written, otherwise = survey.normalisation, survey.in_grey
     if takes_grey:
         written, otherwise = otherwise, written
     mean, std = (as_written(levels) for levels in written)
     print(
-        f"{verb}: {name}, {len(delivery.entries)} images{patients} ({grouping}), {survey.channels} channel(s), "
-        f"mean {mean}, std {std}",
+        f"{verb}: {name}, {count_of(len(delivery.entries), 'image')}{patients} ({grouping}), "
+        f"{count_of(survey.channels, 'channel')}, mean {mean}, std {std}",
         file=sys.stderr,
     )
     if mix is None:
         print(
-            f"{name} is no part of the training mix; `python -m ace evaluate --batch {name}` measures on it",
+            f"{name} is not trained on (weight 0); `python -m ace evaluate --batch {name}` measures on it",
             file=sys.stderr,
         )
         return
     if shared is not None:
         print(
-            f"{name} is normalised as {shared} is, by mean {mix['mean']} and std {mix['std']}, so that a model has one "
-            f"normalisation for both; to use its own, write it to mix.{name} in params.yaml",
+            f"{name} is normalised like {shared}, by mean {mix['mean']} and std {mix['std']}, so that a model has one "
+            f"normalisation for both; to use its own mean and std, write them to mix.{name} in params.yaml",
             file=sys.stderr,
         )
     elif (mix["mean"], mix["std"]) != (mean, std):
         print(
-            f"params.yaml keeps mean {mix['mean']}, std {mix['std']} for it: those of another batch, measured with "
-            f"other parameters, or written by hand; to use what is measured now, write it to mix.{name}",
+            f"params.yaml keeps mean {mix['mean']} and std {mix['std']} for {name}, which differ from those measured "
+            "now: they are another batch's, or were measured with other parameters, or written by hand; to use the "
+            f"new ones, write them to mix.{name}",
             file=sys.stderr,
         )
     if survey.channels == 3:
         mean, std = (as_written(levels) for levels in otherwise)
         seen, channels = ("in grey", 3) if takes_grey else ("in colour", 1)
         print(
-            f"the project's network sees these images {seen}; for pretrain.backbone.in_channels {channels}, set mean "
-            f"{mean} and std {std} in mix.{name}",
+            f"the project's network sees these images {seen}; if you set pretrain.backbone.in_channels to {channels}, "
+            f"also set mean {mean} and std {std} in mix.{name}",
             file=sys.stderr,
         )
 
 
 def report_mixture(batches: Mapping[str, BatchParams], values: Mapping[str, Any], new: str) -> None:
-    """Say at once what training would refuse."""
+    """Warn if training would refuse the mix of pictures that the new batch makes."""
     mixed = {*(values.get("mix") or {}), new}
     pictures = {name: pictures_of(batch.source) for name, batch in batches.items() if name in mixed}
     try:
@@ -162,8 +170,8 @@ def report_mixture(batches: Mapping[str, BatchParams], values: Mapping[str, Any]
     if new in unsaid:
         others = ", ".join(f"{name} ({sort})" for name, sort in pictures.items() if name != new)
         print(
-            f"warning: nobody said what kind of pictures {new} has, and training mixes it with {others}; say it "
-            "(--modality chest, fundus or a word of your own), and another kind is refused",
+            f"warning: the kind of pictures in {new} is not known, and training mixes it with {others}; give it by "
+            "--modality (chest, fundus or a word of your own), so that a mix of different kinds is refused",
             file=sys.stderr,
         )
 
@@ -172,9 +180,9 @@ def report_only(name: str, others: Sequence[str], copies: Sequence[Path]) -> Non
     """Say what the project no longer has, and where to find it."""
     if others:
         print(
-            f"taken out of params.yaml and dvc.yaml: {', '.join(others)}; their shards and manifests stay on the disk",
+            f"taken out of params.yaml and dvc.yaml: {', '.join(others)}; their shards and manifests are kept",
             file=sys.stderr,
         )
     if copies:
-        print(f"what the files were before is kept: {', '.join(map(str, copies))}", file=sys.stderr)
+        print(f"copies of the files as they were before: {', '.join(map(str, copies))}", file=sys.stderr)
     print(f"{name} is the project's only batch; now run `dvc repro`", file=sys.stderr)

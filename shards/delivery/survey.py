@@ -144,7 +144,7 @@ class _Fit:
                 f"{found}; expected the published images, of which no copy was resized or cropped: register those, or "
                 "use the copies without coordinates, with --source folder and a CSV of labels"
             )
-        print(f"warning: {found}; the shards will not have them, and count them", file=sys.stderr)
+        print(f"warning: {found}; the shards leave these out, and say how many there were", file=sys.stderr)
 
 
 class _Sums:

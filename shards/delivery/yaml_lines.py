@@ -129,7 +129,7 @@ def drop_deps(text: str, paths: Collection[str]) -> str:
     unwanted = []
     for stage, batches in consumers(text).items():
         if all(SHARDS + batch in paths for batch in batches):
-            raise ConfigError(f"dvc.yaml: {stage} would read no batch at all; expected one that stays")
+            raise ConfigError(f"dvc.yaml: stage {stage} would read no batch at all; keep at least one in its deps")
         deps = stages[stage]["deps"]
         unwanted += [_row_of(deps, dep, lines, stage) for dep in deps if dep in paths]
     for row in sorted(unwanted, reverse=True):
@@ -138,7 +138,7 @@ def drop_deps(text: str, paths: Collection[str]) -> str:
 
 
 def drop_stage(text: str, name: str) -> str:
-    """A dvc.yaml without one stage; unchanged where there is none of the name.
+    """Return a dvc.yaml without one stage; unchanged where there is none of the name.
 
     Raises:
         ConfigError: the stage shares lines or values with others, by braces or anchors.
@@ -200,7 +200,7 @@ def _row_of(deps: Any, dep: str, lines: list[str], stage: str) -> int:
 
 
 def _like(line: str, dep: str, new: str) -> str:
-    """The line of a dep, written for another path, without its comment."""
+    """Return the line of a dep, written for another path, without its comment."""
     return re.sub(r"\s+#.*", "", line).replace(dep, new).replace(f"'{new}'", new).replace(f'"{new}"', new)
 
 

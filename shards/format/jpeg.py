@@ -46,8 +46,7 @@ class Region(NamedTuple):
 
 
 def encode_canvas(pixels: Pixels, quality: int) -> bytes:
-    """Encode a baseline JPEG, colour not subsampled, every row of blocks in segments of equal length, with their
-    table.
+    """Encode a baseline JPEG, colour not subsampled, every row of blocks in segments of equal length, with their table.
 
     Args:
         pixels: 8-bit grey or colour.
@@ -63,8 +62,11 @@ def encode_canvas(pixels: Pixels, quality: int) -> bytes:
 
 
 def encode_half(pixels: Pixels, quality: int) -> bytes:
-    """Encode the canvas at half its size; its sides are even. A coarse crop takes most of it, so it is decoded
-    whole: markers, and looking for them, would cost more than the rest."""
+    """Encode the canvas at half its size; its sides are even.
+
+    A coarse crop takes most of it, so it is decoded whole: markers, and looking for them, would cost more than the
+    rest.
+    """
     return _encoded(halved(pixels), quality)
 
 
@@ -156,8 +158,9 @@ class _Header:
 
     @classmethod
     def parse(cls, data: Encoded) -> Self | None:
-        """Parse the header of an image with a table of its segments; None for every other image: the decoder
-        judges those.
+        """Parse the header of an image with a table of its segments; None for every other image.
+
+        Images without a table are left to the decoder to judge.
 
         Raises:
             DamagedImageError: the table is not that of an image of this size and number of bytes.

@@ -50,8 +50,11 @@ ROW_DTYPE = np.dtype(
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSpans:
-    """The spans of a sample's members in its tar: description, image, its half size and landmarks if there are any,
-    and all members. A member that is not there has no bytes."""
+    """Hold the spans of a sample's members in its tar.
+
+    These are the description, the image, its half size and the landmarks if there are any, and all members together. A
+    member that is not there has no bytes.
+    """
 
     members: Span
     meta: Span

@@ -77,8 +77,11 @@ class TarWriter:
 
 
 def _header(name: str, num_bytes: int) -> bytes:
-    """Fill name, size and check sum (of all bytes, its own as spaces) into the template: `tarfile` takes far longer
-    over each of the constant fields."""
+    """Fill name, size and check sum into the template of a header.
+
+    The check sum is that of all bytes, its own taken as spaces. `tarfile` takes far longer over each of the constant
+    fields.
+    """
     encoded = name.encode("ascii")
     if len(encoded) > _NAME_BYTES:
         raise ValueError(f"member name of {len(encoded)} bytes; a ustar header has room for {_NAME_BYTES}")
@@ -101,8 +104,10 @@ def _template() -> bytes:
 
 
 def read_header(block: bytes) -> tuple[str, int]:
-    """Name and number of bytes of the member whose header this block is, as `TarWriter` writes it; ("", 0) if it is
-    none. Some twenty times as fast as tarfile's, which readers ask for every sample."""
+    """Read name and number of bytes from a member's header as `TarWriter` writes it; ("", 0) if it is none.
+
+    This is some twenty times as fast as tarfile's, and readers need it for every sample.
+    """
     num_bytes = block[124:135]
     if block[257:262] != b"ustar" or num_bytes.strip(b"01234567"):
         return "", 0

@@ -93,8 +93,10 @@ def load_anatomy(folder: Path = ASSET) -> Anatomy:
 
 @lru_cache(maxsize=1)
 def weigh_tissue(anatomy: Anatomy, bone_weight: float, lung_density: float) -> Float[Tensor, "up front left"]:
-    """Compute the relative attenuation of one patient's tissue; it is kept for the patient's next image: do not
-    write to it."""
+    """Compute the relative attenuation of one patient's tissue.
+
+    It is kept for the patient's next image, so do not write to it.
+    """
     weighted = torch.add(anatomy.soft, anatomy.bone, alpha=bone_weight)
     return weighted.add_(anatomy.lung, alpha=lung_density - 1)
 

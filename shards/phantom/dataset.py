@@ -94,8 +94,10 @@ def _chest() -> Anatomy:
 
 @contextmanager
 def _fixed_arithmetic() -> Iterator[None]:
-    """Use one thread, as more would change the last bits of sums, and no denormals, which are slow; undone at the
-    end."""
+    """Use one thread and no denormals until the block ends.
+
+    More threads would change the last bits of sums, and denormals are slow.
+    """
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)

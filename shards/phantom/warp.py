@@ -37,16 +37,20 @@ def depth_range_mm(patient: Patient) -> float:
 
 
 def path_length(patient: Patient, exposure: Exposure, rows: Points, cols: Points) -> Points:
-    """Return the [rows, cols] millimetres that a ray travels through the slab; `rows` and `cols` are in 0..1 of the
-    image."""
+    """Return the millimetres that each ray travels through the slab, as [rows, cols].
+
+    `rows` and `cols` are positions in the image, from 0 to 1.
+    """
     side = exposure.field_of_view_mm
     across = np.hypot(side * (rows - 0.5)[:, None], side * (cols - 0.5)[None, :])
     return 2 * depth_range_mm(patient) * np.hypot(1, across / exposure.source_distance_mm)
 
 
 def warp_grid(patient: Patient, exposure: Exposure) -> Points:
-    """Return the [*GRID_NODES, 3] points of the scan (mm) at nodes that span the image (row, col) and the slab
-    (back to front)."""
+    """Return the [*GRID_NODES, 3] points of the scan (mm) at the nodes of the grid.
+
+    The nodes span the image (row, col) and the slab (back to front).
+    """
     row, col, depth = (np.linspace(0, 1, num) for num in GRID_NODES)
     half = depth_range_mm(patient)
     front = (2 * depth - 1)[None, None, :] * half

@@ -402,8 +402,7 @@ def _near_copies(
 
 
 def _objections_to_copies(images: Images, near: NearCopies, params: QualityParams) -> list[_Objection]:
-    """Object to copies outside their group's most protected split; where that one has several, they are remarked
-    on.
+    """Object to copies outside their group's most protected split; where that one has several, they are remarked on.
 
     A whole group counts, not its pairs: a copy of a copy may be too far from the first to be recognised.
     """

@@ -131,8 +131,10 @@ def _keep_to_one_thread() -> None:
 
 
 def standardized(pictures: Num[np.ndarray, "*batch height width"]) -> Float[np.ndarray, "*batch height width"]:
-    """Scale pictures to mean 0 and norm 1, so that the sum of a product of two is their correlation; a flat one
-    becomes 0."""
+    """Scale pictures to mean 0 and norm 1, so that the sum of the product of two is their correlation.
+
+    A flat picture becomes 0.
+    """
     centred = pictures - pictures.mean(axis=(-2, -1), keepdims=True, dtype=np.float32)
     norms = np.sqrt(np.square(centred).sum(axis=(-2, -1), keepdims=True))
     result: Float[np.ndarray, "*batch height width"] = centred / np.maximum(norms, np.float32(1e-3))
@@ -140,8 +142,9 @@ def standardized(pictures: Num[np.ndarray, "*batch height width"]) -> Float[np.n
 
 
 def perceptual_hash(picture: UInt8[np.ndarray, "height width"]) -> int:
-    """Hash a picture to 64 bits that hardly depend on size, compression and brightness: low frequencies above their
-    median.
+    """Hash a picture to 64 bits that hardly depend on size, compression and brightness.
+
+    A bit tells whether a low frequency is above the median of them.
 
     The picture shrinks to 32 × 32; the bits are the signs of its 8 × 8 lowest cosine coefficients, row by row, relative
     to the median of all but the first (the mean grey).

@@ -259,8 +259,7 @@ def _details(picture: Float[np.ndarray, "side side"]) -> Float[np.ndarray, "side
 
 
 def _band(picture: UInt8[np.ndarray, "side side"]) -> Float[np.ndarray, "side side"]:
-    """Return the structure of middling size: coarse enough to bear a small shift, fine enough to differ between
-    people."""
+    """Return the structures of medium size, which bear a small shift and still differ between people."""
     levels = picture.astype(np.float32)
     fine, coarse = (cv2.GaussianBlur(levels, (0, 0), scale) for scale in _BAND_PX)
     band: Float[np.ndarray, "side side"] = fine - coarse

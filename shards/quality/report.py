@@ -250,7 +250,8 @@ class _OpenReport:
             table = file.read(["key", "patient", "split", "verdict", "hashes"])
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
             raise IndexFormatError(
-                f"{path}: missing or no quality report of this version; restore the shard set or build it again"
+                f"{path}: found no quality report of this version; restore the shard set with `dvc checkout`, or build "
+                "it again"
             ) from None
         rows = np.flatnonzero(table["verdict"].to_numpy() != "quarantined")
         kept = table.take(rows)

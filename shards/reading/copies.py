@@ -41,8 +41,8 @@ def find_trained_copies(
         report = _report_of(locate(name))
         if report is None or not isinstance(index.store, LocalStore):
             print(
-                f"warning: {locate(name)}: no shard set in a local folder, and the model was trained on it: nothing "
-                f"tells whether {index.name} has copies of its pictures",
+                f"warning: {locate(name)}: found no shard set in a local folder, although the model was trained on it; "
+                f"so {index.name} is not searched for copies of its images",
                 file=sys.stderr,
             )
         else:

@@ -72,8 +72,8 @@ def check_image_names(
             "expected none. Measure other patients, or say yes: evaluate.accept_shared_images: true"
         )
     print(
-        f"{model}: of the {len(names)} images that it was trained on {num_found} are registered here by name; they "
-        f"show {len(shared)} of the {len(measured)} {split} patients of {index.name}",
+        f"{model}: {num_found} of the {len(names)} images that it was trained on are registered here, by their names; "
+        f"they show {len(shared)} of the {len(measured)} {split} patients of {index.name}",
         file=sys.stderr,
     )
     return {

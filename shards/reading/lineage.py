@@ -90,9 +90,8 @@ def check_independence(model: Path, index: ShardIndex, *, is_accepted: bool, spl
         trained = sorted({name for patient in shared for name in batches[patient]})
         raise ContaminationError(
             f"{len(shared)} of {len(measured_patients)} {split} patients of {index.name} are among the model's "
-            f"training patients (of {', '.join(trained)}), as {', '.join(shared[:_MAX_NAMED])}: other splits held when "
-            "it was trained. "
-            "Train on this project's batches, or say yes: evaluate.accept_shared_images: true"
+            f"training patients (of {', '.join(trained)}), as {', '.join(shared[:_MAX_NAMED])}: it was trained with "
+            "other splits. Train on this project's batches, or say yes: evaluate.accept_shared_images: true"
         )
     return count | {
         "num_training_patients": len(batches),

@@ -85,8 +85,7 @@ def num_draws(size: int, weight: float) -> int:
 def cache_window(
     indexes: Sequence[ShardIndex], rows: Sequence[Int64[np.ndarray, "_num_samples"]], weights: Sequence[float]
 ) -> TarWindow | None:
-    """Return the window that remote sets need; None where the cache holds all their tars, or all lie on local
-    disks.
+    """Return the window that remote sets need; None where the cache holds all their tars, or all lie on local disks.
 
     Two windows fit the cache beside the rows of all indexes: while one ends, the next begins.
 

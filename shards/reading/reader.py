@@ -113,7 +113,9 @@ class ShardIndex:
         """
         if isinstance(self.store, LocalStore):
             return self.store.root
-        raise ConfigError(f"{self.store.location}: lies on a server; expected a shard set in a local folder: copy it")
+        raise ConfigError(
+            f"{self.store.location}: lies on a server; expected a shard set in a local folder: copy it to one"
+        )
 
     @property
     def name(self) -> str:
@@ -248,8 +250,9 @@ class Sample:
             return decode(self.encoded)
 
     def region(self, rectangle: Rectangle, reduction: Reduction = 1) -> Region:
-        """Decode a part of the canvas that holds the rectangle (row0, col0, row1, col1); of a JPEG little more
-        is decoded.
+        """Decode a part of the canvas that holds the rectangle (row0, col0, row1, col1).
+
+        Of a JPEG, little more than the rectangle is decoded.
 
         Args:
             rectangle: Rectangle in the pixels that are returned.

@@ -106,8 +106,7 @@ def _existing(folder: Path) -> Path:
 
 @contextmanager
 def atomic_path(target: Path, num_bytes: float | None = None) -> Iterator[Path]:
-    """Give a temporary sibling of `target` to write a file to, which replaces it when the block ends without an
-    error.
+    """Give a temporary path beside `target` to write a file to, which replaces it when the block ends without an error.
 
     Several processes may write one target: the last one wins. What a killed one left is removed by the next.
 
@@ -133,8 +132,9 @@ def atomic_path(target: Path, num_bytes: float | None = None) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(target: Path, num_bytes: float | None = None) -> Iterator[Path]:
-    """Give a temporary sibling of `target`, a new folder to write to, which replaces it when the block ends without
-    an error, and goes otherwise.
+    """Give a new temporary folder beside `target`, which replaces it when the block ends without an error.
+
+    After an error the temporary folder is removed.
 
     Args:
         target: The folder.

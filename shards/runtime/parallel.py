@@ -24,15 +24,13 @@ _MOUNTED = Path("/sys/fs/cgroup")
 
 
 def default_num_workers() -> int:
-    """Count a process for each core that this process may use, and for each core's time that its container is
-    given."""
+    """Count a process for each core that this process may use, and for each core's time that its container is given."""
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return math.ceil(min(num_cores, cpu_quota(_MEMBERSHIP, _MOUNTED)))
 
 
 def cpu_quota(membership: Path, mounted: Path) -> float:
-    """Return the cores whose time this process is given at most, by its control groups of either version and all
-    above.
+    """Return the cores whose time this process is given at most, by its control groups of either version and all above.
 
     Args:
         membership: The file that names the groups, as `/proc/self/cgroup`.

@@ -43,9 +43,9 @@ def unfinished_work(stage: str, fingerprint: str, *, wait: bool = False) -> Iter
     except Timeout:
         if not wait:
             raise ConfigError(
-                f"this {stage} is under way in another process, which holds {lock.lock_file}; wait for it or end it"
+                f"another process is at work on this {stage} and holds {lock.lock_file}; wait for it or end it"
             ) from None
-        print(f"waiting for the process at the same {stage}, which holds {lock.lock_file}", file=sys.stderr)
+        print(f"waiting for another process at work on this {stage}, which holds {lock.lock_file}", file=sys.stderr)
         lock.acquire()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -62,8 +62,8 @@ def _announce_other_work(folder: Path) -> None:
     others = sorted(str(path) for path in folder.parent.iterdir() if path != folder)
     if others:
         print(
-            f"unfinished work of other parameters, data or code, not used here: {', '.join(others)}; delete it if "
-            "nobody goes on with it",
+            f"found unfinished work with other parameters, data or code, which is not used: {', '.join(others)}; "
+            "delete it if nobody needs it",
             file=sys.stderr,
         )
 
@@ -85,6 +85,7 @@ def scratch_root() -> Path:
         answer = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         raise ConfigError(
-            f"no place for unfinished work: {Path.cwd()} is no git checkout; set {SCRATCH_VARIABLE} to an absolute path"
+            f"found no folder for unfinished work, as {Path.cwd()} is no git checkout; set {SCRATCH_VARIABLE} to an "
+            "absolute path"
         ) from None
     return Path(answer.stdout.strip()) / "ace-scratch"

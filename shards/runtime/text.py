@@ -1,6 +1,11 @@
-"""Plain-text tables."""
+"""Plain text for people: counted things and tables."""
 
 from collections.abc import Sequence
+
+
+def count_of(number: int, thing: str) -> str:
+    """Write a number and what it counts, in the plural unless it is one: 1 image, 1,200 images."""
+    return f"{number:,} {thing}{'s' * (number != 1)}"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -88,8 +88,7 @@ class Source(Protocol):
 
 
 def layout_in(docstring: str | None) -> str:
-    """Return the part of a module's docstring between the line `Layout:` and the next empty one, without its
-    indent."""
+    """Return the part of a module's docstring between the line `Layout:` and the next empty one, without its indent."""
     _, _, below = (docstring or "").partition("\nLayout:\n")
     return textwrap.dedent(below.partition("\n\n")[0])
 

@@ -35,13 +35,20 @@ _COLUMNS = (
 def add_sources_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `sources [KIND] [--json]` to the commands of `python -m shards`."""
     command = commands.add_parser("sources", help="list the datasets that can be added", description=sources.__doc__)
-    command.add_argument("kind", nargs="?", metavar="KIND", help="all that is known of one: citation, licence, pages")
-    command.add_argument("--json", action="store_true", help="for programs: a list of objects; with KIND, one object")
+    command.add_argument(
+        "kind", nargs="?", metavar="KIND", help="a dataset of the list, to see its citation, licence and web pages too"
+    )
+    command.add_argument(
+        "--json", action="store_true", help="print JSON: a list with one object per dataset; with KIND, one object"
+    )
     command.set_defaults(run=sources)
 
 
 def sources(arguments: argparse.Namespace) -> None:
-    """List the datasets that can be registered: modality, images, patients, tasks, licence, what to put where."""
+    """List the datasets that can be registered.
+
+    Each comes with its modality, images, patients, tasks and licence, and with the files that `register` expects.
+    """
     if arguments.kind is None:
         infos = [open_source(kind).info for kind in MODULES]
         print(json.dumps([asdict(info) for info in infos], indent=2) if arguments.json else render_table(infos))
@@ -55,14 +62,14 @@ def render_table(infos: Iterable[SourceInfo]) -> str:
     head = _join([column.title for column in _COLUMNS])
     blocks = [[*_wrap_cells(_cells(info)), *_wrap_layout(info)] for info in infos]
     foot = [
-        f"{_UNKNOWN} not published. More of one: python -m shards sources KIND",
-        "To use one: python -m shards register NAME ROOT --source KIND",
+        f"{_UNKNOWN} means: not published. More on one dataset: python -m shards sources KIND",
+        "To register one: python -m shards register NAME FOLDER --source KIND",
     ]
     return "\n\n".join("\n".join(lines) for lines in ([head], *blocks, foot))
 
 
 def render_page(info: SourceInfo) -> str:
-    """Render all that is known of one dataset."""
+    """Render everything that is known about one dataset, and how to register it."""
     passed_on = "shards may be passed on" if info.is_redistributable else "shards must not be passed on"
     facts = {
         "kind": info.name,
@@ -71,7 +78,7 @@ def render_page(info: SourceInfo) -> str:
         "patients": _number(info.num_patients),
         "tasks": ", ".join(info.tasks),
         "licence": f"{info.licence} ({passed_on})",
-        "shares images with": ", ".join(info.shares_images_with) or "none known",
+        "shares images with": ", ".join(_shared_with(info)) or "none known",
         "cite": info.citation,
     }
     indent = max(map(len, facts)) + 2
@@ -81,11 +88,16 @@ def render_page(info: SourceInfo) -> str:
         for line in textwrap.wrap(f"{name:{indent}}{value}", WIDTH, subsequent_indent=" " * indent, tabsize=1)
     ]
     pages = [f"{_INDENT}{page}" for page in info.pages]
-    register = f"python -m shards register NAME ROOT --source {info.name}"
+    register = f"python -m shards register NAME FOLDER --source {info.name}"
     use = _INDENT + ("dvc repro" if info.name == "phantom" else register)
     return "\n".join(
         [info.title, "", *lines, "", "get it", *pages, "", "what to put where", *_wrap_layout(info), "", "use it", use]
     )
+
+
+def _shared_with(info: SourceInfo) -> list[str]:
+    """Name the sources that hold some of the same images; a source's own other release is called that."""
+    return [f"{kind} (its other release)" if kind == info.name else kind for kind in info.shares_images_with]
 
 
 def _number(value: int | None) -> str:

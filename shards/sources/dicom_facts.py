@@ -85,8 +85,7 @@ def view_of(header: DicomHeader) -> str | None:
 
 
 def body_part_of(header: DicomHeader) -> str | None:
-    """Name the part of the body that an image shows, in a word of the standard's; None where the header has no such
-    word."""
+    """Name the part of the body that an image shows, in a word of the standard; None if the header has no such word."""
     if (header.modality or "").upper() == "OP":
         return "EYE"
     if (header.modality or "").upper() == "MG" or _code_of(header) in _OF_BREASTS:

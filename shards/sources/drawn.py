@@ -35,8 +35,7 @@ class Drawn:
 
 
 def drawn_columns(columns: Iterable[str]) -> tuple[str, ...]:
-    """Return the columns that are about masks, boxes, landmarks, and the size of the image that these were given
-    for."""
+    """Return the columns of masks, boxes and landmarks, and of the size of the image that these were given for."""
     return tuple(name for name in columns if name.startswith(_KINDS) or name in SIZE)
 
 

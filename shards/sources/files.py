@@ -30,8 +30,9 @@ _DELAY_S = 2.0
 
 
 def list_files(root: Path, num_expected: int | None = None) -> list[str]:
-    """List all files below a folder, relative with `/`, sorted; hidden ones and the leavings of systems are passed
-    over.
+    """List all files below a folder, sorted, as relative paths with `/`.
+
+    Hidden files, and files that operating systems leave behind, are passed over.
 
     Linked folders are not entered: what lies below `root` is found in its own place.
 
@@ -54,8 +55,7 @@ def list_files(root: Path, num_expected: int | None = None) -> list[str]:
 
 
 def is_passed_over(name: str) -> bool:
-    """Tell whether a file or folder below a user's folder is none of the user's: hidden, or the leavings of a
-    system."""
+    """Tell whether a file or folder is not the user's own: hidden, or left behind by an operating system."""
     return name.startswith(".") or name.lower() in _LEAVINGS
 
 

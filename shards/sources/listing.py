@@ -12,8 +12,10 @@ Row = TypeVar("Row")
 
 
 def wrong_layout(info: SourceInfo, root: Path, problem: str) -> SourceError:
-    """Return the error of a folder in which something of the dataset is not found; names the layout that was looked
-    for."""
+    """Return the error for a folder in which a part of the dataset is not found.
+
+    It names the layout that was looked for.
+    """
     layout = "\n".join(f"    {line}" for line in info.layout.splitlines())
     return SourceError(f"{root}: {problem}; expected below it\n{layout}")
 
@@ -24,8 +26,10 @@ def no_images(info: SourceInfo, root: Path) -> SourceError:
 
 
 def count_warnings(info: SourceInfo, records: tuple[Record, ...]) -> tuple[str, ...]:
-    """Yield a line where images or patients are not as many as published: a part of a dataset is fine, and worth a
-    word."""
+    """Yield a line if there are more or fewer images or patients than published.
+
+    A part of a dataset is fine, but worth a word.
+    """
     found = {"images": len(records), "patients": len({record.patient for record in records})}
     published = {"images": info.num_images, "patients": info.num_patients}
     return tuple(
@@ -41,8 +45,7 @@ def number_warnings(info: SourceInfo, counts: Mapping[str, int]) -> tuple[str, .
 
 
 def read_or_warn(read: Callable[[], Iterable[Row]], warnings: list[str]) -> list[Row]:
-    """Read the rows of a list whose form is known at second hand alone: one in another form is a warning and no
-    row."""
+    """Read the rows of a list whose form is known at second hand alone: one in another form is a warning and no row."""
     try:
         return list(read())
     except SourceError as error:
@@ -59,8 +62,9 @@ def build_listing(
     num_files: int,
     warnings: tuple[str, ...] = (),
 ) -> Listing:
-    """Build the records of the images that are there, by source id; rows without a file and files without a row are
-    counted.
+    """Build the records of the images that are there, by source id.
+
+    Rows without a file and files without a row are counted.
 
     Args:
         info: The dataset.

@@ -13,7 +13,7 @@ _NAMES = {"chest": "chest radiographs", "fundus": "fundus photographs", None: "o
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """What the images of a shard set are.
+    """Pictures says what the images of a shard set are.
 
     Attributes:
         kind: Kind of their source.
@@ -71,7 +71,7 @@ def check_mixture(sets: Mapping[str, Pictures], *, is_accepted: bool) -> list[st
         return [name for name, modality in known.items() if modality is None and modalities and not is_accepted]
     named = ", ".join(f"{name} ({pictures})" for name, pictures in sets.items())
     raise ConfigError(
-        f"mix has batches of different pictures: {named}; expected one kind, since a place on the canvas should show "
+        f"mix has batches of different pictures: {named}; expected one kind, since a cell of the grid should show "
         "the same anatomy in all of them. Take one out (`python -m shards remove NAME`), register it as a set to "
         "measure on (`--weight 0`), or say yes in params.yaml: pretrain.accept_mixed_images: true"
     )

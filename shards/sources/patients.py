@@ -19,7 +19,7 @@ def parse_patient_rule(text: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
     except re.error as error:
-        raise ConfigError(f"{OPTION} {text}: no regular expression ({error}); for example '^([^/_]+)_'") from None
+        raise ConfigError(f"{OPTION} {text}: expected a regular expression, as '^([^/_]+)_': {error}") from None
 
 
 def patient_in(path: str, rule: re.Pattern[str]) -> str | None:
@@ -48,6 +48,6 @@ def patients_in(root: Path, paths: Iterable[str], rule: re.Pattern[str]) -> dict
     if num_missed:
         raise SourceError(
             f"{root}: {OPTION} finds no patient in the paths of {num_missed} of {len(found)} images; expected one in "
-            "every path, relative to that folder"
+            "every path, taken relative to that folder"
         )
     return {path: patient for path, patient in found.items() if patient is not None}

@@ -40,5 +40,5 @@ def open_source(kind: str) -> Source:
     """
     if kind not in MODULES:
         kinds = ", ".join(name for name in MODULES if name != "phantom")  # whose stage makes it: nothing to register
-        raise ConfigError(f"no source '{kind}'; there are {kinds} (`python -m shards sources`)")
+        raise ConfigError(f"found no source '{kind}'; expected one of {kinds} (`python -m shards sources`)")
     return cast(Source, import_module(f"shards.sources.datasets.{MODULES[kind]}").SOURCE)

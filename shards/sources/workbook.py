@@ -14,8 +14,7 @@ _MAX_BYTES = 2**26
 
 
 def read_workbook(path: Path, required: tuple[str, ...], what: str) -> list[dict[str, str]]:
-    """Read the rows below a header, with stripped values as they are stored; lines above the header are passed
-    over.
+    """Read the rows below a header, with stripped values as they are stored; lines above the header are passed over.
 
     Args:
         path: The file.

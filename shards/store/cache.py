@@ -56,8 +56,9 @@ class ShardCache:
 
     @classmethod
     def from_environment(cls) -> "ShardCache":
-        """Open the cache that `ACE_SHARD_CACHE` names, `ACE_SHARD_CACHE_GB` large; by default below the user's
-        folder of caches.
+        """Open the cache that `ACE_SHARD_CACHE` names, which holds up to `ACE_SHARD_CACHE_GB`.
+
+        By default it lies below the user's folder of caches.
 
         Raises:
             ConfigError: the folder is not absolute, or the size is not a number above 0.
@@ -80,8 +81,9 @@ class ShardCache:
         return self.root / f"{stored.sha256}{Path(stored.name).suffix}"
 
     def open(self, stored: StoredFile, where: str, download: Download) -> int:
-        """Open a descriptor of a file, which is downloaded if it is not here; until it is closed, nobody evicts
-        the file.
+        """Open a descriptor of a file, which is downloaded if it is not here.
+
+        Until the descriptor is closed, nobody evicts the file.
 
         Args:
             stored: The file that is wanted.
@@ -181,8 +183,10 @@ class ShardCache:
             time.sleep(_POLL_S)
 
     def _missing_bytes(self, stored: StoredFile, part: Path) -> int:
-        """Count the bytes that have to go: the cache's bound and the disk count what others are about to write
-        as written."""
+        """Count the bytes that have to be evicted.
+
+        Bytes that others are about to write count as written, for the cache's bound and for the disk.
+        """
         others = self._others(part)
         reserved = sum(map(_reserved_bytes, others))
         to_come = reserved - sum(map(_size, others))
@@ -196,8 +200,10 @@ class ShardCache:
         return [path for path in self.root.iterdir() if path != part and _OWN.fullmatch(path.name)]
 
     def _oldest_first(self, part: Path) -> list[Path]:
-        """Sort tars and parts by their last use, then rows of indexes: a run opens those once and may need them
-        again."""
+        """Sort files by what to evict first: tars and parts by their last use, then rows of indexes.
+
+        A run opens rows of indexes once and may need them again.
+        """
         used: dict[Path, float] = {}
         for path in self._others(part):
             with suppress(FileNotFoundError):

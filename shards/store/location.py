@@ -95,8 +95,7 @@ class RemoteStore:
         """Do nothing: a tar is checked when it comes."""
 
     def open(self, stored: StoredFile) -> int:
-        """Open a descriptor of a file for reading; the caller closes it, and until then the file stays in the
-        cache.
+        """Open a descriptor of a file for reading; the caller closes it, and until then the file stays in the cache.
 
         Raises:
             ConfigError: the file is larger than the cache may be.

@@ -45,8 +45,7 @@ class Retry:
     timeout_s: float = 60.0
 
     def delay_s(self, failures: int, wanted_s: float) -> float:
-        """Return the seconds to wait after so many failures: jittered, so that many readers do not come back at
-        once.
+        """Return the seconds to wait after so many failures: jittered, so that many readers do not come back at once.
 
         Args:
             failures: Number of failures in a row, at least 1.
@@ -224,8 +223,10 @@ def _judged(error: Exception, url: str) -> Exception:
 
 
 def _answer(error: Exception) -> tuple[int | None, Mapping[str, str]]:
-    """Return status and headers of the server's answer, where there was one: aiohttp's errors have them, botocore's
-    in a cause below the OSError that s3fs makes of them."""
+    """Return status and headers of the server's answer, if there was one.
+
+    aiohttp's errors have them; botocore's have them in a cause below the OSError that s3fs makes of them.
+    """
     status = getattr(error, "status", None)
     if isinstance(status, int) and status:
         return status, getattr(error, "headers", None) or {}

@@ -1,5 +1,8 @@
-"""EfficientNet-Lite0 (Tan & Le, ICML 2019; the Lite variant drops squeeze-and-excitation and takes ReLU6), written from
-its table of blocks, one function of the tensors in the naming of `efficientnet_pytorch`, with TensorFlow's padding."""
+"""Compute EfficientNet-Lite0 (Tan & Le, ICML 2019) independently, from its table of blocks.
+
+The Lite variant drops squeeze-and-excitation and takes ReLU6. It is one function of the tensors, in the naming of
+`efficientnet_pytorch`, with TensorFlow's padding.
+"""
 
 import math
 from collections.abc import Mapping

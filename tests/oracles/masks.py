@@ -64,7 +64,7 @@ def covered(mask: np.ndarray, height: int, width: int) -> list[list[Fraction]]:
     """The share of each new pixel that the mask covers."""
 
     def shares(old: int, new: int) -> list[list[Fraction]]:
-        """Of each new pixel, the share that lies in each old one, along one side."""
+        """Return the share of each new pixel that lies in each old one, along one side."""
         starts = [[max(Fraction(i * old, new), Fraction(j)) for j in range(old)] for i in range(new)]
         stops = [[min(Fraction((i + 1) * old, new), Fraction(j + 1)) for j in range(old)] for i in range(new)]
         return [

@@ -108,7 +108,7 @@ class ReferenceRun:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the teacher sees whole crops, which it does with the removal term."""
+        """Tell whether the teacher sees whole crops, which it does with the removal term."""
         return self.params.loss_weights.removal > 0
 
     def _remove(self, tokens: Tensor, taught: Tensor, shown: Tensor) -> None:

@@ -157,7 +157,7 @@ def test_a_second_process_at_the_same_work_ends_at_the_lock_of_its_scratch(
     edit(toy / "params.yaml", "count: 3", "count: 4")
     with unfinished_work("toy", "ab"):
         failure = failure_of(run(toy, instance, "data/raw", raise_on_error=False))
-    assert "under way in another process" in str(failure.metadata["last_lines"].value)
+    assert "another process is at work on this" in str(failure.metadata["last_lines"].value)
     assert run(toy, instance, "data/raw").success
 
 

@@ -95,7 +95,7 @@ def write_csv(path: Path, header: tuple[str, ...], rows: list[tuple[Any, ...]]) 
 
 
 def write_phantom(root: Path, num_patients: int = 20, size_px: int = 48) -> PhantomSourceParams:
-    """A dataset in the phantom's layout: patients have one or two images, every second one a nodule."""
+    """Write a dataset in the phantom's layout: patients have one or two images, every second one a nodule."""
     labels, landmarks = [], []
     for patient in range(num_patients):
         for number in range(1 + patient % 2):
@@ -150,7 +150,7 @@ def folder_params(
 
 
 def number_in_manifest(source: RegisteredSourceParams, path: str) -> int:
-    """Which image of the manifest, from 1, has this path."""
+    """Return the number of the image in the manifest, from 1, that has this path."""
     _, entries = iterate_manifest(Path(source.dep))
     return [entry.record.image.path for _, entry in entries].index(path) + 1
 

@@ -20,7 +20,7 @@ KEYS = {"key": "test", "secret": "test"}
 
 @contextmanager
 def s3_server() -> Iterator[dict]:
-    """A moto server at a free port of loopback; fsspec's `storage_options` for it."""
+    """Run a moto server at a free port of loopback; fsspec's `storage_options` for it."""
     process = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"], stderr=subprocess.PIPE, text=True
     )

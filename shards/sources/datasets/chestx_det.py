@@ -197,8 +197,10 @@ def _finite(value: Any) -> float:
 
 
 def has_area(ring: tuple[Point, ...]) -> bool:
-    """Tell whether three points of a ring are not on one line; one that crosses itself may enclose as much left as
-    right."""
+    """Tell whether three points of a ring are not on one line.
+
+    The area does not tell it: a ring that crosses itself may enclose as much left as right.
+    """
     if len(set(ring)) < 3:
         return False
     (row0, col0), (row1, col1) = ring[0], next(point for point in ring if point != ring[0])

@@ -196,8 +196,9 @@ class _Labels:
 
 
 def _find_files(root: Path) -> tuple[list[str], dict[str, str]]:
-    """Find all files, sorted, and the reason for each path that could not be looked at; hidden files and the
-    leavings of systems are passed over.
+    """Find all files, sorted, and the reason for each path that could not be read.
+
+    Hidden files, and files that operating systems leave behind, are passed over.
 
     Raises:
         SourceError: there is no such folder.
@@ -283,8 +284,7 @@ def _composed(text: str) -> str:
 
 
 def _is_silent_utf8(text: str) -> bool:
-    """Tell whether letters are bytes of UTF-8 read as Latin-1, as they are where a file does not say its character
-    set."""
+    """Tell whether a text is UTF-8 that was read as Latin-1, as happens if a file does not say its character set."""
     try:
         return len(text.encode("latin-1").decode()) < len(text)
     except UnicodeError:

@@ -131,8 +131,7 @@ def _record(path: str, row: dict[str, str], where: str) -> Record:
 
 
 def find_images(root: Path) -> FoundImages:
-    """Find all images below `root`, by path, and why other files are none; hidden files and folders are passed
-    over.
+    """Find all images below `root`, by path, and why other files are none; hidden files and folders are passed over.
 
     Raises:
         SourceError: there are none, or a symbolic link leads out of `root`.

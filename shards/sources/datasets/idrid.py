@@ -231,7 +231,7 @@ def _centers(root: Path, paths: list[str], word: str, warnings: list[str]) -> di
             for number, (name, x, y) in with_lines(_rows(root / path, columns, warnings)):
                 where = f"{path} line {number}"
                 if not all(re.fullmatch(r"\d+(?:\.\d+)?", value) for value in (x, y)):
-                    raise SourceError(f"{where}: expected a place in pixels; found '{x}', '{y}'")
+                    raise SourceError(f"{where}: expected a position in pixels; found '{x}', '{y}'")
                 if landmark in centres.setdefault(name, {}):
                     raise SourceError(f"{where}: {name} is listed twice; expected it once")
                 centres[name][landmark] = (float(y), float(x))

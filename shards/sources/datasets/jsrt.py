@@ -127,8 +127,8 @@ class JsrtSource:
             raise no_images(self.info, root)
         if mini and (raw or converted):
             raise SourceError(
-                f"{root}: JSRT's own images and miniJSRT's, which are the same under names that nothing maps; expected "
-                "one of them: register one of the folders"
+                f"{root}: found JSRT's own images and miniJSRT's, which are the same under names that no list maps; "
+                "expected one of them: register one of the folders"
             )
         if mini:
             counts = {"images of segmentation02, whose masks are left": sum(not record.masks for record in mini)}

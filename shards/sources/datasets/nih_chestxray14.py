@@ -261,8 +261,10 @@ def _spacing(width: str, height: str, spacing_col: str, spacing_row: str) -> tup
 
 
 def _check_size(image: Path) -> None:
-    """Check the size of one image: in a resized copy every box would be elsewhere; a file that is no PNG is found
-    later."""
+    """Check the size of one image, since in a resized copy every box would be elsewhere.
+
+    A file that is no PNG is found later.
+    """
     with image.open("rb") as file:
         start = _PNG_START.match(file.read(24))
     if not start:

@@ -26,8 +26,10 @@ _NIH_IMAGE = re.compile(r"(\d{8})_\d{3}\.png")
 
 
 def relatives(kind: str) -> tuple[str, ...]:
-    """Name the other datasets made of NIH ChestX-ray14's images; the last is never told apart, and always says so
-    itself."""
+    """Name the other datasets that are made of NIH ChestX-ray14's images.
+
+    The last of them can never be told apart, and always says so itself.
+    """
     return (*(name for name in FAMILY if name != kind), "covid-qu-ex")
 
 

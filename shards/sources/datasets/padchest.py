@@ -252,8 +252,10 @@ def parse_findings(text: str, where: str) -> frozenset[str]:
 
 
 def labels_of(findings: frozenset[str]) -> dict[str, Label]:
-    """Label what is listed as present, and what is not as absent, or unknown where nothing is listed or the report
-    is inconclusive."""
+    """Label listed findings as present, and all others as absent.
+
+    They are unknown instead if nothing is listed or the report is inconclusive.
+    """
     is_conclusive = bool(findings - INCONCLUSIVE) and not findings & INCONCLUSIVE
     labels: dict[str, Label] = dict.fromkeys(LABELS, 0 if is_conclusive else None)
     return labels | {name: 1 for name in LABELS if name in findings}

@@ -208,8 +208,10 @@ def _record(name: str, path: str, facts: DicomFacts, opacities: Opacities | None
 
 
 def _labels(target: int | None, group: str | None) -> dict[str, Label]:
-    """Make one label a class; where only the Target is known, an image with opacities is in neither of the other
-    classes."""
+    """Make one label per class.
+
+    If only the Target is known, an image with opacities is in neither of the other classes.
+    """
     if target is None:
         return dict.fromkeys(CLASSES)
     if group is not None:

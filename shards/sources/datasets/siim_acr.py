@@ -99,8 +99,7 @@ class SiimAcrSource:
 
 
 def parse_runs(rows: Iterable[tuple[str, ...]], where: str) -> dict[str, tuple[Runs, ...]]:
-    """Parse the annotations of each image from rows of the columns `COLUMNS`, in their order; none: no
-    pneumothorax.
+    """Parse the annotations of each image from rows of the columns `COLUMNS`, in their order; none: no pneumothorax.
 
     Raises:
         SourceError: a row is neither -1 nor pairs of numbers that end inside the image, or an image has both.

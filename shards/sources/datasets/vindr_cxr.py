@@ -225,8 +225,7 @@ def read_physionet(lists: Mapping[Split, Path]) -> tuple[dict[str, Readings], in
 
 
 def parse_image_labels(rows: Sequence[Mapping[str, str]], where: str) -> dict[str, dict[str, Label]]:
-    """Parse labels by image from PhysioNet's rows, one a reader of an image; without rad_id the one row is a
-    consensus.
+    """Parse labels by image from PhysioNet's rows, one a reader of an image; without rad_id the one row is a consensus.
 
     Raises:
         SourceError: a finding has no column, a value is not 1 or 0, or a reader has two rows of an image.

@@ -208,7 +208,7 @@ def test_patients_whose_pictures_were_trained_on_in_another_set_are_not_measured
     shutil.rmtree(tmp_path / "shards/copies-b000")
     measured()
     said = capsys.readouterr().err
-    assert "copies-b000: no shard set in a local folder, and the model was trained on it: nothing tells whether" in said
+    assert "copies-b000: found no shard set in a local folder, although the model was trained on it; so" in said
     assert "num_patients_with_copies" not in read(tmp_path / "out/evidence/independence.json")["trained"]
 
 
@@ -430,7 +430,7 @@ def test_no_canvas_is_encoded_twice(project: Path, tmp_path: Path, monkeypatch: 
     ("change", "message"),
     [
         ({"seed": 1}, "cohort.json: .* or others; `python -m ace cohort`"),
-        (with_properties(symmetry=None), "answers.json: has asked .* measure@trained` measures it anew"),
+        (with_properties(symmetry=None), "answers.json: has asked .* measure@trained` measures it again"),
     ],
 )
 def test_answers_to_other_questions_are_refused(

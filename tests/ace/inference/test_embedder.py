@@ -256,5 +256,5 @@ def test_what_cannot_be_embedded_is_named_by_its_position(model: EmbeddingModel)
 
 
 def test_a_folder_that_is_no_model_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="should be a model that `python -m ace pretrain` wrote"):
+    with pytest.raises(ConfigError, match="to be the folder of a model"):
         ace.load(tmp_path)

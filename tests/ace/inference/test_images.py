@@ -120,7 +120,7 @@ def test_paths_are_read_by_content_not_by_name(tmp_path: Path, is_text: bool) ->
         (np.full((4, 4), np.nan), "some floats are NaN"),
         (np.array([[0.5, np.nan]]), "some floats are NaN"),
         (np.full((4, 4), np.inf), "floats from inf to inf"),
-        ("a\0b.png", "the path is none that a file can have"),
+        ("a\0b.png", "the path contains a character that no file name can have"),
         (Image.new("L", (0, 5)), "a PIL image of 0 x 5 pixels: expected one that is not empty"),
         (Image.new("L", (9, 9)).crop((4, 4, 4, 4)), "a PIL image of 0 x 0 pixels"),
         (Image.new("RGB", (5, 0)), "a PIL image of 5 x 0 pixels"),

@@ -311,7 +311,7 @@ def test_a_file_that_holds_no_weights_is_one_message(name: str, content: bytes, 
     [
         (torch.ones(3), "holds a Tensor; expected a state dict"),
         ({"epoch": 3, "model": {"lr": 0.1}}, r"no tensors in model, only \['lr'\]"),
-        ({"norm.bias": torch.ones(2), "module.norm.bias": torch.ones(2)}, "differ in module"),
+        ({"norm.bias": torch.ones(2), "module.norm.bias": torch.ones(2)}, "differ only in module"),
         ({"norm.bias": torch.tensor([1.0, float("nan")])}, "norm.bias hold NaN"),
     ],
 )

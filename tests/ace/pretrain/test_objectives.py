@@ -294,7 +294,7 @@ def test_ace_v2_on_a_grid_of_nothing_but_one_to_one_is_refused_by_the_configurat
     values["pretrain"]["objective"] = "ace_v2"
     Config.from_params(values, "demo")
     values["grid"]["scales"] = [{"k": 1, "l": 1, "weight": 1.0}]
-    with pytest.raises(ConfigError, match=r"ace_v2 composes and decomposes at the grid's scales beside 1x1"):
+    with pytest.raises(ConfigError, match=r"ace_v2 needs a scale other than 1x1"):
         Config.from_params(values, "demo")
     values["pretrain"]["objective"] = "dino"
     Config.from_params(values, "demo")

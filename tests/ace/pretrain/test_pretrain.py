@@ -97,7 +97,7 @@ def test_a_second_process_on_the_same_run_is_refused(noise_shards: Path, tmp_pat
         _, stderr = second.communicate(timeout=120)
     finally:
         os.killpg(first[0].pid, signal.SIGCONT)
-    assert "under way in another process" in stderr
+    assert "another process is at work on this" in stderr
     finish(first)
 
 

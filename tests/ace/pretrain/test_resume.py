@@ -115,7 +115,7 @@ def test_a_signal_to_one_process_saves_and_ends_all_with_the_code_that_scheduler
 def test_a_time_limit_that_is_over_ends_all_processes_with_that_code(noise_shards: Path, tmp_path: Path) -> None:
     """In the loop it is a signal's like: what `StopRequest.reason` says."""
     for error in finish(start_run(noise_shards, tmp_path, num_ranks=2, time_limit_s=0.01), EXIT_CODE):
-        assert "time limit: at step 0 of 18, before the first step" in error
+        assert "time limit: stopped at step 0 of 18, before this process" in error
     assert saved_steps(tmp_path) == []
     assert not (tmp_path / "model").exists()
 

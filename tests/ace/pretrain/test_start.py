@@ -94,5 +94,5 @@ def test_a_stage_needs_the_digest_of_the_model_it_starts_from_and_notices_anothe
 
 
 def test_a_digest_without_a_model_is_refused() -> None:
-    with pytest.raises(ConfigError, match="start_from null; set both or neither"):
+    with pytest.raises(ConfigError, match="start_from is null; set both of them or neither"):
         tiny_params(start_from_sha256="0" * 64)

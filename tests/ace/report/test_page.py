@@ -341,7 +341,7 @@ def test_a_model_that_others_trained_has_no_training_to_report_on(evaluated_proj
     path = root / "models/ace/config.json"
     source = json.loads((root / "models/imagenet/config.json").read_text())["source"]
     path.write_text(json.dumps({**json.loads(path.read_text()), "origin": "imported", "source": source}))
-    with pytest.raises(UserError, match=r"models/ace: an imported model, .*metrics/properties.json"):
+    with pytest.raises(UserError, match=r"models/ace: found an imported model, .*python -m ace summary"):
         write_report(PARAMS, tmp_path / "report.html", root)
     assert not (tmp_path / "report.html").exists()
 

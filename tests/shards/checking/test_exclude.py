@@ -90,7 +90,7 @@ def test_all_images_of_a_patient_are_excluded_and_other_batches_with_the_patient
     capsys.readouterr()
     assert command("exclude", "own-b000", "--patient", patient) == 0
     said = capsys.readouterr().err
-    assert "excludes 0 images and 1 patients of own-b000" in said
+    assert "excludes 0 images and 1 patient of own-b000" in said
     assert f"`python -m shards exclude own-b001 --patient {patient}` excludes them there" in said
     left = ShardIndex.open(SET).without_excluded(Path())
     assert set(left.rows["patient"][left.select("all")].astype(str)) == {r.patient for r in entries} - {patient}
@@ -112,7 +112,7 @@ def test_new_images_of_an_excluded_patient_are_named_with_the_command_that_exclu
     register = ("register", "own-b001", "../more", "--labels", "../more.csv")
     assert command(*register) == 0
     told = f"`python -m shards exclude own-b001 --patient {patient}` excludes them here too"
-    assert f"own-b001 has images of 1 patients who are excluded of other batches; {told}" in capsys.readouterr().err
+    assert f"own-b001 has images of 1 patient excluded from other batches; {told}" in capsys.readouterr().err
     assert command("exclude", "own-b001", "--patient", patient) == 0
     capsys.readouterr()
     assert command(*register) == 0
@@ -265,10 +265,10 @@ def test_what_cannot_be_excluded_is_refused_with_the_closest_that_there_is(
     key = keys_of_manifest()[3]
     other = f"{key[:-1]}g"
     for arguments, message in (
-        (("own-b000", other), f"1 of 1 keys are of no image of own-b000, first '{other}'; the closest is '{key}'"),
-        (("own-b000", "--patient", key), "1 of 1 keys are of no patient of own-b000"),
+        (("own-b000", other), f"1 of 1 keys belong to no image of own-b000, first '{other}'; the closest is '{key}'"),
+        (("own-b000", "--patient", key), "1 of 1 keys belong to no patient of own-b000"),
         (("own-b000", "--undo", key), f"has no line '{key}'"),
-        (("other", key), "no batch other: params.yaml has phantom-b000, own-b000"),
+        (("other", key), "has no batch 'other'; expected one of its batches: phantom-b000, own-b000"),
     ):
         assert command("exclude", *arguments) == 2
         assert message in capsys.readouterr().err

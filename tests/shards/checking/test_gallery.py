@@ -158,7 +158,7 @@ def test_the_command_writes_a_private_file_and_says_so(
     command = ["gallery", "--batch", "own-b000", "--shards", str(shards), "--out", str(out)]
     assert run_command(build_parser(), command) == 0
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
-    assert "readable by you alone (mode 600): it may hold pictures of patients" in capsys.readouterr().err
+    assert "only you can read (mode 600): it may hold pictures of patients" in capsys.readouterr().err
     assert out.stat().st_size < NUM_IMAGES * THUMBNAIL_PX**2
     assert run_command(build_parser(), [*command[:-1], str(tmp_path / "own.pdf")]) == 2
     assert "expected a file name that ends in .html" in capsys.readouterr().err
@@ -172,7 +172,7 @@ def test_a_place_from_which_git_would_take_pictures_is_refused(
     (tmp_path / "data").mkdir()
     command = ["gallery", "--batch", "own-b000", "--shards", str(shards), "--out"]
     assert run_command(build_parser(), [*command, str(tmp_path / "own.html")]) == 2
-    assert "choose a place outside it, or below data/" in capsys.readouterr().err
+    assert "choose a path outside it, or below data/" in capsys.readouterr().err
     assert not (tmp_path / "own.html").exists()
     assert run_command(build_parser(), [*command, str(tmp_path / "data/own.html")]) == 0
 
@@ -185,7 +185,7 @@ def test_a_set_without_a_quality_report_is_refused(
         (tmp_path / "own-b000" / path.name).write_bytes(b"" if path.name == QUALITY else path.read_bytes())
     command = ["gallery", "--batch", "own-b000", "--shards", str(tmp_path), "--out", str(tmp_path / "a.html")]
     assert run_command(build_parser(), command) == 2
-    assert f"{QUALITY}: missing or no quality report" in capsys.readouterr().err
+    assert f"{QUALITY}: found no quality report" in capsys.readouterr().err
     assert not (tmp_path / "a.html").exists()
 
 

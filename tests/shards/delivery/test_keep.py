@@ -123,9 +123,9 @@ def test_what_cannot_be_kept_is_refused_before_anything_is_written(
 ) -> None:
     before = FILE.read_text()
     for arguments, message in (
-        (("own-b000", "0123456789abcdef"), "1 of 1 keys are of no image of data/manifests/own-b000.jsonl"),
-        (("other", "a"), "no batch other: params.yaml has phantom-b000, own-b000"),
-        (("phantom-b000", "a"), "is a phantom, which has no manifest"),
+        (("own-b000", "0123456789abcdef"), "1 of 1 keys belong to no image of data/manifests/own-b000.jsonl"),
+        (("other", "a"), "has no batch 'other'; expected one of its batches: phantom-b000, own-b000"),
+        (("phantom-b000", "a"), "is of the phantom, which has no manifest"),
     ):
         assert command("keep", *arguments) == 2
         assert message in capsys.readouterr().err

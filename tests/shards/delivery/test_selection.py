@@ -347,6 +347,6 @@ def test_the_built_in_dataset_is_no_source_to_register(project: Path, capsys: py
     assert "--source phantom: built in, and no folder to register" in said
     assert "hash" not in said, "it is refused before any work"
     assert command("register", "more-b000", "../own", "--source", "phantoms") == 2
-    assert "no source 'phantoms'; there are folder, dicom" in capsys.readouterr().err
+    assert "no source 'phantoms'; expected one of folder, dicom" in capsys.readouterr().err
     assert command("sources", "phantom") == 0
     assert "--source phantom" not in capsys.readouterr().out

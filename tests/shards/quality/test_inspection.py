@@ -342,7 +342,7 @@ def test_copies_between_sets_are_found_across_splits_and_quarantined_images_are_
 def test_a_report_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"no parquet")
     for name in ("a.parquet", "missing.parquet"):
-        with pytest.raises(IndexFormatError, match=f"{name}: missing or no quality report"):
+        with pytest.raises(IndexFormatError, match=f"{name}: found no quality report"):
             near_duplicates_between([tmp_path / name, tmp_path / name])
 
 

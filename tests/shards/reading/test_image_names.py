@@ -46,7 +46,7 @@ def test_training_images_of_other_patients_are_told_and_accepted(
     found = check(model, measured, *IMAGES[:8], "00012345_000.png")
     assert found == {"num_named_images": 9, "num_named_images_found": 8, "num_shared_patients": 0}
     said = capsys.readouterr().err
-    assert "of the 9 images that it was trained on 8 are registered here by name" in said
+    assert "8 of the 9 images that it was trained on are registered here, by their names" in said
     assert "they show 0 of the 4 test patients of own-b000" in said
 
 

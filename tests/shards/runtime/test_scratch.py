@@ -38,7 +38,7 @@ def test_work_refused_before_it_began_leaves_nothing(scratch: Path) -> None:
 def test_work_at_hand_elsewhere_is_refused_by_name_of_its_lock() -> None:
     with (
         unfinished_work("shard/a-b000", "ab12"),
-        pytest.raises(ConfigError, match=r"under way in another process, which holds .*locks/shard-a-b000-ab12\.lock"),
+        pytest.raises(ConfigError, match=r"another process is at work on this .* and holds .*/shard-a-b000-ab12\.lock"),
         unfinished_work("shard/a-b000", "ab12"),
     ):
         pass

@@ -106,7 +106,7 @@ def test_json_has_every_field(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_kind_that_there_is_not_is_one_message_with_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, error = run(capsys, "nih")
     assert (code, out) == (2, "")
-    assert error.startswith("error: no source 'nih'; there are folder, dicom, nih-chestxray14")
+    assert error.startswith("error: found no source 'nih'; expected one of folder, dicom, nih-chestxray14")
 
 
 def test_every_registered_source_calls_itself_by_its_kind() -> None:

@@ -124,7 +124,7 @@ def test_a_rule_holds_beside_a_csv_without_patients_and_not_beside_one_with_them
 def test_a_rule_that_misses_images_or_is_none_is_refused(root: Path) -> None:
     source = FolderSource(patient_from=parse_patient_rule("^(doe_[a-z]+)/"))
     assert "finds no patient in the paths of 2 of 4 images" in problem(source, root)
-    with pytest.raises(ConfigError, match=r"--patient-from \(: no regular expression"):
+    with pytest.raises(ConfigError, match=r"--patient-from \(: expected a regular expression"):
         parse_patient_rule("(")
 
 

@@ -226,7 +226,7 @@ def test_a_list_with_other_columns_is_a_warning_and_grades_are_unknown(text: str
 def test_a_place_that_is_none_is_refused(root: Path) -> None:
     path = f"{MARKUPS}/2. Fovea Center Location/IDRiD_Fovea_Center_Training Set_Markups.csv"
     write_text(root, path, "Image No,X- Coordinate,Y - Coordinate\nIDRiD_001,12,\n")
-    with pytest.raises(SourceError, match=r"line 2: expected a place in pixels; found '12', ''"):
+    with pytest.raises(SourceError, match=r"line 2: expected a position in pixels; found '12', ''"):
         SOURCE.read(root)
 
 

@@ -195,7 +195,7 @@ def test_mini_jsrt_brings_its_own_split_and_lungs_of_its_first_archive(tmp_path:
 
 def test_the_same_images_under_two_sets_of_names_are_refused(tmp_path: Path) -> None:
     write_files(tmp_path, ["JPCLN001.IMG", "Segmentation01/train/org/case001.png"])
-    with pytest.raises(SourceError, match="under names that nothing maps"):
+    with pytest.raises(SourceError, match="under names that no list maps"):
         SOURCE.read(tmp_path)
 
 
