@@ -18,7 +18,7 @@ from shards.store.location import parse_location
 
 if TYPE_CHECKING:
     from ace.evaluation.params import EncoderParams, EvaluateParams
-    from ace.evaluation.setting import Places
+    from ace.evaluation.setting import StagePaths
     from ace.models.weights import WeightsReport
     from shards.params import MeasuredParams
 
@@ -84,7 +84,7 @@ def cohort(arguments: argparse.Namespace) -> None:
     values = values_of(arguments)
     params = EvaluateParams.from_params(values.get("evaluate"), f"{arguments.params}: evaluate")
     encoders = parse_encoders(values.get("encoders"), str(arguments.params))
-    choose_cohort(params, _with_folders(encoders), _places(arguments))
+    choose_cohort(params, _with_folders(encoders), _paths(arguments))
 
 
 def measure(arguments: argparse.Namespace) -> None:
@@ -102,7 +102,7 @@ def measure(arguments: argparse.Namespace) -> None:
     if arguments.name not in encoders:
         raise ConfigError(f"{arguments.params}: encoders has no '{arguments.name}'; it has {', '.join(encoders)}")
     measured = _measured_of(arguments, values, params.batch)
-    measure(arguments.name, encoders[arguments.name], params, _places(arguments), measured)
+    measure(arguments.name, encoders[arguments.name], params, _paths(arguments), measured)
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -122,7 +122,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     params = EvaluateParams.from_params(section, f"{arguments.params}: evaluate")
     encoders = parse_encoders(values.get("encoders"), str(arguments.params))
     if arguments.model is None and not any(flags.values()):
-        evaluate(params, _with_folders(encoders), _places(arguments))
+        evaluate(params, _with_folders(encoders), _paths(arguments))
     else:
         _evaluate_at_once(arguments, values, params, encoders)
 
@@ -146,19 +146,19 @@ def _evaluate_at_once(
     scratch_root().mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=scratch_root(), prefix="answers-") as folder:
         work = Path(folder)
-        places = replace(
-            _places(arguments),
+        paths = replace(
+            _paths(arguments),
             cohort=work / COHORT.name,
             independence=work / INDEPENDENCE.name,
             answers=work / "answers",
         )
-        evaluate_at_once(params, _with_folders(encoders), places, _measured_of(arguments, values, params.batch))
+        evaluate_at_once(params, _with_folders(encoders), paths, _measured_of(arguments, values, params.batch))
 
 
-def _places(arguments: argparse.Namespace) -> "Places":
-    from ace.evaluation.setting import Places
+def _paths(arguments: argparse.Namespace) -> "StagePaths":
+    from ace.evaluation.setting import StagePaths
 
-    return Places(
+    return StagePaths(
         shards=arguments.shards,
         project=arguments.params.parent,
         cohort=COHORT,

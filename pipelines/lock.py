@@ -39,7 +39,7 @@ class RecordedOut:
 
 
 @dataclass(frozen=True)
-class Record:
+class StageRecord:
     """A record holds what dvc.lock says about the last run of one stage."""
 
     cmd: str
@@ -62,7 +62,7 @@ def is_reported(tags: Mapping[str, str], latest: Mapping[str, str]) -> bool:
     return tags == {key: value for key, value in latest.items() if key in tags or key.startswith(prefixes)}
 
 
-def provenance(record: Record) -> dict[str, dict[str, str]]:
+def provenance(record: StageRecord) -> dict[str, dict[str, str]]:
     """Return the tags by which Dagster judges staleness, for each out: the same for a run and for a runless report.
 
     An out's md5 is its data version, the inputs' md5s are the input data versions, `code_version` covers the rest.
@@ -80,7 +80,9 @@ def provenance(record: Record) -> dict[str, dict[str, str]]:
     return {path: {**shared, DATA_VERSION_TAG: out.md5} for path, out in record.outs.items()}
 
 
-def read_lock(root: Path, graph: Graph, *, just_run: Collection[str] = (), wait: bool = False) -> dict[str, Record]:
+def read_lock(
+    root: Path, graph: Graph, *, just_run: Collection[str] = (), wait: bool = False
+) -> dict[str, StageRecord]:
     """Read the records of dvc.lock by stage name, for stages that the graph has and that ever ran.
 
     DVC writes the file in place, so it is read under DVC's own lock. Git does not know that lock: a reading that is
@@ -116,7 +118,7 @@ def read_lock(root: Path, graph: Graph, *, just_run: Collection[str] = (), wait:
     raise ConfigError(problem)
 
 
-def is_up_to_date(root: Path, stage: Stage, records: Mapping[str, Record]) -> bool:
+def is_up_to_date(root: Path, stage: Stage, records: Mapping[str, StageRecord]) -> bool:
     """Tell whether dvc.lock records the stage as it is now, with its present inputs, and its outs are there."""
     record = records.get(stage.name)
     if record is None or code_version(record.cmd, record.params, record.files) != stage.code_version:
@@ -133,16 +135,16 @@ def _read(root: Path, *, wait: bool) -> str:
         return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
-def _parse(text: str, graph: Graph) -> dict[str, Record]:
+def _parse(text: str, graph: Graph) -> dict[str, StageRecord]:
     entries: dict[str, Any] = (YAML(typ="safe").load(text) or {}).get("stages", {})
     return {stage.name: _record(entries[stage.name], stage) for stage in graph.stages if stage.name in entries}
 
 
-def _record(entry: Mapping[str, Any], stage: Stage) -> Record:
+def _record(entry: Mapping[str, Any], stage: Stage) -> StageRecord:
     """Return the part of a record that the stage still declares; DVC, too, ignores the rest."""
     md5s = {normpath(item["path"]): item["md5"] for item in entry.get("deps", [])}
     params = entry.get("params", {})
-    return Record(
+    return StageRecord(
         cmd="\n".join(entry["cmd"]) if isinstance(entry["cmd"], list) else entry["cmd"],
         params={
             file: {key: params[file][key] for key in keys if key in params.get(file, {})}

@@ -133,7 +133,7 @@ class Batch(ABC):
 
     def seen(self) -> list[Float[Tensor, "batch channels size size"]]:
         """Crop by crop, as the networks take them, with what is erased of them."""
-        return self.whole() if self.erased is None else [self._normalised(crop) for crop in self.erased.unbind(1)]
+        return self.whole() if self.erased is None else [self._normalized(crop) for crop in self.erased.unbind(1)]
 
     def donors(self) -> Int[Tensor, " batch"]:
         """Name whose tissue fills each sample: its partner's, or its own where the two are normalised differently.
@@ -158,7 +158,7 @@ class Batch(ABC):
             return whole.view(crops.shape), None, None
         return whole.view(crops.shape), erased.view(crops.shape), from_host(donated, crops.device).view(crops.shape[:2])
 
-    def _normalised(self, crops: Tensor) -> Tensor:
+    def _normalized(self, crops: Tensor) -> Tensor:
         if self.augmentations is not None:
             raise ValueError("these crops are not augmented yet: networks take what `augmented` returns")
         return (crops / 255.0 - self.mean[:, :, None, None]) / self.std[:, :, None, None]
@@ -225,7 +225,7 @@ class PairBatch(Batch):
 
     def whole(self) -> list[Float[Tensor, "batch channels size size"]]:
         """Coarse and fine crops as the networks take them, nothing erased."""
-        return [self._normalised(self.coarse), self._normalised(self.fine)]
+        return [self._normalized(self.coarse), self._normalized(self.fine)]
 
     def shown(self) -> list[Float[Tensor, "batch tokens"]]:
         """`coarse_shown` and `fine_shown`."""
@@ -253,7 +253,7 @@ class ViewBatch(Batch):
 
     def whole(self) -> list[Float[Tensor, "batch channels size size"]]:
         """View by view, as the networks take them, nothing erased."""
-        return [self._normalised(view) for view in self.views.unbind(1)]
+        return [self._normalized(view) for view in self.views.unbind(1)]
 
     def shown(self) -> list[Float[Tensor, "batch tokens"]]:
         """`view_shown`, view by view."""

@@ -28,7 +28,7 @@ from ace.data.erase import shown_share
 from ace.data.objectives import CYCLE, Objective, spec_of_epoch
 from ace.data.params import AugmentParams, ViewsParams
 from ace.data.shared_memory import no_room
-from ace.data.views import NUM_RANDOM, centred_windows, random_windows
+from ace.data.views import NUM_RANDOM, centered_windows, random_windows
 from shards.canvas import Pixels, with_channels
 from shards.errors import ConfigError, OutOfReachError, UserError
 from shards.grid import CropPair, GridSpec, Window, draw_crop_pair, scale_of_step
@@ -145,7 +145,7 @@ class CropDataset(Dataset[CropPairItem | ViewItem]):
             windows = random_windows(self.spec.canvas_px, self.views.random, rng)
             return windows, len(windows)
         centred = self.views.centred
-        return centred_windows(self.spec.canvas_px, centred, rng), centred.num_teacher_views
+        return centered_windows(self.spec.canvas_px, centred, rng), centred.num_teacher_views
 
     def _pair(self, sample: Sample, spec: GridSpec, step: int, rng: np.random.Generator) -> CropPair:
         scale = scale_of_step(spec, self.seed, step)

@@ -15,7 +15,7 @@ def random_windows(canvas_px: int, params: RandomViewsParams, rng: np.random.Gen
     return [_random_window(canvas_px, params, rng) for _ in range(NUM_RANDOM)]
 
 
-def centred_windows(canvas_px: int, params: CentredViewsParams, rng: np.random.Generator) -> list[Window]:
+def centered_windows(canvas_px: int, params: CentredViewsParams, rng: np.random.Generator) -> list[Window]:
     """Squares of the given sides around one centre, drawn uniformly where the largest lies on the canvas."""
     reach = 0.5 * params.sides[0] * canvas_px
     row, col = rng.uniform(reach, canvas_px - reach, size=2).tolist()

@@ -19,7 +19,7 @@ far more than the rest do not darken them."""
 
 
 @dataclass(frozen=True)
-class Box:
+class DrawnBox:
     """A rectangle to draw: its corner and its size."""
 
     row: float
@@ -28,9 +28,9 @@ class Box:
     width: float
 
 
-def square(row: float, col: float, side: float) -> Box:
+def square(row: float, col: float, side: float) -> DrawnBox:
     """Make a square box."""
-    return Box(row, col, side, side)
+    return DrawnBox(row, col, side, side)
 
 
 def data_uri(pixels: np.ndarray, *, kind: str = "png", max_px: int | None = None) -> str:

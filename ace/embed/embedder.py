@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ace.embed.encoder import Encoder
-from ace.embed.preprocessing import normalised
+from ace.embed.preprocessing import normalized
 from ace.models.precision import in_precision
 from shards.canvas import Pixels, with_channels
 from shards.runtime.progress import progress_bar
@@ -41,7 +41,7 @@ class Embedder:
         remaining = iter(crops)
         while chunk := list(islice(remaining, self.images_per_forward)):
             images = np.stack([with_channels(crop, encoder.in_channels) for crop in chunk])
-            yield tokens_of(encoder, normalised(images, normalisation, encoder.device))
+            yield tokens_of(encoder, normalized(images, normalisation, encoder.device))
 
     def shown_tokens(
         self, crops: Iterable[Image], *, total: int, task: str

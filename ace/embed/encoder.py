@@ -155,7 +155,7 @@ def untrained_encoder(model_dir: Path, seed: int) -> Encoder:
 
 
 def _finished(backbone: Backbone, config: ModelConfig, device: torch.device) -> Encoder:
-    """Return the encoder on its device; it computes in the precision of its training if the device has it, or in fp32."""
+    """Place the encoder on its device; it computes as it was trained if the device can, else in fp32."""
     precision = finished_precision(config.params.pretrain.precision, device)
     network = placed(backbone, precision, device).eval()
     return Encoder(network, config.params.grid, config.backbone.in_channels, precision, config)

@@ -47,14 +47,14 @@ class Preprocessing:
         """Return the image at crop size and with the encoder's channels, still in 8 bits."""
         return Placement.of(image, self.crop_px, self.trim_level).place_image(with_channels(image, self.channels))
 
-    def normalise(
+    def normalize(
         self, canvases: Sequence[Canvas], device: torch.device
     ) -> Float[Tensor, "batch {self.channels} {self.crop_px} {self.crop_px}"]:
         """Placed images as the encoder's input."""
-        return normalised(np.stack(canvases), Normalisation(self.mean, self.std), device)
+        return normalized(np.stack(canvases), Normalisation(self.mean, self.std), device)
 
 
-def normalised(
+def normalized(
     images: UInt8[np.ndarray, "batch height width *channels"], normalisation: Normalisation, device: torch.device
 ) -> Float[Tensor, "batch planes height width"]:
     """Bring 8-bit images, grey or with channels last, to a device as `(pixels / 255 − mean) / std` of each channel."""

@@ -6,14 +6,14 @@ from ace.evaluation.cohort import choose_cohort
 from ace.evaluation.evaluate import evaluate
 from ace.evaluation.measure import measure
 from ace.evaluation.params import EncoderParams, EvaluateParams
-from ace.evaluation.setting import Places
+from ace.evaluation.setting import StagePaths
 from shards.params import MeasuredParams
 
 
 def evaluate_at_once(
     params: EvaluateParams,
     encoders: Mapping[str, EncoderParams],
-    places: Places,
+    paths: StagePaths,
     measured: MeasuredParams | None = None,
 ) -> None:
     """Run the stages `cohort`, `measure` of every encoder, and `evaluate`, one after another.
@@ -21,10 +21,10 @@ def evaluate_at_once(
     Args:
         params: The section `evaluate`.
         encoders: The section `encoders`.
-        places: Where the stages read and write.
+        paths: Where the stages read and write.
         measured: The batch's own mean and std, for models that were not trained with it.
     """
-    choose_cohort(params, encoders, places)
+    choose_cohort(params, encoders, paths)
     for name, encoder in encoders.items():
-        measure(name, encoder, params, places, measured)
-    evaluate(params, encoders, places)
+        measure(name, encoder, params, paths, measured)
+    evaluate(params, encoders, paths)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ace.evaluation.params import EncoderParams, EvaluateParams
-from ace.evaluation.setting import Places, open_set
+from ace.evaluation.setting import StagePaths, open_set
 from ace.protocol.cohort import choose_rows
 from shards.errors import ConfigError
 from shards.format.layout import MANIFESTS
@@ -21,19 +21,19 @@ from shards.runtime.atomic import write_text
 from shards.store.location import Location, location_of
 
 
-def choose_cohort(params: EvaluateParams, encoders: Mapping[str, EncoderParams], places: Places) -> None:
+def choose_cohort(params: EvaluateParams, encoders: Mapping[str, EncoderParams], paths: StagePaths) -> None:
     """Choose patients that none of the models has seen, and write who they are.
 
     Raises:
         ContaminationError: a model was trained on some of the patients, or may have been, and nobody has said yes.
         ConfigError: there are fewer patients than a property needs.
     """
-    index, split = open_set(params, places), params.split
+    index, split = open_set(params, paths), params.split
     models = sorted({encoder.model for encoder in encoders.values()})
-    independence = {model: _check_independence(Path(model), index, params, places.project) for model in models}
+    independence = {model: _check_independence(Path(model), index, params, paths.project) for model in models}
     unknown = sorted({name for found in independence.values() for name in found.get("batches_without_patients", ())})
     warn_of_unknown_patients(unknown, "the figures may be too good, by an unknown amount")
-    index, left_out, num_copies = _without_trained_copies(models, index, places.shards, params)
+    index, left_out, num_copies = _without_trained_copies(models, index, paths.shards, params)
     for model, number in num_copies.items():
         independence[model]["num_patients_with_copies"] = number
     rows = choose_rows(index, split, params.max_patients, params.seed)
@@ -44,8 +44,8 @@ def choose_cohort(params: EvaluateParams, encoders: Mapping[str, EncoderParams],
                 f"different ones; make more patients, give the {split} split a larger share, or lower its numbers"
             )
     chosen = {"batch": index.name, "split": split, "keys": index.keys(rows), "left_out": sorted(left_out)}
-    write_text(places.independence, _json({name: independence[item.model] for name, item in encoders.items()}))
-    write_text(places.cohort, _json(chosen))
+    write_text(paths.independence, _json({name: independence[item.model] for name, item in encoders.items()}))
+    write_text(paths.cohort, _json(chosen))
 
 
 def _check_independence(model: Path, index: ShardIndex, params: EvaluateParams, project: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 from ace.evaluation.measure import ANSWERS, fingerprint, plan_all, read_arrays, write_arrays
 from ace.evaluation.measured import MEASURED, Measured
 from ace.evaluation.params import EncoderParams, EvaluateParams
-from ace.evaluation.setting import Places, read_setting
+from ace.evaluation.setting import StagePaths, read_setting
 from ace.properties.base import Answers, Measurement, NotMeasured, Property, Reading, Setting, gain_key
 from ace.protocol.features import Features
 from ace.protocol.intervals import difference, estimate, interval, patient_weights
@@ -23,36 +23,36 @@ TOLD = ("model", "network", "imported")
 Figures = dict[str, Any]
 
 
-def evaluate(params: EvaluateParams, encoders: Mapping[str, EncoderParams], places: Places) -> None:
+def evaluate(params: EvaluateParams, encoders: Mapping[str, EncoderParams], paths: StagePaths) -> None:
     """Compare all encoders: write the metrics, and keep the arrays that the report draws.
 
     Args:
         params: The section `evaluate`.
         encoders: The section `encoders`; gains are those of the first one over each of the others.
-        places: Where the stages read and write.
+        paths: Where the stages read and write.
 
     Raises:
         ConfigError: an encoder has not been measured, or was measured on other patients or with other params.
     """
-    setting = read_setting(params, places)
+    setting = read_setting(params, paths)
     plans = plan_all(params, setting)
-    told = {name: _read_told(name, encoder, params, places) for name, encoder in encoders.items()}
-    independence = json.loads(places.independence.read_text(encoding="utf-8"))
+    told = {name: _read_told(name, encoder, params, paths) for name, encoder in encoders.items()}
+    independence = json.loads(paths.independence.read_text(encoding="utf-8"))
     features = {
-        name: Features.open(places.answers / name / "features" / own["features"])
+        name: Features.open(paths.answers / name / "features" / own["features"])
         for name, own in told.items()
         if own["features"] is not None
     }
     compared = [*encoders, *(gain_key(name) for name in list(encoders)[1:])]
     table: dict[str, Any] = {name: {} for name in compared}
-    with atomic_directory(places.evidence) as fresh:
+    with atomic_directory(paths.evidence) as fresh:
         for item, _ in params.properties.chosen():
             plan = plans[item.name]
             if isinstance(plan, NotMeasured):
                 for name in compared:  # a property before it may have added sections of its own
                     table[name][item.headline or item.name] = _not_measured(plan.reason)
                 continue
-            answers = {name: read_arrays(places.answers / name / f"{item.name}.npz") for name in encoders}
+            answers = {name: read_arrays(paths.answers / name / f"{item.name}.npz") for name in encoders}
             tabulate(table, item, plan, answers, params)
             write_arrays(fresh / f"{item.name}.npz", plan.pictures(answers, features))
         table[MEASURED] = _measured(told, independence, setting).model_dump(mode="json", exclude_defaults=True)
@@ -62,7 +62,7 @@ def evaluate(params: EvaluateParams, encoders: Mapping[str, EncoderParams], plac
         write_text(fresh / "independence.json", json.dumps(independence, indent=2) + "\n")
     sections = [name for name in table if name not in (BASELINES, MEASURED)]
     ordered = {name: table[name] for name in (*sections, BASELINES, MEASURED) if name in table}
-    write_text(places.metrics, json.dumps(ordered, indent=2) + "\n")
+    write_text(paths.metrics, json.dumps(ordered, indent=2) + "\n")
 
 
 def tabulate(
@@ -120,13 +120,13 @@ def _not_measured(reason: str) -> Figures:
     return {"value": None, "low": None, "high": None, "n": 0, "reason": reason}
 
 
-def _read_told(name: str, encoder: EncoderParams, params: EvaluateParams, places: Places) -> dict[str, Any]:
-    path = places.answers / name / ANSWERS
+def _read_told(name: str, encoder: EncoderParams, params: EvaluateParams, paths: StagePaths) -> dict[str, Any]:
+    path = paths.answers / name / ANSWERS
     advice = f"`dvc repro measure@{name}` measures it"
     if not path.is_file():
         raise ConfigError(f"{path}: not found; {advice}")
     told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    expected = {"model": encoder.model, "network": encoder.network, "asked": fingerprint(params, places)}
+    expected = {"model": encoder.model, "network": encoder.network, "asked": fingerprint(params, paths)}
     differs = [key for key, value in expected.items() if told[key] != value]
     if differs:
         found = ", ".join(f"{key} {told[key]}" for key in differs)

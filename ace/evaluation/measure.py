@@ -12,7 +12,7 @@ import numpy as np
 from ace.embed.embedder import Embedder
 from ace.embed.encoder import Encoder, load_encoder, untrained_encoder
 from ace.evaluation.params import EncoderParams, EvaluateParams
-from ace.evaluation.setting import Places, read_setting
+from ace.evaluation.setting import StagePaths, read_setting
 from ace.models.folder import WEIGHTS
 from ace.models.model_config import ImportedConfig
 from ace.models.precision import accelerator_settings
@@ -32,28 +32,28 @@ def measure(
     name: str,
     encoder_params: EncoderParams,
     params: EvaluateParams,
-    places: Places,
+    paths: StagePaths,
     measured: MeasuredParams | None = None,
 ) -> None:
-    """Ask one encoder, and write its answers and dense tokens below `places.answers`, in a folder that appears whole.
+    """Ask one encoder, and write its answers and dense tokens below `paths.answers`, in a folder that appears whole.
 
     Args:
         name: Of the encoder.
         encoder_params: Its section in `encoders`.
         params: The section `evaluate`.
-        places: Where the stages read and write.
+        paths: Where the stages read and write.
         measured: The batch's own mean and std, for a model that was not trained with it.
 
     Raises:
         ConfigError: there is no such network, it was trained on another grid or frame, its normalisation is not known,
             or too few patients are there.
     """
-    setting = read_setting(params, places)
+    setting = read_setting(params, paths)
     plans = plan_all(params, setting)
     encoder = _open_encoder(encoder_params, params.seed, setting.cohort, measured)
     embedder = Embedder(encoder, setting.cohort.batch, params.images_per_forward, name)
     measurements = {key: plan for key, plan in plans.items() if isinstance(plan, Measurement)}
-    with atomic_directory(places.answers / name) as fresh, accelerator_settings(encoder.precision, encoder.device):
+    with atomic_directory(paths.answers / name) as fresh, accelerator_settings(encoder.precision, encoder.device):
         features = _write_features(fresh, embedder, setting, measurements)
         for key, plan in measurements.items():
             write_arrays(fresh / f"{key}.npz", plan.ask(embedder, features))
@@ -62,7 +62,7 @@ def measure(
             "network": encoder_params.network,
             "weights_sha256": _weights_sha256(encoder_params),
             "imported": _imported(encoder),
-            "asked": fingerprint(params, places),
+            "asked": fingerprint(params, paths),
             "features": features.folder.name if features.rows else None,
         }
         write_text(fresh / ANSWERS, json.dumps(told, indent=1) + "\n")
@@ -73,10 +73,10 @@ def plan_all(params: EvaluateParams, setting: Setting) -> dict[str, Measurement 
     return {item.name: item.plan(setting, section) for item, section in params.properties.chosen()}
 
 
-def fingerprint(params: EvaluateParams, places: Places) -> str:
+def fingerprint(params: EvaluateParams, paths: StagePaths) -> str:
     """Return the sha256 of what decides the questions: the cohort, the seed and the properties' sections."""
     asked = params.model_dump_json(include={"seed", "max_patients", "num_examples", "dense", "properties"})
-    return hashlib.sha256(places.cohort.read_bytes() + asked.encode()).hexdigest()
+    return hashlib.sha256(paths.cohort.read_bytes() + asked.encode()).hexdigest()
 
 
 def write_arrays(path: Path, arrays: Answers) -> None:

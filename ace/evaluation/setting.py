@@ -1,4 +1,4 @@
-"""Stages of the evaluation share these: the places where they read and write, and the patients who are measured."""
+"""Stages of the evaluation share these: the paths that they read and write, and the patients who are measured."""
 
 import json
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from shards.store.location import Location, location_of
 
 
 @dataclass(frozen=True)
-class Places:
-    """Says where the stages read and write.
+class StagePaths:
+    """Paths say where the stages of the evaluation read and write.
 
     Attributes:
         shards: Folder or URL of all shard sets.
@@ -36,27 +36,27 @@ class Places:
     evidence: Path
 
 
-def read_setting(params: EvaluateParams, places: Places) -> Setting:
+def read_setting(params: EvaluateParams, paths: StagePaths) -> Setting:
     """Read the patients that `choose_cohort` chose, and all that properties plan from.
 
     Raises:
         ConfigError: the stage has not run, or the shard set or params.yaml has changed since.
     """
     advice = "`python -m ace cohort` chooses them anew"
-    if not places.cohort.is_file():
-        raise ConfigError(f"{places.cohort}: not found, which says whose patients are measured; {advice}")
-    chosen = json.loads(places.cohort.read_text(encoding="utf-8"))
-    index = open_set(params, places).without_patients(chosen["left_out"])
+    if not paths.cohort.is_file():
+        raise ConfigError(f"{paths.cohort}: not found, which says whose patients are measured; {advice}")
+    chosen = json.loads(paths.cohort.read_text(encoding="utf-8"))
+    index = open_set(params, paths).without_patients(chosen["left_out"])
     cohort = read_cohort(index, params.split, params.max_patients, params.seed)
     found = {"batch": index.name, "split": params.split, "keys": [subject.key for subject in cohort.subjects]}
     if found != {key: chosen[key] for key in found}:
         raise ConfigError(
-            f"{places.cohort}: {len(chosen['keys'])} {chosen['split']} patients of {chosen['batch']}, and params.yaml "
+            f"{paths.cohort}: {len(chosen['keys'])} {chosen['split']} patients of {chosen['batch']}, and params.yaml "
             f"and the shards now give {len(found['keys'])} {params.split} patients of {index.name}, or others; {advice}"
         )
     return Setting(cohort, index, params.dense, params.seed, params.max_patients, params.num_examples)
 
 
-def open_set(params: EvaluateParams, places: Places) -> ShardIndex:
+def open_set(params: EvaluateParams, paths: StagePaths) -> ShardIndex:
     """Open the shard set that is measured, without what the project excludes."""
-    return ShardIndex.open(location_of(places.shards, params.batch)).without_excluded(places.project)
+    return ShardIndex.open(location_of(paths.shards, params.batch)).without_excluded(paths.project)

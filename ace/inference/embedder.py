@@ -152,7 +152,7 @@ class EmbeddingModel:
             canvases: The images.
             token_dtype: In which their tokens leave the device; None leaves them there.
         """
-        images = self.preprocessing.normalise(canvases, self.encoder.device)
+        images = self.preprocessing.normalize(canvases, self.encoder.device)
         with torch.inference_mode():
             tokens = tokens_of(self.encoder, images)
             kept = None if token_dtype is None else tokens.to(token_dtype).cpu()

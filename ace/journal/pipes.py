@@ -14,7 +14,7 @@ Report = Callable[[Mapping[str, float]], None]
 
 @contextmanager
 def open_reporter() -> Iterator[Report]:
-    """Return a function that reports the newest metrics; it may be called often, and sends one message a second at most.
+    """Return a function that reports the newest metrics; it may be called often, and sends at most one a second.
 
     Under plain `dvc repro` it does nothing. Open it once per process, and only on rank 0.
     """

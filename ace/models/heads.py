@@ -28,7 +28,7 @@ class GlobalHead(nn.Module):
 
     def forward(self, pooled: Float[Tensor, "batch width"]) -> Float[Tensor, "batch out"]:
         """Cosines, in [−1, 1], with each prototype."""
-        return prototype_logits(normalised(self.mlp(pooled)), self.last_layer.weight)
+        return prototype_logits(normalized(self.mlp(pooled)), self.last_layer.weight)
 
 
 class LocalHead(nn.Module):
@@ -40,7 +40,7 @@ class LocalHead(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "batch rows cols dim"]) -> Float[Tensor, "batch rows cols dim"]:
         """Tokens of norm 1."""
-        return normalised(self.map(tokens))
+        return normalized(self.map(tokens))
 
 
 class Composer(nn.Module):
@@ -91,7 +91,7 @@ class LogitScale(nn.Module):
         return self.log_scale.exp(), self.bias
 
 
-def normalised(tokens: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+def normalized(tokens: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
     """Divide each vector by its length, in fp32 or better: in fp16 the least length allowed, 1e-12, would be 0."""
     return F.normalize(tokens.to(torch.promote_types(tokens.dtype, torch.float32)), dim=-1)
 

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ace.models.backbone import Backbone
-from ace.models.heads import Composer, Decomposer, GlobalHead, LocalHead, LogitScale, normalised
+from ace.models.heads import Composer, Decomposer, GlobalHead, LocalHead, LogitScale, normalized
 from ace.models.params import GlobalHeadParams, LocalHeadParams, LogitParams, PartForm, WholeForm
 from ace.models.precision import full_precision
 
@@ -243,7 +243,7 @@ def _at_scale(modules: nn.ModuleDict, tokens: Tensor, k: int, l: int) -> Tensor:
     name = _scale_name(k, l)
     mapped = tokens if (k, l) == (1, 1) else modules[name](tokens)
     mapped = _with_idle(mapped, [module for other, module in modules.items() if other != name])
-    return normalised(mapped.flatten(1, 2))
+    return normalized(mapped.flatten(1, 2))
 
 
 def _with_idle(value: Tensor, modules: Iterable[nn.Module]) -> Tensor:

@@ -13,8 +13,8 @@ from ace.pretrain.monitor_params import CollapseParams
 
 def feature_std(features: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
     """Mean standard deviation of the normalised features' dimensions times sqrt(dim): 1 isotropic, 0 collapsed."""
-    normalised = torch.nn.functional.normalize(features, dim=-1)
-    spread: Tensor = normalised.std(dim=0).mean() * features.shape[-1] ** 0.5
+    normalized = torch.nn.functional.normalize(features, dim=-1)
+    spread: Tensor = normalized.std(dim=0).mean() * features.shape[-1] ** 0.5
     return spread
 
 
@@ -49,7 +49,7 @@ def center_norm(center: Float[Tensor, " out"]) -> Float[Tensor, ""]:
 
 
 @dataclass(frozen=True)
-class Bound:
+class CollapseBound:
     """One monitor's bound.
 
     Attributes:
@@ -114,10 +114,10 @@ class CollapseWatch:
         return warnings
 
 
-def collapse_bounds(params: CollapseParams, *, out_dim: int | None) -> list[Bound]:
+def collapse_bounds(params: CollapseParams, *, out_dim: int | None) -> list[CollapseBound]:
     """Return the bounds in the monitors' own units; arguments as for `CollapseWatch`."""
     bounds = [
-        Bound(
+        CollapseBound(
             "feature_std",
             params.min_feature_std,
             True,
@@ -127,7 +127,7 @@ def collapse_bounds(params: CollapseParams, *, out_dim: int | None) -> list[Boun
             "Look at the crops first (black, inverted or cut-off images); then lower base_lr or lengthen "
             "warmup_epochs, raise momentum, and raise the weights of the local terms against the global one.",
         ),
-        Bound(
+        CollapseBound(
             "rank_fraction",
             params.min_rank_fraction,
             True,
@@ -142,7 +142,7 @@ def collapse_bounds(params: CollapseParams, *, out_dim: int | None) -> list[Boun
     uniform = math.log(out_dim)
     return [
         *bounds,
-        Bound(
+        CollapseBound(
             "teacher_entropy",
             params.min_entropy_fraction * uniform,
             True,
@@ -151,7 +151,7 @@ def collapse_bounds(params: CollapseParams, *, out_dim: int | None) -> list[Boun
             "Raise global_loss.teacher_temperature, lower global_loss.center_momentum so that the centre follows "
             "faster, lengthen frozen_last_layer_epochs, or lower base_lr.",
         ),
-        Bound(
+        CollapseBound(
             "teacher_entropy",
             params.max_entropy_fraction * uniform,
             False,

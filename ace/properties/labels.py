@@ -50,7 +50,7 @@ class ProbedImages:
 
 
 @dataclass(frozen=True)
-class ProbePlan:
+class LabelPlan:
     """Name the images that probes are fitted, chosen and scored on, the same for every encoder.
 
     Attributes:
@@ -68,7 +68,7 @@ class ProbePlan:
     measured: ProbedImages
 
 
-def plan_probe(index: ShardIndex, split: Split, max_patients: int, seed: int) -> ProbePlan | str:
+def plan_probe(index: ShardIndex, split: Split, max_patients: int, seed: int) -> LabelPlan | str:
     """Choose images and labels; the reason, if no label can be scored.
 
     Args:
@@ -98,10 +98,10 @@ def plan_probe(index: ShardIndex, split: Split, max_patients: int, seed: int) ->
     if not len(kept["val"].rows):
         return "no validation patient has a label, and they choose the probe's penalty"
     scored = tuple(name for name, is_kept in zip(names, is_scored, strict=True) if is_kept)
-    return ProbePlan(index, scored, kept["train"], kept["val"], kept["measured"])
+    return LabelPlan(index, scored, kept["train"], kept["val"], kept["measured"])
 
 
-def probe_scores(embedder: Embedder, plan: ProbePlan) -> Float[np.ndarray, "images labels"]:
+def probe_scores(embedder: Embedder, plan: LabelPlan) -> Float[np.ndarray, "images labels"]:
     """Fit one logistic regression a label; the logits of the measured patients' images.
 
     The penalty is the one of `L2`, for all labels, with the least cross-entropy over the answers of validation
@@ -197,7 +197,7 @@ class LabelsParams(Section):
 class LabelsMeasurement(Measurement):
     """The images that probes are fitted, chosen and scored on."""
 
-    plan: ProbePlan
+    plan: LabelPlan
 
     def ask(self, embedder: Embedder, features: Features) -> Answers:
         """Return the logits of the measured images."""

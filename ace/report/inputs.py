@@ -28,7 +28,7 @@ Arrays = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Project:
+class ReportInputs:
     """A project's folder with everything that the stages before `report` wrote."""
 
     root: Path

@@ -15,7 +15,7 @@ from ace.journal.erased import erased_parts
 from ace.properties.base import Property, View
 from ace.properties.decomposition import CHANGE_OUTSIDE, ERASED_LENGTH
 from ace.properties.registry import PROPERTIES
-from ace.report.inputs import Project
+from ace.report.inputs import ReportInputs
 from ace.report.pair import draw_pair
 from ace.report.params import ReportParams
 from ace.report.tables import BETTER, figure_rows, headline_card
@@ -73,7 +73,7 @@ def write_report(params: ReportParams, out: Path, project_root: Path = Path()) -
         ConfigError: a stage has not run yet.
         IndexFormatError: a shard set is damaged.
     """
-    project = Project(project_root)
+    project = ReportInputs(project_root)
     environment = _environment(project.encoders)
     context = build_context(params, project)
     context["sections"] = [_section(environment, item, project, context) for item in _shown(project)]
@@ -100,14 +100,14 @@ def _environment(encoders: Sequence[str]) -> jinja2.Environment:
     return environment
 
 
-def _shown(project: Project) -> list[Property]:
+def _shown(project: ReportInputs) -> list[Property]:
     """Return the properties that have a section: those that the evidence was made for."""
     sections = project.protocol["properties"]
     return [item for item in PROPERTIES if sections.get(item.name) is not None]
 
 
 def _section(
-    environment: jinja2.Environment, item: Property, project: Project, context: Mapping[str, Any]
+    environment: jinja2.Environment, item: Property, project: ReportInputs, context: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Render one property's part of the page; if it was not measured, the reason alone."""
     words: Words = context["words"]
@@ -129,7 +129,7 @@ def _section(
     return section | {"html": template.render({**context, **shown})}
 
 
-def build_context(params: ReportParams, project: Project) -> dict[str, Any]:
+def build_context(params: ReportParams, project: ReportInputs) -> dict[str, Any]:
     """Everything that the template shows, but for the sections of properties."""
     properties, encoders, protocol = project.properties, project.encoders, project.protocol
     words, explained = _words(project.measured), (project.trained_on or project.batches)[0]
@@ -177,7 +177,7 @@ def _words(index: ShardIndex) -> Words:
     return Words(one="patient" if has_patients else "image", tone="grey" if index.channels == 1 else "colour")
 
 
-def _independence(project: Project) -> dict[str, Any]:
+def _independence(project: ReportInputs) -> dict[str, Any]:
     """Tell what was both trained on and measured."""
     measured = project.properties["measured"]
     num_shared, may_share = measured["num_shared_patients"], measured["batches_that_may_share_images"]
@@ -189,7 +189,7 @@ def _independence(project: Project) -> dict[str, Any]:
     }
 
 
-def _training(project: Project) -> dict[str, Any]:
+def _training(project: ReportInputs) -> dict[str, Any]:
     """Tell what the training asked for, and whether it began with the weights of another one."""
     pretrain = project.model_config.params.pretrain
     return {
@@ -198,7 +198,7 @@ def _training(project: Project) -> dict[str, Any]:
     }
 
 
-def _references(project: Project) -> Iterator[dict[str, Any]]:
+def _references(project: ReportInputs) -> Iterator[dict[str, Any]]:
     """Return the encoders that others trained: what each model is, and what others call it."""
     trained = project.model_config.backbone.name
     for name, encoder in project.protocol["encoders"].items():
@@ -215,7 +215,7 @@ def _references(project: Project) -> Iterator[dict[str, Any]]:
         }
 
 
-def _erased(project: Project) -> dict[str, Any]:
+def _erased(project: ReportInputs) -> dict[str, Any]:
     """Say what was erased in training (empty for nothing), and give the weight of the removal term."""
     pretrain = project.model_config.params.pretrain
     fills = pretrain.augment.erase.fills
@@ -233,7 +233,7 @@ def _sample(index: ShardIndex, seed: int) -> Any:
     return ShardReader(index).read(int(rows[seed % len(rows)]))
 
 
-def _batch(index: ShardIndex, project: Project) -> dict[str, Any]:
+def _batch(index: ShardIndex, project: ReportInputs) -> dict[str, Any]:
     counts = index.description.counts
     quarantined = index.description.quarantined
     labels = counts.labels
@@ -261,13 +261,13 @@ def _label_cell(counts: dict[str, int]) -> str:
     return ", ".join([f"{counts.get('1', 0)} of {known}", *notes])
 
 
-def _subject(project: Project) -> str:
+def _subject(project: ReportInputs) -> str:
     """Name what was measured, for the heading."""
     name: str = project.protocol["batch"]
     return "the phantom" if name in project.virtual else name
 
 
-def _sheets(project: Project) -> Iterator[dict[str, str]]:
+def _sheets(project: ReportInputs) -> Iterator[dict[str, str]]:
     """Return the contact sheets there are: the phantom's, and each shard set's."""
     phantom = ("phantom", "virtual patients rendered from one chest CT, with their exact masks and landmarks")
     shards = "samples as the shards hold them; each as it is, with its grid, and with what is marked in it, if anything"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ace.data.crops import resample
-from ace.drawing.pictures import Box, data_uri
+from ace.drawing.pictures import DrawnBox, data_uri
 from shards.grid import CropPair, GridSpec, Rectangle, crop_bank
 from shards.reading.reader import Sample
 
@@ -18,12 +18,12 @@ class PairDrawing:
     fine: str
     crop_px: int
     cell_px: float
-    grid: Box
+    grid: DrawnBox
     lines: list[float]
-    boxes: dict[str, Box]
-    overlaps: dict[str, Box]
-    whole: Box
-    parts: list[Box]
+    boxes: dict[str, DrawnBox]
+    overlaps: dict[str, DrawnBox]
+    whole: DrawnBox
+    parts: list[DrawnBox]
     k: int
     l: int
     n: int
@@ -54,13 +54,13 @@ def draw_pair(sample: Sample, spec: GridSpec, seed: int) -> PairDrawing:
         fine=data_uri(resample(sample.image, windows["fine"], 2 * spec.crop_px), kind="jpeg"),
         crop_px=spec.crop_px,
         cell_px=crop_cell_px,
-        grid=Box(pair.jitter[0], pair.jitter[1], pair.jitter[2], pair.jitter[2]),
+        grid=DrawnBox(pair.jitter[0], pair.jitter[1], pair.jitter[2], pair.jitter[2]),
         lines=[place * cell_px for place in range(spec.n + 1)],
-        boxes={name: Box(w[0], w[1], w[2] - w[0], w[3] - w[1]) for name, w in windows.items()},
+        boxes={name: DrawnBox(w[0], w[1], w[2] - w[0], w[3] - w[1]) for name, w in windows.items()},
         overlaps={name: _scaled(rectangle, crop_cell_px) for name, rectangle in overlap.items()},
-        whole=Box(row * crop_cell_px, col * crop_cell_px, crop_cell_px, crop_cell_px),
+        whole=DrawnBox(row * crop_cell_px, col * crop_cell_px, crop_cell_px, crop_cell_px),
         parts=[
-            Box((fine_row + i) * crop_cell_px, (fine_col + j) * crop_cell_px, crop_cell_px, crop_cell_px)
+            DrawnBox((fine_row + i) * crop_cell_px, (fine_col + j) * crop_cell_px, crop_cell_px, crop_cell_px)
             for i in range(pair.k)
             for j in range(pair.l)
         ],
@@ -73,6 +73,6 @@ def draw_pair(sample: Sample, spec: GridSpec, seed: int) -> PairDrawing:
     )
 
 
-def _scaled(rectangle: Rectangle, cell_px: float) -> Box:
+def _scaled(rectangle: Rectangle, cell_px: float) -> DrawnBox:
     row0, col0, row1, col1 = rectangle
-    return Box(row0 * cell_px, col0 * cell_px, max(row1 - row0, 0) * cell_px, max(col1 - col0, 0) * cell_px)
+    return DrawnBox(row0 * cell_px, col0 * cell_px, max(row1 - row0, 0) * cell_px, max(col1 - col0, 0) * cell_px)

@@ -170,18 +170,18 @@ def draw_lung_finding(kind: Kind, anatomy: Anatomy, params: FindingParams, rng: 
     match kind:
         case "nodule":
             radius = float(rng.uniform(*params.nodule_radius_mm))
-            centre = _draw_place(anatomy, side, 0.9 * radius, rng)
-            return Nodule(side, centre, radius, _draw_waves(rng, 5, 3.0))
+            center = _draw_place(anatomy, side, 0.9 * radius, rng)
+            return Nodule(side, center, radius, _draw_waves(rng, 5, 3.0))
         case "pleural_effusion":
             return Effusion(side, float(anatomy.origin_mm[2] + rng.uniform(*params.effusion_level_mm)))
         case "pneumothorax":
             return Pneumothorax(side, float(rng.uniform(*params.pneumothorax_mm)), *_silhouette(anatomy, side))
         case "consolidation":
             size = float(rng.uniform(*params.consolidation_mm))
-            centre = _draw_place(anatomy, side, 0.4 * size, rng)
+            center = _draw_place(anatomy, side, 0.4 * size, rng)
             return Consolidation(
                 side=side,
-                center_mm=centre,
+                center_mm=center,
                 size_mm=size,
                 amount=float(rng.uniform(*CONSOLIDATED)),
                 waves=_draw_waves(rng, 8, 1.0),

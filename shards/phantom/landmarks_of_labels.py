@@ -146,8 +146,8 @@ def _carina(trachea: npt.NDArray[np.bool_], origin: Points, spacing: Points) -> 
     for z in range(trachea.shape[2] - 1, -1, -1):
         parts, num = ndimage.label(trachea[..., z])
         if num == 2 and np.bincount(parts.ravel())[1:].min() > 20:
-            centres = np.array(ndimage.center_of_mass(parts > 0, parts, [1, 2]))
-            row, col = centres.mean(0)
+            centers = np.array(ndimage.center_of_mass(parts > 0, parts, [1, 2]))
+            row, col = centers.mean(0)
             place: Points = origin + spacing * np.array([row, col, z])
             return place
     raise ValueError("the trachea's label never parts in two: not the expected segmentation")

@@ -316,8 +316,8 @@ def _middle_and_deviation(values: Float32[np.ndarray, "num"]) -> tuple[float, fl
 
 
 def _has_bright_corners(picture: UInt8[np.ndarray, "64 64"]) -> bool:
-    corners, centre = corners_and_center(picture)
-    return corners > centre
+    corners, center = corners_and_center(picture)
+    return corners > center
 
 
 def _objections_to_views(images: Images, likeness: Likeness, params: QualityParams) -> list[_Objection]:

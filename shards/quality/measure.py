@@ -135,9 +135,9 @@ def standardized(pictures: Num[np.ndarray, "*batch height width"]) -> Float[np.n
 
     A flat picture becomes 0.
     """
-    centred = pictures - pictures.mean(axis=(-2, -1), keepdims=True, dtype=np.float32)
-    norms = np.sqrt(np.square(centred).sum(axis=(-2, -1), keepdims=True))
-    result: Float[np.ndarray, "*batch height width"] = centred / np.maximum(norms, np.float32(1e-3))
+    centered = pictures - pictures.mean(axis=(-2, -1), keepdims=True, dtype=np.float32)
+    norms = np.sqrt(np.square(centered).sum(axis=(-2, -1), keepdims=True))
+    result: Float[np.ndarray, "*batch height width"] = centered / np.maximum(norms, np.float32(1e-3))
     return result
 
 
@@ -194,8 +194,8 @@ def corners_and_center(thumbnail: UInt8[np.ndarray, "side side"]) -> tuple[float
         for rows in (slice(edge), slice(-edge, None))
         for cols in (slice(edge), slice(-edge, None))
     ]
-    centre = thumbnail[quarter:-quarter, THUMBNAIL_PX // 2 - quarter // 2 : THUMBNAIL_PX // 2 + quarter // 2]
-    return float(np.mean(corners)), float(centre.mean())
+    center = thumbnail[quarter:-quarter, THUMBNAIL_PX // 2 - quarter // 2 : THUMBNAIL_PX // 2 + quarter // 2]
+    return float(np.mean(corners)), float(center.mean())
 
 
 def _without_frame(grey: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "inner_height inner_width"]:

@@ -120,7 +120,7 @@ def pooled(tokens: np.ndarray, inside: np.ndarray) -> np.ndarray:
     return total / max(count, 1)
 
 
-def normalised(tokens: np.ndarray) -> np.ndarray:
+def normalized(tokens: np.ndarray) -> np.ndarray:
     """Every token divided by its length."""
     return np.array([[token / math.sqrt(sum(x * x for x in token.tolist())) for token in crop] for crop in tokens])
 

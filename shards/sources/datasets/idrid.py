@@ -211,13 +211,13 @@ def _localization(root: Path, paths: list[str], counts: defaultdict[str, int], w
         images = index_files(
             root, paths, rf"{_LOCALIZATION}1\. Original Images/{re.escape(part)}/{_THREE_DIGITS}\.jpe?g"
         )
-        centres = _centers(root, paths, part.split()[1], warnings)
-        counts["rows of places without an image"] += len(centres.keys() - images.keys())
+        centers = _centers(root, paths, part.split()[1], warnings)
+        counts["rows of places without an image"] += len(centers.keys() - images.keys())
         counts["images of localization without both places"] += sum(
-            len(centres.get(name, {})) < len(LANDMARKS) for name in images
+            len(centers.get(name, {})) < len(LANDMARKS) for name in images
         )
         records += [
-            _record("localization", name, path, split, landmarks=centres.get(name)) for name, path in images.items()
+            _record("localization", name, path, split, landmarks=centers.get(name)) for name, path in images.items()
         ]
     return records
 
@@ -225,17 +225,17 @@ def _localization(root: Path, paths: list[str], counts: defaultdict[str, int], w
 def _centers(root: Path, paths: list[str], word: str, warnings: list[str]) -> dict[str, dict[str, Point]]:
     """Name → landmark → place of one part; `word` is Training or Testing."""
     columns = ("Image No", "X- Coordinate", "Y - Coordinate")
-    centres: dict[str, dict[str, Point]] = {}
+    centers: dict[str, dict[str, Point]] = {}
     for landmark, stem in LANDMARKS.items():
         for _, path in find_files(paths, rf"(?:[ab]\. )?{stem}_{word}[ _]Set(?:_Markups)?\.csv"):
             for number, (name, x, y) in with_lines(_rows(root / path, columns, warnings)):
                 where = f"{path} line {number}"
                 if not all(re.fullmatch(r"\d+(?:\.\d+)?", value) for value in (x, y)):
                     raise SourceError(f"{where}: expected a position in pixels; found '{x}', '{y}'")
-                if landmark in centres.setdefault(name, {}):
+                if landmark in centers.setdefault(name, {}):
                     raise SourceError(f"{where}: {name} is listed twice; expected it once")
-                centres[name][landmark] = (float(y), float(x))
-    return centres
+                centers[name][landmark] = (float(y), float(x))
+    return centers
 
 
 def _rows(path: Path, columns: tuple[str, ...], warnings: list[str]) -> list[Row]:

@@ -248,8 +248,8 @@ def test_the_whole_and_the_erased_crop_have_one_augmentation_and_differ_inside_t
         for crop, visible in enumerate((batch.coarse_visible, batch.fine_visible)):
             assert torch.equal(visible, batch.shown()[crop] > 0.5)
             assert torch.equal(visible, batch.visible()[crop])
-            for normalised, levels in ((batch.whole(), whole), (batch.seen(), seen)):
-                torch.testing.assert_close(normalised[crop], (levels[:, crop] / 255 - 0.5) / 0.25)
+            for normalized, levels in ((batch.whole(), whole), (batch.seen(), seen)):
+                torch.testing.assert_close(normalized[crop], (levels[:, crop] / 255 - 0.5) / 0.25)
     assert fills == {None, *FILLS}
 
 
@@ -300,9 +300,9 @@ def test_a_batch_takes_its_records_along_to_another_device(indexes: list[ShardIn
 def test_crops_that_are_not_augmented_yet_are_not_given_to_networks(indexes: list[ShardIndex]) -> None:
     params = with_only("erase", 1.0)
     (batch, *_) = load(sampler_of(dataset_of(indexes, augment=params)))
-    for normalised in (batch.whole, batch.seen):
+    for normalized in (batch.whole, batch.seen):
         with pytest.raises(ValueError, match="not augmented yet"):
-            normalised()
+            normalized()
     done = batch.augmented(params)
     assert [crops.shape for crops in (*done.whole(), *done.seen())] == [batch.coarse.shape] * 4
 
@@ -341,10 +341,10 @@ def test_each_sample_is_normalised_with_its_own_shard_sets_mean_and_std(indexes:
     mixes = [MixParams(weight=1.0, mean=0.5, std=0.25), MixParams(weight=1.0, mean=0.2, std=0.1)]
     dataset = dataset_of(indexes, mixes=mixes, augment=None)
     batch = collate([dataset[(0, 0, 0, 0)], dataset[(1, 0, 0, 0)]]).to(torch.device("cpu"))
-    for crops, normalised in zip((batch.coarse, batch.fine), batch.whole(), strict=True):
-        assert normalised.dtype == torch.float32
+    for crops, normalized in zip((batch.coarse, batch.fine), batch.whole(), strict=True):
+        assert normalized.dtype == torch.float32
         for i, mix in enumerate(mixes):
-            torch.testing.assert_close(normalised[i], (crops[i] / 255 - mix.mean[0]) / mix.std[0])
+            torch.testing.assert_close(normalized[i], (crops[i] / 255 - mix.mean[0]) / mix.std[0])
 
 
 def test_mix_weights_decide_how_often_a_shard_set_is_seen(indexes: list[ShardIndex]) -> None:

@@ -94,11 +94,11 @@ def test_blocks_are_averaged_and_then_interpolated_between_their_centres(
     size_px = 11
     window = data.draw(windows(factor * remainder, size_px, 48))
     blocks = canvas.reshape(48 // factor, factor, 48 // factor, factor).mean(axis=(1, 3))
-    centres = [
+    centers = [
         (low + (np.arange(size_px) + 0.5) * (high - low) / size_px) / factor - 0.5
         for low, high in ((window[0], window[2]), (window[1], window[3]))
     ]
-    expected = bilinear(blocks, *centres)
+    expected = bilinear(blocks, *centers)
     assert np.abs(resample_region(Region(canvas, 0, 0), window, size_px) - expected).max() <= 1.1  # rounded twice
 
 

@@ -12,7 +12,7 @@ from ace.data.batches import PairBatch, ViewBatch
 from ace.data.loader import CropDataset, StepSampler, build_loader
 from ace.data.objectives import spec_of_epoch
 from ace.data.params import AugmentParams, CentredViewsParams, RandomViewsParams
-from ace.data.views import centred_windows, random_windows
+from ace.data.views import centered_windows, random_windows
 from shards.errors import ConfigError
 from shards.grid import GridSpec, Scale, scale_of_step
 from shards.params import MixParams
@@ -100,20 +100,20 @@ def test_centred_views_have_their_sides_one_centre_and_lie_on_the_canvas(
     seed: int, canvas_px: int, sides: list[float]
 ) -> None:
     params = CentredViewsParams(sides=tuple(sides), num_teacher_views=1)
-    windows = np.array(centred_windows(canvas_px, params, np.random.default_rng(seed)))
+    windows = np.array(centered_windows(canvas_px, params, np.random.default_rng(seed)))
     np.testing.assert_allclose(windows[:, 2:] - windows[:, :2], np.repeat(sides, 2).reshape(-1, 2) * canvas_px)
-    centres = (windows[:, 2:] + windows[:, :2]) / 2
-    np.testing.assert_allclose(centres, np.broadcast_to(centres[0], centres.shape))
+    centers = (windows[:, 2:] + windows[:, :2]) / 2
+    np.testing.assert_allclose(centers, np.broadcast_to(centers[0], centers.shape))
     assert windows.min() >= -1e-9
     assert windows.max() <= canvas_px + 1e-9
 
 
 def test_the_centre_is_uniform_where_the_largest_view_fits() -> None:
     params, rng = VIEWS.centred, np.random.default_rng(0)
-    windows = np.array([centred_windows(100, params, rng)[0] for _ in range(4000)])
-    for centres in ((windows[:, 0] + windows[:, 2]) / 2, (windows[:, 1] + windows[:, 3]) / 2):
-        share, _ = np.histogram(centres, bins=4, range=(40, 60))
-        np.testing.assert_allclose(share / len(centres), 0.25, atol=0.03)
+    windows = np.array([centered_windows(100, params, rng)[0] for _ in range(4000)])
+    for centers in ((windows[:, 0] + windows[:, 2]) / 2, (windows[:, 1] + windows[:, 3]) / 2):
+        share, _ = np.histogram(centers, bins=4, range=(40, 60))
+        np.testing.assert_allclose(share / len(centers), 0.25, atol=0.03)
 
 
 @pytest.mark.parametrize(
@@ -148,8 +148,8 @@ def test_a_view_shows_its_window_of_the_canvas(index: ShardIndex) -> None:
         assert isinstance(batch, ViewBatch)
         assert batch.views.shape == (2, 3, 3, GRID.spec.crop_px, GRID.spec.crop_px)
         assert batch.num_teacher_views == 2
-        centres = middles(batch)
-        np.testing.assert_allclose(centres, np.broadcast_to(centres[:, :1], centres.shape), atol=0.7)
+        centers = middles(batch)
+        np.testing.assert_allclose(centers, np.broadcast_to(centers[:, :1], centers.shape), atol=0.7)
         expected = np.broadcast_to(np.array(VIEWS.centred.sides)[:, None], (2, 3, 2))
         np.testing.assert_allclose(spans(batch), expected, atol=0.03)
     for batch in load(index, "dino", epochs=1):
@@ -274,9 +274,9 @@ def test_parts_of_a_batch_of_views_are_augmented_as_the_whole_is(index: ShardInd
         assert torch.equal(torch.cat([part.views for part in parts]), whole.views)
         for number, view in enumerate(whole.seen()):
             assert torch.equal(torch.cat([part.seen()[number] for part in parts]), view)
-        for normalised in (batch.whole, batch.seen):
+        for normalized in (batch.whole, batch.seen):
             with pytest.raises(ValueError, match="not augmented yet"):
-                normalised()
+                normalized()
 
 
 def test_a_batch_of_views_splits_and_moves_like_one_of_pairs(index: ShardIndex) -> None:

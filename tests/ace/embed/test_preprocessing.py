@@ -11,7 +11,7 @@ from torch import nn
 from ace.data.batches import collate
 from ace.data.loader import CropDataset
 from ace.embed.embedder import Embedder
-from ace.embed.preprocessing import Preprocessing, normalised
+from ace.embed.preprocessing import Preprocessing, normalized
 from shards.delivery.survey import Survey, survey_images
 from shards.errors import ConfigError
 from shards.normalisation import Normalisation
@@ -93,7 +93,7 @@ def test_a_grey_set_has_one_mean_and_one_std(grey: ShardIndex) -> None:
 
 def test_after_normalisation_every_channel_has_mean_0_and_deviation_1(coloured: ShardIndex) -> None:
     pixels = foreground_pixels(coloured).astype(np.uint8)[None, :, None]
-    planes = normalised(pixels, survey(coloured).normalisation, CPU)[0, :, :, 0]
+    planes = normalized(pixels, survey(coloured).normalisation, CPU)[0, :, :, 0]
     torch.testing.assert_close(planes.mean(dim=1), torch.zeros(3), atol=5e-3, rtol=0)
     torch.testing.assert_close(planes.std(dim=1), torch.ones(3), atol=5e-3, rtol=0)
 
@@ -111,7 +111,7 @@ def test_training_evaluation_and_inference_normalise_the_same_pixels_alike(
 
     normalisation = mix.normalisation(3, "a")
     preprocessing = Preprocessing(GRID.spec.crop_px, 3, None, *normalisation, "a")
-    assert torch.equal(preprocessing.normalise(crops, CPU), trained)
+    assert torch.equal(preprocessing.normalize(crops, CPU), trained)
 
     class Showing(ConstructedEncoder):
         def normalisation(self, batch: str) -> Normalisation:
@@ -123,7 +123,7 @@ def test_training_evaluation_and_inference_normalise_the_same_pixels_alike(
 
 def test_one_number_gives_the_bits_that_it_gave_before_lists() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
-    found = normalised(pixels, Normalisation.of(0.5056, 0.252), CPU)
+    found = normalized(pixels, Normalisation.of(0.5056, 0.252), CPU)
     assert torch.equal(found, (torch.from_numpy(pixels).float() / 255 - 0.5056).movedim(-1, 1) / 0.252)
 
 

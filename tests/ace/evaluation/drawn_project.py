@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from ace.evaluation.params import parse_encoders
-from ace.evaluation.setting import Places
+from ace.evaluation.setting import StagePaths
 from ace.models.backbone import build_backbone
 from ace.models.folder import FORMAT_VERSION
 from ace.models.model_config import TrainedConfig
@@ -104,8 +104,8 @@ def draw_chest(rng: np.random.Generator, size_px: int = 96) -> tuple[Image.Image
     scale, (down, right) = rng.uniform(0.85, 1.1), rng.uniform(-5, 5, 2)
 
     def at(row: float, col: float) -> tuple[float, float]:
-        centre = size_px / 2
-        return centre + down + (row - 0.5) * size_px * scale, centre + right + (col - 0.5) * size_px * scale
+        center = size_px / 2
+        return center + down + (row - 0.5) * size_px * scale, center + right + (col - 0.5) * size_px * scale
 
     def box(row0: float, col0: float, row1: float, col1: float) -> tuple[float, float, float, float]:
         (top, left), (bottom, end) = at(row0, col0), at(row1, col1)
@@ -223,9 +223,9 @@ def encoders_of(project: Path, *, model: Path | None = None, names: tuple[str, .
     return parse_encoders({name: every[name] for name in names}, "params.yaml")
 
 
-def places_of(project: Path, out: Path, *, shards: Path | None = None) -> Places:
+def paths_of(project: Path, out: Path, *, shards: Path | None = None) -> StagePaths:
     """Where the stages write, below `out`."""
-    return Places(
+    return StagePaths(
         shards=shards or project / "data/shards",
         project=Path(),
         cohort=out / "cohort.json",

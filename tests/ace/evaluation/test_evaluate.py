@@ -25,7 +25,7 @@ from ace.protocol import features
 from ace.protocol.cohort import choose_rows, read_cohort
 from ace.protocol.dense import LocationAxis
 from ace.published.importing import import_timm
-from ace.report.inputs import Project
+from ace.report.inputs import ReportInputs
 from ace.report.summary import summary_table
 from shards.build.stage import build_shards
 from shards.cli import run_command
@@ -47,7 +47,7 @@ from tests.ace.evaluation.drawn_project import (
     SHARD,
     draw_chest,
     encoders_of,
-    places_of,
+    paths_of,
     with_properties,
     write_model,
     write_project,
@@ -76,7 +76,7 @@ def run(
 ) -> dict[str, Any]:
     """All stages of the evaluation, whose results go below `out`; the metrics."""
     encoders = encoders_of(project, model=model, names=names)
-    evaluate_at_once(params, encoders, places_of(project, out, shards=shards), measured)
+    evaluate_at_once(params, encoders, paths_of(project, out, shards=shards), measured)
     return read(out / "properties.json")
 
 
@@ -227,8 +227,8 @@ def test_the_command_measures_on_another_set_with_its_own_normalisation(
         encoders = {name: {"model": "models/ace", "network": network} for name, network in NETWORKS.items()}
         YAML(typ="safe").dump({"evaluate": evaluate_section, "encoders": encoders}, file)
     monkeypatch.chdir(tmp_path)
-    places = ["--model", str(project / "models/ace"), "--metrics", "properties.json", "--out", "evidence"]
-    command = ["evaluate", "--batch", "other-b000", "--split", "val", *places]
+    paths = ["--model", str(project / "models/ace"), "--metrics", "properties.json", "--out", "evidence"]
+    command = ["evaluate", "--batch", "other-b000", "--split", "val", *paths]
     assert run_command(build_parser(), command) == 0
     assert json.loads(Path("properties.json").read_text())["measured"]["batch"] == "other-b000"
     text = batch_path("other-b000", tmp_path).read_text(encoding="utf-8")
@@ -407,10 +407,10 @@ def test_the_student_is_an_encoder_like_any_other_and_leaves_the_others_as_they_
 def test_figures_are_made_of_answers_alone(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = run(project, tmp_path)
     monkeypatch.setattr(torch.nn.Module, "__call__", None)
-    places = places_of(project, tmp_path)
-    places.metrics.unlink()
-    evaluate(PARAMS, encoders_of(project), places)
-    assert read(places.metrics) == expected
+    paths = paths_of(project, tmp_path)
+    paths.metrics.unlink()
+    evaluate(PARAMS, encoders_of(project), paths)
+    assert read(paths.metrics) == expected
 
 
 def test_no_canvas_is_encoded_twice(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -438,18 +438,18 @@ def test_answers_to_other_questions_are_refused(
 ) -> None:
     _, out = result
     params = EvaluateParams.from_params(EVALUATE | change, "evaluate")
-    places = replace(places_of(project, out), metrics=tmp_path / "p.json", evidence=tmp_path / "evidence")
+    paths = replace(paths_of(project, out), metrics=tmp_path / "p.json", evidence=tmp_path / "evidence")
     with pytest.raises(ConfigError, match=message):
-        evaluate(params, encoders_of(project), places)
+        evaluate(params, encoders_of(project), paths)
     assert not list(tmp_path.iterdir())
 
 
 def test_an_encoder_that_was_not_measured_is_named(
     project: Path, result: tuple[dict[str, Any], Path], tmp_path: Path
 ) -> None:
-    places = replace(places_of(project, result[1]), metrics=tmp_path / "p.json", evidence=tmp_path / "evidence")
+    paths = replace(paths_of(project, result[1]), metrics=tmp_path / "p.json", evidence=tmp_path / "evidence")
     with pytest.raises(ConfigError, match=r"answers/student/answers.json: not found; `dvc repro measure@student`"):
-        evaluate(PARAMS, encoders_of(project, names=("trained", "student")), places)
+        evaluate(PARAMS, encoders_of(project, names=("trained", "student")), paths)
 
 
 @pytest.mark.parametrize("split", ["test", "val"])
@@ -468,9 +468,9 @@ def test_a_cohort_has_one_image_of_each_patient_of_its_split_and_of_no_other(
 
 
 def test_what_a_project_excludes_is_neither_measured_nor_reported(project: Path, tmp_path: Path) -> None:
-    places = replace(places_of(project, tmp_path), project=tmp_path)
-    choose_cohort(PARAMS, encoders_of(project), places)
-    key = json.loads(places.cohort.read_text())["keys"][0]
+    paths = replace(paths_of(project, tmp_path), project=tmp_path)
+    choose_cohort(PARAMS, encoders_of(project), paths)
+    key = json.loads(paths.cohort.read_text())["keys"][0]
     index = ShardIndex.open(project / "data/shards" / BATCH)
     patient = index.rows["patient"][index.rows["key"] == key.encode()][0].decode()
     for path, text in (
@@ -479,13 +479,13 @@ def test_what_a_project_excludes_is_neither_measured_nor_reported(project: Path,
     ):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    choose_cohort(PARAMS, encoders_of(project), places)
-    assert key not in json.loads(places.cohort.read_text())["keys"]
+    choose_cohort(PARAMS, encoders_of(project), paths)
+    assert key not in json.loads(paths.cohort.read_text())["keys"]
     (tmp_path / "data/shards").mkdir(parents=True)
     (tmp_path / "data/shards" / BATCH).symlink_to(project / "data/shards" / BATCH)
     (tmp_path / "data/evidence").mkdir()
     (tmp_path / "data/evidence/protocol.json").write_text(json.dumps({"batch": BATCH}))
-    shown = Project(tmp_path).measured
+    shown = ReportInputs(tmp_path).measured
     assert key not in shown.keys(shown.select("test"))
 
 
@@ -625,7 +625,7 @@ def test_a_published_encoder_of_another_token_grid_is_refused(project: Path, tmp
     import_timm(ImportParams.from_params(values, "imports.imagenet"), 2, folder, where="imports.imagenet")
     encoders = parse_encoders({"imagenet": {"model": str(folder), "network": "teacher"}}, "params.yaml")
     with pytest.raises(ConfigError, match="2×2 tokens, and crops of phantom-b000 have 4×4 cells"):
-        evaluate_at_once(PARAMS, encoders, places_of(project, tmp_path / "out"))
+        evaluate_at_once(PARAMS, encoders, paths_of(project, tmp_path / "out"))
 
 
 @pytest.mark.parametrize(

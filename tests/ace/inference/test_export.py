@@ -215,7 +215,7 @@ def test_transformers_loads_the_folder_and_computes_the_same_tokens(timm_folder:
     network = transformers.AutoModel.from_pretrained(root / "folder").eval()
     model: EmbeddingModel = ace.load(root / "ace", device="cpu")
     images = [smooth_image(CROP_PX, CROP_PX, seed) for seed in range(2)]
-    planes = model.preprocessing.normalise([model.preprocessing.place(image) for image in images], torch.device("cpu"))
+    planes = model.preprocessing.normalize([model.preprocessing.place(image) for image in images], torch.device("cpu"))
     processor = transformers.AutoImageProcessor.from_pretrained(root / "folder")
     mode = "L" if model.preprocessing.channels == 1 else "RGB"
     processed = processor([Image.fromarray(image).convert(mode) for image in images])["pixel_values"]

@@ -92,11 +92,11 @@ def check_matching(
         bias=bias,
         alpha=alpha,
     )
-    taught = losses.normalised(teacher.numpy())
+    taught = losses.normalized(teacher.numpy())
 
     def oracle(tokens: np.ndarray, scale: np.ndarray, bias: np.ndarray) -> float:
         logits = float(scale), float(bias)
-        return losses.matching_loss(taught, losses.normalised(tokens), matrices, known, *logits, alpha)
+        return losses.matching_loss(taught, losses.normalized(tokens), matrices, known, *logits, alpha)
 
     check(loss, leaves, oracle, tolerance=2e-6)
 

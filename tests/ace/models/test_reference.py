@@ -64,7 +64,7 @@ def photographs(size_px: int) -> Tensor:
     return torch.from_numpy(np.stack(images)).movedim(-1, 1).double() / 255
 
 
-def normalised(images: Tensor) -> Tensor:
+def normalized(images: Tensor) -> Tensor:
     mean, std = (torch.tensor(VALUES[key], dtype=images.dtype)[:, None, None] for key in ("mean", "std"))
     return (images - mean) / std
 
@@ -98,14 +98,14 @@ def test_tokens_are_those_of_a_plain_implementation_in_the_published_naming(
 
 def test_the_denser_grid_holds_the_tokens_of_the_network_as_it_was_published() -> None:
     """Strides of 16 instead of 32: every other token of every other row is the one that stride 32 gives."""
-    images = normalised(photographs(128))
+    images = normalized(photographs(128))
     with torch.no_grad():
         dense, published = loaded(16, 8)[0].double()(images), loaded(32, 4)[0].double()(images)
     torch.testing.assert_close(dense[:, 1::2, 1::2], published, rtol=1e-9, atol=1e-9)
 
 
 def test_the_published_classifier_on_these_tokens_recognises_photographs(published: dict[str, Tensor]) -> None:
-    images = normalised(photographs(256))
+    images = normalized(photographs(256))
     with torch.no_grad():
         tokens = loaded(32, 8)[0].double()(images)
     scores = tokens.mean((1, 2)) @ published["_fc.weight"].double().T + published["_fc.bias"].double()

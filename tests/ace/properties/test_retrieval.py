@@ -53,7 +53,7 @@ def test_credit_is_the_share_of_orders_of_ties_in_which_a_right_candidate_is_amo
 def test_candidates_are_of_other_patients_and_right_where_the_same_anatomy_lies_within_a_cell() -> None:
     measurement = planned()
     regions, patient = measurement.regions, measurement.patient
-    centres = [np.array([own.row, own.col]) * SPEC.canvas_px + own.side * SPEC.canvas_px / 2 for own in regions]
+    centers = [np.array([own.row, own.col]) * SPEC.canvas_px + own.side * SPEC.canvas_px / 2 for own in regions]
     atlas = {}  # the constructed patients lie shifted in one atlas, so places there are anatomy
     for number, subject in enumerate(measurement.subjects):
         first = next(iter(subject.landmarks))
@@ -62,7 +62,7 @@ def test_candidates_are_of_other_patients_and_right_where_the_same_anatomy_lies_
     for query in range(len(regions)):
         for candidate in range(len(regions)):
             is_other = patient[query] != patient[candidate]
-            apart = centres[query] - atlas[patient[query]] - (centres[candidate] - atlas[patient[candidate]])
+            apart = centers[query] - atlas[patient[query]] - (centers[candidate] - atlas[patient[candidate]])
             assert measurement.is_candidate[query, candidate] == is_other
             assert measurement.is_right[query, candidate] == (is_other and np.linalg.norm(apart) <= SPEC.cell_px)
     assert measurement.is_right.any(axis=1).all()

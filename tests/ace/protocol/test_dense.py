@@ -21,8 +21,8 @@ def axes(draw: st.DrawFn) -> tuple[GridSpec, int, LocationAxis]:
 @given(axes())
 def test_every_location_is_the_centre_of_its_token(drawn: tuple[GridSpec, int, LocationAxis]) -> None:
     spec, per_cell, axis = drawn
-    centres = axis.origins_px[axis.window] + (axis.token + 0.5) * spec.cell_px
-    np.testing.assert_allclose(centres, axis.positions_px)
+    centers = axis.origins_px[axis.window] + (axis.token + 0.5) * spec.cell_px
+    np.testing.assert_allclose(centers, axis.positions_px)
     np.testing.assert_allclose(np.diff(axis.positions_px), spec.cell_px / per_cell)
     assert axis.positions_px[0] == spec.cell_px / 2
     assert axis.positions_px[-1] == spec.canvas_px - spec.cell_px / 2

@@ -16,9 +16,9 @@ def regions(draw: st.DrawFn) -> Region:
 
 
 def covered(region: Region, resolution: int = 400) -> np.ndarray:
-    centres = (np.arange(resolution) + 0.5) / resolution
-    rows = (centres >= region.row) & (centres < region.row + region.side)
-    cols = (centres >= region.col) & (centres < region.col + region.side)
+    centers = (np.arange(resolution) + 0.5) / resolution
+    rows = (centers >= region.row) & (centers < region.row + region.side)
+    cols = (centers >= region.col) & (centers < region.col + region.side)
     return rows[:, None] & cols
 
 

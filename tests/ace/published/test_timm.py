@@ -17,7 +17,7 @@ import ace
 from ace.__main__ import build_parser
 from ace.embed.embedder import Embedder
 from ace.embed.encoder import Encoder, load_encoder
-from ace.embed.preprocessing import normalised
+from ace.embed.preprocessing import normalized
 from ace.models.backbone import build_backbone
 from ace.models.params import ImportParams
 from ace.models.weights import load_initial_weights
@@ -137,7 +137,7 @@ def test_crops_of_any_grid_are_resampled_to_the_stride_and_give_a_token_for_each
     assert (encoder.spec, encoder.input_px) == (grid, T * 32)
     crops = np.random.default_rng(0).integers(0, 256, (2, grid.crop_px, grid.crop_px, 3), dtype=np.uint8)
     (tokens,) = Embedder(encoder, "a-b000", 2, "test").tokens(crops)
-    planes = normalised(crops, Normalisation(*own.normalisation("any")), own.device).numpy()
+    planes = normalized(crops, Normalisation(*own.normalisation("any")), own.device).numpy()
     size = (own.input_px, own.input_px)
     # Pillow resamples floats as it does the crops that training sees: bilinear, antialiased where they shrink.
     resized = [

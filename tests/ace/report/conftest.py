@@ -9,7 +9,7 @@ import pytest
 
 from ace.evaluation.at_once import evaluate_at_once
 from ace.evaluation.params import EvaluateParams
-from ace.evaluation.setting import Places
+from ace.evaluation.setting import StagePaths
 from shards.build.stage import build_shards
 from shards.params import ShardParams
 from shards.reading.lineage import write_lineage
@@ -22,7 +22,7 @@ from tests.ace.evaluation.drawn_project import (
     SHARD,
     draw_chest,
     encoders_of,
-    places_of,
+    paths_of,
     write_imported,
     write_model,
     write_project,
@@ -42,10 +42,10 @@ stages:
 """
 
 
-def places_in(root: Path) -> Places:
+def paths_in(root: Path) -> StagePaths:
     """Where the stages of a project write."""
     metrics, evidence = root / "metrics/properties.json", root / "data/evidence"
-    return replace(places_of(root, root / "data"), metrics=metrics, evidence=evidence)
+    return replace(paths_of(root, root / "data"), metrics=metrics, evidence=evidence)
 
 
 def tell_lineage(root: Path, batch: str) -> None:
@@ -62,7 +62,7 @@ def evaluated_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
         write_project(root)
         tell_lineage(root, BATCH)
         params = EvaluateParams.from_params(EVALUATE, "evaluate")
-        evaluate_at_once(params, encoders_of(root), places_in(root))
+        evaluate_at_once(params, encoders_of(root), paths_in(root))
         metrics = root / "metrics/properties.json"
         (root / "params.yaml").write_text("grid: {n: 8}\nreport: {title: <script>not markup</script>}\n")
         (root / "dvc.lock").write_text(LOCK)
@@ -132,7 +132,7 @@ def clinic_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         tell_lineage(root, CLINIC)
         params = EvaluateParams.from_params({**EVALUATE, "batch": CLINIC}, "evaluate")
         write_imported(root / "models/imagenet")
-        evaluate_at_once(params, encoders_of(root), places_in(root))
+        evaluate_at_once(params, encoders_of(root), paths_in(root))
         (root / "params.yaml").write_text(CLINIC_PARAMS)
         (root / "dvc.lock").write_text(CLINIC_LOCK)
         yield root

@@ -80,8 +80,8 @@ def test_about_a_hundred_landmarks_lie_in_the_structures_they_are_named_after(an
 def test_no_mass_contrast_or_table_is_left(anatomy: Anatomy) -> None:
     lung = np.isin(anatomy.labels, LUNG)
     # The mass of the left lower lobe was about 30 mm wide; a healthy lung has no such dense ball.
-    centre = np.array([(316 - 255.5) * 0.703125, (144 - 255.5) * 0.703125, (90 - 132) * 2.5])
-    left, front, up = np.rint((centre - anatomy.origin_mm) / anatomy.spacing_mm).astype(int)
+    center = np.array([(316 - 255.5) * 0.703125, (144 - 255.5) * 0.703125, (90 - 132) * 2.5])
+    left, front, up = np.rint((center - anatomy.origin_mm) / anatomy.spacing_mm).astype(int)
     box = np.s_[up - 8 : up + 9, front - 5 : front + 6, left - 14 : left + 15]
     assert lung[box].mean() > 0.9
     assert anatomy.soft.numpy()[box][lung[box]].mean() < 0.25

@@ -68,13 +68,13 @@ def test_all_images_of_a_study_show_the_same_finding_at_the_same_anatomy(
     kind: Kind, study: Study, anatomy: Anatomy
 ) -> None:
     assert study.finding is not None
-    centres = []
+    centers = []
     for turn_deg in (-4, 4):
         exposure = dataclasses.replace(study.exposures[0], rotation_deg=np.full(3, turn_deg))
         rays = cast_rays(anatomy, study.patient, exposure, Raster(64, 64, 64))
         filled = lay(study.finding, rays)[1]
-        centres.append([float(rays.place_mm(axis)[filled].mean()) for axis in range(3)])
-    assert np.ptp(centres, axis=0).max() < 5  # samples differ in density along the pose
+        centers.append([float(rays.place_mm(axis)[filled].mean()) for axis in range(3)])
+    assert np.ptp(centers, axis=0).max() < 5  # samples differ in density along the pose
 
 
 @pytest.mark.parametrize("kind", MUST_BE_SEEN)

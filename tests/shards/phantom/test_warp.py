@@ -65,12 +65,12 @@ def with_balls(anatomy: Anatomy, names: list[str]) -> Anatomy:
     """
     labels, soft = np.zeros_like(anatomy.labels), np.zeros(anatomy.labels.shape, dtype=np.float32)
     for number, name in enumerate(names):
-        centre = (anatomy.landmarks_mm[name] - anatomy.origin_mm) / anatomy.spacing_mm
-        low = np.floor(centre - BALL_MM / anatomy.spacing_mm).astype(int)
-        high = np.ceil(centre + BALL_MM / anatomy.spacing_mm).astype(int) + 1
+        center = (anatomy.landmarks_mm[name] - anatomy.origin_mm) / anatomy.spacing_mm
+        low = np.floor(center - BALL_MM / anatomy.spacing_mm).astype(int)
+        high = np.ceil(center + BALL_MM / anatomy.spacing_mm).astype(int) + 1
         axes = [np.arange(*ends) for ends in zip(low, high, strict=True)]
         left, front, up = (
-            (axis - middle) * size for axis, middle, size in zip(axes, centre, anatomy.spacing_mm, strict=True)
+            (axis - middle) * size for axis, middle, size in zip(axes, center, anatomy.spacing_mm, strict=True)
         )
         squared_mm = up[:, None, None] ** 2 + front[:, None] ** 2 + left**2
         region = np.s_[low[2] : high[2], low[1] : high[1], low[0] : high[0]]
@@ -106,8 +106,8 @@ def test_landmarks_masks_and_attenuation_agree_on_planted_balls(anatomy: Anatomy
             (attenuation_errors, integrate(rays, rays.density * samples).numpy()),
         ):
             rows, cols = np.mgrid[: raster.num_rows, : raster.num_cols]
-            centre = [(axis + 0.5).ravel() @ weight.ravel() / weight.sum() for axis in (rows, cols)]
-            errors.append(np.hypot(centre[0] - row, 2 * centre[1] - col))
+            center = [(axis + 0.5).ravel() @ weight.ravel() / weight.sum() for axis in (rows, cols)]
+            errors.append(np.hypot(center[0] - row, 2 * center[1] - col))
     assert np.sqrt(np.mean(np.square(attenuation_errors))) < 0.1
     assert max(attenuation_errors) < 0.3
     # A mask is made of whole voxels, whole rays and planes 4 mm apart.
