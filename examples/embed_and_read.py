@@ -1,16 +1,16 @@
-"""Embed one image with a shipped model, and read one sample of a shard set.
+"""Embed an image with a shipped model, and compare it with a sample of a shard set.
 
-python examples/embed_and_read.py IMAGE SHARD_SET, for instance chest.png data/shards/phantom-b000 (after `make demo`).
+For instance, after `make demo`: python examples/embed_and_read.py chest.png data/shards/phantom-b000
 """
 
-import sys
+import argparse
 
 import ace
 from shards.reading.reader import ShardIndex, ShardReader
 
 
 def main(image: str, shard_set: str) -> None:
-    """Print what the model makes of an image, and what the shard set says of its first test sample."""
+    """Print the embedding of an image, the set's first test sample, and how far apart the two are."""
     model = ace.load("cxr-small")
     out = model.embed(image)
     print(f"embedding of {image}: {tuple(out.embedding.shape)}, norm {out.embedding.norm():.3f}")
@@ -24,4 +24,8 @@ def main(image: str, shard_set: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("image", help="file of an image, as a PNG, a JPEG or a DICOM file")
+    parser.add_argument("shard_set", help="folder or URL of a shard set")
+    arguments = parser.parse_args()
+    main(arguments.image, arguments.shard_set)

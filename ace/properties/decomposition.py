@@ -51,7 +51,7 @@ class DecompositionParams(Section):
     fills: tuple[Fill, ...]
     """What takes the place of a removed region; the first is `black`, the paper's, whose figure is the headline. Each
     other one gives the same measure over the same regions and draws, `decompositionality_FILL`: `mean` is the image's
-    own mean grey level in each channel; `white` is 255, which no training here fills with; `noise` is a random level in
+    own mean level in each channel; `white` is 255, which no training here fills with; `noise` is a random level in
     each pixel and channel; `tissue` is what another patient's image shows at a place and size of its own, resampled
     into the region. An encoder that only knows black loses the figure with the others."""
 

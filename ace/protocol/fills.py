@@ -96,7 +96,7 @@ def plan_fills(
 
 
 def mean_level(image: Image) -> Int[np.ndarray, "*channels"]:
-    """Compute the image's mean grey level in each channel, rounded, halves up, as training's fill `mean` does."""
+    """Compute the image's mean level in each channel, rounded, halves up, as training's fill `mean` does."""
     count = image.shape[0] * image.shape[1]
     level: Int[np.ndarray, "*channels"] = (2 * image.sum(axis=(0, 1), dtype=np.int64) + count) // (2 * count)
     return level
