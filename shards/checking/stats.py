@@ -43,7 +43,7 @@ def format_statistics(index: ShardIndex) -> str:
     lines = [
         f"{index.name}: {about.dataset.kind}, {index.spec.canvas_px} px canvases, {index.channels} "
         f"channel(s), {about.image_format}, mean {_number(mean)}, std {_number(std)} of the training foreground",
-        f"patients are {'known' if is_grouped else 'unknown: every image stands alone'}; "
+        f"patients are {'known' if is_grouped else 'unknown: images are split one by one'}; "
         f"{_SPLIT_RULES[about.dataset.split_rule]}",
     ]
     if about.dataset.shares_images_with:

@@ -7,7 +7,7 @@ passed over, and so is what systems leave in folders. The CSV has the column `pa
 is drawn on an image (`shards.sources.drawn`).
 
 Patients are those of the column `patient`, or those that a regular expression finds in the paths (`--patient-from`).
-Without either, patients are unknown and every image stands alone: names of files and folders are taken for patients
+Without either, patients are unknown and images are split one by one: names of files and folders are taken for patients
 only where the user says so.
 
 Of a DICOM file the pixels are read and nothing else: `dicom_tree` takes patients, studies and views from headers.

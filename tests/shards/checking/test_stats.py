@@ -16,7 +16,7 @@ OWN_SPLITS = "where the dataset has splits of its own, patients are in those, an
 @pytest.mark.parametrize(
     ("columns", "patients"),
     [
-        (("path",), "unknown: every image stands alone"),
+        (("path",), "unknown: images are split one by one"),
         (("path", "patient"), "known"),
         (("path", "patient", "split"), "known"),
     ],
