@@ -221,7 +221,7 @@ def test_checks_of_a_configuration_replace_those_of_its_base(tmp_path: Path) -> 
 
 
 def test_an_unknown_configuration_lists_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"there are: .*\bdemo, .*nano, smoke"):
+    with pytest.raises(ConfigError, match=r"expected one of .*\bdemo, .*nano, smoke"):
         use("enormous", tmp_path / "params.yaml", ROOT / "configs")
 
 
@@ -263,7 +263,7 @@ def test_shards_of_another_grid_are_refused_with_both_numbers_and_the_remedy() -
         check_config(Config.from_params(values, "params.yaml"), batches_of(other))
     assert str(caught.value) == (
         "batches/phantom-b000.yaml has grid.n 20, params.yaml has 18; "
-        "`python -m shards settings phantom-b000` gives it those of params.yaml"
+        "`python -m shards settings phantom-b000` gives the batch those of params.yaml"
     )
 
 

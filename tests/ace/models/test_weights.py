@@ -254,7 +254,7 @@ def test_keys_that_the_converter_of_the_architecture_cannot_place_are_one_messag
 def test_a_file_of_another_hash_is_refused_by_check_and_by_loading(tmp_path: Path) -> None:
     save_file(drawn(VIT).model.state_dict(), tmp_path / "w.safetensors")
     values = params(VIT, of_file(tmp_path / "w.safetensors", sha256="0" * 64))
-    message = f"sha256 {sha256_of(tmp_path / 'w.safetensors')}, weights.sha256 is 0000"
+    message = f"sha256 {sha256_of(tmp_path / 'w.safetensors')}, but weights.sha256 is 0000"
     with pytest.raises(ConfigError, match=message):
         check_weights(values)
     with pytest.raises(ConfigError, match=message):
@@ -409,7 +409,7 @@ def test_weights_by_name_come_from_timm_and_without_network_from_its_cache_or_no
     loaded, pinned, absent = result.stdout.splitlines()
     digest = tensors_sha256(published)
     assert loaded == f"{digest} 1.0 ['pos_embed', 'patch_embed.proj.weight'] ('head.weight', 'head.bias')"
-    assert pinned.startswith(f"ConfigError timm's test_vit.r160_in1k: sha256 {digest}, weights.sha256 is 0000")
+    assert pinned.startswith(f"ConfigError timm's test_vit.r160_in1k: found sha256 {digest}, but weights.sha256 is 0000")
     assert absent.startswith("ConfigError weights test_vit2.r160_in1k: timm could not get them")
 
 

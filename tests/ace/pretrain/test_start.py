@@ -83,12 +83,12 @@ def test_a_stage_needs_the_digest_of_the_model_it_starts_from_and_notices_anothe
         check_start(pinned, is_required=is_required)
         check_start(tiny_params(), is_required=is_required)
     check_start(alone, is_required=False)
-    with pytest.raises(ConfigError, match=rf"the sha256 {digest}, and pretrain\.start_from_sha256 is not set"):
+    with pytest.raises(ConfigError, match=rf"the sha256 {digest}, but pretrain\.start_from_sha256 is not set"):
         check_start(alone, is_required=True)
     other = state_of(5)
     save_model(folder, other.student, other.teacher, TrainedConfig.model_validate(config_of()))
     with pytest.raises(
-        ConfigError, match=rf"and pretrain\.start_from_sha256 is {digest}; get the model that was meant"
+        ConfigError, match=rf"but pretrain\.start_from_sha256 is {digest}; get the model that was meant"
     ):
         check_start(pinned, is_required=False)
 

@@ -430,9 +430,9 @@ def test_unfinished_work_of_other_parameters_is_named_and_not_used(
     damage(tmp_path / "phantom" / "images" / "p0004-i1.png")
     with pytest.raises(SourceError):
         build(source, tmp_path / "a", max_quarantined_fraction=0.0)
-    assert "not used here" not in capsys.readouterr().err
+    assert "which is not used" not in capsys.readouterr().err
     build(source, tmp_path / "b", seed=5)
-    assert "not used here" in capsys.readouterr().err
+    assert "which is not used" in capsys.readouterr().err
     assert ShardIndex.open(tmp_path / "b").description.bank.to_json() == {"seed": 5, "num_pairs_per_scale": 2}
 
 
