@@ -16,11 +16,9 @@ class Words:
 
     Attributes:
         one: `patient`, or `image` where nobody knows the patients and each image stands for one.
-        tone: `grey` or `colour`.
     """
 
     one: str
-    tone: str
 
     @property
     def many(self) -> str:
@@ -29,7 +27,7 @@ class Words:
 
     def fill(self, text: str, **values: Any) -> str:
         """Put the words, and other values, into a text's braces."""
-        return text.format(one=self.one, many=self.many, tone=self.tone, **values)
+        return text.format(one=self.one, many=self.many, **values)
 
 
 def encoder_name(name: str) -> str:

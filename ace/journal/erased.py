@@ -4,8 +4,8 @@ from ace.models.model_config import PretrainSection
 
 FILLS = {
     "black": "black",
-    "mean": "the crop's mean {tone}",
-    "grey": "a random {tone}",
+    "mean": "the crop's mean level",
+    "grey": "a random level",
     "noise": "noise",
     "tissue": "another image's tissue",
 }
@@ -26,8 +26,7 @@ def _fills(pretrain: PretrainSection) -> str:
     """Return the fills that were drawn, with their shares where these differ."""
     fills = pretrain.augment.erase.fills
     weights = {name: fills[name] for name in FILLS if fills.get(name, 0) > 0}
-    tone = "grey" if pretrain.backbone.in_channels == 1 else "colour"
-    names = [FILLS[name].format(tone=tone) for name in weights]
+    names = [FILLS[name] for name in weights]
     is_equal = len(set(weights.values())) == 1
     if not is_equal:
         shares = [weight / sum(weights.values()) for weight in weights.values()]

@@ -158,7 +158,7 @@ class View:
 
 
 class Property(ABC):
-    """One property of embeddings; texts may have {one}, {many} and {tone} in them (`Words`)."""
+    """One property of embeddings; texts may have {one} and {many} in them (`Words`)."""
 
     name: ClassVar[str]
     """Key of its section in `evaluate.properties`, of its answers and of its part of the page."""

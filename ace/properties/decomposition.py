@@ -27,7 +27,7 @@ CHANGE_OUTSIDE = "removal_change_outside"
 NUM_CANDIDATES_SHOWN = 4
 FILLS = {
     "black": "black",
-    "mean": "the image's mean {tone}",
+    "mean": "the image's mean level",
     "white": "white",
     "noise": "noise",
     "tissue": "another {one}'s tissue",
@@ -385,7 +385,7 @@ class Decomposition(Property):
             "Decompositionality: top-1, all regions at the same position", "{:.1%}", summary="  black, same position"
         ),
         "decompositionality_mean": Figure(
-            "Decompositionality: top-1, filled with the image's mean {tone}",
+            "Decompositionality: top-1, filled with the image's mean level",
             "{:.1%}",
             summary="  set to the image's mean level",
         ),

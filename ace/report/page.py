@@ -174,7 +174,7 @@ def build_context(params: ReportParams, project: ReportInputs) -> dict[str, Any]
 def _words(index: ShardIndex) -> Words:
     """Choose the words for a shard set that was measured."""
     has_patients = index.dataset.patient_grouping == "patient"
-    return Words(one="patient" if has_patients else "image", tone="grey" if index.channels == 1 else "colour")
+    return Words(one="patient" if has_patients else "image")
 
 
 def _independence(project: ReportInputs) -> dict[str, Any]:

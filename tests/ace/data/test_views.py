@@ -190,7 +190,9 @@ def test_the_scales_of_the_third_phase_keep_the_grids_weights() -> None:
 def test_ace_v2_without_a_scale_to_compose_at_is_refused_from_the_start(scales: tuple[Scale, ...]) -> None:
     spec = GridSpec(9, 8, 4, scales, 0.5, 0.85)
     for epoch in range(3):
-        with pytest.raises(ConfigError, match=r"ace_v2 needs a scale .*grid\.scales has only 1x1 \(weight 1\).*add one"):
+        with pytest.raises(
+            ConfigError, match=r"ace_v2 needs a scale .*grid\.scales has only 1x1 \(weight 1\).*add one"
+        ):
             spec_of_epoch("ace_v2", spec, epoch)
     assert spec_of_epoch("ace", spec, 0) == spec
     assert spec_of_epoch("dino", spec, 0) is None

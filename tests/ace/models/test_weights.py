@@ -409,7 +409,9 @@ def test_weights_by_name_come_from_timm_and_without_network_from_its_cache_or_no
     loaded, pinned, absent = result.stdout.splitlines()
     digest = tensors_sha256(published)
     assert loaded == f"{digest} 1.0 ['pos_embed', 'patch_embed.proj.weight'] ('head.weight', 'head.bias')"
-    assert pinned.startswith(f"ConfigError timm's test_vit.r160_in1k: found sha256 {digest}, but weights.sha256 is 0000")
+    assert pinned.startswith(
+        f"ConfigError timm's test_vit.r160_in1k: found sha256 {digest}, but weights.sha256 is 0000"
+    )
     assert absent.startswith("ConfigError weights test_vit2.r160_in1k: timm could not get them")
 
 

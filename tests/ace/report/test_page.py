@@ -133,7 +133,7 @@ def test_every_fill_has_a_row_with_the_figure_and_interval_of_every_encoder(page
     figures = json.loads((evaluated_project / "metrics/properties.json").read_text())
     table = page[page.index('<table class="fills">') :]
     rows = table[: table.index("</table>")].split("<tr>")[2:]
-    names = ("black", "the image&#39;s mean grey", "white", "noise", "another patient&#39;s tissue")
+    names = ("black", "the image&#39;s mean level", "white", "noise", "another patient&#39;s tissue")
     keys = ("decompositionality", *(f"decompositionality_{fill}" for fill in ("mean", "white", "noise", "tissue")))
     for row, name, key in zip(rows, names, keys, strict=True):
         assert row.startswith(f"<td>{name}</td>")
@@ -171,7 +171,7 @@ def test_the_change_of_tokens_is_drawn_for_every_encoder_with_its_figures(page: 
 def test_what_was_erased_in_training_is_told_where_the_protocol_erases(
     page: str, evaluated_project: Path, tmp_path: Path
 ) -> None:
-    told = "a square in 25 % of the crops, filled with black, the crop&#39;s mean grey, a random grey or noise, each"
+    told = "a square in 25 % of the crops, filled with black, the crop&#39;s mean level, a random level or noise, each"
     assert told in page
     assert "White was never used on purpose" in page
     assert "The removal term was on, with weight 0.1:" in page

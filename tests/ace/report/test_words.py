@@ -21,7 +21,7 @@ from tests.ace.report.test_page import PARAMS
 from tests.support.datasets import forget_patients
 
 Change = Callable[[dict[str, Any]], None]
-WORDS = Words(one="patient", tone="grey")
+WORDS = Words(one="patient")
 
 
 def text_of(page: str) -> str:

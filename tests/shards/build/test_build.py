@@ -415,7 +415,7 @@ def test_a_second_build_of_the_same_set_waits_for_the_first(
     with ThreadPoolExecutor(1) as thread:
         with FileLock(lock_file):
             second = thread.submit(build, source, tmp_path / "second")
-            while "waiting for the process at the same shard/" not in said.getvalue():
+            while "waiting for another process at work on this shard" not in said.getvalue():
                 assert not second.done()
                 time.sleep(0.01)
             assert not (tmp_path / "second").exists()

@@ -50,7 +50,7 @@ def test_a_batch_without_weight_is_measured_on_and_training_does_not_know_it(
     assert command("register", "test-b000", "../test") == 0, "to give it again its manifest"
     assert (read_params(Path("params.yaml"))["mix"], deps("pretrain"), deps("report")) == before
     assert command("register", "test-b000", "../test", "--only") == 2
-    assert "has no part in training" in capsys.readouterr().err
+    assert "is not trained on" in capsys.readouterr().err
     assert command("remove", "test-b000") == 0
     assert (read_params(Path("params.yaml"))["mix"], deps("pretrain"), deps("report")) == before
     assert command("register", "only-b000", "../test", "--weight", "0", "--only") == 2

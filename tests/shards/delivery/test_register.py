@@ -760,7 +760,7 @@ def test_one_coloured_image_makes_the_batch_coloured(
     assert channels == [1, 3]
     mixes = [load(project / "params.yaml")["mix"][name] for name in ("clinic-b000", "clinic-b001")]
     assert all(isinstance(mix[name], float) for mix in mixes for name in ("mean", "std")), "the network takes grey"
-    assert "for pretrain.backbone.in_channels 3, set mean [0." in capsys.readouterr().err
+    assert "if you set pretrain.backbone.in_channels to 3, also set mean [0." in capsys.readouterr().err
 
 
 def test_a_coloured_batch_is_normalised_as_the_projects_network_sees_it(
@@ -777,14 +777,16 @@ def test_a_coloured_batch_is_normalised_as_the_projects_network_sees_it(
     params = project / "params.yaml"
     grey = params.read_text(encoding="utf-8")
     register(project, root)
-    assert capsys.readouterr().err.count("in grey; for pretrain.backbone.in_channels 3, set mean [0.") == 1
+    assert (
+        capsys.readouterr().err.count("in grey; if you set pretrain.backbone.in_channels to 3, also set mean [0.") == 1
+    )
     seen_in_grey = load(params)["mix"]["clinic-b000"]
     (project / "data/manifests/clinic-b000.jsonl").unlink()
     assert "in_channels: 1" in grey
     params.write_text(grey.replace("in_channels: 1", "in_channels: 3"), encoding="utf-8")
     register(project, root)
     mix = load(params)["mix"]["clinic-b000"]
-    assert "in colour; for pretrain.backbone.in_channels 1, set mean 0." in capsys.readouterr().err
+    assert "in colour; if you set pretrain.backbone.in_channels to 1, also set mean 0." in capsys.readouterr().err
     assert mix["mean"] == pytest.approx([211 / 255, 101 / 255, 41 / 255], abs=2e-3)
     assert mix["std"] == pytest.approx([10 / 255] * 3, abs=3e-3)
     luma = 0.299 * 211 + 0.587 * 101 + 0.114 * 41
@@ -971,7 +973,7 @@ def test_what_cannot_be_removed_is_refused_before_anything_is_written(
     refuses("phantom-b000", "is the project's only one")
     register(project, root)
     register(project, many(tmp_path / "many"), "many-b000")
-    refuses("phantom-b000", r"clinic-b000, many-b000 would stay; .* evaluate\.batch first")
+    refuses("phantom-b000", r"first set evaluate\.batch to one of clinic-b000, many-b000")
     with pytest.raises(ConfigError, match="no such file; run from the project's root"):
         remove_batch("many-b000", Project(files.params, tmp_path / "dvc.yaml"))
 

@@ -163,7 +163,7 @@ def test_other_images_of_the_folder_are_another_batch_and_their_patients_stay(pr
         ("views=PA", "no key 'views'; did you mean 'view'? there are view, body_part, label, age, sex, unknown"),
         ("age=18", "expected years as FROM..TO, either may be missing: 18.. or 18..65"),
         ("age=..", "expected years as FROM..TO"),
-        ("age=65..18", "age 65..18: from 65 to 18 years are none"),
+        ("age=65..18", "age 65..18: expected the lower age first"),
         ("sex=female", "expected F, M, O"),
         ("unknown=keep", "expected drop"),
         ("unknown=drop", "expected a rule beside it"),
