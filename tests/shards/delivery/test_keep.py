@@ -65,7 +65,7 @@ def test_a_kept_image_is_in_the_shards_with_a_remark(project: Path, capsys: pyte
     listed = Path("data/manifests/own-b000.quarantine.csv").read_text().splitlines()
     assert f"blank.png,{found[BLANK]},{BLANK}" in listed
     assert command("keep", "own-b000", found[BLANK]) == 0
-    assert "keeps 1 images of own-b000. Now run `dvc repro`" in capsys.readouterr().err
+    assert "keeps 1 image of own-b000. Now run `dvc repro`" in capsys.readouterr().err
     rows = build()
     assert (rows[found[BLANK]]["verdict"], rows[found[BLANK]]["reason"]) == ("suspect", f"{KEPT}: {BLANK}")
     assert found[BLANK] in ShardIndex.open(Path("out")).keys(np.arange(21))

@@ -674,7 +674,7 @@ def test_images_without_a_row_in_the_csv_are_counted(
     text = capsys.readouterr().err
     assert f"left out 9 {NO_ROW}" in text
     assert left_out(project) == dict.fromkeys(NAMES[3:], NO_ROW)
-    assert "registered: clinic-b000, 3 images of 1 patients (patient_grouping: patient, site: clinic)" in text
+    assert "registered: clinic-b000, 3 images of 1 patient (patient_grouping: patient, site: clinic)" in text
     write_csv(labels, ("path", "patient"), [(name, "x") for name in NAMES])
     register(project, root, "clinic-b001", labels)
     assert NO_ROW not in capsys.readouterr().err
