@@ -3,8 +3,8 @@
 A clone of this repository in a temporary folder gets batches of one small file each, so that only the graph is large;
 `dvc commit` records them as made. All times are of the processor (user and system), children included.
 
-Last line: one JSON object with the seconds for each number of batches, and `ratio_*`: those of the most batches over
-those of the fewest.
+Last line: one JSON object with the seconds for each number of batches, the bytes of dvc.lock, which DVC writes anew
+after every stage, and `ratio_*`: the seconds of the most batches over those of the fewest.
 
     python benchmarks/graph.py [--num-batches 1 200]
 """
@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pipelines.graph import load_graph
 from shards.delivery.yaml_lines import add_deps, add_item
@@ -29,14 +30,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-batches", type=int, nargs="+", default=[1, 200], help="batches beside the first one")
     arguments = parser.parse_args()
-    rows = {number: measure(number) for number in sorted(arguments.num_batches)}
-    fewest, most = (rows[number] for number in (min(rows), max(rows)))
-    ratios = {f"ratio_{name}": round(most[name] / fewest[name], 2) for name in most}
-    print(json.dumps({"cpu_s": {str(number): row for number, row in rows.items()}} | ratios))
+    numbers = sorted(arguments.num_batches)
+    found = {number: measure(number) for number in numbers}
+    (fewest, _), (most, _) = found[numbers[0]], found[numbers[-1]]
+    result: dict[str, Any] = {
+        "cpu_s": {str(number): seconds for number, (seconds, _) in found.items()},
+        "lock_bytes": {str(number): num_bytes for number, (_, num_bytes) in found.items()},
+    }
+    print(json.dumps(result | {f"ratio_{name}": round(most[name] / fewest[name], 2) for name in most}))
 
 
-def measure(num_batches: int) -> dict[str, float]:
-    """Seconds of the processor for each command, in a project of so many batches."""
+def measure(num_batches: int) -> tuple[dict[str, float], int]:
+    """Seconds of the processor for each command, in a project of so many batches, and the bytes of its dvc.lock."""
     with tempfile.TemporaryDirectory() as folder:
         project = Path(folder) / "project"
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(project)], check=True)
@@ -50,8 +55,10 @@ def measure(num_batches: int) -> dict[str, float]:
             "status": run([*dvc, "status"], project),
             "repro": run([*dvc, "repro"], project),
         }
-    print(f"{num_batches} batches: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in row.items()))
-    return row
+        num_bytes = (project / "dvc.lock").stat().st_size
+    seconds = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in row.items())
+    print(f"{num_batches} batches: {seconds}, dvc.lock {num_bytes:,} bytes")
+    return row, num_bytes
 
 
 def add_batches(project: Path, number: int) -> None:

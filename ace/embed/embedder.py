@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ace.embed.encoder import Encoder
 from ace.embed.preprocessing import normalized
+from ace.models.backbone import mean_token
 from ace.models.precision import in_precision
 from shards.canvas import Pixels, with_channels
 from shards.runtime.progress import progress_bar
@@ -72,11 +73,6 @@ def tokens_of(encoder: Encoder, images: Float[Tensor, "batch channels height wid
         with in_precision(encoder.precision, encoder.device):
             tokens: Tensor = encoder.backbone(images).float()
     return tokens
-
-
-def mean_token(tokens: Float[Tensor, "batch t t dim"]) -> Float[Tensor, "batch dim"]:
-    """E0(x): the mean over the tokens of each image."""
-    return tokens.mean(dim=(1, 2))
 
 
 def embedding_of(tokens: Float[Tensor, "batch t t dim"]) -> Float[Tensor, "batch dim"]:

@@ -17,7 +17,7 @@ from shards.identity import read_id_key
 from shards.params import MeasuredParams
 from shards.reading.reader import ShardIndex, ShardReader
 from shards.records import Split
-from shards.sources.files import is_file, is_passed_over
+from shards.sources.files import is_file, walk
 from shards.sources.images import SUFFIXES, UNLISTED, FoundImages, count_left_out, tell_images
 from shards.store.location import Location
 
@@ -173,19 +173,14 @@ def is_shard_set(location: Location) -> bool:
 
 def _find_images(root: Path) -> tuple[FoundImages, list[str]]:
     """Find the images, and the reason `UNLISTED` for each folder that could not be listed."""
-    paths, unlisted = [], []
-    for folder, subfolders, names in os.walk(root, onerror=lambda _: unlisted.append(UNLISTED)):
-        subfolders[:] = [name for name in subfolders if not is_passed_over(name)]
-        for name in names:
-            path = Path(folder) / name
-            if not is_passed_over(name) and _may_be_opened(path):
-                paths.append(path.relative_to(root).as_posix())
-    return tell_images(root, paths), unlisted
+    unlisted: list[str] = []
+    found = walk(root, lambda _: unlisted.append(UNLISTED))
+    return tell_images(root, [path for path, entry in found if _may_be_opened(entry)]), unlisted
 
 
-def _may_be_opened(path: Path) -> bool:
+def _may_be_opened(entry: "os.DirEntry[str]") -> bool:
     """Tell whether a path may be opened: a file, or one of which nothing tells; a pipe would wait for its writer."""
     try:
-        return stat.S_ISREG(path.stat().st_mode)
+        return stat.S_ISREG(entry.stat().st_mode)
     except OSError:  # a link to nowhere, say, which is listed as unreadable
         return True

@@ -19,6 +19,11 @@ _DIVISIBLE_PX = 256
 SET_BY_THE_GRID = ("img_size", "in_chans", "num_classes", "global_pool", "drop_path_rate", "pretrained")
 
 
+def mean_token(tokens: Float[Tensor, "batch t t dim"]) -> Float[Tensor, "batch dim"]:
+    """Return E0(x): the mean over the tokens of each image (method.md §5)."""
+    return tokens.mean(dim=(1, 2))
+
+
 class TokenMap(nn.Linear):
     """A linear map that is computed in the precision of the tokens, whatever autocast says and the weights are in."""
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ace.models.backbone import Backbone
+from ace.models.backbone import Backbone, mean_token
 from ace.models.heads import Composer, Decomposer, GlobalHead, LocalHead, LogitScale, normalized
 from ace.models.params import GlobalHeadParams, LocalHeadParams, LogitParams, PartForm, WholeForm
 from ace.models.precision import full_precision
@@ -184,7 +184,7 @@ class Teacher(nn.Module):
             local_fine = self.local_head(tokens[1]).flatten(1, 2)
         if is_pair and self.local_head is not None and branches.composition:
             local_coarse = self.local_head(tokens[0]).flatten(1, 2)
-        features = torch.cat([seen for seen in tokens if seen is not None]).mean((1, 2))
+        features = mean_token(torch.cat([seen for seen in tokens if seen is not None]))
         logits = _global_logits(self.global_head, tokens, pooled)
         return TeacherOutputs(local_fine, local_coarse, logits, features, _stacked(tokens, branches))
 

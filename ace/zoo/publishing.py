@@ -19,6 +19,7 @@ from ace.embed.encoder import Encoder, load_encoder
 from ace.embed.preprocessing import placement_text
 from ace.evaluation.measured import MEASURED, Measured
 from ace.journal.card import ORIGINS, model_card
+from ace.models.backbone import mean_token
 from ace.models.folder import CARD, CONFIG, WEIGHTS
 from ace.models.model_config import PublishedSection, TrainedConfig
 from ace.models.notice import NOTICE
@@ -379,7 +380,7 @@ def _min_cosine(trained: Encoder, stored: Encoder) -> float:
     size = (trained.in_channels, trained.spec.crop_px, trained.spec.crop_px)
     inputs = torch.randn(_NUM_COMPARED, *size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        one, other = (encoder.backbone(inputs).float().mean((1, 2)) for encoder in (trained, stored))
+        one, other = (mean_token(encoder.backbone(inputs).float()) for encoder in (trained, stored))
         smallest = float(F.cosine_similarity(one, other, dim=-1).min())
     if not smallest > 0.99:
         raise ConfigError(f"the stored weights give other embeddings (cosine {smallest:.4f}); publish without --half")

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from shards.errors import SourceError
@@ -45,7 +45,7 @@ def list_files(root: Path, num_expected: int | None = None) -> list[str]:
     """
     if not root.is_dir():
         raise SourceError(f"{root}: no such folder; expected the folder that the dataset was unpacked in")
-    found = progress_bar(_walk(root, ""), total=num_expected, description="files found", unit="file", delay_s=_DELAY_S)
+    found = progress_bar(_find(root), total=num_expected, description="files found", unit="file", delay_s=_DELAY_S)
     try:
         return sorted(found)
     except OSError as error:
@@ -54,9 +54,45 @@ def list_files(root: Path, num_expected: int | None = None) -> list[str]:
         ) from None
 
 
-def is_passed_over(name: str) -> bool:
-    """Tell whether a file or folder is not the user's own: hidden, or left behind by an operating system."""
-    return name.startswith(".") or name.lower() in _LEAVINGS
+def _find(root: Path) -> Iterator[str]:
+    for path, entry in walk(root, _raise):
+        if entry.is_symlink():
+            locate(root, File(path), f"{root} (`find -type l` lists links)")
+        if entry.is_file():
+            yield path
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def walk(
+    root: Path, on_closed: Callable[[OSError], None], prefix: str = ""
+) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
+    """Yield the files and links below a folder, each with its path relative to the folder, with `/`.
+
+    What is hidden and the leavings of systems are passed over, and so are pipes and devices. Linked folders are yielded
+    as links and not entered.
+
+    Args:
+        root: The folder.
+        on_closed: Called with the error for each folder that cannot be listed; its `filename` is the folder's.
+        prefix: The folder below `root` to begin at, empty or with `/` at its end.
+    """
+    folders = []
+    try:
+        with os.scandir(root / prefix) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name.lower() in _LEAVINGS:
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(f"{prefix}{entry.name}/")
+                elif entry.is_symlink() or entry.is_file():
+                    yield prefix + entry.name, entry
+    except OSError as error:
+        on_closed(error)
+    for folder in folders:
+        yield from walk(root, on_closed, folder)
 
 
 def is_file(path: Path) -> bool:
@@ -65,23 +101,6 @@ def is_file(path: Path) -> bool:
         return path.is_file()
     except PermissionError:
         return False
-
-
-def _walk(root: Path, prefix: str) -> Iterator[str]:
-    folders = []
-    with os.scandir(root / prefix) as entries:
-        for entry in entries:
-            if is_passed_over(entry.name):
-                continue
-            path = prefix + entry.name
-            if entry.is_symlink():
-                locate(root, File(path), f"{root} (`find -type l` lists links)")
-            if entry.is_dir(follow_symlinks=False):
-                folders.append(f"{path}/")
-            elif entry.is_file():
-                yield path
-    for folder in folders:
-        yield from _walk(root, folder)
 
 
 def find_files(paths: Iterable[str], pattern: str) -> Iterator[tuple[re.Match[str], str]]:

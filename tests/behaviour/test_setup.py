@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,10 @@ def test_a_folder_that_is_called_as_a_package_is_does_not_hide_it(tmp_path: Path
     command = [sys.executable, "-c", "import ace, shards.grid, pipelines.graph; print(ace.load.__name__)"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
     assert done.stdout == "load\n"
+
+
+def test_pytest_passes_over_no_folder_of_tests(pytestconfig: pytest.Config) -> None:
+    """By itself it passes over `build`, `dist` and others, which are folders of programs elsewhere."""
+    folders = {name for path in (ROOT / "tests").rglob("test_*.py") for name in path.relative_to(ROOT).parts[:-1]}
+    patterns = pytestconfig.getini("norecursedirs")
+    assert {name for name in folders if any(fnmatch(name, pattern) for pattern in patterns)} == set()

@@ -1,15 +1,20 @@
 """The contract with DVC: what `load_graph` must go on finding when dvc is upgraded."""
 
 import hashlib
+import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from dvc.dependency import ParamsDependency
+from dvc.utils.serialize import parse_yaml
 
+from benchmarks.graph import add_batches
 from pipelines.graph import Out, load_graph
 from pipelines.lock import read_lock
 from shards.errors import ConfigError
-from tests.pipelines.toy import edit
+from tests.pipelines.toy import dvc, edit
+from tests.support.checkout import ROOT, copy_project
 
 
 def test_stages_come_resolved_from_templates_and_foreach(toy: Path) -> None:
@@ -70,6 +75,35 @@ def test_items_of_a_family_share_one_reading_of_their_parameters(
     graph = load_graph(toy)
     assert sum(stage.name.startswith("shard@") for stage in graph.stages) == num_items
     assert readings == ["params.yaml"] * 3, "once for each of raw, shard and train"
+
+
+def test_every_file_of_this_graph_is_parsed_as_often_for_twenty_batches_as_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site-cache"))
+    parse, parsed = parse_yaml, Counter[str]()
+
+    def counted(text: str, path: str, *arguments: str, **options: str) -> object:
+        parsed[Path(path).name] += 1
+        return parse(text, path, *arguments, **options)
+
+    monkeypatch.setattr("dvc.utils.serialize._yaml.parse_yaml", counted)  # params files
+    monkeypatch.setattr("dvc.utils.strictyaml.parse_yaml", counted)  # dvc.yaml and dvc.lock
+    found = {}
+    for number in (1, 20):
+        project = tmp_path / str(number)
+        project.mkdir()
+        copy_project(project)
+        shutil.copy(ROOT / "versions.yaml", project)
+        dvc(project, "init", "--no-scm", "--quiet")
+        add_batches(project, number)
+        parsed.clear()
+        graph = load_graph(project)
+        found[number] = dict(parsed)
+        assert sum(stage.name.startswith("shard@clinic-") for stage in graph.stages) == number
+    assert found[20] == found[1]
+    assert found[1]["dvc.yaml"] == 1
+    assert "clinic-b000.yaml" not in found[1], "a batch's file is hashed, as any dependency"
 
 
 @pytest.mark.parametrize("path", ["data/raw/content.txt", "data"])

@@ -13,8 +13,8 @@ A CSV of labels has the column `sop_uid` (SOP Instance UID) and one column per l
 (uncertain) or nothing (unknown); images without a row have unknown labels.
 """
 
-import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -46,7 +46,7 @@ from shards.runtime.progress import progress
 from shards.sources.base import Listing, SourceInfo, check_label_names, parse_label
 from shards.sources.csv_tables import read_rows
 from shards.sources.dicom_facts import body_part_of, view_of
-from shards.sources.files import is_passed_over
+from shards.sources.files import walk
 from shards.sources.listing import number_warnings
 from shards.sources.patients import OPTION, patients_in
 
@@ -196,7 +196,7 @@ class _Labels:
 
 
 def _find_files(root: Path) -> tuple[list[str], dict[str, str]]:
-    """Find all files, sorted, and the reason for each path that could not be read.
+    """Find all files and links, sorted, and the reason for each path that could not be looked at.
 
     Hidden files, and files that operating systems leave behind, are passed over.
 
@@ -208,19 +208,11 @@ def _find_files(root: Path) -> tuple[list[str], dict[str, str]]:
     closed: list[OSError] = []
     paths: list[str] = []
     unlisted: dict[str, str] = {}
-    for folder, subfolders, names in os.walk(root, onerror=closed.append):
-        subfolders[:] = [name for name in subfolders if not is_passed_over(name)]
-        prefix = Path(folder).relative_to(root)
-        links = [(prefix / name).as_posix() for name in subfolders if (Path(folder) / name).is_symlink()]
-        unlisted |= dict.fromkeys(links, LINKED)
-        for name in names:
-            path = (prefix / name).as_posix()
-            if is_passed_over(name) or name.upper() == "DICOMDIR":
-                continue
-            if _is_utf8(path):
-                paths.append(path)
-            else:
-                unlisted[path] = BAD_NAME
+    for path, entry in walk(root, closed.append):
+        if not _is_utf8(path):
+            unlisted[path] = BAD_NAME
+        elif entry.name.upper() != "DICOMDIR":
+            paths.append(path)
     unlisted |= {Path(error.filename).relative_to(root).as_posix(): UNLISTED for error in closed}
     return sorted(paths), unlisted
 
@@ -254,7 +246,9 @@ def _look(root: Path, path: str, *, needs_id: bool) -> _Image | str:
     if not is_below(root, file):
         return LINKED
     try:
-        num_bytes = file.stat().st_size
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            return LINKED
         header = read_header(file)
     except UnreadableImageError as error:
         return OTHER_FILE if str(error) == NOT_DICOM else DAMAGED
@@ -270,7 +264,7 @@ def _look(root: Path, path: str, *, needs_id: bool) -> _Image | str:
     patient, issuer = _composed(header.patient_id or ""), _composed(header.issuer or "")
     return _Image(
         path=path,
-        num_bytes=num_bytes,
+        num_bytes=status.st_size,
         header=replace(header, patient_id=patient or None, issuer=issuer or None),
         patient=patient,
         uid=header.sop_uid,

@@ -153,12 +153,13 @@ def test_it_is_said_where_patients_are_unknown(
 
 
 def write_copies(root: Path, project: Path, keys: Sequence[str]) -> ShardIndex:
-    """A training set with drawn chests of its own, and images of the project at another size and format."""
+    """A training set with drawn chests of its own, and images of the project that were stored again: the first with the
+    same pixels, the others at another size.
+    """
     rng = np.random.default_rng(9)
     images = [draw_chest(rng)[0] for _ in range(6)]
-    for key in keys:
-        image = Image.open(project / f"data/phantom/images/{key}.png")
-        images.append(image.resize((120, 120), Image.Resampling.BICUBIC))
+    stored = [Image.open(project / f"data/phantom/images/{key}.png") for key in keys]
+    images += [stored[0], *(image.resize((120, 120), Image.Resampling.BICUBIC) for image in stored[1:])]
     names = [f"q{number}" for number in range(len(images))]
     (root / "raw/images").mkdir(parents=True)
     for name, image in zip(names, images, strict=True):

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,9 +26,10 @@ from shards.identity import KEY_FILE_VARIABLE, create_key, read_id_key
 from shards.reading.reader import ShardIndex, ShardReader
 from shards.runtime.execution import Processes
 from shards.sources.datasets.folder import find_images
-from shards.sources.images import OTHER_FILE, UNREAD_FORMAT
+from shards.sources.images import OTHER_FILE, UNLISTED, UNREAD_FORMAT
 from tests.ace.inference.models import DIM, mix, write_model
 from tests.shards.decode.dicom_files import data_of, dataset_of
+from tests.shards.sources.trees import close_folder
 from tests.support.checkout import copy_project
 from tests.support.datasets import grid_params, shard_params, smooth_image, write_phantom
 
@@ -200,13 +202,25 @@ def test_pipes_are_passed_over_links_to_files_followed_and_links_to_nothing_list
     root.mkdir()
     (root / "outside.png").symlink_to(folder / "b.PNG")
     (root / "gone.png").symlink_to(root / "nowhere")
-    (root / "folder").symlink_to(folder)
+    for name in ("folder", "folder.png"):
+        (root / name).symlink_to(folder)
     os.mkfifo(root / "pipe.png")
     os.mkfifo(root / "pipe")
     command = [sys.executable, "-m", "ace", "embed", str(root), "--model", str(model_dir), "--out"]
     subprocess.run([*command, str(tmp_path / "e.parquet")], check=True, timeout=60, capture_output=True)
     assert pq.read_table(tmp_path / "e.parquet")["key"].to_pylist() == ["outside.png"]
     assert (tmp_path / "e.errors.csv").read_text() == "key,reason\ngone.png,missing or not readable\n"
+
+
+def test_folders_that_cannot_be_listed_are_counted(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder / "a", tmp_path / "open")
+    (tmp_path / "closed").mkdir()
+    close_folder(tmp_path / "closed", monkeypatch)
+    found = open_folder(tmp_path, is_hashed=False, max_pixels=1e6)
+    assert found.left_out == (f"left out 1 {UNLISTED}",)
+    assert set(found.paths) == {path.relative_to(tmp_path).as_posix() for path in (tmp_path / "open").iterdir()}
 
 
 def test_an_out_that_cannot_be_written_is_refused_before_the_work(

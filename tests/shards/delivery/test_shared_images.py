@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from shards.build.stage import build_shards
 from shards.delivery.batches import read_batch
@@ -11,12 +13,14 @@ from shards.delivery.manifest import Entry, Header, iterate_manifest
 from shards.delivery.project import Project
 from shards.delivery.register import register_batch
 from shards.errors import SourceError
-from shards.reading.reader import ShardIndex
+from shards.reading.copies import find_trained_copies
+from shards.reading.lineage import write_lineage
+from shards.reading.reader import ShardIndex, ShardReader
 from shards.runtime.execution import Processes
 from shards.sources.registry import open_source
 from tests.shards.sources.trees import write_lines
 from tests.support.checkout import copy_project
-from tests.support.datasets import grid_params, shard_params, write_folder
+from tests.support.datasets import NO_CHECKS, grid_params, shard_params, write_folder
 
 REPOSITORY = Path(__file__).parents[3]
 NUMBERS = ("7", "57", "36199", "40003")
@@ -113,3 +117,39 @@ def test_without_a_mapping_an_image_that_another_dataset_has_is_left_out(
     write_folder(siim / "dicom-images-train", [f"{UIDS[0]}.png"], first=100)
     _, (entry,) = register(project, "siim-acr", siim)
     assert Path(entry.record.image.path).name == f"{UIDS[0]}.png"
+
+
+def test_a_picture_stored_again_with_the_same_pixels_is_new_to_register_and_found_before_an_evaluation(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Register compares files: to compare pixels it would have to decode every image (docs/log.md, 2026-11-29)."""
+    monkeypatch.setenv("ACE_SCRATCH", str(tmp_path / "scratch"))
+    roots = {"measured-b000": tmp_path / "measured", "trained-b000": tmp_path / "trained"}
+    first, second = roots.values()
+    write_folder(first, [f"{number}.png" for number in range(4)])
+    write_folder(second, [f"other/{number}.png" for number in range(4)], first=100)
+    again = second / "renamed.png"
+    Image.open(first / "2.png").save(again, compress_level=0)
+    assert again.read_bytes() != (first / "2.png").read_bytes()
+    assert np.array_equal(Image.open(again), Image.open(first / "2.png"))
+    for name, root in roots.items():
+        register_batch(name, root, open_source("folder"), project=project)
+        source = read_batch(name, project.root).source
+        source = source.model_copy(update={"dep": str(project.root / source.dep), "root": str(root)})
+        split = {"splits": {"train": 0.0, "val": 0.0, "test": 0.0} | {"test" if root == first else "train": 1.0}}
+        params = shard_params(quality=NO_CHECKS, **split)
+        build_shards(name, source, grid_params(), params, tmp_path / name, execution=Processes(1))
+    measured, trained = (ShardIndex.open(tmp_path / name) for name in roots)
+    assert len(trained.rows) == 5, "register takes it for a new image"
+    write_lineage(tmp_path, {trained.name: trained})
+    keys = measured.keys(measured.select("test"))
+    pairs = find_trained_copies(tmp_path, measured, keys, lambda name: tmp_path / name)
+    assert pairs is not None
+    (pair,) = pairs
+    assert pair.correlation == pytest.approx(1)
+    one, other = (pixels_of(index, found.key) for index, found in ((measured, pair.first), (trained, pair.second)))
+    assert np.array_equal(one, other)
+
+
+def pixels_of(index: ShardIndex, key: str) -> np.ndarray:
+    return ShardReader(index).read(int(np.flatnonzero(index.rows["key"] == key.encode())[0])).image

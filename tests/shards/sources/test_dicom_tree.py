@@ -26,6 +26,7 @@ from shards.sources.datasets import dicom_tree
 from shards.sources.datasets.dicom_tree import SOURCE, DicomTreeSource
 from shards.sources.patients import parse_patient_rule
 from tests.shards.decode.dicom_files import data_of, dataset_of
+from tests.shards.sources.trees import close_folder
 from tests.support.datasets import write_csv
 
 PIXELS = np.arange(48 * 40, dtype=np.uint16).reshape(48, 40)
@@ -221,10 +222,18 @@ def test_files_that_are_no_dicom_or_damaged_are_counted(root: Path) -> None:
     assert sorted(warnings) == sorted(f"left out {number} {reason}" for reason, number in numbers.items())
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="NOT TESTED: the superuser may list every folder")
-def test_a_folder_that_cannot_be_listed_is_counted(root: Path) -> None:
-    (root / "closed").mkdir(mode=0)
-    assert read(root)[1] == [f"left out 1 {dicom_tree.UNLISTED}"]
+def test_a_folder_that_cannot_be_listed_is_counted(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "in" / "closed").mkdir(parents=True)
+    close_folder(root / "in" / "closed", monkeypatch)
+    listing = SOURCE.read(root)
+    assert f"dicom: left out 1 {dicom_tree.UNLISTED}" in listing.warnings
+    assert listing.left_out == {"in/closed": dicom_tree.UNLISTED}
+
+
+def test_a_pipe_is_not_waited_for(root: Path) -> None:
+    os.mkfifo(root / "pipe")
+    (root / "link").symlink_to("pipe")
+    assert read(root)[1] == [f"left out 1 {dicom_tree.LINKED}"]
 
 
 def test_links_that_lead_out_or_in_a_circle_are_left_out_and_counted(root: Path) -> None:

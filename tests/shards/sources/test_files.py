@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from shards.sources.files import find_file, find_files, index_files, list_files
-from tests.shards.sources.trees import problem, write_files
+from shards.sources.files import find_file, find_files, index_files, list_files, walk
+from tests.shards.sources.trees import close_folder, problem, write_files
 
 PNG = r"(?P<name>[^/]+)\.png"
 
@@ -25,12 +25,40 @@ def test_a_missing_folder_and_a_file_in_its_place_are_refused(tmp_path: Path) ->
         assert f"{tmp_path / name}: no such folder" in problem(list_files, tmp_path / name)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root lists every folder")
-def test_a_folder_that_cannot_be_listed_is_refused_not_passed_over(tmp_path: Path) -> None:
-    write_files(tmp_path, ["closed/a.png"])
-    (tmp_path / "closed").chmod(0)
-    assert "cannot be listed (Permission denied)" in problem(list_files, tmp_path)
-    (tmp_path / "closed").chmod(0o700)
+@pytest.fixture
+def closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_files(tmp_path, ["a.png", "b/closed/secret.png", "b/c.png"])
+    close_folder(tmp_path / "b/closed", monkeypatch)
+    return tmp_path
+
+
+def test_a_folder_that_cannot_be_listed_is_refused_not_passed_over(closed: Path) -> None:
+    assert "cannot be listed (Permission denied)" in problem(list_files, closed)
+
+
+def test_a_walk_names_the_folder_that_cannot_be_listed_and_goes_on(closed: Path) -> None:
+    errors: list[OSError] = []
+    assert sorted(path for path, _ in walk(closed, errors.append)) == ["a.png", "b/c.png"]
+    assert [error.filename for error in errors] == [str(closed / "b/closed")]
+
+
+def test_a_walk_gives_files_and_links_and_enters_no_linked_folder(tmp_path: Path) -> None:
+    write_files(tmp_path, ["real/a.png", "real/.hidden", "@eaDir/x", "outside.txt"])
+    root = tmp_path / "real"
+    for name, target in (
+        ("folder", root),
+        ("file", tmp_path / "outside.txt"),
+        ("gone", root / "none"),
+        ("itself", root / "itself"),
+        (".hidden link", root),
+    ):
+        (root / name).symlink_to(target)
+    os.mkfifo(root / "pipe")
+    errors: list[OSError] = []
+    found = {path: entry.is_symlink() for path, entry in walk(tmp_path, errors.append)}
+    links = {f"real/{name}": True for name in ("folder", "file", "gone", "itself")}
+    assert found == {"outside.txt": False, "real/a.png": False} | links
+    assert errors == []
 
 
 @pytest.mark.parametrize("target", ["../elsewhere", "../elsewhere/x.png"])

@@ -1,7 +1,9 @@
 """Small trees in the true layouts of datasets: names as published, contents as far as sources read them."""
 
 import csv
+import errno
 import gzip
+import os
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -123,3 +125,15 @@ def problem(read: Callable[..., object], *arguments: object) -> str:
 def drawn(mask: Mask, root: Path, size: tuple[int, int]) -> np.ndarray:
     """The pixels inside a mask of a record, whose files lie below `root`."""
     return draw(mask, size, lambda file: (root / file.path).read_bytes(), 1e9)
+
+
+def close_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a folder one that cannot be listed, whoever runs the tests: root lists every folder."""
+    listed = os.scandir
+
+    def list_as_another_user(path: Path) -> object:
+        if Path(path) == folder:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", list_as_another_user)
