@@ -1,6 +1,6 @@
 """A supervised training by the engine, as small as can be: a classifier of drawn points, no student and no teacher.
 
-Run as `python -m tests.ace.engine.supervised FOLDER OPTIONS`, by itself or as a process of torchrun; OPTIONS are JSON.
+`run` is given FOLDER and OPTIONS, which are JSON, as a command line.
 """
 
 import json
@@ -174,7 +174,7 @@ def main(folder: Path, options: dict[str, Any]) -> None:
         write_tensors(state.tensors(), folder / f"model-rank{ranks.rank}.safetensors")
 
 
-if __name__ == "__main__":
+def run() -> None:
     try:
         main(Path(sys.argv[1]), json.loads(sys.argv[2]))
     except StoppedError as stop:

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +13,24 @@ from safetensors.torch import load_file
 from ace.engine.stop import EXIT_CODE
 from tests.ace.pretrain.conftest import ROOT
 from tests.ace.pretrain.runs import finish, free_port, signal_when
+from tests.support.forked import Forked
 
 SLOW = {"pause_s": 0.02}
 NUM_STEPS = 40
 
 
-def start(folder: Path, num_ranks: int = 1, **options: Any) -> "list[subprocess.Popen[str]]":
+def start(folder: Path, num_ranks: int = 1, **options: Any) -> list[Forked]:
     folder.mkdir(exist_ok=True)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     if num_ranks > 1:
         environment |= {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         environment["GLOO_SOCKET_IFNAME"] = "lo"
-    command = [sys.executable, "-m", "tests.ace.engine.supervised", str(folder), json.dumps(options)]
     return [
-        subprocess.Popen(
-            command,
+        Forked(
+            "from tests.ace.engine.supervised import run; run()",
+            [str(folder), json.dumps(options)],
             env=environment | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if num_ranks > 1 else {}),
             cwd=ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
         )
         for rank in range(num_ranks)
     ]

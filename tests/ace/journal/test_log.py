@@ -2,7 +2,7 @@
 
 import json
 import math
-import subprocess
+import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +14,8 @@ from ace.journal.log import open_log
 from ace.journal.loggers import Row, find_logger
 from shards.errors import ConfigError
 from tests.ace.pretrain.conftest import ROOT
+from tests.ace.pretrain.runs import finish
+from tests.support.forked import Forked
 
 REASON = "TensorBoard is not installed, so NOTHING of its logger is tested: pip install -e '.[tensorboard]'"
 THIRD_PARTY = f"{__name__}:ListLogger"
@@ -111,8 +113,7 @@ def test_a_resumed_run_drops_void_rows_and_gives_dvclive_and_loggers_the_kept_on
 def test_tensorboard_shows_each_step_once_after_a_kill_and_a_resume(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason=REASON)
     folder = tmp_path / "loggers/tensorboard"
-    run = subprocess.run([sys.executable, "-c", KILLED_RUN, str(tmp_path)], cwd=ROOT, timeout=120, check=False)
-    assert run.returncode == -9
+    finish([Forked(KILLED_RUN, [str(tmp_path)], env=os.environ, cwd=ROOT)], -9)
     assert tensorboard_points(folder, "loss") == [(step, 100.0 + step) for step in range(5)]
     time.sleep(1.01)  # event files are read in the order of the second in their names
     add_rows(tmp_path, 3, range(3, 6), ["tensorboard"])

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.ace.pretrain.conftest import ROOT
+from tests.support.forked import Forked
 
 RUN = """
 import json, sys
@@ -40,7 +41,7 @@ except UserError as error:
     sys.exit(2)
 """
 """As `python -m ace pretrain`, with the tiny configuration."""
-Process = "subprocess.Popen[str]"
+Process = subprocess.Popen[str] | Forked
 
 
 def start_run(
@@ -54,8 +55,9 @@ def start_run(
     time_limit_s: float | None = None,
     on_device: str | None = None,
     wrapper: Sequence[str] = (),
+    in_new_interpreter: bool = False,
     **params: Any,
-) -> "list[subprocess.Popen[str]]":
+) -> list[Process]:
     """Start the processes of one training below `out`, each in a group of its own, as a scheduler would.
 
     Args:
@@ -67,7 +69,8 @@ def start_run(
         prelude: Python that each process runs first.
         time_limit_s: As `--time-limit`, in seconds.
         on_device: As `--device`.
-        wrapper: A command that runs each process's command, which is added to it.
+        wrapper: A command that runs each process's command, which is added to it; implies a new interpreter.
+        in_new_interpreter: Import everything anew, as a user's command does; it takes seconds more.
         params: Changes of the tiny configuration.
     """
     environment = {**os.environ, "ACE_SCRATCH": str(out / "scratch"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -77,39 +80,36 @@ def start_run(
     if num_ranks > 1:
         environment |= {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         environment["GLOO_SOCKET_IFNAME"] = "lo"
-    processes = []
+    processes: list[Process] = []
     for rank in range(num_ranks):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if num_ranks > 1 else {}
         seen = last_shards if last_shards is not None and rank == num_ranks - 1 else shards
-        command = [
-            *wrapper,
-            sys.executable,
-            "-c",
-            prelude + RUN,
-            str(seen),
-            str(out),
-            str(run_dir or ""),
-            json.dumps(params),
-        ]
-        command += [json.dumps(time_limit_s), on_device or ""]
+        arguments = [str(seen), str(out), str(run_dir or ""), json.dumps(params), json.dumps(time_limit_s)]
+        arguments.append(on_device or "")
+        code, env = prelude + RUN, environment | own
         processes.append(
             subprocess.Popen(
-                command, env=environment | own, cwd=out, stderr=subprocess.PIPE, text=True, start_new_session=True
+                [*wrapper, sys.executable, "-c", code, *arguments],
+                env=env,
+                cwd=out,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
             )
+            if wrapper or in_new_interpreter
+            else Forked(code, arguments, env=env, cwd=out)
         )
     return processes
 
 
-def finish(processes: "Sequence[subprocess.Popen[str]]", expected: int = 0) -> list[str]:
+def finish(processes: Sequence[Process], expected: int = 0) -> list[str]:
     """Wait for all; each one's standard error. They must end with `expected`."""
     errors = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [expected] * len(processes), "\n".join(errors)
     return errors
 
 
-def signal_when(
-    processes: "Sequence[subprocess.Popen[str]]", is_time: Callable[[], bool], number: signal.Signals
-) -> None:
+def signal_when(processes: Sequence[Process], is_time: Callable[[], bool], number: signal.Signals) -> None:
     """Send a signal to the first process and its loader as soon as `is_time`; it must still be running then."""
     deadline = time.monotonic() + 120
     while not is_time():
@@ -139,7 +139,7 @@ def assert_group_ends(group: int, *, timeout_s: float = 60) -> None:
         time.sleep(0.05)
 
 
-def kill_all(processes: "Sequence[subprocess.Popen[str]]") -> None:
+def kill_all(processes: Sequence[Process]) -> None:
     """SIGKILL to the processes that are left, and wait."""
     for process in processes:
         process.kill()

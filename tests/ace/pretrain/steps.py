@@ -113,8 +113,9 @@ def record(state: TrainState, outcome: StepOutcome) -> dict[str, Any]:
     }
 
 
-def main(folder: Path, changes: dict[str, Any], batch: str) -> None:
-    """Run by itself or as a process of torchrun: this rank's part of the batch."""
+def run() -> None:
+    """Take this process's part of the batch, as one that was started by itself or with others."""
+    folder, changes, batch = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
     with open_ranks() as ranks:
         state = fresh_state(ranks, **changes)
         part = BATCHES[batch]().split(ranks.world_size)[ranks.rank].to(ranks.device)
@@ -123,4 +124,4 @@ def main(folder: Path, changes: dict[str, Any], batch: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3])
+    run()

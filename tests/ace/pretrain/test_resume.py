@@ -138,7 +138,7 @@ def test_no_process_ends_before_the_first_has_saved_since_launchers_then_kill_th
 def test_a_signal_while_it_starts_and_signals_while_it_ends_change_nothing_of_the_exit_code(
     noise_shards: Path, tmp_path: Path
 ) -> None:
-    (process,) = start_run(noise_shards, tmp_path)
+    (process,) = start_run(noise_shards, tmp_path, in_new_interpreter=True)
     assert process.stderr is not None
     process.stderr.readline()
     while process.poll() is None:
@@ -173,7 +173,7 @@ def test_the_others_end_soon_after_one_process_is_killed(noise_shards: Path, tmp
 def test_loader_processes_end_with_a_trainer_that_is_killed_while_they_start(
     noise_shards: Path, tmp_path: Path
 ) -> None:
-    (process,) = start_run(noise_shards, tmp_path, num_workers=2)
+    (process,) = start_run(noise_shards, tmp_path, num_workers=2, in_new_interpreter=True)
     # The trainer, Python's resource tracker and both.
     signal_when([process], lambda: len(processes_of_group(process.pid)) == 4, signal.SIGCONT)
     process.kill()
@@ -181,7 +181,7 @@ def test_loader_processes_end_with_a_trainer_that_is_killed_while_they_start(
     assert_group_ends(process.pid)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_damaged_shard_ends_the_run_and_its_loader_with_one_message(
     num_workers: int, noise_shards: Path, tmp_path: Path
 ) -> None:
@@ -208,7 +208,7 @@ PretrainStep.__call__ = fail
 
 
 def test_an_error_of_the_trainer_itself_ends_its_loader_too(noise_shards: Path, tmp_path: Path) -> None:
-    processes = start_run(noise_shards, tmp_path, num_workers=2, prelude=BROKEN_STEP)
+    processes = start_run(noise_shards, tmp_path, num_workers=1, prelude=BROKEN_STEP)
     try:
         (said,) = finish(processes, 1)
     finally:

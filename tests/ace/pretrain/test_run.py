@@ -4,8 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +16,8 @@ from ace.pretrain.identity import identity_of
 from shards.errors import ConfigError
 from shards.reading.order import TarWindow
 from tests.ace.pretrain.conftest import ROOT, tiny_grid, tiny_mix, tiny_params
+from tests.ace.pretrain.runs import finish
+from tests.support.forked import Forked
 
 
 def identity(**changes: object) -> RunIdentity:
@@ -142,15 +142,12 @@ from pathlib import Path
 from ace.engine.run import open_run
 from tests.ace.pretrain.test_run import identity
 with open_run(identity(), Path({str(tmp_path)!r}), accepts_changed_code=False):
-    print("in")
+    pass
 """
-    command = [sys.executable, "-c", attempt]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with open_run(identity(), tmp_path, accepts_changed_code=False):
-        second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert "another training is at work here" in second.stderr
-    third = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert third.stdout == "in\n"
+        (said,) = finish([Forked(attempt, [], env=os.environ, cwd=ROOT)], 1)
+    assert "another training is at work here" in said
+    finish([Forked(attempt, [], env=os.environ, cwd=ROOT)])
 
 
 def test_accepting_changed_code_does_not_accept_other_parameters(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from ace.pretrain.step import seed_of
 from shards.errors import ConfigError
 from tests.ace.models.test_backbone import grid, params
 from tests.ace.pretrain.conftest import ROOT, demo_values, tiny_params
+from tests.ace.pretrain.runs import finish, free_port
 from tests.ace.pretrain.steps import (
     BATCHES,
     GRID,
@@ -38,9 +39,11 @@ from tests.ace.pretrain.steps import (
     without_removal,
 )
 from tests.oracles import losses as oracle
+from tests.support.forked import Forked
 
 MONITORS = {"feature_std", "effective_rank", "rank_fraction", "teacher_entropy"}
 """Measured on the first rank's last micro-batch, so other for another division."""
+SETTINGS = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
 
 
 def recorded(batch: str = "gaps", **changes: Any) -> dict[str, Any]:
@@ -69,20 +72,30 @@ def assert_same_networks_to_the_last_bit(first: dict[str, Any], second: dict[str
 def run_processes(
     folder: Path, num_processes: int, changes: dict[str, Any], batch: str = "gaps"
 ) -> list[dict[str, Any]]:
-    """What each process of torchrun recorded; none of them checks shapes, which a compiler cannot look through."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment["GLOO_SOCKET_IFNAME"] = "lo"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={num_processes}"]
-    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
-    command += ["-m", "tests.ace.pretrain.steps", str(folder), json.dumps(changes), batch]
-    finished = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert finished.returncode == 0, finished.stderr
+    """What each process recorded; none of them checks shapes, which a compiler cannot look through."""
+    environment = {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    environment |= {**os.environ, **SETTINGS}
+    code, arguments = "from tests.ace.pretrain.steps import run; run()", [str(folder), json.dumps(changes), batch]
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_processes)]
+    finish([Forked(code, arguments, env=environment | own, cwd=ROOT) for own in ranks])
+    return recorded_in(folder, num_processes)
+
+
+def recorded_in(folder: Path, num_processes: int) -> list[dict[str, Any]]:
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(num_processes)]
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return run_processes(tmp_path_factory.mktemp("two"), 2, {})
+    """What two processes of torchrun recorded."""
+    folder = tmp_path_factory.mktemp("two")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", "--nproc-per-node=2"]
+    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
+    command += ["-m", "tests.ace.pretrain.steps", str(folder), "{}", "gaps"]
+    environment = {**os.environ, **SETTINGS, "PYTHONPATH": str(ROOT)}
+    finished = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 0, finished.stderr
+    return recorded_in(folder, 2)
 
 
 def test_the_halves_of_the_batches_differ_in_what_counts() -> None:

@@ -30,6 +30,12 @@ if os.environ.get("RANK", "1") == "1":
     loader._collate = stalled.{collate}
 """
 """Python that stalls the loader of a training, or of the second of its two processes."""
+CLOCK = """
+from types import SimpleNamespace
+from ace.engine import stop
+stop.time = SimpleNamespace(monotonic=lambda: 1e6 if os.path.exists({over!r}) else 0.0)
+"""
+"""Python with which a training's time limit is over as soon as a file is there."""
 SMALL_MEMORY = ("unshare", "-Urm", "sh", "-c", 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"', "sh")
 """Runs a command that sees 64 kB of shared memory; no rights are needed where the system lets users have namespaces."""
 
@@ -61,9 +67,12 @@ def test_a_training_whose_loader_gives_nothing_saves_and_ends_at_a_signal(
 def test_a_training_whose_loader_gives_nothing_saves_and_ends_at_its_time_limit(
     noise_shards: Path, tmp_path: Path
 ) -> None:
-    prelude = STALLED.format(collate="collate")
+    over = tmp_path / "over"
+    prelude = STALLED.format(collate="collate") + CLOCK.format(over=str(over))
     (process,) = start_run(noise_shards, tmp_path, prelude=prelude, time_limit_s=30, **OPTIONS)
     try:
+        wait_for_rows([process], tmp_path, NUM_BATCHES)
+        over.touch()
         (said,) = finish([process], EXIT_CODE)
     finally:
         kill_all([process])
@@ -73,7 +82,8 @@ def test_a_training_whose_loader_gives_nothing_saves_and_ends_at_its_time_limit(
 
 
 def test_a_training_that_never_gets_a_batch_ends_at_a_signal_too(noise_shards: Path, tmp_path: Path) -> None:
-    (process,) = start_run(noise_shards, tmp_path, prelude=STALLED.format(collate="never"), **OPTIONS)
+    prelude = STALLED.format(collate="never")
+    (process,) = start_run(noise_shards, tmp_path, prelude=prelude, in_new_interpreter=True, **OPTIONS)
     try:
         # The trainer, Python's resource tracker and the loader.
         signal_when([process], lambda: len(processes_of_group(process.pid)) == 3, signal.SIGCONT)
