@@ -153,8 +153,9 @@ def test_it_is_said_where_patients_are_unknown(
 
 
 def write_copies(root: Path, project: Path, keys: Sequence[str]) -> ShardIndex:
-    """A training set with drawn chests of its own, and images of the project that were stored again: the first with the
-    same pixels, the others at another size.
+    """A training set with drawn chests of its own, and images of the project that were stored again.
+
+    The first has the same pixels, the others have another size.
     """
     rng = np.random.default_rng(9)
     images = [draw_chest(rng)[0] for _ in range(6)]
