@@ -1,8 +1,9 @@
-"""`python -m ace`: pretrain or import an encoder, measure, embed, export and publish it, report, configure."""
+"""`python -m ace`: pretrain, import, measure, fine-tune, embed with, export and publish encoders; report, configure."""
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from inspect import cleandoc
 from pathlib import Path
@@ -16,7 +17,10 @@ from shards.identity import KEY_FILE_VARIABLE, SPLITS
 from shards.store.location import parse_location
 
 if TYPE_CHECKING:
-    from ace.evaluation.params import EncoderParams, EvaluateParams
+    from ace.embed.opening import EncoderParams
+    from ace.engine.run import RunOptions
+    from ace.engine.stop import StopRequest
+    from ace.evaluation.params import EvaluateParams
     from ace.evaluation.setting import Places
     from shards.params import MeasuredParams
 
@@ -25,6 +29,7 @@ Number = TypeVar("Number", int, float)
 SHARDS, MODELS, EVIDENCE = Path("data/shards"), Path("models"), Path("data/evidence")
 MODEL = MODELS / "ace"
 COHORT, INDEPENDENCE, ANSWERS = Path("data/cohort.json"), Path("data/independence.json"), Path("data/answers")
+FINETUNED, TASKS = Path("data/finetuned"), Path("metrics/finetune")
 PROPERTIES, TRAINING, REPORT = Path("metrics/properties.json"), Path("metrics/pretrain"), Path("reports/report.html")
 
 
@@ -35,40 +40,79 @@ def pretrain(arguments: argparse.Namespace) -> None:
     SIGUSR1, Ctrl-C and the time limit let the running step finish, save, and end with exit code 75: the same command
     goes on from there.
     """
+    # From here on, not from the first step: to import and to build takes long enough to be preempted in.
+    with _stop_requests(arguments) as request:
+        from ace.pretrain.params import PretrainParams
+        from ace.pretrain.pretrain import pretrain
+        from shards.params import GridParams, parse_mix
+        from shards.runtime.atomic import clear_when_full
+        from shards.runtime.scratch import scratch_root
+
+        values = values_of(arguments)
+        with clear_when_full(arguments.run_dir or scratch_root(), arguments.out.parent, arguments.metrics):
+            pretrain(
+                PretrainParams.from_params(values.get("pretrain"), f"{arguments.params}: pretrain"),
+                GridParams.from_params(values.get("grid"), f"{arguments.params}: grid"),
+                parse_mix(values.get("mix"), f"{arguments.params}: mix"),
+                shards_root=arguments.shards,
+                out=arguments.out,
+                metrics_dir=arguments.metrics,
+                request=request,
+                options=_run_options(arguments),
+                project=arguments.params.parent,
+            )
+
+
+@contextmanager
+def _stop_requests(arguments: argparse.Namespace) -> "Iterator[StopRequest]":
+    """Listen for signals and the time limit, and end with exit code 75 if one of them ended what is inside."""
     from ace.engine.stop import EXIT_CODE, StoppedError, stop_requests
 
     try:
-        # From here on, not from the first step: to import and to build takes long enough to be preempted in.
         with stop_requests(None if arguments.time_limit is None else 60 * arguments.time_limit) as request:
-            from ace.engine.run import RunOptions
-            from ace.pretrain.params import PretrainParams
-            from ace.pretrain.pretrain import pretrain
-            from shards.params import GridParams, parse_mix
-            from shards.runtime.atomic import clear_when_full
-            from shards.runtime.scratch import scratch_root
-
-            values = values_of(arguments)
-            options = RunOptions(
-                run_dir=arguments.run_dir,
-                accepts_changed_code=arguments.accept_changed_code,
-                loggers=arguments.logger,
-                device=arguments.device,
-            )
-            with clear_when_full(arguments.run_dir or scratch_root(), arguments.out.parent, arguments.metrics):
-                pretrain(
-                    PretrainParams.from_params(values.get("pretrain"), f"{arguments.params}: pretrain"),
-                    GridParams.from_params(values.get("grid"), f"{arguments.params}: grid"),
-                    parse_mix(values.get("mix"), f"{arguments.params}: mix"),
-                    shards_root=arguments.shards,
-                    out=arguments.out,
-                    metrics_dir=arguments.metrics,
-                    request=request,
-                    options=options,
-                    project=arguments.params.parent,
-                )
+            yield request
     except StoppedError as stop:
         print(stop, file=sys.stderr)
         sys.exit(EXIT_CODE)
+
+
+def _run_options(arguments: argparse.Namespace) -> "RunOptions":
+    from ace.engine.run import RunOptions
+
+    return RunOptions(
+        run_dir=arguments.run_dir,
+        accepts_changed_code=arguments.accept_changed_code,
+        loggers=arguments.logger,
+        device=arguments.device,
+    )
+
+
+def finetune(arguments: argparse.Namespace) -> None:
+    """Train and measure every encoder of params.yaml on a task of configs/tasks, with one budget for all.
+
+    Each training goes on at its last checkpoint after a kill; SIGTERM, SIGUSR1, Ctrl-C and the time limit let the
+    running step finish, save, and end with exit code 75: the same command goes on from there. A finished result is
+    kept while all that decides it stays.
+    """
+    with _stop_requests(arguments) as request:
+        from ace.downstream.finetune import finetune
+        from ace.downstream.registry import read_task
+        from ace.evaluation.params import parse_encoders
+
+        values = values_of(arguments)
+        task = read_task(arguments.name, arguments.params.parent, arguments.batch)
+        finetune(
+            arguments.name,
+            task,
+            _with_folders(parse_encoders(values.get("encoders"), str(arguments.params))),
+            shards_root=arguments.shards,
+            out=arguments.out or FINETUNED / arguments.name,
+            metrics=arguments.metrics or TASKS / f"{arguments.name}.json",
+            request=request,
+            measured=_measured_of(arguments, values, task.params.batch),
+            options=_run_options(arguments),
+            project=arguments.params.parent,
+        )
 
 
 def cohort(arguments: argparse.Namespace) -> None:
@@ -442,6 +486,36 @@ def _add_model_options(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_run_options(command: argparse.ArgumentParser, device: str) -> None:
+    """Add what every training has; `device` names the parameter that its own device stands in."""
+    command.add_argument(
+        "--run",
+        type=Path,
+        dest="run_dir",
+        metavar="DIR",
+        help="keep checkpoints and log here, and go on with what is there; refused if it was begun with other inputs "
+        "(default: a folder in scratch, named by all inputs, removed once it is finished)",
+    )
+    command.add_argument(
+        "--accept-changed-code", action="store_true", help="go on in --run although code or library versions changed"
+    )
+    command.add_argument(
+        "--logger",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="besides metrics.jsonl and DVCLive: `tensorboard`, or your own `package.module:factory`; may be repeated",
+    )
+    command.add_argument(
+        "--device",
+        metavar="DEVICE",
+        help=f"auto, cpu, cuda, or as cuda:1 for one process; default: {device}, which is auto unless it is set",
+    )
+    command.add_argument(
+        "--time-limit", type=_positive(float), metavar="MINUTES", help="save and end with exit code 75 after it"
+    )
+
+
 def _normalisation(text: str) -> str | tuple[Sequence[float], Sequence[float]]:
     if "," not in text:
         return text
@@ -493,33 +567,18 @@ def build_parser() -> argparse.ArgumentParser:
     _add_shards_option(command)
     command.add_argument("--out", type=Path, default=MODEL, metavar="DIR", help=f"default: {MODEL}")
     command.add_argument("--metrics", type=Path, default=TRAINING, metavar="DIR", help=f"default: {TRAINING}")
-    command.add_argument(
-        "--run",
-        type=Path,
-        dest="run_dir",
-        metavar="DIR",
-        help="keep checkpoints and log here, and go on with what is there; refused if it was begun with other inputs "
-        "(default: a folder in scratch, named by all inputs, removed once the model is finished)",
-    )
-    command.add_argument(
-        "--accept-changed-code", action="store_true", help="go on in --run although code or library versions changed"
-    )
-    command.add_argument(
-        "--logger",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="besides metrics.jsonl and DVCLive: `tensorboard`, or your own `package.module:factory`; may be repeated",
-    )
-    command.add_argument(
-        "--device",
-        metavar="DEVICE",
-        help="auto, cpu, cuda, or as cuda:1 for one process; default: pretrain.device, which is auto unless it is set",
-    )
-    command.add_argument(
-        "--time-limit", type=_positive(float), metavar="MINUTES", help="save and end with exit code 75 after it"
-    )
+    _add_run_options(command, "pretrain.device")
     command.set_defaults(run=pretrain)
+
+    command = commands.add_parser("finetune", help="train encoders on a task's labels", description=finetune.__doc__)
+    add_params_options(command)
+    command.add_argument("name", metavar="TASK", help="the file configs/tasks/TASK.yaml")
+    _add_shards_option(command)
+    command.add_argument("--batch", metavar="NAME", help="another shard set than the task's file names")
+    command.add_argument("--out", type=Path, metavar="DIR", help=f"default: {FINETUNED}/TASK")
+    command.add_argument("--metrics", type=Path, metavar="FILE", help=f"default: {TASKS}/TASK.json")
+    _add_run_options(command, "training.device of the task")
+    command.set_defaults(run=finetune)
 
     command = commands.add_parser("cohort", help="choose the patients who are measured", description=cohort.__doc__)
     add_params_options(command)

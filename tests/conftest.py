@@ -47,6 +47,7 @@ CHECKED = {
         "retrieval",
         "symmetry",
     ),
+    "ace.downstream": ("classification", "images", "page", "parts", "scores", "shown", "views"),
     "ace.embed": ("preprocessing", "probe_scores"),
     "ace.protocol": ("dense", "features", "intervals", "regions"),
     "ace.pretrain": ("monitors", "probe"),
