@@ -18,6 +18,7 @@ from ace.downstream.shown import ShownPart
 from ace.downstream.views import View
 from ace.embed.encoder import Encoder
 from ace.protocol.intervals import Measure
+from shards.canvas import Canvas
 from shards.reading.reader import Sample
 
 Arrays = Mapping[str, np.ndarray]
@@ -142,5 +143,12 @@ class Task(ABC, Generic[Params]):
         """Return a loss of each image, by which the page chooses best, median and worst."""
 
     @abstractmethod
-    def shown_answer(self, truth: Arrays, answers: Arrays, image: int) -> dict[str, Any]:
-        """Return what the page shows beside an image: `rows` of (name, truth, answer), or `overlay`, an RGB picture."""
+    def shown_answer(self, truth: Arrays, answers: Arrays, image: int, canvas: Canvas) -> dict[str, Any]:
+        """Return what the page shows beside an image: `rows` of (name, truth, answer), or `overlay`, an RGB picture.
+
+        Args:
+            truth: What is known of the part.
+            answers: What was answered.
+            image: Position of the image in the part.
+            canvas: Its pixels.
+        """

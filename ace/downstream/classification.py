@@ -19,6 +19,7 @@ from ace.downstream.views import View, centre_view, ten_views
 from ace.embed.encoder import Encoder
 from ace.embed.probe_scores import NOT_KNOWN, knn_votes, linear_scores
 from ace.protocol.intervals import estimate, mean
+from shards.canvas import Canvas
 from shards.config import Section
 from shards.errors import ConfigError
 from shards.reading.policies import BlankPolicy, targets_of
@@ -250,7 +251,7 @@ class Classification(Task[ClassificationParams]):
             losses = (with_it + without).sum(1) / (labels != NOT_KNOWN).sum(1).clip(1)
         return losses
 
-    def shown_answer(self, truth: Arrays, answers: Arrays, image: int) -> dict[str, Any]:
+    def shown_answer(self, truth: Arrays, answers: Arrays, image: int, canvas: Canvas) -> dict[str, Any]:
         """Return each label with the truth and its probability."""
         words = {1: "yes", 0: "no", NOT_KNOWN: "not known"}
         rows = zip(self.params.labels, truth["labels"][image], answers["probabilities"][image], strict=True)

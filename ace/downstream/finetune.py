@@ -360,6 +360,6 @@ def _examples(task: Task[TaskParams], part: Part, truth: Arrays, answers: Arrays
     reader, chosen = ShardReader(part.index), choose_examples(task.losses(truth, answers), task.params.num_examples)
     canvases = [reader.read(int(part.rows[image])).image for _, image in chosen]
     return [
-        Example(title, part.keys[image], canvas, task.shown_answer(truth, answers, image))
+        Example(title, part.keys[image], canvas, task.shown_answer(truth, answers, image, canvas))
         for (title, image), canvas in zip(chosen, canvases, strict=True)
     ]

@@ -6,11 +6,13 @@ from typing import Any
 
 from ace.downstream.base import Task
 from ace.downstream.classification import Classification
+from ace.downstream.landmarks import Landmarks
 from ace.downstream.params import TaskParams
+from ace.downstream.segmentation import Segmentation
 from shards.config import read_params
 from shards.errors import ConfigError
 
-TASKS: tuple[type[Task[Any]], ...] = (Classification,)
+TASKS: tuple[type[Task[Any]], ...] = (Classification, Segmentation, Landmarks)
 FOLDER, COMMON = Path("configs/tasks"), "common"
 """Where the files lie, and the name of the one that says, by kind, what a task has unless its own file says other."""
 

@@ -63,7 +63,7 @@ def test_another_shard_set_may_take_the_place_of_the_files() -> None:
 
 
 def test_a_task_that_is_not_there_is_named_beside_those_that_are(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"task 'nihh' is not in .*; there are: chexpert, eyepacs, nih, nih512"):
+    with pytest.raises(ConfigError, match=r"task 'nihh' is not in .*; there are: .*chexpert, .*nih, nih512"):
         read_task("nihh", ROOT)
     with pytest.raises(ConfigError, match="there are: none"):
         read_task("nih", tmp_path)
