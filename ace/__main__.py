@@ -1,8 +1,9 @@
-"""`python -m ace`: pretrain or import an encoder, measure it, embed images with it, export and publish it."""
+"""`python -m ace`: pretrain, import, measure, fine-tune, embed with, export and publish encoders; report, configure."""
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from inspect import cleandoc
 from pathlib import Path
@@ -17,7 +18,10 @@ from shards.runtime.text import count_of
 from shards.store.location import parse_location
 
 if TYPE_CHECKING:
-    from ace.evaluation.params import EncoderParams, EvaluateParams
+    from ace.embed.opening import EncoderParams
+    from ace.engine.run import RunOptions
+    from ace.engine.stop import StopRequest
+    from ace.evaluation.params import EvaluateParams
     from ace.evaluation.setting import StagePaths
     from ace.models.weights import WeightsReport
     from shards.params import MeasuredParams
@@ -27,6 +31,7 @@ Number = TypeVar("Number", int, float)
 SHARDS, MODELS, EVIDENCE = Path("data/shards"), Path("models"), Path("data/evidence")
 MODEL = MODELS / "ace"
 COHORT, INDEPENDENCE, ANSWERS = Path("data/cohort.json"), Path("data/independence.json"), Path("data/answers")
+FINETUNED, TASKS = Path("data/finetuned"), Path("metrics/finetune")
 PROPERTIES, TRAINING, REPORT = Path("metrics/properties.json"), Path("metrics/pretrain"), Path("reports/report.html")
 
 
@@ -37,40 +42,79 @@ def pretrain(arguments: argparse.Namespace) -> None:
     run goes on at its last checkpoint when the same command is given again. On SIGTERM, SIGUSR1, Ctrl-C or at the time
     limit, the running step is finished, a checkpoint is saved, and the command ends with exit code 75.
     """
+    # From here on, not from the first step: to import and to build takes long enough to be preempted in.
+    with _stop_requests(arguments) as request:
+        from ace.pretrain.params import PretrainParams
+        from ace.pretrain.pretrain import pretrain
+        from shards.params import GridParams, parse_mix
+        from shards.runtime.atomic import clear_when_full
+        from shards.runtime.scratch import scratch_root
+
+        values = values_of(arguments)
+        with clear_when_full(arguments.run_dir or scratch_root(), arguments.out.parent, arguments.metrics):
+            pretrain(
+                PretrainParams.from_params(values.get("pretrain"), f"{arguments.params}: pretrain"),
+                GridParams.from_params(values.get("grid"), f"{arguments.params}: grid"),
+                parse_mix(values.get("mix"), f"{arguments.params}: mix"),
+                shards_root=arguments.shards,
+                out=arguments.out,
+                metrics_dir=arguments.metrics,
+                request=request,
+                options=_run_options(arguments),
+                project=arguments.params.parent,
+            )
+
+
+@contextmanager
+def _stop_requests(arguments: argparse.Namespace) -> "Iterator[StopRequest]":
+    """Listen for signals and the time limit, and end with exit code 75 if one of them ended what is inside."""
     from ace.engine.stop import EXIT_CODE, StoppedError, stop_requests
 
     try:
-        # From here on, not from the first step: to import and to build takes long enough to be preempted in.
         with stop_requests(None if arguments.time_limit is None else 60 * arguments.time_limit) as request:
-            from ace.engine.run import RunOptions
-            from ace.pretrain.params import PretrainParams
-            from ace.pretrain.pretrain import pretrain
-            from shards.params import GridParams, parse_mix
-            from shards.runtime.atomic import clear_when_full
-            from shards.runtime.scratch import scratch_root
-
-            values = values_of(arguments)
-            options = RunOptions(
-                run_dir=arguments.run_dir,
-                accepts_changed_code=arguments.accept_changed_code,
-                loggers=arguments.logger,
-                device=arguments.device,
-            )
-            with clear_when_full(arguments.run_dir or scratch_root(), arguments.out.parent, arguments.metrics):
-                pretrain(
-                    PretrainParams.from_params(values.get("pretrain"), f"{arguments.params}: pretrain"),
-                    GridParams.from_params(values.get("grid"), f"{arguments.params}: grid"),
-                    parse_mix(values.get("mix"), f"{arguments.params}: mix"),
-                    shards_root=arguments.shards,
-                    out=arguments.out,
-                    metrics_dir=arguments.metrics,
-                    request=request,
-                    options=options,
-                    project=arguments.params.parent,
-                )
+            yield request
     except StoppedError as stop:
         print(stop, file=sys.stderr)
         sys.exit(EXIT_CODE)
+
+
+def _run_options(arguments: argparse.Namespace) -> "RunOptions":
+    from ace.engine.run import RunOptions
+
+    return RunOptions(
+        run_dir=arguments.run_dir,
+        accepts_changed_code=arguments.accept_changed_code,
+        loggers=arguments.logger,
+        device=arguments.device,
+    )
+
+
+def finetune(arguments: argparse.Namespace) -> None:
+    """Train and measure every encoder of params.yaml on a task of configs/tasks, with one budget for all.
+
+    Each training goes on at its last checkpoint after a kill; SIGTERM, SIGUSR1, Ctrl-C and the time limit let the
+    running step finish, save, and end with exit code 75: the same command goes on from there. A finished result is
+    kept while all that decides it stays.
+    """
+    with _stop_requests(arguments) as request:
+        from ace.downstream.finetune import finetune
+        from ace.downstream.registry import read_task
+        from ace.evaluation.params import parse_encoders
+
+        values = values_of(arguments)
+        task = read_task(arguments.name, arguments.params.parent, arguments.batch)
+        finetune(
+            arguments.name,
+            task,
+            _with_folders(parse_encoders(values.get("encoders"), str(arguments.params))),
+            shards_root=arguments.shards,
+            out=arguments.out or FINETUNED / arguments.name,
+            metrics=arguments.metrics or TASKS / f"{arguments.name}.json",
+            request=request,
+            measured=_measured_of(arguments, values, task.params.batch),
+            options=_run_options(arguments),
+            project=arguments.params.parent,
+        )
 
 
 def cohort(arguments: argparse.Namespace) -> None:
@@ -486,6 +530,42 @@ def _add_model_options(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_run_options(command: argparse.ArgumentParser, device: str) -> None:
+    """Add the options of every training; `device` names the parameter that its own device stands in."""
+    command.add_argument(
+        "--run",
+        type=Path,
+        dest="run_dir",
+        metavar="DIR",
+        help="folder for checkpoints and log; a run that was begun there goes on, and is refused if its inputs were "
+        "others. Default: a folder in scratch that is named after all inputs and removed once the model is finished",
+    )
+    command.add_argument(
+        "--accept-changed-code",
+        action="store_true",
+        help="go on with the run in --run although code or library versions have changed since it was begun",
+    )
+    command.add_argument(
+        "--logger",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a logger besides metrics.jsonl and DVCLive: `tensorboard`, or your own `package.module:factory`; may be "
+        "repeated",
+    )
+    command.add_argument(
+        "--device",
+        metavar="DEVICE",
+        help=f"auto, cpu, cuda, or for a single process one device, as cuda:1; default: {device}",
+    )
+    command.add_argument(
+        "--time-limit",
+        type=_positive(float),
+        metavar="MINUTES",
+        help="save a checkpoint and end with exit code 75 after so many minutes; default: no limit",
+    )
+
+
 def _normalisation(text: str) -> str | tuple[Sequence[float], Sequence[float]]:
     if "," not in text:
         return text
@@ -545,40 +625,18 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help=f"folder that DVCLive writes the training's metrics to; default: {TRAINING}",
     )
-    command.add_argument(
-        "--run",
-        type=Path,
-        dest="run_dir",
-        metavar="DIR",
-        help="folder for checkpoints and log; a run that was begun there goes on, and is refused if its inputs were "
-        "others. Default: a folder in scratch that is named after all inputs and removed once the model is finished",
-    )
-    command.add_argument(
-        "--accept-changed-code",
-        action="store_true",
-        help="go on with the run in --run although code or library versions have changed since it was begun",
-    )
-    command.add_argument(
-        "--logger",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a logger besides metrics.jsonl and DVCLive: `tensorboard`, or your own `package.module:factory`; may be "
-        "repeated",
-    )
-    command.add_argument(
-        "--device",
-        metavar="DEVICE",
-        help="auto, cpu, cuda, or for a single process one device, as cuda:1; default: pretrain.device of the params "
-        "file",
-    )
-    command.add_argument(
-        "--time-limit",
-        type=_positive(float),
-        metavar="MINUTES",
-        help="save a checkpoint and end with exit code 75 after so many minutes; default: no limit",
-    )
+    _add_run_options(command, "pretrain.device of the params file")
     command.set_defaults(run=pretrain)
+
+    command = commands.add_parser("finetune", help="train encoders on a task's labels", description=finetune.__doc__)
+    add_params_options(command)
+    command.add_argument("name", metavar="TASK", help="the file configs/tasks/TASK.yaml")
+    _add_shards_option(command)
+    command.add_argument("--batch", metavar="NAME", help="another shard set than the task's file names")
+    command.add_argument("--out", type=Path, metavar="DIR", help=f"default: {FINETUNED}/TASK")
+    command.add_argument("--metrics", type=Path, metavar="FILE", help=f"default: {TASKS}/TASK.json")
+    _add_run_options(command, "training.device of the task")
+    command.set_defaults(run=finetune)
 
     command = commands.add_parser("cohort", help="choose the patients who are measured", description=cohort.__doc__)
     add_params_options(command)

@@ -26,8 +26,9 @@ from shards.sources.modality import check_mixture, pictures_of
 
 CONFIGS = Path("configs")
 BASE = "demo"
-KEPT = ("batches", "mix")
-"""Sections that `use` leaves alone: registered deliveries belong to the project, not to a configuration."""
+KEPT = ("batches", "mix", "finetune")
+"""Sections that `use` leaves alone: registered deliveries and their tasks belong to the project, not to a
+configuration."""
 REPLACED = ("checks",)
 """Mappings that an overlay replaces instead of adding to: bounds are about the figures of one configuration."""
 
@@ -52,6 +53,8 @@ class Config(Section):
     encoders: Encoders
     """Name → a network that is measured. Gains are those of the first one over each of the others."""
     evaluate: EvaluateParams
+    finetune: dict[str, str]
+    """Name of a task in configs/tasks → the shard set that the stage `finetune` trains and measures it on."""
     report: ReportParams
 
     @property
@@ -77,6 +80,8 @@ class Config(Section):
             )
         if self.evaluate.batch not in self.batches:
             raise ValueError(f"evaluate.batch is '{self.evaluate.batch}'; expected one of {sorted(self.batches)}")
+        if unknown := sorted(set(self.finetune.values()) - self.batches.keys()):
+            raise ValueError(f"finetune names {', '.join(unknown)}; expected one of {sorted(self.batches)}")
         if not self.trained_batches:
             raise ValueError("every batch in mix has weight 0; expected at least one above 0, to train on")
         if self.pretrain.crops == "bank" and self.shard.num_bank_pairs == 0:
@@ -210,13 +215,16 @@ def check_graph(config: Config, dvc: Path) -> None:
                 f"{config.grid.t}; import its weights again with `--tokens {config.grid.t}`"
             )
     stages = YAML(typ="safe", pure=True).load(dvc.read_text(encoding="utf-8"))["stages"]
+    models = {item.model for item in config.encoders.values() if item.model.startswith("models/")}
     wanted = {
-        "cohort": ("models/", {item.model for item in config.encoders.values() if item.model.startswith("models/")}),
+        "cohort": ("models/", models),
+        "finetune": ("models/", models),
         "evaluate": ("data/answers/", {f"data/answers/{name}" for name in config.encoders}),
     }
     wrong = []
     for stage, (prefix, expected) in wanted.items():
-        found = {dep for dep in stages.get(stage, {}).get("deps", ()) if dep.startswith(prefix)}
+        body = stages.get(stage, {})
+        found = {dep for dep in body.get("do", body).get("deps", ()) if dep.startswith(prefix)}
         if stage in stages and found != expected:
             wrong.append(
                 f"{stage}.deps has {', '.join(sorted(found)) or 'none of them'}, and `encoders` in params.yaml asks "
@@ -298,7 +306,7 @@ def migrate(params: Path = DEFAULT_PARAMS) -> list[str]:
         ConfigError: the file is no valid one of the earlier version.
     """
     with Project(params).editing():
-        return [*_migrate_batches(params), *_migrate_evaluation(params)]
+        return [*_migrate_batches(params), *_migrate_evaluation(params), *_migrate_tasks(params)]
 
 
 def _migrate_batches(params: Path) -> list[str]:
@@ -367,6 +375,15 @@ def _migrate_evaluation(params: Path) -> list[str]:
         f"{params}: encoders names the networks that are measured now, imports those that others trained, and "
         "evaluate.properties what they are measured for"
     ]
+
+
+def _migrate_tasks(params: Path) -> list[str]:
+    yaml, document = _document(params)
+    if "finetune" in document or "report" not in document:
+        return []
+    document.insert(list(document).index("report"), "finetune", {})
+    write_text(params, _dump(yaml, document))
+    return [f"{params}: finetune names the tasks that `dvc repro finetune` trains on, none so far"]
 
 
 def _document(params: Path) -> tuple[YAML, Any]:

@@ -328,6 +328,20 @@ def test_a_project_without_a_batch_of_the_phantom_needs_no_section_of_it() -> No
     assert "params.yaml has no section `phantom`" in error_of(of_phantom)
 
 
+def test_a_project_without_tasks_gets_a_section_for_them(tmp_path: Path) -> None:
+    params = tmp_path / "params.yaml"
+    params.write_text("evaluate: {seed: 0}\nreport: {title: null}  # kept\n", encoding="utf-8")
+    assert len(migrate(params)) == 1
+    assert list(read_params(params)) == ["evaluate", "finetune", "report"]
+    assert read_params(params)["finetune"] == {}
+    assert "# kept" in params.read_text(encoding="utf-8")
+    assert migrate(params) == []
+
+
+def test_a_task_of_a_batch_that_is_none_is_named() -> None:
+    assert "finetune names nih-b000; batches has ['phantom-b000']" in error_of(changed(finetune={"nih": "nih-b000"}))
+
+
 EARLIER_EVALUATION = """# of an earlier version
 evaluate:
   seed: 0

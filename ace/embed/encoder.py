@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ace.models.backbone import Backbone, build_backbone
-from ace.models.device import choose_device, default_device
+from ace.models.device import choose_device
 from ace.models.folder import CONFIG, IMPORTED, WEIGHTS, WHITENING, Which
 from ace.models.model_config import ImportedConfig, ModelConfig, read_config
 from ace.models.params import Precision
@@ -141,17 +141,23 @@ def load_encoder(model_dir: Path, which: Which = "teacher", device: str = "auto"
     return _finished(backbone, config, place)
 
 
-def untrained_encoder(model_dir: Path, seed: int) -> Encoder:
+def untrained_encoder(model_dir: Path, seed: int, device: str = "auto") -> Encoder:
     """Build an encoder of the same architecture with random weights, whatever initial weights the trained one had.
+
+    Args:
+        model_dir: Folder of the trained one.
+        seed: Decides the weights.
+        device: As for `choose_device`.
 
     Raises:
         ConfigError: as for `load_encoder`.
     """
+    place = choose_device(device)
     config = read_config(model_dir)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         backbone = build_backbone(config.backbone, config.params.grid)
-    return _finished(backbone, config, default_device())
+    return _finished(backbone, config, place)
 
 
 def _finished(backbone: Backbone, config: ModelConfig, device: torch.device) -> Encoder:

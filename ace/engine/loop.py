@@ -171,7 +171,7 @@ class TrainingLoop(Generic[Samples]):
             show=self.ranks.is_first,
         )
         with bar, closing(self._batches(request)) as batches:
-            while state.step < num_steps:
+            while state.step < num_steps and not hooks.is_over():
                 asked = time.monotonic()
                 batch = next(batches).to(self.ranks.device)
                 window.waited += time.monotonic() - asked

@@ -1,5 +1,8 @@
 """AdamW over two groups: matrices and kernels with weight decay; biases, norms and what timm exempts without."""
 
+from typing import Any
+
+import torch
 from timm.optim import param_groups_weight_decay
 from torch import nn
 from torch.optim import AdamW
@@ -40,3 +43,19 @@ def set_schedule(optimizer: AdamW, *, lr: float, weight_decay: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
         group["weight_decay"] = weight_decay if group["is_decayed"] else 0.0
+
+
+def load_optimizer(optimizer: AdamW, values: dict[str, Any]) -> None:
+    """Take the optimiser's state of a checkpoint.
+
+    A device may lay kernels out otherwise than the one that saved; the fused optimiser takes its averages to lie as the
+    weights do.
+
+    Raises:
+        ValueError: it has other groups of parameters.
+    """
+    optimizer.load_state_dict(values)
+    for weight, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if value.shape == weight.shape and value.stride() != weight.stride():
+                kept[name] = torch.empty_like(weight, requires_grad=False).copy_(value)

@@ -30,7 +30,6 @@ class OptimizerParams(Section):
 class TrainingParams(OptimizerParams):
     """The part of a training's section that the engine reads."""
 
-    seed: int = Field(ge=0)
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=2)
     """Images per optimiser step, over all ranks."""

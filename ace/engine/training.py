@@ -1,5 +1,6 @@
 """A stage gives the engine these objects to train: a state, a step, its batches, and what watches them."""
 
+import hashlib
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, Self, TypeVar
@@ -95,6 +96,10 @@ class Hooks:
         """Measure the networks, on the first rank; the others return nothing and wait in their next sum."""
         return {}
 
+    def is_over(self) -> bool:
+        """Tell whether training may end before its last step, which is asked after each; equal on every rank."""
+        return False
+
     def warnings(self, row: Mapping[str, float]) -> list[str]:
         """Take one logged row and return what there is to warn of; rows of an earlier process are shown again."""
         del row
@@ -122,3 +127,8 @@ class Training(Generic[Samples]):
     steps_per_epoch: int
     augment: Callable[[Samples], Samples] = lambda batch: batch
     hooks: Hooks = Hooks()  # noqa: RUF009
+
+
+def seed_of(seed: int, step: int, rank: int) -> int:
+    """Seed of a step's random draws (stochastic depth) on one rank."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()[:8], "big") >> 1

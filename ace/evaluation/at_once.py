@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 
+from ace.embed.opening import EncoderParams
 from ace.evaluation.cohort import choose_cohort
 from ace.evaluation.evaluate import evaluate
 from ace.evaluation.measure import measure
-from ace.evaluation.params import EncoderParams, EvaluateParams
+from ace.evaluation.params import EvaluateParams
 from ace.evaluation.setting import StagePaths
 from shards.params import MeasuredParams
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from ace.evaluation.params import EncoderParams, EvaluateParams
+from ace.embed.opening import EncoderParams
+from ace.evaluation.params import EvaluateParams
 from ace.evaluation.setting import StagePaths, open_set
 from ace.protocol.cohort import choose_rows
+from ace.protocol.independence import check_model
 from shards.errors import ConfigError
-from shards.format.layout import MANIFESTS
 from shards.reading.copies import find_trained_copies
-from shards.reading.image_names import check_image_names
-from shards.reading.lineage import check_independence, warn_of_unknown_patients
+from shards.reading.lineage import warn_of_unknown_patients
 from shards.reading.reader import ShardIndex
 from shards.runtime.atomic import write_text
 from shards.store.location import Location, location_of
@@ -30,7 +30,12 @@ def choose_cohort(params: EvaluateParams, encoders: Mapping[str, EncoderParams],
     """
     index, split = open_set(params, paths), params.split
     models = sorted({encoder.model for encoder in encoders.values()})
-    independence = {model: _check_independence(Path(model), index, params, paths.project) for model in models}
+    independence = {
+        model: check_model(
+            Path(model), index, paths.project, split=params.split, is_accepted=params.accept_shared_images
+        )
+        for model in models
+    }
     unknown = sorted({name for found in independence.values() for name in found.get("batches_without_patients", ())})
     warn_of_unknown_patients(unknown, "the figures may be too good, by an unknown amount")
     index, left_out, num_copies = _without_trained_copies(models, index, paths.shards, params)
@@ -46,14 +51,6 @@ def choose_cohort(params: EvaluateParams, encoders: Mapping[str, EncoderParams],
     chosen = {"batch": index.name, "split": split, "keys": index.keys(rows), "left_out": sorted(left_out)}
     write_text(paths.independence, _json({name: independence[item.model] for name, item in encoders.items()}))
     write_text(paths.cohort, _json(chosen))
-
-
-def _check_independence(model: Path, index: ShardIndex, params: EvaluateParams, project: Path) -> dict[str, Any]:
-    is_accepted, split = params.accept_shared_images, params.split
-    found = check_independence(model, index, is_accepted=is_accepted, split=split)
-    if found["num_shared_patients"] is None:
-        found |= check_image_names(model, index, project / MANIFESTS, is_accepted=is_accepted, split=split)
-    return found
 
 
 def _without_trained_copies(

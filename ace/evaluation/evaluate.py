@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from ace.embed.opening import EncoderParams
 from ace.evaluation.measure import ANSWERS, fingerprint, plan_all, read_arrays, write_arrays
 from ace.evaluation.measured import MEASURED, Measured
-from ace.evaluation.params import EncoderParams, EvaluateParams
+from ace.evaluation.params import EvaluateParams
 from ace.evaluation.setting import StagePaths, read_setting
 from ace.properties.base import Answers, Measurement, NotMeasured, Property, Reading, Setting, gain_key
 from ace.protocol.features import Features

@@ -3,25 +3,21 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ace.embed.embedder import Embedder
-from ace.embed.encoder import Encoder, load_encoder, untrained_encoder
-from ace.evaluation.params import EncoderParams, EvaluateParams
+from ace.embed.encoder import Encoder
+from ace.embed.opening import EncoderParams, open_encoder, weights_sha256
+from ace.evaluation.params import EvaluateParams
 from ace.evaluation.setting import StagePaths, read_setting
-from ace.models.folder import WEIGHTS
 from ace.models.model_config import ImportedConfig
 from ace.models.precision import accelerator_settings
 from ace.models.weights import tensors_sha256
 from ace.properties.base import Answers, Measurement, NotMeasured, Setting
-from ace.protocol.cohort import Cohort
 from ace.protocol.features import CanvasView, Features, write_features
-from shards.errors import ConfigError
-from shards.format.layout import sha256_of
 from shards.params import MeasuredParams
 from shards.runtime.atomic import atomic_directory, atomic_path, write_text
 
@@ -50,7 +46,7 @@ def measure(
     """
     setting = read_setting(params, paths)
     plans = plan_all(params, setting)
-    encoder = _open_encoder(encoder_params, params.seed, setting.cohort, measured)
+    encoder = open_encoder(encoder_params, params.seed, setting.cohort.batch, setting.cohort.spec, measured)
     embedder = Embedder(encoder, setting.cohort.batch, params.images_per_forward, name)
     measurements = {key: plan for key, plan in plans.items() if isinstance(plan, Measurement)}
     with atomic_directory(paths.answers / name) as fresh, accelerator_settings(encoder.precision, encoder.device):
@@ -60,7 +56,7 @@ def measure(
         told = {
             "model": encoder_params.model,
             "network": encoder_params.network,
-            "weights_sha256": _weights_sha256(encoder_params),
+            "weights_sha256": weights_sha256(encoder_params),
             "imported": _imported(encoder),
             "asked": fingerprint(params, paths),
             "features": features.folder.name if features.rows else None,
@@ -91,19 +87,6 @@ def read_arrays(path: Path) -> dict[str, Any]:
         return dict(arrays)
 
 
-def _open_encoder(params: EncoderParams, seed: int, cohort: Cohort, measured: MeasuredParams | None) -> Encoder:
-    if params.network == "untrained":
-        encoder = untrained_encoder(Path(params.model), seed)
-    else:
-        encoder = load_encoder(Path(params.model), which=params.network)
-    if not encoder.is_imported:  # of an imported model nothing says how its images were framed
-        _check_trim(encoder, cohort)
-    own = {} if measured is None else {cohort.batch: measured.normalisation(encoder.in_channels)}
-    encoder = replace(encoder, given=own).on_grid(cohort.spec, cohort.batch)
-    encoder.normalisation(cohort.batch)  # is known or given, or refused here before any work
-    return encoder
-
-
 def _write_features(
     folder: Path, embedder: Embedder, setting: Setting, measurements: Mapping[str, Measurement]
 ) -> Features:
@@ -132,17 +115,3 @@ def _imported(encoder: Encoder) -> dict[str, Any] | None:
         return None
     backbone, source = encoder.config.backbone, encoder.config.source
     return {**backbone.model_dump(include={"name", "model_args"}), **source.model_dump(include={"file", "sha256"})}
-
-
-def _weights_sha256(params: EncoderParams) -> str | None:
-    """Return the sha256 of the file of weights; None for random ones."""
-    return None if params.network == "untrained" else sha256_of(Path(params.model) / WEIGHTS[params.network])
-
-
-def _check_trim(encoder: Encoder, cohort: Cohort) -> None:
-    if encoder.spec.trim_level != cohort.spec.trim_level:
-        ours, found = ("null" if spec.trim_level is None else spec.trim_level for spec in (encoder.spec, cohort.spec))
-        raise ConfigError(
-            f"the model was trained on images with grid.trim_level {ours}, but {cohort.batch} was built with {found}: "
-            "its canvases frame the anatomy otherwise; build the batch with the model's trim_level, or train again"
-        )

@@ -1,13 +1,15 @@
 """The sections `encoders` and `evaluate` of params.yaml."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from ace.embed.opening import EncoderParams
 from ace.evaluation.bounds import Bound
 from ace.evaluation.measured import MeasuredSplit
 from ace.properties.registry import PropertiesParams
 from ace.protocol.features import DenseParams
+from ace.protocol.intervals import BootstrapParams
 from shards.config import Section
 
 EncoderName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
@@ -16,15 +18,6 @@ EncoderName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
 
 RESERVED = ("baselines", "labels", "measured")
 """Sections of the metrics that are no encoder's."""
-
-
-class EncoderParams(Section):
-    """A network that is measured."""
-
-    model: str = Field(min_length=1)
-    """Folder of the model, as `models/ace`; several encoders may be of one model."""
-    network: Literal["teacher", "student", "best", "untrained"]
-    """Which of the model's networks; `untrained` has random weights of its architecture, by `evaluate.seed`."""
 
 
 def _checked(encoders: dict[str, EncoderParams]) -> dict[str, EncoderParams]:
@@ -53,15 +46,6 @@ def parse_encoders(values: Any, where: str) -> dict[str, EncoderParams]:
         ConfigError: with one line per mistake.
     """
     return _EncodersSection.from_params({"encoders": values}, where).encoders
-
-
-class BootstrapParams(Section):
-    """Confidence intervals from resampled patients."""
-
-    num_resamples: int = Field(ge=100)
-    """Resamples of the patients."""
-    level: float = Field(gt=0.5, lt=1)
-    """Share of the resampled figures between `low` and `high`."""
 
 
 class EvaluateParams(Section):

@@ -62,7 +62,11 @@ class Backbone(nn.Module):
 
         They are fp32 or better, so that means over them are, in whatever precision the model computes.
         """
-        tokens: Tensor = self.activation(self._as_rows_and_columns(self.model(images)))
+        return self.tokens(self.model(images))
+
+    def tokens(self, features: Tensor) -> Float[Tensor, "batch t t dim"]:
+        """Bring what the model returned into rows and columns, then apply activation and whitening."""
+        tokens: Tensor = self.activation(self._as_rows_and_columns(features))
         mapped: Tensor = self.whitening(tokens.to(torch.promote_types(tokens.dtype, torch.float32)))
         return mapped
 

@@ -78,6 +78,7 @@ class WhiteningParams(Section):
 class PretrainParams(TrainingParams):
     """Section `pretrain` of params.yaml."""
 
+    seed: int = Field(ge=0)
     momentum: float = Field(ge=0, le=1)
     """Teacher momentum at step 0; a cosine takes it to `momentum_end`."""
     momentum_end: float = Field(ge=0, le=1)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import AdamW
 
+from ace.engine.optimizer import load_optimizer
 from ace.models.networks import Student, Teacher
 from shards.errors import ConfigError
 
@@ -47,8 +48,7 @@ class TrainState:
         try:
             self.student.load_state_dict(values["student"])
             self.teacher.load_state_dict(values["teacher"])
-            self.optimizer.load_state_dict(values["optimizer"])
-            self._lay_out_as_weights()
+            load_optimizer(self.optimizer, values["optimizer"])
         except (RuntimeError, ValueError) as error:
             raise ConfigError(
                 f"the checkpoint was written by code with other networks or parameter groups: {error}; go on with that "
@@ -66,13 +66,3 @@ class TrainState:
             **{f"teacher.{name}": value for name, value in self.teacher.state_dict().items()},
             "center": self.center,
         }
-
-    def _lay_out_as_weights(self) -> None:
-        """Lay the optimiser's averages out in memory as the weights are.
-
-        A device may lay kernels out otherwise than the one that saved them, and the fused optimiser expects both alike.
-        """
-        for weight, kept in self.optimizer.state.items():
-            for name, value in kept.items():
-                if value.shape == weight.shape and value.stride() != weight.stride():
-                    kept[name] = torch.empty_like(weight, requires_grad=False).copy_(value)

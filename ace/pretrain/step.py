@@ -1,6 +1,5 @@
 """One optimiser step: schedules, micro-batches, gradients averaged over ranks, clipping, teacher, centre."""
 
-import hashlib
 import math
 from collections import deque
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from ace.data.batches import PairBatch, ViewBatch
 from ace.engine.optimizer import set_schedule
 from ace.engine.ranks import Ranks
 from ace.engine.schedules import cosine, linear_warmup, warmup_cosine
-from ace.engine.training import StepOutcome
+from ace.engine.training import StepOutcome, seed_of
 from ace.losses.consistency import update_center
 from ace.losses.removal import RemovalSums
 from ace.models.networks import TeacherOutputs
@@ -173,11 +172,6 @@ class PretrainStep:
         if state.scaler.is_enabled():
             state.scaler.unscale_(state.optimizer)
         return torch.nn.utils.clip_grad_norm_(state.student.parameters(), self.params.clip_norm)
-
-
-def seed_of(seed: int, step: int, rank: int) -> int:
-    """Seed of a step's random draws (stochastic depth) on one rank."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()[:8], "big") >> 1
 
 
 def _added_up(

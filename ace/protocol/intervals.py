@@ -8,10 +8,22 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int, Real
+from pydantic import Field
+
+from shards.config import Section
 
 Weights = Int[np.ndarray, "resamples patients"]
 Measure = Callable[[Weights], Float[np.ndarray, " resamples"]]
 """A figure of the patients, each counted as often as its weight says; nan where a resample leaves nothing to count."""
+
+
+class BootstrapParams(Section):
+    """Confidence intervals from resampled patients."""
+
+    num_resamples: int = Field(ge=100)
+    """Resamples of the patients."""
+    level: float = Field(gt=0.5, lt=1)
+    """Share of the resampled figures between `low` and `high`."""
 
 
 def patient_weights(num_patients: int, num_resamples: int, rng: np.random.Generator) -> Weights:
@@ -23,7 +35,7 @@ def per_patient(sums: Real[np.ndarray, " patients"], counts: Real[np.ndarray, " 
     """Return the mean of observations that belong to one patient each, given their sums and counts by patient."""
 
     def measure(weights: Weights) -> Float[np.ndarray, " resamples"]:
-        return _ratio(weights @ sums, weights @ counts)
+        return ratio(weights @ sums, weights @ counts)
 
     return measure
 
@@ -32,7 +44,7 @@ def per_pair(sums: Real[np.ndarray, "patients patients"], counts: Real[np.ndarra
     """Return the mean of observations of pairs of patients; a pair counts as often as both its patients do."""
 
     def measure(weights: Weights) -> Float[np.ndarray, " resamples"]:
-        return _ratio(((weights @ sums) * weights).sum(1), ((weights @ counts) * weights).sum(1))
+        return ratio(((weights @ sums) * weights).sum(1), ((weights @ counts) * weights).sum(1))
 
     return measure
 
@@ -49,7 +61,7 @@ def mean(measures: Sequence[Measure]) -> Measure:
 
 def quotient(first: Measure, second: Measure) -> Measure:
     """`first / second`, both over the same resampled patients; nan where `second` is 0."""
-    return lambda weights: _ratio(first(weights), second(weights))
+    return lambda weights: ratio(first(weights), second(weights))
 
 
 def estimate(measure: Measure, num_patients: int) -> float:
@@ -64,7 +76,8 @@ def interval(measure: Measure, weights: Weights, level: float) -> tuple[float, f
     return float(low), float(high)
 
 
-def _ratio(sums: Real[np.ndarray, " n"], counts: Real[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    ratio = np.full(len(counts), np.nan)
-    np.divide(sums, counts, out=ratio, where=counts > 0)
-    return ratio
+def ratio(sums: Real[np.ndarray, " n"], counts: Real[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Divide number by number; nan where there is nothing to divide by."""
+    divided = np.full(len(counts), np.nan)
+    np.divide(sums, counts, out=divided, where=counts > 0)
+    return divided

@@ -13,7 +13,8 @@ from shards.errors import ConfigError
 SHARDS = "data/shards/"
 PHANTOM, PHANTOM_STAGE = "data/phantom", "phantom"
 """The built-in dataset, and the stage that renders it."""
-MEASURED_SHARDS = SHARDS + "${evaluate.batch}"
+TEMPLATES = (SHARDS + "${evaluate.batch}", SHARDS + "${item}")
+"""Shards that are measured, and those of a task."""
 _SCALAR = re.compile(r"""\"[^"]*\"|'[^']*'|[^\s#,}\]]+""")
 _BATCH = re.compile(r"data/shards/[A-Za-z0-9_-]+")
 
@@ -163,7 +164,7 @@ def drop_stage(text: str, name: str) -> str:
 def set_dep(text: str, path: str, batch: str, *, wanted: bool) -> str:
     """Make the stages of a dvc.yaml that read a batch's shards depend on a path beside them, or no stage.
 
-    A stage that reads one batch through a template depends on it whichever batch that is.
+    A stage that reads one batch through a template (`TEMPLATES`) depends on it whichever batch that is.
 
     Raises:
         ConfigError: deps of such a stage are not written one a line.
@@ -172,7 +173,7 @@ def set_dep(text: str, path: str, batch: str, *, wanted: bool) -> str:
     edits: list[tuple[int, str | None]] = []
     for stage, body in stages.items():
         deps = body.get("do", body).get("deps", ())
-        names = [dep for dep in deps if dep in (SHARDS + batch, MEASURED_SHARDS)]
+        names = [dep for dep in deps if dep in (SHARDS + batch, *TEMPLATES)]
         if path in deps and not (wanted and names):
             edits.append((_row_of(deps, path, lines, stage), None))
         elif wanted and names and path not in deps:

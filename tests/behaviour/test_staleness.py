@@ -131,6 +131,23 @@ def test_a_change_makes_stale_what_depends_on_it_and_nothing_else(
     assert stale_after(clone, change) == expected
 
 
+def test_a_task_is_a_stage_once_it_is_asked_for_and_its_file_concerns_it_alone(tmp_path: Path) -> None:
+    clone = clone_checkout(tmp_path / "clone")
+    assert not [stage for stage in load_graph(clone).stages if stage.word == "finetune"]
+    edit(clone / "params.yaml", "finetune: {}", "finetune: {phantom: phantom-b000}")
+    run(clone, sys.executable, "-m", "ace", "config", "check")
+    (stage,) = [stage for stage in load_graph(clone).stages if stage.word == "finetune"]
+    assert (stage.name, stage.cmd) == ("finetune@phantom", "python -m ace finetune phantom --batch phantom-b000")
+    assert set(stage.inputs) == {"data/shards/phantom-b000", "models/ace", "models/imagenet"}
+    assert [out.path for out in stage.outs] == ["data/finetuned/phantom", "metrics/finetune/phantom.json"]
+    for change in (
+        lambda clone: edit(clone / "configs/tasks/phantom.yaml", "epochs: 40", "epochs: 41"),
+        lambda clone: edit(clone / "ace/downstream/parts.py", "import hashlib", "import hashlib  # another word"),
+    ):
+        assert stale_after(clone, change) == {"finetune@phantom"}
+    assert stale_after(clone, lambda clone: exclude(clone, "test-b000")) >= {"finetune@phantom"}
+
+
 def test_another_list_of_excluded_images_makes_no_shard_stale(clone: Path) -> None:
     kept = (clone / "dvc.yaml").read_bytes()
     exclude(clone, "phantom-b000")

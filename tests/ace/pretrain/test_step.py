@@ -15,11 +15,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ace.engine.training import seed_of
 from ace.models.backbone import build_backbone
 from ace.pretrain.objective import Objective
 from ace.pretrain.pretrain import samples_per_rank
 from ace.pretrain.state import TrainState
-from ace.pretrain.step import seed_of
 from shards.errors import ConfigError
 from tests.ace.models.test_backbone import grid, params
 from tests.ace.pretrain.conftest import ROOT, demo_values, tiny_params

@@ -1,0 +1,59 @@
+"""The kinds of tasks, one line each, and the files of tasks under configs/tasks."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ace.downstream.base import Task
+from ace.downstream.classification import Classification
+from ace.downstream.landmarks import Landmarks
+from ace.downstream.params import TaskParams
+from ace.downstream.segmentation import Segmentation
+from shards.config import read_params
+from shards.errors import ConfigError
+
+TASKS: tuple[type[Task[Any]], ...] = (Classification, Segmentation, Landmarks)
+FOLDER, COMMON = Path("configs/tasks"), "common"
+"""Where the files lie, and the name of the one that says, by kind, what a task has unless its own file says other."""
+
+
+def read_task(name: str, project: Path = Path(), batch: str | None = None) -> Task[TaskParams]:
+    """Read configs/tasks/NAME.yaml, laid over what configs/tasks/common.yaml has for its kind of task.
+
+    Args:
+        name: Name of the task.
+        project: The folder of params.yaml.
+        batch: Another shard set than the file's.
+
+    Raises:
+        ConfigError: there is no such task, or the file is wrong.
+    """
+    folder = project / FOLDER
+    known = sorted(path.stem for path in folder.glob("*.yaml") if path.stem != COMMON)
+    if name not in known:
+        raise ConfigError(f"task '{name}' is not in {folder}; there are: {', '.join(known) or 'none'}")
+    own = read_params(folder / f"{name}.yaml")
+    values = _merged(read_params(folder / f"{COMMON}.yaml").get(str(own.get("kind")), {}), own)
+    return task_of(values if batch is None else {**values, "batch": batch}, f"{folder / name}.yaml")
+
+
+def task_of(values: Mapping[str, Any], where: str) -> Task[TaskParams]:
+    """Make a task of the values of its file; `where` opens every message.
+
+    Raises:
+        ConfigError: there is no such kind of task, or a value is wrong.
+    """
+    kinds = {task.kind: task for task in TASKS}
+    kind = values.get("kind")
+    if kind not in kinds:
+        raise ConfigError(f"{where}: kind is {kind!r}; expected one of {', '.join(kinds)}")
+    task: Task[TaskParams] = kinds[kind](kinds[kind].params_type.from_params(values, where))
+    return task
+
+
+def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    nested = {
+        key: _merged(base[key], value) if isinstance(value, Mapping) and isinstance(base.get(key), Mapping) else value
+        for key, value in own.items()
+    }
+    return {**base, **nested}

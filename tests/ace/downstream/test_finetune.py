@@ -1,0 +1,259 @@
+"""The stage: encoders with known answers have known figures, an interrupted run ends the same, leaks are refused."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ace.downstream import finetune as stage
+from ace.downstream.finetune import CODE
+from ace.downstream.registry import TASKS
+from ace.engine.stop import StoppedError
+from shards.errors import ContaminationError
+from shards.reading.lineage import COLUMNS, TRAINING_DATASETS, TRAINING_IMAGES
+from shards.reading.reader import ShardIndex
+from tests.ace.downstream.labelled import Asked, run_stage, task
+from tests.support.checkout import ROOT
+
+METHODS = ("full", "linear", "knn")
+
+
+def result(out: Path, name: str) -> dict[str, Any]:
+    return dict(json.loads((out / "finetuned" / name / "metrics.json").read_text()))
+
+
+def answers(out: Path, name: str = "trained/full/100pct-seed0") -> dict[str, np.ndarray]:
+    with np.load(out / "finetuned" / name / "answers.npz") as arrays:
+        return dict(arrays)
+
+
+def rows(out: Path, name: str = "trained/full/100pct-seed0") -> list[dict[str, float]]:
+    lines = (out / "finetuned" / name / "metrics.jsonl").read_text().splitlines()
+    measured = ("images_per_s", "data_wait_share", "peak_memory_gb")
+    return [{key: value for key, value in json.loads(line).items() if key not in measured} for line in lines]
+
+
+@pytest.mark.usefixtures("planted")
+def test_an_encoder_that_sees_the_label_scores_one_and_a_blind_one_chance(project: Path, tmp_path: Path) -> None:
+    table = run_stage(project, tmp_path, task(), ("seeing", "blind"))
+    for method in METHODS:
+        assert table["seeing"][method]["100pct"]["auroc"]["value"] == 1
+        assert table["seeing"][method]["100pct"]["auprc"]["value"] == 1
+        blind = table["blind"][method]["100pct"]
+        assert blind["auroc"]["value"] == blind["auroc"]["chance"] == 0.5
+        assert blind["auprc"]["value"] == pytest.approx(blind["auprc"]["chance"], abs=1e-5)
+        gain = table["gain_over_blind"][method]["100pct"]["auroc"]
+        assert (gain["value"], gain["low"], gain["high"]) == (0.5, 0.5, 0.5)
+    assert table["measured"]["num_reads"] == 1
+
+
+@pytest.mark.usefixtures("planted")
+def test_grades_and_classes_are_learned_too(project: Path, tmp_path: Path) -> None:
+    own = task(labels=["g0", "g1"], answer="class", methods=["full", "linear", "knn"])
+    table = run_stage(project, tmp_path, own, ("seeing", "blind"))
+    for method in METHODS:
+        assert table["seeing"][method]["100pct"]["accuracy"]["value"] == 1
+        blind = table["blind"][method]["100pct"]["accuracy"]
+        assert blind["value"] in (blind["chance"], pytest.approx(1 - blind["chance"]))
+
+
+@pytest.mark.usefixtures("planted")
+def test_swapped_encoders_swap_their_figures(project: Path, tmp_path: Path) -> None:
+    table = run_stage(project, tmp_path, task(methods=["linear"]), ("blind", "seeing"))
+    assert table["gain_over_seeing"]["linear"]["100pct"]["auroc"]["value"] == -0.5
+
+
+@pytest.fixture(scope="module")
+def whole(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The result of a training that nothing disturbed."""
+    out = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACE_SCRATCH", str(out / "scratch"))
+        run_stage(project, out, task(methods=["full"]))
+    return out
+
+
+def assert_same(found: Path, expected: Path) -> None:
+    ours, theirs = answers(found), answers(expected)
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+    assert rows(found) == rows(expected)
+
+
+def test_the_loss_of_a_training_falls_and_its_best_step_is_kept(whole: Path) -> None:
+    found, told = rows(whole), result(whole, "trained/full/100pct-seed0")
+    assert found[-1]["loss"] < 0.7 * found[0]["loss"]
+    scores = {row["step"] + 1: row["val_score"] for row in found if "val_score" in row}
+    assert told["val_score"] == max(scores.values())
+    assert told["step"] == max(scores, key=scores.__getitem__)
+
+
+@pytest.mark.parametrize("after", [9, 40])
+def test_a_training_that_is_asked_to_stop_goes_on_to_the_same_answers(
+    project: Path, tmp_path: Path, whole: Path, after: int
+) -> None:
+    with pytest.raises(StoppedError):
+        run_stage(project, tmp_path, task(methods=["full"]), request=Asked(after))
+    assert not (tmp_path / "finetuned/trained").exists()
+    run_stage(project, tmp_path, task(methods=["full"]))
+    assert_same(tmp_path, whole)
+
+
+def test_a_killed_training_goes_on_to_the_same_answers(project: Path, tmp_path: Path, whole: Path) -> None:
+    for name in ("shards", "models"):
+        (tmp_path / name).symlink_to(project / name)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "tests.ace.downstream.labelled", str(tmp_path)]
+    process = subprocess.Popen(command, env=environment, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list((tmp_path / "scratch/finetune").glob("*/checkpoints/step-*.json"))) == 0 or not any(
+        int(note.stem.removeprefix("step-")) >= 7
+        for note in (tmp_path / "scratch/finetune").glob("*/checkpoints/step-*.json")
+    ):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(timeout=60)
+    assert not (tmp_path / "out/finetuned/trained").exists()
+    run_stage(project, tmp_path / "out", task(methods=["full"]))
+    assert_same(tmp_path / "out", whole)
+
+
+def test_training_ends_when_validation_does_not_grow_and_goes_on_to_the_same_after_a_stop(
+    project: Path, tmp_path: Path
+) -> None:
+    own = task(methods=["full"], training={"patience": 2, "base_lr": 1e-9})
+    run_stage(project, tmp_path / "whole", own)
+    found = rows(tmp_path / "whole")
+    looks = [row["step"] + 1 for row in found if "val_score" in row]
+    assert len(looks) == 3, "the first one is the best, and two more are allowed"
+    assert found[-1]["step"] + 1 == looks[-1]
+    with pytest.raises(StoppedError):
+        run_stage(project, tmp_path / "stopped", own, request=Asked(8))
+    run_stage(project, tmp_path / "stopped", own)
+    assert_same(tmp_path / "stopped", tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("planted")
+def test_results_that_hold_are_kept_and_another_reading_of_the_test_images_is_counted(
+    project: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run_stage(project, tmp_path, task(methods=["linear"]), ("seeing",))
+    path = tmp_path / "finetuned/seeing/linear/100pct-seed0/metrics.json"
+    before = path.stat().st_mtime_ns
+    table = run_stage(
+        project, tmp_path, task(methods=["linear", "knn"], seeds=[0, 1], num_examples=2), ("seeing", "blind")
+    )
+    assert path.stat().st_mtime_ns == before, "another encoder, method or seed repeats nothing"
+    assert table["measured"]["num_reads"] == 1
+    assert table["measured"]["num_seeds"] == 2
+    assert "were measured" not in capfd.readouterr().err
+    choosing = task(methods=["linear"], split="val", val_share=0.2, blank="zeros")
+    table = run_stage(project, tmp_path, choosing, ("seeing",))
+    assert table["measured"]["num_reads"] == 1, "validation images are for that"
+    table = run_stage(project, tmp_path, task(methods=["linear"], blank="zeros"), ("seeing",))
+    assert table["measured"]["num_reads"] == 2
+    assert "measured 2 times" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("planted")
+def test_a_run_for_each_encoder_method_amount_and_seed_has_a_result(project: Path, tmp_path: Path) -> None:
+    own = task(methods=["linear", "knn"], fractions=[1.0, 0.5], shots=[3], seeds=[0, 1])
+    table = run_stage(project, tmp_path, own, ("seeing", "blind"))
+    names = {path.parent.relative_to(tmp_path / "finetuned").as_posix() for path in tmp_path.rglob("metrics.json")}
+    amounts = ("100pct", "50pct", "3shot")
+    expected = {
+        f"{encoder}/{method}/{amount}-seed{seed}"
+        for encoder in ("seeing", "blind")
+        for method in ("linear", "knn")
+        for amount in amounts
+        for seed in (0, 1)
+    }
+    assert names == expected
+    assert list(table["seeing"]["knn"]) == list(amounts)
+    sizes = [result(tmp_path, f"seeing/knn/{amount}-seed0")["num_training_images"] for amount in amounts]
+    assert sizes[0] > sizes[1] > sizes[2] == 6
+
+
+@pytest.mark.usefixtures("planted")
+def test_the_page_needs_no_network_and_shows_pictures_beside_truth_and_answer(project: Path, tmp_path: Path) -> None:
+    run_stage(project, tmp_path, task(methods=["linear"], num_examples=2), ("seeing", "blind"))
+    text = (tmp_path / "finetuned/page.html").read_text(encoding="utf-8")
+    assert "http" not in text
+    assert text.count("<img") == 12
+    for word in ("best, ", "median, ", "worst, ", "bright", "yes", "1.00"):
+        assert word in text
+
+
+def write_lineage(model: Path, index: ShardIndex, patients: list[str]) -> None:
+    """Say that a model was trained on some patients of the set."""
+    (model / TRAINING_DATASETS).write_text(json.dumps({index.name: index.dataset.to_json()}))
+    with (model / TRAINING_IMAGES).open("w", newline="") as file:
+        csv.writer(file).writerows([COLUMNS, *((index.name, f"key-{patient}", patient) for patient in patients)])
+
+
+def patients_of(index: ShardIndex, split: Any) -> list[str]:
+    return sorted({patient.decode() for patient in index.rows["patient"][index.select(split)].tolist()})
+
+
+@pytest.fixture
+def lineage(project: Path, index: ShardIndex) -> Any:
+    """Say whom the model `seeing` was trained on; taken back afterwards."""
+    model = project / "models/seeing"
+    yield lambda split: write_lineage(model, index, patients_of(index, split))
+    for name in (TRAINING_DATASETS, TRAINING_IMAGES):
+        (model / name).unlink(missing_ok=True)
+
+
+@pytest.mark.usefixtures("planted")
+def test_a_model_that_saw_the_test_patients_is_refused_and_one_that_saw_those_of_train_is_not(
+    project: Path, tmp_path: Path, lineage: Any
+) -> None:
+    lineage("train")
+    run_stage(project, tmp_path, task(methods=["linear"]), ("seeing",))
+    lineage("test")
+    with pytest.raises(
+        ContaminationError, match=r"task bright: .* test patients .*accept_shared_images of the task's file"
+    ):
+        run_stage(project, tmp_path, task(methods=["linear"]), ("seeing",))
+    run_stage(project, tmp_path, task(methods=["linear"], accept_shared_images=True), ("seeing",))
+
+
+@pytest.mark.usefixtures("planted")
+def test_patients_whose_pictures_a_model_saw_in_another_set_are_left_out_of_test(
+    project: Path, index: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    seen, asked = patients_of(index, "test")[0], []
+
+    def copies(model: Path, found: ShardIndex, keys: set[str], locate: object) -> list[Any]:
+        asked.append((model.name, len(keys)))
+        return [SimpleNamespace(first=SimpleNamespace(patient=seen))] if model.name == "blind" else []
+
+    monkeypatch.setattr(stage, "find_trained_copies", copies)
+    table = run_stage(project, tmp_path, task(methods=["linear"]), ("seeing", "blind"))
+    assert table["measured"]["num_patients"] == len(patients_of(index, "test")) - 1
+    assert sorted(asked) == [("blind", len(index.select("test"))), ("seeing", len(index.select("test")))]
+    assert f"1 test patients of {index.name} have pictures" in capfd.readouterr().err
+
+
+def test_what_decides_a_result_is_among_what_the_stage_depends_on() -> None:
+    text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
+    body = text[text.index("  finetune:") : text.index("  report:")]
+    own = {path for kind in TASKS for path in kind.code}
+    for path in {*CODE, *own}:
+        assert (ROOT / path).exists()
+        assert path.startswith("ace/downstream/") or f"{path}," in body
+    named = {path.name for path in (ROOT / "ace/downstream").glob("*.py")} - {Path(p).name for p in {*CODE, *own}}
+    assert named <= {"__init__.py", "localisation.py", "page.py", "registry.py", "table.py"}, (
+        "these tell of results, and decide none"
+    )
