@@ -25,7 +25,8 @@ Number = TypeVar("Number", int, float)
 SHARDS, MODELS, EVIDENCE = Path("data/shards"), Path("models"), Path("data/evidence")
 MODEL = MODELS / "ace"
 COHORT, INDEPENDENCE, ANSWERS = Path("data/cohort.json"), Path("data/independence.json"), Path("data/answers")
-PROPERTIES, TRAINING, REPORT = Path("metrics/properties.json"), Path("metrics/pretrain"), Path("reports/report.html")
+PROPERTIES, TRAINING = Path("metrics/properties.json"), Path("metrics/pretrain")
+REPORT, EXPLORER = Path("reports/report.html"), Path("reports/explorer.html")
 
 
 def pretrain(arguments: argparse.Namespace) -> None:
@@ -186,6 +187,18 @@ def report(arguments: argparse.Namespace) -> None:
     write_report(params, arguments.out)
 
 
+def explore(arguments: argparse.Namespace) -> None:
+    """Write explorer.html: point at a place of one patient, and see where each encoder finds it in others. The page
+    opens without a network, shows no key of an image, and is made of the tokens that `measure` kept."""
+    from ace.evaluation.params import EvaluateParams, parse_encoders
+    from ace.explorer.explore import explore
+
+    values = values_of(arguments)
+    params = EvaluateParams.from_params(values.get("evaluate"), f"{arguments.params}: evaluate")
+    encoders = parse_encoders(values.get("encoders"), str(arguments.params))
+    explore(params, _with_folders(encoders), _places(arguments), arguments.page)
+
+
 def summary(arguments: argparse.Namespace) -> None:
     """Print the key figures, each beside its chance level and the untrained encoder's."""
     from ace.report.summary import summary_table
@@ -263,7 +276,9 @@ def import_(arguments: argparse.Namespace) -> None:
 
 
 def embed(arguments: argparse.Namespace) -> None:
-    """Embed the images of a folder or a shard set into one Parquet file."""
+    """Embed the images of a folder or a shard set into one Parquet file, or of a shard set into companion shards: tars
+    of the same names, keys and order."""
+    from ace.inference.companions import write_companions
     from ace.inference.embedder import load_model
     from ace.inference.parquet import write_embeddings
     from ace.inference.sources import ImageSource, is_shard_set, measured_of, open_folder, open_shards
@@ -280,6 +295,8 @@ def embed(arguments: argparse.Namespace) -> None:
         images, batch, trimmed = open_shards(index, arguments.split), index.name, index.spec.trim_level
         measured = measured_of(index, Path())
     else:
+        if arguments.companions is not None:
+            raise ConfigError(f"--companions is for shard sets, and {arguments.source} is none; write --out FILE")
         if arguments.split != "all":
             raise ConfigError(f"--split {arguments.split}: {arguments.source} is no shard set, so it has no splits")
         max_pixels = arguments.max_megapixels * 1e6
@@ -302,12 +319,25 @@ def embed(arguments: argparse.Namespace) -> None:
             f"{model.preprocessing.trim_level}: it sees them framed otherwise than in its training",
             file=sys.stderr,
         )
+    num_threads = arguments.num_threads or default_num_workers()
+    if arguments.companions is not None:
+        number = write_companions(
+            model,
+            index,
+            arguments.split,
+            arguments.companions,
+            batch_size=arguments.batch_size,
+            num_threads=num_threads,
+            has_tokens=arguments.tokens,
+        )
+        print(f"wrote {arguments.companions}: companions of {number} samples")
+        return
     outcome = write_embeddings(
         model,
         images,
         arguments.out,
         batch_size=arguments.batch_size,
-        num_threads=arguments.num_threads or default_num_workers(),
+        num_threads=num_threads,
         has_tokens=arguments.tokens,
     )
     print(f"wrote {arguments.out}: {outcome.num_embedded} embeddings")
@@ -554,6 +584,12 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, default=REPORT, metavar="FILE", help=f"default: {REPORT}")
     command.set_defaults(run=report)
 
+    command = commands.add_parser("explore", help="write the explorer", description=explore.__doc__)
+    add_params_options(command)
+    _add_shards_option(command)
+    command.add_argument("--out", type=Path, dest="page", default=EXPLORER, metavar="FILE", help=f"default: {EXPLORER}")
+    command.set_defaults(run=explore)
+
     command = commands.add_parser("summary", help="print the key figures", description=summary.__doc__)
     command.set_defaults(run=summary)
 
@@ -610,7 +646,15 @@ def build_parser() -> argparse.ArgumentParser:
         "patients' names: see --hash-keys",
     )
     _add_model_options(command)
-    command.add_argument("--out", type=Path, required=True, metavar="FILE", help="the Parquet file")
+    written = command.add_mutually_exclusive_group(required=True)
+    written.add_argument("--out", type=Path, metavar="FILE", help="the Parquet file")
+    written.add_argument(
+        "--companions",
+        type=Path,
+        metavar="DIR",
+        help="of a shard set, instead of --out: a folder for tars with the embeddings, of the same names, keys and "
+        "order as the set's, to be read in step with them",
+    )
     command.add_argument("--tokens", action="store_true", help="write the token maps too (float16)")
     command.add_argument("--split", choices=[*SPLITS, "all"], default="all", help="of a shard set; default: all")
     command.add_argument(
