@@ -32,7 +32,8 @@ SHARDS, MODELS, EVIDENCE = Path("data/shards"), Path("models"), Path("data/evide
 MODEL = MODELS / "ace"
 COHORT, INDEPENDENCE, ANSWERS = Path("data/cohort.json"), Path("data/independence.json"), Path("data/answers")
 FINETUNED, TASKS = Path("data/finetuned"), Path("metrics/finetune")
-PROPERTIES, TRAINING, REPORT = Path("metrics/properties.json"), Path("metrics/pretrain"), Path("reports/report.html")
+PROPERTIES, TRAINING = Path("metrics/properties.json"), Path("metrics/pretrain")
+REPORT, EXPLORER = Path("reports/report.html"), Path("reports/explorer.html")
 
 
 def pretrain(arguments: argparse.Namespace) -> None:
@@ -240,6 +241,20 @@ def report(arguments: argparse.Namespace) -> None:
     write_report(params, arguments.out)
 
 
+def explore(arguments: argparse.Namespace) -> None:
+    """Write explorer.html: point at one patient's anatomy, and see where each encoder finds it in others.
+
+    The page opens without a network, shows no key of an image, and is made of the tokens that `measure` kept.
+    """
+    from ace.evaluation.params import EvaluateParams, parse_encoders
+    from ace.explorer.explore import explore
+
+    values = values_of(arguments)
+    params = EvaluateParams.from_params(values.get("evaluate"), f"{arguments.params}: evaluate")
+    encoders = parse_encoders(values.get("encoders"), str(arguments.params))
+    explore(params, _with_folders(encoders), _paths(arguments), arguments.page)
+
+
 def summary(arguments: argparse.Namespace) -> None:
     """Print the key figures, each beside its chance level and the untrained encoder's."""
     from ace.report.summary import summary_table
@@ -335,7 +350,11 @@ def _tell_import(out: Path, report: "WeightsReport") -> None:
 
 
 def embed(arguments: argparse.Namespace) -> None:
-    """Embed the images of a folder or a shard set into one Parquet file."""
+    """Embed the images of a folder or a shard set into one Parquet file.
+
+    Of a shard set the embeddings can be written to companion shards instead: tars of the same names, keys and order.
+    """
+    from ace.inference.companions import write_companions
     from ace.inference.embedder import load_model
     from ace.inference.parquet import write_embeddings
     from ace.inference.sources import ImageSource, is_shard_set, measured_of, open_folder, open_shards
@@ -354,6 +373,8 @@ def embed(arguments: argparse.Namespace) -> None:
         images, batch, trimmed = open_shards(index, arguments.split), index.name, index.spec.trim_level
         measured = measured_of(index, Path())
     else:
+        if arguments.companions is not None:
+            raise ConfigError(f"--companions is for shard sets, and {arguments.source} is none; write --out FILE")
         if arguments.split != "all":
             raise ConfigError(
                 f"--split {arguments.split}: {arguments.source} is a folder of images and has no splits; leave the "
@@ -379,12 +400,25 @@ def embed(arguments: argparse.Namespace) -> None:
             f"{model.preprocessing.trim_level}: the dark border of its images is cut off differently here",
             file=sys.stderr,
         )
+    num_threads = arguments.num_threads or default_num_workers()
+    if arguments.companions is not None:
+        number = write_companions(
+            model,
+            index,
+            arguments.split,
+            arguments.companions,
+            batch_size=arguments.batch_size,
+            num_threads=num_threads,
+            has_tokens=arguments.tokens,
+        )
+        print(f"wrote {arguments.companions}: companions of {number} samples")
+        return
     outcome = write_embeddings(
         model,
         images,
         arguments.out,
         batch_size=arguments.batch_size,
-        num_threads=arguments.num_threads or default_num_workers(),
+        num_threads=num_threads,
         has_tokens=arguments.tokens,
     )
     print(f"wrote {arguments.out}: {outcome.num_embedded} embeddings")
@@ -689,6 +723,12 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, default=REPORT, metavar="FILE", help=f"the page; default: {REPORT}")
     command.set_defaults(run=report)
 
+    command = commands.add_parser("explore", help="write the explorer", description=explore.__doc__)
+    add_params_options(command)
+    _add_shards_option(command)
+    command.add_argument("--out", type=Path, dest="page", default=EXPLORER, metavar="FILE", help=f"default: {EXPLORER}")
+    command.set_defaults(run=explore)
+
     command = commands.add_parser("summary", help="print the key figures", description=summary.__doc__)
     command.set_defaults(run=summary)
 
@@ -767,7 +807,15 @@ def build_parser() -> argparse.ArgumentParser:
         "contain a patient's name: see --hash-keys",
     )
     _add_model_options(command)
-    command.add_argument("--out", type=Path, required=True, metavar="FILE", help="the Parquet file")
+    written = command.add_mutually_exclusive_group(required=True)
+    written.add_argument("--out", type=Path, metavar="FILE", help="the Parquet file")
+    written.add_argument(
+        "--companions",
+        type=Path,
+        metavar="DIR",
+        help="of a shard set, instead of --out: a folder for tars with the embeddings, of the same names, keys and "
+        "order as the set's, to be read in step with them",
+    )
     command.add_argument("--tokens", action="store_true", help="write the token maps too (float16)")
     command.add_argument(
         "--split", choices=[*SPLITS, "all"], default="all", help="the split of a shard set to embed; default: all"

@@ -220,6 +220,7 @@ def check_graph(config: Config, dvc: Path) -> None:
         "cohort": ("models/", models),
         "finetune": ("models/", models),
         "evaluate": ("data/answers/", {f"data/answers/{name}" for name in config.encoders}),
+        "explore": ("data/answers/", {f"data/answers/{name}" for name in config.encoders}),
     }
     wrong = []
     for stage, (prefix, expected) in wanted.items():
@@ -357,7 +358,8 @@ def _migrate_evaluation(params: Path) -> list[str]:
         decomposition.insert(list(decomposition).index("batch"), "num_candidates", decomposition.pop("batch"))
     dense = {key: properties["correspondence"].pop(key) for key in ("locations_per_cell", "window_step_cells")}
     former.insert(position, "dense", dense)
-    former.insert(position + 1, "properties", {**properties, "colours": {}, "labels": {}})
+    explorer = {"num_patients": 32, "num_mirrored": 16, "num_components": 64}
+    former.insert(position + 1, "properties", {**properties, "colours": {}, "labels": {}, "explorer": explorer})
     encoders = {
         "trained": {"model": "models/ace", "network": "teacher"},
         "untrained": {"model": "models/ace", "network": "untrained"},

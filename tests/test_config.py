@@ -379,6 +379,7 @@ def test_encoders_and_properties_of_an_earlier_version_get_sections_of_their_own
             "correspondence": {"num_patients": 32},
             "colours": {},
             "labels": {},
+            "explorer": {"num_patients": 32, "num_mirrored": 16, "num_components": 64},
         },
         "num_examples": 4,
     }

@@ -28,11 +28,13 @@ ENTRY = {
     "evaluate": "ace.evaluation.evaluate",
     "finetune": "ace.downstream.finetune",
     "report": "ace.report.page",
+    "explore": "ace.explorer.explore",
 }
 TELLING = ("ace/journal/", "ace/drawing/")
-"""What stages import and do not depend on, unless they write the report: what is told decides no weight, no figure."""
+"""What stages import and do not depend on, unless they write a page: what is told decides no weight, no figure."""
+PAGES = ("report", "explore")
 EVALUATE = set(EvaluateParams.model_fields)
-SECTIONS = {"cohort": "evaluate", "import": "imports", "measure": "evaluate"}
+SECTIONS = {"cohort": "evaluate", "import": "imports", "measure": "evaluate", "explore": "evaluate"}
 """Stages that have no section of their own name."""
 PARTS = {
     ("import", "imports"): {"imports.${key}"},
@@ -47,6 +49,9 @@ PARTS = {
     },
     ("finetune", "encoders"): {"encoders", "batches/${item}.yaml: measured"},
     ("evaluate", "evaluate"): {f"evaluate.{key}" for key in EVALUATE - {"checks"}},
+    ("explore", "evaluate"): {
+        f"evaluate.{key}" for key in EVALUATE - {"accept_shared_images", "bootstrap", "checks", "images_per_forward"}
+    },
 }
 """Sections that a stage takes but does not depend on as a whole: it reads its own batch alone, or no checks; its
 own encoder, or the number of tokens alone."""
@@ -100,7 +105,7 @@ def import_closure(module: str) -> set[str]:
 @pytest.mark.parametrize("stage", ENTRY)
 def test_code_dependencies_hold_the_import_closure_of_the_stage_and_each_has_a_part_in_it(stage: str) -> None:
     declared = {dep for dep in stage_body(stage).get("deps", []) if dep.split("/")[0] in PACKAGES}
-    closure = {file for file in import_closure(ENTRY[stage]) if stage == "report" or not file.startswith(TELLING)}
+    closure = {file for file in import_closure(ENTRY[stage]) if stage in PAGES or not file.startswith(TELLING)}
     assert {file if file in declared else Path(file).parent.as_posix() for file in closure} == declared
 
 

@@ -37,7 +37,7 @@ def evaluate(params: EvaluateParams, encoders: Mapping[str, EncoderParams], path
     """
     setting = read_setting(params, paths)
     plans = plan_all(params, setting)
-    told = {name: _read_told(name, encoder, params, paths) for name, encoder in encoders.items()}
+    told = {name: read_told(name, encoder, params, paths) for name, encoder in encoders.items()}
     independence = json.loads(paths.independence.read_text(encoding="utf-8"))
     features = {
         name: Features.open(paths.answers / name / "features" / own["features"])
@@ -121,7 +121,12 @@ def _not_measured(reason: str) -> Figures:
     return {"value": None, "low": None, "high": None, "n": 0, "reason": reason}
 
 
-def _read_told(name: str, encoder: EncoderParams, params: EvaluateParams, paths: StagePaths) -> dict[str, Any]:
+def read_told(name: str, encoder: EncoderParams, params: EvaluateParams, paths: StagePaths) -> dict[str, Any]:
+    """Read what `measure` told of an encoder.
+
+    Raises:
+        ConfigError: it was not measured, or on other patients or with other params.
+    """
     path = paths.answers / name / ANSWERS
     advice = f"`dvc repro measure@{name}` measures it"
     if not path.is_file():

@@ -2,29 +2,19 @@
 
 import csv
 import io
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
+from ace.inference.batches import embed_source
 from ace.inference.embedder import EmbeddingModel, Embeddings
 from ace.inference.sources import ImageSource
-from ace.models.precision import accelerator_settings
-from shards.canvas import Canvas
-from shards.decode import UnreadableImageError
 from shards.errors import ConfigError, SourceError
 from shards.runtime.atomic import atomic_path, check_room, write_text
-from shards.runtime.progress import progress_bar
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 ROWS_PER_GROUP = 1024
 TOKEN_ROWS_PER_GROUP = 64
@@ -86,9 +76,13 @@ def write_embeddings(
     unreadable: list[tuple[str, str]] = []
     rows_per_group = TOKEN_ROWS_PER_GROUP if has_tokens else ROWS_PER_GROUP
     with atomic_path(out, num_bytes) as temporary:
-        # Half as much leaves the device, of what is stored in 16 bits anyway.
-        batches = _embedded(
-            model, source, batch_size, num_threads, unreadable, token_dtype=torch.float16 if has_tokens else None
+        batches = embed_source(
+            model,
+            source,
+            batch_size=batch_size,
+            num_threads=num_threads,
+            unreadable=unreadable,
+            has_tokens=has_tokens,
         )
         groups = _row_groups(batches, model, rows_per_group, has_tokens)
         num_embedded = 0
@@ -110,59 +104,6 @@ def _check_out(out: Path) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out {out}: its folder cannot be made: {error.strerror}") from None
-
-
-def _embedded(
-    model: EmbeddingModel,
-    source: ImageSource,
-    batch_size: int,
-    num_threads: int,
-    unreadable: list[tuple[str, str]],
-    token_dtype: torch.dtype | None,
-) -> Iterator[tuple[list[str], Embeddings]]:
-    """Keys and embeddings of each batch; what cannot be read is appended to `unreadable`."""
-
-    def place(position: int) -> Canvas | UnreadableImageError:
-        try:
-            return model.preprocessing.place(source.read(position))
-        except UnreadableImageError as error:
-            return error
-
-    positions = range(len(source.keys))
-    batches = [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
-    # The decoders switch warnings off and on, a setting of the whole process: here for all threads at once.
-    with warnings.catch_warnings(), ThreadPoolExecutor(num_threads) as pool:
-        warnings.simplefilter("ignore")
-        with progress_bar(total=len(positions), description="embed", unit="image") as bar:
-            for batch, results in zip(batches, _one_batch_ahead(pool, place, batches), strict=True):
-                for position, result in zip(batch, results, strict=True):
-                    if isinstance(result, UnreadableImageError):
-                        unreadable.append((source.keys[position], str(result)))
-                placed = [
-                    (source.keys[position], result)
-                    for position, result in zip(batch, results, strict=True)
-                    if not isinstance(result, UnreadableImageError)
-                ]
-                if placed:
-                    with accelerator_settings(model.encoder.precision, model.encoder.device):
-                        embeddings = model.embed_canvases([canvas for _, canvas in placed], token_dtype)
-                    yield [key for key, _ in placed], embeddings
-                bar.set_postfix_str(f"unreadable {len(unreadable)}", refresh=False)
-                bar.update(len(batch))
-
-
-def _one_batch_ahead(
-    pool: ThreadPoolExecutor, function: Callable[[Item], Result], batches: Iterable[Sequence[Item]]
-) -> Iterator[list[Result]]:
-    """Results of each batch, in order; the next batch is worked on while this one is used."""
-    ready: Iterator[Result] | None = None
-    for batch in batches:
-        upcoming = pool.map(function, batch)
-        if ready is not None:
-            yield list(ready)
-        ready = upcoming
-    if ready is not None:
-        yield list(ready)
 
 
 def _row_groups(

@@ -9,6 +9,7 @@ from ace.properties.colours import Colours
 from ace.properties.composition import Composition
 from ace.properties.correspondence import Correspondence
 from ace.properties.decomposition import Decomposition
+from ace.properties.explorer import Explorer
 from ace.properties.labels import Labels
 from ace.properties.retrieval import Retrieval
 from ace.properties.symmetry import Symmetry
@@ -22,6 +23,7 @@ PROPERTIES: tuple[Property, ...] = (
     Labels(),
     Retrieval(),
     Symmetry(),
+    Explorer(),
 )
 
 

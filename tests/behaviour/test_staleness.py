@@ -100,12 +100,12 @@ def shard_code(clone: Path) -> None:
         ),
         pytest.param(
             lambda clone: exclude(clone, "phantom-b000"),
-            {"pretrain", "cohort", *MEASURE, "evaluate", "report"},
+            {"pretrain", "cohort", *MEASURE, "evaluate", "report", "explore"},
             id="images that nothing shall read any more",
         ),
         pytest.param(
             lambda clone: exclude(clone, "test-b000"),
-            {"cohort", *MEASURE, "evaluate"},
+            {"cohort", *MEASURE, "evaluate", "explore"},
             id="likewise, of a batch that is not trained on",
         ),
         pytest.param(
@@ -120,7 +120,7 @@ def shard_code(clone: Path) -> None:
         ),
         pytest.param(
             lambda clone: edit(clone / "params.yaml", "    colours: {}", "    # no colours"),
-            {"cohort", *MEASURE, "evaluate"},
+            {"cohort", *MEASURE, "evaluate", "explore"},
             id="the properties that are measured",
         ),
     ],
@@ -152,7 +152,7 @@ def test_another_list_of_excluded_images_makes_no_shard_stale(clone: Path) -> No
     kept = (clone / "dvc.yaml").read_bytes()
     exclude(clone, "phantom-b000")
     stale = stale_after(clone, lambda clone: exclude(clone, "phantom-b000", "1"))
-    assert stale == {"pretrain", "cohort", *MEASURE, "evaluate", "report"}
+    assert stale == {"pretrain", "cohort", *MEASURE, "evaluate", "report", "explore"}
     (clone / "batches/phantom-b000.exclude.yaml").unlink()
     (clone / "dvc.yaml").write_bytes(kept)
 
@@ -192,10 +192,15 @@ def test_another_encoder_is_measured_and_compared_and_no_other_is_measured_again
     )
     edit(clone / "dvc.yaml", "data/answers/imagenet", "data/answers/imagenet, data/answers/student")
     run(clone, sys.executable, "-m", "ace", "config", "check")
-    assert json.loads(run(clone, "dvc", "status", "--json")).keys() == {"cohort", "measure@student", "evaluate"}
-    # The patients stay who they were, so that `cohort` writes the same file: what follows is the report alone.
+    assert json.loads(run(clone, "dvc", "status", "--json")).keys() == {
+        "cohort",
+        "measure@student",
+        "evaluate",
+        "explore",
+    }
+    # The patients stay who they were, so that `cohort` writes the same file: what follows are the pages alone.
     (clone / "data/answers/student").write_text("answers\n", encoding="utf-8")
     run(clone, "dvc", "commit", "--quiet", "--force", "cohort", "measure@student")
     (clone / "data/evidence").write_text("other evidence\n", encoding="utf-8")
     run(clone, "dvc", "commit", "--quiet", "--force", "evaluate")
-    assert json.loads(run(clone, "dvc", "status", "--json")).keys() == {"report"}
+    assert json.loads(run(clone, "dvc", "status", "--json")).keys() == {"report", "explore"}

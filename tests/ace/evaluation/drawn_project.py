@@ -71,6 +71,7 @@ EVALUATE: dict[str, Any] = {
         "labels": {},
         "retrieval": {"num_patients": 6, "num_landmarks": 3, "side": 0.3},
         "symmetry": {"num_patients": 4, "max_landmarks": 4},
+        "explorer": {"num_patients": 6, "num_mirrored": 4, "num_components": 16},
     },
     "bootstrap": {"num_resamples": 100, "level": 0.95},
     "num_examples": 3,
