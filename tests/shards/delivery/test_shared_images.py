@@ -12,11 +12,10 @@ from shards.delivery.project import Project
 from shards.delivery.register import register_batch
 from shards.errors import SourceError
 from shards.reading.reader import ShardIndex
-from shards.runtime.execution import Processes
 from shards.sources.registry import open_source
 from tests.shards.sources.trees import write_lines
 from tests.support.checkout import copy_project
-from tests.support.datasets import grid_params, shard_params, write_folder
+from tests.support.datasets import Here, grid_params, shard_params, write_folder
 
 REPOSITORY = Path(__file__).parents[3]
 NUMBERS = ("7", "57", "36199", "40003")
@@ -79,7 +78,7 @@ def test_without_a_mapping_manifest_params_index_and_a_warning_name_the_others(
     assert source.shares_images_with == others
     source = source.model_copy(update={"dep": str(project.root / source.dep)})
     params = shard_params(splits={"train": 1.0, "val": 0.0, "test": 0.0})
-    build_shards("chestx-det-b000", source, grid_params(), params, tmp_path / "set", execution=Processes(1))
+    build_shards("chestx-det-b000", source, grid_params(), params, tmp_path / "set", execution=Here())
     dataset = ShardIndex.open(tmp_path / "set").description.dataset
     assert (dataset.shares_images_with, dataset.patient_grouping) == (tuple(others), "image")
 
