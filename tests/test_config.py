@@ -4,6 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,14 @@ from tests.support.checkout import copy_project
 ROOT = Path(__file__).parents[1]
 
 
+@cache
+def demo() -> dict[str, Any]:
+    return read_params(ROOT / "configs/demo.yaml")
+
+
 def changed(**overrides: Any) -> dict[str, Any]:
     """The demo values with dotted keys (double underscore for the dot) replaced."""
-    values = read_params(ROOT / "configs/demo.yaml")
+    values = deepcopy(demo())
     for path, value in overrides.items():
         *parents, key = path.split("__")
         section = values
@@ -55,7 +62,7 @@ def error_of(values: dict[str, Any]) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("command", ["use smoke", "migrate"])
+@pytest.mark.parametrize("command", ["use smoke", pytest.param("migrate", marks=pytest.mark.slow)])
 def test_a_command_that_changes_the_project_waits_for_another_one(command: str, tmp_path: Path) -> None:
     copy_project(tmp_path)
     params = tmp_path / "params.yaml"
@@ -402,8 +409,9 @@ MIXTURES: list[tuple[dict[str, tuple[Any, ...]], str | None]] = [
 
 @pytest.mark.parametrize(("sets", "found"), MIXTURES)
 def test_training_on_several_kinds_of_pictures_needs_an_explicit_yes(
-    sets: dict[str, tuple[Any, ...]], found: str | None
+    sets: dict[str, tuple[Any, ...]], found: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("ace.models.backbone.check_backbone", lambda *_: None)  # a second for each, and not the claim
     values = changed(batches={}, mix={})
     sources: dict[str, dict[str, Any]] = {}
     for name, (kind, channels, *modality) in sets.items():

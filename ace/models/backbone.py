@@ -3,7 +3,6 @@
 import difflib
 from typing import Any
 
-import timm
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -134,6 +133,8 @@ def stride_of(params: BackboneParams) -> int:
     Raises:
         ConfigError: the name is unknown, timm refuses the arguments, or its tokens do not divide an image evenly.
     """
+    import timm
+
     config = timm.get_pretrained_cfg(params.name) if timm.is_model(params.name) else None
     size_px = config.input_size[-1] if config is not None and config.fixed_input_size else _DIVISIBLE_PX
     where = f"backbone {params.name} on images of {size_px} px"
@@ -149,6 +150,8 @@ def _token_grid(params: BackboneParams, size_px: int, where: str) -> tuple[int, 
     Raises:
         ConfigError: the name is unknown, or timm refuses the arguments.
     """
+    import timm
+
     reserved = sorted(set(params.model_args) & set(SET_BY_THE_GRID))
     if reserved:
         raise ConfigError(f"{where}: model_args sets {reserved}, which follow from grid and backbone; remove them")
@@ -168,6 +171,9 @@ def _token_grid(params: BackboneParams, size_px: int, where: str) -> tuple[int, 
 
 
 def _create(params: BackboneParams, crop_px: int) -> Any:
+    # Imported where it is used: it takes two seconds, and most commands that read this module build no network.
+    import timm
+
     # timm's own rule for which architectures take img_size: those whose weights fix the input size.
     config = timm.get_pretrained_cfg(params.name)
     size = {"img_size": crop_px} if config is not None and config.fixed_input_size else {}

@@ -9,17 +9,19 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from shards.build.stage import build_shards
 from shards.identity import create_key
 from shards.runtime.scratch import SCRATCH_VARIABLE
 from tests.ace.inference.models import write_model
 from tests.support.checkout import ROOT, copy_project
-from tests.support.datasets import grid_params, shard_params, write_folder, write_phantom, write_project
+from tests.support.datasets import Here, grid_params, shard_params, write_folder, write_phantom, write_project
 
 COMMANDS = """
 import contextlib, importlib, io, json, os, shutil, subprocess, sys
@@ -82,21 +84,27 @@ class Disk:
 
     def run(self, size: str, *command: str | Path, **settings: Any) -> dict[str, Any]:
         """Exit code, what was said, and the files that are left on the disk with their sizes."""
+        (answer,) = self.run_all((size, command), **settings)
+        return answer
+
+    def run_all(self, *cases: tuple[str, Sequence[str | Path]], **settings: Any) -> list[dict[str, Any]]:
+        """The same of several commands, each with a disk of its size, one after the other in one process."""
         settings = {"scratch": str(self.scratch), **settings}
-        case = Case(size=size, command=[str(part) for part in command], **settings)
+        commands = [
+            Case(size=size, command=[str(part) for part in command], **settings).__dict__ for size, command in cases
+        ]
         script = self.place.with_name("commands.py")
         script.write_text(COMMANDS)
         self.place.mkdir(exist_ok=True)
         done = subprocess.run(
-            [*self.own_mounts, sys.executable, str(script), str(self.place), json.dumps([case.__dict__])],
+            [*self.own_mounts, sys.executable, str(script), str(self.place), json.dumps(commands)],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        (answer,) = json.loads(done.stdout.rpartition("answers ")[2])
-        return dict(answer)
+        return list(json.loads(done.stdout.rpartition("answers ")[2]))
 
 
 @pytest.fixture(scope="module")
@@ -203,45 +211,58 @@ def test_a_key_that_cannot_be_written_leaves_no_file_that_looks_like_one(disk: D
     check_said(answer, full(disk.place), ("fill",))
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return write_model(tmp_path / "model")
-
-
-def test_an_export_that_does_not_fit_is_refused_before_it_begins(disk: Disk, model: Path) -> None:
-    answer = disk.run("8k", "ace", "export", "--model", model, "--format", "timm", "--out", disk.place / "timm")
-    pattern = rf"{disk.place}: 8\.2 kB free, the files of timm need about [\d.]+ kB; make room there, or choose .*"
-    check_said(answer, pattern)
-
-
-def test_an_export_that_fills_the_disk_leaves_nothing(disk: Disk, model: Path) -> None:
-    """There is room for the weights, and none for what safetensors and the card add to them."""
+@pytest.fixture(scope="module")
+def of_a_model(tmp_path_factory: pytest.TempPathFactory, own_mounts: tuple[str, ...]) -> tuple[Disk, dict[str, Any]]:
+    """What commands with a network answered, by name: in one process, which takes seconds to import torch."""
+    root = tmp_path_factory.mktemp("model")
+    disk, model = Disk(root / "disk", root / "scratch", own_mounts), write_model(root / "model")
+    for number in (7, 8):
+        write_folder(root / f"{number}", [f"{name}.png" for name in range(number)])
     pages = (model / "teacher_backbone.safetensors").stat().st_size // 4096
-    answer = disk.run(
-        f"{4 * pages}k", "ace", "export", "--model", model, "--format", "timm", "--out", disk.place / "timm"
-    )
-    check_said(answer, full(disk.place, r"about [\d.]+ kB are"))
+    export = ("ace", "export", "--model", model, "--format", "timm", "--out", disk.place / "timm")
+    embed = ("ace", "embed", "--model", model, "--tokens", "--out", disk.place / "e.parquet")
+    cases = {
+        "refused export": ("8k", export),
+        # Room for the weights, and none for what safetensors and the card add to them.
+        "export": (f"{4 * pages}k", export),
+        "refused embeddings": ("4k", (*embed, root / "8")),  # 8 × (16 × 4 + 16 tokens × 16 × 2) bytes
+        # Seven times 576 bytes of values fit into a page, and Parquet's footer does not any more.
+        "embeddings": ("4k", (*embed, root / "7")),
+    }
+    return disk, dict(zip(cases, disk.run_all(*cases.values()), strict=True))
 
 
-def test_embeddings_that_do_not_fit_are_refused_before_any_is_computed(disk: Disk, model: Path, tmp_path: Path) -> None:
-    write_folder(tmp_path / "images", [f"{number}.png" for number in range(8)])
-    embed = ("ace", "embed", tmp_path / "images", "--model", model, "--tokens", "--out", disk.place / "e.parquet")
-    answer = disk.run("4k", *embed)  # 8 × (16 × 4 + 16 tokens × 16 × 2) bytes
-    check_said(answer, rf"{disk.place}: 4\.1 kB free, 8 embeddings need about 4\.6 kB; make room there, or choose .*")
-    assert "embed:" not in answer["said"]
+def test_an_export_that_does_not_fit_is_refused_before_it_begins(of_a_model: tuple[Disk, dict[str, Any]]) -> None:
+    disk, answers = of_a_model
+    pattern = rf"{disk.place}: 8\.2 kB free, the files of timm need about [\d.]+ kB; make room there, or choose .*"
+    check_said(answers["refused export"], pattern)
 
 
-def test_embeddings_that_fill_the_disk_leave_no_half_file(disk: Disk, model: Path, tmp_path: Path) -> None:
-    """Seven times 576 bytes of values fit into a page, and Parquet's footer does not any more."""
-    write_folder(tmp_path / "images", [f"{number}.png" for number in range(7)])
-    embed = ("ace", "embed", tmp_path / "images", "--model", model, "--tokens", "--out", disk.place / "e.parquet")
-    check_said(disk.run("4k", *embed), full(disk.place, r"about 4\.0 kB are"))
+def test_an_export_that_fills_the_disk_leaves_nothing(of_a_model: tuple[Disk, dict[str, Any]]) -> None:
+    disk, answers = of_a_model
+    check_said(answers["export"], full(disk.place, r"about [\d.]+ kB are"))
 
 
-def test_a_picture_that_fills_the_disk_leaves_nothing(disk: Disk, params: Path, tmp_path: Path) -> None:
-    build = ("-m", "shards", "build", "--batch", "a", "--params", params, "--out", tmp_path / "set")
-    environment = {**os.environ, SCRATCH_VARIABLE: str(disk.scratch), "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, *build], env=environment, check=True, capture_output=True)
+def test_embeddings_that_do_not_fit_are_refused_before_any_is_computed(
+    of_a_model: tuple[Disk, dict[str, Any]],
+) -> None:
+    disk, answers = of_a_model
+    needed = r"4\.1 kB free, 8 embeddings need about 4\.6 kB; make room there, or choose .*"
+    check_said(answers["refused embeddings"], rf"{disk.place}: {needed}")
+    assert "embed:" not in answers["refused embeddings"]["said"]
+
+
+def test_embeddings_that_fill_the_disk_leave_no_half_file(of_a_model: tuple[Disk, dict[str, Any]]) -> None:
+    disk, answers = of_a_model
+    check_said(answers["embeddings"], full(disk.place, r"about 4\.0 kB are"))
+
+
+def test_a_picture_that_fills_the_disk_leaves_nothing(
+    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SCRATCH_VARIABLE, str(disk.scratch))
+    source = write_phantom(tmp_path / "phantom", num_patients=2)
+    build_shards("a", source, grid_params(), shard_params(), tmp_path / "set", execution=Here())
     check_said(disk.run("4k", "shards", "show", tmp_path / "set", "--out", disk.place / "a.png"), full(disk.place))
 
 

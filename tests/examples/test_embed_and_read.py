@@ -11,16 +11,15 @@ from PIL import Image
 
 from shards.build.stage import build_shards
 from shards.reading.reader import ShardIndex, ShardReader
-from shards.runtime.execution import Processes
 from tests.support.checkout import ROOT
-from tests.support.datasets import grid_params, shard_params, write_phantom
+from tests.support.datasets import Here, grid_params, shard_params, write_phantom
 
 
 @pytest.fixture
 def shard_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ACE_SCRATCH", str(tmp_path / "scratch"))
     source = write_phantom(tmp_path / "phantom", num_patients=6)
-    build_shards("a-b000", source, grid_params(), shard_params(), tmp_path / "a-b000", execution=Processes(1))
+    build_shards("a-b000", source, grid_params(), shard_params(), tmp_path / "a-b000", execution=Here())
     return tmp_path / "a-b000"
 
 

@@ -198,7 +198,7 @@ def test_a_run_waits_for_another_dvc_that_is_at_work_in_the_repository(toy: Path
         with held_repository(toy):
             running = pool.submit(run, toy, instance, "data/raw", raise_on_error=False)
             with pytest.raises(TimeoutError):
-                running.result(timeout=6 + 4 * start_s)
+                running.result(timeout=4 + 2 * start_s)
         assert running.result().success
     assert ran(toy) == ["raw data/raw"]
 

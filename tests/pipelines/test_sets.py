@@ -14,9 +14,8 @@ from pipelines.graph import load_graph
 from pipelines.sensors import lock_events
 from pipelines.sets import set_metadata
 from shards.build.stage import build_shards
-from shards.runtime.execution import Processes
 from tests.pipelines.toy import dvc, edit
-from tests.support.datasets import NO_CHECKS, forget_patients, grid_params, shard_params, write_phantom
+from tests.support.datasets import NO_CHECKS, Here, forget_patients, grid_params, shard_params, write_phantom
 
 SET = "data/shards/own"
 KEY = AssetKey(SET.split("/"))
@@ -32,7 +31,7 @@ def shard_set(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         source = write_phantom(root / "phantom", size_px=96)
         (root / "phantom/images/p0001-i1.png").write_bytes(b"")
         params = shard_params(quality=NO_CHECKS, max_quarantined_fraction=0.5)
-        build_shards("own", source, grid_params(), params, root / "own", execution=Processes(1))
+        build_shards("own", source, grid_params(), params, root / "own", execution=Here())
     return root / "own"
 
 

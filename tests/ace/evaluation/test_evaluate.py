@@ -20,11 +20,9 @@ from ace.evaluation.cohort import choose_cohort
 from ace.evaluation.evaluate import evaluate
 from ace.evaluation.measured import MeasuredSplit
 from ace.evaluation.params import EvaluateParams, parse_encoders
-from ace.models.params import ImportParams
 from ace.protocol import features
 from ace.protocol.cohort import choose_rows, read_cohort
 from ace.protocol.dense import LocationAxis
-from ace.published.importing import import_timm
 from ace.report.inputs import ReportInputs
 from ace.report.summary import summary_table
 from shards.build.stage import build_shards
@@ -37,22 +35,21 @@ from shards.params import MeasuredParams, PhantomSourceParams, ShardParams
 from shards.reading.image_names import IMAGE_NAMES
 from shards.reading.lineage import TRAINING_IMAGES, write_lineage
 from shards.reading.reader import ShardIndex, ShardReader
-from shards.runtime.execution import Processes
 from tests.ace.evaluation.drawn_project import (
     BATCH,
     ENCODERS,
     EVALUATE,
     GRID,
-    IMPORT,
     SHARD,
     draw_chest,
     encoders_of,
     paths_of,
     with_properties,
+    write_imported,
     write_model,
     write_project,
 )
-from tests.support.datasets import forget_patients, write_csv
+from tests.support.datasets import Here, forget_patients, write_csv
 from tests.support.datasets import write_project as write_batch_project
 
 PARAMS = EvaluateParams.from_params(EVALUATE, "evaluate")
@@ -172,7 +169,7 @@ def write_copies(root: Path, project: Path, keys: Sequence[str]) -> ShardIndex:
     source = PhantomSourceParams(kind="phantom", dep=str(root / "raw"))
     splits = {"splits": {"train": 1.0, "val": 0.0, "test": 0.0}}
     shard = ShardParams.from_params(SHARD | splits, "shard")
-    build_shards("copies-b000", source, GRID, shard, root / "shards/copies-b000", execution=Processes(1))
+    build_shards("copies-b000", source, GRID, shard, root / "shards/copies-b000", execution=Here())
     return ShardIndex.open(root / "shards/copies-b000")
 
 
@@ -222,7 +219,7 @@ def test_the_command_measures_on_another_set_with_its_own_normalisation(
         PhantomSourceParams(kind="phantom", dep=str(project / "data/phantom")),
         ShardParams.from_params(SHARD, "shard"),
     )
-    build_shards("other-b000", source, GRID, shard, tmp_path / "data/shards/other-b000", execution=Processes(1))
+    build_shards("other-b000", source, GRID, shard, tmp_path / "data/shards/other-b000", execution=Here())
     params = write_batch_project(tmp_path, "other-b000", source, GRID, shard)
     with params.open("a", encoding="utf-8") as file:
         evaluate_section = ON_VALIDATION | {"accept_shared_images": True}
@@ -317,7 +314,7 @@ def test_each_label_has_its_own_figures_and_the_headline_is_their_mean(
 def test_validation_patients_choose_the_probes_penalty_and_are_not_scored_with_it(
     project: Path, tmp_path: Path
 ) -> None:
-    figures = run(project, tmp_path, EvaluateParams.from_params(ON_VALIDATION, "evaluate"))
+    figures = run(project, tmp_path, EvaluateParams.from_params(ON_VALIDATION, "evaluate"), names=TWO)
     assert "labels" not in figures
     for column in ("trained", "untrained", "gain"):
         assert figures[column]["probe_auroc"]["value"] is None
@@ -622,9 +619,9 @@ def test_the_summary_names_each_property_with_its_chance(result: tuple[dict[str,
 
 
 def test_a_published_encoder_of_another_token_grid_is_refused(project: Path, tmp_path: Path) -> None:
-    values = IMPORT | {"model_args": {"output_stride": 16}}
     folder = tmp_path / "models/imagenet"
-    import_timm(ImportParams.from_params(values, "imports.imagenet"), 2, folder, where="imports.imagenet")
+    folder.parent.mkdir()
+    write_imported(folder, t=2)
     encoders = parse_encoders({"imagenet": {"model": str(folder), "network": "teacher"}}, "params.yaml")
     with pytest.raises(ConfigError, match="2×2 tokens, and crops of phantom-b000 have 4×4 cells"):
         evaluate_at_once(PARAMS, encoders, paths_of(project, tmp_path / "out"))

@@ -24,14 +24,13 @@ from shards.build.stage import build_shards
 from shards.cli import run_command
 from shards.identity import KEY_FILE_VARIABLE, create_key, read_id_key
 from shards.reading.reader import ShardIndex, ShardReader
-from shards.runtime.execution import Processes
 from shards.sources.datasets.folder import find_images
 from shards.sources.images import OTHER_FILE, UNLISTED, UNREAD_FORMAT
 from tests.ace.inference.models import DIM, mix, write_model
 from tests.shards.decode.dicom_files import data_of, dataset_of
 from tests.shards.sources.trees import close_folder
 from tests.support.checkout import copy_project
-from tests.support.datasets import grid_params, shard_params, smooth_image, write_phantom
+from tests.support.datasets import Here, grid_params, shard_params, smooth_image, write_phantom
 
 IMAGES = ["a/2.png", "a/10.jpg", "b.PNG", "b/deep/er/1.TIFF", "scan", "x.dcm"]
 
@@ -244,7 +243,7 @@ def shard_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = write_phantom(root / "phantom", num_patients=6)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACE_SCRATCH", str(root / "scratch"))
-        build_shards("a-b000", source, grid_params(), shard_params(), root / "a-b000", execution=Processes(1))
+        build_shards("a-b000", source, grid_params(), shard_params(), root / "a-b000", execution=Here())
     return root / "a-b000"
 
 

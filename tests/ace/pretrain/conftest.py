@@ -2,6 +2,8 @@
 
 import csv
 import json
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,20 @@ from ruamel.yaml import YAML
 from ace.pretrain.params import PretrainParams
 from shards.build.stage import build_shards
 from shards.params import GridParams, MixParams, PhantomSourceParams, ShardParams
-from shards.runtime.execution import Processes
+from tests.support.datasets import Here
 
 ROOT = Path(__file__).parents[3]
 BATCH = "noise-b000"
 
 
+@cache
+def _demo() -> dict[str, Any]:
+    values: dict[str, Any] = YAML(typ="safe", pure=True).load((ROOT / "configs/demo.yaml").read_text(encoding="utf-8"))
+    return values
+
+
 def demo_values(section: str) -> dict[str, Any]:
-    return YAML(typ="safe", pure=True).load((ROOT / "configs/demo.yaml").read_text(encoding="utf-8"))[section]
+    return deepcopy(_demo()[section])
 
 
 def tiny_grid(**changes: Any) -> GridParams:
@@ -91,5 +99,5 @@ def build_noise_shards(root: Path, *, num_images: int, splits: dict[str, float])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACE_SCRATCH", str(root / "scratch"))
         params = ShardParams.from_params(values, "shard")
-        build_shards(BATCH, source, tiny_grid(), params, root / "shards" / BATCH, execution=Processes(1))
+        build_shards(BATCH, source, tiny_grid(), params, root / "shards" / BATCH, execution=Here())
     return root / "shards"

@@ -25,10 +25,9 @@ from ace.protocol.intervals import estimate, mean, patient_weights
 from shards.build.stage import build_shards
 from shards.params import GridParams
 from shards.reading.reader import ShardIndex
-from shards.runtime.execution import Processes
 from tests.ace.properties.constructed import SPEC, embedder, place
 from tests.oracles import probe as oracle
-from tests.support.datasets import NO_CHECKS, folder_params, shard_params, smooth_image, write_csv
+from tests.support.datasets import NO_CHECKS, Here, folder_params, shard_params, smooth_image, write_csv
 
 NUM_PATIENTS = 90
 LABELS = ("bright", "coin", "rare")
@@ -56,7 +55,7 @@ def build(folder: Path, labels: tuple[str, ...] = LABELS, *, has_val: bool = Tru
     source = folder_params(folder / "images", folder / "manifest.jsonl", folder / "labels.csv")
     splits = {"train": 0.6, "val": 0.4 if has_val else 0.0, "test": 0.0 if has_val else 0.4}
     params = shard_params(quality=NO_CHECKS, splits=splits)
-    build_shards("probed-b000", source, GRID, params, folder / "out", execution=Processes(1))
+    build_shards("probed-b000", source, GRID, params, folder / "out", execution=Here())
     return ShardIndex.open(folder / "out")
 
 

@@ -14,7 +14,6 @@ from shards.build.stage import build_shards
 from shards.params import ShardParams
 from shards.reading.lineage import write_lineage
 from shards.reading.reader import ShardIndex
-from shards.runtime.execution import Processes
 from tests.ace.evaluation.drawn_project import (
     BATCH,
     EVALUATE,
@@ -27,7 +26,7 @@ from tests.ace.evaluation.drawn_project import (
     write_model,
     write_project,
 )
-from tests.support.datasets import folder_params
+from tests.support.datasets import Here, folder_params
 
 LOCK = """\
 schema: '2.0'
@@ -123,7 +122,7 @@ def clinic_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (root / "labels.csv").write_text("\n".join(["path,patient,view", *rows]) + "\n")
         source = folder_params(images, root / "data/manifests" / f"{CLINIC}.jsonl", root / "labels.csv")
         shard = ShardParams.from_params({**SHARD, "max_quarantined_fraction": 0.1}, "shard")
-        build_shards(CLINIC, source, GRID, shard, root / "data/shards" / CLINIC, execution=Processes(1))
+        build_shards(CLINIC, source, GRID, shard, root / "data/shards" / CLINIC, execution=Here())
         write_model(root / "models/ace", seed=3)
         path = root / "models/ace/config.json"
         config = json.loads(path.read_text())

@@ -59,10 +59,10 @@ def printed(corpus: Workplace) -> dict[str, str]:
     printed = {
         "register dicom": corpus.run("register", "tree-b000", tree, "--source", "dicom"),
         "register folder": corpus.run("register", "own-b000", own, "--labels", labels),
-        "refused": corpus.run("shard", "--batch", "tree-b000", "--out", "data/refused", code=2),
+        "refused": corpus.run("shard", "--num-workers", "1", "--batch", "tree-b000", "--out", "data/refused", code=2),
     }
     for batch in ("tree-b000", "own-b000"):
-        printed[f"shard {batch}"] = corpus.run("shard", "--batch", batch, *tolerant)
+        printed[f"shard {batch}"] = corpus.run("shard", "--num-workers", "1", "--batch", batch, *tolerant)
         folder = f"data/shards/{batch}"
         corpus.run("show", folder, "1", "--out", f"{batch}.png")
     sets = ("data/shards/tree-b000", "data/shards/own-b000")
@@ -185,7 +185,7 @@ def test_sex_is_there_where_it_is_asked_for(corpus: Workplace, printed: dict[str
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             (tree / name).write_bytes(data)
     corpus.run("register", "few-b000", tree, "--source", "dicom", "--sex")
-    corpus.run("shard", "--batch", "few-b000")
+    corpus.run("shard", "--num-workers", "1", "--batch", "few-b000")
     assert sorted(str(meta["sex"]) for meta in descriptions(corpus, "few-b000")) == ["F", "F", "F", "None"]
     assert canaries_below(corpus.project) == {}
 
@@ -213,8 +213,8 @@ def test_names_of_files_stand_in_the_private_manifest_and_nowhere_else(
         "named-b002": (listed, "--labels", labels),
     }.items():
         corpus.run("register", batch, *arguments)
-        corpus.run("shard", "--batch", batch, code=2)
-        corpus.run("shard", "--batch", batch, "--set", "shard.max_quarantined_fraction=0.9")
+        corpus.run("shard", "--num-workers", "1", "--batch", batch, code=2)
+        corpus.run("shard", "--num-workers", "1", "--batch", batch, "--set", "shard.max_quarantined_fraction=0.9")
     sets = [f"data/shards/named-b{number:03d}" for number in range(3)]
     corpus.run("verify", *sets)
     corpus.run("stats", *sets)
@@ -222,9 +222,13 @@ def test_names_of_files_stand_in_the_private_manifest_and_nowhere_else(
     assert list((corpus.project / "reports").glob("*.png")), "where git ignores a picture of a patient"
     changed, missing = sorted(own.rglob("*.png"))
     changed.write_bytes(changed.read_bytes()[::-1])
-    assert "changed since" in corpus.run("shard", "--batch", "named-b001", "--out", "data/other", code=2)
+    assert "changed since" in corpus.run(
+        "shard", "--num-workers", "1", "--batch", "named-b001", "--out", "data/other", code=2
+    )
     missing.unlink()
-    assert "missing or changed" in corpus.run("shard", "--batch", "named-b001", "--out", "data/other", code=2)
+    assert "missing or changed" in corpus.run(
+        "shard", "--num-workers", "1", "--batch", "named-b001", "--out", "data/other", code=2
+    )
     (own / f"{canaries.text()} \n.png").write_bytes(b"")
     corpus.run("register", "named-b003", own, code=2)
     found = canaries_below(corpus.project)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from shards.delivery.batches import read_batch
 from shards.delivery.exclusion import parse_list, read_exclusion
 from shards.delivery.manifest import iterate_manifest
 from shards.errors import SourceError
+from shards.identity import KEY_FILE_VARIABLE
 from shards.reading.lineage import write_lineage
 from shards.reading.reader import ShardIndex
 from tests.support.checkout import ROOT, copy_project
@@ -29,24 +31,43 @@ from tests.support.datasets import write_csv, write_folder, write_phantom
 NAMES = [f"{patient:02}-{number}.png" for patient in range(20) for number in range(2)]
 LIST, RECORD = Path("data/manifests/own-b000.exclude.txt"), Path("batches/own-b000.exclude.yaml")
 SET = Path("data/shards/own-b000")
+KEY = "5eed" * 16
+"""The same in every test, so that all have the same pseudonyms and one built set does for them."""
 
 
 @pytest.fixture
-def project(tmp_path: Path, id_key: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with the batch `own-b000`: twenty patients with two images each."""
-    (tmp_path / "project").mkdir()
-    copy_project(tmp_path / "project")
-    write_folder(tmp_path / "own", NAMES)
-    write_csv(tmp_path / "own.csv", ("path", "patient"), [(name, name[:2]) for name in NAMES])
-    monkeypatch.chdir(tmp_path / "project")
+    return make_project(tmp_path, monkeypatch)
+
+
+def make_project(root: Path, patch: pytest.MonkeyPatch) -> Path:
+    (root / "id.key").write_text(KEY)
+    patch.setenv(KEY_FILE_VARIABLE, str(root / "id.key"))
+    (root / "project").mkdir()
+    copy_project(root / "project")
+    write_folder(root / "own", NAMES)
+    write_csv(root / "own.csv", ("path", "patient"), [(name, name[:2]) for name in NAMES])
+    patch.chdir(root / "project")
     assert command("register", "own-b000", "../own", "--labels", "../own.csv") == 0
-    return tmp_path
+    return root
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A shard set of the images, built once; copied, never changed."""
+    root = tmp_path_factory.mktemp("built")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACE_SCRATCH", str(root / "scratch"))
+        make_project(root, patch)
+        assert command("build", "--batch", "own-b000", "--num-workers", "1") == 0
+    return root / "project" / SET
 
 
 @pytest.fixture
-def index(project: Path) -> ShardIndex:
+def index(project: Path, built: Path) -> ShardIndex:
     """The built set of `own-b000`."""
-    assert command("build", "--batch", "own-b000", "--num-workers", "1") == 0
+    shutil.copytree(built, SET)
     return ShardIndex.open(SET)
 
 
@@ -193,10 +214,8 @@ def test_a_list_that_is_lost_is_not_replaced_by_a_shorter_one(
     said = capsys.readouterr().err
     assert f"{LIST}: not found" in said
     assert "restore the list from a copy" in said
-    check = [sys.executable, "-m", "ace", "config", "check"]
-    checked = subprocess.run(check, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
-    assert checked.returncode == 2, "before any work"
-    assert f"{LIST}: not found" in checked.stderr
+    assert run_command(ace.__main__.build_parser(), ("config", "check")) == 2, "before any work"
+    assert f"{LIST}: not found" in capsys.readouterr().err
     assert (RECORD.read_text(), Path("dvc.yaml").read_text()) == (record, dvc)
     LIST.write_text(text)
     assert command("exclude", "own-b000", second) == 0

@@ -3,8 +3,6 @@
 import io
 import json
 import shutil
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,17 +11,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shards.__main__ import build_parser
 from shards.build.job import BuildJob
 from shards.build.stage import build_shards
 from shards.checking.stats import format_statistics, statistics_of
 from shards.checking.verify import repair_set, verify_set
+from shards.cli import run_command
 from shards.delivery.manifest import iterate_manifest
 from shards.errors import IndexFormatError, SourceError
 from shards.params import PhantomSourceParams, SourceParams
 from shards.reading.reader import ShardIndex
-from shards.runtime.execution import Processes
 from tests.support.datasets import (
     NO_CHECKS,
+    Here,
     folder_bytes,
     folder_params,
     grid_params,
@@ -42,7 +42,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[PhantomSourceParams
     source = write_phantom(root / "phantom")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACE_SCRATCH", str(root / "scratch"))
-        build_shards("a-b000", source, grid_params(), shard_params(), root / "set", execution=Processes(1))
+        build_shards("a-b000", source, grid_params(), shard_params(), root / "set", execution=Here())
     return source, root / "set"
 
 
@@ -179,7 +179,7 @@ def test_a_damaged_report_is_found_and_a_repair_leaves_it_alone(
     before = {key: value for key, value in folder_bytes(damaged).items() if key != TAR}
     found = verify_set(damaged)
     assert (name, "a report is missing or changed") in {(problem.file, problem.kind) for problem in found}
-    assert repair_set(damaged, found, job_of(whole[0]), Processes(1)) == [TAR]
+    assert repair_set(damaged, found, job_of(whole[0]), Here()) == [TAR]
     assert [problem.file for problem in verify_set(damaged)] == [name]
     assert folder_bytes(damaged) == before | {TAR: (whole[1] / TAR).read_bytes()}
 
@@ -190,7 +190,7 @@ def test_a_damaged_index_is_one_problem_and_no_traceback(damage: Callable[[Path]
     (problem,) = verify_set(damaged)
     assert (problem.file, problem.kind) == ("index.json", "the index cannot be used")
     with pytest.raises(IndexFormatError, match="dvc checkout"):
-        repair_set(damaged, [problem], None, Processes(1))  # type: ignore[arg-type]
+        repair_set(damaged, [problem], None, Here())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit, rename_a_key, lambda root: (root / TAR).unlink()])
@@ -200,7 +200,7 @@ def test_a_repair_builds_exactly_the_damaged_tar_and_its_bytes_are_as_before(
     source, original = whole
     damage(damaged)
     before = {path.name: path.stat().st_mtime_ns for path in damaged.iterdir() if path.name != TAR}
-    repaired = repair_set(damaged, verify_set(damaged), job_of(source), Processes(1))
+    repaired = repair_set(damaged, verify_set(damaged), job_of(source), Here())
     assert repaired == [TAR]
     assert folder_bytes(damaged) == folder_bytes(original)
     assert {path.name: path.stat().st_mtime_ns for path in damaged.iterdir() if path.name != TAR} == before
@@ -213,7 +213,7 @@ def test_a_repair_replaces_a_link_and_never_writes_through_it(
     truncate(damaged)
     (tmp_path / "cache").hardlink_to(damaged / TAR)
     content = (tmp_path / "cache").read_bytes()
-    repair_set(damaged, verify_set(damaged), job_of(whole[0]), Processes(1))
+    repair_set(damaged, verify_set(damaged), job_of(whole[0]), Here())
     assert (tmp_path / "cache").read_bytes() == content
     assert (damaged / TAR).read_bytes() == (whole[1] / TAR).read_bytes()
 
@@ -224,7 +224,7 @@ def test_a_repair_with_other_parameters_is_refused_and_changes_nothing(
     truncate(damaged)
     before = folder_bytes(damaged)
     with pytest.raises(IndexFormatError, match=r"dvc repro --force"):
-        repair_set(damaged, verify_set(damaged), job_of(whole[0], seed=9), Processes(1))
+        repair_set(damaged, verify_set(damaged), job_of(whole[0], seed=9), Here())
     assert folder_bytes(damaged) == before
 
 
@@ -237,13 +237,13 @@ def test_tars_without_what_was_quarantined_after_the_build_are_repaired_to_the_b
     Image.open(images / "p0004-i1.png").save(images / "p0011-i2.png", compress_level=1)
     Image.new("L", (48, 48), 50).save(images / "p0006-i1.png")
     (images / "p0013-i1.png").write_bytes((images / "p0013-i1.png").read_bytes()[:-60])
-    build_shards("a-b000", source, grid_params(), shard_params(), tmp_path / "set", execution=Processes(1))
+    build_shards("a-b000", source, grid_params(), shard_params(), tmp_path / "set", execution=Here())
     assert len((tmp_path / "set" / "quarantine.csv").read_text().splitlines()) == 5
     whole = folder_bytes(tmp_path / "set")
     for name in (name for name in whole if name.endswith(".tar")):
         (tmp_path / "set" / name).unlink()
         problems = verify_set(tmp_path / "set")
-        repair_set(tmp_path / "set", problems, job_of(source), Processes(1))
+        repair_set(tmp_path / "set", problems, job_of(source), Here())
         assert folder_bytes(tmp_path / "set") == whole
 
 
@@ -252,7 +252,7 @@ def test_a_repair_needs_the_raw_files_of_the_damaged_tars_alone(tmp_path: Path, 
     source = folder_params(tmp_path / "own", tmp_path / "manifest.jsonl")
     params = shard_params(quality=NO_CHECKS, splits={"train": 1.0, "val": 0.0, "test": 0.0})
     job = BuildJob(batch="a-b000", source=source, grid=grid_params(), params=params)
-    build_shards("a-b000", source, grid_params(), params, tmp_path / "set", execution=Processes(1))
+    build_shards("a-b000", source, grid_params(), params, tmp_path / "set", execution=Here())
     whole = folder_bytes(tmp_path / "set")
     (tmp_path / "set" / TAR).unlink()
     problems = verify_set(tmp_path / "set")
@@ -261,26 +261,27 @@ def test_a_repair_needs_the_raw_files_of_the_damaged_tars_alone(tmp_path: Path, 
     for entry in entries:
         if entry.record.source_id not in kept:
             (tmp_path / "own" / entry.record.image.path).unlink()
-    repair_set(tmp_path / "set", problems, job, Processes(1))
+    repair_set(tmp_path / "set", problems, job, Here())
     assert folder_bytes(tmp_path / "set") == whole
     (tmp_path / "set" / TAR).unlink()
     shutil.rmtree(tmp_path / "own")
     with pytest.raises(SourceError, match="own is not there; expected the manifest, the images"):
-        repair_set(tmp_path / "set", problems, job, Processes(1))
-
-
-def run(*arguments: str, code: int = 0) -> str:
-    answer = subprocess.run(
-        [sys.executable, "-m", "shards", *arguments], capture_output=True, text=True, check=False, timeout=300
-    )
-    assert answer.returncode == code, answer.stderr
-    assert "Traceback" not in answer.stderr
-    return answer.stdout
+        repair_set(tmp_path / "set", problems, job, Here())
 
 
 def test_the_commands_verify_repair_stats_and_show(
-    whole: tuple[PhantomSourceParams, Path], damaged: Path, tmp_path: Path, scratch: Path
+    whole: tuple[PhantomSourceParams, Path],
+    damaged: Path,
+    tmp_path: Path,
+    scratch: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    def run(*arguments: str, code: int = 0) -> str:
+        assert run_command(build_parser(), arguments) == code
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return said.out
+
     write_project(tmp_path, "a-b000", whole[0], grid_params(), shard_params())
     flip_a_bit(damaged)
     problems = json.loads(run("verify", str(damaged), str(whole[1]), "--json", code=1))
@@ -306,7 +307,8 @@ def test_the_commands_verify_repair_stats_and_show(
     (damaged / "index.json").write_text("[]")
     problems = json.loads(run("verify", str(whole[1]), str(damaged), "--repair", "--json", code=1))
     assert [(problem["location"], problem["file"]) for problem in problems] == [(str(damaged), "index.json")]
-    run("verify", str(damaged), "--num-workers", "0", code=2)
+    with pytest.raises(SystemExit, match="2"):
+        run("verify", str(damaged), "--num-workers", "0")
     run("show", str(damaged), "p0003-i1", "--pair", "99", "--out", str(picture), code=2)
 
 

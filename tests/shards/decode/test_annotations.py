@@ -32,10 +32,9 @@ from shards.errors import SourceError
 from shards.format.index import LostAnnotations
 from shards.reading.reader import ShardIndex, ShardReader
 from shards.records import Box, File, Mask, MaskFiles, MaskPolygons, MaskRuns, Record
-from shards.runtime.execution import Processes
 from shards.sources.base import Listing
 from tests.shards.decode.dicom_files import data_of, dataset_of
-from tests.support.datasets import NO_CHECKS, delivered, grid_params, shard_params, smooth_image
+from tests.support.datasets import NO_CHECKS, Here, delivered, grid_params, shard_params, smooth_image
 
 TRIMMED = Placement(48, 100, 100, (20, 10, 80, 70))
 """Of an image of 100 × 100 pixels, the rows 20 to 80 and the columns 10 to 70 on a canvas of 48."""
@@ -159,7 +158,7 @@ def build(records: list[Record], root: Path, **grid: Any) -> ShardReader:
     source = delivered(listing, root, root.parent / "manifests" / f"{root.name}.jsonl")
     params = shard_params(splits={"train": 1.0, "val": 0.0, "test": 0.0}, quality=NO_CHECKS)
     out = root.parent / "out"
-    build_shards("a-b000", source, grid_params(**grid), params, out, execution=Processes(1))
+    build_shards("a-b000", source, grid_params(**grid), params, out, execution=Here())
     return ShardReader(ShardIndex.open(out))
 
 

@@ -19,9 +19,8 @@ from shards.delivery.project import Project, keep_images
 from shards.params import RegisteredSourceParams
 from shards.quality.reasons import BLANK, KEPT, SAME_FILE
 from shards.reading.reader import ShardIndex
-from shards.runtime.execution import Processes
 from tests.support.checkout import copy_project
-from tests.support.datasets import grid_params, shard_params, write_folder
+from tests.support.datasets import Here, grid_params, shard_params, write_folder
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -50,7 +49,7 @@ def source() -> RegisteredSourceParams:
 
 def build(**changes: Any) -> dict[str, dict[str, Any]]:
     """Key → row of the report."""
-    build_shards("own-b000", source(), grid_params(), shard_params(**changes), Path("out"), execution=Processes(1))
+    build_shards("own-b000", source(), grid_params(), shard_params(**changes), Path("out"), execution=Here())
     return {row["key"]: row for row in pq.read_table("out/quality.parquet").to_pylist()}
 
 

@@ -28,14 +28,13 @@ from shards.params import BatchParams, MixParams, parse_mix
 from shards.reading.reader import ShardIndex
 from shards.records import File, Record
 from shards.runtime.atomic import write_text
-from shards.runtime.execution import Processes
 from shards.sources.base import Listing
 from shards.sources.datasets.dicom_tree import DicomTreeSource
 from shards.sources.datasets.folder import NO_ROW, FolderSource
 from shards.sources.patients import parse_patient_rule
 from tests.shards.decode.dicom_files import RAMP, data_of, dataset_of
 from tests.support.checkout import copy_project
-from tests.support.datasets import folder_bytes, grid_params, shard_params, smooth_image, write_csv, write_folder
+from tests.support.datasets import Here, folder_bytes, grid_params, shard_params, smooth_image, write_csv, write_folder
 
 REPOSITORY = Path(__file__).parents[3]
 NAMES = [f"patient {number}/{view}.png" for number in range(6) for view in ("a", "b")]
@@ -650,7 +649,7 @@ def test_a_registered_batch_builds_and_its_mix_is_what_the_index_finds(
     monkeypatch.chdir(project)
     params = shard_params(splits={"train": 1.0, "val": 0.0, "test": 0.0})
     values = read_params(project / "params.yaml")["grid"]
-    build_shards("clinic-b000", batch.source, grid_params(**values), params, project / "set", execution=Processes(1))
+    build_shards("clinic-b000", batch.source, grid_params(**values), params, project / "set", execution=Here())
     index = ShardIndex.open(project / "set")
     assert index.description.counts.images["train"] == 12
     assert index.description.dataset.patient_grouping == "image"
@@ -1045,7 +1044,15 @@ def test_the_only_batch_twice_changes_nothing(project: Path, tmp_path: Path, id_
     assert folder_bytes(project) == once
 
 
-@pytest.mark.parametrize("killed_after", ["real-b000.jsonl", f"dvc.yaml{COPY}", "dvc.yaml", f"params.yaml{COPY}"])
+@pytest.mark.parametrize(
+    "killed_after",
+    [
+        "real-b000.jsonl",
+        pytest.param(f"dvc.yaml{COPY}", marks=pytest.mark.slow),
+        "dvc.yaml",
+        pytest.param(f"params.yaml{COPY}", marks=pytest.mark.slow),
+    ],
+)
 def test_a_kill_while_the_only_batch_is_entered_is_completed_by_the_same_call(
     killed_after: str, project: Path, tmp_path: Path, id_key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from ace.__main__ import build_parser
+from shards.cli import run_command
 from shards.delivery.batches import batch_path
 from shards.delivery.project import Project, remove_batch
 from shards.delivery.yaml_lines import add_deps, add_item
@@ -105,8 +107,7 @@ def test_a_removal_that_is_killed_at_any_moment_leaves_a_project_that_works_and_
     assert {state for state, _ in seen} == {before, (after[0], before[1]), after}
     assert {has_leftovers for _, has_leftovers in seen} == {False, True}
     halfway = next(killed for (state, _), killed in seen.items() if state not in (before, after))
-    check = [sys.executable, "-m", "ace", "config", "check", "--params", str(halfway.params)]
-    subprocess.run(check, cwd=ROOT, env=environment, check=True, capture_output=True)
+    assert run_command(build_parser(), ("config", "check", "--params", str(halfway.params))) == 0
     for (state, _), killed in seen.items():
         if state != after:
             remove_batch(FIRST, killed)

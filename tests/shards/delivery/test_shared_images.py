@@ -16,11 +16,10 @@ from shards.errors import SourceError
 from shards.reading.copies import find_trained_copies
 from shards.reading.lineage import write_lineage
 from shards.reading.reader import ShardIndex, ShardReader
-from shards.runtime.execution import Processes
 from shards.sources.registry import open_source
 from tests.shards.sources.trees import write_lines
 from tests.support.checkout import copy_project
-from tests.support.datasets import NO_CHECKS, grid_params, shard_params, write_folder
+from tests.support.datasets import NO_CHECKS, Here, grid_params, shard_params, write_folder
 
 REPOSITORY = Path(__file__).parents[3]
 NUMBERS = ("7", "57", "36199", "40003")
@@ -85,7 +84,7 @@ def test_without_a_mapping_manifest_params_index_and_a_warning_name_the_others(
     assert source.shares_images_with == others
     source = source.model_copy(update={"dep": str(project.root / source.dep)})
     params = shard_params(splits={"train": 1.0, "val": 0.0, "test": 0.0})
-    build_shards("chestx-det-b000", source, grid_params(), params, tmp_path / "set", execution=Processes(1))
+    build_shards("chestx-det-b000", source, grid_params(), params, tmp_path / "set", execution=Here())
     dataset = ShardIndex.open(tmp_path / "set").description.dataset
     assert (dataset.shares_images_with, dataset.patient_grouping) == (tuple(others), "image")
 
@@ -138,7 +137,7 @@ def test_a_picture_stored_again_with_the_same_pixels_is_new_to_register_and_foun
         source = source.model_copy(update={"dep": str(project.root / source.dep), "root": str(root)})
         split = {"splits": {"train": 0.0, "val": 0.0, "test": 0.0} | {"test" if root == first else "train": 1.0}}
         params = shard_params(quality=NO_CHECKS, **split)
-        build_shards(name, source, grid_params(), params, tmp_path / name, execution=Processes(1))
+        build_shards(name, source, grid_params(), params, tmp_path / name, execution=Here())
     measured, trained = (ShardIndex.open(tmp_path / name) for name in roots)
     assert len(trained.rows) == 5, "register takes it for a new image"
     write_lineage(tmp_path, {trained.name: trained})

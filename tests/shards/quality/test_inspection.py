@@ -279,7 +279,7 @@ def test_a_mask_that_contradicts_its_label_is_remarked_on_by_name(tmp_path: Path
     for name, drawn in (("p0002-i1", True), ("p0003-i1", False)):
         mask = np.full((48, 48), drawn)
         Image.fromarray(mask).save(tmp_path / "phantom" / "masks" / "nodule" / f"{name}.png")
-    build_shards("a-b000", source, grid_params(), shard_params(), tmp_path / "out", execution=Processes(1))
+    build_shards("a-b000", source, grid_params(), shard_params(), tmp_path / "out", execution=Here())
     rows = {row["key"]: row for row in pq.read_table(tmp_path / "out" / "quality.parquet").to_pylist()}
     found = {key for key, row in rows.items() if CONTRADICTION in (row["reason"] or "")}
     assert found == {"p0002-i1", "p0003-i1"} == {key for key, row in rows.items() if row["contradictions"]}
@@ -303,9 +303,7 @@ def test_a_tar_whose_samples_are_all_quarantined_is_not_published(tmp_path: Path
 
 
 def _phantom_index(source: Any, out: Path) -> ShardIndex:
-    build_shards(
-        "a-b000", source, grid_params(), shard_params(max_quarantined_fraction=0.4), out, execution=Processes(1)
-    )
+    build_shards("a-b000", source, grid_params(), shard_params(max_quarantined_fraction=0.4), out, execution=Here())
     return ShardIndex.open(out)
 
 

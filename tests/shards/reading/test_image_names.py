@@ -9,8 +9,7 @@ from shards.build.stage import build_shards
 from shards.errors import ContaminationError
 from shards.reading.image_names import IMAGE_NAMES, check_image_names
 from shards.reading.reader import ShardIndex
-from shards.runtime.execution import Processes
-from tests.support.datasets import folder_params, grid_params, shard_params, write_csv, write_folder
+from tests.support.datasets import Here, folder_params, grid_params, shard_params, write_csv, write_folder
 
 IMAGES = [f"{patient:08}_{number:03}.png" for patient in range(8) for number in range(2)]
 """Two images of each of eight patients; the last four patients are test patients."""
@@ -30,7 +29,7 @@ def measured(tmp_path: Path, id_key: str) -> ShardIndex:
     write_csv(tmp_path / "own.csv", ("path", "patient", "split"), rows)
     source = folder_params(tmp_path / "own", tmp_path / "manifests" / "own-b000.jsonl", tmp_path / "own.csv")
     out = tmp_path / "own-b000"
-    build_shards("own-b000", source, grid_params(), shard_params(splits=LARGE), out, execution=Processes(1))
+    build_shards("own-b000", source, grid_params(), shard_params(splits=LARGE), out, execution=Here())
     return ShardIndex.open(out)
 
 

@@ -17,8 +17,15 @@ from shards.reading.lineage import (
     write_lineage,
 )
 from shards.reading.reader import ShardIndex
-from shards.runtime.execution import Processes
-from tests.support.datasets import folder_params, grid_params, shard_params, write_csv, write_folder, write_phantom
+from tests.support.datasets import (
+    Here,
+    folder_params,
+    grid_params,
+    shard_params,
+    write_csv,
+    write_folder,
+    write_phantom,
+)
 
 NAMES = [f"{number:02}.png" for number in range(24)]
 
@@ -26,7 +33,7 @@ NAMES = [f"{number:02}.png" for number in range(24)]
 @pytest.fixture
 def index(tmp_path: Path) -> ShardIndex:
     source = write_phantom(tmp_path / "phantom")
-    build_shards("a-b000", source, grid_params(), shard_params(), tmp_path / "set", execution=Processes(1))
+    build_shards("a-b000", source, grid_params(), shard_params(), tmp_path / "set", execution=Here())
     return ShardIndex.open(tmp_path / "set")
 
 
@@ -36,7 +43,7 @@ def folder_set(root: Path, name: str, splits: list[str]) -> ShardIndex:
     write_csv(root / f"{name}.csv", ("path", "patient", "split"), rows)
     source = folder_params(root / "own", root / f"{name}.jsonl", root / f"{name}.csv")
     params = shard_params(splits={"train": 1.0, "val": 0.0, "test": 0.0})
-    build_shards(name, source, grid_params(), params, root / name, execution=Processes(1))
+    build_shards(name, source, grid_params(), params, root / name, execution=Here())
     return ShardIndex.open(root / name)
 
 

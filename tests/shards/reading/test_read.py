@@ -19,8 +19,7 @@ from shards.build.stage import build_shards
 from shards.errors import IndexFormatError
 from shards.format.layout import ROW_DTYPE, SampleSpans
 from shards.reading.reader import Sample, ShardIndex, ShardReader
-from shards.runtime.execution import Processes
-from tests.support.datasets import grid_params, shard_params, write_phantom
+from tests.support.datasets import Here, grid_params, shard_params, write_phantom
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = write_phantom(root / "phantom")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACE_SCRATCH", str(root / "scratch"))
-        build_shards("phantom-b000", source, grid_params(), shard_params(), root / "set", execution=Processes(1))
+        build_shards("phantom-b000", source, grid_params(), shard_params(), root / "set", execution=Here())
     return root / "set"
 
 
@@ -87,7 +86,7 @@ def test_a_sample_without_masks_and_landmarks_has_empty_ones(tmp_path: Path, scr
     source = write_phantom(tmp_path / "phantom", num_patients=4)
     shutil.rmtree(tmp_path / "phantom" / "masks")
     (tmp_path / "phantom" / "landmarks.csv").write_text("image_id,landmark,row,col\n")
-    build_shards("a", source, grid_params(), shard_params(num_bank_pairs=0), tmp_path / "set", execution=Processes(1))
+    build_shards("a", source, grid_params(), shard_params(num_bank_pairs=0), tmp_path / "set", execution=Here())
     sample = ShardReader(ShardIndex.open(tmp_path / "set")).read(0)
     assert sample.masks() == {}
     assert sample.landmarks == {}
@@ -124,7 +123,7 @@ def jpegs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACE_SCRATCH", str(root / "scratch"))
         params = shard_params(image_format="jpg")
-        build_shards("phantom-b000", source, grid_params(), params, root / "set", execution=Processes(1))
+        build_shards("phantom-b000", source, grid_params(), params, root / "set", execution=Here())
     return root / "set"
 
 
@@ -168,7 +167,7 @@ def test_a_png_has_no_half_to_cut_from(built: Path) -> None:
 def test_no_half_is_kept_where_no_crop_would_be_made_of_it(changes: dict, tmp_path: Path) -> None:
     source = write_phantom(tmp_path / "phantom", num_patients=4)
     params = shard_params(image_format="jpg")
-    build_shards("a", source, grid_params(**changes), params, tmp_path / "set", execution=Processes(1))
+    build_shards("a", source, grid_params(**changes), params, tmp_path / "set", execution=Here())
     assert [sample.half for sample in all_samples(tmp_path / "set")] == [None] * 6
 
 

@@ -29,6 +29,7 @@ from shards.reading.reader import ShardIndex
 from shards.runtime.execution import Execution, Item, Processes, RayCluster
 from tests.support.checkout import ROOT
 from tests.support.datasets import (
+    Here,
     folder_bytes,
     folder_params,
     grid_params,
@@ -74,13 +75,23 @@ def built(source: PhantomSourceParams, scratch: Path, execution: Execution, **dy
     return {name: summary for name, summary in summaries.items() if summary}
 
 
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> PhantomSourceParams:
+    """Raw images that no test changes."""
+    return write_phantom(tmp_path_factory.mktemp("raw") / "phantom")
+
+
+@pytest.fixture(scope="module")
+def whole(phantom: PhantomSourceParams, tmp_path_factory: pytest.TempPathFactory) -> dict[str, TarSummary]:
+    """The summaries of its tars, where no process ended."""
+    return built(phantom, tmp_path_factory.mktemp("built") / "whole", Processes(1))
+
+
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_an_image_that_ends_its_process_is_quarantined_and_nothing_else_is_lost(
-    num_workers: int, tmp_path: Path
+    num_workers: int, phantom: PhantomSourceParams, whole: dict[str, TarSummary], tmp_path: Path
 ) -> None:
-    source = write_phantom(tmp_path / "phantom")
-    whole = built(source, tmp_path / "whole", Processes(1))
-    hurt = built(source, tmp_path / "hurt", Processes(num_workers), key="p0005-i2")
+    hurt = built(phantom, tmp_path / "hurt", Processes(num_workers), key="p0005-i2")
     (name,) = (name for name in whole if whole[name].sha256 != hurt[name].sha256)
     (item,) = hurt[name].quarantined
     assert item.image.display_name == "images/p0005-i2.png"
@@ -89,10 +100,10 @@ def test_an_image_that_ends_its_process_is_quarantined_and_nothing_else_is_lost(
     assert [sample.image.key for sample in hurt[name].samples] == [key for key in keys if key != "p0005-i2"]
 
 
-def test_a_process_killed_from_outside_costs_no_image(tmp_path: Path) -> None:
-    source = write_phantom(tmp_path / "phantom")
-    whole = built(source, tmp_path / "whole", Processes(1))
-    assert built(source, tmp_path / "hurt", Processes(2), key="p0005-i2", once=tmp_path / "died") == whole
+def test_a_process_killed_from_outside_costs_no_image(
+    phantom: PhantomSourceParams, whole: dict[str, TarSummary], tmp_path: Path
+) -> None:
+    assert built(phantom, tmp_path / "hurt", Processes(2), key="p0005-i2", once=tmp_path / "died") == whole
 
 
 @dataclass(frozen=True)
@@ -147,7 +158,7 @@ def test_the_folder_that_processes_start_in_does_not_matter(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = relative_source(kind, tmp_path / "project", monkeypatch)
-    build_shards("a", source, grid_params(), shard_params(), Path("here"), execution=Processes(1))
+    build_shards("a", source, grid_params(), shard_params(), Path("here"), execution=Here())
     build_shards("a", source, grid_params(), shard_params(), Path("there"), execution=Elsewhere(tmp_path))
     assert folder_bytes(Path("there")) == folder_bytes(Path("here"))
 
@@ -209,12 +220,12 @@ def test_the_processes_of_a_cluster_may_start_in_any_folder(
 
 
 @pytest.mark.slow
-def test_a_ray_cluster_builds_the_same_bytes_and_survives_the_same_deaths(tmp_path: Path) -> None:
+def test_a_ray_cluster_builds_the_same_bytes_and_survives_the_same_deaths(
+    phantom: PhantomSourceParams, whole: dict[str, TarSummary], tmp_path: Path
+) -> None:
     pytest.importorskip("ray")
-    source = write_phantom(tmp_path / "phantom")
-    whole = built(source, tmp_path / "whole", Processes(1))
-    assert built(source, tmp_path / "ray", RayCluster("local")) == whole
-    hurt = built(source, tmp_path / "hurt", RayCluster("local"), key="p0005-i2")
+    assert built(phantom, tmp_path / "ray", RayCluster("local")) == whole
+    hurt = built(phantom, tmp_path / "hurt", RayCluster("local"), key="p0005-i2")
     assert sum(len(summary["quarantined"]) for summary in hurt.values()) == 1
 
 
@@ -250,7 +261,7 @@ def test_a_set_on_another_disk_needs_room_for_finished_tars_too(
             grid_params(),
             shard_params(max_quarantined_fraction=0.0),
             tmp_path / "out",
-            execution=Processes(1),
+            execution=Here(),
         )
     usage = shutil.disk_usage(tmp_path)
     with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
@@ -260,9 +271,9 @@ def test_a_set_on_another_disk_needs_room_for_finished_tars_too(
         with pytest.raises(
             NoSpaceError, match=rf"{full}: 0\.0 kB free, 30 images need about 48\.4 kB; .* choose an --out"
         ):
-            build_shards("a", source, grid_params(), shard_params(), full / "out", execution=Processes(1))
+            build_shards("a", source, grid_params(), shard_params(), full / "out", execution=Here())
         free[full] = usage.free
-        build_shards("a", source, grid_params(), shard_params(), full / "out", execution=Processes(1))
+        build_shards("a", source, grid_params(), shard_params(), full / "out", execution=Here())
         assert len(ShardIndex.open(full / "out").rows) == 29
 
 
@@ -272,7 +283,7 @@ def test_a_full_disk_leaves_no_half_file_and_what_was_finished_is_used_again(
 ) -> None:
     """No file of the child may grow over `max_bytes`: the write fails as on a full disk."""
     source = write_phantom(tmp_path / "phantom", num_patients=20)
-    build_shards("a", source, grid_params(), shard_params(), tmp_path / "whole", execution=Processes(1))
+    build_shards("a", source, grid_params(), shard_params(), tmp_path / "whole", execution=Here())
     write_project(tmp_path, "a", source, grid_params(), shard_params())
     command = [sys.executable, "-m", "shards", "build", "--batch", "a", "--num-workers", "1"]
     command += ["--params", str(tmp_path / "params.yaml"), "--out", str(tmp_path / "out")]

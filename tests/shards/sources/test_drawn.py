@@ -14,11 +14,10 @@ from shards.errors import SourceError
 from shards.format.index import LostAnnotations
 from shards.reading.reader import ShardIndex, ShardReader
 from shards.records import Box, File, MaskFiles
-from shards.runtime.execution import Processes
 from shards.sources.check import check_source
 from shards.sources.datasets.folder import NO_ROW, FolderSource
 from tests.shards.sources.trees import by_id, mask_paths
-from tests.support.datasets import NO_CHECKS, folder_params, grid_params, shard_params, write_csv, write_folder
+from tests.support.datasets import NO_CHECKS, Here, folder_params, grid_params, shard_params, write_csv, write_folder
 
 HEIGHT, WIDTH = 40, 30
 COLUMNS = ("path", "nodule", "mask:lungs", "mask:heart", "box:nodule", "landmark:carina", "height", "width")
@@ -54,7 +53,7 @@ def build(root: Path, rows: list[tuple]) -> ShardReader:
     source = labelled(root, rows)
     params = folder_params(root, root.parent / "manifest.jsonl", source.labels)
     out = root.parent / "out"
-    build_shards("own-b000", params, grid_params(), shard_params(quality=NO_CHECKS), out, execution=Processes(1))
+    build_shards("own-b000", params, grid_params(), shard_params(quality=NO_CHECKS), out, execution=Here())
     return ShardReader(ShardIndex.open(out))
 
 

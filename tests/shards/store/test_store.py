@@ -24,13 +24,12 @@ from shards.build.stage import build_shards
 from shards.cli import run_command
 from shards.errors import ConfigError, IndexFormatError, StoreError
 from shards.reading.reader import ShardIndex, ShardReader
-from shards.runtime.execution import Processes
 from shards.store import location as store
 from shards.store import remote
 from shards.store.cache import CACHE_VARIABLE, ShardCache
 from shards.store.location import LocalStore, RemoteStore, location_of, open_store, parse_location
 from shards.store.remote import Remote, Retry
-from tests.support.datasets import grid_params, shard_params, write_phantom
+from tests.support.datasets import Here, grid_params, shard_params, write_phantom
 from tests.support.servers import Fault, FlakyServer, s3_server, upload
 
 QUICK = Retry(attempts=4, first_delay_s=0.01, max_delay_s=0.05, timeout_s=0.5)
@@ -44,7 +43,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = write_phantom(root / "phantom", num_patients=12)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACE_SCRATCH", str(root / "scratch"))
-        build_shards("phantom-b000", source, grid_params(), shard_params(), root / "set", execution=Processes(1))
+        build_shards("phantom-b000", source, grid_params(), shard_params(), root / "set", execution=Here())
     return root / "set"
 
 
