@@ -74,6 +74,35 @@ def heat(values: Float[np.ndarray, "rows cols"], *, low: float | None = None, hi
     return coloured[..., :3]
 
 
+def found_tile(
+    canvas: np.ndarray, targets: Float[np.ndarray, "points 2"], found: Float[np.ndarray, "points 2"], label: str
+) -> str:
+    """Where points of a canvas should be found and where they were, as an SVG in HTML.
+
+    Args:
+        canvas: The picture.
+        targets: A ring each, in pixels.
+        found: A dot each, joined to its ring, in pixels.
+        label: What a screen reader says.
+    """
+    size_px = len(canvas)
+    marks = []
+    for target, point in zip(targets, found, strict=True):
+        colour = place_colour(target / size_px)
+        (top, left), (row, col) = target.round(1), point.round(1)
+        marks.append(
+            f'<path d="M{left} {top}L{col} {row}" style="stroke: {colour}; stroke-width: 1.2; stroke-opacity: .85"/>'
+            f'<circle cx="{left}" cy="{top}" r="{size_px / 70:.1f}" '
+            f'style="fill: none; stroke: {colour}; stroke-width: 1.3"/>'
+            f'<circle cx="{col}" cy="{row}" r="{size_px / 105:.1f}" style="fill: {colour}; stroke: #000"/>'
+        )
+    image = f'<image href="{data_uri(canvas, kind="jpeg")}" width="{size_px}" height="{size_px}"/>'
+    return (
+        f'<svg class="tile" viewBox="0 0 {size_px} {size_px}" role="img" aria-label="{label}">'
+        f"{image}{''.join(marks)}</svg>"
+    )
+
+
 def answer_row(encoder: str, number: int, crops: np.ndarray, is_right: np.ndarray) -> str:
     """One encoder's nearest candidates as a row of crops, as HTML; the right ones are framed.
 

@@ -133,7 +133,7 @@ def plan_composition(num_patients: int, params: CompositionParams, rng: np.rando
 def embed_quadrants(
     embedder: Embedder, canvases: Sequence[Image], plan: CompositionPlan
 ) -> tuple[Directions, Directions]:
-    """Embed every region and its quadrants, each resampled to crop size: E(whole), and the direction of mean E(parts)."""
+    """Embed every region and its quadrants, each at crop size: E(whole), and the direction of the mean of E(parts)."""
     size_px = embedder.encoder.spec.crop_px
 
     def crops() -> Iterator[Image]:
@@ -237,7 +237,7 @@ class CompositionMeasurement(Measurement):
         return answers
 
     def read(self, answers: Answers) -> Mapping[str, Reading]:
-        """Compare true with mismatched cosines; the chance of the true ones alone is the mean of the mismatched ones."""
+        """Compare true with mismatched cosines; the mean of the latter is the chance of the former alone."""
         num_patients, further = len(self.setting.cohort.subjects), self.plan.among(self.is_further)
         cosines = CompositionCosines(answers["true"], answers["mismatched"])
         facts = _counts(self.plan)
@@ -305,9 +305,7 @@ class Composition(Property):
         ),
         "compositionality_auc": Figure("Compositionality: AUC, true against mismatched", "{:.3f}", summary="AUC"),
         "compositionality_3x3": Figure("Compositionality: true minus mismatched, 3 × 3 parts", "{:.3f}"),
-        "compositionality_random": Figure(
-            "Compositionality: true minus mismatched, parts cut at random", "{:.3f}"
-        ),
+        "compositionality_random": Figure("Compositionality: true minus mismatched, parts cut at random", "{:.3f}"),
         UNMATCHED: Figure(
             "Unmatched cosine of the whole with its parts, as others publish it; 1 for a collapsed encoder, and chance "
             "is the cosine with another's parts",
@@ -347,7 +345,7 @@ class Composition(Property):
 
 
 def cut_examples(view: View) -> list[dict[str, Any]]:
-    """Each further way to cut: the first region with its parts, and every encoder's figure beside that of 2 × 2 parts."""
+    """Each further way to cut: the first region with its parts, and every encoder's figure."""
     from ace.drawing.pictures import Box, data_uri
 
     size_px = view.arrays["cut_whole"].shape[0] if len(view.params["cuts"]) > 1 else 0
