@@ -3,16 +3,18 @@
 import base64
 import colorsys
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import matplotlib
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from ace.drawing.words import encoder_mark, encoder_name
 
 NUM_SHADES = 64
+NUM_GREYS = 8
 SCALE_PERCENTILE = 99
 """The brightest colour of the change maps stands for this percentile of all changes, so that single tokens that change
 far more than the rest do not darken them."""
@@ -103,6 +105,31 @@ def found_tile(
     )
 
 
+def label_map(labels: Int[np.ndarray, "rows cols"]) -> UInt8[np.ndarray, "rows cols 3"]:
+    """Numbers as colours: each number from 0 to 19 has its own, −1 is black and others are shades of grey."""
+    palette = (np.array(matplotlib.colormaps["tab20"].colors) * 255).round().astype(np.uint8)
+    greys = np.repeat((40 + 12 * (labels % NUM_GREYS))[..., None], 3, axis=-1).astype(np.uint8)
+    coloured = np.where((labels < len(palette))[..., None], palette[np.clip(labels, 0, len(palette) - 1)], greys)
+    coloured[labels < 0] = 0
+    return coloured
+
+
+def tile_row(tiles: Sequence[tuple[str, str]]) -> str:
+    """Pictures side by side as HTML, each below its label.
+
+    Args:
+        tiles: Label and picture of each, both HTML.
+    """
+    narrow = 2 if len(tiles) % 2 == 0 else 3
+    cells = "".join(f'<div><p class="label">{label}</p>{tile}</div>' for label, tile in tiles)
+    return f'<div class="found" style="--columns: {len(tiles)}; --narrow: {narrow}">{cells}</div>'
+
+
+def encoder_label(encoder: str, number: int) -> str:
+    """Return an encoder's name in its colour, as HTML; `number` is its position in `encoders`."""
+    return f'<span class="{encoder_mark(number)}">{encoder_name(encoder)}</span>'
+
+
 def answer_row(encoder: str, number: int, crops: np.ndarray, is_right: np.ndarray) -> str:
     """One encoder's nearest candidates as a row of crops, as HTML; the right ones are framed.
 
@@ -112,7 +139,7 @@ def answer_row(encoder: str, number: int, crops: np.ndarray, is_right: np.ndarra
         crops: The candidates, the nearest first.
         is_right: Which of them are right.
     """
-    who = f'<div class="who"><span class="{encoder_mark(number)}">{encoder_name(encoder)}</span></div>'
+    who = f'<div class="who">{encoder_label(encoder, number)}</div>'
     cells = [
         f'<div class="candidate {"right" if right else "wrong"}{"" if place else " first"}">'
         f'<img src="{data_uri(crop)}" alt="{"right" if right else "wrong"} candidate {place + 1}"></div>'

@@ -13,7 +13,7 @@ from ace.data.crops import resample
 from ace.embed.embedder import Embedder, Image, unit
 from ace.properties.base import Answers, Figure, Measurement, NotMeasured, Property, Reading, Setting, View
 from ace.protocol.cohort import Subject
-from ace.protocol.dense import points_of, with_landmarks
+from ace.protocol.dense import common_landmarks, points_of, with_landmarks
 from ace.protocol.features import Features
 from ace.protocol.intervals import per_patient
 from ace.protocol.regions import Region
@@ -44,8 +44,8 @@ class RetrievalParams(Section):
         percents = [_percent(side) for side in (self.side, *self.further_sides)]
         if any(second >= first for first, second in pairwise(percents)):
             raise ValueError(
-                f"side is {self.side} and further_sides are {list(self.further_sides)}; each has to be smaller than the "
-                "one before it, by a percent of the canvas side at least"
+                f"side is {self.side} and further_sides are {list(self.further_sides)}; each has to be smaller than "
+                "the one before it, by .01 at least"
             )
         return self
 
@@ -84,9 +84,7 @@ class RetrievalMeasurement(Measurement):
     def ask(self, embedder: Embedder, features: Features) -> Answers:
         """Return E(region) of every region."""
         return {
-            f"embeddings{suffix}": unit(
-                embedder.pooled(self._crops(own), total=len(own.regions), task="retrieval")
-            )
+            f"embeddings{suffix}": unit(embedder.pooled(self._crops(own), total=len(own.regions), task="retrieval"))
             for suffix, own in self.sets.items()
         }
 
@@ -152,9 +150,7 @@ class Retrieval(Property):
     def plan(self, setting: Setting, params: RetrievalParams) -> RetrievalMeasurement | NotMeasured:
         """Choose landmarks that all patients have, and lay a region around each."""
         subjects = with_landmarks(setting.cohort.subjects, params.num_patients)
-        common = sorted(set.intersection(*(set(subject.landmarks) for subject in subjects))) if subjects else []
-        drawn = setting.generator(self.name).permutation(len(common))[: params.num_landmarks]
-        names = [common[number] for number in np.sort(drawn)]
+        names = common_landmarks(subjects, params.num_landmarks, setting.generator(self.name))
         if not names:
             return NotMeasured(f"no two {setting.cohort.split} patients of this batch have a landmark in common")
         points = np.array([points_of(subject, names) for subject in subjects])

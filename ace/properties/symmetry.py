@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import Field
 
-from ace.drawing.words import encoder_mark, encoder_name
+from ace.drawing.words import encoder_name
 from ace.embed.embedder import Embedder
 from ace.properties.base import Answers, Figure, Measurement, NotMeasured, Property, Reading, Setting, View
 from ace.protocol.cohort import Subject
@@ -139,21 +139,26 @@ class Symmetry(Property):
 
     def shown(self, view: View) -> dict[str, Any]:
         """Show the first patients with each encoder's counterparts."""
-        from ace.drawing.pictures import found_tile
+        from ace.drawing.pictures import encoder_label, found_tile, tile_row
 
-        pictures, number = [], 0
-        while f"canvas_{number}" in view.arrays:
-            canvas, targets = view.arrays[f"canvas_{number}"], view.arrays[f"targets_{number}"]
-            tiles = []
-            for position, name in enumerate(view.encoders):
-                label = f"Counterparts found by the {encoder_name(name)} encoder"
-                tile = found_tile(canvas, targets, view.arrays[f"{name}_found_{number}"], label)
-                who = f'<span class="{encoder_mark(position)}">{encoder_name(name)}</span>'
-                tiles.append(f'<div><p class="label">{who}</p>{tile}</div>')
-            pictures.append(f'<div class="row">{"".join(tiles)}</div>')
-            number += 1
-        note = "Rings: the counterpart. Dots: where it was found, joined to its ring. The first {many}, none picked by hand."
-        return {"pictures": pictures, "note": view.words.fill(note)}
+        arrays, pictures = view.arrays, []
+        while f"canvas_{len(pictures)}" in arrays:
+            number = len(pictures)
+            tiles = [
+                (
+                    encoder_label(name, position),
+                    found_tile(
+                        arrays[f"canvas_{number}"],
+                        arrays[f"targets_{number}"],
+                        arrays[f"{name}_found_{number}"],
+                        f"Counterparts found by the {encoder_name(name)} encoder",
+                    ),
+                )
+                for position, name in enumerate(view.encoders)
+            ]
+            pictures.append(tile_row(tiles))
+        note = "Rings: the counterpart. Dots: where it was found, joined to its ring. None picked by hand."
+        return {"pictures": pictures, "note": note}
 
 
 def counterpart(name: str) -> str:
