@@ -81,32 +81,30 @@ class InterpolationMeasurement(Measurement):
         setting: The patients.
         regions: The lattice.
         questions: Of each figure.
+        num_patients: Patients that are compared, the first ones.
         pairs: (query, key): a patient whose regions are given, and one whose regions are the candidates.
     """
 
     setting: Setting
     regions: tuple[Region, ...]
     questions: Mapping[str, Questions]
-    pairs: Int[np.ndarray, "pairs 2"]
-
-    @property
-    def _num_patients(self) -> int:
-        return int(self.pairs.max()) + 1
+    num_patients: int
+    pairs: tuple[tuple[int, int], ...]
 
     def ask(self, embedder: Embedder, features: Features) -> Answers:
         """Return E0 of every region [patients, regions, dim]."""
-        total = self._num_patients * len(self.regions)
-        pooled = embedder.pooled(self._crops(range(self._num_patients)), total=total, task="interpolation")
-        return {"embeddings": pooled.reshape(self._num_patients, len(self.regions), -1)}
+        total = self.num_patients * len(self.regions)
+        pooled = embedder.pooled(self._crops(range(self.num_patients)), total=total, task="interpolation")
+        return {"embeddings": pooled.reshape(self.num_patients, len(self.regions), -1)}
 
     def read(self, answers: Answers) -> Mapping[str, Reading]:
         """Count the questions whose nearest candidate is the region that is looked for."""
-        num, readings = self._num_patients, {}
+        num, readings = self.num_patients, {}
         for figure, questions in self.questions.items():
             is_candidate, is_right = self._candidates(questions)
             sums, counts = np.zeros((2, num, num))
             for query, key in self.pairs:
-                similarities = self._similarities(answers["embeddings"], questions, query, key)
+                similarities = suggested_cosines(answers["embeddings"][query], answers["embeddings"][key], questions)
                 sums[query, key] = top_credit(similarities, is_candidate, is_right, 1).sum()
                 counts[query, key] = len(questions.wanted)
             facts = {"num_questions": int(counts.sum()), "num_candidates": len(self.regions) - 2}
@@ -119,30 +117,28 @@ class InterpolationMeasurement(Measurement):
         `FIGURE_given` are the two crops that are given and `FIGURE_wanted` the one that is looked for, as the query's
         patient shows it; per encoder `_FIGURE_best` are crops of the key's patient, and `_FIGURE_is_right`.
         """
-        _, first_of_query = np.unique(self.pairs[:, 0], return_index=True)
-        shown = self.pairs[first_of_query[: self.setting.num_examples]]
-        num_regions, arrays = len(self.regions), dict[str, Any]()
-        crops = {int(patient): np.stack(list(self._crops([int(patient)]))) for patient in np.unique(shown)}
+        first = dict(reversed(self.pairs))
+        shown = sorted(first.items())[: self.setting.num_examples]
+        crops = {patient: np.stack(list(self._crops([patient]))) for pair in shown for patient in pair}
+        arrays: dict[str, Any] = {}
         for figure, questions in self.questions.items():
             # Spread over the canvas, so that not all examples lie in one corner.
             chosen = np.linspace(0, len(questions.wanted) - 1, len(shown) + 2).round().astype(int)[1:-1]
-            given, wanted = questions.given[chosen], questions.wanted[chosen]
-            queries = [crops[query] for query in shown[:, 0].tolist()]
-            arrays[f"{figure}_given"] = np.stack([own[at] for own, at in zip(queries, given, strict=True)])
-            arrays[f"{figure}_wanted"] = np.stack([own[at] for own, at in zip(queries, wanted, strict=True)])
-            is_candidate, is_right = (own[chosen] for own in self._candidates(questions))
+            asked = list(zip(chosen.tolist(), shown, strict=True))
+            arrays[f"{figure}_given"] = np.stack([crops[query][questions.given[at]] for at, (query, _) in asked])
+            arrays[f"{figure}_wanted"] = np.stack([crops[query][questions.wanted[at]] for at, (query, _) in asked])
+            is_candidate, is_right = self._candidates(questions)
             for name, answer in answers.items():
-                similarities = np.stack(
-                    [
-                        self._similarities(answer["embeddings"], questions, query, key)[number]
-                        for number, (query, key) in zip(chosen, shown, strict=True)
-                    ]
-                )
-                order = np.argsort(-np.where(is_candidate, similarities, -np.inf), axis=1, kind="stable")
-                best = order[:, : min(NUM_SHOWN, num_regions - 2)]
-                keys = [crops[key] for key in shown[:, 1].tolist()]
-                arrays[f"{name}_{figure}_best"] = np.stack([own[at] for own, at in zip(keys, best, strict=True)])
-                arrays[f"{name}_{figure}_is_right"] = np.take_along_axis(is_right, best, axis=1)
+                found = []
+                for at, (query, key) in asked:
+                    cosines = suggested_cosines(answer["embeddings"][query], answer["embeddings"][key], questions)[at]
+                    order = np.argsort(-np.where(is_candidate[at], cosines, -np.inf), kind="stable")
+                    found.append((crops[key][order[:NUM_SHOWN]], is_right[at][order[:NUM_SHOWN]]))
+                best, is_best_right = zip(*found, strict=True)
+                arrays |= {
+                    f"{name}_{figure}_best": np.stack(best),
+                    f"{name}_{figure}_is_right": np.stack(is_best_right),
+                }
         return arrays
 
     def _candidates(
@@ -153,20 +149,27 @@ class InterpolationMeasurement(Measurement):
         is_given = (questions.given[:, :, None] == places).any(axis=1)
         return ~is_given, questions.wanted[:, None] == places
 
-    def _similarities(
-        self, embeddings: Float[np.ndarray, "patients regions dim"], questions: Questions, query: int, key: int
-    ) -> Float[np.ndarray, "questions regions"]:
-        """Cosines of what the query's patient suggests with every region of the key's."""
-        first, second = embeddings[query][questions.given.T]
-        suggested = questions.shares[0] * first + questions.shares[1] * second
-        cosines: Float[np.ndarray, "questions regions"] = unit(suggested) @ unit(embeddings[key]).T
-        return cosines.round(DECIMALS)
-
     def _crops(self, patients: Sequence[int]) -> Iterator[Image]:
         for patient in patients:
             canvas = self.setting.cohort.canvases[patient]
             for region in self.regions:
                 yield resample(canvas, region.window(len(canvas)), self.setting.cohort.spec.crop_px)
+
+
+def suggested_cosines(
+    query: Float[np.ndarray, "regions dim"], key: Float[np.ndarray, "regions dim"], questions: Questions
+) -> Float[np.ndarray, "questions regions"]:
+    """Cosines of what one patient's regions suggest for each question with every region of another patient.
+
+    Args:
+        query: E0 of the one patient's regions.
+        key: E0 of the other one's.
+        questions: Which two regions are given, and how much of each makes the one that is looked for.
+    """
+    first, second = query[questions.given.T]
+    suggested = questions.shares[0] * first + questions.shares[1] * second
+    cosines: Float[np.ndarray, "questions regions"] = unit(suggested) @ unit(key).T
+    return cosines.round(DECIMALS)
 
 
 class Interpolation(Property):
@@ -217,13 +220,13 @@ class Interpolation(Property):
     def plan(self, setting: Setting, params: InterpolationParams) -> InterpolationMeasurement:
         """Lay the lattice, and draw in whom each patient's questions are answered."""
         num, rng = min(params.num_patients, len(setting.cohort.subjects)), setting.generator(self.name)
-        pairs = [
+        pairs = tuple(
             (query, int(key))
             for query in range(num)
             for key in rng.permutation(np.delete(np.arange(num), query))[: params.keys_per_query]
-        ]
+        )
         regions, num_per_row = lattice(params.side)
-        return InterpolationMeasurement(setting, regions, draw_questions(num_per_row), np.array(pairs))
+        return InterpolationMeasurement(setting, regions, draw_questions(num_per_row), num, pairs)
 
     def shown(self, view: View) -> dict[str, Any]:
         """Show a question of each kind for the first patients with each encoder's nearest candidates."""

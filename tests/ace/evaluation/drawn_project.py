@@ -131,15 +131,26 @@ def draw_chest(rng: np.random.Generator, size_px: int = 96) -> tuple[Image.Image
     return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)), {name: at(*place) for name, place in marks.items()}
 
 
+def draw_lung(marks: dict[str, tuple[float, float]]) -> Image.Image:
+    """The mask of the left lung of a drawn chest, from its landmarks."""
+    (top, col), (bottom, _) = marks["apex_left"], marks["dome_left"]
+    mask = Image.new("L", (96, 96), 0)
+    ImageDraw.Draw(mask).ellipse((col - 12, top - 2, col + 12, bottom + 2), fill=255)
+    return mask
+
+
 def write_dataset(root: Path, num_patients: int, *, has_landmarks: bool = True) -> None:
     rng = np.random.default_rng(0)
     (root / "images").mkdir(parents=True)
+    (root / "masks/lung_left").mkdir(parents=True)
     labels, landmarks = [], []
     for patient in range(num_patients):
         for number in range(1 + patient % 2):
             name = f"p{patient:04d}-i{number}"
             image, marks = draw_chest(rng)
             image.save(root / "images" / f"{name}.png")
+            if has_landmarks:
+                draw_lung(marks).save(root / "masks/lung_left" / f"{name}.png")
             labels.append([name, f"p{patient:04d}", f"p{patient:04d}-s0", "PA", patient % 2 == 0, patient % 4 == 0])
             landmarks += [[name, mark, row, col] for mark, (row, col) in marks.items() if has_landmarks]
     header = ["image_id", "patient_id", "study_id", "view", "nodule", "cardiomegaly"]
