@@ -186,7 +186,7 @@ def _svg(figure: Figure, salt: str) -> str:
     for placeholder, variable in VARIABLES.items():
         svg = svg.replace(placeholder, f"var(--{variable})")
     svg = re.sub(r"(font(?:-family)?:[^;\"]*?)'DejaVu Sans'[^;\"]*", r"\1var(--sans)", svg)
-    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
+    svg = re.sub(r'<g id="[^"]*"(/?)>', r"<g\1>", svg)
     return re.sub(r' (?:width|height)="[\d.]+pt"', "", svg)
 
 
