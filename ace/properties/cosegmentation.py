@@ -23,8 +23,6 @@ NUM_SHUFFLES = 20
 """Shuffled assignments whose mean is the chance level."""
 NUM_STARTS = 3
 """Starts of k-means, of which the best one counts."""
-CLUSTER_COLOURS_FROM = 20
-"""Numbers from here on are grey in pictures: clusters that no structure is matched with."""
 Clusters = Int[np.ndarray, "patients locations locations"]
 Mask = Bool[np.ndarray, "locations locations"]
 Masks = Bool[np.ndarray, "patients structures locations locations"]
@@ -160,7 +158,7 @@ class CosegmentationMeasurement(Measurement):
         """Keep the first canvases, their structures as numbers (−1 where there is none), and each encoder's clusters.
 
         A cluster that is matched with structures has the number of the one with the largest IoU, and others have
-        numbers from `CLUSTER_COLOURS_FROM` on.
+        numbers above those of all structures.
         """
         num = min(self.setting.num_examples, len(self.subjects))
         numbers = np.where(self.masks[:num].any(axis=1), self.masks[:num].argmax(axis=1), -1)
@@ -171,7 +169,7 @@ class CosegmentationMeasurement(Measurement):
         }
         for name, answer in answers.items():
             found = self._match(answer)
-            number_of = CLUSTER_COLOURS_FROM + np.arange(self.params.num_clusters)
+            number_of = len(self.structures) + np.arange(self.params.num_clusters)
             for structure in np.argsort(found.iou, kind="stable"):
                 number_of[found.cluster[structure]] = structure
             arrays[f"{name}_clusters"] = number_of[answer["clusters"][:num]]
@@ -232,21 +230,21 @@ class Cosegmentation(Property):
         """Show masks beside the clusters of every encoder."""
         from ace.drawing.pictures import data_uri, encoder_label, label_map, tile_row
 
-        def tile(pixels: np.ndarray, alt: str) -> str:
-            return f'<img class="tile pixels" src="{data_uri(pixels)}" alt="{alt}">'
+        def tile(labels: np.ndarray, alt: str) -> str:
+            return f'<img class="tile pixels" src="{data_uri(label_map(labels, len(names)))}" alt="{alt}">'
 
         arrays, pictures = view.arrays, []
+        names = arrays["structures"].tolist()
         for number, canvas in enumerate(arrays["canvases"]):
             image = f'<img class="tile" src="{data_uri(canvas, kind="jpeg")}" alt="Image {number + 1}">'
-            tiles = [("image", image), ("masks", tile(label_map(arrays["masks"][number]), "Masks"))]
+            tiles = [("image", image), ("masks", tile(arrays["masks"][number], "Masks"))]
             for at, name in enumerate(view.encoders):
-                clusters = label_map(arrays[f"{name}_clusters"][number])
-                tiles.append((encoder_label(name, at), tile(clusters, "Clusters")))
+                tiles.append((encoder_label(name, at), tile(arrays[f"{name}_clusters"][number], "Clusters")))
             pictures.append(tile_row(tiles))
-        colours = label_map(np.arange(len(arrays["structures"]))[None])[0]
+        colours = label_map(np.arange(len(names))[None], len(names))[0]
         legend = "".join(
             f'<span class="swatch" style="background: #{bytes(colour).hex()}"></span>{name.replace("_", " ")} '
-            for name, colour in zip(arrays["structures"].tolist(), colours, strict=True)
+            for name, colour in zip(names, colours, strict=True)
         )
         note = (
             "Where structures overlap, the mask that is drawn is the first by name. Clusters have the colour of the "

@@ -141,7 +141,8 @@ class Symmetry(Property):
         """Show the first patients with each encoder's counterparts."""
         from ace.drawing.pictures import encoder_label, found_tile, tile_row
 
-        arrays, pictures = view.arrays, []
+        arrays = view.arrays
+        pictures: list[str] = []
         while f"canvas_{len(pictures)}" in arrays:
             number = len(pictures)
             tiles = [
