@@ -14,7 +14,8 @@ from PIL import Image
 from ace.drawing.words import encoder_mark, encoder_name
 
 NUM_SHADES = 64
-NUM_HUES = 20
+HUES = np.array([number for number in range(20) if number not in (14, 15)])
+"""Colours of matplotlib's tab20 that are no greys."""
 NUM_GREYS = 8
 SCALE_PERCENTILE = 99
 """The brightest colour of the change maps stands for this percentile of all changes, so that single tokens that change
@@ -108,7 +109,7 @@ def found_tile(
 
 def label_map(labels: Int[np.ndarray, "rows cols"], num_named: int) -> UInt8[np.ndarray, "rows cols 3"]:
     """Numbers as colours: those below `num_named` have one each, −1 is black, and others are shades of grey."""
-    named = matplotlib.colormaps["tab20"](np.arange(num_named) % NUM_HUES, bytes=True)[:, :3]
+    named = matplotlib.colormaps["tab20"](HUES[np.arange(num_named) % len(HUES)], bytes=True)[:, :3]
     greys = np.repeat((40 + 12 * (labels % NUM_GREYS))[..., None], 3, axis=-1).astype(np.uint8)
     coloured = np.where((labels < num_named)[..., None], named[np.clip(labels, 0, num_named - 1)], greys)
     coloured[labels < 0] = 0

@@ -243,7 +243,7 @@ class Cosegmentation(Property):
             pictures.append(tile_row(tiles))
         colours = label_map(np.arange(len(names))[None], len(names))[0]
         legend = "".join(
-            f'<span class="swatch" style="background: #{bytes(colour).hex()}"></span>{name.replace("_", " ")} '
+            f'<span class="named"><i style="background: #{bytes(colour).hex()}"></i>{name.replace("_", " ")}</span> '
             for name, colour in zip(names, colours, strict=True)
         )
         note = (

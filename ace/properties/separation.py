@@ -146,5 +146,6 @@ class Separation(Property):
             "The same tokens laid out by t-SNE, which keeps neighbours together and distorts distances. Each dot is a "
             "landmark of one {one}; its colour tells where on the image the landmark lies on average."
         )
-        plot = f'<figure class="panel">{scatter_panels(planes, colours * num_patients)}</figure>'
+        width = f"max-width: {16 * len(planes)}rem"
+        plot = f'<figure class="panel" style="{width}">{scatter_panels(planes, colours * num_patients)}</figure>'
         return {"pictures": [plot], "note": view.words.fill(note)}
