@@ -220,8 +220,8 @@ class Cosegmentation(Property):
         names = sorted(set.intersection(*(set(masks) for _, masks in found))) if found else []
         if len(found) < 2 or not names:
             return NotMeasured(
-                f"fewer than two {setting.cohort.split} patients of this batch have masks, or no structure is in the "
-                "masks of all of them"
+                f"fewer than two {setting.cohort.split} patients of this batch have structures marked, or none is "
+                "marked in all who have some"
             )
         masks = np.array([[own[name] for name in names] for _, own in found])
         return CosegmentationMeasurement(setting, params, tuple(subject for subject, _ in found), tuple(names), masks)
