@@ -31,6 +31,12 @@ KEPT = ("batches", "mix", "finetune")
 configuration."""
 REPLACED = ("checks",)
 """Mappings that an overlay replaces instead of adding to: bounds are about the figures of one configuration."""
+ADDED: dict[str, dict[str, Any]] = {
+    "composition": {"cuts": ["2x2"], "further_regions_per_patient": 1},
+    "decomposition": {"further_candidates": []},
+    "retrieval": {"further_sides": []},
+}
+"""What sections of `evaluate.properties` got since they were sections, with the values that measure what they did."""
 
 
 class Config(Section):
@@ -295,7 +301,8 @@ def migrate(params: Path = DEFAULT_PARAMS) -> list[str]:
     """Bring a project of an earlier version to this one, as far as its params.yaml is concerned.
 
     Batches that params.yaml held become files in batches/. The encoders that are measured, and the properties that they
-    are measured for, get sections of their own.
+    are measured for, get sections of their own, and these get what was added to them since, so that they measure what
+    they did.
 
     Args:
         params: The file params.yaml; batches/ and data/manifests are made beside it.
@@ -307,7 +314,12 @@ def migrate(params: Path = DEFAULT_PARAMS) -> list[str]:
         ConfigError: the file is no valid one of the earlier version.
     """
     with Project(params).editing():
-        return [*_migrate_batches(params), *_migrate_evaluation(params), *_migrate_tasks(params)]
+        return [
+            *_migrate_batches(params),
+            *_migrate_evaluation(params),
+            *_migrate_properties(params),
+            *_migrate_tasks(params),
+        ]
 
 
 def _migrate_batches(params: Path) -> list[str]:
@@ -386,6 +398,23 @@ def _migrate_tasks(params: Path) -> list[str]:
     document.insert(list(document).index("report"), "finetune", {})
     write_text(params, _dump(yaml, document))
     return [f"{params}: finetune names the tasks that `dvc repro finetune` trains on, none so far"]
+
+
+def _migrate_properties(params: Path) -> list[str]:
+    yaml, document = _document(params)
+    sections = (document.get("evaluate") or {}).get("properties") or {}
+    missing = {
+        name: {key: value for key, value in added.items() if key not in sections[name]}
+        for name, added in ADDED.items()
+        if sections.get(name) is not None
+    }
+    done = []
+    for name, added in missing.items():
+        sections[name].update(added)
+        done += [f"{params}: evaluate.properties.{name} has {key}: {value} now" for key, value in added.items()]
+    if done:
+        write_text(params, _dump(yaml, document))
+    return done
 
 
 def _document(params: Path) -> tuple[YAML, Any]:

@@ -42,9 +42,12 @@ CHECKED = {
         "colours",
         "composition",
         "correspondence",
+        "cosegmentation",
         "decomposition",
+        "interpolation",
         "labels",
         "retrieval",
+        "separation",
         "symmetry",
     ),
     "ace.downstream": (

@@ -13,6 +13,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from ace.config import Config, check_config, migrate, resolve, use
+from ace.properties.retrieval import RetrievalParams
 from shards.config import read_params
 from shards.delivery.batches import read_batch, read_batches, settings_of
 from shards.delivery.project import Project
@@ -371,7 +372,7 @@ def test_encoders_and_properties_of_an_earlier_version_get_sections_of_their_own
     reference = demo["imports"]["imagenet"]
     text = EARLIER_EVALUATION.replace("REFERENCE", json.dumps(reference if has_reference else None))
     params.write_text(text, encoding="utf-8")
-    assert len(migrate(params)) == 1
+    assert len(migrate(params)) == 1 + 3
     values = read_params(params)
     assert list(values) == ["imports", "encoders", "evaluate"]
     expected = demo["encoders"] if has_reference else {k: v for k, v in demo["encoders"].items() if k != "imagenet"}
@@ -381,8 +382,8 @@ def test_encoders_and_properties_of_an_earlier_version_get_sections_of_their_own
         "seed": 0,
         "dense": {"locations_per_cell": 2, "window_step_cells": 4},
         "properties": {
-            "composition": {"regions_per_patient": 4},
-            "decomposition": {"num_candidates": 32},
+            "composition": {"regions_per_patient": 4, "cuts": ["2x2"], "further_regions_per_patient": 1},
+            "decomposition": {"num_candidates": 32, "further_candidates": []},
             "correspondence": {"num_patients": 32},
             "colours": {},
             "labels": {},
@@ -394,6 +395,17 @@ def test_encoders_and_properties_of_an_earlier_version_get_sections_of_their_own
     assert b"# of an earlier version" in once
     assert migrate(params) == []
     assert params.read_bytes() == once
+
+
+def test_sections_of_properties_get_what_was_added_to_them_and_measure_what_they_did(tmp_path: Path) -> None:
+    params = tmp_path / "params.yaml"
+    retrieval = "retrieval: {num_patients: 32, num_landmarks: 8, side: 0.3}  # kept"
+    params.write_text(f"evaluate:\n  properties:\n    labels: {{}}\n    {retrieval}\n", encoding="utf-8")
+    assert migrate(params) == [f"{params}: evaluate.properties.retrieval has further_sides: [] now"]
+    found = read_params(params)["evaluate"]["properties"]["retrieval"]
+    assert RetrievalParams.from_params(found, "retrieval").further_sides == ()
+    assert "# kept" in params.read_text()
+    assert migrate(params) == []
 
 
 MIXTURES: list[tuple[dict[str, tuple[Any, ...]], str | None]] = [

@@ -3,16 +3,20 @@
 import base64
 import colorsys
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import matplotlib
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from ace.drawing.words import encoder_mark, encoder_name
 
 NUM_SHADES = 64
+HUES = np.array([number for number in range(20) if number not in (14, 15)])
+"""Colours of matplotlib's tab20 that are no greys."""
+NUM_GREYS = 8
 SCALE_PERCENTILE = 99
 """The brightest colour of the change maps stands for this percentile of all changes, so that single tokens that change
 far more than the rest do not darken them."""
@@ -74,6 +78,60 @@ def heat(values: Float[np.ndarray, "rows cols"], *, low: float | None = None, hi
     return coloured[..., :3]
 
 
+def found_tile(
+    canvas: np.ndarray, targets: Float[np.ndarray, "points 2"], found: Float[np.ndarray, "points 2"], label: str
+) -> str:
+    """Where points of a canvas should be found and where they were, as an SVG in HTML.
+
+    Args:
+        canvas: The picture.
+        targets: A ring each, in pixels.
+        found: A dot each, joined to its ring, in pixels.
+        label: What a screen reader says.
+    """
+    size_px = len(canvas)
+    marks = []
+    for target, point in zip(targets, found, strict=True):
+        colour = place_colour(target / size_px)
+        (top, left), (row, col) = target.round(1), point.round(1)
+        marks.append(
+            f'<path d="M{left} {top}L{col} {row}" style="stroke: {colour}; stroke-width: 1.2; stroke-opacity: .85"/>'
+            f'<circle cx="{left}" cy="{top}" r="{size_px / 70:.1f}" '
+            f'style="fill: none; stroke: {colour}; stroke-width: 1.3"/>'
+            f'<circle cx="{col}" cy="{row}" r="{size_px / 105:.1f}" style="fill: {colour}; stroke: #000"/>'
+        )
+    image = f'<image href="{data_uri(canvas, kind="jpeg")}" width="{size_px}" height="{size_px}"/>'
+    return (
+        f'<svg class="tile" viewBox="0 0 {size_px} {size_px}" role="img" aria-label="{label}">'
+        f"{image}{''.join(marks)}</svg>"
+    )
+
+
+def label_map(labels: Int[np.ndarray, "rows cols"], num_named: int) -> UInt8[np.ndarray, "rows cols 3"]:
+    """Numbers as colours: those below `num_named` have one each, −1 is black, and others are shades of grey."""
+    named = matplotlib.colormaps["tab20"](HUES[np.arange(num_named) % len(HUES)], bytes=True)[:, :3]
+    greys = np.repeat((40 + 12 * (labels % NUM_GREYS))[..., None], 3, axis=-1).astype(np.uint8)
+    coloured = np.where((labels < num_named)[..., None], named[np.clip(labels, 0, num_named - 1)], greys)
+    coloured[labels < 0] = 0
+    return coloured
+
+
+def tile_row(tiles: Sequence[tuple[str, str]]) -> str:
+    """Pictures side by side as HTML, each below its label.
+
+    Args:
+        tiles: Label and picture of each, both HTML.
+    """
+    narrow = 2 if len(tiles) % 2 == 0 else 3
+    cells = "".join(f'<div><p class="label">{label}</p>{tile}</div>' for label, tile in tiles)
+    return f'<div class="found" style="--columns: {len(tiles)}; --narrow: {narrow}">{cells}</div>'
+
+
+def encoder_label(encoder: str, number: int) -> str:
+    """Return an encoder's name in its colour, as HTML; `number` is its position in `encoders`."""
+    return f'<span class="{encoder_mark(number)}">{encoder_name(encoder)}</span>'
+
+
 def answer_row(encoder: str, number: int, crops: np.ndarray, is_right: np.ndarray) -> str:
     """Return one encoder's nearest candidates as a row of crops, as HTML; the right ones are framed.
 
@@ -83,7 +141,7 @@ def answer_row(encoder: str, number: int, crops: np.ndarray, is_right: np.ndarra
         crops: The candidates, the nearest first.
         is_right: Which of them are right.
     """
-    who = f'<div class="who"><span class="{encoder_mark(number)}">{encoder_name(encoder)}</span></div>'
+    who = f'<div class="who">{encoder_label(encoder, number)}</div>'
     cells = [
         f'<div class="candidate {"right" if right else "wrong"}{"" if place else " first"}">'
         f'<img src="{data_uri(crop)}" alt="{"right" if right else "wrong"} candidate {place + 1}"></div>'

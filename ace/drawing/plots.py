@@ -121,6 +121,23 @@ def error_curves(errors: Mapping[str, Values], baselines: Mapping[str, Values], 
         return _svg(figure, "errors")
 
 
+def scatter_panels(points: Mapping[str, Float[np.ndarray, "points 2"]], colours: Sequence[str]) -> str:
+    """Points on a plane, one panel per encoder; axes have no unit.
+
+    Args:
+        points: Encoder → points.
+        colours: Of each point, as #rrggbb.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(2.6 * len(points), 2.8), layout="constrained")
+        panels = figure.subplots(1, len(points), squeeze=False)[0]
+        for axes, (name, own) in zip(panels, points.items(), strict=True):
+            axes.scatter(own[:, 0], own[:, 1], s=9, c=list(colours), linewidths=0)
+            axes.set_title(encoder_name(name))
+            axes.set(xticks=[], yticks=[])
+        return _svg(figure, "scatter")
+
+
 def curve(title: str, steps: Values, values: Values, smoothing: int) -> str:
     """Draw one logged quantity over the training, the raw rows behind their running mean."""
     with matplotlib.rc_context(STYLE):
@@ -169,7 +186,7 @@ def _svg(figure: Figure, salt: str) -> str:
     for placeholder, variable in VARIABLES.items():
         svg = svg.replace(placeholder, f"var(--{variable})")
     svg = re.sub(r"(font(?:-family)?:[^;\"]*?)'DejaVu Sans'[^;\"]*", r"\1var(--sans)", svg)
-    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
+    svg = re.sub(r'<g id="[^"]*"(/?)>', r"<g\1>", svg)
     return re.sub(r' (?:width|height)="[\d.]+pt"', "", svg)
 
 

@@ -1,7 +1,7 @@
 """The stage `evaluate`: figures of all encoders from their answers, without any network, and what the report draws."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -44,13 +44,13 @@ def evaluate(params: EvaluateParams, encoders: Mapping[str, EncoderParams], path
         for name, own in told.items()
         if own["features"] is not None
     }
-    compared = [*encoders, *(gain_key(name) for name in list(encoders)[1:])]
-    table: dict[str, Any] = {name: {} for name in compared}
+    columns = compared_names(encoders)
+    table: dict[str, Any] = {name: {} for name in columns}
     with atomic_directory(paths.evidence) as fresh:
         for item, _ in params.properties.chosen():
             plan = plans[item.name]
             if isinstance(plan, NotMeasured):
-                for name in compared:  # a property before it may have added sections of its own
+                for name in columns:  # a property before it may have added sections of its own
                     table[name][item.headline or item.name] = _not_measured(plan.reason)
                 continue
             answers = {name: read_arrays(paths.answers / name / f"{item.name}.npz") for name in encoders}
@@ -82,6 +82,9 @@ def tabulate(
     for key in next(iter(readings.values())):
         for name, reading in compared({name: own[key] for name, own in readings.items()}).items():
             table[name][key] = figure(reading, params)
+    for key, left_out in plan.left_out().items():
+        for name in compared_names(readings):
+            table[name][key] = _not_measured(left_out.reason)
     details = {name: plan.details(own) for name, own in answers.items()}
     for key in next(iter(details.values())):
         compare = compared({name: own[key] for name, own in details.items()})
@@ -89,6 +92,12 @@ def tabulate(
     for key, baselines in plan.baselines().items():
         own = {name: figure(reading, params) for name, reading in baselines.items()}
         table.setdefault(BASELINES, {})[key] = own
+
+
+def compared_names(encoders: Iterable[str]) -> list[str]:
+    """Name the sections of the metrics that hold every figure: the encoders, and the gains of the first one."""
+    first, *others = encoders
+    return [first, *others, *(gain_key(name) for name in others)]
 
 
 def compared(readings: Mapping[str, Reading]) -> dict[str, Reading]:
@@ -102,7 +111,7 @@ def figure(reading: Reading, params: EvaluateParams) -> Figures:
     """Compute a figure and its bootstrap interval, rounded, beside its chance level, n and facts."""
     value = estimate(reading.measure, reading.num_patients)
     if np.isnan(value):
-        return _not_measured("nothing to divide by: tokens without length or change")
+        return _not_measured("nothing to divide by: nothing was found, or tokens have no length or change")
     rng = np.random.default_rng([params.seed, reading.num_patients])
     weights = patient_weights(reading.num_patients, params.bootstrap.num_resamples, rng)
     low, high = interval(reading.measure, weights, params.bootstrap.level)

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 from ace.embed.opening import EncoderParams
 from ace.evaluation.bounds import Bound
 from ace.evaluation.measured import MeasuredSplit
-from ace.properties.registry import PropertiesParams
+from ace.properties.registry import PROPERTIES, PropertiesParams
 from ace.protocol.features import DenseParams
 from ace.protocol.intervals import BootstrapParams
 from shards.config import Section
@@ -16,7 +16,7 @@ EncoderName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
 """Name of a row in the metrics and the report."""
 
 
-RESERVED = ("baselines", "labels", "measured")
+RESERVED = ("baselines", "measured", *(item.name for item in PROPERTIES))
 """Sections of the metrics that are no encoder's."""
 
 

@@ -112,6 +112,10 @@ class Measurement(ABC):
         """Return figures that stand in a section of the metrics of their own, named after the property."""
         return {}
 
+    def left_out(self) -> Mapping[str, NotMeasured]:
+        """Return the figures by name that these patients do not allow, each with the reason."""
+        return {}
+
     def baselines(self) -> Mapping[str, Mapping[str, Reading]]:
         """Return figures that need no encoder: name of the encoders' figure → name of the baseline → reading."""
         return {}

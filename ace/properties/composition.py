@@ -2,24 +2,36 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 
 from ace.data.crops import resample
+from ace.drawing.words import with_interval
 from ace.embed.embedder import Embedder, Image, unit
 from ace.properties.base import Answers, Figure, Measurement, Property, Reading, Setting, View
 from ace.protocol.features import Features
-from ace.protocol.intervals import Measure, difference, per_pair, per_patient
-from ace.protocol.regions import Region, check_sides, draw_region, iou_matrix
+from ace.protocol.intervals import Measure, difference, estimate, per_pair, per_patient
+from ace.protocol.regions import Region, Tiling, areas, check_sides, draw_region, draw_tiling, even_tiling, iou_matrix
 from shards.config import Section
 from shards.errors import ConfigError
 
+UNMATCHED = "unmatched_cosine"
+RANDOM_PARTS = (2, 4)
+"""Fewest and most parts of a region that is cut at random, as Adam and Adam-v2 cut them."""
+RANDOM_MIN_SHARE = 1 / 3
+"""Smallest share of a part that a random cut takes off."""
+Cut = Literal["2x2", "3x3", "random"]
+"""How a region is cut into parts."""
+CUTS: dict[Cut, str] = {"2x2": "2 × 2 parts", "3x3": "3 × 3 parts", "random": "2 to 4 parts, cut at random"}
+"""What the page calls that."""
+Directions = Float[np.ndarray, "regions dim"]
+
 
 class CompositionParams(Section):
-    """Whole against the mean of its 2×2 parts."""
+    """Whole against the mean of its parts."""
 
     regions_per_patient: int = Field(ge=1)
     """Regions drawn in each patient's canvas."""
@@ -31,6 +43,12 @@ class CompositionParams(Section):
     """Largest side of a region, as a fraction of the canvas side."""
     max_mismatch_iou: float = Field(ge=0, lt=1)
     """Largest overlap (intersection over union) of a region with the other patient's region it is mismatched with."""
+    cuts: tuple[Cut, ...]
+    """How regions are cut into parts; the first is `2x2`, whose figure is the headline. Each other one gives the same
+    measure, `compositionality_CUT`: `3x3` are nine squares; `random` are two to four rectangles, by straight cuts
+    through the whole of a part, and the mean of their embeddings is weighted by their areas."""
+    further_regions_per_patient: int = Field(ge=1)
+    """Regions of each patient that are also cut in the other ways: the first ones of `regions_per_patient`."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "CompositionParams":
@@ -41,6 +59,21 @@ class CompositionParams(Section):
             raise ValueError(
                 f"regions of min_side {self.min_side} overlap by an IoU of at least {least_iou:.2f}, and "
                 f"max_mismatch_iou is {self.max_mismatch_iou}: no two would be mismatched; lower min_side or raise it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _even_first(self) -> "CompositionParams":
+        if self.cuts[:1] != ("2x2",):
+            raise ValueError(
+                f"cuts are {list(self.cuts)}; the first has to be 2x2, since `compositionality` is its figure"
+            )
+        if len(set(self.cuts)) < len(self.cuts):
+            raise ValueError(f"cuts are {list(self.cuts)}; name each once")
+        if self.further_regions_per_patient > self.regions_per_patient:
+            raise ValueError(
+                f"further_regions_per_patient is {self.further_regions_per_patient}, and regions_per_patient is "
+                f"{self.regions_per_patient}: further cuts are of the same regions; lower it"
             )
         return self
 
@@ -58,6 +91,13 @@ class CompositionPlan:
     regions: tuple[Region, ...]
     patient: Int[np.ndarray, " regions"]
     mismatches: Int[np.ndarray, "mismatches 2"]
+
+    def among(self, is_kept: Bool[np.ndarray, " regions"]) -> "CompositionPlan":
+        """Keep some regions, and the mismatches among these."""
+        numbers = np.cumsum(is_kept) - 1
+        regions = tuple(region for region, own in zip(self.regions, is_kept, strict=True) if own)
+        mismatches = self.mismatches[is_kept[self.mismatches].all(axis=1)]
+        return CompositionPlan(regions, self.patient[is_kept], numbers[mismatches])
 
 
 @dataclass(frozen=True)
@@ -90,8 +130,10 @@ def plan_composition(num_patients: int, params: CompositionParams, rng: np.rando
     return CompositionPlan(regions, patient, np.array(mismatches))
 
 
-def composition_cosines(embedder: Embedder, canvases: Sequence[Image], plan: CompositionPlan) -> CompositionCosines:
-    """Embed every region and its quadrants, each resampled to crop size, and compare them."""
+def embed_quadrants(
+    embedder: Embedder, canvases: Sequence[Image], plan: CompositionPlan
+) -> tuple[Directions, Directions]:
+    """Embed every region and its quadrants, each at crop size: E(whole), and the direction of the mean of E(parts)."""
     size_px = embedder.encoder.spec.crop_px
 
     def crops() -> Iterator[Image]:
@@ -102,21 +144,60 @@ def composition_cosines(embedder: Embedder, canvases: Sequence[Image], plan: Com
 
     pooled = embedder.pooled(crops(), total=5 * len(plan.regions), task="composition")
     embeddings = unit(pooled).reshape(len(plan.regions), 5, -1)
-    wholes, parts = embeddings[:, 0], unit(embeddings[:, 1:].mean(axis=1))
+    return embeddings[:, 0], unit(embeddings[:, 1:].mean(axis=1))
+
+
+def embed_parts(
+    embedder: Embedder, canvases: Sequence[Image], plan: CompositionPlan, tilings: Sequence[Tiling], cut: str
+) -> Directions:
+    """Embed the parts of every region, each resampled to crop size: the direction of their mean, weighted by area.
+
+    Args:
+        embedder: The encoder.
+        canvases: Of the patients.
+        plan: The regions.
+        tilings: How each of them is cut.
+        cut: What the progress bar calls that.
+    """
+    size_px = embedder.encoder.spec.crop_px
+
+    def crops() -> Iterator[Image]:
+        for patient, region, tiling in zip(plan.patient, plan.regions, tilings, strict=True):
+            canvas = canvases[patient]
+            for part in tiling:
+                yield resample(canvas, region.part(part, len(canvas)), size_px)
+
+    counts = [len(tiling) for tiling in tilings]
+    pooled = embedder.pooled(crops(), total=sum(counts), task=f"composition, {cut}")
+    weighted = unit(pooled) * np.concatenate([areas(tiling) for tiling in tilings])[:, None]
+    return unit(np.add.reduceat(weighted, np.cumsum([0, *counts[:-1]])))
+
+
+def compare(plan: CompositionPlan, wholes: Directions, parts: Directions) -> CompositionCosines:
+    """Compare every region with its own parts, and with those of the regions it is mismatched with."""
     first, second = plan.mismatches.T
     return CompositionCosines((wholes * parts).sum(-1), (wholes[first] * parts[second]).sum(-1))
 
 
-def compositionality(plan: CompositionPlan, cosines: CompositionCosines, num_patients: int) -> Measure:
-    """Mean true minus mean mismatched cosine; 0 for an encoder that cannot tell them apart."""
-    true = per_patient(
+def true_cosine(plan: CompositionPlan, cosines: CompositionCosines, num_patients: int) -> Measure:
+    """Mean cosine with the own parts; 1 for an encoder that embeds everything alike."""
+    return per_patient(
         np.bincount(plan.patient, cosines.true, num_patients), np.bincount(plan.patient, minlength=num_patients)
     )
+
+
+def mismatched_cosine(plan: CompositionPlan, cosines: CompositionCosines, num_patients: int) -> Measure:
+    """Mean cosine with the parts of a region of another patient."""
     sums, counts = np.zeros((2, num_patients, num_patients))
     whole, parts = plan.patient[plan.mismatches].T
     np.add.at(sums, (whole, parts), cosines.mismatched)
     np.add.at(counts, (whole, parts), 1)
-    return difference(true, per_pair(sums, counts))
+    return per_pair(sums, counts)
+
+
+def compositionality(plan: CompositionPlan, cosines: CompositionCosines, num_patients: int) -> Measure:
+    """Mean true minus mean mismatched cosine; 0 for an encoder that cannot tell them apart."""
+    return difference(true_cosine(plan, cosines, num_patients), mismatched_cosine(plan, cosines, num_patients))
 
 
 def composition_auc(plan: CompositionPlan, cosines: CompositionCosines, num_patients: int) -> Measure:
@@ -129,30 +210,57 @@ def composition_auc(plan: CompositionPlan, cosines: CompositionCosines, num_pati
 
 @dataclass(frozen=True)
 class CompositionMeasurement(Measurement):
-    """Regions and mismatches of one cohort."""
+    """Regions and mismatches of one cohort.
+
+    Attributes:
+        setting: The patients.
+        plan: All regions, which are cut into quadrants.
+        is_further: Which of these are also cut in other ways.
+        tilings: Each other way to cut → the parts of each such region.
+    """
 
     setting: Setting
     plan: CompositionPlan
+    is_further: Bool[np.ndarray, " regions"]
+    tilings: Mapping[Cut, Sequence[Tiling]]
 
     def ask(self, embedder: Embedder, features: Features) -> Answers:
         """Return the cosines."""
-        cosines = composition_cosines(embedder, self.setting.cohort.canvases, self.plan)
-        return {"true": cosines.true, "mismatched": cosines.mismatched}
+        canvases, further = self.setting.cohort.canvases, self.plan.among(self.is_further)
+        wholes, parts = embed_quadrants(embedder, canvases, self.plan)
+        cosines = compare(self.plan, wholes, parts)
+        answers = {"true": cosines.true, "mismatched": cosines.mismatched}
+        for cut, tilings in self.tilings.items():
+            parts = embed_parts(embedder, canvases, further, tilings, cut)
+            cosines = compare(further, wholes[self.is_further], parts)
+            answers |= {f"true_{cut}": cosines.true, f"mismatched_{cut}": cosines.mismatched}
+        return answers
 
     def read(self, answers: Answers) -> Mapping[str, Reading]:
-        """Compare true with mismatched cosines."""
-        num_patients = len(self.setting.cohort.subjects)
+        """Compare true with mismatched cosines; the mean of the latter is the chance of the former alone."""
+        num_patients, further = len(self.setting.cohort.subjects), self.plan.among(self.is_further)
         cosines = CompositionCosines(answers["true"], answers["mismatched"])
-        facts = {"num_regions": len(self.plan.regions), "num_mismatches": len(self.plan.mismatches)}
+        facts = _counts(self.plan)
         mean = compositionality(self.plan, cosines, num_patients)
         auc = composition_auc(self.plan, cosines, num_patients)
-        return {
+        readings = {
             "compositionality": Reading(mean, num_patients, 0.0, facts=facts),
             "compositionality_auc": Reading(auc, num_patients, 0.5, facts=facts),
         }
+        for cut in self.tilings:
+            own = CompositionCosines(answers[f"true_{cut}"], answers[f"mismatched_{cut}"])
+            measure = compositionality(further, own, num_patients)
+            readings[figure_of(cut)] = Reading(measure, num_patients, 0.0, facts=_counts(further))
+        unmatched = true_cosine(self.plan, cosines, num_patients)
+        others = estimate(mismatched_cosine(self.plan, cosines, num_patients), num_patients)
+        return readings | {UNMATCHED: Reading(unmatched, num_patients, others, facts=facts)}
 
     def pictures(self, answers: Mapping[str, Answers], features: Mapping[str, Features]) -> Answers:
-        """Keep all cosines, and the first mismatched region with its own and the other parts."""
+        """Keep all cosines, and the first mismatched region with its own and the other parts.
+
+        Of the further cuts: `cut_whole`, the first region, `CUT_parts`, its parts, and each encoder's cosine of both,
+        `_CUT_example`.
+        """
         size_px = self.setting.cohort.spec.crop_px
 
         def crops(position: int) -> tuple[np.ndarray, np.ndarray]:
@@ -166,7 +274,21 @@ class CompositionMeasurement(Measurement):
         for name, answer in answers.items():
             arrays |= {f"{name}_true": answer["true"], f"{name}_mismatched": answer["mismatched"]}
             arrays[f"{name}_example"] = np.array([answer["true"][first], answer["mismatched"][0]])
+        if self.tilings:
+            arrays["cut_whole"] = crops(int(np.flatnonzero(self.is_further)[0]))[0]
+        for cut, tilings in self.tilings.items():
+            arrays[f"{cut}_parts"] = np.array(tilings[0])
+            arrays |= {f"{name}_{cut}_example": answer[f"true_{cut}"][0] for name, answer in answers.items()}
         return arrays
+
+
+def figure_of(cut: Cut) -> str:
+    """Name the figure of a way to cut; that of 2 × 2 parts is the headline."""
+    return "compositionality" if cut == "2x2" else f"compositionality_{cut}"
+
+
+def _counts(plan: CompositionPlan) -> dict[str, int]:
+    return {"num_regions": len(plan.regions), "num_mismatches": len(plan.mismatches)}
 
 
 class Composition(Property):
@@ -184,6 +306,14 @@ class Composition(Property):
             "Compositionality: cosine, true minus mismatched", "{:.3f}", "compositionality", "cosine, true − mismatched"
         ),
         "compositionality_auc": Figure("Compositionality: AUC, true against mismatched", "{:.3f}", summary="AUC"),
+        "compositionality_3x3": Figure("Compositionality: true minus mismatched, 3 × 3 parts", "{:.3f}"),
+        "compositionality_random": Figure("Compositionality: true minus mismatched, parts cut at random", "{:.3f}"),
+        UNMATCHED: Figure(
+            "Unmatched cosine of the whole with its parts, as others publish it; 1 for a collapsed encoder, and chance "
+            "is the cosine with another's parts",
+            "{:.3f}",
+            summary="cosine with its own parts alone",
+        ),
     }
     template = "composition.html"
 
@@ -193,8 +323,11 @@ class Composition(Property):
 
     def plan(self, setting: Setting, params: CompositionParams) -> CompositionMeasurement:
         """Draw regions of every patient."""
-        rng = setting.generator("composition")
-        return CompositionMeasurement(setting, plan_composition(len(setting.cohort.subjects), params, rng))
+        plan = plan_composition(len(setting.cohort.subjects), params, setting.generator("composition"))
+        is_further = np.arange(len(plan.regions)) % params.regions_per_patient < params.further_regions_per_patient
+        rng, num = setting.generator("composition_random"), int(is_further.sum())
+        tilings = {cut: tuple(_tiling(cut, rng) for _ in range(num)) for cut in params.cuts[1:]}
+        return CompositionMeasurement(setting, plan, is_further, tilings)
 
     def shown(self, view: View) -> dict[str, Any]:
         """Show a region, its parts, another region's parts, and the densities of all cosines."""
@@ -209,4 +342,34 @@ class Composition(Property):
             "other_parts": [data_uri(part) for part in arrays["example_other_parts"]],
             "cosines": {name: [float(value) for value in arrays[f"{name}_example"]] for name in view.encoders},
             "density": density_plot(cosines),
+            "cuts": cut_examples(view),
         }
+
+
+def cut_examples(view: View) -> list[dict[str, Any]]:
+    """Each further way to cut: the first region with its parts, and every encoder's figure."""
+    from ace.drawing.pictures import DrawnBox, data_uri
+
+    size_px = view.arrays["cut_whole"].shape[0] if len(view.params["cuts"]) > 1 else 0
+    return [
+        {
+            "name": CUTS[cut],
+            "whole": data_uri(view.arrays["cut_whole"]),
+            "size_px": size_px,
+            "boxes": [
+                DrawnBox(top, left, bottom - top, right - left)
+                for top, left, bottom, right in (view.arrays[f"{cut}_parts"] * size_px).tolist()
+            ],
+            "cosine": {name: float(view.arrays[f"{name}_{cut}_example"]) for name in view.encoders},
+            "figure": {name: with_interval(view.figures[name][figure_of(cut)], "{:.3f}") for name in view.encoders},
+        }
+        for cut in view.params["cuts"][1:]
+    ]
+
+
+def _tiling(cut: Cut, rng: np.random.Generator) -> Tiling:
+    """Cut the unit square; `rng` decides how, if it is cut at random."""
+    if cut == "random":
+        low, high = RANDOM_PARTS
+        return draw_tiling(rng, int(rng.integers(low, high + 1)), RANDOM_MIN_SHARE)
+    return even_tiling(int(cut[0]))

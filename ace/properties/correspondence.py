@@ -1,24 +1,29 @@
 """Correspondence: a landmark of one patient is found in another by its token alone (method.md §5)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import Field
 
+from ace.drawing.words import with_interval
 from ace.embed.embedder import Embedder
 from ace.properties.base import Answers, Figure, Measurement, NotMeasured, Property, Reading, Setting, View
 from ace.protocol.cohort import Subject
 from ace.protocol.dense import LocationAxis, Points, interpolate, nearest, points_of, with_landmarks
 from ace.protocol.features import CanvasView, Features, views_of
-from ace.protocol.intervals import Measure, estimate, per_pair
+from ace.protocol.intervals import Measure, estimate, pair_median, per_pair
 from shards.config import Section
 
 REFERENCE_CANVAS_PX = 1024
 """Errors are given on a canvas scaled to this side, whatever the grid."""
 ERROR = "correspondence_px_at_1024"
+MEDIAN = "correspondence_median_px_at_1024"
+WITHIN_CELL = "correspondence_within_cell"
+MUTUAL_SHARE, MUTUAL_ERROR = "mutual_matches_share", "mutual_matches_px_at_1024"
 NAMED = {"same_pixel": "same pixel", "affine_oracle": "best affine map (oracle)"}
 """Baselines that need no encoder, and what the page calls them."""
 MAX_LANDMARKS_DRAWN = 28
@@ -26,6 +31,7 @@ ManyPoints = list[Float[np.ndarray, "_ 2"]]
 """Points of each pair; pairs have different numbers of them."""
 ManyErrors = list[Float[np.ndarray, " _"]]
 """Errors of each pair's points."""
+SIDES = ("left", "right")
 
 
 class CorrespondenceParams(Section):
@@ -75,6 +81,18 @@ def find_landmarks(
     return found
 
 
+def return_landmarks(
+    subjects: Sequence[Subject], features: Features, axis: LocationAxis, pairs: Sequence[Pair], found: ManyPoints
+) -> ManyPoints:
+    """For each pair, the location of the query with the largest cosine to each location that was found in the key."""
+    views = views_of(subject.key for subject in subjects)
+    returned = []
+    for pair, points in zip(pairs, found, strict=True):
+        wanted = interpolate(features.of(views[pair.key]), axis, points)
+        returned.append(nearest(wanted, features.of(views[pair.query]), axis))
+    return returned
+
+
 def errors_at_reference(predicted: Points, true: Points, canvas_px: int) -> Float[np.ndarray, " points"]:
     """Radial errors in pixels of a canvas scaled to `REFERENCE_CANVAS_PX`."""
     errors: Float[np.ndarray, " points"] = np.linalg.norm(predicted - true, axis=1) * REFERENCE_CANVAS_PX / canvas_px
@@ -99,12 +117,52 @@ def random_guess_errors(
     return errors * REFERENCE_CANVAS_PX / len(subject.canvas)
 
 
+def structure_of(landmark: str) -> str:
+    """Name the structure that a landmark is of: the first word of its name that is neither a side nor a number."""
+    words = [word for word in landmark.split("_") if word not in SIDES and not word.isdigit()]
+    return words[0] if words else landmark
+
+
+def median_guess(guesses: Sequence[Float[np.ndarray, "_ _"]], measure: Callable[[ManyErrors], float]) -> float:
+    """Find the radius within which half of the random guesses lie, to a hundredth of a pixel.
+
+    Args:
+        guesses: Of each pair, the errors of every location for every landmark.
+        measure: The mean over the landmarks of all pairs.
+    """
+    low, high = 0.0, max(float(guess.max(initial=0)) for guess in guesses)
+    while high - low > 0.01:
+        middle = (low + high) / 2
+        is_half_inside = measure([(guess <= middle).mean(axis=0) for guess in guesses]) >= 0.5
+        low, high = (low, middle) if is_half_inside else (middle, high)
+    return high
+
+
 def affine_oracle(source: Points, target: Points) -> Points:
     """Take the source points by the best affine map, which is fitted to the answer itself."""
     homogeneous = np.column_stack([source, np.ones(len(source))])
     solution, *_ = np.linalg.lstsq(homogeneous, target, rcond=None)
     mapped: Points = homogeneous @ solution
     return mapped
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """What a random guess in the foreground gives for each landmark of each pair.
+
+    Attributes:
+        error: Mean error.
+        within_success: Share of locations within the radius that counts as found.
+        within_cell: Share of locations within one cell.
+        back_within_cell: Share of the query's locations within one cell of where the landmark lies there.
+        median: The radius within which half of all guesses lie.
+    """
+
+    error: ManyErrors
+    within_success: ManyErrors
+    within_cell: ManyErrors
+    back_within_cell: ManyErrors
+    median: float
 
 
 @dataclass(frozen=True)
@@ -121,40 +179,59 @@ class CorrespondenceMeasurement(Measurement):
         return views_of(subject.key for subject in self.subjects)
 
     def ask(self, embedder: Embedder, features: Features) -> Answers:
-        """Return where the landmarks of all pairs were found, one pair after another."""
-        return {"found": np.concatenate(find_landmarks(self.subjects, features, self.setting.axis, self.pairs))}
+        """Return where the landmarks of all pairs were found, one pair after another, and where that leads back to."""
+        axis = self.setting.axis
+        found = find_landmarks(self.subjects, features, axis, self.pairs)
+        returned = return_landmarks(self.subjects, features, axis, self.pairs, found)
+        return {"found": np.concatenate(found), "returned": np.concatenate(returned)}
 
     def read(self, answers: Answers) -> Mapping[str, Reading]:
         """Compare the places found with the landmarks."""
-        axis, cell_px, success_px = self.setting.axis, self.setting.cohort.spec.cell_px, self.params.success_px
-        errors = self._errors(self._by_pair(answers["found"]))
-        guesses = [
-            random_guess_errors(self.subjects[pair.key], true, axis, cell_px)
-            for pair, (_, true) in zip(self.pairs, self._ends(), strict=True)
-        ]
-        facts = {"num_pairs": len(self.pairs), "num_landmarks": sum(len(pair.names) for pair in self.pairs)}
-        hits = [(guess <= success_px).mean(axis=0) for guess in guesses]
-        num = len(self.subjects)
+        errors, num = self._errors(self._by_pair(answers["found"])), len(self.subjects)
+        success_px, counts = self.params.success_px, self._counts
+        guesses, is_mutual = self._guesses, self._mutual(answers)
+        facts = {"num_pairs": len(self.pairs), "num_landmarks": sum(counts)}
+        mutual_facts = facts | {"num_matches": sum(int(own.sum()) for own in is_mutual)}
+
+        def share(found: ManyErrors, guessed: ManyErrors) -> Reading:
+            return Reading(self._mean(found), num, estimate(self._mean(guessed), num), facts=facts)
+
+        mean_guess = estimate(self._mean(guesses.error), num)
+        median = pair_median(
+            np.concatenate(errors),
+            np.repeat([pair.query for pair in self.pairs], counts),
+            np.repeat([pair.key for pair in self.pairs], counts),
+        )
+        mutual_errors = [error[own] for error, own in zip(errors, is_mutual, strict=True)]
         return {
-            ERROR: Reading(
-                self._mean(errors),
-                num,
-                estimate(self._mean([guess.mean(axis=0) for guess in guesses]), num),
-                is_error=True,
-                facts=facts,
-            ),
-            f"correspondence_within_{success_px:g}px": Reading(
-                self._mean([(error <= success_px).astype(float) for error in errors]),
-                num,
-                estimate(self._mean(hits), num),
-                facts=facts,
-            ),
+            ERROR: Reading(self._mean(errors), num, mean_guess, is_error=True, facts=facts),
+            f"correspondence_within_{success_px:g}px": share(_within(errors, success_px), guesses.within_success),
+            MEDIAN: Reading(median, num, guesses.median, is_error=True, facts=facts),
+            WITHIN_CELL: share(_within(errors, self._cell_px_at_reference), guesses.within_cell),
+            MUTUAL_SHARE: share([own.astype(float) for own in is_mutual], guesses.back_within_cell),
+            MUTUAL_ERROR: Reading(self._mean(mutual_errors), num, mean_guess, is_error=True, facts=mutual_facts),
         }
+
+    def details(self, answers: Answers) -> Mapping[str, Reading]:
+        """Average the errors of each structure's landmarks."""
+        errors, num = self._errors(self._by_pair(answers["found"])), len(self.subjects)
+        structures = [np.array([structure_of(name) for name in pair.names]) for pair in self.pairs]
+        readings = {}
+        for structure in sorted({name for own in structures for name in own.tolist()}):
+            is_own = [own == structure for own in structures]
+
+            def mean(values: ManyErrors, is_own: list[np.ndarray] = is_own) -> Measure:
+                return self._mean([value[own] for value, own in zip(values, is_own, strict=True)])
+
+            facts = {"num_landmarks": sum(int(own.sum()) for own in is_own)}
+            chance = estimate(mean(self._guesses.error), num)
+            readings[structure] = Reading(mean(errors), num, chance, is_error=True, facts=facts)
+        return readings
 
     def baselines(self) -> Mapping[str, Mapping[str, Reading]]:
         """Measure guesses that need no encoder."""
         num = len(self.subjects)
-        guesses = self._guesses()
+        guesses = self._without_encoder()
         return {ERROR: {name: Reading(self._mean(found), num, None, is_error=True) for name, found in guesses.items()}}
 
     def pictures(self, answers: Mapping[str, Answers], features: Mapping[str, Features]) -> Answers:
@@ -167,7 +244,7 @@ class CorrespondenceMeasurement(Measurement):
         by_pair = {name: self._by_pair(answer["found"]) for name, answer in answers.items()}
         for name, found in by_pair.items():
             arrays[f"{name}_errors"] = np.concatenate(self._errors(found))
-        for name, errors in self._guesses().items():
+        for name, errors in self._without_encoder().items():
             arrays[f"{name}_errors"] = np.concatenate(errors)
         views, ends = self.dense_views(), self._ends()
         numbered = reversed(list(enumerate(self.pairs)))
@@ -196,14 +273,31 @@ class CorrespondenceMeasurement(Measurement):
         query_and_key = [(self.subjects[pair.query], self.subjects[pair.key], pair.names) for pair in self.pairs]
         return [(points_of(query, names), points_of(key, names)) for query, key, names in query_and_key]
 
+    @property
+    def _counts(self) -> list[int]:
+        """Landmarks of each pair."""
+        return [len(pair.names) for pair in self.pairs]
+
+    @property
+    def _cell_px_at_reference(self) -> float:
+        return REFERENCE_CANVAS_PX / self.setting.cohort.spec.n
+
     def _by_pair(self, found: Points) -> ManyPoints:
-        return np.split(found, np.cumsum([len(pair.names) for pair in self.pairs[:-1]]))
+        return np.split(found, np.cumsum(self._counts[:-1]))
 
     def _errors(self, found: ManyPoints) -> ManyErrors:
         canvas_px = self.setting.cohort.spec.canvas_px
         return [errors_at_reference(own, true, canvas_px) for own, (_, true) in zip(found, self._ends(), strict=True)]
 
-    def _guesses(self) -> dict[str, ManyErrors]:
+    def _mutual(self, answers: Answers) -> list[Bool[np.ndarray, " _"]]:
+        """Tell which landmarks' matches lead back to within one cell of them."""
+        cell_px, returned = self.setting.cohort.spec.cell_px, self._by_pair(answers["returned"])
+        return [
+            np.linalg.norm(own - source, axis=1) <= cell_px
+            for own, (source, _) in zip(returned, self._ends(), strict=True)
+        ]
+
+    def _without_encoder(self) -> dict[str, ManyErrors]:
         """Return the errors of taking the query's pixel, and of the best affine map."""
         ends = self._ends()
         return {
@@ -211,8 +305,27 @@ class CorrespondenceMeasurement(Measurement):
             "affine_oracle": self._errors([affine_oracle(source, true) for source, true in ends]),
         }
 
+    @cached_property
+    def _guesses(self) -> Guesses:
+        """Guess at random, which is the same for every encoder."""
+        axis, cell_px, cell = self.setting.axis, self.setting.cohort.spec.cell_px, self._cell_px_at_reference
+        ends = list(zip(self.pairs, self._ends(), strict=True))
+        guesses = [random_guess_errors(self.subjects[pair.key], true, axis, cell_px) for pair, (_, true) in ends]
+        back = [random_guess_errors(self.subjects[pair.query], source, axis, cell_px) for pair, (source, _) in ends]
+        return Guesses(
+            error=[guess.mean(axis=0) for guess in guesses],
+            within_success=[(guess <= self.params.success_px).mean(axis=0) for guess in guesses],
+            within_cell=[(guess <= cell).mean(axis=0) for guess in guesses],
+            back_within_cell=[(guess <= cell).mean(axis=0) for guess in back],
+            median=median_guess(guesses, lambda values: estimate(self._mean(values), len(self.subjects))),
+        )
+
     def _mean(self, values: Sequence[Float[np.ndarray, " _"]]) -> Measure:
         return pair_mean(self.pairs, values, len(self.subjects))
+
+
+def _within(errors: ManyErrors, radius_px: float) -> ManyErrors:
+    return [(error <= radius_px).astype(float) for error in errors]
 
 
 class Correspondence(Property):
@@ -233,6 +346,12 @@ class Correspondence(Property):
             "correspondence",
             "error in px of 1024, less is better",
         ),
+        MEDIAN: Figure(
+            "Correspondence: median error, px at 1024; less is better", "{:.1f}", summary="median, less is better"
+        ),
+        WITHIN_CELL: Figure("Correspondence: within one cell", "{:.1%}", summary="within one cell"),
+        MUTUAL_SHARE: Figure("Mutual matches: share of landmarks whose match leads back to within one cell", "{:.1%}"),
+        MUTUAL_ERROR: Figure("Mutual matches: mean error of these alone, px at 1024; less is better", "{:.1f}"),
     }
     template = "correspondence.html"
 
@@ -253,8 +372,22 @@ class Correspondence(Property):
         baselines = {label: view.arrays[f"{name}_errors"] for name, label in NAMED.items()}
         return {
             "curves": error_curves(errors, baselines, view.params["success_px"]),
+            "structures": structure_rows(view),
             "examples": correspondence_examples(view.arrays, view.encoders),
         }
+
+
+def structure_rows(view: View) -> list[dict[str, Any]]:
+    """Each structure with the error of every encoder and of a random guess."""
+    return [
+        {
+            "name": name.replace("_", " "),
+            "cells": [with_interval(figures[encoder], "{:.1f}") for encoder in view.encoders],
+            "chance": f"{figures[view.encoders[0]]['chance']:.0f}",
+            "num_landmarks": figures[view.encoders[0]]["num_landmarks"],
+        }
+        for name, figures in view.figures[Correspondence.name].items()
+    ]
 
 
 def correspondence_examples(arrays: Answers, encoders: Sequence[str]) -> list[dict[str, Any]]:

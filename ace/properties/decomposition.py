@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -12,7 +12,7 @@ from torch import Tensor
 from ace.data.crops import resample
 from ace.drawing.words import with_interval
 from ace.embed.embedder import Embedder, Image, pool, unit
-from ace.properties.base import Answers, Figure, Measurement, Property, Reading, Setting, View
+from ace.properties.base import Answers, Figure, Measurement, NotMeasured, Property, Reading, Setting, View
 from ace.protocol.features import Features
 from ace.protocol.fills import Fill, FillPlan, plan_fills
 from ace.protocol.intervals import Measure, estimate, per_patient
@@ -55,6 +55,10 @@ class DecompositionParams(Section):
     each pixel and channel; `tissue` is what another patient's image shows at a place and size of its own, resampled
     into the region. An encoder that only knows black loses the figure with the others."""
 
+    further_candidates: tuple[Annotated[int, Field(ge=2)], ...]
+    """Other numbers of candidates, each with draws of its own among the same regions set to black,
+    `decompositionality_among_N`; a number of which there are not enough patients is left out, and said to be."""
+
     @model_validator(mode="after")
     def _ordered(self) -> "DecompositionParams":
         check_sides(self.min_side, self.max_side)
@@ -68,6 +72,16 @@ class DecompositionParams(Section):
             )
         if len(set(self.fills)) < len(self.fills):
             raise ValueError(f"fills are {list(self.fills)}; name each once")
+        return self
+
+    @model_validator(mode="after")
+    def _other_numbers(self) -> "DecompositionParams":
+        numbers = [self.num_candidates, *self.further_candidates]
+        if len(set(numbers)) < len(numbers):
+            raise ValueError(
+                f"num_candidates is {self.num_candidates} and further_candidates are {list(self.further_candidates)}; "
+                "name each number once"
+            )
         return self
 
 
@@ -147,9 +161,20 @@ def plan_decomposition(
 
     shared = draw_regions()
     regions = tuple(shared if same_position else draw_regions() for _ in range(num_patients))
-    patients = np.stack([rng.permutation(num_patients)[: params.num_candidates] for _ in range(params.num_draws)])
-    shape = (params.num_draws, 1 if same_position else params.num_candidates)
-    choices = np.broadcast_to(rng.integers(params.regions_per_patient, size=shape), patients.shape)
+    return _with_draws(regions, params.num_draws, params.num_candidates, rng, same_position=same_position)
+
+
+def _with_draws(
+    regions: tuple[tuple[Region, ...], ...],
+    num_draws: int,
+    num_candidates: int,
+    rng: np.random.Generator,
+    *,
+    same_position: bool,
+) -> DecompositionPlan:
+    patients = np.stack([rng.permutation(len(regions))[:num_candidates] for _ in range(num_draws)])
+    shape = (num_draws, 1 if same_position else num_candidates)
+    choices = np.broadcast_to(rng.integers(len(regions[0]), size=shape), patients.shape)
     return DecompositionPlan(regions, patients, choices)
 
 
@@ -245,14 +270,29 @@ def figure_of(fill: str) -> str:
     return "decompositionality" if fill == "black" else f"decompositionality_{fill}"
 
 
+def figure_among(num_candidates: int) -> str:
+    """Name the figure of another number of candidates."""
+    return f"decompositionality_among_{num_candidates}"
+
+
 @dataclass(frozen=True)
 class DecompositionMeasurement(Measurement):
-    """Regions and draws of one cohort, and what fills the regions."""
+    """Regions and draws of one cohort, and what fills the regions.
+
+    Attributes:
+        setting: The patients.
+        params: The property's section.
+        anywhere: Regions at any place.
+        same_position: Regions of which those of one draw share a place.
+        further: Other numbers of candidates → other draws of the regions at any place.
+        fills: What fills these.
+    """
 
     setting: Setting
     params: DecompositionParams
     anywhere: DecompositionPlan
     same_position: DecompositionPlan
+    further: Mapping[int, DecompositionPlan]
     fills: FillPlan
 
     def ask(self, embedder: Embedder, features: Features) -> Answers:
@@ -275,13 +315,12 @@ class DecompositionMeasurement(Measurement):
     def read(self, answers: Answers) -> Mapping[str, Reading]:
         """Count how often the right region is found, and what its removal does to single tokens."""
         num_patients = len(self.setting.cohort.subjects)
-        draws = {"num_candidates": self.params.num_candidates, "num_draws": self.params.num_draws}
 
         def found_by(plan: DecompositionPlan, queries: str, candidates: str) -> Reading:
             embeddings = DecompositionEmbeddings(answers[queries], answers[candidates])
-            return Reading(
-                decompositionality(plan, embeddings), num_patients, 1 / self.params.num_candidates, facts=draws
-            )
+            num_draws, num_candidates = plan.patients.shape
+            draws = {"num_candidates": num_candidates, "num_draws": num_draws}
+            return Reading(decompositionality(plan, embeddings), num_patients, 1 / num_candidates, facts=draws)
 
         by_fill = {
             figure_of(fill): found_by(self.anywhere, f"queries_{fill}", "candidates") for fill in self.params.fills
@@ -294,8 +333,23 @@ class DecompositionMeasurement(Measurement):
                 self.same_position, "queries_same_position", "candidates_same_position"
             ),
             **by_fill,
+            **{
+                figure_among(number): found_by(plan, "queries_black", "candidates")
+                for number, plan in self.further.items()
+            },
             ERASED_LENGTH: Reading(erased_length(removal), num_patients, None, is_error=True, facts=crops),
             CHANGE_OUTSIDE: Reading(change_outside(removal), num_patients, None, is_error=True, facts=crops),
+        }
+
+    def left_out(self) -> Mapping[str, NotMeasured]:
+        """Tell which numbers of candidates there are not enough patients for."""
+        cohort = self.setting.cohort
+        return {
+            figure_among(number): NotMeasured(
+                f"{len(cohort.subjects)} {cohort.split} patients, and a draw of {number} needs as many different ones"
+            )
+            for number in self.params.further_candidates
+            if number not in self.further
         }
 
     def pictures(self, answers: Mapping[str, Answers], features: Mapping[str, Features]) -> Answers:
@@ -439,7 +493,18 @@ class Decomposition(Property):
             seed=setting.seed,
             rng=setting.generator("fills"),
         )
-        return DecompositionMeasurement(setting, params, anywhere, same_position, fills)
+        further = {
+            number: _with_draws(
+                anywhere.regions,
+                params.num_draws,
+                number,
+                setting.generator(figure_among(number)),
+                same_position=False,
+            )
+            for number in params.further_candidates
+            if number <= len(cohort.subjects)
+        }
+        return DecompositionMeasurement(setting, params, anywhere, same_position, further, fills)
 
     def shown(self, view: View) -> dict[str, Any]:
         """Show the first queries, every fill's accuracy, and what tokens change."""
@@ -447,21 +512,35 @@ class Decomposition(Property):
             "queries": decomposition_examples(view.arrays, view.encoders),
             "chance": view.figures[view.encoders[0]]["decompositionality"]["chance"],
             "fills": fill_rows(view) if len(view.params["fills"]) > 1 else [],
+            "sizes": size_rows(view) if view.params["further_candidates"] else [],
             "removal": removal_pictures(view),
         }
 
 
 def fill_rows(view: View) -> list[dict[str, Any]]:
     """Top-1 of every encoder for each fill of the removed square, with the length of its bar in percent."""
-    rows = []
-    for fill in view.params["fills"]:
-        figures = {name: view.figures[name][figure_of(fill)] for name in view.encoders}
-        cells = [
-            {"encoder": name, "text": with_interval(figure, "{:.1%}"), "bar": round(100 * (figure["value"] or 0), 1)}
-            for name, figure in figures.items()
-        ]
-        rows.append({"name": view.words.fill(FILLS[fill]), "cells": cells})
-    return rows
+    return [
+        {"name": view.words.fill(FILLS[fill]), "cells": _cells(view, figure_of(fill))} for fill in view.params["fills"]
+    ]
+
+
+def size_rows(view: View) -> list[dict[str, Any]]:
+    """Top-1 of every encoder for each number of candidates beside its chance, or why it was not measured."""
+    keys = {view.params["num_candidates"]: "decompositionality"}
+    keys |= {number: figure_among(number) for number in view.params["further_candidates"]}
+    first = view.figures[view.encoders[0]]
+    return [
+        {"number": number, "chance": 1 / number, "cells": _cells(view, key), "reason": first[key].get("reason", "")}
+        for number, key in sorted(keys.items())
+    ]
+
+
+def _cells(view: View, key: str) -> list[dict[str, Any]]:
+    figures = {name: view.figures[name][key] for name in view.encoders}
+    return [
+        {"encoder": name, "text": with_interval(figure, "{:.1%}"), "bar": round(100 * (figure["value"] or 0), 1)}
+        for name, figure in figures.items()
+    ]
 
 
 def decomposition_examples(arrays: Answers, encoders: Sequence[str]) -> list[dict[str, Any]]:

@@ -8,10 +8,13 @@ from ace.properties.base import Property
 from ace.properties.colours import Colours
 from ace.properties.composition import Composition
 from ace.properties.correspondence import Correspondence
+from ace.properties.cosegmentation import Cosegmentation
 from ace.properties.decomposition import Decomposition
 from ace.properties.explorer import Explorer
+from ace.properties.interpolation import Interpolation
 from ace.properties.labels import Labels
 from ace.properties.retrieval import Retrieval
+from ace.properties.separation import Separation
 from ace.properties.symmetry import Symmetry
 from shards.config import Section
 
@@ -23,6 +26,9 @@ PROPERTIES: tuple[Property, ...] = (
     Labels(),
     Retrieval(),
     Symmetry(),
+    Separation(),
+    Interpolation(),
+    Cosegmentation(),
     Explorer(),
 )
 

@@ -2,24 +2,28 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from itertools import pairwise
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ace.data.crops import resample
 from ace.embed.embedder import Embedder, Image, unit
 from ace.properties.base import Answers, Figure, Measurement, NotMeasured, Property, Reading, Setting, View
 from ace.protocol.cohort import Subject
-from ace.protocol.dense import points_of, with_landmarks
+from ace.protocol.dense import common_landmarks, points_of, with_landmarks
 from ace.protocol.features import Features
 from ace.protocol.intervals import per_patient
 from ace.protocol.regions import Region
 from shards.config import Section
+from shards.grid import GridSpec
 
 RANKS = (1, 5)
 NUM_SHOWN = 4
+HEADLINE = ""
+"""Suffix of the answers and figures of the first size."""
 
 
 class RetrievalParams(Section):
@@ -31,63 +35,91 @@ class RetrievalParams(Section):
     """Landmarks, drawn by seed, that every patient has a region around; one that would leave the canvas is left out."""
     side: float = Field(gt=0, lt=1)
     """Side of a region, as a fraction of the canvas side."""
+    further_sides: tuple[Annotated[float, Field(gt=0, lt=1)], ...]
+    """Smaller sides of regions around the same landmarks, each with figures that end in `_side_N_percent`. The smaller
+    a region, the less of its surroundings tells where it is."""
+
+    @model_validator(mode="after")
+    def _each_smaller(self) -> "RetrievalParams":
+        percents = [_percent(side) for side in (self.side, *self.further_sides)]
+        if any(second >= first for first, second in pairwise(percents)):
+            raise ValueError(
+                f"side is {self.side} and further_sides are {list(self.further_sides)}; each has to be smaller than "
+                "the one before it, by .01 at least"
+            )
+        return self
 
 
 @dataclass(frozen=True)
-class RetrievalMeasurement(Measurement):
-    """Regions of several patients, and which of them show the same anatomy.
+class RegionSet:
+    """Regions of one size, and which of them show the same anatomy.
 
     Attributes:
-        setting: The patients.
-        subjects: Those with regions.
         regions: Of all patients, one after another.
-        patient: Which of `subjects` each region lies in.
+        patient: Whose canvas each region lies in.
         is_candidate: [query, candidate]: whether the candidate is of another patient.
         is_right: Whether moreover its centre lies within one cell of the query's landmark in the candidate's patient.
     """
 
-    setting: Setting
-    subjects: tuple[Subject, ...]
     regions: tuple[Region, ...]
     patient: Int[np.ndarray, " regions"]
     is_candidate: Bool[np.ndarray, "regions regions"]
     is_right: Bool[np.ndarray, "regions regions"]
 
+
+@dataclass(frozen=True)
+class RetrievalMeasurement(Measurement):
+    """Regions of several patients, in one or more sizes.
+
+    Attributes:
+        setting: The patients.
+        subjects: Those with regions.
+        sets: Suffix of the answers and figures → the regions of one size; the headline's, the first one, has none.
+    """
+
+    setting: Setting
+    subjects: tuple[Subject, ...]
+    sets: Mapping[str, RegionSet]
+
     def ask(self, embedder: Embedder, features: Features) -> Answers:
         """Return E(region) of every region."""
-        pooled = embedder.pooled(self._crops(), total=len(self.regions), task="retrieval")
-        return {"embeddings": unit(pooled)}
+        return {
+            f"embeddings{suffix}": unit(embedder.pooled(self._crops(own), total=len(own.regions), task="retrieval"))
+            for suffix, own in self.sets.items()
+        }
 
     def read(self, answers: Answers) -> Mapping[str, Reading]:
         """Count the queries with the right anatomy among the nearest 1 and 5 candidates."""
-        similarities = answers["embeddings"] @ answers["embeddings"].T
-        num = len(self.subjects)
-        counts = np.bincount(self.patient, minlength=num)
-        facts = {"num_regions": len(self.regions)}
-        readings = {}
-        for rank in RANKS:
-            credit = top_credit(similarities, self.is_candidate, self.is_right, rank)
-            guess = top_credit(None, self.is_candidate, self.is_right, rank)
-            measure = per_patient(np.bincount(self.patient, credit, num), counts)
-            readings[f"retrieval_top{rank}"] = Reading(measure, num, float(guess.mean()), facts=facts)
+        num, readings = len(self.subjects), {}
+        for suffix, own in self.sets.items():
+            embeddings = answers[f"embeddings{suffix}"]
+            similarities = embeddings @ embeddings.T
+            counts = np.bincount(own.patient, minlength=num)
+            facts = {"num_regions": len(own.regions)}
+            for rank in RANKS:
+                credit = top_credit(similarities, own.is_candidate, own.is_right, rank)
+                guess = top_credit(None, own.is_candidate, own.is_right, rank)
+                measure = per_patient(np.bincount(own.patient, credit, num), counts)
+                readings[f"retrieval_top{rank}{suffix}"] = Reading(measure, num, float(guess.mean()), facts=facts)
         return readings
 
     def pictures(self, answers: Mapping[str, Answers], features: Mapping[str, Features]) -> Answers:
         """Keep the first region of the first patients and each encoder's nearest candidates."""
-        crops = np.stack(list(self._crops()))
-        _, first = np.unique(self.patient, return_index=True)
+        own = self.sets[HEADLINE]
+        crops = np.stack(list(self._crops(own)))
+        _, first = np.unique(own.patient, return_index=True)
         shown = first[: self.setting.num_examples]
         arrays: dict[str, Any] = {"query": crops[shown]}
         for name, answer in answers.items():
             similarities = answer["embeddings"][shown] @ answer["embeddings"].T
-            order = np.argsort(-np.where(self.is_candidate[shown], similarities, -np.inf), axis=1, kind="stable")
+            order = np.argsort(-np.where(own.is_candidate[shown], similarities, -np.inf), axis=1, kind="stable")
             best = order[:, :NUM_SHOWN]
             arrays[f"{name}_best"] = crops[best]
-            arrays[f"{name}_is_right"] = np.take_along_axis(self.is_right[shown], best, axis=1)
+            arrays[f"{name}_is_right"] = np.take_along_axis(own.is_right[shown], best, axis=1)
         return arrays
 
-    def _crops(self) -> Iterator[Image]:
-        for patient, region in zip(self.patient, self.regions, strict=True):
+    def _crops(self, own: RegionSet) -> Iterator[Image]:
+        for patient, region in zip(own.patient, own.regions, strict=True):
             canvas = self.subjects[patient].canvas
             yield resample(canvas, region.window(len(canvas)), self.setting.cohort.spec.crop_px)
 
@@ -118,25 +150,17 @@ class Retrieval(Property):
     def plan(self, setting: Setting, params: RetrievalParams) -> RetrievalMeasurement | NotMeasured:
         """Choose landmarks that all patients have, and lay a region around each."""
         subjects = with_landmarks(setting.cohort.subjects, params.num_patients)
-        common = sorted(set.intersection(*(set(subject.landmarks) for subject in subjects))) if subjects else []
-        drawn = setting.generator(self.name).permutation(len(common))[: params.num_landmarks]
-        names = [common[number] for number in np.sort(drawn)]
+        names = common_landmarks(subjects, params.num_landmarks, setting.generator(self.name))
         if not names:
             return NotMeasured(f"no two {setting.cohort.split} patients of this batch have a landmark in common")
-        canvas_px, half = setting.cohort.spec.canvas_px, params.side / 2
         points = np.array([points_of(subject, names) for subject in subjects])
-        corners = points / canvas_px - half
-        patient, landmark = np.nonzero(((corners >= 0) & (corners + params.side <= 1)).all(axis=2))
-        regions = tuple(Region(row, col, params.side) for row, col in corners[patient, landmark].tolist())
-        is_candidate = patient[:, None] != patient
-        if not is_candidate.any():
+        sides = {HEADLINE: params.side, **{f"_side_{_percent(side)}_percent": side for side in params.further_sides}}
+        sets = {suffix: region_set(points, side, setting.cohort.spec) for suffix, side in sides.items()}
+        if not sets[HEADLINE].is_candidate.any():
             return NotMeasured(
                 f"regions of side {params.side} around landmarks leave the canvas of all patients but one"
             )
-        # In the candidate's patient: from the candidate's centre to where the query's landmark lies.
-        distances = np.linalg.norm(points[patient, landmark] - points[patient][:, landmark].swapaxes(0, 1), axis=2)
-        is_right = is_candidate & (distances <= setting.cohort.spec.cell_px)
-        return RetrievalMeasurement(setting, subjects, regions, patient, is_candidate, is_right)
+        return RetrievalMeasurement(setting, subjects, sets)
 
     def shown(self, view: View) -> dict[str, Any]:
         """Show the first queries with each encoder's nearest candidates."""
@@ -151,6 +175,27 @@ class Retrieval(Property):
             tile = f'<img class="tile" src="{data_uri(query)}" alt="Query {number + 1}">'
             pictures.append(f'<div class="query"><div>{tile}</div><div></div><div>{"".join(rows)}</div></div>')
         return {"pictures": pictures, "note": "Green: the same anatomy. The first queries, none picked by hand."}
+
+
+def region_set(points: Float[np.ndarray, "patients landmarks 2"], side: float, spec: GridSpec) -> RegionSet:
+    """Lay a square around every landmark of every patient, but for those that would leave the canvas.
+
+    Args:
+        points: The landmarks in canvas pixels.
+        side: Of the squares, as a fraction of the canvas side.
+        spec: The grid.
+    """
+    corners = points / spec.canvas_px - side / 2
+    patient, landmark = np.nonzero(((corners >= 0) & (corners + side <= 1)).all(axis=2))
+    regions = tuple(Region(row, col, side) for row, col in corners[patient, landmark].tolist())
+    is_candidate = patient[:, None] != patient
+    # In the candidate's patient: from the candidate's centre to where the query's landmark lies.
+    distances = np.linalg.norm(points[patient, landmark] - points[patient][:, landmark].swapaxes(0, 1), axis=2)
+    return RegionSet(regions, patient, is_candidate, is_candidate & (distances <= spec.cell_px))
+
+
+def _percent(side: float) -> int:
+    return round(100 * side)
 
 
 def top_credit(

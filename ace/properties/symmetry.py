@@ -3,14 +3,15 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
 from pydantic import Field
 
+from ace.drawing.words import encoder_name
 from ace.embed.embedder import Embedder
-from ace.properties.base import Answers, Figure, Measurement, NotMeasured, Property, Reading, Setting
+from ace.properties.base import Answers, Figure, Measurement, NotMeasured, Property, Reading, Setting, View
 from ace.protocol.cohort import Subject
 from ace.protocol.dense import Points, interpolate, nearest, points_of
 from ace.protocol.features import CanvasView, Features, views_of
@@ -66,6 +67,16 @@ class SymmetryMeasurement(Measurement):
         """Measure the guess that the counterpart lies where the landmark is in the mirrored image."""
         source = [points_of(subject, names) for subject, names in zip(self.subjects, self.names, strict=True)]
         return {"symmetry": {"mirrored_pixel": self._reading(self._mirrored(np.concatenate(source)), None)}}
+
+    def pictures(self, answers: Mapping[str, Answers], features: Mapping[str, Features]) -> Answers:
+        """Keep the first canvases as `canvas_I`, the counterparts as `targets_I`, and where each encoder found them."""
+        ends = np.cumsum([len(names) for names in self.names])[:-1]
+        found = {name: np.split(answer["found"], ends) for name, answer in answers.items()}
+        arrays: dict[str, Any] = {}
+        for number, target in enumerate(self._targets()[: self.setting.num_examples]):
+            arrays |= {f"canvas_{number}": self.subjects[number].canvas, f"targets_{number}": target}
+            arrays |= {f"{name}_found_{number}": own[number] for name, own in found.items()}
+        return arrays
 
     def _mirrored(self, points: Points) -> Points:
         return np.stack([points[:, 0], self.setting.cohort.spec.canvas_px - points[:, 1]], axis=1)
@@ -125,6 +136,30 @@ class Symmetry(Property):
             for _, names in chosen
         ]
         return SymmetryMeasurement(setting, tuple(subject for subject, _ in chosen), tuple(drawn))
+
+    def shown(self, view: View) -> dict[str, Any]:
+        """Show the first patients with each encoder's counterparts."""
+        from ace.drawing.pictures import encoder_label, found_tile, tile_row
+
+        arrays = view.arrays
+        pictures: list[str] = []
+        while f"canvas_{len(pictures)}" in arrays:
+            number = len(pictures)
+            tiles = [
+                (
+                    encoder_label(name, position),
+                    found_tile(
+                        arrays[f"canvas_{number}"],
+                        arrays[f"targets_{number}"],
+                        arrays[f"{name}_found_{number}"],
+                        f"Counterparts found by the {encoder_name(name)} encoder",
+                    ),
+                )
+                for position, name in enumerate(view.encoders)
+            ]
+            pictures.append(tile_row(tiles))
+        note = "Rings: the counterpart. Dots: where it was found, joined to its ring. None picked by hand."
+        return {"pictures": pictures, "note": note}
 
 
 def counterpart(name: str) -> str:

@@ -115,6 +115,13 @@ def points_of(subject: Subject, names: Sequence[str]) -> Points:
     return np.array([subject.landmarks[name] for name in names], dtype=np.float64).reshape(-1, 2)
 
 
+def common_landmarks(subjects: Sequence[Subject], num_landmarks: int, rng: np.random.Generator) -> tuple[str, ...]:
+    """Draw some of the landmarks that all subjects have, in the order of their names."""
+    common = sorted(set.intersection(*(set(subject.landmarks) for subject in subjects))) if subjects else []
+    drawn = rng.permutation(len(common))[:num_landmarks]
+    return tuple(common[number] for number in np.sort(drawn))
+
+
 def with_landmarks(subjects: Sequence[Subject], num_patients: int) -> tuple[Subject, ...]:
     """Choose the first subjects that have landmarks; none where fewer than two have some."""
     found = tuple(subject for subject in subjects if subject.landmarks)[:num_patients]

@@ -49,6 +49,27 @@ def per_pair(sums: Real[np.ndarray, "patients patients"], counts: Real[np.ndarra
     return measure
 
 
+def pair_median(
+    values: Float[np.ndarray, " observations"],
+    first: Int[np.ndarray, " observations"],
+    second: Int[np.ndarray, " observations"],
+) -> Measure:
+    """The median of observations that belong to a pair of patients; each counts as often as both its patients do.
+
+    Args:
+        values: What was observed.
+        first: One patient of each observation.
+        second: The other one.
+    """
+    order = np.argsort(values, kind="stable")
+    ordered, first, second = values[order], first[order], second[order]
+
+    def measure(weights: Weights) -> Float[np.ndarray, " resamples"]:
+        return np.array([_median(ordered, own[first] * own[second]) for own in weights])
+
+    return measure
+
+
 def difference(first: Measure, second: Measure) -> Measure:
     """`first − second`, both over the same resampled patients."""
     return lambda weights: first(weights) - second(weights)
@@ -74,6 +95,15 @@ def interval(measure: Measure, weights: Weights, level: float) -> tuple[float, f
     tail = (1 - level) / 2
     low, high = np.nanquantile(measure(weights), [tail, 1 - tail])
     return float(low), float(high)
+
+
+def _median(ordered: Float[np.ndarray, " n"], times: Int[np.ndarray, " n"]) -> float:
+    """The median of values in ascending order, each taken some times; nan where none is taken."""
+    if not times.any():
+        return np.nan
+    counted = np.cumsum(times)
+    middle = [np.searchsorted(counted, counted[-1] / 2, side=side) for side in ("left", "right")]
+    return float(ordered[middle].mean())
 
 
 def ratio(sums: Real[np.ndarray, " n"], counts: Real[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

@@ -2,11 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float
 
 from shards.grid import Window
+
+Tiling = tuple[Window, ...]
+"""Rectangles (row0, col0, row1, col1) that tile the unit square."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,16 @@ class Region:
         row, col = (min(round(origin * size_px), size_px - side) for origin in (self.row, self.col))
         return row, col, side
 
+    def part(self, rectangle: Window, size_px: int) -> Window:
+        """Return where a rectangle of the region's own unit square lies in an image of side `size_px`."""
+        top, left, bottom, right = rectangle
+        return (
+            (self.row + top * self.side) * size_px,
+            (self.col + left * self.side) * size_px,
+            min((self.row + bottom * self.side) * size_px, size_px),
+            min((self.col + right * self.side) * size_px, size_px),
+        )
+
     def quadrants(self) -> "tuple[Region, Region, Region, Region]":
         """Return the 2×2 parts it is composed of, in row-major order."""
         half = self.side / 2
@@ -41,6 +55,41 @@ def draw_region(rng: np.random.Generator, min_side: float, max_side: float) -> R
     side = rng.uniform(min_side, max_side)
     row, col = rng.uniform(0, 1 - side, size=2)
     return Region(float(row), float(col), float(side))
+
+
+def even_tiling(per_side: int) -> Tiling:
+    """Cut the unit square into `per_side` × `per_side` equal squares, in row-major order."""
+    edges = [number / per_side for number in range(per_side + 1)]
+    spans = list(pairwise(edges))
+    return tuple((top, left, bottom, right) for top, bottom in spans for left, right in spans)
+
+
+def draw_tiling(rng: np.random.Generator, num_parts: int, min_share: float) -> Tiling:
+    """Cut the unit square into rectangles by straight cuts, each through the whole of the largest part there is.
+
+    Args:
+        rng: Decides where and in which direction each cut goes; a long side is cut more likely than a short one, in
+            proportion to their lengths.
+        num_parts: How many rectangles there are in the end.
+        min_share: Smallest share of a part that a cut takes off, at most .5.
+    """
+    parts: list[Window] = [(0.0, 0.0, 1.0, 1.0)]
+    while len(parts) < num_parts:
+        top, left, bottom, right = parts.pop(int(np.argmax(areas(tuple(parts)))))
+        height, width = bottom - top, right - left
+        share = float(rng.uniform(min_share, 1 - min_share))
+        if rng.uniform(0, height + width) < height:
+            edge = top + share * height
+            parts += [(top, left, edge, right), (edge, left, bottom, right)]
+        else:
+            edge = left + share * width
+            parts += [(top, left, bottom, edge), (top, edge, bottom, right)]
+    return tuple(parts)
+
+
+def areas(tiling: Tiling) -> Float[np.ndarray, " parts"]:
+    """Return the area of each part, as a share of the whole."""
+    return np.array([(bottom - top) * (right - left) for top, left, bottom, right in tiling])
 
 
 def check_sides(min_side: float, max_side: float) -> None:

@@ -3,8 +3,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ace.drawing.pictures import heat, place_colour
-from ace.drawing.plots import curve_panels, density_plot, error_curves, kernel_density, running_mean
+from ace.drawing.pictures import found_tile, heat, label_map, place_colour
+from ace.drawing.plots import (
+    curve_panels,
+    density_plot,
+    error_curves,
+    kernel_density,
+    running_mean,
+    scatter_panels,
+)
 
 
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=50))
@@ -75,3 +82,26 @@ def test_every_encoder_has_its_own_colour_in_the_plots() -> None:
     assert "var(--encoder-3)" not in curves, "a baseline has no encoder's colour"
     assert "ImageNet" in densities
     assert "ImageNet" in curves
+
+
+def test_named_numbers_have_a_colour_each_and_others_are_grey() -> None:
+    found = label_map(np.array([[-1, 0, 1, 2, 3, 4]]), 3)[0].astype(int)
+    assert found[0].tolist() == [0, 0, 0]
+    assert len({tuple(colour) for colour in found[1:4].tolist()}) == 3
+    assert (np.ptp(found[1:4], axis=1) > 0).all()
+    assert (np.ptp(found[4:], axis=1) == 0).all()
+    assert found[4, 0] != found[5, 0]
+
+
+def test_every_encoders_points_have_a_panel_in_the_colours_given() -> None:
+    points = np.random.default_rng(0).normal(size=(4, 2))
+    svg = scatter_panels({"trained": points, "imagenet": points}, ["#112233", "#445566"] * 2)
+    assert svg.count("fill: #112233") == svg.count("fill: #445566") == 2 * 2
+    assert "ImageNet" in svg
+    assert "<g id=" not in svg
+
+
+def test_points_found_are_drawn_where_they_are() -> None:
+    svg = found_tile(np.zeros((40, 40), np.uint8), np.array([[10.0, 20.0]]), np.array([[30.0, 5.0]]), "a label")
+    assert "M20.0 10.0L5.0 30.0" in svg
+    assert 'aria-label="a label"' in svg

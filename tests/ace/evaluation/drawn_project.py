@@ -58,6 +58,8 @@ EVALUATE: dict[str, Any] = {
             "min_side": 0.4,
             "max_side": 0.7,
             "max_mismatch_iou": 0.2,
+            "cuts": ["2x2", "3x3", "random"],
+            "further_regions_per_patient": 2,
         },
         "decomposition": {
             "num_draws": 20,
@@ -66,12 +68,16 @@ EVALUATE: dict[str, Any] = {
             "min_side": 0.3,
             "max_side": 0.8,
             "fills": ["black", "mean", "white", "noise", "tissue"],
+            "further_candidates": [4, 128],
         },
         "correspondence": {"num_patients": 6, "keys_per_query": 2, "max_landmarks": 64, "success_px": 32.0},
         "colours": {},
         "labels": {},
-        "retrieval": {"num_patients": 6, "num_landmarks": 3, "side": 0.3},
+        "retrieval": {"num_patients": 6, "num_landmarks": 3, "side": 0.3, "further_sides": [0.2]},
         "symmetry": {"num_patients": 4, "max_landmarks": 4},
+        "separation": {"num_patients": 6, "num_landmarks": 4},
+        "interpolation": {"num_patients": 4, "keys_per_query": 2, "side": 0.4},
+        "cosegmentation": {"num_patients": 4, "num_clusters": 5},
         "explorer": {"num_patients": 6, "num_mirrored": 4, "num_components": 16},
     },
     "bootstrap": {"num_resamples": 100, "level": 0.95},
@@ -115,15 +121,26 @@ def draw_chest(rng: np.random.Generator, size_px: int = 96) -> tuple[Image.Image
     return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)), {name: at(*place) for name, place in marks.items()}
 
 
+def draw_lung(marks: dict[str, tuple[float, float]]) -> Image.Image:
+    """The mask of the left lung of a drawn chest, from its landmarks."""
+    (top, col), (bottom, _) = marks["apex_left"], marks["dome_left"]
+    mask = Image.new("L", (96, 96), 0)
+    ImageDraw.Draw(mask).ellipse((col - 12, top - 2, col + 12, bottom + 2), fill=255)
+    return mask
+
+
 def write_dataset(root: Path, num_patients: int, *, has_landmarks: bool = True) -> None:
     rng = np.random.default_rng(0)
     (root / "images").mkdir(parents=True)
+    (root / "masks/lung_left").mkdir(parents=True)
     labels, landmarks = [], []
     for patient in range(num_patients):
         for number in range(1 + patient % 2):
             name = f"p{patient:04d}-i{number}"
             image, marks = draw_chest(rng)
             image.save(root / "images" / f"{name}.png")
+            if has_landmarks:
+                draw_lung(marks).save(root / "masks/lung_left" / f"{name}.png")
             labels.append([name, f"p{patient:04d}", f"p{patient:04d}-s0", "PA", patient % 2 == 0, patient % 4 == 0])
             landmarks += [[name, mark, row, col] for mark, (row, col) in marks.items() if has_landmarks]
     header = ["image_id", "patient_id", "study_id", "view", "nodule", "cardiomegaly"]

@@ -1,18 +1,31 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ace.properties.base import Setting
 from ace.properties.correspondence import (
+    ERROR,
+    MEDIAN,
+    MUTUAL_ERROR,
+    MUTUAL_SHARE,
     REFERENCE_CANVAS_PX,
+    WITHIN_CELL,
+    Correspondence,
+    CorrespondenceMeasurement,
+    CorrespondenceParams,
     affine_oracle,
     draw_pairs,
     errors_at_reference,
     find_landmarks,
     pair_mean,
     random_guess_errors,
+    structure_of,
 )
+from ace.protocol.cohort import Subject
 from ace.protocol.dense import location_axis, points_of
+from ace.protocol.features import DenseParams
 from ace.protocol.intervals import estimate
 from tests.ace.properties.constructed import SPEC, collapsed, dense, embedder, map_cohort, place
 
@@ -76,3 +89,88 @@ def test_the_mean_over_pairs_weighs_every_landmark_alike() -> None:
     pairs = draw_pairs(subjects, 1, 9, np.random.default_rng(0))
     values = [np.array([1.0]), np.array([2.0, 3.0]), np.array([])]
     assert estimate(pair_mean(pairs, values, 3), 3) == pytest.approx(2.0)
+
+
+def planned(num_patients: int = 6) -> CorrespondenceMeasurement:
+    dense_params = DenseParams(locations_per_cell=4, window_step_cells=1)
+    setting = Setting(map_cohort(num_patients), None, dense_params, seed=0, max_patients=num_patients, num_examples=2)
+    params = CorrespondenceParams(num_patients=num_patients, keys_per_query=3, max_landmarks=9, success_px=64.0)
+    found = Correspondence().plan(setting, params)
+    assert isinstance(found, CorrespondenceMeasurement), found
+    return found
+
+
+def figures(measurement: CorrespondenceMeasurement, code: object, folder: Path) -> dict[str, float]:
+    own = embedder(code)
+    features = dense(own, measurement.subjects, measurement.setting.axis, folder)
+    readings = measurement.read(measurement.ask(own, features))
+    return {name: estimate(reading.measure, reading.num_patients) for name, reading in readings.items()}
+
+
+def test_an_oracle_is_within_a_cell_everywhere_and_all_its_matches_are_mutual(tmp_path: Path) -> None:
+    found = figures(planned(), place, tmp_path)
+    assert found[WITHIN_CELL] == found[MUTUAL_SHARE] == found["correspondence_within_64px"] == 1
+    assert found[MUTUAL_ERROR] == found[ERROR]
+    assert 0 < found[MEDIAN] < 64
+
+
+def test_a_collapsed_encoder_finds_and_returns_to_next_to_nothing(tmp_path: Path) -> None:
+    found = figures(planned(), collapsed, tmp_path)
+    assert found[WITHIN_CELL] < 0.1
+    assert found[MUTUAL_SHARE] < 0.1
+
+
+def test_the_median_is_numpys_and_its_chance_the_radius_that_half_of_all_guesses_keep_to() -> None:
+    measurement = planned()
+    rng = np.random.default_rng(0)
+    places = rng.uniform(0, SPEC.canvas_px, (sum(len(pair.names) for pair in measurement.pairs), 2))
+    readings = measurement.read({"found": places, "returned": places})
+    true = [points_of(measurement.subjects[pair.key], pair.names) for pair in measurement.pairs]
+    errors = errors_at_reference(places, np.concatenate(true), SPEC.canvas_px)
+    assert estimate(readings[MEDIAN].measure, 6) == np.median(errors)
+    guesses = measurement.setting.axis.points()  # every cell is foreground, so all landmarks have equally many
+    distances = np.linalg.norm(guesses[:, None] - np.concatenate(true), axis=2) * REFERENCE_CANVAS_PX / SPEC.canvas_px
+    assert readings[MEDIAN].chance == pytest.approx(np.median(distances), abs=0.5)
+    assert readings[WITHIN_CELL].chance == pytest.approx((distances <= REFERENCE_CANVAS_PX / SPEC.n).mean())
+
+
+def test_the_errors_by_structure_make_up_the_error_of_all() -> None:
+    measurement = planned()
+    subjects = [
+        Subject(
+            own.key,
+            own.canvas,
+            {
+                f"{'rib' if number < 4 else 'lung'}_left_{number:02d}": at
+                for number, at in enumerate(own.landmarks.values())
+            },
+            own.foreground,
+        )
+        for own in measurement.subjects
+    ]
+    pairs = draw_pairs(subjects, 3, 9, np.random.default_rng(0))
+    measurement = replace(measurement, subjects=tuple(subjects), pairs=tuple(pairs))
+    places = np.random.default_rng(1).uniform(0, SPEC.canvas_px, (9 * len(pairs), 2))
+    details = measurement.details({"found": places})
+    assert list(details) == ["lung", "rib"]
+    counts = [details[name].facts["num_landmarks"] for name in details]
+    assert counts == [5 * len(pairs), 4 * len(pairs)]
+    errors = [estimate(details[name].measure, 6) for name in details]
+    whole = measurement.read({"found": places, "returned": places})[ERROR]
+    assert np.average(errors, weights=counts) == pytest.approx(estimate(whole.measure, 6))
+    chances = [details[name].chance for name in details]
+    assert np.average(chances, weights=counts) == pytest.approx(whole.chance)
+
+
+@pytest.mark.parametrize(
+    ("landmark", "structure"),
+    [
+        ("rib_left_01_middle", "rib"),
+        ("left_upper", "upper"),
+        ("carina", "carina"),
+        ("vertebra_T10", "vertebra"),
+        ("left_01", "left_01"),
+    ],
+)
+def test_a_structure_is_the_first_word_that_is_neither_a_side_nor_a_number(landmark: str, structure: str) -> None:
+    assert structure_of(landmark) == structure

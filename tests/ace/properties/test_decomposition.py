@@ -1,22 +1,36 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from ace.evaluation.measured import MeasuredSplit
+from ace.properties.base import Setting
 from ace.properties.decomposition import (
+    Decomposition,
+    DecompositionMeasurement,
     DecompositionParams,
     decomposition_embeddings,
     decompositionality,
+    figure_among,
     plan_decomposition,
     remove_and_cut,
     top1_credit,
 )
+from ace.protocol.cohort import Cohort, Subject
+from ace.protocol.features import DenseParams, Features
 from ace.protocol.intervals import estimate
 from ace.protocol.regions import Region
 from shards.errors import ConfigError
 from tests.ace.properties.constructed import SPEC, collapsed, colour, embedder, plain_canvases, random_colours
 
 PARAMS = DecompositionParams(
-    num_draws=20, num_candidates=8, regions_per_patient=2, min_side=0.3, max_side=0.8, fills=("black",)
+    num_draws=20,
+    num_candidates=8,
+    regions_per_patient=2,
+    min_side=0.3,
+    max_side=0.8,
+    fills=("black",),
+    further_candidates=(),
 )
 
 
@@ -68,3 +82,46 @@ def test_the_image_is_resampled_to_crop_size() -> None:
     plan = plan_decomposition(8, PARAMS, np.random.default_rng(0), same_position=False)
     canvases = plain_canvases(random_colours(8, seed=2), size_px=3 * SPEC.canvas_px)
     assert decomposition_embeddings(embedder(colour), canvases, plan).queries.shape == (8, 2, 3)
+
+
+def planned(num_patients: int, further: tuple[int, ...]) -> DecompositionMeasurement:
+    foreground = np.ones((SPEC.n, SPEC.n), bool)
+    canvases = plain_canvases(random_colours(num_patients, seed=2))
+    subjects = tuple(Subject(f"s{number}", canvas, {}, foreground) for number, canvas in enumerate(canvases))
+    dense = DenseParams(locations_per_cell=2, window_step_cells=1)
+    cohort = Cohort("constructed", "test", SPEC, subjects)
+    setting = Setting(cohort, None, dense, seed=0, max_patients=num_patients, num_examples=1)
+    return Decomposition().plan(setting, PARAMS.model_copy(update={"further_candidates": further}))
+
+
+@pytest.mark.parametrize(("code", "is_oracle"), [(colour, True), (collapsed, False)])
+def test_among_other_numbers_an_oracle_finds_all_and_a_collapsed_encoder_one_in_as_many(
+    code: object, is_oracle: bool
+) -> None:
+    measurement = planned(12, (4, 12))
+    readings = measurement.read(measurement.ask(embedder(code), Features(Path(), {})))
+    for number, name in ((8, "decompositionality"), (4, figure_among(4)), (12, figure_among(12))):
+        found = estimate(readings[name].measure, 12)
+        assert readings[name].chance == 1 / number
+        assert readings[name].facts == {"num_candidates": number, "num_draws": 20}
+        assert found == pytest.approx(1 if is_oracle else 1 / number)
+
+
+def test_a_number_of_candidates_that_patients_do_not_allow_is_left_out_with_the_reason() -> None:
+    measurement = planned(12, (4, 13))
+    assert set(measurement.further) == {4}
+    (left_out,) = measurement.left_out().items()
+    assert left_out[0] == "decompositionality_among_13"
+    assert "12 test patients, and a draw of 13" in left_out[1].reason
+
+
+def test_other_numbers_leave_the_headlines_draws_as_they_are() -> None:
+    few, many = planned(12, ()), planned(12, (4, 12))
+    np.testing.assert_array_equal(few.anywhere.patients, many.anywhere.patients)
+    np.testing.assert_array_equal(few.anywhere.choices, many.anywhere.choices)
+    assert many.further[4].regions == many.anywhere.regions
+
+
+def test_a_number_named_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match="name each number once"):
+        DecompositionParams.from_params(PARAMS.model_dump() | {"further_candidates": [8]}, "decomposition")

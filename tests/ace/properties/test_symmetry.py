@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ace.drawing.words import Words
 from ace.embed.embedder import Embedder
-from ace.properties.base import NotMeasured, Setting
+from ace.properties.base import NotMeasured, Setting, View
 from ace.properties.symmetry import Symmetry, SymmetryMeasurement, SymmetryParams, counterpart, paired_names
 from ace.protocol.cohort import Cohort, Subject
 from ace.protocol.features import DenseParams, Features, write_features
@@ -99,3 +100,21 @@ def test_within_one_cell_counts_as_found_and_chance_is_the_share_of_places_that_
     places = measurement.setting.axis.points()
     near = [(np.linalg.norm(places - target, axis=1) <= SPEC.cell_px).mean() for target in targets]
     assert reading.chance == pytest.approx(np.mean(near))
+
+
+def test_the_first_patients_are_shown_with_what_every_encoder_found(tmp_path: Path) -> None:
+    measurement = planned(tuple(subject(number, 3.0) for number in range(3)))
+    assert isinstance(measurement, SymmetryMeasurement)
+    answer = {"found": np.arange(24.0).reshape(12, 2)}
+    arrays = measurement.pictures({"one": answer, "other": answer}, {})
+    assert sorted(arrays) == sorted(
+        f"{name}_{number}" for name in ("canvas", "targets", "one_found", "other_found") for number in range(2)
+    )
+    np.testing.assert_array_equal(arrays["one_found_1"], answer["found"][4:8])
+    expected = [measurement.subjects[1].landmarks[counterpart(name)] for name in measurement.names[1]]
+    np.testing.assert_array_equal(arrays["targets_1"], expected)
+    words = Words(one="patient", tone="grey")
+    shown = Symmetry().shown(View(["one", "other"], {}, {}, arrays, words))
+    assert len(shown["pictures"]) == 2
+    assert shown["pictures"][0].count("<svg") == 2
+    assert shown["pictures"][0].count("<circle") == 2 * 2 * 4

@@ -39,6 +39,7 @@ VALUES = {
     "min_side": 0.3,
     "max_side": 0.8,
     "fills": FILLS,
+    "further_candidates": (),
 }
 PARAMS = DecompositionParams.from_params(VALUES, "decomposition")
 NUM = 12

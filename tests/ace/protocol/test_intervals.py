@@ -3,7 +3,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ace.protocol.intervals import difference, estimate, interval, patient_weights, per_pair, per_patient
+from ace.protocol.intervals import (
+    difference,
+    estimate,
+    interval,
+    pair_median,
+    patient_weights,
+    per_pair,
+    per_patient,
+)
 
 
 def test_weight_one_for_each_patient_gives_the_plain_mean() -> None:
@@ -53,3 +61,15 @@ def test_a_difference_is_taken_over_the_same_patients() -> None:
     low, high = interval(difference(first, second), patient_weights(30, 200, np.random.default_rng(1)), 0.95)
     assert low == pytest.approx(1)
     assert high == pytest.approx(1)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 30))
+def test_a_median_over_pairs_is_that_of_the_values_repeated(seed: int, num_values: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.integers(0, 6, num_values).astype(float)
+    first, second = rng.integers(0, 4, (2, num_values))
+    weights = patient_weights(4, 5, rng)
+    for weight, found in zip(weights, pair_median(values, first, second)(weights), strict=True):
+        repeated = np.repeat(values, weight[first] * weight[second])
+        assert np.isnan(found) if not len(repeated) else found == np.median(repeated)
+    assert estimate(pair_median(values, first, second), 4) == np.median(values)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ace.protocol.regions import Region, draw_region, iou_matrix
+from ace.protocol.regions import Region, areas, draw_region, draw_tiling, even_tiling, iou_matrix
 
 fractions = st.floats(0.05, 1.0)
 
@@ -77,3 +77,25 @@ def test_drawn_regions_reach_every_corner() -> None:
     ends = np.array([(region.row + region.side, region.col + region.side) for region in drawn])
     assert (starts.min(axis=0) < 0.02).all()
     assert (ends.max(axis=0) > 0.98).all()
+
+
+@given(regions(), st.integers(1, 5), st.integers(0, 2**32 - 1))
+def test_tilings_cover_the_unit_square_once(region: Region, num_parts: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for tiling in (even_tiling(num_parts), draw_tiling(rng, num_parts, 1 / 3)):
+        points = rng.random((50, 2))
+        inside = [((points >= part[:2]) & (points < part[2:])).all(axis=1) for part in tiling]
+        np.testing.assert_array_equal(np.sum(inside, axis=0), 1)
+        assert areas(tiling).sum() == pytest.approx(1)
+        windows = [region.part(part, 100) for part in tiling]
+        whole = (min(w[0] for w in windows), min(w[1] for w in windows), max(w[2] for w in windows))
+        assert whole == pytest.approx(region.window(100)[:3])
+    assert len(tiling) == num_parts
+
+
+def test_random_cuts_take_off_at_least_their_share_and_go_both_ways() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [draw_tiling(rng, 2, 0.25) for _ in range(200)]
+    assert min(areas(tiling).min() for tiling in drawn) >= 0.25
+    is_across = np.array([tiling[0][3] == 1 for tiling in drawn])
+    assert 0.3 < is_across.mean() < 0.7

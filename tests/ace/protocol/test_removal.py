@@ -26,7 +26,13 @@ from ace.protocol.removal import Removal, change_outside, erased_length, erased_
 from tests.ace.properties.constructed import SPEC, collapsed, colour, embedder
 
 PARAMS = DecompositionParams(
-    num_draws=20, num_candidates=4, regions_per_patient=2, min_side=0.3, max_side=0.8, fills=("black",)
+    num_draws=20,
+    num_candidates=4,
+    regions_per_patient=2,
+    min_side=0.3,
+    max_side=0.8,
+    fills=("black",),
+    further_candidates=(),
 )
 NUM = 6
 PLAN = plan_decomposition(NUM, PARAMS, np.random.default_rng(0), same_position=False)
@@ -118,7 +124,7 @@ def test_the_picture_holds_the_square_and_the_change_beside_the_figures() -> Non
     subjects = [Subject(key, canvas, {}, np.ones((2, 2), bool)) for key, canvas in zip(KEYS, CANVASES, strict=True)]
     cohort = Cohort("constructed", "test", SPEC, tuple(subjects))
     setting = Setting(cohort, None, None, seed=0, max_patients=NUM, num_examples=3)
-    measurement = DecompositionMeasurement(setting, PARAMS, PLAN, PLAN, FILLS)
+    measurement = DecompositionMeasurement(setting, PARAMS, PLAN, PLAN, {}, FILLS)
     answers = measurement.ask(embedder(colour), Features(Path(), {}))
     found = removal()
     arrays = measurement.pictures({"trained": answers, "imagenet": answers}, {})

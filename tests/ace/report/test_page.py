@@ -10,6 +10,7 @@ from urllib.parse import urlparse
 import numpy as np
 import pytest
 
+from ace.properties.registry import PROPERTIES
 from ace.report.page import write_report
 from ace.report.params import ReportParams
 from shards.errors import UserError
@@ -222,6 +223,66 @@ def test_properties_and_encoders_that_were_not_measured_are_not_spoken_of(
         assert absent not in body
     assert '<a href="#composition">' in body
     assert '<a href="#correspondence">' not in body
+
+
+def section(page: str, name: str) -> str:
+    part = page[page.index(f'<section id="{name}">') :]
+    return part[: part.index("</section>")]
+
+
+@pytest.mark.parametrize("name", [item.name for item in PROPERTIES if item.name != "labels"])
+def test_every_property_has_pictures_with_every_encoder_in_them(name: str, page: str) -> None:
+    part = section(page, name)
+    assert {tag for tag, _ in Elements(part).found} & {"img", "image", "path"}
+    for encoder in ("trained", "untrained", "ImageNet"):
+        assert encoder in part
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "number"),
+    [
+        ("separation", "separation", "{:.3f}"),
+        ("interpolation", "interpolation", "{:.1%}"),
+        ("cosegmentation", "cosegmentation_iou", "{:.3f}"),
+    ],
+)
+def test_the_newer_properties_have_their_figures_of_every_encoder(
+    name: str, key: str, number: str, page: str, evaluated_project: Path
+) -> None:
+    figures = json.loads((evaluated_project / "metrics/properties.json").read_text())
+    assert f"The trained encoder: {shown(figures['trained'][key], number)}" in section(page, name)
+    for column in ("trained", "untrained", "imagenet", "gain", "gain_over_imagenet"):
+        assert shown(figures[column][key], number) in page
+
+
+def test_other_numbers_of_candidates_stand_beside_their_chance_or_the_reason_why_not(
+    page: str, evaluated_project: Path
+) -> None:
+    figures = json.loads((evaluated_project / "metrics/properties.json").read_text())
+    part = section(page, "decomposition")
+    rows = part[part.index("<th>candidates</th>") :].split("<tr>")[1:]
+    assert [row[: row.index("</td>")] for row in rows[:3]] == ["<td>4", "<td>8", "<td>128"]
+    for encoder in ("trained", "untrained", "imagenet"):
+        assert shown(figures[encoder]["decompositionality_among_4"], "{:.1%}") in rows[0]
+        assert shown(figures[encoder]["decompositionality"], "{:.1%}") in rows[1]
+    assert "not measured: 16 test patients" in rows[2]
+    assert [chance in row for chance, row in zip(("25.0 %", "12.5 %", "0.8 %"), rows, strict=False)] == [True] * 3
+
+
+def test_every_structure_has_its_error_of_every_encoder_and_every_cut_its_figure(
+    page: str, evaluated_project: Path
+) -> None:
+    figures = json.loads((evaluated_project / "metrics/properties.json").read_text())
+    part = section(page, "correspondence")
+    assert list(figures["correspondence"]) == ["apex", "carina", "dome", "heart"]
+    for structure, own in figures["correspondence"].items():
+        row = part[part.index(f"<td>{structure}</td>") :]
+        for encoder in ("trained", "untrained", "imagenet"):
+            assert shown(own[encoder], "{:.1f}") in row[: row.index("</tr>")]
+    part = section(page, "composition")
+    for cut in ("3x3", "random"):
+        for encoder in ("trained", "untrained", "imagenet"):
+            assert shown(figures[encoder][f"compositionality_{cut}"], "{:.3f}") in part
 
 
 @pytest.mark.parametrize("name", ["retrieval", "symmetry"])
