@@ -347,7 +347,9 @@ def test_a_project_without_tasks_gets_a_section_for_them(tmp_path: Path) -> None
 
 
 def test_a_task_of_a_batch_that_is_none_is_named() -> None:
-    assert "finetune names nih-b000; batches has ['phantom-b000']" in error_of(changed(finetune={"nih": "nih-b000"}))
+    assert "finetune names nih-b000; expected one of ['phantom-b000']" in error_of(
+        changed(finetune={"nih": "nih-b000"})
+    )
 
 
 EARLIER_EVALUATION = """# of an earlier version

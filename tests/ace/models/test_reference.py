@@ -148,7 +148,7 @@ def test_a_package_without_one_file_of_weights_is_refused() -> None:
 
 def test_another_release_of_the_package_is_noticed() -> None:
     weights = {**VALUES["weights"], "sha256": "0" * 64}
-    with pytest.raises(ConfigError, match=rf"package {PACKAGE}: sha256 5793.*, weights.sha256 is 0000"):
+    with pytest.raises(ConfigError, match=rf"package {PACKAGE}: found sha256 5793.*, but weights.sha256 is 0000"):
         check_import(reference(weights=weights), 8, where="imports.imagenet")
 
 

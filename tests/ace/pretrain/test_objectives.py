@@ -283,7 +283,7 @@ def test_removal_with_nothing_erased_and_removal_alone_are_refused() -> None:
         tiny_params(loss_weights={**WEIGHTS, "removal": 0.25}, augment=augment)
     assert tiny_params(loss_weights=WEIGHTS, augment=augment).loss_weights.removal == 0
     alone = {"global": 0.0, "decomposition": 0.0, "composition": 0.0, "removal": 0.25}
-    with pytest.raises(ConfigError, match=r"composition are all 0 \(removal is 0\.25\): .*at least one of the three"):
+    with pytest.raises(ConfigError, match=r"composition are all 0 \(removal is 0\.25\), .*at least one of the three"):
         tiny_params(loss_weights=alone)
     with pytest.raises(ConfigError, match=r"removal"):
         tiny_params(loss_weights={**WEIGHTS, "removal": -0.25})

@@ -151,7 +151,7 @@ def test_one_process_that_fails_ends_the_other_soon_and_the_cause_is_printed_onc
     assert said[failing].count("RuntimeError: out of memory") == 1
     assert "Traceback" in said[failing]
     other = said[1 - failing]
-    assert f"error: process {failing} of 2: RuntimeError: out of memory; this process" in other
+    assert f"error: process {failing} of 2: RuntimeError: out of memory; so this process" in other
     assert "Traceback" not in other
 
 

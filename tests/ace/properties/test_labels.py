@@ -11,9 +11,9 @@ from PIL import Image
 from ace.embed.probe_scores import NOT_KNOWN
 from ace.properties.labels import (
     LEAST_PATIENTS,
+    LabelPlan,
     LabelsMeasurement,
     ProbedImages,
-    ProbePlan,
     auroc,
     cross_entropy,
     num_images,
@@ -69,13 +69,13 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
 
 
 @pytest.fixture(scope="module")
-def plan(index: ShardIndex) -> ProbePlan:
+def plan(index: ShardIndex) -> LabelPlan:
     plan = plan_probe(index, "test", NUM_PATIENTS, seed=0)
-    assert isinstance(plan, ProbePlan), plan
+    assert isinstance(plan, LabelPlan), plan
     return plan
 
 
-def test_a_label_that_shows_is_found_and_one_that_a_coin_decided_is_not(plan: ProbePlan) -> None:
+def test_a_label_that_shows_is_found_and_one_that_a_coin_decided_is_not(plan: LabelPlan) -> None:
     assert plan.labels == ("bright", "coin"), "too few patients have the rare one"
     measurement = LabelsMeasurement(plan)
     features = Features(Path(), {})
@@ -85,7 +85,7 @@ def test_a_label_that_shows_is_found_and_one_that_a_coin_decided_is_not(plan: Pr
     assert 0.3 < values["coin"] < 0.7
 
 
-def test_each_part_has_all_labelled_images_of_patients_of_its_own_split(index: ShardIndex, plan: ProbePlan) -> None:
+def test_each_part_has_all_labelled_images_of_patients_of_its_own_split(index: ShardIndex, plan: LabelPlan) -> None:
     for part, split in ((plan.train, "train"), (plan.val, "val"), (plan.measured, "test")):
         assert np.array_equal(part.rows, index.select(split)), "a coin was thrown for every image"
         of_patient: dict[int, set[bytes]] = {}
@@ -98,7 +98,7 @@ def test_each_part_has_all_labelled_images_of_patients_of_its_own_split(index: S
 
 def test_measured_patients_are_those_of_the_other_figures(index: ShardIndex) -> None:
     few = plan_probe(index, "test", 20, seed=3)
-    assert isinstance(few, ProbePlan)
+    assert isinstance(few, LabelPlan)
     cohort = read_cohort(index, "test", 20, seed=3)
     keys = set(index.keys(few.measured.rows))
     assert few.measured.num_patients == 20

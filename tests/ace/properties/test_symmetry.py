@@ -113,7 +113,7 @@ def test_the_first_patients_are_shown_with_what_every_encoder_found(tmp_path: Pa
     np.testing.assert_array_equal(arrays["one_found_1"], answer["found"][4:8])
     expected = [measurement.subjects[1].landmarks[counterpart(name)] for name in measurement.names[1]]
     np.testing.assert_array_equal(arrays["targets_1"], expected)
-    words = Words(one="patient", tone="grey")
+    words = Words(one="patient")
     shown = Symmetry().shown(View(["one", "other"], {}, {}, arrays, words))
     assert len(shown["pictures"]) == 2
     assert shown["pictures"][0].count("<svg") == 2
