@@ -25,7 +25,8 @@ Number = TypeVar("Number", int, float)
 SHARDS, MODELS, EVIDENCE = Path("data/shards"), Path("models"), Path("data/evidence")
 MODEL = MODELS / "ace"
 COHORT, INDEPENDENCE, ANSWERS = Path("data/cohort.json"), Path("data/independence.json"), Path("data/answers")
-PROPERTIES, TRAINING, REPORT = Path("metrics/properties.json"), Path("metrics/pretrain"), Path("reports/report.html")
+PROPERTIES, REPORT = Path("metrics/properties.json"), Path("reports/report.html")
+TRAINING, VARIANTS = Path("metrics/pretrain"), Path("metrics/variants")
 
 
 def pretrain(arguments: argparse.Namespace) -> None:
@@ -35,6 +36,27 @@ def pretrain(arguments: argparse.Namespace) -> None:
     SIGUSR1, Ctrl-C and the time limit let the running step finish, save, and end with exit code 75: the same command
     goes on from there.
     """
+    values = values_of(arguments)
+    sections = {"pretrain": values.get("pretrain"), "grid": values.get("grid"), "mix": values.get("mix")}
+    _train(arguments, sections, arguments.out, arguments.metrics)
+
+
+def variant(arguments: argparse.Namespace) -> None:
+    """Train as `pretrain` does, with what an item of the section `variants` changes in the section `pretrain`."""
+    from ace.config import merged
+    from shards.errors import ConfigError
+
+    values = values_of(arguments)
+    variants, name = values.get("variants") or {}, arguments.name
+    if name not in variants:
+        raise ConfigError(f"{arguments.params}: variants has no '{name}'; it has {', '.join(variants) or 'none'}")
+    own = merged(values.get("pretrain") or {}, variants[name] or {})
+    sections = {"pretrain": own, "grid": values.get("grid"), "mix": values.get("mix")}
+    _train(arguments, sections, arguments.out or MODELS / name, arguments.metrics or VARIANTS / name)
+
+
+def _train(arguments: argparse.Namespace, sections: Mapping[str, Any], out: Path, metrics: Path) -> None:
+    """Train by these sections of the params file."""
     from ace.engine.stop import EXIT_CODE, StoppedError, stop_requests
 
     try:
@@ -47,21 +69,20 @@ def pretrain(arguments: argparse.Namespace) -> None:
             from shards.runtime.atomic import clear_when_full
             from shards.runtime.scratch import scratch_root
 
-            values = values_of(arguments)
             options = RunOptions(
                 run_dir=arguments.run_dir,
                 accepts_changed_code=arguments.accept_changed_code,
                 loggers=arguments.logger,
                 device=arguments.device,
             )
-            with clear_when_full(arguments.run_dir or scratch_root(), arguments.out.parent, arguments.metrics):
+            with clear_when_full(arguments.run_dir or scratch_root(), out.parent, metrics):
                 pretrain(
-                    PretrainParams.from_params(values.get("pretrain"), f"{arguments.params}: pretrain"),
-                    GridParams.from_params(values.get("grid"), f"{arguments.params}: grid"),
-                    parse_mix(values.get("mix"), f"{arguments.params}: mix"),
+                    PretrainParams.from_params(sections["pretrain"], f"{arguments.params}: pretrain"),
+                    GridParams.from_params(sections["grid"], f"{arguments.params}: grid"),
+                    parse_mix(sections["mix"], f"{arguments.params}: mix"),
                     shards_root=arguments.shards,
-                    out=arguments.out,
-                    metrics_dir=arguments.metrics,
+                    out=out,
+                    metrics_dir=metrics,
                     request=request,
                     options=options,
                     project=arguments.params.parent,
@@ -262,6 +283,73 @@ def import_(arguments: argparse.Namespace) -> None:
     print("\n  ".join([f"left out, of heads and others: {len(keys.heads)}", *keys.heads]))
 
 
+def encoder_add(arguments: argparse.Namespace) -> None:
+    """Add an encoder to those that are compared; `dvc repro` then makes and measures it, and trains nothing else again.
+
+    One of three things is told of it: --model, a model folder that is there, whose other network --network may name;
+    --weights FILE --architecture NAME, weights that others trained; or --train, what differs in its training from the
+    section `pretrain`:
+
+      python -m ace encoder add student --model models/ace --network student
+      python -m ace encoder add swin --weights swin_t.pth --architecture swin_tiny_patch4_window7_224
+      python -m ace encoder add no_removal --train loss_weights.removal=0 --train augment.erase.probability=0
+      python -m ace encoder add no_removal --train loss_weights.removal=0 --params studies/phantom/params.yaml
+    """
+    from ace.encoders import add_encoder
+    from ace.evaluation.params import EncoderParams
+    from ace.published.importing import one_import
+    from shards.delivery.project import Project
+    from shards.errors import ConfigError
+
+    name, folder = arguments.name, MODELS / arguments.name
+    told = [arguments.model is not None, arguments.weights is not None, bool(arguments.train)]
+    if sum(told) != 1:
+        raise ConfigError("give one of --model FOLDER, --weights FILE with --architecture, and --train KEY=VALUE")
+    made_by: dict[str, Any] = {}
+    if arguments.train:
+        made_by["variants"] = _nested(arguments.train)
+    elif arguments.weights is not None:
+        if arguments.architecture is None:
+            raise ConfigError(f"{arguments.weights}: give --architecture, timm's name of what the file holds")
+        own = one_import(
+            arguments.weights,
+            arguments.architecture,
+            dict(arguments.model_arg),
+            in_channels=arguments.channels,
+            mean=arguments.mean,
+            std=arguments.std,
+        )
+        made_by["imports"] = own.model_dump(mode="json")
+    encoder = {"model": str(arguments.model or folder), "network": arguments.network}
+    project = Project(arguments.params, arguments.params.with_name("dvc.yaml"))
+    for line in add_encoder(name, EncoderParams.from_params(encoder, name), project, made_by=made_by):
+        print(line)
+
+
+def encoder_list(arguments: argparse.Namespace) -> None:
+    """Print the encoders of the params file, and make the stages of dvc.yaml that read every encoder depend on them."""
+    from ace.config import list_encoders
+    from ace.evaluation.params import parse_encoders
+
+    encoders = parse_encoders(values_of(arguments).get("encoders"), str(arguments.params))
+    for line in list_encoders(encoders, arguments.params.with_name("dvc.yaml")):
+        print(line)
+    for name, encoder in encoders.items():
+        print(f"{name}: {encoder.network} of {encoder.model}")
+
+
+def _nested(assignments: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Values by dotted key as nested mappings."""
+    nested: dict[str, Any] = {}
+    for path, value in assignments:
+        *parents, key = path.split(".")
+        section = nested
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[key] = value
+    return nested
+
+
 def embed(arguments: argparse.Namespace) -> None:
     """Embed the images of a folder or a shard set into one Parquet file."""
     from ace.inference.embedder import load_model
@@ -442,6 +530,58 @@ def _add_model_options(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_architecture_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model-arg",
+        type=_assignment,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a further argument of timm's architecture, as output_stride=16; may be repeated",
+    )
+    command.add_argument(
+        "--channels", type=int, choices=[1, 3], default=3, help="of the input; default: 3 (the authors' files say it)"
+    )
+    command.add_argument(
+        "--mean",
+        type=_levels,
+        help="of pixels in [0, 1], or R,G,B; default: timm's for the architecture, or the authors' for chest X-rays, "
+        "0.5056",
+    )
+    command.add_argument("--std", type=_levels, help="likewise; default: timm's, or the authors', 0.252")
+
+
+def _add_training_options(command: argparse.ArgumentParser) -> None:
+    add_params_options(command)
+    _add_shards_option(command)
+    command.add_argument(
+        "--run",
+        type=Path,
+        dest="run_dir",
+        metavar="DIR",
+        help="keep checkpoints and log here, and go on with what is there; refused if it was begun with other inputs "
+        "(default: a folder in scratch, named by all inputs, removed once the model is finished)",
+    )
+    command.add_argument(
+        "--accept-changed-code", action="store_true", help="go on in --run although code or library versions changed"
+    )
+    command.add_argument(
+        "--logger",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="besides metrics.jsonl and DVCLive: `tensorboard`, or your own `package.module:factory`; may be repeated",
+    )
+    command.add_argument(
+        "--device",
+        metavar="DEVICE",
+        help="auto, cpu, cuda, or as cuda:1 for one process; default: pretrain.device, which is auto unless it is set",
+    )
+    command.add_argument(
+        "--time-limit", type=_positive(float), metavar="MINUTES", help="save and end with exit code 75 after it"
+    )
+
+
 def _normalisation(text: str) -> str | tuple[Sequence[float], Sequence[float]]:
     if "," not in text:
         return text
@@ -489,37 +629,17 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("pretrain", help="train the encoder", description=pretrain.__doc__)
-    add_params_options(command)
-    _add_shards_option(command)
+    _add_training_options(command)
     command.add_argument("--out", type=Path, default=MODEL, metavar="DIR", help=f"default: {MODEL}")
     command.add_argument("--metrics", type=Path, default=TRAINING, metavar="DIR", help=f"default: {TRAINING}")
-    command.add_argument(
-        "--run",
-        type=Path,
-        dest="run_dir",
-        metavar="DIR",
-        help="keep checkpoints and log here, and go on with what is there; refused if it was begun with other inputs "
-        "(default: a folder in scratch, named by all inputs, removed once the model is finished)",
-    )
-    command.add_argument(
-        "--accept-changed-code", action="store_true", help="go on in --run although code or library versions changed"
-    )
-    command.add_argument(
-        "--logger",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="besides metrics.jsonl and DVCLive: `tensorboard`, or your own `package.module:factory`; may be repeated",
-    )
-    command.add_argument(
-        "--device",
-        metavar="DEVICE",
-        help="auto, cpu, cuda, or as cuda:1 for one process; default: pretrain.device, which is auto unless it is set",
-    )
-    command.add_argument(
-        "--time-limit", type=_positive(float), metavar="MINUTES", help="save and end with exit code 75 after it"
-    )
     command.set_defaults(run=pretrain)
+
+    command = commands.add_parser("variant", help="train an encoder to compare with", description=variant.__doc__)
+    command.add_argument("name", metavar="NAME", help="of the training, in the section `variants`")
+    _add_training_options(command)
+    command.add_argument("--out", type=Path, metavar="DIR", help=f"default: {MODELS}/NAME")
+    command.add_argument("--metrics", type=Path, metavar="DIR", help=f"default: {VARIANTS}/NAME")
+    command.set_defaults(run=variant)
 
     command = commands.add_parser("cohort", help="choose the patients who are measured", description=cohort.__doc__)
     add_params_options(command)
@@ -575,30 +695,13 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--architecture", metavar="NAME", help="what FILE holds: timm's name, or swin_b, vit_b, vit_b16 (the authors')"
     )
-    command.add_argument(
-        "--model-arg",
-        type=_assignment,
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a further argument of timm's architecture, as output_stride=16; may be repeated",
-    )
+    _add_architecture_options(command)
     command.add_argument(
         "--tokens", type=_positive(int), default=14, metavar="T", help="tokens a side, even; default: 14, the paper's"
     )
     command.add_argument(
-        "--channels", type=int, choices=[1, 3], default=3, help="of the input; default: 3 (the authors' files say it)"
-    )
-    command.add_argument(
         "--network", choices=["teacher", "student"], default="teacher", help="of the authors' files; default: teacher"
     )
-    command.add_argument(
-        "--mean",
-        type=_levels,
-        help="of pixels in [0, 1], or R,G,B; default: timm's for the architecture, or the authors' for chest X-rays, "
-        "0.5056",
-    )
-    command.add_argument("--std", type=_levels, help="likewise; default: timm's, or the authors', 0.252")
     command.set_defaults(run=import_)
 
     command = commands.add_parser("embed", help="embed a folder of images or a shard set", description=embed.__doc__)
@@ -667,6 +770,40 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--half", action="store_true", help="store the weights in 16 bits; they compute in 32")
     command.add_argument("--out", type=Path, metavar="DIR", help="default: the package's folder, ace/zoo/NAME")
     command.set_defaults(run=publish)
+
+    encoder = commands.add_parser("encoder", help="add an encoder, or list those that are compared").add_subparsers(
+        required=True
+    )
+    command = encoder.add_parser(
+        "add",
+        help="one more encoder to compare",
+        description=cleandoc(encoder_add.__doc__ or ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("name", metavar="NAME", help="of its row in the metrics and the report")
+    command.add_argument("--model", type=Path, metavar="FOLDER", help="a model folder, or the name of a shipped model")
+    command.add_argument(
+        "--network",
+        choices=["teacher", "student", "best", "untrained"],
+        default="teacher",
+        help="which network of the model; default: teacher",
+    )
+    command.add_argument("--weights", type=Path, metavar="FILE", help="weights that others trained")
+    command.add_argument("--architecture", metavar="NAME", help="what FILE holds, by timm's name")
+    _add_architecture_options(command)
+    command.add_argument(
+        "--train",
+        type=_assignment,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="train it: what differs from the section `pretrain`, as loss_weights.removal=0; may be repeated",
+    )
+    command.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="or a study's")
+    command.set_defaults(run=encoder_add)
+    command = encoder.add_parser("list", help="list them, in dvc.yaml too", description=encoder_list.__doc__)
+    add_params_options(command)
+    command.set_defaults(run=encoder_list)
 
     config = commands.add_parser("config", help="check the params file, or choose a named one").add_subparsers(
         required=True
