@@ -1,6 +1,7 @@
 """`python -m ace`: pretrain or import an encoder, measure, embed, export and publish it, report, configure."""
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -26,6 +27,7 @@ SHARDS, MODELS, EVIDENCE = Path("data/shards"), Path("models"), Path("data/evide
 MODEL = MODELS / "ace"
 COHORT, INDEPENDENCE, ANSWERS = Path("data/cohort.json"), Path("data/independence.json"), Path("data/answers")
 PROPERTIES, REPORT = Path("metrics/properties.json"), Path("reports/report.html")
+COMPARISON = Path("reports/comparison.html")
 TRAINING, VARIANTS = Path("metrics/pretrain"), Path("metrics/variants")
 
 
@@ -199,12 +201,45 @@ def _measured_of(arguments: argparse.Namespace, values: Mapping[str, Any], batch
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """Write the self-contained page."""
+    """Write the self-contained page, or one of two encoders alone.
+
+    --compare takes two encoders of params.yaml, which `dvc repro` has measured, and compares them patient by patient;
+    or two files of metrics, or folders of studies (studies/phantom, or studies/phantom:paper for another encoder than
+    its first), of which nothing is known but figures and intervals.
+    """
     from ace.report.page import write_report
     from ace.report.params import ReportParams
+    from ace.report.two_encoders import write_comparison
 
-    params = ReportParams.from_params(values_of(arguments).get("report"), f"{arguments.params}: report")
-    write_report(params, arguments.out)
+    if arguments.compare is None:
+        params = ReportParams.from_params(values_of(arguments).get("report"), f"{arguments.params}: report")
+        write_report(params, arguments.out or REPORT)
+    else:
+        out = arguments.out or COMPARISON
+        print(write_comparison(*_compared(arguments, *arguments.compare), out))
+        print(f"report: {out.resolve()}")
+
+
+def _compared(arguments: argparse.Namespace, first: str, second: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Metrics of two encoders, and of each the section that says whom they are of."""
+    from ace.evaluation.evaluate import evaluate
+    from ace.evaluation.measured import MEASURED
+    from ace.evaluation.params import EvaluateParams, parse_encoders
+    from ace.report.two_encoders import read_apart
+    from shards.runtime.scratch import scratch_root
+
+    values = values_of(arguments) if arguments.params.is_file() else {}
+    encoders = parse_encoders(values["encoders"], str(arguments.params)) if "encoders" in values else {}
+    if first == second or not {first, second} <= encoders.keys():
+        return read_apart(first, second)
+    params = EvaluateParams.from_params(values.get("evaluate"), f"{arguments.params}: evaluate")
+    scratch_root().mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=scratch_root(), prefix="compared-") as folder:
+        work = Path(folder)
+        places = replace(_places(arguments), metrics=work / PROPERTIES.name, evidence=work / EVIDENCE.name)
+        evaluate(params, {name: encoders[name] for name in (first, second)}, places)
+        figures = json.loads(places.metrics.read_text(encoding="utf-8"))
+    return figures, dict.fromkeys((first, second), figures[MEASURED])
 
 
 def summary(arguments: argparse.Namespace) -> None:
@@ -348,6 +383,20 @@ def _nested(assignments: Sequence[tuple[str, Any]]) -> dict[str, Any]:
             section = section.setdefault(parent, {})
         section[key] = value
     return nested
+
+
+def study_open(arguments: argparse.Namespace) -> None:
+    """Make a study's work tree, or bring it to the commit that is checked out; `make study` calls this."""
+    from ace.study import Study, open_study
+
+    print(open_study(Study(arguments.name, arguments.run_of)))
+
+
+def study_record(arguments: argparse.Namespace) -> None:
+    """Write what is committed of a finished study: dvc.lock, figures and their table; `make study` calls this."""
+    from ace.study import Study, record_study
+
+    print("wrote", *record_study(Study(arguments.name, arguments.run_of)), sep="\n  ")
 
 
 def embed(arguments: argparse.Namespace) -> None:
@@ -671,7 +720,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("report", help="write the report", description=report.__doc__)
     add_params_options(command)
-    command.add_argument("--out", type=Path, default=REPORT, metavar="FILE", help=f"default: {REPORT}")
+    _add_shards_option(command)
+    command.add_argument(
+        "--compare", nargs=2, metavar=("A", "B"), help="two encoders, or two files of metrics or studies, alone"
+    )
+    command.add_argument("--out", type=Path, metavar="FILE", help=f"default: {REPORT}, or {COMPARISON}")
     command.set_defaults(run=report)
 
     command = commands.add_parser("summary", help="print the key figures", description=summary.__doc__)
@@ -804,6 +857,15 @@ def build_parser() -> argparse.ArgumentParser:
     command = encoder.add_parser("list", help="list them, in dvc.yaml too", description=encoder_list.__doc__)
     add_params_options(command)
     command.set_defaults(run=encoder_list)
+
+    study = commands.add_parser("study", help="the steps of `make study`").add_subparsers(required=True)
+    for word, function in (("open", study_open), ("record", study_record)):
+        command = study.add_parser(word, help=str(function.__doc__), description=function.__doc__)
+        command.add_argument("name", metavar="NAME", help="a folder in studies/")
+        command.add_argument(
+            "--run", dest="run_of", default="params", metavar="RUN", help="of studies/NAME/RUN.yaml; default: params"
+        )
+        command.set_defaults(run=function)
 
     config = commands.add_parser("config", help="check the params file, or choose a named one").add_subparsers(
         required=True

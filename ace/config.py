@@ -1,7 +1,7 @@
 """The whole of params.yaml as one typed tree, checked across sections, and the named configurations under configs/."""
 
 from collections import Counter
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
@@ -197,8 +197,8 @@ def _check_grids(config: Config, batches: Mapping[str, BatchParams]) -> None:
         from_bank = [where for where, training in config.trainings.items() if training.crops == "bank"]
         if from_bank and name in config.trained_batches and not has_bank:
             raise ConfigError(
-                f"{from_bank[0]}.crops is 'bank' and batches/{name}.yaml has shard.num_bank_pairs 0; draw fresh ones, or "
-                f"store some pairs: {remedy}"
+                f"{from_bank[0]}.crops is 'bank' and batches/{name}.yaml has shard.num_bank_pairs 0; draw fresh ones, "
+                f"or store some pairs: {remedy}"
             )
 
 
@@ -289,10 +289,10 @@ def _check_shared_images(config: Config, batches: Mapping[str, BatchParams]) -> 
 def use(name: str, params: Path = DEFAULT_PARAMS, configs: Path = CONFIGS) -> list[str]:
     """Write the named configuration to `params`, keeping its comments; returns what changed as `key: old → new`.
 
-    The stages of dvc.yaml that read every encoder are given those of the configuration. A configuration is an overlay on configs/demo.yaml, so that `use` gives the same file whatever stood there before.
+    A configuration is an overlay on configs/demo.yaml, so that `use` gives the same file whatever stood there before.
     `evaluate.batch` stays too where the project does not have the configuration's batch (`register --only` took it
     out). Batches whose files have the sections `grid` and `shard` as they were in `params` get the new ones; others
-    have settings of their own and keep them.
+    have settings of their own and keep them. The stages of dvc.yaml that read every encoder get the configuration's.
 
     Args:
         name: Of the configuration, or the path of its file, as `studies/phantom/params.yaml`.
@@ -428,8 +428,10 @@ def _migrate_variants(params: Path) -> list[str]:
     if "variants" in document or "pretrain" not in document:
         return []
     document.insert(list(document).index("pretrain") + 1, "variants", {})
+    if "report" in document:
+        document["report"].setdefault("num_pictured", 4)
     write_text(params, _dump(yaml, document))
-    return [f"{params}: variants has the other trainings, none so far"]
+    return [f"{params}: variants has the other trainings, none so far, and report.num_pictured limits the pictures"]
 
 
 def _document(params: Path) -> tuple[YAML, Any]:
@@ -443,7 +445,8 @@ def _document(params: Path) -> tuple[YAML, Any]:
 def resolve(name: str, configs: Path = CONFIGS) -> dict[str, Any]:
     """The complete values of a configuration: its file laid over configs/demo.yaml.
 
-    A file with the line `base: NAME` is laid over that configuration instead, so that a variant is a few lines.
+    A file with the line `base: NAME` is laid over that configuration instead, so that a variant is a few lines; with
+    `base: [A, B]` over B laid over A.
 
     Args:
         name: Of a file in `configs`, or the path of any other file, with its ending.
@@ -452,23 +455,39 @@ def resolve(name: str, configs: Path = CONFIGS) -> dict[str, Any]:
     Raises:
         ConfigError: no such configuration, or configurations are each other's base.
     """
-    overlays: list[Mapping[str, Any]] = []
-    seen: list[str] = []
-    while name != BASE:
-        path = Path(name) if name.endswith(SUFFIX) else configs / f"{name}{SUFFIX}"
-        if not path.is_file():
-            known = sorted(path.stem for path in configs.glob(f"*{SUFFIX}"))
-            raise ConfigError(f"configuration '{name}' is not in {configs}/; there are: {', '.join(known)}")
-        if name in seen:
-            raise ConfigError(f"configs: {' → '.join([*seen, name])}: a configuration cannot be its own base")
-        seen.append(name)
-        overlay = read_params(path)
-        name = str(overlay.pop("base", BASE))
-        overlays.append(overlay)
+    return _laid_over(_overlays(name, configs, above=()), configs)
+
+
+def complete(overlay: Mapping[str, Any], configs: Path = CONFIGS) -> dict[str, Any]:
+    """The complete values of a configuration whose file has this content."""
+    return _laid_over(_with_bases(overlay, configs, above=()), configs)
+
+
+def _laid_over(overlays: Sequence[Mapping[str, Any]], configs: Path) -> dict[str, Any]:
     values = read_params(configs / f"{BASE}{SUFFIX}")
-    for overlay in reversed(overlays):
+    for overlay in overlays:
         values = merged(values, overlay)
     return values
+
+
+def _overlays(name: str, configs: Path, above: tuple[str, ...]) -> list[Mapping[str, Any]]:
+    """What is laid over configs/demo.yaml one after another, a configuration's bases before its own."""
+    if name == BASE:
+        return []
+    path = Path(name) if name.endswith(SUFFIX) else configs / f"{name}{SUFFIX}"
+    if not path.is_file():
+        known = sorted(path.stem for path in configs.glob(f"*{SUFFIX}"))
+        raise ConfigError(f"configuration '{name}' is not in {configs}/; there are: {', '.join(known)}")
+    if name in above:
+        raise ConfigError(f"configs: {' → '.join([*above, name])}: a configuration cannot be its own base")
+    return _with_bases(read_params(path), configs, (*above, name))
+
+
+def _with_bases(overlay: Mapping[str, Any], configs: Path, above: tuple[str, ...]) -> list[Mapping[str, Any]]:
+    base = overlay.get("base", BASE)
+    bases = base if isinstance(base, list) else [base]
+    own = {key: value for key, value in overlay.items() if key != "base"}
+    return [*(item for name in bases for item in _overlays(str(name), configs, above)), own]
 
 
 def merged(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from ace.config import BASE, CONFIGS, Config, list_encoders, merged, resolve
+from ace.config import CONFIGS, Config, complete, list_encoders
 from ace.evaluation.params import EncoderParams
 from shards.config import read_params
 from shards.delivery.project import Project
@@ -52,8 +52,7 @@ def add_encoder(
             text = enter_item(text, section, name, item)
         changed = YAML(typ="safe", pure=True).load(text)
         is_configuration = "base" in changed
-        complete = merged(resolve(changed.pop("base", BASE), configs), changed) if is_configuration else changed
-        config = Config.from_params(complete, str(params))
+        config = Config.from_params(complete(changed, configs) if is_configuration else changed, str(params))
         write_text(params, text)
         done = [f"{params}: {section} has {name} now" for section in entries]
         return done if is_configuration else [*done, *list_encoders(config.encoders, project.dvc)]

@@ -236,8 +236,8 @@ def set_deps(text: str, stage: str, prefix: str, paths: Sequence[str]) -> str:
     after = _loaded(_joined(lines))
     if not rows or after is None or sorted(_deps(after["stages"][stage])) != sorted([*wanted, *paths]):
         raise ConfigError(
-            f"dvc.yaml: {stage}.deps: expected the paths {prefix}… on lines of their own in brackets, each with a comma "
-            f"behind it, to write {', '.join(paths)} there; write them there by hand"
+            f"dvc.yaml: {stage}.deps: expected the paths {prefix}… on lines of their own in brackets, each with a "
+            f"comma behind it, to write {', '.join(paths)} there; write them there by hand"
         )
     return _joined(lines)
 
