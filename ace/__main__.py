@@ -229,15 +229,16 @@ def _compared(arguments: argparse.Namespace, first: str, second: str) -> tuple[M
     from shards.runtime.scratch import scratch_root
 
     values = values_of(arguments) if arguments.params.is_file() else {}
-    encoders = parse_encoders(values["encoders"], str(arguments.params)) if "encoders" in values else {}
+    encoders = values.get("encoders") or {}
     if first == second or not {first, second} <= encoders.keys():
         return read_apart(first, second)
+    both = parse_encoders({name: encoders[name] for name in (first, second)}, f"--compare {first} {second}")
     params = EvaluateParams.from_params(values.get("evaluate"), f"{arguments.params}: evaluate")
     scratch_root().mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=scratch_root(), prefix="compared-") as folder:
         work = Path(folder)
         places = replace(_places(arguments), metrics=work / PROPERTIES.name, evidence=work / EVIDENCE.name)
-        evaluate(params, {name: encoders[name] for name in (first, second)}, places)
+        evaluate(params, both, places)
         figures = json.loads(places.metrics.read_text(encoding="utf-8"))
     return figures, dict.fromkeys((first, second), figures[MEASURED])
 

@@ -126,15 +126,17 @@ def project(evaluated_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_any_two_encoders_are_compared_over_the_same_patients(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    page = compare(project, "imagenet", "untrained", monkeypatch=monkeypatch)
+    page = compare(project, "imagenet", "trained", monkeypatch=monkeypatch)
     printed = capsys.readouterr().out
-    back = compare(project, "untrained", "imagenet", monkeypatch=monkeypatch)
+    back = compare(project, "trained", "imagenet", monkeypatch=monkeypatch)
     figures = json.loads((project / "metrics/properties.json").read_text())
-    for name in ("imagenet", "untrained"):
+    for name in ("imagenet", "trained"):
         assert shown(figures[name]["compositionality"], "{:.3f}") in table_of(page)
-    difference = figures["imagenet"]["compositionality"]["value"] - figures["untrained"]["compositionality"]["value"]
-    assert f"{difference:.3f}".replace("-", "−") in table_of(page)
-    assert f"{-difference:.3f}".replace("-", "−") in table_of(back)
+    gain = figures["gain_over_imagenet"]["compositionality"]
+    assert shown(gain, "{:.3f}") in table_of(back)
+    opposite = {"value": -gain["value"], "low": -gain["high"], "high": -gain["low"]}
+    assert shown(opposite, "{:.3f}") in table_of(page)
+    assert compare(project, "imagenet", "untrained", monkeypatch=monkeypatch)
     assert "| imagenet |" in printed
     assert "patient by patient" in html.unescape(re.sub(r"<[^>]*>", "", page))
 
@@ -151,7 +153,9 @@ def test_encoders_of_two_files_are_set_side_by_side_without_a_paired_difference(
     assert 'class="gain' not in page
 
 
-def test_what_cannot_be_compared_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_compared_is_refused(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(project)
     with pytest.raises(ConfigError, match=r"neither an encoder of params.yaml nor a file of metrics"):
         read_apart("metrics/properties.json", "nowhere")
@@ -159,6 +163,8 @@ def test_what_cannot_be_compared_is_refused(project: Path, monkeypatch: pytest.M
         read_apart("metrics/properties.json", "metrics/properties.json:best")
     with pytest.raises(ConfigError, match="expected two different ones"):
         read_apart("a", "a")
+    assert run_command(build_parser(), ["report", "--compare", "untrained", "trained"]) == 2
+    assert "'untrained', is untrained, and gains are the first one's; put another first" in capsys.readouterr().err
 
 
 @pytest.mark.browser
