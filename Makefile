@@ -64,11 +64,13 @@ study: $(STAMP) ## train, measure and record the encoders of a study: make study
 	  python -m ace config use "studies/$$NAME/$$RUN.yaml" >/dev/null && \
 	  { test -z "$$data" || python -m shards register "$$BATCH" "$$data" --source "$$SOURCE" $${labels:+--labels "$$labels"} \
 	    $${PATIENT_FROM:+--patient-from "$$PATIENT_FROM"} $${SITE+--site "$$SITE"} --only; } && \
-	  python -m ace config check && dvc repro --keep-going && python -m ace summary
+	  python -m ace config check && dvc repro --keep-going && python -m ace summary && \
+	  if [ -n "$$TASKS" ]; then while read -r task; do python -m ace finetune $$task </dev/null || exit 1; done <"$$TASKS"; fi
 	@python -m ace study record "$$NAME" --run "$$RUN"
 
-study-full: ## a study with each of its seeds, every studies/NAME/*.yaml: make study-full [NAME=… and what `study` takes]
-	@for run in $$(cd "studies/$${NAME:-phantom}" && ls *.yaml); do $(MAKE) study RUN="$${run%.yaml}" || exit 1; done
+study-full: ## a study with every seed (studies/NAME/*.yaml) and task (tasks.txt): make study-full [NAME=… as for study]
+	@cd "studies/$${NAME:-phantom}" && tasks=$$(test ! -e tasks.txt || realpath tasks.txt) && runs=$$(ls *.yaml) && cd - >/dev/null && \
+	  for run in $$runs; do $(MAKE) study RUN="$${run%.yaml}" TASKS="$$tasks" || exit 1; done
 
 test: $(DEV) ## the tests (everything not marked slow), in a process for each core, at most eight
 	@python -m pytest -n logical --maxprocesses 8 --dist loadfile

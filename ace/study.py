@@ -111,6 +111,8 @@ def record_study(study: Study) -> list[Path]:
         "trainings.json": json.dumps(_trainings(metrics), indent=1) + "\n",
         "table.md": _table(study, json.loads(figures.read_text(encoding="utf-8")), commit),
     }
+    # Of the tasks, which only `make study-full` runs.
+    written |= {f"finetune/{path.name}": path.read_text(encoding="utf-8") for path in metrics.glob("finetune/*.json")}
     for name, text in written.items():
         write_text(study.record / name, text)
     return [study.record / name for name in written]
