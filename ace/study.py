@@ -4,12 +4,15 @@ import json
 import shutil
 import subprocess
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from typing import Any
 
+from ace.drawing.plots import interval_chart
 from ace.drawing.words import Words
 from ace.evaluation.measured import MEASURED
 from ace.report.comparison import compare_encoders, markdown_table
+from ace.report.page import FOLDER
 from ace.report.summary import encoders_of, measured_one
 from shards.errors import ConfigError
 from shards.runtime.atomic import write_text
@@ -92,7 +95,7 @@ def open_study(study: Study) -> Path:
 
 
 def record_study(study: Study) -> list[Path]:
-    """Write what is committed of a finished study into its folder: dvc.lock, figures and the table; no image.
+    """Write what is committed of a finished study into its folder: dvc.lock, figures, the table and a chart; no image.
 
     Returns:
         The files written.
@@ -105,11 +108,13 @@ def record_study(study: Study) -> list[Path]:
     if not (study.work / LOCK).is_file() or not figures.is_file():
         raise ConfigError(f"{figures}: not found; `make study NAME={study.name}` measures the study's encoders first")
     commit = _run(study.work, "git", "rev-parse", "HEAD")
+    found = json.loads(figures.read_text(encoding="utf-8"))
     written = {
         LOCK: (study.work / LOCK).read_text(encoding="utf-8"),
         PROPERTIES: figures.read_text(encoding="utf-8"),
         "trainings.json": json.dumps(_trainings(metrics), indent=1) + "\n",
-        "table.md": _table(study, json.loads(figures.read_text(encoding="utf-8")), commit),
+        "table.md": _table(study, found, commit),
+        "table.svg": _chart(found),
     }
     # Of the tasks, which only `make study-full` runs.
     written |= {f"finetune/{path.name}": path.read_text(encoding="utf-8") for path in metrics.glob("finetune/*.json")}
@@ -142,6 +147,23 @@ def _table(study: Study, figures: dict[str, Any], commit: str) -> str:
             markdown_table(compare_encoders(figures, names, words)),
         ]
     )
+
+
+def _chart(figures: dict[str, Any]) -> str:
+    """The headline figures as a picture that stands alone: it brings the page's colours with it."""
+    names = encoders_of(figures)
+    columns = compare_encoders(figures, names, Words(one="patient", tone="grey")).columns
+    panels = {
+        column.title: [tuple(figures[name][column.key][end] for end in ("value", "low", "high")) for name in names]
+        for column in columns
+    }
+    measured = {
+        title: [(nan, nan, nan) if None in ends else ends for ends in intervals] for title, intervals in panels.items()
+    }
+    colours = (FOLDER / "style.css").read_text(encoding="utf-8").partition("}")[0] + "}"
+    svg = interval_chart(measured, names)
+    start = svg.index(">") + 1
+    return f"{svg[:start]}<style>{colours}</style>{svg[start:]}\n"
 
 
 def _run(folder: Path, *command: str) -> str:

@@ -87,6 +87,9 @@ def test_a_study_goes_on_after_a_kill_and_one_encoder_more_trains_nothing_again(
         assert [cell.split("<br>")[0] for cell in line.strip("| ").split(" | ")[1:]] == [
             " ".join(cell.text) for cell in cells
         ]
+    chart = (study / "table.svg").read_text()
+    assert all(name in chart for name in ("trained", "untrained", "ImageNet", "paper", "Compositionality"))
+    assert "<image" not in chart
     trainings = json.loads((study / "trainings.json").read_text())
     assert trainings.keys() == {"pretrain", "variants.paper"}
     assert len({training["step"] for training in trainings.values()}) == 1, "as many steps for each"
