@@ -27,22 +27,20 @@ LOCK, PROPERTIES = "dvc.lock", "properties.json"
 
 @dataclass(frozen=True)
 class Study:
-    """One run of a study.
+    """One run of a study of the checkout in the working directory.
 
     Attributes:
         name: Of the study, a folder in `studies/`.
         run: Of its params file, without the ending, as `params` or `seed1`.
-        root: The checkout's folder.
     """
 
     name: str
     run: str = RUN
-    root: Path = Path()
 
     @property
     def folder(self) -> Path:
         """Return the study's folder."""
-        return self.root / STUDIES / self.name
+        return STUDIES / self.name
 
     @property
     def params(self) -> Path:
@@ -69,28 +67,27 @@ def open_study(study: Study) -> Path:
         ConfigError: there is no such study, this is no git checkout with a commit, or code is not committed.
     """
     if not study.params.is_file():
-        found = sorted(path.parent.name for path in (study.root / STUDIES).glob(f"*/{study.run}.yaml"))
+        found = sorted(path.parent.name for path in STUDIES.glob(f"*/{study.run}.yaml"))
         raise ConfigError(f"{study.params}: not found; there are: {', '.join(found) or 'none'}")
-    changed = _run(study.root, "git", "status", "--porcelain", "--untracked-files=no", "--", *CODE).splitlines()
+    changed = _run(Path(), "git", "status", "--porcelain", "--", *CODE).splitlines()
     if changed:
         raise ConfigError(
             f"not committed: {', '.join(line[3:] for line in changed)}; a study runs what is committed, so that its "
             "record says which code made it: commit these first, or put them aside with `git stash`"
         )
-    commit = _run(study.root, "git", "rev-parse", "HEAD")
+    commit = _run(Path(), "git", "rev-parse", "HEAD")
     work = study.work.resolve()
     if not (work / ".git").is_file():
         work.parent.mkdir(parents=True, exist_ok=True)
         # Forced: git may still know a work tree that somebody has removed by hand.
-        _run(study.root, "git", "worktree", "add", "--quiet", "--force", "--detach", str(work), commit)
+        _run(Path(), "git", "worktree", "add", "--quiet", "--force", "--detach", str(work), commit)
     _run(work, "git", "checkout", "--quiet", "--force", "--detach", commit)
-    _run(work, "dvc", "cache", "dir", "--quiet", "--local", _run(study.root, "dvc", "cache", "dir"))
+    _run(work, "dvc", "cache", "dir", "--quiet", "--local", _run(Path(), "dvc", "cache", "dir"))
     if (study.record / LOCK).is_file():
         shutil.copyfile(study.record / LOCK, work / LOCK)
-    copies = work / STUDIES / study.name
-    copies.mkdir(parents=True, exist_ok=True)
-    for path in study.folder.glob("*.yaml"):
-        shutil.copyfile(path, copies / path.name)
+    for path in (*STUDIES.glob("*.yaml"), *study.folder.glob("*.yaml")):
+        (work / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, work / path)
     return study.work
 
 
@@ -178,4 +175,4 @@ def _run(folder: Path, *command: str) -> str:
         raise ConfigError(f"{command[0]} cannot be run: {error}") from None
     if done.returncode:
         raise ConfigError(f"`{' '.join(command)}` in {folder.resolve()} failed: {done.stderr.strip()}")
-    return done.stdout.strip()
+    return done.stdout.rstrip("\n")
