@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup setup-dev demo real given test coverage fuzz test-slow test-gpu check dev bench
+.PHONY: help setup setup-dev demo real given study study-full test coverage fuzz test-slow test-gpu check dev bench
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,26 @@ real: given $(STAMP) ## the same on your own images alone: make real DATA=/folde
 given: # what `real` is given, looked at before anything is installed
 	@test -d "$$DATA" || { echo "error: DATA='$$DATA' is not a folder of images; $(EXAMPLE)" >&2; exit 2; }
 	@test -z "$$LABELS" || test -f "$$LABELS" || { echo "error: LABELS='$$LABELS' is not a file; $(EXAMPLE)" >&2; exit 2; }
+
+# A run of a study is a file studies/NAME/RUN.yaml; it works in studies/NAME/work/RUN and goes on there after any kill.
+study: export NAME ?= phantom
+study: export RUN ?= params
+study: export BATCH ?= real-b000
+study: export SOURCE ?= folder
+study: $(STAMP) ## train, measure and record the encoders of a study: make study [NAME=phantom|nih|fundus DATA=… LABELS=…]
+	@test -z "$$DATA" || test -d "$$DATA" || { echo "error: DATA='$$DATA' is not a folder of images" >&2; exit 2; }
+	@work=$$(python -m ace study open "$$NAME" --run "$$RUN") && data=$${DATA:+$$(realpath "$$DATA")} && \
+	  labels=$${LABELS:+$$(realpath "$$LABELS")} && cd "$$work" && \
+	  python -m ace config use "studies/$$NAME/$$RUN.yaml" >/dev/null && \
+	  { test -z "$$data" || python -m shards register "$$BATCH" "$$data" --source "$$SOURCE" $${labels:+--labels "$$labels"} \
+	    $${PATIENT_FROM:+--patient-from "$$PATIENT_FROM"} $${SITE+--site "$$SITE"} --only; } && \
+	  python -m ace config check && dvc repro --keep-going && python -m ace summary && \
+	  if [ -n "$$TASKS" ]; then while read -r task; do python -m ace finetune $$task </dev/null || exit 1; done <"$$TASKS"; fi
+	@python -m ace study record "$$NAME" --run "$$RUN"
+
+study-full: ## a study with every seed (studies/NAME/*.yaml) and task (tasks.txt): make study-full [NAME=… as for study]
+	@cd "studies/$${NAME:-phantom}" && tasks=$$(test ! -e tasks.txt || realpath tasks.txt) && runs=$$(ls *.yaml) && cd - >/dev/null && \
+	  for run in $$runs; do $(MAKE) study RUN="$${run%.yaml}" TASKS="$$tasks" || exit 1; done
 
 test: $(DEV) ## the tests (everything not marked slow), in a process for each core, at most eight
 	@python -m pytest -n logical --maxprocesses 8 --dist loadfile

@@ -1,6 +1,7 @@
 """`python -m ace`: pretrain, import, measure, fine-tune, embed with, export and publish encoders; report, configure."""
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,8 +33,10 @@ SHARDS, MODELS, EVIDENCE = Path("data/shards"), Path("models"), Path("data/evide
 MODEL = MODELS / "ace"
 COHORT, INDEPENDENCE, ANSWERS = Path("data/cohort.json"), Path("data/independence.json"), Path("data/answers")
 FINETUNED, TASKS = Path("data/finetuned"), Path("metrics/finetune")
-PROPERTIES, TRAINING = Path("metrics/properties.json"), Path("metrics/pretrain")
+PROPERTIES = Path("metrics/properties.json")
+TRAINING, VARIANTS = Path("metrics/pretrain"), Path("metrics/variants")
 REPORT, EXPLORER = Path("reports/report.html"), Path("reports/explorer.html")
+COMPARISON = Path("reports/comparison.html")
 
 
 def pretrain(arguments: argparse.Namespace) -> None:
@@ -43,32 +46,60 @@ def pretrain(arguments: argparse.Namespace) -> None:
     run goes on at its last checkpoint when the same command is given again. On SIGTERM, SIGUSR1, Ctrl-C or at the time
     limit, the running step is finished, a checkpoint is saved, and the command ends with exit code 75.
     """
-    # From here on, not from the first step: to import and to build takes long enough to be preempted in.
     with _stop_requests(arguments) as request:
-        from ace.pretrain.params import PretrainParams
-        from ace.pretrain.pretrain import pretrain
-        from shards.params import GridParams, parse_mix
-        from shards.runtime.atomic import clear_when_full
-        from shards.runtime.scratch import scratch_root
+        values = values_of(arguments)
+        sections = {"pretrain": values.get("pretrain"), "grid": values.get("grid"), "mix": values.get("mix")}
+        _train(arguments, sections, arguments.out, arguments.metrics, request)
+
+
+def variant(arguments: argparse.Namespace) -> None:
+    """Train one item of the section `variants`: as `pretrain` does, with the params that the item changes.
+
+    It is killed, stopped and resumed like `pretrain`.
+    """
+    with _stop_requests(arguments) as request:
+        from ace.config import merged
+        from shards.errors import ConfigError
 
         values = values_of(arguments)
-        with clear_when_full(arguments.run_dir or scratch_root(), arguments.out.parent, arguments.metrics):
-            pretrain(
-                PretrainParams.from_params(values.get("pretrain"), f"{arguments.params}: pretrain"),
-                GridParams.from_params(values.get("grid"), f"{arguments.params}: grid"),
-                parse_mix(values.get("mix"), f"{arguments.params}: mix"),
-                shards_root=arguments.shards,
-                out=arguments.out,
-                metrics_dir=arguments.metrics,
-                request=request,
-                options=_run_options(arguments),
-                project=arguments.params.parent,
-            )
+        variants, name = values.get("variants") or {}, arguments.name
+        if name not in variants:
+            raise ConfigError(f"{arguments.params}: variants has no '{name}'; it has {', '.join(variants) or 'none'}")
+        own = merged(values.get("pretrain") or {}, variants[name] or {})
+        sections = {"pretrain": own, "grid": values.get("grid"), "mix": values.get("mix")}
+        _train(arguments, sections, arguments.out or MODELS / name, arguments.metrics or VARIANTS / name, request)
+
+
+def _train(
+    arguments: argparse.Namespace, sections: Mapping[str, Any], out: Path, metrics: Path, request: "StopRequest"
+) -> None:
+    """Train by these sections of the params file."""
+    from ace.pretrain.params import PretrainParams
+    from ace.pretrain.pretrain import pretrain
+    from shards.params import GridParams, parse_mix
+    from shards.runtime.atomic import clear_when_full
+    from shards.runtime.scratch import scratch_root
+
+    with clear_when_full(arguments.run_dir or scratch_root(), out.parent, metrics):
+        pretrain(
+            PretrainParams.from_params(sections["pretrain"], f"{arguments.params}: pretrain"),
+            GridParams.from_params(sections["grid"], f"{arguments.params}: grid"),
+            parse_mix(sections["mix"], f"{arguments.params}: mix"),
+            shards_root=arguments.shards,
+            out=out,
+            metrics_dir=metrics,
+            request=request,
+            options=_run_options(arguments),
+            project=arguments.params.parent,
+        )
 
 
 @contextmanager
 def _stop_requests(arguments: argparse.Namespace) -> "Iterator[StopRequest]":
-    """Listen for signals and the time limit, and end with exit code 75 if one of them ended what is inside."""
+    """Listen for signals and the time limit, and end with exit code 75 if one of them ended what is inside.
+
+    Inside are imports too: to import and to build a network takes long enough to be preempted in.
+    """
     from ace.engine.stop import EXIT_CODE, StoppedError, stop_requests
 
     try:
@@ -233,12 +264,47 @@ def _measured_of(arguments: argparse.Namespace, values: Mapping[str, Any], batch
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """Write the report of the data, the training and the figures: one HTML page that opens offline."""
+    """Write the report of the data, the training and the figures: one HTML page that opens offline.
+
+    With --compare, write a page that compares two encoders instead. They are two encoders of params.yaml that `dvc
+    repro` has measured, compared patient by patient; or one each of two files of metrics or folders of studies, as
+    studies/phantom, or studies/phantom:paper for another encoder than the first. Files of metrics hold figures and
+    intervals, and nothing of single patients.
+    """
     from ace.report.page import write_report
     from ace.report.params import ReportParams
+    from ace.report.two_encoders import write_comparison
 
-    params = ReportParams.from_params(values_of(arguments).get("report"), f"{arguments.params}: report")
-    write_report(params, arguments.out)
+    if arguments.compare is None:
+        params = ReportParams.from_params(values_of(arguments).get("report"), f"{arguments.params}: report")
+        write_report(params, arguments.out or REPORT)
+    else:
+        out = arguments.out or COMPARISON
+        print(write_comparison(*_compared(arguments, *arguments.compare), out))
+        print(f"report: {out.resolve()}")
+
+
+def _compared(arguments: argparse.Namespace, first: str, second: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Read the metrics of two encoders, and for each the section that says whom it was measured on."""
+    from ace.evaluation.evaluate import evaluate
+    from ace.evaluation.measured import MEASURED
+    from ace.evaluation.params import EvaluateParams, parse_encoders
+    from ace.report.two_encoders import read_apart
+    from shards.runtime.scratch import scratch_root
+
+    values = values_of(arguments) if arguments.params.is_file() else {}
+    encoders = values.get("encoders") or {}
+    if first == second or not {first, second} <= encoders.keys():
+        return read_apart(first, second)
+    both = parse_encoders({name: encoders[name] for name in (first, second)}, f"--compare {first} {second}")
+    params = EvaluateParams.from_params(values.get("evaluate"), f"{arguments.params}: evaluate")
+    scratch_root().mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=scratch_root(), prefix="compared-") as folder:
+        work = Path(folder)
+        paths = replace(_paths(arguments), metrics=work / PROPERTIES.name, evidence=work / EVIDENCE.name)
+        evaluate(params, _with_folders(both), paths)
+        figures = json.loads(paths.metrics.read_text(encoding="utf-8"))
+    return figures, dict.fromkeys((first, second), figures[MEASURED])
 
 
 def explore(arguments: argparse.Namespace) -> None:
@@ -347,6 +413,90 @@ def _tell_import(out: Path, report: "WeightsReport") -> None:
         f"tensors, {len(report.adapted)} of them resampled or fitted to other channels; {len(report.unused)} tensors "
         "of the file were left out. Its config.json names both"
     )
+
+
+def encoder_add(arguments: argparse.Namespace) -> None:
+    """Add an encoder to those that are compared; `dvc repro` then makes and measures it, and trains nothing else again.
+
+    Say where its model comes from: --model is a model that is there already, --weights a file of weights that others
+    trained, and --train trains it with params that differ from the section `pretrain`:
+
+      python -m ace encoder add student --model models/ace --network student
+      python -m ace encoder add swin --weights swin_t.pth --architecture swin_tiny_patch4_window7_224
+      python -m ace encoder add no_removal --train loss_weights.removal=0 --train augment.erase.probability=0
+      python -m ace encoder add no_removal --train loss_weights.removal=0 --params studies/phantom/params.yaml
+    """
+    from ace.embed.opening import EncoderParams
+    from ace.encoders import add_encoder
+    from ace.published.importing import one_import
+    from shards.delivery.project import Project
+    from shards.errors import ConfigError
+
+    name, folder = arguments.name, MODELS / arguments.name
+    sources = {"--model": arguments.model, "--weights": arguments.weights, "--train": arguments.train or None}
+    given = [option for option, value in sources.items() if value is not None]
+    if len(given) != 1:
+        raise ConfigError(
+            f"found {' and '.join(given) or 'none'} of --model, --weights and --train; give one of --model MODEL, "
+            "--weights FILE with --architecture, and --train KEY=VALUE"
+        )
+    made_by: dict[str, Any] = {}
+    if arguments.train:
+        made_by["variants"] = _nested(arguments.train)
+    elif arguments.weights is not None:
+        if arguments.architecture is None:
+            raise ConfigError(f"{arguments.weights}: also give --architecture, timm's name for these weights")
+        own = one_import(
+            arguments.weights,
+            arguments.architecture,
+            dict(arguments.model_arg),
+            in_channels=arguments.channels,
+            mean=arguments.mean,
+            std=arguments.std,
+        )
+        made_by["imports"] = own.model_dump(mode="json")
+    encoder = {"model": str(arguments.model or folder), "network": arguments.network}
+    project = Project(arguments.params, arguments.params.with_name("dvc.yaml"))
+    for line in add_encoder(name, EncoderParams.from_params(encoder, name), project, made_by=made_by):
+        print(line)
+
+
+def encoder_list(arguments: argparse.Namespace) -> None:
+    """Print the encoders of the params file, and make the stages of dvc.yaml that read every encoder depend on them."""
+    from ace.config import list_encoders
+    from ace.evaluation.params import parse_encoders
+
+    encoders = parse_encoders(values_of(arguments).get("encoders"), str(arguments.params))
+    for line in list_encoders(encoders, arguments.params.with_name("dvc.yaml")):
+        print(line)
+    for name, encoder in encoders.items():
+        print(f"{name}: {encoder.network} of {encoder.model}")
+
+
+def _nested(assignments: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Nest values by dotted key in mappings."""
+    nested: dict[str, Any] = {}
+    for path, value in assignments:
+        *parents, key = path.split(".")
+        section = nested
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[key] = value
+    return nested
+
+
+def study_open(arguments: argparse.Namespace) -> None:
+    """Make a study's work tree, or bring it to the commit that is checked out; `make study` calls this."""
+    from ace.study import Study, open_study
+
+    print(open_study(Study(arguments.name, arguments.run_of)))
+
+
+def study_record(arguments: argparse.Namespace) -> None:
+    """Write what is committed of a finished study: dvc.lock, figures and their table; `make study` calls this."""
+    from ace.study import Study, record_study
+
+    print("wrote", *record_study(Study(arguments.name, arguments.run_of)), sep="\n  ")
 
 
 def embed(arguments: argparse.Namespace) -> None:
@@ -600,6 +750,38 @@ def _add_run_options(command: argparse.ArgumentParser, device: str) -> None:
     )
 
 
+def _add_architecture_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model-arg",
+        type=_assignment,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a further argument of timm's architecture, as output_stride=16; may be repeated",
+    )
+    command.add_argument(
+        "--channels",
+        type=int,
+        choices=[1, 3],
+        default=3,
+        help="channels of the input; default: 3. The authors' files say it themselves",
+    )
+    command.add_argument(
+        "--mean",
+        type=_levels,
+        metavar="MEAN",
+        help="mean of pixels in [0, 1]: one number, or R,G,B; default: timm's for the architecture; for the authors' "
+        "files 0.5056, theirs for chest X-rays",
+    )
+    command.add_argument(
+        "--std",
+        type=_levels,
+        metavar="STD",
+        help="standard deviation of pixels in [0, 1]: one number, or R,G,B; default: timm's for the architecture; for "
+        "the authors' files 0.252",
+    )
+
+
 def _normalisation(text: str) -> str | tuple[Sequence[float], Sequence[float]]:
     if "," not in text:
         return text
@@ -662,6 +844,22 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run_options(command, "pretrain.device of the params file")
     command.set_defaults(run=pretrain)
 
+    command = commands.add_parser("variant", help="train an encoder to compare with", description=variant.__doc__)
+    add_params_options(command)
+    command.add_argument("name", metavar="NAME", help="name of the training in the section `variants`")
+    _add_shards_option(command)
+    command.add_argument(
+        "--out", type=Path, metavar="DIR", help=f"folder that the model is written to; default: {MODELS}/NAME"
+    )
+    command.add_argument(
+        "--metrics",
+        type=Path,
+        metavar="DIR",
+        help=f"folder that DVCLive writes the training's metrics to; default: {VARIANTS}/NAME",
+    )
+    _add_run_options(command, "pretrain.device of the params file, unless the variant has its own")
+    command.set_defaults(run=variant)
+
     command = commands.add_parser("finetune", help="train encoders on a task's labels", description=finetune.__doc__)
     add_params_options(command)
     command.add_argument("name", metavar="TASK", help="the file configs/tasks/TASK.yaml")
@@ -720,7 +918,17 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("report", help="write the report", description=report.__doc__)
     add_params_options(command)
-    command.add_argument("--out", type=Path, default=REPORT, metavar="FILE", help=f"the page; default: {REPORT}")
+    _add_shards_option(command)
+    command.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("A", "B"),
+        help="compare two encoders instead: two names of the section `encoders`, or two files of metrics or folders "
+        "of studies, each with :NAME behind it for another encoder than its first",
+    )
+    command.add_argument(
+        "--out", type=Path, metavar="FILE", help=f"the page; default: {REPORT}, with --compare {COMPARISON}"
+    )
     command.set_defaults(run=report)
 
     command = commands.add_parser("explore", help="write the explorer", description=explore.__doc__)
@@ -754,14 +962,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="architecture of the weights in FILE: timm's name, or swin_b, vit_b or vit_b16 for the authors' files",
     )
-    command.add_argument(
-        "--model-arg",
-        type=_assignment,
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a further argument of timm's architecture, as output_stride=16; may be repeated",
-    )
+    _add_architecture_options(command)
     command.add_argument(
         "--tokens",
         type=_positive(int),
@@ -770,31 +971,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="tokens per side of the input, an even number; default: 14, as in the paper",
     )
     command.add_argument(
-        "--channels",
-        type=int,
-        choices=[1, 3],
-        default=3,
-        help="channels of the input; default: 3. The authors' files say it themselves",
-    )
-    command.add_argument(
         "--network",
         choices=["teacher", "student"],
         default="teacher",
         help="the network to take from a file of the authors; default: teacher",
-    )
-    command.add_argument(
-        "--mean",
-        type=_levels,
-        metavar="MEAN",
-        help="mean of pixels in [0, 1]: one number, or R,G,B; default: timm's for the architecture; for the authors' "
-        "files 0.5056, theirs for chest X-rays",
-    )
-    command.add_argument(
-        "--std",
-        type=_levels,
-        metavar="STD",
-        help="standard deviation of pixels in [0, 1]: one number, or R,G,B; default: timm's for the architecture; for "
-        "the authors' files 0.252",
     )
     command.set_defaults(run=import_)
 
@@ -903,6 +1083,67 @@ def build_parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="DIR", help="folder of the model; default: ace/zoo/NAME in the package"
     )
     command.set_defaults(run=publish)
+
+    encoder = commands.add_parser(
+        "encoder", help="add an encoder to those that are compared, or list them"
+    ).add_subparsers(required=True, metavar="COMMAND")
+    command = encoder.add_parser(
+        "add",
+        help="add an encoder to those that are compared",
+        description=cleandoc(encoder_add.__doc__ or ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("name", metavar="NAME", help="name of the encoder in params, metrics and report")
+    command.add_argument(
+        "--model",
+        type=Path,
+        metavar="MODEL",
+        help="folder of a model, or the name of a shipped one (python -m ace models)",
+    )
+    command.add_argument(
+        "--network",
+        choices=["teacher", "student", "best", "untrained"],
+        default="teacher",
+        help="the network of the model to measure; default: teacher",
+    )
+    command.add_argument("--weights", type=Path, metavar="FILE", help="a file of weights that others trained")
+    command.add_argument("--architecture", metavar="NAME", help="architecture of the weights in FILE: timm's name")
+    _add_architecture_options(command)
+    command.add_argument(
+        "--train",
+        type=_assignment,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="train the encoder: a param that differs from the section `pretrain`, as loss_weights.removal=0; may be "
+        "repeated",
+    )
+    command.add_argument(
+        "--params",
+        type=Path,
+        default=Path("params.yaml"),
+        metavar="FILE",
+        help="the params file, or one of a study, to add the encoder to; default: params.yaml",
+    )
+    command.set_defaults(run=encoder_add)
+    command = encoder.add_parser("list", help="list the encoders that are compared", description=encoder_list.__doc__)
+    add_params_options(command)
+    command.set_defaults(run=encoder_list)
+
+    study = commands.add_parser("study", help="open or record a study, the steps of `make study`").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    for word, function in (("open", study_open), ("record", study_record)):
+        command = study.add_parser(word, help=f"{word} a study", description=function.__doc__)
+        command.add_argument("name", metavar="NAME", help="name of the study, a folder in studies/")
+        command.add_argument(
+            "--run",
+            dest="run_of",
+            default="params",
+            metavar="RUN",
+            help="run of the study, whose params file is studies/NAME/RUN.yaml; default: params",
+        )
+        command.set_defaults(run=function)
 
     config = commands.add_parser(
         "config", help="check the params file, choose a named configuration, or migrate an earlier project"

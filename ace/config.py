@@ -1,6 +1,8 @@
 """The whole of params.yaml as one typed tree, checked across sections, and the named configurations under configs/."""
 
-from collections.abc import Mapping, MutableMapping
+from collections import Counter
+from collections.abc import Mapping, MutableMapping, Sequence
+from functools import cached_property
 from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -9,6 +11,7 @@ from pydantic import Field, model_validator
 from ruamel.yaml import YAML
 
 from ace.data.objectives import spec_of_epoch
+from ace.embed.opening import EncoderParams
 from ace.evaluation.params import Encoders, EvaluateParams
 from ace.models.params import ImportParams
 from ace.pretrain.params import PretrainParams
@@ -17,6 +20,7 @@ from shards.config import DEFAULT_PARAMS, Section, read_params
 from shards.delivery.batches import batch_path, format_batch, read_batches, root_path, set_settings, settings_of
 from shards.delivery.contamination import Origin, check_shared_images
 from shards.delivery.project import Project
+from shards.delivery.yaml_lines import set_deps
 from shards.errors import ConfigError
 from shards.format.layout import MANIFESTS
 from shards.params import BatchParams, GridParams, MixParams, ShardParams, check_batch_name
@@ -25,7 +29,7 @@ from shards.runtime.atomic import make_private_folder, write_private_text, write
 from shards.sources.modality import check_mixture, pictures_of
 
 CONFIGS = Path("configs")
-BASE = "demo"
+BASE, SUFFIX = "demo", ".yaml"
 KEPT = ("batches", "mix", "finetune")
 """Sections that `use` leaves alone: registered deliveries and their tasks belong to the project, not to a
 configuration."""
@@ -37,6 +41,10 @@ ADDED: dict[str, dict[str, Any]] = {
     "retrieval": {"further_sides": []},
 }
 """What sections of `evaluate.properties` got since they were sections, with the values that measure what they did."""
+
+
+ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+"""Name of a folder in models/."""
 
 
 class Config(Section):
@@ -54,7 +62,9 @@ class Config(Section):
     mix: dict[str, MixParams] = Field(min_length=1)
     """Name → its part in training."""
     pretrain: PretrainParams
-    imports: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")], ImportParams]
+    variants: dict[ModelName, dict[str, Any]]
+    """Name → what differs from `pretrain` in another training, whose model becomes the folder models/NAME."""
+    imports: dict[ModelName, ImportParams]
     """Name → an encoder that others trained, which becomes the model folder models/NAME."""
     encoders: Encoders
     """Name → a network that is measured. Gains are those of the first one over each of the others."""
@@ -67,6 +77,16 @@ class Config(Section):
     def trained_batches(self) -> list[str]:
         """Names of the batches that training uses."""
         return [name for name, item in self.mix.items() if item.weight > 0]
+
+    @cached_property
+    def trainings(self) -> dict[str, PretrainParams]:
+        """Map the params file's name of each training to its params: `pretrain`, and each variant of it."""
+        own = self.pretrain.model_dump(mode="json", by_alias=True)
+        variants = {
+            f"variants.{name}": PretrainParams.from_params(merged(own, patch), f"variants.{name}")
+            for name, patch in self.variants.items()
+        }
+        return {"pretrain": self.pretrain, **variants}
 
     @property
     def used_batches(self) -> list[str]:
@@ -90,14 +110,21 @@ class Config(Section):
             raise ValueError(f"finetune names {', '.join(unknown)}; expected one of {sorted(self.batches)}")
         if not self.trained_batches:
             raise ValueError("every batch in mix has weight 0; expected at least one above 0, to train on")
-        if self.pretrain.crops == "bank" and self.shard.num_bank_pairs == 0:
+        names = ["ace", *self.variants, *self.imports]
+        twice = [name for name, number in Counter(names).items() if number > 1]
+        if twice:
             raise ValueError(
-                "pretrain.crops is 'bank' and shard.num_bank_pairs is 0; raise num_bank_pairs, or set crops to fresh"
+                f"'{twice[0]}' names two model folders: pretrain writes models/ace, and each item of variants and "
+                "imports writes models/NAME; choose another name"
             )
-        if "ace" in self.imports:
-            raise ValueError("imports has 'ace', but pretrain writes models/ace; choose another name")
         try:
-            spec_of_epoch(self.pretrain.objective, self.grid.spec, epoch=0)
+            for where, training in self.trainings.items():
+                if training.crops == "bank" and self.shard.num_bank_pairs == 0:
+                    raise ValueError(
+                        f"{where}.crops is 'bank' and shard.num_bank_pairs is 0; raise num_bank_pairs, or set crops to "
+                        "fresh"
+                    )
+                spec_of_epoch(training.objective, self.grid.spec, epoch=0)
         except ConfigError as error:
             raise ValueError(str(error)) from None
         return self
@@ -128,17 +155,18 @@ def check_config(config: Config, batches: Mapping[str, BatchParams]) -> None:
     _check_grids(config, batches)
     _check_shared_images(config, batches)
     pictures = {name: pictures_of(batches[name].source) for name in config.trained_batches}
-    check_mixture(pictures, is_accepted=config.pretrain.accept_mixed_images)
-    for name in config.used_batches:
-        if name in config.mix:
-            config.mix[name].normalisation(config.pretrain.backbone.in_channels, name)
-    check_backbone(config.pretrain.backbone, config.grid.spec)
-    check_weights(config.pretrain.backbone)
-    check_start(config.pretrain, is_required=True)
+    for training in config.trainings.values():
+        check_mixture(pictures, is_accepted=training.accept_mixed_images)
+        for name in config.used_batches:
+            if name in config.mix:
+                config.mix[name].normalisation(training.backbone.in_channels, name)
+        check_backbone(training.backbone, config.grid.spec)
+        check_weights(training.backbone)
+        check_start(training, is_required=True)
+        # What one process cannot divide, several cannot either; how many there will be is not known here.
+        samples_per_rank(training, 1)
     for name, item in config.imports.items():
         check_import(item, config.grid.t, where=f"imports.{name}")
-    # What one process cannot divide, several cannot either; how many there will be is not known here.
-    samples_per_rank(config.pretrain, 1)
     dense = config.evaluate.dense
     location_axis(config.grid.spec, dense.locations_per_cell, dense.window_step_cells)
     evaluated, phantom = batches[config.evaluate.batch], config.phantom
@@ -163,11 +191,13 @@ def check_config(config: Config, batches: Mapping[str, BatchParams]) -> None:
                 )
     if all(batches[name].source.kind == "phantom" for name in config.trained_batches):
         images = sum(count_images(phantom, number) for number, split in enumerate(by_patient) if split == "train")
-        if images < config.pretrain.batch_size:
-            raise ConfigError(
-                f"phantom.num_patients {phantom.num_patients} gives {images} training images and pretrain.batch_size "
-                f"is {config.pretrain.batch_size}; raise num_patients or shard.splits.train, or lower batch_size"
-            )
+        for where, training in config.trainings.items():
+            if images < training.batch_size:
+                raise ConfigError(
+                    f"phantom.num_patients {phantom.num_patients} gives {images} training images and "
+                    f"{where}.batch_size is {training.batch_size}; raise num_patients or shard.splits.train, or lower "
+                    "batch_size"
+                )
 
 
 def _check_grids(config: Config, batches: Mapping[str, BatchParams]) -> None:
@@ -185,10 +215,11 @@ def _check_grids(config: Config, batches: Mapping[str, BatchParams]) -> None:
             expected = ", ".join(str(wanted[key]) for key in keys)
             raise ConfigError(f"batches/{name}.yaml has {found}, params.yaml has {expected}; {remedy}")
         has_bank = batches[name].shard.num_bank_pairs > 0
-        if config.pretrain.crops == "bank" and name in config.trained_batches and not has_bank:
+        from_bank = [where for where, training in config.trainings.items() if training.crops == "bank"]
+        if from_bank and name in config.trained_batches and not has_bank:
             raise ConfigError(
-                f"pretrain.crops is 'bank' and batches/{name}.yaml has shard.num_bank_pairs 0; set crops to fresh, or "
-                f"raise shard.num_bank_pairs in params.yaml: {remedy}"
+                f"{from_bank[0]}.crops is 'bank' and batches/{name}.yaml has shard.num_bank_pairs 0; set crops to "
+                f"fresh, or raise shard.num_bank_pairs in params.yaml: {remedy}"
             )
 
 
@@ -221,24 +252,52 @@ def check_graph(config: Config, dvc: Path) -> None:
                 f"{config.grid.t}; import its weights again with `--tokens {config.grid.t}`"
             )
     stages = YAML(typ="safe", pure=True).load(dvc.read_text(encoding="utf-8"))["stages"]
-    models = {item.model for item in config.encoders.values() if item.model.startswith("models/")}
-    wanted = {
-        "cohort": ("models/", models),
-        "finetune": ("models/", models),
-        "evaluate": ("data/answers/", {f"data/answers/{name}" for name in config.encoders}),
-        "explore": ("data/answers/", {f"data/answers/{name}" for name in config.encoders}),
-    }
     wrong = []
-    for stage, (prefix, expected) in wanted.items():
+    for stage, (prefix, expected) in _deps_on(config.encoders).items():
         body = stages.get(stage, {})
         found = {dep for dep in body.get("do", body).get("deps", ()) if dep.startswith(prefix)}
-        if stage in stages and found != expected:
+        if stage in stages and found != set(expected):
             wrong.append(
                 f"{stage}.deps has {', '.join(sorted(found)) or 'none of them'}, and `encoders` in params.yaml asks "
                 f"for {', '.join(sorted(expected))}"
             )
     if wrong:
-        raise ConfigError(f"{dvc}: {'; '.join(wrong)}; write these there instead")
+        raise ConfigError(f"{dvc}: {'; '.join(wrong)}; `python -m ace encoder list` writes these there instead")
+
+
+def _deps_on(encoders: Mapping[str, EncoderParams]) -> dict[str, tuple[str, list[str]]]:
+    """Map the stages that read every encoder to what they depend on for them: how the paths begin, and the paths."""
+    models = dict.fromkeys(item.model for item in encoders.values() if item.model.startswith("models/"))
+    answers = [f"data/answers/{name}" for name in encoders]
+    return {
+        "cohort": ("models/", list(models)),
+        "evaluate": ("data/answers/", answers),
+        "finetune": ("models/", list(models)),
+        "explore": ("data/answers/", answers),
+    }
+
+
+def list_encoders(encoders: Mapping[str, EncoderParams], dvc: Path) -> list[str]:
+    """Make the stages that read every encoder depend on these and no others; a sentence for each that changed.
+
+    Args:
+        encoders: The section `encoders`.
+        dvc: The file dvc.yaml; one that is not there stays so.
+
+    Raises:
+        ConfigError: the stages' deps are not written as lists of lines.
+    """
+    if not dvc.is_file():
+        return []
+    before = text = dvc.read_text(encoding="utf-8")
+    changed = []
+    for stage, (prefix, paths) in _deps_on(encoders).items():
+        text, earlier = set_deps(text, stage, prefix, paths), text
+        if text != earlier:
+            changed.append(f"{dvc}: {stage} depends on {', '.join(paths)}")
+    if text != before:
+        write_text(dvc, text)
+    return changed
 
 
 def _check_shared_images(config: Config, batches: Mapping[str, BatchParams]) -> None:
@@ -259,7 +318,12 @@ def use(name: str, params: Path = DEFAULT_PARAMS, configs: Path = CONFIGS) -> li
     A configuration is an overlay on configs/demo.yaml, so that `use` gives the same file whatever stood there before.
     `evaluate.batch` stays too where the project does not have the configuration's batch (`register --only` took it
     out). Batches whose files have the sections `grid` and `shard` as they were in `params` get the new ones; others
-    have settings of their own and keep them.
+    have settings of their own and keep them. The stages of dvc.yaml that read every encoder get the configuration's.
+
+    Args:
+        name: Of the configuration, or the path of its file, as `studies/phantom/params.yaml`.
+        params: The file params.yaml.
+        configs: The folder of the named ones.
 
     Raises:
         ConfigError: no such configuration, or the result is not a valid one (then nothing is written).
@@ -277,10 +341,11 @@ def _use(name: str, params: Path, configs: Path) -> list[str]:
     changes: list[str] = []
     _assign(document, {key: value for key, value in values.items() if key not in KEPT}, "", changes)
     after = YAML(typ="safe", pure=True).load(_dump(yaml, document))
-    Config.from_params(after, f"configuration '{name}'")
+    config = Config.from_params(after, f"configuration '{name}'")
     followers = _followers(params, before)
     # Batches first: killed in between, the same command changes those that are left, for params.yaml is as it was.
     changes += set_settings(params, after, followers)
+    changes += list_encoders(config.encoders, params.with_name("dvc.yaml"))
     if changes:
         write_text(params, _dump(yaml, document))
     return changes
@@ -318,6 +383,7 @@ def migrate(params: Path = DEFAULT_PARAMS) -> list[str]:
             *_migrate_batches(params),
             *_migrate_evaluation(params),
             *_migrate_properties(params),
+            *_migrate_variants(params),
             *_migrate_tasks(params),
         ]
 
@@ -417,6 +483,17 @@ def _migrate_properties(params: Path) -> list[str]:
     return done
 
 
+def _migrate_variants(params: Path) -> list[str]:
+    yaml, document = _document(params)
+    if "variants" in document or "pretrain" not in document:
+        return []
+    document.insert(list(document).index("pretrain") + 1, "variants", {})
+    if "report" in document:
+        document["report"].setdefault("num_pictured", 4)
+    write_text(params, _dump(yaml, document))
+    return [f"{params}: variants has the other trainings, none so far, and report.num_pictured limits the pictures"]
+
+
 def _document(params: Path) -> tuple[YAML, Any]:
     """Read a params file with its comments, and what writes it."""
     yaml = YAML()
@@ -426,38 +503,65 @@ def _document(params: Path) -> tuple[YAML, Any]:
 
 
 def resolve(name: str, configs: Path = CONFIGS) -> dict[str, Any]:
-    """Compute the complete values of a named configuration: its file laid over configs/demo.yaml.
+    """Compute the complete values of a configuration: its file laid over configs/demo.yaml.
 
-    A file with the line `base: NAME` is laid over that configuration instead, so that a variant is a few lines.
+    A file with the line `base: NAME` is laid over that configuration instead, so that a variant is a few lines; with
+    `base: [A, B]` over B laid over A.
+
+    Args:
+        name: Of a file in `configs`, or the path of any other file, with its ending.
+        configs: The folder of the named ones.
 
     Raises:
         ConfigError: no such configuration, or configurations are each other's base.
     """
-    overlays: list[Mapping[str, Any]] = []
-    seen: list[str] = []
-    known = sorted(path.stem for path in configs.glob("*.yaml"))
-    while name != BASE:
-        if name not in known:
-            raise ConfigError(f"{configs}/: has no configuration '{name}'; expected one of {', '.join(known)}")
-        if name in seen:
-            raise ConfigError(
-                f"{configs}/: {' → '.join([*seen, name])}: a configuration cannot be its own base; change one `base`"
-            )
-        seen.append(name)
-        overlay = read_params(configs / f"{name}.yaml")
-        name = str(overlay.pop("base", BASE))
-        overlays.append(overlay)
-    values = read_params(configs / f"{BASE}.yaml")
-    for overlay in reversed(overlays):
-        values = _merged(values, overlay)
+    return _laid_over(_overlays(name, configs, above=()), configs)
+
+
+def complete(overlay: Mapping[str, Any], configs: Path = CONFIGS) -> dict[str, Any]:
+    """Compute the complete values of a configuration whose file has this content."""
+    return _laid_over(_with_bases(overlay, configs, above=()), configs)
+
+
+def _laid_over(overlays: Sequence[Mapping[str, Any]], configs: Path) -> dict[str, Any]:
+    values = read_params(configs / f"{BASE}{SUFFIX}")
+    for overlay in overlays:
+        values = merged(values, overlay)
     return values
 
 
-def _merged(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the overlay's values; an empty mapping in the overlay empties the one in `base`."""
+def _overlays(name: str, configs: Path, above: tuple[str, ...]) -> list[Mapping[str, Any]]:
+    """List what is laid over configs/demo.yaml one after another, a configuration's bases before its own."""
+    if name == BASE:
+        return []
+    path = Path(name) if name.endswith(SUFFIX) else configs / f"{name}{SUFFIX}"
+    if not path.is_file():
+        known = sorted(path.stem for path in configs.glob(f"*{SUFFIX}"))
+        raise ConfigError(f"{configs}/: has no configuration '{name}'; expected one of {', '.join(known)}")
+    if name in above:
+        raise ConfigError(
+            f"{configs}/: {' → '.join([*above, name])}: a configuration cannot be its own base; change one `base`"
+        )
+    return _with_bases(read_params(path), configs, (*above, name))
+
+
+def _with_bases(overlay: Mapping[str, Any], configs: Path, above: tuple[str, ...]) -> list[Mapping[str, Any]]:
+    base = overlay.get("base", BASE)
+    bases = base if isinstance(base, list) else [base]
+    own = {key: value for key, value in overlay.items() if key != "base"}
+    return [*(item for name in bases for item in _overlays(str(name), configs, above)), own]
+
+
+def merged(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay an overlay's values over those of `base`; an empty mapping in the overlay empties the one in `base`.
+
+    The arguments of another architecture than the base's take the place of the base's.
+    """
+    is_other = overlay.get("name", base.get("name")) != base.get("name")
+    replaced = (*REPLACED, "model_args") if is_other else REPLACED
     nested = {
-        key: _merged(base[key], value)
-        if isinstance(value, Mapping) and value and isinstance(base.get(key), Mapping) and key not in REPLACED
+        key: merged(base[key], value)
+        if isinstance(value, Mapping) and value and isinstance(base.get(key), Mapping) and key not in replaced
         else value
         for key, value in overlay.items()
     }
@@ -470,6 +574,8 @@ def _assign(document: MutableMapping[str, Any], values: Mapping[str, Any], where
         changes.append(f"{where}{key}: {document.pop(key)} → (none)")
     for key, value in values.items():
         if value and isinstance(value, Mapping) and isinstance(document.get(key), MutableMapping):
+            if not document[key]:
+                document[key].fa.set_block_style()  # what was written as {} gets a line for each item
             _assign(document[key], value, f"{where}{key}.", changes)
         elif key not in document or document[key] != value:
             changes.append(f"{where}{key}: {document.get(key, '(none)')} → {value}")

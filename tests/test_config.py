@@ -307,7 +307,7 @@ def test_a_project_of_an_earlier_version_is_brought_to_this_one(tmp_path: Path) 
     demo, params = read_params(ROOT / "configs/demo.yaml"), tmp_path / "params.yaml"
     text = FORMER.replace("GRID", json.dumps(demo["grid"])).replace("SHARD", json.dumps(demo["shard"]))
     params.write_text(text, encoding="utf-8")
-    assert len(migrate(params)) == 3
+    assert len(migrate(params)) == 4
     values = read_params(params)
     assert values["batches"] == {"phantom-b000": "data/phantom", "clinic-b000": "data/manifests/clinic-b000.jsonl"}
     assert {name: item["weight"] for name, item in values["mix"].items()} == {"phantom-b000": 1.0, "clinic-b000": 0.5}

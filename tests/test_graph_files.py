@@ -22,6 +22,7 @@ PACKAGES = ("ace", "shards", "pipelines")
 ENTRY = {
     "phantom": "shards.phantom.dataset",
     "pretrain": "ace.pretrain.pretrain",
+    "variant": "ace.pretrain.pretrain",
     "import": "ace.published.importing",
     "cohort": "ace.evaluation.cohort",
     "measure": "ace.evaluation.measure",
@@ -34,9 +35,16 @@ TELLING = ("ace/journal/", "ace/drawing/")
 """What stages import and do not depend on, unless they write a page: what is told decides no weight, no figure."""
 PAGES = ("report", "explore")
 EVALUATE = set(EvaluateParams.model_fields)
-SECTIONS = {"cohort": "evaluate", "import": "imports", "measure": "evaluate", "explore": "evaluate"}
+SECTIONS = {
+    "cohort": "evaluate",
+    "explore": "evaluate",
+    "import": "imports",
+    "measure": "evaluate",
+    "variant": "variants",
+}
 """Stages that have no section of their own name."""
 PARTS = {
+    ("variant", "variants"): {"variants.${key}"},
     ("import", "imports"): {"imports.${key}"},
     ("import", "grid"): {"grid.t"},
     ("cohort", "evaluate"): {
@@ -171,7 +179,7 @@ def test_shards_depend_on_their_version_their_batch_and_what_they_are_made_from_
 
 
 def test_the_graph_is_as_short_as_it_is_meant_to_be() -> None:
-    assert len((ROOT / "dvc.yaml").read_text(encoding="utf-8").splitlines()) < 175
+    assert len((ROOT / "dvc.yaml").read_text(encoding="utf-8").splitlines()) < 180
 
 
 def test_the_stages_that_read_every_encoder_depend_on_those_of_params_yaml_and_no_others(tmp_path: Path) -> None:
@@ -214,7 +222,7 @@ def test_the_phantom_has_the_settings_of_params_yaml() -> None:
 
 def test_every_consumer_depends_on_every_batch_of_the_mix() -> None:
     batches = {f"data/shards/{name}" for name in load_yaml("params.yaml")["mix"]}
-    for stage in ("pretrain", "report"):
+    for stage in ("pretrain", "variant", "report"):
         assert {dep for dep in stage_body(stage)["deps"] if dep.startswith("data/shards/")} == batches
 
 

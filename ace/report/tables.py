@@ -56,28 +56,42 @@ def headline_card(
 
 
 def figure_rows(properties: Mapping[str, Any], encoders: Sequence[str], words: Words) -> list[dict[str, Any]]:
-    """Return every figure with its chance, of every encoder, and what training gained over each of the others."""
-    gains = [gain_key(name) for name in encoders[1:]]
+    """Return every figure with its chance, of every encoder, and what the first one gained over each of the others."""
+    gains = [key for key in map(gain_key, encoders[1:]) if key in properties]
     rows = []
     for key, trained in properties[encoders[0]].items():
         if trained["value"] is None:
             continue
-        name, number = _name_and_number(key, words)
+        label, number = _name_and_number(key, words)
         chance = trained.get("chance")
         rows.append(
             {
-                "name": name,
-                "cells": [with_interval(properties[column][key], number) for column in (*encoders, *gains)],
+                "name": label,
+                "cells": [with_interval(properties[name][key], number) for name in encoders],
+                "gains": [with_interval(properties[gain][key], number) for gain in gains],
                 "chance": "" if chance is None else number.format(chance),
                 "n": trained["n"],
-                "facts": ", ".join(f"{v} {k.removeprefix('num_')}" for k, v in trained.items() if k.startswith("num_")),
+                "facts": facts_of(trained),
             }
         )
         for other, figure in properties.get("baselines", {}).get(key, {}).items():
             label = f"… {other.replace('_', ' ')}, without any encoder"
-            cells = [with_interval(figure, number), *[("", "")] * (len(encoders) + len(gains) - 1)]
-            rows.append({"name": label, "cells": cells, "chance": "", "n": figure["n"], "facts": ""})
+            cells = [with_interval(figure, number), *[("", "")] * (len(encoders) - 1)]
+            rows.append({"name": label, "cells": cells, "gains": [], "chance": "", "n": figure["n"], "facts": ""})
     return rows
+
+
+def facts_of(figure: Mapping[str, Any]) -> str:
+    """Write the counts behind a figure, as `32 candidates, 60 draws`."""
+    counts = {key.removeprefix("num_"): value for key, value in figure.items() if key.startswith("num_")}
+    return ", ".join(f"{value} {name}" for name, value in counts.items())
+
+
+def verdict_of(gain: Mapping[str, Any]) -> str:
+    """Say what the interval of a gain shows."""
+    if gain["low"] > 0:
+        return BETTER
+    return WORSE if gain["high"] < 0 else ALIKE
 
 
 def _gain(key: str, name: str, gains: Mapping[str, Any], words: Words) -> dict[str, Any]:
@@ -87,7 +101,7 @@ def _gain(key: str, name: str, gains: Mapping[str, Any], words: Words) -> dict[s
     """
     family = key.partition("_")[0]
     verdicts = {
-        other: _verdict(gain)
+        other: verdict_of(gain)
         for other, gain in gains.items()
         if other.partition("_")[0] == family and gain["value"] is not None
     }
@@ -101,15 +115,9 @@ def _gain(key: str, name: str, gains: Mapping[str, Any], words: Words) -> dict[s
     return {"over": name, "text": text, "verdict": verdict, "doubts": doubts}
 
 
-def _verdict(gain: Mapping[str, Any]) -> str:
-    if gain["low"] > 0:
-        return BETTER
-    return WORSE if gain["high"] < 0 else ALIKE
-
-
 def _over_chance(figure: Mapping[str, Any], *, is_error: bool) -> str:
     low, high = (figure[end] - figure["chance"] for end in ("low", "high"))
-    return _verdict({"low": -high, "high": -low} if is_error else {"low": low, "high": high})
+    return verdict_of({"low": -high, "high": -low} if is_error else {"low": low, "high": high})
 
 
 def _name_and_number(key: str, words: Words) -> tuple[str, str]:

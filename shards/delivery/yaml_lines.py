@@ -1,7 +1,9 @@
 """Edit single lines of YAML files that people write; every other byte, comments and order included, stays as it is."""
 
 import re
-from collections.abc import Collection, Mapping
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from io import StringIO
 from typing import Any
 
@@ -16,6 +18,7 @@ PHANTOM, PHANTOM_STAGE = "data/phantom", "phantom"
 TEMPLATES = (SHARDS + "${evaluate.batch}", SHARDS + "${item}")
 """Shards that are measured, and those of a task."""
 _SCALAR = re.compile(r"""\"[^"]*\"|'[^']*'|[^\s#,}\]]+""")
+_WIDTH = 120
 _BATCH = re.compile(r"data/shards/[A-Za-z0-9_-]+")
 
 
@@ -25,7 +28,7 @@ def add_item(text: str, section: str, name: str, item: Mapping[str, Any] | str) 
     Raises:
         ConfigError: the section is not there, or is written in braces.
     """
-    document = YAML().load(text)
+    document = _parsed(text)
     mapping = _block_mapping(document, section, name)
     lines = text.splitlines()
     indent = " " * mapping.lc.key(next(iter(mapping)))[1]
@@ -33,6 +36,25 @@ def add_item(text: str, section: str, name: str, item: Mapping[str, Any] | str) 
     while not lines[end - 1].strip() or lines[end - 1].startswith("#"):
         end -= 1
     return _joined([*lines[:end], *(indent + line for line in _block(name, item)), *lines[end:]])
+
+
+def enter_item(text: str, section: str, name: str, item: Mapping[str, Any]) -> str:
+    """Add an item at the end of a top-level mapping of a text, which may be empty or not there yet.
+
+    Raises:
+        ConfigError: the section is written in braces and has items.
+    """
+    found = _plain(text).get(section)
+    if found:
+        return add_item(text, section, name, item)
+    indented = "\n".join(f"  {line}" for line in _block(name, item))
+    head = re.compile(rf"^{section}:[ \t]*(?:\{{\}})?", re.MULTILINE)
+    if head.search(text):
+        lines = text.splitlines()
+        row = next(row for row, line in enumerate(lines) if head.match(line))
+        lines[row : row + 1] = [head.sub(f"{section}:", lines[row]), indented]
+        return _joined(lines)
+    return f"{text.rstrip()}\n{section}:\n{indented}\n"
 
 
 def keep_items(text: str, section: str, names: Collection[str]) -> str:
@@ -43,7 +65,7 @@ def keep_items(text: str, section: str, names: Collection[str]) -> str:
     Raises:
         ConfigError: the section is not there, is written in braces, or its items share values by anchors.
     """
-    document = YAML().load(text)
+    document = _parsed(text)
     mapping = _block_mapping(document, section, ", ".join(names))
     lines = text.splitlines()
     rows = sorted((*mapping.lc.key(key), key) for key in mapping)
@@ -75,7 +97,7 @@ def set_value(text: str, section: str, key: str, value: str) -> str:
     if before[section][key] == value:
         return text
     lines = text.splitlines()
-    row, column = YAML().load(text)[section].lc.value(key)
+    row, column = _parsed(text)[section].lc.value(key)
     found = _SCALAR.match(lines[row], column)
     if found:
         word = value if YAML(typ="safe", pure=True).load(value) == value else f'"{value}"'
@@ -91,8 +113,8 @@ def consumers(text: str) -> dict[str, list[str]]:
     A stage that reads one batch through a template (`data/shards/${evaluate.batch}`) is none of them.
     """
     found = {}
-    for name, stage in YAML().load(text)["stages"].items():
-        deps = [dep for dep in stage.get("deps", ()) if isinstance(dep, str) and _BATCH.fullmatch(dep)]
+    for name, stage in _parsed(text)["stages"].items():
+        deps = [dep for dep in _deps(stage) if isinstance(dep, str) and _BATCH.fullmatch(dep)]
         if deps:
             found[str(name)] = [dep.removeprefix(SHARDS) for dep in deps]
     return found
@@ -107,14 +129,14 @@ def add_deps(text: str, batch: str) -> str:
     found = consumers(text)
     if not found:
         raise ConfigError(f"dvc.yaml: no stage has a line '- {SHARDS}NAME' in its deps; expected pretrain to have one")
-    stages, lines = YAML().load(text)["stages"], text.splitlines()
-    rows = []
+    stages, lines = _parsed(text)["stages"], text.splitlines()
+    rows = {}  # stages may share a list by an anchor
     for stage, batches in found.items():
         dep = SHARDS + batches[-1]
-        row = _row_of(stages[stage]["deps"], dep, lines, stage)
+        row = _row_of(_deps(stages[stage]), dep, lines, stage)
         if batch not in batches:
-            rows.append((row, dep))
-    for row, dep in sorted(rows, reverse=True):
+            rows[row] = dep
+    for row, dep in sorted(rows.items(), reverse=True):
         lines.insert(row + 1, _like(lines[row], dep, SHARDS + batch))
     return _joined(lines)
 
@@ -126,13 +148,13 @@ def drop_deps(text: str, paths: Collection[str]) -> str:
         ConfigError: a dep that has to go does not stand on a line of its own, or would leave a consumer without any
             batch.
     """
-    stages, lines = YAML().load(text)["stages"], text.splitlines()
-    unwanted = []
+    stages, lines = _parsed(text)["stages"], text.splitlines()
+    unwanted = set()
     for stage, batches in consumers(text).items():
         if all(SHARDS + batch in paths for batch in batches):
             raise ConfigError(f"dvc.yaml: stage {stage} would read no batch at all; keep at least one in its deps")
-        deps = stages[stage]["deps"]
-        unwanted += [_row_of(deps, dep, lines, stage) for dep in deps if dep in paths]
+        deps = _deps(stages[stage])
+        unwanted |= {_row_of(deps, dep, lines, stage) for dep in deps if dep in paths}
     for row in sorted(unwanted, reverse=True):
         del lines[row]
     return _joined(lines)
@@ -144,7 +166,7 @@ def drop_stage(text: str, name: str) -> str:
     Raises:
         ConfigError: the stage shares lines or values with others, by braces or anchors.
     """
-    document, before = YAML().load(text), _plain(text)
+    document, before = _parsed(text), _plain(text)
     stages = document["stages"]
     if name not in stages:
         return text
@@ -169,22 +191,62 @@ def set_dep(text: str, path: str, batch: str, *, wanted: bool) -> str:
     Raises:
         ConfigError: deps of such a stage are not written one a line.
     """
-    stages, lines = YAML().load(text)["stages"], text.splitlines()
-    edits: list[tuple[int, str | None]] = []
+    stages, lines = _parsed(text)["stages"], text.splitlines()
+    edits: dict[int, str | None] = {}
     for stage, body in stages.items():
-        deps = body.get("do", body).get("deps", ())
+        deps = _deps(body)
         names = [dep for dep in deps if dep in (SHARDS + batch, *TEMPLATES)]
         if path in deps and not (wanted and names):
-            edits.append((_row_of(deps, path, lines, stage), None))
+            edits[_row_of(deps, path, lines, stage)] = None
         elif wanted and names and path not in deps:
             row = _row_of(deps, names[-1], lines, stage)
-            edits.append((row, _like(lines[row], names[-1], path)))
-    for row, new in sorted(edits, reverse=True, key=lambda edit: edit[0]):
+            edits[row] = _like(lines[row], names[-1], path)
+    for row, new in sorted(edits.items(), reverse=True):
         if new is None:
             del lines[row]
         else:
             lines.insert(row + 1, new)
     return _joined(lines)
+
+
+def set_deps(text: str, stage: str, prefix: str, paths: Sequence[str]) -> str:
+    """Make a stage of a dvc.yaml depend on these paths and no others that begin like them; unchanged if it does.
+
+    Args:
+        text: The file.
+        stage: Name of the stage; one that is not there depends on nothing.
+        prefix: How the paths begin.
+        paths: All of them, at least one.
+
+    Raises:
+        ConfigError: the stage depends on none of them, or they share lines with other deps.
+    """
+    before = _plain(text)
+    deps = _deps(_parsed(text)["stages"].get(stage, {}))
+    found = [dep for dep in deps if dep.startswith(prefix)]
+    if stage not in before["stages"] or set(found) == set(paths):
+        return text
+    lines, own = text.splitlines(), deps.lc
+    rows = sorted({int(own.item(number)[0]) for number, dep in enumerate(deps) if dep in found})
+    if rows:
+        margin = lines[rows[0]][: len(lines[rows[0]]) - len(lines[rows[0]].lstrip())]
+        wrapped = textwrap.wrap(", ".join(paths) + ",", _WIDTH - len(margin), break_on_hyphens=False)
+        for row in reversed(rows):
+            del lines[row]
+        lines[rows[0] : rows[0]] = [margin + line for line in wrapped]
+    wanted = [dep for dep in deps if dep not in found]
+    after = _loaded(_joined(lines))
+    if not rows or after is None or sorted(_deps(after["stages"][stage])) != sorted([*wanted, *paths]):
+        raise ConfigError(
+            f"dvc.yaml: {stage}.deps: expected the paths {prefix}… on lines of their own in brackets, each with a "
+            f"comma behind it, to write {', '.join(paths)} there; write them there by hand"
+        )
+    return _joined(lines)
+
+
+def _deps(stage: Mapping[str, Any]) -> Any:
+    """Return the deps of a stage of a dvc.yaml, or of each item of a foreach stage."""
+    return stage.get("do", stage).get("deps", ())
 
 
 def _row_of(deps: Any, dep: str, lines: list[str], stage: str) -> int:
@@ -229,7 +291,15 @@ def _is_between_items(line: str, column: int) -> bool:
     return not stripped or (stripped.startswith("#") and len(line) - len(stripped) <= column)
 
 
+@lru_cache(maxsize=4)
+def _parsed(text: str) -> Any:
+    """Parse a text with the positions of its keys; several edits look into the same text, so nobody changes this."""
+    return YAML().load(text)
+
+
+@lru_cache(maxsize=4)
 def _plain(text: str) -> Any:
+    """Parse a text into plain values, which nobody changes."""
     return YAML(typ="safe", pure=True).load(text)
 
 

@@ -16,7 +16,7 @@ from ace.report.params import ReportParams
 from shards.errors import UserError
 from tests.support.datasets import forget_patients
 
-PARAMS = ReportParams(title="What a <small> encoder learned", seed=0, smoothing_steps=5)
+PARAMS = ReportParams(title="What a <small> encoder learned", num_pictured=4, seed=0, smoothing_steps=5)
 
 
 class Elements(HTMLParser):

@@ -145,7 +145,7 @@ def added(before: Path, after: Path) -> list[str]:
 def test_consumers_in_dvc_yaml_depend_on_exactly_the_batches_of_params_yaml() -> None:
     batches = list(batches_of(REPOSITORY))
     found = consumers((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))
-    assert set(found) == {"pretrain", "report"}
+    assert set(found) == {"pretrain", "variant", "report"}
     assert all(deps == batches for deps in found.values())
 
 

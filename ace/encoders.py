@@ -1,0 +1,58 @@
+"""Add an encoder to those that are compared: one command writes all that its stages need."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from ace.config import CONFIGS, Config, complete, list_encoders
+from ace.embed.opening import EncoderParams
+from shards.config import read_params
+from shards.delivery.project import Project
+from shards.delivery.yaml_lines import enter_item
+from shards.errors import ConfigError
+from shards.runtime.atomic import write_text
+
+
+def add_encoder(
+    name: str,
+    encoder: EncoderParams,
+    project: Project,
+    *,
+    made_by: Mapping[str, Mapping[str, Any]],
+    configs: Path = CONFIGS,
+) -> list[str]:
+    """Enter an encoder in the params file, and in dvc.yaml what the stages read of it; nothing else is trained again.
+
+    A params file with a line `base: NAME` is a configuration, whose dvc.yaml is made from it (`config use`).
+
+    Args:
+        name: Of the encoder.
+        encoder: Its item of `encoders`.
+        project: The params file, and dvc.yaml beside it.
+        made_by: Section → the item of this name that makes its model: of `variants` or `imports`; none for a model
+            that is there already.
+        configs: The folder of named configurations.
+
+    Returns:
+        What was done, a sentence each.
+
+    Raises:
+        ConfigError: the name is taken, or the params are no valid ones with it (then nothing is written).
+    """
+    params = project.params
+    with project.editing():
+        values = read_params(params)
+        text = params.read_text(encoding="utf-8")
+        entries = {**made_by, "encoders": encoder.model_dump(mode="json")}
+        for section, item in entries.items():
+            if name in (values.get(section) or {}):
+                raise ConfigError(f"{params}: {section} has '{name}' already; choose another name, or change it there")
+            text = enter_item(text, section, name, item)
+        changed = YAML(typ="safe", pure=True).load(text)
+        is_configuration = "base" in changed
+        config = Config.from_params(complete(changed, configs) if is_configuration else changed, str(params))
+        write_text(params, text)
+        done = [f"{params}: {section} has {name} now" for section in entries]
+        return done if is_configuration else [*done, *list_encoders(config.encoders, project.dvc)]
