@@ -424,7 +424,7 @@ def encoder_add(arguments: argparse.Namespace) -> None:
       python -m ace encoder add student --model models/ace --network student
       python -m ace encoder add swin --weights swin_t.pth --architecture swin_tiny_patch4_window7_224
       python -m ace encoder add no_removal --train loss_weights.removal=0 --train augment.erase.probability=0
-      python -m ace encoder add no_removal --train loss_weights.removal=0 --params studies/phantom/params.yaml
+      python -m ace encoder add no_global --train loss_weights.global=0 --params studies/phantom/params.yaml
     """
     from ace.embed.opening import EncoderParams
     from ace.encoders import add_encoder
@@ -559,7 +559,7 @@ def embed(arguments: argparse.Namespace) -> None:
             arguments.companions,
             batch_size=arguments.batch_size,
             num_threads=num_threads,
-            has_tokens=arguments.tokens,
+            with_tokens=arguments.tokens,
         )
         print(f"wrote {arguments.companions}: companions of {number} samples")
         return
@@ -569,7 +569,7 @@ def embed(arguments: argparse.Namespace) -> None:
         arguments.out,
         batch_size=arguments.batch_size,
         num_threads=num_threads,
-        has_tokens=arguments.tokens,
+        with_tokens=arguments.tokens,
     )
     print(f"wrote {arguments.out}: {outcome.num_embedded} embeddings")
     if outcome.num_unreadable:

@@ -1,4 +1,4 @@
-"""What `dagster dev` loads: assets, checks and sensors, all derived from dvc.yaml and params.yaml."""
+"""Give `dagster dev` what it loads: assets, checks and sensors, all derived from dvc.yaml and params.yaml."""
 
 from pathlib import Path
 

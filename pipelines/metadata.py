@@ -1,4 +1,4 @@
-"""What an asset shows in the UI: figures, tables, and checks against bounds of params.yaml."""
+"""Tell what an asset shows in the UI: figures, tables, and checks against bounds of params.yaml."""
 
 import csv
 import json

@@ -30,7 +30,7 @@ FULL = "full"
 
 @dataclass(frozen=True)
 class Target:
-    """What a network is to answer for one image.
+    """Hold what a network is to answer for one image.
 
     Attributes:
         values: The answer; of the shape that all images of the task have.

@@ -1,4 +1,4 @@
-"""Classification: several labels each by itself, one class of several, or one grade in order (method.md §6)."""
+"""Classification: several labels each by itself, one class of several, or one grade in order (docs/finetune.md)."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
@@ -15,7 +15,7 @@ from ace.downstream.params import TaskParams
 from ace.downstream.parts import Part
 from ace.downstream.scores import accuracy, auroc, average_precision, calibration_error, quadratic_kappa
 from ace.downstream.shown import ShownPart
-from ace.downstream.views import View, centre_view, ten_views
+from ace.downstream.views import View, center_view, ten_views
 from ace.embed.encoder import Encoder
 from ace.embed.probe_scores import NOT_KNOWN, knn_votes, linear_scores
 from ace.protocol.intervals import estimate, mean
@@ -180,7 +180,7 @@ class Classification(Task[ClassificationParams]):
     def answer(self, network: nn.Module, shown: ShownPart, *, is_final: bool) -> Arrays:
         """Return the mean probabilities over the crops of `test_views`, or of the middle."""
         side = self.params.shown.crop_side
-        views = ten_views(side) if is_final and self.params.test_views == "ten" else (centre_view(side),)
+        views = ten_views(side) if is_final and self.params.test_views == "ten" else (center_view(side),)
         found = []
         for images in shown.images(views):
             logits = network(images.flatten(0, 1)).float()

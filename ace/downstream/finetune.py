@@ -145,7 +145,7 @@ class Bench:
         return ShownPart(part, encoder, self.task.params.training.num_workers)
 
     def features(self, seed: int) -> dict[str, Float[np.ndarray, "images dim"]]:
-        """E(x) of the whole images of every part."""
+        """Compute E(x) of the whole images of every part, once."""
         weights_seed = seed if self.encoder.network == "untrained" else 0
         if weights_seed not in self.frozen:
             encoder = self.open(weights_seed)

@@ -1,4 +1,4 @@
-"""What is drawn on an image moves as the image does: masks and landmarks as a view shows them.
+"""Move masks and landmarks as a view moves the image that they are drawn on.
 
 `ace.downstream.views.show` moves the pixels; one affine map of the view moves all that is drawn on them. What the view
 does not show (outside its crop, which turns black where it is turned) is outside every structure, and no landmark.
@@ -21,7 +21,7 @@ def map_of(view: View, canvas_px: int, side: float) -> Map:
     Args:
         view: What is shown of the canvas.
         canvas_px: Side of the canvas.
-        side: Side of what is shown, in the unit that places are to have.
+        side: Side of what is shown, in the unit that positions are to have.
     """
     row0, col0, row1, _ = view.window(canvas_px)
     angle, middle = math.radians(view.angle_deg), np.full(2, side / 2)
@@ -48,10 +48,10 @@ def shown_masks(
     canvas_px = masks.shape[-1]
     placed = map_of(view, canvas_px, shown_px)
     centres = np.moveaxis(np.mgrid[:shown_px, :shown_px], 0, -1) + 0.5
-    places = (centres - placed[:, 2]) @ np.linalg.inv(placed[:, :2]).T
-    rows, cols = np.moveaxis(np.floor(places).astype(int).clip(0, canvas_px - 1), -1, 0)
+    positions = (centres - placed[:, 2]) @ np.linalg.inv(placed[:, :2]).T
+    rows, cols = np.moveaxis(np.floor(positions).astype(int).clip(0, canvas_px - 1), -1, 0)
     shown: Bool[np.ndarray, "structures {shown_px} {shown_px}"] = masks[:, rows, cols] & _is_inside(
-        places, view, canvas_px
+        positions, view, canvas_px
     )
     return shown
 
@@ -73,7 +73,9 @@ def shown_points(
     return np.where(is_shown[:, None], moved, np.nan)
 
 
-def _is_inside(places: Float[np.ndarray, "*places 2"], view: View, canvas_px: int) -> Bool[np.ndarray, "*places"]:
-    """Tell which places of the canvas lie in the crop."""
+def _is_inside(
+    positions: Float[np.ndarray, "*positions 2"], view: View, canvas_px: int
+) -> Bool[np.ndarray, "*positions"]:
+    """Tell which positions on the canvas lie in the crop."""
     window = np.array(view.window(canvas_px))
-    return np.asarray(((places >= window[:2]) & (places <= window[2:])).all(-1))
+    return np.asarray(((positions >= window[:2]) & (positions <= window[2:])).all(-1))

@@ -22,7 +22,7 @@ from ace.downstream.params import TaskParams
 from ace.downstream.parts import Part
 from ace.downstream.shown import ShownPart
 from ace.downstream.upernet import CHANNELS_PER_GROUP, UPerNet
-from ace.downstream.views import View, centre_view
+from ace.downstream.views import View, center_view
 from ace.drawing.outlines import pointed
 from ace.embed.encoder import Encoder
 from ace.protocol.intervals import Measure
@@ -69,7 +69,7 @@ class Landmarks(Task[LandmarksParams]):
     @cached_property
     def view(self) -> View:
         """Return what is shown of an image where nothing is drawn: the middle."""
-        return centre_view(self.params.shown.crop_side)
+        return center_view(self.params.shown.crop_side)
 
     def truth(self, part: Part, *, is_training: bool) -> Arrays:
         """Read the landmarks of the middle of each image, and its sides in mm.

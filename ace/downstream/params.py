@@ -15,7 +15,7 @@ Seed = Annotated[int, Field(ge=0)]
 
 
 class ShownParams(Section):
-    """What of an image is shown, and how it is changed in training; without change the crop lies in the middle."""
+    """Choose the part of an image that is shown, and its changes in training; without them the crop is the middle."""
 
     crop_side: Share
     """Side of a crop as a share of the canvas's. The paper resizes to 512 px and crops 448: 0.875."""
@@ -46,7 +46,7 @@ class TaskParams(Section):
     """Share of the training patients that validate instead of training, for sets without a validation split or with a
     small one; 0 takes the set's own split `val`."""
     accept_shared_images: bool
-    """Measure although an encoder may have been trained on the measured patients (docs/data.md)."""
+    """Measure although an encoder may have been trained on the measured patients (docs/register.md)."""
     fractions: tuple[Share, ...]
     """Shares of the training patients that are trained on; those of a smaller share are among those of a larger one."""
     shots: tuple[Count, ...]

@@ -1,4 +1,4 @@
-"""Segmentation: which pixels are inside of each structure, by UPerNet; structures may overlap (method.md §6)."""
+"""Segmentation: which pixels are inside of each structure, by UPerNet; structures may overlap (docs/finetune.md)."""
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -29,7 +29,7 @@ from ace.downstream.params import TaskParams
 from ace.downstream.parts import Part
 from ace.downstream.shown import ShownPart
 from ace.downstream.upernet import CHANNELS_PER_GROUP, UPerNet
-from ace.downstream.views import View, centre_view
+from ace.downstream.views import View, center_view
 from ace.drawing.outlines import outlined
 from ace.embed.encoder import Encoder
 from shards.canvas import Canvas
@@ -73,7 +73,7 @@ class Segmentation(Task[SegmentationParams]):
     @cached_property
     def view(self) -> View:
         """Return what is shown of an image where nothing is drawn: the middle."""
-        return centre_view(self.params.shown.crop_side)
+        return center_view(self.params.shown.crop_side)
 
     def truth(self, part: Part, *, is_training: bool) -> Arrays:
         """Read the masks of the middle of each image, whether they are known, and the sides of a pixel in mm.

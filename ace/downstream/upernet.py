@@ -1,4 +1,4 @@
-"""UPerNet on the feature maps of any timm backbone: the network of segmentation and of landmarks (method.md §6)."""
+"""UPerNet on the feature maps of any timm backbone: the network of segmentation and of landmarks (docs/finetune.md)."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""What of a canvas is shown to a network: a square crop, turned and mirrored, brought to the encoder's input size."""
+"""Show a network a square crop of a canvas, turned and mirrored, at the encoder's input size."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -41,7 +41,7 @@ class View:
         return row, col, row + side, col + side
 
 
-def centre_view(side: float) -> View:
+def center_view(side: float) -> View:
     """Return the crop in the middle."""
     return View((1 - side) / 2, (1 - side) / 2, side)
 
@@ -49,7 +49,7 @@ def centre_view(side: float) -> View:
 def ten_views(side: float) -> tuple[View, ...]:
     """Return the crops in the four corners and the middle, and the same ones mirrored."""
     far = 1 - side
-    five = [View(0, 0, side), View(0, far, side), View(far, 0, side), View(far, far, side), centre_view(side)]
+    five = [View(0, 0, side), View(0, far, side), View(far, 0, side), View(far, far, side), center_view(side)]
     return (*five, *(replace(view, is_mirrored=True) for view in five))
 
 

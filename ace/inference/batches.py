@@ -25,7 +25,7 @@ def embed_source(
     batch_size: int,
     num_threads: int,
     unreadable: list[tuple[str, str]],
-    has_tokens: bool,
+    with_tokens: bool,
     task: str = "embed",
 ) -> Iterator[tuple[list[str], Embeddings]]:
     """Yield keys and embeddings of each batch of a source's images, in order.
@@ -36,10 +36,10 @@ def embed_source(
         batch_size: Images in one forward pass.
         num_threads: That read, decode and resize.
         unreadable: Takes key and reason of what cannot be read, which is passed over.
-        has_tokens: Keep token maps, in 16 bits: half as much leaves the device of what is stored in them anyway.
+        with_tokens: Keep token maps, in 16 bits: half as much leaves the device of what is stored in them anyway.
         task: What the progress bar is called.
     """
-    token_dtype = torch.float16 if has_tokens else None
+    token_dtype = torch.float16 if with_tokens else None
 
     def place(position: int) -> Canvas | UnreadableImageError:
         try:

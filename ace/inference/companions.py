@@ -35,7 +35,7 @@ def write_companions(
     *,
     batch_size: int,
     num_threads: int,
-    has_tokens: bool,
+    with_tokens: bool,
 ) -> int:
     """Embed a shard set tar by tar; a run that was killed goes on after the last tar that it finished.
 
@@ -49,7 +49,7 @@ def write_companions(
         out: The folder; one that is there has to be of the same set and model.
         batch_size: Images in one forward pass.
         num_threads: That read, decode and resize.
-        has_tokens: Write token maps too.
+        with_tokens: Write token maps too.
 
     Returns:
         Number of samples that have a companion.
@@ -70,7 +70,7 @@ def write_companions(
     chosen = [number for number, tar in enumerate(index.shards) if split in (tar.split, "all")]
     if not chosen:
         raise ConfigError(f"{index.store.location}: no samples of the split '{split}'")
-    num_bytes = _num_bytes(model, len(rows), has_tokens)
+    num_bytes = _num_bytes(model, len(rows), with_tokens)
     check_room(out, num_bytes, f"{len(rows):,} companions")
     _describe(
         out,
@@ -79,7 +79,7 @@ def write_companions(
             "set": index.name,
             "fingerprint": index.fingerprint,
             "split": split,
-            "members": [EMBEDDING, *([TOKENS] if has_tokens else [])],
+            "members": [EMBEDDING, *([TOKENS] if with_tokens else [])],
             "batch_size": batch_size,
             "model": model.describe(),
         },
@@ -90,12 +90,12 @@ def write_companions(
         images = ShardImages(reader, own.tolist(), index.keys(own), "sample key")
         path = out / index.shards[number].name
         if not path.is_file():
-            _write_tar(model, images, path, batch_size=batch_size, num_threads=num_threads, has_tokens=has_tokens)
+            _write_tar(model, images, path, batch_size=batch_size, num_threads=num_threads, with_tokens=with_tokens)
     return len(rows)
 
 
 def _write_tar(
-    model: EmbeddingModel, images: ShardImages, path: Path, *, batch_size: int, num_threads: int, has_tokens: bool
+    model: EmbeddingModel, images: ShardImages, path: Path, *, batch_size: int, num_threads: int, with_tokens: bool
 ) -> None:
     unreadable: list[tuple[str, str]] = []
     batches = embed_source(
@@ -104,10 +104,10 @@ def _write_tar(
         batch_size=batch_size,
         num_threads=num_threads,
         unreadable=unreadable,
-        has_tokens=has_tokens,
+        with_tokens=with_tokens,
         task=path.name,
     )
-    with atomic_path(path, _num_bytes(model, len(images.keys), has_tokens)) as temporary, TarWriter(temporary) as tar:
+    with atomic_path(path, _num_bytes(model, len(images.keys), with_tokens)) as temporary, TarWriter(temporary) as tar:
         for keys, found in batches:
             tokens = None if found.tokens is None else found.tokens.numpy()
             for position, key in enumerate(keys):
@@ -125,10 +125,10 @@ def _npy(values: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _num_bytes(model: EmbeddingModel, num_samples: int, has_tokens: bool) -> int:
+def _num_bytes(model: EmbeddingModel, num_samples: int, with_tokens: bool) -> int:
     """Return about how large companions are, with the headers of their members."""
     rows, cols = model.token_grid
-    return num_samples * (1024 + 4 * model.dim + (1024 + 2 * rows * cols * model.dim if has_tokens else 0))
+    return num_samples * (1024 + 4 * model.dim + (1024 + 2 * rows * cols * model.dim if with_tokens else 0))
 
 
 def _describe(out: Path, description: dict[str, Any]) -> None:

@@ -109,7 +109,7 @@ class EmbeddingModel:
         }
 
     def embed(
-        self, images: ImageInput | Iterable[ImageInput], *, batch_size: int = BATCH_SIZE, has_tokens: bool = True
+        self, images: ImageInput | Iterable[ImageInput], *, batch_size: int = BATCH_SIZE, with_tokens: bool = True
     ) -> Embeddings:
         """Embed one image, or several in their order.
 
@@ -120,7 +120,7 @@ class EmbeddingModel:
             images: As `to_pixels` takes them (8- and 16-bit, floats in [0, 1], paths of image files), or an iterable of
                 such.
             batch_size: Images in one forward pass.
-            has_tokens: Keep token maps, which are some hundred times as long as an embedding.
+            with_tokens: Keep token maps, which are some hundred times as long as an embedding.
 
         Returns:
             `embedding` [D] and `tokens` [rows, cols, D] of one image; [N, D] and [N, rows, cols, D] of N.
@@ -130,7 +130,7 @@ class EmbeddingModel:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size}: expected 1 or more")
-        token_dtype = torch.float32 if has_tokens else None
+        token_dtype = torch.float32 if with_tokens else None
         if _is_one(images):
             found = self.embed_canvases([self.preprocessing.place(to_pixels(images))], token_dtype)
             return Embeddings(found.embedding[0], None if found.tokens is None else found.tokens[0])
@@ -142,7 +142,7 @@ class EmbeddingModel:
         tokens = [chunk.tokens for chunk in chunks if chunk.tokens is not None]
         return Embeddings(
             torch.cat([torch.empty(0, self.dim), *(chunk.embedding for chunk in chunks)]),
-            torch.cat([torch.empty(0, *self.token_grid, self.dim), *tokens]) if has_tokens else None,
+            torch.cat([torch.empty(0, *self.token_grid, self.dim), *tokens]) if with_tokens else None,
         )
 
     def embed_canvases(self, canvases: Sequence[Canvas], token_dtype: torch.dtype | None) -> Embeddings:

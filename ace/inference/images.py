@@ -1,4 +1,4 @@
-"""Whatever a user holds an image as, in 8-bit pixels: PIL, numpy, torch, or an image file."""
+"""Turn whatever a user holds an image as into 8-bit pixels: PIL, numpy, torch, or an image file."""
 
 import math
 import os

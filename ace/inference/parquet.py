@@ -46,7 +46,7 @@ def write_embeddings(
     *,
     batch_size: int,
     num_threads: int,
-    has_tokens: bool,
+    with_tokens: bool,
 ) -> Outcome:
     """Embed every image of a source: columns `key`, `embedding` (float32 [D]) and, if wanted, `tokens` (float16).
 
@@ -60,7 +60,7 @@ def write_embeddings(
         out: The Parquet file; replaced when the last image is embedded, and left alone by a run that is killed.
         batch_size: Images in one forward pass.
         num_threads: That read, decode and resize.
-        has_tokens: Write the column `tokens`.
+        with_tokens: Write the column `tokens`.
 
     Raises:
         ConfigError: `out` is a folder, or lies below a file.
@@ -69,12 +69,12 @@ def write_embeddings(
     """
     _check_out(out)
     rows, cols = model.token_grid
-    bytes_per_image = model.dim * (_EMBEDDING_BYTES + (_TOKEN_BYTES * rows * cols if has_tokens else 0))
+    bytes_per_image = model.dim * (_EMBEDDING_BYTES + (_TOKEN_BYTES * rows * cols if with_tokens else 0))
     num_bytes = len(source.keys) * bytes_per_image
     check_room(out.parent, num_bytes, f"{len(source.keys):,} embeddings")
     errors = out.with_suffix(".errors.csv")
     unreadable: list[tuple[str, str]] = []
-    rows_per_group = TOKEN_ROWS_PER_GROUP if has_tokens else ROWS_PER_GROUP
+    rows_per_group = TOKEN_ROWS_PER_GROUP if with_tokens else ROWS_PER_GROUP
     with atomic_path(out, num_bytes) as temporary:
         batches = embed_source(
             model,
@@ -82,11 +82,11 @@ def write_embeddings(
             batch_size=batch_size,
             num_threads=num_threads,
             unreadable=unreadable,
-            has_tokens=has_tokens,
+            with_tokens=with_tokens,
         )
-        groups = _row_groups(batches, model, rows_per_group, has_tokens)
+        groups = _row_groups(batches, model, rows_per_group, with_tokens)
         num_embedded = 0
-        with pq.ParquetWriter(temporary, _schema(model, source, has_tokens), compression="zstd") as writer:
+        with pq.ParquetWriter(temporary, _schema(model, source, with_tokens), compression="zstd") as writer:
             for group in groups:
                 writer.write_table(pa.table(group, writer.schema), row_group_size=rows_per_group)
                 num_embedded += len(group["key"])
@@ -107,7 +107,7 @@ def _check_out(out: Path) -> None:
 
 
 def _row_groups(
-    batches: Iterable[tuple[list[str], Embeddings]], model: EmbeddingModel, rows_per_group: int, has_tokens: bool
+    batches: Iterable[tuple[list[str], Embeddings]], model: EmbeddingModel, rows_per_group: int, with_tokens: bool
 ) -> Iterator[dict[str, pa.Array]]:
     """Batches joined to the columns of row groups of at least `rows_per_group` rows, but for the last."""
     keys: list[str] = []
@@ -116,16 +116,16 @@ def _row_groups(
         keys += batch_keys
         waiting.append(embeddings)
         if len(keys) >= rows_per_group:
-            yield _columns(keys, waiting, has_tokens)
+            yield _columns(keys, waiting, with_tokens)
             keys, waiting = [], []
     if keys:
-        yield _columns(keys, waiting, has_tokens)
+        yield _columns(keys, waiting, with_tokens)
 
 
-def _columns(keys: list[str], embeddings: list[Embeddings], has_tokens: bool) -> dict[str, pa.Array]:
+def _columns(keys: list[str], embeddings: list[Embeddings], with_tokens: bool) -> dict[str, pa.Array]:
     columns = {"key": pa.array(keys, pa.string())}
     columns["embedding"] = _fixed_size_lists(np.concatenate([item.embedding.numpy() for item in embeddings]))
-    if has_tokens:
+    if with_tokens:
         tokens = np.concatenate([item.tokens.numpy() for item in embeddings if item.tokens is not None])
         columns["tokens"] = _fixed_size_lists(tokens.reshape(len(keys), -1))
     return columns
@@ -135,12 +135,12 @@ def _fixed_size_lists(values: np.ndarray) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
 
 
-def _schema(model: EmbeddingModel, source: ImageSource, has_tokens: bool) -> pa.Schema:
+def _schema(model: EmbeddingModel, source: ImageSource, with_tokens: bool) -> pa.Schema:
     fields = [
         pa.field("key", pa.string(), nullable=False),
         pa.field("embedding", pa.list_(pa.float32(), model.dim), nullable=False),
     ]
-    if has_tokens:
+    if with_tokens:
         rows, cols = model.token_grid
         fields.append(pa.field("tokens", pa.list_(pa.float16(), rows * cols * model.dim), nullable=False))
     about = {**model.describe(), "keys": source.key_kind}

@@ -1,1 +1,1 @@
-"""The commands that look at finished sets: verify and repair, statistics, contact sheet, gallery."""
+"""The commands that look at finished sets: verify and repair, stats, show, gallery; and exclude."""

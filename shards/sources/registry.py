@@ -29,7 +29,7 @@ MODULES = {
     "refuge": "refuge",
     "idrid": "idrid",
 }
-"""Kind → module of shards/sources, which names its source `SOURCE`."""
+"""Kind → module of shards/sources/datasets, which names its source `SOURCE`."""
 
 
 def open_source(kind: str) -> Source:

@@ -22,10 +22,10 @@ DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.m
 
 
 def commands(document: Path) -> list[str]:
-    """Lines of indented or fenced code that start with a program of ours, comments cut, and DVC's in tables."""
+    """Lines of indented or fenced code that start with a program of ours, comments cut, and those in tables."""
     text = document.read_text(encoding="utf-8")
     lines = re.findall(r"^(?: {4}|\t)?((?:make|python -m|dvc|dagster) .*)$", text, re.M)
-    cells = re.findall(r"`(dvc [^`]+)`", "\n".join(re.findall(r"^\|.*", text, re.M)))
+    cells = re.findall(r"`((?:dvc|python -m) [^`]+)`", "\n".join(re.findall(r"^\|.*", text, re.M)))
     return [line.split(" #")[0].split("  ")[0].strip() for line in lines] + cells
 
 

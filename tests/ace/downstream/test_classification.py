@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ace.downstream.base import Target
 from ace.downstream.parts import divide
 from ace.downstream.registry import task_of
-from ace.downstream.views import centre_view
+from ace.downstream.views import center_view
 from ace.embed.probe_scores import NOT_KNOWN
 from shards.errors import ConfigError
 from shards.reading.reader import Sample, ShardIndex
@@ -20,7 +20,7 @@ from tests.ace.downstream.labelled import task, values_of
 def target(said: dict[str, int | None], **changes: Any) -> Target:
     sample = object.__new__(Sample)
     sample.__dict__["meta"] = {"labels": said}
-    return task(labels=list(said), **changes).target(sample, centre_view(1.0), np.random.default_rng(0))
+    return task(labels=list(said), **changes).target(sample, center_view(1.0), np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(

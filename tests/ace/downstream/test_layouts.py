@@ -134,7 +134,7 @@ def test_landmarks_are_learned_by_heat_maps(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("kind", ["segmentation", "landmarks"])
-def test_the_stage_trains_measures_and_draws_a_task_of_places(
+def test_the_stage_trains_measures_and_draws_a_task_of_structures_and_one_of_landmarks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setenv("ACE_SCRATCH", str(tmp_path / "scratch"))

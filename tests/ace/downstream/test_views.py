@@ -7,7 +7,7 @@ from torch import nn
 
 from ace.downstream.parts import divide
 from ace.downstream.shown import ShownPart
-from ace.downstream.views import View, centre_view, draw_view, show, ten_views
+from ace.downstream.views import View, center_view, draw_view, show, ten_views
 from shards.reading.reader import Sample, ShardIndex, ShardReader
 from tests.ace.downstream.labelled import encoder, sees, task
 
@@ -67,4 +67,4 @@ def test_ten_crops_are_answered_by_the_mean_probability_of_ten(index: ShardIndex
     np.testing.assert_allclose(whole, np.mean(single, axis=0), atol=1e-6)
     np.testing.assert_allclose(middle, single[4], atol=1e-6)
     assert np.abs(whole - middle).max() > 1e-4
-    assert centre_view(0.875) == ten_views(0.875)[4]
+    assert center_view(0.875) == ten_views(0.875)[4]

@@ -68,7 +68,7 @@ def test_webdataset_reads_both_in_step(shard_set: Path, model_dir: Path, tmp_pat
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_the_description_says_which_set_and_model(shard_set: Path, model: EmbeddingModel, tmp_path: Path) -> None:
     index = ShardIndex.open(shard_set)
-    number = write_companions(model, index, "test", tmp_path / "e", batch_size=4, num_threads=1, has_tokens=False)
+    number = write_companions(model, index, "test", tmp_path / "e", batch_size=4, num_threads=1, with_tokens=False)
     told = json.loads((tmp_path / "e/companions.json").read_text())
     assert (told["set"], told["split"], told["members"]) == ("a-b000", "test", ["embedding.npy"])
     assert told["fingerprint"] == index.fingerprint
@@ -83,7 +83,7 @@ def test_a_run_that_was_killed_goes_on_and_gives_the_same_bytes(
     index = ShardIndex.open(shard_set)
 
     def write(name: str) -> dict[str, bytes]:
-        write_companions(model, index, "all", tmp_path / name, batch_size=3, num_threads=2, has_tokens=False)
+        write_companions(model, index, "all", tmp_path / name, batch_size=3, num_threads=2, with_tokens=False)
         return tars(tmp_path / name)
 
     whole, written = write("whole"), []
@@ -108,7 +108,8 @@ def test_a_run_that_was_killed_goes_on_and_gives_the_same_bytes(
 def test_nothing_is_pickled_and_members_are_those_of_every_build(
     shard_set: Path, model: EmbeddingModel, tmp_path: Path
 ) -> None:
-    write_companions(model, ShardIndex.open(shard_set), "test", tmp_path, batch_size=4, num_threads=1, has_tokens=False)
+    index = ShardIndex.open(shard_set)
+    write_companions(model, index, "test", tmp_path, batch_size=4, num_threads=1, with_tokens=False)
     for path in tmp_path.glob("*.tar"):
         with tarfile.open(path) as tar:
             for member in tar:
@@ -128,12 +129,12 @@ def test_a_folder_of_another_set_or_model_or_of_no_companions_is_refused(
             index,
             "test",
             tmp_path / folder,
-            **{"batch_size": 4, "num_threads": 1, "has_tokens": False} | options,
+            **{"batch_size": 4, "num_threads": 1, "with_tokens": False} | options,
         )
 
     write("e")
     write("e")
-    for options in ({"has_tokens": True}, {"batch_size": 5}):
+    for options in ({"with_tokens": True}, {"batch_size": 5}):
         with pytest.raises(ConfigError, match=r"companions\.json: of another .*name a new folder"):
             write("e", **options)
     (tmp_path / "other").mkdir()
@@ -147,7 +148,7 @@ def test_excluded_images_would_put_the_tars_out_of_step(shard_set: Path, model: 
     row = index.select("test")[0]
     without = index.without_patients({index.rows["patient"][row].decode()})
     with pytest.raises(ConfigError, match="of its images are excluded"):
-        write_companions(model, without, "test", tmp_path / "e", batch_size=4, num_threads=1, has_tokens=False)
+        write_companions(model, without, "test", tmp_path / "e", batch_size=4, num_threads=1, with_tokens=False)
     assert not (tmp_path / "e").exists()
 
 

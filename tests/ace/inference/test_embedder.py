@@ -43,9 +43,9 @@ def test_token_maps_that_are_not_asked_for_are_not_kept(model: EmbeddingModel) -
     images = pictures(3)
     expected = model.embed(images)
     for found, wanted in (
-        (model.embed(images, has_tokens=False), expected.embedding),
-        (model.embed(images[0], has_tokens=False), model.embed(images[0]).embedding),
-        (model.embed([], has_tokens=False), torch.empty(0, DIM)),
+        (model.embed(images, with_tokens=False), expected.embedding),
+        (model.embed(images[0], with_tokens=False), model.embed(images[0]).embedding),
+        (model.embed([], with_tokens=False), torch.empty(0, DIM)),
     ):
         assert torch.equal(found.embedding, wanted)
         assert found.tokens is None

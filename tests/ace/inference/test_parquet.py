@@ -122,7 +122,7 @@ def test_the_same_command_gives_the_same_bytes_whatever_the_threads(
 ) -> None:
     for name, threads in (("one", 1), ("four", 4)):
         source = open_folder(folder, is_hashed=False, max_pixels=1e6)
-        write_embeddings(model, source, tmp_path / name, batch_size=2, num_threads=threads, has_tokens=False)
+        write_embeddings(model, source, tmp_path / name, batch_size=2, num_threads=threads, with_tokens=False)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "four").read_bytes()
 
 
@@ -133,7 +133,7 @@ def test_row_groups_are_bounded_and_lose_no_row(
     monkeypatch.setattr(parquet, "ROWS_PER_GROUP", 2)
     source = open_folder(folder, is_hashed=False, max_pixels=1e6)
     outcome = write_embeddings(
-        model, source, tmp_path / "e.parquet", batch_size=batch_size, num_threads=1, has_tokens=False
+        model, source, tmp_path / "e.parquet", batch_size=batch_size, num_threads=1, with_tokens=False
     )
     file = pq.ParquetFile(tmp_path / "e.parquet")
     assert [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)] == [2, 2, 2]
@@ -168,7 +168,7 @@ def test_hashed_keys_name_nobody_and_are_the_projects_pseudonyms(
 def test_a_list_of_errors_goes_when_there_are_none(folder: Path, model: EmbeddingModel, tmp_path: Path) -> None:
     def run(root: Path) -> None:
         source = open_folder(root, is_hashed=False, max_pixels=1e6)
-        write_embeddings(model, source, tmp_path / "e.parquet", batch_size=4, num_threads=1, has_tokens=False)
+        write_embeddings(model, source, tmp_path / "e.parquet", batch_size=4, num_threads=1, with_tokens=False)
 
     run(folder)
     assert (tmp_path / "e.errors.csv").exists()

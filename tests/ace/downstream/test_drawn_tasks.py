@@ -5,7 +5,7 @@ import pytest
 
 from ace.downstream.parts import Part, divide
 from ace.downstream.table import tabulate
-from ace.downstream.views import View, centre_view
+from ace.downstream.views import View, center_view
 from ace.drawing.outlines import PREDICTION, TRUTH
 from ace.protocol.intervals import estimate
 from shards.errors import ConfigError
@@ -157,4 +157,4 @@ def test_few_shots_are_so_many_images_of_those_that_know_something(part: Part) -
     for kind in ("segmentation", "landmarks"):
         own = task(kind)
         assert own.classes(own.truth(part, is_training=False)).tolist() == [[True]] * len(part)
-    assert centre_view(1.0) == View(0, 0, 1.0)
+    assert center_view(1.0) == View(0, 0, 1.0)
