@@ -38,6 +38,8 @@ FOLDER = Path(__file__).parent
 STRETCH = (2, 98)
 """Percentiles of a component that have the darkest and the brightest level of its colour."""
 MAX_BYTES = 20_000_000
+BESIDE_TOKENS = 3_000_000
+"""Bytes of a page that are kept for pictures, landmarks, and what is told of each encoder."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,10 @@ def explore(params: EvaluateParams, encoders: Mapping[str, EncoderParams], paths
     shown = Shown.of(params, setting)
     figures = json.loads(paths.metrics.read_text(encoding="utf-8"))
     told = {name: read_told(name, encoder, params, paths) for name, encoder in encoders.items()}
-    drawn = [_encoder(name, paths.answers / name, own, shown, figures[name]) for name, own in told.items()]
+    num_components = _num_components(shown, len(told))
+    drawn = [
+        _encoder(name, paths.answers / name, own, shown, figures[name], num_components) for name, own in told.items()
+    ]
     page = _page(
         {
             "canvas_px": setting.cohort.spec.canvas_px,
@@ -117,19 +122,30 @@ def explore(params: EvaluateParams, encoders: Mapping[str, EncoderParams], paths
     if len(page) > MAX_BYTES:
         raise ConfigError(
             f"explorer.html would have {len(page) / 1e6:.0f} MB with {len(encoders)} encoders, and more than "
-            f"{MAX_BYTES / 1e6:.0f} do not open well: lower num_components or num_patients in "
-            "evaluate.properties.explorer"
+            f"{MAX_BYTES / 1e6:.0f} do not open well: lower num_patients in evaluate.properties.explorer"
         )
     write_text(out, page)
 
 
+def _num_components(shown: Shown, num_encoders: int) -> int:
+    """Return how many components of each token the page has room for, at most those asked for and at least three."""
+    num_canvases, side = len(shown.plan.dense_views()), len(shown.setting.axis.positions_px)
+    room = (MAX_BYTES - BESIDE_TOKENS) * 3 // 4  # base64 has four letters for three bytes
+    return max(3, min(shown.params.num_components, room // (num_encoders * num_canvases * side**2)))
+
+
 def _encoder(
-    name: str, answers: Path, told: Mapping[str, Any], shown: Shown, figures: Mapping[str, Any]
+    name: str,
+    answers: Path,
+    told: Mapping[str, Any],
+    shown: Shown,
+    figures: Mapping[str, Any],
+    num_components: int,
 ) -> tuple[dict[str, Any], bytes]:
     """Return what the page tells of an encoder, and the codes of its tokens."""
     features = Features.open(answers / "features" / told["features"])
     canvases = [features.of(view) for view in shown.plan.dense_views()]
-    reduced = reduce_tokens(canvases, shown.params.num_components)
+    reduced = reduce_tokens(canvases, num_components)
     agreement = compare(canvases[: len(shown.plan.subjects)], reduced)
     facts: dict[str, Any] = {
         "name": encoder_name(name),

@@ -109,6 +109,17 @@ def test_a_page_that_would_not_open_well_is_refused(
     evaluated_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stage, "MAX_BYTES", 10_000)
-    with pytest.raises(ConfigError, match="lower num_components or num_patients"):
+    with pytest.raises(ConfigError, match=r"lower num_patients in evaluate\.properties\.explorer"):
         draw(evaluated_project, tmp_path / "e.html")
     assert not (tmp_path / "e.html").exists()
+
+
+def test_a_page_of_many_encoders_has_fewer_numbers_a_token_and_says_so(
+    evaluated_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = 10 * 225 * len(ENCODERS)  # of one component
+    monkeypatch.setattr(stage, "MAX_BYTES", stage.BESIDE_TOKENS + 5 * numbers * 4 // 3 + 4)
+    draw(evaluated_project, tmp_path / "e.html")
+    fewer = PageNumbers(tmp_path / "e.html")
+    assert [len(encoder["scales"]) for encoder in fewer.data["encoders"]] == [5] * len(ENCODERS)
+    assert (tmp_path / "e.html").read_text().count("<td>5 of ") == len(ENCODERS)
