@@ -1,6 +1,9 @@
 """The steps of `make study`, without any training: its work tree, and its record."""
 
 import json
+import os
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,7 @@ import pytest
 from ace.study import Study, open_study, record_study
 from shards.errors import ConfigError
 from tests.ace.report.test_comparison import metrics
-from tests.support.checkout import commit, git
+from tests.support.checkout import ROOT, commit, git
 
 
 @pytest.fixture
@@ -63,13 +66,30 @@ def test_code_that_is_not_committed_and_unknown_studies_are_refused(checkout: Pa
         open_study(Study("yours"))
 
 
+@pytest.mark.parametrize(("name", "run"), [("..", "params"), ("mine", "../../params"), ("mine/work", "params")])
+def test_a_path_is_no_name_of_a_study_or_of_a_run(name: str, run: str) -> None:
+    with pytest.raises(ConfigError, match="expected the name of a folder in studies/"):
+        Study(name, run)
+
+
+def test_every_task_of_the_list_is_run_also_the_last_one_without_an_end_of_line(tmp_path: Path) -> None:
+    (found,) = re.findall(r"while read .*? done <\"\$\$TASKS\"", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    loop = found.replace("$$", "$").replace("python -m ace finetune", "echo")
+    (tmp_path / "the tasks.txt").write_text("phantom\nnih512 --batch real-b000", encoding="utf-8")
+    environment = {**os.environ, "TASKS": str(tmp_path / "the tasks.txt")}
+    done = subprocess.run(["bash", "-c", loop], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["phantom", "nih512 --batch real-b000"]
+
+
 def test_the_record_has_the_figures_as_they_were_measured_and_no_picture_of_a_patient(checkout: Path) -> None:
     work = open_study(Study("mine"))
     with pytest.raises(ConfigError, match=r"`make study NAME=mine` measures the study's encoders first"):
         record_study(Study("mine"))
-    (work / "metrics/variants/other").mkdir(parents=True)
+    (work / "params.yaml").write_text("variants: {other: {seed: 1}}\n")
+    for name in ("other", "no_longer_listed"):
+        (work / "metrics/variants" / name).mkdir(parents=True)
+        (work / f"metrics/variants/{name}/metrics.json").write_text('{"step": 9}')
     (work / "metrics/properties.json").write_text(json.dumps(metrics()))
-    (work / "metrics/variants/other/metrics.json").write_text('{"step": 9}')
     written = record_study(Study("mine"))
     names = ["dvc.lock", "properties.json", "trainings.json", "table.md", "table.svg"]
     assert written == [Path("studies/mine") / name for name in names]
