@@ -60,7 +60,8 @@ study: export SOURCE ?= folder
 study: $(STAMP) ## train, measure and record the encoders of a study: make study [NAME=phantom|nih|fundus DATA=… LABELS=…]
 	@test -z "$$DATA" || test -d "$$DATA" || { echo "error: DATA='$$DATA' is not a folder of images" >&2; exit 2; }
 	@work=$$(python -m ace study open "$$NAME" --run "$$RUN") && data=$${DATA:+$$(realpath "$$DATA")} && \
-	  labels=$${LABELS:+$$(realpath "$$LABELS")} && cd "$$work" && \
+	  labels=$${LABELS:+$$(realpath "$$LABELS")} && \
+	  { test -z "$$ACE_ID_KEY_FILE" || ACE_ID_KEY_FILE=$$(realpath "$$ACE_ID_KEY_FILE"); } && cd "$$work" && \
 	  python -m ace config use "studies/$$NAME/$$RUN.yaml" >/dev/null && \
 	  { test -z "$$data" || python -m shards register "$$BATCH" "$$data" --source "$$SOURCE" $${labels:+--labels "$$labels"} \
 	    $${PATIENT_FROM:+--patient-from "$$PATIENT_FROM"} $${SITE+--site "$$SITE"} --only; } && \

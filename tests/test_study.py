@@ -2,7 +2,7 @@
 
 import json
 import os
-import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -72,13 +72,48 @@ def test_a_path_is_no_name_of_a_study_or_of_a_run(name: str, run: str) -> None:
         Study(name, run)
 
 
-def test_every_task_of_the_list_is_run_also_the_last_one_without_an_end_of_line(tmp_path: Path) -> None:
-    (found,) = re.findall(r"while read .*? done <\"\$\$TASKS\"", (ROOT / "Makefile").read_text(encoding="utf-8"))
-    loop = found.replace("$$", "$").replace("python -m ace finetune", "echo")
-    (tmp_path / "the tasks.txt").write_text("phantom\nnih512 --batch real-b000", encoding="utf-8")
-    environment = {**os.environ, "TASKS": str(tmp_path / "the tasks.txt")}
-    done = subprocess.run(["bash", "-c", loop], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["phantom", "nih512 --batch real-b000"]
+STAND_IN = """\
+#!/bin/bash
+echo "$(basename "$PWD")|$(basename "$0") $*|$ACE_ID_KEY_FILE" >>"$LOG"
+[[ "$*" != "-m ace study open"* ]] || echo "studies/mine/work/params"
+"""
+"""In the place of python and dvc: writes down in which folder it is called with what."""
+
+
+def test_make_study_takes_paths_relative_to_the_checkout_with_spaces_and_quotes_and_runs_every_task(
+    tmp_path: Path,
+) -> None:
+    checkout = tmp_path / "a checkout"
+    (checkout / "studies/mine/work/params").mkdir(parents=True)
+    (checkout / "venv/bin").mkdir(parents=True)
+    shutil.copy(ROOT / "Makefile", checkout)
+    for name in ("python", "dvc"):
+        (checkout / f"venv/bin/{name}").write_text(STAND_IN, encoding="utf-8")
+        (checkout / f"venv/bin/{name}").chmod(0o755)
+    (checkout / "the patient's images").mkdir()
+    for name in ("the labels.csv", "my id.key"):
+        (checkout / name).touch()
+    (checkout / "the tasks.txt").write_text("phantom\nnih512 --batch real-b000", encoding="utf-8")  # no end of line
+    given = {"NAME": "mine", "DATA": "the patient's images", "LABELS": "the labels.csv", "ACE_ID_KEY_FILE": "my id.key"}
+    given |= {"TASKS": str(checkout / "the tasks.txt"), "LOG": str(tmp_path / "log"), "SITE": ""}
+    kept = {key: value for key, value in os.environ.items() if key in ("HOME", "LANG", "PATH", "TMPDIR")}
+    command = ["make", "-ovenv/.installed", "VENV=venv", "study"]
+    done = subprocess.run(command, cwd=checkout, env=kept | given, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split("|") for line in (tmp_path / "log").read_text().splitlines()]
+    images, labels, key = (str(checkout / name) for name in ("the patient's images", "the labels.csv", "my id.key"))
+    assert [(folder, called.removeprefix("python -m ")) for folder, called, _ in lines] == [
+        ("a checkout", "ace study open mine --run params"),
+        ("params", "ace config use studies/mine/params.yaml"),
+        ("params", f"shards register real-b000 {images} --source folder --labels {labels} --site  --only"),
+        ("params", "ace config check"),
+        ("params", "dvc repro --keep-going"),
+        ("params", "ace summary"),
+        ("params", "ace finetune phantom"),
+        ("params", "ace finetune nih512 --batch real-b000"),
+        ("a checkout", "ace study record mine --run params"),
+    ]
+    assert {own for folder, _, own in lines if folder == "params"} == {key}
 
 
 def test_the_record_has_the_figures_as_they_were_measured_and_no_picture_of_a_patient(checkout: Path) -> None:
