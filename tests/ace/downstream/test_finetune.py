@@ -19,6 +19,8 @@ import pytest
 from ace.downstream import finetune as stage
 from ace.downstream.finetune import CODE
 from ace.downstream.registry import TASKS
+from ace.downstream.training import ask
+from ace.embed.embedder import Embedder
 from ace.engine.stop import StoppedError
 from shards.errors import ConfigError, ContaminationError
 from shards.reading.lineage import COLUMNS, TRAINING_DATASETS, TRAINING_IMAGES
@@ -304,7 +306,7 @@ def test_measured_images_are_computed_with_the_settings_of_the_training(
         return call
 
     monkeypatch.setattr(stage, "accelerator_settings", settings)
-    monkeypatch.setattr(stage, "ask", watched(stage.ask))
-    monkeypatch.setattr(stage.Embedder, "pooled", watched(stage.Embedder.pooled))
+    monkeypatch.setattr(stage, "ask", watched(ask))
+    monkeypatch.setattr(Embedder, "pooled", watched(Embedder.pooled))
     run_stage(project, tmp_path, task(methods=["full", "knn"], training={"epochs": 2}))
     assert asked == [["fp32"]] * 4, "the network that was trained, and E(x) of three parts"
