@@ -25,7 +25,7 @@ RUN = "params"
 CODE = ("ace", "configs", "shards")
 """What a study runs, which therefore has to be committed."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-LOCK, PROPERTIES = "dvc.lock", "properties.json"
+LOCK, PROPERTIES, TASKS = "dvc.lock", "properties.json", "finetune"
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,8 @@ def open_study(study: Study) -> Path:
         # Forced: git may still know a work tree that somebody has removed by hand.
         _run(Path(), "git", "worktree", "add", "--quiet", "--force", "--detach", str(work), commit)
     _run(work, "git", "checkout", "--quiet", "--force", "--detach", commit)
+    # Tasks are no stages of a study: what is there of them is the project's own, or of another commit.
+    shutil.rmtree(work / "metrics" / TASKS, ignore_errors=True)
     _run(work, "dvc", "cache", "dir", "--quiet", "--local", _run(Path(), "dvc", "cache", "dir"))
     if (study.record / LOCK).is_file():
         shutil.copyfile(study.record / LOCK, work / LOCK)
@@ -127,8 +129,10 @@ def record_study(study: Study) -> list[Path]:
         "table.md": _table(study, found, commit),
         "table.svg": _chart(found),
     }
-    # Of the tasks, which only `make study-full` runs.
-    written |= {f"finetune/{path.name}": path.read_text(encoding="utf-8") for path in metrics.glob("finetune/*.json")}
+    # Of the tasks, which only `make study-full` runs: a later `make study` leaves them, so each says its commit.
+    for path in sorted((metrics / TASKS).glob("*.json")):
+        task = json.loads(path.read_text(encoding="utf-8")) | {"commit": commit}
+        written[f"{TASKS}/{path.name}"] = json.dumps(task, indent=2) + "\n"
     for name, text in written.items():
         write_text(study.record / name, text)
     return [study.record / name for name in written]

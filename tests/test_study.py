@@ -66,6 +66,32 @@ def test_code_that_is_not_committed_and_unknown_studies_are_refused(checkout: Pa
         open_study(Study("yours"))
 
 
+def test_figures_of_tasks_are_recorded_where_this_commit_made_them_and_say_so(checkout: Path) -> None:
+    own = checkout / "metrics/finetune/phantom.json"
+    own.parent.mkdir(parents=True)
+    own.write_text('{"trained": "of the project"}')
+    commit(checkout)
+    work = open_study(Study("mine"))
+    (work / "metrics/properties.json").write_text(json.dumps(metrics()))
+    (work / "params.yaml").write_text("variants: {}\n")
+    record_study(Study("mine"))
+    assert not (checkout / "studies/mine/finetune").exists(), "the project's own are not the study's"
+    (work / "metrics/finetune").mkdir()
+    (work / "metrics/finetune/phantom.json").write_text('{"trained": "of the study"}')
+    record_study(Study("mine"))
+    recorded = checkout / "studies/mine/finetune/phantom.json"
+    assert json.loads(recorded.read_text()) == {
+        "trained": "of the study",
+        "commit": git(checkout, "rev-parse", "HEAD").strip(),
+    }
+    before = recorded.read_bytes()
+    (checkout / "ace/code.py").write_text("two\n")
+    commit(checkout)
+    (open_study(Study("mine")) / "metrics").mkdir(exist_ok=True)
+    record_study(Study("mine"))
+    assert recorded.read_bytes() == before, "they are of the earlier commit still"
+
+
 @pytest.mark.parametrize(("name", "run"), [("..", "params"), ("mine", "../../params"), ("mine/work", "params")])
 def test_a_path_is_no_name_of_a_study_or_of_a_run(name: str, run: str) -> None:
     with pytest.raises(ConfigError, match="expected the name of a folder in studies/"):
