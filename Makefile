@@ -60,12 +60,13 @@ study: export SOURCE ?= folder
 study: $(STAMP) ## train, measure and record the encoders of a study: make study [NAME=phantom|nih|fundus DATA=… LABELS=…]
 	@test -z "$$DATA" || test -d "$$DATA" || { echo "error: DATA='$$DATA' is not a folder of images" >&2; exit 2; }
 	@work=$$(python -m ace study open "$$NAME" --run "$$RUN") && data=$${DATA:+$$(realpath "$$DATA")} && \
-	  labels=$${LABELS:+$$(realpath "$$LABELS")} && cd "$$work" && \
+	  labels=$${LABELS:+$$(realpath "$$LABELS")} && \
+	  { test -z "$$ACE_ID_KEY_FILE" || ACE_ID_KEY_FILE=$$(realpath "$$ACE_ID_KEY_FILE"); } && cd "$$work" && \
 	  python -m ace config use "studies/$$NAME/$$RUN.yaml" >/dev/null && \
 	  { test -z "$$data" || python -m shards register "$$BATCH" "$$data" --source "$$SOURCE" $${labels:+--labels "$$labels"} \
 	    $${PATIENT_FROM:+--patient-from "$$PATIENT_FROM"} $${SITE+--site "$$SITE"} --only; } && \
 	  python -m ace config check && dvc repro --keep-going && python -m ace summary && \
-	  if [ -n "$$TASKS" ]; then while read -r task; do python -m ace finetune $$task </dev/null || exit 1; done <"$$TASKS"; fi
+	  if [ -n "$$TASKS" ]; then while read -r task || [ -n "$$task" ]; do python -m ace finetune $$task </dev/null || exit 1; done <"$$TASKS"; fi
 	@python -m ace study record "$$NAME" --run "$$RUN"
 
 study-full: ## a study with every seed (studies/NAME/*.yaml) and task (tasks.txt): make study-full [NAME=… as for study]

@@ -455,10 +455,20 @@ def encoder_add(arguments: argparse.Namespace) -> None:
             std=arguments.std,
         )
         made_by["imports"] = own.model_dump(mode="json")
-    encoder = {"model": str(arguments.model or folder), "network": arguments.network}
+    model = str(folder) if arguments.model is None else _path_of_model(arguments.model)
+    encoder = {"model": model, "network": arguments.network}
     project = Project(arguments.params, arguments.params.with_name("dvc.yaml"))
     for line in add_encoder(name, EncoderParams.from_params(encoder, name), project, made_by=made_by):
         print(line)
+
+
+def _path_of_model(model: Path) -> str:
+    """Return a model's folder as dvc.yaml depends on it; of a shipped one it knows no name."""
+    from ace.zoo.shipped import ZOO, shipped_names
+    from shards.delivery.project import portable
+
+    is_name = not model.is_dir() and str(model) in shipped_names()
+    return portable(ZOO / model, Path()) if is_name else str(model)
 
 
 def encoder_list(arguments: argparse.Namespace) -> None:

@@ -39,7 +39,8 @@ def add_encoder(
         What was done, a sentence each.
 
     Raises:
-        ConfigError: the name is taken, or the params are no valid ones with it (then nothing is written).
+        ConfigError: the name is taken, the params are no valid ones with it, or the stages' deps are not written as
+            lists of lines; then nothing is written.
     """
     params = project.params
     with project.editing():
@@ -53,6 +54,7 @@ def add_encoder(
         changed = YAML(typ="safe", pure=True).load(text)
         is_configuration = "base" in changed
         config = Config.from_params(complete(changed, configs) if is_configuration else changed, str(params))
+        # dvc.yaml first: killed in between, or where it cannot be edited, the same command is done as if anew.
+        listed = [] if is_configuration else list_encoders(config.encoders, project.dvc)
         write_text(params, text)
-        done = [f"{params}: {section} has {name} now" for section in entries]
-        return done if is_configuration else [*done, *list_encoders(config.encoders, project.dvc)]
+        return [*(f"{params}: {section} has {name} now" for section in entries), *listed]

@@ -1,6 +1,7 @@
 """Run a study in a work tree of its own, which shares DVC's cache, and record what came of it (docs/study.md)."""
 
 import json
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from ace.evaluation.measured import MEASURED
 from ace.report.comparison import compare_encoders, markdown_table
 from ace.report.page import FOLDER
 from ace.report.summary import encoders_of, measured_one
+from shards.config import read_params
 from shards.errors import ConfigError
 from shards.runtime.atomic import write_text
 
@@ -22,7 +24,8 @@ RUN = "params"
 """The run of a study that has no name of its own: its params are `params.yaml`."""
 CODE = ("ace", "configs", "shards")
 """What a study runs, which therefore has to be committed."""
-LOCK, PROPERTIES = "dvc.lock", "properties.json"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+LOCK, PROPERTIES, TASKS = "dvc.lock", "properties.json", "finetune"
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,21 @@ class Study:
     Attributes:
         name: Of the study, a folder in `studies/`.
         run: Of its params file, without the ending, as `params` or `seed1`.
+
+    Raises:
+        ConfigError: one of them is no name but a path, say.
     """
 
     name: str
     run: str = RUN
+
+    def __post_init__(self) -> None:
+        for name in (self.name, self.run):
+            if not NAME.fullmatch(name):
+                raise ConfigError(
+                    f"'{name}': expected the name of a folder in {STUDIES}/, or of a file in it without its ending: "
+                    "letters, digits, - and _"
+                )
 
     @property
     def folder(self) -> Path:
@@ -82,6 +96,8 @@ def open_study(study: Study) -> Path:
         # Forced: git may still know a work tree that somebody has removed by hand.
         _run(Path(), "git", "worktree", "add", "--quiet", "--force", "--detach", str(work), commit)
     _run(work, "git", "checkout", "--quiet", "--force", "--detach", commit)
+    # Tasks are no stages of a study: what is there of them is the project's own, or of another commit.
+    shutil.rmtree(work / "metrics" / TASKS, ignore_errors=True)
     _run(work, "dvc", "cache", "dir", "--quiet", "--local", _run(Path(), "dvc", "cache", "dir"))
     if (study.record / LOCK).is_file():
         shutil.copyfile(study.record / LOCK, work / LOCK)
@@ -109,21 +125,27 @@ def record_study(study: Study) -> list[Path]:
     written = {
         LOCK: (study.work / LOCK).read_text(encoding="utf-8"),
         PROPERTIES: figures.read_text(encoding="utf-8"),
-        "trainings.json": json.dumps(_trainings(metrics), indent=1) + "\n",
+        "trainings.json": json.dumps(_trainings(study.work), indent=1) + "\n",
         "table.md": _table(study, found, commit),
         "table.svg": _chart(found),
     }
-    # Of the tasks, which only `make study-full` runs.
-    written |= {f"finetune/{path.name}": path.read_text(encoding="utf-8") for path in metrics.glob("finetune/*.json")}
+    # Of the tasks, which only `make study-full` runs: a later `make study` leaves them, so each says its commit.
+    for path in sorted((metrics / TASKS).glob("*.json")):
+        task = json.loads(path.read_text(encoding="utf-8")) | {"commit": commit}
+        written[f"{TASKS}/{path.name}"] = json.dumps(task, indent=2) + "\n"
     for name, text in written.items():
         write_text(study.record / name, text)
     return [study.record / name for name in written]
 
 
-def _trainings(metrics: Path) -> dict[str, Any]:
-    """Read what each training logged last, by its section in the params file."""
+def _trainings(work: Path) -> dict[str, Any]:
+    """Read what each training logged last, by its section in the params file.
+
+    What a variant has left that the study no longer lists does not count.
+    """
+    metrics, variants = work / "metrics", read_params(work / "params.yaml").get("variants") or {}
     folders = {"pretrain": metrics / "pretrain"}
-    folders |= {f"variants.{path.name}": path for path in sorted((metrics / "variants").glob("*"))}
+    folders |= {f"variants.{name}": metrics / "variants" / name for name in sorted(variants)}
     files = {name: folder / "metrics.json" for name, folder in folders.items()}
     return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
 

@@ -105,6 +105,23 @@ def test_a_mistake_is_told_and_nothing_is_written(
     assert before == [(project / name).read_bytes() for name in ("params.yaml", "dvc.yaml")]
 
 
+def test_a_shipped_model_is_added_by_its_name_and_the_graph_depends_on_its_folder(project: Path) -> None:
+    assert encoder("add", "shipped", "--model", "cxr-small") == 0
+    folder = Path(config_of(project).encoders["shipped"].model)
+    assert (folder / "config.json").is_file(), "a name would be a dep that DVC does not find"
+    assert folder == ROOT / "ace/zoo/cxr-small"
+
+
+def test_nothing_is_written_where_dvc_yaml_cannot_be_edited(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dvc = project / "dvc.yaml"
+    text = dvc.read_text(encoding="utf-8")
+    dvc.write_text(text.replace("models/ace, models/imagenet,", "models/ace, models/imagenet, x,"), encoding="utf-8")
+    before = [(project / name).read_bytes() for name in ("params.yaml", "dvc.yaml")]
+    assert encoder("add", "x", "--model", "models/x") == 2
+    assert "write them there by hand" in capsys.readouterr().err
+    assert before == [(project / name).read_bytes() for name in ("params.yaml", "dvc.yaml")]
+
+
 def test_list_writes_what_dvc_yaml_lacks(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dvc = project / "dvc.yaml"
     whole = dvc.read_text(encoding="utf-8")

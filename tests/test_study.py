@@ -1,6 +1,9 @@
 """The steps of `make study`, without any training: its work tree, and its record."""
 
 import json
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,7 @@ import pytest
 from ace.study import Study, open_study, record_study
 from shards.errors import ConfigError
 from tests.ace.report.test_comparison import metrics
-from tests.support.checkout import commit, git
+from tests.support.checkout import ROOT, commit, git
 
 
 @pytest.fixture
@@ -63,13 +66,91 @@ def test_code_that_is_not_committed_and_unknown_studies_are_refused(checkout: Pa
         open_study(Study("yours"))
 
 
+def test_figures_of_tasks_are_recorded_where_this_commit_made_them_and_say_so(checkout: Path) -> None:
+    own = checkout / "metrics/finetune/phantom.json"
+    own.parent.mkdir(parents=True)
+    own.write_text('{"trained": "of the project"}')
+    commit(checkout)
+    work = open_study(Study("mine"))
+    (work / "metrics/properties.json").write_text(json.dumps(metrics()))
+    (work / "params.yaml").write_text("variants: {}\n")
+    record_study(Study("mine"))
+    assert not (checkout / "studies/mine/finetune").exists(), "the project's own are not the study's"
+    (work / "metrics/finetune").mkdir()
+    (work / "metrics/finetune/phantom.json").write_text('{"trained": "of the study"}')
+    record_study(Study("mine"))
+    recorded = checkout / "studies/mine/finetune/phantom.json"
+    assert json.loads(recorded.read_text()) == {
+        "trained": "of the study",
+        "commit": git(checkout, "rev-parse", "HEAD").strip(),
+    }
+    before = recorded.read_bytes()
+    (checkout / "ace/code.py").write_text("two\n")
+    commit(checkout)
+    (open_study(Study("mine")) / "metrics").mkdir(exist_ok=True)
+    record_study(Study("mine"))
+    assert recorded.read_bytes() == before, "they are of the earlier commit still"
+
+
+@pytest.mark.parametrize(("name", "run"), [("..", "params"), ("mine", "../../params"), ("mine/work", "params")])
+def test_a_path_is_no_name_of_a_study_or_of_a_run(name: str, run: str) -> None:
+    with pytest.raises(ConfigError, match="expected the name of a folder in studies/"):
+        Study(name, run)
+
+
+STAND_IN = """\
+#!/bin/bash
+echo "$(basename "$PWD")|$(basename "$0") $*|$ACE_ID_KEY_FILE" >>"$LOG"
+[[ "$*" != "-m ace study open"* ]] || echo "studies/mine/work/params"
+"""
+"""In the place of python and dvc: writes down in which folder it is called with what."""
+
+
+def test_make_study_takes_paths_relative_to_the_checkout_with_spaces_and_quotes_and_runs_every_task(
+    tmp_path: Path,
+) -> None:
+    checkout = tmp_path / "a checkout"
+    (checkout / "studies/mine/work/params").mkdir(parents=True)
+    (checkout / "venv/bin").mkdir(parents=True)
+    shutil.copy(ROOT / "Makefile", checkout)
+    for name in ("python", "dvc"):
+        (checkout / f"venv/bin/{name}").write_text(STAND_IN, encoding="utf-8")
+        (checkout / f"venv/bin/{name}").chmod(0o755)
+    (checkout / "the patient's images").mkdir()
+    for name in ("the labels.csv", "my id.key"):
+        (checkout / name).touch()
+    (checkout / "the tasks.txt").write_text("phantom\nnih512 --batch real-b000", encoding="utf-8")  # no end of line
+    given = {"NAME": "mine", "DATA": "the patient's images", "LABELS": "the labels.csv", "ACE_ID_KEY_FILE": "my id.key"}
+    given |= {"TASKS": str(checkout / "the tasks.txt"), "LOG": str(tmp_path / "log"), "SITE": ""}
+    kept = {key: value for key, value in os.environ.items() if key in ("HOME", "LANG", "PATH", "TMPDIR")}
+    command = ["make", "-ovenv/.installed", "VENV=venv", "study"]
+    done = subprocess.run(command, cwd=checkout, env=kept | given, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split("|") for line in (tmp_path / "log").read_text().splitlines()]
+    images, labels, key = (str(checkout / name) for name in ("the patient's images", "the labels.csv", "my id.key"))
+    assert [(folder, called.removeprefix("python -m ")) for folder, called, _ in lines] == [
+        ("a checkout", "ace study open mine --run params"),
+        ("params", "ace config use studies/mine/params.yaml"),
+        ("params", f"shards register real-b000 {images} --source folder --labels {labels} --site  --only"),
+        ("params", "ace config check"),
+        ("params", "dvc repro --keep-going"),
+        ("params", "ace summary"),
+        ("params", "ace finetune phantom"),
+        ("params", "ace finetune nih512 --batch real-b000"),
+        ("a checkout", "ace study record mine --run params"),
+    ]
+    assert {own for folder, _, own in lines if folder == "params"} == {key}
+
+
 def test_the_record_has_the_figures_as_they_were_measured_and_no_picture_of_a_patient(checkout: Path) -> None:
     work = open_study(Study("mine"))
     with pytest.raises(ConfigError, match=r"`make study NAME=mine` measures the study's encoders first"):
         record_study(Study("mine"))
-    (work / "metrics/variants/other").mkdir(parents=True)
+    (work / "params.yaml").write_text("variants: {other: {seed: 1}}\n")
+    for name in ("other", "no_longer_listed"):
+        (work / "metrics/variants" / name).mkdir(parents=True)
+        (work / f"metrics/variants/{name}/metrics.json").write_text('{"step": 9}')
     (work / "metrics/properties.json").write_text(json.dumps(metrics()))
-    (work / "metrics/variants/other/metrics.json").write_text('{"step": 9}')
     written = record_study(Study("mine"))
     names = ["dvc.lock", "properties.json", "trainings.json", "table.md", "table.svg"]
     assert written == [Path("studies/mine") / name for name in names]

@@ -65,6 +65,8 @@ class Task(ABC, Generic[Params]):
     """Type of the file."""
     code: ClassVar[tuple[str, ...]]
     """Modules of this kind alone that decide a result, as paths in the repository."""
+    libraries: ClassVar[tuple[str, ...]]
+    """Packages, beside those that every run records, whose version decides a result."""
 
     def __init__(self, params: Params) -> None:
         """Take the parameters."""

@@ -109,6 +109,7 @@ class Classification(Task[ClassificationParams]):
     kind = "classification"
     params_type: ClassVar[type[TaskParams]] = ClassificationParams
     code = ("ace/downstream/classification.py", "ace/downstream/scores.py")
+    libraries = ("scikit-learn",)
 
     @property
     def headline(self) -> str:
@@ -318,10 +319,14 @@ class Classification(Task[ClassificationParams]):
     ) -> Float[np.ndarray, "asked labels"]:
         """Return probabilities by logistic regression, of classes so that they sum to 1.
 
-        A label that no training image has, or that all have, is answered by chance.
+        A label that no training image has, or that all have, is answered by chance; of classes, one that no training
+        image is of is never answered.
         """
-        has_both = (labels == 1).any(0) & (labels == 0).any(0)
+        is_there = (labels == 1).any(0)
+        has_both = is_there & (labels == 0).any(0)
         logits = np.zeros((len(asked), labels.shape[1]))
+        if self.is_exclusive:
+            logits[:, ~is_there] = -np.inf
         logits[:, has_both] = linear_scores(train, labels[:, has_both], asked, l2=l2)
         found = torch.from_numpy(logits)
         probabilities: Float[np.ndarray, "asked labels"]

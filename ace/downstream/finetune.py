@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,9 @@ from ace.engine.loop import ROWS
 from ace.engine.run import AS_USUAL, RunFolder, RunIdentity, RunOptions, code_sha256, open_run, recorded_versions
 from ace.engine.stop import StoppedError, StopRequest
 from ace.models.folder import CONFIG
+from ace.models.precision import accelerator_settings
 from ace.protocol.independence import check_model
-from shards.errors import ContaminationError
+from shards.errors import ConfigError, ContaminationError
 from shards.format.layout import sha256_of
 from shards.params import MeasuredParams
 from shards.reading.copies import find_trained_copies
@@ -183,7 +185,8 @@ def finetune(
     Raises:
         ContaminationError: a model was trained on some of the measured patients, or may have been, and nobody has said
             yes.
-        ConfigError: a part of the task is empty or cannot be scored, or an encoder does not fit the shard set.
+        ConfigError: a part of the task is empty or cannot be scored, an encoder does not fit the shard set, or a
+            package that this kind of task needs is not installed.
         NonfiniteError: loss or gradient was not finite.
         StoppedError: asked to end; the same command goes on from there.
     """
@@ -282,7 +285,8 @@ def _carried_out(
     encoder = bench.open(run.seed)
     images, val = TrainingImages(task, drawn, encoder, run.seed), bench.shown(parts.val, encoder)
     trained = train(task, images, val, truths["val"], identity, opened, request, bench.options.loggers)
-    answers = ask(task, trained.network, bench.shown(parts.test, encoder), is_final=True)
+    with accelerator_settings(task.params.training.precision, encoder.device):
+        answers = ask(task, trained.network, bench.shown(parts.test, encoder), is_final=True)
     return answers, {"step": trained.step, "val_score": trained.score, "num_steps": trained.num_steps}
 
 
@@ -302,9 +306,18 @@ def _identity(run: Run, bench: Bench, drawn: Part) -> RunIdentity:
         "set": bench.parts.test.index.fingerprint,
         "images": hashlib.sha256(json.dumps(keys).encode()).hexdigest(),
         "code": code_sha256((*CODE, *bench.task.code)),
-        "versions": recorded_versions(),
+        "versions": recorded_versions() | _versions(bench.task.libraries),
     }
     return RunIdentity("finetune", values)
+
+
+def _versions(libraries: Sequence[str]) -> dict[str, str]:
+    try:
+        return {name: version(name) for name in libraries}
+    except PackageNotFoundError as error:
+        raise ConfigError(
+            f"this kind of task needs {error.name}, which is not installed: pip install 'ace-pretraining[downstream]'"
+        ) from None
 
 
 def _read(task: Task[TaskParams], index: ShardIndex) -> tuple[Parts, dict[str, Arrays]]:
@@ -354,7 +367,8 @@ def _features(encoder: Encoder, part: Part) -> Float[np.ndarray, "images dim"]:
     canvases = (reader.read(int(row)).image for row in part.rows)
     crops = (resample(canvas, (0, 0, *canvas.shape[:2]), index.spec.crop_px) for canvas in canvases)
     embedder = Embedder(encoder, index.name, IMAGES_PER_FORWARD, "frozen encoder")
-    return unit(embedder.pooled(crops, total=len(part), task="E(x)"))
+    with accelerator_settings(encoder.precision, encoder.device):
+        return unit(embedder.pooled(crops, total=len(part), task="E(x)"))
 
 
 def _examples(task: Task[TaskParams], part: Part, truth: Arrays, answers: Arrays) -> list[Example]:

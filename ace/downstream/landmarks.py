@@ -60,6 +60,7 @@ class Landmarks(Task[LandmarksParams]):
         "ace/downstream/landmarks.py",
         "ace/downstream/upernet.py",
     )
+    libraries = ("segmentation-models-pytorch",)
 
     @property
     def headline(self) -> str:
@@ -78,14 +79,16 @@ class Landmarks(Task[LandmarksParams]):
             ConfigError: no image knows any of the landmarks.
         """
         reader, canvas_px = ShardReader(part.index), part.index.spec.canvas_px
-        samples = [reader.read(int(row)) for row in part.rows]
-        found = {name for sample in samples for name in sample.landmarks}
+        points, sides = [], []
+        found: set[str] = set()
+        for row in part.rows:
+            sample = reader.read(int(row))
+            found |= sample.landmarks.keys()
+            points.append(self._seen(sample, self.view, canvas_px))
+            sides.append(pixel_mm(sample.meta, canvas_px * self.view.side, 1.0))
         if not found & set(self.params.landmarks):
             raise no_such_names("landmarks", self.params.landmarks, part, found)
-        return {
-            "points": np.stack([self._seen(sample, self.view, canvas_px) for sample in samples]),
-            "side_mm": np.array([pixel_mm(sample.meta, canvas_px * self.view.side, 1.0) for sample in samples]),
-        }
+        return {"points": np.stack(points), "side_mm": np.array(sides)}
 
     def classes(self, truth: Arrays) -> Bool[np.ndarray, "images classes"]:
         """Tell which images know a landmark: one class, so that few shots are so many images."""

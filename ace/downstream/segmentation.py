@@ -64,6 +64,7 @@ class Segmentation(Task[SegmentationParams]):
         "ace/downstream/segmentation.py",
         "ace/downstream/upernet.py",
     )
+    libraries = ("monai", "segmentation-models-pytorch")
 
     @property
     def headline(self) -> str:

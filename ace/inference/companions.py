@@ -141,7 +141,9 @@ def _describe(out: Path, description: dict[str, Any]) -> None:
                 f"{path}: of another set, split, model or batch size, or with other members; name a new folder"
             )
         return
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+    # What a run has left that was killed while it wrote the description is no other content.
+    begun = f".{DESCRIPTION}."
+    if out.is_file() or (out.is_dir() and any(not found.name.startswith(begun) for found in out.iterdir())):
         raise ConfigError(f"{out}: exists and has no {DESCRIPTION}; name a new folder for companion shards")
     try:
         out.mkdir(parents=True, exist_ok=True)

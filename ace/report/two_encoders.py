@@ -15,6 +15,9 @@ from ace.report.tables import figure_rows
 from shards.errors import ConfigError
 from shards.runtime.atomic import write_text
 
+CANDIDATES = "num_candidates"
+"""Of how many a figure is the share of right answers; shares of different numbers are not to be compared."""
+
 
 def write_comparison(figures: Mapping[str, Any], measured: Mapping[str, Mapping[str, Any]], out: Path) -> str:
     """Draw a page of two encoders alone, and return its table in Markdown, for the terminal.
@@ -57,8 +60,8 @@ def read_apart(first: str, second: str) -> tuple[dict[str, Any], dict[str, Any]]
         second: Likewise.
 
     Returns:
-        Metrics of the two under the names given, with the figures that both have and no gains; and of each the section
-        that says whom it was measured on.
+        Metrics of the two under the names given, with the figures that both have, among as many candidates, and no
+        gains; and of each the section that says whom it was measured on.
 
     Raises:
         ConfigError: there is no such file or encoder, or both are the same.
@@ -79,5 +82,7 @@ def read_apart(first: str, second: str) -> tuple[dict[str, Any], dict[str, Any]]
         if name not in encoders_of(found):
             raise ConfigError(f"{path}: has no encoder '{name}'; it has {', '.join(encoders_of(found))}")
         figures[given], measured[given] = found[name], found[MEASURED]
-    shared = [key for key in figures[first] if key in figures[second]]
+    in_both = [key for key in figures[first] if key in figures[second]]
+    numbers = {key: {own[key][CANDIDATES] for own in figures.values() if CANDIDATES in own[key]} for key in in_both}
+    shared = [key for key in in_both if len(numbers[key]) <= 1]
     return {name: {key: own[key] for key in shared} for name, own in figures.items()}, measured

@@ -4,10 +4,11 @@ Only one command writes them at a time.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -63,6 +64,25 @@ class Project:
             lock.release()
 
 
+def check_tasks(params: Path, values: Mapping[str, Any], batches: Collection[str]) -> None:
+    """Check that no task of the section `finetune` is trained on batches that are to be taken out.
+
+    Args:
+        params: The params file.
+        values: Its content.
+        batches: Names of the batches.
+
+    Raises:
+        ConfigError: naming the tasks.
+    """
+    tasks = [task for task, batch in (values.get("finetune") or {}).items() if batch in batches]
+    if tasks:
+        raise ConfigError(
+            f"{params}: finetune has {', '.join(tasks)}, of a batch that would be taken out; first take that out of "
+            "the section, or name another batch there"
+        )
+
+
 def remove_batch(name: str, project: Project | None = None) -> None:
     """Take a batch out of the project: its items of `batches` and `mix`, and what the stages read of it.
 
@@ -74,7 +94,8 @@ def remove_batch(name: str, project: Project | None = None) -> None:
         project: The project's params.yaml and dvc.yaml; None: those of the working directory.
 
     Raises:
-        ConfigError: there is no such batch, no other one, or several others to measure on instead.
+        ConfigError: there is no such batch, no other one, or several others to measure on instead; or a task is
+            trained on it.
     """
     project = project or Project()
     with project.editing():
@@ -92,6 +113,7 @@ def remove_batch(name: str, project: Project | None = None) -> None:
                 f"batch {name} is the project's only one and cannot be taken out; `python -m shards register NAME "
                 "FOLDER --only` puts a new batch in its place"
             )
+        check_tasks(project.params, values, {name})
         mixed = list(values.get("mix") or {})
         if mixed == [name]:
             raise ConfigError(

@@ -25,7 +25,7 @@ from shards.delivery.manifest import (
     identify,
     iterate_manifest,
 )
-from shards.delivery.project import Project, portable
+from shards.delivery.project import Project, check_tasks, portable
 from shards.delivery.published_key import warn_of_published_key
 from shards.delivery.registration_report import (
     report_batch,
@@ -293,6 +293,8 @@ def _read_project(request: _Request, project: Project) -> _Before:
             f"batch {name} is not trained on, so it cannot be the project's only one; first add it to the mix in "
             f"{project.params}: mix.{name}: {{weight: 1.0, mean: …, std: …}}"
         )
+    if request.only:
+        check_tasks(project.params, values, batches.keys() - {name})
     _check_weight(name, request.weight, batches, values, project)
     kept = {other: batch for other, batch in batches.items() if other == name or not request.only}
     return _Before(

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from ace.downstream.base import Target
+from ace.downstream.classification import Classification
 from ace.downstream.parts import divide
 from ace.downstream.registry import task_of
 from ace.downstream.views import center_view
@@ -138,3 +139,23 @@ def test_a_label_that_cannot_be_learned_is_refused_before_any_work(index: ShardI
     truths = {name: own.truth(part, is_training=False) for name, part in divide(index, own.params)}
     with pytest.raises(ConfigError, match=r"the part 'train' .*doubted: 0 with, .*every label needs training images"):
         own.check(truths)
+
+
+def test_a_class_that_no_training_image_is_of_is_never_the_answer() -> None:
+    own = task(labels=["a", "b", "never"], answer="class")
+    assert isinstance(own, Classification)
+    rng = np.random.default_rng(0)
+    features, classes = rng.normal(size=(60, 4)), np.arange(60) % 2
+    features[np.arange(60), classes] += 1.0  # hard to tell apart, so that many an image is unlikely to be of either
+    labels = np.eye(3, dtype=np.int64)[classes]
+    found = own.answer_frozen(
+        "linear",
+        {"train": features, "val": features, "test": rng.normal(size=(200, 4))},
+        {"train": {"labels": labels}, "val": {"labels": labels}},
+    )["probabilities"]
+    assert set(found.argmax(1).tolist()) == {0, 1}
+    assert (found[:, 2] == 0).all()
+    np.testing.assert_allclose(found.sum(1), 1)
+    one = {"labels": np.eye(3, dtype=np.int64)[np.zeros(60, int)]}
+    alone = own.answer_frozen("linear", dict.fromkeys(("train", "val", "test"), features), {"train": one, "val": one})
+    assert alone["probabilities"].tolist() == [[1, 0, 0]] * 60

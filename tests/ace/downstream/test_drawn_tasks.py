@@ -1,15 +1,18 @@
 """Segmentation and landmarks as tasks: what is drawn moves with its image, and planted answers score as they should."""
 
+import weakref
+
 import numpy as np
 import pytest
 
+from ace.downstream import landmarks
 from ace.downstream.parts import Part, divide
 from ace.downstream.table import tabulate
 from ace.downstream.views import View, center_view
 from ace.drawing.outlines import PREDICTION, TRUTH
 from ace.protocol.intervals import estimate
 from shards.errors import ConfigError
-from shards.reading.reader import ShardIndex, ShardReader
+from shards.reading.reader import Sample, ShardIndex, ShardReader
 from tests.ace.downstream.drawn import build, task
 
 
@@ -158,3 +161,21 @@ def test_few_shots_are_so_many_images_of_those_that_know_something(part: Part) -
         own = task(kind)
         assert own.classes(own.truth(part, is_training=False)).tolist() == [[True]] * len(part)
     assert center_view(1.0) == View(0, 0, 1.0)
+
+
+def test_images_do_not_stay_in_memory_while_landmarks_are_read(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[weakref.ref[Sample]] = []
+    most = 0
+
+    class Counting(ShardReader):
+        def read(self, row: int) -> Sample:
+            nonlocal most
+            sample = super().read(row)
+            seen.append(weakref.ref(sample))
+            most = max(most, sum(own() is not None for own in seen))
+            return sample
+
+    monkeypatch.setattr(landmarks, "ShardReader", Counting)
+    task("landmarks").truth(part, is_training=False)
+    assert len(part) > 2
+    assert most <= 2, "the one that is read, and the one before it"

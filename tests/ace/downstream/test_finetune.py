@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +19,10 @@ import pytest
 from ace.downstream import finetune as stage
 from ace.downstream.finetune import CODE
 from ace.downstream.registry import TASKS
+from ace.downstream.training import ask
+from ace.embed.embedder import Embedder
 from ace.engine.stop import StoppedError
-from shards.errors import ContaminationError
+from shards.errors import ConfigError, ContaminationError
 from shards.reading.lineage import COLUMNS, TRAINING_DATASETS, TRAINING_IMAGES
 from shards.reading.reader import ShardIndex
 from tests.ace.downstream.labelled import Asked, run_stage, task
@@ -257,3 +261,52 @@ def test_what_decides_a_result_is_among_what_the_stage_depends_on() -> None:
     assert named <= {"__init__.py", "localisation.py", "page.py", "registry.py", "table.py"}, (
         "these tell of results, and decide none"
     )
+
+
+@pytest.mark.usefixtures("planted")
+def test_another_version_of_a_library_that_only_this_kind_of_task_uses_makes_a_result_anew(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_stage(project, tmp_path, task(methods=["linear"]), ("seeing",))
+    before = result(tmp_path, "seeing/linear/100pct-seed0")
+    monkeypatch.setattr(stage, "version", lambda name: f"another {name}")
+    run_stage(project, tmp_path, task(methods=["linear"]), ("seeing",))
+    after = result(tmp_path, "seeing/linear/100pct-seed0")
+    assert after["fingerprint"] != before["fingerprint"]
+    assert after["num_reads"]["test"] == 2
+
+
+def test_a_library_that_is_not_there_is_named_before_any_work(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = task(methods=["linear"])
+    monkeypatch.setattr(type(own), "libraries", ("no-such-library",))
+    with pytest.raises(ConfigError, match=r"needs no-such-library, which is not installed: pip install 'ace-pretr"):
+        run_stage(project, tmp_path, own, ("trained",))
+
+
+def test_measured_images_are_computed_with_the_settings_of_the_training(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An accelerator rounds to TF32 unless it is told not to."""
+    told: list[str] = []
+    asked: list[list[str]] = []
+
+    @contextmanager
+    def settings(precision: str, device: object) -> Iterator[None]:
+        told.append(precision)
+        yield
+        told.pop()
+
+    def watched(function: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            asked.append(list(told))
+            return function(*arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(stage, "accelerator_settings", settings)
+    monkeypatch.setattr(stage, "ask", watched(ask))
+    monkeypatch.setattr(Embedder, "pooled", watched(Embedder.pooled))
+    run_stage(project, tmp_path, task(methods=["full", "knn"], training={"epochs": 2}))
+    assert asked == [["fp32"]] * 4, "the network that was trained, and E(x) of three parts"

@@ -141,6 +141,10 @@ def test_a_folder_of_another_set_or_model_or_of_no_companions_is_refused(
     (tmp_path / "other/thesis.doc").write_text("precious")
     with pytest.raises(ConfigError, match=r"has no companions\.json"):
         write("other")
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed/.companions.json.1.tmp").write_text("{")
+    write("killed")
+    assert (tmp_path / "killed/companions.json").is_file()
 
 
 def test_excluded_images_would_put_the_tars_out_of_step(shard_set: Path, model: EmbeddingModel, tmp_path: Path) -> None:

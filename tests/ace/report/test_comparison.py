@@ -153,6 +153,21 @@ def test_encoders_of_two_files_are_set_side_by_side_without_a_paired_difference(
     assert 'class="gain' not in page
 
 
+def test_shares_of_right_answers_among_other_numbers_of_candidates_are_not_set_side_by_side(tmp_path: Path) -> None:
+    other = metrics()
+    other["trained"]["decompositionality"]["num_candidates"] = 16
+    other["trained"]["symmetry"] = figure(0.5, 0.4, 0.6)
+    own = metrics()
+    own["trained"]["symmetry"] = figure(0.4, 0.3, 0.5)
+    paths = [tmp_path / f"{number}.json" for number in range(2)]
+    for path, values in zip(paths, (own, other), strict=True):
+        path.write_text(json.dumps(values), encoding="utf-8")
+    figures, _ = read_apart(*map(str, paths))
+    assert [list(found) for found in figures.values()] == [["symmetry"]] * 2
+    figures, _ = read_apart(str(paths[0]), f"{paths[0]}:like")
+    assert [list(found) for found in figures.values()] == [["decompositionality"]] * 2
+
+
 def test_what_cannot_be_compared_is_refused(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

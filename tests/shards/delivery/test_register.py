@@ -914,6 +914,18 @@ def test_the_only_batch_leaves_no_other_and_every_other_byte(
     assert text.endswith(tail)
 
 
+def test_no_batch_becomes_the_only_one_while_a_task_is_trained_on_another(
+    project: Path, tmp_path: Path, id_key: str
+) -> None:
+    params = project / "params.yaml"
+    text = params.read_text(encoding="utf-8")
+    params.write_text(text.replace("finetune: {}", "finetune: {phantom: phantom-b000}", 1), encoding="utf-8")
+    before = [path.read_bytes() for path in (params, project / "dvc.yaml")]
+    with pytest.raises(ConfigError, match=r"finetune has phantom, of a batch that would be taken out"):
+        register_only(project, many(tmp_path / "many"))
+    assert [path.read_bytes() for path in (params, project / "dvc.yaml")] == before
+
+
 def test_the_files_that_lose_batches_are_kept_as_they_were(
     project: Path, tmp_path: Path, id_key: str, capsys: pytest.CaptureFixture
 ) -> None:

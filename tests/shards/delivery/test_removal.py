@@ -14,6 +14,7 @@ from shards.cli import run_command
 from shards.delivery.batches import batch_path
 from shards.delivery.project import Project, remove_batch
 from shards.delivery.yaml_lines import add_deps, add_item
+from shards.errors import ConfigError
 from tests.support.checkout import ROOT, copy_project
 
 FIRST, SECOND = "phantom-b000", "phantom-b001"
@@ -52,6 +53,19 @@ def test_what_a_batch_that_is_left_is_made_of_stays(
     assert list(values["batches"]) == list(values["mix"]) == [left]
     # Not all of the graph: the phantom's stage stays in it, also without a batch of the phantom.
     assert "Now run `dvc repro`" in capsys.readouterr().err
+
+
+def test_a_batch_that_a_task_is_trained_on_is_not_taken_out(project: Project) -> None:
+    text = project.params.read_text(encoding="utf-8")
+    with_task = text.replace("finetune: {}", f"finetune: {{phantom: {SECOND}}}", 1)
+    assert with_task != text
+    project.params.write_text(with_task, encoding="utf-8")
+    before = content(project)
+    with pytest.raises(ConfigError, match=r"finetune has phantom, of a batch that would be taken out"):
+        remove_batch(SECOND, project)
+    assert content(project) == before
+    remove_batch(FIRST, project)
+    assert run_command(build_parser(), ("config", "check", "--params", str(project.params))) == 0
 
 
 KILLED = """
