@@ -45,7 +45,7 @@ def make_real(clone: Path, data: Path, labels: Path) -> str:
 
 STAGES = {
     *("shard@real-b000", "pretrain", "import@imagenet", "cohort"),
-    *("measure@trained", "measure@untrained", "measure@imagenet", "evaluate", "report"),
+    *("measure@trained", "measure@untrained", "measure@imagenet", "evaluate", "report", "explore"),
 }
 
 

@@ -226,7 +226,7 @@ def test_a_ray_cluster_builds_the_same_bytes_and_survives_the_same_deaths(
     pytest.importorskip("ray")
     assert built(phantom, tmp_path / "ray", RayCluster("local")) == whole
     hurt = built(phantom, tmp_path / "hurt", RayCluster("local"), key="p0005-i2")
-    assert sum(len(summary["quarantined"]) for summary in hurt.values()) == 1
+    assert sum(len(summary.quarantined) for summary in hurt.values()) == 1
 
 
 def test_a_cluster_that_is_not_there_is_named(tmp_path: Path) -> None:
