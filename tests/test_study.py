@@ -1,5 +1,6 @@
 """The steps of `make study`, without any training: its work tree, and its record."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -140,6 +141,12 @@ def test_make_study_takes_paths_relative_to_the_checkout_with_spaces_and_quotes_
         ("a checkout", "ace study record mine --run params"),
     ]
     assert {own for folder, _, own in lines if folder == "params"} == {key}
+    with (checkout / "studies/mine/work/params.lock").open("w") as other:  # as a second make study would hold it
+        fcntl.flock(other, fcntl.LOCK_EX)
+        again = subprocess.run(command, cwd=checkout, env=kept | given, capture_output=True, text=True, check=False)
+    assert again.returncode == 2
+    assert "error: another make study is at work on studies/mine/work/params" in again.stderr
+    assert len((tmp_path / "log").read_text().splitlines()) == len(lines)
 
 
 def test_the_record_has_the_figures_as_they_were_measured_and_no_picture_of_a_patient(checkout: Path) -> None:
