@@ -40,7 +40,7 @@ ADDED: dict[str, dict[str, Any]] = {
     "decomposition": {"further_candidates": []},
     "retrieval": {"further_sides": []},
 }
-"""What sections of `evaluate.properties` got since they were sections, with the values that measure what they did."""
+"""Fields that were added to sections of `evaluate.properties`, with the values that measure as before."""
 
 
 ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
@@ -75,7 +75,7 @@ class Config(Section):
 
     @property
     def trained_batches(self) -> list[str]:
-        """Names of the batches that training uses."""
+        """Return the names of the batches that training uses."""
         return [name for name, item in self.mix.items() if item.weight > 0]
 
     @cached_property
@@ -90,7 +90,7 @@ class Config(Section):
 
     @property
     def used_batches(self) -> list[str]:
-        """Names of the batches that training or the evaluation uses."""
+        """Return the names of the batches that training or the evaluation uses."""
         return sorted({*self.trained_batches, self.evaluate.batch})
 
     @model_validator(mode="after")

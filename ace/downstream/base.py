@@ -30,7 +30,7 @@ FULL = "full"
 
 @dataclass(frozen=True)
 class Target:
-    """Hold what a network is to answer for one image.
+    """Holds what a network is to answer for one image.
 
     Attributes:
         values: The answer; of the shape that all images of the task have.
@@ -43,7 +43,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Score:
-    """One figure before its interval.
+    """Holds one figure before its interval.
 
     Attributes:
         measure: The figure as a function of the weights of the part's patients.
@@ -57,7 +57,7 @@ class Score:
 
 
 class Task(ABC, Generic[Params]):
-    """One kind of task, with the parameters of one file."""
+    """Is one kind of task, with the parameters of one file."""
 
     kind: ClassVar[str]
     """Value of `kind` in the file."""
@@ -75,7 +75,7 @@ class Task(ABC, Generic[Params]):
     @property
     @abstractmethod
     def headline(self) -> str:
-        """Name of the figure that stands for the task, and that validation maximises."""
+        """Return the name of the figure that stands for the task, and that validation maximises."""
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -152,5 +152,5 @@ class Task(ABC, Generic[Params]):
             truth: What is known of the part.
             answers: What was answered.
             image: Position of the image in the part.
-            canvas: Its pixels.
+            canvas: The image's levels, grey or RGB.
         """

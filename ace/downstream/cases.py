@@ -17,7 +17,7 @@ REFERENCE_PX = 1024
 
 
 def mean_of_cases(values: Float[np.ndarray, " cases"], patients: Int[np.ndarray, " cases"]) -> Measure:
-    """The mean over cases; those that are nan are left out.
+    """Compute the mean over cases; those that are nan are left out.
 
     Args:
         values: One figure a case.
@@ -30,7 +30,7 @@ def mean_of_cases(values: Float[np.ndarray, " cases"], patients: Int[np.ndarray,
 def share_of_sums(
     parts: Real[np.ndarray, " cases"], wholes: Real[np.ndarray, " cases"], patients: Int[np.ndarray, " cases"]
 ) -> Measure:
-    """The sum of the parts over the sum of the wholes; nan where the latter is 0.
+    """Divide the sum of the parts by the sum of the wholes; nan where the latter is 0.
 
     Args:
         parts: One number a case.

@@ -34,7 +34,7 @@ L2 = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 
 
 class KnnParams(Section):
-    """The vote of neighbours."""
+    """Sets the vote of neighbours."""
 
     k: int = Field(ge=1)
     """Neighbours that vote on a label."""
@@ -43,7 +43,7 @@ class KnnParams(Section):
 
 
 class ClassificationParams(TaskParams):
-    """A task of classification."""
+    """Describes a task of classification."""
 
     kind: Literal["classification"]
     """Names this kind of task."""
@@ -53,8 +53,9 @@ class ClassificationParams(TaskParams):
     """`labels`: each label by itself, binary cross-entropy. `class`: exactly one of them, cross-entropy. `grade`: the
     same, in order, so that a grade further off is worse (quadratic kappa)."""
     uncertain: Policy | dict[str, Policy]
-    """What an uncertain label is taken for in training: one policy, or one for each label. The LSR policies are for
-    `full`, and to the other methods such a label is unknown, as it is where images validate or are measured."""
+    """Policy that turns an uncertain label into a training target: one policy, or one for each label. The LSR
+    policies are for `full`, and to the other methods such a label is unknown, as it is where images validate or are
+    measured."""
     blank: BlankPolicy
     """`zeros`: a label that is not mentioned is absent, as in CheXpert; `ignore`: it is unknown."""
     methods: tuple[Literal["full", "linear", "knn"], ...] = Field(min_length=1)
@@ -118,7 +119,7 @@ class Classification(Task[ClassificationParams]):
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Return those of the file."""
+        """Return the methods that the file lists."""
         return self.params.methods
 
     @property
@@ -171,7 +172,7 @@ class Classification(Task[ClassificationParams]):
     def loss(
         self, outputs: Float[Tensor, "batch labels"], targets: Float[Tensor, "batch labels"], known: Bool[Tensor, "*_"]
     ) -> Float[Tensor, ""]:
-        """Mean cross-entropy over the known labels, or over images of one class."""
+        """Compute the mean cross-entropy over the known labels, or over images of one class."""
         if self.is_exclusive:
             is_known = known.all(1)
             return F.cross_entropy(outputs[is_known], targets[is_known], reduction="sum") / is_known.sum().clamp_min(1)
@@ -242,7 +243,7 @@ class Classification(Task[ClassificationParams]):
         return self._scores(truth, answers, part.patients)
 
     def losses(self, truth: Arrays, answers: Arrays) -> Float[np.ndarray, " images"]:
-        """Mean cross-entropy of each image over what is known of it."""
+        """Compute the mean cross-entropy of each image over what is known of it."""
         labels, probabilities = truth["labels"], answers["probabilities"].clip(1e-7, 1 - 1e-7)
         with_it, without = -np.log(probabilities) * (labels == 1), -np.log(1 - probabilities) * (labels == 0)
         losses: Float[np.ndarray, " images"]
@@ -289,7 +290,7 @@ class Classification(Task[ClassificationParams]):
         probabilities: Float[np.ndarray, "images classes"],
         patients: Int[np.ndarray, " images"],
     ) -> Iterator[tuple[str, Score]]:
-        """Grades are answered by the likeliest one too."""
+        """Score classes or grades by the likeliest one."""
         answers = probabilities.argmax(1)
         counts = np.bincount(classes, minlength=len(self.params.labels))
         facts = {"num_images": len(classes)}

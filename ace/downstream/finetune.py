@@ -95,7 +95,7 @@ a part has, which a run's identity names."""
 
 @dataclass(frozen=True)
 class Run:
-    """One use of an encoder.
+    """Names one use of an encoder.
 
     Attributes:
         encoder: Name of the encoder.
@@ -111,13 +111,13 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Its folder below the task's."""
+        """Return the name of its folder below the task's."""
         return f"{self.encoder}/{self.method}/{self.amount.name}-seed{self.seed}"
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Everything that the runs of one encoder share.
+    """Holds everything that the runs of one encoder share.
 
     Attributes:
         task: What is learned.
@@ -171,7 +171,7 @@ def finetune(
     """Train and measure every encoder on a task; write a result for each run, a table, and a page with pictures.
 
     Args:
-        name: Of the task.
+        name: Name of the task, the file configs/tasks/NAME.yaml.
         task: What is learned, with its parameters.
         encoders: The section `encoders`; gains are those of the first one over each of the others.
         shards_root: Folder or URL with the task's shard set.
@@ -238,7 +238,7 @@ def _runs(encoder: str, task: Task[TaskParams]) -> list[Run]:
 
 
 def _finished(run: Run, bench: Bench, folder: Path, request: StopRequest) -> dict[str, Any]:
-    """The result of a run, which is carried out unless it is there."""
+    """Return the result of a run, which is carried out unless its result is there."""
     task, test, options = bench.task, bench.parts.test, bench.options
     classes = task.classes(bench.truths["train"])
     drawn = draw(bench.parts.train, classes, run.amount, run.seed)
@@ -276,7 +276,7 @@ def _finished(run: Run, bench: Bench, folder: Path, request: StopRequest) -> dic
 def _carried_out(
     run: Run, bench: Bench, drawn: Part, identity: RunIdentity, opened: RunFolder, request: StopRequest
 ) -> tuple[Arrays, dict[str, Any]]:
-    """The answers about the measured images, and what there is to tell of the training."""
+    """Carry a run out: return its answers about the measured images, and what there is to tell of the training."""
     task, parts, truths = bench.task, bench.parts, bench.truths
     if run.method != FULL:
         features, is_drawn = bench.features(run.seed), np.isin(parts.train.rows, drawn.rows)
@@ -321,7 +321,7 @@ def _versions(libraries: Sequence[str]) -> dict[str, str]:
 
 
 def _read(task: Task[TaskParams], index: ShardIndex) -> tuple[Parts, dict[str, Arrays]]:
-    """The parts, without images that the task has no use for, and what is known of the others."""
+    """Read the parts, without images that the task has no use for, and what is known of the others."""
     used: dict[str, Part] = {}
     truths: dict[str, Arrays] = {}
     for name, part in divide(index, task.params):
@@ -362,7 +362,7 @@ def _without_those_seen(
 
 
 def _features(encoder: Encoder, part: Part) -> Float[np.ndarray, "images dim"]:
-    """E(x) of whole images, as the evaluation has it."""
+    """Compute E(x) of whole images, as the evaluation does."""
     reader, index = ShardReader(part.index), part.index
     canvases = (reader.read(int(row)).image for row in part.rows)
     crops = (resample(canvas, (0, 0, *canvas.shape[:2]), index.spec.crop_px) for canvas in canvases)
@@ -372,7 +372,7 @@ def _features(encoder: Encoder, part: Part) -> Float[np.ndarray, "images dim"]:
 
 
 def _examples(task: Task[TaskParams], part: Part, truth: Arrays, answers: Arrays) -> list[Example]:
-    """Pictures of the images that are answered best, middling and worst."""
+    """Draw the images that are answered best, middling and worst."""
     reader, chosen = ShardReader(part.index), choose_examples(task.losses(truth, answers), task.params.num_examples)
     canvases = [reader.read(int(part.rows[image])).image for _, image in chosen]
     return [

@@ -17,7 +17,7 @@ Points = Float[Tensor, "batch landmarks 2"]
 
 
 def landmark_loss(logits: HeatMaps, points: Points, *, side: float, sigma: float) -> Float[Tensor, ""]:
-    """Cross-entropy of the heat maps with a Gaussian around each landmark, meaned over the known ones that lie inside.
+    """Compute the mean cross-entropy of heat maps with Gaussians around the known landmarks that lie inside.
 
     Its floor is the entropy of the Gaussians.
 
@@ -84,7 +84,7 @@ def _divmod(cells: Int[Tensor, "batch landmarks"], cols: int) -> tuple[Tensor, T
 def _top(
     line: Float[Tensor, "batch landmarks cells"], best: Int[Tensor, "batch landmarks"]
 ) -> Float[Tensor, "batch landmarks"]:
-    """The top of the parabola through the largest value of a line and its two neighbours, in cells."""
+    """Find the top of the parabola through the largest value of a line and its two neighbours, in cells."""
     is_inner = (best > 0) & (best < line.shape[-1] - 1)
     neighbours = torch.stack([best - 1, best, best + 1], dim=-1).clamp(0, line.shape[-1] - 1)
     before, peak, after = line.take_along_dim(neighbours, 2).unbind(-1)

@@ -31,7 +31,7 @@ POLL_S = 1.0
 
 @dataclass(frozen=True)
 class LabelledBatch:
-    """The images of one step with what is to be answered.
+    """Holds the images of one step with what is to be answered.
 
     Attributes:
         images: 8-bit, as the encoder takes them.
@@ -64,7 +64,7 @@ class LabelledBatch:
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """The images that are trained on, step by step; each step follows from the seed and its number alone.
+    """Reads the images that are trained on, step by step; each step follows from the seed and its number alone.
 
     An epoch shows every image once; its steps differ by one image at most, so that few images make small batches and
     none is left out.

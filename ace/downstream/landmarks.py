@@ -34,7 +34,7 @@ PICTURE_PX = 512
 
 
 class LandmarksParams(TaskParams):
-    """A task of landmarks."""
+    """Describes a task of landmarks."""
 
     kind: Literal["landmarks"]
     """Names this kind of task."""
@@ -168,7 +168,7 @@ class Landmarks(Task[LandmarksParams]):
         return shown_points(points, view, canvas_px, 1.0)
 
     def _errors(self, truth: Arrays, answers: Arrays) -> Float[np.ndarray, "images landmarks"]:
-        """Errors in pixels of a canvas of 1024."""
+        """Compute errors in pixels of a canvas of 1024."""
         side = self.view.side * REFERENCE_PX
         return radial_errors(answers["points"], truth["points"], np.full((len(truth["points"]), 2), side))
 
@@ -183,7 +183,7 @@ def radial_errors(
     truth: Float[np.ndarray, "cases landmarks 2"],
     sides: Float[np.ndarray, "cases 2"],
 ) -> Float[np.ndarray, "cases landmarks"]:
-    """The distances of predictions from the truth; nan where a landmark, or the side of its image, is not known.
+    """Compute distances of predictions from the truth; nan where a landmark or the side of its image is not known.
 
     Args:
         predicted: Predictions.
@@ -195,12 +195,12 @@ def radial_errors(
 
 
 def share_within(errors: Float[np.ndarray, " cases"], radius: float, patients: Int[np.ndarray, " cases"]) -> Measure:
-    """The share of the known errors that are at most the radius."""
+    """Compute the share of the known errors that are at most the radius."""
     return mean_of_cases(np.where(np.isnan(errors), np.nan, errors <= radius), patients)
 
 
 def mean_positions(truth: Float[np.ndarray, "cases landmarks 2"]) -> Float[np.ndarray, "landmarks 2"]:
-    """Where each landmark lies on average: an answer without an image, whose error a figure stands against.
+    """Average where each landmark lies: the answer of a model that sees no image, whose error is the chance level.
 
     Returns:
         Positions; nan for a landmark that no case knows.

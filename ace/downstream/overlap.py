@@ -29,13 +29,13 @@ def overlap_counts(predicted: Masks, truth: Masks) -> Int[np.ndarray, "batch str
 
 
 def dice_of(counts: Int[np.ndarray, "*cases 3"]) -> Float[np.ndarray, "*cases"]:
-    """Twice the overlap over the sum of both areas; 1 where both are empty."""
+    """Divide twice the overlap by the sum of both areas; 1 where both are empty."""
     both, predicted, truth = np.moveaxis(counts, -1, 0)
     return _share(2 * both, predicted + truth)
 
 
 def iou_of(counts: Int[np.ndarray, "*cases 3"]) -> Float[np.ndarray, "*cases"]:
-    """The overlap over the union; 1 where both are empty."""
+    """Divide the overlap by the union; 1 where both are empty."""
     both, predicted, truth = np.moveaxis(counts, -1, 0)
     return _share(both, predicted + truth - both)
 
@@ -43,7 +43,7 @@ def iou_of(counts: Int[np.ndarray, "*cases 3"]) -> Float[np.ndarray, "*cases"]:
 def outline_distances(
     predicted: Masks, truth: Masks, spacing: Float[np.ndarray, "batch 2"] | None = None
 ) -> Float[np.ndarray, "batch structures"]:
-    """The 95th percentile of the distances from one outline to the other, the larger of both directions (HD95).
+    """Compute the 95th percentile of the distances from one outline to the other, the larger of both directions (HD95).
 
     Args:
         predicted: Predictions.
@@ -74,19 +74,19 @@ def outline_distances(
 
 
 def dice_over_set(counts: Int[np.ndarray, "cases 3"], patients: Int[np.ndarray, " cases"]) -> Measure:
-    """The Dice of all pixels of all cases together, as of one large image; nan where it has nothing inside."""
+    """Compute the Dice of all pixels of all cases together, as of one large image; nan where it has nothing inside."""
     both, predicted, truth = counts.T
     return share_of_sums(2 * both, predicted + truth, patients)
 
 
 def iou_over_set(counts: Int[np.ndarray, "cases 3"], patients: Int[np.ndarray, " cases"]) -> Measure:
-    """The IoU of all pixels of all cases together; nan where there is nothing inside."""
+    """Compute the IoU of all pixels of all cases together; nan where there is nothing inside."""
     both, predicted, truth = counts.T
     return share_of_sums(both, predicted + truth - both, patients)
 
 
 def mean_shapes(truths: Iterable[Masks], known: Bool[Tensor, "cases structures"]) -> Masks:
-    """The pixels that are inside in at least half of the cases that know a structure: a prediction without an image.
+    """Mark the pixels that are inside in at least half of the cases that know a structure: what needs no image.
 
     Its Dice is what a figure stands against as chance.
 

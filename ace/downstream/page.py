@@ -24,12 +24,12 @@ PICTURE_PX = 256
 
 @dataclass(frozen=True)
 class Example:
-    """An image beside what is true of it and what was answered.
+    """Shows an image beside what is true of it and what was answered.
 
     Attributes:
         title: `best`, `median` or `worst`.
-        key: Of the image.
-        image: Its canvas.
+        key: The image's key in the shard set.
+        image: Its canvas, grey or RGB levels.
         answer: What `Task.shown_answer` returns.
     """
 
@@ -67,8 +67,8 @@ def write_page(
 
     Args:
         path: The HTML file.
-        name: Of the task.
-        task: Its parameters.
+        name: Name of the task, the page's title.
+        task: Parameters of the task, as its file and common.yaml give them.
         table: What `tabulate` returns.
         facts: Whose figures they are.
         examples: Encoder → examples.

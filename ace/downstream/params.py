@@ -27,7 +27,7 @@ class ShownParams(Section):
 
 
 class FinetuneParams(TrainingParams):
-    """How the networks of a task are trained: one budget for every encoder, method, amount of labels and seed."""
+    """Sets how the networks of a task are trained: one budget for every encoder, amount of labels and seed."""
 
     validate_every_epochs: int = Field(ge=1)
     """Epochs between two looks at the validation images; the network of the best one is kept."""

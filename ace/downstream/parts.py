@@ -100,7 +100,7 @@ def divide(index: ShardIndex, params: TaskParams) -> Parts:
 
 @dataclass(frozen=True)
 class Amount:
-    """How much of the training part is trained on.
+    """Says how much of the training part is trained on.
 
     Attributes:
         fraction: Share of the patients; None for a number of images a class.

@@ -14,7 +14,7 @@ from shards.errors import ConfigError
 
 TASKS: tuple[type[Task[Any]], ...] = (Classification, Segmentation, Landmarks)
 FOLDER, COMMON = Path("configs/tasks"), "common"
-"""Where the files lie, and the name of the one that says, by kind, what a task has unless its own file says other."""
+"""Folder of the task files, and the name of the file that holds the defaults of each kind of task."""
 
 
 def read_task(name: str, project: Path = Path(), batch: str | None = None) -> Task[TaskParams]:

@@ -21,7 +21,7 @@ IMAGES_PER_FORWARD = 64
 
 @dataclass(frozen=True)
 class ShownPart:
-    """A part as an encoder is shown it.
+    """Shows a part to an encoder, image by image.
 
     Attributes:
         part: The images.

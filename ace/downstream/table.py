@@ -57,7 +57,7 @@ def tell(score: Score, num_patients: int, params: BootstrapParams) -> Figures:
 
 
 def _mean_scores(every: Sequence[Mapping[str, Score]]) -> dict[str, Score]:
-    """Each figure's mean over the seeds, whose measured images are the same."""
+    """Compute each figure's mean over the seeds, whose measured images are the same."""
     return {
         name: Score(mean([scores[name].measure for scores in every]), score.chance, score.facts)
         for name, score in every[0].items()

@@ -40,7 +40,7 @@ NOT_DECISIVE = {
 
 @dataclass
 class FinetuneState:
-    """Network, optimiser, loss scale and the number of finished steps; all else follows from these and the seed."""
+    """Holds network, optimiser, loss scale and the number of finished steps; all else follows from the seed."""
 
     network: nn.Module
     optimizer: AdamW
@@ -48,7 +48,7 @@ class FinetuneState:
     step: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Tensors and plain values, which `torch.save` writes without code."""
+        """Return tensors and plain values, which `torch.save` writes without code."""
         return {
             "step": self.step,
             "network": self.network.state_dict(),
@@ -74,7 +74,7 @@ class FinetuneState:
         self.step = int(values["step"])
 
     def tensors(self) -> dict[str, Tensor]:
-        """The network's tensors by name."""
+        """Return the network's tensors by name."""
         return self.network.state_dict()
 
 
@@ -175,7 +175,7 @@ class Validation(Hooks):
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network at its best step.
+    """Holds a trained network at its best step.
 
     Attributes:
         network: In evaluation mode.

@@ -15,7 +15,7 @@ CHANNELS_PER_GROUP = 16
 
 
 class FeaturePyramid(nn.Module):
-    """Feature maps of a backbone from `FINEST_STRIDE` on, the finest first and its tokens last.
+    """Gives the feature maps of a backbone from `FINEST_STRIDE` on, the finest first and its tokens last.
 
     They are its own maps, the last one of each size. Where the finest of them is coarser than `FINEST_STRIDE`, as a
     ViT's only one is, transposed convolutions make finer ones from it, as in the simple feature pyramid of Li et al.,
@@ -56,7 +56,7 @@ class FeaturePyramid(nn.Module):
 
 
 class UPerNet(nn.Module):
-    """The decoder of Xiao et al., "Unified perceptual parsing for scene understanding", ECCV 2018.
+    """Is the decoder of Xiao et al., "Unified perceptual parsing for scene understanding", ECCV 2018.
 
     It is that of segmentation-models-pytorch.
 
@@ -107,7 +107,7 @@ class UPerNet(nn.Module):
 
 
 class _Doubling(nn.Sequential):
-    """A map of twice the size, by transposed convolution."""
+    """Makes a map of twice the size, by transposed convolution."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(
@@ -118,7 +118,7 @@ class _Doubling(nn.Sequential):
 
 
 def _map_shapes(backbone: Backbone) -> list[tuple[int, int]]:
-    """Channels and rows of every map that timm gives, found on the meta device: no arithmetic."""
+    """Return channels and rows of every map that timm gives, found on the meta device: no arithmetic."""
     twin = copy.deepcopy(backbone.model).to("meta").eval()
     dtype = next(twin.parameters()).dtype
     images = torch.empty(1, twin.in_chans, backbone.crop_px, backbone.crop_px, device="meta", dtype=dtype)

@@ -17,7 +17,7 @@ from shards.reading.reader import Sample
 
 @dataclass(frozen=True)
 class View:
-    """A square crop of a canvas, then changes of it, in this order.
+    """Describes a square crop of a canvas and the changes made to it afterwards, in this order.
 
     Attributes:
         row: First row of the crop, as a share of the canvas's side.

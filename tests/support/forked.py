@@ -29,7 +29,7 @@ CONTEXT.set_forkserver_preload(list(PRELOADED))
 
 
 class Forked:
-    """A process as `subprocess.Popen` gives one, with its standard error in a pipe, that leads a session of its own."""
+    """Behaves as a `subprocess.Popen` that leads a session of its own, with its standard error in a pipe."""
 
     def __init__(self, code: str, arguments: Sequence[str], *, env: Mapping[str, str], cwd: Path) -> None:
         """Start it.
@@ -92,7 +92,7 @@ class Forked:
 
 
 class _Inherited:
-    """A file descriptor that a started process is handed a copy of."""
+    """Hands a copy of a file descriptor to the started process."""
 
     def __init__(self, number: int) -> None:
         self.number = number
