@@ -21,8 +21,8 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
     "--host-resolver-rules=MAP * ~NOTFOUND",
-    "--remote-debugging-pipe",
 )
+"""Start a browser without a window, an account, or any name of a server that it could find."""
 KEYS = {"ArrowUp": 38, "ArrowDown": 40, "ArrowLeft": 37, "ArrowRight": 39, "Escape": 27, "Enter": 13, "Tab": 9}
 SHIFT = 8
 
@@ -129,17 +129,23 @@ class Page:
                 self.problems.append(f"asked for {params['request']['url']}")
 
 
-@contextmanager
-def chromium(folder: Path) -> Iterator[Page]:
-    """A page of a new browser, whose profile lies below `folder`; the test is skipped where there is no Chromium."""
+def find_chromium() -> str:
+    """Return the browser's command; the test is skipped where there is none."""
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
         pytest.skip("CHROMIUM IS MISSING: the page was NOT tried in a browser; install Debian's package `chromium`")
+    return program
+
+
+@contextmanager
+def chromium(folder: Path) -> Iterator[Page]:
+    """A page of a new browser, whose profile lies below `folder`; the test is skipped where there is no Chromium."""
+    program = find_chromium()
     (from_us, to_browser), (from_browser, to_us) = os.pipe(), os.pipe()
     # --remote-debugging-pipe reads from descriptor 3 and writes to 4.
     placed = f'exec "$0" "$@" 3<&{from_us} 4>&{to_us}'
     process = subprocess.Popen(
-        ["bash", "-c", placed, program, *FLAGS, f"--user-data-dir={folder / 'profile'}"],
+        ["bash", "-c", placed, program, *FLAGS, "--remote-debugging-pipe", f"--user-data-dir={folder / 'profile'}"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         pass_fds=(from_us, to_us),

@@ -1,7 +1,6 @@
 """The page in a real browser: no broken image, no script error, nothing asked of a network."""
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -9,17 +8,8 @@ import pytest
 
 from ace.report.page import write_report
 from tests.ace.report.test_page import PARAMS
+from tests.support.chromium import FLAGS, find_chromium
 
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--host-resolver-rules=MAP * ~NOTFOUND",
-)
 # Runs before anything else in the copy of the page under test and leaves its verdict in an attribute.
 PROBE = """<script>
 const problems = [];
@@ -42,13 +32,10 @@ POLICY = """<meta http-equiv="Content-Security-Policy" content="default-src 'non
 
 def probe(page: str, folder: Path, width: int = 1280) -> tuple[int, str]:
     """(pictures looked at, problems as JSON) after the page has loaded."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("CHROMIUM IS MISSING: the report was NOT checked in a browser; install Debian's package `chromium`")
     path = folder / "page.html"
     path.write_text(page.replace("<head>", f"<head>{POLICY}{PROBE}", 1), encoding="utf-8")
     profile = f"--user-data-dir={folder / 'profile'}"
-    command = [chromium, *FLAGS, profile, f"--window-size={width},900", "--dump-dom", path.as_uri()]
+    command = [find_chromium(), *FLAGS, profile, f"--window-size={width},900", "--dump-dom", path.as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     root = re.search(r'<html[^>]*data-pictures="(\d+)"[^>]*data-problems="([^"]*)"', dom)
     assert root, f"the page never finished loading: {dom[:300]}"
