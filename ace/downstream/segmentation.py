@@ -213,7 +213,7 @@ class Segmentation(Task[SegmentationParams]):
 def segmentation_loss(
     logits: Float[Tensor, "batch structures side side"], truth: Masks, known: Bool[Tensor, "batch structures"]
 ) -> Float[Tensor, ""]:
-    """Binary cross-entropy plus Dice loss, meaned over the known structures of the images; 0 where none is known."""
+    """Compute the mean of binary cross-entropy plus Dice loss over known structures; 0 where none is known."""
     # Here, not above: it takes seconds to import, and comes with an extra.
     from monai.losses import DiceLoss
 

@@ -104,11 +104,13 @@ class FinetuneStep:
         torch.manual_seed(seed_of(self.images.seed, state.step, 0))
         normalisation = encoder.normalisation(self.images.part.index.name)
         state.optimizer.zero_grad(set_to_none=True)
-        losses = []
+        losses, num_known = [], batch.known.sum().clamp_min(1)
         for part in batch.split(params.num_micro_batches):
             with in_precision(params.precision, encoder.device):
                 outputs = state.network(as_input(part.images, normalisation))
-            loss = self.task.loss(outputs.float(), part.targets, part.known) * (len(part) / len(batch))
+            # A loss is a mean over what is known, so that of the batch weighs each part by what it knows.
+            share = part.known.sum() / num_known
+            loss = self.task.loss(outputs.float(), part.targets, part.known) * share
             state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
         state.scaler.unscale_(state.optimizer)
