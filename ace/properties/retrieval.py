@@ -213,7 +213,7 @@ def top_credit(
         rank: How many nearest ones count.
     """
     values = np.where(is_candidate, 0.0 if similarities is None else similarities, -np.inf)
-    last = -np.sort(-values, axis=1)[:, rank - 1 : rank]
+    last = -np.sort(-values, axis=1)[:, min(rank, values.shape[1]) - 1, None]
     is_before, is_tied = values > last, (values == last) & is_candidate
     num_tied, num_right = is_tied.sum(axis=1), (is_tied & is_right).sum(axis=1)
     num_places = np.minimum(rank - is_before.sum(axis=1), num_tied)

@@ -32,14 +32,14 @@ def figures(measurement: RetrievalMeasurement, code: object) -> dict[str, float]
     return {name: estimate(reading.measure, reading.num_patients) for name, reading in readings.items()}
 
 
-@given(st.integers(0, 10_000), st.integers(1, 5))
+@given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 6))
 def test_credit_is_the_share_of_orders_of_ties_in_which_a_right_candidate_is_among_the_first(
-    seed: int, rank: int
+    seed: int, rank: int, num_candidates: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    similarities = rng.integers(0, 3, (4, 6)).astype(float)
-    is_candidate = rng.random((4, 6)) < 0.8
-    is_right = is_candidate & (rng.random((4, 6)) < 0.4)
+    similarities = rng.integers(0, 3, (4, num_candidates)).astype(float)
+    is_candidate = rng.random((4, num_candidates)) < 0.8
+    is_right = is_candidate & (rng.random((4, num_candidates)) < 0.4)
     found = top_credit(similarities, is_candidate, is_right, rank)
     for query in range(4):
         own = np.flatnonzero(is_candidate[query])
