@@ -15,9 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ace.downstream import finetune as stage
+from ace.downstream import training
 from ace.downstream.finetune import CODE
+from ace.downstream.parts import divide
 from ace.downstream.registry import TASKS
 from ace.downstream.training import ask
 from ace.embed.embedder import Embedder
@@ -99,6 +102,29 @@ def test_the_loss_of_a_training_falls_and_its_best_step_is_kept(whole: Path) -> 
     scores = {row["step"] + 1: row["val_score"] for row in found if "val_score" in row}
     assert told["val_score"] == max(scores.values())
     assert told["step"] == max(scores, key=scores.__getitem__)
+
+
+def test_the_measured_images_are_asked_about_once_at_the_end_by_the_network_of_the_best_look(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, scores = task(methods=["full"], training={"epochs": 3}), iter([0.1, 0.3, 0.2])
+    asked: list[tuple[list[str], bool, dict[str, torch.Tensor]]] = []
+
+    def watched(task: Any, network: Any, shown: Any, *, is_final: bool) -> Any:
+        weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        asked.append((shown.part.keys, is_final, weights))
+        return ask(task, network, shown, is_final=is_final)
+
+    monkeypatch.setattr(stage, "ask", watched)
+    monkeypatch.setattr(training, "ask", watched)
+    monkeypatch.setattr(own, "validation_score", lambda truth, answers: next(scores))
+    run_stage(project, tmp_path, own)
+    parts = divide(ShardIndex.open(project / "shards/phantom-b000"), own.params)
+    assert [keys for keys, *_ in asked] == [*[parts.val.keys] * 3, parts.test.keys]
+    assert [is_final for _, is_final, _ in asked] == [False, False, False, True]
+    *looks, measured = [weights for *_, weights in asked]
+    is_same = [all(torch.equal(look[name], measured[name]) for name in measured) for look in looks]
+    assert is_same == [False, True, False]
 
 
 @pytest.mark.parametrize("after", [9, 40])
