@@ -19,16 +19,20 @@ import torch
 
 from ace.downstream import finetune as stage
 from ace.downstream import training
-from ace.downstream.finetune import CODE
+from ace.downstream.finetune import CODE, Bench
 from ace.downstream.parts import divide
 from ace.downstream.registry import TASKS
 from ace.downstream.training import ask
 from ace.embed.embedder import Embedder
+from ace.embed.encoder import Encoder
+from ace.embed.opening import EncoderParams
+from ace.engine.run import RunOptions
 from ace.engine.stop import StoppedError
 from shards.errors import ConfigError, ContaminationError
+from shards.params import MeasuredParams
 from shards.reading.lineage import COLUMNS, TRAINING_DATASETS, TRAINING_IMAGES
 from shards.reading.reader import ShardIndex
-from tests.ace.downstream.labelled import Asked, run_stage, task
+from tests.ace.downstream.labelled import Asked, encoder, run_stage, sees, task
 from tests.support.checkout import ROOT
 
 METHODS = ("full", "linear", "knn")
@@ -213,6 +217,59 @@ def test_a_run_for_each_encoder_method_amount_and_seed_has_a_result(project: Pat
     assert list(table["seeing"]["knn"]) == list(amounts)
     sizes = [result(tmp_path, f"seeing/knn/{amount}-seed0")["num_training_images"] for amount in amounts]
     assert sizes[0] > sizes[1] > sizes[2] == 6
+
+
+@pytest.mark.usefixtures("planted")
+def test_a_frozen_encoder_is_read_off_with_the_images_drawn_alone(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = task(methods=["knn"], fractions=[0.5], shots=[3], seeds=[0, 1])
+    given: list[tuple[int, int]] = []
+    answer = own.answer_frozen
+
+    def watched(method: str, features: Any, truths: Any) -> Any:
+        given.append((len(features["train"]), len(truths["train"]["labels"])))
+        return answer(method, features, truths)
+
+    monkeypatch.setattr(own, "answer_frozen", watched)
+    run_stage(project, tmp_path, own, ("seeing",))
+    names = [f"{amount}-seed{seed}" for amount in ("50pct", "3shot") for seed in (0, 1)]
+    drawn = [result(tmp_path, f"seeing/knn/{name}")["num_training_images"] for name in names]
+    assert given == [(number, number) for number in drawn]
+
+
+def test_a_frozen_encoder_is_run_once_and_an_untrained_one_once_for_each_seed(
+    project: Path, index: ShardIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[tuple[str, int]] = []
+
+    def open_encoder(params: EncoderParams, seed: int, *arguments: object) -> Encoder:
+        opened.append((params.network, seed))
+        return encoder(sees)
+
+    monkeypatch.setattr(stage, "open_encoder", open_encoder)
+    own = task(methods=["knn"])
+    for network in ("untrained", "teacher"):
+        params = EncoderParams(model=str(project / "models/seeing"), network=network)
+        bench = Bench(own, divide(index, own.params), {}, params, None, RunOptions(device="cpu"))
+        for seed in (3, 5, 3):
+            bench.features(seed)
+    assert opened == [("untrained", 3), ("untrained", 5), ("teacher", 0)]
+
+
+@pytest.mark.usefixtures("planted")
+def test_a_result_is_of_the_images_measured_and_of_the_numbers_that_normalise_them(
+    project: Path, index: ShardIndex, tmp_path: Path
+) -> None:
+    brighter = MeasuredParams(mean=(0.6,), std=(0.2,))
+    seen = []
+    for split, measured in (("val", None), ("test", None), ("test", brighter), ("test", brighter)):
+        own = task(methods=["knn"], split=split)
+        run_stage(project, tmp_path, own, ("seeing",), measured=measured)
+        keys = answers(tmp_path, "seeing/knn/100pct-seed0")["keys"].tolist()
+        assert keys == divide(index, own.params).test.keys
+        seen.append(result(tmp_path, "seeing/knn/100pct-seed0")["num_reads"])
+    assert seen == [{"test": number, "val": 1} for number in (0, 1, 2, 2)]
 
 
 @pytest.mark.usefixtures("planted")
