@@ -290,12 +290,27 @@ def _compared(arguments: argparse.Namespace, first: str, second: str) -> tuple[M
     from ace.evaluation.measured import MEASURED
     from ace.evaluation.params import EvaluateParams, parse_encoders
     from ace.report.two_encoders import read_apart
+    from shards.errors import ConfigError
     from shards.runtime.scratch import scratch_root
 
     values = values_of(arguments) if arguments.params.is_file() else {}
     encoders = values.get("encoders") or {}
-    if first == second or not {first, second} <= encoders.keys():
+    if first == second:
         return read_apart(first, second)
+    for name in (first, second):
+        if name not in encoders and not Path(name.partition(":")[0]).exists():
+            raise ConfigError(
+                f"--compare {name}: no encoder of {arguments.params}, which has {', '.join(encoders) or 'none'}, and "
+                "no file of metrics or folder of a study"
+            )
+    own = [name for name in (first, second) if name in encoders]
+    if not own:
+        return read_apart(first, second)
+    if len(own) == 1:
+        raise ConfigError(
+            f"--compare {first} {second}: one is an encoder of {arguments.params} and the other a file or folder; "
+            f"name the encoder's figures by their file too, as {PROPERTIES}:{own[0]}"
+        )
     both = parse_encoders({name: encoders[name] for name in (first, second)}, f"--compare {first} {second}")
     params = EvaluateParams.from_params(values.get("evaluate"), f"{arguments.params}: evaluate")
     scratch_root().mkdir(parents=True, exist_ok=True)
@@ -534,7 +549,10 @@ def embed(arguments: argparse.Namespace) -> None:
         measured = measured_of(index, Path())
     else:
         if arguments.companions is not None:
-            raise ConfigError(f"--companions is for shard sets, and {arguments.source} is none; write --out FILE")
+            raise ConfigError(
+                f"--companions is for shard sets, and {arguments.source} is none: it has no index.json. Build the set "
+                "first (`dvc repro shard@NAME`); for a folder of images write --out FILE"
+            )
         if arguments.split != "all":
             raise ConfigError(
                 f"--split {arguments.split}: {arguments.source} is a folder of images and has no splits; leave the "

@@ -87,7 +87,7 @@ def open_study(study: Study) -> Path:
     if changed:
         raise ConfigError(
             f"not committed: {', '.join(line[3:] for line in changed)}; a study runs what is committed, so that its "
-            "record says which code made it: commit these first, or put them aside with `git stash`"
+            "record says which code made it: commit these first, or put them aside with `git stash -u`"
         )
     commit = _run(Path(), "git", "rev-parse", "HEAD")
     work = study.work.resolve()

@@ -24,6 +24,7 @@ from ace.engine.stop import StopRequest
 from shards.build.stage import build_shards
 from shards.config import read_params
 from shards.normalisation import Normalisation
+from shards.params import MeasuredParams
 from shards.reading.reader import ShardIndex
 from shards.runtime.execution import Processes
 from tests.ace.evaluation.drawn_project import BATCH, GRID
@@ -118,6 +119,7 @@ def run_stage(
     own: Task[TaskParams],
     names: Sequence[str] = ("trained",),
     request: StopRequest | None = None,
+    measured: MeasuredParams | None = None,
 ) -> dict[str, Any]:
     """The stage on models below `root/models`; its table."""
     encoders = {name: EncoderParams(model=str(root / "models" / name), network="teacher") for name in names}
@@ -129,6 +131,7 @@ def run_stage(
         out=out / "finetuned",
         metrics=out / "table.json",
         request=request or Asked(),
+        measured=measured,
         options=RunOptions(device="cpu"),
         project=root,
     )

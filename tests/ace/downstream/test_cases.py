@@ -21,3 +21,10 @@ def test_a_pixel_of_a_resized_canvas_has_the_millimetres_of_the_source_pixels_th
     assert pixel_mm(meta, shown_px=288, side=128) == pytest.approx((2.8, 2.8))
     meta["original"]["spacing_mm"] = None
     assert np.isnan(pixel_mm(meta, shown_px=288, side=128)).all()
+
+
+def test_rows_and_columns_of_a_pixel_may_differ() -> None:
+    meta = {"original": {"spacing_mm": [0.2, 0.1]}, "grid": {"affine": [[0.5, 0.0, 3.0], [0.0, 0.25, 5.0]]}}
+    assert pixel_mm(meta, shown_px=200, side=100) == pytest.approx((0.2 / 0.5 * 2, 0.1 / 0.25 * 2))
+    meta["grid"]["affine"] = [[0.5, 0.0, 3.0], [0.0, 0.5, 5.0]]
+    assert pixel_mm(meta, shown_px=100, side=100) == pytest.approx((0.4, 0.2))

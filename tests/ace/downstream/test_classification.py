@@ -12,7 +12,7 @@ from ace.downstream.classification import Classification
 from ace.downstream.parts import divide
 from ace.downstream.registry import task_of
 from ace.downstream.views import center_view
-from ace.embed.probe_scores import NOT_KNOWN
+from ace.embed.probe_scores import NOT_KNOWN, linear_scores
 from shards.errors import ConfigError
 from shards.reading.reader import Sample, ShardIndex
 from tests.ace.downstream.labelled import task, values_of
@@ -159,3 +159,61 @@ def test_a_class_that_no_training_image_is_of_is_never_the_answer() -> None:
     one = {"labels": np.eye(3, dtype=np.int64)[np.zeros(60, int)]}
     alone = own.answer_frozen("linear", dict.fromkeys(("train", "val", "test"), features), {"train": one, "val": one})
     assert alone["probabilities"].tolist() == [[1, 0, 0]] * 60
+
+
+def test_an_image_of_one_class_that_may_be_of_another_is_of_none(index: ShardIndex) -> None:
+    own, doubt = task(labels=["bright", "doubted"], answer="class"), task(labels=["bright", "doubted"])
+    part = divide(index, own.params).train
+    said = doubt.truth(part, is_training=False)["labels"]
+    is_doubted = (said[:, 0] == 1) & (said[:, 1] == NOT_KNOWN)
+    labels = own.truth(part, is_training=False)["labels"]
+    assert is_doubted.any()
+    assert (labels[is_doubted] == NOT_KNOWN).all()
+    assert labels[(said[:, 0] == 1) & ~is_doubted].tolist() == [[1, 0]] * int(((said[:, 0] == 1) & ~is_doubted).sum())
+
+
+def test_an_image_of_which_nothing_is_known_is_no_image_without_labels() -> None:
+    labels = np.array([[1, 0], [0, NOT_KNOWN], [NOT_KNOWN, NOT_KNOWN]])
+    classes = task(labels=["a", "b"]).classes({"labels": labels})
+    assert classes.tolist() == [[True, False, False], [False, False, True], [False, False, False]]
+
+
+@pytest.mark.parametrize(("noise", "best"), [(0.0, 1e-3), (1e3, 100.0)])
+def test_the_penalty_of_the_linear_probe_is_the_one_with_the_least_loss_on_validation_images(
+    noise: float, best: float
+) -> None:
+    own, rng = task(labels=["a"]), np.random.default_rng(0)
+
+    def drawn(num: int) -> tuple[np.ndarray, np.ndarray]:
+        labels = rng.integers(0, 2, (num, 1))
+        features = rng.normal(size=(num, 20)) * (noise + 0.01)
+        features[:, 0] += 2.0 * labels[:, 0] - 1.0
+        return features / np.linalg.norm(features, axis=1, keepdims=True), labels
+
+    sets = {name: drawn(40) for name in ("train", "val", "test")}
+    features = {name: own_features for name, (own_features, _) in sets.items()}
+    truths = {name: {"labels": labels} for name, (_, labels) in sets.items() if name != "test"}
+    found = own.answer_frozen("linear", features, truths)["probabilities"]
+    logits = linear_scores(features["train"], truths["train"]["labels"], features["test"], l2=best)
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-logits)), rtol=1e-6)
+
+
+def test_nobody_votes_on_a_label_that_no_training_image_knows() -> None:
+    labels = np.array([[1, NOT_KNOWN], [1, NOT_KNOWN], [1, NOT_KNOWN]])
+    features = {name: np.eye(3) for name in ("train", "val", "test")}
+    found = task(labels=["a", "b"]).answer_frozen("knn", features, {"train": {"labels": labels}})["probabilities"]
+    assert found.tolist() == [[1, 0.5]] * 3
+
+
+def test_chance_is_the_share_with_a_label_and_the_share_of_the_largest_class(index: ShardIndex) -> None:
+    part = divide(index, task().params).test
+    labels = np.zeros((len(part), 1), int)
+    labels[: len(part) // 4] = 1
+    own = task(labels=["a"]).scores({"labels": labels}, {"probabilities": np.full(labels.shape, 0.5)}, part)
+    assert own["auroc/a"].chance == 0.5
+    assert own["auprc/a"].chance == own["auprc"].chance == pytest.approx(labels.mean())
+    classes = np.eye(3, dtype=int)[np.minimum(np.arange(len(part)), 2)]
+    scores = task(labels=["a", "b", "c"], answer="class").scores(
+        {"labels": classes}, {"probabilities": np.full(classes.shape, 1 / 3)}, part
+    )
+    assert scores["accuracy"].chance == pytest.approx((len(part) - 2) / len(part))

@@ -15,17 +15,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ace.downstream import finetune as stage
-from ace.downstream.finetune import CODE
+from ace.downstream import training
+from ace.downstream.finetune import CODE, Bench
+from ace.downstream.parts import divide
 from ace.downstream.registry import TASKS
 from ace.downstream.training import ask
 from ace.embed.embedder import Embedder
+from ace.embed.encoder import Encoder
+from ace.embed.opening import EncoderParams
+from ace.engine.run import RunOptions
 from ace.engine.stop import StoppedError
 from shards.errors import ConfigError, ContaminationError
+from shards.params import MeasuredParams
 from shards.reading.lineage import COLUMNS, TRAINING_DATASETS, TRAINING_IMAGES
 from shards.reading.reader import ShardIndex
-from tests.ace.downstream.labelled import Asked, run_stage, task
+from tests.ace.downstream.labelled import Asked, encoder, run_stage, sees, task
 from tests.support.checkout import ROOT
 
 METHODS = ("full", "linear", "knn")
@@ -99,6 +106,29 @@ def test_the_loss_of_a_training_falls_and_its_best_step_is_kept(whole: Path) -> 
     scores = {row["step"] + 1: row["val_score"] for row in found if "val_score" in row}
     assert told["val_score"] == max(scores.values())
     assert told["step"] == max(scores, key=scores.__getitem__)
+
+
+def test_the_measured_images_are_asked_about_once_at_the_end_by_the_network_of_the_best_look(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, scores = task(methods=["full"], training={"epochs": 3}), iter([0.1, 0.3, 0.2])
+    asked: list[tuple[list[str], bool, dict[str, torch.Tensor]]] = []
+
+    def watched(task: Any, network: Any, shown: Any, *, is_final: bool) -> Any:
+        weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        asked.append((shown.part.keys, is_final, weights))
+        return ask(task, network, shown, is_final=is_final)
+
+    monkeypatch.setattr(stage, "ask", watched)
+    monkeypatch.setattr(training, "ask", watched)
+    monkeypatch.setattr(own, "validation_score", lambda truth, answers: next(scores))
+    run_stage(project, tmp_path, own)
+    parts = divide(ShardIndex.open(project / "shards/phantom-b000"), own.params)
+    assert [keys for keys, *_ in asked] == [*[parts.val.keys] * 3, parts.test.keys]
+    assert [is_final for _, is_final, _ in asked] == [False, False, False, True]
+    *looks, measured = [weights for *_, weights in asked]
+    is_same = [all(torch.equal(look[name], measured[name]) for name in measured) for look in looks]
+    assert is_same == [False, True, False]
 
 
 @pytest.mark.parametrize("after", [9, 40])
@@ -187,6 +217,59 @@ def test_a_run_for_each_encoder_method_amount_and_seed_has_a_result(project: Pat
     assert list(table["seeing"]["knn"]) == list(amounts)
     sizes = [result(tmp_path, f"seeing/knn/{amount}-seed0")["num_training_images"] for amount in amounts]
     assert sizes[0] > sizes[1] > sizes[2] == 6
+
+
+@pytest.mark.usefixtures("planted")
+def test_a_frozen_encoder_is_read_off_with_the_images_drawn_alone(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = task(methods=["knn"], fractions=[0.5], shots=[3], seeds=[0, 1])
+    given: list[tuple[int, int]] = []
+    answer = own.answer_frozen
+
+    def watched(method: str, features: Any, truths: Any) -> Any:
+        given.append((len(features["train"]), len(truths["train"]["labels"])))
+        return answer(method, features, truths)
+
+    monkeypatch.setattr(own, "answer_frozen", watched)
+    run_stage(project, tmp_path, own, ("seeing",))
+    names = [f"{amount}-seed{seed}" for amount in ("50pct", "3shot") for seed in (0, 1)]
+    drawn = [result(tmp_path, f"seeing/knn/{name}")["num_training_images"] for name in names]
+    assert given == [(number, number) for number in drawn]
+
+
+def test_a_frozen_encoder_is_run_once_and_an_untrained_one_once_for_each_seed(
+    project: Path, index: ShardIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[tuple[str, int]] = []
+
+    def open_encoder(params: EncoderParams, seed: int, *arguments: object) -> Encoder:
+        opened.append((params.network, seed))
+        return encoder(sees)
+
+    monkeypatch.setattr(stage, "open_encoder", open_encoder)
+    own = task(methods=["knn"])
+    for network in ("untrained", "teacher"):
+        params = EncoderParams(model=str(project / "models/seeing"), network=network)
+        bench = Bench(own, divide(index, own.params), {}, params, None, RunOptions(device="cpu"))
+        for seed in (3, 5, 3):
+            bench.features(seed)
+    assert opened == [("untrained", 3), ("untrained", 5), ("teacher", 0)]
+
+
+@pytest.mark.usefixtures("planted")
+def test_a_result_is_of_the_images_measured_and_of_the_numbers_that_normalise_them(
+    project: Path, index: ShardIndex, tmp_path: Path
+) -> None:
+    brighter = MeasuredParams(mean=(0.6,), std=(0.2,))
+    seen = []
+    for split, measured in (("val", None), ("test", None), ("test", brighter), ("test", brighter)):
+        own = task(methods=["knn"], split=split)
+        run_stage(project, tmp_path, own, ("seeing",), measured=measured)
+        keys = answers(tmp_path, "seeing/knn/100pct-seed0")["keys"].tolist()
+        assert keys == divide(index, own.params).test.keys
+        seen.append(result(tmp_path, "seeing/knn/100pct-seed0")["num_reads"])
+    assert seen == [{"test": number, "val": 1} for number in (0, 1, 2, 2)]
 
 
 @pytest.mark.usefixtures("planted")

@@ -134,6 +134,32 @@ def test_the_median_is_numpys_and_its_chance_the_radius_that_half_of_all_guesses
     assert readings[WITHIN_CELL].chance == pytest.approx((distances <= REFERENCE_CANVAS_PX / SPEC.n).mean())
 
 
+def test_mutual_matches_alone_have_their_error_and_chance_is_of_the_way_back() -> None:
+    measurement = planned()
+    (pair,) = pairs = measurement.pairs[:1]
+    upper = np.arange(SPEC.n)[:, None] < np.full(SPEC.n, SPEC.n // 2)
+    subjects = list(measurement.subjects)
+    subjects[pair.query] = replace(subjects[pair.query], foreground=upper)
+    measurement = replace(measurement, pairs=pairs, subjects=tuple(subjects))
+    source, true = (points_of(measurement.subjects[at], pair.names) for at in (pair.query, pair.key))
+    is_back = np.arange(len(source)) % 3 == 0
+    found = true + np.arange(1.0, len(true) + 1)[:, None]
+    returned = source + np.where(is_back, SPEC.cell_px, SPEC.cell_px + 1)[:, None] * [[1.0, 0.0]]
+    readings = measurement.read({"found": found, "returned": returned})
+    errors = errors_at_reference(found, true, SPEC.canvas_px)
+    assert estimate(readings[MUTUAL_SHARE].measure, 6) == pytest.approx(is_back.mean())
+    assert estimate(readings[MUTUAL_ERROR].measure, 6) == pytest.approx(errors[is_back].mean())
+    assert readings[MUTUAL_ERROR].facts["num_matches"] == is_back.sum()
+    back, there = (
+        random_guess_errors(measurement.subjects[at], ends, measurement.setting.axis, SPEC.cell_px)
+        for at, ends in ((pair.query, source), (pair.key, true))
+    )
+    back, there = ((guess <= REFERENCE_CANVAS_PX / SPEC.n).mean() for guess in (back, there))
+    assert readings[MUTUAL_SHARE].chance == pytest.approx(back)
+    assert readings[WITHIN_CELL].chance == pytest.approx(there)
+    assert back != pytest.approx(there)
+
+
 def test_the_errors_by_structure_make_up_the_error_of_all() -> None:
     measurement = planned()
     subjects = [

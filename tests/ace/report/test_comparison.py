@@ -178,6 +178,16 @@ def test_what_cannot_be_compared_is_refused(
         read_apart("metrics/properties.json", "metrics/properties.json:best")
     with pytest.raises(ConfigError, match="expected two different ones"):
         read_apart("a", "a")
+    for names, message in {
+        (
+            "trained",
+            "nope",
+        ): "--compare nope: no encoder of params.yaml, which has trained, untrained, imagenet, and no",
+        ("studies/a", "trained"): "--compare studies/a: no encoder of params.yaml",
+        ("metrics", "trained"): "as metrics/properties.json:trained",
+    }.items():
+        assert run_command(build_parser(), ["report", "--compare", *names]) == 2
+        assert message in capsys.readouterr().err
     assert run_command(build_parser(), ["report", "--compare", "untrained", "trained"]) == 2
     assert "'untrained', is untrained, and gains are the first one's; put another first" in capsys.readouterr().err
 
