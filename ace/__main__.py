@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ruamel.yaml import YAML
 
 from shards.cli import add_params_options, run_command, values_of
-from shards.identity import KEY_FILE_VARIABLE, SPLITS
+from shards.core.identity import KEY_FILE_VARIABLE, SPLITS
 from shards.runtime.text import count_of
 from shards.store.location import parse_location
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ace.evaluation.params import EvaluateParams
     from ace.evaluation.setting import StagePaths
     from ace.models.weights import WeightsReport
-    from shards.params import MeasuredParams
+    from shards.core.params import MeasuredParams
 
 Number = TypeVar("Number", int, float)
 
@@ -59,7 +59,7 @@ def variant(arguments: argparse.Namespace) -> None:
     """
     with _stop_requests(arguments) as request:
         from ace.config import merged
-        from shards.errors import ConfigError
+        from shards.core.errors import ConfigError
 
         values = values_of(arguments)
         variants, name = values.get("variants") or {}, arguments.name
@@ -76,7 +76,7 @@ def _train(
     """Train by these sections of the params file."""
     from ace.pretrain.params import PretrainParams
     from ace.pretrain.pretrain import pretrain
-    from shards.params import GridParams, parse_mix
+    from shards.core.params import GridParams, parse_mix
     from shards.runtime.atomic import clear_when_full
     from shards.runtime.scratch import scratch_root
 
@@ -170,7 +170,7 @@ def measure(arguments: argparse.Namespace) -> None:
     """
     from ace.evaluation.measure import measure
     from ace.evaluation.params import EvaluateParams, parse_encoders
-    from shards.errors import ConfigError
+    from shards.core.errors import ConfigError
 
     values = values_of(arguments)
     params = EvaluateParams.from_params(values.get("evaluate"), f"{arguments.params}: evaluate")
@@ -290,7 +290,7 @@ def _compared(arguments: argparse.Namespace, first: str, second: str) -> tuple[M
     from ace.evaluation.measured import MEASURED
     from ace.evaluation.params import EvaluateParams, parse_encoders
     from ace.report.two_encoders import read_apart
-    from shards.errors import ConfigError
+    from shards.core.errors import ConfigError
     from shards.runtime.scratch import scratch_root
 
     values = values_of(arguments) if arguments.params.is_file() else {}
@@ -369,8 +369,8 @@ def import_(arguments: argparse.Namespace) -> None:
     """
     from ace.models.params import ImportParams
     from ace.published.importing import ARCHITECTURES, import_checkpoint, import_timm, one_import
-    from shards.errors import ConfigError
-    from shards.params import GridParams
+    from shards.core.errors import ConfigError
+    from shards.core.params import GridParams
 
     if (arguments.name is None) == (arguments.file is None):
         raise ConfigError(
@@ -444,8 +444,8 @@ def encoder_add(arguments: argparse.Namespace) -> None:
     from ace.embed.opening import EncoderParams
     from ace.encoders import add_encoder
     from ace.published.importing import one_import
+    from shards.core.errors import ConfigError
     from shards.delivery.project import Project
-    from shards.errors import ConfigError
 
     name, folder = arguments.name, MODELS / arguments.name
     sources = {"--model": arguments.model, "--weights": arguments.weights, "--train": arguments.train or None}
@@ -533,7 +533,7 @@ def embed(arguments: argparse.Namespace) -> None:
     from ace.inference.embedder import load_model
     from ace.inference.parquet import write_embeddings
     from ace.inference.sources import ImageSource, is_shard_set, measured_of, open_folder, open_shards
-    from shards.errors import ConfigError
+    from shards.core.errors import ConfigError
     from shards.reading.reader import ShardIndex
     from shards.runtime.parallel import default_num_workers
 
@@ -636,7 +636,7 @@ def publish(arguments: argparse.Namespace) -> None:
     """
     from ace.zoo.publishing import publish as publish_model
     from ace.zoo.shipped import ZOO
-    from shards.errors import ConfigError
+    from shards.core.errors import ConfigError
 
     terms = Path(arguments.terms)
     if not _is_file(terms) and not any(character.isspace() for character in arguments.terms.strip()):
@@ -671,7 +671,7 @@ def config_check(arguments: argparse.Namespace) -> None:
     """Check params.yaml, the files of its batches and dvc.yaml before any work; prints nothing if all is well."""
     from ace.config import Config, check_config, check_graph
     from shards.delivery.batches import read_batches
-    from shards.delivery.exclusion import read_exclusion
+    from shards.format.exclusion import read_exclusion
 
     config = Config.from_params(values_of(arguments), str(arguments.params))
     check_config(config, read_batches(arguments.params, config.model_dump(), config.used_batches))

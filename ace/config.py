@@ -16,17 +16,17 @@ from ace.evaluation.params import Encoders, EvaluateParams
 from ace.models.params import ImportParams
 from ace.pretrain.params import PretrainParams
 from ace.report.params import ReportParams
-from shards.config import DEFAULT_PARAMS, Section, read_params
+from shards.core.config import DEFAULT_PARAMS, Section, read_params
+from shards.core.errors import ConfigError
+from shards.core.modality import check_mixture, pictures_of
+from shards.core.params import BatchParams, GridParams, MixParams, ShardParams, check_batch_name
 from shards.delivery.batches import batch_path, format_batch, read_batches, root_path, set_settings, settings_of
-from shards.delivery.contamination import Origin, check_shared_images
 from shards.delivery.project import Project
 from shards.delivery.yaml_lines import set_deps
-from shards.errors import ConfigError
 from shards.format.layout import MANIFESTS
-from shards.params import BatchParams, GridParams, MixParams, ShardParams, check_batch_name
 from shards.phantom.params import PhantomParams
+from shards.reading.contamination import Origin, check_shared_images
 from shards.runtime.atomic import make_private_folder, write_private_text, write_text
-from shards.sources.modality import check_mixture, pictures_of
 
 CONFIGS = Path("configs")
 BASE, SUFFIX = "demo", ".yaml"
@@ -149,7 +149,7 @@ def check_config(config: Config, batches: Mapping[str, BatchParams]) -> None:
     from ace.pretrain.start import check_start
     from ace.protocol.dense import location_axis
     from ace.published.importing import check_import
-    from shards.identity import PUBLIC_KEY, split_of
+    from shards.core.identity import PUBLIC_KEY, split_of
     from shards.phantom.study import count_images, patient_id
 
     _check_grids(config, batches)

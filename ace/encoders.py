@@ -8,10 +8,10 @@ from ruamel.yaml import YAML
 
 from ace.config import CONFIGS, Config, complete, list_encoders
 from ace.embed.opening import EncoderParams
-from shards.config import read_params
+from shards.core.config import read_params
+from shards.core.errors import ConfigError
 from shards.delivery.project import Project
 from shards.delivery.yaml_lines import enter_item
-from shards.errors import ConfigError
 from shards.runtime.atomic import write_text
 
 

@@ -15,8 +15,8 @@ from ace.evaluation.measured import MEASURED
 from ace.report.comparison import compare_encoders, markdown_table
 from ace.report.page import FOLDER
 from ace.report.summary import encoders_of, measured_one
-from shards.config import read_params
-from shards.errors import ConfigError
+from shards.core.config import read_params
+from shards.core.errors import ConfigError
 from shards.runtime.atomic import write_text
 
 STUDIES = Path("studies")

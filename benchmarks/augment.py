@@ -27,7 +27,7 @@ from ace.data.augment import augment
 from ace.data.augment_device import augment_batch
 from ace.data.augmentation import Augmentation, Augmentations, draw_augmentation
 from ace.models.device import default_device
-from shards.canvas import Pixels
+from shards.core.canvas import Pixels
 
 ROOT = Path(__file__).parents[1]
 CROPS_PER_SAMPLE = 2

@@ -45,12 +45,12 @@ import numpy as np
 from PIL import Image
 
 from shards.build.stage import build_shards
-from shards.canvas import Canvas, Pixels, Placement
+from shards.core.canvas import Canvas, Pixels, Placement
+from shards.core.identity import IdKey
+from shards.core.params import GridParams, RegisteredSourceParams, ShardParams
+from shards.core.records import File, Record
 from shards.delivery.manifest import format_manifest, identify
 from shards.format.jpeg import encode_canvas, encode_half
-from shards.identity import IdKey
-from shards.params import GridParams, RegisteredSourceParams, ShardParams
-from shards.records import File, Record
 from shards.runtime.execution import Processes
 from shards.runtime.memory import keep_freed_memory
 from shards.sources.base import Listing

@@ -29,7 +29,7 @@ from ace.embed.embedder import Embedder, tokens_of
 from ace.embed.encoder import load_encoder
 from ace.properties.composition import CompositionParams, composition_cosines, plan_composition
 from ace.zoo.shipped import find_model
-from shards.normalisation import Normalisation
+from shards.core.normalisation import Normalisation
 
 ROOT = Path(__file__).parents[1]
 MODEL, BATCH = "cxr-small", "noise"

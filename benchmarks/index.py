@@ -24,8 +24,8 @@ from loader import write_noise
 
 from ace.config import Config, resolve
 from shards.build.stage import build_shards
+from shards.core.params import PhantomSourceParams
 from shards.format.layout import INDEX, ROWS
-from shards.params import PhantomSourceParams
 from shards.reading.reader import ShardIndex
 from shards.runtime.execution import Processes
 
@@ -54,7 +54,7 @@ from pathlib import Path
 def main():
     from ace.config import Config, resolve
     from ace.data.loader import CropDataset, StepSampler, build_loader
-    from shards.params import MixParams
+    from shards.core.params import MixParams
     from shards.reading.reader import ShardIndex
     imported = time.time()
     config = Config.from_params(resolve(sys.argv[2], Path(sys.argv[3]) / "configs"), sys.argv[2])

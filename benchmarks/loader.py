@@ -53,7 +53,7 @@ from ace.data.batches import collate
 from ace.data.loader import PREFETCHED, CropDataset, StepSampler, build_loader
 from ace.data.params import AugmentParams
 from shards.build.stage import build_shards
-from shards.params import MixParams, PhantomSourceParams
+from shards.core.params import MixParams, PhantomSourceParams
 from shards.phantom.dataset import build_phantom
 from shards.reading.reader import ShardIndex, ShardReader
 from shards.runtime.execution import Processes

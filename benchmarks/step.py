@@ -52,9 +52,9 @@ from ace.pretrain.params import PretrainParams
 from ace.pretrain.pretrain import build_state
 from ace.pretrain.state import TrainState
 from ace.pretrain.step import PretrainStep
-from shards.grid import draw_crop_pair
-from shards.normalisation import Normalisation
-from shards.params import GridParams
+from shards.core.grid import draw_crop_pair
+from shards.core.normalisation import Normalisation
+from shards.core.params import GridParams
 from shards.runtime.progress import progress
 
 ROOT = Path(__file__).parents[1]

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from ace.geometry.targets import Matches, composition_target, decomposition_target
 from ace.models.device import default_device
-from shards.grid import CropPair, GridSpec, Scale, draw_crop_pair
+from shards.core.grid import CropPair, GridSpec, Scale, draw_crop_pair
 
 Targets = tuple[Matches, Matches] | tuple[Tensor, Tensor]
 OnHost = Callable[[tuple[int, int], tuple[int, int], int, int, int], np.ndarray]

@@ -22,7 +22,7 @@ from pipelines.graph import Graph, Stage, load_graph
 from pipelines.lock import asset_key, is_up_to_date, provenance, read_lock
 from pipelines.metadata import MetricCheck, out_metadata, stage_metadata
 from pipelines.process import reproduce
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 
 StepEvent = AssetObservation | MaterializeResult[None] | AssetCheckResult
 

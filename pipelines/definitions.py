@@ -9,7 +9,7 @@ from pipelines.graph import load_graph
 from pipelines.metadata import read_checks
 from pipelines.sensors import build_dvc_lock_sensor
 from pipelines.sets import build_deliveries, build_set_checks
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -14,8 +14,8 @@ from dvc.exceptions import DvcException
 from dvc.lock import LockError
 from dvc.repo import Repo
 
-from shards.config import Section
-from shards.errors import ConfigError
+from shards.core.config import Section
+from shards.core.errors import ConfigError
 from shards.format.layout import MANIFESTS
 
 GRAPH_NAME = "dvc.yaml"

@@ -23,7 +23,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipelines.graph import LOCK_NAME, Graph, Stage, code_version, deliveries_in, held_repository
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 
 PAUSE_S = 0.2
 NUM_READINGS = 10

@@ -15,8 +15,8 @@ from ace.evaluation.bounds import Bound
 from pipelines.graph import Graph, Out, Stage
 from pipelines.lock import RecordedOut, asset_key
 from pipelines.sets import set_metadata
-from shards.config import read_params
-from shards.errors import ConfigError
+from shards.core.config import read_params
+from shards.core.errors import ConfigError
 
 Metadata = dict[str, MetadataValue[Any]]
 

@@ -24,7 +24,7 @@ from dagster._core.storage.asset_check_execution_record import AssetCheckExecuti
 from pipelines.graph import Graph, load_graph, stamps
 from pipelines.lock import asset_key, is_reported, provenance, read_lock
 from pipelines.metadata import MetricCheck, out_metadata, read_checks
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 
 TICK_S = 10
 RELOAD_TIMEOUT_S = 60

@@ -9,7 +9,7 @@ from dagster import AssetCheckResult, AssetChecksDefinition, AssetSpec, Metadata
 from pipelines.graph import Graph
 from pipelines.lock import asset_key
 from shards.checking.stats import format_statistics, statistics_of
-from shards.errors import IndexFormatError
+from shards.core.errors import IndexFormatError
 from shards.format.layout import INDEX
 from shards.reading.reader import ShardIndex
 

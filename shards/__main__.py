@@ -34,8 +34,8 @@ def shard(arguments: argparse.Namespace) -> None:
     without interruption.
     """
     from shards.build.stage import build_shards
+    from shards.core.params import RegisteredSourceParams
     from shards.delivery.published_key import warn_of_published_key
-    from shards.params import RegisteredSourceParams
     from shards.runtime.execution import Processes, RayCluster
 
     batch = batch_of(arguments, arguments.batch)
@@ -62,10 +62,10 @@ def register(arguments: argparse.Namespace) -> None:
     is built yet: `dvc repro` does that. Register a folder that has grown again under the next name: images of its
     earlier batches are left out, and their patients keep their splits. With --only the project has no other batch.
     """
+    from shards.core.errors import ConfigError
     from shards.delivery.project import Project
     from shards.delivery.register import check_paths_fit, register_batch
     from shards.delivery.selection import parse_select
-    from shards.errors import ConfigError
     from shards.sources.datasets.dicom_tree import DicomTreeSource
     from shards.sources.datasets.folder import FolderSource
     from shards.sources.patients import parse_patient_rule
@@ -135,8 +135,8 @@ def exclude(arguments: argparse.Namespace) -> None:
     After editing that list, give the command without keys.
     """
     from shards.checking.exclude import exclude_images
-    from shards.delivery.exclusion import list_path, read_exclusion
     from shards.delivery.project import Project
+    from shards.format.exclusion import list_path, read_exclusion
 
     project = Project(arguments.params, arguments.dvc)
     if arguments.list:
@@ -171,7 +171,7 @@ def relocate(arguments: argparse.Namespace) -> None:
 
 def new_key(arguments: argparse.Namespace) -> None:
     """Write a new identity key: the secret under which ids become pseudonyms and patients get their splits."""
-    from shards.identity import KEY_FILE_VARIABLE, create_key
+    from shards.core.identity import KEY_FILE_VARIABLE, create_key
 
     fingerprint = create_key(arguments.path)
     print(f"wrote {arguments.path}, which only you can read; keep it out of git and DVC, and a copy in a safe place")

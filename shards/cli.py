@@ -9,10 +9,10 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from shards.config import DEFAULT_PARAMS, read_params
+from shards.core.config import DEFAULT_PARAMS, read_params
+from shards.core.errors import ConfigError, OutOfReachError, UserError
+from shards.core.params import BatchParams
 from shards.delivery.batches import batch_path, read_batches
-from shards.errors import ConfigError, OutOfReachError, UserError
-from shards.params import BatchParams
 from shards.runtime.atomic import clear_when_full
 
 

@@ -71,7 +71,8 @@ CHECKED = {
     "ace.protocol": ("dense", "features", "intervals", "regions"),
     "ace.pretrain": ("monitors", "probe"),
     "ace": ("geometry", "losses", "models"),
-    "shards": ("canvas", "decode", "quality"),
+    "shards": ("decode", "quality"),
+    "shards.core": ("canvas",),
     "shards.reading": ("order", "reader"),
 }
 NAMES = [f"{package}.{module}" for package, modules in CHECKED.items() for module in modules]

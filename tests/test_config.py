@@ -14,12 +14,12 @@ from ruamel.yaml import YAML
 
 from ace.config import Config, check_config, migrate, resolve, use
 from ace.properties.retrieval import RetrievalParams
-from shards.config import read_params
+from shards.core.config import read_params
+from shards.core.errors import ConfigError, ContaminationError
+from shards.core.identity import PUBLIC_KEY, split_of
+from shards.core.params import BatchParams, RegisteredSourceParams
 from shards.delivery.batches import read_batch, read_batches, settings_of
 from shards.delivery.project import Project
-from shards.errors import ConfigError, ContaminationError
-from shards.identity import PUBLIC_KEY, split_of
-from shards.params import BatchParams, RegisteredSourceParams
 from shards.phantom.study import patient_id
 from tests.support.checkout import copy_project
 

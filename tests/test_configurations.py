@@ -10,9 +10,9 @@ from ace.config import Config, check_config, resolve, use
 from ace.models.backbone import build_backbone
 from ace.models.networks import Student, Teacher
 from ace.pretrain.objective import branches_of
-from shards.config import read_params
+from shards.core.config import read_params
+from shards.core.params import BatchParams, MeasuredParams, PhantomSourceParams
 from shards.delivery.batches import read_batch, settings_of
-from shards.params import BatchParams, MeasuredParams, PhantomSourceParams
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))

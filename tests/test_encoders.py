@@ -12,9 +12,9 @@ from ace.explorer.explore import MAX_BYTES
 from ace.protocol.dense import location_axis
 from pipelines.graph import load_graph
 from shards.cli import run_command
-from shards.config import read_params
+from shards.core.config import read_params
+from shards.core.errors import ConfigError
 from shards.delivery.yaml_lines import enter_item, set_deps
-from shards.errors import ConfigError
 from tests.support.checkout import ROOT, copy_project, git
 
 

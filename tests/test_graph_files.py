@@ -13,9 +13,9 @@ from ace.evaluation.params import EvaluateParams
 from ace.pretrain.identity import CODE
 from ace.published.importing import import_timm
 from shards.build.plan import VERSION
-from shards.config import read_params
+from shards.core.config import read_params
+from shards.core.errors import ConfigError
 from shards.delivery.batches import read_batch, settings_of
-from shards.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("ace", "shards", "pipelines")
@@ -63,7 +63,7 @@ PARTS = {
 }
 """Sections that a stage takes but does not depend on as a whole: it reads its own batch alone, or no checks; its
 own encoder, or the number of tokens alone."""
-READERS = {"shards/delivery/batches.py", "shards/config.py", "shards/params.py"}
+READERS = {"shards/delivery/batches.py", "shards/core/config.py", "shards/core/params.py"}
 """Where the functions that read params.yaml are defined."""
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from shards.config import read_params
+from shards.core.config import read_params
 from tests.support.checkout import MAKE, ROOT, clone_checkout, run
 from tests.support.datasets import smooth_image, write_csv
 

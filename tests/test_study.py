@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ace.study import Study, open_study, record_study
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from tests.ace.report.test_comparison import metrics
 from tests.support.checkout import ROOT, commit, git
 

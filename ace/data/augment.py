@@ -5,7 +5,7 @@ import numpy as np
 
 from ace.data.augmentation import Augmentation, BrightnessContrast
 from ace.data.params import AugmentParams
-from shards.canvas import Pixels
+from shards.core.canvas import Pixels
 
 # One loader process is one thread: OpenCV's own pool would compete with its siblings, and does not survive a fork.
 cv2.setNumThreads(0)

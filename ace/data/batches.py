@@ -15,9 +15,9 @@ from ace.data.augmentation import AS_IT_IS, Augmentation, Augmentations
 from ace.data.erase import from_host, partners, with_erased
 from ace.data.params import AugmentParams
 from ace.geometry.visibility import VISIBLE_ABOVE
-from shards.canvas import Pixels
-from shards.grid import CropPair
-from shards.normalisation import Normalisation
+from shards.core.canvas import Pixels
+from shards.core.grid import CropPair
+from shards.core.normalisation import Normalisation
 
 Shown = Float[np.ndarray, "t t"]
 """Share of each token's pixels that is not erased."""

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from shards.canvas import Pixels
+from shards.core.canvas import Pixels
+from shards.core.grid import Rectangle, Window
 from shards.format.jpeg import Region
-from shards.grid import Rectangle, Window
 from shards.reading.reader import Reduction, Sample
 
 # One loader process is one thread: OpenCV's own pool would compete with its siblings, and does not survive a fork.

@@ -2,7 +2,7 @@
 
 from ace.data.loader import PREFETCHED, CropDataset
 from ace.data.shared_memory import check_room
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from shards.reading.order import num_draws
 from shards.runtime.parallel import default_num_workers
 from shards.store.location import RemoteStore

@@ -29,10 +29,10 @@ from ace.data.objectives import CYCLE, Objective, spec_of_epoch
 from ace.data.params import AugmentParams, ViewsParams
 from ace.data.shared_memory import no_room
 from ace.data.views import NUM_RANDOM, centered_windows, random_windows
-from shards.canvas import Pixels, with_channels
-from shards.errors import ConfigError, OutOfReachError, UserError
-from shards.grid import CropPair, GridSpec, Window, draw_crop_pair, scale_of_step
-from shards.params import MixParams
+from shards.core.canvas import Pixels, with_channels
+from shards.core.errors import ConfigError, OutOfReachError, UserError
+from shards.core.grid import CropPair, GridSpec, Window, draw_crop_pair, scale_of_step
+from shards.core.params import MixParams
 from shards.reading.order import batches_per_epoch, cache_window, epoch_order
 from shards.reading.reader import Sample, ShardIndex, ShardReader
 from shards.runtime.memory import keep_freed_memory

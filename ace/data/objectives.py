@@ -3,8 +3,8 @@
 from dataclasses import replace
 from typing import Literal
 
-from shards.errors import ConfigError
-from shards.grid import GridSpec, Scale
+from shards.core.errors import ConfigError
+from shards.core.grid import GridSpec, Scale
 
 Objective = Literal["ace", "dino", "ace_v2"]
 CYCLE = 3

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from shards.errors import NoSpaceError
+from shards.core.errors import NoSpaceError
 
 FOLDER = Path("/dev/shm")
 """Files of memory on Linux, through which torch's processes share tensors; elsewhere there is no such folder."""

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from ace.data.params import CentredViewsParams, RandomViewsParams
-from shards.grid import Window
+from shards.core.grid import Window
 
 NUM_RANDOM = 2
 

@@ -18,7 +18,7 @@ from ace.downstream.shown import ShownPart
 from ace.downstream.views import View
 from ace.embed.encoder import Encoder
 from ace.protocol.intervals import Measure
-from shards.canvas import Canvas
+from shards.core.canvas import Canvas
 from shards.reading.reader import Sample
 
 Arrays = Mapping[str, np.ndarray]

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, Real
 from ace.downstream.base import Score
 from ace.downstream.parts import Part
 from ace.protocol.intervals import Measure, Weights, mean, per_patient
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from shards.reading.reader import Sample
 
 REFERENCE_PX = 1024

@@ -19,9 +19,9 @@ from ace.downstream.views import View, center_view, ten_views
 from ace.embed.encoder import Encoder
 from ace.embed.probe_scores import NOT_KNOWN, knn_votes, linear_scores
 from ace.protocol.intervals import estimate, mean
-from shards.canvas import Canvas
-from shards.config import Section
-from shards.errors import ConfigError
+from shards.core.canvas import Canvas
+from shards.core.config import Section
+from shards.core.errors import ConfigError
 from shards.reading.policies import BlankPolicy, targets_of
 from shards.reading.reader import Sample, ShardReader
 

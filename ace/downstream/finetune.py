@@ -35,9 +35,9 @@ from ace.engine.stop import StoppedError, StopRequest
 from ace.models.folder import CONFIG
 from ace.models.precision import accelerator_settings
 from ace.protocol.independence import check_model
-from shards.errors import ConfigError, ContaminationError
+from shards.core.errors import ConfigError, ContaminationError
+from shards.core.params import MeasuredParams
 from shards.format.layout import sha256_of
-from shards.params import MeasuredParams
 from shards.reading.copies import find_trained_copies
 from shards.reading.lineage import warn_of_unknown_patients
 from shards.reading.reader import ShardIndex, ShardReader
@@ -63,17 +63,7 @@ CODE = (
     "ace/models",
     "ace/protocol/independence.py",
     "ace/protocol/intervals.py",
-    "shards/canvas.py",
-    "shards/config.py",
-    "shards/errors.py",
-    "shards/grid.py",
-    "shards/identity.py",
-    "shards/normalisation.py",
-    "shards/params.py",
-    "shards/quality_params.py",
-    "shards/records.py",
-    "shards/delivery/contamination.py",
-    "shards/delivery/exclusion.py",
+    "shards/core",
     "shards/delivery/manifest.py",
     "shards/format",
     "shards/quality/measure.py",

@@ -20,7 +20,7 @@ from ace.downstream.params import TaskParams
 from ace.downstream.parts import Part
 from ace.downstream.views import draw_view, show
 from ace.embed.encoder import Encoder
-from shards.normalisation import Normalisation
+from shards.core.normalisation import Normalisation
 from shards.reading.reader import ShardReader
 
 AHEAD = 2

@@ -26,8 +26,8 @@ from ace.downstream.views import View, center_view
 from ace.drawing.outlines import pointed
 from ace.embed.encoder import Encoder
 from ace.protocol.intervals import Measure
-from shards.canvas import Canvas
-from shards.errors import ConfigError
+from shards.core.canvas import Canvas
+from shards.core.errors import ConfigError
 from shards.reading.reader import Sample, ShardReader
 
 PICTURE_PX = 512

@@ -16,7 +16,7 @@ from ace.downstream.base import Task
 from ace.downstream.params import TaskParams
 from ace.drawing.pictures import data_uri
 from ace.drawing.words import encoder_name, with_interval
-from shards.canvas import Canvas
+from shards.core.canvas import Canvas
 from shards.runtime.atomic import write_text
 
 PICTURE_PX = 256

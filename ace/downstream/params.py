@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from ace.data.params import BrightnessContrastParams, Probability
 from ace.engine.params import TrainingParams
 from ace.protocol.intervals import BootstrapParams
-from shards.config import Section
+from shards.core.config import Section
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]

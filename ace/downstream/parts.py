@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from ace.downstream.params import TaskParams
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from shards.reading.reader import ShardIndex
 
 

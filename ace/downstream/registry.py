@@ -9,8 +9,8 @@ from ace.downstream.classification import Classification
 from ace.downstream.landmarks import Landmarks
 from ace.downstream.params import TaskParams
 from ace.downstream.segmentation import Segmentation
-from shards.config import read_params
-from shards.errors import ConfigError
+from shards.core.config import read_params
+from shards.core.errors import ConfigError
 
 TASKS: tuple[type[Task[Any]], ...] = (Classification, Segmentation, Landmarks)
 FOLDER, COMMON = Path("configs/tasks"), "common"

@@ -32,8 +32,8 @@ from ace.downstream.upernet import CHANNELS_PER_GROUP, UPerNet
 from ace.downstream.views import View, center_view
 from ace.drawing.outlines import outlined
 from ace.embed.encoder import Encoder
-from shards.canvas import Canvas
-from shards.errors import ConfigError
+from shards.core.canvas import Canvas
+from shards.core.errors import ConfigError
 from shards.reading.reader import Sample, ShardReader
 
 PICTURE_ZOOM = 2

@@ -23,7 +23,7 @@ from ace.engine.schedules import cosine, warmup_cosine
 from ace.engine.stop import StopRequest
 from ace.engine.training import Hooks, StepOutcome, Training, seed_of
 from ace.models.precision import accelerator_settings, in_precision
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 
 SCORE = "val_score"
 NOT_DECISIVE = {

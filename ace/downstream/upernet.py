@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ace.models.backbone import Backbone
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 
 FINEST_STRIDE = 4
 """Pixels of the image, along a side, to one of the finest map."""

@@ -10,8 +10,8 @@ from ace.data.augment import change_brightness_contrast
 from ace.data.augmentation import BrightnessContrast
 from ace.data.crops import Crop, resample_all
 from ace.downstream.params import ShownParams
-from shards.canvas import with_channels
-from shards.grid import Window
+from shards.core.canvas import with_channels
+from shards.core.grid import Window
 from shards.reading.reader import Sample
 
 

@@ -14,7 +14,7 @@ from ace.embed.encoder import Encoder
 from ace.embed.preprocessing import normalized
 from ace.models.backbone import mean_token
 from ace.models.precision import in_precision
-from shards.canvas import Pixels, with_channels
+from shards.core.canvas import Pixels, with_channels
 from shards.runtime.progress import progress_bar
 
 Image = Pixels

@@ -15,10 +15,10 @@ from ace.models.folder import CONFIG, IMPORTED, WEIGHTS, WHITENING, Which
 from ace.models.model_config import ImportedConfig, ModelConfig, read_config
 from ace.models.params import Precision
 from ace.models.precision import finished_precision, placed
-from shards.errors import ConfigError
-from shards.grid import GridSpec
-from shards.normalisation import Normalisation
-from shards.params import MixParams
+from shards.core.errors import ConfigError
+from shards.core.grid import GridSpec
+from shards.core.normalisation import Normalisation
+from shards.core.params import MixParams
 
 
 @dataclass(frozen=True)

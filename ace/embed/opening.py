@@ -8,11 +8,11 @@ from pydantic import Field
 
 from ace.embed.encoder import Encoder, load_encoder, untrained_encoder
 from ace.models.folder import WEIGHTS
-from shards.config import Section
-from shards.errors import ConfigError
+from shards.core.config import Section
+from shards.core.errors import ConfigError
+from shards.core.grid import GridSpec
+from shards.core.params import MeasuredParams
 from shards.format.layout import sha256_of
-from shards.grid import GridSpec
-from shards.params import MeasuredParams
 
 
 class EncoderParams(Section):

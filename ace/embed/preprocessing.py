@@ -10,9 +10,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ace.embed.encoder import Encoder
-from shards.canvas import Canvas, Pixels, Placement, with_channels
-from shards.errors import ConfigError
-from shards.normalisation import Levels, Normalisation, text_of
+from shards.core.canvas import Canvas, Pixels, Placement, with_channels
+from shards.core.errors import ConfigError
+from shards.core.normalisation import Levels, Normalisation, text_of
 
 CUSTOM = "custom"
 Given = Levels | np.ndarray | Tensor

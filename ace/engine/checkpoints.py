@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from shards.format.layout import sha256_of
 from shards.runtime.atomic import atomic_path, write_text
 

@@ -19,7 +19,7 @@ from ace.engine.run import RunFolder, RunIdentity
 from ace.engine.stop import StoppedAloneError, StoppedError, StopRequest, deaf_children
 from ace.engine.training import Samples, StepOutcome, Training
 from ace.journal.log import RunLog, open_log
-from shards.errors import UserError
+from shards.core.errors import UserError
 from shards.runtime.progress import progress_bar
 
 CHECKPOINTS, ROWS, DUMPS = "checkpoints", "metrics.jsonl", "nonfinite"

@@ -17,7 +17,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from ace.engine.stop import StoppedAloneError, StoppedError
-from shards.errors import ConfigError, UserError
+from shards.core.errors import ConfigError, UserError
 
 START_TIMEOUT = timedelta(minutes=10)
 """How long processes wait for each other at the start."""

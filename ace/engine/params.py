@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from ace.models.params import Precision
-from shards.config import Section
+from shards.core.config import Section
 
 
 class OptimizerParams(Section):

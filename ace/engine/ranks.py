@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ace.engine.notices import NoticeBoard, describe, open_board
 from ace.engine.stop import StoppedAloneError, StoppedError
 from ace.models.device import choose_device
-from shards.errors import ConfigError, OutOfReachError, UserError
+from shards.core.errors import ConfigError, OutOfReachError, UserError
 
 Value = TypeVar("Value")
 

@@ -15,7 +15,7 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from ace.engine.ranks import Ranks
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from shards.runtime.atomic import write_text
 from shards.runtime.scratch import unfinished_work
 

@@ -8,7 +8,7 @@ from ace.evaluation.evaluate import evaluate
 from ace.evaluation.measure import measure
 from ace.evaluation.params import EvaluateParams
 from ace.evaluation.setting import StagePaths
-from shards.params import MeasuredParams
+from shards.core.params import MeasuredParams
 
 
 def evaluate_at_once(

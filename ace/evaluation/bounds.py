@@ -4,7 +4,7 @@ from typing import Self
 
 from pydantic import model_validator
 
-from shards.config import Section
+from shards.core.config import Section
 
 
 class Bound(Section):

@@ -13,7 +13,7 @@ from ace.evaluation.params import EvaluateParams
 from ace.evaluation.setting import StagePaths, open_set
 from ace.protocol.cohort import choose_rows
 from ace.protocol.independence import check_model
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from shards.reading.copies import find_trained_copies
 from shards.reading.lineage import warn_of_unknown_patients
 from shards.reading.reader import ShardIndex

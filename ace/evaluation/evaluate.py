@@ -14,7 +14,7 @@ from ace.evaluation.setting import StagePaths, read_setting
 from ace.properties.base import Answers, Measurement, NotMeasured, Property, Reading, Setting, gain_key
 from ace.protocol.features import Features
 from ace.protocol.intervals import difference, estimate, interval, patient_weights
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from shards.runtime.atomic import atomic_directory, write_text
 
 BASELINES = "baselines"

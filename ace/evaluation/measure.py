@@ -18,7 +18,7 @@ from ace.models.precision import accelerator_settings
 from ace.models.weights import tensors_sha256
 from ace.properties.base import Answers, Measurement, NotMeasured, Setting
 from ace.protocol.features import CanvasView, Features, write_features
-from shards.params import MeasuredParams
+from shards.core.params import MeasuredParams
 from shards.runtime.atomic import atomic_directory, atomic_path, write_text
 
 ANSWERS = "answers.json"

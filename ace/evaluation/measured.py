@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from shards.config import Section
+from shards.core.config import Section
 
 MEASURED = "measured"
 """The section of metrics/properties.json that says so; releases before it wrote none."""

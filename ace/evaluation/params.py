@@ -10,7 +10,7 @@ from ace.evaluation.measured import MeasuredSplit
 from ace.properties.registry import PROPERTIES, PropertiesParams
 from ace.protocol.features import DenseParams
 from ace.protocol.intervals import BootstrapParams
-from shards.config import Section
+from shards.core.config import Section
 
 EncoderName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
 """Name of a row in the metrics and the report."""

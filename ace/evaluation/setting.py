@@ -7,7 +7,7 @@ from pathlib import Path
 from ace.evaluation.params import EvaluateParams
 from ace.properties.base import Setting
 from ace.protocol.cohort import read_cohort
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from shards.reading.reader import ShardIndex
 from shards.store.location import Location, location_of
 

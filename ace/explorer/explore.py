@@ -31,7 +31,7 @@ from ace.properties.symmetry import counterpart
 from ace.protocol.features import Features
 from ace.protocol.regions import Region
 from ace.protocol.removal import Removal
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from shards.runtime.atomic import write_text
 
 FOLDER = Path(__file__).parent

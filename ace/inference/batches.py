@@ -10,7 +10,7 @@ import torch
 from ace.inference.embedder import EmbeddingModel, Embeddings
 from ace.inference.sources import ImageSource
 from ace.models.precision import accelerator_settings
-from shards.canvas import Canvas
+from shards.core.canvas import Canvas
 from shards.decode import UnreadableImageError
 from shards.runtime.progress import progress_bar
 

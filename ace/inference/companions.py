@@ -16,10 +16,10 @@ import numpy as np
 from ace.inference.batches import embed_source
 from ace.inference.embedder import EmbeddingModel
 from ace.inference.sources import ShardImages
-from shards.errors import ConfigError, SourceError
+from shards.core.errors import ConfigError, SourceError
+from shards.core.records import Split
 from shards.format.tar import TarWriter
 from shards.reading.reader import ShardIndex, ShardReader
-from shards.records import Split
 from shards.runtime.atomic import atomic_path, check_room, write_text
 
 DESCRIPTION = "companions.json"

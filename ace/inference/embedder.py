@@ -22,11 +22,11 @@ from ace.inference.images import ImageInput, ImageInputError, to_pixels
 from ace.models.folder import WEIGHTS, Which
 from ace.models.model_config import ModelConfig
 from ace.zoo.shipped import find_model
-from shards.canvas import Canvas
-from shards.errors import ConfigError
+from shards.core.canvas import Canvas
+from shards.core.errors import ConfigError
+from shards.core.normalisation import as_written
+from shards.core.params import MeasuredParams
 from shards.format.layout import sha256_of
-from shards.normalisation import as_written
-from shards.params import MeasuredParams
 
 BATCH_SIZE = 32
 

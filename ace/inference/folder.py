@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from shards.runtime.atomic import atomic_directory
 
 

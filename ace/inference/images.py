@@ -8,12 +8,12 @@ import numpy as np
 from PIL import Image, ImageFile
 from torch import Tensor
 
-from shards.canvas import Pixels
+from shards.core.canvas import Pixels
+from shards.core.errors import UserError
 from shards.decode import UnreadableImageError, decode
 from shards.decode.grey import spread
 from shards.decode.raster import check_kind, eight_bit_pixels, is_deep, upright, values_of
 from shards.decode.reasons import TOO_LARGE
-from shards.errors import UserError
 
 ImageInput = Image.Image | np.ndarray | Tensor | str | os.PathLike[str]
 

@@ -12,7 +12,7 @@ from ace.embed.embedder import embedding_of
 from ace.inference.embedder import EmbeddingModel
 from ace.inference.folder import new_folder
 from ace.models.backbone import Backbone
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 
 FILE = "model.onnx"
 OPSET = 20

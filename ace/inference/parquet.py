@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from ace.inference.batches import embed_source
 from ace.inference.embedder import EmbeddingModel, Embeddings
 from ace.inference.sources import ImageSource
-from shards.errors import ConfigError, SourceError
+from shards.core.errors import ConfigError, SourceError
 from shards.runtime.atomic import atomic_path, check_room, write_text
 
 ROWS_PER_GROUP = 1024

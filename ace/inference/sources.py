@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from ace.inference.images import decode_file
-from shards.canvas import Pixels
+from shards.core.canvas import Pixels
+from shards.core.errors import SourceError
+from shards.core.identity import read_id_key
+from shards.core.params import MeasuredParams
+from shards.core.records import Split
 from shards.decode import UnreadableImageError
 from shards.delivery.batches import batch_path, read_batch
-from shards.errors import SourceError
 from shards.format.layout import INDEX
-from shards.identity import read_id_key
-from shards.params import MeasuredParams
 from shards.reading.reader import ShardIndex, ShardReader
-from shards.records import Split
 from shards.sources.files import is_file, walk
 from shards.sources.images import SUFFIXES, UNLISTED, FoundImages, count_left_out, tell_images
 from shards.store.location import Location

@@ -13,7 +13,7 @@ from ace.journal.card import ORIGINS, model_card
 from ace.models.model_config import ImportedConfig
 from ace.models.notice import NOTICE
 from ace.models.tensors import write_tensors
-from shards.normalisation import Normalisation, text_of
+from shards.core.normalisation import Normalisation, text_of
 from shards.runtime.atomic import write_text
 
 CONFIG, WEIGHTS, WHITENING, CARD = "config.json", "model.safetensors", "whitening.safetensors", "README.md"

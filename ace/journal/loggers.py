@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 
 Row = Mapping[str, float]
 """Named numbers of one logged step; `step` is among them."""

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from ace.models.params import BackboneParams
 from ace.models.precision import full_precision
-from shards.errors import ConfigError
-from shards.grid import GridSpec
+from shards.core.errors import ConfigError
+from shards.core.grid import GridSpec
 
 _DIVISIBLE_PX = 256
 """An image side that the strides of networks divide."""

@@ -4,7 +4,7 @@ import re
 
 import torch
 
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 
 
 def default_device() -> torch.device:

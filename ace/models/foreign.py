@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 
 NESTS = ("teacher", "state_dict_ema", "model_ema", "state_dict", "model", "student")
 """Keys below which a file may hold its tensors; the first one present counts."""

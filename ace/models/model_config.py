@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ace.models.folder import CONFIG, IMPORTED, READ_VERSIONS
 from ace.models.params import BackboneParams, Precision, Sha256
-from shards.errors import ConfigError
-from shards.grid import Grid
-from shards.params import MixParams
+from shards.core.errors import ConfigError
+from shards.core.grid import Grid
+from shards.core.params import MixParams
 
 Texts = Annotated[tuple[str, ...], Field(strict=False)]
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from shards.config import Section
+from shards.core.config import Section
 
 WholeForm = Literal["mlp", "linear", "mean"]
 PartForm = Literal["mlp", "linear"]

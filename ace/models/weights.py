@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ace.models.backbone import Backbone
 from ace.models.foreign import StateDict, read_state_dict
 from ace.models.params import BackboneParams, FileWeightsParams, PackageWeightsParams, TimmWeightsParams
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from shards.format.layout import sha256_of
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt")

@@ -7,7 +7,7 @@ from typing import Any
 from ace.engine.run import RunIdentity, code_sha256, recorded_versions
 from ace.pretrain.params import PretrainParams
 from ace.pretrain.start import start_files
-from shards.params import GridParams, MixParams
+from shards.core.params import GridParams, MixParams
 from shards.reading.order import TarWindow, cache_window
 from shards.reading.reader import ShardIndex
 
@@ -19,22 +19,10 @@ CODE = (
     "ace/losses",
     "ace/models",
     "ace/pretrain",
-    "shards/canvas.py",
-    "shards/config.py",
-    "shards/errors.py",
-    "shards/grid.py",
-    "shards/identity.py",
-    "shards/normalisation.py",
-    "shards/params.py",
-    "shards/quality_params.py",
-    "shards/records.py",
-    "shards/delivery/contamination.py",
-    "shards/delivery/exclusion.py",
+    "shards/core",
     "shards/format",
     "shards/reading",
     "shards/runtime",
-    "shards/sources/base.py",
-    "shards/sources/modality.py",
     "shards/store",
 )
 """Modules and folders of modules that decide a training's result: those on which the stage `pretrain` depends."""

@@ -17,7 +17,7 @@ from ace.models.params import (
     WholeForm,
 )
 from ace.pretrain.monitor_params import CollapseParams, ProbeParams
-from shards.config import Section
+from shards.core.config import Section
 
 
 class LossWeights(Section):

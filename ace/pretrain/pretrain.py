@@ -46,12 +46,12 @@ from ace.pretrain.start import check_start, take_first_weights
 from ace.pretrain.state import TrainState
 from ace.pretrain.step import PretrainStep
 from ace.pretrain.whitening import fit_whitening
-from shards.errors import ConfigError
-from shards.params import GridParams, MixParams
+from shards.core.errors import ConfigError
+from shards.core.modality import Pictures, check_mixture
+from shards.core.params import GridParams, MixParams
 from shards.reading.lineage import names_without_patients, warn_of_unknown_patients, write_lineage
 from shards.reading.reader import ShardIndex
 from shards.runtime.atomic import atomic_directory, write_text
-from shards.sources.modality import Pictures, check_mixture
 from shards.store.location import Location, location_of
 
 START = "start.txt"

@@ -19,10 +19,10 @@ from ace.models.backbone import Backbone
 from ace.models.params import Precision
 from ace.models.precision import finished_precision
 from ace.pretrain.monitor_params import ProbeParams
-from shards.errors import ConfigError
-from shards.params import MixParams
+from shards.core.errors import ConfigError
+from shards.core.params import MixParams
+from shards.core.records import Split
 from shards.reading.reader import ShardIndex, ShardReader
-from shards.records import Split
 
 Members = Sequence[tuple[ShardIndex, MixParams]]
 Place = tuple[int, int]

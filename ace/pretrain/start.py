@@ -15,7 +15,7 @@ from ace.models.folder import HEADS, WEIGHTS, WHITENING
 from ace.models.weights import load_initial_weights
 from ace.pretrain.params import PretrainParams
 from ace.pretrain.state import TrainState
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from shards.format.layout import sha256_of
 
 FILES = (WEIGHTS["teacher"], WEIGHTS["student"], HEADS)

@@ -10,7 +10,7 @@ from torch.optim import AdamW
 
 from ace.engine.optimizer import load_optimizer
 from ace.models.networks import Student, Teacher
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 
 
 @dataclass

@@ -20,8 +20,8 @@ from ace.models.backbone import Backbone
 from ace.models.folder import Which
 from ace.models.networks import overlap_mean
 from ace.pretrain.params import PretrainParams
-from shards.grid import GridSpec
-from shards.params import MixParams
+from shards.core.grid import GridSpec
+from shards.core.params import MixParams
 from shards.reading.reader import ShardIndex
 from shards.runtime.progress import progress
 

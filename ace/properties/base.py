@@ -19,7 +19,7 @@ from ace.protocol.cohort import Cohort
 from ace.protocol.dense import LocationAxis, location_axis
 from ace.protocol.features import CanvasView, DenseParams, Features
 from ace.protocol.intervals import Measure
-from shards.config import Section
+from shards.core.config import Section
 from shards.reading.reader import ShardIndex
 
 Answers = Mapping[str, Any]

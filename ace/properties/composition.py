@@ -15,8 +15,8 @@ from ace.properties.base import Answers, Figure, Measurement, Property, Reading,
 from ace.protocol.features import Features
 from ace.protocol.intervals import Measure, difference, estimate, per_pair, per_patient
 from ace.protocol.regions import Region, Tiling, areas, check_sides, draw_region, draw_tiling, even_tiling, iou_matrix
-from shards.config import Section
-from shards.errors import ConfigError
+from shards.core.config import Section
+from shards.core.errors import ConfigError
 
 UNMATCHED = "unmatched_cosine"
 RANDOM_PARTS = (2, 4)

@@ -16,7 +16,7 @@ from ace.protocol.cohort import Subject
 from ace.protocol.dense import LocationAxis, Points, interpolate, nearest, points_of, with_landmarks
 from ace.protocol.features import CanvasView, Features, views_of
 from ace.protocol.intervals import Measure, estimate, pair_median, per_pair
-from shards.config import Section
+from shards.core.config import Section
 
 REFERENCE_CANVAS_PX = 1024
 """Errors are given on a canvas scaled to this side, whatever the grid."""

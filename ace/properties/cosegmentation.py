@@ -15,7 +15,7 @@ from ace.protocol.cohort import Subject, choose_rows
 from ace.protocol.dense import LocationAxis
 from ace.protocol.features import CanvasView, Features, views_of
 from ace.protocol.intervals import mean, per_patient
-from shards.config import Section
+from shards.core.config import Section
 from shards.reading.reader import ShardReader
 
 IOU, DICE = "cosegmentation_iou", "cosegmentation_dice"

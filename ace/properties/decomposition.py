@@ -18,9 +18,9 @@ from ace.protocol.fills import Fill, FillPlan, plan_fills
 from ace.protocol.intervals import Measure, estimate, per_patient
 from ace.protocol.regions import Region, check_sides, draw_region
 from ace.protocol.removal import Removal, RemovalTally, change_outside, erased_length, shown_region
-from shards.config import Section
-from shards.errors import ConfigError
-from shards.records import Split
+from shards.core.config import Section
+from shards.core.errors import ConfigError
+from shards.core.records import Split
 
 ERASED_LENGTH = "removal_erased_length"
 CHANGE_OUTSIDE = "removal_change_outside"

@@ -10,7 +10,7 @@ from ace.properties.base import Answers, Measurement, Property, Reading, Setting
 from ace.protocol.cohort import Subject
 from ace.protocol.dense import with_landmarks
 from ace.protocol.features import CanvasView, Features, views_of
-from shards.config import Section
+from shards.core.config import Section
 
 
 class ExplorerParams(Section):

@@ -15,7 +15,7 @@ from ace.properties.retrieval import top_credit
 from ace.protocol.features import Features
 from ace.protocol.intervals import per_pair
 from ace.protocol.regions import Region
-from shards.config import Section
+from shards.core.config import Section
 
 FIGURES = ("interpolation", "extrapolation")
 NUM_SHOWN = 4

@@ -15,10 +15,10 @@ from ace.properties.base import Answers, Figure, Measurement, NotMeasured, Prope
 from ace.protocol.cohort import choose_rows
 from ace.protocol.features import Features
 from ace.protocol.intervals import Measure, mean, per_pair
-from shards.config import Section
+from shards.core.config import Section
+from shards.core.records import Split
 from shards.reading.policies import targets_of
 from shards.reading.reader import ShardIndex, ShardReader
-from shards.records import Split
 
 PROBE = "probe_auroc"
 LEAST_PATIENTS = 5

@@ -16,7 +16,7 @@ from ace.properties.labels import Labels
 from ace.properties.retrieval import Retrieval
 from ace.properties.separation import Separation
 from ace.properties.symmetry import Symmetry
-from shards.config import Section
+from shards.core.config import Section
 
 PROPERTIES: tuple[Property, ...] = (
     Composition(),

@@ -17,8 +17,8 @@ from ace.protocol.dense import common_landmarks, points_of, with_landmarks
 from ace.protocol.features import Features
 from ace.protocol.intervals import per_patient
 from ace.protocol.regions import Region
-from shards.config import Section
-from shards.grid import GridSpec
+from shards.core.config import Section
+from shards.core.grid import GridSpec
 
 RANKS = (1, 5)
 NUM_SHOWN = 4

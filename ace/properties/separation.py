@@ -14,7 +14,7 @@ from ace.protocol.cohort import Subject
 from ace.protocol.dense import common_landmarks, interpolate, points_of, with_landmarks
 from ace.protocol.features import CanvasView, Features, views_of
 from ace.protocol.intervals import per_patient
-from shards.config import Section
+from shards.core.config import Section
 
 Tokens = Float[np.ndarray, "patients landmarks dim"]
 MAX_PERPLEXITY = 30.0

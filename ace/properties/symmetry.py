@@ -16,7 +16,7 @@ from ace.protocol.cohort import Subject
 from ace.protocol.dense import Points, interpolate, nearest, points_of
 from ace.protocol.features import CanvasView, Features, views_of
 from ace.protocol.intervals import per_patient
-from shards.config import Section
+from shards.core.config import Section
 
 OTHER_SIDE = {"left": "right", "right": "left"}
 _SIDE = re.compile(r"(?<![a-z])(left|right)(?![a-z])")

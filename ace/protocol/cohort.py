@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from ace.embed.embedder import Image
-from shards.grid import GridSpec
+from shards.core.grid import GridSpec
+from shards.core.records import Split
 from shards.reading.reader import ShardIndex, ShardReader
-from shards.records import Split
 
 
 @dataclass(frozen=True)

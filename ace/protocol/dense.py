@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, Int
 from ace.data.crops import resample
 from ace.embed.embedder import Embedder, Image, unit
 from ace.protocol.cohort import Subject
-from shards.errors import ConfigError
-from shards.grid import GridSpec
+from shards.core.errors import ConfigError
+from shards.core.grid import GridSpec
 
 Points = Float[np.ndarray, "points 2"]
 """(row, col) in continuous canvas pixels."""

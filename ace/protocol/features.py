@@ -20,8 +20,8 @@ from pydantic import Field
 
 from ace.embed.embedder import Embedder, Image
 from ace.protocol.dense import DirectionMap, LocationAxis, dense_features
-from shards.config import Section
-from shards.errors import ConfigError
+from shards.core.config import Section
+from shards.core.errors import ConfigError
 from shards.runtime.atomic import atomic_path, write_text
 from shards.runtime.progress import progress
 

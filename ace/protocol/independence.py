@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from shards.core.records import Split
 from shards.format.layout import MANIFESTS
 from shards.reading.image_names import check_image_names
 from shards.reading.lineage import check_independence
 from shards.reading.reader import ShardIndex
-from shards.records import Split
 
 
 def check_model(model: Path, index: ShardIndex, project: Path, *, split: Split, is_accepted: bool) -> dict[str, Any]:

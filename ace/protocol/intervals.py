@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int, Real
 from pydantic import Field
 
-from shards.config import Section
+from shards.core.config import Section
 
 Weights = Int[np.ndarray, "resamples patients"]
 Measure = Callable[[Weights], Float[np.ndarray, " resamples"]]

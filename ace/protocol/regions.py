@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Float
 
-from shards.grid import Window
+from shards.core.grid import Window
 
 Tiling = tuple[Window, ...]
 """Rectangles (row0, col0, row1, col1) that tile the unit square."""

@@ -23,11 +23,11 @@ from ace.models.params import BackboneParams, FileWeightsParams, ImportParams, P
 from ace.models.tensors import write_tensors
 from ace.models.weights import WeightsReport, check_weights, load_initial_weights
 from ace.published.naming import Family, KeyMap, map_keys
-from shards.errors import ConfigError, GridError
+from shards.core.errors import ConfigError, GridError
+from shards.core.grid import GridSpec, Scale
+from shards.core.normalisation import Levels, Normalisation, text_of
+from shards.core.params import MixParams
 from shards.format.layout import sha256_of
-from shards.grid import GridSpec, Scale
-from shards.normalisation import Levels, Normalisation, text_of
-from shards.params import MixParams
 from shards.runtime.atomic import atomic_directory, write_text
 
 DERIVED = ("relative_position_index", "relative_coords_table", "attn_mask")

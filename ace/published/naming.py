@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 
 Family = Literal["swin", "vit"]
 

@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 
 from ace.models.folder import CONFIG
 from ace.models.model_config import ImportedConfig, TrainedConfig, read_config
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from shards.reading.reader import ShardIndex
 
 PAGE_IS_OF = ("models/ace", "data/evidence", "metrics/properties.json")

@@ -20,8 +20,8 @@ from ace.report.inputs import ReportInputs
 from ace.report.pair import draw_pair
 from ace.report.params import ReportParams
 from ace.report.tables import ALIKE, BETTER, WORSE, figure_rows, headline_card
+from shards.core.records import Split
 from shards.reading.reader import ShardIndex, ShardReader
-from shards.records import Split
 from shards.runtime.atomic import write_text
 
 FOLDER = Path(__file__).parent

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from ace.data.crops import resample
 from ace.drawing.pictures import DrawnBox, data_uri
-from shards.grid import CropPair, GridSpec, Rectangle, crop_bank
+from shards.core.grid import CropPair, GridSpec, Rectangle, crop_bank
 from shards.reading.reader import Sample
 
 

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from shards.config import Section
+from shards.core.config import Section
 
 
 class ReportParams(Section):

@@ -9,7 +9,7 @@ from ace.evaluation.measured import MEASURED
 from ace.evaluation.params import RESERVED
 from ace.properties.base import gain_key
 from ace.properties.registry import PROPERTIES
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 
 ROWS = {key: figure for item in PROPERTIES for key, figure in item.figures.items() if figure.summary}
 """Figures in the order of the table."""

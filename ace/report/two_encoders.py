@@ -12,7 +12,7 @@ from ace.report.comparison import compare_encoders, markdown_table
 from ace.report.page import FOLDER, SIGNS, environment_of
 from ace.report.summary import encoders_of, measured_one
 from ace.report.tables import figure_rows
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from shards.runtime.atomic import write_text
 
 CANDIDATES = "num_candidates"

@@ -26,8 +26,8 @@ from ace.models.notice import NOTICE
 from ace.models.tensors import write_tensors
 from ace.report.summary import ROWS, measured_one
 from ace.zoo.shipped import figure_text, published_of
+from shards.core.errors import ConfigError
 from shards.delivery.manifest import iterate_manifest
-from shards.errors import ConfigError
 from shards.format.layout import sha256_of
 from shards.reading.image_names import IMAGE_NAMES
 from shards.reading.lineage import TRAINING_IMAGES

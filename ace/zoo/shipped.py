@@ -8,7 +8,7 @@ from typing import Any
 
 from ace.models.folder import CONFIG
 from ace.models.model_config import PublishedSection, TrainedConfig, read_config
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 
 ZOO = Path(__file__).parent
 KEY_FIGURES = {

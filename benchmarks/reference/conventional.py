@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from ace.data.params import AugmentParams
-from shards.grid import GridSpec, draw_crop_pair
+from shards.core.grid import GridSpec, draw_crop_pair
 
 from .targets import looped_composition, looped_decomposition
 

@@ -7,8 +7,8 @@ from typing import cast
 import numpy as np
 from PIL import Image, ImageDraw
 
-from shards.errors import ConfigError
-from shards.grid import CropPair
+from shards.core.errors import ConfigError
+from shards.core.grid import CropPair
 from shards.reading.reader import Sample, ShardIndex, ShardReader
 
 _NUM_SAMPLES = 8

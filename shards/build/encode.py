@@ -11,19 +11,19 @@ from PIL import Image
 from pydantic_core import to_json
 
 from shards.build.summary import Tallied
-from shards.canvas import Cells, Pixels, Placement, cell_statistics, is_coloured, with_channels
+from shards.core.canvas import Cells, Pixels, Placement, cell_statistics, is_coloured, with_channels
+from shards.core.errors import SourceError
+from shards.core.grid import GridSpec, crop_bank
+from shards.core.params import ShardParams
+from shards.core.records import File, Record, Split, is_drawn, locate, structure_of
 from shards.decode import Decoded, Facts, UnreadableImageError, decode
 from shards.decode.annotations import Annotations, place_annotations
 from shards.decode.patience import read_patiently
 from shards.delivery.manifest import age_bucket
-from shards.errors import SourceError
 from shards.format.jpeg import encode_canvas, encode_half
 from shards.format.layout import FORMAT_VERSION, HALF_SUFFIX, LANDMARKS_SUFFIX, MASK_SUFFIX, META_SUFFIX
-from shards.grid import GridSpec, crop_bank
-from shards.params import ShardParams
 from shards.quality.measure import Measured, measure
 from shards.quality.reasons import SAME_FILE
-from shards.records import File, Record, Split, is_drawn, locate, structure_of
 
 
 class ChangedFileError(Exception):

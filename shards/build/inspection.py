@@ -15,8 +15,9 @@ from shards.build.plan import BatchPlan, ShardPlan
 from shards.build.summary import Quarantined, TarSummary
 from shards.build.tar_files import TarFiles
 from shards.build.withdraw import withdraw
+from shards.core.errors import SourceError
+from shards.core.quality_params import NearCopyParams, QualityParams
 from shards.delivery.manifest import read_entry
-from shards.errors import SourceError
 from shards.format.index import CountedReasons, QualityDescription, ViewMeanDescription
 from shards.format.layout import MAX_KEY_LENGTH
 from shards.quality.judge import MOST_PROTECTED_FIRST, Images, Judgement, Verdict, judge
@@ -24,7 +25,6 @@ from shards.quality.reasons import BURNED_IN
 from shards.quality.report import ReportRow
 from shards.quality.sheet import Tile
 from shards.quality.store import MeasureStore
-from shards.quality_params import NearCopyParams, QualityParams
 from shards.runtime.atomic import write_private_text
 
 _COMPARED = "compared"

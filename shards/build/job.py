@@ -10,11 +10,11 @@ from pathlib import Path
 from shards.build.encode import SampleEncoder
 from shards.build.plan import BatchPlan, fingerprint, plan_batch
 from shards.build.tar_builder import TarBuilder
+from shards.core.errors import SourceError
+from shards.core.identity import PUBLIC_KEY
+from shards.core.params import GridParams, PhantomSourceParams, ShardParams, SourceParams
 from shards.delivery.manifest import format_manifest, hashed, identify
-from shards.errors import SourceError
 from shards.format.layout import sha256_of
-from shards.identity import PUBLIC_KEY
-from shards.params import GridParams, PhantomSourceParams, ShardParams, SourceParams
 from shards.runtime.atomic import clear_when_full, write_text
 from shards.runtime.scratch import scratch_root, unfinished_work
 from shards.sources.datasets.phantom import PhantomSource

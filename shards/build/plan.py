@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shards.build.encode import SampleEncoder, Task
+from shards.core.errors import SourceError
+from shards.core.identity import SPLITS, split_of
+from shards.core.params import ShardParams
+from shards.core.records import Record, Split, files_of
 from shards.delivery.manifest import Header, iterate_manifest, key_of
-from shards.errors import SourceError
-from shards.identity import SPLITS, split_of
-from shards.params import ShardParams
 from shards.quality.judge import MOST_PROTECTED_FIRST
-from shards.records import Record, Split, files_of
 
 VERSION = 1
 """Raised together with `shard` in versions.yaml whenever the stage writes other bytes for the same images, which makes

@@ -18,7 +18,9 @@ from shards.build.contact_sheet import draw_contact_sheet
 from shards.build.encode import SampleEncoder
 from shards.build.inspection import Inspection
 from shards.build.summary import Tallied, Written
-from shards.errors import SourceError
+from shards.core.errors import SourceError
+from shards.core.identity import SPLITS
+from shards.core.records import Split
 from shards.format.index import (
     BankDescription,
     CountedReasons,
@@ -33,12 +35,10 @@ from shards.format.index import (
     TarDescription,
 )
 from shards.format.layout import CONTACT_SHEET, FORMAT_VERSION, INDEX, QUARANTINE, ROW_DTYPE, ROWS, sha256_of
-from shards.identity import SPLITS
 from shards.quality.reasons import COPIES
 from shards.quality.report import QUALITY, ReportWriter
 from shards.quality.sheet import SHEET, draw_sheet
 from shards.reading.reader import ShardIndex
-from shards.records import Split
 from shards.runtime.atomic import atomic_directory
 from shards.store.location import LocalStore
 

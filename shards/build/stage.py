@@ -11,9 +11,9 @@ from shards.build.job import BuildJob
 from shards.build.plan import BatchPlan, ShardPlan
 from shards.build.publishing import annotation_warnings, check_quarantine, describe, keep_warnings, publish
 from shards.build.tar_builder import TarBuilder
+from shards.core.errors import ConfigError, WorkerError
+from shards.core.params import GridParams, RegisteredSourceParams, ShardParams, SourceParams
 from shards.delivery.keep_list import read_list
-from shards.errors import ConfigError, WorkerError
-from shards.params import GridParams, RegisteredSourceParams, ShardParams, SourceParams
 from shards.runtime.atomic import check_room
 from shards.runtime.execution import Execution, Processes
 from shards.runtime.progress import progress_bar

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from pydantic import TypeAdapter, ValidationError
 
+from shards.core.records import Label, Split
 from shards.decode.annotations import Loss
-from shards.records import Label, Split
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,8 +10,8 @@ from shards.build.encode import EncodedSample, Rejected, SampleEncoder, Task
 from shards.build.plan import ShardPlan, task_of
 from shards.build.summary import ListedImage, Quarantined, SampleBytes, TarSummary, Written
 from shards.build.tar_files import TarFiles
+from shards.core.errors import SourceError
 from shards.delivery.manifest import Header, read_entry
-from shards.errors import SourceError
 from shards.format.layout import HALF_SUFFIX, LANDMARKS_SUFFIX
 from shards.format.tar import Span, TarWriter
 from shards.quality.measure import Measured

@@ -145,7 +145,7 @@ def stats(arguments: argparse.Namespace) -> None:
 def show(arguments: argparse.Namespace) -> None:
     """Draw one sample: the canvas, its grid with a crop pair, its masks, boxes and landmarks."""
     from shards.build.contact_sheet import draw_sample
-    from shards.errors import ConfigError
+    from shards.core.errors import ConfigError
     from shards.reading.reader import ShardIndex, ShardReader
     from shards.runtime.atomic import atomic_path, clear_when_full
 
@@ -170,7 +170,7 @@ def gallery(arguments: argparse.Namespace) -> None:
     by side. It is one HTML file in pages of a hundred images, which opens offline and names no patients or files.
     """
     from shards.checking.gallery import render_gallery
-    from shards.errors import ConfigError
+    from shards.core.errors import ConfigError
     from shards.reading.reader import ShardIndex
     from shards.runtime.atomic import clear_when_full, write_private_text
 
@@ -194,7 +194,7 @@ def _check_place(out: Path) -> None:
     Raises:
         ConfigError: `out` is such a path.
     """
-    from shards.errors import ConfigError
+    from shards.core.errors import ConfigError
 
     command = ["git", "check-ignore", "--quiet", str(out.absolute())]
     folder = next(path for path in out.absolute().parents if path.is_dir())
@@ -217,7 +217,7 @@ def _row(reader: "ShardReader", name: str) -> int:
     """
     import numpy as np
 
-    from shards.errors import ConfigError
+    from shards.core.errors import ConfigError
 
     rows = reader.index.rows
     found = np.flatnonzero(rows["key"] == name.encode())

@@ -1,13 +1,18 @@
-"""Change what is excluded of a batch (shards.delivery.exclusion), with keys held against those there are."""
+"""Change what is excluded of a batch (shards.format.exclusion), with keys held against those there are."""
 
 import difflib
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from shards.config import read_params
+from shards.core.config import read_params
+from shards.core.errors import ConfigError, SourceError
+from shards.core.params import BatchParams, RegisteredSourceParams
 from shards.delivery.batches import read_batches
-from shards.delivery.exclusion import (
+from shards.delivery.manifest import iterate_manifest, key_of
+from shards.delivery.project import Project
+from shards.delivery.yaml_lines import SHARDS, set_dep
+from shards.format.exclusion import (
     PATIENT,
     exclusion_dep,
     exclusion_path,
@@ -17,12 +22,7 @@ from shards.delivery.exclusion import (
     parse_list,
     read_exclusion,
 )
-from shards.delivery.manifest import iterate_manifest, key_of
-from shards.delivery.project import Project
-from shards.delivery.yaml_lines import SHARDS, set_dep
-from shards.errors import ConfigError, SourceError
 from shards.format.layout import MANIFESTS
-from shards.params import BatchParams, RegisteredSourceParams
 from shards.reading.reader import ShardIndex
 from shards.runtime.atomic import clear_when_full, make_private_folder, write_private_text, write_text
 from shards.runtime.text import count_of

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from shards.build.contact_sheet import colour_of, with_structures
-from shards.errors import IndexFormatError
+from shards.core.errors import IndexFormatError
 from shards.quality.report import QUALITY
 from shards.reading.reader import Sample, ShardIndex, ShardReader
 from shards.runtime.progress import progress

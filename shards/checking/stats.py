@@ -3,10 +3,10 @@
 from typing import Any
 
 from shards.build.publishing import annotation_warnings
+from shards.core.identity import SPLITS
+from shards.core.records import Split
 from shards.format.index import SelectionDescription
-from shards.identity import SPLITS
 from shards.reading.reader import ShardIndex
-from shards.records import Split
 from shards.runtime.text import table
 
 _STATES = ("1", "0", "-1", "unknown")

@@ -14,11 +14,11 @@ from shards.build.publishing import link_or_copy
 from shards.build.stage import build_tars
 from shards.build.tar_files import TarFiles
 from shards.build.withdraw import withdraw
-from shards.errors import IndexFormatError
+from shards.core.errors import IndexFormatError
+from shards.core.identity import SPLITS
 from shards.format.index import TarDescription
 from shards.format.layout import HALF_SUFFIX, INDEX, LANDMARKS_SUFFIX, ROWS, SampleSpans, sha256_of
 from shards.format.tar import Span
-from shards.identity import SPLITS
 from shards.quality.report import QUALITY, near_duplicates_between
 from shards.reading.reader import ShardIndex
 from shards.runtime.atomic import atomic_path

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from shards.canvas import Placement, connected_parts
+from shards.core.canvas import Placement, connected_parts
+from shards.core.records import Box, File, MaskPolygons, Point, Record
 from shards.decode import UnreadableImageError
 from shards.decode.masks import draw
-from shards.records import Box, File, MaskPolygons, Point, Record
 
 OTHER_SIZE = "given for an image of another size"
 OUTSIDE = "outside the image, as if given for one of another size"

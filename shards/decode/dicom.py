@@ -18,10 +18,10 @@ from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
+from shards.core.errors import UserError
+from shards.core.records import Sex
 from shards.decode.reasons import DAMAGED, NO_PIXEL_DATA, NOT_DICOM, TOO_LARGE, TRUNCATED, UnreadableImageError
 from shards.decode.signature import DICOM_MAGIC, PREAMBLE_BYTES, is_dicom
-from shards.errors import UserError
-from shards.records import Sex
 
 # pydicom's log lines quote values, as its warnings do; they must not reach the handlers of the root logger.
 logging.getLogger("pydicom").propagate = False

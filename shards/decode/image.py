@@ -1,10 +1,10 @@
 """An image file of any kind that is read, told apart by its content."""
 
+from shards.core.records import RawLayout
 from shards.decode.raster import decode_raster
 from shards.decode.raw import decode_raw
 from shards.decode.result import Decoded
 from shards.decode.signature import kind_of
-from shards.records import RawLayout
 
 
 def decode(data: bytes, *, max_pixels: float, raw: RawLayout | None = None) -> Decoded:

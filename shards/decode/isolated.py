@@ -21,8 +21,8 @@ import cv2
 import numpy as np
 from jaxtyping import Shaped
 
+from shards.core.errors import DecoderError
 from shards.decode.reasons import DAMAGED, UnreadableImageError
-from shards.errors import DecoderError
 
 _COMMAND = "from shards.decode.isolated import serve; serve()"
 _READY = b"ready\n"

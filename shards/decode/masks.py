@@ -6,8 +6,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from shards.core.records import File, Mask, MaskFiles, MaskPolygons, MaskRuns, Point
 from shards.decode import UnreadableImageError, decode_mask
-from shards.records import File, Mask, MaskFiles, MaskPolygons, MaskRuns, Point
 
 MASK_SIZE = "a mask is not of the image's size"
 MASK_POINTS = "a polygon of a mask has points that are no numbers"

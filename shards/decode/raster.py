@@ -16,7 +16,8 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
-from shards.canvas import Pixels
+from shards.core.canvas import Pixels
+from shards.core.errors import UserError
 from shards.decode.codestream import has_every_part, read_frame, without_oddities
 from shards.decode.grey import Values, spread
 from shards.decode.isolated import SURPLUS, check_jpeg_isolated
@@ -32,7 +33,6 @@ from shards.decode.reasons import (
 )
 from shards.decode.result import Decoded, Facts
 from shards.decode.signature import RasterKind
-from shards.errors import UserError
 
 # Pillow's log lines quote what stands in the tags of TIFF and EXIF; they must not reach the root logger's handlers.
 logging.getLogger("PIL").propagate = False

@@ -2,11 +2,11 @@
 
 import numpy as np
 
+from shards.core.records import RawLayout
 from shards.decode.grey import WHITE, GreyWindow, in_eight_bits
 from shards.decode.reasons import RAW_SIZE, TOO_LARGE, UnreadableImageError
 from shards.decode.result import AS_STORED, VALUES_ABOVE_MAXIMUM, Decoded, Facts
 from shards.decode.signature import pretence
-from shards.records import RawLayout
 
 
 def decode_raw(data: bytes, layout: RawLayout, *, max_pixels: float) -> Decoded:

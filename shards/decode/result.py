@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from shards.canvas import Pixels
+from shards.core.canvas import Pixels
 
 AS_STORED = "as stored"
 VOI_WINDOW = "voi window"

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from shards.config import read_params
-from shards.errors import ConfigError
+from shards.core.config import read_params
+from shards.core.errors import ConfigError
+from shards.core.params import BatchParams, GridParams, RegisteredSourceParams, ShardParams, parse_names
 from shards.format.layout import BATCHES, MANIFESTS
-from shards.params import BatchParams, GridParams, RegisteredSourceParams, ShardParams, parse_names
 from shards.runtime.atomic import write_text
 
 

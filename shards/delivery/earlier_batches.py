@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from shards.core.errors import SourceError
+from shards.core.modality import OWN_KINDS
+from shards.core.records import File, Record, Split
 from shards.delivery.manifest import Entry, iterate_manifest
-from shards.errors import SourceError
-from shards.records import File, Record, Split
 from shards.runtime.text import count_of
-from shards.sources.base import OWN_KINDS
 
 
 @dataclass(frozen=True, kw_only=True)

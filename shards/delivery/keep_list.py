@@ -7,8 +7,8 @@ A private file beside the manifest, `NAME.keep.txt`: the key of an image a line;
 import hashlib
 from pathlib import Path
 
-from shards.errors import SourceError
-from shards.params import SourceParams
+from shards.core.errors import SourceError
+from shards.core.params import SourceParams
 
 
 def read_list(name: str, source: SourceParams) -> frozenset[str]:

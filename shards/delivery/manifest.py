@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from shards.errors import SourceError
+from shards.core.errors import SourceError
+from shards.core.identity import PUBLIC_KEY, IdKey, open_splits, patient_of_site
+from shards.core.modality import OWN_KINDS
+from shards.core.records import File, MaskFiles, Record, Split, check_inside, files_of, locate
 from shards.format.layout import MAX_KEY_LENGTH
-from shards.identity import PUBLIC_KEY, IdKey, open_splits, patient_of_site
-from shards.records import File, MaskFiles, Record, Split, check_inside, files_of, locate
-from shards.sources.base import OWN_KINDS, Listing, PatientGrouping
+from shards.sources.base import Listing, PatientGrouping
 
 MANIFEST_VERSION = 2
 SplitRule = Literal["official", "hash"]

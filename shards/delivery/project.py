@@ -12,9 +12,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from shards.config import DEFAULT_PARAMS, read_params
+from shards.core.config import DEFAULT_PARAMS, read_params
+from shards.core.errors import ConfigError, SourceError
+from shards.core.params import RegisteredSourceParams, parse_names
+from shards.core.records import files_of
 from shards.delivery.batches import batch_path, format_batch, read_batches, root_path, set_settings
-from shards.delivery.exclusion import exclusion_dep
 from shards.delivery.keep_list import keys_of, path_of_list, sha256_of_list
 from shards.delivery.manifest import iterate_manifest, key_of
 from shards.delivery.yaml_lines import (
@@ -27,9 +29,7 @@ from shards.delivery.yaml_lines import (
     set_dep,
     set_value,
 )
-from shards.errors import ConfigError, SourceError
-from shards.params import RegisteredSourceParams, parse_names
-from shards.records import files_of
+from shards.format.exclusion import exclusion_dep
 from shards.runtime.atomic import clear_when_full, write_private_text, write_text
 from shards.runtime.text import count_of
 

@@ -11,10 +11,24 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from shards.config import read_params
+from shards.core.config import read_params
+from shards.core.errors import ConfigError, SourceError
+from shards.core.identity import IdKey, load_id_key, read_id_key, split_of
+from shards.core.modality import OWN_KINDS
+from shards.core.normalisation import as_written
+from shards.core.params import (
+    MODALITY,
+    BatchParams,
+    GridParams,
+    RegisteredSourceParams,
+    SelectParams,
+    ShardParams,
+    SourceKind,
+    check_batch_name,
+)
+from shards.core.records import Record, files_of
 from shards.delivery.batches import batch_path, format_batch, read_batch, read_batches, root_path, settings_of
 from shards.delivery.earlier_batches import Growth, Registered, Settled, grow, read_settled, unchanged_files
-from shards.delivery.exclusion import exclusion_dep, exclusion_path
 from shards.delivery.manifest import (
     Delivery,
     Entry,
@@ -53,24 +67,11 @@ from shards.delivery.yaml_lines import (
     set_dep,
     set_value,
 )
-from shards.errors import ConfigError, SourceError
+from shards.format.exclusion import exclusion_dep, exclusion_path
 from shards.format.layout import MANIFESTS
-from shards.identity import IdKey, load_id_key, read_id_key, split_of
-from shards.normalisation import as_written
-from shards.params import (
-    MODALITY,
-    BatchParams,
-    GridParams,
-    RegisteredSourceParams,
-    SelectParams,
-    ShardParams,
-    SourceKind,
-    check_batch_name,
-)
-from shards.records import Record, files_of
 from shards.runtime.atomic import clear_when_full, make_private_folder, write_private_text, write_text
 from shards.runtime.progress import progress
-from shards.sources.base import OWN_KINDS, Listing, Source
+from shards.sources.base import Listing, Source
 from shards.sources.datasets.folder import read_label_rows
 from shards.sources.files import is_file, list_files
 from shards.sources.images import SUFFIXES

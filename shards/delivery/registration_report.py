@@ -5,21 +5,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from shards.core.errors import ConfigError
+from shards.core.modality import OWN_KINDS, check_mixture, pictures_of
+from shards.core.normalisation import as_written
+from shards.core.params import BatchParams, SelectParams
+from shards.core.records import Record
 from shards.delivery.earlier_batches import Growth
-from shards.delivery.exclusion import read_exclusion
 from shards.delivery.manifest import Delivery
 from shards.delivery.project import Project
 from shards.delivery.selection import OPTION as SELECT_OPTION
 from shards.delivery.selection import Selection, describe, describe_mixture
 from shards.delivery.sites import OPTION as SITE_OPTION
 from shards.delivery.survey import Survey, list_reasons
-from shards.errors import ConfigError
-from shards.normalisation import as_written
-from shards.params import BatchParams, SelectParams
-from shards.records import Record
+from shards.format.exclusion import read_exclusion
 from shards.runtime.text import count_of
-from shards.sources.base import OWN_KINDS, Listing
-from shards.sources.modality import check_mixture, pictures_of
+from shards.sources.base import Listing
 from shards.sources.patients import OPTION as PATIENT_OPTION
 
 

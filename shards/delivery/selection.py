@@ -12,10 +12,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shards.errors import ConfigError, SourceError
-from shards.params import AGES, SelectedParams, SelectParams
-from shards.records import Record
-from shards.sources.modality import modality_of
+from shards.core.errors import ConfigError, SourceError
+from shards.core.modality import modality_of
+from shards.core.params import AGES, SelectedParams, SelectParams
+from shards.core.records import Record
 
 OPTION = "--select"
 ANY, UNKNOWN = "any", "unknown"

@@ -4,10 +4,10 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
-from shards.errors import ConfigError
-from shards.identity import IdKey, patient_of_site
-from shards.params import SITE, RegisteredSourceParams
-from shards.sources.base import OWN_KINDS
+from shards.core.errors import ConfigError
+from shards.core.identity import IdKey, patient_of_site
+from shards.core.modality import OWN_KINDS
+from shards.core.params import SITE, RegisteredSourceParams
 
 OPTION = "--site"
 _NUMBER = re.compile(r"-b\d+$")

@@ -11,14 +11,14 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int
 
-from shards.canvas import Placement, cell_statistics, foreground_sums, is_coloured, with_channels
+from shards.core.canvas import Placement, cell_statistics, foreground_sums, is_coloured, with_channels
+from shards.core.errors import SourceError
+from shards.core.normalisation import Normalisation
+from shards.core.params import GridParams, MeasuredParams, ShardParams
+from shards.core.records import Record
 from shards.decode import UnreadableImageError, decode
 from shards.decode.annotations import OTHER_SIZE, has_coordinates, misfit_of
 from shards.decode.patience import read_patiently
-from shards.errors import SourceError
-from shards.normalisation import Normalisation
-from shards.params import GridParams, MeasuredParams, ShardParams
-from shards.records import Record
 from shards.runtime.progress import progress
 
 _MAX_SAMPLED = 256

@@ -10,7 +10,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 
 SHARDS = "data/shards/"
 PHANTOM, PHANTOM_STAGE = "data/phantom", "phantom"

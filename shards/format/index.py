@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shards.errors import IndexFormatError
+from shards.core.errors import IndexFormatError
+from shards.core.grid import Grid
+from shards.core.records import Split
 from shards.format.layout import FORMAT_VERSION, INDEX, MAX_HEADER_BYTES, ROW_DTYPE, ROWS
-from shards.grid import Grid
-from shards.records import Split
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 NumBytes = Annotated[int, Field(gt=0, lt=2**48)]

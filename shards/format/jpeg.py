@@ -19,9 +19,9 @@ import simplejpeg
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
-from shards.canvas import Pixels, halved
-from shards.errors import DamagedImageError
-from shards.grid import Rectangle
+from shards.core.canvas import Pixels, halved
+from shards.core.errors import DamagedImageError
+from shards.core.grid import Rectangle
 
 BLOCK_PX = 8
 MIN_BLOCKS_IN_SEGMENT = 8

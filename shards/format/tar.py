@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from shards.errors import IndexFormatError
+from shards.core.errors import IndexFormatError
 
 BLOCK = tarfile.BLOCKSIZE
 _COPIED_AT_ONCE = 1 << 20

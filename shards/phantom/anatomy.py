@@ -13,7 +13,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from shards.errors import SourceError
+from shards.core.errors import SourceError
 from shards.phantom.labels import LUNG
 
 ASSET = Path(__file__).parent / "asset"

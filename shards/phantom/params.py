@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from shards.config import Section
+from shards.core.config import Section
 
 MAX_SIZE_PX = 1024
 

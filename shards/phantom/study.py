@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from shards.phantom.anatomy import Anatomy
 from shards.phantom.findings import KINDS, Kind, LungFinding, draw_lung_finding, lay
 from shards.phantom.params import PhantomParams

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, UInt8, UInt64
 
+from shards.core.quality_params import Action, QualityParams, ViewMeanParams
+from shards.core.records import Split
 from shards.quality.measure import THUMBNAIL_PX, corners_and_center, standardized
 from shards.quality.near_duplicates import NearCopies, find_near_copies
 from shards.quality.reasons import (
@@ -26,8 +28,6 @@ from shards.quality.reasons import (
     UPSIDE_DOWN,
 )
 from shards.quality.store import MeasureStore
-from shards.quality_params import Action, QualityParams, ViewMeanParams
-from shards.records import Split
 
 MOST_PROTECTED_FIRST: tuple[Split, ...] = ("test", "val", "train")
 """Splits: of two copies the one in the earlier split stays, since leaving a test image out would change the measure."""

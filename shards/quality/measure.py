@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int64, Num, UInt8
 
-from shards.canvas import halved
+from shards.core.canvas import halved
 
 THUMBNAIL_PX = 64
 _HASHED_PX, _DCT_PX, _NUM_FREQUENCIES = 128, 32, 8

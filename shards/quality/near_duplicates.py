@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int64, UInt8, UInt64
 
+from shards.core.quality_params import NearCopyParams
 from shards.quality.measure import standardized
 from shards.quality.store import ReadThumbnails, Thumbnails
-from shards.quality_params import NearCopyParams
 from shards.runtime.atomic import atomic_path
 from shards.runtime.parallel import map_in_processes
 from shards.runtime.progress import progress_bar

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Int64
 
-from shards.errors import IndexFormatError
+from shards.core.errors import IndexFormatError
+from shards.core.quality_params import NearCopyParams
 from shards.quality.measure import MEASURE_DTYPE, NUM_HASHES, THUMBNAIL_PX
 from shards.quality.near_duplicates import NearCopies, find_copies_of, find_near_copies
 from shards.quality.store import Thumbnails
-from shards.quality_params import NearCopyParams
 
 QUALITY = "quality.parquet"
 _BOUNDS = b"near_copies"

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from shards.errors import IndexFormatError
+from shards.core.errors import IndexFormatError
 from shards.quality.report import QUALITY, NearDuplicate, near_copies_of
 from shards.reading.lineage import TRAINING_IMAGES
 from shards.reading.reader import ShardIndex

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from shards.core.errors import ContaminationError
+from shards.core.identity import PUBLIC_KEY
+from shards.core.records import Split
 from shards.delivery.manifest import iterate_manifest
-from shards.errors import ContaminationError
-from shards.identity import PUBLIC_KEY
 from shards.reading.reader import ShardIndex
-from shards.records import Split
 
 IMAGE_NAMES = "images.txt"
 """File in the folder of a published model with the file names of its training images, one a line."""

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from shards.delivery.contamination import Origin, check_shared_images
-from shards.errors import ContaminationError
+from shards.core.errors import ContaminationError
+from shards.core.records import Split
+from shards.reading.contamination import Origin, check_shared_images
 from shards.reading.reader import ShardIndex
-from shards.records import Split
 
 TRAINING_IMAGES, TRAINING_DATASETS = "training_images.csv", "training_datasets.json"
 COLUMNS = ("batch", "key", "patient")

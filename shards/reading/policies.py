@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy.typing import ArrayLike
 
-from shards.errors import ConfigError, SourceError
+from shards.core.errors import ConfigError, SourceError
 
 UncertainPolicy = Literal["U-Zeros", "U-Ones", "U-Ignore", "U-MultiClass", "LSR-Ones", "LSR-Zeros"]
 BlankPolicy = Literal["zeros", "ignore"]

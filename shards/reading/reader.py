@@ -15,10 +15,13 @@ import numpy as np
 from jaxtyping import Int64
 from PIL import Image
 
-from shards.canvas import Canvas
-from shards.delivery.exclusion import NOTHING, Exclusion, read_exclusion
-from shards.errors import ConfigError, DamagedImageError, IndexFormatError
+from shards.core.canvas import Canvas
+from shards.core.errors import ConfigError, DamagedImageError, IndexFormatError
+from shards.core.grid import GridSpec, Rectangle
+from shards.core.identity import SPLITS
+from shards.core.records import Split
 from shards.format import jpeg
+from shards.format.exclusion import NOTHING, Exclusion, read_exclusion
 from shards.format.index import DatasetDescription, IndexDescription, TarDescription
 from shards.format.jpeg import Encoded, Region
 from shards.format.layout import (
@@ -31,9 +34,6 @@ from shards.format.layout import (
     SampleSpans,
 )
 from shards.format.tar import BLOCK, read_header, walk_members
-from shards.grid import GridSpec, Rectangle
-from shards.identity import SPLITS
-from shards.records import Split
 from shards.store.cache import StoredFile
 from shards.store.location import LocalStore, Location, RemoteStore, Store, Tar, open_store
 

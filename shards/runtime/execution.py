@@ -7,7 +7,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from shards.runtime.parallel import default_num_workers, start_worker
 
 Item = TypeVar("Item")

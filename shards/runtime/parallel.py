@@ -13,7 +13,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TypeVar
 
-from shards.errors import WorkerError
+from shards.core.errors import WorkerError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

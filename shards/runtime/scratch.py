@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 
 SCRATCH_VARIABLE = "ACE_SCRATCH"
 

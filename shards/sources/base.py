@@ -7,12 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from shards.errors import SourceError
-from shards.records import Label, Record
+from shards.core.errors import SourceError
+from shards.core.records import Label, Record
 
 PatientGrouping = Literal["patient", "image"]
-OWN_KINDS = ("folder", "dicom")
-"""Kinds of a user's own images: another site may call other people by the same ids."""
 _INDEX_NAME = re.compile(r"Unnamed: \d+")
 _LABEL_NAME = re.compile(r"[A-Za-z0-9 _()/+-]{1,64}")
 

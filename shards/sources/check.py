@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from shards.errors import SourceError, UserError
-from shards.records import File, MaskFiles, MaskPolygons, MaskRuns, Record, check_inside, files_of, locate
+from shards.core.errors import SourceError, UserError
+from shards.core.records import File, MaskFiles, MaskPolygons, MaskRuns, Record, check_inside, files_of, locate
 from shards.sources.base import Source
 
 _LABEL = re.compile(r"[A-Za-z0-9 _()/+,'-]{1,64}")
@@ -21,7 +21,7 @@ class ContractError(UserError):
 
 
 def check_source(source: Source, root: Path) -> None:
-    """Read `root` with the source and hold what it gives against the contract of `shards.records` and `Source`.
+    """Read `root` with the source and hold what it gives against the contract of `shards.core.records` and `Source`.
 
     Raises:
         ContractError: the first thing that is wrong.

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO, TypeVar, cast
 
-from shards.errors import SourceError
+from shards.core.errors import SourceError
 
 Item = TypeVar("Item")
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from shards.core.records import Sex
 from shards.decode import UnreadableImageError
 from shards.decode.dicom import DicomHeader, read_header
-from shards.records import Sex
 from shards.runtime.progress import progress
 
 DICOM_SUFFIXES = (".dcm", ".dicom")

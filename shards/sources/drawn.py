@@ -14,8 +14,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from shards.errors import SourceError
-from shards.records import Box, File, Mask, MaskFiles, Point, check_inside
+from shards.core.errors import SourceError
+from shards.core.records import Box, File, Mask, MaskFiles, Point, check_inside
 
 MASK, BOX, LANDMARK = "mask:", "box:", "landmark:"
 SIZE = ("height", "width")

@@ -5,8 +5,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from shards.errors import SourceError
-from shards.records import File, locate
+from shards.core.errors import SourceError
+from shards.core.records import File, locate
 from shards.runtime.progress import progress_bar
 
 _LEAVINGS = frozenset(

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from shards.errors import SourceError
-from shards.records import Record
+from shards.core.errors import SourceError
+from shards.core.records import Record
 from shards.sources.base import Listing, SourceInfo
 
 Row = TypeVar("Row")

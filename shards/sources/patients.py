@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from unicodedata import normalize
 
-from shards.errors import ConfigError, SourceError
+from shards.core.errors import ConfigError, SourceError
 
 OPTION = "--patient-from"
 

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import cast
 
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from shards.sources.base import Source
 
 MODULES = {

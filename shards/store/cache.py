@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from shards.errors import ConfigError, IndexFormatError, StoreError
+from shards.core.errors import ConfigError, IndexFormatError, StoreError
 from shards.format.layout import sha256_of
 
 CACHE_VARIABLE = "ACE_SHARD_CACHE"

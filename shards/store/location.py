@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from shards.errors import ConfigError, IndexFormatError
+from shards.core.errors import ConfigError, IndexFormatError
 from shards.format.layout import MAX_INDEX_BYTES
 from shards.runtime.progress import progress_bar
 from shards.store.cache import ShardCache, StoredFile

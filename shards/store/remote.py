@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import fsspec
 from tqdm import tqdm
 
-from shards.errors import ConfigError, OutOfReachError, StoreError
+from shards.core.errors import ConfigError, OutOfReachError, StoreError
 
 _CHUNK_BYTES = 2**20
 _RANGE_BYTES = 2**24

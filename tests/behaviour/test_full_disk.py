@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from shards.build.stage import build_shards
-from shards.identity import create_key
+from shards.core.identity import create_key
 from shards.runtime.scratch import SCRATCH_VARIABLE
 from tests.ace.inference.models import write_model
 from tests.support.checkout import ROOT, copy_project

@@ -41,7 +41,7 @@ def test_a_folder_that_is_called_as_a_package_is_does_not_hide_it(tmp_path: Path
     for name in ("ace", "shards", "pipelines"):
         (tmp_path / name).mkdir()
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, "-c", "import ace, shards.grid, pipelines.graph; print(ace.load.__name__)"]
+    command = [sys.executable, "-c", "import ace, shards.core.grid, pipelines.graph; print(ace.load.__name__)"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
     assert done.stdout == "load\n"
 

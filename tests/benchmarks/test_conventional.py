@@ -14,7 +14,7 @@ from ace.data.params import AugmentParams
 from ace.geometry.overlap import overlap_masks
 from ace.geometry.targets import composition_target, decomposition_target
 from benchmarks.reference.conventional import ConventionalDataset
-from shards.grid import GridSpec, Scale, draw_crop_pair
+from shards.core.grid import GridSpec, Scale, draw_crop_pair
 
 SPEC = GridSpec(n=8, cell_px=8, t=4, scales=(Scale(2, 2, 1.0),), min_overlap=0.5, min_jitter_area=0.85)
 

@@ -10,8 +10,8 @@ from ace.geometry.targets import composition_target, decomposition_target
 from ace.pretrain.pretrain import build_state
 from benchmarks.reference import targets
 from benchmarks.reference.straightforward import Straightforward
-from shards.grid import GridSpec, Scale, draw_crop_pair
-from shards.normalisation import Normalisation
+from shards.core.grid import GridSpec, Scale, draw_crop_pair
+from shards.core.normalisation import Normalisation
 from tests.ace.pretrain.conftest import tiny_grid, tiny_params
 from tests.ace.pretrain.synthetic import step_of
 

@@ -1,4 +1,4 @@
-"""Every allowed pair of crop origins, found by looking at every cell: slow, and independent of shards/grid.py."""
+"""Every allowed pair of crop origins, found by looking at every cell: slow, and independent of shards/core/grid.py."""
 
 from itertools import product
 

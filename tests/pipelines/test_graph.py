@@ -12,7 +12,7 @@ from dvc.utils.serialize import parse_yaml
 from benchmarks.graph import add_batches
 from pipelines.graph import Out, load_graph
 from pipelines.lock import read_lock
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from tests.pipelines.toy import dvc, edit
 from tests.support.checkout import ROOT, copy_project
 

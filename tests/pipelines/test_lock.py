@@ -12,7 +12,7 @@ from dagster._core.definitions.data_version import DataProvenance, DataVersion
 
 from pipelines.graph import DagsterMeta, Graph, Out, Stage, code_version, load_graph
 from pipelines.lock import asset_key, provenance, read_lock
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from tests.pipelines.toy import dvc, edit, git
 
 LOCK = """

@@ -11,7 +11,7 @@ from PIL import Image
 from pipelines.graph import Out, load_graph
 from pipelines.lock import RecordedOut
 from pipelines.metadata import flat_numbers, number_metadata, out_metadata, read_checks
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from tests.pipelines.toy import edit
 
 RECORDED = RecordedOut(md5="aa.dir", num_bytes=2_500_000, num_files=4)

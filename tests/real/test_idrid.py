@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from shards.build.stage import build_shards
-from shards.canvas import connected_parts
-from shards.identity import KEY_FILE_VARIABLE
+from shards.core.canvas import connected_parts
+from shards.core.identity import KEY_FILE_VARIABLE
 from shards.reading.reader import Sample, ShardIndex, ShardReader
 from shards.runtime.scratch import SCRATCH_VARIABLE
 from shards.sources.datasets.folder import FolderSource

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from shards.core.errors import SourceError
+from shards.core.records import Record
 from shards.decode.annotations import misfit_of
 from shards.delivery.survey import survey_images
-from shards.errors import SourceError
-from shards.records import Record
 from shards.sources.datasets.nih_chestxray14 import SOURCE
 from tests.real.data import DATA, needs
 from tests.support.datasets import grid_params, shard_params

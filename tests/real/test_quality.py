@@ -13,9 +13,9 @@ import pytest
 from ace.config import resolve
 from shards.build.stage import build_shards
 from shards.build.tar_files import TarFiles
+from shards.core.identity import KEY_FILE_VARIABLE
+from shards.core.params import GridParams, ShardParams
 from shards.delivery.manifest import iterate_manifest
-from shards.identity import KEY_FILE_VARIABLE
-from shards.params import GridParams, ShardParams
 from shards.quality.judge import Images, Judgement, judge
 from shards.quality.measure import Measured, measure
 from shards.quality.reasons import INVERTED, ON_ITS_SIDE, SAME_FILE, SAME_PIXELS, UPSIDE_DOWN

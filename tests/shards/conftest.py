@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.identity import KEY_FILE_VARIABLE, create_key
+from shards.core.identity import KEY_FILE_VARIABLE, create_key
 from shards.runtime.scratch import SCRATCH_VARIABLE
 
 

@@ -11,11 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from shards.delivery.batches import batch_path, format_batch, root_path
-from shards.delivery.manifest import format_manifest, hashed, identify, iterate_manifest
-from shards.format.layout import sha256_of
-from shards.identity import KEY_FILE_VARIABLE, IdKey, read_id_key
-from shards.params import (
+from shards.core.identity import KEY_FILE_VARIABLE, IdKey, read_id_key
+from shards.core.params import (
     BatchParams,
     GridParams,
     MeasuredParams,
@@ -24,6 +21,9 @@ from shards.params import (
     ShardParams,
     SourceParams,
 )
+from shards.delivery.batches import batch_path, format_batch, root_path
+from shards.delivery.manifest import format_manifest, hashed, identify, iterate_manifest
+from shards.format.layout import sha256_of
 from shards.runtime.execution import Item
 from shards.sources.base import Listing
 from shards.sources.datasets.folder import FolderSource

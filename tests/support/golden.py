@@ -13,7 +13,7 @@ from PIL import Image
 
 from shards.build.plan import VERSION
 from shards.build.stage import build_shards
-from shards.params import SourceParams
+from shards.core.params import SourceParams
 from shards.reading.reader import ShardIndex, ShardReader
 from tests.support.datasets import (
     Here,

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from shards.grid import CropPair, GridSpec, Scale, draw_crop_pair
+from shards.core.grid import CropPair, GridSpec, Scale, draw_crop_pair
 
 SCALES = ((1, 1), (1, 2), (2, 1), (2, 2))
 

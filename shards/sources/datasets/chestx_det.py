@@ -30,8 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from shards.errors import SourceError
-from shards.records import Box, File, Mask, MaskPolygons, Point, Record, Split, check_inside, structure_of
+from shards.core.errors import SourceError
+from shards.core.records import Box, File, Mask, MaskPolygons, Point, Record, Split, check_inside, structure_of
 from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.datasets.nih_identity import is_nih_image, list_nih_images, parse_mapping, relatives
 from shards.sources.files import find_list, index_files, list_files

@@ -25,8 +25,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shards.errors import SourceError
-from shards.records import File, Mask, MaskFiles, Record, Split
+from shards.core.errors import SourceError
+from shards.core.records import File, Mask, MaskFiles, Record, Split
 from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.datasets.nih_identity import FAMILY
 from shards.sources.files import find_files, list_files

@@ -36,11 +36,11 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
+from shards.core.errors import SourceError
+from shards.core.records import File, Label, Record, is_below
 from shards.decode import UnreadableImageError
 from shards.decode.dicom import DicomHeader, read_header
 from shards.decode.reasons import NOT_DICOM
-from shards.errors import SourceError
-from shards.records import File, Label, Record, is_below
 from shards.runtime.parallel import map_in_processes
 from shards.runtime.progress import progress
 from shards.sources.base import Listing, SourceInfo, check_label_names, parse_label

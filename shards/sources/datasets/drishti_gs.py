@@ -23,8 +23,8 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from shards.errors import SourceError
-from shards.records import File, Label, Mask, MaskFiles, Record, Split
+from shards.core.errors import SourceError
+from shards.core.records import File, Label, Mask, MaskFiles, Record, Split
 from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.files import find_file, index_files, list_files
 from shards.sources.listing import count_warnings, no_images, number_warnings, read_or_warn

@@ -21,7 +21,7 @@ Layout:
 
 from pathlib import Path
 
-from shards.records import File, Mask, MaskFiles, Record, Split
+from shards.core.records import File, Mask, MaskFiles, Record, Split
 from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.files import index_files, list_files
 from shards.sources.listing import count_warnings, no_images, number_warnings

@@ -21,8 +21,8 @@ Layout:
 import re
 from pathlib import Path
 
-from shards.errors import SourceError
-from shards.records import File, Label, Record, Split
+from shards.core.errors import SourceError
+from shards.core.records import File, Label, Record, Split
 from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.csv_tables import read_columns, with_lines
 from shards.sources.files import find_file, index_files, list_files

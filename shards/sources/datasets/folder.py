@@ -21,8 +21,8 @@ from pathlib import Path, PurePosixPath
 from typing import cast, get_args
 from unicodedata import category, normalize
 
-from shards.errors import SourceError
-from shards.records import File, Record, Sex, Split, check_inside, files_of
+from shards.core.errors import SourceError
+from shards.core.records import File, Record, Sex, Split, check_inside, files_of
 from shards.sources.base import Listing, SourceInfo, check_label_names, parse_label
 from shards.sources.csv_tables import NamedRow, read_rows
 from shards.sources.drawn import check_drawn_columns, drawn_columns, mask_paths, parse_drawn

@@ -39,8 +39,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from shards.errors import SourceError
-from shards.records import File, Label, Mask, MaskFiles, Point, Record, Split
+from shards.core.errors import SourceError
+from shards.core.records import File, Label, Mask, MaskFiles, Point, Record, Split
 from shards.runtime.progress import progress
 from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.csv_tables import Row, read_columns, with_lines

@@ -33,8 +33,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.errors import SourceError
-from shards.records import Box, File, Label, Mask, MaskFiles, RawLayout, Record, Sex, Split
+from shards.core.errors import SourceError
+from shards.core.records import Box, File, Label, Mask, MaskFiles, RawLayout, Record, Sex, Split
 from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.files import find_files, index_files, list_files
 from shards.sources.listing import count_warnings, no_images, number_warnings

@@ -21,8 +21,8 @@ Layout:
 import re
 from pathlib import Path
 
-from shards.errors import SourceError
-from shards.records import File, MaskFiles, Record, Sex
+from shards.core.errors import SourceError
+from shards.core.records import File, MaskFiles, Record, Sex
 from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.files import index_files, list_files
 from shards.sources.listing import count_warnings, no_images, number_warnings

@@ -27,8 +27,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.errors import SourceError
-from shards.records import Box, File, Label, Record, Sex, Split
+from shards.core.errors import SourceError
+from shards.core.records import Box, File, Label, Record, Sex, Split
 from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.csv_tables import read_columns, with_lines
 from shards.sources.datasets.nih_identity import NIH, SPLIT_FILES, find_nih_splits, is_nih_image, nih_patient, relatives

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from shards.errors import SourceError
-from shards.records import Record, Split
+from shards.core.errors import SourceError
+from shards.core.records import Record, Split
 from shards.sources.base import Listing, SourceInfo
 from shards.sources.files import find_file
 from shards.sources.listing import number_warnings

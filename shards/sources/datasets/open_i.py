@@ -30,8 +30,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.errors import SourceError
-from shards.records import File, Label, Record
+from shards.core.errors import SourceError
+from shards.core.records import File, Label, Record
 from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.csv_tables import read_columns
 from shards.sources.dicom_facts import DicomFacts, parse_view, read_all_facts

@@ -26,8 +26,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.errors import SourceError
-from shards.records import File, Label, Record, Sex
+from shards.core.errors import SourceError
+from shards.core.records import File, Label, Record, Sex
 from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.csv_tables import read_columns, with_lines
 from shards.sources.files import find_file, index_files, list_files

@@ -4,8 +4,8 @@ import json
 import math
 from pathlib import Path
 
-from shards.errors import SourceError
-from shards.records import File, MaskFiles, Record
+from shards.core.errors import SourceError
+from shards.core.records import File, MaskFiles, Record
 from shards.sources.base import Listing, SourceInfo, parse_label
 from shards.sources.csv_tables import read_columns, read_rows, with_lines
 

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from shards.records import File, Label, MaskFiles, Point, Record, Split
+from shards.core.records import File, Label, MaskFiles, Point, Record, Split
 from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.files import find_files, index_files, list_files
 from shards.sources.listing import count_warnings, no_images, number_warnings, read_or_warn

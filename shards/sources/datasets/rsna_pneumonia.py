@@ -31,8 +31,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.errors import SourceError
-from shards.records import Box, File, Label, Record
+from shards.core.errors import SourceError
+from shards.core.records import Box, File, Label, Record
 from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.csv_tables import read_columns, read_lines, with_lines
 from shards.sources.datasets.nih_identity import list_nih_images, parse_mapping, relatives

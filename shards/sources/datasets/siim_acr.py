@@ -27,8 +27,8 @@ What is easily got wrong:
 from collections.abc import Iterable
 from pathlib import Path
 
-from shards.errors import SourceError
-from shards.records import File, MaskRuns, Record, Split
+from shards.core.errors import SourceError
+from shards.core.records import File, MaskRuns, Record, Split
 from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.csv_tables import read_columns, with_lines
 from shards.sources.datasets.nih_identity import list_nih_images, parse_mapping, relatives

@@ -34,8 +34,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.errors import SourceError
-from shards.records import Box, File, Label, Record, Split
+from shards.core.errors import SourceError
+from shards.core.records import Box, File, Label, Record, Split
 from shards.sources.base import Listing, SourceInfo, layout_in
 from shards.sources.csv_tables import NamedRow, read_rows, with_lines
 from shards.sources.dicom_facts import DicomFacts, read_all_facts

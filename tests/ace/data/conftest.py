@@ -3,7 +3,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pytest
 
-from shards.params import GridParams
+from shards.core.params import GridParams
 from shards.reading.reader import ShardIndex
 from tests.ace.data.painted import build_shards_of
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ace.data.params import ViewsParams
 from shards.build.stage import build_shards
-from shards.params import GridParams, ShardParams
+from shards.core.params import GridParams, ShardParams
 from shards.reading.reader import ShardIndex
 from tests.support.datasets import NO_CHECKS, Here, folder_params
 

@@ -13,9 +13,9 @@ from ace.data.batches import PairBatch, collate
 from ace.data.erase import FILLS, Erasure
 from ace.data.loader import CropDataset, StepSampler, build_loader
 from ace.data.params import AugmentParams
-from shards.errors import ConfigError
-from shards.grid import CropPair, scale_of_step
-from shards.params import MixParams
+from shards.core.errors import ConfigError
+from shards.core.grid import CropPair, scale_of_step
+from shards.core.params import MixParams
 from shards.reading.reader import ShardIndex, ShardReader
 from tests.ace.data.painted import VIEWS, BuildShards, grid_params
 

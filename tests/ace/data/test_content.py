@@ -11,7 +11,7 @@ from ace.data.batches import PairBatch
 from ace.data.loader import CropDataset, StepSampler, build_loader
 from ace.geometry.overlap import overlap_masks
 from ace.geometry.targets import composition_target, decomposition_target
-from shards.params import GridParams, MixParams
+from shards.core.params import GridParams, MixParams
 from tests.ace.data.painted import VIEWS, BuildShards, grid_params
 
 NUM_IMAGES, EPOCHS = 6, 4

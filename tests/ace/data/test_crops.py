@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ace.data.crops import _cover, resample, resample_all, resample_region
+from shards.core.grid import GridSpec, Scale, Window, draw_crop_pair
 from shards.format.jpeg import Region
-from shards.grid import GridSpec, Scale, Window, draw_crop_pair
 from shards.phantom.anatomy import load_anatomy
 from shards.phantom.radiograph import take_radiograph
 from shards.phantom.study import draw_study

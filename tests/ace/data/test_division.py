@@ -9,8 +9,8 @@ import pytest
 from ace.data import division
 from ace.data.division import check_division
 from ace.data.loader import CropDataset
-from shards.errors import ConfigError, NoSpaceError
-from shards.params import MixParams
+from shards.core.errors import ConfigError, NoSpaceError
+from shards.core.params import MixParams
 from shards.reading.reader import ShardIndex
 from shards.store.cache import ShardCache
 from shards.store.location import RemoteStore

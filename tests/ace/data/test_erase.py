@@ -22,7 +22,7 @@ from ace.data.erase import (
     with_erased,
 )
 from ace.data.params import EraseParams
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 
 SIZE, T = 64, 8
 EQUALLY = dict.fromkeys(FILLS, 1.0)

@@ -110,6 +110,6 @@ def test_a_batch_that_cannot_be_handed_over_is_an_error_that_says_why(index: Sha
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     said = done.stderr.strip().splitlines()[-1]
-    assert said.startswith("shards.errors.NoSpaceError: /dev/shm: ")
+    assert said.startswith("shards.core.errors.NoSpaceError: /dev/shm: ")
     assert "could not be handed over (" in said
     assert "docker run --shm-size" in said

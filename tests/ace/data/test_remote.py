@@ -10,8 +10,8 @@ import torch
 
 from ace.data.batches import PairBatch
 from ace.data.loader import CropDataset, StepSampler, build_loader
-from shards.errors import ConfigError
-from shards.params import MixParams
+from shards.core.errors import ConfigError
+from shards.core.params import MixParams
 from shards.reading.reader import ShardIndex
 from shards.store.cache import ShardCache
 from shards.store.location import open_store

@@ -13,9 +13,9 @@ from ace.data.loader import CropDataset, StepSampler, build_loader
 from ace.data.objectives import spec_of_epoch
 from ace.data.params import AugmentParams, CentredViewsParams, RandomViewsParams
 from ace.data.views import centered_windows, random_windows
-from shards.errors import ConfigError
-from shards.grid import GridSpec, Scale, scale_of_step
-from shards.params import MixParams
+from shards.core.errors import ConfigError
+from shards.core.grid import GridSpec, Scale, scale_of_step
+from shards.core.params import MixParams
 from shards.reading.reader import ShardIndex
 from tests.ace.data.painted import VIEWS, BuildShards, grid_params
 

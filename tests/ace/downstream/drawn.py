@@ -7,8 +7,8 @@ from ace.downstream.base import Task
 from ace.downstream.params import TaskParams
 from ace.downstream.registry import COMMON, task_of
 from shards.build.stage import build_shards
-from shards.config import read_params
-from shards.params import GridParams
+from shards.core.config import read_params
+from shards.core.params import GridParams
 from shards.reading.reader import ShardIndex
 from shards.runtime.execution import Processes
 from tests.support.checkout import ROOT

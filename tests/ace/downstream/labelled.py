@@ -22,9 +22,9 @@ from ace.embed.opening import EncoderParams
 from ace.engine.run import RunOptions
 from ace.engine.stop import StopRequest
 from shards.build.stage import build_shards
-from shards.config import read_params
-from shards.normalisation import Normalisation
-from shards.params import MeasuredParams
+from shards.core.config import read_params
+from shards.core.normalisation import Normalisation
+from shards.core.params import MeasuredParams
 from shards.reading.reader import ShardIndex
 from shards.runtime.execution import Processes
 from tests.ace.evaluation.drawn_project import BATCH, GRID

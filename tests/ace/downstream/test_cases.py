@@ -3,7 +3,7 @@ import pytest
 
 from ace.downstream.cases import mean_of_cases, pixel_mm
 from ace.protocol.intervals import estimate
-from shards.canvas import Placement
+from shards.core.canvas import Placement
 
 
 def test_a_mean_counts_patients_as_often_as_they_are_drawn_and_leaves_out_what_is_not_known() -> None:

@@ -13,7 +13,7 @@ from ace.downstream.parts import divide
 from ace.downstream.registry import task_of
 from ace.downstream.views import center_view
 from ace.embed.probe_scores import NOT_KNOWN, linear_scores
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from shards.reading.reader import Sample, ShardIndex
 from tests.ace.downstream.labelled import task, values_of
 

@@ -11,7 +11,7 @@ from ace.downstream.table import tabulate
 from ace.downstream.views import View, center_view
 from ace.drawing.outlines import PREDICTION, TRUTH
 from ace.protocol.intervals import estimate
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from shards.reading.reader import Sample, ShardIndex, ShardReader
 from tests.ace.downstream.drawn import build, task
 

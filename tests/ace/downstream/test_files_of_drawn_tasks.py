@@ -3,8 +3,8 @@
 from ace.downstream.base import Task
 from ace.downstream.params import TaskParams
 from ace.downstream.registry import read_task
+from shards.core.records import structure_of
 from shards.phantom.labels import STRUCTURES as PHANTOM
-from shards.records import structure_of
 from shards.sources.datasets import chestx_det, drishti_gs, drive, jsrt, montgomery, refuge, siim_acr
 from tests.support.checkout import ROOT
 

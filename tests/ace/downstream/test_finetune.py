@@ -28,8 +28,8 @@ from ace.embed.encoder import Encoder
 from ace.embed.opening import EncoderParams
 from ace.engine.run import RunOptions
 from ace.engine.stop import StoppedError
-from shards.errors import ConfigError, ContaminationError
-from shards.params import MeasuredParams
+from shards.core.errors import ConfigError, ContaminationError
+from shards.core.params import MeasuredParams
 from shards.reading.lineage import COLUMNS, TRAINING_DATASETS, TRAINING_IMAGES
 from shards.reading.reader import ShardIndex
 from tests.ace.downstream.labelled import Asked, encoder, run_stage, sees, task

@@ -18,13 +18,13 @@ from ace.models.backbone import build_backbone
 from ace.models.params import BackboneParams
 from ace.protocol.intervals import estimate
 from shards.build.stage import build_shards
-from shards.config import read_params
+from shards.core.config import read_params
+from shards.core.grid import GridSpec, Scale
+from shards.core.identity import KEY_FILE_VARIABLE
+from shards.core.normalisation import Normalisation
 from shards.delivery.batches import read_batches
 from shards.delivery.project import Project
 from shards.delivery.register import register_batch
-from shards.grid import GridSpec, Scale
-from shards.identity import KEY_FILE_VARIABLE
-from shards.normalisation import Normalisation
 from shards.reading.reader import ShardIndex
 from shards.runtime.execution import Processes
 from shards.sources.base import Source

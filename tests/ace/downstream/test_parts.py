@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ace.downstream.parts import Amount, amounts_of, divide, draw
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from shards.reading.reader import ShardIndex
 from tests.ace.downstream.labelled import task
 

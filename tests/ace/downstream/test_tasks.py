@@ -7,7 +7,7 @@ import pytest
 
 from ace.downstream.classification import ClassificationParams
 from ace.downstream.registry import COMMON, read_task
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from shards.phantom.findings import KINDS
 from shards.sources.datasets import chexpert, eyepacs, nih_chestxray14, rsna_pneumonia
 from tests.real.data import DATA

@@ -11,7 +11,7 @@ from torch import nn
 from ace.downstream.images import LabelledBatch
 from ace.downstream.training import FinetuneState, FinetuneStep
 from ace.engine.optimizer import build_optimizer
-from shards.normalisation import Normalisation
+from shards.core.normalisation import Normalisation
 from tests.ace.downstream.labelled import task
 
 KNOWN = [[True, True, True], [True, False, False], [False, False, False], [True, True, False]]

@@ -9,7 +9,7 @@ from ace.downstream.upernet import FINEST_STRIDE, FeaturePyramid, UPerNet
 from ace.embed.encoder import load_encoder
 from ace.models.backbone import Backbone, build_backbone
 from ace.models.params import BackboneParams
-from shards.grid import GridSpec, Scale
+from shards.core.grid import GridSpec, Scale
 
 CXR_SMALL = Path(ace.zoo.__file__).parent / "cxr-small"
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ace.embed.embedder import Embedder, embedding_of, pool, unit
 from ace.embed.encoder import Encoder
-from shards.errors import ConfigError
-from shards.normalisation import Normalisation
+from shards.core.errors import ConfigError
+from shards.core.normalisation import Normalisation
 from tests.ace.properties.constructed import SPEC, ConstructedEncoder, FromCellMeans, colour, embedder
 
 SIZE_PX = SPEC.crop_px

@@ -12,12 +12,12 @@ from ace.data.batches import collate
 from ace.data.loader import CropDataset
 from ace.embed.embedder import Embedder
 from ace.embed.preprocessing import Preprocessing, normalized
+from shards.core.errors import ConfigError
+from shards.core.normalisation import Normalisation
+from shards.core.params import GridParams, MixParams
+from shards.core.records import File, Record
 from shards.delivery.survey import Survey, survey_images
-from shards.errors import ConfigError
-from shards.normalisation import Normalisation
-from shards.params import GridParams, MixParams
 from shards.reading.reader import ShardIndex, ShardReader
-from shards.records import File, Record
 from tests.ace.data.painted import VIEWS, build_shards_of, grid_params
 from tests.ace.properties.constructed import ConstructedEncoder
 from tests.support.datasets import shard_params

@@ -26,7 +26,7 @@ from ace.engine.schedules import warmup_cosine
 from ace.engine.stop import EXIT_CODE, StoppedError, stop_requests
 from ace.engine.training import Hooks, StepOutcome, Training
 from ace.models.tensors import write_tensors
-from shards.errors import UserError
+from shards.core.errors import UserError
 from tests.ace.pretrain.conftest import demo_values
 
 STEPS_PER_EPOCH, BATCH_SIZE = 10, 8

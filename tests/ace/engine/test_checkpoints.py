@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ace.engine.checkpoints import CheckpointFolder
-from shards.errors import ConfigError, NoSpaceError
+from shards.core.errors import ConfigError, NoSpaceError
 
 
 def steps(folder: CheckpointFolder) -> list[int]:

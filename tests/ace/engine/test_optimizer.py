@@ -10,7 +10,7 @@ from torch import nn
 from ace.engine.optimizer import build_optimizer, parameter_groups, set_schedule
 from ace.engine.schedules import cosine, linear_warmup, warmup_cosine
 from ace.pretrain.pretrain import build_state
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from tests.ace.pretrain.conftest import demo_values, tiny_grid, tiny_params
 
 

@@ -21,7 +21,7 @@ from ace.models.params import BackboneParams, GlobalHeadParams, LocalHeadParams,
 from ace.pretrain.model_folder import save_model
 from ace.published.importing import import_timm, one_import
 from shards.build.stage import build_shards
-from shards.params import GridParams, PhantomSourceParams, ShardParams
+from shards.core.params import GridParams, PhantomSourceParams, ShardParams
 from tests.support.datasets import QUALITY, Here
 
 BATCH = "phantom-b000"

@@ -27,11 +27,11 @@ from ace.report.inputs import ReportInputs
 from ace.report.summary import summary_table
 from shards.build.stage import build_shards
 from shards.cli import run_command
+from shards.core.errors import ConfigError, ContaminationError
+from shards.core.identity import SPLITS
+from shards.core.params import MeasuredParams, PhantomSourceParams, ShardParams
 from shards.delivery.batches import batch_path
-from shards.delivery.exclusion import exclusion_path, format_exclusion, list_path, parse_list
-from shards.errors import ConfigError, ContaminationError
-from shards.identity import SPLITS
-from shards.params import MeasuredParams, PhantomSourceParams, ShardParams
+from shards.format.exclusion import exclusion_path, format_exclusion, list_path, parse_list
 from shards.reading.image_names import IMAGE_NAMES
 from shards.reading.lineage import TRAINING_IMAGES, write_lineage
 from shards.reading.reader import ShardIndex, ShardReader

@@ -11,7 +11,7 @@ from ace.evaluation.params import EvaluateParams
 from ace.explorer import explore as stage
 from ace.explorer.explore import explore
 from ace.protocol.features import CanvasView, Features
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from shards.reading.reader import ShardIndex
 from tests.ace.evaluation.drawn_project import BATCH, ENCODERS, EVALUATE, encoders_of, with_properties
 from tests.ace.report.conftest import paths_in

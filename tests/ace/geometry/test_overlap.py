@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ace.geometry.overlap import overlap_masks
-from shards.grid import CropPair
+from shards.core.grid import CropPair
 from tests.oracles import overlap as oracle
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from ace.geometry.overlap import overlap_masks
 from ace.geometry.targets import axis_composition, axis_decomposition, composition_target, decomposition_target
-from shards.grid import GridSpec, Scale, draw_crop_pair
+from shards.core.grid import GridSpec, Scale, draw_crop_pair
 from tests.oracles import targets as oracle
 from tests.support.examples import examples
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from ace.geometry.targets import composition_target, decomposition_target
 from ace.geometry.visibility import composed_visible, decomposed_visible, taught_matches, visible_matches
-from shards.grid import GridSpec, Scale, draw_crop_pair
+from shards.core.grid import GridSpec, Scale, draw_crop_pair
 from tests.oracles import targets as oracle
 from tests.support.examples import examples
 

@@ -12,8 +12,8 @@ from ace.models.model_config import TrainedConfig
 from ace.models.networks import Branches, Student, Teacher
 from ace.models.params import BackboneParams, GlobalHeadParams, LocalHeadParams, LogitParams
 from ace.pretrain.model_folder import save_model
-from shards.grid import GridSpec, Scale
-from shards.normalisation import Levels
+from shards.core.grid import GridSpec, Scale
+from shards.core.normalisation import Levels
 
 ROOT = Path(__file__).parents[3]
 BACKBONES: dict[str, tuple[str, dict[str, Any], int]] = {

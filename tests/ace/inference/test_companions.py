@@ -15,7 +15,7 @@ from ace.inference.companions import write_companions
 from ace.inference.embedder import EmbeddingModel, load_model
 from shards.build.stage import build_shards
 from shards.cli import run_command
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from shards.reading.reader import ShardIndex, ShardReader
 from shards.runtime.execution import Processes
 from tests.ace.inference.models import DIM

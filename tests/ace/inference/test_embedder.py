@@ -20,7 +20,7 @@ from ace.embed.encoder import load_encoder
 from ace.inference.embedder import EmbeddingModel
 from ace.inference.images import ImageInputError
 from ace.inference.timm_folder import export_timm
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from tests.ace.inference.models import BACKBONES, CROP_PX, DIM, mix, write_model
 from tests.shards.decode.dicom_files import data_of, dataset_of
 from tests.support.datasets import smooth_image

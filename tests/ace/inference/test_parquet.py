@@ -22,7 +22,7 @@ from ace.inference.parquet import write_embeddings
 from ace.inference.sources import open_folder
 from shards.build.stage import build_shards
 from shards.cli import run_command
-from shards.identity import KEY_FILE_VARIABLE, create_key, read_id_key
+from shards.core.identity import KEY_FILE_VARIABLE, create_key, read_id_key
 from shards.reading.reader import ShardIndex, ShardReader
 from shards.sources.datasets.folder import find_images
 from shards.sources.images import OTHER_FILE, UNLISTED, UNREAD_FORMAT

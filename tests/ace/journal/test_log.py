@@ -12,7 +12,7 @@ import pytest
 
 from ace.journal.log import open_log
 from ace.journal.loggers import Row, find_logger
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from tests.ace.pretrain.conftest import ROOT
 from tests.ace.pretrain.runs import finish
 from tests.support.forked import Forked

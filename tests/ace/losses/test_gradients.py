@@ -17,7 +17,7 @@ from ace.geometry.visibility import LeftOut, composed_visible, decomposed_visibl
 from ace.losses.consistency import view_consistency
 from ace.losses.matching import matching_loss
 from ace.models.networks import overlap_mean
-from shards.grid import GridSpec, Scale, draw_crop_pair
+from shards.core.grid import GridSpec, Scale, draw_crop_pair
 from tests.oracles import losses, overlap, targets
 
 T, DIM = 4, 2

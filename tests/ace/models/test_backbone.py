@@ -3,8 +3,8 @@ import torch
 
 from ace.models.backbone import build_backbone, check_backbone
 from ace.models.params import BackboneParams
-from shards.errors import ConfigError
-from shards.grid import GridSpec, Scale
+from shards.core.errors import ConfigError
+from shards.core.grid import GridSpec, Scale
 
 
 def params(name: str, in_channels: int = 3, **model_args: object) -> BackboneParams:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from ace.models.folder import CONFIG
 from ace.models.model_config import ImportedConfig, TrainedConfig, read_config
 from ace.zoo.shipped import ZOO, shipped_names
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from tests.ace.journal.test_card import config_of
 
 FORMATS = Path(__file__).parents[2] / "behaviour" / "formats"

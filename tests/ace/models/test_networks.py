@@ -7,7 +7,7 @@ from torch import nn
 from ace.models.backbone import build_backbone
 from ace.models.networks import Branches, Student, Teacher, overlap_mean
 from ace.models.params import BackboneParams, GlobalHeadParams, LocalHeadParams, LogitParams
-from shards.grid import GridSpec, Scale
+from shards.core.grid import GridSpec, Scale
 
 T, CELL_PX, WIDTH = 4, 16, 24
 SPEC = GridSpec(8, CELL_PX, T, (Scale(2, 2, 1.0), Scale(1, 2, 1.0), Scale(1, 1, 1.0)), 0.0, 0.85)

@@ -17,10 +17,10 @@ from ace.models.foreign import read_state_dict
 from ace.models.params import BackboneParams, ImportParams
 from ace.models.weights import WeightsReport, load_initial_weights, package_file
 from ace.published.importing import check_import, import_timm
-from shards.config import read_params
-from shards.errors import ConfigError
+from shards.core.config import read_params
+from shards.core.errors import ConfigError
+from shards.core.grid import GridSpec, Scale
 from shards.format.layout import sha256_of
-from shards.grid import GridSpec, Scale
 from tests.oracles import efficientnet_lite
 
 ROOT = Path(__file__).parents[3]

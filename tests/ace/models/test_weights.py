@@ -26,9 +26,9 @@ from ace.models.weights import WeightsReport, check_weights, load_initial_weight
 from ace.pretrain.model_folder import save_model
 from ace.pretrain.pretrain import build_state
 from ace.pretrain.start import take_first_weights
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
+from shards.core.grid import GridSpec, Scale
 from shards.format.layout import sha256_of
-from shards.grid import GridSpec, Scale
 from tests.ace.pretrain.conftest import ROOT, tiny_grid, tiny_mix, tiny_params
 from tests.oracles.original_swin import OriginalSwin
 
@@ -370,8 +370,8 @@ import torch
 from ace.models.backbone import build_backbone
 from ace.models.weights import load_initial_weights
 from ace.models.params import BackboneParams
-from shards.errors import ConfigError
-from shards.grid import GridSpec, Scale
+from shards.core.errors import ConfigError
+from shards.core.grid import GridSpec, Scale
 
 def attempt(name, tag, sha256):
     values = {"name": name, "model_args": {}, "in_channels": 1, "token_activation": "identity", "drop_path": 0.0}

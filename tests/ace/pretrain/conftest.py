@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 from ace.pretrain.params import PretrainParams
 from shards.build.stage import build_shards
-from shards.params import GridParams, MixParams, PhantomSourceParams, ShardParams
+from shards.core.params import GridParams, MixParams, PhantomSourceParams, ShardParams
 from tests.support.datasets import Here
 
 ROOT = Path(__file__).parents[3]

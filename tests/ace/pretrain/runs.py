@@ -28,7 +28,7 @@ try:
         print("started", file=sys.stderr, flush=True)
         from ace.engine.run import RunOptions
         from ace.pretrain.pretrain import pretrain
-        from shards.errors import UserError
+        from shards.core.errors import UserError
         from tests.ace.pretrain.conftest import tiny_mix, tiny_grid, tiny_params
         how = RunOptions(run_dir=Path(run) if run else None, device=sys.argv[6] or None)
         pretrain(tiny_params(**options), tiny_grid(), tiny_mix(), shards_root=shards, out=out / "model",

@@ -16,8 +16,8 @@ from ace.engine.ranks import ALONE, Ranks, open_ranks
 from ace.engine.training import StepOutcome
 from ace.pretrain.pretrain import build_state
 from ace.pretrain.state import TrainState
-from shards.grid import draw_crop_pair
-from shards.normalisation import Normalisation
+from shards.core.grid import draw_crop_pair
+from shards.core.normalisation import Normalisation
 from tests.ace.pretrain.conftest import tiny_grid, tiny_params
 from tests.ace.pretrain.synthetic import draw_shown, step_of, with_blackened, with_tissue
 

@@ -15,8 +15,8 @@ from ace.pretrain.objective import BatchTotals, Objective, StepContext, StepResu
 from ace.pretrain.params import PretrainParams
 from ace.pretrain.state import TrainState
 from ace.pretrain.step import PretrainStep
-from shards.grid import GridSpec, Scale, draw_crop_pair
-from shards.normalisation import Normalisation
+from shards.core.grid import GridSpec, Scale, draw_crop_pair
+from shards.core.normalisation import Normalisation
 
 AnyBatch = TypeVar("AnyBatch", PairBatch, ViewBatch)
 

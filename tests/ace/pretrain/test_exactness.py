@@ -12,7 +12,7 @@ from ace.engine.schedules import cosine, linear_warmup, warmup_cosine
 from ace.pretrain.params import PretrainParams
 from ace.pretrain.pretrain import build_state
 from ace.pretrain.state import TrainState
-from shards.grid import Scale
+from shards.core.grid import Scale
 from tests.ace.pretrain.conftest import demo_values, tiny_grid, tiny_params
 from tests.ace.pretrain.synthetic import pair_batch, step_of, view_batch
 from tests.oracles.training import ReferenceRun

@@ -18,7 +18,7 @@ from ace.pretrain.monitors import (
     mean_entropy,
     rank_fraction,
 )
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from tests.ace.pretrain.conftest import ROOT, demo_values
 
 UNIFORM = math.log(64)

@@ -9,7 +9,7 @@ from ace.models.device import default_device
 from ace.pretrain.params import PretrainParams
 from ace.pretrain.pretrain import build_state
 from ace.pretrain.state import TrainState
-from shards.grid import Scale
+from shards.core.grid import Scale
 from tests.ace.pretrain.conftest import tiny_grid, tiny_params
 from tests.ace.pretrain.synthetic import loss_on, pair_batch, totals_on
 from tests.oracles import losses, overlap

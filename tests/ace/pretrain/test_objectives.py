@@ -20,8 +20,8 @@ from ace.pretrain.objective import Objective, branches_of
 from ace.pretrain.params import PretrainParams
 from ace.pretrain.pretrain import build_state, pretrain
 from ace.pretrain.state import TrainState
-from shards.errors import ConfigError
-from shards.grid import Scale
+from shards.core.errors import ConfigError
+from shards.core.grid import Scale
 from tests.ace.pretrain.conftest import ROOT, tiny_grid, tiny_mix, tiny_params
 from tests.ace.pretrain.synthetic import loss_on, pair_batch, totals_on, view_batch, with_tissue
 from tests.oracles import losses

@@ -8,8 +8,8 @@ from ace.data.batches import CropPairItem, PairBatch, collate
 from ace.engine.ranks import ALONE, Ranks
 from ace.models.networks import StudentOutputs, TeacherOutputs, overlap_mean
 from ace.pretrain.state import TrainState
-from shards.grid import CropPair, Scale
-from shards.normalisation import Normalisation
+from shards.core.grid import CropPair, Scale
+from shards.core.normalisation import Normalisation
 from tests.ace.pretrain.steps import GRID, NUM_SAMPLES, fresh_state, step_on, without_removal
 from tests.ace.pretrain.synthetic import pair_batch
 from tests.oracles import losses as oracle

@@ -18,8 +18,8 @@ from ace.journal.log import open_log
 from ace.models.folder import WHITENING
 from ace.pretrain.pretrain import SCORE, pretrain
 from ace.pretrain.whitening import fit_whitening
-from shards.delivery.exclusion import exclusion_path, format_exclusion, list_path, parse_list
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
+from shards.format.exclusion import exclusion_path, format_exclusion, list_path, parse_list
 from shards.reading.lineage import TRAINING_IMAGES
 from shards.reading.reader import ShardIndex
 from tests.ace.pretrain.conftest import BATCH, ROOT, demo_values, tiny_grid, tiny_mix, tiny_params

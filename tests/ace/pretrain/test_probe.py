@@ -16,8 +16,8 @@ from ace.pretrain import probe as probe_module
 from ace.pretrain.monitor_params import ProbeParams
 from ace.pretrain.probe import ProbePlan, plan_probe, run_probe
 from shards.build.stage import build_shards
-from shards.errors import ConfigError
-from shards.params import MixParams, PhantomSourceParams, ShardParams
+from shards.core.errors import ConfigError
+from shards.core.params import MixParams, PhantomSourceParams, ShardParams
 from shards.reading.reader import ShardIndex, ShardReader
 from shards.runtime.execution import Processes
 from tests.ace.pretrain.conftest import demo_values, tiny_grid, tiny_params

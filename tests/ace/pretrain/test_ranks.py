@@ -11,7 +11,7 @@ from ace.engine.ranks import Ranks, checksum
 from ace.models.backbone import build_backbone
 from ace.pretrain.identity import identity_of
 from ace.pretrain.pretrain import check_statistics
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from shards.reading.reader import ShardIndex
 from tests.ace.pretrain.conftest import BATCH, tiny_grid, tiny_mix, tiny_params
 from tests.ace.pretrain.runs import finish, kill_all, saved_steps, start_run
@@ -171,7 +171,9 @@ stage._begin = _begin
     ("error", "code"),
     [
         ('RuntimeError("no memory left")', 1),
-        pytest.param('__import__("shards.errors").errors.OutOfReachError("no memory left")', 1, marks=pytest.mark.slow),
+        pytest.param(
+            '__import__("shards.core.errors").errors.OutOfReachError("no memory left")', 1, marks=pytest.mark.slow
+        ),
     ],
     ids=["any error", "a server out of reach"],
 )

@@ -13,7 +13,7 @@ from ace.engine import run as run_module
 from ace.engine.run import RunIdentity, open_run
 from ace.pretrain import identity as identity_module
 from ace.pretrain.identity import identity_of
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from shards.reading.order import TarWindow
 from tests.ace.pretrain.conftest import ROOT, tiny_grid, tiny_mix, tiny_params
 from tests.ace.pretrain.runs import finish

@@ -13,7 +13,7 @@ from ace.pretrain.model_folder import save_model
 from ace.pretrain.pretrain import build_state
 from ace.pretrain.start import check_start, start_files, start_from
 from ace.pretrain.state import TrainState
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from tests.ace.journal.test_card import config_of
 from tests.ace.pretrain.conftest import tiny_grid, tiny_params
 

@@ -20,7 +20,7 @@ from ace.models.backbone import build_backbone
 from ace.pretrain.objective import Objective
 from ace.pretrain.pretrain import samples_per_rank
 from ace.pretrain.state import TrainState
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from tests.ace.models.test_backbone import grid, params
 from tests.ace.pretrain.conftest import ROOT, demo_values, tiny_params
 from tests.ace.pretrain.runs import finish, free_port

@@ -21,8 +21,8 @@ from ace.models.backbone import Backbone, build_backbone
 from ace.models.folder import WEIGHTS, WHITENING
 from ace.pretrain.params import PretrainParams
 from ace.pretrain.whitening import fit_whitening, whitening_map
-from shards.grid import CropPair, GridSpec, draw_crop_pair, scale_of_step
-from shards.params import MixParams
+from shards.core.grid import CropPair, GridSpec, draw_crop_pair, scale_of_step
+from shards.core.params import MixParams
 from shards.reading.reader import ShardIndex, ShardReader
 from tests.ace.pretrain.conftest import BATCH, tiny_grid, tiny_mix, tiny_params
 from tests.ace.pretrain.runs import assert_equal_to_the_bit, finish, signal_when, start_run

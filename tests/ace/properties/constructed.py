@@ -14,8 +14,8 @@ from ace.models.params import Precision
 from ace.protocol.cohort import Cohort, Subject
 from ace.protocol.dense import LocationAxis
 from ace.protocol.features import CanvasView, Features, write_features
-from shards.grid import GridSpec, Scale
-from shards.normalisation import Normalisation
+from shards.core.grid import GridSpec, Scale
+from shards.core.normalisation import Normalisation
 
 SPEC = GridSpec(n=6, cell_px=8, t=4, scales=(Scale(1, 1, 1.0),), min_overlap=0.25, min_jitter_area=1.0)
 

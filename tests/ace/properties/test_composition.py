@@ -23,7 +23,7 @@ from ace.protocol.cohort import Cohort, Subject
 from ace.protocol.features import DenseParams, Features
 from ace.protocol.intervals import estimate
 from ace.protocol.regions import even_tiling, iou_matrix
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from tests.ace.properties.constructed import SPEC, collapsed, colour, embedder, plain_canvases, random_colours
 
 PARAMS = CompositionParams(

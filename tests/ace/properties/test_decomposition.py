@@ -20,7 +20,7 @@ from ace.protocol.cohort import Cohort, Subject
 from ace.protocol.features import DenseParams, Features
 from ace.protocol.intervals import estimate
 from ace.protocol.regions import Region
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from tests.ace.properties.constructed import SPEC, collapsed, colour, embedder, plain_canvases, random_colours
 
 PARAMS = DecompositionParams(

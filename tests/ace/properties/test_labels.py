@@ -23,7 +23,7 @@ from ace.protocol.cohort import read_cohort
 from ace.protocol.features import Features
 from ace.protocol.intervals import estimate, mean, patient_weights
 from shards.build.stage import build_shards
-from shards.params import GridParams
+from shards.core.params import GridParams
 from shards.reading.reader import ShardIndex
 from tests.ace.properties.constructed import SPEC, embedder, place
 from tests.oracles import probe as oracle

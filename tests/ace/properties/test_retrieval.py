@@ -12,7 +12,7 @@ from ace.properties.base import NotMeasured, Setting
 from ace.properties.retrieval import HEADLINE, RegionSet, Retrieval, RetrievalMeasurement, RetrievalParams, top_credit
 from ace.protocol.features import DenseParams, Features
 from ace.protocol.intervals import estimate
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from tests.ace.properties.constructed import SPEC, collapsed, embedder, map_cohort, place
 
 PARAMS = RetrievalParams(num_patients=8, num_landmarks=5, side=0.3, further_sides=(0.2,))

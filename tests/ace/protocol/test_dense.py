@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ace.protocol.dense import LocationAxis, dense_features, interpolate, location_axis
-from shards.errors import ConfigError
-from shards.grid import GridSpec, Scale
+from shards.core.errors import ConfigError
+from shards.core.grid import GridSpec, Scale
 from tests.ace.properties.constructed import SPEC, colour, embedder
 
 

@@ -9,7 +9,7 @@ import pytest
 from ace.protocol import features
 from ace.protocol.dense import dense_features, location_axis
 from ace.protocol.features import CANVASES_PER_CHUNK, CanvasView, Features, views_of, write_features
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from tests.ace.properties.constructed import SPEC, embedder, map_cohort, place
 
 AXIS = location_axis(SPEC, 2, 1)

@@ -20,7 +20,7 @@ from ace.properties.decomposition import (
 from ace.protocol.fills import FillPlan, plan_fills
 from ace.protocol.intervals import estimate
 from ace.protocol.regions import Region
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from tests.ace.properties.constructed import (
     SPEC,
     ConstructedEncoder,

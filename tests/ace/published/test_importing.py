@@ -18,9 +18,9 @@ from ace.models.backbone import build_backbone
 from ace.models.params import BackboneParams
 from ace.published.importing import ARCHITECTURES, Architecture, import_checkpoint
 from ace.published.naming import map_keys
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
+from shards.core.grid import GridSpec, Scale
 from shards.format.layout import sha256_of
-from shards.grid import GridSpec, Scale
 from tests.oracles.original_swin import OriginalSwin
 from tests.oracles.original_vit import OriginalViT
 

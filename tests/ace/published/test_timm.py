@@ -22,11 +22,11 @@ from ace.models.backbone import build_backbone
 from ace.models.params import ImportParams
 from ace.models.weights import load_initial_weights
 from ace.published.importing import import_timm, one_import
-from shards.config import read_params
-from shards.errors import ConfigError
+from shards.core.config import read_params
+from shards.core.errors import ConfigError
+from shards.core.grid import GridSpec, Scale
+from shards.core.normalisation import Normalisation
 from shards.format.layout import sha256_of
-from shards.grid import GridSpec, Scale
-from shards.normalisation import Normalisation
 
 ROOT = Path(__file__).parents[3]
 T = 4

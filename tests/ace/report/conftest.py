@@ -11,7 +11,7 @@ from ace.evaluation.at_once import evaluate_at_once
 from ace.evaluation.params import EvaluateParams
 from ace.evaluation.setting import StagePaths
 from shards.build.stage import build_shards
-from shards.params import ShardParams
+from shards.core.params import ShardParams
 from shards.reading.lineage import write_lineage
 from shards.reading.reader import ShardIndex
 from tests.ace.evaluation.drawn_project import (

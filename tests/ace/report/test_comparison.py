@@ -16,7 +16,7 @@ from ace.report.page import write_report
 from ace.report.tables import ALIKE, BETTER, WORSE
 from ace.report.two_encoders import read_apart
 from shards.cli import run_command
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from tests.ace.evaluation.drawn_project import EVALUATE
 from tests.ace.report.test_browser import probe
 from tests.ace.report.test_page import PARAMS, shown

@@ -13,7 +13,7 @@ import pytest
 from ace.properties.registry import PROPERTIES
 from ace.report.page import write_report
 from ace.report.params import ReportParams
-from shards.errors import UserError
+from shards.core.errors import UserError
 from tests.support.datasets import forget_patients
 
 PARAMS = ReportParams(title="What a <small> encoder learned", num_pictured=4, seed=0, smoothing_steps=5)

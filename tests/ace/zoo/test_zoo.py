@@ -26,9 +26,9 @@ from ace.zoo import shipped
 from ace.zoo.publishing import MAX_BYTES, publish
 from ace.zoo.shipped import ZOO, find_model, published_of, shipped_names
 from shards.cli import run_command
+from shards.core.errors import ConfigError
 from shards.delivery.project import Project
 from shards.delivery.register import register_batch
-from shards.errors import ConfigError
 from shards.format.layout import sha256_of
 from shards.sources.datasets.folder import FolderSource
 from tests.ace.inference.models import DIM, ROOT, mix, write_model
@@ -372,8 +372,8 @@ def test_the_names_come_from_the_manifest_of_the_batch_too(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only those of images that were trained on, which training_images.csv lists by their keys."""
+    from shards.core.identity import KEY_FILE_VARIABLE, create_key
     from shards.delivery.manifest import iterate_manifest
-    from shards.identity import KEY_FILE_VARIABLE, create_key
 
     create_key(tmp_path / "keys" / "id.key")
     monkeypatch.setenv(KEY_FILE_VARIABLE, str(tmp_path / "keys" / "id.key"))

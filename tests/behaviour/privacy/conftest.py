@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.identity import KEY_FILE_VARIABLE
+from shards.core.identity import KEY_FILE_VARIABLE
 from shards.runtime.scratch import SCRATCH_VARIABLE
 from tests.support.checkout import copy_project
 

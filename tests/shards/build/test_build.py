@@ -17,11 +17,11 @@ from filelock import FileLock
 from PIL import Image
 
 from shards.build.stage import build_shards
+from shards.core.errors import SourceError
+from shards.core.grid import CropPair, crop_bank
+from shards.core.identity import PUBLIC_KEY, SPLITS, split_of
 from shards.decode.reasons import TOO_MANY_BYTES
-from shards.errors import SourceError
 from shards.format.layout import FORMAT_VERSION, sha256_of
-from shards.grid import CropPair, crop_bank
-from shards.identity import PUBLIC_KEY, SPLITS, split_of
 from shards.reading.reader import ShardIndex, ShardReader
 from shards.runtime.execution import Processes
 from tests.support.datasets import (

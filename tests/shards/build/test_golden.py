@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from shards.build.plan import VERSION
-from shards.canvas import Placement
+from shards.core.canvas import Placement
 from tests.support.datasets import folder_bytes
 from tests.support.golden import Arrays, built, recorded
 

@@ -17,12 +17,12 @@ from ace.protocol.cohort import read_cohort
 from shards.__main__ import build_parser
 from shards.checking.stats import format_statistics
 from shards.cli import run_command
-from shards.config import read_params
+from shards.core.config import read_params
+from shards.core.errors import SourceError
+from shards.core.identity import KEY_FILE_VARIABLE
 from shards.delivery.batches import read_batch
-from shards.delivery.exclusion import parse_list, read_exclusion
 from shards.delivery.manifest import iterate_manifest
-from shards.errors import SourceError
-from shards.identity import KEY_FILE_VARIABLE
+from shards.format.exclusion import parse_list, read_exclusion
 from shards.reading.lineage import write_lineage
 from shards.reading.reader import ShardIndex
 from tests.support.checkout import ROOT, copy_project

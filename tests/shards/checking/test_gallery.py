@@ -17,7 +17,7 @@ from shards.build.stage import build_shards
 from shards.checking.gallery import PAGE_SIZE, THUMBNAIL_PX, render_gallery
 from shards.cli import run_command
 from shards.decode.masks import MASK_SIZE
-from shards.delivery.exclusion import Exclusion
+from shards.format.exclusion import Exclusion
 from shards.quality.report import QUALITY
 from shards.reading.reader import ShardIndex
 from tests.ace.report.test_browser import probe

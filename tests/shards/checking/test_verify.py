@@ -17,9 +17,9 @@ from shards.build.stage import build_shards
 from shards.checking.stats import format_statistics, statistics_of
 from shards.checking.verify import repair_set, verify_set
 from shards.cli import run_command
+from shards.core.errors import IndexFormatError, SourceError
+from shards.core.params import PhantomSourceParams, SourceParams
 from shards.delivery.manifest import iterate_manifest
-from shards.errors import IndexFormatError, SourceError
-from shards.params import PhantomSourceParams, SourceParams
 from shards.reading.reader import ShardIndex
 from tests.support.datasets import (
     NO_CHECKS,

@@ -13,9 +13,11 @@ import pytest
 from PIL import Image
 
 from shards.build.stage import build_shards
-from shards.canvas import Placement
 from shards.checking.stats import format_statistics
 from shards.checking.verify import verify_set
+from shards.core.canvas import Placement
+from shards.core.errors import SourceError
+from shards.core.records import Box, File, Mask, MaskFiles, MaskPolygons, MaskRuns, Record
 from shards.decode.annotations import (
     CUT_OFF,
     OTHER_SIZE,
@@ -28,10 +30,8 @@ from shards.decode.annotations import (
 )
 from shards.decode.masks import MASK_SIZE
 from shards.delivery.survey import survey_images
-from shards.errors import SourceError
 from shards.format.index import LostAnnotations
 from shards.reading.reader import ShardIndex, ShardReader
-from shards.records import Box, File, Mask, MaskFiles, MaskPolygons, MaskRuns, Record
 from shards.sources.base import Listing
 from tests.shards.decode.dicom_files import data_of, dataset_of
 from tests.support.datasets import NO_CHECKS, Here, delivered, grid_params, shard_params, smooth_image

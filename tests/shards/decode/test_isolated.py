@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shards.core.errors import DecoderError
 from shards.decode import UnreadableImageError, decode, isolated
 from shards.decode.reasons import DAMAGED
-from shards.errors import DecoderError
 from tests.shards.decode.dicom_files import RAMP, compressed, data_of, dataset_of
 from tests.shards.decode.files import decoded, reason_for
 from tests.shards.decode.test_compressed import NOISE, stream_of, with_stream

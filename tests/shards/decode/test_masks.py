@@ -8,9 +8,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
+from shards.core.records import File, Mask, MaskFiles, MaskPolygons, MaskRuns
 from shards.decode import UnreadableImageError, masks
 from shards.decode.masks import MASK_OUTSIDE, MASK_POINTS, MASK_SIZE
-from shards.records import File, Mask, MaskFiles, MaskPolygons, MaskRuns
 from tests.oracles import masks as oracle
 
 NO_FILES = Path("/nonexistent")

@@ -9,9 +9,9 @@ import pytest
 
 from shards.__main__ import build_parser
 from shards.cli import run_command
-from shards.config import read_params
+from shards.core.config import read_params
+from shards.core.params import RegisteredSourceParams
 from shards.delivery.batches import read_batch
-from shards.params import RegisteredSourceParams
 from shards.reading.reader import ShardIndex
 from tests.support.checkout import copy_project
 from tests.support.datasets import folder_bytes, write_folder

@@ -13,10 +13,10 @@ from PIL import Image
 from shards.__main__ import build_parser
 from shards.build.stage import build_shards
 from shards.cli import run_command
+from shards.core.params import RegisteredSourceParams
 from shards.delivery.batches import read_batch
 from shards.delivery.keep_list import read_list
 from shards.delivery.project import Project, keep_images
-from shards.params import RegisteredSourceParams
 from shards.quality.reasons import BLANK, KEPT, SAME_FILE
 from shards.reading.reader import ShardIndex
 from tests.support.checkout import copy_project

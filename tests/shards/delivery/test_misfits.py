@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from shards.core.errors import SourceError
+from shards.core.records import Box, File, Record
 from shards.delivery.survey import survey_images
-from shards.errors import SourceError
-from shards.records import Box, File, Record
 from tests.support.datasets import grid_params, shard_params, write_folder
 
 NUM_IMAGES = 6

@@ -7,8 +7,8 @@ import pytest
 
 from shards.__main__ import build_parser
 from shards.cli import run_command
+from shards.core.identity import KEY_FILE_VARIABLE, create_key, read_id_key
 from shards.delivery.published_key import PUBLISHED_FINGERPRINT
-from shards.identity import KEY_FILE_VARIABLE, create_key, read_id_key
 from tests.support.checkout import copy_project
 from tests.support.datasets import write_folder
 

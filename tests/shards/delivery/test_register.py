@@ -16,17 +16,17 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from shards.build.stage import build_shards
-from shards.config import read_params
+from shards.core.config import read_params
+from shards.core.errors import ConfigError, IdKeyError, SourceError
+from shards.core.identity import KEY_FILE_VARIABLE, SPLITS, create_key, split_of
+from shards.core.params import BatchParams, MixParams, parse_mix
+from shards.core.records import File, Record
 from shards.delivery.batches import read_batches, settings_of
 from shards.delivery.manifest import Delivery, Entry, check_records, hashed, identify, iterate_manifest
 from shards.delivery.project import Project, remove_batch
 from shards.delivery.register import check_paths_fit, register_batch
 from shards.delivery.yaml_lines import add_deps, add_item, consumers, drop_deps, keep_items, set_dep, set_value
-from shards.errors import ConfigError, IdKeyError, SourceError
-from shards.identity import KEY_FILE_VARIABLE, SPLITS, create_key, split_of
-from shards.params import BatchParams, MixParams, parse_mix
 from shards.reading.reader import ShardIndex
-from shards.records import File, Record
 from shards.runtime.atomic import write_text
 from shards.sources.base import Listing
 from shards.sources.datasets.dicom_tree import DicomTreeSource

@@ -11,10 +11,10 @@ from ruamel.yaml import YAML
 
 from ace.__main__ import build_parser
 from shards.cli import run_command
+from shards.core.errors import ConfigError
 from shards.delivery.batches import batch_path
 from shards.delivery.project import Project, remove_batch
 from shards.delivery.yaml_lines import add_deps, add_item
-from shards.errors import ConfigError
 from tests.support.checkout import ROOT, copy_project
 
 FIRST, SECOND = "phantom-b000", "phantom-b001"

@@ -10,14 +10,14 @@ from pydicom.uid import generate_uid
 from shards.__main__ import build_parser
 from shards.checking.stats import format_statistics
 from shards.cli import run_command
-from shards.config import read_params
+from shards.core.config import read_params
+from shards.core.errors import SourceError
+from shards.core.modality import modality_of
+from shards.core.records import File, Record
 from shards.delivery.batches import read_batch
 from shards.delivery.manifest import Entry, iterate_manifest
 from shards.delivery.selection import parse_select, select_images, select_of
-from shards.errors import SourceError
 from shards.reading.reader import ShardIndex
-from shards.records import File, Record
-from shards.sources.modality import modality_of
 from shards.sources.registry import MODULES, open_source
 from tests.shards.decode.dicom_files import data_of, dataset_of
 from tests.shards.sources.test_chexpert import write_small

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from shards.build.stage import build_shards
+from shards.core.errors import SourceError
 from shards.delivery.batches import read_batch
 from shards.delivery.manifest import Entry, Header, iterate_manifest
 from shards.delivery.project import Project
 from shards.delivery.register import register_batch
-from shards.errors import SourceError
 from shards.reading.copies import find_trained_copies
 from shards.reading.lineage import write_lineage
 from shards.reading.reader import ShardIndex, ShardReader

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from shards.canvas import halved
-from shards.errors import DamagedImageError
+from shards.core.canvas import halved
+from shards.core.errors import DamagedImageError
+from shards.core.grid import Rectangle
 from shards.format.jpeg import (
     BLOCK_PX,
     MIN_BLOCKS_IN_SEGMENT,
@@ -17,7 +18,6 @@ from shards.format.jpeg import (
     encode_canvas,
     encode_half,
 )
-from shards.grid import Rectangle
 from tests.support.examples import examples
 
 

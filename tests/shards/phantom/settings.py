@@ -4,7 +4,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from shards.config import read_params
+from shards.core.config import read_params
 from shards.phantom.findings import Kind
 from shards.phantom.params import PhantomParams
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.errors import SourceError
+from shards.core.errors import SourceError
 from shards.phantom.anatomy import ASSET, HU_KNOTS, NOTICE_FILE, Anatomy, code_to_hu, hu_to_code, load_anatomy
 from shards.phantom.labels import LUNG, LUNG_LEFT, LUNG_RIGHT, STRUCTURES, VERTEBRAE
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from ruamel.yaml import YAML
 
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from shards.phantom.anatomy import Anatomy
 from shards.phantom.dataset import build_phantom, fingerprint
 from shards.phantom.findings import KINDS

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from shards.phantom import study as study_module
 from shards.phantom.anatomy import Anatomy
 from shards.phantom.findings import KINDS, Effusion, Kind, Nodule, draw_lung_finding, lay

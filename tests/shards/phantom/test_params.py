@@ -1,6 +1,6 @@
 import pytest
 
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from tests.shards.phantom.settings import phantom_params
 
 

@@ -19,9 +19,10 @@ from PIL import Image
 from shards.build.stage import build_shards
 from shards.build.tar_files import TarFiles
 from shards.checking.verify import find_copies
+from shards.core.errors import IndexFormatError, SourceError
+from shards.core.params import RegisteredSourceParams
+from shards.core.quality_params import QualityParams
 from shards.delivery.manifest import iterate_manifest
-from shards.errors import IndexFormatError, SourceError
-from shards.params import RegisteredSourceParams
 from shards.quality.judge import Images, judge
 from shards.quality.measure import MEASURE_DTYPE, Measured, measure
 from shards.quality.reasons import (
@@ -39,7 +40,6 @@ from shards.quality.reasons import (
 )
 from shards.quality.report import near_duplicates_between
 from shards.quality.store import MeasureFiles, MeasureStore
-from shards.quality_params import QualityParams
 from shards.reading.reader import ShardIndex, ShardReader
 from shards.runtime.execution import Processes
 from tests.support.datasets import (

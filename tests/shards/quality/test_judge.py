@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from shards.build.tar_files import TarFiles
+from shards.core.quality_params import QualityParams, ViewMeanParams
 from shards.quality.judge import MOST_PROTECTED_FIRST, Images, Judgement, Verdict, judge, mean_views
 from shards.quality.measure import MEASURE_DTYPE, measure
 from shards.quality.reasons import (
@@ -24,7 +25,6 @@ from shards.quality.reasons import (
     UPSIDE_DOWN,
 )
 from shards.quality.store import MeasureStore, write_measured
-from shards.quality_params import QualityParams, ViewMeanParams
 from tests.shards.quality.mammograms import mammogram
 from tests.support.datasets import QUALITY, smooth_image
 

@@ -150,7 +150,7 @@ def test_what_the_header_says_of_burned_in_text_is_kept_in_three_states() -> Non
 
 def test_measures_for_which_a_disk_has_no_room_are_an_error_that_says_so(tmp_path: Path) -> None:
     program = (
-        "import resource, sys, numpy as np; from pathlib import Path; from shards.errors import NoSpaceError\n"
+        "import resource, sys, numpy as np; from pathlib import Path; from shards.core.errors import NoSpaceError\n"
         "from shards.quality.measure import MEASURE_DTYPE, Measured\n"
         "from shards.quality.store import MeasureFiles, write_measured\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from shards.core.quality_params import NearCopyParams
 from shards.quality.measure import measure
 from shards.quality.near_duplicates import close_pairs, detail_correlation, find_copies_of, find_near_copies
-from shards.quality_params import NearCopyParams
 from tests.support.datasets import QUALITY
 
 PARAMS = NearCopyParams.from_params(QUALITY["near_copies"], "near_copies")

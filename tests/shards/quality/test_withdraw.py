@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from shards.build.summary import ListedImage, Quarantined, SampleBytes, Tallied, TarSummary, Written
 from shards.build.tar_files import TarFiles
 from shards.build.withdraw import withdraw
+from shards.core.errors import IndexFormatError
 from shards.decode.annotations import Loss
-from shards.errors import IndexFormatError
 from shards.format.layout import sha256_of
 from shards.format.tar import TarWriter, copy_members
 

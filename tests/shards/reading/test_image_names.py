@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from shards.build.stage import build_shards
-from shards.errors import ContaminationError
+from shards.core.errors import ContaminationError
 from shards.reading.image_names import IMAGE_NAMES, check_image_names
 from shards.reading.reader import ShardIndex
 from tests.support.datasets import Here, folder_params, grid_params, shard_params, write_csv, write_folder

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from shards.build.stage import build_shards
-from shards.errors import ContaminationError
+from shards.core.errors import ContaminationError
 from shards.reading.lineage import (
     COLUMNS,
     TRAINING_DATASETS,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from shards.reading.order import TarWindow, epoch_order
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.errors import ConfigError, SourceError
+from shards.core.errors import ConfigError, SourceError
 from shards.reading.policies import BlankPolicy, UncertainPolicy, targets_of
 
 Labels = list[int | None]

@@ -16,7 +16,7 @@ import webdataset
 from PIL import Image
 
 from shards.build.stage import build_shards
-from shards.errors import IndexFormatError
+from shards.core.errors import IndexFormatError
 from shards.format.layout import ROW_DTYPE, SampleSpans
 from shards.reading.reader import Sample, ShardIndex, ShardReader
 from tests.support.datasets import Here, grid_params, shard_params, write_phantom

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from shards.errors import NoSpaceError, SourceError
+from shards.core.errors import NoSpaceError, SourceError
 from shards.runtime.atomic import (
     atomic_directory,
     atomic_path,

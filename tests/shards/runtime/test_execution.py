@@ -23,8 +23,8 @@ from shards.build.stage import build_shards, build_tars
 from shards.build.summary import TarSummary
 from shards.build.tar_builder import TarBuilder
 from shards.build.tar_files import TarFiles
-from shards.errors import ConfigError, NoSpaceError, SourceError, WorkerError
-from shards.params import PhantomSourceParams, SourceParams
+from shards.core.errors import ConfigError, NoSpaceError, SourceError, WorkerError
+from shards.core.params import PhantomSourceParams, SourceParams
 from shards.reading.reader import ShardIndex
 from shards.runtime.execution import Execution, Item, Processes, RayCluster
 from tests.support.checkout import ROOT

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.errors import WorkerError
+from shards.core.errors import WorkerError
 from shards.runtime import parallel
 from shards.runtime.parallel import cpu_quota, default_num_workers, map_in_processes
 

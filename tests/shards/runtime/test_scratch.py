@@ -4,7 +4,7 @@ from threading import Thread
 
 import pytest
 
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 from shards.runtime.scratch import SCRATCH_VARIABLE, unfinished_work
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from shards.errors import SourceError, UserError
-from shards.records import Box, File, MaskFiles, MaskPolygons, MaskRuns, Record
+from shards.core.errors import SourceError, UserError
+from shards.core.records import Box, File, MaskFiles, MaskPolygons, MaskRuns, Record
 from shards.sources.base import Listing, SourceInfo
 from shards.sources.check import ContractError, check_source
 from tests.shards.sources.trees import write_files

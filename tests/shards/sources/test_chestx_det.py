@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shards.records import Box, MaskPolygons
+from shards.core.records import Box, MaskPolygons
 from shards.sources.check import check_source
 from shards.sources.datasets.chestx_det import FINDINGS, SOURCE, has_area, read_mapping
 from shards.sources.registry import open_source

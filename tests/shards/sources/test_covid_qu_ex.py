@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.records import File, MaskFiles
+from shards.core.records import File, MaskFiles
 from shards.sources.check import check_source
 from shards.sources.datasets.covid_qu_ex import CLASSES, SOURCE
 from shards.sources.registry import open_source

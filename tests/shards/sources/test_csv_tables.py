@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.errors import SourceError
+from shards.core.errors import SourceError
 from shards.sources.csv_tables import read_columns, read_rows, with_lines
 from tests.shards.sources.trees import write_lines
 

@@ -19,8 +19,8 @@ from pydicom.uid import (
 
 from shards.__main__ import build_parser
 from shards.cli import run_command
-from shards.errors import SourceError
-from shards.records import Record
+from shards.core.errors import SourceError
+from shards.core.records import Record
 from shards.sources.check import check_source
 from shards.sources.datasets import dicom_tree
 from shards.sources.datasets.dicom_tree import SOURCE, DicomTreeSource

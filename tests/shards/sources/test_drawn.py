@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 
 from shards.build.stage import build_shards
+from shards.core.errors import SourceError
+from shards.core.records import Box, File, MaskFiles
 from shards.decode.annotations import OTHER_SIZE
 from shards.decode.masks import MASK_SIZE
-from shards.errors import SourceError
 from shards.format.index import LostAnnotations
 from shards.reading.reader import ShardIndex, ShardReader
-from shards.records import Box, File, MaskFiles
 from shards.sources.check import check_source
 from shards.sources.datasets.folder import NO_ROW, FolderSource
 from tests.shards.sources.trees import by_id, mask_paths

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from shards.errors import SourceError
-from shards.records import MaskFiles
+from shards.core.errors import SourceError
+from shards.core.records import MaskFiles
 from shards.sources.check import check_source
 from shards.sources.datasets.drishti_gs import SOURCE, WORKBOOK
 from tests.shards.sources.trees import by_id, mask_paths, write_files, write_workbook

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.errors import SourceError
+from shards.core.errors import SourceError
 from shards.sources.check import check_source
 from shards.sources.datasets.drive import SOURCE
 from tests.shards.sources.trees import by_id, drawn, mask_paths, write_files

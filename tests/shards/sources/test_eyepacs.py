@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.errors import SourceError
+from shards.core.errors import SourceError
 from shards.sources.check import check_source
 from shards.sources.datasets.eyepacs import SOURCE, grade_labels, patient_of
 from tests.shards.sources.trees import by_id, write_files, write_text

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from shards.errors import ConfigError, SourceError
+from shards.core.errors import ConfigError, SourceError
 from shards.sources.check import check_source
 from shards.sources.datasets.folder import NO_ROW, FolderSource, find_images
 from shards.sources.images import CLOSED, OTHER_FILE, TIFF_BASED, UNREAD_FORMAT

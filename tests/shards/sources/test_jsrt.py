@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.errors import SourceError
-from shards.records import Box, File, MaskFiles
+from shards.core.errors import SourceError
+from shards.core.records import Box, File, MaskFiles
 from shards.sources.check import check_source
 from shards.sources.datasets.jsrt import RAW, SOURCE, parse_clinical
 from tests.shards.sources.trees import by_id, drawn, mask_paths, write_files, write_text

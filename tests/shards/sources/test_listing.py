@@ -1,6 +1,6 @@
 from collections.abc import Iterator
 
-from shards.errors import SourceError
+from shards.core.errors import SourceError
 from shards.sources.listing import read_or_warn
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.records import Box
+from shards.core.records import Box
 from shards.sources.base import Listing
 from shards.sources.check import check_source
 from shards.sources.csv_tables import read_columns

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from shards.delivery.contamination import Origin, shared_images
-from shards.records import File, Record, Split
+from shards.core.records import File, Record, Split
+from shards.reading.contamination import Origin, shared_images
 from shards.sources.base import Listing
 from shards.sources.datasets import covid_qu_ex
 from shards.sources.datasets.chestx_det import SOURCE

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from shards.errors import SourceError
+from shards.core.errors import SourceError
 from shards.sources.base import Listing
 from shards.sources.check import check_source
 from shards.sources.csv_tables import read_columns

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from shards.errors import SourceError
-from shards.params import PhantomSourceParams
-from shards.records import Record
+from shards.core.errors import SourceError
+from shards.core.params import PhantomSourceParams
+from shards.core.records import Record
 from shards.sources.check import check_source
 from shards.sources.datasets.phantom import PhantomSource
 from tests.support.datasets import FINDINGS, write_phantom

@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from shards.core.records import Box
 from shards.decode.dicom import parse_age, parse_sex
-from shards.records import Box
 from shards.sources.check import check_source
 from shards.sources.csv_tables import read_columns
 from shards.sources.datasets.rsna_pneumonia import CLASSES, COLUMNS, OPACITY, SOURCE, parse_labels, read_classes

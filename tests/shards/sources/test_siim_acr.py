@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shards.core.records import MaskRuns
 from shards.decode import masks
-from shards.records import MaskRuns
 from shards.sources.check import check_source
 from shards.sources.csv_tables import read_columns
 from shards.sources.datasets.siim_acr import COLUMNS, SOURCE, parse_runs

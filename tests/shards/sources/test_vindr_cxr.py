@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from shards.core.records import Box
 from shards.delivery.survey import survey_images
-from shards.records import Box
 from shards.sources.check import check_source
 from shards.sources.datasets.vindr_cxr import (
     GLOBAL_FINDINGS,

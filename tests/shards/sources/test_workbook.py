@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.errors import SourceError
+from shards.core.errors import SourceError
 from shards.sources import workbook
 from shards.sources.workbook import read_workbook
 from tests.shards.sources.trees import MAIN, write_workbook

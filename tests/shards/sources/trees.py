@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 from pydicom.config import disable_value_validation
 
+from shards.core.errors import SourceError
+from shards.core.records import Mask, MaskFiles, Record
 from shards.decode.masks import draw
-from shards.errors import SourceError
-from shards.records import Mask, MaskFiles, Record
 from shards.sources.base import Listing, Source
 from shards.sources.check import check_source
 from tests.shards.decode.dicom_files import data_of, dataset_of

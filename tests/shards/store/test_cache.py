@@ -19,7 +19,7 @@ from typing import BinaryIO
 import numpy as np
 import pytest
 
-from shards.errors import ConfigError, StoreError
+from shards.core.errors import ConfigError, StoreError
 from shards.store import cache as cache_module
 from shards.store.cache import CACHE_VARIABLE, DEFAULT_GB, SIZE_VARIABLE, ShardCache, StoredFile
 from shards.store.location import RemoteStore

@@ -22,7 +22,7 @@ from s3fs.errors import translate_boto_error
 from shards.__main__ import build_parser
 from shards.build.stage import build_shards
 from shards.cli import run_command
-from shards.errors import ConfigError, IndexFormatError, StoreError
+from shards.core.errors import ConfigError, IndexFormatError, StoreError
 from shards.reading.reader import ShardIndex, ShardReader
 from shards.store import location as store
 from shards.store import remote

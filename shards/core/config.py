@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 
 DEFAULT_PARAMS = Path("params.yaml")
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from shards.errors import IdKeyError
-from shards.params import SplitParams
-from shards.records import Split
+from shards.core.errors import IdKeyError
+from shards.core.params import SplitParams
+from shards.core.records import Split
 from shards.runtime.atomic import clear_when_full
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from shards.errors import ContaminationError
+from shards.core.errors import ContaminationError
 
 
 @dataclass(frozen=True)

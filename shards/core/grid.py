@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import PlainSerializer, PlainValidator
 
-from shards.errors import GridError
+from shards.core.errors import GridError
 
 Rectangle = tuple[int, int, int, int]
 """(row0, col0, row1, col1) in tokens of one crop."""

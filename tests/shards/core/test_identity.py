@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.errors import IdKeyError
-from shards.identity import (
+from shards.core.errors import IdKeyError
+from shards.core.identity import (
     KEY_FILE_VARIABLE,
     PUBLIC_KEY,
     IdKey,
@@ -19,8 +19,8 @@ from shards.identity import (
     read_id_key,
     split_of,
 )
-from shards.params import SplitParams
-from shards.records import Split
+from shards.core.params import SplitParams
+from shards.core.records import Split
 
 SPLITS = SplitParams(train=0.6, val=0.04, test=0.36)
 OTHER_KEY = IdKey(bytes(32), is_public=False)

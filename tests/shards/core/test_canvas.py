@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from shards.canvas import (
+from shards.core.canvas import (
     Placement,
     bright_box,
     cell_statistics,
@@ -17,9 +17,9 @@ from shards.canvas import (
     resized_mask,
     with_channels,
 )
-from shards.errors import GridError
-from shards.grid import GridSpec, Scale
-from shards.params import ForegroundParams
+from shards.core.errors import GridError
+from shards.core.grid import GridSpec, Scale
+from shards.core.params import ForegroundParams
 from tests.oracles import masks as oracle
 from tests.shards.decode.files import decoded, encoded
 from tests.support.datasets import smooth_image

@@ -1,7 +1,7 @@
 import pytest
 
-from shards.delivery.contamination import Origin, check_shared_images, shared_images
-from shards.errors import ContaminationError
+from shards.core.errors import ContaminationError
+from shards.reading.contamination import Origin, check_shared_images, shared_images
 
 NIH = Origin("nih-chestxray14", ())
 PADCHEST = Origin("padchest", ())

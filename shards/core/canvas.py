@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
-from shards.grid import GridSpec
-from shards.params import ForegroundParams
+from shards.core.grid import GridSpec
+from shards.core.params import ForegroundParams
 
 Pixels = UInt8[np.ndarray, "height width"] | UInt8[np.ndarray, "height width 3"]
 Canvas = UInt8[np.ndarray, "side side"] | UInt8[np.ndarray, "side side 3"]

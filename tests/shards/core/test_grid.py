@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.errors import GridError
-from shards.grid import CropPair, GridSpec, Scale, crop_bank, draw_crop_pair, scale_of_step
+from shards.core.errors import GridError
+from shards.core.grid import CropPair, GridSpec, Scale, crop_bank, draw_crop_pair, scale_of_step
 from tests.oracles.crops import allowed_pairs, shared_cells
 from tests.support.examples import examples
 from tests.support.strategies import SCALES, specs, specs_and_pairs

@@ -5,9 +5,8 @@ from typing import Any, get_args
 
 import pytest
 
-from shards.delivery.batches import read_batch, read_batches
-from shards.errors import ConfigError
-from shards.params import (
+from shards.core.errors import ConfigError
+from shards.core.params import (
     BatchParams,
     PhantomSourceParams,
     RegisteredSourceParams,
@@ -16,6 +15,7 @@ from shards.params import (
     parse_mix,
     parse_names,
 )
+from shards.delivery.batches import read_batch, read_batches
 from shards.sources.registry import MODULES
 from tests.support.datasets import grid_params, shard_params, write_batch
 

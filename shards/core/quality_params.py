@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from shards.config import Section
+from shards.core.config import Section
 
 Action = Literal["quarantine", "remark", "ignore"]
 """Action of a check on the images that it finds: keep them out of the shards, only name them in the report, or none."""

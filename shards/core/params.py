@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
-from shards.config import Section
-from shards.errors import ConfigError, GridError
-from shards.grid import GridSpec, Scale
-from shards.normalisation import Normalisation, as_written
-from shards.quality_params import QualityParams
+from shards.core.config import Section
+from shards.core.errors import ConfigError, GridError
+from shards.core.grid import GridSpec, Scale
+from shards.core.normalisation import Normalisation, as_written
+from shards.core.quality_params import QualityParams
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from shards.errors import ConfigError
+from shards.core.errors import ConfigError
 
 Levels = float | Sequence[float]
 """People write one number for all channels, or a list with one for each."""

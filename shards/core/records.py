@@ -10,7 +10,7 @@ from unicodedata import normalize
 
 import numpy as np
 
-from shards.errors import SourceError
+from shards.core.errors import SourceError
 
 Label = int | None
 """1 present, 0 absent, -1 uncertain, None unknown."""

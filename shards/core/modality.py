@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from shards.errors import ConfigError
-from shards.params import RegisteredSourceParams, SourceParams
-from shards.sources.base import OWN_KINDS
+from shards.core.errors import ConfigError
+from shards.core.params import RegisteredSourceParams, SourceParams
 
+OWN_KINDS = ("folder", "dicom")
+"""Kinds of a user's own images: another site may call other people by the same ids."""
 _FUNDUS = ("eyepacs", "drive", "drishti-gs", "refuge", "idrid")
 _NAMES = {"chest": "chest radiographs", "fundus": "fundus photographs", None: "own images"}
 

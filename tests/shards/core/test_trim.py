@@ -9,10 +9,10 @@ from PIL import Image
 
 import ace
 from shards.build.stage import build_shards
-from shards.canvas import Placement
+from shards.core.canvas import Placement
+from shards.core.records import Record
 from shards.delivery.survey import survey_images
 from shards.reading.reader import ShardIndex, ShardReader
-from shards.records import Record
 from shards.sources.datasets.folder import FolderSource
 from tests.ace.inference.models import write_model
 from tests.support.datasets import Here, folder_params, grid_params, shard_params, smooth_image

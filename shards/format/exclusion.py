@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool
 from ruamel.yaml import YAML
 
-from shards.errors import SourceError
+from shards.core.errors import SourceError
 from shards.format.layout import BATCHES, MANIFESTS
 
 PATIENT = "patient"

@@ -1,0 +1,1 @@
+"""Shared language of all of shards: errors, params, records, grid, canvas, identity."""
