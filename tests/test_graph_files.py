@@ -141,11 +141,13 @@ def test_params_yaml_is_the_demo_configuration_but_for_registered_batches() -> N
 
 
 def sections_read(stage: str) -> set[str]:
-    """Sections of params.yaml that the command of a stage takes: the `.get("…")` of its function in `__main__`."""
-    package = ENTRY[stage].split(".")[0]
-    module = ast.parse((ROOT / package / "__main__.py").read_text(encoding="utf-8"))
+    """Sections of params.yaml that the command of a stage takes: the `.get("…")` of the function that runs it."""
+    package = ROOT / ENTRY[stage].split(".")[0]
     (command,) = (
-        node for node in module.body if isinstance(node, ast.FunctionDef) and node.name in (stage, f"{stage}_")
+        node
+        for path in (package / "__main__.py", *(package / "commands").glob("*.py"))
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef) and node.name in (stage, f"{stage}_")
     )
     calls = [node for node in ast.walk(command) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
     return {ast.literal_eval(call.args[0]) for call in calls if call.func.attr == "get"}

@@ -174,6 +174,7 @@ def test_a_changed_command_line_card_or_log_makes_no_stage_stale(clone: Path, ve
     def change(clone: Path) -> None:
         for name in (
             "ace/__main__.py",
+            "ace/commands/training.py",
             "shards/checking/commands.py",
             "shards/delivery/register.py",
             "shards/delivery/project.py",
