@@ -21,7 +21,7 @@ from shards.core.normalisation import Normalisation
 
 Shown = Float[np.ndarray, "t t"]
 """Share of each token's pixels that is not erased."""
-AnyBatch = TypeVar("AnyBatch", bound="Batch")
+AnyBatch = TypeVar("AnyBatch", bound="CropBatch")
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class ViewItem:
 
 
 @dataclass(frozen=True)
-class Batch(ABC):
-    """A batch holds these fields whatever its samples show.
+class CropBatch(ABC):
+    """Holds the crops of one training step and what belongs to them, whatever the crops show.
 
     Attributes:
         mean: Subtracted from each channel of pixels in [0, 1]; each sample's shard set has its own.
@@ -177,7 +177,7 @@ class Batch(ABC):
 
 
 @dataclass(frozen=True)
-class PairBatch(Batch):
+class PairBatch(CropBatch):
     """One step's crop pairs and what the geometry needs of them.
 
     Attributes:
@@ -233,7 +233,7 @@ class PairBatch(Batch):
 
 
 @dataclass(frozen=True)
-class ViewBatch(Batch):
+class ViewBatch(CropBatch):
     """One step's views; between their tokens no correspondence is known.
 
     Attributes:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from shards.core.canvas import Pixels
 from shards.core.grid import Rectangle, Window
-from shards.format.jpeg import Region
+from shards.format.jpeg import DecodedRegion
 from shards.reading.reader import Reduction, Sample
 
 # One loader process is one thread: OpenCV's own pool would compete with its siblings, and does not survive a fork.
@@ -62,7 +62,7 @@ def resample_all(sample: Sample, windows: Sequence[Window], size_px: int) -> lis
     ]
 
 
-def resample_region(region: Region, window: Window, size_px: int) -> Crop:
+def resample_region(region: DecodedRegion, window: Window, size_px: int) -> Crop:
     """Resample the window by averaging whole blocks, then bilinear; several times as fast as `resample`.
 
     The blocks are the least number of pixels that leaves no fewer than one pixel of the crop to each, so a window of

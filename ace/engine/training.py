@@ -34,8 +34,8 @@ class State(Protocol):
         ...
 
 
-class Batch(Dumped, Protocol):
-    """One process's samples of a step."""
+class Minibatch(Dumped, Protocol):
+    """Holds the samples of one process in a step."""
 
     def __len__(self) -> int: ...
 
@@ -44,8 +44,8 @@ class Batch(Dumped, Protocol):
         ...
 
 
-Samples = TypeVar("Samples", bound=Batch)
-_Taken = TypeVar("_Taken", bound=Batch, contravariant=True)
+Samples = TypeVar("Samples", bound=Minibatch)
+_Taken = TypeVar("_Taken", bound=Minibatch, contravariant=True)
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,8 @@ class Traced(nn.Module):
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """ONNX Runtime against torch, on random inputs.
+class Parity:
+    """Holds how far ONNX Runtime is from torch on random inputs.
 
     Attributes:
         max_difference: Largest absolute one in any value of both outputs.
@@ -52,7 +52,7 @@ class Comparison:
     tolerance: float
 
 
-def export_onnx(model: EmbeddingModel, out: Path, *, tolerance: float) -> Comparison:
+def export_onnx(model: EmbeddingModel, out: Path, *, tolerance: float) -> Parity:
     """Write `model.onnx`, opset 20, of any batch size, into a new folder.
 
     Its metadata says what images have to pass first (`ace.mean`, `ace.std`, `ace.crop_px`, `ace.channels`), whose
@@ -91,7 +91,7 @@ def export_onnx(model: EmbeddingModel, out: Path, *, tolerance: float) -> Compar
             )
         about = {**model.describe(), "max_difference_to_torch": difference, "opset": OPSET}
         _describe(folder / FILE, {f"ace.{name}": str(value) for name, value in about.items()})
-    return Comparison(difference, tolerance)
+    return Parity(difference, tolerance)
 
 
 def _check_installed() -> None:

@@ -143,7 +143,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class View:
+class Evidence:
     """Holds what a property's part of the report is made of.
 
     Attributes:
@@ -200,7 +200,7 @@ class Property(ABC):
             params: The property's section of params.yaml.
         """
 
-    def shown(self, view: View) -> dict[str, Any]:
+    def shown(self, evidence: Evidence) -> dict[str, Any]:
         """Return what its template shows as `own`; without a template: `pictures`, a list of HTML, and a `note`."""
         return {"pictures": [], "note": ""}
 

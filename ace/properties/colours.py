@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ace.embed.embedder import Embedder
-from ace.properties.base import Answers, Measurement, Property, Reading, Setting, View
+from ace.properties.base import Answers, Evidence, Measurement, Property, Reading, Setting
 from ace.protocol.cohort import Subject
 from ace.protocol.dense import DirectionMap, with_landmarks
 from ace.protocol.features import CanvasView, Features, views_of
@@ -74,7 +74,7 @@ class Colours(Property):
         subjects = with_landmarks(setting.cohort.subjects, len(setting.cohort.subjects)) or setting.cohort.subjects
         return ColoursMeasurement(subjects[: setting.num_examples])
 
-    def shown(self, view: View) -> dict[str, Any]:
+    def shown(self, evidence: Evidence) -> dict[str, Any]:
         """Show canvases beside the principal components of their dense tokens."""
         from ace.drawing.pictures import data_uri
 
@@ -82,10 +82,10 @@ class Colours(Property):
             {
                 "canvas": data_uri(canvas, kind="jpeg"),
                 "maps": [
-                    data_uri((view.arrays[f"{name}_colours"][position] * 255).astype(np.uint8))
-                    for name in view.encoders
+                    data_uri((evidence.arrays[f"{name}_colours"][position] * 255).astype(np.uint8))
+                    for name in evidence.encoders
                 ],
             }
-            for position, canvas in enumerate(view.arrays["canvases"])
+            for position, canvas in enumerate(evidence.arrays["canvases"])
         ]
         return {"examples": examples}

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from ace.data.crops import resample
 from ace.drawing.words import with_interval
 from ace.embed.embedder import Embedder, Image, unit
-from ace.properties.base import Answers, Figure, Measurement, Property, Reading, Setting, View
+from ace.properties.base import Answers, Evidence, Figure, Measurement, Property, Reading, Setting
 from ace.protocol.features import Features
 from ace.protocol.intervals import Measure, difference, estimate, per_pair, per_patient
 from ace.protocol.regions import Region, Tiling, areas, check_sides, draw_region, draw_tiling, even_tiling, iou_matrix
@@ -329,41 +329,43 @@ class Composition(Property):
         tilings = {cut: tuple(_tiling(cut, rng) for _ in range(num)) for cut in params.cuts[1:]}
         return CompositionMeasurement(setting, plan, is_further, tilings)
 
-    def shown(self, view: View) -> dict[str, Any]:
+    def shown(self, evidence: Evidence) -> dict[str, Any]:
         """Show a region, its parts, another region's parts, and the densities of all cosines."""
         from ace.drawing.pictures import data_uri
         from ace.drawing.plots import density_plot
 
-        arrays = view.arrays
-        cosines = {name: (arrays[f"{name}_true"], arrays[f"{name}_mismatched"]) for name in view.encoders}
+        arrays = evidence.arrays
+        cosines = {name: (arrays[f"{name}_true"], arrays[f"{name}_mismatched"]) for name in evidence.encoders}
         return {
             "whole": data_uri(arrays["example_whole"]),
             "parts": [data_uri(part) for part in arrays["example_parts"]],
             "other_parts": [data_uri(part) for part in arrays["example_other_parts"]],
-            "cosines": {name: [float(value) for value in arrays[f"{name}_example"]] for name in view.encoders},
+            "cosines": {name: [float(value) for value in arrays[f"{name}_example"]] for name in evidence.encoders},
             "density": density_plot(cosines),
-            "cuts": cut_examples(view),
+            "cuts": cut_examples(evidence),
         }
 
 
-def cut_examples(view: View) -> list[dict[str, Any]]:
+def cut_examples(evidence: Evidence) -> list[dict[str, Any]]:
     """Each further way to cut: the first region with its parts, and every encoder's figure."""
     from ace.drawing.pictures import DrawnBox, data_uri
 
-    size_px = view.arrays["cut_whole"].shape[0] if len(view.params["cuts"]) > 1 else 0
+    size_px = evidence.arrays["cut_whole"].shape[0] if len(evidence.params["cuts"]) > 1 else 0
     return [
         {
             "name": CUTS[cut],
-            "whole": data_uri(view.arrays["cut_whole"]),
+            "whole": data_uri(evidence.arrays["cut_whole"]),
             "size_px": size_px,
             "boxes": [
                 DrawnBox(top, left, bottom - top, right - left)
-                for top, left, bottom, right in (view.arrays[f"{cut}_parts"] * size_px).tolist()
+                for top, left, bottom, right in (evidence.arrays[f"{cut}_parts"] * size_px).tolist()
             ],
-            "cosine": {name: float(view.arrays[f"{name}_{cut}_example"]) for name in view.encoders},
-            "figure": {name: with_interval(view.figures[name][figure_of(cut)], "{:.3f}") for name in view.encoders},
+            "cosine": {name: float(evidence.arrays[f"{name}_{cut}_example"]) for name in evidence.encoders},
+            "figure": {
+                name: with_interval(evidence.figures[name][figure_of(cut)], "{:.3f}") for name in evidence.encoders
+            },
         }
-        for cut in view.params["cuts"][1:]
+        for cut in evidence.params["cuts"][1:]
     ]
 
 

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from ace.drawing.words import with_interval
 from ace.embed.embedder import Embedder
-from ace.properties.base import Answers, Figure, Measurement, NotMeasured, Property, Reading, Setting, View
+from ace.properties.base import Answers, Evidence, Figure, Measurement, NotMeasured, Property, Reading, Setting
 from ace.protocol.cohort import Subject
 from ace.protocol.dense import LocationAxis, Points, interpolate, nearest, points_of, with_landmarks
 from ace.protocol.features import CanvasView, Features, views_of
@@ -364,29 +364,29 @@ class Correspondence(Property):
         pairs = draw_pairs(subjects, params.keys_per_query, params.max_landmarks, rng)
         return CorrespondenceMeasurement(setting, params, subjects, tuple(pairs))
 
-    def shown(self, view: View) -> dict[str, Any]:
+    def shown(self, evidence: Evidence) -> dict[str, Any]:
         """Show the errors of all landmarks as curves, and the first pairs."""
         from ace.drawing.plots import error_curves
 
-        errors = {name: view.arrays[f"{name}_errors"] for name in view.encoders}
-        baselines = {label: view.arrays[f"{name}_errors"] for name, label in NAMED.items()}
+        errors = {name: evidence.arrays[f"{name}_errors"] for name in evidence.encoders}
+        baselines = {label: evidence.arrays[f"{name}_errors"] for name, label in NAMED.items()}
         return {
-            "curves": error_curves(errors, baselines, view.params["success_px"]),
-            "structures": structure_rows(view),
-            "examples": correspondence_examples(view.arrays, view.encoders),
+            "curves": error_curves(errors, baselines, evidence.params["success_px"]),
+            "structures": structure_rows(evidence),
+            "examples": correspondence_examples(evidence.arrays, evidence.encoders),
         }
 
 
-def structure_rows(view: View) -> list[dict[str, Any]]:
+def structure_rows(evidence: Evidence) -> list[dict[str, Any]]:
     """Each structure with the error of every encoder and of a random guess."""
     return [
         {
             "name": name.replace("_", " "),
-            "cells": [with_interval(figures[encoder], "{:.1f}") for encoder in view.encoders],
-            "chance": f"{figures[view.encoders[0]]['chance']:.0f}",
-            "num_landmarks": figures[view.encoders[0]]["num_landmarks"],
+            "cells": [with_interval(figures[encoder], "{:.1f}") for encoder in evidence.encoders],
+            "chance": f"{figures[evidence.encoders[0]]['chance']:.0f}",
+            "num_landmarks": figures[evidence.encoders[0]]["num_landmarks"],
         }
-        for name, figures in view.figures[Correspondence.name].items()
+        for name, figures in evidence.figures[Correspondence.name].items()
     ]
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 
 from ace.embed.embedder import Embedder
-from ace.properties.base import Answers, Figure, Measurement, NotMeasured, Property, Reading, Setting, View
+from ace.properties.base import Answers, Evidence, Figure, Measurement, NotMeasured, Property, Reading, Setting
 from ace.protocol.cohort import Subject, choose_rows
 from ace.protocol.dense import LocationAxis
 from ace.protocol.features import CanvasView, Features, views_of
@@ -226,19 +226,19 @@ class Cosegmentation(Property):
         masks = np.array([[own[name] for name in names] for _, own in found])
         return CosegmentationMeasurement(setting, params, tuple(subject for subject, _ in found), tuple(names), masks)
 
-    def shown(self, view: View) -> dict[str, Any]:
+    def shown(self, evidence: Evidence) -> dict[str, Any]:
         """Show masks beside the clusters of every encoder."""
         from ace.drawing.pictures import data_uri, encoder_label, label_map, tile_row
 
         def tile(labels: np.ndarray, alt: str) -> str:
             return f'<img class="tile pixels" src="{data_uri(label_map(labels, len(names)))}" alt="{alt}">'
 
-        arrays, pictures = view.arrays, []
+        arrays, pictures = evidence.arrays, []
         names = arrays["structures"].tolist()
         for number, canvas in enumerate(arrays["canvases"]):
             image = f'<img class="tile" src="{data_uri(canvas, kind="jpeg")}" alt="Image {number + 1}">'
             tiles = [("image", image), ("masks", tile(arrays["masks"][number], "Masks"))]
-            for at, name in enumerate(view.encoders):
+            for at, name in enumerate(evidence.encoders):
                 tiles.append((encoder_label(name, at), tile(arrays[f"{name}_clusters"][number], "Clusters")))
             pictures.append(tile_row(tiles))
         colours = label_map(np.arange(len(names))[None], len(names))[0]

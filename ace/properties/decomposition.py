@@ -12,7 +12,7 @@ from torch import Tensor
 from ace.data.crops import resample
 from ace.drawing.words import with_interval
 from ace.embed.embedder import Embedder, Image, pool, unit
-from ace.properties.base import Answers, Figure, Measurement, NotMeasured, Property, Reading, Setting, View
+from ace.properties.base import Answers, Evidence, Figure, Measurement, NotMeasured, Property, Reading, Setting
 from ace.protocol.features import Features
 from ace.protocol.fills import Fill, FillPlan, plan_fills
 from ace.protocol.intervals import Measure, estimate, per_patient
@@ -506,37 +506,38 @@ class Decomposition(Property):
         }
         return DecompositionMeasurement(setting, params, anywhere, same_position, further, fills)
 
-    def shown(self, view: View) -> dict[str, Any]:
+    def shown(self, evidence: Evidence) -> dict[str, Any]:
         """Show the first queries, every fill's accuracy, and what tokens change."""
         return {
-            "queries": decomposition_examples(view.arrays, view.encoders),
-            "chance": view.figures[view.encoders[0]]["decompositionality"]["chance"],
-            "fills": fill_rows(view) if len(view.params["fills"]) > 1 else [],
-            "sizes": size_rows(view) if view.params["further_candidates"] else [],
-            "removal": removal_pictures(view),
+            "queries": decomposition_examples(evidence.arrays, evidence.encoders),
+            "chance": evidence.figures[evidence.encoders[0]]["decompositionality"]["chance"],
+            "fills": fill_rows(evidence) if len(evidence.params["fills"]) > 1 else [],
+            "sizes": size_rows(evidence) if evidence.params["further_candidates"] else [],
+            "removal": removal_pictures(evidence),
         }
 
 
-def fill_rows(view: View) -> list[dict[str, Any]]:
+def fill_rows(evidence: Evidence) -> list[dict[str, Any]]:
     """Top-1 of every encoder for each fill of the removed square, with the length of its bar in percent."""
     return [
-        {"name": view.words.fill(FILLS[fill]), "cells": _cells(view, figure_of(fill))} for fill in view.params["fills"]
+        {"name": evidence.words.fill(FILLS[fill]), "cells": _cells(evidence, figure_of(fill))}
+        for fill in evidence.params["fills"]
     ]
 
 
-def size_rows(view: View) -> list[dict[str, Any]]:
+def size_rows(evidence: Evidence) -> list[dict[str, Any]]:
     """Top-1 of every encoder for each number of candidates beside its chance, or why it was not measured."""
-    keys = {view.params["num_candidates"]: "decompositionality"}
-    keys |= {number: figure_among(number) for number in view.params["further_candidates"]}
-    first = view.figures[view.encoders[0]]
+    keys = {evidence.params["num_candidates"]: "decompositionality"}
+    keys |= {number: figure_among(number) for number in evidence.params["further_candidates"]}
+    first = evidence.figures[evidence.encoders[0]]
     return [
-        {"number": number, "chance": 1 / number, "cells": _cells(view, key), "reason": first[key].get("reason", "")}
+        {"number": number, "chance": 1 / number, "cells": _cells(evidence, key), "reason": first[key].get("reason", "")}
         for number, key in sorted(keys.items())
     ]
 
 
-def _cells(view: View, key: str) -> list[dict[str, Any]]:
-    figures = {name: view.figures[name][key] for name in view.encoders}
+def _cells(evidence: Evidence, key: str) -> list[dict[str, Any]]:
+    figures = {name: evidence.figures[name][key] for name in evidence.encoders}
     return [
         {"encoder": name, "text": with_interval(figure, "{:.1%}"), "bar": round(100 * (figure["value"] or 0), 1)}
         for name, figure in figures.items()
@@ -574,11 +575,11 @@ def decomposition_examples(arrays: Answers, encoders: Sequence[str]) -> list[dic
     ]
 
 
-def removal_pictures(view: View) -> dict[str, Any]:
+def removal_pictures(evidence: Evidence) -> dict[str, Any]:
     """Return each image with a square set to black, and how much each encoder's tokens change, on one scale for all."""
     from ace.drawing.pictures import NUM_SHADES, SCALE_PERCENTILE, data_uri, heat, square
 
-    arrays, encoders = view.arrays, view.encoders
+    arrays, encoders = evidence.arrays, evidence.encoders
     top = float(np.percentile(np.stack([arrays[f"{name}_change"] for name in encoders]), SCALE_PERCENTILE)) or 1.0
     numbers = {key: Decomposition.figures[key].number for key in (ERASED_LENGTH, CHANGE_OUTSIDE)}
     return {
@@ -586,7 +587,7 @@ def removal_pictures(view: View) -> dict[str, Any]:
         "scale": data_uri(heat(np.linspace(0, top, NUM_SHADES)[None], low=0, high=top)),
         "size_px": arrays["removal_without"].shape[1],
         "figures": {
-            name: [with_interval(view.figures[name][key], number) for key, number in numbers.items()]
+            name: [with_interval(evidence.figures[name][key], number) for key, number in numbers.items()]
             for name in encoders
         },
         "examples": [

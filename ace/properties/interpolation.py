@@ -10,7 +10,7 @@ from pydantic import Field
 
 from ace.data.crops import resample
 from ace.embed.embedder import Embedder, Image, unit
-from ace.properties.base import Answers, Figure, Measurement, Property, Reading, Setting, View
+from ace.properties.base import Answers, Evidence, Figure, Measurement, Property, Reading, Setting
 from ace.properties.retrieval import top_credit
 from ace.protocol.features import Features
 from ace.protocol.intervals import per_pair
@@ -228,11 +228,11 @@ class Interpolation(Property):
         regions, num_per_row = lattice(params.side)
         return InterpolationMeasurement(setting, regions, draw_questions(num_per_row), num, pairs)
 
-    def shown(self, view: View) -> dict[str, Any]:
+    def shown(self, evidence: Evidence) -> dict[str, Any]:
         """Show a question of each kind for the first patients with each encoder's nearest candidates."""
         from ace.drawing.pictures import answer_row, data_uri
 
-        pictures, arrays = [], view.arrays
+        pictures, arrays = [], evidence.arrays
         for figure in FIGURES:
             for number, given in enumerate(arrays[f"{figure}_given"]):
                 rows = [
@@ -242,7 +242,7 @@ class Interpolation(Property):
                         arrays[f"{name}_{figure}_best"][number],
                         arrays[f"{name}_{figure}_is_right"][number],
                     )
-                    for at, name in enumerate(view.encoders)
+                    for at, name in enumerate(evidence.encoders)
                 ]
                 one, other = (f'<img class="tile" src="{data_uri(crop)}" alt="Given square">' for crop in given)
                 wanted = f'<img class="tile" src="{data_uri(arrays[f"{figure}_wanted"][number])}" alt="Wanted square">'
@@ -254,4 +254,4 @@ class Interpolation(Property):
             "Left: three squares of one {one}; the framed one is looked for, the others are given. Right: the nearest "
             "squares of another {one}, best first; green is the right place. None picked by hand."
         )
-        return {"pictures": pictures, "note": view.words.fill(note)}
+        return {"pictures": pictures, "note": evidence.words.fill(note)}

@@ -11,7 +11,17 @@ from ace.data.crops import resample
 from ace.drawing.words import with_interval
 from ace.embed.embedder import Embedder, Image, unit
 from ace.embed.probe_scores import NOT_KNOWN, linear_scores
-from ace.properties.base import Answers, Figure, Measurement, NotMeasured, Property, Reading, Setting, View, gain_key
+from ace.properties.base import (
+    Answers,
+    Evidence,
+    Figure,
+    Measurement,
+    NotMeasured,
+    Property,
+    Reading,
+    Setting,
+    gain_key,
+)
 from ace.protocol.cohort import choose_rows
 from ace.protocol.features import Features
 from ace.protocol.intervals import Measure, mean, per_pair
@@ -244,12 +254,12 @@ class Labels(Property):
         found = plan_probe(setting.index, setting.cohort.split, setting.max_patients, setting.seed)
         return NotMeasured(found) if isinstance(found, str) else LabelsMeasurement(found)
 
-    def shown(self, view: View) -> dict[str, Any]:
+    def shown(self, evidence: Evidence) -> dict[str, Any]:
         """Show the figure of every label and encoder, what was gained, and images with and without the label."""
-        columns = [*view.encoders, *(gain_key(name) for name in view.encoders[1:])]
+        columns = [*evidence.encoders, *(gain_key(name) for name in evidence.encoders[1:])]
         number, rows = self.figures[PROBE].number, []
-        for label, figures in view.figures[self.name].items():
-            own = figures[view.encoders[0]]
+        for label, figures in evidence.figures[self.name].items():
+            own = figures[evidence.encoders[0]]
             rows.append(
                 {
                     "name": label.replace("_", " "),

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from ace.data.crops import resample
 from ace.embed.embedder import Embedder, Image, unit
-from ace.properties.base import Answers, Figure, Measurement, NotMeasured, Property, Reading, Setting, View
+from ace.properties.base import Answers, Evidence, Figure, Measurement, NotMeasured, Property, Reading, Setting
 from ace.protocol.cohort import Subject
 from ace.protocol.dense import common_landmarks, points_of, with_landmarks
 from ace.protocol.features import Features
@@ -162,15 +162,17 @@ class Retrieval(Property):
             )
         return RetrievalMeasurement(setting, subjects, sets)
 
-    def shown(self, view: View) -> dict[str, Any]:
+    def shown(self, evidence: Evidence) -> dict[str, Any]:
         """Show the first queries with each encoder's nearest candidates."""
         from ace.drawing.pictures import answer_row, data_uri
 
         pictures = []
-        for number, query in enumerate(view.arrays["query"]):
+        for number, query in enumerate(evidence.arrays["query"]):
             rows = [
-                answer_row(name, at, view.arrays[f"{name}_best"][number], view.arrays[f"{name}_is_right"][number])
-                for at, name in enumerate(view.encoders)
+                answer_row(
+                    name, at, evidence.arrays[f"{name}_best"][number], evidence.arrays[f"{name}_is_right"][number]
+                )
+                for at, name in enumerate(evidence.encoders)
             ]
             tile = f'<img class="tile" src="{data_uri(query)}" alt="Query {number + 1}">'
             pictures.append(f'<div class="query"><div>{tile}</div><div></div><div>{"".join(rows)}</div></div>')

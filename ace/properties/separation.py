@@ -9,7 +9,7 @@ from jaxtyping import Float
 from pydantic import Field
 
 from ace.embed.embedder import Embedder, unit
-from ace.properties.base import Answers, Figure, Measurement, NotMeasured, Property, Reading, Setting, View
+from ace.properties.base import Answers, Evidence, Figure, Measurement, NotMeasured, Property, Reading, Setting
 from ace.protocol.cohort import Subject
 from ace.protocol.dense import common_landmarks, interpolate, points_of, with_landmarks
 from ace.protocol.features import CanvasView, Features, views_of
@@ -134,18 +134,18 @@ class Separation(Property):
             )
         return SeparationMeasurement(setting, subjects, names)
 
-    def shown(self, view: View) -> dict[str, Any]:
+    def shown(self, evidence: Evidence) -> dict[str, Any]:
         """Show every encoder's tokens on a plane."""
         from ace.drawing.pictures import place_colour
         from ace.drawing.plots import scatter_panels
 
-        planes = {name: view.arrays[f"{name}_plane"] for name in view.encoders}
-        colours = [place_colour(place) for place in view.arrays["places"]]
-        num_patients = len(planes[view.encoders[0]]) // len(colours)
+        planes = {name: evidence.arrays[f"{name}_plane"] for name in evidence.encoders}
+        colours = [place_colour(place) for place in evidence.arrays["places"]]
+        num_patients = len(planes[evidence.encoders[0]]) // len(colours)
         note = (
             "The same tokens laid out by t-SNE, which keeps neighbours together and distorts distances. Each dot is a "
             "landmark of one {one}; its colour tells where on the image the landmark lies on average."
         )
         width = f"max-width: {16 * len(planes)}rem"
         plot = f'<figure class="panel" style="{width}">{scatter_panels(planes, colours * num_patients)}</figure>'
-        return {"pictures": [plot], "note": view.words.fill(note)}
+        return {"pictures": [plot], "note": evidence.words.fill(note)}

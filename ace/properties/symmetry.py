@@ -11,7 +11,7 @@ from pydantic import Field
 
 from ace.drawing.words import encoder_name
 from ace.embed.embedder import Embedder
-from ace.properties.base import Answers, Figure, Measurement, NotMeasured, Property, Reading, Setting, View
+from ace.properties.base import Answers, Evidence, Figure, Measurement, NotMeasured, Property, Reading, Setting
 from ace.protocol.cohort import Subject
 from ace.protocol.dense import Points, interpolate, nearest, points_of
 from ace.protocol.features import CanvasView, Features, views_of
@@ -137,11 +137,11 @@ class Symmetry(Property):
         ]
         return SymmetryMeasurement(setting, tuple(subject for subject, _ in chosen), tuple(drawn))
 
-    def shown(self, view: View) -> dict[str, Any]:
+    def shown(self, evidence: Evidence) -> dict[str, Any]:
         """Show the first patients with each encoder's counterparts."""
         from ace.drawing.pictures import encoder_label, found_tile, tile_row
 
-        arrays = view.arrays
+        arrays = evidence.arrays
         pictures: list[str] = []
         while f"canvas_{len(pictures)}" in arrays:
             number = len(pictures)
@@ -155,7 +155,7 @@ class Symmetry(Property):
                         f"Counterparts found by the {encoder_name(name)} encoder",
                     ),
                 )
-                for position, name in enumerate(view.encoders)
+                for position, name in enumerate(evidence.encoders)
             ]
             pictures.append(tile_row(tiles))
         note = "Rings: the counterpart. Dots: where it was found, joined to its ring. None picked by hand."

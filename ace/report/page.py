@@ -12,7 +12,7 @@ from ace.drawing.pictures import data_uri
 from ace.drawing.plots import curve_panels
 from ace.drawing.words import Words, encoder_mark, encoder_name
 from ace.journal.erased import erased_parts
-from ace.properties.base import Property, View
+from ace.properties.base import Evidence, Property
 from ace.properties.decomposition import CHANGE_OUTSIDE, ERASED_LENGTH
 from ace.properties.registry import PROPERTIES
 from ace.report.comparison import compare_encoders
@@ -131,9 +131,9 @@ def _section(
     if section["card"] is not None and "reason" in section["card"]:
         return section
     own = project.protocol["properties"][item.name]
-    view = View(context["encoders"], project.properties, own, project.evidence(item.name), words)
+    evidence = Evidence(context["encoders"], project.properties, own, project.evidence(item.name), words)
     template = environment.get_template(item.template or "property.html")
-    shown = {"params": own, "own": item.shown(view), "text": words.fill(item.text)}
+    shown = {"params": own, "own": item.shown(evidence), "text": words.fill(item.text)}
     return section | {"html": template.render({**context, **shown})}
 
 

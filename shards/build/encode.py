@@ -22,7 +22,7 @@ from shards.decode.patience import read_patiently
 from shards.delivery.manifest import age_bucket
 from shards.format.jpeg import encode_canvas, encode_half
 from shards.format.layout import FORMAT_VERSION, HALF_SUFFIX, LANDMARKS_SUFFIX, MASK_SUFFIX, META_SUFFIX
-from shards.quality.measure import Measured, measure
+from shards.quality.measure import ImageMeasures, measure
 from shards.quality.reasons import SAME_FILE
 
 
@@ -31,8 +31,8 @@ class ChangedFileError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """An image that is to become a sample.
+class PlannedSample:
+    """Describes a sample before it is encoded: the image, its names and its split.
 
     Attributes:
         record: The image, with nothing but what may be kept of it (`shards.delivery.manifest.Entry`).
@@ -51,7 +51,7 @@ class Task:
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """A sample ready to be written.
+    """Holds a sample ready to be written.
 
     Attributes:
         members: (suffix, data) in the order of the tar: description, image, others.
@@ -61,12 +61,12 @@ class EncodedSample:
 
     members: tuple[tuple[str, bytes], ...]
     tallied: Tallied
-    measured: Measured
+    measured: ImageMeasures
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """A record that gives no sample, and why."""
+    """Says why a record gives no sample."""
 
     reason: str
     has_changed: bool = False
@@ -74,7 +74,7 @@ class Rejected:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleEncoder:
-    """Makes samples of tasks.
+    """Encodes planned samples.
 
     Attributes:
         batch: Name of the batch.
@@ -97,16 +97,16 @@ class SampleEncoder:
         """A larger image is quarantined before it is decoded."""
         return self.params.max_source_megapixels * 1e6
 
-    def __call__(self, task: Task) -> EncodedSample | Rejected:
-        """Encode one task; a file that cannot be used is a result, not an error."""
-        record = task.record
+    def __call__(self, planned: PlannedSample) -> EncodedSample | Rejected:
+        """Encode one image; a file that cannot be used is a result, not an error."""
+        record = planned.record
         if record.known_defect is not None:
             return Rejected(record.known_defect)
-        if task.copy_of is not None:
+        if planned.copy_of is not None:
             return Rejected(SAME_FILE)
         try:
-            data = self._read(record.image, task.display_name)
-            return self._encode(task, decode(data, max_pixels=self.max_pixels, raw=record.raw))
+            data = self._read(record.image, planned.display_name)
+            return self._encode(planned, decode(data, max_pixels=self.max_pixels, raw=record.raw))
         except ChangedFileError as error:
             return Rejected(str(error), has_changed=True)
         except UnreadableImageError as error:
@@ -126,15 +126,15 @@ class SampleEncoder:
             raise ChangedFileError("changed since it was registered")
         return data
 
-    def _encode(self, task: Task, decoded: Decoded) -> EncodedSample:
-        record, image = task.record, decoded.pixels
+    def _encode(self, planned: PlannedSample, decoded: Decoded) -> EncodedSample:
+        record, image = planned.record, decoded.pixels
         placement = Placement.of(image, self.spec.canvas_px, self.spec.trim_level)
         canvas = placement.place_image(with_channels(image, self.channels))
         cells = cell_statistics(canvas, self.spec, self.params.foreground)
         found = place_annotations(
-            record, placement, partial(self._read, display_name=task.display_name), self.max_pixels
+            record, placement, partial(self._read, display_name=planned.display_name), self.max_pixels
         )
-        meta = self._meta(task, placement, cells, decoded.facts, found)
+        meta = self._meta(planned, placement, cells, decoded.facts, found)
         members = [(META_SUFFIX, _json_bytes(meta)), *self._images(canvas)]
         if found.landmarks:
             members.append((LANDMARKS_SUFFIX, _json_bytes(found.landmarks)))
@@ -153,13 +153,15 @@ class SampleEncoder:
         measured = measure(with_channels(image, 1), members[1][1], found.areas, labels, is_burned_in=is_burned_in)
         return EncodedSample(tuple(members), tallied, measured)
 
-    def _meta(self, task: Task, placement: Placement, cells: Cells, facts: Facts, found: Annotations) -> dict[str, Any]:
-        record, spec = task.record, self.spec
+    def _meta(
+        self, planned: PlannedSample, placement: Placement, cells: Cells, facts: Facts, found: Annotations
+    ) -> dict[str, Any]:
+        record, spec = planned.record, self.spec
         lost = {"lost": [loss.to_json() for loss in found.losses]} if found.losses else {}
-        bank = crop_bank(spec, task.key, self.params.seed, self.params.num_bank_pairs)
+        bank = crop_bank(spec, planned.key, self.params.seed, self.params.num_bank_pairs)
         return {
             "format_version": FORMAT_VERSION,
-            "key": task.key,
+            "key": planned.key,
             "batch": self.batch,
             "dataset": self.kind,
             "source_id": record.source_id,

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from shards.build.encode import SampleEncoder, Task
+from shards.build.encode import PlannedSample, SampleEncoder
 from shards.core.errors import SourceError
 from shards.core.identity import SPLITS, split_of
 from shards.core.params import ShardParams
@@ -185,14 +185,14 @@ def fingerprint(manifest_sha256: str, encoder: SampleEncoder) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def task_of(plan: ShardPlan, position: int, record: Record, header: Header) -> Task:
-    """Make the task of one image of a tar.
+def planned_sample(plan: ShardPlan, position: int, record: Record, header: Header) -> PlannedSample:
+    """Describe the sample that one image of a tar becomes.
 
     Where names are private, an image is called by its rank among the keys: in a manifest of earlier versions it has the
     rank of its path, and with a list of all paths that would tell which key is whose.
     """
     private_name = f"manifest image {plan.images[position].number}"
-    return Task(
+    return PlannedSample(
         record=record,
         key=key_of(record, header),
         display_name=record.image.path if header.has_public_ids else private_name,

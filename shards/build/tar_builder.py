@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from shards.build.encode import EncodedSample, Rejected, SampleEncoder, Task
-from shards.build.plan import ShardPlan, task_of
+from shards.build.encode import EncodedSample, PlannedSample, Rejected, SampleEncoder
+from shards.build.plan import ShardPlan, planned_sample
 from shards.build.summary import ListedImage, Quarantined, SampleBytes, TarSummary, Written
 from shards.build.tar_files import TarFiles
 from shards.core.errors import SourceError
 from shards.delivery.manifest import Header, read_entry
 from shards.format.layout import HALF_SUFFIX, LANDMARKS_SUFFIX
 from shards.format.tar import Span, TarWriter
-from shards.quality.measure import Measured
+from shards.quality.measure import ImageMeasures
 from shards.quality.store import write_measured
 from shards.runtime.atomic import atomic_path
 from shards.runtime.memory import keep_freed_memory
@@ -53,25 +53,29 @@ class TarBuilder:
         keep_freed_memory()
         files = self.files(shard)
         samples: list[Written] = []
-        measured: list[Measured] = []
-        rejected: list[tuple[int, Task, Rejected]] = []
+        measured: list[ImageMeasures] = []
+        rejected: list[tuple[int, PlannedSample, Rejected]] = []
         given_up = files.given_up()
         with atomic_path(files.tar) as temporary, files.begun.open("wb", buffering=0) as begun:
             with TarWriter(temporary) as tar:
                 for position, image in enumerate(shard.images):
                     begun.write(b".")
-                    task = task_of(shard, position, read_entry(self.manifest, image.offset).record, self.header)
-                    result = Rejected(_CRASHED) if position in given_up else self.encoder(task)
+                    planned = planned_sample(
+                        shard, position, read_entry(self.manifest, image.offset).record, self.header
+                    )
+                    result = Rejected(_CRASHED) if position in given_up else self.encoder(planned)
                     match result:
                         case EncodedSample():
-                            spans = {suffix: tar.add(f"{task.key}.{suffix}", data) for suffix, data in result.members}
+                            spans = {
+                                suffix: tar.add(f"{planned.key}.{suffix}", data) for suffix, data in result.members
+                            }
                             samples.append(
-                                Written(image=_listed(position, task), bytes=_bytes(spans), tallied=result.tallied)
+                                Written(image=_listed(position, planned), bytes=_bytes(spans), tallied=result.tallied)
                             )
                             measured.append(result.measured)
                         case Rejected():
-                            rejected.append((position, task, result))
-            _check_unchanged([(task, result) for _, task, result in rejected])
+                            rejected.append((position, planned, result))
+            _check_unchanged([(planned, result) for _, planned, result in rejected])
         write_measured(files.measures, measured)
         files.write_summary(
             TarSummary(
@@ -81,8 +85,8 @@ class TarBuilder:
                 sha256=tar.sha256,
                 samples=tuple(samples),
                 quarantined=tuple(
-                    Quarantined(image=_listed(position, task), reason=result.reason)
-                    for position, task, result in rejected
+                    Quarantined(image=_listed(position, planned), reason=result.reason)
+                    for position, planned, result in rejected
                 ),
             )
         )
@@ -111,13 +115,13 @@ class TarBuilder:
                 )
 
 
-def _listed(position: int, task: Task) -> ListedImage:
+def _listed(position: int, planned: PlannedSample) -> ListedImage:
     return ListedImage(
         position=position,
-        key=task.key,
-        display_name=task.display_name,
-        patient=task.record.patient,
-        view=task.record.view,
+        key=planned.key,
+        display_name=planned.display_name,
+        patient=planned.record.patient,
+        view=planned.record.view,
     )
 
 
@@ -136,8 +140,8 @@ def _bytes(spans: Mapping[str, Span]) -> SampleBytes:
     )
 
 
-def _check_unchanged(rejected: list[tuple[Task, Rejected]]) -> None:
-    changed = [task.display_name for task, result in rejected if result.has_changed]
+def _check_unchanged(rejected: list[tuple[PlannedSample, Rejected]]) -> None:
+    changed = [planned.display_name for planned, result in rejected if result.has_changed]
     if changed:
         raise SourceError(
             f"{len(changed)} files are missing or changed since they were listed: {', '.join(changed[:_MAX_NAMED])}; "

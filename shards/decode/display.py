@@ -97,8 +97,8 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """Grey levels of stored values, and what made them: `Facts.window` and `Facts.window_rule`."""
+class GreyLevels:
+    """Holds the grey levels of stored values, and what made them: `Facts.window` and `Facts.window_rule`."""
 
     levels: UInt8[np.ndarray, " num"]
     window: tuple[float, float] | None
@@ -107,7 +107,7 @@ class Shown:
 
 def show(
     stored: Int[np.ndarray, " num"], counts: Int[np.ndarray, " num"], is_padding: Bool[np.ndarray, " num"], look: Look
-) -> Shown:
+) -> GreyLevels:
     """Convert stored values to grey levels: modality, interest, inversion, in this order; padding is black after all.
 
     Without a window of interest, 8-bit values stay as they are and others go through `grey.choose_window`, padding
@@ -124,7 +124,7 @@ def show(
     levels, window, rule = _through_interest(stored, values, pixels, look)
     if look.is_inverted:
         levels = WHITE - levels
-    return Shown(np.where(is_padding, np.uint8(0), levels), window, rule)
+    return GreyLevels(np.where(is_padding, np.uint8(0), levels), window, rule)
 
 
 def _through_modality(

@@ -37,8 +37,8 @@ _TABLE_DTYPE = np.dtype(">u2")
 _MAX_SEGMENTS = (0xFFFF - 2 - len(_TABLE_NAME)) // _TABLE_DTYPE.itemsize
 
 
-class Region(NamedTuple):
-    """Pixels cut from an image, and the (row, col) in the image at which they begin."""
+class DecodedRegion(NamedTuple):
+    """Holds pixels cut from an image, and the (row, col) in the image at which they begin."""
 
     pixels: Pixels
     row: int
@@ -111,7 +111,7 @@ def decode(data: Encoded) -> Pixels:
     return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
 
 
-def decode_region(data: Encoded, rectangle: Rectangle) -> Region:
+def decode_region(data: Encoded, rectangle: Rectangle) -> DecodedRegion:
     """Decode the segments that a rectangle touches; the whole image where it has no segments that can be cut.
 
     The pixels equal those of `decode` to the bit. A JPEG by other hands has no table, and is decoded whole.
@@ -125,11 +125,11 @@ def decode_region(data: Encoded, rectangle: Rectangle) -> Region:
     """
     header = _Header.parse(data)
     if header is None:
-        return Region(decode(data), 0, 0)
+        return DecodedRegion(decode(data), 0, 0)
     row0, col0, row1, col1 = rectangle
     rows = max(row0, 0) // BLOCK_PX, -(-min(row1, header.height) // BLOCK_PX)
     cols = max(col0, 0) // header.segment_px, -(-min(col1, header.width) // header.segment_px)
-    return Region(decode(header.cut(data, rows, cols)), rows[0] * BLOCK_PX, cols[0] * header.segment_px)
+    return DecodedRegion(decode(header.cut(data, rows, cols)), rows[0] * BLOCK_PX, cols[0] * header.segment_px)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,8 +75,8 @@ class Structure:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The measures of one image.
+class ImageMeasures:
+    """Holds the measures of one image.
 
     Attributes:
         values: One item of `MEASURE_DTYPE`.
@@ -94,7 +94,7 @@ def measure(
     labels: Mapping[str, int | None],
     *,
     is_burned_in: bool | None,
-) -> Measured:
+) -> ImageMeasures:
     """Measure one image as it was decoded.
 
     Args:
@@ -121,7 +121,7 @@ def measure(
         Structure(name, area, _contradicts(labels.get(name), area)) for name, area in sorted(areas.items())
     )
     item: np.void = values[()]  # type: ignore[assignment]
-    return Measured(item, structures)
+    return ImageMeasures(item, structures)
 
 
 @cache

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from numpy.lib import recfunctions
 
-from shards.quality.measure import MEASURE_DTYPE, STRUCTURE_DTYPE, THUMBNAIL_PX, Measured
+from shards.quality.measure import MEASURE_DTYPE, STRUCTURE_DTYPE, THUMBNAIL_PX, ImageMeasures
 from shards.runtime.atomic import atomic_path
 
 Thumbnails = UInt8[np.ndarray, "num 64 64"]
@@ -33,7 +33,7 @@ class MeasureFiles(NamedTuple):
     structures: Path
 
 
-def write_measured(files: MeasureFiles, measured: Sequence[Measured]) -> None:
+def write_measured(files: MeasureFiles, measured: Sequence[ImageMeasures]) -> None:
     """Write the measures of one tar's samples, in their order."""
     values = np.array([item.values for item in measured], MEASURE_DTYPE)
     structures = [

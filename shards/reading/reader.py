@@ -23,7 +23,7 @@ from shards.core.records import Split
 from shards.format import jpeg
 from shards.format.exclusion import NOTHING, Exclusion, read_exclusion
 from shards.format.index import DatasetDescription, IndexDescription, TarDescription
-from shards.format.jpeg import Encoded, Region
+from shards.format.jpeg import DecodedRegion, Encoded
 from shards.format.layout import (
     HALF_SUFFIX,
     IMAGE_FORMATS,
@@ -249,7 +249,7 @@ class Sample:
         with self._damage_has_a_place("image"):
             return decode(self.encoded)
 
-    def region(self, rectangle: Rectangle, reduction: Reduction = 1) -> Region:
+    def region(self, rectangle: Rectangle, reduction: Reduction = 1) -> DecodedRegion:
         """Decode a part of the canvas that holds the rectangle (row0, col0, row1, col1).
 
         Of a JPEG, little more than the rectangle is decoded.
@@ -265,9 +265,11 @@ class Sample:
         if encoded is None:
             raise IndexFormatError(f"{self.tar}: sample {self.key} has no {HALF_SUFFIX}; take its canvas")
         if self.image_format == "png":
-            return Region(self.image, 0, 0)
+            return DecodedRegion(self.image, 0, 0)
         with self._damage_has_a_place("image"):
-            return jpeg.decode_region(encoded, rectangle) if reduction == 1 else Region(jpeg.decode(encoded), 0, 0)
+            return (
+                jpeg.decode_region(encoded, rectangle) if reduction == 1 else DecodedRegion(jpeg.decode(encoded), 0, 0)
+            )
 
     @cached_property
     def meta(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from shards.core.identity import KEY_FILE_VARIABLE
 from shards.core.params import GridParams, ShardParams
 from shards.delivery.manifest import iterate_manifest
 from shards.quality.judge import Images, Judgement, judge
-from shards.quality.measure import Measured, measure
+from shards.quality.measure import ImageMeasures, measure
 from shards.quality.reasons import INVERTED, ON_ITS_SIDE, SAME_FILE, SAME_PIXELS, UPSIDE_DOWN
 from shards.quality.store import MeasureStore, write_measured
 from shards.runtime.scratch import SCRATCH_VARIABLE
@@ -112,7 +112,7 @@ def white_outside(image: np.ndarray) -> np.ndarray:
 
 
 @cache
-def measured_of(path: Path, change: Change | None) -> Measured:
+def measured_of(path: Path, change: Change | None) -> ImageMeasures:
     image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
     assert image is not None
     changed = np.ascontiguousarray(change(image) if change else image)

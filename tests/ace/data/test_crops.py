@@ -8,7 +8,7 @@ from PIL import Image
 
 from ace.data.crops import _cover, resample, resample_all, resample_region
 from shards.core.grid import GridSpec, Scale, Window, draw_crop_pair
-from shards.format.jpeg import Region
+from shards.format.jpeg import DecodedRegion
 from shards.phantom.anatomy import load_anatomy
 from shards.phantom.radiograph import take_radiograph
 from shards.phantom.study import draw_study
@@ -99,7 +99,8 @@ def test_blocks_are_averaged_and_then_interpolated_between_their_centres(
         for low, high in ((window[0], window[2]), (window[1], window[3]))
     ]
     expected = bilinear(blocks, *centers)
-    assert np.abs(resample_region(Region(canvas, 0, 0), window, size_px) - expected).max() <= 1.1  # rounded twice
+    found = resample_region(DecodedRegion(canvas, 0, 0), window, size_px)
+    assert np.abs(found - expected).max() <= 1.1  # rounded twice
 
 
 @examples(0.6)
@@ -115,8 +116,8 @@ def test_a_crop_does_not_depend_on_how_much_of_the_canvas_is_at_hand(
     covered = _cover([window], size_px)
     row0, col0 = (data.draw(st.integers(0, max(0, first))) for first in covered[:2])
     row1, col1 = (data.draw(st.integers(min(stop, 48), 48)) for stop in covered[2:])
-    region = Region(canvas[row0:row1, col0:col1], row0, col0)
-    whole = resample_region(Region(canvas, 0, 0), window, size_px)
+    region = DecodedRegion(canvas[row0:row1, col0:col1], row0, col0)
+    whole = resample_region(DecodedRegion(canvas, 0, 0), window, size_px)
     assert np.abs(resample_region(region, window, size_px).astype(int) - whole).max() <= 1
 
 
@@ -127,7 +128,7 @@ def test_where_nothing_shrinks_a_region_gives_the_same_crop_as_the_canvas(
 ) -> None:
     canvas = np.random.default_rng(seed).integers(0, 256, (40, 40), dtype=np.uint8)
     window = data.draw(windows(ratio, 40, 40))
-    found = resample_region(Region(canvas, 0, 0), window, 40)
+    found = resample_region(DecodedRegion(canvas, 0, 0), window, 40)
     assert np.abs(found.astype(int) - resample(canvas, window, 40)).max() <= 1
 
 
@@ -135,7 +136,9 @@ def test_where_nothing_shrinks_a_region_gives_the_same_crop_as_the_canvas(
 def test_a_window_that_averages_would_blur_is_resampled_as_ever(ratio: float) -> None:
     canvas = np.random.default_rng(0).integers(0, 256, (80, 80), dtype=np.uint8)
     window = (3.3, 5.2, 3.3 + 30 * ratio, 5.2 + 30 * ratio)
-    np.testing.assert_array_equal(resample_region(Region(canvas, 0, 0), window, 30), resample(canvas, window, 30))
+    np.testing.assert_array_equal(
+        resample_region(DecodedRegion(canvas, 0, 0), window, 30), resample(canvas, window, 30)
+    )
 
 
 ANATOMY_GRID = grid_params((2, 2), (1, 2), t=6, n=16, cell_px=16)

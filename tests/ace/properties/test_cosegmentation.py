@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ace.drawing.words import Words
-from ace.properties.base import Setting, View
+from ace.properties.base import Evidence, Setting
 from ace.properties.cosegmentation import (
     DICE,
     IOU,
@@ -131,7 +131,7 @@ def test_pictures_hold_the_structures_and_the_clusters_in_their_colours() -> Non
     np.testing.assert_array_equal(arrays["masks"][0] == 1, measurement.masks[0, 1])
     np.testing.assert_array_equal(arrays["one_clusters"][0] == 0, measurement.masks[0, 0])
     assert (arrays["one_clusters"][0][arrays["masks"][0] == -1] >= len(NAMES)).all()
-    shown = Cosegmentation().shown(View(["one"], {}, {}, arrays, Words(one="patient")))
+    shown = Cosegmentation().shown(Evidence(["one"], {}, {}, arrays, Words(one="patient")))
     legend, *rows = shown["pictures"]
     assert "upper left" in legend
     assert [row.count("<img ") for row in rows] == [3, 3]

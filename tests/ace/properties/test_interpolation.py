@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ace.drawing.words import Words
-from ace.properties.base import Setting, View
+from ace.properties.base import Evidence, Setting
 from ace.properties.interpolation import (
     FIGURES,
     Interpolation,
@@ -122,6 +122,6 @@ def test_every_example_shows_three_neighbours_and_each_encoders_nearest_candidat
         assert arrays[f"{figure}_given"].shape[:2] == (2, 2)
         assert arrays[f"one_{figure}_is_right"][:, 0].all()
         assert not arrays[f"one_{figure}_is_right"][:, 1:].any()
-    shown = Interpolation().shown(View(["one", "other"], {}, {}, arrays, Words(one="patient")))
+    shown = Interpolation().shown(Evidence(["one", "other"], {}, {}, arrays, Words(one="patient")))
     assert len(shown["pictures"]) == 2 * 2
     assert shown["pictures"][0].count('class="candidate right') == 2

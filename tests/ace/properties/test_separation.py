@@ -7,7 +7,7 @@ import pytest
 
 from ace.drawing.words import Words
 from ace.embed.embedder import unit
-from ace.properties.base import NotMeasured, Setting, View
+from ace.properties.base import Evidence, NotMeasured, Setting
 from ace.properties.separation import Separation, SeparationMeasurement, SeparationParams, silhouettes
 from ace.protocol.features import DenseParams
 from ace.protocol.intervals import estimate
@@ -74,6 +74,6 @@ def test_every_encoder_has_a_plane_with_a_dot_for_every_token() -> None:
     arrays = measurement.pictures({"one": {"tokens": tokens}, "other": {"tokens": tokens}}, {})
     assert arrays["one_plane"].shape == (24, 2)
     np.testing.assert_array_equal(arrays["one_plane"], arrays["other_plane"])
-    shown = Separation().shown(View(["one", "other"], {}, {}, arrays, Words(one="patient")))
+    shown = Separation().shown(Evidence(["one", "other"], {}, {}, arrays, Words(one="patient")))
     (picture,) = shown["pictures"]
     assert picture.count("<use ") == 2 * 24

@@ -7,7 +7,7 @@ import pytest
 
 from ace.drawing.words import Words
 from ace.embed.embedder import Embedder
-from ace.properties.base import NotMeasured, Setting, View
+from ace.properties.base import Evidence, NotMeasured, Setting
 from ace.properties.symmetry import Symmetry, SymmetryMeasurement, SymmetryParams, counterpart, paired_names
 from ace.protocol.cohort import Cohort, Subject
 from ace.protocol.features import DenseParams, Features, write_features
@@ -114,7 +114,7 @@ def test_the_first_patients_are_shown_with_what_every_encoder_found(tmp_path: Pa
     expected = [measurement.subjects[1].landmarks[counterpart(name)] for name in measurement.names[1]]
     np.testing.assert_array_equal(arrays["targets_1"], expected)
     words = Words(one="patient")
-    shown = Symmetry().shown(View(["one", "other"], {}, {}, arrays, words))
+    shown = Symmetry().shown(Evidence(["one", "other"], {}, {}, arrays, words))
     assert len(shown["pictures"]) == 2
     assert shown["pictures"][0].count("<svg") == 2
     assert shown["pictures"][0].count("<circle") == 2 * 2 * 4

@@ -24,7 +24,7 @@ from shards.core.params import RegisteredSourceParams
 from shards.core.quality_params import QualityParams
 from shards.delivery.manifest import iterate_manifest
 from shards.quality.judge import Images, judge
-from shards.quality.measure import MEASURE_DTYPE, Measured, measure
+from shards.quality.measure import MEASURE_DTYPE, ImageMeasures, measure
 from shards.quality.reasons import (
     BLANK,
     BURNED_IN,
@@ -214,7 +214,7 @@ def test_pictures_of_quarantined_images_are_not_in_the_report(planted: Registere
 def test_a_picture_that_may_show_a_name_is_shown_nowhere(
     planted: RegisteredSourceParams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def marked(grey: np.ndarray, *others: Any, is_burned_in: bool | None) -> Measured:
+    def marked(grey: np.ndarray, *others: Any, is_burned_in: bool | None) -> ImageMeasures:
         return measure(grey, *others, is_burned_in=bool((grey == 255 - 90).all()) or is_burned_in)
 
     Image.new("L", (160, 160), 255 - 90).save(Path(planted.root) / "marked.png")

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from scipy.fft import dctn
 
-from shards.quality.measure import Measured, measure, perceptual_hash, standardized
+from shards.quality.measure import ImageMeasures, measure, perceptual_hash, standardized
 from tests.support.datasets import smooth_image
 from tests.support.strategies import grey_images
 
 
-def measured(grey: np.ndarray, **changes: object) -> Measured:
+def measured(grey: np.ndarray, **changes: object) -> ImageMeasures:
     settings = {"encoded": b"", "areas": {}, "labels": {}, "is_burned_in": None, **changes}
     return measure(grey, **settings)  # type: ignore[arg-type]
 
@@ -151,11 +151,11 @@ def test_what_the_header_says_of_burned_in_text_is_kept_in_three_states() -> Non
 def test_measures_for_which_a_disk_has_no_room_are_an_error_that_says_so(tmp_path: Path) -> None:
     program = (
         "import resource, sys, numpy as np; from pathlib import Path; from shards.core.errors import NoSpaceError\n"
-        "from shards.quality.measure import MEASURE_DTYPE, Measured\n"
+        "from shards.quality.measure import MEASURE_DTYPE, ImageMeasures\n"
         "from shards.quality.store import MeasureFiles, write_measured\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
         "files = MeasureFiles(Path(sys.argv[1]) / 'a.npy', Path(sys.argv[1]) / 'b.npy')\n"
-        "try: write_measured(files, [Measured(np.zeros((), MEASURE_DTYPE)[()], ())] * 9)\n"
+        "try: write_measured(files, [ImageMeasures(np.zeros((), MEASURE_DTYPE)[()], ())] * 9)\n"
         "except NoSpaceError as error: print(error)\n"
     )
     answer = subprocess.run(
