@@ -16,7 +16,7 @@ from ace.evaluation.params import Encoders, EvaluateParams
 from ace.models.params import ImportParams
 from ace.pretrain.params import PretrainParams
 from ace.report.params import ReportParams
-from shards.core.config import DEFAULT_PARAMS, Section, read_params
+from shards.core.config import DEFAULT_PARAMS, Section, laid_over, read_params
 from shards.core.errors import ConfigError
 from shards.core.modality import check_mixture, pictures_of
 from shards.core.params import BatchParams, GridParams, MixParams, ShardParams, check_batch_name
@@ -557,15 +557,12 @@ def merged(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any
 
     The arguments of another architecture than the base's take the place of the base's.
     """
+    return laid_over(base, overlay, _replaced)
+
+
+def _replaced(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> tuple[str, ...]:
     is_other = overlay.get("name", base.get("name")) != base.get("name")
-    replaced = (*REPLACED, "model_args") if is_other else REPLACED
-    nested = {
-        key: merged(base[key], value)
-        if isinstance(value, Mapping) and value and isinstance(base.get(key), Mapping) and key not in replaced
-        else value
-        for key, value in overlay.items()
-    }
-    return {**base, **nested}
+    return (*REPLACED, "model_args") if is_other else REPLACED
 
 
 def _assign(document: MutableMapping[str, Any], values: Mapping[str, Any], where: str, changes: list[str]) -> None:

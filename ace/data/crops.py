@@ -1,18 +1,18 @@
 """Crops resampled straight from the stored canvas: the jitter is where their windows fall (method.md §1)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from PIL import Image
 
 from shards.core.canvas import Pixels
 from shards.core.grid import Rectangle, Window
 from shards.format.jpeg import DecodedRegion
-from shards.reading.reader import Reduction, Sample
+from shards.reading.reader import Reduction, Sample, ShardIndex, ShardReader
 
 # One loader process is one thread: OpenCV's own pool would compete with its siblings, and does not survive a fork.
 cv2.setNumThreads(0)
@@ -39,6 +39,18 @@ def resample(image: Pixels, window: Window, size_px: int) -> Crop:
     # Pillow refuses a box that rounding put 1e-14 px outside.
     box = (max(col0, 0.0), max(row0, 0.0), min(col1, float(width)), min(row1, float(height)))
     return np.asarray(Image.fromarray(image).resize((size_px, size_px), Image.Resampling.BILINEAR, box=box))
+
+
+def resample_whole(canvas: Pixels, size_px: int) -> Crop:
+    """Resample a whole canvas to a square of `size_px`."""
+    return resample(canvas, (0, 0, *canvas.shape[:2]), size_px)
+
+
+def whole_images(index: ShardIndex, rows: Int[np.ndarray, " images"]) -> Iterator[Crop]:
+    """Read whole canvases of a shard set at crop size; E(x) of an image is that of this picture (method.md §5)."""
+    reader = ShardReader(index)
+    for row in rows:
+        yield resample_whole(reader.read(int(row)).image, index.spec.crop_px)
 
 
 def resample_all(sample: Sample, windows: Sequence[Window], size_px: int) -> list[Crop]:

@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from ace.downstream.base import Arrays, Score, Target, Task
 from ace.downstream.params import TaskParams
 from ace.downstream.parts import Part
-from ace.downstream.scores import accuracy, auroc, average_precision, calibration_error, quadratic_kappa
+from ace.downstream.scores import accuracy, average_precision, calibration_error, quadratic_kappa
 from ace.downstream.shown import ShownPart
 from ace.downstream.views import View, center_view, ten_views
 from ace.embed.encoder import Encoder
-from ace.embed.probe_scores import NOT_KNOWN, knn_votes, linear_scores
-from ace.protocol.intervals import estimate, mean
+from ace.embed.probe_scores import NOT_KNOWN, choose_l2, knn_votes, linear_scores
+from ace.protocol.intervals import auroc, estimate, mean
 from shards.core.canvas import Canvas
 from shards.core.config import Section
 from shards.core.errors import ConfigError
@@ -29,8 +29,6 @@ Policy = Literal["U-Zeros", "U-Ones", "U-Ignore", "LSR-Ones", "LSR-Zeros"]
 HARD = ("U-Zeros", "U-Ones")
 """Policies that make a label of an uncertain one; the others leave it out, or smooth the target of `full`."""
 KNN = "knn"
-L2 = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-"""Weights of the linear probe's penalty, one of which is chosen on validation images."""
 
 
 class KnnParams(Section):
@@ -204,9 +202,12 @@ class Classification(Task[ClassificationParams]):
                 train, labels[:, is_asked], features["test"], k=params.k, temperature=params.temperature
             )
             return {"probabilities": votes}
-        fitted = {l2: self._linear(train, labels, features["val"], l2) for l2 in L2}
-        losses = [np.nanmean(self.losses(truths["val"], {"probabilities": found})) for found in fitted.values()]
-        return {"probabilities": self._linear(train, labels, features["test"], L2[int(np.argmin(losses))])}
+
+        def loss(l2: float) -> float:
+            found = self._linear(train, labels, features["val"], l2)
+            return float(np.nanmean(self.losses(truths["val"], {"probabilities": found})))
+
+        return {"probabilities": self._linear(train, labels, features["test"], choose_l2(loss))}
 
     def validation_score(self, truth: Arrays, answers: Arrays) -> float:
         """Return the headline; of labels, over those that validation images have and have not."""

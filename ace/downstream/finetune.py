@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ace.data.crops import resample
+from ace.data.crops import whole_images
 from ace.downstream.base import FULL, Arrays, Task
 from ace.downstream.images import TrainingImages
 from ace.downstream.page import Example, choose_examples, write_page
@@ -353,10 +353,8 @@ def _without_those_seen(
 
 def _features(encoder: Encoder, part: Part) -> Float[np.ndarray, "images dim"]:
     """Compute E(x) of whole images, as the evaluation does."""
-    reader, index = ShardReader(part.index), part.index
-    canvases = (reader.read(int(row)).image for row in part.rows)
-    crops = (resample(canvas, (0, 0, *canvas.shape[:2]), index.spec.crop_px) for canvas in canvases)
-    embedder = Embedder(encoder, index.name, IMAGES_PER_FORWARD, "frozen encoder")
+    crops = whole_images(part.index, part.rows)
+    embedder = Embedder(encoder, part.index.name, IMAGES_PER_FORWARD, "frozen encoder")
     with accelerator_settings(encoder.precision, encoder.device):
         return unit(embedder.pooled(crops, total=len(part), task="E(x)"))
 

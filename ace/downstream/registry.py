@@ -9,7 +9,7 @@ from ace.downstream.classification import Classification
 from ace.downstream.landmarks import Landmarks
 from ace.downstream.params import TaskParams
 from ace.downstream.segmentation import Segmentation
-from shards.core.config import read_params
+from shards.core.config import laid_over, read_params
 from shards.core.errors import ConfigError
 
 TASKS: tuple[type[Task[Any]], ...] = (Classification, Segmentation, Landmarks)
@@ -33,7 +33,7 @@ def read_task(name: str, project: Path = Path(), batch: str | None = None) -> Ta
     if name not in known:
         raise ConfigError(f"task '{name}' is not in {folder}; there are: {', '.join(known) or 'none'}")
     own = read_params(folder / f"{name}.yaml")
-    values = _merged(read_params(folder / f"{COMMON}.yaml").get(str(own.get("kind")), {}), own)
+    values = laid_over(read_params(folder / f"{COMMON}.yaml").get(str(own.get("kind")), {}), own)
     return task_of(values if batch is None else {**values, "batch": batch}, f"{folder / name}.yaml")
 
 
@@ -49,11 +49,3 @@ def task_of(values: Mapping[str, Any], where: str) -> Task[TaskParams]:
         raise ConfigError(f"{where}: kind is {kind!r}; expected one of {', '.join(kinds)}")
     task: Task[TaskParams] = kinds[kind](kinds[kind].params_type.from_params(values, where))
     return task
-
-
-def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    nested = {
-        key: _merged(base[key], value) if isinstance(value, Mapping) and isinstance(base.get(key), Mapping) else value
-        for key, value in own.items()
-    }
-    return {**base, **nested}

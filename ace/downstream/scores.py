@@ -4,35 +4,13 @@ A patient's weight counts each of the patient's images so often. scikit-learn's 
 call; the tests hold these equal to them.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from ace.protocol.intervals import Measure, Weights, ratio
+from ace.protocol.intervals import Measure, Ranks, Weights, of_ranks, ratio
 
 NUM_BINS = 15
 """Bins of equal width in which confidence is compared with what is true (Guo et al., ICML 2017)."""
-_NUMBERS_AT_ONCE = 20_000_000
-_Ranks = Float[np.ndarray, "resamples levels"]
-
-
-def auroc(
-    is_true: Bool[np.ndarray, " images"], values: Float[np.ndarray, " images"], patients: Int[np.ndarray, " images"]
-) -> Measure:
-    """Chance that an image with a label has a higher value than one without it, a tie counting half.
-
-    Args:
-        is_true: Whether each image has the label.
-        values: The higher, the more likely the label.
-        patients: Number of each image's patient.
-    """
-
-    def of_ranks(with_it: _Ranks, without: _Ranks) -> Float[np.ndarray, " resamples"]:
-        below = without.cumsum(1) - without
-        return ratio((with_it * (below + without / 2)).sum(1), with_it.sum(1) * without.sum(1))
-
-    return _of_ranks(of_ranks, is_true, values, patients)
 
 
 def average_precision(
@@ -40,12 +18,12 @@ def average_precision(
 ) -> Measure:
     """Area under precision and recall as scikit-learn's average precision has it; arguments as for `auroc`."""
 
-    def of_ranks(with_it: _Ranks, without: _Ranks) -> Float[np.ndarray, " resamples"]:
+    def figure(with_it: Ranks, without: Ranks) -> Float[np.ndarray, " resamples"]:
         found, wrong = with_it[:, ::-1].cumsum(1), without[:, ::-1].cumsum(1)
         precision = found / np.maximum(found + wrong, 1)
         return ratio((with_it[:, ::-1] * precision).sum(1), with_it.sum(1))
 
-    return _of_ranks(of_ranks, is_true, values, patients)
+    return of_ranks(figure, is_true, values, patients)
 
 
 def calibration_error(
@@ -101,28 +79,5 @@ def quadratic_kappa(
         expected = found.sum(2)[:, :, None] * found.sum(1)[:, None, :]
         off, by_chance = ((table * distance).sum((1, 2)) for table in (found, expected))
         return 1 - ratio(off * found.sum((1, 2)), by_chance)
-
-    return measure
-
-
-def _of_ranks(
-    figure: Callable[[_Ranks, _Ranks], Float[np.ndarray, " resamples"]],
-    is_true: Bool[np.ndarray, " images"],
-    values: Float[np.ndarray, " images"],
-    patients: Int[np.ndarray, " images"],
-) -> Measure:
-    """A figure of how often images with and without a label have each value, the values ascending."""
-    order = np.argsort(values, kind="stable")
-    starts = np.flatnonzero(np.diff(values[order], prepend=-np.inf))
-    is_true, patients = is_true[order], patients[order]
-
-    def measure(weights: Weights) -> Float[np.ndarray, " resamples"]:
-        found = []
-        at_once = max(1, _NUMBERS_AT_ONCE // max(len(order), 1))
-        for first in range(0, len(weights), at_once):
-            counts = weights[first : first + at_once, patients].astype(float)
-            ranks = (np.add.reduceat(counts * answer, starts, axis=1) for answer in (is_true, ~is_true))
-            found.append(figure(*ranks))
-        return np.concatenate(found)
 
     return measure

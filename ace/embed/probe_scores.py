@@ -1,9 +1,13 @@
 """Score how well frozen features tell labels apart: AUROC of a vote of neighbours and of a linear probe."""
 
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Float, Int
 
 NOT_KNOWN = -1
+L2 = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+"""Weights of the linear probe's penalty, one of which is chosen on validation images."""
 _QUERIES_AT_ONCE = 256
 _MAX_ITERATIONS = 1000
 
@@ -71,6 +75,15 @@ def linear_scores(
         model = LogisticRegression(C=1 / (l2 * is_known.sum()), max_iter=_MAX_ITERATIONS)
         scores[:, label] = model.fit(inputs[is_known], answers[is_known]).decision_function(asked)
     return scores
+
+
+def choose_l2(loss: Callable[[float], float]) -> float:
+    """Choose the weight of the penalty with the least loss on validation images; of equals, the smallest.
+
+    Args:
+        loss: Weight of the penalty → loss of the probe that is fitted with it.
+    """
+    return L2[int(np.argmin([loss(l2) for l2 in L2]))]
 
 
 def auroc_by_label(labels: Int[np.ndarray, "images labels"], scores: Float[np.ndarray, "images labels"]) -> list[float]:

@@ -4,14 +4,14 @@ The loss of self-supervision is no measure of quality; this is. Features come fr
 the evaluation (method.md §5); classifiers are made on patients of `train` and scored on patients of `val`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from ace.data.crops import Crop, resample
+from ace.data.crops import whole_images
 from ace.embed.embedder import Embedder, pool, unit
 from ace.embed.encoder import Encoder
 from ace.embed.probe_scores import NOT_KNOWN, auroc_by_label, knn_votes, linear_scores
@@ -156,19 +156,12 @@ def _features(
     """E(x) of each image, in the order of `places`, which follows that of the members."""
     pooled = []
     for number, (index, mix) in enumerate(members):
-        rows = [row for member, row in places if member == number]
+        rows = np.array([row for member, row in places if member == number], dtype=np.int64)
         own = {index.name: mix.normalisation(in_channels, index.name)}
         teacher = Encoder(backbone, index.spec, in_channels, precision, given=own)
         embedder = Embedder(teacher, index.name, params.images_per_forward, "teacher")
-        pooled += [pool(tokens) for tokens in embedder.tokens(_crops(index, rows))]
+        pooled += [pool(tokens) for tokens in embedder.tokens(whole_images(index, rows))]
     return unit(np.concatenate(pooled))
-
-
-def _crops(index: ShardIndex, rows: Sequence[int]) -> Iterator[Crop]:
-    reader, size_px = ShardReader(index), index.spec.crop_px
-    for row in rows:
-        canvas = reader.read(row).image
-        yield resample(canvas, (0, 0, len(canvas), len(canvas)), size_px)
 
 
 def _limits(params: ProbeParams) -> list[tuple[Split, int]]:

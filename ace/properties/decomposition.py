@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ace.data.crops import resample
+from ace.data.crops import resample, resample_whole
 from ace.drawing.words import with_interval
 from ace.embed.embedder import Embedder, Image, pool, unit
 from ace.properties.base import Answers, Evidence, Figure, Measurement, NotMeasured, Property, Reading, Setting
@@ -203,7 +203,7 @@ def remove_regions(embedder: Embedder, canvases: Sequence[Image], plan: Decompos
 
     def crops() -> Iterator[Image]:
         for patient, (canvas, own) in enumerate(zip(canvases, plan.regions, strict=True)):
-            image = resample(canvas, (0, 0, len(canvas), len(canvas)), spec.crop_px)
+            image = resample_whole(canvas, spec.crop_px)
             for number, region in enumerate(own):
                 for fill in others:
                     yield fills.filled(image, region, fill, canvases=canvases, patient=patient, number=number)
@@ -234,7 +234,7 @@ def _pooled_with_black(
 
     def crops() -> Iterator[Image]:
         for canvas, regions in zip(canvases, plan.regions, strict=True):
-            image = resample(canvas, (0, 0, len(canvas), len(canvas)), size_px)
+            image = resample_whole(canvas, size_px)
             yield image
             for region in regions:
                 yield from remove_and_cut(image, region)
@@ -415,7 +415,7 @@ class DecompositionMeasurement(Measurement):
     def _image(self, patient: int) -> Image:
         """Return a patient's whole canvas at crop size."""
         canvas = self.setting.cohort.canvases[patient]
-        return resample(canvas, (0, 0, len(canvas), len(canvas)), self.setting.cohort.spec.crop_px)
+        return resample_whole(canvas, self.setting.cohort.spec.crop_px)
 
 
 class Decomposition(Property):

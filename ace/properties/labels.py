@@ -1,16 +1,16 @@
 """A linear probe: how well a label can be read off E(x) of a whole image by a logistic regression (method.md §5)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from ace.data.crops import resample
+from ace.data.crops import whole_images
 from ace.drawing.words import with_interval
-from ace.embed.embedder import Embedder, Image, unit
-from ace.embed.probe_scores import NOT_KNOWN, linear_scores
+from ace.embed.embedder import Embedder, unit
+from ace.embed.probe_scores import NOT_KNOWN, choose_l2, linear_scores
 from ace.properties.base import (
     Answers,
     Evidence,
@@ -24,7 +24,7 @@ from ace.properties.base import (
 )
 from ace.protocol.cohort import choose_rows
 from ace.protocol.features import Features
-from ace.protocol.intervals import Measure, mean, per_pair
+from ace.protocol.intervals import Measure, auroc, mean
 from shards.core.config import Section
 from shards.core.records import Split
 from shards.reading.policies import targets_of
@@ -35,8 +35,6 @@ LEAST_PATIENTS = 5
 """Training patients with a label that a probe needs, and as many without it; of those measured likewise."""
 TRAINING_PATIENTS = 4
 """Training patients to fit on, at most, for each patient that may be measured (`evaluate.max_patients`)."""
-L2 = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-"""Weights of the penalty, one of which is chosen on validation patients."""
 
 
 @dataclass(frozen=True)
@@ -119,11 +117,11 @@ def probe_scores(embedder: Embedder, plan: LabelPlan) -> Float[np.ndarray, "imag
     """
     parts = (plan.train, plan.val, plan.measured)
     rows = np.concatenate([part.rows for part in parts])
-    pooled = embedder.pooled(_crops(plan.index, rows), total=len(rows), task="linear probe")
+    pooled = embedder.pooled(whole_images(plan.index, rows), total=len(rows), task="linear probe")
     train, val, measured = np.split(unit(pooled), np.cumsum([len(part.rows) for part in parts[:-1]]))
     answers = plan.train.labels
-    losses = [cross_entropy(plan.val.labels, linear_scores(train, answers, val, l2=weight)) for weight in L2]
-    return linear_scores(train, answers, measured, l2=L2[int(np.argmin(losses))])
+    l2 = choose_l2(lambda l2: cross_entropy(plan.val.labels, linear_scores(train, answers, val, l2=l2)))
+    return linear_scores(train, answers, measured, l2=l2)
 
 
 def cross_entropy(labels: Int[np.ndarray, "images labels"], logits: Float[np.ndarray, "images labels"]) -> float:
@@ -133,22 +131,17 @@ def cross_entropy(labels: Int[np.ndarray, "images labels"], logits: Float[np.nda
     return float(np.logaddexp(0, wrong).mean())
 
 
-def auroc(images: ProbedImages, scores: Float[np.ndarray, "images labels"], column: int) -> Measure:
-    """Chance that an image with a label scores above one without it, a tie counting half; of the images that know it.
+def label_auroc(images: ProbedImages, scores: Float[np.ndarray, "images labels"], column: int) -> Measure:
+    """Estimate the AUROC of one label over the images that know it.
 
     Args:
         images: Some images.
         scores: The higher, the more likely the label.
         column: Column of the label in `images.labels`.
     """
-    with_it, without = (np.flatnonzero(images.labels[:, column] == answer) for answer in (1, 0))
-    high, low = scores[with_it, column], scores[without, column]
-    wins = (high[:, None] > low) + 0.5 * (high[:, None] == low)
-    sums, counts = np.zeros((2, images.num_patients, images.num_patients))
-    places = np.ix_(images.patients[with_it], images.patients[without])
-    np.add.at(sums, places, wins)
-    np.add.at(counts, places, 1)
-    return per_pair(sums, counts)
+    answers = images.labels[:, column]
+    is_known = answers != NOT_KNOWN
+    return auroc(answers[is_known] == 1, scores[is_known, column], images.patients[is_known])
 
 
 def num_images(images: ProbedImages, column: int) -> dict[str, int]:
@@ -192,13 +185,6 @@ def _has_both(images: ProbedImages) -> Bool[np.ndarray, " labels"]:
     return is_enough
 
 
-def _crops(index: ShardIndex, rows: Int[np.ndarray, " images"]) -> Iterator[Image]:
-    reader, size_px = ShardReader(index), index.spec.crop_px
-    for row in rows:
-        canvas = reader.read(int(row)).image
-        yield resample(canvas, (0, 0, len(canvas), len(canvas)), size_px)
-
-
 class LabelsParams(Section):
     """The linear probe of labels: nothing to set."""
 
@@ -224,7 +210,7 @@ class LabelsMeasurement(Measurement):
         measured = self.plan.measured
         return {
             label: Reading(
-                auroc(measured, answers["scores"], column),
+                label_auroc(measured, answers["scores"], column),
                 measured.num_patients,
                 0.5,
                 facts=num_images(measured, column),

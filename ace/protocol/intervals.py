@@ -7,7 +7,7 @@ resample give one bootstrap replicate. Figures that share one set of weights can
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int, Real
+from jaxtyping import Bool, Float, Int, Real
 from pydantic import Field
 
 from shards.core.config import Section
@@ -15,6 +15,9 @@ from shards.core.config import Section
 Weights = Int[np.ndarray, "resamples patients"]
 Measure = Callable[[Weights], Float[np.ndarray, " resamples"]]
 """A figure of the patients, each counted as often as its weight says; nan where a resample leaves nothing to count."""
+Ranks = Float[np.ndarray, "resamples levels"]
+"""How often images have each value, the values ascending."""
+_NUMBERS_AT_ONCE = 20_000_000
 
 
 class BootstrapParams(Section):
@@ -66,6 +69,54 @@ def pair_median(
 
     def measure(weights: Weights) -> Float[np.ndarray, " resamples"]:
         return np.array([_median(ordered, own[first] * own[second]) for own in weights])
+
+    return measure
+
+
+def auroc(
+    is_true: Bool[np.ndarray, " images"], values: Float[np.ndarray, " images"], patients: Int[np.ndarray, " images"]
+) -> Measure:
+    """Estimate the chance that an image with a label has a higher value than one without it, a tie counting half.
+
+    Args:
+        is_true: Whether each image has the label.
+        values: The higher, the more likely the label.
+        patients: Number of each image's patient.
+    """
+
+    def figure(with_it: Ranks, without: Ranks) -> Float[np.ndarray, " resamples"]:
+        below = without.cumsum(1) - without
+        return ratio((with_it * (below + without / 2)).sum(1), with_it.sum(1) * without.sum(1))
+
+    return of_ranks(figure, is_true, values, patients)
+
+
+def of_ranks(
+    figure: Callable[[Ranks, Ranks], Float[np.ndarray, " resamples"]],
+    is_true: Bool[np.ndarray, " images"],
+    values: Float[np.ndarray, " images"],
+    patients: Int[np.ndarray, " images"],
+) -> Measure:
+    """Compute a figure of how often images with and without a label have each value, the values ascending.
+
+    Args:
+        figure: Of these counts, one row a resample and one column a value.
+        is_true: Whether each image has the label.
+        values: The higher, the more likely the label.
+        patients: Number of each image's patient.
+    """
+    order = np.argsort(values, kind="stable")
+    starts = np.flatnonzero(np.diff(values[order], prepend=-np.inf))
+    is_true, patients = is_true[order], patients[order]
+
+    def measure(weights: Weights) -> Float[np.ndarray, " resamples"]:
+        found = []
+        at_once = max(1, _NUMBERS_AT_ONCE // max(len(order), 1))
+        for first in range(0, len(weights), at_once):
+            counts = weights[first : first + at_once, patients].astype(float)
+            ranks = (np.add.reduceat(counts * answer, starts, axis=1) for answer in (is_true, ~is_true))
+            found.append(figure(*ranks))
+        return np.concatenate(found)
 
     return measure
 

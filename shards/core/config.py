@@ -1,7 +1,7 @@
 """params.yaml read as YAML 1.2 into frozen, typed sections; every mistake is one readable message."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -48,6 +48,28 @@ def read_params(path: Path = DEFAULT_PARAMS) -> dict[str, Any]:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path}: expected a mapping of sections, found {type(values).__name__}")
     return dict(values)
+
+
+def laid_over(
+    base: Mapping[str, Any],
+    overlay: Mapping[str, Any],
+    replaced: Callable[[Mapping[str, Any], Mapping[str, Any]], Collection[str]] = lambda base, overlay: (),
+) -> dict[str, Any]:
+    """Lay an overlay's values over those of `base`, mapping by mapping; an empty mapping empties the one in `base`.
+
+    Args:
+        base: The values below.
+        overlay: The values that win.
+        replaced: Names the keys of two such mappings whose value in the overlay takes the place of the one in `base`.
+    """
+    kept = replaced(base, overlay)
+    nested = {
+        key: laid_over(base[key], value, replaced)
+        if isinstance(value, Mapping) and value and isinstance(base.get(key), Mapping) and key not in kept
+        else value
+        for key, value in overlay.items()
+    }
+    return {**base, **nested}
 
 
 def _describe(section: type[BaseModel], error: dict[str, Any], where: str) -> str:

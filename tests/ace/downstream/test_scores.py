@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, cohen_kappa_score, roc_auc_score
 
-from ace.downstream import scores
-from ace.downstream.scores import accuracy, auroc, average_precision, calibration_error, quadratic_kappa
-from ace.protocol.intervals import estimate, patient_weights
+from ace.downstream.scores import accuracy, average_precision, calibration_error, quadratic_kappa
+from ace.protocol import intervals
+from ace.protocol.intervals import auroc, estimate, patient_weights
 
 SEEDS = st.integers(0, 10_000)
 
@@ -26,7 +26,7 @@ def drawn(seed: int, num_images: int = 40, num_patients: int = 12) -> tuple[np.n
 @given(SEEDS)
 def test_ranked_figures_are_those_of_scikit_learn_with_the_patients_weights(seed: int) -> None:
     is_true, values, patients, weights = drawn(seed)
-    found = {name: getattr(scores, name)(is_true, values, patients)(weights) for name in ("auroc", "average_precision")}
+    found = {own.__name__: own(is_true, values, patients)(weights) for own in (auroc, average_precision)}
     for number, own in enumerate(weights):
         counts = own[patients]
         if counts[is_true].sum() == 0 or counts[~is_true].sum() == 0:
@@ -68,5 +68,5 @@ def test_figures_of_cases_computed_by_hand() -> None:
 def test_many_resamples_in_parts_are_those_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     is_true, values, patients, weights = drawn(3)
     whole = auroc(is_true, values, patients)(weights)
-    monkeypatch.setattr(scores, "_NUMBERS_AT_ONCE", 80)
+    monkeypatch.setattr(intervals, "_NUMBERS_AT_ONCE", 80)
     assert np.array_equal(auroc(is_true, values, patients)(weights), whole)

@@ -14,8 +14,8 @@ from ace.properties.labels import (
     LabelPlan,
     LabelsMeasurement,
     ProbedImages,
-    auroc,
     cross_entropy,
+    label_auroc,
     num_images,
     plan_probe,
 )
@@ -128,7 +128,7 @@ def test_auroc_counts_pairs_of_images_as_often_as_their_patients_are_drawn(seed:
     rng = np.random.default_rng(seed)
     images, scores = draw_images(rng), rng.integers(0, 3, (8, 2)).astype(float)
     weights = patient_weights(3, 4, rng)
-    measures = [auroc(images, scores, column) for column in (0, 1)]
+    measures = [label_auroc(images, scores, column) for column in (0, 1)]
     for column, measure in enumerate(measures):
         assert estimate(measure, 3) == pytest.approx(oracle.auroc(images.labels[:, column], scores[:, column]))
         for weight, value in zip(weights, measure(weights), strict=True):
