@@ -23,7 +23,7 @@ STUDIES = Path("studies")
 RUN = "params"
 """The run of a study that has no name of its own: its params are `params.yaml`."""
 CODE = ("ace", "configs", "shards")
-"""What a study runs, which therefore has to be committed."""
+"""Folders that a study runs, which therefore have to be committed."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 LOCK, PROPERTIES, TASKS = "dvc.lock", "properties.json", "finetune"
 
@@ -33,8 +33,8 @@ class Study:
     """Name one run of a study of the checkout in the working directory.
 
     Attributes:
-        name: Of the study, a folder in `studies/`.
-        run: Of its params file, without the ending, as `params` or `seed1`.
+        name: Name of the study, a folder in `studies/`.
+        run: Name of its params file, without the ending, as `params` or `seed1`.
 
     Raises:
         ConfigError: one of them is no name but a path, say.

@@ -1,1 +1,1 @@
-"""When and why things run: Dagster assets derived from the DVC graph. The only package that imports dagster."""
+"""Run stages when it is time: Dagster assets derived from the DVC graph. No other package imports dagster."""

@@ -48,7 +48,7 @@ class Stage:
     """One stage with templates and foreach resolved, and what its inputs are in the work tree now."""
 
     name: str
-    """As DVC addresses it: `pretrain`, `shard@phantom-b000`."""
+    """Name by which DVC addresses it: `pretrain`, `shard@phantom-b000`."""
     cmd: str
     description: str
     meta: DagsterMeta

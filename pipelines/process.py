@@ -37,7 +37,7 @@ KILL_S = 10.0
 DAGSTER_PROGRAMS = {"dagster", "dagster-daemon"}
 RWLOCK = ".dvc/tmp/rwlock"
 BUSY = "is being blocked by"
-"""What dvc says of an out that another dvc is at work on, or was when it was killed."""
+"""Words of dvc about an out that another dvc is at work on, or was when it was killed."""
 RWLOCK_READINGS = 4
 """Unreadable that often, a quarter of a second apart, DVC's file of busy outs was left by a kill in the middle."""
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from ace.data.params import EraseParams
 
 Fill = Literal["black", "mean", "grey", "noise", "tissue"]
-"""What a rectangle is filled with: 0, the crop's own mean in each channel, one random level in each channel, a random
-level in each pixel and channel, or what the crop of a partner in the batch shows at the same place (`partners`)."""
+"""Names what a rectangle is filled with: 0, the crop's own mean in each channel, one random level in each channel, a
+random level in each pixel and channel, or the tissue of a partner's crop at the same place (`partners`)."""
 FILLS: tuple[Fill, ...] = get_args(Fill)
 NUM_RECTANGLES = 4
 """The most rectangles of one crop; `EraseParams.max_rectangles` allows no more."""

@@ -14,7 +14,7 @@ from jaxtyping import Float64, Int32, UInt8
 from torch import Tensor
 
 RGB_TO_XYZ = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
-"""Of linear light (ITU-R BT.709 primaries)."""
+"""Matrix from linear light (ITU-R BT.709 primaries) to XYZ."""
 WHITE = np.array([0.950456, 1.0, 1.088754])
 """XYZ of D65."""
 # Steps of 1 in fixed point: of the matrices, of light and of CIELAB's root on the way there, of both on the way back,

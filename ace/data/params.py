@@ -71,7 +71,7 @@ class FillWeights(Section):
     noise: float = Field(ge=0)
     """A random level in each pixel and channel."""
     tissue: float = Field(ge=0)
-    """What another image of the batch shows at the same place; only with `loss_weights.removal` above 0."""
+    """Tissue of another image of the minibatch at the same place; only with `loss_weights.removal` above 0."""
 
     @model_validator(mode="after")
     def _one_is_drawn(self) -> Self:
@@ -94,7 +94,7 @@ class EraseParams(Section):
     max_aspect: float = Field(ge=1)
     """Greatest ratio of a rectangle's sides, either way, at the area of the drawn square; 1 for squares."""
     fills: FillWeights
-    """What erased pixels are filled with: with one fill alone an encoder learns that fill, with several, absence."""
+    """Weights of the fills of erased pixels: of one fill alone an encoder learns that fill, of several, absence."""
 
     @model_validator(mode="after")
     def _sides_are_ordered(self) -> Self:
@@ -137,7 +137,7 @@ class CentredViewsParams(Section):
     sides: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(min_length=2)
     """Side of each view as a fraction of the canvas's, largest first; the largest decides how far the centre moves."""
     num_teacher_views: int = Field(ge=1)
-    """How many of them, the largest, the teacher sees; the student sees all."""
+    """Number of them, the largest, that the teacher sees; the student sees all."""
 
     @model_validator(mode="after")
     def _teacher_sees_the_largest(self) -> Self:

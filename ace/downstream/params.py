@@ -41,7 +41,7 @@ class TaskParams(Section):
     batch: str = Field(min_length=1)
     """Name of the shard set."""
     split: Literal["test", "val"]
-    """Whose patients are measured at the end, once: `test` for results; `val` to choose settings by."""
+    """Split whose patients are measured at the end, once: `test` for results; `val` to choose settings by."""
     val_share: float = Field(ge=0, lt=1)
     """Share of the training patients that validate instead of training, for sets without a validation split or with a
     small one; 0 takes the set's own split `val`."""

@@ -1,4 +1,4 @@
-"""Whose images train, validate and test: by patient, and for amounts of labels so that a smaller one is in a larger."""
+"""Choose whose images train, validate and test: by patient, and a smaller amount of labels within a larger."""
 
 import hashlib
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Pictures as data URIs, and colours that tell a value or a place."""
+"""Draw pictures for pages: data URIs, rows of tiles, and colours that tell a value or a place."""
 
 import base64
 import colorsys
@@ -15,7 +15,7 @@ from ace.drawing.words import encoder_mark, encoder_name
 
 NUM_SHADES = 64
 HUES = np.array([number for number in range(20) if number not in (14, 15)])
-"""Colours of matplotlib's tab20 that are no greys."""
+"""Numbers of the colours of matplotlib's tab20 that are no greys."""
 NUM_GREYS = 8
 SCALE_PERCENTILE = 99
 """The brightest colour of the change maps stands for this percentile of all changes, so that single tokens that change
@@ -24,7 +24,7 @@ far more than the rest do not darken them."""
 
 @dataclass(frozen=True)
 class DrawnBox:
-    """A rectangle to draw: its corner and its size."""
+    """Describes a rectangle to draw by its corner and its size."""
 
     row: float
     col: float
@@ -65,10 +65,10 @@ def place_colour(place: Float[np.ndarray, "2"]) -> str:
 
 
 def heat(values: Float[np.ndarray, "rows cols"], *, low: float | None = None, high: float | None = None) -> np.ndarray:
-    """Values as RGB, from dark to bright.
+    """Colour values as RGB, from dark for low ones to bright for high ones.
 
     Args:
-        values: What is shown.
+        values: The values to show.
         low: Value of the darkest colour; None takes the smallest.
         high: Value of the brightest colour, which larger ones have as well; None takes the largest.
     """
@@ -81,13 +81,13 @@ def heat(values: Float[np.ndarray, "rows cols"], *, low: float | None = None, hi
 def found_tile(
     canvas: np.ndarray, targets: Float[np.ndarray, "points 2"], found: Float[np.ndarray, "points 2"], label: str
 ) -> str:
-    """Where points of a canvas should be found and where they were, as an SVG in HTML.
+    """Draw where points of a canvas should be found and where they were, as an SVG in HTML.
 
     Args:
-        canvas: The picture.
-        targets: A ring each, in pixels.
-        found: A dot each, joined to its ring, in pixels.
-        label: What a screen reader says.
+        canvas: The picture, square.
+        targets: (row, col) in pixels where each point should be found; drawn as a ring.
+        found: (row, col) in pixels where it was found; drawn as a dot, joined to its ring.
+        label: Text for screen readers.
     """
     size_px = len(canvas)
     marks = []
@@ -108,7 +108,7 @@ def found_tile(
 
 
 def label_map(labels: Int[np.ndarray, "rows cols"], num_named: int) -> UInt8[np.ndarray, "rows cols 3"]:
-    """Numbers as colours: those below `num_named` have one each, −1 is black, and others are shades of grey."""
+    """Colour numbers: those below `num_named` have one each, −1 is black, and others are shades of grey."""
     named = matplotlib.colormaps["tab20"](HUES[np.arange(num_named) % len(HUES)], bytes=True)[:, :3]
     greys = np.repeat((40 + 12 * (labels % NUM_GREYS))[..., None], 3, axis=-1).astype(np.uint8)
     coloured = np.where((labels < num_named)[..., None], named[np.clip(labels, 0, num_named - 1)], greys)
@@ -117,7 +117,7 @@ def label_map(labels: Int[np.ndarray, "rows cols"], num_named: int) -> UInt8[np.
 
 
 def tile_row(tiles: Sequence[tuple[str, str]]) -> str:
-    """Pictures side by side as HTML, each below its label.
+    """Lay pictures side by side in HTML, each below its label.
 
     Args:
         tiles: Label and picture of each, both HTML.

@@ -1,4 +1,4 @@
-"""Encoders as the section `encoders` of params.yaml names them, opened for a shard set."""
+"""Open the encoders that the section `encoders` of params.yaml names, for the images of a shard set."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +16,12 @@ from shards.format.layout import sha256_of
 
 
 class EncoderParams(Section):
-    """A network that is measured."""
+    """Names a network that is measured: a model, and one of its networks."""
 
     model: str = Field(min_length=1)
     """Folder of the model, as `models/ace`; several encoders may be of one model."""
     network: Literal["teacher", "student", "best", "untrained"]
-    """Which of the model's networks; `untrained` has random weights of its architecture, by `evaluate.seed`."""
+    """Network of the model; `untrained` has random weights of its architecture, drawn by `evaluate.seed`."""
 
 
 def open_encoder(
@@ -35,12 +35,12 @@ def open_encoder(
     """Open an encoder to be shown the images of a shard set.
 
     Args:
-        params: Its section in `encoders`.
-        seed: Of the weights of an untrained one.
+        params: The encoder's section in `encoders`.
+        seed: Seed of the weights, if `params.network` is `untrained`.
         batch: Name of the shard set.
-        spec: Its grid.
+        spec: Grid of the shard set.
         measured: The set's own mean and std, for a model that was not trained with it.
-        device: As for `choose_device`.
+        device: `auto`, `cpu`, or one device as `cuda:0`.
 
     Raises:
         ConfigError: there is no such network, it was trained on another grid or frame, or its normalisation is not

@@ -27,7 +27,7 @@ CHECKPOINTS, ROWS, DUMPS = "checkpoints", "metrics.jsonl", "nonfinite"
 MAX_DUMPS = 20
 OTHERS_REASON = "another process was asked to end"
 ALONE_AFTER_S = 10.0
-"""How long one of several processes that is asked to end still waits for the batch that the others have."""
+"""Seconds that one of several processes, asked to end, still waits for the batch that the others have."""
 
 
 class NonfiniteError(UserError):

@@ -20,9 +20,9 @@ from ace.engine.stop import StoppedAloneError, StoppedError
 from shards.core.errors import ConfigError, UserError
 
 START_TIMEOUT = timedelta(minutes=10)
-"""How long processes wait for each other at the start."""
+"""Longest time that processes wait for each other at the start."""
 GRACE_S = 30.0
-"""How long a process may take to end by itself after another has failed."""
+"""Seconds that a process may take to end by itself after another has failed."""
 POLL_S = 1.0
 FAILURE, GONE = "failure", "gone"
 

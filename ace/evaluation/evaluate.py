@@ -20,7 +20,7 @@ from shards.runtime.atomic import atomic_directory, write_text
 BASELINES = "baselines"
 """The section of the metrics with figures that need no encoder."""
 TOLD = ("model", "network", "imported")
-"""What the report learns of each encoder."""
+"""Facts on each encoder that the report is told."""
 Figures = dict[str, Any]
 
 

@@ -1,4 +1,4 @@
-"""Whose figures the metrics are: the weights and the patients that were measured."""
+"""Say whose figures the metrics are: the weights and the patients that were measured."""
 
 from typing import Literal
 
@@ -12,14 +12,14 @@ MeasuredSplit = Literal["test", "val"]
 
 
 class Measured(Section):
-    """The section says which weights and which patients the figures are of, so that they are taken for no others'."""
+    """Says which weights and which patients the figures are of, so that they are taken for no others'."""
 
     model_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     """The sha256 of the file that holds the weights of the first encoder."""
     batch: str
     """The shard set."""
     split: MeasuredSplit
-    """Whose patients were measured."""
+    """Split whose patients were measured."""
     num_patients: int = Field(ge=1)
     """Patients measured, one image each."""
     num_shared_patients: int | None = Field(ge=0)

@@ -54,10 +54,10 @@ class EvaluateParams(Section):
     batch: str = Field(min_length=1)
     """Key in `batches` of the shard set whose patients are used."""
     split: MeasuredSplit
-    """Whose patients are measured: `test` for results; `val` to choose settings by, so that no choice is made on the
-    patients that results are of."""
+    """Split whose patients are measured: `test` for results; `val` to choose settings by, so that no choice is made on
+    the patients that results are of."""
     accept_shared_images: bool
-    """Whether the batch may hold images, or patients, that the encoder was trained on (docs/data.md)."""
+    """Accepts a batch with images, or patients, that the encoder was trained on (docs/register.md)."""
     seed: int = Field(ge=0)
     """Seed of the patients chosen, of what properties draw, of the resamples, and of untrained encoders."""
     max_patients: int = Field(ge=2)
@@ -66,7 +66,7 @@ class EvaluateParams(Section):
     """Images in one forward pass; speed and memory only."""
     dense: DenseParams
     properties: PropertiesParams
-    """What is measured: a section of each property's name; one that has none is left out."""
+    """Properties that are measured, each by the section of its name; one that has none is left out."""
     bootstrap: BootstrapParams
     num_examples: int = Field(ge=1)
     """Examples of each property kept for the report's pictures."""

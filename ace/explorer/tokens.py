@@ -65,7 +65,7 @@ def reduce_tokens(canvases: Sequence[DirectionMap], num_components: int) -> Redu
 
 @dataclass(frozen=True)
 class Agreement:
-    """How often the search with reduced tokens ends where that with whole tokens does.
+    """Tells how often the search with reduced tokens ends where that with whole tokens does.
 
     Attributes:
         same: Share of searches that end at the same location.

@@ -24,9 +24,6 @@ _REASONS = {TOO_LARGE: "more pixels than the bound"}
 """Reasons of `shards.decode` that speak of the bounds of shards, as said here."""
 
 
-"""Where Pillow keeps XMP, whose orientation it would take too; that of EXIF alone is applied, as to a file."""
-
-
 class ImageInputError(UserError, ValueError):
     """An input cannot be taken as an image; the message names neither file nor content."""
 

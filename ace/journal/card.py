@@ -17,7 +17,7 @@ from epoch to epoch), an independent implementation written from the paper.""",
 Pretrained without labels by self-distillation between two random views (DINO), the baseline that ACE is compared with:
 neither composition nor decomposition was trained.""",
 }
-"""How the encoder was pretrained, by `pretrain.objective`."""
+"""Words for the pretraining, by `pretrain.objective`."""
 
 CARD = """\
 ---

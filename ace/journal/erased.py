@@ -9,7 +9,7 @@ FILLS = {
     "noise": "noise",
     "tissue": "another image's tissue",
 }
-"""What erased pixels are filled with, by the names of `pretrain.augment.erase.fills`."""
+"""Words for the fills of erased pixels, by the names of `pretrain.augment.erase.fills`."""
 
 
 def erased_parts(pretrain: PretrainSection) -> str:

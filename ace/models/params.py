@@ -26,7 +26,7 @@ class TimmWeightsParams(InitialWeightsSection):
     """Weights that timm publishes for the backbone's architecture; downloaded when the run starts."""
 
     kind: Literal["timm"]
-    """Which source the weights come from."""
+    """Names the source of the weights."""
     tag: str = Field(min_length=1)
     """timm's tag of the weights, as `ms_in22k`: `timm.list_pretrained("swin_base_patch4_window7_224*")` lists them,
     after the dot."""
@@ -39,7 +39,7 @@ class FileWeightsParams(InitialWeightsSection):
     """Weights of a file; it is read without running code."""
 
     kind: Literal["file"]
-    """Which source the weights come from."""
+    """Names the source of the weights."""
     path: str = Field(min_length=1)
     """A `.safetensors` file, or a file that `torch.save` wrote."""
     sha256: Sha256
@@ -50,7 +50,7 @@ class PackageWeightsParams(InitialWeightsSection):
     """Weights that an installed Python package carries as a file; the file is read and no code of the package runs."""
 
     kind: Literal["package"]
-    """Which source the weights come from."""
+    """Names the source of the weights."""
     package: str = Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")
     """Name of the package as pip knows it; it holds exactly one file of weights."""
     sha256: Sha256
@@ -73,12 +73,12 @@ class BackboneParams(Section):
     in_channels: Literal[1, 3]
     """Channels of an input image; grey images are repeated for 3, colour images turned to grey for 1."""
     token_activation: TokenActivation
-    """What tokens pass after the last norm; the paper's is `identity`. `relu` makes them non-negative, so that what
-    parts add to a whole cannot cancel."""
+    """Function that tokens pass after the last norm; the paper's is `identity`. `relu` makes them non-negative, so that
+    what parts add to a whole cannot cancel."""
     drop_path: float = Field(ge=0, lt=1)
     """Stochastic depth of the student at its last block; the teacher has none."""
     weights: InitialWeightsParams | None
-    """What the student starts from; null starts from random weights."""
+    """Weights that the student starts from; null starts from random ones."""
 
 
 class ImportParams(Section):
@@ -148,4 +148,4 @@ class LogitParams(Section):
     bias: float
     """At the start; the authors have none (0)."""
     learnable: bool
-    """Whether the optimiser moves both (the scale by its logarithm, so that it stays positive)."""
+    """Lets the optimiser move both (the scale by its logarithm, so that it stays positive)."""

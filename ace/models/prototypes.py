@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from ace.models.precision import full_precision
 
 LEAST_NORM = 1e-12
-"""As `torch.nn.functional.normalize` has it."""
+"""Norm that shorter vectors are divided by, as in `torch.nn.functional.normalize`."""
 
 
 def prototype_logits(x: Float[Tensor, "batch dim"], weight: Float[Tensor, "out dim"]) -> Float[Tensor, "batch out"]:

@@ -23,7 +23,7 @@ from shards.core.errors import ConfigError
 from shards.format.layout import sha256_of
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt")
-"""How a file of weights in a Python package ends."""
+"""Endings of files of weights in a Python package."""
 Converter = Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]
 
 

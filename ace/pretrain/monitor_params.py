@@ -44,7 +44,7 @@ class ProbeParams(Section):
     k: int = Field(ge=1)
     """Neighbours that vote, at most as many as training images know the label."""
     temperature: float = Field(gt=0)
-    """Of the votes' weights exp(cosine / temperature); DINO's is 0.07."""
+    """Temperature of the votes' weights exp(cosine / temperature); DINO's is 0.07."""
     linear_l2: float = Field(gt=0)
     """λ of the linear probe: mean cross-entropy + λ/2·|w|², on standardised features."""
     max_train_images: int = Field(ge=1)

@@ -86,9 +86,9 @@ class PretrainParams(TrainingParams):
     global_head: GlobalHeadParams
     local_head: LocalHeadParams
     composer: WholeForm
-    """How k*l fine tokens make one coarse token."""
+    """Composer: makes one coarse token of k*l fine ones."""
     decomposer: PartForm
-    """How one coarse token makes k*l fine tokens."""
+    """Decomposer: makes k*l fine tokens of one coarse one."""
     objective: Objective
     """`ace` is the paper's; `dino` is the baseline: two views without grid, the global term alone; `ace_v2` cycles by
     epoch through uniqueness (views with one centre), consistency (pairs of (k, l) = (1, 1)) and composition and

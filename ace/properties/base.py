@@ -169,17 +169,17 @@ class Property(ABC):
     params: ClassVar[type[Section]]
     """Type of its section in `evaluate.properties`."""
     title: ClassVar[str]
-    """What it is called at the head of its card or section."""
+    """Title of its card or section."""
     question: ClassVar[str]
-    """What it answers, as a question."""
+    """Question that it answers."""
     headline: ClassVar[str | None] = None
     """The figure that stands for it, whose unit is `unit`; None for pictures alone."""
     unit: ClassVar[str] = ""
-    """Of the headline; {num_candidates} is the figure's own."""
+    """Unit of the headline; {num_candidates} is the figure's own."""
     is_error: ClassVar[bool] = False
-    """Whether less is better in the headline."""
+    """Tells that less is better in the headline."""
     has_card: ClassVar[bool] = False
-    """Whether it has a card at the top of the page."""
+    """Tells that it has a card at the top of the page."""
     figures: ClassVar[Mapping[str, Figure]] = {}
     """Its figures by name, in the order of the tables."""
     text: ClassVar[str] = ""

@@ -24,9 +24,9 @@ RANDOM_PARTS = (2, 4)
 RANDOM_MIN_SHARE = 1 / 3
 """Smallest share of a part that a random cut takes off."""
 Cut = Literal["2x2", "3x3", "random"]
-"""How a region is cut into parts."""
+"""Names a way to cut a region into parts."""
 CUTS: dict[Cut, str] = {"2x2": "2 × 2 parts", "3x3": "3 × 3 parts", "random": "2 to 4 parts, cut at random"}
-"""What the page calls that."""
+"""Words of the page for each cut."""
 Directions = Float[np.ndarray, "regions dim"]
 
 
@@ -44,7 +44,7 @@ class CompositionParams(Section):
     max_mismatch_iou: float = Field(ge=0, lt=1)
     """Largest overlap (intersection over union) of a region with the other patient's region it is mismatched with."""
     cuts: tuple[Cut, ...]
-    """How regions are cut into parts; the first is `2x2`, whose figure is the headline. Each other one gives the same
+    """Cuts of regions into parts; the first is `2x2`, whose figure is the headline. Each other one gives the same
     measure, `compositionality_CUT`: `3x3` are nine squares; `random` are two to four rectangles, by straight cuts
     through the whole of a part, and the mean of their embeddings is weighted by their areas."""
     further_regions_per_patient: int = Field(ge=1)

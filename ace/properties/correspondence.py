@@ -148,7 +148,7 @@ def affine_oracle(source: Points, target: Points) -> Points:
 
 @dataclass(frozen=True)
 class Guesses:
-    """What a random guess in the foreground gives for each landmark of each pair.
+    """Holds what a random guess in the foreground gives for each landmark of each pair.
 
     Attributes:
         error: Mean error.

@@ -32,7 +32,7 @@ FILLS = {
     "noise": "noise",
     "tissue": "another {one}'s tissue",
 }
-"""What the page calls what takes the place of a removed square."""
+"""Words of the page for what takes the place of a removed square."""
 
 
 class DecompositionParams(Section):
@@ -49,10 +49,10 @@ class DecompositionParams(Section):
     max_side: float = Field(gt=0, le=1)
     """Largest side of a region, as a fraction of the canvas side."""
     fills: tuple[Fill, ...]
-    """What takes the place of a removed region; the first is `black`, the paper's, whose figure is the headline. Each
-    other one gives the same measure over the same regions and draws, `decompositionality_FILL`: `mean` is the image's
-    own mean level in each channel; `white` is 255, which no training here fills with; `noise` is a random level in
-    each pixel and channel; `tissue` is what another patient's image shows at a place and size of its own, resampled
+    """Fills that take the place of a removed region; the first is `black`, the paper's, whose figure is the headline.
+    Each other one gives the same measure over the same regions and draws, `decompositionality_FILL`: `mean` is the
+    image's own mean level in each channel; `white` is 255, which no training here fills with; `noise` is a random level
+    in each pixel and channel; `tissue` is what another patient's image shows at a place and size of its own, resampled
     into the region. An encoder that only knows black loses the figure with the others."""
 
     further_candidates: tuple[Annotated[int, Field(ge=2)], ...]

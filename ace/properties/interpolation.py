@@ -20,7 +20,8 @@ from shards.core.config import Section
 FIGURES = ("interpolation", "extrapolation")
 NUM_SHOWN = 4
 DECIMALS = 6
-"""Of a cosine; what fp32 cannot tell apart is a tie, so that an encoder which embeds everything alike scores chance."""
+"""Decimals that a cosine is rounded to; what fp32 cannot tell apart is a tie, so that an encoder which embeds
+everything alike scores chance."""
 
 
 class InterpolationParams(Section):

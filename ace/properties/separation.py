@@ -19,7 +19,7 @@ from shards.core.config import Section
 Tokens = Float[np.ndarray, "patients landmarks dim"]
 MAX_PERPLEXITY = 30.0
 DECIMALS = 9
-"""Of a distance."""
+"""Decimals that a distance is rounded to."""
 
 
 class SeparationParams(Section):
@@ -32,7 +32,7 @@ class SeparationParams(Section):
 
 
 def silhouettes(tokens: Tokens) -> Float[np.ndarray, "patients landmarks"]:
-    """How much nearer each token is to the same landmark's of other patients than to any other landmark's, −1 to 1.
+    """Compute how much nearer a token is to its landmark's in other patients than to another landmark's, −1 to 1.
 
     Rousseeuw's silhouette with the distance 1 − cosine: (b − a) / max(a, b), where a is the mean distance to the
     tokens of the same landmark, and b the least of the mean distances to those of each other landmark. It is 0 where

@@ -14,7 +14,7 @@ from ace.protocol.regions import Region, draw_region
 
 LEVELS = 256
 Fill = Literal["black", "mean", "white", "noise", "tissue"]
-"""What takes the place of a region that is removed from an image."""
+"""Names of the fills that take the place of a region removed from an image."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Whether a model has seen whom it is to be measured on, by all that its folder says."""
+"""Find out whether a model has seen whom it is to be measured on, by all that its folder says."""
 
 from pathlib import Path
 from typing import Any

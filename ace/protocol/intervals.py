@@ -16,7 +16,7 @@ Weights = Int[np.ndarray, "resamples patients"]
 Measure = Callable[[Weights], Float[np.ndarray, " resamples"]]
 """A figure of the patients, each counted as often as its weight says; nan where a resample leaves nothing to count."""
 Ranks = Float[np.ndarray, "resamples levels"]
-"""How often images have each value, the values ascending."""
+"""Counts of the images that have each value, one column a value, the values ascending."""
 _NUMBERS_AT_ONCE = 20_000_000
 
 

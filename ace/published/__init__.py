@@ -1,1 +1,1 @@
-"""The authors' published checkpoints as model folders of this project."""
+"""Turn weights that others published into model folders: of any architecture in timm, or of the method's authors."""

