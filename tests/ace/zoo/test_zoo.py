@@ -60,10 +60,11 @@ def figures(model: Path, **measured: Any) -> dict[str, Any]:
     return {"trained": row, "untrained": row, "gain": row, "measured": section | measured}
 
 
-@pytest.fixture
-def trained(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished training whose config.json speaks of the machine, with its lists and its metrics beside it."""
-    folder = write_model(tmp_path / "run" / "ace", is_whitened=True, batches={"a-b000": mix(1.0, 0.4, 0.2)})
+    root = tmp_path_factory.mktemp("finished")
+    folder = write_model(root / "run" / "ace", is_whitened=True, batches={"a-b000": mix(1.0, 0.4, 0.2)})
     config = json.loads((folder / "config.json").read_text())
     config["params"]["batches"]["a-b000"]["source"] = {"root": "/home/somebody/Doe^Jane", "dep_sha256": "1" * 64}
     config["params"]["pretrain"]["start_from"] = "/home/somebody/models/before"
@@ -73,9 +74,15 @@ def trained(tmp_path: Path) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "training_images.csv").write_text("batch,key,patient\na-b000,0123456789abcdef,fedcba9876543210\n")
     (folder / "metrics.jsonl").write_text("{}\n")
-    (tmp_path / "properties.json").write_text(json.dumps(figures(folder)))
-    (tmp_path / "images.txt").write_text("\n".join(reversed(NAMES)) + "\n")
-    return folder
+    (root / "properties.json").write_text(json.dumps(figures(folder)))
+    (root / "images.txt").write_text("\n".join(reversed(NAMES)) + "\n")
+    return root
+
+
+@pytest.fixture
+def trained(finished: Path, tmp_path: Path) -> Path:
+    """The model's folder in a copy to change."""
+    return Path(shutil.copytree(finished, tmp_path, dirs_exist_ok=True)) / "run" / "ace"
 
 
 def publish_as(trained: Path, out: Path, **changes: Any) -> Path:
@@ -90,11 +97,17 @@ def publish_as(trained: Path, out: Path, **changes: Any) -> Path:
     return publish(trained, out=out, **{**arguments, **changes}).folder
 
 
+@pytest.fixture(scope="module")
+def published(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("published") / "cxr-tiny"
+    return publish_as(finished / "run" / "ace", out)
+
+
 @pytest.fixture
-def zoo(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A zoo of one model, in the place of the package's."""
+def zoo(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A zoo of one model, in the place of the package's; a copy to change."""
     monkeypatch.setattr(shipped, "ZOO", tmp_path / "zoo")
-    publish_as(trained, tmp_path / "zoo" / "cxr-tiny")
+    shutil.copytree(published, tmp_path / "zoo" / "cxr-tiny")
     return tmp_path / "zoo"
 
 
