@@ -53,6 +53,11 @@ from tests.support.datasets import Here, forget_patients, write_csv
 from tests.support.datasets import write_project as write_batch_project
 
 PARAMS = EvaluateParams.from_params(EVALUATE, "evaluate")
+ON_VALIDATION = with_properties(decomposition=EVALUATE["properties"]["decomposition"] | {"num_candidates": 2}) | {
+    "split": "val"
+}
+OF_PARTS = {name: EVALUATE["properties"][name] for name in ("composition", "decomposition")}
+"""The properties that any image has, where a test is about whom was measured and not about what."""
 FILLS = tuple(EVALUATE["properties"]["decomposition"]["fills"])
 TWO = ("trained", "untrained")
 NETWORKS = {"trained": "teacher", "untrained": "untrained"}
@@ -102,6 +107,17 @@ def result(project: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dic
     return run(project, out), out
 
 
+@pytest.fixture(scope="module")
+def on_validation(project: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """As `result`, of the validation split, by a model that says what it was trained on and has no student."""
+    out = tmp_path_factory.mktemp("val")
+    model = out / "model"
+    shutil.copytree(project / "models/ace", model)
+    (model / "student_backbone.safetensors").unlink()  # it is not what is measured
+    write_lineage(model, {BATCH: ShardIndex.open(project / "data/shards" / BATCH)})
+    return run(project, out, EvaluateParams.from_params(ON_VALIDATION, "evaluate"), model=model, names=TWO), out
+
+
 def test_every_figure_has_its_n_chance_and_an_interval_around_it(result: tuple[dict[str, Any], Path]) -> None:
     figures, _ = result
     assert list(figures) == [*ENCODERS, "gain", "gain_over_imagenet", *SECTIONS]
@@ -124,7 +140,7 @@ def test_every_figure_has_its_n_chance_and_an_interval_around_it(result: tuple[d
 
 
 def test_the_metrics_say_which_weights_and_which_patients_they_are_of(
-    project: Path, result: tuple[dict[str, Any], Path], tmp_path: Path
+    project: Path, result: tuple[dict[str, Any], Path], on_validation: tuple[dict[str, Any], Path]
 ) -> None:
     weights = project / "models/ace/teacher_backbone.safetensors"
     expected = {
@@ -136,11 +152,7 @@ def test_the_metrics_say_which_weights_and_which_patients_they_are_of(
         "batches_that_may_share_images": None,
     }
     assert result[0]["measured"] == expected, "nothing tells what a model without lists was trained on"
-    model = tmp_path / "model"
-    shutil.copytree(project / "models/ace", model)
-    (model / "student_backbone.safetensors").unlink()  # it is not what is measured
-    write_lineage(model, {BATCH: ShardIndex.open(project / "data/shards" / BATCH)})
-    found = run(project, tmp_path, EvaluateParams.from_params(ON_VALIDATION, "evaluate"), model=model, names=TWO)
+    found, _ = on_validation
     expected |= {"split": "val", "num_shared_patients": 0, "batches_that_may_share_images": []}
     assert found["measured"] == expected | {"num_patients": found["trained"]["compositionality"]["n"]}
 
@@ -150,7 +162,8 @@ def test_it_is_said_where_patients_are_unknown(
 ) -> None:
     shutil.copytree(project / "data/shards", tmp_path / "shards")
     forget_patients(tmp_path / "shards" / BATCH)
-    found = run(project, tmp_path, shards=tmp_path / "shards", names=TWO)
+    params = EvaluateParams.from_params(EVALUATE | {"properties": OF_PARTS}, "evaluate")
+    found = run(project, tmp_path, params, shards=tmp_path / "shards", names=TWO)
     assert f"warning: {BATCH}: patients are unknown (patient_grouping: image)" in capsys.readouterr().err
     assert found["measured"]["batches_without_patients"] == [BATCH]
     table = summary_table(tmp_path / "properties.json", tmp_path / "evidence/protocol.json")
@@ -200,7 +213,9 @@ def test_patients_whose_pictures_were_trained_on_in_another_set_are_not_measured
     shutil.copytree(project / "models/ace", model)
     write_lineage(model, {BATCH: own, "copies-b000": copies})
 
-    def measured(params: EvaluateParams = PARAMS) -> dict[str, Any]:
+    params = EvaluateParams.from_params(EVALUATE | {"properties": OF_PARTS | {"labels": {}}}, "evaluate")
+
+    def measured(params: EvaluateParams = params) -> dict[str, Any]:
         return run(project, tmp_path / "out", params, model=model, shards=tmp_path / "shards", names=TWO)
 
     without = measured()
@@ -211,7 +226,7 @@ def test_patients_whose_pictures_were_trained_on_in_another_set_are_not_measured
     independence = read(tmp_path / "out/evidence/independence.json")
     assert independence["trained"]["num_patients_with_copies"] == 2
     assert without["measured"]["num_patients"] == PARAMS.max_patients, "others take their places"
-    accepted = measured(PARAMS.model_copy(update={"accept_shared_images": True}))
+    accepted = measured(params.model_copy(update={"accept_shared_images": True}))
     assert "they are all the same measured" in capsys.readouterr().err
     assert accepted["trained"] != without["trained"]
     shutil.rmtree(tmp_path / "shards/copies-b000")
@@ -232,7 +247,8 @@ def test_the_command_measures_on_another_set_with_its_own_normalisation(
     build_shards("other-b000", source, GRID, shard, tmp_path / "data/shards/other-b000", execution=Here())
     params = write_batch_project(tmp_path, "other-b000", source, GRID, shard)
     with params.open("a", encoding="utf-8") as file:
-        evaluate_section = ON_VALIDATION | {"accept_shared_images": True}
+        properties = {"properties": {"composition": EVALUATE["properties"]["composition"]}}
+        evaluate_section = ON_VALIDATION | properties | {"accept_shared_images": True}
         encoders = {name: {"model": "models/ace", "network": network} for name, network in NETWORKS.items()}
         YAML(typ="safe").dump({"evaluate": evaluate_section, "encoders": encoders}, file)
     monkeypatch.chdir(tmp_path)
@@ -259,7 +275,8 @@ def test_a_published_model_is_not_measured_on_patients_whose_images_it_names(pro
     names = {
         split: [f"images/{key.decode()}.png" for key in index.rows["key"][index.select(split)]] for split in SPLITS
     }
-    params = EvaluateParams.from_params(ON_VALIDATION, "evaluate")
+    properties = {"properties": {"composition": EVALUATE["properties"]["composition"]}}
+    params = EvaluateParams.from_params(ON_VALIDATION | properties, "evaluate")
     (model / IMAGE_NAMES).write_text("\n".join([*names["train"], names["val"][0]]))
     with pytest.raises(ContaminationError, match=r"1 of \d+ val patients of phantom-b000, .*have images among the"):
         run(project, tmp_path / "out", params, model=model, names=TWO)
@@ -326,9 +343,9 @@ def test_each_label_has_its_own_figures_and_the_headline_is_their_mean(
 
 
 def test_validation_patients_choose_the_probes_penalty_and_are_not_scored_with_it(
-    project: Path, tmp_path: Path
+    on_validation: tuple[dict[str, Any], Path],
 ) -> None:
-    figures = run(project, tmp_path, EvaluateParams.from_params(ON_VALIDATION, "evaluate"), names=TWO)
+    figures, _ = on_validation
     assert "labels" not in figures
     for column in ("trained", "untrained", "gain"):
         assert figures[column]["probe_auroc"]["value"] is None
@@ -419,8 +436,11 @@ def test_the_student_is_an_encoder_like_any_other_and_leaves_the_others_as_they_
     assert {gain["value"] for name, gain in found["gain_over_student"].items() if name != LEFT_OUT} == {0}
 
 
-def test_figures_are_made_of_answers_alone(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = run(project, tmp_path)
+def test_figures_are_made_of_answers_alone(
+    project: Path, result: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, out = result
+    shutil.copytree(out, tmp_path, dirs_exist_ok=True)
     monkeypatch.setattr(torch.nn.Module, "__call__", None)
     paths = paths_of(project, tmp_path)
     paths.metrics.unlink()
@@ -513,21 +533,17 @@ def test_a_smaller_cohort_is_the_beginning_of_a_larger_one(project: Path) -> Non
     assert [subject.key for subject in few] != [subject.key for subject in other]
 
 
-ON_VALIDATION = with_properties(decomposition=EVALUATE["properties"]["decomposition"] | {"num_candidates": 2}) | {
-    "split": "val"
-}
-
-
-def test_on_the_validation_split_only_its_patients_are_measured(project: Path, tmp_path: Path) -> None:
-    figures = run(project, tmp_path, EvaluateParams.from_params(ON_VALIDATION, "evaluate"))
+def test_on_the_validation_split_only_its_patients_are_measured(
+    project: Path, on_validation: tuple[dict[str, Any], Path]
+) -> None:
+    figures, out = on_validation
     index = ShardIndex.open(project / "data/shards" / BATCH)
     num_patients = len(np.unique(index.rows["patient"][index.select("val")]))
     assert {figures["trained"][name]["n"] for name in ("compositionality", *REMOVAL)} == {num_patients}
-    protocol = json.loads((tmp_path / "evidence/protocol.json").read_text())
-    independence = json.loads((tmp_path / "evidence/independence.json").read_text())
+    protocol, independence = read(out / "evidence/protocol.json"), read(out / "evidence/independence.json")
     assert protocol["split"] == "val"
     assert independence["trained"]["num_val_patients"] == num_patients
-    summary = summary_table(tmp_path / "properties.json", tmp_path / "evidence/protocol.json")
+    summary = summary_table(out / "properties.json", out / "evidence/protocol.json")
     assert summary.splitlines()[-1] == f"measured on {num_patients} val patients of {BATCH}"
 
 
@@ -542,7 +558,13 @@ def test_a_model_that_was_trained_on_validation_patients_is_not_measured_on_them
     params = EvaluateParams.from_params(ON_VALIDATION, "evaluate")
     with pytest.raises(ContaminationError, match=r"1 of \d+ val patients of phantom-b000 are among the model's"):
         run(project, tmp_path / "out", params, model=model)
-    run(project, tmp_path / "out", model=model, names=TWO)
+    run(
+        project,
+        tmp_path / "out",
+        EvaluateParams.from_params(EVALUATE | {"properties": OF_PARTS}, "evaluate"),
+        model=model,
+        names=TWO,
+    )
 
 
 def test_too_few_validation_patients_are_told_as_such(project: Path, tmp_path: Path) -> None:
@@ -595,9 +617,15 @@ def test_a_batch_that_the_model_was_not_trained_with_is_measured_with_its_own_no
     with pytest.raises(ConfigError, match=rf"'{BATCH}' is unknown to this model; .*\['elsewhere'\]. Register it"):
         run(project, out, model=model)
     own = MeasuredParams.from_params({key: mix[key] for key in ("mean", "std")}, "own")
-    found = run(project, out, model=model, measured=own)
-    assert [found[name] for name in ENCODERS] == [result[0][name] for name in ENCODERS]
-    other = run(project, out, model=model, measured=MeasuredParams(mean=(0.0,), std=(1.0,)))
+    # Of crops, and of whole canvases.
+    sections = {name: EVALUATE["properties"][name] for name in ("composition", "correspondence")}
+    params = EvaluateParams.from_params(EVALUATE | {"properties": sections}, "evaluate")
+    found = run(project, out, params, model=model, measured=own)
+    for name in ENCODERS:
+        assert found[name].keys() >= {"compositionality", "correspondence_px_at_1024"}
+        assert found[name].items() <= result[0][name].items()
+    dark = MeasuredParams(mean=(0.0,), std=(1.0,))
+    other = run(project, out, params, model=model, names=("trained",), measured=dark)
     assert other["trained"] != found["trained"]
 
 
@@ -605,7 +633,9 @@ def test_without_landmarks_correspondence_is_null_with_a_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ACE_SCRATCH", str(tmp_path / "scratch"))
-    figures = run(write_project(tmp_path / "project", has_landmarks=False), tmp_path, names=TWO)
+    project = write_project(tmp_path / "project", has_landmarks=False)
+    params = EvaluateParams.from_params(with_properties(composition=None, interpolation=None), "evaluate")
+    figures = run(project, tmp_path, params, names=TWO)
     for encoder in ("trained", "untrained", "gain"):
         figure = figures[encoder]["correspondence_px_at_1024"]
         assert figure["value"] is None

@@ -1,15 +1,22 @@
 import json
+import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import CodeType
+from typing import Any
 
+import jinja2
 import numpy as np
 import pytest
+from jinja2.bccache import Bucket
 
+from ace.drawing import plots
 from ace.evaluation.at_once import evaluate_at_once
 from ace.evaluation.params import EvaluateParams
 from ace.evaluation.setting import StagePaths
+from ace.report import page
 from shards.build.stage import build_shards
 from shards.core.params import ShardParams
 from shards.reading.lineage import write_lineage
@@ -39,6 +46,48 @@ stages:
       md5: 0123456789abcdef0123456789abcdef.dir
       size: 12345678
 """
+DRAWN: dict[bytes, str] = {}
+"""The plots drawn so far, by function and arguments: most pages of these tests differ in words alone."""
+
+
+class Compiled(jinja2.BytecodeCache):
+    """Templates compiled so far, in memory."""
+
+    def __init__(self) -> None:
+        self.codes: dict[str, tuple[str, CodeType | None]] = {}
+
+    def load_bytecode(self, bucket: Bucket) -> None:
+        checksum, code = self.codes.get(bucket.key, ("", None))
+        bucket.code = code if checksum == bucket.checksum else None
+
+    def dump_bytecode(self, bucket: Bucket) -> None:
+        self.codes[bucket.key] = (bucket.checksum, bucket.code)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def drawn_once() -> Iterator[None]:
+    """Draw no plot twice and compile no template twice, which takes nine tenths of a page's time."""
+    compiled, environment_of = Compiled(), page.environment_of
+
+    def remembered(name: str, draw: Callable[..., str]) -> Callable[..., str]:
+        def drawn(*arguments: Any) -> str:
+            key = pickle.dumps((name, arguments))
+            if key not in DRAWN:
+                DRAWN[key] = draw(*arguments)
+            return DRAWN[key]
+
+        return drawn
+
+    def environment(encoders: Sequence[str]) -> jinja2.Environment:
+        own = environment_of(encoders)
+        own.bytecode_cache = compiled
+        return own
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("curve", "density_plot", "error_curves", "scatter_panels"):
+            patch.setattr(plots, name, remembered(name, getattr(plots, name)))
+        patch.setattr(page, "environment_of", environment)
+        yield
 
 
 def paths_in(root: Path) -> StagePaths:

@@ -1,3 +1,4 @@
+import html
 import json
 import re
 import shutil
@@ -14,9 +15,13 @@ from ace.properties.registry import PROPERTIES
 from ace.report.page import write_report
 from ace.report.params import ReportParams
 from shards.core.errors import UserError
+from tests.ace.report.conftest import DRAWN
 from tests.support.datasets import forget_patients
 
 PARAMS = ReportParams(title="What a <small> encoder learned", num_pictured=4, seed=0, smoothing_steps=5)
+UNTITLED = PARAMS.model_copy(update={"title": None})
+OF_LABELS = "images with it, of those where it is known."
+"""Ends the page's sentence about labels."""
 
 
 class Elements(HTMLParser):
@@ -109,6 +114,12 @@ def with_fewer_properties(project: Path, root: Path) -> Path:
 def report_of(root: Path, out: Path) -> str:
     write_report(PARAMS, out, root)
     return out.read_text(encoding="utf-8")
+
+
+def text_of(page: str) -> str:
+    """What a reader sees: no tags, no pictures, one space between words."""
+    body = page[page.index("<body>") :]
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", " ", body)))
 
 
 def shown(figure: dict[str, Any], number: str) -> str:
@@ -336,6 +347,16 @@ def test_patients_that_nobody_knows_are_not_counted(page: str, evaluated_project
     assert "on images it never saw" in found
 
 
+def test_a_page_without_a_title_of_its_own_names_the_phantom(evaluated_project: Path, tmp_path: Path) -> None:
+    write_report(UNTITLED, tmp_path / "page.html", evaluated_project)
+    heading = "<h1>ACE on the phantom: what a small encoder learned about anatomy</h1>"
+    assert heading in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_labels_are_spoken_of_where_there_are_some(page: str) -> None:
+    assert OF_LABELS in text_of(page)
+
+
 def test_texts_from_data_and_params_are_escaped(page: str) -> None:
     assert "What a &lt;small&gt; encoder learned" in page
     assert "&lt;script&gt;not markup" in page
@@ -348,6 +369,23 @@ def test_provenance_names_data_model_and_versions(page: str, evaluated_project: 
         assert re.search(rf"{name} \d", page)
     assert "Nobody is in these pictures." in page
     assert "not a git checkout" in page
+
+
+def test_a_stage_behind_the_shards_is_part_of_their_provenance(evaluated_project: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(evaluated_project, tmp_path / "project")
+    lock = {
+        "phantom": {"outs": [{"path": "data/phantom", "md5": "aa.dir"}]},
+        "shard@phantom-b000": {
+            "deps": [{"path": "data/phantom"}],
+            "outs": [{"path": "data/shards/phantom-b000", "md5": "bb.dir"}],
+        },
+        "shard@other-b000": {"outs": [{"path": "data/shards/other-b000", "md5": "cc.dir"}]},
+    }
+    (root / "dvc.lock").write_text(json.dumps({"stages": lock}))
+    words = text_of(report_of(root, tmp_path / "report.html"))
+    assert "phantom data/phantom aa.dir" in words
+    assert "shard@phantom-b000 data/shards/phantom-b000 bb.dir" in words
+    assert "other-b000" not in words
 
 
 def test_the_commit_and_uncommitted_changes_are_named(evaluated_project: Path, tmp_path: Path) -> None:
@@ -370,6 +408,7 @@ def test_the_commit_and_uncommitted_changes_are_named(evaluated_project: Path, t
 
 
 def test_the_same_inputs_give_the_same_page(evaluated_project: Path, page: str, tmp_path: Path) -> None:
+    DRAWN.clear()
     write_report(PARAMS, tmp_path / "again.html", evaluated_project)
     assert (tmp_path / "again.html").read_text() == page
 
