@@ -15,9 +15,13 @@ from types import ModuleType
 from typing import Any
 
 PRELOADED = (
+    "ace.downstream.finetune",
+    "ace.inference.onnx",
+    "ace.inference.parquet",
     "ace.pretrain.pretrain",
     "ace.journal.loggers",
     "dvclive",
+    "tests.ace.downstream.labelled",
     "tests.ace.pretrain.conftest",
     "tests.ace.engine.supervised",
     "tests.ace.pretrain.steps",

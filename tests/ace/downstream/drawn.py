@@ -10,9 +10,8 @@ from shards.build.stage import build_shards
 from shards.core.config import read_params
 from shards.core.params import GridParams
 from shards.reading.reader import ShardIndex
-from shards.runtime.execution import Processes
 from tests.support.checkout import ROOT
-from tests.support.datasets import NO_CHECKS, grid_params, shard_params, write_phantom
+from tests.support.datasets import NO_CHECKS, Here, grid_params, shard_params, write_phantom
 
 OWN: dict[str, dict[str, Any]] = {
     "segmentation": {"structures": ["heart", "nodule"], "mask_px": 48, "decoder_channels": 16},
@@ -24,7 +23,7 @@ def build(folder: Path, num_patients: int = 20, grid: GridParams | None = None) 
     """Patients of one or two images: all have a heart and two landmarks, every second one a nodule."""
     source, out = write_phantom(folder / "raw", num_patients), folder / "shards/phantom-b000"
     shard = shard_params(quality=NO_CHECKS)
-    build_shards("phantom-b000", source, grid or grid_params(), shard, out, execution=Processes(1))
+    build_shards("phantom-b000", source, grid or grid_params(), shard, out, execution=Here())
     return ShardIndex.open(out)
 
 

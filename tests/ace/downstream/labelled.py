@@ -1,9 +1,5 @@
-"""A task in seconds: images whose brightness is their label, on a tiny grid, and encoders whose answers are known.
+"""A task in seconds: images whose brightness is their label, on a tiny grid, and encoders whose answers are known."""
 
-Run as `python -m tests.ace.downstream.labelled FOLDER`, it trains the task as the command does, and may be killed.
-"""
-
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,11 +22,10 @@ from shards.core.config import read_params
 from shards.core.normalisation import Normalisation
 from shards.core.params import MeasuredParams
 from shards.reading.reader import ShardIndex
-from shards.runtime.execution import Processes
 from tests.ace.evaluation.drawn_project import BATCH, GRID
 from tests.ace.properties.constructed import FromCellMeans
 from tests.support.checkout import ROOT
-from tests.support.datasets import NO_CHECKS, folder_params, shard_params, smooth_image, write_csv
+from tests.support.datasets import NO_CHECKS, Here, folder_params, shard_params, smooth_image, write_csv
 
 NUM_PATIENTS = 60
 SPLITS = ("train", "train", "train", "val", "test", "test")
@@ -53,7 +48,7 @@ def build(folder: Path, *, num_patients: int = NUM_PATIENTS, batch: str = BATCH)
     write_csv(folder / "labels.csv", ("path", "patient", "split", "bright", "doubted", "g0", "g1", "g2"), rows)
     source = folder_params(folder / "images", folder / f"{batch}.jsonl", folder / "labels.csv")
     params = shard_params(quality=NO_CHECKS)
-    build_shards(batch, source, GRID, params, folder / "shards" / batch, execution=Processes(1))
+    build_shards(batch, source, GRID, params, folder / "shards" / batch, execution=Here())
     return ShardIndex.open(folder / "shards" / batch)
 
 
@@ -61,8 +56,8 @@ def values_of(**changes: Any) -> dict[str, Any]:
     """The values of a small task's file; sections that are given are laid over those of configs/tasks/common.yaml."""
     values = dict(read_params(ROOT / f"configs/tasks/{COMMON}.yaml")["classification"])
     values |= {"batch": BATCH, "kind": "classification", "labels": ["bright"], "answer": "labels"}
-    training = {"epochs": 8, "batch_size": 8, "warmup_epochs": 1, "base_lr": 1.0, "num_workers": 1, "patience": 8}
-    values["training"] = {**values["training"], **training, "checkpoint_every_s": 0, "log_every_steps": 1}
+    training = {"epochs": 6, "batch_size": 8, "warmup_epochs": 1, "base_lr": 1.0, "num_workers": 1, "patience": 8}
+    values["training"] = {**values["training"], **training, "checkpoint_every_s": 600, "log_every_steps": 1}
     values["bootstrap"] = {"num_resamples": 100, "level": 0.95}
     values["knn"] = {"k": 5, "temperature": 0.07}
     for name, value in changes.items():
@@ -136,11 +131,3 @@ def run_stage(
         project=root,
     )
     return read_params(out / "table.json")
-
-
-def main(folder: Path) -> None:
-    run_stage(folder, folder / "out", task(methods=["full"]))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

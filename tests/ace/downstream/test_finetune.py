@@ -4,8 +4,6 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,8 +32,16 @@ from shards.reading.lineage import COLUMNS, TRAINING_DATASETS, TRAINING_IMAGES
 from shards.reading.reader import ShardIndex
 from tests.ace.downstream.labelled import Asked, encoder, run_stage, sees, task
 from tests.support.checkout import ROOT
+from tests.support.forked import Forked
 
 METHODS = ("full", "linear", "knn")
+KILLED = """
+import sys
+from pathlib import Path
+from tests.ace.downstream.labelled import run_stage, task
+folder = Path(sys.argv[1])
+run_stage(folder, folder / "out", task(methods=["full"], training={"checkpoint_every_s": 0}))
+"""
 
 
 def result(out: Path, name: str) -> dict[str, Any]:
@@ -131,7 +137,7 @@ def test_the_measured_images_are_asked_about_once_at_the_end_by_the_network_of_t
     assert is_same == [False, True, False]
 
 
-@pytest.mark.parametrize("after", [9, 40])
+@pytest.mark.parametrize("after", [pytest.param(9, marks=pytest.mark.slow), 25])
 def test_a_training_that_is_asked_to_stop_goes_on_to_the_same_answers(
     project: Path, tmp_path: Path, whole: Path, after: int
 ) -> None:
@@ -145,9 +151,8 @@ def test_a_training_that_is_asked_to_stop_goes_on_to_the_same_answers(
 def test_a_killed_training_goes_on_to_the_same_answers(project: Path, tmp_path: Path, whole: Path) -> None:
     for name in ("shards", "models"):
         (tmp_path / name).symlink_to(project / name)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "tests.ace.downstream.labelled", str(tmp_path)]
-    process = subprocess.Popen(command, env=environment, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    process = Forked(KILLED, [str(tmp_path)], env=environment, cwd=ROOT)
     deadline = time.monotonic() + 120
     while len(list((tmp_path / "scratch/finetune").glob("*/checkpoints/step-*.json"))) == 0 or not any(
         int(note.stem.removeprefix("step-")) >= 7
@@ -157,7 +162,8 @@ def test_a_killed_training_goes_on_to_the_same_answers(project: Path, tmp_path: 
         assert process.poll() is None
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait(timeout=60)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "out/finetuned/trained").exists()
     run_stage(project, tmp_path / "out", task(methods=["full"]))
     assert_same(tmp_path / "out", whole)

@@ -26,14 +26,13 @@ from shards.delivery.batches import read_batches
 from shards.delivery.project import Project
 from shards.delivery.register import register_batch
 from shards.reading.reader import ShardIndex
-from shards.runtime.execution import Processes
 from shards.sources.base import Source
 from shards.sources.datasets import drive, jsrt
 from tests.ace.downstream.drawn import build, task
 from tests.ace.downstream.labelled import run_stage
 from tests.ace.evaluation.drawn_project import GRID, write_model
 from tests.support.checkout import ROOT, copy_project
-from tests.support.datasets import NO_CHECKS, shard_params
+from tests.support.datasets import NO_CHECKS, Here, shard_params
 from tests.support.segmented import write_drive, write_jsrt
 
 SIZE_PX = 64
@@ -52,7 +51,7 @@ def built(source: Source, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Shar
     register_batch("own-b000", folder / "raw", source, project=Project(Path("params.yaml"), Path("dvc.yaml")))
     batch = read_batches(Path("params.yaml"), read_params(Path("params.yaml")))["own-b000"]
     params = shard_params(quality=NO_CHECKS, max_source_megapixels=100.0)
-    build_shards("own-b000", batch.source, batch.grid, params, folder / "set", execution=Processes(1))
+    build_shards("own-b000", batch.source, batch.grid, params, folder / "set", execution=Here())
     return ShardIndex.open(folder / "set")
 
 

@@ -13,14 +13,14 @@ from ace.protocol.intervals import auroc, estimate, patient_weights
 SEEDS = st.integers(0, 10_000)
 
 
-def drawn(seed: int, num_images: int = 40, num_patients: int = 12) -> tuple[np.ndarray, ...]:
+def drawn(seed: int, num_images: int = 40, num_patients: int = 12, num_resamples: int = 2) -> tuple[np.ndarray, ...]:
     """Answers with ties, and patients of whom each has an image at least."""
     rng = np.random.default_rng(seed)
     is_true = rng.integers(2, size=num_images) == 1
     is_true[:2] = True, False
     values = rng.integers(6, size=num_images) / 6
     patients = np.concatenate([np.arange(num_patients), rng.integers(num_patients, size=num_images - num_patients)])
-    return is_true, values, patients, patient_weights(num_patients, 5, rng)
+    return is_true, values, patients, patient_weights(num_patients, num_resamples, rng)
 
 
 @given(SEEDS)
@@ -66,7 +66,7 @@ def test_figures_of_cases_computed_by_hand() -> None:
 
 
 def test_many_resamples_in_parts_are_those_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    is_true, values, patients, weights = drawn(3)
+    is_true, values, patients, weights = drawn(3, num_resamples=5)
     whole = auroc(is_true, values, patients)(weights)
     monkeypatch.setattr(intervals, "_NUMBERS_AT_ONCE", 80)
     assert np.array_equal(auroc(is_true, values, patients)(weights), whole)

@@ -17,7 +17,7 @@ from shards.core.normalisation import Levels
 
 ROOT = Path(__file__).parents[3]
 BACKBONES: dict[str, tuple[str, dict[str, Any], int]] = {
-    "vit": ("vit_tiny_patch16_224", {"patch_size": 16, "embed_dim": 16, "depth": 2, "num_heads": 2}, 4),
+    "vit": ("vit_tiny_patch16_224", {"patch_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2}, 4),
     "swin": (
         "swin_tiny_patch4_window7_224",
         {"patch_size": 8, "embed_dim": 16, "depths": [2], "num_heads": [2], "window_size": 4},

@@ -17,9 +17,8 @@ from shards.build.stage import build_shards
 from shards.cli import run_command
 from shards.core.errors import ConfigError
 from shards.reading.reader import ShardIndex, ShardReader
-from shards.runtime.execution import Processes
 from tests.ace.inference.models import DIM
-from tests.support.datasets import grid_params, shard_params, write_phantom
+from tests.support.datasets import Here, grid_params, shard_params, write_phantom
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +27,7 @@ def shard_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = write_phantom(root / "phantom", num_patients=9)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACE_SCRATCH", str(root / "scratch"))
-        build_shards("a-b000", source, grid_params(), shard_params(), root / "a-b000", execution=Processes(1))
+        build_shards("a-b000", source, grid_params(), shard_params(), root / "a-b000", execution=Here())
     return root / "a-b000"
 
 

@@ -5,8 +5,6 @@ import hashlib
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -29,10 +27,17 @@ from shards.sources.images import OTHER_FILE, UNLISTED, UNREAD_FORMAT
 from tests.ace.inference.models import DIM, mix, write_model
 from tests.shards.decode.dicom_files import data_of, dataset_of
 from tests.shards.sources.trees import close_folder
-from tests.support.checkout import copy_project
+from tests.support.checkout import ROOT, copy_project
 from tests.support.datasets import Here, grid_params, shard_params, smooth_image, write_phantom
+from tests.support.forked import Forked
 
 IMAGES = ["a/2.png", "a/10.jpg", "b.PNG", "b/deep/er/1.TIFF", "scan", "x.dcm"]
+EMBED = """
+import sys
+from ace.__main__ import build_parser
+from shards.cli import run_command
+sys.exit(run_command(build_parser(), ["embed", *sys.argv[1:]]))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +61,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def embed(*arguments: str | Path) -> int:
     return run_command(build_parser(), ["embed", *map(str, arguments), "--device", "cpu", "--num-threads", "2"])
+
+
+def start_embed(*arguments: str | Path) -> Forked:
+    """The command in a process of its own."""
+    return Forked(EMBED, [*map(str, arguments)], env=os.environ, cwd=ROOT)
 
 
 def test_a_folder_becomes_one_row_an_image(
@@ -205,8 +215,12 @@ def test_pipes_are_passed_over_links_to_files_followed_and_links_to_nothing_list
         (root / name).symlink_to(folder)
     os.mkfifo(root / "pipe.png")
     os.mkfifo(root / "pipe")
-    command = [sys.executable, "-m", "ace", "embed", str(root), "--model", str(model_dir), "--out"]
-    subprocess.run([*command, str(tmp_path / "e.parquet")], check=True, timeout=60, capture_output=True)
+    process = start_embed(root, "--model", model_dir, "--out", tmp_path / "e.parquet")
+    try:
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0, said
     assert pq.read_table(tmp_path / "e.parquet")["key"].to_pylist() == ["outside.png"]
     assert (tmp_path / "e.errors.csv").read_text() == "key,reason\ngone.png,missing or not readable\n"
 
@@ -323,13 +337,13 @@ def test_a_killed_run_leaves_no_file_and_the_next_one_no_leftovers(
     for number in range(1000):
         (source / f"{number:04d}.png").write_bytes(data)
     out = tmp_path / "out" / "e.parquet"
-    command = [sys.executable, "-m", "ace", "embed", str(source), "--model", str(model_dir), "--out", str(out)]
-    process = subprocess.Popen([*command, "--batch-size", "1"], stderr=subprocess.DEVNULL)
+    process = start_embed(source, "--model", model_dir, "--out", out, "--batch-size", "1")
     while not (out.parent.is_dir() and list(out.parent.glob(".*.tmp"))):
         assert process.poll() is None, "the run ended before the kill"
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
     assert not out.exists()
     for path in list(source.iterdir())[7:]:
         path.unlink()

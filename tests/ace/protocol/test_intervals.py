@@ -49,7 +49,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
         patient_means = rng.normal(0.3, 1, num_patients)
         sums = patient_means * 4 + rng.normal(0, 1, num_patients)
         measure = per_patient(sums, np.full(num_patients, 4.0))
-        low, high = interval(measure, patient_weights(num_patients, 300, rng), 0.9)
+        low, high = interval(measure, patient_weights(num_patients, 150, rng), 0.9)
         covered.append(low <= 0.3 <= high)
     assert 0.84 <= np.mean(covered) <= 0.95
 

@@ -66,7 +66,7 @@ class Compiled(jinja2.BytecodeCache):
 
 @pytest.fixture(scope="session", autouse=True)
 def drawn_once() -> Iterator[None]:
-    """Draw no plot twice and compile no template twice, which takes nine tenths of a page's time."""
+    """Draw no plot twice and compile no template twice, which takes four fifths of a page's time."""
     compiled, environment_of = Compiled(), page.environment_of
 
     def remembered(name: str, draw: Callable[..., str]) -> Callable[..., str]:
