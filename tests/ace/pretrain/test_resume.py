@@ -28,7 +28,7 @@ NUM_STEPS = 18
 SLOW_DISK = """
 import time, torch
 save = torch.save
-torch.save = lambda *arguments: (time.sleep(3), save(*arguments))
+torch.save = lambda *arguments: (time.sleep(1), save(*arguments))
 """
 
 
