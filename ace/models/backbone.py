@@ -164,7 +164,7 @@ def _token_grid(params: BackboneParams, size_px: int, where: str) -> tuple[int, 
         hint = f"did you mean one of {', '.join(close)}?" if close else "timm.list_models() names them all"
         raise ConfigError(f"{where}: timm has no such model; {hint}")
     try:
-        return _grid_on_meta(params.model_dump_json(), size_px)
+        return _grid_on_meta(params.model_copy(update={"weights": None}).model_dump_json(), size_px)
     except Exception as error:  # whatever timm does with arguments it does not like
         raise ConfigError(f"{where}: timm refuses: {error}; check model_args, t and cell_px") from error
 

@@ -18,9 +18,11 @@ PRELOADED = (
     "ace.pretrain.pretrain",
     "ace.journal.loggers",
     "dvclive",
+    "dvc.repo",
     "tests.ace.pretrain.conftest",
     "tests.ace.engine.supervised",
     "tests.ace.pretrain.steps",
+    "tests.ace.pretrain.checked",
     "timm",
     "torch._dynamo",
 )

@@ -47,18 +47,6 @@ def shared_bytes(batch: Any) -> int:
     return sum(sizes)
 
 
-def test_batches_of_processes_are_those_of_none_and_lie_in_shared_memory(index: ShardIndex) -> None:
-    dataset = dataset_of([index])
-    ours, theirs = (
-        list(build_loader(sampler_of(dataset, epochs=1), num_workers=number, is_pinned=False)) for number in (1, 0)
-    )
-    assert len(ours) == len(theirs) == 6
-    for one, other in zip(ours, theirs, strict=True):
-        assert one.keys == other.keys
-        assert torch.equal(one.coarse, other.coarse)
-        assert one.coarse.is_shared()
-
-
 def test_a_process_that_gives_nothing_ends_the_wait_with_what_it_is_doing(
     index: ShardIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -364,7 +364,9 @@ def test_weights_leave_the_random_start_of_everything_else_alone(tmp_path: Path)
 
 
 def attempt(name: str, sha256: str | None) -> WeightsReport:
-    values = params({"name": name, "model_args": {}}, {"kind": "timm", "tag": "r160_in1k", "sha256": sha256, "min_share": 0.9})
+    values = params(
+        {"name": name, "model_args": {}}, {"kind": "timm", "tag": "r160_in1k", "sha256": sha256, "min_share": 0.9}
+    )
     backbone = build_backbone(values, spec(4))
     before = torch.random.get_rng_state()
     report = load_initial_weights(backbone, values)

@@ -107,7 +107,9 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, An
         max_restarts=0,
         start_method=CONTEXT.get_start_method(),
     )
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
+    handlers = {
+        number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    }
     try:
         elastic_launch(config, steps.run_with)(SETTINGS, str(folder), "{}", "gaps")
     finally:
