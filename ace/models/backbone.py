@@ -1,6 +1,7 @@
 """Any timm model with a token grid, behind one layout: images in, tokens [batch, t, t, dim] out (method.md §1, §3)."""
 
 import difflib
+from functools import cache
 from typing import Any
 
 import torch
@@ -163,11 +164,18 @@ def _token_grid(params: BackboneParams, size_px: int, where: str) -> tuple[int, 
         hint = f"did you mean one of {', '.join(close)}?" if close else "timm.list_models() names them all"
         raise ConfigError(f"{where}: timm has no such model; {hint}")
     try:
-        with torch.device("meta"):
-            model = _create(params, size_px)
-            return _grid_shape(model, model(torch.empty(1, params.in_channels, size_px, size_px)))
+        return _grid_on_meta(params.model_copy(update={"weights": None}).model_dump_json(), size_px)
     except Exception as error:  # whatever timm does with arguments it does not like
         raise ConfigError(f"{where}: timm refuses: {error}; check model_args, t and cell_px") from error
+
+
+@cache
+def _grid_on_meta(params_json: str, size_px: int) -> tuple[int, int]:
+    """Build and run the network that these parameters describe once a process: it takes up to seconds."""
+    params = BackboneParams.model_validate_json(params_json)
+    with torch.device("meta"):
+        model = _create(params, size_px)
+        return _grid_shape(model, model(torch.empty(1, params.in_channels, size_px, size_px)))
 
 
 def _create(params: BackboneParams, crop_px: int) -> Any:

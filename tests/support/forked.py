@@ -21,10 +21,12 @@ PRELOADED = (
     "ace.pretrain.pretrain",
     "ace.journal.loggers",
     "dvclive",
+    "dvc.repo",
     "tests.ace.downstream.labelled",
     "tests.ace.pretrain.conftest",
     "tests.ace.engine.supervised",
     "tests.ace.pretrain.steps",
+    "tests.ace.pretrain.checked",
     "timm",
     "torch._dynamo",
 )

@@ -132,9 +132,13 @@ def test_skipped_steps_are_not_decoded(indexes: list[ShardIndex], monkeypatch: p
     assert len(reads) == 4
 
 
-def test_the_batches_do_not_depend_on_the_number_of_workers(indexes: list[ShardIndex]) -> None:
+def test_the_batches_do_not_depend_on_the_number_of_processes_and_lie_in_shared_memory_if_there_are_any(
+    indexes: list[ShardIndex],
+) -> None:
     sampler = sampler_of(dataset_of(indexes), epochs=1)
-    assert_same(load(sampler, num_workers=2), load(sampler))
+    ours, theirs = load(sampler, num_workers=2), load(sampler)
+    assert_same(ours, theirs)
+    assert all(batch.coarse.is_shared() and batch.fine.is_shared() for batch in ours)
 
 
 class Tensors(pickle.Pickler):

@@ -2,8 +2,6 @@
 
 import multiprocessing
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from shards.reading.reader import ShardIndex
 from tests.ace.data import stalled
 from tests.ace.data.painted import BuildShards
 from tests.ace.data.test_batches import GRID, HOST, dataset_of, sampler_of
-from tests.ace.pretrain.conftest import ROOT
+from tests.support.forked import Forked
 
 
 @pytest.fixture(scope="module")
@@ -49,29 +47,19 @@ def shared_bytes(batch: Any) -> int:
     return sum(sizes)
 
 
-def test_batches_of_processes_are_those_of_none_and_lie_in_shared_memory(index: ShardIndex) -> None:
-    dataset = dataset_of([index])
-    ours, theirs = (
-        list(build_loader(sampler_of(dataset, epochs=1), num_workers=number, is_pinned=False)) for number in (1, 0)
-    )
-    assert len(ours) == len(theirs) == 6
-    for one, other in zip(ours, theirs, strict=True):
-        assert one.keys == other.keys
-        assert torch.equal(one.coarse, other.coarse)
-        assert one.coarse.is_shared()
-
-
 def test_a_process_that_gives_nothing_ends_the_wait_with_what_it_is_doing(
     index: ShardIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = list(build_loader(sampler_of(dataset_of([index])), num_workers=0, is_pinned=False))
     monkeypatch.setattr(loader, "_collate", stalled.collate)
+    monkeypatch.setattr(loader, "POLL_S", 0.1)
+    monkeypatch.setattr(loader, "GRACE_S", 0.3)
     batches = build_loader(sampler_of(dataset_of([index])), num_workers=1, is_pinned=False)
     waiting = iter(batches)
     given = [next(waiting) for _ in range(stalled.NUM_BATCHES)]
-    batches.timeout_s = 2
+    batches.timeout_s = 1
     (process,) = multiprocessing.active_children()
-    with pytest.raises(NoBatchError, match=rf"no batch has come for 2 s .* 1 process\(es\) \({process.pid} sleeps\)"):
+    with pytest.raises(NoBatchError, match=rf"no batch has come for 1 s .* 1 process\(es\) \({process.pid} sleeps\)"):
         next(waiting)
     assert multiprocessing.active_children() == []
     assert [batch.keys for batch in given] == [batch.keys for batch in expected[: len(given)]]
@@ -82,6 +70,8 @@ def test_what_is_raised_while_no_batch_comes_ends_the_wait(index: ShardIndex, mo
         raise InterruptedError
 
     monkeypatch.setattr(loader, "_collate", stalled.never)
+    monkeypatch.setattr(loader, "POLL_S", 0.1)
+    monkeypatch.setattr(loader, "GRACE_S", 0.3)
     batches = build_loader(sampler_of(dataset_of([index])), num_workers=1, is_pinned=False, while_waiting=interrupt)
     with pytest.raises(InterruptedError):
         list(batches)
@@ -94,22 +84,17 @@ from pathlib import Path
 from ace.data.loader import build_loader
 from shards.reading.reader import ShardIndex
 from tests.ace.data.test_batches import dataset_of, sampler_of
-
-if __name__ == "__main__":
-    loader = build_loader(sampler_of(dataset_of([ShardIndex.open(Path(sys.argv[1]))])), num_workers=1, is_pinned=False)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
-    list(loader)
+loader = build_loader(sampler_of(dataset_of([ShardIndex.open(Path(sys.argv[1]))])), num_workers=1, is_pinned=False)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
+list(loader)
 """
 """A loader whose processes may not make files, nor shared memory, of more than 1024 bytes."""
 
 
 def test_a_batch_that_cannot_be_handed_over_is_an_error_that_says_why(index: ShardIndex, tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(LITTLE_ROOM)
-    command = [sys.executable, str(script), str(index.store.location)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    said = done.stderr.strip().splitlines()[-1]
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    process = Forked(LITTLE_ROOM, [str(index.store.location)], env=environment, cwd=tmp_path)
+    said = process.communicate()[1].strip().splitlines()[-1]
     assert said.startswith("shards.core.errors.NoSpaceError: /dev/shm: ")
     assert "could not be handed over (" in said
     assert "docker run --shm-size" in said

@@ -93,7 +93,7 @@ def test_batches_of_a_cramped_cache_do_not_depend_on_the_number_of_workers(cramp
     assert_same(load(dataset_of(cramped), num_workers=2), load(dataset_of(cramped)))
 
 
-@pytest.mark.parametrize("first_step", [1, 5, 6, 11])
+@pytest.mark.parametrize("first_step", [5, 6, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 11))])
 def test_a_resumed_run_sees_the_rest_of_the_same_windows(first_step: int, cramped: ShardIndex) -> None:
     whole = load(dataset_of(cramped))
     assert_same(load(dataset_of(cramped), first_step=first_step), whole[first_step:])

@@ -15,7 +15,7 @@ from tests.ace.pretrain.conftest import ROOT
 from tests.ace.pretrain.runs import finish, free_port, signal_when
 from tests.support.forked import Forked
 
-SLOW = {"pause_s": 0.02}
+SLOW = {"pause_s": 0.01}
 NUM_STEPS = 40
 
 

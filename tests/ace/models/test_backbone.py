@@ -20,14 +20,15 @@ def grid(t: int, cell_px: int) -> GridSpec:
     ("name", "in_channels", "t", "cell_px", "width"),
     [
         ("swin_base_patch4_window7_224", 1, 14, 32, 1024),
-        ("swin_base_patch4_window7_224", 3, 14, 32, 1024),
-        ("vit_base_patch32_224", 1, 14, 32, 768),
+        pytest.param("swin_base_patch4_window7_224", 3, 14, 32, 1024, marks=pytest.mark.slow),
+        pytest.param("vit_base_patch32_224", 1, 14, 32, 768, marks=pytest.mark.slow),
         ("vit_base_patch32_224", 3, 14, 32, 768),
         ("vit_base_patch16_224", 1, 14, 16, 768),
         ("swinv2_base_window8_256", 1, 16, 32, 1024),  # ACE-v2's 512 px
-        ("swinv2_base_window8_256", 3, 8, 32, 1024),  # the 256 px that its window was made for
-        ("swinv2_base_window16_256", 1, 16, 32, 1024),
-        ("convnext_base", 1, 14, 32, 1024),
+        # The 256 px that its window was made for.
+        pytest.param("swinv2_base_window8_256", 3, 8, 32, 1024, marks=pytest.mark.slow),
+        pytest.param("swinv2_base_window16_256", 1, 16, 32, 1024, marks=pytest.mark.slow),
+        pytest.param("convnext_base", 1, 14, 32, 1024, marks=pytest.mark.slow),
         ("convnext_base", 3, 14, 32, 1024),
         ("resnet18", 3, 14, 32, 512),
     ],

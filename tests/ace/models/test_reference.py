@@ -1,5 +1,7 @@
 """The published encoder: the package's tensors in timm's network are the network that they were published as."""
 
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,9 @@ def published() -> dict[str, Tensor]:
     return dict(read_state_dict(package_file(PACKAGE)).tensors)
 
 
+@cache
 def loaded(output_stride: int, t: int, *, in_channels: int = 3) -> tuple[Backbone, WeightsReport]:
+    """The encoder, to be read, and what became of each tensor."""
     values = {"model_args": {"output_stride": output_stride}, "token_activation": "identity", "drop_path": 0.0}
     values |= {"name": "tf_efficientnet_lite0", "in_channels": in_channels, "weights": VALUES["weights"]}
     params = BackboneParams.from_params(values, "pretrain.backbone")
@@ -90,7 +94,7 @@ def test_tokens_are_those_of_a_plain_implementation_in_the_published_naming(
     backbone, _ = loaded(output_stride, t)
     images = torch.randn(2, 3, t * output_stride, t * output_stride, dtype=torch.float64)
     with torch.no_grad():
-        found = backbone.double()(images)
+        found = deepcopy(backbone).double()(images)
     expected = efficientnet_lite.features(published, images, output_stride=output_stride)
     assert found.shape == (2, t, t, 1280)
     torch.testing.assert_close(found, expected.movedim(1, -1), rtol=1e-9, atol=1e-9)
@@ -100,14 +104,14 @@ def test_the_denser_grid_holds_the_tokens_of_the_network_as_it_was_published() -
     """Strides of 16 instead of 32: every other token of every other row is the one that stride 32 gives."""
     images = normalized(photographs(128))
     with torch.no_grad():
-        dense, published = loaded(16, 8)[0].double()(images), loaded(32, 4)[0].double()(images)
+        dense, published = (deepcopy(loaded(*grid)[0]).double()(images) for grid in ((16, 8), (32, 4)))
     torch.testing.assert_close(dense[:, 1::2, 1::2], published, rtol=1e-9, atol=1e-9)
 
 
 def test_the_published_classifier_on_these_tokens_recognises_photographs(published: dict[str, Tensor]) -> None:
     images = normalized(photographs(256))
     with torch.no_grad():
-        tokens = loaded(32, 8)[0].double()(images)
+        tokens = deepcopy(loaded(32, 8)[0]).double()(images)
     scores = tokens.mean((1, 2)) @ published["_fc.weight"].double().T + published["_fc.bias"].double()
     torch.testing.assert_close(scores, efficientnet_lite.logits(published, images), rtol=1e-9, atol=1e-9)
     best = scores.argsort(descending=True)[:, :2]

@@ -3,12 +3,11 @@
 import argparse
 import os
 import pickle
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import timm
 import torch
@@ -29,7 +28,7 @@ from ace.pretrain.start import take_first_weights
 from shards.core.errors import ConfigError
 from shards.core.grid import GridSpec, Scale
 from shards.format.layout import sha256_of
-from tests.ace.pretrain.conftest import ROOT, tiny_grid, tiny_mix, tiny_params
+from tests.ace.pretrain.conftest import tiny_grid, tiny_mix, tiny_params
 from tests.oracles.original_swin import OriginalSwin
 
 VIT = {"name": "vit_tiny_patch16_224", "model_args": {"embed_dim": 32, "depth": 1, "num_heads": 2}}
@@ -364,55 +363,38 @@ def test_weights_leave_the_random_start_of_everything_else_alone(tmp_path: Path)
     assert all(torch.equal(value, heads[1][key]) for key, value in heads[0].items())
 
 
-BY_NAME = """
-import sys
-import torch
-from ace.models.backbone import build_backbone
-from ace.models.weights import load_initial_weights
-from ace.models.params import BackboneParams
-from shards.core.errors import ConfigError
-from shards.core.grid import GridSpec, Scale
-
-def attempt(name, tag, sha256):
-    values = {"name": name, "model_args": {}, "in_channels": 1, "token_activation": "identity", "drop_path": 0.0}
-    values["weights"] = {"kind": "timm", "tag": tag, "sha256": sha256, "min_share": 0.9}
-    params = BackboneParams.from_params(values, "backbone")
-    spec = GridSpec(8, 16, 4, (Scale(2, 2, 1.0),), 0.5, 0.85)
-    backbone = build_backbone(params, spec)
+def attempt(name: str, sha256: str | None) -> WeightsReport:
+    values = params(
+        {"name": name, "model_args": {}}, {"kind": "timm", "tag": "r160_in1k", "sha256": sha256, "min_share": 0.9}
+    )
+    backbone = build_backbone(values, spec(4))
     before = torch.random.get_rng_state()
-    try:
-        report = load_initial_weights(backbone, params)
-        assert torch.equal(before, torch.random.get_rng_state())
-        print(report.sha256, report.share, [entry.key for entry in report.adapted], report.unused)
-    except ConfigError as error:
-        print("ConfigError", error)
-
-attempt("test_vit", "r160_in1k", None)
-attempt("test_vit", "r160_in1k", "0" * 64)
-attempt("test_vit2", "r160_in1k", None)
-"""
+    report = load_initial_weights(backbone, values)
+    assert report is not None
+    assert torch.equal(before, torch.random.get_rng_state())
+    return report
 
 
-def test_weights_by_name_come_from_timm_and_without_network_from_its_cache_or_not_at_all(tmp_path: Path) -> None:
-    torch.manual_seed(0)
+def test_weights_by_name_come_from_timm_and_without_network_from_its_cache_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What HF_HOME and HF_HUB_OFFLINE=1 set where they are there when Python starts.
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     published = timm.create_model("test_vit").state_dict()
     repository = tmp_path / "hub/models--timm--test_vit.r160_in1k"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs/main").write_text("f" * 40)
     (repository / "snapshots" / ("f" * 40)).mkdir(parents=True)
     save_file(published, repository / "snapshots" / ("f" * 40) / "model.safetensors")
-    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [sys.executable, "-c", BY_NAME], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    loaded, pinned, absent = result.stdout.splitlines()
-    digest = tensors_sha256(published)
-    assert loaded == f"{digest} 1.0 ['pos_embed', 'patch_embed.proj.weight'] ('head.weight', 'head.bias')"
-    assert pinned.startswith(
-        f"ConfigError timm's test_vit.r160_in1k: found sha256 {digest}, but weights.sha256 is 0000"
-    )
-    assert absent.startswith("ConfigError weights test_vit2.r160_in1k: timm could not get them")
+    digest, loaded = tensors_sha256(published), attempt("test_vit", None)
+    assert (loaded.sha256, loaded.share, loaded.unused) == (digest, 1.0, ("head.weight", "head.bias"))
+    assert [entry.key for entry in loaded.adapted] == ["pos_embed", "patch_embed.proj.weight"]
+    message = rf"timm's test_vit\.r160_in1k: found sha256 {digest}, but weights\.sha256 is 0000"
+    with pytest.raises(ConfigError, match=message):
+        attempt("test_vit", "0" * 64)
+    with pytest.raises(ConfigError, match=r"weights test_vit2\.r160_in1k: timm could not get them"):
+        attempt("test_vit2", None)
 
 
 def test_the_digest_of_tensors_is_of_names_types_shapes_and_numbers() -> None:

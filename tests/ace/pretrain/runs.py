@@ -54,7 +54,6 @@ def start_run(
     prelude: str = "",
     time_limit_s: float | None = None,
     on_device: str | None = None,
-    wrapper: Sequence[str] = (),
     in_new_interpreter: bool = False,
     **params: Any,
 ) -> list[Process]:
@@ -69,7 +68,6 @@ def start_run(
         prelude: Python that each process runs first.
         time_limit_s: As `--time-limit`, in seconds.
         on_device: As `--device`.
-        wrapper: A command that runs each process's command, which is added to it; implies a new interpreter.
         in_new_interpreter: Import everything anew, as a user's command does; it takes seconds more.
         params: Changes of the tiny configuration.
     """
@@ -89,14 +87,14 @@ def start_run(
         code, env = prelude + RUN, environment | own
         processes.append(
             subprocess.Popen(
-                [*wrapper, sys.executable, "-c", code, *arguments],
+                [sys.executable, "-c", code, *arguments],
                 env=env,
                 cwd=out,
                 stderr=subprocess.PIPE,
                 text=True,
                 start_new_session=True,
             )
-            if wrapper or in_new_interpreter
+            if in_new_interpreter
             else Forked(code, arguments, env=env, cwd=out)
         )
     return processes

@@ -1,9 +1,10 @@
 """One training step on a batch with gaps, alone or as one of several processes; what it did is written to a file.
 
-Run as `python -m tests.ace.pretrain.steps FOLDER CHANGES BATCH`, the changes as JSON and the batch by its name.
+`run` is given FOLDER CHANGES BATCH as a command line, the changes as JSON and the batch by its name.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -123,5 +124,8 @@ def run() -> None:
         torch.save(record(state, outcome), folder / f"rank{ranks.rank}.pt")
 
 
-if __name__ == "__main__":
+def run_with(environment: dict[str, str], *arguments: str) -> None:
+    """`run` in a process that a launcher started."""
+    os.environ.update(environment)
+    sys.argv[1:] = arguments
     run()

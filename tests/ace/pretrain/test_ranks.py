@@ -121,7 +121,7 @@ FAILING = """
 import os, time
 from ace.engine import notices
 from ace.pretrain.step import PretrainStep
-notices.GRACE_S = 2.0
+notices.GRACE_S, notices.POLL_S = 0.5, 0.1
 take = PretrainStep.__call__
 def call(step, *arguments, **options):
     state = step.state

@@ -4,15 +4,16 @@ import copy
 import itertools
 import json
 import os
-import subprocess
-import sys
+import signal
 import weakref
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ace.engine.training import seed_of
@@ -22,6 +23,7 @@ from ace.pretrain.pretrain import samples_per_rank
 from ace.pretrain.state import TrainState
 from shards.core.errors import ConfigError
 from tests.ace.models.test_backbone import grid, params
+from tests.ace.pretrain import steps
 from tests.ace.pretrain.conftest import ROOT, demo_values, tiny_params
 from tests.ace.pretrain.runs import finish, free_port
 from tests.ace.pretrain.steps import (
@@ -39,7 +41,7 @@ from tests.ace.pretrain.steps import (
     without_removal,
 )
 from tests.oracles import losses as oracle
-from tests.support.forked import Forked
+from tests.support.forked import CONTEXT, Forked
 
 MONITORS = {"feature_std", "effective_rank", "rank_fraction", "teacher_entropy"}
 """Measured on the first rank's last micro-batch, so other for another division."""
@@ -49,6 +51,12 @@ SETTINGS = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFN
 def recorded(batch: str = "gaps", **changes: Any) -> dict[str, Any]:
     state = fresh_state(**changes)
     return record(state, step_on(state, BATCHES[batch](), **changes))
+
+
+@cache
+def undivided(batch: str) -> dict[str, Any]:
+    """What the plain step on a whole batch recorded."""
+    return recorded(batch)
 
 
 def assert_same(found: dict[str, Any], expected: dict[str, Any], *, tolerance: float = 1e-5) -> None:
@@ -87,14 +95,26 @@ def recorded_in(folder: Path, num_processes: int) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What two processes of torchrun recorded."""
+    """What two processes recorded that torchrun's launcher started, from processes that have torch already."""
     folder = tmp_path_factory.mktemp("two")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", "--nproc-per-node=2"]
-    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
-    command += ["-m", "tests.ace.pretrain.steps", str(folder), "{}", "gaps"]
-    environment = {**os.environ, **SETTINGS, "PYTHONPATH": str(ROOT)}
-    finished = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert finished.returncode == 0, finished.stderr
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        max_restarts=0,
+        start_method=CONTEXT.get_start_method(),
+    )
+    handlers = {
+        number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    }
+    try:
+        elastic_launch(config, steps.run_with)(SETTINGS, str(folder), "{}", "gaps")
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return recorded_in(folder, 2)
 
 
@@ -111,7 +131,7 @@ def test_the_halves_of_the_batches_differ_in_what_counts() -> None:
 
 
 def test_two_processes_make_the_step_of_one_on_the_concatenated_batch(two_processes: list[dict[str, Any]]) -> None:
-    assert_same(two_processes[0], recorded())
+    assert_same(two_processes[0], undivided("gaps"))
 
 
 @pytest.mark.parametrize(
@@ -124,7 +144,7 @@ def test_two_processes_also_make_that_step_without_removal_and_where_one_has_not
 ) -> None:
     changes = {"num_micro_batches": 2} if is_removal else without_removal()
     found = run_processes(tmp_path, 2, changes, batch)
-    expected = recorded(batch, **({} if is_removal else changes))
+    expected = undivided(batch) if is_removal else recorded(batch, **changes)
     assert ("removal_change_outside" in expected["terms"]) == is_removal
     for one in found:
         assert_same(one, expected)
@@ -136,7 +156,7 @@ def test_a_process_without_a_valid_sample_leaves_the_weight_of_the_others_sample
     objective = Objective.of(tiny_params(**settings()), GRID.t)
     halves = [objective.totals(half, [], 2).num_valid for half in batch_of_one_valid_sample().split(2)]
     assert halves == [0, 1]
-    found, expected = run_processes(tmp_path, 2, {}, "one valid"), recorded("one valid")
+    found, expected = run_processes(tmp_path, 2, {}, "one valid"), undivided("one valid")
     for one in found:
         assert_same(one, expected)
     alone = step_on(fresh_state(), batch_of_one_valid_sample().split(NUM_SAMPLES)[-1])
@@ -161,7 +181,7 @@ def test_both_processes_have_the_same_networks_to_the_last_bit(two_processes: li
     [(batch, number) for batch in BATCHES for number in (2, 4, 8) if (batch, number) != ("tissue", 8)],
 )
 def test_accumulated_gradients_are_those_of_the_large_batch(num_micro_batches: int, batch: str) -> None:
-    assert_same(recorded(batch, num_micro_batches=num_micro_batches), recorded(batch))
+    assert_same(recorded(batch, num_micro_batches=num_micro_batches), undivided(batch))
 
 
 def test_accumulated_gradients_without_removal_are_those_of_the_large_batch() -> None:
@@ -211,7 +231,7 @@ def test_parts_that_cannot_exchange_tissue_in_pairs_are_refused() -> None:
 
 
 def test_activations_computed_again_change_no_value() -> None:
-    assert_same(recorded(checkpoint_activations=True), recorded())
+    assert_same(recorded(checkpoint_activations=True), undivided("gaps"))
 
 
 def test_a_backbone_without_activation_checkpointing_says_so() -> None:
@@ -223,7 +243,7 @@ def test_a_backbone_without_activation_checkpointing_says_so() -> None:
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_lower_precision_gives_nearly_the_same_gradient_and_fp32_weights(precision: str) -> None:
-    state, expected = fresh_state(precision=precision), recorded()
+    state, expected = fresh_state(precision=precision), undivided("gaps")
     state.scaler = torch.amp.GradScaler("cpu", init_scale=256.0, enabled=precision == "fp16")
     found = record(state, step_on(state, batch_with_gaps(), precision=precision))
     gradients = [
@@ -286,7 +306,7 @@ def test_stochastic_depth_follows_from_the_step_whatever_was_drawn_before() -> N
 @pytest.mark.slow
 def test_a_compiled_backbone_makes_the_same_step(tmp_path: Path) -> None:
     (found,) = run_processes(tmp_path, 1, {"compile": True})
-    assert_same(found, recorded(), tolerance=1e-4)
+    assert_same(found, undivided("gaps"), tolerance=1e-4)
 
 
 CONVNEXT = {"patch_size": 4, "depths": [1, 1, 0, 0], "dims": [8, 16, 16, 16], "output_stride": 8, "kernel_sizes": 3}

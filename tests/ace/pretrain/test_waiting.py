@@ -3,6 +3,7 @@
 import signal
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -26,23 +27,44 @@ STALLED = """
 import os
 from ace.data import loader
 from tests.ace.data import stalled
+loader.GRACE_S, loader.POLL_S = 0.3, 0.05
 if os.environ.get("RANK", "1") == "1":
     loader._collate = stalled.{collate}
 """
-"""Python that stalls the loader of a training, or of the second of its two processes."""
+"""Python that stalls the loader of a training, or of the second of its two processes; nobody waits long for it."""
 CLOCK = """
 from types import SimpleNamespace
 from ace.engine import stop
 stop.time = SimpleNamespace(monotonic=lambda: 1e6 if os.path.exists({over!r}) else 0.0)
 """
 """Python with which a training's time limit is over as soon as a file is there."""
-SMALL_MEMORY = ("unshare", "-Urm", "sh", "-c", 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"', "sh")
-"""Runs a command that sees 64 kB of shared memory; no rights are needed where the system lets users have namespaces."""
+SMALL_MEMORY = """
+import ctypes, os
+from pathlib import Path
+libc = ctypes.CDLL(None)
+user, group = os.getuid(), os.getgid()
+assert libc.unshare(0x10020000) == 0  # namespaces of its own for users and mounts
+for name, value in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
+    Path("/proc/self", name).write_text(value)
+assert libc.mount(b"none", b"/", None, 0x44000, None) == 0  # nobody else sees what is mounted
+assert libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, b"size=64k") == 0
+"""
+"""Python after which a process sees 64 kB of shared memory, as by `unshare -Urm`, which needs no rights where users may
+have namespaces."""
 
 
 def wait_for_rows(processes: Sequence[Process], out: Path, number: int) -> None:
     """Until the training below `out` has used up what its loader gives."""
     signal_when(processes, lambda: len(logged_rows(out)) == number, signal.SIGCONT)
+
+
+def has_loader(group: int) -> bool:
+    """Whether a loader's process has been started in this group."""
+    commands = []
+    for process in processes_of_group(group):
+        with suppress(OSError):
+            commands.append(Path(f"/proc/{process}/cmdline").read_bytes())
+    return any(b"spawn_main" in command for command in commands)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
@@ -83,10 +105,9 @@ def test_a_training_whose_loader_gives_nothing_saves_and_ends_at_its_time_limit(
 
 def test_a_training_that_never_gets_a_batch_ends_at_a_signal_too(noise_shards: Path, tmp_path: Path) -> None:
     prelude = STALLED.format(collate="never")
-    (process,) = start_run(noise_shards, tmp_path, prelude=prelude, in_new_interpreter=True, **OPTIONS)
+    (process,) = start_run(noise_shards, tmp_path, prelude=prelude, **OPTIONS)
     try:
-        # The trainer, Python's resource tracker and the loader.
-        signal_when([process], lambda: len(processes_of_group(process.pid)) == 3, signal.SIGCONT)
+        signal_when([process], lambda: has_loader(process.pid), signal.SIGCONT)
         process.send_signal(signal.SIGTERM)
         (said,) = finish([process], EXIT_CODE)
     finally:
@@ -117,8 +138,8 @@ def test_of_two_processes_the_one_that_gets_nothing_ends_and_the_other_with_it(
 
 
 def test_too_little_shared_memory_ends_a_training_before_its_first_step(noise_shards: Path, tmp_path: Path) -> None:
-    if subprocess.run([*SMALL_MEMORY, "true"], capture_output=True).returncode:
+    if subprocess.run(["unshare", "-Urm", "mount", "-t", "tmpfs", "tmpfs", "/dev/shm"], capture_output=True).returncode:
         pytest.skip("NOT TESTED: this system gives users no namespace of their own, for a small /dev/shm")
-    (said,) = finish(start_run(noise_shards, tmp_path, wrapper=SMALL_MEMORY, num_workers=2), 2)
+    (said,) = finish(start_run(noise_shards, tmp_path, prelude=SMALL_MEMORY, num_workers=2), 2)
     assert "error: /dev/shm: 0.0655 MB free" in said
     assert "up to 6 batch(es) of" in said

@@ -212,7 +212,7 @@ pairs = whitening._pairs
 def slow(*arguments):
     Path("fitting").touch()
     for batch in pairs(*arguments):
-        time.sleep(1)
+        time.sleep(0.3)
         yield batch
 whitening._pairs = slow
 """
