@@ -126,8 +126,9 @@ def sections(config: str, image_format: str | None) -> tuple[GridParams, ShardPa
 
 
 def write_phantom(folder: Path, size_px: int) -> None:
-    """A few radiographs, in a process of its own: rendering imports torch."""
-    flags = {"--num-patients": NUM_DISTINCT, "--images-per-patient": 1, "--size": size_px, "--out": folder}
+    """A few radiographs, in one process of its own: rendering imports torch."""
+    flags = {"--num-patients": NUM_DISTINCT, "--images-per-patient": 1, "--size": size_px, "--num-workers": 1}
+    flags["--out"] = folder
     command = [str(part) for flag in flags.items() for part in flag]
     subprocess.run([sys.executable, "-m", "shards", "phantom", *command], cwd=ROOT, check=True)
 

@@ -20,8 +20,8 @@ from shards.format.layout import MANIFESTS
 
 GRAPH_NAME = "dvc.yaml"
 LOCK_NAME = "dvc.lock"
-Values = dict[tuple[str, tuple[str, ...]], dict[str, Any]]
-"""Params file and keys → values."""
+Values = Mapping[str, Mapping[str, Any]]
+"""Params file → key → value; a key that is missing there has none."""
 
 
 class DagsterMeta(Section):
@@ -114,7 +114,7 @@ def load_graph(root: Path) -> Graph:
         with Repo(str(root)) as repo:
             stages = [stage for stage in repo.index.stages if stage.cmd and stage.path_in_repo == GRAPH_NAME]
             produced = {_path(out, repo) for stage in stages for out in stage.outs}
-            values: Values = {}
+            values = _values(stages)
             return Graph(tuple(_stage(stage, repo, produced, values) for stage in stages))
     except DvcException as error:
         raise ConfigError(f"{root}: DVC cannot read the graph: {error}") from error
@@ -176,23 +176,26 @@ def _stage(stage: Any, repo: Any, produced: set[str], values: Values) -> Stage:
         cmd="\n".join(stage.cmd) if isinstance(stage.cmd, list) else stage.cmd,
         description=stage.desc or "",
         meta=DagsterMeta.from_params(meta, f"dvc.yaml: {stage.name}.meta.dagster"),
-        params={dep.def_path: _params(stage, dep, values) for dep in stage.params},
+        params={dep.def_path: {key: values[dep.def_path].get(key) for key in dep.params} for dep in stage.params},
         inputs=tuple(sorted(deps.keys() & produced)),
         files={path: deps[path].get_hash().value if deps[path].exists else None for path in deps.keys() - produced},
         outs=tuple(outs),
     )
 
 
-def _params(stage: Any, dep: Any, values: Values) -> dict[str, Any]:
-    if not dep.params:
-        raise ConfigError(
-            f"dvc.yaml: stage '{stage.name}' tracks the whole of '{dep.def_path}': list the keys it reads"
-        )
-    key = dep.def_path, tuple(dep.params)
-    if key not in values:  # items of a foreach stage read the same file
-        found = dep.read_params()
-        values[key] = {name: found.get(name) for name in dep.params}
-    return values[key]
+def _values(stages: Iterable[Any]) -> Values:
+    """Read all that any stage tracks in a params file at once: parsing YAML is most of the work of a graph."""
+    first: dict[str, Any] = {}
+    keys: dict[str, dict[str, None]] = {}
+    for stage in stages:
+        for dep in stage.params:
+            if not dep.params:
+                raise ConfigError(
+                    f"dvc.yaml: stage '{stage.name}' tracks the whole of '{dep.def_path}': list the keys it reads"
+                )
+            first.setdefault(dep.def_path, stage)
+            keys.setdefault(dep.def_path, {}).update(dict.fromkeys(dep.params))
+    return {path: ParamsDependency(stage, path, list(keys[path])).read_params() for path, stage in first.items()}
 
 
 def _path(item: Any, repo: Any) -> str:

@@ -2,6 +2,8 @@
 
 import ast
 import shutil
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,7 @@ READERS = {"shards/delivery/batches.py", "shards/core/config.py", "shards/core/p
 """Where the functions that read params.yaml are defined."""
 
 
+@cache
 def load_yaml(name: str) -> dict:
     return YAML(typ="safe", pure=True).load((ROOT / name).read_text(encoding="utf-8"))
 
@@ -76,6 +79,7 @@ def stage_body(name: str) -> dict:
     return stage.get("do", stage)
 
 
+@cache
 def module_file(module: str) -> Path | None:
     base = ROOT.joinpath(*module.split("."))
     for candidate in (base.with_suffix(".py"), base / "__init__.py"):
@@ -84,10 +88,16 @@ def module_file(module: str) -> Path | None:
     return None
 
 
+@cache
+def nodes_of(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+@cache
 def imported_modules(path: Path) -> set[str]:
     """Names of this project's modules that a file imports, inside functions too."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -134,7 +144,7 @@ def test_params_yaml_is_complete_and_nothing_beside_it_is_known() -> None:
 
 
 def test_params_yaml_is_the_demo_configuration_but_for_registered_batches() -> None:
-    params, demo = load_yaml("params.yaml"), resolve("demo", ROOT / "configs")
+    params, demo = deepcopy(load_yaml("params.yaml")), resolve("demo", ROOT / "configs")
     for section in ("batches", "mix"):
         assert params.pop(section).items() >= demo.pop(section).items()
     assert params == demo
@@ -167,9 +177,7 @@ def test_params_are_the_sections_that_the_command_of_the_stage_reads(stage: str)
 @pytest.mark.parametrize("stage", ENTRY)
 def test_no_module_of_a_stage_reads_params_yaml_behind_its_command(stage: str) -> None:
     for file in import_closure(ENTRY[stage]):
-        names = {
-            node.id for node in ast.walk(ast.parse((ROOT / file).read_text("utf-8"))) if isinstance(node, ast.Name)
-        }
+        names = {node.id for node in nodes_of(ROOT / file) if isinstance(node, ast.Name)}
         assert file in READERS or not names & {"read_params", "read_section", "read_batches"}, file
 
 

@@ -164,18 +164,20 @@ def _token_grid(params: BackboneParams, size_px: int, where: str) -> tuple[int, 
         hint = f"did you mean one of {', '.join(close)}?" if close else "timm.list_models() names them all"
         raise ConfigError(f"{where}: timm has no such model; {hint}")
     try:
-        return _grid_on_meta(params.model_copy(update={"weights": None}).model_dump_json(), size_px)
+        # Neither the weights nor the activation have a part in it.
+        traced = params.model_copy(update={"weights": None, "token_activation": "identity"})
+        return _traced_grid(traced.model_dump_json(), size_px)
     except Exception as error:  # whatever timm does with arguments it does not like
         raise ConfigError(f"{where}: timm refuses: {error}; check model_args, t and cell_px") from error
 
 
 @cache
-def _grid_on_meta(params_json: str, size_px: int) -> tuple[int, int]:
-    """Build and run the network that these parameters describe once a process: it takes up to seconds."""
-    params = BackboneParams.model_validate_json(params_json)
+def _traced_grid(params: str, size_px: int) -> tuple[int, int]:
+    """Run the network on the meta device, once for all trainings of a configuration; `params` are given as JSON."""
+    backbone = BackboneParams.model_validate_json(params)
     with torch.device("meta"):
-        model = _create(params, size_px)
-        return _grid_shape(model, model(torch.empty(1, params.in_channels, size_px, size_px)))
+        model = _create(backbone, size_px)
+        return _grid_shape(model, model(torch.empty(1, backbone.in_channels, size_px, size_px)))
 
 
 def _create(params: BackboneParams, crop_px: int) -> Any:

@@ -169,7 +169,7 @@ def test_a_build_whose_set_does_not_fit_after_all_keeps_its_tars_elsewhere(disk:
 def test_a_phantom_names_the_disk_that_it_is_copied_to(disk: Disk, tmp_path: Path) -> None:
     shutil.copy(ROOT / "params.yaml", tmp_path)
     render = ("shards", "phantom", "--params", tmp_path / "params.yaml", "--num-patients", "1", "--size", "64")
-    command = (*render, "--images-per-patient", "1", "--out", disk.place / "phantom")
+    command = (*render, "--images-per-patient", "1", "--num-workers", "1", "--out", disk.place / "phantom")
     refused = rf"{disk.place}: 8\.2 kB free, the files of phantom need about [\d.]+ kB; make room there, or choose .*"
     check_said(disk.run("8k", *command), refused)
     # It waits in the scratch folder. Of many small files each takes a page, which is more than all their bytes.

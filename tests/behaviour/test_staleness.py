@@ -1,18 +1,18 @@
 """What makes a stage of the real graph stale, and what does not, as DVC itself tells."""
 
-import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from dvc.repo import Repo
 
 from ace.__main__ import build_parser
 from pipelines.graph import load_graph
 from shards.cli import run_command
 from shards.delivery.yaml_lines import add_item, set_dep
-from tests.support.checkout import clone_checkout, run
+from tests.pipelines.test_staleness import stale_in_dvc
+from tests.support.checkout import clone_checkout
 
 SHARD = "shard@phantom-b000"
 MEASURE = {"measure@trained", "measure@untrained", "measure@imagenet"}
@@ -52,6 +52,13 @@ def stale_after(clone: Path, before: dict[str, str], change: Callable[[Path], No
             if not path.exists() or path.read_bytes() != content:
                 path.write_bytes(content)
     return {name for name, version in after.items() if version != before.get(name)}
+
+
+def commit(*stages: str | None) -> None:
+    """As `dvc commit --force` of these stages in the current folder; None stands for all."""
+    with Repo() as repo:
+        for stage in stages:
+            repo.commit(stage, force=True)
 
 
 def another_batch(clone: Path) -> None:
@@ -143,11 +150,11 @@ def test_a_change_makes_stale_what_depends_on_it_and_nothing_else(
     assert stale_after(clone, versions, change) == expected
 
 
-def test_a_task_is_a_stage_once_it_is_asked_for_and_its_file_concerns_it_alone(tmp_path: Path) -> None:
-    clone = clone_checkout(tmp_path / "clone")
+def test_a_task_is_a_stage_once_it_is_asked_for_and_its_file_concerns_it_alone(clone: Path, tmp_path: Path) -> None:
+    clone = Path(shutil.copytree(clone, tmp_path / "clone", symlinks=True))
     assert not [stage for stage in load_graph(clone).stages if stage.word == "finetune"]
     edit(clone / "params.yaml", "finetune: {}", "finetune: {phantom: phantom-b000}")
-    run(clone, sys.executable, "-m", "ace", "config", "check")
+    assert run_command(build_parser(), ("config", "check", "--params", str(clone / "params.yaml"))) == 0
     (stage,) = [stage for stage in load_graph(clone).stages if stage.word == "finetune"]
     assert (stage.name, stage.cmd) == ("finetune@phantom", "python -m ace finetune phantom --batch phantom-b000")
     assert set(stage.inputs) == {"data/shards/phantom-b000", "models/ace", "models/imagenet"}
@@ -190,15 +197,18 @@ def test_a_changed_command_line_card_or_log_makes_no_stage_stale(clone: Path, ve
     assert stale_after(clone, versions, change) == set()
 
 
-def test_another_encoder_is_measured_and_compared_and_no_other_is_measured_again(clone: Path, tmp_path: Path) -> None:
+def test_another_encoder_is_measured_and_compared_and_no_other_is_measured_again(
+    clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clone = Path(shutil.copytree(clone, tmp_path / "clone", symlinks=True))
+    monkeypatch.chdir(clone)
     for out in sorted(load_graph(clone).produced):  # stand-ins: DVC compares their md5s alone
         path = clone / out
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.is_dir():
             path.write_text(f"what stands for {out}\n", encoding="utf-8")
-    run(clone, "dvc", "commit", "--quiet", "--force")
-    assert json.loads(run(clone, "dvc", "status", "--json")) == {}
+    commit(None)
+    assert stale_in_dvc(clone) == set()
     edit(
         clone / "params.yaml",
         "  untrained: {model",
@@ -206,15 +216,10 @@ def test_another_encoder_is_measured_and_compared_and_no_other_is_measured_again
     )
     edit(clone / "dvc.yaml", "data/answers/imagenet", "data/answers/imagenet, data/answers/student")
     assert run_command(build_parser(), ("config", "check", "--params", str(clone / "params.yaml"))) == 0
-    assert json.loads(run(clone, "dvc", "status", "--json")).keys() == {
-        "cohort",
-        "measure@student",
-        "evaluate",
-        "explore",
-    }
+    assert stale_in_dvc(clone) == {"cohort", "measure@student", "evaluate", "explore"}
     # The patients stay who they were, so that `cohort` writes the same file: what follows are the pages alone.
     (clone / "data/answers/student").write_text("answers\n", encoding="utf-8")
-    run(clone, "dvc", "commit", "--quiet", "--force", "cohort", "measure@student")
+    commit("cohort", "measure@student")
     (clone / "data/evidence").write_text("other evidence\n", encoding="utf-8")
-    run(clone, "dvc", "commit", "--quiet", "--force", "evaluate")
-    assert json.loads(run(clone, "dvc", "status", "--json")).keys() == {"report", "explore"}
+    commit("evaluate")
+    assert stale_in_dvc(clone) == {"report", "explore"}

@@ -125,11 +125,18 @@ def test_a_sensor_does_not_wait_for_a_dvc_that_is_at_work(lock: Path) -> None:
         read_lock(lock, GRAPH)
 
 
+@pytest.fixture
+def _read_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.lock.PAUSE_S", 0.001)
+
+
+@pytest.mark.usefixtures("_read_again_at_once")
 def test_a_stage_that_has_just_run_must_have_its_record(repository: Path) -> None:
     with pytest.raises(ConfigError, match=r"no record of shard@own.*run the stage again"):
         read_lock(repository, GRAPH, just_run=["shard@own"])
 
 
+@pytest.mark.usefixtures("_read_again_at_once")
 @pytest.mark.parametrize("text", ["stages: [", "stages: {shard@own: {deps: []}}", "just words"])
 def test_a_damaged_lock_file_says_how_to_restore_it(repository: Path, text: str) -> None:
     (repository / "dvc.lock").write_text(text)

@@ -97,7 +97,7 @@ def test_a_command_that_is_deaf_and_has_left_the_session_does_not_outlive_its_st
 ) -> None:
     edit(project / "toy_definitions.py", "import dagster\n", "import dagster\n\nimport pipelines.process\n")
     with (project / "toy_definitions.py").open("a") as definitions:
-        definitions.write("\n\npipelines.process.TERMINATION_GRACE_S = 1.0\n")
+        definitions.write("\n\npipelines.process.TERMINATION_GRACE_S = 0.3\n")
     hook = hold_open(tmp_path / "alive")
     deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); os.setsid()"
     monkeypatch.setenv("TOY_HOOK", f"{deaf}; {hook}")

@@ -134,5 +134,5 @@ def appears(look: Callable[[], object], is_going_on: Callable[[], bool] = lambda
     while not look():
         if not is_going_on() or time.monotonic() > end:
             return False
-        time.sleep(0.1)
+        time.sleep(0.01)
     return True

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ace.config import use
+
 ROOT = Path(__file__).parents[2]
 MAKE = ("make", *(f"-o{sys.prefix}/{stamp}" for stamp in (".installed", ".installed-dev")), f"VENV={sys.prefix}")
 """make with the environment of the running tests instead of a new one: -o takes an installation as done."""
@@ -30,7 +32,7 @@ def clone_checkout(clone: Path) -> Path:
     git(clone, "config", "user.name", "test")
     git(clone, "config", "user.email", "test@localhost")
     commit(clone)
-    run(clone, sys.executable, "-m", "ace", "config", "use", "smoke")
+    use("smoke", clone / "params.yaml", clone / "configs")
     return clone
 
 

@@ -40,6 +40,8 @@ _NUMBERS = re.compile(
         ]
     )
 )
+_IN_NUMBERS = (b"1731", b"1.7319", b"073y")
+"""One of them is in every such number, and is found a hundred times as fast."""
 
 
 class Canaries:
@@ -99,7 +101,8 @@ def _in_bytes(data: bytes) -> set[str]:
         lower = plain.lower()
         for needle in (_WORD.lower().encode(), _UID_ROOT.encode()):
             found |= {f"{needle.decode()} as text" for _ in range(needle in lower)}
-        found |= {match.decode() for match in _NUMBERS.findall(lower)}
+        if any(part in lower for part in _IN_NUMBERS):
+            found |= {match.decode() for match in _NUMBERS.findall(lower)}
         for secret in (_WORD.encode(), _UID_ROOT.encode()):
             for name, needle in _encoded(secret).items():
                 if needle in (lower if name == "hex" else plain):

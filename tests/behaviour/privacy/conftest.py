@@ -1,5 +1,7 @@
+import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +20,11 @@ class Workplace:
 
     Attributes:
         folder: `project`, and beside it the raw files and the key, which are the user's own.
+        shell: The process of `loud` that runs the commands.
     """
 
     folder: Path
+    shell: "subprocess.Popen[str]"
 
     @property
     def project(self) -> Path:
@@ -29,35 +33,40 @@ class Workplace:
 
     def run(self, *arguments: object, code: int = 0) -> str:
         """Run `python -m shards`, loudly; what it prints is also kept as an output."""
-        program = [sys.executable, "-m", "tests.behaviour.privacy.loud", *map(str, arguments)]
-        paths = {name: self.project / name for name in ("temporary", "scratch")}
-        for path in paths.values():
-            path.mkdir(exist_ok=True)
-        environment = {
-            "PATH": str(Path(sys.executable).parent),
-            "PYTHONPATH": str(REPOSITORY),
-            "HOME": str(paths["temporary"]),
-            "TMPDIR": str(paths["temporary"]),
-            "OMP_NUM_THREADS": "1",
-            SCRATCH_VARIABLE: str(paths["scratch"]),
-            KEY_FILE_VARIABLE: str(self.folder / "id.key"),
-        }
-        done = subprocess.run(
-            program, cwd=self.project, env=environment, capture_output=True, text=True, timeout=300, check=False
-        )
-        text = done.stdout + done.stderr
-        number = len(list(self.project.glob("*.txt")))
-        (self.project / f"{number}.txt").write_text(text, encoding="utf-8")
-        assert done.returncode == code, text[-3000:]
+        output = self.project / f"{len(list(self.project.glob('*.txt')))}.txt"
+        assert self.shell.stdin is not None
+        assert self.shell.stdout is not None
+        print(json.dumps(([str(part) for part in arguments], str(output))), file=self.shell.stdin, flush=True)
+        found = self.shell.stdout.readline()
+        text = output.read_text(encoding="utf-8")
+        assert found == f"{code}\n", text[-3000:]
         return text
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
     """A project with the repository's own params.yaml and dvc.yaml, and a key."""
-    place = Workplace(tmp_path_factory.mktemp("workplace"))
-    place.project.mkdir()
-    copy_project(place.project)
+    folder = tmp_path_factory.mktemp("workplace")
+    project = folder / "project"
+    project.mkdir()
+    copy_project(project)
     # Always the same, so that no hash holds a canary by chance on one day in a thousand.
-    (place.folder / "id.key").write_text("5eed" * 16)
-    return place
+    (folder / "id.key").write_text("5eed" * 16)
+    paths = {name: project / name for name in ("temporary", "scratch")}
+    for path in paths.values():
+        path.mkdir()
+    environment = {
+        "PATH": str(Path(sys.executable).parent),
+        "PYTHONPATH": str(REPOSITORY),
+        "HOME": str(paths["temporary"]),
+        "TMPDIR": str(paths["temporary"]),
+        "OMP_NUM_THREADS": "1",
+        SCRATCH_VARIABLE: str(paths["scratch"]),
+        KEY_FILE_VARIABLE: str(folder / "id.key"),
+    }
+    program = [sys.executable, "-m", "tests.behaviour.privacy.loud"]
+    with subprocess.Popen(
+        program, cwd=project, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as shell:
+        yield Workplace(folder, shell)
+        shell.communicate()

@@ -66,6 +66,9 @@ _WORDS = ("US", "SS", "US or SS", "US or OW", "US or SS or OW")
 _GROUPS = ("02", "1E")
 
 
+SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian)
+
+
 def every_tag(canaries: Canaries) -> Dataset:
     """A radiograph with every element of the standard's dictionary, private ones, overlays, curves and an icon."""
     dataset = dataset_of(canaries.picture().astype(np.uint16) * 16)
@@ -149,12 +152,7 @@ def data_of(dataset: Dataset, syntax: str = ExplicitVRLittleEndian) -> bytes:
 
 def whole_files(canaries: Canaries) -> dict[str, bytes]:
     """Readable images: every element, in three transfer syntaxes; then one lie in each element that is read."""
-    files = {
-        f"whole/{number}": data_of(every_tag(canaries), syntax)
-        for number, syntax in enumerate(
-            (ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian)
-        )
-    }
+    files = {f"whole/{number}": data_of(every_tag(canaries), syntax) for number, syntax in enumerate(SYNTAXES)}
     return files | {f"lies/{name}": lying(canaries, name) for name in LIES}
 
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from pydicom import dcmread
 from pydicom.datadict import DicomDictionary
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from shards.decode import UnreadableImageError, decode
 from shards.decode.dicom import read_header
@@ -30,9 +31,9 @@ from tests.behaviour.privacy.dicom_corpus import (
     FATAL_LIES,
     LIES,
     NOT_OF_A_FILE,
-    damaged_files,
+    data_of,
+    every_tag,
     lying,
-    whole_files,
     write_dicom_corpus,
 )
 from tests.behaviour.privacy.raster_corpus import jpeg, png, tiff, write_raster_corpus
@@ -179,11 +180,11 @@ def test_sex_is_left_out_unless_it_is_asked_for_and_age_is_a_bucket(
 
 
 def test_sex_is_there_where_it_is_asked_for(corpus: Workplace, printed: dict[str, str]) -> None:
-    tree = corpus.folder / "few"
-    for name, data in whole_files(Canaries(first=30_000)).items():
-        if name.startswith("lies/Image") or name in ("lies/PatientSex", "whole/1"):
-            (tree / name).parent.mkdir(parents=True, exist_ok=True)
-            (tree / name).write_bytes(data)
+    tree, canaries = corpus.folder / "few", Canaries(first=30_000)
+    tree.mkdir()
+    (tree / "whole").write_bytes(data_of(every_tag(canaries), ImplicitVRLittleEndian))
+    for name in ("ImagerPixelSpacing", "ImageType", "PatientSex"):
+        (tree / name).write_bytes(lying(canaries, name))
     corpus.run("register", "few-b000", tree, "--source", "dicom", "--sex")
     corpus.run("shard", "--num-workers", "1", "--batch", "few-b000")
     assert sorted(str(meta["sex"]) for meta in descriptions(corpus, "few-b000")) == ["F", "F", "F", "None"]
@@ -195,9 +196,12 @@ def test_names_of_files_stand_in_the_private_manifest_and_nowhere_else(
 ) -> None:
     canaries = Canaries(first=60_000)
     tree, own, listed = (corpus.folder / f"named {name}" for name in ("tree", "own", "listed"))
-    files = whole_files(canaries) | damaged_files(canaries)
-    for name in ("lies/ViewPosition", "lies/PatientSex", "whole/2", "damaged/cut off"):
-        write_named(tree, files[name], "dcm", canaries)
+    dataset = every_tag(canaries)
+    files = [data_of(dataset, DeflatedExplicitVRLittleEndian)]
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = canaries.uid()
+    files += [data_of(dataset)[:-2000], lying(canaries, "ViewPosition"), lying(canaries, "PatientSex")]
+    for data in files:
+        write_named(tree, data, "dcm", canaries)
     write_named(tree, b"no image", "txt", canaries)
     rows = []
     for folder in (own, listed):

@@ -1,6 +1,7 @@
 """Every named configuration: its sections agree, and its networks have the shapes of its grid (on the meta device)."""
 
 import shutil
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from shards.core.config import read_params
 from shards.core.params import BatchParams, MeasuredParams, PhantomSourceParams
 from shards.delivery.batches import read_batch, settings_of
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 PAPERS = {
     "ace_swin_b_cxr": ("swin_base_patch4_window7_224", 1, 14),
@@ -30,6 +31,7 @@ def batches(values: Config) -> dict[str, BatchParams]:
     return {"phantom-b000": BatchParams(source=source, measured=measured, grid=values.grid, shard=values.shard)}
 
 
+@cache
 def config(name: str) -> Config:
     return Config.from_params(resolve(name, CONFIGS), name)
 
