@@ -214,12 +214,18 @@ def test_a_list_that_is_lost_is_not_replaced_by_a_shorter_one(
     said = capsys.readouterr().err
     assert f"{LIST}: not found" in said
     assert "restore the list from a copy" in said
-    assert run_command(ace.__main__.build_parser(), ("config", "check")) == 2, "before any work"
-    assert f"{LIST}: not found" in capsys.readouterr().err
     assert (RECORD.read_text(), Path("dvc.yaml").read_text()) == (record, dvc)
     LIST.write_text(text)
     assert command("exclude", "own-b000", second) == 0
     assert parse_list(LIST.read_text()).keys == {first, second}
+
+
+def test_a_list_that_is_lost_is_told_before_any_work(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("exclude", "own-b000", keys_of_manifest()[0]) == 0
+    LIST.unlink()
+    capsys.readouterr()
+    assert run_command(ace.__main__.build_parser(), ("config", "check")) == 2
+    assert f"{LIST}: not found" in capsys.readouterr().err
 
 
 KILLED = """

@@ -16,11 +16,13 @@ from pathlib import Path
 
 import pytest
 
+from shards.__main__ import build_parser
 from shards.build.job import BuildJob
 from shards.build.stage import build_shards, build_tars
 from shards.build.summary import TarSummary
 from shards.build.tar_builder import TarBuilder
 from shards.build.tar_files import TarFiles
+from shards.cli import run_command
 from shards.core.errors import ConfigError, NoSpaceError, SourceError, WorkerError
 from shards.core.params import PhantomSourceParams, SourceParams
 from shards.reading.reader import ShardIndex
@@ -281,7 +283,7 @@ def test_a_full_disk_leaves_no_half_file_and_what_was_finished_is_used_again(
     for summary in scratch.rglob("*.tar.json"):
         files = TarFiles(summary.parent, summary.name.removesuffix(".json"))
         assert files.read_summary(check_tar=True) is not None
-    subprocess.run(command, stderr=subprocess.PIPE, check=True)
+    assert run_command(build_parser(), command[3:]) == 0
     assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "whole")
 
 
