@@ -52,7 +52,7 @@ def read_params(path: Path = DEFAULT_PARAMS) -> dict[str, Any]:
     return deepcopy(dict(values))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def parse_yaml(text: str) -> Any:
     """Parse a text into plain values, which nobody changes; one command looks into the same text many times.
 

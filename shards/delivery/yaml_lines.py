@@ -292,7 +292,7 @@ def _is_between_items(line: str, column: int) -> bool:
     return not stripped or (stripped.startswith("#") and len(line) - len(stripped) <= column)
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=64)
 def _parsed(text: str) -> Any:
     """Parse a text with the positions of its keys; several edits look into the same text, so nobody changes this."""
     return YAML().load(text)
