@@ -17,13 +17,13 @@ class DyingEncoder(SampleEncoder):
     once: Path | None = None
     tests_pid: int = 0
 
-    def __call__(self, task: PlannedSample) -> EncodedSample | Rejected:
+    def __call__(self, planned: PlannedSample) -> EncodedSample | Rejected:
         assert os.getpid() != self.tests_pid, "images are read in the process that asked for the set"
-        if task.key == self.key and not (self.once and self.once.exists()):
+        if planned.key == self.key and not (self.once and self.once.exists()):
             if self.once:
                 self.once.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().__call__(task)
+        return super().__call__(planned)
 
 
 @dataclass(frozen=True)
