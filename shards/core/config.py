@@ -2,6 +2,8 @@
 
 import difflib
 from collections.abc import Callable, Collection, Mapping
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -42,12 +44,22 @@ def read_params(path: Path = DEFAULT_PARAMS) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{path}: no such params file; run from the project's root or pass --params FILE")
     try:
-        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path}: expected a mapping of sections, found {type(values).__name__}")
-    return dict(values)
+    return deepcopy(dict(values))
+
+
+@lru_cache(maxsize=256)
+def parse_yaml(text: str) -> Any:
+    """Parse a text into plain values, which nobody changes; one command looks into the same text many times.
+
+    Raises:
+        YAMLError: the text is not YAML.
+    """
+    return YAML(typ="safe", pure=True).load(text)
 
 
 def laid_over(

@@ -10,6 +10,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from shards.core.config import parse_yaml
 from shards.core.errors import ConfigError
 
 SHARDS = "data/shards/"
@@ -44,7 +45,7 @@ def enter_item(text: str, section: str, name: str, item: Mapping[str, Any]) -> s
     Raises:
         ConfigError: the section is written in braces and has items.
     """
-    found = _plain(text).get(section)
+    found = parse_yaml(text).get(section)
     if found:
         return add_item(text, section, name, item)
     indented = "\n".join(f"  {line}" for line in _block(name, item))
@@ -76,7 +77,7 @@ def keep_items(text: str, section: str, names: Collection[str]) -> str:
         while end > row + 1 and _is_between_items(lines[end - 1], column):
             end -= 1
         del lines[row:end]
-    before, after = _plain(text), _loaded(_joined(lines))
+    before, after = parse_yaml(text), _loaded(_joined(lines))
     kept = {name: value for name, value in before[section].items() if name in names}
     if after != {**before, section: kept}:
         raise ConfigError(
@@ -91,7 +92,7 @@ def set_value(text: str, section: str, key: str, value: str) -> str:
     Raises:
         ConfigError: there is no such key, or its value is not a single word on the key's line.
     """
-    before = _plain(text)
+    before = parse_yaml(text)
     if not isinstance(before, Mapping) or not isinstance(before.get(section), Mapping) or key not in before[section]:
         raise ConfigError(f"{section}.{key}: not found; expected it in the file, to set it to '{value}'")
     if before[section][key] == value:
@@ -166,7 +167,7 @@ def drop_stage(text: str, name: str) -> str:
     Raises:
         ConfigError: the stage shares lines or values with others, by braces or anchors.
     """
-    document, before = _parsed(text), _plain(text)
+    document, before = _parsed(text), parse_yaml(text)
     stages = document["stages"]
     if name not in stages:
         return text
@@ -221,7 +222,7 @@ def set_deps(text: str, stage: str, prefix: str, paths: Sequence[str]) -> str:
     Raises:
         ConfigError: the stage depends on none of them, or they share lines with other deps.
     """
-    before = _plain(text)
+    before = parse_yaml(text)
     deps = _deps(_parsed(text)["stages"].get(stage, {}))
     found = [dep for dep in deps if dep.startswith(prefix)]
     if stage not in before["stages"] or set(found) == set(paths):
@@ -291,22 +292,16 @@ def _is_between_items(line: str, column: int) -> bool:
     return not stripped or (stripped.startswith("#") and len(line) - len(stripped) <= column)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=64)
 def _parsed(text: str) -> Any:
     """Parse a text with the positions of its keys; several edits look into the same text, so nobody changes this."""
     return YAML().load(text)
 
 
-@lru_cache(maxsize=4)
-def _plain(text: str) -> Any:
-    """Parse a text into plain values, which nobody changes."""
-    return YAML(typ="safe", pure=True).load(text)
-
-
 def _loaded(text: str) -> Any:
     """Load the values of an edited text; None where the edit broke it."""
     try:
-        return _plain(text)
+        return parse_yaml(text)
     except YAMLError:
         return None
 

@@ -1,6 +1,7 @@
 """Servers on loopback that hold shard sets: a real S3 one in its own process, and an HTTP one that fails on demand."""
 
 import gzip
+import os
 import re
 import subprocess
 import sys
@@ -16,13 +17,18 @@ import fsspec
 
 Fault = Literal["503", "429", "403", "drop", "end early", "stall", "wrong bytes", "gzip", "redirect", "endless"]
 KEYS = {"key": "test", "secret": "test"}
+PAGE = 20
+"""Objects that the S3 server lists in one answer; others list a thousand."""
 
 
 @contextmanager
 def s3_server() -> Iterator[dict]:
     """Run a moto server at a free port of loopback; fsspec's `storage_options` for it."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"],
+        env={**os.environ, "MOTO_S3_DEFAULT_MAX_KEYS": str(PAGE)},
+        stderr=subprocess.PIPE,
+        text=True,
     )
     # A server that says nothing is ended, which ends the loop below too.
     watch = threading.Timer(60, process.kill)

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from shards.__main__ import build_parser
 from shards.build import plan as plan_module
 from shards.build.encode import SampleEncoder
 from shards.build.stage import build_shards
-from shards.runtime.execution import Processes
-from tests.support.datasets import folder_bytes, grid_params, shard_params, write_phantom, write_project
+from shards.cli import run_command
+from shards.core.params import PhantomSourceParams
+from tests.support.datasets import Here, folder_bytes, grid_params, shard_params, write_phantom, write_project
 
 
 def descendants(pid: int) -> list[int]:
@@ -33,6 +35,22 @@ def num_finished(scratch: Path) -> int:
     return len(list(scratch.rglob("*.tar.json")))
 
 
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> PhantomSourceParams:
+    """Raw images that no test changes."""
+    return write_phantom(tmp_path_factory.mktemp("raw") / "phantom", num_patients=30)
+
+
+@pytest.fixture(scope="module")
+def whole(source: PhantomSourceParams, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Their shard set, built without a kill."""
+    root = tmp_path_factory.mktemp("built")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACE_SCRATCH", str(root / "scratch"))
+        build_shards("a-b000", source, grid_params(), shard_params(), root / "whole", execution=Here())
+    return folder_bytes(root / "whole")
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="watches processes through /proc")
 @pytest.mark.parametrize(
     "is_reached",
@@ -46,16 +64,20 @@ def num_finished(scratch: Path) -> int:
     ],
 )
 def test_a_killed_build_goes_on_and_leaves_the_same_bytes(
-    is_reached: Callable[[Path, Path], bool], tmp_path: Path, scratch: Path
+    is_reached: Callable[[Path, Path], bool],
+    source: PhantomSourceParams,
+    whole: dict[str, bytes],
+    tmp_path: Path,
+    scratch: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    source = write_phantom(tmp_path / "phantom", num_patients=30)
-    build_shards("a-b000", source, grid_params(), shard_params(), tmp_path / "whole", execution=Processes(1))
     write_project(tmp_path, "a-b000", source, grid_params(), shard_params())
     out = tmp_path / "sets" / "killed"
-    command = [sys.executable, "-m", "shards", "shard", "--batch", "a-b000", "--num-workers", "2"]
-    command += ["--params", str(tmp_path / "params.yaml"), "--out", str(out)]
+    command = ["shard", "--batch", "a-b000", "--params", str(tmp_path / "params.yaml"), "--out", str(out)]
 
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "shards", *command, "--num-workers", "2"], stderr=subprocess.DEVNULL
+    )
     while not is_reached(scratch, out):
         assert process.poll() is None, "the build ended before the kill"
     workers = descendants(process.pid)
@@ -66,12 +88,14 @@ def test_a_killed_build_goes_on_and_leaves_the_same_bytes(
         os.sched_yield()  # a worker that outlives its parent runs into the test's time limit
     num_kept = num_finished(scratch)
 
-    resumed = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=True)
-    assert folder_bytes(out) == folder_bytes(tmp_path / "whole")
+    assert run_command(build_parser(), [*command, "--num-workers", "1"]) == 0
+    assert folder_bytes(out) == whole
     assert [path.name for path in out.parent.iterdir()] == ["killed"]
     assert {path.suffix for path in scratch.rglob("*") if path.is_file()} <= {".lock"}
     if num_kept >= 4:
-        assert not re.search(r"\b0/45", resumed.stderr), "finished tars are kept"
+        said = capfd.readouterr().err
+        assert "/45" in said
+        assert not re.search(r"\b0/45", said), "finished tars are kept"
 
 
 def test_unfinished_work_is_held_by_a_number_and_by_no_code(monkeypatch: pytest.MonkeyPatch) -> None:

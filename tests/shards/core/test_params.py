@@ -5,6 +5,7 @@ from typing import Any, get_args
 
 import pytest
 
+from shards.core.config import read_params
 from shards.core.errors import ConfigError
 from shards.core.params import (
     BatchParams,
@@ -92,6 +93,15 @@ def test_splits_must_sum_to_one() -> None:
 @pytest.mark.parametrize("fingerprint", ["", "0123456789abcdef", "idkey-", "idkey-XYZ"])
 def test_a_fingerprint_has_its_form(fingerprint: str) -> None:
     assert "source.folder.id_key_fingerprint" in message({**FOLDER, "id_key_fingerprint": fingerprint})
+
+
+def test_what_one_reader_of_a_file_changes_no_other_sees(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("mix:\n  a: {weight: 1.0}\n")
+    read_params(path)["mix"]["a"]["weight"] = 2.0
+    assert read_params(path) == {"mix": {"a": {"weight": 1.0}}}
+    path.write_text("mix:\n  a: {weight: 3.0}\n")
+    assert read_params(path) == {"mix": {"a": {"weight": 3.0}}}
 
 
 def test_all_batches_have_the_same_identity_key(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from ruamel.yaml import YAML
 
 from shards.build.stage import build_shards
 from shards.core.config import read_params
@@ -124,10 +123,6 @@ def mix_of(project: Path) -> dict[str, MixParams]:
     return parse_mix(read_params(project / "params.yaml").get("mix"), "mix")
 
 
-def load(path: Path) -> Any:
-    return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-
-
 def added(before: Path, after: Path) -> list[str]:
     """Lines of `after` that are not in `before`; fails if any line of `before` is gone or moved."""
     rest = iter(after.read_text().splitlines())
@@ -169,7 +164,7 @@ def test_registering_adds_a_manifest_an_item_and_a_dep_line_for_each_consumer(
         "id_key_fingerprint": id_key,
     }
     assert (project / "data/manifests/clinic-b000.root.txt").read_text() == f"{root}\n"
-    assert (batch.grid, batch.shard) == settings_of(load(project / "params.yaml"), project / "params.yaml")
+    assert (batch.grid, batch.shard) == settings_of(read_params(project / "params.yaml"), project / "params.yaml")
     assert mix_of(project)["clinic-b000"].weight == 2.0
     batches = list(batches_of(project))
     found = consumers((project / "dvc.yaml").read_text())
@@ -757,7 +752,7 @@ def test_one_coloured_image_makes_the_batch_coloured(
     batches = batches_of(project)
     channels = [batches[name].source.model_dump()["channels"] for name in ("clinic-b000", "clinic-b001")]
     assert channels == [1, 3]
-    mixes = [load(project / "params.yaml")["mix"][name] for name in ("clinic-b000", "clinic-b001")]
+    mixes = [read_params(project / "params.yaml")["mix"][name] for name in ("clinic-b000", "clinic-b001")]
     assert all(isinstance(mix[name], float) for mix in mixes for name in ("mean", "std")), "the network takes grey"
     assert "if you set pretrain.backbone.in_channels to 3, also set mean [0." in capsys.readouterr().err
 
@@ -779,12 +774,12 @@ def test_a_coloured_batch_is_normalised_as_the_projects_network_sees_it(
     assert (
         capsys.readouterr().err.count("in grey; if you set pretrain.backbone.in_channels to 3, also set mean [0.") == 1
     )
-    seen_in_grey = load(params)["mix"]["clinic-b000"]
+    seen_in_grey = read_params(params)["mix"]["clinic-b000"]
     (project / "data/manifests/clinic-b000.jsonl").unlink()
     assert "in_channels: 1" in grey
     params.write_text(grey.replace("in_channels: 1", "in_channels: 3"), encoding="utf-8")
     register(project, root)
-    mix = load(params)["mix"]["clinic-b000"]
+    mix = read_params(params)["mix"]["clinic-b000"]
     assert "in colour; if you set pretrain.backbone.in_channels to 1, also set mean 0." in capsys.readouterr().err
     assert mix["mean"] == pytest.approx([211 / 255, 101 / 255, 41 / 255], abs=2e-3)
     assert mix["std"] == pytest.approx([10 / 255] * 3, abs=3e-3)
@@ -887,10 +882,10 @@ def test_the_only_batch_leaves_no_other_and_every_other_byte(
     capsys.readouterr()
     register_only(project, many(tmp_path / "many"))
     assert "taken out of params.yaml and dvc.yaml: phantom-b000, real-b0001" in capsys.readouterr().err
-    values = load(project / "params.yaml")
+    values = read_params(project / "params.yaml")
     assert list(values["batches"]) == ["real-b000"]
     assert values["evaluate"]["batch"] == "real-b000"
-    stages, others = load(project / "dvc.yaml")["stages"], load(REPOSITORY / "dvc.yaml")["stages"]
+    stages, others = read_params(project / "dvc.yaml")["stages"], read_params(REPOSITORY / "dvc.yaml")["stages"]
     assert stages["variant"]["do"]["deps"] == stages["pretrain"]["deps"], "they share their list"
     for name, stage in stages.items():
         deps = others[name].get("deps", [])
@@ -963,11 +958,11 @@ def test_the_phantom_makes_room_for_a_users_batch(
 ) -> None:
     register(project, root)
     remove_batch("phantom-b000", Project(project / "params.yaml", project / "dvc.yaml"))
-    values = load(project / "params.yaml")
+    values = read_params(project / "params.yaml")
     assert list(values["batches"]) == ["clinic-b000"]
     assert values["evaluate"]["batch"] == "clinic-b000"
     assert "the evaluation now measures on clinic-b000" in capsys.readouterr().err
-    stages = load(project / "dvc.yaml")["stages"]
+    stages = read_params(project / "dvc.yaml")["stages"]
     assert not {"data/phantom", "data/shards/phantom-b000"} & {*stages["pretrain"]["deps"], *stages["report"]["deps"]}
     assert "phantom" not in stages, "a bare `dvc repro` would render what nothing reads"
 
@@ -1000,8 +995,8 @@ def test_two_registrations_at_once_lose_nothing(project: Path, tmp_path: Path, i
     command = [sys.executable, "-m", "shards", "register"]
     running = [subprocess.Popen([*command, name, str(folder)], cwd=project) for name, folder in roots.items()]
     assert [process.wait(timeout=120) for process in running] == [0, 0, 0]
-    assert set(load(project / "params.yaml")["batches"]) == {"phantom-b000", *roots}
-    deps = load(project / "dvc.yaml")["stages"]["pretrain"]["deps"]
+    assert set(read_params(project / "params.yaml")["batches"]) == {"phantom-b000", *roots}
+    deps = read_params(project / "dvc.yaml")["stages"]["pretrain"]["deps"]
     assert {f"data/shards/{name}" for name in roots} <= set(deps)
 
 
@@ -1013,7 +1008,7 @@ def test_a_registration_that_is_killed_between_any_two_writes_leaves_a_graph_tha
 
     def write_and_look(path: Path, text: str) -> None:
         write_text(path, text)
-        states.append([load(project / "params.yaml"), load(project / "dvc.yaml")])
+        states.append([read_params(project / "params.yaml"), read_params(project / "dvc.yaml")])
 
     monkeypatch.setattr("shards.delivery.register.write_text", write_and_look)
     register_batch(
@@ -1042,7 +1037,7 @@ def test_statistics_that_are_in_force_are_told_where_others_are_measured_now(
     project: Path, root: Path, id_key: str, capsys: pytest.CaptureFixture
 ) -> None:
     register(project, root)
-    mean = load(project / "params.yaml")["mix"]["clinic-b000"]["mean"]
+    mean = read_params(project / "params.yaml")["mix"]["clinic-b000"]["mean"]
     register(project, root)
     assert "params.yaml keeps" not in capsys.readouterr().err
     params = project / "params.yaml"

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from ruamel.yaml import YAML
 
 from ace.__main__ import build_parser
 from shards.cli import run_command
+from shards.core.config import read_params
 from shards.core.errors import ConfigError
 from shards.delivery.batches import batch_path
 from shards.delivery.project import Project, remove_batch
@@ -37,7 +37,7 @@ def project(tmp_path: Path) -> Project:
 
 def deps_of(project: Project) -> dict[str, set[str]]:
     """The deps of the stages that read every batch."""
-    stages = YAML(typ="safe", pure=True).load(project.dvc.read_text(encoding="utf-8"))["stages"]
+    stages = read_params(project.dvc)["stages"]
     return {name: set(stages[name]["deps"]) for name in ("pretrain", "report")}
 
 
@@ -49,7 +49,7 @@ def test_what_a_batch_that_is_left_is_made_of_stays(
     assert "data/phantom" in before["report"], "a stage depends on what both batches are made of"
     remove_batch(name, project)
     assert deps_of(project) == {stage: deps - {f"data/shards/{name}"} for stage, deps in before.items()}
-    values = YAML(typ="safe", pure=True).load(project.params.read_text(encoding="utf-8"))
+    values = read_params(project.params)
     assert list(values["batches"]) == list(values["mix"]) == [left]
     # Not all of the graph: the phantom's stage stays in it, also without a batch of the phantom.
     assert "Now run `dvc repro`" in capsys.readouterr().err
@@ -78,6 +78,13 @@ folder, name = Path(sys.argv[1]), sys.argv[2]
 num_events = 0
 sys.stderr = open(os.devnull, "w")
 
+
+def remove(root):
+    remove_batch(name, Project(root / "params.yaml", root / "dvc.yaml"))
+
+
+# What is imported and parsed here, each child finds done.
+remove(Path(shutil.copytree(folder / "begun", folder / "whole")))
 for moment in count(1):
     copy = folder / f"killed{moment:04d}"
     shutil.copytree(folder / "begun", copy)
@@ -92,7 +99,7 @@ for moment in count(1):
                     os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(tell)
-        remove_batch(name, Project(copy / "params.yaml", copy / "dvc.yaml"))
+        remove(copy)
         os._exit(0)
     if os.waitpid(child, 0)[1] == 0:
         break

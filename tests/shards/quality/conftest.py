@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from shards.phantom.anatomy import Anatomy, load_anatomy
 from shards.phantom.patients import Exposure
@@ -21,9 +22,17 @@ def anatomy() -> Anatomy:
 
 
 @pytest.fixture(scope="session")
-def chests(anatomy: Anatomy) -> list[np.ndarray]:
-    """One frontal image of each of 30 patients."""
-    return [_radiograph(anatomy, number) for number in range(NUM_CHESTS)]
+def chests(
+    anatomy: Anatomy, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> list[np.ndarray]:
+    """One frontal image of each of 30 patients; the processes of one run draw them once."""
+    is_alone = not hasattr(request.config, "workerinput")
+    folder = tmp_path_factory.getbasetemp() if is_alone else tmp_path_factory.getbasetemp().parent
+    path = folder / "chests.npy"
+    with FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            np.save(path, [_radiograph(anatomy, number) for number in range(NUM_CHESTS)])
+        return list(np.load(path))
 
 
 @pytest.fixture(scope="session")

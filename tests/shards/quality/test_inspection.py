@@ -16,9 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from shards.__main__ import build_parser
 from shards.build.stage import build_shards
 from shards.build.tar_files import TarFiles
 from shards.checking.verify import find_copies
+from shards.cli import run_command
 from shards.core.errors import IndexFormatError, SourceError
 from shards.core.params import RegisteredSourceParams
 from shards.core.quality_params import QualityParams
@@ -71,11 +73,41 @@ def params(**changes: Any) -> Any:
 
 
 @pytest.fixture
-def planted(
-    chests: list[np.ndarray], laterals: list[np.ndarray], tmp_path: Path, id_key: str
+def planted(chests: list[np.ndarray], laterals: list[np.ndarray], tmp_path: Path) -> RegisteredSourceParams:
+    """Images that a test may change (`plant`)."""
+    return plant(chests, laterals, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared(
+    chests: list[np.ndarray], laterals: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory
 ) -> RegisteredSourceParams:
+    """The same images, which no test changes."""
+    return plant(chests, laterals, tmp_path_factory.mktemp("shared"))
+
+
+@pytest.fixture(scope="module")
+def inspected(shared: RegisteredSourceParams, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Their shard set."""
+    return built_once(shared, tmp_path_factory.mktemp("inspected"))
+
+
+@pytest.fixture(scope="module")
+def unjudged(shared: RegisteredSourceParams, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Their shard set where every check is off."""
+    return built_once(shared, tmp_path_factory.mktemp("unjudged"), quality=ignoring())
+
+
+def built_once(source: RegisteredSourceParams, folder: Path, **changes: Any) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACE_SCRATCH", str(folder / "scratch"))
+        build(source, folder / "out", **changes)
+    return folder / "out"
+
+
+def plant(chests: list[np.ndarray], laterals: list[np.ndarray], folder: Path) -> RegisteredSourceParams:
     """Twenty-eight good radiographs, ten of them for the test, seven bad ones, a lateral and a pair of near copies."""
-    root = tmp_path / "raw"
+    root = folder / "raw"
     root.mkdir()
     for number, image in enumerate(chests[:28]):
         Image.fromarray(image).save(root / f"good{number:02d}.png")
@@ -97,8 +129,8 @@ def planted(
         number = path.stem.removeprefix("good")
         split = "test" if number.isdecimal() and int(number) < 10 else "train"
         rows.append((path.name, path.stem, "PA", split, int(number in ("01", "03"))))
-    write_csv(tmp_path / "labels.csv", ("path", "patient", "view", "split", "Effusion"), rows)
-    return folder_params(root, tmp_path / "m.jsonl", tmp_path / "labels.csv")
+    write_csv(folder / "labels.csv", ("path", "patient", "view", "split", "Effusion"), rows)
+    return folder_params(root, folder / "m.jsonl", folder / "labels.csv")
 
 
 def build(source: Any, out: Path, num_workers: int | None = None, **changes: Any) -> ShardReader:
@@ -152,20 +184,20 @@ def test_every_planted_defect_is_quarantined_for_its_reason_and_nothing_else_is(
 
 
 def test_the_shards_hold_the_kept_samples_alone_and_the_index_finds_each(
-    planted: RegisteredSourceParams, tmp_path: Path
+    shared: RegisteredSourceParams, inspected: Path, unjudged: Path
 ) -> None:
-    reader = build(planted, tmp_path / "out")
-    rows = report(tmp_path / "out", planted)
+    reader = ShardReader(ShardIndex.open(inspected))
+    rows = report(inspected, shared)
     kept = {row["key"]: name for name, row in rows.items() if row["verdict"] != "quarantined"}
     assert sorted(reader.index.keys(np.arange(len(reader.index.rows)))) == sorted(kept)
     reader.index.verify()
-    whole = build(planted, tmp_path / "all", quality=ignoring())
+    whole = ShardReader(ShardIndex.open(unjudged))
     everything = {sample.key: sample for sample in map(whole.read, range(len(whole.index.rows)))}
     for row in range(len(reader.index.rows)):
         sample = reader.read(row)
         assert np.array_equal(sample.image, everything[sample.key].image)
         assert sample.meta == everything[sample.key].meta
-    published = b"".join(path.read_bytes() for path in (tmp_path / "out").glob("*.tar"))
+    published = b"".join(path.read_bytes() for path in inspected.glob("*.tar"))
     for row in rows.values():
         assert (row["key"].encode() in published) == (row["verdict"] != "quarantined")
 
@@ -175,13 +207,13 @@ def ignoring() -> dict[str, Any]:
 
 
 def test_nothing_is_judged_or_remarked_on_where_every_check_is_off(
-    planted: RegisteredSourceParams, tmp_path: Path
+    shared: RegisteredSourceParams, unjudged: Path
 ) -> None:
-    reader = build(planted, tmp_path / "out", quality=ignoring())
-    assert len(reader.index.rows) == 37
-    assert reader.index.description.quality.suspects.to_json() == {"count": 0, "reasons": {}}
-    assert reader.index.description.quality.num_groups_of_copies == 0
-    assert {row["verdict"] for row in report(tmp_path / "out", planted).values()} == {"kept"}
+    index = ShardIndex.open(unjudged)
+    assert len(index.rows) == 37
+    assert index.description.quality.suspects.to_json() == {"count": 0, "reasons": {}}
+    assert index.description.quality.num_groups_of_copies == 0
+    assert {row["verdict"] for row in report(unjudged, shared).values()} == {"kept"}
 
 
 def test_the_private_list_names_the_files_and_the_set_does_not(
@@ -203,9 +235,8 @@ def test_the_private_list_names_the_files_and_the_set_does_not(
     assert not (tmp_path / "own-b000.quarantine.csv").exists()
 
 
-def test_pictures_of_quarantined_images_are_not_in_the_report(planted: RegisteredSourceParams, tmp_path: Path) -> None:
-    build(planted, tmp_path / "out")
-    rows = report(tmp_path / "out", planted)
+def test_pictures_of_quarantined_images_are_not_in_the_report(shared: RegisteredSourceParams, inspected: Path) -> None:
+    rows = report(inspected, shared)
     assert {name for name, row in rows.items() if row["thumbnail"] is None} == set(PLANTED)
     assert {name for name, row in rows.items() if row["std"] is None} == {"same-file.png"}
     assert rows["blank.png"]["std"] == 0
@@ -257,20 +288,19 @@ def test_a_threshold_fails_the_stage_and_the_next_run_judges_the_same_tars_again
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="ends a process in the middle")
 def test_a_build_killed_while_tars_are_rewritten_goes_on_and_leaves_the_same_bytes(
-    planted: RegisteredSourceParams, tmp_path: Path, scratch: Path
+    shared: RegisteredSourceParams, inspected: Path, tmp_path: Path, scratch: Path
 ) -> None:
-    build(planted, tmp_path / "whole")
-    write_project(tmp_path, "own-b000", planted, grid_params(), params())
-    command = [sys.executable, "-m", "shards", "shard", "--batch", "own-b000", "--num-workers", "1"]
+    write_project(tmp_path, "own-b000", shared, grid_params(), params())
+    command = ["shard", "--batch", "own-b000", "--num-workers", "1"]
     command += ["--params", str(tmp_path / "params.yaml"), "--out", str(tmp_path / "killed")]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-m", "shards", *command], stderr=subprocess.DEVNULL)
     while not list(scratch.rglob(f"{TarFiles(Path(), 'a.tar').without_quarantined.folder}/*")):
         assert process.poll() is None, "the build ended before the kill"
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed").exists()
-    subprocess.run(command, stderr=subprocess.PIPE, check=True)
-    assert folder_bytes(tmp_path / "killed") == folder_bytes(tmp_path / "whole")
+    assert run_command(build_parser(), command) == 0
+    assert folder_bytes(tmp_path / "killed") == folder_bytes(inspected)
     assert {path.suffix for path in scratch.rglob("*") if path.is_file()} <= {".lock"}
 
 
@@ -308,9 +338,8 @@ def _phantom_index(source: Any, out: Path) -> ShardIndex:
 
 
 def test_copies_between_sets_are_found_across_splits_and_quarantined_images_are_no_part_of_it(
-    chests: list[np.ndarray], planted: RegisteredSourceParams, tmp_path: Path
+    chests: list[np.ndarray], shared: RegisteredSourceParams, inspected: Path, tmp_path: Path
 ) -> None:
-    build(planted, tmp_path / "first")
     root = tmp_path / "more"
     root.mkdir()
     images = {
@@ -323,11 +352,11 @@ def test_copies_between_sets_are_found_across_splits_and_quarantined_images_are_
         Image.fromarray(image).save(root / f"{name}.png")
     source = folder_params(root, tmp_path / "more.jsonl")
     build(source, tmp_path / "second")
-    reports = [tmp_path / "first" / "quality.parquet", tmp_path / "second" / "quality.parquet"]
+    reports = [inspected / "quality.parquet", tmp_path / "second" / "quality.parquet"]
     (pair,) = near_duplicates_between(reports)
-    (finding,) = find_copies([tmp_path / "first", tmp_path / "second"])
+    (finding,) = find_copies([inspected, tmp_path / "second"])
     assert f"{pair.first.key} ({pair.first.split}) is {pair.second.key}" in finding.detail
-    first, second = report(tmp_path / "first", planted), report(tmp_path / "second", source)
+    first, second = report(inspected, shared), report(tmp_path / "second", source)
     assert (pair.first.report, pair.second.report) == tuple(reports)
     assert (pair.first.key, pair.first.split) == (first["good04.png"]["key"], "test")
     assert (pair.second.key, pair.second.split) == (second["of-test.png"]["key"], "train")
@@ -384,11 +413,10 @@ def written(folder: Path, num_images: int) -> Iterator[MeasureFiles]:
         yield files
 
 
-def test_index_json_names_every_view_mean(planted: RegisteredSourceParams, tmp_path: Path) -> None:
-    build(planted, tmp_path / "out")
-    quality = json.loads((tmp_path / "out" / "index.json").read_text())["quality"]
+def test_index_json_names_every_view_mean(inspected: Path) -> None:
+    quality = json.loads((inspected / "index.json").read_text())["quality"]
     assert quality["view_means"]["PA"]["has_bright_corners"] is False
-    with Image.open(tmp_path / "out" / "quality.png") as sheet:
+    with Image.open(inspected / "quality.png") as sheet:
         # The mean, six quarantined that could be read, and three suspects: two rows of tiles.
         assert sheet.size == (1208, 524)
         assert np.ptp(np.asarray(sheet)[10:190, 10:190]) > 60

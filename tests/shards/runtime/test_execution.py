@@ -6,7 +6,6 @@ import os
 import re
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,16 +16,18 @@ from pathlib import Path
 
 import pytest
 
-from shards.build.encode import EncodedSample, PlannedSample, Rejected, SampleEncoder
+from shards.__main__ import build_parser
 from shards.build.job import BuildJob
 from shards.build.stage import build_shards, build_tars
 from shards.build.summary import TarSummary
 from shards.build.tar_builder import TarBuilder
 from shards.build.tar_files import TarFiles
+from shards.cli import run_command
 from shards.core.errors import ConfigError, NoSpaceError, SourceError, WorkerError
 from shards.core.params import PhantomSourceParams, SourceParams
 from shards.reading.reader import ShardIndex
 from shards.runtime.execution import Execution, Item, Processes, RayCluster
+from tests.shards.runtime.dying import DyingEncoder, StillbornEncoder
 from tests.support.checkout import ROOT
 from tests.support.datasets import (
     Here,
@@ -38,23 +39,6 @@ from tests.support.datasets import (
     write_phantom,
     write_project,
 )
-
-
-@dataclass(frozen=True)
-class DyingEncoder(SampleEncoder):
-    """Ends its process at one image: each time, or only while a file is not there; never the test's own."""
-
-    key: str = ""
-    once: Path | None = None
-    tests_pid: int = 0
-
-    def __call__(self, planned: PlannedSample) -> EncodedSample | Rejected:
-        assert os.getpid() != self.tests_pid, "images are read in the process that asked for the set"
-        if planned.key == self.key and not (self.once and self.once.exists()):
-            if self.once:
-                self.once.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().__call__(planned)
 
 
 def job_of(source: PhantomSourceParams) -> BuildJob:
@@ -87,7 +71,7 @@ def whole(phantom: PhantomSourceParams, tmp_path_factory: pytest.TempPathFactory
     return built(phantom, tmp_path_factory.mktemp("built") / "whole", Processes(1))
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_an_image_that_ends_its_process_is_quarantined_and_nothing_else_is_lost(
     num_workers: int, phantom: PhantomSourceParams, whole: dict[str, TarSummary], tmp_path: Path
 ) -> None:
@@ -104,14 +88,6 @@ def test_a_process_killed_from_outside_costs_no_image(
     phantom: PhantomSourceParams, whole: dict[str, TarSummary], tmp_path: Path
 ) -> None:
     assert built(phantom, tmp_path / "hurt", Processes(2), key="p0005-i2", once=tmp_path / "died") == whole
-
-
-@dataclass(frozen=True)
-class StillbornEncoder(SampleEncoder):
-    """Ends every process that it is sent to, as one that has no memory for its libraries does."""
-
-    def __reduce__(self) -> tuple[Callable[[int], object], tuple[int]]:
-        return os._exit, (1,)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
@@ -307,7 +283,7 @@ def test_a_full_disk_leaves_no_half_file_and_what_was_finished_is_used_again(
     for summary in scratch.rglob("*.tar.json"):
         files = TarFiles(summary.parent, summary.name.removesuffix(".json"))
         assert files.read_summary(check_tar=True) is not None
-    subprocess.run(command, stderr=subprocess.PIPE, check=True)
+    assert run_command(build_parser(), command[3:]) == 0
     assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "whole")
 
 
