@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ace.downstream.examples import Example
 from ace.downstream.params import TaskParams
 from ace.downstream.parts import Part
 from ace.downstream.shown import ShownPart
@@ -22,7 +23,8 @@ from shards.core.canvas import Canvas
 from shards.reading.reader import Sample
 
 Arrays = Mapping[str, np.ndarray]
-"""Plain arrays by name, of which each has a row for every image of a part."""
+"""Plain arrays by name, of which each has a row for every image of a part; answers may also have some with a row for
+each of a few cases, of which one says whose they are."""
 Params = TypeVar("Params", bound=TaskParams)
 FULL = "full"
 """The method that trains encoder and head together; every kind of task has it."""
@@ -154,3 +156,8 @@ class Task(ABC, Generic[Params]):
             image: Position of the image in the part.
             canvas: The image's levels, grey or RGB.
         """
+
+    def further_examples(self, answers: Arrays, part: Part) -> list[Example]:
+        """Draw what the page shows besides, chosen by something else than the loss of an image."""
+        del answers, part
+        return []

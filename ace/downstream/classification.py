@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ace.downstream.base import Arrays, Score, Target, Task
-from ace.downstream.params import TaskParams
+from ace.downstream.examples import Example
+from ace.downstream.localisation import locate, located_examples, located_scores
+from ace.downstream.params import Share, TaskParams
 from ace.downstream.parts import Part
 from ace.downstream.scores import accuracy, average_precision, calibration_error, quadratic_kappa
 from ace.downstream.shown import ShownPart
@@ -61,6 +63,9 @@ class ClassificationParams(TaskParams):
     test_views: Literal["ten", "centre"]
     """Crops whose mean probability is the answer at the end: four corners and the middle, and their mirror images; or
     the middle alone. Validation looks at the middle."""
+    heat_thresholds: tuple[Share, ...] = Field(min_length=1)
+    """Where boxes or masks of the labels are known, the pixels are compared with them at which Grad-CAM of the network
+    that `full` trained has at least this share of its largest value: a figure for each share."""
     knn: KnnParams
 
     @property
@@ -107,7 +112,12 @@ class Classification(Task[ClassificationParams]):
 
     kind = "classification"
     params_type: ClassVar[type[TaskParams]] = ClassificationParams
-    code = ("ace/downstream/classification.py", "ace/downstream/scores.py")
+    code = (
+        "ace/downstream/cases.py",
+        "ace/downstream/classification.py",
+        "ace/downstream/localisation.py",
+        "ace/downstream/scores.py",
+    )
     libraries = ("scikit-learn",)
 
     @property
@@ -178,7 +188,10 @@ class Classification(Task[ClassificationParams]):
         return (losses * known).sum() / known.sum().clamp_min(1)
 
     def answer(self, network: nn.Module, shown: ShownPart, *, is_final: bool) -> Arrays:
-        """Return the mean probabilities over the crops of `test_views`, or of the middle."""
+        """Return the mean probabilities over the crops of `test_views`, or of the middle.
+
+        At the end also return where the network looks, in images in which a box or a mask shows one of the labels.
+        """
         side = self.params.shown.crop_side
         views = ten_views(side) if is_final and self.params.test_views == "ten" else (center_view(side),)
         found = []
@@ -186,7 +199,12 @@ class Classification(Task[ClassificationParams]):
             logits = network(images.flatten(0, 1)).float()
             probabilities = logits.softmax(1) if self.is_exclusive else logits.sigmoid()
             found.append(probabilities.unflatten(0, images.shape[:2]).mean(1).cpu().numpy())
-        return {"probabilities": np.concatenate(found).astype(np.float64)}
+        answers: Arrays = {"probabilities": np.concatenate(found).astype(np.float64)}
+        if not is_final:
+            return answers
+        backbone = network.get_submodule("backbone")
+        located = locate(network, backbone, shown, self.params.labels, self.params.heat_thresholds)
+        return {**answers, **located}
 
     def answer_frozen(
         self, method: str, features: Mapping[str, Float[np.ndarray, "images dim"]], truths: Mapping[str, Arrays]
@@ -240,8 +258,11 @@ class Classification(Task[ClassificationParams]):
             )
 
     def scores(self, truth: Arrays, answers: Arrays, part: Part) -> Mapping[str, Score]:
-        """Score every label and their mean, or classes and grades."""
-        return self._scores(truth, answers, part.patients)
+        """Score every label and their mean, or classes and grades; and where the network looks, if that is known."""
+        found = self._scores(truth, answers, part.patients)
+        if "cases" not in answers:
+            return found
+        return found | located_scores(answers, self.params.labels, self.params.heat_thresholds, part)
 
     def losses(self, truth: Arrays, answers: Arrays) -> Float[np.ndarray, " images"]:
         """Compute the mean cross-entropy of each image over what is known of it."""
@@ -259,6 +280,13 @@ class Classification(Task[ClassificationParams]):
         words = {1: "yes", 0: "no", NOT_KNOWN: "not known"}
         rows = zip(self.params.labels, truth["labels"][image], answers["probabilities"][image], strict=True)
         return {"rows": [(label, words[int(own)], f"{found:.2f}") for label, own, found in rows]}
+
+    def further_examples(self, answers: Arrays, part: Part) -> list[Example]:
+        """Draw where the network looks: best, middling and worst."""
+        if "cases" not in answers:
+            return []
+        params = self.params
+        return located_examples(answers, params.labels, params.heat_thresholds, part, params.num_examples)
 
     def _scores(self, truth: Arrays, answers: Arrays, patients: Int[np.ndarray, " images"]) -> dict[str, Score]:
         labels, probabilities = truth["labels"], answers["probabilities"]

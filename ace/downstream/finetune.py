@@ -19,8 +19,9 @@ from jaxtyping import Float
 
 from ace.data.crops import whole_images
 from ace.downstream.base import FULL, Arrays, Task
+from ace.downstream.examples import Example, choose_examples
 from ace.downstream.images import TrainingImages
-from ace.downstream.page import Example, choose_examples, write_page
+from ace.downstream.page import write_page
 from ace.downstream.params import TaskParams
 from ace.downstream.parts import Amount, Part, Parts, amounts_of, divide, draw
 from ace.downstream.shown import IMAGES_PER_FORWARD, ShownPart
@@ -363,7 +364,8 @@ def _examples(task: Task[TaskParams], part: Part, truth: Arrays, answers: Arrays
     """Draw the images that are answered best, middling and worst."""
     reader, chosen = ShardReader(part.index), choose_examples(task.losses(truth, answers), task.params.num_examples)
     canvases = [reader.read(int(part.rows[image])).image for _, image in chosen]
-    return [
+    examples = [
         Example(title, part.keys[image], canvas, task.shown_answer(truth, answers, image, canvas))
         for (title, image), canvas in zip(chosen, canvases, strict=True)
     ]
+    return examples + task.further_examples(answers, part)
