@@ -1,7 +1,9 @@
 """The whole of params.yaml as one typed tree, checked across sections, and the named configurations under configs/."""
 
+import re
 from collections import Counter
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
@@ -17,7 +19,7 @@ from ace.models.params import ImportParams
 from ace.pretrain.params import PretrainParams
 from ace.report.params import ReportParams
 from shards.core.config import DEFAULT_PARAMS, Section, laid_over, read_params
-from shards.core.errors import ConfigError
+from shards.core.errors import ConfigError, UserError
 from shards.core.modality import check_mixture, pictures_of
 from shards.core.params import BatchParams, GridParams, MixParams, ShardParams, check_batch_name
 from shards.delivery.batches import batch_path, format_batch, read_batches, root_path, set_settings, settings_of
@@ -124,10 +126,29 @@ class Config(Section):
                         f"{where}.crops is 'bank' and shard.num_bank_pairs is 0; raise num_bank_pairs, or set crops to "
                         "fresh"
                     )
-                spec_of_epoch(training.objective, self.grid.spec, epoch=0)
+                with naming(where):
+                    spec_of_epoch(training.objective, self.grid.spec, epoch=0)
         except ConfigError as error:
             raise ValueError(str(error)) from None
         return self
+
+
+@contextmanager
+def naming(section: str) -> Iterator[None]:
+    """Make what is raised about a training name its own section of the params file where it names `pretrain`.
+
+    Args:
+        section: `pretrain`, or `variants.NAME`, whose values are laid over those of `pretrain`.
+
+    Raises:
+        UserError: as it was raised inside, but for the name; a ConfigError that names no section begins with it.
+    """
+    try:
+        yield
+    except UserError as error:
+        text = re.sub(r"\bpretrain(?=\.\w|: )", section, str(error))
+        is_named = section == "pretrain" or section in text or not isinstance(error, ConfigError)
+        raise type(error)(text if is_named else f"{section}: {text}") from None
 
 
 def check_config(config: Config, batches: Mapping[str, BatchParams]) -> None:
@@ -155,16 +176,17 @@ def check_config(config: Config, batches: Mapping[str, BatchParams]) -> None:
     _check_grids(config, batches)
     _check_shared_images(config, batches)
     pictures = {name: pictures_of(batches[name].source) for name in config.trained_batches}
-    for training in config.trainings.values():
-        check_mixture(pictures, is_accepted=training.accept_mixed_images)
-        for name in config.used_batches:
-            if name in config.mix:
-                config.mix[name].normalisation(training.backbone.in_channels, name)
-        check_backbone(training.backbone, config.grid.spec)
-        check_weights(training.backbone)
-        check_start(training, is_required=True)
-        # What one process cannot divide, several cannot either; how many there will be is not known here.
-        samples_per_rank(training, 1)
+    for where, training in config.trainings.items():
+        with naming(where):
+            check_mixture(pictures, is_accepted=training.accept_mixed_images)
+            for name in config.used_batches:
+                if name in config.mix:
+                    config.mix[name].normalisation(training.backbone.in_channels, name)
+            check_backbone(training.backbone, config.grid.spec)
+            check_weights(training.backbone)
+            check_start(training, is_required=True)
+            # What one process cannot divide, several cannot either; how many there will be is not known here.
+            samples_per_rank(training, 1)
     for name, item in config.imports.items():
         check_import(item, config.grid.t, where=f"imports.{name}")
     dense = config.evaluate.dense

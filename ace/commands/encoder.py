@@ -91,7 +91,7 @@ def encoder_add(arguments: argparse.Namespace) -> None:
         if arguments.architecture is None:
             raise ConfigError(f"{arguments.weights}: also give --architecture, timm's name for these weights")
         own = one_import(
-            arguments.weights,
+            arguments.weights.resolve(),  # a study works in a folder of its own
             arguments.architecture,
             dict(arguments.model_arg),
             in_channels=arguments.channels,

@@ -119,7 +119,7 @@ def variant(arguments: argparse.Namespace) -> None:
     It is killed, stopped and resumed like `pretrain`.
     """
     with _stop_requests(arguments) as request:
-        from ace.config import merged
+        from ace.config import merged, naming
         from shards.core.errors import ConfigError
 
         values = values_of(arguments)
@@ -128,7 +128,8 @@ def variant(arguments: argparse.Namespace) -> None:
             raise ConfigError(f"{arguments.params}: variants has no '{name}'; it has {', '.join(variants) or 'none'}")
         own = merged(values.get("pretrain") or {}, variants[name] or {})
         sections = {"pretrain": own, "grid": values.get("grid"), "mix": values.get("mix")}
-        _train(arguments, sections, arguments.out or MODELS / name, arguments.metrics or VARIANTS / name, request)
+        with naming(f"variants.{name}"):
+            _train(arguments, sections, arguments.out or MODELS / name, arguments.metrics or VARIANTS / name, request)
 
 
 def _train(

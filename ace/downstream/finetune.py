@@ -26,7 +26,7 @@ from ace.downstream.params import TaskParams
 from ace.downstream.parts import Amount, Part, Parts, amounts_of, divide, draw
 from ace.downstream.shown import IMAGES_PER_FORWARD, ShownPart
 from ace.downstream.table import tabulate, tell
-from ace.downstream.training import NOT_DECISIVE, ask, train
+from ace.downstream.training import NOT_DECISIVE, ask, train, with_drop_path
 from ace.embed.embedder import Embedder, unit
 from ace.embed.encoder import Encoder
 from ace.embed.opening import EncoderParams, open_encoder, weights_sha256
@@ -196,8 +196,7 @@ def finetune(
                 raise StoppedError(f"{request.reason}: before {run.name}; the same command goes on from there")
             told = _finished(run, bench, out / run.name, request)
             num_reads = max(num_reads, told["num_reads"][params.split])
-            with np.load(out / run.name / ANSWERS, allow_pickle=False) as arrays:
-                answers[run] = {key: arrays[key] for key in arrays if key != "keys"}
+            answers[run] = _read_answers(out / run.name)
     if num_reads > 1 and params.split == "test":
         print(
             f"warning: {name}: the test images were measured {num_reads} times by now, with other settings before; "
@@ -234,15 +233,20 @@ def _finished(run: Run, bench: Bench, folder: Path, request: StopRequest) -> dic
     classes = task.classes(bench.truths["train"])
     drawn = draw(bench.parts.train, classes, run.amount, run.seed)
     identity = _identity(run, bench, drawn)
-    earlier = json.loads((folder / RESULT).read_text(encoding="utf-8")) if (folder / RESULT).is_file() else None
+    earlier: dict[str, Any] | None = None
+    if (folder / RESULT).is_file():
+        earlier = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     if earlier is not None and earlier["fingerprint"] == identity.fingerprint:
-        return dict(earlier)
+        if earlier["bootstrap"] == task.params.bootstrap.model_dump():
+            return earlier
+        told = earlier | _told(bench, _read_answers(folder))
+        write_text(folder / RESULT, json.dumps(told, indent=2) + "\n")
+        return told
     run_dir = None if options.run_dir is None else options.run_dir / run.name
     num_reads = {"test": 0, "val": 0} if earlier is None else dict(earlier["num_reads"])
     num_reads[task.params.split] += 1
     with open_run(identity, run_dir, accepts_changed_code=options.accepts_changed_code) as opened:
         answers, facts = _carried_out(run, bench, drawn, identity, opened, request)
-        scores = task.scores(bench.truths["test"], answers, test)
         told = {
             "fingerprint": identity.fingerprint,
             "encoder": bench.encoder.model_dump(),
@@ -253,7 +257,7 @@ def _finished(run: Run, bench: Bench, folder: Path, request: StopRequest) -> dic
             "num_training_patients": drawn.num_patients,
             "num_reads": num_reads,
             **facts,
-            "scores": {key: tell(score, test.num_patients, task.params.bootstrap) for key, score in scores.items()},
+            **_told(bench, answers),
         }
         with atomic_directory(folder) as fresh:
             with (fresh / ANSWERS).open("wb") as file:
@@ -262,6 +266,19 @@ def _finished(run: Run, bench: Bench, folder: Path, request: StopRequest) -> dic
                 (fresh / ROWS).write_bytes((opened.path / ROWS).read_bytes())
             write_text(fresh / RESULT, json.dumps(told, indent=2) + "\n")
     return told
+
+
+def _read_answers(folder: Path) -> Arrays:
+    with np.load(folder / ANSWERS, allow_pickle=False) as arrays:
+        return {key: arrays[key] for key in arrays if key != "keys"}
+
+
+def _told(bench: Bench, answers: Arrays) -> dict[str, Any]:
+    """Tell the figures of a run, and by which resamples their intervals are."""
+    task, test = bench.task, bench.parts.test
+    params, scores = task.params.bootstrap, task.scores(bench.truths["test"], answers, test)
+    told = {name: tell(score, test.num_patients, params) for name, score in scores.items()}
+    return {"bootstrap": params.model_dump(), "scores": told}
 
 
 def _carried_out(
@@ -273,7 +290,7 @@ def _carried_out(
         features, is_drawn = bench.features(run.seed), np.isin(parts.train.rows, drawn.rows)
         own = {**truths, "train": {key: values[is_drawn] for key, values in truths["train"].items()}}
         return task.answer_frozen(run.method, {**features, "train": features["train"][is_drawn]}, own), {}
-    encoder = bench.open(run.seed)
+    encoder = with_drop_path(bench.open(run.seed), task.params.training.drop_path)
     images, val = TrainingImages(task, drawn, encoder, run.seed), bench.shown(parts.val, encoder)
     trained = train(task, images, val, truths["val"], identity, opened, request, bench.options.loggers)
     with accelerator_settings(task.params.training.precision, encoder.device):
@@ -299,7 +316,7 @@ def _identity(run: Run, bench: Bench, drawn: Part) -> RunIdentity:
         "code": code_sha256((*CODE, *bench.task.code)),
         "versions": recorded_versions() | _versions(bench.task.libraries),
     }
-    return RunIdentity("finetune", values)
+    return RunIdentity("finetune", values, section="training")
 
 
 def _versions(libraries: Sequence[str]) -> dict[str, str]:

@@ -31,6 +31,9 @@ class FinetuneParams(TrainingParams):
 
     validate_every_epochs: int = Field(ge=1)
     """Epochs between two looks at the validation images; the network of the best one is kept."""
+    drop_path: float = Field(ge=0, lt=1)
+    """Stochastic depth: how often the last block is left out in training, and earlier ones less. It is the same for
+    every encoder, whatever its own training had."""
     patience: int = Field(ge=1)
     """Looks in succession without a better score after which training ends."""
 

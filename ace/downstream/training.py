@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from ace.downstream.base import Arrays, Task
 from ace.downstream.images import LabelledBatch, TrainingImages, as_input
 from ace.downstream.params import TaskParams
 from ace.downstream.shown import ShownPart
+from ace.embed.encoder import Encoder
 from ace.engine.checkpoints import CheckpointFolder
 from ace.engine.loop import CHECKPOINTS, Journal, finish_training, load_newest
 from ace.engine.optimizer import build_optimizer, load_optimizer, set_schedule
@@ -22,7 +23,9 @@ from ace.engine.run import RunFolder, RunIdentity
 from ace.engine.schedules import cosine, warmup_cosine
 from ace.engine.stop import StopRequest
 from ace.engine.training import Hooks, StepOutcome, Training, seed_of
-from ace.models.precision import accelerator_settings, in_precision
+from ace.models.backbone import build_backbone
+from ace.models.folder import WHITENING
+from ace.models.precision import accelerator_settings, in_precision, placed
 from shards.core.errors import ConfigError
 
 SCORE = "val_score"
@@ -36,6 +39,20 @@ NOT_DECISIVE = {
     "max_skipped_steps",
 }
 """Fields of `training` that may change without changing what a training ends with."""
+
+
+def with_drop_path(encoder: Encoder, drop_path: float) -> Encoder:
+    """Return the encoder with another stochastic depth, which shows in training alone."""
+    config = encoder.config
+    if config is None or config.backbone.drop_path == drop_path:
+        return encoder
+    # timm has a module for it only where there is some: it cannot be set afterwards.
+    backbone = build_backbone(config.backbone.model_copy(update={"drop_path": drop_path}), config.params.grid)
+    state = encoder.backbone.state_dict()
+    if WHITENING in state:
+        backbone.whiten(state[WHITENING])
+    backbone.load_state_dict(state)
+    return replace(encoder, backbone=placed(backbone, encoder.precision, encoder.device).eval())
 
 
 @dataclass

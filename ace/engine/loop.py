@@ -267,7 +267,8 @@ class TrainingLoop(Generic[Samples]):
 
     def _answer_nonfinite(self, batch: Samples, outcome: StepOutcome, num_skipped: int) -> None:
         """Save the batch for inspection, then end the run or say that the step was left out."""
-        params, step, stage = self.params, self.training.state.step - 1, self.identity.stage
+        params, step = self.params, self.training.state.step - 1
+        section = self.identity.section or self.identity.stage
         is_end = num_skipped >= params.max_skipped_steps or (params.on_nonfinite == "stop" and not outcome.is_overflow)
         folder = self.run.path / DUMPS
         # Of a long run with many such steps, the first ones tell enough.
@@ -281,10 +282,10 @@ class TrainingLoop(Generic[Samples]):
             what += f"; the batch is in {dump_batch(folder, step, self.ranks.rank, batch, values, reason=what)}"
         if is_end:
             remedy = (
-                f"To leave such steps out, set {stage}.on_nonfinite to skip and start the same command: it goes on at "
-                "the last checkpoint"
+                f"To leave such steps out, set {section}.on_nonfinite to skip and start the same command: it goes on "
+                "at the last checkpoint"
                 if num_skipped < params.max_skipped_steps
-                else f"It was the last of {num_skipped} in a row, as many as {stage}.max_skipped_steps leaves out"
+                else f"It was the last of {num_skipped} in a row, as many as {section}.max_skipped_steps leaves out"
             )
             raise NonfiniteError(
                 f"{what}. Look at its crops; if the images are healthy, lower base_lr, lengthen warmup_epochs, or use "

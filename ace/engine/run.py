@@ -59,12 +59,14 @@ class RunIdentity:
         nearly_decisive: Dotted keys that may change while a run goes on, as on a smaller GPU, since they change the
             weights by rounding at most.
         neutral: Dotted keys that later versions added → the value with which a run of an earlier one goes on.
+        section: Where its parameters stand; None for the section of the stage's name.
     """
 
     stage: str
     values: Mapping[str, Any]
     nearly_decisive: tuple[str, ...] = ()
     neutral: Mapping[str, Any] = field(default_factory=dict)
+    section: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -205,8 +207,9 @@ def _earlier_runs(identity: RunIdentity, run_dir: Path, accepts_changed_code: bo
         raise ConfigError(
             f"{run_dir}: begun with other inputs:\n  "
             + "\n  ".join(refused)
-            + f"\nrestore them, choose another --run, start from the old weights ({identity.stage}.start_from), or, "
-            "where only code or versions differ, pass --accept-changed-code"
+            + "\nrestore them, choose another --run, "
+            + (f"start from the old weights ({identity.stage}.start_from), " if "start" in identity.values else "")
+            + "or, where only code or versions differ, pass --accept-changed-code"
         )
     if nearly:
         print(f"{run_dir}: goes on with other values, which change the weights by rounding at most:", file=sys.stderr)

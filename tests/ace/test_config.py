@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from ace.config import Config, check_config, migrate, resolve, use
+from ace.config import Config, check_config, migrate, naming, resolve, use
 from ace.properties.retrieval import RetrievalParams
 from shards.core.config import read_params
-from shards.core.errors import ConfigError, ContaminationError
+from shards.core.errors import ConfigError, ContaminationError, StoreError
 from shards.core.identity import PUBLIC_KEY, split_of
 from shards.core.params import BatchParams, RegisteredSourceParams
 from shards.delivery.batches import read_batch, read_batches, settings_of
@@ -88,6 +88,39 @@ def test_the_demo_has_at_least_64_test_patients() -> None:
     config = Config.from_params(changed(), "params.yaml")
     patients = [patient_id(number) for number in range(config.phantom.num_patients)]
     assert [split_of(PUBLIC_KEY.position(patient), config.shard.splits) for patient in patients].count("test") >= 64
+
+
+@pytest.mark.parametrize(
+    ("patch", "said"),
+    [
+        ({"epoch": 3}, "variants.odd: epoch: unknown key"),
+        ({"warmup_epochs": 1000}, "variants.odd: warmup_epochs is 1000"),
+        ({"batch_size": 7, "num_micro_batches": 2}, "variants.odd.batch_size 7 does not divide"),
+        ({"backbone": {"name": "convnext_ato", "model_args": {}}}, "variants.odd: backbone convnext_ato"),
+        (
+            {"backbone": {"weights": {"kind": "timm", "tag": "x", "sha256": "0" * 64, "min_share": 1}}},
+            "variants.odd: weights.tag is 'x'",
+        ),
+        ({"start_from": "models/none"}, "variants.odd.start_from models/none: no "),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_mistake_in_a_variant_is_told_of_the_variant(patch: dict[str, Any], said: str) -> None:
+    text = error_of(changed(variants={"odd": patch}))
+    assert said in text
+    assert "pretrain." not in text
+
+
+def test_an_objective_that_the_grid_cannot_serve_is_told_of_the_variant() -> None:
+    one_to_one = [{"k": 1, "l": 1, "weight": 1.0}]
+    text = error_of(changed(grid__scales=one_to_one, variants={"odd": {"objective": "ace_v2"}}))
+    assert "variants.odd: objective ace_v2 needs a scale other than 1x1" in text
+
+
+def test_an_error_of_another_kind_keeps_its_kind_and_gets_the_name_of_the_variant() -> None:
+    said = r"^set variants\.odd\.on_nonfinite as `python -m ace pretrain` has it$"
+    with pytest.raises(StoreError, match=said), naming("variants.odd"):
+        raise StoreError("set pretrain.on_nonfinite as `python -m ace pretrain` has it")
 
 
 def test_a_batch_name_that_is_no_path_is_refused() -> None:

@@ -9,6 +9,8 @@ import pytest
 from ace.__main__ import build_parser
 from ace.config import Config, check_graph, complete, merged, resolve, use
 from ace.explorer.explore import MAX_BYTES
+from ace.models.params import FileWeightsParams
+from ace.models.weights import check_weights
 from ace.protocol.dense import location_axis
 from pipelines.graph import load_graph
 from shards.cli import run_command
@@ -81,6 +83,37 @@ def test_an_encoder_is_added_to_the_configuration_of_a_study(project: Path) -> N
     use("demo")
     assert (project / "dvc.yaml").read_text(encoding="utf-8") == dvc
     assert config_of(project).variants == {}
+
+
+def test_the_command_that_trains_a_variant_tells_its_mistakes_of_the_variant(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACE_SCRATCH", str(project / "scratch"))
+    params = project / "params.yaml"
+    text = params.read_text(encoding="utf-8")
+    params.write_text(text.replace("variants: {}", "variants: {odd: {epoch: 3}}"), encoding="utf-8")
+    assert run_command(build_parser(), ["variant", "odd"]) == 2
+    assert "params.yaml: variants.odd.epoch: unknown key" in capsys.readouterr().err
+
+
+def test_weights_in_a_relative_path_are_found_from_a_studys_work_tree_too(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, weights = project / "studies/mine/params.yaml", project / "weights/one.safetensors"
+    study.parent.mkdir(parents=True)
+    study.write_text("base: [smoke]\n", encoding="utf-8")
+    weights.parent.mkdir()
+    weights.write_bytes(b"stand-in")
+    own = ("--weights", "weights/one.safetensors", "--architecture", "swin_tiny_patch4_window7_224")
+    assert encoder("add", "other", *own, "--params", str(study)) == 0
+    work = project / "studies/mine/work/params"
+    work.mkdir(parents=True)
+    values = complete(read_params(study))
+    monkeypatch.chdir(work)
+    found = Config.from_params(values, "params.yaml").imports["other"]
+    check_weights(found.backbone)  # finds the file, and its sha256
+    assert isinstance(found.weights, FileWeightsParams)
+    assert found.weights.path == str(weights)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from ace.downstream.training import ask
 from ace.embed.embedder import Embedder
 from ace.embed.encoder import Encoder
 from ace.embed.opening import EncoderParams
+from ace.engine.loop import NonfiniteError
 from ace.engine.run import RunOptions
 from ace.engine.stop import StoppedError
 from shards.core.errors import ConfigError, ContaminationError
@@ -204,6 +205,37 @@ def test_results_that_hold_are_kept_and_another_reading_of_the_test_images_is_co
     table = run_stage(project, tmp_path, task(methods=["linear"], blank="zeros"), ("seeing",))
     assert table["measured"]["num_reads"] == 2
     assert "measured 2 times" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("planted")
+def test_another_bootstrap_tells_the_kept_answers_anew_and_reads_no_image(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {"methods": ["linear"], "labels": ["g0"], "shots": [2], "fractions": []}
+    name = "blind/linear/2shot-seed0"
+    run_stage(project, tmp_path, task(**own), ("blind",))
+    before, kept = result(tmp_path, name), (tmp_path / f"finetuned/{name}/answers.npz").stat().st_mtime_ns
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "_carried_out", None)
+        bootstrap = {"num_resamples": 500, "level": 0.6}
+        table = run_stage(project, tmp_path, task(**own, bootstrap=bootstrap), ("blind",))
+    after = result(tmp_path, name)
+    assert (tmp_path / f"finetuned/{name}/answers.npz").stat().st_mtime_ns == kept
+    assert after["bootstrap"] == bootstrap
+    assert after["scores"] == table["blind"]["linear"]["2shot"]
+    assert after["scores"]["auprc"] != before["scores"]["auprc"]
+    unchanged = before.keys() - {"bootstrap", "scores"}
+    assert {key: after[key] for key in unchanged} == {key: before[key] for key in unchanged}
+
+
+def test_a_loss_that_is_not_finite_names_a_key_that_the_tasks_file_has(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = task(methods=["full"])
+    monkeypatch.setattr(own, "loss", lambda outputs, targets, known: outputs.sum() * torch.nan)
+    with pytest.raises(NonfiniteError, match=r"To leave such steps out, set training\.on_nonfinite to skip"):
+        run_stage(project, tmp_path, own)
+    assert "on_nonfinite" in type(own.params.training).model_fields
 
 
 @pytest.mark.usefixtures("planted")

@@ -1,18 +1,23 @@
-"""One step of fine-tuning, taken as a whole or in parts."""
+"""One step of fine-tuning, taken as a whole or in parts, by a network with the task's stochastic depth."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from timm.layers import DropPath
 from torch import nn
 
+import ace.zoo
 from ace.downstream.images import LabelledBatch
-from ace.downstream.training import FinetuneState, FinetuneStep
+from ace.downstream.training import FinetuneState, FinetuneStep, with_drop_path
+from ace.embed.encoder import load_encoder
 from ace.engine.optimizer import build_optimizer
 from shards.core.normalisation import Normalisation
 from tests.ace.downstream.labelled import task
+from tests.ace.evaluation.drawn_project import BACKBONE, write_model
 
 KNOWN = [[True, True, True], [True, False, False], [False, False, False], [True, True, False]]
 """Of four images and three labels: the halves of the batch know four and two."""
@@ -59,3 +64,26 @@ def test_a_batch_that_knows_nothing_has_no_loss_and_no_gradient() -> None:
     gradient, loss = weights_after(2, [[False] * 3] * 4)
     assert loss == 0
     assert not gradient.any()
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+@pytest.mark.parametrize("own", [0.0, 0.2, None])
+def test_stochastic_depth_is_the_tasks_whatever_the_encoders_was_and_changes_no_answer(
+    own: float | None, rate: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of models that were trained with some and without, and of one whose tokens are whitened."""
+    folder = Path(ace.zoo.__file__).parent / "cxr-small"
+    if own is not None:
+        monkeypatch.setitem(BACKBONE, "drop_path", own)
+        folder = tmp_path / "model"
+        write_model(folder, seed=0)
+    loaded = load_encoder(folder, device="cpu")
+    assert loaded.backbone.is_whitened == (own is None)
+    found = with_drop_path(loaded, rate)
+    rates = [module.drop_prob for module in found.backbone.modules() if isinstance(module, DropPath)]
+    assert max(rates, default=0.0) == pytest.approx(rate)
+    images = torch.rand(2, 1, loaded.input_px, loaded.input_px)
+    with torch.no_grad():
+        assert torch.equal(found.backbone(images), loaded.backbone(images))
+    weights = found.backbone.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in loaded.backbone.state_dict().items())
