@@ -218,7 +218,7 @@ def of_a_model(tmp_path_factory: pytest.TempPathFactory, own_mounts: tuple[str, 
     disk, model = Disk(root / "disk", root / "scratch", own_mounts), write_model(root / "model")
     for number in (7, 8):
         write_folder(root / f"{number}", [f"{name}.png" for name in range(number)])
-    pages = (model / "teacher_backbone.safetensors").stat().st_size // 4096
+    pages = -(-(model / "teacher_backbone.safetensors").stat().st_size // 4096)
     export = ("ace", "export", "--model", model, "--format", "timm", "--out", disk.place / "timm")
     embed = ("ace", "embed", "--model", model, "--tokens", "--out", disk.place / "e.parquet")
     cases = {
