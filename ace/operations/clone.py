@@ -34,23 +34,31 @@ def git(root: Path, *arguments: str, environment: Mapping[str, str] | None = Non
     return done.stdout
 
 
-def check_service_clone(root: Path, branch: str) -> None:
-    """Refuse to decide anything in a checkout that is not the service's or where work is unfinished.
+def check_branch(root: Path, branch: str) -> None:
+    """Refuse to decide anything in a checkout that is not the service's.
 
     Args:
-        root: The clone.
-        branch: Branch that it has to be on.
+        root: The checkout.
+        branch: Branch that the service's clone is on.
 
     Raises:
-        OperationsError: it is on another branch, or a tracked file other than the event log is modified.
+        OperationsError: it is on another branch.
     """
     found = git(root, "rev-parse", "--abbrev-ref", "HEAD").strip()
     if found != branch:
         raise OperationsError(
-            f"{root} is on the branch '{found}', and models are accepted only in the service's clone, which is on "
-            f"'{branch}'; give the command there, or name the branch: --branch {found}"
+            f"{root} is on the branch '{found}'; models are accepted only in the service's clone, which is on "
+            f"'{branch}'. Give the command there, or name the branch of this clone: --branch {found}"
         )
-    # "XY name" each; of a renamed file the old name follows.
+
+
+def check_unmodified(root: Path) -> None:
+    """Refuse to decide anything while work is uncommitted: a version is a commit.
+
+    Raises:
+        OperationsError: a tracked file other than the event log is modified.
+    """
+    # Each entry is two letters, a space and the name.
     status = git(root, "status", "--porcelain", "--no-renames", "--untracked-files=no", "-z").split("\0")
     modified = [entry[3:] for entry in status if entry and entry[3:] != LOG.as_posix()]
     if modified:

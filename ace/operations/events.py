@@ -175,7 +175,13 @@ class EventLog:
         return self._parsed(self.read())
 
     def append(
-        self, kind: str, facts: Mapping[str, Any], *, actor: Actor, now: datetime, files: Mapping[str, str] | None = None
+        self,
+        kind: str,
+        facts: Mapping[str, Any],
+        *,
+        actor: Actor,
+        now: datetime,
+        files: Mapping[str, str] | None = None,
     ) -> Event:
         """Write an event at the end of the log, and return when it is on the disk.
 
@@ -202,9 +208,9 @@ class EventLog:
             for path in sorted(self.path.parent.glob(f"{SET_ASIDE}/[0-9]*")):
                 name = f"{SET_ASIDE}/{path.name}"
                 if name not in said:
-                    half = _following(events, SET_ASIDE, {"bytes": path.stat().st_size}, actor, now, {name: sha256_of(path)})
-                    events = (*events, _write(descriptor, half))
-            written = _write(descriptor, _following(events, kind, facts, actor, now, files or {}))
+                    half = {"bytes": path.stat().st_size}, {name: sha256_of(path)}
+                    events = (*events, _write(descriptor, _following(events, SET_ASIDE, *half, actor, now)))
+            written = _write(descriptor, _following(events, kind, facts, files or {}, actor, now))
             sync_folder(self.path.parent)
             return written
 
@@ -232,9 +238,9 @@ def _following(
     events: tuple[Event, ...],
     kind: str,
     facts: Mapping[str, Any],
+    files: Mapping[str, str],
     actor: Actor,
     now: datetime,
-    files: Mapping[str, str],
 ) -> Event:
     """Return the event that comes after these."""
     return Event(
@@ -243,8 +249,8 @@ def _following(
         who=actor.name,
         automatic=actor.automatic,
         kind=kind,
-        facts=facts,
-        files=files,
+        facts=dict(facts),
+        files=dict(files),
         previous=events[-1].sha256 if events else BEGINNING,
     )
 
