@@ -16,7 +16,7 @@ def first_problem(registry: Registry) -> str | None:
     problem = check_lines(registry.log.read(), tag_heads(tags))
     if problem is not None:
         return f"{LOG}: {problem.text}"
-    events = registry.log.events()
+    events = registry.events()
     return next(_problems(registry, events), None)
 
 

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime, time, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -125,7 +125,7 @@ def moment(text: str) -> datetime:
         parsed = datetime.fromisoformat(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text}: expected a date as 2026-11-30 or 2026-11-30T14:05") from None
-    if parsed.time() == time() and len(text) <= len("2026-11-30"):
+    if len(text) <= len("2026-11-30"):
         parsed += timedelta(days=1, microseconds=-1)
     return parsed if parsed.tzinfo is not None else parsed.replace(tzinfo=UTC)
 
@@ -135,7 +135,7 @@ def list_versions(arguments: argparse.Namespace) -> None:
     from ace.operations import history
 
     registry = _registry(arguments)
-    events = registry.log.events()
+    events = registry.events()
     last, held, versions = history.accepted(events), history.hold(events), history.versions(events)
     number = None if last is None else last.facts["version"]
     if arguments.json:
@@ -180,7 +180,7 @@ def show(arguments: argparse.Namespace) -> None:
     version = _version(registry, arguments)
     decisions = [
         event
-        for event in registry.log.events()
+        for event in registry.events()
         if event == version.event or (history.acceptances([event]) and event.facts["version"] == version.number)
     ]
     if arguments.json:
@@ -233,7 +233,7 @@ def at(arguments: argparse.Namespace) -> int:
     """Say which version was the accepted one at a moment, and by which decision; exit code 1 if none was."""
     from ace.operations import history
 
-    event = history.accepted(_registry(arguments).log.events(), arguments.moment)
+    event = history.accepted(_registry(arguments).events(), arguments.moment)
     if arguments.json:
         print(json.dumps(None if event is None else event.model_dump(mode="json"), indent=2))
     else:
@@ -281,7 +281,7 @@ def audit(arguments: argparse.Namespace) -> int:
     if problem is not None:
         print(problem, file=sys.stderr)
         return 1
-    print(f"OK: {len(registry.log.events())} events, their tags and the bytes that they name")
+    print(f"OK: {len(registry.events())} events, their tags and the bytes that they name")
     return 0
 
 
@@ -310,7 +310,7 @@ def _version(registry: "Registry", arguments: argparse.Namespace) -> "Version":
     from ace.operations import history
     from ace.operations.errors import OperationsError
 
-    events = registry.log.events()
+    events = registry.events()
     if arguments.version is not None:
         return history.find_version(events, arguments.version)
     last = history.accepted(events)

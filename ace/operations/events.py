@@ -166,13 +166,16 @@ class EventLog:
         with _locked(descriptor, fcntl.LOCK_SH):
             return _read_all(descriptor)
 
-    def events(self) -> tuple[Event, ...]:
+    def events(self, heads: Mapping[int, str] | None = None) -> tuple[Event, ...]:
         """Return all events, the oldest first; a half last line is no event.
+
+        Args:
+            heads: Number of a line → its sha256, as `check_lines` takes them.
 
         Raises:
             OperationsError: a line is not as it was written.
         """
-        return self._parsed(self.read())
+        return self._parsed(self.read(), heads or {})
 
     def append(
         self,
@@ -203,7 +206,7 @@ class EventLog:
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         with _locked(descriptor, fcntl.LOCK_EX), clear_when_full(self.path.parent):
             self._set_half_line_aside(descriptor)
-            events = self._parsed(_read_all(descriptor))
+            events = self._parsed(_read_all(descriptor), {})
             said = {name for event in events if event.kind == SET_ASIDE for name in event.files}
             for path in sorted(self.path.parent.glob(f"{SET_ASIDE}/[0-9]*")):
                 name = f"{SET_ASIDE}/{path.name}"
@@ -214,8 +217,8 @@ class EventLog:
             sync_folder(self.path.parent)
             return written
 
-    def _parsed(self, data: bytes) -> tuple[Event, ...]:
-        problem = check_lines(data, {})
+    def _parsed(self, data: bytes, heads: Mapping[int, str]) -> tuple[Event, ...]:
+        problem = check_lines(data, heads)
         if problem is not None and problem.how != "half":
             raise OperationsError(
                 f"{self.path}: {problem.text}. Restore the file from git or a backup (`git log -- {LOG}`), then check "

@@ -20,7 +20,7 @@ from ace.operations.errors import OperationsError
 from ace.operations.events import LOG, Actor, Event, EventLog
 from ace.operations.history import PROMOTED, REGISTERED, ROLLED_BACK, Version
 from ace.operations.model_files import close, export, find_files, first_difference, recorded_model
-from ace.operations.tags import write_missing_tags
+from ace.operations.tags import read_tags, tag_heads, write_missing_tags
 from shards.format.layout import sha256_of
 
 MODEL = "models/ace"
@@ -61,6 +61,14 @@ class Registry:
         link = self.models / ACCEPTED
         return link.readlink().name if link.is_symlink() else None
 
+    def events(self) -> tuple[Event, ...]:
+        """Return the events of the log, the oldest first.
+
+        Raises:
+            OperationsError: a line is not as it was written, or a line that a tag names is missing.
+        """
+        return self.log.events(tag_heads(read_tags(self.root)))
+
     def files(self, version: Version) -> dict[str, Path]:
         """Return where the bytes of a version are, after a look at each: its exported folder, or else DVC's cache.
 
@@ -90,14 +98,14 @@ class Registry:
                 the keyboard and a hold is set.
         """
         with self._deciding():
-            held = history.hold(self.log.events())
+            held = history.hold(self.events())
             if held is not None and actor.automatic:
                 raise OperationsError(
                     f"{held.who} holds new models since {held.time:%Y-%m-%d %H:%M} UTC: {held.facts['why']}. A person "
                     "may promote one, or end the hold: python -m ace models release"
                 )
             version = self._registered(actor) if number is None else self._find(number)
-            last = history.accepted(self.log.events())
+            last = history.accepted(self.events())
             files = self.files(version)
             if last is None or last.facts["version"] != version.number:
                 self._decide(PROMOTED, self._facts(version, last), actor)
@@ -116,7 +124,7 @@ class Registry:
             OperationsError: as `promote`, or the version is the accepted one already.
         """
         with self._deciding():
-            version, last = self._find(number), history.accepted(self.log.events())
+            version, last = self._find(number), history.accepted(self.events())
             if last is None or (last.facts["version"] == number and last.kind != ROLLED_BACK):
                 raise OperationsError(
                     "no version is accepted yet, so there is nothing to go back from"
@@ -139,14 +147,14 @@ class Registry:
         Raises:
             OperationsError: there is none.
         """
-        if history.hold(self.log.events()) is None:
+        if history.hold(self.events()) is None:
             raise OperationsError("retraining is not held, so there is nothing to release")
         return self._set_hold(history.RELEASED, actor, why)
 
     def _set_hold(self, kind: str, actor: Actor, why: str) -> Event:
         check_branch(self.root, self.branch)
         with self._locked():
-            held = history.hold(self.log.events())
+            held = history.hold(self.events())
             if held is not None and kind == history.HELD:
                 return held
             return self.log.append(kind, {"why": why}, actor=actor, now=self.clock())
@@ -166,16 +174,16 @@ class Registry:
         actor_of(self.root)
         self.models.mkdir(parents=True, exist_ok=True)
         with self._locked():
-            write_missing_tags(self.root, self.log.events())
+            write_missing_tags(self.root, self.events())
             yield
 
     def _find(self, number: int) -> Version:
-        return history.find_version(self.log.events(), number)
+        return history.find_version(self.events(), number)
 
     def _registered(self, actor: Actor) -> Version:
         """Return the version that has the bytes of the last commit's model, registered now if none has."""
         commit = git(self.root, "rev-parse", "HEAD").strip()
-        model, known = recorded_model(self.root, commit, MODEL), history.versions(self.log.events())
+        model, known = recorded_model(self.root, commit, MODEL), history.versions(self.events())
         same = next((version for version in known.values() if version.model == model), None)
         if same is not None:
             return same
@@ -193,7 +201,7 @@ class Registry:
     ) -> None:
         """Write the event and its tag."""
         self.log.append(kind, facts, actor=actor, now=self.clock(), files=files)
-        write_missing_tags(self.root, self.log.events())
+        write_missing_tags(self.root, self.events())
 
     def _serve(self, version: Version, files: Mapping[str, Path]) -> None:
         folder = self.models / version.name

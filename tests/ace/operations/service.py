@@ -41,7 +41,7 @@ class Service:
 
     @property
     def kinds(self) -> list[str]:
-        return [event.kind for event in self.registry.log.events()]
+        return [event.kind for event in self.registry.events()]
 
     def train(self, text: str) -> None:
         """Commit a dvc.lock with another model."""

@@ -62,7 +62,7 @@ def test_rollback_serves_old_bytes_by_a_new_event_and_holds_retraining(service: 
     service.registry.rollback(1, ANNA, "worse on lateral views")
     assert service.is_served("v1", "one")
     assert service.kinds == ["registered", "promoted", "registered", "promoted", "rolled_back"]
-    held = history.hold(service.registry.log.events())
+    held = history.hold(service.registry.events())
     assert held is not None
     assert held.facts == {"version": 1, "before": 2, "why": "worse on lateral views"}
     assert first_problem(service.registry) is None
@@ -75,7 +75,7 @@ def test_a_schedule_promotes_nothing_while_a_hold_is_set(service: Service) -> No
         service.registry.promote(SCHEDULE)
     service.registry.release(ANNA, "it was calibrated")
     assert service.registry.promote(SCHEDULE).name == "v1"
-    assert [(event.who, event.automatic) for event in service.registry.log.events()][-1] == ("schedule", True)
+    assert [(event.who, event.automatic) for event in service.registry.events()][-1] == ("schedule", True)
 
 
 def test_a_second_hold_keeps_the_first_and_a_release_needs_one(service: Service) -> None:
@@ -155,7 +155,7 @@ def test_the_accepted_version_of_a_moment_is_told(service: Service) -> None:
     service.registry.rollback(1, ANNA, "worse")
 
     def at(hour: int) -> int | None:
-        event = history.accepted(service.registry.log.events(), datetime(2026, 12, 1, hour, tzinfo=UTC))
+        event = history.accepted(service.registry.events(), datetime(2026, 12, 1, hour, tzinfo=UTC))
         return None if event is None else event.facts["version"]
 
     assert [at(hour) for hour in (7, 9, 11, 13)] == [None, 1, 2, 1]
@@ -322,6 +322,18 @@ def test_an_audit_names_the_first_thing_that_is_wrong(service: Service, name: st
     assert first_problem(service.registry) is None
     damage(service)
     assert text in str(first_problem(service.registry))
+
+
+def test_a_log_whose_end_is_cut_off_answers_nothing_and_takes_no_decision(service: Service) -> None:
+    for text in ("one", "two"):
+        service.train(text)
+        service.registry.promote(ANNA)
+    drop_last_line(service)
+    before = service.registry.log.read()
+    for attempt in (service.registry.events, lambda: service.registry.promote(ANNA, 1)):
+        with pytest.raises(OperationsError, match="the log ends after 3 lines"):
+            attempt()
+    assert service.registry.log.read() == before
 
 
 def test_a_lost_tag_in_the_middle_is_not_written_again_with_a_later_date(service: Service) -> None:
