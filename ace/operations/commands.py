@@ -290,13 +290,13 @@ def _registry(arguments: argparse.Namespace) -> "Registry":
     from ace.operations.errors import OperationsError
     from ace.operations.registry import Registry
 
+    root = Path(git(arguments.repo, "rev-parse", "--show-toplevel").strip())
     given = arguments.models or os.environ.get(MODELS_VARIABLE)
-    if not given or not Path(given).is_absolute():
+    if not given or not Path(given).is_absolute() or Path(given).resolve().is_relative_to(root):
         raise OperationsError(
             f"{MODELS_VARIABLE} is {given or 'not set'}; set it to the absolute path of the folder that models serve "
             "from, outside the clone, or give --models"
         )
-    root = Path(git(arguments.repo, "rev-parse", "--show-toplevel").strip())
     return Registry(root=root, models=Path(given), branch=getattr(arguments, "branch", BRANCH))
 
 

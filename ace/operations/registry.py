@@ -125,21 +125,24 @@ class Registry:
         """
         with self._deciding():
             version, last = self._find(number), history.accepted(self.events())
-            if last is None or (last.facts["version"] == number and last.kind != ROLLED_BACK):
+            if last is None:
+                raise OperationsError("no version is accepted yet, so there is nothing to go back from")
+            is_accepted = last.facts["version"] == number
+            if is_accepted and last.kind != ROLLED_BACK:
                 raise OperationsError(
-                    "no version is accepted yet, so there is nothing to go back from"
-                    if last is None
-                    else f"{version.name} is the accepted version; to stop retraining alone: python -m ace models hold"
+                    f"{version.name} is the accepted version; to stop retraining alone: python -m ace models hold"
                 )
             files = self.files(version)
-            if last.facts["version"] != number:
+            if not is_accepted:
                 self._decide(ROLLED_BACK, {**self._facts(version, last), "why": why}, actor)
             self._serve(version, files)
             return version
 
     def hold(self, actor: Actor, why: str) -> Event:
         """Hold retraining, and return the hold: the one that is set already, or else a new one."""
-        return self._set_hold(history.HELD, actor, why)
+        with self._locked():
+            held = history.hold(self.events())
+            return held or self.log.append(history.HELD, {"why": why}, actor=actor, now=self.clock())
 
     def release(self, actor: Actor, why: str) -> Event:
         """End the hold on retraining.
@@ -147,34 +150,27 @@ class Registry:
         Raises:
             OperationsError: there is none.
         """
-        if history.hold(self.events()) is None:
-            raise OperationsError("retraining is not held, so there is nothing to release")
-        return self._set_hold(history.RELEASED, actor, why)
-
-    def _set_hold(self, kind: str, actor: Actor, why: str) -> Event:
-        check_branch(self.root, self.branch)
         with self._locked():
-            held = history.hold(self.events())
-            if held is not None and kind == history.HELD:
-                return held
-            return self.log.append(kind, {"why": why}, actor=actor, now=self.clock())
+            if history.hold(self.events()) is None:
+                raise OperationsError("retraining is not held, so there is nothing to release")
+            return self.log.append(history.RELEASED, {"why": why}, actor=actor, now=self.clock())
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Let one process at a time decide."""
+        """Let one process at a time decide, and only in the service's clone."""
+        check_branch(self.root, self.branch)
         folder = git(self.root, "rev-parse", "--path-format=absolute", "--git-common-dir").strip()
         with FileLock(Path(folder) / "ace-registry.lock"):
             yield
 
     @contextmanager
     def _deciding(self) -> Iterator[None]:
-        """Check that a decision may be made here, and finish the tags of an earlier one that was killed."""
-        check_branch(self.root, self.branch)
-        check_unmodified(self.root)
-        actor_of(self.root)
-        self.models.mkdir(parents=True, exist_ok=True)
+        """Check that a version may be decided about, and write the tag that an earlier command was killed before."""
         with self._locked():
+            check_unmodified(self.root)
+            actor_of(self.root)
             write_missing_tags(self.root, self.events())
+            self.models.mkdir(parents=True, exist_ok=True)
             yield
 
     def _find(self, number: int) -> Version:

@@ -78,12 +78,13 @@ def test_a_version_that_is_not_registered_is_named(
     assert capsys.readouterr().err == "error: v3 is not registered; there is v1, v2\n"
 
 
-@pytest.mark.parametrize("folder", [None, "served"])
-def test_the_folder_that_models_serve_from_must_be_named_absolutely(
+@pytest.mark.parametrize("folder", [None, "served", "{clone}/models"])
+def test_the_folder_that_models_serve_from_must_be_named_absolutely_and_outside_the_clone(
     accepted: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: str | None
 ) -> None:
     monkeypatch.delenv("ACE_MODELS")
     if folder is not None:
+        folder = folder.format(clone=accepted.root)
         monkeypatch.setenv("ACE_MODELS", folder)
     assert main(["models", "list"]) == 2
     assert f"ACE_MODELS is {folder or 'not set'}; set it to the absolute path" in capsys.readouterr().err
