@@ -112,7 +112,6 @@ def check_lines(data: bytes, heads: Mapping[int, str]) -> Problem | None:
         The problem, or None if there is none.
     """
     *lines, rest = data.split(b"\n")
-    sequences = [_sequence(line) for line in lines]
     previous = BEGINNING
     for number, line in enumerate(lines, 1):
         try:
@@ -120,7 +119,7 @@ def check_lines(data: bytes, heads: Mapping[int, str]) -> Problem | None:
         except ValueError:
             return Problem(number, "changed", f"line {number} was changed: it is no event")
         if event.sequence != number:
-            if event.sequence < number or number in sequences:
+            if event.sequence < number or number in map(_sequence, lines[number:]):
                 text = f"line {number} has the number {event.sequence}: lines were moved or doubled"
                 return Problem(number, "reordered", text)
             return Problem(number, "missing", f"line {number} is missing: the line there has number {event.sequence}")
