@@ -4,14 +4,16 @@ import argparse
 from pathlib import Path
 
 from ace.commands.options import PROPERTIES
+from ace.operations.commands import add_registry_commands
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `models` and `publish` to the command line."""
     command = commands.add_parser(
-        "models", help="list the models that come with the package", description=models.__doc__
+        "models", help="list shipped models; decide which model is the accepted one", description=models.__doc__
     )
     command.set_defaults(run=models)
+    add_registry_commands(command)
 
     command = commands.add_parser(
         "publish", help="make a shipped model from a finished training", description=publish.__doc__

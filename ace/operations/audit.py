@@ -1,0 +1,70 @@
+"""Check that the log, the tags and the exported models are as they were written, and agree."""
+
+from collections.abc import Iterator
+
+from ace.operations import history
+from ace.operations.events import LOG, SET_ASIDE, Event, check_lines
+from ace.operations.model_files import first_difference
+from ace.operations.registry import ACCEPTED, Registry
+from ace.operations.tags import accepted_by_tags, read_tags, tag_heads, tag_name
+from shards.format.layout import sha256_of
+
+
+def first_problem(registry: Registry) -> str | None:
+    """Return the first thing that is wrong, or None: first lines of the log, then tags, then bytes."""
+    tags = read_tags(registry.root)
+    problem = check_lines(registry.log.read(), tag_heads(tags))
+    if problem is not None:
+        return f"{LOG}: {problem.text}"
+    events = registry.events()
+    return next(_problems(registry, events), None)
+
+
+def _problems(registry: Registry, events: tuple[Event, ...]) -> Iterator[str]:
+    yield from _problems_of_tags(registry, events)
+    for event in events:
+        if event.kind == SET_ASIDE:
+            yield from _problems_of_half_line(registry, event)
+    used = {event.facts["version"] for event in history.acceptances(events)}
+    for version in history.versions(events).values():
+        folder = registry.models / version.name
+        if version.number in used or folder.exists():
+            difference = first_difference(folder, version.files)
+            if difference is not None:
+                yield f"{folder}: {difference}"
+    last = history.accepted(events)
+    expected = None if last is None else f"v{last.facts['version']}"
+    if registry.served != expected:
+        yield (
+            f"{registry.models / ACCEPTED} leads to {registry.served}, and the accepted version is {expected}; the "
+            "command that was interrupted, given again, sets it"
+        )
+
+
+def _problems_of_tags(registry: Registry, events: tuple[Event, ...]) -> Iterator[str]:
+    tags = read_tags(registry.root)
+    names = {name: event for event in events if (name := tag_name(event)) is not None}
+    for name, event in names.items():
+        if name not in tags:
+            yield f"tag {name}: missing, and event {event.sequence} made it"
+            continue
+        commit = history.find_version(events, event.facts["version"]).commit
+        if tags[name].commit != commit:
+            yield f"tag {name}: is on commit {tags[name].commit}, recorded is {commit}"
+        if tags[name].sequence != event.sequence:
+            yield f"tag {name}: names event {tags[name].sequence}, and event {event.sequence} made it"
+    for name in sorted(set(tags) - set(names)):
+        yield f"tag {name}: no event of the log made it"
+    last = history.accepted(events)
+    expected = None if last is None else last.facts["version"]
+    if accepted_by_tags(registry.root) != expected:
+        yield f"the tags say that v{accepted_by_tags(registry.root)} is accepted, and the log says v{expected}"
+
+
+def _problems_of_half_line(registry: Registry, event: Event) -> Iterator[str]:
+    for name, sha256 in event.files.items():
+        path = registry.log.path.parent / name
+        if not path.is_file():
+            yield f"{path}: missing, and event {event.sequence} names it"
+        elif sha256_of(path) != sha256:
+            yield f"{path}: has the sha256 {sha256_of(path)}, event {event.sequence} recorded {sha256}"

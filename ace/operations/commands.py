@@ -1,0 +1,324 @@
+"""The commands of accepted models: `python -m ace models list`, `promote`, `rollback` and so on."""
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shards.runtime.text import table
+
+if TYPE_CHECKING:
+    from ace.operations.events import Actor, Event
+    from ace.operations.history import Version
+    from ace.operations.registry import Registry
+
+MODELS_VARIABLE = "ACE_MODELS"
+_CARD = "README.md"
+_ENDS = (
+    "The service's clone is this folder, or --repo. Models serve from $ACE_MODELS, or --models: read "
+    "$ACE_MODELS/accepted, never models/ace, which a training deletes."
+)
+
+
+def add_registry_commands(models: argparse.ArgumentParser) -> None:
+    """Add the commands of accepted models below `python -m ace models`, which alone lists shipped ones."""
+    commands = models.add_subparsers(
+        title="accepted models",
+        metavar="COMMAND",
+        description="Decide which model serves, and show who decided so and when. Without a command, shipped models "
+        "are listed.",
+    )
+
+    def add(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=run.__doc__, epilog=_ENDS)
+        command.add_argument(
+            "--repo", type=Path, default=Path(), metavar="DIR", help="the service's clone; default: this folder"
+        )
+        command.add_argument(
+            "--models", type=Path, metavar="DIR", help=f"folder that models serve from; default: ${MODELS_VARIABLE}"
+        )
+        command.set_defaults(run=run)
+        return command
+
+    def add_decision(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
+        command = add(name, run, text)
+        command.add_argument(
+            "--branch", default="service", metavar="NAME", help="branch of the service's clone; default: service"
+        )
+        command.add_argument(
+            "--automatic",
+            action="store_true",
+            help="record that the schedule decides, with nobody at the keyboard; otherwise the person whom git knows",
+        )
+        return command
+
+    add_json(add("list", list_versions, "list the registered versions, which one is accepted, and holds"))
+    command = add_json(add("show", show, "show one version: when and by whom it was decided about, and its files"))
+    add_version(command, is_needed=False)
+
+    command = add_decision("promote", promote, "make a version the accepted one, and let it serve")
+    add_version(command, is_needed=False, default="the model that dvc.lock of the last commit records")
+
+    command = add_decision("rollback", rollback, "return to an earlier version, and hold retraining")
+    add_version(command)
+    add_why(command)
+
+    add_why(add_decision("hold", hold, "hold retraining and automatic promotion"))
+    add_why(add_decision("release", release, "end a hold"))
+
+    command = add_json(add("at", at, "say which version was the accepted one at a moment"))
+    command.add_argument(
+        "moment", type=moment, metavar="DATE", help="as 2026-11-30 (the end of that day), or 2026-11-30T14:05; UTC"
+    )
+
+    command = add_json(add("lineage", lineage, "say what a version was made from"))
+    add_version(command)
+    command = add("card", card, "print the model card of a version")
+    add_version(command, is_needed=False)
+
+    command = add("checkout", checkout, "make a clone as it was when a version was registered")
+    add_version(command)
+    command.add_argument("out", type=Path, metavar="DIR", help="the new folder")
+
+    add("audit", audit, "check the log, the tags and every byte that they name")
+
+
+def add_json(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add `--json`."""
+    command.add_argument("--json", action="store_true", help="print JSON")
+    return command
+
+
+def add_why(command: argparse.ArgumentParser) -> None:
+    """Add `--why`."""
+    command.add_argument("--why", required=True, metavar="TEXT", help="the reason, for whoever reads the log later")
+
+
+def add_version(
+    command: argparse.ArgumentParser, *, is_needed: bool = True, default: str = "the accepted version"
+) -> None:
+    """Add the number of a version."""
+    command.add_argument(
+        "version",
+        nargs=None if is_needed else "?",
+        type=version_number,
+        metavar="vN",
+        help="the version, as v3" + ("" if is_needed else f"; default: {default}"),
+    )
+
+
+def version_number(text: str) -> int:
+    """Parse a version, as v3."""
+    if re.fullmatch(r"v?[1-9]\d*", text) is None:
+        raise argparse.ArgumentTypeError(f"{text}: expected a version as v3; `python -m ace models list` has them")
+    return int(text.removeprefix("v"))
+
+
+def moment(text: str) -> datetime:
+    """Parse a date, which stands for its end, or a date and time; without a time zone it is UTC."""
+    try:
+        parsed = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: expected a date as 2026-11-30 or 2026-11-30T14:05") from None
+    if len(text) <= len("2026-11-30"):
+        parsed += timedelta(days=1, microseconds=-1)
+    return parsed if parsed.tzinfo is not None else parsed.replace(tzinfo=UTC)
+
+
+def list_versions(arguments: argparse.Namespace) -> None:
+    """List the registered versions, the accepted one and the one that serves, and whether retraining is held."""
+    from ace.operations import history
+
+    registry = _registry(arguments)
+    events = registry.events()
+    last, held, versions = history.accepted(events), history.hold(events), history.versions(events)
+    number = None if last is None else last.facts["version"]
+    if arguments.json:
+        rows = [
+            {"version": version.name, "commit": version.commit, "registered": version.event.time.isoformat()}
+            for version in versions.values()
+        ]
+        state = {
+            "accepted": None if number is None else f"v{number}",
+            "served": registry.served,
+            "held": None if held is None else held.model_dump(mode="json"),
+            "versions": rows,
+        }
+        print(json.dumps(state, indent=2))
+        return
+    if not versions:
+        print("no version is registered yet; `python -m ace models promote` registers the last commit's model")
+    else:
+        header = ("version", "registered (UTC)", "commit", "accepted", "serves")
+        rows_of_text = [
+            (
+                version.name,
+                f"{version.event.time:%Y-%m-%d %H:%M}",
+                version.commit[:12],
+                "yes" if version.number == number else "",
+                "yes" if version.name == registry.served else "",
+            )
+            for version in versions.values()
+        ]
+        print(table([header, *rows_of_text]))
+    if number is not None and registry.served != f"v{number}":
+        print(f"v{number} is accepted and does not serve yet: python -m ace models promote v{number}", file=sys.stderr)
+    if held is not None:
+        print(f"held since {held.time:%Y-%m-%d %H:%M} UTC by {held.who}: {held.facts['why']}")
+
+
+def show(arguments: argparse.Namespace) -> None:
+    """Show a version: its commit, its files, and each decision about it with who made it, when and why."""
+    from ace.operations import history
+
+    registry = _registry(arguments)
+    version = _version(registry, arguments)
+    decisions = [
+        event
+        for event in registry.events()
+        if event == version.event or (history.acceptances([event]) and event.facts["version"] == version.number)
+    ]
+    if arguments.json:
+        shown = {
+            "version": version.name,
+            "commit": version.commit,
+            "md5": version.model.md5,
+            "files": dict(version.files),
+            "events": [event.model_dump(mode="json") for event in decisions],
+        }
+        print(json.dumps(shown, indent=2))
+        return
+    print(f"{version.name}: commit {version.commit}, md5 {version.model.md5}")
+    for event in decisions:
+        print(_line(event))
+    for name, sha256 in version.files.items():
+        print(f"  {name}  sha256 {sha256}")
+
+
+def promote(arguments: argparse.Namespace) -> None:
+    """Make a version the accepted one: log it, tag it, export it read-only, and point the symlink `accepted` at it.
+
+    A model that no version has yet is registered first. Whatever is done already is left as it is, so after a kill the
+    same command finishes what is missing.
+    """
+    version = _registry(arguments).promote(_actor(arguments), arguments.version)
+    print(f"{version.name} is the accepted model, and serves")
+
+
+def rollback(arguments: argparse.Namespace) -> None:
+    """Return to an earlier version: its bytes are checked by their sha256, and retraining is held until `release`.
+
+    Nothing is undone: it is a new decision, with a new event and a new tag. After a kill give the same command again.
+    """
+    version = _registry(arguments).rollback(arguments.version, _actor(arguments), arguments.why)
+    print(f"{version.name} is the accepted model again, and serves")
+
+
+def hold(arguments: argparse.Namespace) -> None:
+    """Hold retraining: no schedule trains or promotes a model until `release`. The accepted model goes on serving."""
+    print(_line(_registry(arguments).hold(_actor(arguments), arguments.why)))
+
+
+def release(arguments: argparse.Namespace) -> None:
+    """End a hold that `hold` or `rollback` has set."""
+    print(_line(_registry(arguments).release(_actor(arguments), arguments.why)))
+
+
+def at(arguments: argparse.Namespace) -> int:
+    """Say which version was the accepted one at a moment, and by which decision; exit code 1 if none was."""
+    from ace.operations import history
+
+    event = history.accepted(_registry(arguments).events(), arguments.moment)
+    if arguments.json:
+        print(json.dumps(None if event is None else event.model_dump(mode="json"), indent=2))
+    else:
+        print("no version was accepted then" if event is None else f"v{event.facts['version']}: {_line(event)}")
+    return int(event is None)
+
+
+def lineage(arguments: argparse.Namespace) -> None:
+    """Say what a version was made from: stages with params and hashes, batches with manifests, environment."""
+    from ace.operations.lineage import trace, trace_text
+
+    registry = _registry(arguments)
+    traced = trace(registry, _version(registry, arguments))
+    print(json.dumps(traced, indent=2) if arguments.json else trace_text(traced))
+
+
+def card(arguments: argparse.Namespace) -> None:
+    """Print the model card of a version, after a look at its bytes."""
+    registry = _registry(arguments)
+    print(registry.files(_version(registry, arguments))[_CARD].read_text(encoding="utf-8"), end="")
+
+
+def checkout(arguments: argparse.Namespace) -> None:
+    """Make a clone at the commit of a version, with the version's model in it; `dvc pull` there brings the data.
+
+    The service's clone stays as it is.
+    """
+    from ace.operations.checkout import check_out
+
+    registry = _registry(arguments)
+    version = _version(registry, arguments)
+    check_out(registry, version, arguments.out)
+    print(f"wrote {arguments.out}: {version.name} at commit {version.commit}")
+
+
+def audit(arguments: argparse.Namespace) -> int:
+    """Check that every line of the log, every tag and every exported byte is as it was written.
+
+    Exit code 1, and the first thing that is wrong, if one is not.
+    """
+    from ace.operations.audit import first_problem
+
+    registry = _registry(arguments)
+    problem = first_problem(registry)
+    if problem is not None:
+        print(problem, file=sys.stderr)
+        return 1
+    print(f"OK: {len(registry.events())} events, their tags and the bytes that they name")
+    return 0
+
+
+def _registry(arguments: argparse.Namespace) -> "Registry":
+    from ace.operations.clone import BRANCH, git
+    from ace.operations.errors import OperationsError
+    from ace.operations.registry import Registry
+
+    root = Path(git(arguments.repo, "rev-parse", "--show-toplevel").strip())
+    given = arguments.models or os.environ.get(MODELS_VARIABLE)
+    if not given or not Path(given).is_absolute() or Path(given).resolve().is_relative_to(root):
+        raise OperationsError(
+            f"{MODELS_VARIABLE} is {given or 'not set'}; set it to the absolute path of the folder that models serve "
+            "from, outside the clone, or give --models"
+        )
+    return Registry(root=root, models=Path(given), branch=getattr(arguments, "branch", BRANCH))
+
+
+def _actor(arguments: argparse.Namespace) -> "Actor":
+    from ace.operations.clone import SCHEDULE, actor_of
+
+    return SCHEDULE if arguments.automatic else actor_of(arguments.repo)
+
+
+def _version(registry: "Registry", arguments: argparse.Namespace) -> "Version":
+    from ace.operations import history
+    from ace.operations.errors import OperationsError
+
+    events = registry.events()
+    if arguments.version is not None:
+        return history.find_version(events, arguments.version)
+    last = history.accepted(events)
+    if last is None:
+        raise OperationsError("no version is accepted yet; name one, as v1")
+    return history.find_version(events, last.facts["version"])
+
+
+def _line(event: "Event") -> str:
+    why = f": {event.facts['why']}" if "why" in event.facts else ""
+    return f"{event.kind.replace('_', ' ')} {event.time:%Y-%m-%d %H:%M} UTC by {event.who}{why}"

@@ -1,0 +1,208 @@
+"""Decide which model is the accepted one, and let it serve from a folder that no pipeline writes to.
+
+Each decision is an event in the log, then a tag, then a folder `vN` below the models' root, then the symlink `accepted`
+there. Each step finds what an earlier run of it did, so a kill anywhere is finished by the same command.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from ace.operations import history
+from ace.operations.clone import BRANCH, actor_of, check_branch, check_unmodified, git
+from ace.operations.durable import replace_symlink
+from ace.operations.errors import OperationsError
+from ace.operations.events import LOG, Actor, Event, EventLog
+from ace.operations.history import PROMOTED, REGISTERED, ROLLED_BACK, Version
+from ace.operations.model_files import close, export, find_files, first_difference, recorded_model
+from ace.operations.tags import read_tags, tag_heads, write_missing_tags
+from shards.format.layout import sha256_of
+
+MODEL = "models/ace"
+"""The model of the pipeline, in the work tree; nothing serves from it."""
+ACCEPTED = "accepted"
+"""The symlink to the accepted model."""
+
+
+def utc_now() -> datetime:
+    """Return what the clock shows."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registry:
+    """The accepted models of one service.
+
+    Attributes:
+        root: The service's clone.
+        models: Folder that models serve from, absolute.
+        branch: Branch of the clone.
+        clock: Returns what the clock shows; it may jump in either direction.
+    """
+
+    root: Path
+    models: Path
+    branch: str = BRANCH
+    clock: Callable[[], datetime] = utc_now
+
+    @property
+    def log(self) -> EventLog:
+        """The event log."""
+        return EventLog(self.root / LOG)
+
+    @property
+    def served(self) -> str | None:
+        """Name of the version that `accepted` points at; None if there is no such link."""
+        link = self.models / ACCEPTED
+        return link.readlink().name if link.is_symlink() else None
+
+    def events(self) -> tuple[Event, ...]:
+        """Return the events of the log, the oldest first.
+
+        Raises:
+            OperationsError: a line is not as it was written, or a line that a tag names is missing.
+        """
+        return self.log.events(tag_heads(read_tags(self.root)))
+
+    def files(self, version: Version) -> dict[str, Path]:
+        """Return where the bytes of a version are, after a look at each: its exported folder, or else DVC's cache.
+
+        Raises:
+            OperationsError: they are not as they were registered, or nowhere.
+        """
+        folder = self.models / version.name
+        if not folder.exists():
+            return find_files(self.root, version.model)
+        difference = first_difference(folder, version.files)
+        if difference is not None:
+            raise OperationsError(
+                f"{folder} is not as it was registered: {difference}. Nothing was decided. Move the folder away and "
+                f"promote or roll back to {version.name} again, which exports it anew from DVC's cache"
+            )
+        return {name: folder / name for name in version.files}
+
+    def promote(self, actor: Actor, number: int | None = None) -> Version:
+        """Make a version the accepted one, register it if it is new, and let it serve.
+
+        Args:
+            actor: Whoever decides so.
+            number: The version; None for the model that dvc.lock of the last commit records.
+
+        Raises:
+            OperationsError: the clone, the log, the tags or the model's bytes are not as they must be; or nobody is at
+                the keyboard and a hold is set.
+        """
+        with self._deciding():
+            held = history.hold(self.events())
+            if held is not None and actor.automatic:
+                raise OperationsError(
+                    f"{held.who} holds new models since {held.time:%Y-%m-%d %H:%M} UTC: {held.facts['why']}. A person "
+                    "may promote one, or end the hold: python -m ace models release"
+                )
+            version = self._registered(actor) if number is None else self._find(number)
+            last = history.accepted(self.events())
+            files = self.files(version)
+            if last is None or last.facts["version"] != version.number:
+                self._decide(PROMOTED, self._facts(version, last), actor)
+            self._serve(version, files)
+            return version
+
+    def rollback(self, number: int, actor: Actor, why: str) -> Version:
+        """Return to an earlier version, whose bytes are checked first, and hold retraining.
+
+        Args:
+            number: The version.
+            actor: Whoever decides so.
+            why: The reason.
+
+        Raises:
+            OperationsError: as `promote`, or the version is the accepted one already.
+        """
+        with self._deciding():
+            version, last = self._find(number), history.accepted(self.events())
+            if last is None:
+                raise OperationsError("no version is accepted yet, so there is nothing to go back from")
+            is_accepted = last.facts["version"] == number
+            if is_accepted and last.kind != ROLLED_BACK:
+                raise OperationsError(
+                    f"{version.name} is the accepted version; to stop retraining alone: python -m ace models hold"
+                )
+            files = self.files(version)
+            if not is_accepted:
+                self._decide(ROLLED_BACK, {**self._facts(version, last), "why": why}, actor)
+            self._serve(version, files)
+            return version
+
+    def hold(self, actor: Actor, why: str) -> Event:
+        """Hold retraining, and return the hold: the one that is set already, or else a new one."""
+        with self._locked():
+            held = history.hold(self.events())
+            return held or self.log.append(history.HELD, {"why": why}, actor=actor, now=self.clock())
+
+    def release(self, actor: Actor, why: str) -> Event:
+        """End the hold on retraining.
+
+        Raises:
+            OperationsError: there is none.
+        """
+        with self._locked():
+            if history.hold(self.events()) is None:
+                raise OperationsError("retraining is not held, so there is nothing to release")
+            return self.log.append(history.RELEASED, {"why": why}, actor=actor, now=self.clock())
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Let one process at a time decide, and only in the service's clone."""
+        check_branch(self.root, self.branch)
+        folder = git(self.root, "rev-parse", "--path-format=absolute", "--git-common-dir").strip()
+        with FileLock(Path(folder) / "ace-registry.lock"):
+            yield
+
+    @contextmanager
+    def _deciding(self) -> Iterator[None]:
+        """Check that a version may be decided about, and write the tag that an earlier command was killed before."""
+        with self._locked():
+            check_unmodified(self.root)
+            actor_of(self.root)
+            write_missing_tags(self.root, self.events())
+            self.models.mkdir(parents=True, exist_ok=True)
+            yield
+
+    def _find(self, number: int) -> Version:
+        return history.find_version(self.events(), number)
+
+    def _registered(self, actor: Actor) -> Version:
+        """Return the version that has the bytes of the last commit's model, registered now if none has."""
+        commit = git(self.root, "rev-parse", "HEAD").strip()
+        model, known = recorded_model(self.root, commit, MODEL), history.versions(self.events())
+        same = next((version for version in known.values() if version.model == model), None)
+        if same is not None:
+            return same
+        number = 1 + max(known, default=0)
+        files = {name: sha256_of(path) for name, path in find_files(self.root, model).items()}
+        facts = {"version": number, "commit": commit, "model": model.path, "md5": model.md5}
+        self._decide(REGISTERED, facts, actor, files)
+        return self._find(number)
+
+    def _facts(self, version: Version, last: Event | None) -> dict[str, Any]:
+        return {"version": version.number, "before": None if last is None else last.facts["version"]}
+
+    def _decide(
+        self, kind: str, facts: Mapping[str, Any], actor: Actor, files: Mapping[str, str] | None = None
+    ) -> None:
+        """Write the event and its tag."""
+        self.log.append(kind, facts, actor=actor, now=self.clock(), files=files)
+        write_missing_tags(self.root, self.events())
+
+    def _serve(self, version: Version, files: Mapping[str, Path]) -> None:
+        folder = self.models / version.name
+        if not folder.exists():
+            export(files, version.files, folder)
+        close(folder)
+        if self.served != version.name:
+            replace_symlink(self.models / ACCEPTED, version.name)

@@ -1,0 +1,195 @@
+"""The commands, on fake models in this process, and once in others on a real model that a real dvc made."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ace
+from ace.__main__ import build_parser
+from ace.zoo.shipped import find_model
+from shards.cli import run_command
+from tests.ace.operations.service import Service, write_lock
+from tests.support.checkout import ROOT, git
+
+
+def main(arguments: list[str]) -> int:
+    return run_command(build_parser(), arguments)
+
+
+@pytest.fixture
+def accepted(service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Service:
+    """Two versions, of which the second is accepted, and the service's clone as the working directory."""
+    monkeypatch.chdir(service.root)
+    monkeypatch.setenv("ACE_MODELS", str(service.models))
+    for text in ("one", "two"):
+        service.train(text)
+        assert main(["models", "promote"]) == 0
+    capsys.readouterr()
+    return service
+
+
+def test_a_list_says_which_version_is_accepted_and_which_one_serves(
+    accepted: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["models", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["v1", "v2"]
+    assert [line.count("yes") for line in lines[2:]] == [0, 2]
+    (accepted.models / "accepted").unlink()
+    assert main(["models", "list", "--json"]) == 0
+    state = json.loads(capsys.readouterr().out)
+    assert (state["accepted"], state["served"], state["held"]) == ("v2", None, None)
+    main(["models", "list"])
+    assert "v2 is accepted and does not serve yet: python -m ace models promote v2" in capsys.readouterr().err
+
+
+def test_a_rollback_and_a_hold_tell_who_and_why(accepted: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "rollback", "v1", "--why", "worse on lateral views"]) == 0
+    assert main(["models", "list"]) == 0
+    assert "by Anna <anna@example.org>: worse on lateral views" in capsys.readouterr().out
+    assert main(["models", "promote", "v2", "--automatic"]) == 2
+    assert "error: Anna <anna@example.org> holds new models" in capsys.readouterr().err
+    assert main(["models", "release", "--why", "found the cause"]) == 0
+    assert main(["models", "promote", "v2", "--automatic"]) == 0
+    capsys.readouterr()
+    assert main(["models", "show", "v2"]) == 0
+    shown = capsys.readouterr().out
+    assert "promoted" in shown
+    assert "by schedule" in shown
+    assert "README.md  sha256" in shown
+
+
+def test_a_moment_before_the_first_version_has_none(accepted: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "at", "1999-12-31"]) == 1
+    assert main(["models", "at", "2999-12-31"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("v2: promoted ")
+
+
+@pytest.mark.parametrize("text", ["3", "v3"])
+def test_a_version_that_is_not_registered_is_named(
+    accepted: Service, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    assert main(["models", "promote", text]) == 2
+    assert capsys.readouterr().err == "error: v3 is not registered; there is v1, v2\n"
+
+
+@pytest.mark.parametrize("folder", [None, "served", "{clone}/models"])
+def test_the_folder_that_models_serve_from_must_be_named_absolutely_and_outside_the_clone(
+    accepted: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: str | None
+) -> None:
+    monkeypatch.delenv("ACE_MODELS")
+    if folder is not None:
+        folder = folder.format(clone=accepted.root)
+        monkeypatch.setenv("ACE_MODELS", folder)
+    assert main(["models", "list"]) == 2
+    assert f"ACE_MODELS is {folder or 'not set'}; set it to the absolute path" in capsys.readouterr().err
+
+
+def test_an_audit_ends_with_1_and_the_first_thing_that_is_wrong(
+    accepted: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["models", "audit"]) == 0
+    assert capsys.readouterr().out == "OK: 4 events, their tags and the bytes that they name\n"
+    log = accepted.registry.log.path
+    log.write_text(log.read_text().replace("Anna", "Hugo", 1))
+    assert main(["models", "audit"]) == 1
+    assert "registry/events.jsonl: line 1 was changed" in capsys.readouterr().err
+
+
+def test_a_checkout_has_the_commit_and_the_model_and_leaves_the_clone(accepted: Service, tmp_path: Path) -> None:
+    head = git(accepted.root, "rev-parse", "HEAD")
+    out = tmp_path / "as-v1"
+    assert main(["models", "checkout", "v1", str(out)]) == 0
+    assert (out / "models/ace/README.md").read_text() == "# one\n"
+    assert git(out, "log", "-1", "--format=%s") == "one\n"
+    assert git(out, "status", "--porcelain") == ""
+    assert git(accepted.root, "rev-parse", "HEAD") == head
+    assert main(["models", "checkout", "v1", str(out)]) == 2
+
+
+def test_a_lineage_leads_back_through_all_stages_to_the_manifest_of_a_delivery(
+    accepted: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {"versions": {"torch": "2.14.1"}, "device": "cuda", "params": {}}
+    entries = [{"md5": accepted.cache(json.dumps(config)), "relpath": "config.json"}]
+    (accepted.root / "batches").mkdir()
+    (accepted.root / "batches/own.yaml").write_text(
+        "source: {kind: folder, dep: data/manifests/own.jsonl, dep_sha256: abc}\n"
+    )
+    manifest = {"path": "data/manifests/own.jsonl", "md5": "m"}
+    shards = {"path": "data/shards/own", "md5": "s.dir"}
+    model = {"path": "models/ace", "md5": accepted.cache(json.dumps(entries), suffix=".dir")}
+    params = {"params.yaml": {"pretrain": {"epochs": 3}}}
+    write_lock(
+        accepted.root,
+        {
+            "shard@own": {"deps": [{"path": "batches/own.yaml", "md5": "b"}, manifest], "outs": [shards]},
+            "pretrain": {"deps": [{"path": "ace/losses", "md5": "c.dir"}, shards], "params": params, "outs": [model]},
+            "evaluate": {"deps": [model], "outs": [{"path": "data/evidence", "md5": "e.dir"}]},
+        },
+    )
+    git(accepted.root, "add", "--all")
+    git(accepted.root, "commit", "--quiet", "-m", "three")
+    assert main(["models", "promote"]) == 0
+    capsys.readouterr()
+    assert main(["models", "lineage", "v3", "--json"]) == 0
+    traced = json.loads(capsys.readouterr().out)
+    assert traced["commit"] == git(accepted.root, "rev-parse", "HEAD").strip()
+    assert [stage["stage"] for stage in traced["stages"]] == ["shard@own", "pretrain"]
+    assert traced["stages"][1]["data"] == {"data/shards/own": "s.dir"}
+    assert traced["stages"][1]["files"] == {"ace/losses": "c.dir"}
+    assert traced["stages"][1]["params"] == params
+    assert traced["batches"]["own"]["manifest_sha256"] == "abc"
+    assert traced["environment"] == {"versions": {"torch": "2.14.1"}, "device": "cuda"}
+    assert main(["models", "lineage", "v3"]) == 0
+    text = capsys.readouterr().out
+    assert "  manifest data/manifests/own.jsonl  sha256 abc\n" in text
+    assert '  params.yaml: pretrain = {"epochs": 3}\n' in text
+
+
+def test_models_alone_lists_the_shipped_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    assert "cxr-small" in capsys.readouterr().out
+
+
+DVC_YAML = """
+stages:
+  pretrain:
+    cmd: cp -r made models/ace
+    deps: [made]
+    outs: [models/ace]
+"""
+
+
+def test_a_real_model_that_dvc_made_is_accepted_and_loads_from_where_it_serves(tmp_path: Path) -> None:
+    root, models = tmp_path / "clone", tmp_path / "served"
+    shutil.copytree(find_model(Path("cxr-small")), root / "made")
+    (root / "dvc.yaml").write_text(DVC_YAML)
+    (root / "models").mkdir()
+    (root / "models/.gitignore").write_text("/ace\n")
+    environment = {**os.environ, "ACE_MODELS": str(models), "PYTHONPATH": str(ROOT)}
+
+    def command(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", *arguments], cwd=root, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    git(root, "init", "--quiet", "--initial-branch", "service")
+    for name, value in (("user.name", "Anna"), ("user.email", "anna@example.org")):
+        git(root, "config", name, value)
+    command("dvc", "init", "--quiet")
+    command("dvc", "repro", "--quiet")
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "-m", "a model")
+    assert command("ace", "models", "promote") == "v1 is the accepted model, and serves\n"
+    assert command("ace", "models", "audit").startswith("OK: 2 events")
+    assert command("ace", "models", "card") == (root / "made/README.md").read_text()
+    assert "stage pretrain\n  made  md5 " in command("ace", "models", "lineage", "v1").replace("files", "")
+    assert ace.load(models / "accepted", device="cpu") is not None
