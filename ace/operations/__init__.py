@@ -1,0 +1,1 @@
+"""The service: deliveries become batches, models are accepted, and every step can be shown."""
