@@ -25,7 +25,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from ace.operations.attempts import Attempts, Verdict, now
-from ace.operations.clone import Clone
+from ace.operations.data_commits import Clone
 from ace.operations.judge import Finding, format_findings, judge
 from ace.operations.params import DeliveriesParams, OperationsParams
 from shards.build.publishing import UNUSABLE

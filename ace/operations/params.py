@@ -27,9 +27,9 @@ class JudgeParams(Section):
     shares, 1 is no view in common."""
     max_mean_drift: Difference = 0.1
     """Difference between the mean grey of the foreground, of pixels in [0, 1], here and in the accepted batches."""
-    max_std_drift: Difference = 0.08
+    max_std_drift: Difference = 0.06
     """Difference between the standard deviation of the foreground's grey here and in the accepted batches."""
-    min_likeness: float = Field(default=0.6, ge=-1, le=1)
+    min_likeness: float = Field(default=0.75, ge=-1, le=1)
     """Correlation of the mean picture with that of the accepted batches."""
     max_measured_patients: int = Field(default=0, ge=0)
     """Patients whom the evaluation measures and whom the delivery would train on."""
