@@ -53,9 +53,7 @@ class Clone:
 
     def committed(self, path: str) -> str | None:
         """Return the text of a file in the last commit; None if it has none."""
-        if not self.names_in(path):
-            return None
-        return self._git("show", f"HEAD:{path}")
+        return self._git("show", f"HEAD:{path}") if self.names_in(path) else None
 
     def names_in(self, path: str) -> list[str]:
         """List the committed files of a folder (its path ends in `/`), or the file itself."""

@@ -14,9 +14,10 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -227,7 +228,7 @@ class Deliveries:
     def taken(self) -> list[Delivery]:
         """List all deliveries that were taken, by name."""
         accepted = {Path(path).stem for path in self.clone.names_in(f"{BATCHES}/")}
-        named = read_params(self.params)["batches"]
+        named = self._values()["batches"]
         found = []
         for place in (DELIVERIES, QUARANTINE):
             for folder in (self.folder / place).glob("[!.]*/"):
@@ -326,9 +327,7 @@ class Deliveries:
     def _finish(self) -> Iterator[str]:
         """Bring every delivery that has begun to its end, first the one that the work tree has traces of."""
         self.clone.check()
-        at_work = read_params(self.params)["batches"].keys() - {
-            Path(path).stem for path in self.clone.names_in(f"{BATCHES}/")
-        }
+        at_work = self._values()["batches"].keys() - {Path(path).stem for path in self.clone.names_in(f"{BATCHES}/")}
         due = sorted((d for d in self.taken() if d.is_open), key=lambda d: (d.name not in at_work, d.name))
         if not due:
             self._check_tree(None)
@@ -340,7 +339,7 @@ class Deliveries:
         """Give a folder in incoming/ a name and a record, from which moving it goes on; returns the name."""
         numbered = re.compile(re.escape(self.settings.name) + r"-b(\d+)")
         files = {file.stem for file in (self.params.parent / BATCHES).glob("*.yaml")}
-        names = {*(delivery.name for delivery in self.taken()), *read_params(self.params)["batches"], *files}
+        names = {*(delivery.name for delivery in self.taken()), *self._values()["batches"], *files}
         numbers = [int(match[1]) for name in names if (match := numbered.fullmatch(name))]
         name = f"{self.settings.name}-b{max(numbers, default=-1) + 1:03}"
         with atomic_directory(self.folder / DELIVERIES / name) as folder:
@@ -390,7 +389,7 @@ class Deliveries:
         try:
             with attempts.step("check"):
                 check_tree(delivery.folder / IMAGES)
-            if delivery.name not in read_params(self.params)["batches"]:
+            if delivery.name not in self._values()["batches"]:
                 with attempts.step("register") as outputs:
                     self._register(delivery)
                     outputs["batch"] = f"{BATCHES}/{delivery.name}.yaml"
@@ -505,6 +504,11 @@ class Deliveries:
         delivery.folder.rename(target)
         return f"refused: {cause.splitlines()[0] if cause else 'a person overruled the checks'}"
 
+    def _values(self) -> Mapping[str, Any]:
+        """Read params.yaml as it is now."""
+        values: Mapping[str, Any] = _parsed(self.params.read_text(encoding="utf-8"))
+        return values
+
     def _manifests(self, name: str) -> list[Path]:
         """List the private files that `register` wrote beside the manifest."""
         return sorted((self.params.parent / MANIFESTS).glob(f"{name}.*"))
@@ -521,14 +525,14 @@ class Deliveries:
         They follow from the last commit alone, so that a killed call is finished by doing the same again.
         """
         committed = Texts(*(self.clone.committed(path) or "" for path in (PARAMS, DVC)))
-        values = YAML(typ="safe", pure=True).load(committed.params)
+        values = _parsed(committed.params)
         if name in values["batches"]:
             return {"out": without_batch(committed, name, values), "accepted": committed}
         dep = (MANIFESTS / f"{name}.jsonl").as_posix()
         registered = committed._replace(params=add_item(committed.params, "batches", name, dep))
         texts = {"out": committed, "registered": registered}
-        if batch_path(name, self.params.parent).is_file() and name in read_params(self.params)["batches"]:
-            batches = read_batches(self.params, read_params(self.params))
+        if batch_path(name, self.params.parent).is_file() and name in self._values()["batches"]:
+            batches = read_batches(self.params, self._values())
             item, _ = mix_item(name, batches[name], self.settings.weight, values, batches)
             texts["accepted"] = with_training(registered, name, item)
         return texts
@@ -642,7 +646,13 @@ def shown(name: str) -> str:
 
 def _stages(text: str) -> dict[str, Any]:
     """Read the stages of a dvc.lock; an empty one has none."""
-    return dict((YAML(typ="safe", pure=True).load(text) or {}).get("stages") or {})
+    return dict((_parsed(text) or {}).get("stages") or {})
+
+
+@lru_cache(maxsize=8)
+def _parsed(text: str) -> Any:
+    """Parse a file of the project, which is asked for again and again, and which nobody changes."""
+    return YAML(typ="safe", pure=True).load(text)
 
 
 def _entries(folder: Path) -> Iterator["os.DirEntry[str]"]:

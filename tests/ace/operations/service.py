@@ -82,10 +82,14 @@ def deliver(folder: Path, seeds: range, *, is_complete: bool = True, is_negative
     return folder
 
 
-def make_service(root: Path) -> Path:
-    """Make the project with the batch clinic-b000 of 40 images, committed on the branch `service`; returns its folder.
+def make_service(root: Path, images: Path | None = None) -> Path:
+    """Make the project with the batch clinic-b000, which is neither built nor committed yet; returns its folder.
 
     The identity key is in the environment.
+
+    Args:
+        root: A new folder, for the project and the batch's images.
+        images: Folder of the images, with labels.csv; None: 40 drawn ones.
     """
     project = root / "project"
     project.mkdir(parents=True)
@@ -97,7 +101,7 @@ def make_service(root: Path) -> Path:
     (project / ".gitignore").write_text(
         "/data/\n/deliveries/\n/incoming/\n/quarantine/\n.*.yaml.lock\n.*.tmp\n", encoding="utf-8"
     )
-    images = deliver(root / "first", range(40))
+    images = images or deliver(root / "first", range(40))
     files = Project(project / "params.yaml", project / "dvc.yaml")
     register_batch(MEASURED, images, FolderSource(images / "labels.csv"), modality="chest", project=files)
     params = project / "params.yaml"
