@@ -6,6 +6,7 @@ leaves one of these states or, after a kill, the one before, and can be given ag
 has begun and is neither accepted nor refused: the next one waits for it.
 """
 
+import fcntl
 import json
 import os
 import re
@@ -21,9 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from ace.operations.attempts import Attempts, Verdict, now
 from ace.operations.data_commits import Clone
@@ -207,7 +206,9 @@ class Deliveries:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Let one process at a time work on the deliveries; the lock ends with its process.
+        """Let one process at a time work on the deliveries.
+
+        The lock ends with its process, but for a dvc that outlives it: that one holds it until it has finished.
 
         Raises:
             BusyError: another one is at work.
@@ -215,15 +216,13 @@ class Deliveries:
         for name in (INCOMING, DELIVERIES, QUARANTINE):
             if not (self.folder / name).is_dir():
                 make_private_folder(self.folder / name)
-        lock = FileLock(self.folder / DELIVERIES / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise BusyError(f"another call is at work on the deliveries and holds {lock.lock_file}") from None
-        try:
+        with (self.folder / DELIVERIES / ".lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BusyError(f"another call is at work on the deliveries and holds {lock.name}") from None
+            os.set_inheritable(lock.fileno(), True)  # by `repro` alone: Python closes it in other processes
             yield
-        finally:
-            lock.release()
 
     def taken(self) -> list[Delivery]:
         """List all deliveries that were taken, by name."""
@@ -253,8 +252,8 @@ class Deliveries:
         Args:
             now_s: The time, in seconds as files have it.
         """
-        found = []
-        for path in sorted((self.folder / INCOMING).iterdir()):
+        found: list[Arriving] = []
+        for path in sorted((self.folder / INCOMING).glob("*")):
             if path.name.startswith("."):
                 continue
             if path.is_symlink() or not path.is_dir():
@@ -320,6 +319,7 @@ class Deliveries:
                     "`python -m ace deliveries list` names them"
                 )
             self.clone.check()
+            self._texts(name)  # an accepted one that is measured on cannot be taken out
             found[0].attempts.append({"overruled": verdict, "who": who, "why": why, "at": now()})
             yield f"{name}: {who} says {verdict}: {why}"
             yield from self._finish()
@@ -550,7 +550,7 @@ class Deliveries:
                 modified.discard(PARAMS)
             if self.project.dvc.read_text(encoding="utf-8") in {texts.dvc for texts in known}:
                 modified.discard(DVC)
-            if LOCK in modified and self._lock_differs_by(f"shard@{name}"):
+            if LOCK in modified and self.params.with_name(LOCK).is_file() and self._lock_differs_by(f"shard@{name}"):
                 modified.discard(LOCK)
             modified.discard(f"{BATCHES}/{name}.yaml")
         if modified:
@@ -566,11 +566,11 @@ class Deliveries:
         the results of what was done since.
         """
         path, committed = self.params.with_name(LOCK), self.clone.committed(LOCK) or ""
-        try:
-            stages = [_stages(text) for text in (committed, path.read_text(encoding="utf-8"))]
-        except (YAMLError, AttributeError):
+        text = path.read_text(encoding="utf-8")
+        if committed.startswith(text) or not text.endswith("\n"):
             write_text(path, committed)
             return True
+        stages = [_stages(committed), _stages(text)]
         for entries in stages:
             entries.pop(stage, None)
         return stages[0] == stages[1]
@@ -632,7 +632,14 @@ def repro(stage: str, project: Path, log: Path) -> str | None:
         # dvc runs commands with $SHELL, which for a service's account may run none.
         environment = {**os.environ, "PATH": path, "SHELL": "/bin/sh"}
         done = subprocess.run(
-            command, cwd=project, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, check=False
+            command,
+            cwd=project,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            check=False,
+            close_fds=False,  # it holds the lock on the deliveries as long as it lives
         )
     if not done.returncode:
         return None

@@ -149,6 +149,32 @@ def no_labels(folder: Path) -> None:
     (folder / "labels.csv").unlink()
 
 
+def test_a_dvc_lock_that_was_half_written_is_that_of_the_last_commit(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (project / "dvc.lock").read_text(encoding="utf-8")
+
+    def killed(stage: str, root: Path, log: Path) -> str:
+        (root / "dvc.lock").write_text(f"{before}  {stage}:\n    cm", encoding="utf-8")
+        return "killed"
+
+    deliver(project / "incoming" / "March", NEW[:3])
+    monkeypatch.setattr(module, "repro", killed)
+    with pytest.raises(HeldDeliveryError):
+        run(project)
+    monkeypatch.setattr(module, "repro", lambda *_: "No space left on device")
+    with pytest.raises(HeldDeliveryError):
+        run(project)
+    assert (project / "dvc.lock").read_text(encoding="utf-8") == before
+
+
+def test_an_accepted_batch_that_is_measured_on_cannot_be_refused(project: Path) -> None:
+    (project / "deliveries" / MEASURED).mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"measured on, by evaluate\.batch"):
+        overrule(project, MEASURED, "refused")
+    assert not list((project / "deliveries" / MEASURED).iterdir())
+
+
 @pytest.mark.parametrize(
     ("fault", "cause"),
     [

@@ -88,11 +88,11 @@ def test_a_run_that_is_killed_at_any_change_on_the_disk_is_finished_by_the_next_
     commit_all(project)
     deliver(project / "incoming" / "March", range(100, 130))
     deliver(project / "incoming" / "negatives", range(200, 230), is_negative=True)
-    command = [sys.executable, "-m", "tests.ace.operations.killed", str(project), "0", "4"]
+    command = [sys.executable, "-m", "tests.ace.operations.killed", str(project), "0", "17"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=LIMIT_S)
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
     num_killed = int(done.stdout.splitlines()[-1].split()[0])
-    assert num_killed > 20
+    assert num_killed > 10
 
 
 @pytest.mark.slow
@@ -109,17 +109,18 @@ def test_processes_that_are_killed_at_random_lose_and_double_nothing(project: Pa
         try:
             process.communicate(timeout=generator.uniform(1, 15))
         except subprocess.TimeoutExpired:
-            # With all that it has started, or alone: then dvc goes on, and the next call waits for it.
+            # With all that it has started, or alone: then dvc goes on.
             kill = os.killpg if number % 3 else os.kill
             kill(process.pid, signal.SIGKILL)
             process.communicate()
         if time.monotonic() - begun > LIMIT_S / 3:
             break
-    for _ in range(2):
+    said = ""
+    while said != "nothing is due\n":  # while a dvc of a killed call is at work, they do nothing and say so
         process = started(project)
         said, complained = process.communicate(timeout=LIMIT_S)
         assert process.returncode == 0, complained
-    assert said == "nothing is due\n"
+        time.sleep(0.5)
     found = {item.sent_as: item for item in deliveries_of(project).taken()}
     assert {name: item.state for name, item in found.items()} == dict.fromkeys(sent, "accepted") | {"again": "refused"}
     assert mixed(project) == sorted([MEASURED, *(found[name].name for name in sent)])
