@@ -47,8 +47,12 @@ def started(project: Path) -> subprocess.Popen[str]:
 
 def use_dvc(project: Path) -> None:
     """Let dvc build the batch, and commit."""
-    for command in (("init", "--quiet", "--no-scm"), ("repro", "-s", f"shard@{MEASURED}")):
-        subprocess.run([sys.executable, "-m", "dvc", *command], cwd=project, check=True, capture_output=True)
+    (project / ".dvc").mkdir()
+    for name in ("config", ".gitignore"):
+        shutil.copy(ROOT / ".dvc" / name, project / ".dvc")
+    git(project, "init", "--quiet", "--initial-branch", "service")
+    command = [sys.executable, "-m", "dvc", "repro", "-s", f"shard@{MEASURED}"]
+    subprocess.run(command, cwd=project, check=True, capture_output=True)
     commit_all(project)
 
 
