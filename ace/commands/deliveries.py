@@ -14,6 +14,28 @@ if TYPE_CHECKING:
     from ace.operations.attempts import Verdict
 
 
+def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `deliveries` to the command line."""
+    deliveries = commands.add_parser(
+        "deliveries", help="take new images in, look at them, and overrule the judge"
+    ).add_subparsers(required=True, metavar="COMMAND")
+    for word, function, text in (
+        ("run", run, "do whatever is due, once"),
+        ("list", list_, "list what has come, and how far it is"),
+        ("accept", accept, "accept a delivery that was refused"),
+        ("refuse", refuse, "refuse a delivery"),
+    ):
+        command = deliveries.add_parser(word, help=text, description=function.__doc__)
+        command.add_argument(
+            "--params", type=Path, default=DEFAULT_PARAMS, metavar="FILE", help=f"default: {DEFAULT_PARAMS}"
+        )
+        if word in ("accept", "refuse"):
+            command.add_argument("name", metavar="NAME", help="name of the batch, as clinic-b003")
+            command.add_argument("--why", required=True, metavar="TEXT", help="the reason, for the record")
+            command.add_argument("--who", default=getpass.getuser(), metavar="NAME", help="default: your login name")
+        command.set_defaults(run=function)
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Do whatever is due once: finish the deliveries that have begun, then take complete folders of incoming/.
 
@@ -64,25 +86,3 @@ def _overrule(arguments: argparse.Namespace, verdict: "Verdict") -> None:
 
     for line in Deliveries.open(arguments.params).overrule(arguments.name, verdict, arguments.who, arguments.why):
         print(line, flush=True)
-
-
-def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `deliveries` to the command line."""
-    deliveries = commands.add_parser(
-        "deliveries", help="take new images in, look at them, and overrule the judge"
-    ).add_subparsers(required=True, metavar="COMMAND")
-    for word, function, text in (
-        ("run", run, "do whatever is due, once"),
-        ("list", list_, "list what has come, and how far it is"),
-        ("accept", accept, "accept a delivery that was refused"),
-        ("refuse", refuse, "refuse a delivery"),
-    ):
-        command = deliveries.add_parser(word, help=text, description=function.__doc__)
-        command.add_argument(
-            "--params", type=Path, default=DEFAULT_PARAMS, metavar="FILE", help=f"default: {DEFAULT_PARAMS}"
-        )
-        if word in ("accept", "refuse"):
-            command.add_argument("name", metavar="NAME", help="name of the batch, as clinic-b003")
-            command.add_argument("--why", required=True, metavar="TEXT", help="the reason, for the record")
-            command.add_argument("--who", default=getpass.getuser(), metavar="NAME", help="default: your login name")
-        command.set_defaults(run=function)
