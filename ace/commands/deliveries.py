@@ -32,7 +32,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         if word in ("accept", "refuse"):
             command.add_argument("name", metavar="NAME", help="name of the batch, as clinic-b003")
             command.add_argument("--why", required=True, metavar="TEXT", help="the reason, for the record")
-            command.add_argument("--who", default=getpass.getuser(), metavar="NAME", help="default: your login name")
+            command.add_argument("--who", metavar="NAME", help="default: your login name")
         command.set_defaults(run=function)
 
 
@@ -84,5 +84,6 @@ def refuse(arguments: argparse.Namespace) -> None:
 def _overrule(arguments: argparse.Namespace, verdict: "Verdict") -> None:
     from ace.operations.deliveries import Deliveries
 
-    for line in Deliveries.open(arguments.params).overrule(arguments.name, verdict, arguments.who, arguments.why):
+    who = arguments.who or getpass.getuser()
+    for line in Deliveries.open(arguments.params).overrule(arguments.name, verdict, who, arguments.why):
         print(line, flush=True)
