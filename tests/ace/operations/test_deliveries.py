@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import ace.operations.deliveries as module
+from ace.config import use
 from ace.operations.deliveries import BusyError, HeldDeliveryError
 from shards.core.errors import ConfigError
 from tests.ace.operations.service import (
@@ -24,6 +25,7 @@ from tests.ace.operations.service import (
     mixed,
     open_key,
 )
+from tests.support.checkout import ROOT, copy_project
 
 NEW = range(100, 130)
 
@@ -350,3 +352,33 @@ def test_the_record_is_read_although_its_last_line_is_half_written(tmp_path: Pat
         file.write('{"step": "bu')
     record.append({"step": "build"})
     assert record.read() == [{"overruled": "accepted"}, {"step": "build"}]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("settle_s: 60", "operations.deliveries.settle_s: .* greater than or equal to 600; found 60"),
+        ("source: nih-chestxray14", "labels belongs to source folder or dicom; nih-chestxray14 brings its own"),
+        ("setle_s: 900", "operations.deliveries.setle_s: unknown key; did you mean 'settle_s'?"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(change: str, message: str, project: Path) -> None:
+    with (project / "params.yaml").open("a", encoding="utf-8") as file:
+        file.write(f"    {change}\n")
+    with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
+        deliveries_of(project)
+
+
+def test_a_project_without_the_section_is_told_what_to_write(project: Path) -> None:
+    text = (project / "params.yaml").read_text(encoding="utf-8")
+    (project / "params.yaml").write_text(text[: text.index("operations:")], encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"has no section operations\.deliveries; expected one with at least a name"):
+        deliveries_of(project)
+
+
+def test_another_configuration_leaves_the_service_alone(tmp_path: Path) -> None:
+    copy_project(tmp_path)
+    with (tmp_path / "params.yaml").open("a", encoding="utf-8") as file:
+        file.write("operations:\n  deliveries: {name: clinic}\n")
+    use("smoke", tmp_path / "params.yaml", ROOT / "configs")
+    assert load(tmp_path / "params.yaml")["operations"] == {"deliveries": {"name": "clinic"}}

@@ -111,7 +111,7 @@ def test_processes_that_are_killed_at_random_lose_and_double_nothing(project: Pa
     for number in range(NUM_ROUNDS):
         process = started(project)
         try:
-            process.communicate(timeout=generator.uniform(1, 15))
+            process.communicate(timeout=generator.uniform(0.5, 8))
         except subprocess.TimeoutExpired:
             # With all that it has started, or alone: then dvc goes on.
             kill = os.killpg if number % 3 else os.kill
