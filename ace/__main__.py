@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from ace.commands import config, encoder, evaluation, imports, inference, models, report, study, training
+from ace.commands import config, deliveries, encoder, evaluation, imports, inference, models, report, study, training
 from shards.cli import run_command
 
 
@@ -11,7 +11,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the command line of `python -m ace`."""
     parser = argparse.ArgumentParser(prog="python -m ace", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (training, evaluation, report, imports, inference, models, encoder, study, config):
+    for module in (training, evaluation, report, imports, inference, models, encoder, study, deliveries, config):
         module.add_commands(commands)
     return parser
 

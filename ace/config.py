@@ -16,6 +16,7 @@ from ace.data.objectives import spec_of_epoch
 from ace.embed.opening import EncoderParams
 from ace.evaluation.params import Encoders, EvaluateParams
 from ace.models.params import ImportParams
+from ace.operations.params import OperationsParams
 from ace.pretrain.params import PretrainParams
 from ace.report.params import ReportParams
 from shards.core.config import DEFAULT_PARAMS, Section, laid_over, read_params
@@ -32,8 +33,8 @@ from shards.runtime.atomic import make_private_folder, write_private_text, write
 
 CONFIGS = Path("configs")
 BASE, SUFFIX = "demo", ".yaml"
-KEPT = ("batches", "mix", "finetune")
-"""Sections that `use` leaves alone: registered deliveries and their tasks belong to the project, not to a
+KEPT = ("batches", "mix", "finetune", "operations")
+"""Sections that `use` leaves alone: registered deliveries, their tasks and the service belong to the project, not to a
 configuration."""
 REPLACED = ("checks",)
 """Mappings that an overlay replaces instead of adding to: bounds are about the figures of one configuration."""
@@ -74,6 +75,8 @@ class Config(Section):
     finetune: dict[str, str]
     """Name of a task in configs/tasks → the shard set that the stage `finetune` trains and measures it on."""
     report: ReportParams
+    operations: OperationsParams = OperationsParams()
+    """What the service does by itself; a project without a service needs no such section."""
 
     @property
     def trained_batches(self) -> list[str]:

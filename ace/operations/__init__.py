@@ -1,1 +1,1 @@
-"""Accepted models: which one serves, who decided so and when, and how each step can be shown afterwards."""
+"""The service: deliveries become batches, models are accepted, and every step can be shown."""

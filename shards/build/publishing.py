@@ -44,6 +44,8 @@ from shards.store.location import LocalStore
 
 REPORTS = (QUARANTINE, QUALITY, SHEET, CONTACT_SHEET)
 """The files of a set that are made for people."""
+UNUSABLE = "images cannot be used"
+"""The words after `N of M` in the message that refuses a batch for its quarantined images."""
 _MAX_NAMED = 5
 _MAX_GREY = 255
 _NEARLY_ALL = 0.99
@@ -71,7 +73,7 @@ def check_quarantine(batch: str, inspection: Inspection, max_fraction: float, or
     names = ", ".join(name for name, _ in faults[:_MAX_NAMED])
     listed = f", all in {originals}" if originals else ""
     raise SourceError(
-        f"batch {batch}: {len(faults)} of {total} images cannot be used ({reasons}), first: {names}{listed}; "
+        f"batch {batch}: {len(faults)} of {total} {UNUSABLE} ({reasons}), first: {names}{listed}; "
         f"shard.max_quarantined_fraction allows {max_fraction:g}. Repair or remove them, or raise it"
     )
 

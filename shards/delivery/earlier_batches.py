@@ -15,6 +15,9 @@ from shards.core.records import File, Record, Split
 from shards.delivery.manifest import Entry, iterate_manifest
 from shards.runtime.text import count_of
 
+IN_ANOTHER_BATCH = "an image that batch"
+"""Beginning of the reason of a file that is left out because another batch has it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Registered:
@@ -182,7 +185,7 @@ def grow(entries: Iterable[Entry], kind: str, root: Path, settled: Settled) -> G
         if found is not None:
             known = settled.images[found]
             copies[known.batch] += 1
-            left_out[path] = f"an image that batch {known.batch} has"
+            left_out[path] = f"{IN_ANOTHER_BATCH} {known.batch} has"
             if known.patient not in (None, record.patient):
                 renamed.setdefault(found, set()).add(record.patient)
         elif settled.later.isdisjoint((path, *names)):

@@ -15,7 +15,6 @@ from shards.core.config import read_params
 from shards.core.errors import ConfigError, SourceError
 from shards.core.identity import IdKey, load_id_key, read_id_key, split_of
 from shards.core.modality import OWN_KINDS
-from shards.core.normalisation import as_written
 from shards.core.params import (
     MODALITY,
     BatchParams,
@@ -39,6 +38,7 @@ from shards.delivery.manifest import (
     identify,
     iterate_manifest,
 )
+from shards.delivery.mixing import mix_item, takes_grey
 from shards.delivery.project import Project, check_tasks, portable
 from shards.delivery.published_key import warn_of_published_key
 from shards.delivery.registration_report import (
@@ -519,7 +519,7 @@ def _report(
         is_known=name in before.batches,
         mix=change.mix,
         shared=change.shared,
-        takes_grey=_takes_grey(before.values),
+        takes_grey=takes_grey(before.values),
     )
     if change.mix is not None:
         report_mixture({**before.kept, name: change.item}, before.values, name)
@@ -574,29 +574,17 @@ def _mix_of(
     batches: Mapping[str, BatchParams],
     *,
     share: bool,
-) -> tuple[dict[str, Any] | None, str | None]:
+) -> tuple[Mapping[str, Any] | None, str | None]:
     """Make a batch's item of `mix`, and name the batch whose mean and std it shares.
 
     The item is None if the batch is not trained on.
     """
-    own = item.measured.normalisation(1 if _takes_grey(values) else item.source.channels)
     mixes = values.get("mix") or {}
     if name in batches:
         return (dict(mixes[name]) if name in mixes else None), None
     if weight == 0:
         return None, None
-    weight = 1.0 if weight is None else weight
-    alike = [other for other, batch in batches.items() if other in mixes and other != name and _is_alike(batch, item)]
-    if share and alike:
-        levels = {key: mixes[alike[0]][key] for key in ("mean", "std")}
-        return {"weight": weight, **levels}, alike[0]
-    return {"weight": weight, "mean": as_written(own.mean), "std": as_written(own.std)}, None
-
-
-def _is_alike(one: BatchParams, other: BatchParams) -> bool:
-    """Tell whether two batches have the same source, site and number of channels."""
-    keys = ("kind", "site", "channels")
-    return all(getattr(one.source, key, None) == getattr(other.source, key, None) for key in keys)
+    return mix_item(name, item, 1.0 if weight is None else weight, values, batches, share=share)
 
 
 def _entered(copy: Path, name: str, mix: Mapping[str, Any] | None) -> str | None:
@@ -617,12 +605,6 @@ def _read(source: Source, root: Path) -> Listing:
             f"{root}: a file below it cannot be read ({error.strerror}); expected all below it open to you: check "
             "their permissions"
         ) from None
-
-
-def _takes_grey(values: Mapping[str, Any]) -> bool:
-    """Tell whether the project's network has one channel, so that it sees coloured images in grey."""
-    backbone = (values.get("pretrain") or {}).get("backbone") or {}
-    return bool(backbone.get("in_channels") == 1)
 
 
 def check_paths_fit(labels: Path, root: Path) -> None:

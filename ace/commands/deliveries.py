@@ -1,0 +1,89 @@
+"""`deliveries`: take new images in, look at them, and overrule the judge."""
+
+import argparse
+import getpass
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shards.core.config import DEFAULT_PARAMS
+from shards.runtime.text import table
+
+if TYPE_CHECKING:
+    from ace.operations.attempts import Verdict
+
+
+def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `deliveries` to the command line."""
+    deliveries = commands.add_parser(
+        "deliveries", help="take new images in, look at them, and overrule the judge"
+    ).add_subparsers(required=True, metavar="COMMAND")
+    for word, function, text in (
+        ("run", run, "do whatever is due, once"),
+        ("list", list_, "list what has come, and how far it is"),
+        ("accept", accept, "accept a delivery that was refused"),
+        ("refuse", refuse, "refuse a delivery"),
+    ):
+        command = deliveries.add_parser(word, help=text, description=function.__doc__)
+        command.add_argument(
+            "--params", type=Path, default=DEFAULT_PARAMS, metavar="FILE", help=f"default: {DEFAULT_PARAMS}"
+        )
+        if word in ("accept", "refuse"):
+            command.add_argument("name", metavar="NAME", help="name of the batch, as clinic-b003")
+            command.add_argument("--why", required=True, metavar="TEXT", help="the reason, for the record")
+            command.add_argument("--who", metavar="NAME", help="default: your login name")
+        command.set_defaults(run=function)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Do whatever is due once: finish the deliveries that have begun, then take complete folders of incoming/.
+
+    A folder is complete once it has the file `_COMPLETE`, or has stayed as it is for operations.deliveries.settle_s
+    seconds. It becomes a batch that is accepted, in one commit, or refused, with a report in quarantine/. A call that
+    was killed is finished by the next one. If another call is at work, this one says so and ends.
+    """
+    from ace.operations.deliveries import BusyError, Deliveries
+
+    has_done = False
+    try:
+        for line in Deliveries.open(arguments.params).run():
+            print(line, flush=True)
+            has_done = True
+    except BusyError as error:
+        print(error, file=sys.stderr)
+        return
+    if not has_done:
+        print("nothing is due")
+
+
+def list_(arguments: argparse.Namespace) -> None:
+    """List the folders in incoming/ and all deliveries, with their states and what was tried last."""
+    from ace.operations.deliveries import Deliveries, shown
+
+    deliveries = Deliveries.open(arguments.params)
+    rows = [("batch", "delivered as", "state", "what happened last")]
+    rows += [("", shown(item.path.name), "incoming", item.text) for item in deliveries.arriving(time.time())]
+    rows += [(item.name, shown(item.sent_as), item.state, item.last) for item in deliveries.taken()]
+    print(table(rows) if len(rows) > 1 else "no deliveries")
+
+
+def accept(arguments: argparse.Namespace) -> None:
+    """Accept a delivery whatever its judge says; who says so, and why, is kept in its record."""
+    _overrule(arguments, "accepted")
+
+
+def refuse(arguments: argparse.Namespace) -> None:
+    """Refuse a delivery whatever its judge says, an accepted one too; who says so, and why, is kept in its record.
+
+    The models that were trained with an accepted one stay as they are.
+    """
+    _overrule(arguments, "refused")
+
+
+def _overrule(arguments: argparse.Namespace, verdict: "Verdict") -> None:
+    from ace.operations.deliveries import Deliveries
+
+    who = arguments.who or getpass.getuser()
+    for line in Deliveries.open(arguments.params).overrule(arguments.name, verdict, who, arguments.why):
+        print(line, flush=True)

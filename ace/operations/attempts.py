@@ -1,0 +1,76 @@
+"""The record of a delivery: what was tried, when it began and ended, what came of it, and who overruled the judge."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+Verdict = Literal["accepted", "refused"]
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """A file of JSON lines that only grows.
+
+    A line says that a step has started, another one that it has finished: a start without an end is a step that was
+    killed.
+
+    Attributes:
+        path: The file.
+    """
+
+    path: Path
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[dict[str, Any]]:
+        """Record a step, and what the block puts into the mapping as its outputs; an error is recorded and goes on."""
+        self.append({"step": name, "started": now(), "pid": os.getpid()})
+        outputs: dict[str, Any] = {}
+        try:
+            yield outputs
+        except BaseException as error:
+            said = f"{type(error).__name__}: {error}"
+            self.append({"step": name, "finished": now(), "error": said, "outputs": outputs})
+            raise
+        self.append({"step": name, "finished": now(), "error": None, "outputs": outputs})
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Add a line, whole; behind what a kill left half written, on a line of its own."""
+        text = json.dumps(line) + "\n"
+        with self.path.open("ab+") as file:
+            if file.tell() and not _ends_a_line(self.path):
+                text = "\n" + text
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read(self) -> list[dict[str, Any]]:
+        """Read the lines; what a kill left half written is none."""
+        if not self.path.is_file():
+            return []
+        found = []
+        for text in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                found.append(json.loads(text))
+            except ValueError:
+                continue
+        return found
+
+    def overruled(self) -> dict[str, Any] | None:
+        """Return the last line in which a person overruled the judge."""
+        return next((line for line in reversed(self.read()) if "overruled" in line), None)
+
+
+def now() -> str:
+    """Return the time as the record has it, UTC to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _ends_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"

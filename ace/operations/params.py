@@ -1,0 +1,77 @@
+"""The section `operations` of params.yaml: what the service does by itself, and its bounds."""
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from shards.core.config import Section
+from shards.core.modality import OWN_KINDS
+from shards.core.params import MODALITY, SITE, Fraction, SourceKind
+
+Difference = Annotated[float, Field(ge=0, le=1)]
+
+
+class JudgeParams(Section):
+    """Bounds beyond which a delivery is refused (section `operations.deliveries.judge`); docs/log.md has figures."""
+
+    min_images: int = Field(default=1, ge=1)
+    """Images that are left to train and measure on, at least."""
+    max_quarantined: Fraction = 0.03
+    """Share of the images that cannot be read or are kept out by the quality pass, not counting copies."""
+    max_copies: Fraction = 0.5
+    """Share of the delivered images that earlier batches have; 1 where every export repeats the earlier ones."""
+    max_near_copies: Fraction = 0.05
+    """Share of the images that show the same picture as one of an earlier batch, stored again."""
+    max_view_drift: Difference = 0.6
+    """Half the sum of the differences between the shares of the views here and in the accepted batches: 0 is the same
+    shares, 1 is no view in common."""
+    max_mean_drift: Difference = 0.1
+    """Difference between the mean grey of the foreground, of pixels in [0, 1], here and in the accepted batches."""
+    max_std_drift: Difference = 0.06
+    """Difference between the standard deviation of the foreground's grey here and in the accepted batches."""
+    min_likeness: float = Field(default=0.75, ge=-1, le=1)
+    """Correlation of the mean picture with that of the accepted batches."""
+    max_measured_patients: int = Field(default=0, ge=0)
+    """Patients whom the evaluation measures and whom the delivery would train on."""
+    min_images_of_drift: int = Field(default=24, ge=1)
+    """Images that tell a drift of view, mean, standard deviation and mean picture; fewer tell nothing and pass."""
+
+
+class DeliveriesParams(Section):
+    """The way of new images to an accepted batch (section `operations.deliveries`); see docs/operations.md."""
+
+    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
+    """First part of the batches' names: `clinic` makes clinic-b000, clinic-b001 and so on."""
+    folder: str = "."
+    """Folder that holds incoming/, deliveries/ and quarantine/, all on one file system; absolute, or relative to the
+    project."""
+    settle_s: float = Field(default=600, ge=600)
+    """Seconds for which a folder without the marker `_COMPLETE` must stay as it is before it counts as complete."""
+    source: SourceKind = "folder"
+    """Kind of the source that reads every delivery (`python -m shards sources`)."""
+    labels: str | None = None
+    """Name of the CSV in every delivery, for `folder` and `dicom`."""
+    patient_from: str | None = None
+    """Regular expression that finds the patient in a path, for `folder` and `dicom`."""
+    site: str | None = Field(default=None, pattern=SITE)
+    """Site that gave the patients their ids, for `folder` and `dicom`; None: the name."""
+    modality: str | None = Field(default=None, pattern=MODALITY)
+    """Kind of pictures, as `chest`, for `folder` and `dicom`; None: that of earlier batches of the site."""
+    weight: float = Field(default=1.0, gt=0)
+    """Share in training of an accepted batch: 1 shows each image once per epoch."""
+    judge: JudgeParams = JudgeParams()
+    """Bounds beyond which a delivery is refused."""
+
+    @model_validator(mode="after")
+    def _options_belong_to_own_images(self) -> Self:
+        given = [name for name in ("labels", "patient_from", "site", "modality") if getattr(self, name) is not None]
+        if given and self.source not in OWN_KINDS:
+            raise ValueError(f"{given[0]} belongs to source {' or '.join(OWN_KINDS)}; {self.source} brings its own")
+        return self
+
+
+class OperationsParams(Section):
+    """What the service does by itself (section `operations`, which may be absent)."""
+
+    deliveries: DeliveriesParams | None = None
+    """The way of new images to an accepted batch; None: nothing is taken in."""

@@ -1,0 +1,384 @@
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ace.operations.deliveries as module
+from ace.config import use
+from ace.operations.deliveries import BusyError, HeldDeliveryError
+from shards.core.errors import ConfigError
+from tests.ace.operations.delivered import (
+    MEASURED,
+    build_here,
+    chest,
+    commit_all,
+    deliver,
+    deliveries_of,
+    git,
+    load,
+    make_service,
+    mixed,
+    open_key,
+)
+from tests.support.checkout import ROOT, copy_project
+
+NEW = range(100, 130)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project once for all tests of this file, and its key beside it."""
+    root = tmp_path_factory.mktemp("service")
+    with pytest.MonkeyPatch.context() as patch:
+        open_key(root, patch)
+        project = make_service(root)
+        assert build_here(f"shard@{MEASURED}", project, root / "log") is None
+        commit_all(project)
+    return root
+
+
+@pytest.fixture
+def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, whose shards are built in the tests' own process."""
+    shutil.copytree(made, tmp_path / "service", symlinks=True)
+    monkeypatch.setenv("ACE_ID_KEY_FILE", str(tmp_path / "service" / "id.key"))
+    monkeypatch.setenv("ACE_SCRATCH", str(tmp_path / "service" / "scratch"))
+    monkeypatch.setattr(module, "repro", build_here)
+    return tmp_path / "service" / "project"
+
+
+def run(project: Path, now_s: float | None = None) -> list[str]:
+    return list(deliveries_of(project).run(now_s))
+
+
+def overrule(project: Path, name: str, verdict: Any) -> list[str]:
+    return list(deliveries_of(project).overrule(name, verdict, "Dr. Who", "I looked at them"))
+
+
+def states(project: Path) -> dict[str, str]:
+    return {delivery.name: delivery.state for delivery in deliveries_of(project).taken()}
+
+
+def report(project: Path, name: str = "clinic-b001") -> dict[str, Any]:
+    (path,) = project.glob(f"*/{name}/report.json")
+    assert path.with_suffix(".txt").read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def failed(project: Path) -> list[str]:
+    return [finding["check"] for finding in report(project)["findings"] if not finding["passed"]]
+
+
+def assert_as_committed(project: Path) -> None:
+    """Nothing is left of a batch that was refused."""
+    assert git(project, "status", "--porcelain") == ""
+    assert git(project, "log", "--format=%s").splitlines() == ["the project"]
+    assert not list((project / "data").glob("*/clinic-b001*"))
+
+
+def test_a_complete_folder_becomes_an_accepted_batch_in_one_commit(project: Path) -> None:
+    deliver(project / "incoming" / "March", NEW)
+    assert run(project) == ["clinic-b001: taken from incoming/March", "clinic-b001: accepted"]
+    assert git(project, "status", "--porcelain") == ""
+    changed = git(project, "show", "--format=%s", "--name-only").split("\n")
+    assert changed[0] == "Batch clinic-b001 is accepted"
+    assert sorted(filter(None, changed[1:])) == ["batches/clinic-b001.yaml", "dvc.lock", "dvc.yaml", "params.yaml"]
+    assert mixed(project) == [MEASURED, "clinic-b001"]
+    assert "data/shards/clinic-b001" in load(project / "dvc.yaml")["stages"]["pretrain"]["deps"]
+    assert states(project) == {"clinic-b001": "accepted"}
+    assert not list((project / "incoming").iterdir())
+    assert report(project)["verdict"] == "accepted"
+    assert failed(project) == []
+    steps = [line["step"] for line in deliveries_of(project).taken()[0].attempts.read() if "finished" in line]
+    assert steps == ["move", "check", "register", "build", "judge", "accept"]
+    assert run(project) == []
+
+
+def test_a_folder_without_the_marker_is_taken_when_nothing_in_it_has_changed_for_long(project: Path) -> None:
+    folder = deliver(project / "incoming" / "March", NEW, is_complete=False)
+    (project / "incoming" / "empty").mkdir()
+    for path in folder.iterdir():
+        os.utime(path, (0, 0))  # as a copy that keeps the times of the files
+
+    def taken_after(seconds: float) -> list[str]:
+        arriving = deliveries_of(project).arriving(time.time() + seconds)
+        return [item.path.name for item in arriving if item.is_complete]
+
+    assert taken_after(590) == []
+    assert taken_after(610) == ["March"]
+    (folder / "0100.png").touch()
+    assert taken_after(590) == []
+    assert "empty: empty" in [f"{item.path.name}: {item.text}" for item in deliveries_of(project).arriving(0)]
+
+
+def link_out(folder: Path) -> None:
+    (folder / "0.png").symlink_to("../../../first/0001.png")
+
+
+def link_to_a_folder_outside(folder: Path) -> None:
+    (folder / "more").symlink_to("../../../first")
+
+
+def link_by_an_absolute_path(folder: Path) -> None:
+    (folder / "0.png").symlink_to(folder / "0100.png")
+
+
+def pipe(folder: Path) -> None:
+    os.mkfifo(folder / "pipe.png")
+
+
+def control(folder: Path) -> None:
+    (folder / "0\n1.png").write_bytes(b"")
+
+
+def link_instead_of_a_folder(folder: Path) -> None:
+    folder.rename(folder.parents[1] / "elsewhere")
+    folder.symlink_to("../elsewhere")
+
+
+def path_out(folder: Path) -> None:
+    with (folder / "labels.csv").open("a", encoding="utf-8") as file:
+        file.write("../../../first/0001.png,patient 1,PA\n")
+
+
+def no_labels(folder: Path) -> None:
+    (folder / "labels.csv").unlink()
+
+
+def test_a_dvc_lock_that_was_half_written_is_that_of_the_last_commit(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (project / "dvc.lock").read_text(encoding="utf-8")
+
+    def killed(stage: str, root: Path, log: Path) -> str:
+        (root / "dvc.lock").write_text(f"{before}  {stage}:\n    cm", encoding="utf-8")
+        return "killed"
+
+    deliver(project / "incoming" / "March", NEW[:3])
+    monkeypatch.setattr(module, "repro", killed)
+    with pytest.raises(HeldDeliveryError):
+        run(project)
+    monkeypatch.setattr(module, "repro", lambda *_: "No space left on device")
+    with pytest.raises(HeldDeliveryError):
+        run(project)
+    assert (project / "dvc.lock").read_text(encoding="utf-8") == before
+
+
+def test_an_accepted_batch_that_is_measured_on_cannot_be_refused(project: Path) -> None:
+    (project / "deliveries" / MEASURED).mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"measured on, by evaluate\.batch"):
+        overrule(project, MEASURED, "refused")
+    assert not list((project / "deliveries" / MEASURED).iterdir())
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause"),
+    [
+        (link_out, "1 symbolic links that lead out of it"),
+        (link_to_a_folder_outside, "1 symbolic links that lead out of it"),
+        (link_by_an_absolute_path, "1 symbolic links that lead out of it"),
+        (pipe, "1 devices, pipes or sockets"),
+        (control, "1 names with control characters"),
+        (path_out, "leaves the folder"),
+        (no_labels, "found no labels.csv"),
+    ],
+)
+def test_a_delivery_that_reaches_out_of_its_folder_is_refused_with_the_cause(
+    fault: Callable[[Path], None], cause: str, project: Path
+) -> None:
+    fault(deliver(project / "incoming" / "March", NEW[:3]))
+    before = {path: path.read_bytes() for path in (project.parent / "first").rglob("*") if path.is_file()}
+    lines = run(project)
+    assert len(lines) == 2
+    assert cause in lines[1]
+    assert cause in report(project)["cause"]
+    assert states(project) == {"clinic-b001": "refused"}
+    assert (project / "quarantine" / "clinic-b001" / "images" / "0101.png").is_file()
+    assert before == {path: path.read_bytes() for path in (project.parent / "first").rglob("*") if path.is_file()}
+    assert_as_committed(project)
+    assert run(project) == []
+
+
+def test_a_link_in_incoming_is_not_taken(project: Path) -> None:
+    link_instead_of_a_folder(deliver(project / "incoming" / "March", NEW[:3]))
+    assert run(project) == []
+    assert states(project) == {}
+
+
+def test_a_delivery_of_copies_alone_is_refused(project: Path) -> None:
+    shutil.copytree(project.parent / "first", project / "incoming" / "again")
+    assert "nothing to add: found 40 images, all of earlier batches" in run(project)[-1]
+    assert_as_committed(project)
+
+
+def test_images_that_were_stored_again_are_refused(project: Path) -> None:
+    from PIL import Image
+
+    folder = deliver(project / "incoming" / "March", NEW)
+    for seed in range(30):
+        Image.fromarray(chest(seed, size=64)).resize((60, 60)).save(folder / f"{100 + seed:04}.png")
+    run(project)
+    assert failed(project) == ["near_copies"]
+    assert_as_committed(project)
+
+
+def test_a_delivery_without_anything_to_see_is_refused(project: Path) -> None:
+    from PIL import Image
+
+    folder = deliver(project / "incoming" / "March", NEW[:8])
+    for number, path in enumerate(folder.glob("*.png")):
+        Image.new("L", (64, 64), 250 + number % 4).save(path)
+    assert "images cannot be used" in run(project)[-1]
+    assert_as_committed(project)
+
+
+def test_negatives_are_refused_and_a_person_may_accept_them_and_refuse_them_again(project: Path) -> None:
+    before = {name: (project / name).read_text(encoding="utf-8") for name in ("params.yaml", "dvc.yaml", "dvc.lock")}
+    deliver(project / "incoming" / "March", NEW, is_negative=True)
+    run(project)
+    assert "likeness" in failed(project)
+    assert_as_committed(project)
+
+    said = overrule(project, "clinic-b001", "accepted")
+    assert said == ["clinic-b001: Dr. Who says accepted: I looked at them", "clinic-b001: accepted"]
+    assert mixed(project) == [MEASURED, "clinic-b001"]
+    assert states(project) == {"clinic-b001": "accepted"}
+    assert "likeness" in failed(project)
+
+    overrule(project, "clinic-b001", "refused")
+    assert states(project) == {"clinic-b001": "refused"}
+    assert mixed(project) == [MEASURED]
+    assert git(project, "status", "--porcelain") == ""
+    assert before == {name: (project / name).read_text(encoding="utf-8") for name in before}
+    assert not list((project / "data").glob("*/clinic-b001*"))
+    lines = deliveries_of(project).taken()[0].attempts.read()
+    assert [line["overruled"] for line in lines if line.get("who") == "Dr. Who"] == ["accepted", "refused"]
+    assert run(project) == []
+
+
+def test_nobody_can_accept_what_cannot_be_read(project: Path) -> None:
+    pipe(deliver(project / "incoming" / "March", NEW[:3]))
+    run(project)
+    overrule(project, "clinic-b001", "accepted")
+    assert states(project) == {"clinic-b001": "refused"}
+    assert run(project) == []
+    assert_as_committed(project)
+
+
+def test_a_delivery_whose_shards_cannot_be_built_holds_back_the_next_one_and_its_files_are_the_services(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deliver(project / "incoming" / "March", NEW)
+    deliver(project / "incoming" / "may", range(200, 203))
+    monkeypatch.setattr(module, "repro", lambda *_: "No space left on device")
+    for _ in range(2):
+        with pytest.raises(HeldDeliveryError, match="No space left on device"):
+            run(project)
+        assert states(project) == {"clinic-b001": "registered"}
+    registered = (project / "params.yaml").read_text(encoding="utf-8")
+    edited = f"{registered}# somebody's edit\n"
+    (project / "params.yaml").write_text(edited, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"modified and not committed: params\.yaml"):
+        run(project)
+    assert (project / "params.yaml").read_text(encoding="utf-8") == edited
+    (project / "params.yaml").write_text(registered, encoding="utf-8")
+    overrule(project, "clinic-b001", "refused")
+    with pytest.raises(HeldDeliveryError, match="No space left on device"):  # of the next one, in its turn
+        run(project)
+    assert states(project) == {"clinic-b001": "refused", "clinic-b002": "registered"}
+
+
+def test_patients_whom_the_evaluation_measures_are_not_trained_on(project: Path) -> None:
+    """A site that hashes its patients otherwise would be such a case; here the measured split is the training's."""
+    text = (project / "params.yaml").read_text(encoding="utf-8")
+    (project / "params.yaml").write_text(text.replace("split: test", "split: train"), encoding="utf-8")
+    git(project, "commit", "--quiet", "--all", "--message", "the project", "--amend")
+    folder = deliver(project / "incoming" / "March", NEW)
+    labels = (folder / "labels.csv").read_text(encoding="utf-8").replace("patient 1", "patient ")
+    (folder / "labels.csv").write_text(labels, encoding="utf-8")
+    run(project)
+    assert failed(project) == ["measured_patients"]
+
+
+def test_a_modified_file_is_named_and_nothing_is_done(project: Path) -> None:
+    deliver(project / "incoming" / "March", NEW)
+    with (project / "dvc.yaml").open("a", encoding="utf-8") as file:
+        file.write("# somebody's edit\n")
+    with pytest.raises(ConfigError, match=r"modified and not committed: dvc\.yaml"):
+        run(project)
+    assert states(project) == {}
+
+
+def test_nothing_is_done_in_a_persons_checkout(project: Path) -> None:
+    git(project, "switch", "--quiet", "--create", "main")
+    deliver(project / "incoming" / "March", NEW)
+    with pytest.raises(ConfigError, match="found the branch main; expected the service's own clone"):
+        run(project)
+
+
+def test_git_has_to_know_who_commits(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git(project, "config", "--unset", "user.email")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    for name in ("GIT_COMMITTER_EMAIL", "GIT_AUTHOR_EMAIL", "EMAIL"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match="git does not know"):
+        run(project)
+
+
+def test_a_second_call_at_the_same_time_says_so_and_does_nothing(project: Path) -> None:
+    deliver(project / "incoming" / "March", NEW)
+    with deliveries_of(project).locked(), pytest.raises(BusyError, match="another call is at work"):
+        run(project)
+    assert states(project) == {}
+
+
+def test_a_lock_of_a_git_that_was_killed_is_in_nobodys_way(project: Path) -> None:
+    (project / ".git" / "index.lock").touch()
+    (project / "dvc.yaml").write_text("stages: {}\n", encoding="utf-8")
+    deliveries_of(project).clone.commit(["dvc.yaml"], "another one")
+    assert git(project, "show", "HEAD:dvc.yaml") == "stages: {}\n"
+
+
+def test_the_record_is_read_although_its_last_line_is_half_written(tmp_path: Path) -> None:
+    record = module.Attempts(tmp_path / "attempts.jsonl")
+    record.append({"overruled": "accepted"})
+    with record.path.open("a", encoding="utf-8") as file:
+        file.write('{"step": "bu')
+    record.append({"step": "build"})
+    assert record.read() == [{"overruled": "accepted"}, {"step": "build"}]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("settle_s: 60", "operations.deliveries.settle_s: .* greater than or equal to 600; found 60"),
+        ("source: nih-chestxray14", "labels belongs to source folder or dicom; nih-chestxray14 brings its own"),
+        ("setle_s: 900", "operations.deliveries.setle_s: unknown key; did you mean 'settle_s'?"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(change: str, message: str, project: Path) -> None:
+    with (project / "params.yaml").open("a", encoding="utf-8") as file:
+        file.write(f"    {change}\n")
+    with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
+        deliveries_of(project)
+
+
+def test_a_project_without_the_section_is_told_what_to_write(project: Path) -> None:
+    text = (project / "params.yaml").read_text(encoding="utf-8")
+    (project / "params.yaml").write_text(text[: text.index("operations:")], encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"has no section operations\.deliveries; expected one with at least a name"):
+        deliveries_of(project)
+
+
+def test_another_configuration_leaves_the_service_alone(tmp_path: Path) -> None:
+    copy_project(tmp_path)
+    with (tmp_path / "params.yaml").open("a", encoding="utf-8") as file:
+        file.write("operations:\n  deliveries: {name: clinic}\n")
+    use("smoke", tmp_path / "params.yaml", ROOT / "configs")
+    assert load(tmp_path / "params.yaml")["operations"] == {"deliveries": {"name": "clinic"}}
