@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_it_ends_with_its_ratios_and_peaks_as_one_json_object(tmp_path: Path) -> None:
     arguments = {
         "--config": "smoke",
