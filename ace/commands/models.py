@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
+from ace.commands.accepted_models import add_registry_commands
 from ace.commands.options import PROPERTIES
-from ace.operations.commands import add_registry_commands
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

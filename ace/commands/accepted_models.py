@@ -1,4 +1,4 @@
-"""The commands of accepted models: `python -m ace models list`, `promote`, `rollback` and so on."""
+"""`models list`, `models promote`, `models rollback` and so on: decide which model is accepted, and show why."""
 
 import argparse
 import json
