@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ace.commands.options import add_branch_option
 from shards.runtime.text import table
 
 if TYPE_CHECKING:
@@ -47,9 +48,7 @@ def add_registry_commands(models: argparse.ArgumentParser) -> None:
 
     def add_decision(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
         command = add(name, run, text)
-        command.add_argument(
-            "--branch", default="service", metavar="NAME", help="branch of the service's clone; default: service"
-        )
+        add_branch_option(command)
         command.add_argument(
             "--automatic",
             action="store_true",
@@ -206,7 +205,8 @@ def promote(arguments: argparse.Namespace) -> None:
     A model that no version has yet is registered first. Whatever is done already is left as it is, so after a kill the
     same command finishes what is missing.
     """
-    version = _registry(arguments).promote(_actor(arguments), arguments.version)
+    registry = _registry(arguments)
+    version = registry.promote(_actor(registry, arguments), arguments.version)
     print(f"{version.name} is the accepted model, and serves")
 
 
@@ -215,18 +215,21 @@ def rollback(arguments: argparse.Namespace) -> None:
 
     Nothing is undone: it is a new decision, with a new event and a new tag. After a kill give the same command again.
     """
-    version = _registry(arguments).rollback(arguments.version, _actor(arguments), arguments.why)
+    registry = _registry(arguments)
+    version = registry.rollback(arguments.version, _actor(registry, arguments), arguments.why)
     print(f"{version.name} is the accepted model again, and serves")
 
 
 def hold(arguments: argparse.Namespace) -> None:
     """Hold retraining: no schedule trains or promotes a model until `release`. The accepted model goes on serving."""
-    print(_line(_registry(arguments).hold(_actor(arguments), arguments.why)))
+    registry = _registry(arguments)
+    print(_line(registry.hold(_actor(registry, arguments), arguments.why)))
 
 
 def release(arguments: argparse.Namespace) -> None:
     """End a hold that `hold` or `rollback` has set."""
-    print(_line(_registry(arguments).release(_actor(arguments), arguments.why)))
+    registry = _registry(arguments)
+    print(_line(registry.release(_actor(registry, arguments), arguments.why)))
 
 
 def at(arguments: argparse.Namespace) -> int:
@@ -286,7 +289,7 @@ def audit(arguments: argparse.Namespace) -> int:
 
 
 def _registry(arguments: argparse.Namespace) -> "Registry":
-    from ace.operations.clone import BRANCH, git
+    from ace.operations.clone import BRANCH, Clone, git
     from ace.operations.errors import OperationsError
     from ace.operations.registry import Registry
 
@@ -297,13 +300,13 @@ def _registry(arguments: argparse.Namespace) -> "Registry":
             f"{MODELS_VARIABLE} is {given or 'not set'}; set it to the absolute path of the folder that models serve "
             "from, outside the clone, or give --models"
         )
-    return Registry(root=root, models=Path(given), branch=getattr(arguments, "branch", BRANCH))
+    return Registry(clone=Clone(root, getattr(arguments, "branch", BRANCH)), models=Path(given))
 
 
-def _actor(arguments: argparse.Namespace) -> "Actor":
-    from ace.operations.clone import SCHEDULE, actor_of
+def _actor(registry: "Registry", arguments: argparse.Namespace) -> "Actor":
+    from ace.operations.clone import SCHEDULE
 
-    return SCHEDULE if arguments.automatic else actor_of(arguments.repo)
+    return SCHEDULE if arguments.automatic else registry.clone.actor()
 
 
 def _version(registry: "Registry", arguments: argparse.Namespace) -> "Version":

@@ -1,12 +1,12 @@
 """`deliveries`: take new images in, look at them, and overrule the judge."""
 
 import argparse
-import getpass
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ace.commands.options import add_branch_option
 from shards.core.config import DEFAULT_PARAMS
 from shards.runtime.text import table
 
@@ -32,7 +32,8 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         if word in ("accept", "refuse"):
             command.add_argument("name", metavar="NAME", help="name of the batch, as clinic-b003")
             command.add_argument("--why", required=True, metavar="TEXT", help="the reason, for the record")
-            command.add_argument("--who", metavar="NAME", help="default: your login name")
+        if word != "list":
+            add_branch_option(command)
         command.set_defaults(run=function)
 
 
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     has_done = False
     try:
-        for line in Deliveries.open(arguments.params).run():
+        for line in Deliveries.open(arguments.params, arguments.branch).run():
             print(line, flush=True)
             has_done = True
     except BusyError as error:
@@ -69,12 +70,12 @@ def list_(arguments: argparse.Namespace) -> None:
 
 
 def accept(arguments: argparse.Namespace) -> None:
-    """Accept a delivery whatever its judge says; who says so, and why, is kept in its record."""
+    """Accept a delivery whatever its judge says; who says so, as git knows you, and why, is kept."""
     _overrule(arguments, "accepted")
 
 
 def refuse(arguments: argparse.Namespace) -> None:
-    """Refuse a delivery whatever its judge says, an accepted one too; who says so, and why, is kept in its record.
+    """Refuse a delivery whatever its judge says, an accepted one too; who says so, as git knows you, and why, is kept.
 
     The models that were trained with an accepted one stay as they are.
     """
@@ -84,6 +85,6 @@ def refuse(arguments: argparse.Namespace) -> None:
 def _overrule(arguments: argparse.Namespace, verdict: "Verdict") -> None:
     from ace.operations.deliveries import Deliveries
 
-    who = arguments.who or getpass.getuser()
-    for line in Deliveries.open(arguments.params).overrule(arguments.name, verdict, who, arguments.why):
+    deliveries = Deliveries.open(arguments.params, arguments.branch)
+    for line in deliveries.overrule(arguments.name, verdict, deliveries.clone.actor(), arguments.why):
         print(line, flush=True)

@@ -27,6 +27,13 @@ def add_shards_option(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_branch_option(command: argparse.ArgumentParser) -> None:
+    """Add the branch of the clone in which a command decides."""
+    command.add_argument(
+        "--branch", default="service", metavar="NAME", help="branch of the service's clone; default: service"
+    )
+
+
 def add_model_options(command: argparse.ArgumentParser) -> None:
     """Add the model, which of its networks to take, and how to normalise for it."""
     command.add_argument(

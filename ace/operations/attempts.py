@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from ace.operations.events import Actor
+
 Verdict = Literal["accepted", "refused"]
 
 
@@ -60,8 +62,12 @@ class Attempts:
                 continue
         return found
 
+    def overrule(self, verdict: Verdict, who: Actor, why: str) -> None:
+        """Keep that somebody overruled the judge."""
+        self.append({"overruled": verdict, "who": who.name, "automatic": who.automatic, "why": why, "at": now()})
+
     def overruled(self) -> dict[str, Any] | None:
-        """Return the last line in which a person overruled the judge."""
+        """Return the last line in which somebody overruled the judge."""
         return next((line for line in reversed(self.read()) if "overruled" in line), None)
 
 

@@ -25,7 +25,8 @@ from typing import Any, Literal
 from ruamel.yaml import YAML
 
 from ace.operations.attempts import Attempts, Verdict, now
-from ace.operations.data_commits import Clone
+from ace.operations.clone import BRANCH, Clone
+from ace.operations.events import Actor
 from ace.operations.judge import Finding, format_findings, judge
 from ace.operations.params import DeliveriesParams, OperationsParams
 from shards.build.publishing import UNUSABLE
@@ -50,6 +51,8 @@ MARKER = "_COMPLETE"
 INCOMING, DELIVERIES, QUARANTINE = "incoming", "deliveries", "quarantine"
 IMAGES, ATTEMPTS, REPORT, REPORT_TEXT, BUILD_LOG = "images", "attempts.jsonl", "report.json", "report.txt", "build.log"
 PARAMS, DVC, LOCK = "params.yaml", "dvc.yaml", "dvc.lock"
+CHECKS = Actor("the checks", automatic=True)
+"""Whoever accepts and refuses deliveries that no person decides about."""
 State = Literal["taken", "registered", "built", "judged", "accepted", "refused"]
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _LAST_LINES = 15
@@ -168,14 +171,20 @@ class Deliveries:
     Attributes:
         params: The project's params.yaml, at the top of the service's clone.
         settings: Section `operations.deliveries`.
+        clone: The clone that the project is.
     """
 
     params: Path
     settings: DeliveriesParams
+    clone: Clone
 
     @classmethod
-    def open(cls, params: Path) -> "Deliveries":
+    def open(cls, params: Path, branch: str = BRANCH) -> "Deliveries":
         """Read the section.
+
+        Args:
+            params: The project's params.yaml, at the top of the service's clone.
+            branch: Branch that the service's clone is on.
 
         Raises:
             ConfigError: it is missing or wrong.
@@ -187,12 +196,7 @@ class Deliveries:
                 f"{params}: has no section operations.deliveries; expected one with at least a name for the batches, "
                 "as `operations: {deliveries: {name: clinic}}`"
             )
-        return cls(params, settings)
-
-    @property
-    def clone(self) -> Clone:
-        """The clone that the project is."""
-        return Clone(self.params.parent)
+        return cls(params, settings, Clone(params.parent, branch))
 
     @property
     def project(self) -> Project:
@@ -284,7 +288,8 @@ class Deliveries:
 
         Raises:
             BusyError: another call is at work.
-            ConfigError: this is not the service's clone, a tracked file is modified, or a file is not as expected.
+            OperationsError: this is not the service's clone, or a tracked file is modified.
+            ConfigError: a file of the project is not as expected.
             HeldDeliveryError: a step failed for no fault of the images.
         """
         with self.locked():
@@ -294,7 +299,7 @@ class Deliveries:
                     yield f"{self._take(item.path)}: taken from {INCOMING}/{shown(item.path.name)}"
                     yield from self._finish()
 
-    def overrule(self, name: str, verdict: Verdict, who: str, why: str) -> Iterator[str]:
+    def overrule(self, name: str, verdict: Verdict, who: Actor, why: str) -> Iterator[str]:
         """Accept or refuse a delivery, whatever the judge says, and keep who said so and why.
 
         Args:
@@ -320,8 +325,8 @@ class Deliveries:
                 )
             self.clone.check()
             self._texts(name)  # an accepted one that is measured on cannot be taken out
-            found[0].attempts.append({"overruled": verdict, "who": who, "why": why, "at": now()})
-            yield f"{name}: {who} says {verdict}: {why}"
+            found[0].attempts.overrule(verdict, who, why)
+            yield f"{name}: {who.name} says {verdict}: {why}"
             yield from self._finish()
 
     def _finish(self) -> Iterator[str]:
@@ -403,7 +408,7 @@ class Deliveries:
         except SourceError as error:  # the images are at fault, and nobody can overrule that
             cause = str(error)
             if delivery.decision == "accepted":
-                attempts.append({"overruled": "refused", "who": "the service", "why": cause, "at": now()})
+                attempts.overrule("refused", CHECKS, cause)
         self._write_report(delivery, cause or None, findings)
 
     def _register(self, delivery: Delivery) -> None:
@@ -541,23 +546,19 @@ class Deliveries:
         """Refuse to work where tracked files are modified, but for what the delivery under way has changed.
 
         Raises:
-            ConfigError: naming the files.
+            OperationsError: naming the files.
         """
-        modified = set(self.clone.modified())
+        own = set()
         if name is not None:
             known = self._texts(name).values()
             if self.params.read_text(encoding="utf-8") in {texts.params for texts in known}:
-                modified.discard(PARAMS)
+                own.add(PARAMS)
             if self.project.dvc.read_text(encoding="utf-8") in {texts.dvc for texts in known}:
-                modified.discard(DVC)
-            if LOCK in modified and self.params.with_name(LOCK).is_file() and self._lock_differs_by(f"shard@{name}"):
-                modified.discard(LOCK)
-            modified.discard(f"{BATCHES}/{name}.yaml")
-        if modified:
-            raise ConfigError(
-                f"{self.params.parent}: modified and not committed: {', '.join(sorted(modified))}; nobody edits in the "
-                "service's clone: commit them elsewhere and merge, or `git checkout` these files here"
-            )
+                own.add(DVC)
+            if self.params.with_name(LOCK).is_file() and self._lock_differs_by(f"shard@{name}"):
+                own.add(LOCK)
+            own.add(f"{BATCHES}/{name}.yaml")
+        self.clone.check_unmodified(own)
 
     def _lock_differs_by(self, stage: str) -> bool:
         """Tell whether dvc.lock has nothing but this stage that the last commit has not.
@@ -567,6 +568,8 @@ class Deliveries:
         """
         path, committed = self.params.with_name(LOCK), self.clone.committed(LOCK) or ""
         text = path.read_text(encoding="utf-8")
+        if text == committed:
+            return False
         if committed.startswith(text) or not text.endswith("\n"):
             write_text(path, committed)
             return True

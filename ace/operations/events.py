@@ -35,7 +35,7 @@ class Actor:
     """Whoever makes an event happen.
 
     Attributes:
-        name: A person's name and address as git knows them, or `schedule`.
+        name: A person's name and address as git knows them, `schedule`, or `the checks` of a delivery.
         automatic: True if nobody was at the keyboard.
     """
 

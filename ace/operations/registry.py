@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock
 
 from ace.operations import history
-from ace.operations.clone import BRANCH, actor_of, check_branch, check_unmodified, git
+from ace.operations.clone import Clone, git
 from ace.operations.durable import replace_symlink
 from ace.operations.errors import OperationsError
 from ace.operations.events import LOG, Actor, Event, EventLog
@@ -39,16 +39,19 @@ class Registry:
     """The accepted models of one service.
 
     Attributes:
-        root: The service's clone.
+        clone: The service's clone.
         models: Folder that models serve from, absolute.
-        branch: Branch of the clone.
         clock: Returns what the clock shows; it may jump in either direction.
     """
 
-    root: Path
+    clone: Clone
     models: Path
-    branch: str = BRANCH
     clock: Callable[[], datetime] = utc_now
+
+    @property
+    def root(self) -> Path:
+        """Top folder of the clone."""
+        return self.clone.root
 
     @property
     def log(self) -> EventLog:
@@ -158,7 +161,7 @@ class Registry:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Let one process at a time decide, and only in the service's clone."""
-        check_branch(self.root, self.branch)
+        self.clone.check()
         folder = git(self.root, "rev-parse", "--path-format=absolute", "--git-common-dir").strip()
         with FileLock(Path(folder) / "ace-registry.lock"):
             yield
@@ -167,8 +170,7 @@ class Registry:
     def _deciding(self) -> Iterator[None]:
         """Check that a version may be decided about, and write the tag that an earlier command was killed before."""
         with self._locked():
-            check_unmodified(self.root)
-            actor_of(self.root)
+            self.clone.check_unmodified()
             write_missing_tags(self.root, self.events())
             self.models.mkdir(parents=True, exist_ok=True)
             yield

@@ -1,7 +1,6 @@
 """A small project in a service's clone, with an accepted batch, and deliveries for it."""
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,8 @@ from shards.delivery.register import register_batch
 from shards.delivery.yaml_lines import set_value
 from shards.runtime.scratch import SCRATCH_VARIABLE
 from shards.sources.datasets.folder import FolderSource
+from tests.ace.operations.service import init_clone
+from tests.support.checkout import git
 from tests.support.datasets import Here, grid_params, shard_params, write_batch, write_csv
 
 PARAMS = """\
@@ -111,15 +112,9 @@ def make_service(root: Path, images: Path | None = None) -> Path:
 
 
 def commit_all(project: Path) -> None:
-    git(project, "init", "--quiet", "--initial-branch", "service")
-    git(project, "config", "user.name", "the service")
-    git(project, "config", "user.email", "service@localhost")
+    init_clone(project)
     git(project, "add", "--all")
     git(project, "commit", "--quiet", "--message", "the project")
-
-
-def git(project: Path, *arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=project, check=True, capture_output=True, text=True).stdout
 
 
 def build_here(stage: str, project: Path, log: Path) -> str | None:

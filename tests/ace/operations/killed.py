@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import ace.operations.deliveries as module
-from tests.ace.operations.delivered import build_here, deliveries_of, git, mixed
+from tests.ace.operations.delivered import build_here, deliveries_of, mixed
+from tests.support.checkout import git
 
 EFFECTS = ("os.rename", "os.remove", "os.mkdir", "shutil.rmtree", "shutil.move", "subprocess.Popen")
 KILLED = 9

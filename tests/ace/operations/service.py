@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from ace.operations.clone import Clone
 from ace.operations.events import Actor
 from ace.operations.registry import Registry
 from tests.support.checkout import git
 
 ANNA = Actor("Anna <anna@example.org>")
-SCHEDULE = Actor("schedule", automatic=True)
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Service:
 
     @property
     def registry(self) -> Registry:
-        return Registry(root=self.root, models=self.models, clock=self.clock)
+        return Registry(clone=Clone(self.root), models=self.models, clock=self.clock)
 
     @property
     def kinds(self) -> list[str]:
@@ -68,12 +68,17 @@ def write_lock(root: Path, stages: Mapping[str, object]) -> None:
     (root / "dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": stages}))  # JSON is YAML too
 
 
+def init_clone(root: Path) -> None:
+    """Make a folder a clone that commits in Anna's name."""
+    git(root, "init", "--quiet", "--initial-branch", "service")
+    git(root, "config", "user.name", "Anna")
+    git(root, "config", "user.email", "anna@example.org")
+
+
 def make_service(folder: Path) -> Service:
     service = Service(folder / "clone", folder / "served")
     (service.root / ".dvc").mkdir(parents=True)
-    git(service.root, "init", "--quiet", "--initial-branch", "service")
-    git(service.root, "config", "user.name", "Anna")
-    git(service.root, "config", "user.email", "anna@example.org")
+    init_clone(service.root)
     (service.root / ".dvc/config").touch()
     (service.root / ".gitignore").write_text("/.dvc/cache\n/.dvc/tmp\n/models\n")
     return service

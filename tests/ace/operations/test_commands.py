@@ -13,7 +13,7 @@ import ace
 from ace.__main__ import build_parser
 from ace.zoo.shipped import find_model
 from shards.cli import run_command
-from tests.ace.operations.service import Service, write_lock
+from tests.ace.operations.service import Service, init_clone, write_lock
 from tests.support.checkout import ROOT, git
 
 
@@ -181,9 +181,7 @@ def test_a_real_model_that_dvc_made_is_accepted_and_loads_from_where_it_serves(t
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    git(root, "init", "--quiet", "--initial-branch", "service")
-    for name, value in (("user.name", "Anna"), ("user.email", "anna@example.org")):
-        git(root, "config", name, value)
+    init_clone(root)
     command("dvc", "init", "--quiet")
     command("dvc", "repro", "--quiet")
     git(root, "add", "--all")

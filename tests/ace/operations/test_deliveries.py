@@ -10,7 +10,8 @@ import pytest
 
 import ace.operations.deliveries as module
 from ace.config import use
-from ace.operations.deliveries import BusyError, HeldDeliveryError
+from ace.operations.deliveries import BusyError, Deliveries, HeldDeliveryError
+from ace.operations.errors import OperationsError
 from shards.core.errors import ConfigError
 from tests.ace.operations.delivered import (
     MEASURED,
@@ -19,13 +20,13 @@ from tests.ace.operations.delivered import (
     commit_all,
     deliver,
     deliveries_of,
-    git,
     load,
     make_service,
     mixed,
     open_key,
 )
-from tests.support.checkout import ROOT, copy_project
+from tests.ace.operations.service import ANNA
+from tests.support.checkout import ROOT, copy_project, git
 
 NEW = range(100, 130)
 
@@ -57,7 +58,7 @@ def run(project: Path, now_s: float | None = None) -> list[str]:
 
 
 def overrule(project: Path, name: str, verdict: Any) -> list[str]:
-    return list(deliveries_of(project).overrule(name, verdict, "Dr. Who", "I looked at them"))
+    return list(deliveries_of(project).overrule(name, verdict, ANNA, "I looked at them"))
 
 
 def states(project: Path) -> dict[str, str]:
@@ -246,7 +247,7 @@ def test_negatives_are_refused_and_a_person_may_accept_them_and_refuse_them_agai
     assert_as_committed(project)
 
     said = overrule(project, "clinic-b001", "accepted")
-    assert said == ["clinic-b001: Dr. Who says accepted: I looked at them", "clinic-b001: accepted"]
+    assert said == ["clinic-b001: Anna <anna@example.org> says accepted: I looked at them", "clinic-b001: accepted"]
     assert mixed(project) == [MEASURED, "clinic-b001"]
     assert states(project) == {"clinic-b001": "accepted"}
     assert "likeness" in failed(project)
@@ -258,7 +259,7 @@ def test_negatives_are_refused_and_a_person_may_accept_them_and_refuse_them_agai
     assert before == {name: (project / name).read_text(encoding="utf-8") for name in before}
     assert not list((project / "data").glob("*/clinic-b001*"))
     lines = deliveries_of(project).taken()[0].attempts.read()
-    assert [line["overruled"] for line in lines if line.get("who") == "Dr. Who"] == ["accepted", "refused"]
+    assert [line["overruled"] for line in lines if line.get("who") == ANNA.name] == ["accepted", "refused"]
     assert run(project) == []
 
 
@@ -284,7 +285,7 @@ def test_a_delivery_whose_shards_cannot_be_built_holds_back_the_next_one_and_its
     registered = (project / "params.yaml").read_text(encoding="utf-8")
     edited = f"{registered}# somebody's edit\n"
     (project / "params.yaml").write_text(edited, encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"modified and not committed: params\.yaml"):
+    with pytest.raises(OperationsError, match=r"tracked files are modified: params\.yaml"):
         run(project)
     assert (project / "params.yaml").read_text(encoding="utf-8") == edited
     (project / "params.yaml").write_text(registered, encoding="utf-8")
@@ -310,7 +311,7 @@ def test_a_modified_file_is_named_and_nothing_is_done(project: Path) -> None:
     deliver(project / "incoming" / "March", NEW)
     with (project / "dvc.yaml").open("a", encoding="utf-8") as file:
         file.write("# somebody's edit\n")
-    with pytest.raises(ConfigError, match=r"modified and not committed: dvc\.yaml"):
+    with pytest.raises(OperationsError, match=r"tracked files are modified: dvc\.yaml"):
         run(project)
     assert states(project) == {}
 
@@ -318,8 +319,9 @@ def test_a_modified_file_is_named_and_nothing_is_done(project: Path) -> None:
 def test_nothing_is_done_in_a_persons_checkout(project: Path) -> None:
     git(project, "switch", "--quiet", "--create", "main")
     deliver(project / "incoming" / "March", NEW)
-    with pytest.raises(ConfigError, match="found the branch main; expected the service's own clone"):
+    with pytest.raises(OperationsError, match=r"on the branch 'main'; .* only in the service's own clone"):
         run(project)
+    Deliveries.open(project / "params.yaml", "main").clone.check()
 
 
 def test_git_has_to_know_who_commits(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,7 +329,7 @@ def test_git_has_to_know_who_commits(project: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
     for name in ("GIT_COMMITTER_EMAIL", "GIT_AUTHOR_EMAIL", "EMAIL"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(ConfigError, match="git does not know"):
+    with pytest.raises(OperationsError, match="git does not know"):
         run(project)
 
 

@@ -12,20 +12,20 @@ from pathlib import Path
 import pytest
 
 import ace.operations.deliveries as module
-from ace.operations.data_commits import Clone
+from ace.operations.clone import Clone
 from tests.ace.operations.delivered import (
     MEASURED,
     build_here,
     commit_all,
     deliver,
     deliveries_of,
-    git,
     load,
     make_service,
     mixed,
     open_key,
 )
-from tests.support.checkout import ROOT
+from tests.ace.operations.service import init_clone
+from tests.support.checkout import ROOT, git
 
 NUM_ROUNDS = 10
 LIMIT_S = 600
@@ -50,7 +50,7 @@ def use_dvc(project: Path) -> None:
     (project / ".dvc").mkdir()
     for name in ("config", ".gitignore"):
         shutil.copy(ROOT / ".dvc" / name, project / ".dvc")
-    git(project, "init", "--quiet", "--initial-branch", "service")
+    init_clone(project)
     command = [sys.executable, "-m", "dvc", "repro", "-s", f"shard@{MEASURED}"]
     subprocess.run(command, cwd=project, check=True, capture_output=True)
     commit_all(project)

@@ -14,9 +14,10 @@ import pytest
 
 from ace.operations import history
 from ace.operations.audit import first_problem
+from ace.operations.clone import SCHEDULE
 from ace.operations.errors import OperationsError
 from ace.operations.tags import accepted_by_tags, read_tags
-from tests.ace.operations.service import ANNA, SCHEDULE, Service
+from tests.ace.operations.service import ANNA, Service
 from tests.support.checkout import git
 
 CONTEXT = multiprocessing.get_context("fork")
@@ -172,7 +173,7 @@ def test_a_modified_file_another_branch_and_an_unknown_person_are_refused(
         service.registry.promote(ANNA)
     lock.write_text(text)
     git(service.root, "checkout", "--quiet", "-b", "trial")
-    with pytest.raises(OperationsError, match="on the branch 'trial'"):
+    with pytest.raises(OperationsError, match=r"on the branch 'trial'; .* --branch trial"):
         service.registry.promote(ANNA)
     git(service.root, "checkout", "--quiet", "service")
     for name in ("user.name", "user.email"):
