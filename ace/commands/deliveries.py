@@ -44,7 +44,8 @@ def run(arguments: argparse.Namespace) -> None:
     seconds. It becomes a batch that is accepted, in one commit, or refused, with a report in quarantine/. A call that
     was killed is finished by the next one. If another call is at work, this one says so and ends.
     """
-    from ace.operations.deliveries import BusyError, Deliveries
+    from ace.operations.deliveries import Deliveries
+    from ace.operations.errors import BusyError
 
     has_done = False
     try:
@@ -60,7 +61,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def list_(arguments: argparse.Namespace) -> None:
     """List the folders in incoming/ and all deliveries, with their states and what was tried last."""
-    from ace.operations.deliveries import Deliveries, shown
+    from ace.operations.deliveries import Deliveries
+    from ace.operations.incoming import shown
 
     deliveries = Deliveries.open(arguments.params)
     rows = [("batch", "delivered as", "state", "what happened last")]

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-import ace.operations.deliveries as module
 from ace.operations.deliveries import Deliveries
+from ace.operations.incoming import MARKER
 from shards.build.stage import build_shards
 from shards.core.errors import UserError
 from shards.core.identity import KEY_FILE_VARIABLE, create_key
@@ -79,7 +79,7 @@ def deliver(folder: Path, seeds: range, *, is_complete: bool = True, is_negative
     rows = [(f"{seed:04}.png", f"patient {seed}", "PA") for seed in seeds]
     write_csv(folder / "labels.csv", ("path", "patient", "view"), rows)
     if is_complete:
-        (folder / module.MARKER).touch()
+        (folder / MARKER).touch()
     return folder
 
 

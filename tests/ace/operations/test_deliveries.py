@@ -10,8 +10,9 @@ import pytest
 
 import ace.operations.deliveries as module
 from ace.config import use
-from ace.operations.deliveries import BusyError, Deliveries, HeldDeliveryError
-from ace.operations.errors import OperationsError
+from ace.operations.attempts import Attempts
+from ace.operations.deliveries import Deliveries
+from ace.operations.errors import BusyError, HeldDeliveryError, OperationsError
 from shards.core.errors import ConfigError
 from tests.ace.operations.delivered import (
     MEASURED,
@@ -348,7 +349,7 @@ def test_a_lock_of_a_git_that_was_killed_is_in_nobodys_way(project: Path) -> Non
 
 
 def test_the_record_is_read_although_its_last_line_is_half_written(tmp_path: Path) -> None:
-    record = module.Attempts(tmp_path / "attempts.jsonl")
+    record = Attempts(tmp_path / "attempts.jsonl")
     record.append({"overruled": "accepted"})
     with record.path.open("a", encoding="utf-8") as file:
         file.write('{"step": "bu')

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import ace.operations.deliveries as module
+from ace.operations.incoming import MARKER
 from tests.ace.operations.delivered import (
     MEASURED,
     build_here,
@@ -57,7 +58,7 @@ def write(
             with Image.open(path) as image:
                 Image.fromarray(change(np.asarray(image))).save(folder / name)
     write_csv(folder / "labels.csv", ("path", "patient", "view"), rows)
-    (folder / module.MARKER).touch()
+    (folder / MARKER).touch()
     return folder
 
 

@@ -1,0 +1,95 @@
+"""One delivery on the disk: its folder, its report, and how far it is."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ace.operations.attempts import Attempts, Verdict
+from ace.operations.judge import Finding, format_findings
+
+IMAGES, ATTEMPTS, REPORT, REPORT_TEXT, BUILD_LOG = "images", "attempts.jsonl", "report.json", "report.txt", "build.log"
+State = Literal["taken", "registered", "built", "judged", "accepted", "refused"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What became of a delivery, and why.
+
+    Attributes:
+        batch: Name of its batch.
+        delivery: Name of the folder as it came.
+        judged: Time.
+        verdict: The judge's; a person may overrule it.
+        cause: Why it is refused; None of one that is accepted.
+        findings: What the checks found; none where it was refused before its shards were built.
+    """
+
+    batch: str
+    delivery: str
+    judged: str
+    verdict: Verdict
+    cause: str | None
+    findings: list[Finding]
+
+    def to_text(self) -> str:
+        """Write the report for people."""
+        head = f"{self.batch}, delivered as {self.delivery}: {self.verdict} by the checks at {self.judged}"
+        parts = [head, self.cause, format_findings(self.findings) if self.findings else None]
+        return "\n\n".join(filter(None, parts)) + "\n"
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A delivery on the disk.
+
+    Attributes:
+        name: Name of its batch.
+        folder: Its folder, in deliveries/ or quarantine/.
+        state: How far it is.
+    """
+
+    name: str
+    folder: Path
+    state: State
+
+    @property
+    def attempts(self) -> Attempts:
+        """The record of what was tried."""
+        return Attempts(self.folder / ATTEMPTS)
+
+    @property
+    def sent_as(self) -> str:
+        """Name of the folder as it came."""
+        return next((line["delivery"] for line in self.attempts.read() if "delivery" in line), "")
+
+    @property
+    def report(self) -> dict[str, Any] | None:
+        """The report; None before it is judged."""
+        path = self.folder / REPORT
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    @property
+    def decision(self) -> Verdict | None:
+        """What a person said last, else what the judge said; None before either."""
+        if overruled := self.attempts.overruled():
+            verdict: Verdict = overruled["overruled"]
+            return verdict
+        return self.report["verdict"] if self.report else None
+
+    @property
+    def last(self) -> str:
+        """The last line of the record, for people."""
+        line = (self.attempts.read() or [{}])[-1]
+        if "overruled" in line:
+            return f"{line['who']}: {line['overruled']}, {line['why']}"
+        if "step" not in line:
+            return f"taken at {line.get('at', '')}"
+        if "started" in line:
+            return f"{line['step']} begun at {line['started']}"
+        return f"{line['step']} {line['error'] or 'done'} at {line['finished']}".replace("\n", " ")
+
+    @property
+    def is_open(self) -> bool:
+        """There is something left to do."""
+        return self.state not in ("accepted", "refused") or self.decision not in (None, self.state)

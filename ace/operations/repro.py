@@ -1,0 +1,39 @@
+"""Run a stage with dvc from a process that may be killed meanwhile."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+_LAST_LINES = 15
+
+
+def repro(stage: str, project: Path, log: Path) -> str | None:
+    """Run one stage with dvc, which waits for other ones and passes over what has not changed.
+
+    Args:
+        stage: Name of the stage.
+        project: Folder of the project.
+        log: File that gets all that dvc says.
+
+    Returns:
+        The last lines of what dvc said, if it failed.
+    """
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "-s", stage]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    with log.open("wb") as file:
+        # dvc runs commands with $SHELL, which for a service's account may run none.
+        environment = {**os.environ, "PATH": path, "SHELL": "/bin/sh"}
+        done = subprocess.run(
+            command,
+            cwd=project,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            check=False,
+            close_fds=False,  # it holds the lock on the deliveries as long as it lives
+        )
+    if not done.returncode:
+        return None
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:])
