@@ -273,7 +273,7 @@ def checkout(arguments: argparse.Namespace) -> None:
 
 
 def audit(arguments: argparse.Namespace) -> int:
-    """Check that every line of the log, every tag and every exported byte is as it was written.
+    """Check that every line of the log, every tag, and every byte that they name is as it was written.
 
     Exit code 1, and the first thing that is wrong, if one is not.
     """

@@ -12,6 +12,25 @@ from typing import Any, Literal
 from ace.operations.events import Actor
 
 Verdict = Literal["accepted", "refused"]
+CHECKS = Actor("the checks", automatic=True)
+"""Whoever decides about deliveries that no person decides about."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is to become of a delivery.
+
+    Attributes:
+        verdict: That.
+        who: Whoever says so.
+        why: The reason; None where the report has it.
+        at: Time.
+    """
+
+    verdict: Verdict
+    who: Actor
+    why: str | None
+    at: str
 
 
 @dataclass(frozen=True)
@@ -66,14 +85,17 @@ class Attempts:
         """Keep that somebody overruled the judge."""
         self.append({"overruled": verdict, "who": who.name, "automatic": who.automatic, "why": why, "at": now()})
 
-    def overruled(self) -> dict[str, Any] | None:
-        """Return the last line in which somebody overruled the judge."""
-        return next((line for line in reversed(self.read()) if "overruled" in line), None)
+    def overruled(self) -> Decision | None:
+        """Return the last decision by which somebody overruled the judge."""
+        line = next((line for line in reversed(self.read()) if "overruled" in line), None)
+        if line is None:
+            return None
+        return Decision(line["overruled"], Actor(line["who"], line["automatic"]), line["why"], line["at"])
 
 
 def now() -> str:
-    """Return the time as the record has it, UTC to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    """Return the time as the record has it, UTC, so fine that it tells decisions apart."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _ends_a_line(path: Path) -> bool:

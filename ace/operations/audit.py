@@ -1,8 +1,10 @@
-"""Check that the log, the tags and the exported models are as they were written, and agree."""
+"""Check that the log, the tags, the exported models and the deliveries' files are as they were written, and agree."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from ace.operations import history
+from ace.operations.clone import git
 from ace.operations.events import LOG, SET_ASIDE, Event, check_lines
 from ace.operations.model_files import first_difference
 from ace.operations.registry import ACCEPTED, Registry
@@ -24,7 +26,14 @@ def _problems(registry: Registry, events: tuple[Event, ...]) -> Iterator[str]:
     yield from _problems_of_tags(registry, events)
     for event in events:
         if event.kind == SET_ASIDE:
-            yield from _problems_of_half_line(registry, event)
+            yield from _problems_of_files(registry.log.path.parent, event)
+    deliveries = history.deliveries(events).values()
+    commits = set(git(registry.root, "rev-list", "HEAD").split()) if deliveries else set()
+    for event in deliveries:
+        yield from _problems_of_files(registry.root, event)
+        commit = event.facts.get("commit")
+        if commit is not None and commit not in commits:
+            yield f"commit {commit}: not in the history of this branch, and event {event.sequence} names it"
     used = {event.facts["version"] for event in history.acceptances(events)}
     for version in history.versions(events).values():
         folder = registry.models / version.name
@@ -61,9 +70,9 @@ def _problems_of_tags(registry: Registry, events: tuple[Event, ...]) -> Iterator
         yield f"the tags say that v{accepted_by_tags(registry.root)} is accepted, and the log says v{expected}"
 
 
-def _problems_of_half_line(registry: Registry, event: Event) -> Iterator[str]:
+def _problems_of_files(folder: Path, event: Event) -> Iterator[str]:
     for name, sha256 in event.files.items():
-        path = registry.log.path.parent / name
+        path = folder / name
         if not path.is_file():
             yield f"{path}: missing, and event {event.sequence} names it"
         elif sha256_of(path) != sha256:

@@ -111,8 +111,10 @@ class Clone:
         return git(self.root, "ls-tree", "--name-only", "-z", "HEAD", "--", path).split("\0")[:-1]
 
     def commit(self, paths: Collection[str], message: str) -> None:
-        """Commit these files as they are now, and no others; a file that is gone is removed."""
+        """Commit these files and the event log as they are now, and no others; a file that is gone is removed."""
         self._drop_stale_locks()
+        if (self.root / LOG).is_file():
+            paths = [*paths, LOG.as_posix()]
         git(self.root, "add", "--all", "--", *paths)
         git(self.root, "commit", "--quiet", "--message", message, "--", *paths)
 

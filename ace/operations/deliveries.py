@@ -17,15 +17,18 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ace.operations.attempts import Attempts, Verdict, now
+from ace.operations import history
+from ace.operations.attempts import CHECKS, Attempts, Verdict, now
 from ace.operations.clone import BRANCH, Clone
 from ace.operations.delivery import ATTEMPTS, BUILD_LOG, IMAGES, REPORT, REPORT_TEXT, Delivery, Report, State
+from ace.operations.delivery_events import log_decision
 from ace.operations.errors import BusyError, HeldDeliveryError
 from ace.operations.events import Actor
 from ace.operations.incoming import Arriving, arriving, check_tree, shown
 from ace.operations.judge import Finding, judge
 from ace.operations.params import DeliveriesParams, OperationsParams
 from ace.operations.repro import repro
+from ace.operations.tags import read_events
 from ace.operations.work_tree import DVC, LOCK, PARAMS, WorkTree
 from shards.build.publishing import UNUSABLE
 from shards.core.config import read_params
@@ -43,8 +46,6 @@ from shards.sources.patients import parse_patient_rule
 from shards.sources.registry import open_source
 
 INCOMING, DELIVERIES, QUARANTINE = "incoming", "deliveries", "quarantine"
-CHECKS = Actor("the checks", automatic=True)
-"""Whoever accepts and refuses deliveries that no person decides about."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ class Deliveries:
     def taken(self) -> list[Delivery]:
         """List all deliveries that were taken, by name."""
         accepted, named = self._accepted(), self.tree.values()["batches"]
+        events = history.deliveries(read_events(self.clone.root))
         found = []
         for place in (DELIVERIES, QUARANTINE):
             for folder in (self.folder / place).glob("[!.]*/"):
@@ -134,7 +136,7 @@ class Deliveries:
                     state = "built"
                 elif name in named:
                     state = "registered"
-                found.append(Delivery(name, folder, state))
+                found.append(Delivery(name, folder, state, events.get(name)))
         return sorted(found, key=lambda delivery: delivery.name)
 
     def arriving(self, now_s: float) -> list[Arriving]:
@@ -185,17 +187,23 @@ class Deliveries:
             HeldDeliveryError: as `run`.
         """
         with self.locked():
-            found = [delivery for delivery in self.taken() if delivery.name == name]
-            if not found:
-                raise ConfigError(
-                    f"found no delivery {name} in {self.folder / DELIVERIES} or {self.folder / QUARANTINE}; "
-                    "`python -m ace deliveries list` names them"
-                )
+            delivery = self._find(name)
             self.clone.check()
             self.tree.texts(name)  # an accepted one that is measured on cannot be taken out
-            found[0].attempts.overrule(verdict, who, why)
+            if delivery.state == delivery.verdict:
+                self._conclude(name)  # a call that was killed may not have written that yet
+            delivery.attempts.overrule(verdict, who, why)
             yield f"{name}: {who.name} says {verdict}: {why}"
             yield from self._finish()
+
+    def _find(self, name: str) -> Delivery:
+        found = next((delivery for delivery in self.taken() if delivery.name == name), None)
+        if found is None:
+            raise ConfigError(
+                f"found no delivery {name} in {self.folder / DELIVERIES} or {self.folder / QUARANTINE}; "
+                "`python -m ace deliveries list` names them"
+            )
+        return found
 
     def _finish(self) -> Iterator[str]:
         """Bring every delivery that has begun to its end, first the one that the work tree has traces of."""
@@ -206,7 +214,9 @@ class Deliveries:
             self.tree.check(None)
         for delivery in due:
             self.tree.check(delivery.name)
-            yield f"{delivery.name}: {self._advance(delivery)}"
+            if delivery.state != delivery.verdict:
+                self._advance(delivery)
+            yield f"{delivery.name}: {self._conclude(delivery.name)}"
 
     def _take(self, path: Path) -> str:
         """Give a folder in incoming/ a name and a record, from which moving it goes on; returns the name."""
@@ -238,23 +248,34 @@ class Deliveries:
                 ) from None
             outputs["images"] = str(images)
 
-    def _advance(self, delivery: Delivery) -> str:
-        """Bring one delivery to its end; returns what became of it."""
-        name, decision = delivery.name, delivery.decision
-        if decision == "accepted" and delivery.report and delivery.report["verdict"] == "refused":
+    def _conclude(self, name: str) -> str:
+        """Write what has become of a delivery, as the disk says, into the event log unless it is there; returns it."""
+        delivery = self._find(name)
+        decision = delivery.decision
+        if decision is not None and not delivery.is_logged:
+            log_decision(delivery, decision, self.clone.root)
+        return delivery.outcome
+
+    def _advance(self, delivery: Delivery) -> None:
+        """Bring one delivery to its end."""
+        name, verdict = delivery.name, delivery.verdict
+        if verdict == "accepted" and delivery.report and delivery.report["verdict"] == "refused":
             # A person accepts it all the same: what the refusal has taken away is made again.
             for file in (REPORT, REPORT_TEXT):
                 (delivery.folder / file).unlink(missing_ok=True)
-        if decision != "refused" and delivery.folder.parent.name == QUARANTINE:
+        if verdict != "refused" and delivery.folder.parent.name == QUARANTINE:
             folder = self.folder / DELIVERIES / name
             delivery.folder.rename(folder)
             delivery = replace(delivery, folder=folder)
-        if decision != "refused":
+        if verdict != "refused":
             self._move(delivery)
             if delivery.report is None:
                 self._prepare(delivery)
         self.tree.check(name)  # again, for much time may have passed
-        return self._refuse(delivery) if delivery.decision == "refused" else self._accept(delivery)
+        if delivery.verdict == "refused":
+            self._refuse(delivery)
+        else:
+            self._accept(delivery)
 
     def _prepare(self, delivery: Delivery) -> None:
         """Check, register, build and judge a delivery; the report of its judge is written last."""
@@ -275,7 +296,7 @@ class Deliveries:
             cause = "\n".join(f"{item.check}: {item.text}" for item in findings if not item.passed)
         except SourceError as error:  # the images are at fault, and nobody can overrule that
             cause = str(error)
-            if delivery.decision == "accepted":
+            if delivery.verdict == "accepted":
                 attempts.overrule("refused", CHECKS, cause)
         self._write_report(delivery, cause or None, findings)
 
@@ -345,16 +366,15 @@ class Deliveries:
         # Last, for this one is the verdict.
         write_private_text(delivery.folder / REPORT, json.dumps(asdict(report), indent=1) + "\n")
 
-    def _accept(self, delivery: Delivery) -> str:
+    def _accept(self, delivery: Delivery) -> None:
         """Enter the batch in the mix, and commit it."""
         paths = [PARAMS, DVC, LOCK, f"{BATCHES}/{delivery.name}.yaml"]
         with delivery.attempts.step("accept") as outputs, self.project.editing():
             self.tree.write(self.tree.texts(delivery.name)["accepted"])
             self.clone.commit(paths, f"Batch {delivery.name} is accepted")
             outputs["committed"] = paths
-        return "accepted"
 
-    def _refuse(self, delivery: Delivery) -> str:
+    def _refuse(self, delivery: Delivery) -> None:
         """Take all traces of the batch out of the project, and move the delivery to quarantine."""
         name, root, target = delivery.name, self.clone.root, self.folder / QUARANTINE / delivery.name
         if delivery.report is None:
@@ -363,7 +383,8 @@ class Deliveries:
             file = f"{BATCHES}/{name}.yaml"
             was_accepted = self.clone.committed(file) is not None
             self.tree.write(self.tree.texts(name)["out"])
-            (root / file).unlink(missing_ok=True)
+            if (root / file).is_file():
+                shutil.move(root / file, delivery.folder / f"{name}.yaml")
             self.tree.drop_from_lock(f"shard@{name}")
             if was_accepted:
                 self.clone.commit([PARAMS, DVC, LOCK, file], f"Batch {name} is refused after all")
@@ -373,9 +394,7 @@ class Deliveries:
             for manifest in self._manifests(name):
                 shutil.move(manifest, delivery.folder / manifest.name)
             outputs["folder"] = str(target)
-        cause = (delivery.report or {}).get("cause")
         delivery.folder.rename(target)
-        return f"refused: {cause.splitlines()[0] if cause else 'a person overruled the checks'}"
 
     def _accepted(self) -> set[str]:
         """Return the names of the batches that the last commit has."""

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ace.operations.attempts import Attempts, Verdict
+from ace.operations.attempts import CHECKS, Attempts, Decision, Verdict
+from ace.operations.events import Event
+from ace.operations.history import kind_of_delivery
 from ace.operations.judge import Finding, format_findings
 
 IMAGES, ATTEMPTS, REPORT, REPORT_TEXT, BUILD_LOG = "images", "attempts.jsonl", "report.json", "report.txt", "build.log"
@@ -47,11 +49,13 @@ class Delivery:
         name: Name of its batch.
         folder: Its folder, in deliveries/ or quarantine/.
         state: How far it is.
+        event: The last line of the event log about it; None before the first.
     """
 
     name: str
     folder: Path
     state: State
+    event: Event | None
 
     @property
     def attempts(self) -> Attempts:
@@ -70,12 +74,33 @@ class Delivery:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     @property
-    def decision(self) -> Verdict | None:
+    def decision(self) -> Decision | None:
         """What a person said last, else what the judge said; None before either."""
-        if overruled := self.attempts.overruled():
-            verdict: Verdict = overruled["overruled"]
-            return verdict
-        return self.report["verdict"] if self.report else None
+        overruled, report = self.attempts.overruled(), self.report
+        if overruled is not None or report is None:
+            return overruled
+        return Decision(report["verdict"], CHECKS, None, report["judged"])
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What is to become of it; None before anybody said so."""
+        return self.decision.verdict if self.decision else None
+
+    @property
+    def is_logged(self) -> bool:
+        """The event log has what was decided, if anything was."""
+        decision, event = self.decision, self.event
+        if decision is None or event is None:
+            return decision is None
+        return (event.kind, event.facts["decided"]) == (kind_of_delivery(decision.verdict), decision.at)
+
+    @property
+    def outcome(self) -> str:
+        """What became of it, for people."""
+        if self.state != "refused":
+            return self.state
+        cause = (self.report or {}).get("cause")
+        return f"refused: {cause.splitlines()[0] if cause else 'a person overruled the checks'}"
 
     @property
     def last(self) -> str:
@@ -92,4 +117,5 @@ class Delivery:
     @property
     def is_open(self) -> bool:
         """There is something left to do."""
-        return self.state not in ("accepted", "refused") or self.decision not in (None, self.state)
+        is_decided = self.state in ("accepted", "refused") and self.verdict in (None, self.state)
+        return not (is_decided and self.is_logged)

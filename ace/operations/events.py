@@ -1,8 +1,8 @@
 """The event log: JSON lines that are only ever appended, each with the sha256 of the line before it.
 
-Every decision about models is a line. Whoever changes, removes or moves one breaks the chain, and `check_lines` says
-where. What is cut off at the end breaks nothing: it is missed where the sha256 of a later line is kept elsewhere, as in
-the message of each tag of the registry.
+Every decision about models and deliveries is a line. Whoever changes, removes or moves one breaks the chain, and
+`check_lines` says where. What is cut off at the end breaks nothing: it is missed where the sha256 of a later line is
+kept elsewhere, as in the message of each tag of the registry.
 """
 
 import fcntl

@@ -1,4 +1,4 @@
-"""What the events of the log come to: versions, which of them was accepted when, and whether retraining is held."""
+"""What the events of the log come to: versions, which was accepted when, holds, and what became of deliveries."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from ace.operations.model_files import RecordedModel
 REGISTERED, PROMOTED, ROLLED_BACK, HELD, RELEASED = "registered", "promoted", "rolled_back", "held", "released"
 """Kinds of events."""
 _ACCEPTING = (PROMOTED, ROLLED_BACK)
+_DELIVERY = "delivery_"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,16 @@ def accepted(events: Sequence[Event], at: datetime | None = None) -> Event | Non
         The event, or None if no version was accepted then.
     """
     return next((event for event in reversed(acceptances(events)) if at is None or event.time <= at), None)
+
+
+def kind_of_delivery(verdict: str) -> str:
+    """Return the kind of event by which a delivery is accepted or refused."""
+    return _DELIVERY + verdict
+
+
+def deliveries(events: Sequence[Event]) -> dict[str, Event]:
+    """Return the last event about each delivery, by the name of its batch."""
+    return {event.facts["batch"]: event for event in events if event.kind.startswith(_DELIVERY)}
 
 
 def hold(events: Sequence[Event]) -> Event | None:

@@ -20,7 +20,7 @@ from ace.operations.errors import OperationsError
 from ace.operations.events import LOG, Actor, Event, EventLog
 from ace.operations.history import PROMOTED, REGISTERED, ROLLED_BACK, Version
 from ace.operations.model_files import close, export, find_files, first_difference, recorded_model
-from ace.operations.tags import read_tags, tag_heads, write_missing_tags
+from ace.operations.tags import read_events, write_missing_tags
 from shards.format.layout import sha256_of
 
 MODEL = "models/ace"
@@ -70,7 +70,7 @@ class Registry:
         Raises:
             OperationsError: a line is not as it was written, or a line that a tag names is missing.
         """
-        return self.log.events(tag_heads(read_tags(self.root)))
+        return read_events(self.root)
 
     def files(self, version: Version) -> dict[str, Path]:
         """Return where the bytes of a version are, after a look at each: its exported folder, or else DVC's cache.

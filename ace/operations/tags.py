@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ace.operations.clone import git
 from ace.operations.errors import OperationsError
-from ace.operations.events import Event
+from ace.operations.events import LOG, Event, EventLog
 from ace.operations.history import REGISTERED, acceptances, find_version
 
 ARTIFACT, STAGE = "ace", "accepted"
@@ -60,6 +60,15 @@ def read_tags(root: Path) -> dict[str, RegistryTag]:
 def tag_heads(tags: dict[str, RegistryTag]) -> dict[int, str]:
     """Return the sha256 of lines of the log that tags keep, by number of the line."""
     return {tag.sequence: tag.sha256 for tag in tags.values() if tag.sequence}
+
+
+def read_events(root: Path) -> tuple[Event, ...]:
+    """Return the events of a clone's log, the oldest first.
+
+    Raises:
+        OperationsError: a line is not as it was written, or a line that a tag names is missing.
+    """
+    return EventLog(root / LOG).events(tag_heads(read_tags(root)))
 
 
 def write_missing_tags(root: Path, events: tuple[Event, ...]) -> None:

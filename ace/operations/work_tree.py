@@ -73,7 +73,7 @@ class WorkTree:
         Raises:
             OperationsError: naming the files.
         """
-        own = set()
+        own: set[str] = set()
         if name is not None:
             known = self.texts(name).values()
             if self.project.params.read_text(encoding="utf-8") in {texts.params for texts in known}:

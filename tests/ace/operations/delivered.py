@@ -9,8 +9,12 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
+from ace.operations.audit import first_problem
+from ace.operations.clone import Clone
 from ace.operations.deliveries import Deliveries
 from ace.operations.incoming import MARKER
+from ace.operations.registry import Registry
+from ace.operations.tags import read_events
 from shards.build.stage import build_shards
 from shards.core.errors import UserError
 from shards.core.identity import KEY_FILE_VARIABLE, create_key
@@ -115,6 +119,18 @@ def commit_all(project: Path) -> None:
     init_clone(project)
     git(project, "add", "--all")
     git(project, "commit", "--quiet", "--message", "the project")
+
+
+def status(project: Path) -> str:
+    """What differs from the last commit, but for the event log, whose newest lines always do."""
+    return git(project, "status", "--porcelain", "--", ":!registry")
+
+
+def lines_of_log(project: Path) -> list[tuple[str, str, str]]:
+    """Batch, verdict and who of each line of the event log, after an audit of all of it."""
+    assert first_problem(Registry(clone=Clone(project), models=project.parent / "served")) is None
+    events = read_events(project)
+    return [(event.facts["batch"], event.kind.removeprefix("delivery_"), event.who) for event in events]
 
 
 def build_here(stage: str, project: Path, log: Path) -> str | None:

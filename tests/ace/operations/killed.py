@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ace.operations.deliveries as module
-from tests.ace.operations.delivered import build_here, deliveries_of, mixed
+from tests.ace.operations.delivered import build_here, deliveries_of, lines_of_log, mixed, status
 from tests.support.checkout import git
 
 EFFECTS = ("os.rename", "os.remove", "os.mkdir", "shutil.rmtree", "shutil.move", "subprocess.Popen")
@@ -77,9 +77,10 @@ def check(project: Path) -> None:
         assert item.report is not None
     accepted = deliveries["March"].name
     assert mixed(project) == ["clinic-b000", accepted]
-    assert git(project, "status", "--porcelain") == ""
+    assert status(project) == ""
     assert git(project, "log", "--format=%s").splitlines() == [f"Batch {accepted} is accepted", "the project"]
     refused = deliveries["negatives"].name
+    assert lines_of_log(project) == [(accepted, "accepted", "the checks"), (refused, "refused", "the checks")]
     assert not list((project / "data").glob(f"*/{refused}*"))
     assert (project / "data" / "shards" / accepted / "index.json").is_file()
     assert sorted(path.name for path in (project / "incoming").iterdir()) == []

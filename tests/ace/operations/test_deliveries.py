@@ -11,8 +11,12 @@ import pytest
 import ace.operations.deliveries as module
 from ace.config import use
 from ace.operations.attempts import Attempts
+from ace.operations.audit import first_problem
+from ace.operations.clone import Clone
 from ace.operations.deliveries import Deliveries
 from ace.operations.errors import BusyError, HeldDeliveryError, OperationsError
+from ace.operations.registry import Registry
+from ace.operations.tags import read_events
 from shards.core.errors import ConfigError
 from tests.ace.operations.delivered import (
     MEASURED,
@@ -21,10 +25,12 @@ from tests.ace.operations.delivered import (
     commit_all,
     deliver,
     deliveries_of,
+    lines_of_log,
     load,
     make_service,
     mixed,
     open_key,
+    status,
 )
 from tests.ace.operations.service import ANNA
 from tests.support.checkout import ROOT, copy_project, git
@@ -79,7 +85,7 @@ def failed(project: Path) -> list[str]:
 
 def assert_as_committed(project: Path) -> None:
     """Nothing is left of a batch that was refused."""
-    assert git(project, "status", "--porcelain") == ""
+    assert status(project) == ""
     assert git(project, "log", "--format=%s").splitlines() == ["the project"]
     assert not list((project / "data").glob("*/clinic-b001*"))
 
@@ -87,7 +93,7 @@ def assert_as_committed(project: Path) -> None:
 def test_a_complete_folder_becomes_an_accepted_batch_in_one_commit(project: Path) -> None:
     deliver(project / "incoming" / "March", NEW)
     assert run(project) == ["clinic-b001: taken from incoming/March", "clinic-b001: accepted"]
-    assert git(project, "status", "--porcelain") == ""
+    assert status(project) == ""
     changed = git(project, "show", "--format=%s", "--name-only").split("\n")
     assert changed[0] == "Batch clinic-b001 is accepted"
     assert sorted(filter(None, changed[1:])) == ["batches/clinic-b001.yaml", "dvc.lock", "dvc.yaml", "params.yaml"]
@@ -100,6 +106,21 @@ def test_a_complete_folder_becomes_an_accepted_batch_in_one_commit(project: Path
     steps = [line["step"] for line in deliveries_of(project).taken()[0].attempts.read() if "finished" in line]
     assert steps == ["move", "check", "register", "build", "judge", "accept"]
     assert run(project) == []
+
+
+def test_the_log_names_the_commit_and_the_bytes_that_show_a_decision(project: Path) -> None:
+    deliver(project / "incoming" / "March", NEW)
+    run(project)
+    assert lines_of_log(project) == [("clinic-b001", "accepted", "the checks")]
+    (event,) = read_events(project)
+    assert event.facts["commit"] == git(project, "rev-parse", "HEAD").strip()
+    report = "deliveries/clinic-b001/report.json"
+    assert set(event.files) == {"batches/clinic-b001.yaml", "data/manifests/clinic-b001.jsonl", report}
+    registry = Registry(clone=Clone(project), models=project.parent / "served")
+    git(project, "commit", "--quiet", "--amend", "--message", "another")
+    assert f"commit {event.facts['commit']}: not in the history" in str(first_problem(registry))
+    (project / report).write_text("{}")
+    assert f"{report}: has the sha256" in str(first_problem(registry))
 
 
 def test_a_folder_without_the_marker_is_taken_when_nothing_in_it_has_changed_for_long(project: Path) -> None:
@@ -256,12 +277,19 @@ def test_negatives_are_refused_and_a_person_may_accept_them_and_refuse_them_agai
     overrule(project, "clinic-b001", "refused")
     assert states(project) == {"clinic-b001": "refused"}
     assert mixed(project) == [MEASURED]
-    assert git(project, "status", "--porcelain") == ""
+    assert status(project) == ""
     assert before == {name: (project / name).read_text(encoding="utf-8") for name in before}
     assert not list((project / "data").glob("*/clinic-b001*"))
-    lines = deliveries_of(project).taken()[0].attempts.read()
-    assert [line["overruled"] for line in lines if line.get("who") == ANNA.name] == ["accepted", "refused"]
     assert run(project) == []
+    assert lines_of_log(project) == [
+        ("clinic-b001", "refused", "the checks"),
+        ("clinic-b001", "accepted", ANNA.name),
+        ("clinic-b001", "refused", ANNA.name),
+    ]
+    last = read_events(project)[-1]
+    assert (last.automatic, last.facts["why"]) == (False, "I looked at them")
+    names = ("clinic-b001.yaml", "clinic-b001.jsonl", "report.json")
+    assert set(last.files) == {f"quarantine/clinic-b001/{name}" for name in names}
 
 
 def test_nobody_can_accept_what_cannot_be_read(project: Path) -> None:
@@ -270,7 +298,19 @@ def test_nobody_can_accept_what_cannot_be_read(project: Path) -> None:
     overrule(project, "clinic-b001", "accepted")
     assert states(project) == {"clinic-b001": "refused"}
     assert run(project) == []
+    assert lines_of_log(project) == [("clinic-b001", "refused", "the checks")] * 2
     assert_as_committed(project)
+
+
+def test_a_decision_whose_line_was_not_written_is_in_the_log_before_a_person_decides_otherwise(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deliver(project / "incoming" / "March", NEW)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "log_decision", lambda *_: None)
+        run(project)
+    overrule(project, "clinic-b001", "refused")
+    assert lines_of_log(project) == [("clinic-b001", "accepted", "the checks"), ("clinic-b001", "refused", ANNA.name)]
 
 
 def test_a_delivery_whose_shards_cannot_be_built_holds_back_the_next_one_and_its_files_are_the_services(

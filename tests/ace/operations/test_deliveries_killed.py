@@ -8,17 +8,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import ace.operations.deliveries as module
 from ace.operations.clone import Clone
+from ace.operations.events import EventLog
 from tests.ace.operations.delivered import (
     MEASURED,
     build_here,
     commit_all,
     deliver,
     deliveries_of,
+    lines_of_log,
     load,
     make_service,
     mixed,
@@ -60,28 +63,34 @@ class KilledError(BaseException):
     """Stands for a kill."""
 
 
-def test_a_commit_that_is_killed_before_or_after_it_is_made_once(
+def test_a_commit_and_its_line_in_the_log_that_are_killed_before_or_after_are_made_once(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "repro", build_here)
     build_here(f"shard@{MEASURED}", project, project)
     commit_all(project)
     deliver(project / "incoming" / "March", range(100, 130))
-    commit = Clone.commit
 
-    def before(*_: object) -> None:
-        raise KilledError
+    def kill(owner: Any, name: str) -> None:
+        whole = getattr(owner, name)
 
-    def after(*arguments: object) -> None:
-        commit(*arguments)  # type: ignore[arg-type]
-        raise KilledError
+        def before(*_: Any, **__: Any) -> None:
+            raise KilledError
 
-    for killed in (before, after):
-        monkeypatch.setattr(Clone, "commit", killed)
-        with pytest.raises(KilledError):
-            list(deliveries_of(project).run())
-    monkeypatch.setattr(Clone, "commit", commit)
+        def after(*arguments: Any, **options: Any) -> None:
+            whole(*arguments, **options)
+            raise KilledError
+
+        for killed in (before, after):
+            monkeypatch.setattr(owner, name, killed)
+            with pytest.raises(KilledError):
+                list(deliveries_of(project).run())
+        monkeypatch.setattr(owner, name, whole)
+
+    kill(Clone, "commit")
+    kill(EventLog, "append")
     assert list(deliveries_of(project).run()) == []
+    assert lines_of_log(project) == [("clinic-b001", "accepted", "the checks")]
     assert git(project, "log", "--format=%s").splitlines() == ["Batch clinic-b001 is accepted", "the project"]
     assert mixed(project) == [MEASURED, "clinic-b001"]
 
@@ -134,7 +143,8 @@ def test_processes_that_are_killed_at_random_lose_and_double_nothing(project: Pa
         verify = [sys.executable, "-m", "shards", "verify", f"data/shards/{found[name].name}"]
         subprocess.run(verify, cwd=project, check=True, capture_output=True)
     assert len(git(project, "log", "--format=%s").splitlines()) == 3
-    assert git(project, "status", "--porcelain", "--untracked-files=no") == ""
+    assert sorted(lines_of_log(project)) == sorted((item.name, item.state, "the checks") for item in found.values())
+    assert git(project, "status", "--porcelain", "--untracked-files=no", "--", ":!registry") == ""
     assert not list((project / "incoming").iterdir())
 
 
