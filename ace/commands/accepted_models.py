@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ace.commands.options import add_branch_option
-from shards.runtime.text import table
+from ace.commands.text_table import text_table
 
 if TYPE_CHECKING:
     from ace.operations.events import Actor, Event
@@ -164,7 +164,7 @@ def list_versions(arguments: argparse.Namespace) -> None:
             )
             for version in versions.values()
         ]
-        print(table([header, *rows_of_text]))
+        print(text_table([header, *rows_of_text]))
     if number is not None and registry.served != f"v{number}":
         print(f"v{number} is accepted and does not serve yet: python -m ace models promote v{number}", file=sys.stderr)
     if held is not None:

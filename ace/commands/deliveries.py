@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ace.commands.options import add_branch_option
+from ace.commands.text_table import text_table
 from shards.core.config import DEFAULT_PARAMS
-from shards.runtime.text import table
 
 if TYPE_CHECKING:
     from ace.operations.attempts import Verdict
@@ -68,7 +68,7 @@ def list_(arguments: argparse.Namespace) -> None:
     rows = [("batch", "delivered as", "state", "what happened last")]
     rows += [("", shown(item.path.name), "incoming", item.text) for item in deliveries.arriving(time.time())]
     rows += [(item.name, shown(item.sent_as), item.state, item.last) for item in deliveries.taken()]
-    print(table(rows) if len(rows) > 1 else "no deliveries")
+    print(text_table(rows) if len(rows) > 1 else "no deliveries")
 
 
 def accept(arguments: argparse.Namespace) -> None:

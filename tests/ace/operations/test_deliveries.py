@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import ace.operations.deliveries as module
+from ace.__main__ import build_parser
 from ace.config import use
 from ace.operations.attempts import Attempts
 from ace.operations.audit import first_problem
@@ -17,6 +18,7 @@ from ace.operations.deliveries import Deliveries
 from ace.operations.errors import BusyError, HeldDeliveryError, OperationsError
 from ace.operations.registry import Registry
 from ace.operations.tags import read_events
+from shards.cli import run_command
 from shards.core.errors import ConfigError
 from tests.ace.operations.delivered import (
     MEASURED,
@@ -138,6 +140,15 @@ def test_a_folder_without_the_marker_is_taken_when_nothing_in_it_has_changed_for
     (folder / "0100.png").touch()
     assert taken_after(590) == []
     assert "empty: empty" in [f"{item.path.name}: {item.text}" for item in deliveries_of(project).arriving(0)]
+
+
+def test_a_list_has_each_word_below_its_header(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("March", "March, the rest"):
+        deliver(project / "incoming" / name, NEW[:1])
+    assert run_command(build_parser(), ["deliveries", "list", "--params", str(project / "params.yaml")]) == 0
+    header, _, *lines = capsys.readouterr().out.splitlines()
+    for head, cell in (("delivered as", "March"), ("state", "incoming"), ("what happened last", "complete")):
+        assert [line[header.index(head) :].startswith(cell) for line in lines] == [True, True]
 
 
 def link_out(folder: Path) -> None:
