@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -432,7 +433,9 @@ def test_a_project_without_the_section_is_told_what_to_write(project: Path) -> N
 
 def test_another_configuration_leaves_the_service_alone(tmp_path: Path) -> None:
     copy_project(tmp_path)
-    with (tmp_path / "params.yaml").open("a", encoding="utf-8") as file:
-        file.write("operations:\n  deliveries: {name: clinic}\n")
+    params = tmp_path / "params.yaml"
+    text, count = re.subn(r"^  deliveries: .*$", "  deliveries: {name: clinic}", params.read_text("utf-8"), flags=re.M)
+    assert count == 1
+    params.write_text(text, encoding="utf-8")
     use("smoke", tmp_path / "params.yaml", ROOT / "configs")
     assert load(tmp_path / "params.yaml")["operations"] == {"deliveries": {"name": "clinic"}}
