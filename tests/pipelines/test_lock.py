@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from dagster import AssetKey
@@ -123,6 +124,20 @@ def test_a_lock_file_that_dvc_is_writing_is_read_once_it_is_whole(lock: Path) ->
 def test_a_sensor_does_not_wait_for_a_dvc_that_is_at_work(lock: Path) -> None:
     with half_written(lock), pytest.raises(ConfigError, match="another dvc is at work"):
         read_lock(lock, GRAPH)
+
+
+def test_a_lock_file_that_git_is_writing_is_read_again(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Git knows nothing of DVC's lock: the file is half there, then whole without the newest record, then all there."""
+    texts = iter(["schema: '2.0'\n", LOCK])
+    (lock / "dvc.lock").write_text("stages: [")
+
+    def sleep(seconds: float) -> None:
+        if seconds:
+            (lock / "dvc.lock").write_text(next(texts))
+
+    monkeypatch.setattr("pipelines.lock.time", SimpleNamespace(sleep=sleep))
+    assert set(read_lock(lock, GRAPH, just_run=["shard@own"])) == {"shard@own"}
+    assert next(texts, None) is None
 
 
 @pytest.fixture
