@@ -76,9 +76,8 @@ study-full: ## a study with every seed (studies/NAME/*.yaml) and task (tasks.txt
 	@cd "studies/$${NAME:-phantom}" && tasks=$$(test ! -e tasks.txt || realpath tasks.txt) && runs=$$(ls *.yaml) && cd - >/dev/null && \
 	  for run in $$runs; do $(MAKE) study RUN="$${run%.yaml}" TASKS="$$tasks" || exit 1; done
 
-# Three processes on two cores: a fifth of the time a test waits for a process that it started or killed.
-test: $(DEV) ## the tests (everything not marked slow), in three processes for each two cores, at most eight
-	@python -m pytest -n $$(( ($$(nproc) * 3 + 1) / 2 )) --maxprocesses 8 --dist loadfile
+test: $(DEV) ## the tests (everything not marked slow), in a process for each core, at most eight
+	@python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
 coverage: $(DEV) ## which lines the tests run, for information; processes that tests start are not counted
 	@python -m pytest --cov=ace --cov=shards --cov=pipelines --cov-report=term:skip-covered

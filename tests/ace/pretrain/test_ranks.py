@@ -172,7 +172,7 @@ stage._begin = _begin
     [
         ('RuntimeError("no memory left")', 1),
         pytest.param(
-            '__import__("shards.core.errors").errors.OutOfReachError("no memory left")', 1, marks=pytest.mark.slow
+            '__import__("shards.core.errors").core.errors.OutOfReachError("no memory left")', 1, marks=pytest.mark.slow
         ),
     ],
     ids=["any error", "a server out of reach"],
