@@ -76,7 +76,7 @@ class Config(Section):
     """Name of a task in configs/tasks → the shard set that the stage `finetune` trains and measures it on."""
     report: ReportParams
     operations: OperationsParams = OperationsParams()
-    """What the service does by itself; a project without a service needs no such section."""
+    """The service's settings: how it takes new images in. A project without a service needs no such section."""
 
     @property
     def trained_batches(self) -> list[str]:

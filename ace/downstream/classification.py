@@ -64,8 +64,8 @@ class ClassificationParams(TaskParams):
     """Crops whose mean probability is the answer at the end: four corners and the middle, and their mirror images; or
     the middle alone. Validation looks at the middle."""
     heat_thresholds: tuple[Share, ...] = Field(min_length=1)
-    """Where boxes or masks of the labels are known, the pixels are compared with them at which Grad-CAM of the network
-    that `full` trained has at least this share of its largest value: a figure for each share."""
+    """Shares of the largest value of Grad-CAM, of the network that `full` trained. The pixels that reach a share are
+    compared with boxes or masks of the label, where these are known: a figure for each share."""
     knn: KnnParams
 
     @property

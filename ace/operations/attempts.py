@@ -18,13 +18,13 @@ CHECKS = Actor("the checks", automatic=True)
 
 @dataclass(frozen=True)
 class Decision:
-    """What is to become of a delivery.
+    """A decision says whether a delivery is accepted or refused, and by whom.
 
     Attributes:
-        verdict: That.
-        who: Whoever says so.
+        verdict: `accepted` or `refused`.
+        who: The person or the checks that decided.
         why: The reason; None where the report has it.
-        at: Time.
+        at: Time of the decision.
     """
 
     verdict: Verdict

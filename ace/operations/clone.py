@@ -43,7 +43,7 @@ class Clone:
     """A checkout that may be the service's.
 
     Attributes:
-        root: Its top folder.
+        root: Top folder of the checkout.
         branch: Branch that the service's clone is on.
     """
 

@@ -16,12 +16,12 @@ State = Literal["taken", "registered", "built", "judged", "accepted", "refused"]
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What became of a delivery, and why.
+    """A report says what the checks found in a delivery, and why it was refused if it was.
 
     Attributes:
         batch: Name of its batch.
         delivery: Name of the folder as it came.
-        judged: Time.
+        judged: Time at which it was judged.
         verdict: The judge's; a person may overrule it.
         cause: Why it is refused; None of one that is accepted.
         findings: What the checks found; none where it was refused before its shards were built.
@@ -75,7 +75,7 @@ class Delivery:
 
     @property
     def decision(self) -> Decision | None:
-        """What a person said last, else what the judge said; None before either."""
+        """Return the last decision of a person, else that of the checks; None before either."""
         overruled, report = self.attempts.overruled(), self.report
         if overruled is not None or report is None:
             return overruled
@@ -83,7 +83,7 @@ class Delivery:
 
     @property
     def verdict(self) -> Verdict | None:
-        """What is to become of it; None before anybody said so."""
+        """Return whether it is to be accepted or refused; None before that is decided."""
         return self.decision.verdict if self.decision else None
 
     @property
@@ -96,7 +96,7 @@ class Delivery:
 
     @property
     def outcome(self) -> str:
-        """What became of it, for people."""
+        """Describe its state in a line, and the cause of a refusal."""
         if self.state != "refused":
             return self.state
         cause = (self.report or {}).get("cause")

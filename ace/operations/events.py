@@ -27,7 +27,7 @@ LOG = Path("registry/events.jsonl")
 SET_ASIDE = "set_aside"
 """Kind of the event that tells of a half line, and the folder beside the log where such lines are kept."""
 BEGINNING = "0" * 64
-"""What the first line has in place of the sha256 of a line before it."""
+"""The first line has this in place of the sha256 of a line before it."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Problem:
     Attributes:
         line: Its number, from 1.
         how: What happened to it.
-        text: The same for a person.
+        text: A sentence for people that says what is wrong with the line.
     """
 
     line: int

@@ -52,9 +52,9 @@ class _Set:
     """A built batch.
 
     Attributes:
-        name: Its name.
-        batch: Its file.
-        report: Its quality report.
+        name: Name of the batch.
+        batch: Content of batches/NAME.yaml.
+        report: Path of the batch's quality report.
         rows: Rows of the report, column → values.
     """
 

@@ -71,7 +71,7 @@ class DeliveriesParams(Section):
 
 
 class OperationsParams(Section):
-    """What the service does by itself (section `operations`, which may be absent)."""
+    """OperationsParams say how the service takes new images in (section `operations`, which may be absent)."""
 
     deliveries: DeliveriesParams | None = None
     """The way of new images to an accepted batch; None: nothing is taken in."""

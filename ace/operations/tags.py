@@ -24,7 +24,7 @@ class RegistryTag:
     """A tag of the registry.
 
     Attributes:
-        name: Its name.
+        name: Name of the tag in git, as `ace@v3.0.0`.
         commit: The commit that it is on.
         date: Date of its tagger, in seconds since 1970.
         sequence: Number of the event that it stands for; 0 if its message names none.

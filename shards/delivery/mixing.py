@@ -35,7 +35,7 @@ def mix_item(
 
     Args:
         name: Name of the batch.
-        batch: Its file.
+        batch: Content of batches/NAME.yaml.
         weight: Share in training, above 0.
         values: Content of params.yaml.
         batches: Files of the project's batches.
