@@ -96,6 +96,16 @@ def test_a_tar_without_a_summary_of_this_version_is_not_finished(tmp_path: Path)
     assert files.read_summary() is None
 
 
+def test_a_tar_that_was_changed_is_not_finished(tmp_path: Path) -> None:
+    files = TarFiles(tmp_path, "a.tar")
+    files.write_summary(summary_of(files.tar, write(files.tar, {"a": [b"x", b"y"]})))
+    assert files.read_summary(check_tar=True) is not None
+    content = bytearray(files.tar.read_bytes())
+    content[600] ^= 1
+    files.tar.write_bytes(content)
+    assert files.read_summary(check_tar=True) is None
+
+
 def test_members_copied_in_parts_are_whole(tmp_path: Path) -> None:
     large = bytes(range(256)) * 10_000
     with TarWriter(tmp_path / "a.tar") as tar:
