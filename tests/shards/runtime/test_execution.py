@@ -90,6 +90,16 @@ def test_a_process_killed_from_outside_costs_no_image(
     assert built(phantom, tmp_path / "hurt", Processes(2), key="p0005-i2", once=tmp_path / "died") == whole
 
 
+def test_an_image_is_given_up_when_it_ends_a_second_process(tmp_path: Path) -> None:
+    files = TarFiles(tmp_path, "a.tar")
+    given_up = []
+    for num_begun in (3, 2, 3):
+        files.begun.write_bytes(num_begun * b".")
+        files.note_crash()
+        given_up.append(files.given_up())
+    assert given_up == [set(), set(), {2}]
+
+
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_processes_that_cannot_start_end_the_build_and_blame_no_image(
     num_workers: int, tmp_path: Path, scratch: Path
@@ -300,6 +310,17 @@ def test_an_error_of_one_tar_arrives_and_ends_the_others(tmp_path: Path, scratch
     builder = job.builder(plan, scratch)
     with pytest.raises(SourceError, match="1 files are missing or changed since they were listed: images/p0005-i2"):
         build_tars(plan, builder, Processes(2), tmp_path / "out")
+
+
+def test_a_tar_that_ends_in_an_error_is_not_there(tmp_path: Path) -> None:
+    job = job_of(write_phantom(tmp_path / "phantom", num_patients=1))
+    plan = job.plan(tmp_path)
+    builder, shard = job.builder(plan, tmp_path), plan.shards[0]
+    for path in (tmp_path / "phantom" / "images").iterdir():
+        path.unlink()
+    with pytest.raises(SourceError, match="missing or changed"):
+        builder(shard)
+    assert not builder.files(shard).tar.exists()
 
 
 def test_the_index_of_a_set_built_on_two_processes_counts_what_its_tars_hold(tmp_path: Path) -> None:
