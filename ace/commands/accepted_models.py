@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ace.commands.options import add_branch_option
+from ace.commands.options import add_branch_option, add_why_option
 from ace.commands.text_table import text_table
 
 if TYPE_CHECKING:
@@ -65,10 +65,10 @@ def add_registry_commands(models: argparse.ArgumentParser) -> None:
 
     command = add_decision("rollback", rollback, "return to an earlier version, and hold retraining")
     add_version(command)
-    add_why(command)
+    add_why_option(command)
 
-    add_why(add_decision("hold", hold, "hold retraining and automatic promotion"))
-    add_why(add_decision("release", release, "end a hold"))
+    add_why_option(add_decision("hold", hold, "hold retraining and automatic promotion"))
+    add_why_option(add_decision("release", release, "end a hold"))
 
     command = add_json(add("at", at, "say which version was the accepted one at a moment"))
     command.add_argument(
@@ -91,11 +91,6 @@ def add_json(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add `--json`."""
     command.add_argument("--json", action="store_true", help="print JSON")
     return command
-
-
-def add_why(command: argparse.ArgumentParser) -> None:
-    """Add `--why`."""
-    command.add_argument("--why", required=True, metavar="TEXT", help="the reason, for whoever reads the log later")
 
 
 def add_version(

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ace.commands.options import add_branch_option
+from ace.commands.options import add_branch_option, add_why_option
 from ace.commands.text_table import text_table
 from shards.core.config import DEFAULT_PARAMS
 
@@ -31,7 +31,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         )
         if word in ("accept", "refuse"):
             command.add_argument("name", metavar="NAME", help="name of the batch, as clinic-b003")
-            command.add_argument("--why", required=True, metavar="TEXT", help="the reason, for the record")
+            add_why_option(command)
         if word != "list":
             add_branch_option(command)
         command.set_defaults(run=function)

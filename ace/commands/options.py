@@ -34,6 +34,13 @@ def add_branch_option(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_why_option(command: argparse.ArgumentParser) -> None:
+    """Add the reason of a decision, which has to say something."""
+    command.add_argument(
+        "--why", type=_reason, required=True, metavar="TEXT", help="the reason, for whoever reads the log later"
+    )
+
+
 def add_model_options(command: argparse.ArgumentParser) -> None:
     """Add the model, which of its networks to take, and how to normalise for it."""
     command.add_argument(
@@ -91,6 +98,12 @@ def add_architecture_options(command: argparse.ArgumentParser) -> None:
         help="standard deviation of pixels in [0, 1]: one number, or R,G,B; default: timm's for the architecture; for "
         "the authors' files 0.252",
     )
+
+
+def _reason(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a reason; found none")
+    return text
 
 
 def _normalisation(text: str) -> str | tuple[Sequence[float], Sequence[float]]:

@@ -99,8 +99,9 @@ class Delivery:
         """Describe its state in a line, and the cause of a refusal."""
         if self.state != "refused":
             return self.state
-        cause = (self.report or {}).get("cause")
-        return f"refused: {cause.splitlines()[0] if cause else 'a person overruled the checks'}"
+        decision = self.decision
+        cause = decision.why if decision and decision.why else (self.report or {}).get("cause")
+        return f"refused: {cause.splitlines()[0]}" if cause else self.state
 
     @property
     def last(self) -> str:

@@ -223,9 +223,8 @@ def _drift(new: _Set, accepted: Sequence[_Set], bounds: JudgeParams) -> Iterator
 
     def likeness() -> tuple[float, str]:
         rest = np.average([item.mean_picture() for item in accepted], axis=0, weights=weights)
-        return float(
-            np.corrcoef(new.mean_picture(), rest)[0, 1]
-        ), "correlation of the mean picture here and in the accepted batches"
+        value = float(np.corrcoef(new.mean_picture(), rest)[0, 1])
+        return value, f"the mean picture here and that of the accepted batches correlate by {value:.3f}"
 
     yield finding("view_drift", bounds.max_view_drift, views)
     yield finding("mean_drift", bounds.max_mean_drift, lambda: levels(0))

@@ -64,6 +64,13 @@ def test_a_rollback_and_a_hold_tell_who_and_why(accepted: Service, capsys: pytes
     assert "README.md  sha256" in shown
 
 
+@pytest.mark.parametrize("decision", ["deliveries accept a-b000", "deliveries refuse a-b000", "models hold"])
+def test_a_decision_without_a_reason_is_none(decision: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*decision.split(), "--why", " "])
+    assert "argument --why: expected a reason; found none" in capsys.readouterr().err
+
+
 def test_a_moment_before_the_first_version_has_none(accepted: Service, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "at", "1999-12-31"]) == 1
     assert main(["models", "at", "2999-12-31"]) == 0

@@ -286,7 +286,7 @@ def test_negatives_are_refused_and_a_person_may_accept_them_and_refuse_them_agai
     assert states(project) == {"clinic-b001": "accepted"}
     assert "likeness" in failed(project)
 
-    overrule(project, "clinic-b001", "refused")
+    assert overrule(project, "clinic-b001", "refused")[-1] == "clinic-b001: refused: I looked at them"
     assert states(project) == {"clinic-b001": "refused"}
     assert mixed(project) == [MEASURED]
     assert status(project) == ""
