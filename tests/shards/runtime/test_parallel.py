@@ -26,6 +26,10 @@ def end_the_process(number: int) -> int:
     return number
 
 
+def action_on_interrupts(number: int) -> object:
+    return signal.getsignal(signal.SIGINT)
+
+
 def test_results_come_in_order_from_other_processes_and_items_are_not_read_far_ahead() -> None:
     num_read = 0
 
@@ -45,6 +49,10 @@ def test_results_come_in_order_from_other_processes_and_items_are_not_read_far_a
 
 def test_one_worker_is_this_process() -> None:
     assert list(map_in_processes(square, [3], num_workers=1)) == [(9, os.getpid())]
+
+
+def test_interrupts_are_left_to_the_parent() -> None:
+    assert set(map_in_processes(action_on_interrupts, range(2), num_workers=2)) == {signal.SIG_IGN}
 
 
 def test_an_error_in_a_worker_arrives() -> None:

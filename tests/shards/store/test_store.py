@@ -266,6 +266,17 @@ def test_a_broken_download_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert all(0 < first < second for first, second in pairwise(starts))
 
 
+def test_a_small_file_whose_answer_broke_is_read_from_its_beginning(tmp_path: Path) -> None:
+    content = np.random.default_rng(0).bytes(2**21)
+    (tmp_path / "index.json").write_bytes(content)
+    server = FlakyServer(tmp_path)
+    server.faults["index.json"] = ["drop"]
+    try:
+        assert Remote(server.url, {}, QUICK).read("index.json", 2 * len(content)) == content
+    finally:
+        server.close()
+
+
 def test_an_error_that_stays_is_told_with_its_number_of_tries(flaky: FlakyServer, cache: ShardCache) -> None:
     index = open_flaky(flaky, cache)
     flaky.always[TAR] = "503"
