@@ -153,7 +153,7 @@ class FlakyServer:
         while fault == "endless" and not self.is_ending.is_set():
             request.wfile.write(bytes(2**16))
         if fault == "stall":
-            self.is_ending.wait(20)
+            self.is_ending.wait()
         request.close_connection = fault in ("drop", "stall")
         return None
 

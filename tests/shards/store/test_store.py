@@ -140,6 +140,7 @@ def test_a_damaged_tar_in_s3_is_named_with_both_sums(
     assert not list(cache.root.glob("*.part"))
 
 
+@pytest.mark.timeout(60)  # a stalled answer lasts until the server ends
 @pytest.mark.parametrize("knows_ranges", [True, False])
 @pytest.mark.parametrize("fault", ["503", "429", "drop", "end early", "stall", "wrong bytes", "redirect"])
 def test_what_can_pass_is_tried_again_and_the_content_is_right(
