@@ -77,8 +77,8 @@ class Deliveries:
         settings = OperationsParams.from_params(values or {}, f"{params}: operations").deliveries
         if settings is None:
             raise ConfigError(
-                f"{params}: has no section operations.deliveries; expected one with at least a name for the batches, "
-                "as `operations: {deliveries: {name: clinic}}`"
+                f"{params}: operations.deliveries is empty; expected at least a name for the batches: under "
+                "`operations:`, write `deliveries: {name: clinic}`"
             )
         return cls(params, settings, Clone(params.parent, branch))
 

@@ -427,7 +427,7 @@ def test_settings_that_cannot_be_are_refused(change: str, message: str, project:
 def test_a_project_without_the_section_is_told_what_to_write(project: Path) -> None:
     text = (project / "params.yaml").read_text(encoding="utf-8")
     (project / "params.yaml").write_text(text[: text.index("operations:")], encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"has no section operations\.deliveries; expected one with at least a name"):
+    with pytest.raises(ConfigError, match=r"operations\.deliveries is empty; expected at least a name for the batches"):
         deliveries_of(project)
 
 
