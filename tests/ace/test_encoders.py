@@ -216,8 +216,11 @@ def test_several_bases_are_laid_one_over_another() -> None:
 )
 def test_the_encoders_of_a_study_have_equal_budgets_and_only_known_params(path: Path) -> None:
     config = Config.from_params(resolve(str(path)), path.name)
-    budgets = {(training.epochs, training.batch_size, training.seed) for training in config.trainings.values()}
-    assert len(budgets) == 1
+    trainings = config.trainings.values()
+    assert len({(training.batch_size, training.seed, training.precision) for training in trainings}) == 1
+    epochs = {name: training.epochs for name, training in config.trainings.items()}
+    large = epochs.pop("from_imagenet")
+    assert {3 * large} == set(epochs.values()), "a step of EfficientNet-Lite0 takes four times as long: about equal time"
     models = {encoder.model for encoder in config.encoders.values()}
     made = {"models/ace", *(f"models/{name}" for name in (*config.variants, *config.imports))}
     assert models == made, "every training is measured, and every encoder has a model"
