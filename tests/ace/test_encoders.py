@@ -220,7 +220,9 @@ def test_the_encoders_of_a_study_have_equal_budgets_and_only_known_params(path: 
     assert len({(training.batch_size, training.seed, training.precision) for training in trainings}) == 1
     epochs = {name: training.epochs for name, training in config.trainings.items()}
     large = epochs.pop("variants.from_imagenet")
-    assert {3 * large} == set(epochs.values()), "a step of EfficientNet-Lite0 takes four times as long: about equal time"
+    assert {3 * large} == set(epochs.values()), (
+        "a step of EfficientNet-Lite0 takes four times as long: about equal time"
+    )
     models = {encoder.model for encoder in config.encoders.values()}
     made = {"models/ace", *(f"models/{name}" for name in (*config.variants, *config.imports))}
     assert models == made, "every training is measured, and every encoder has a model"

@@ -166,6 +166,7 @@ def test_a_build_whose_set_does_not_fit_after_all_keeps_its_tars_elsewhere(disk:
     assert disk.run("4m", *build)["code"] == 0
 
 
+@pytest.mark.slow
 def test_a_phantom_names_the_disk_that_it_is_copied_to(disk: Disk, tmp_path: Path) -> None:
     shutil.copy(ROOT / "params.yaml", tmp_path)
     render = ("shards", "phantom", "--params", tmp_path / "params.yaml", "--num-patients", "1", "--size", "64")
@@ -180,6 +181,7 @@ def test_a_phantom_names_the_disk_that_it_is_copied_to(disk: Disk, tmp_path: Pat
     assert (waiting / "labels.csv").is_file()
 
 
+@pytest.mark.slow
 def test_a_phantom_names_the_disk_of_unfinished_work(disk: Disk, tmp_path: Path) -> None:
     shutil.copy(ROOT / "params.yaml", tmp_path)
     render = ("shards", "phantom", "--params", tmp_path / "params.yaml", "--num-patients", "1", "--size", "64")
@@ -232,6 +234,7 @@ def of_a_model(tmp_path_factory: pytest.TempPathFactory, own_mounts: tuple[str, 
     return disk, dict(zip(cases, disk.run_all(*cases.values()), strict=True))
 
 
+@pytest.mark.slow
 def test_an_export_that_does_not_fit_is_refused_before_it_begins(of_a_model: tuple[Disk, dict[str, Any]]) -> None:
     disk, answers = of_a_model
     pattern = rf"{disk.place}: 8\.2 kB free, the files of timm need about [\d.]+ kB; make room there, or choose .*"

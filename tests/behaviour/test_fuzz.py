@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.checkout import MAKE, ROOT
 
 PROPERTIES = """
@@ -50,6 +52,7 @@ def numbers(lines: list[str]) -> dict[str, int]:
     return {name: int(number) for name, number, *_ in map(str.split, lines)}
 
 
+@pytest.mark.slow
 def test_the_default_run_does_not_depend_on_luck(tmp_path: Path) -> None:
     first = drawn(tmp_path)
     assert numbers(first) == dict.fromkeys(FILES, 110)
@@ -57,6 +60,7 @@ def test_the_default_run_does_not_depend_on_luck(tmp_path: Path) -> None:
     assert len({line.split()[-1] for line in first}) == 1, "torch is seeded before every test"
 
 
+@pytest.mark.slow
 def test_a_seed_draws_examples_of_its_own_in_an_order_of_its_own_and_both_again(tmp_path: Path) -> None:
     one, again, other = (
         drawn(tmp_path, "--hypothesis-profile=fuzz", f"--hypothesis-seed={seed}") for seed in (1, 1, 2)
@@ -67,6 +71,7 @@ def test_a_seed_draws_examples_of_its_own_in_an_order_of_its_own_and_both_again(
     assert list(numbers(one)) != list(numbers(other))
 
 
+@pytest.mark.slow
 def test_make_fuzz_says_its_seed_and_takes_one() -> None:
     file = "tests/benchmarks/test_shuffle.py"
     make = (*MAKE, "fuzz", f"FILES={file}")

@@ -150,6 +150,7 @@ def test_a_change_makes_stale_what_depends_on_it_and_nothing_else(
     assert stale_after(clone, versions, change) == expected
 
 
+@pytest.mark.slow
 def test_a_task_is_a_stage_once_it_is_asked_for_and_its_file_concerns_it_alone(clone: Path, tmp_path: Path) -> None:
     clone = Path(shutil.copytree(clone, tmp_path / "clone", symlinks=True))
     assert not [stage for stage in load_graph(clone).stages if stage.word == "finetune"]
@@ -197,6 +198,7 @@ def test_a_changed_command_line_card_or_log_makes_no_stage_stale(clone: Path, ve
     assert stale_after(clone, versions, change) == set()
 
 
+@pytest.mark.slow
 def test_another_encoder_is_measured_and_compared_and_no_other_is_measured_again(
     clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

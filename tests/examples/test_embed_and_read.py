@@ -23,6 +23,7 @@ def shard_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "a-b000"
 
 
+@pytest.mark.slow
 def test_the_example_embeds_an_image_and_reads_a_sample(shard_set: Path, tmp_path: Path) -> None:
     index = ShardIndex.open(shard_set)
     sample = ShardReader(index).read(int(index.select("test")[0]))

@@ -54,6 +54,7 @@ def ran(root: Path) -> list[str]:
     return log.read_text().splitlines() if log.exists() else []
 
 
+@pytest.mark.slow
 def test_a_run_and_a_runless_report_leave_the_same_provenance(toy: Path, instance: DagsterInstance) -> None:
     assert run(toy, instance).success
     with DagsterInstance.ephemeral() as other:
@@ -64,6 +65,7 @@ def test_a_run_and_a_runless_report_leave_the_same_provenance(toy: Path, instanc
     assert lock_events(instance, toy, load_graph(toy), []) == []
 
 
+@pytest.mark.slow
 def test_an_edit_runs_what_it_affects_and_the_rest_keeps_its_data_version(toy: Path, instance: DagsterInstance) -> None:
     before = {path: out.md5 for record in read_lock(toy, load_graph(toy)).values() for path, out in record.outs.items()}
     edit(toy / "manifest.csv", "a.png,1", "b.png,2")
@@ -188,6 +190,7 @@ def test_the_commands_of_a_stage_find_the_python_that_runs_dagster_first(
     assert ran(toy) == ["raw data/raw"]
 
 
+@pytest.mark.slow
 def test_a_run_waits_for_another_dvc_that_is_at_work_in_the_repository(toy: Path, instance: DagsterInstance) -> None:
     """Without its flag DVC gives up after three seconds; here it finds the repository held for long after its start."""
     edit(toy / "params.yaml", "count: 3", "count: 4")

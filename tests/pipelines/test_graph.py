@@ -77,6 +77,7 @@ def test_all_stages_share_one_reading_of_their_parameters(
     assert readings == ["params.yaml"]
 
 
+@pytest.mark.slow
 def test_every_file_of_this_graph_is_parsed_as_often_for_twenty_batches_as_for_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

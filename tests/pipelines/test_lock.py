@@ -113,6 +113,7 @@ def half_written(root: Path) -> Iterator["subprocess.Popen[str]"]:
             writer.communicate("\n\n")
 
 
+@pytest.mark.slow
 def test_a_lock_file_that_dvc_is_writing_is_read_once_it_is_whole(lock: Path) -> None:
     with ThreadPoolExecutor() as pool, half_written(lock):
         reading = pool.submit(read_lock, lock, GRAPH, wait=True)
@@ -121,6 +122,7 @@ def test_a_lock_file_that_dvc_is_writing_is_read_once_it_is_whole(lock: Path) ->
     assert set(reading.result()) == {"shard@own"}
 
 
+@pytest.mark.slow
 def test_a_sensor_does_not_wait_for_a_dvc_that_is_at_work(lock: Path) -> None:
     with half_written(lock), pytest.raises(ConfigError, match="another dvc is at work"):
         read_lock(lock, GRAPH)

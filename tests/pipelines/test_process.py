@@ -69,6 +69,7 @@ def started(root: Path, *arguments: str, in_terminal: bool = False) -> Iterator[
             process.terminate()
 
 
+@pytest.mark.slow
 def test_ending_a_run_ends_dvc_and_the_command_it_runs(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +168,7 @@ def test_a_run_ends_with_dagster_dev(
         assert status in {DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED}
 
 
+@pytest.mark.slow
 def test_asset_selection_and_experiments_work_in_one_environment(project: Path) -> None:
     """Both parse with antlr4, of versions that exclude each other unless pinned as in pyproject.toml."""
     command = [sys.executable, "-m", "dagster", "asset", "list", "-m", "toy_definitions"]

@@ -60,6 +60,7 @@ def canvas_pixels(sample: Sample, size: tuple[int, int]) -> list[np.ndarray]:
     return [np.floor(place).astype(int) for place in places]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_lesion_is_on_the_canvas_or_counted_as_lost(name: str, reader: ShardReader) -> None:
     sample = sample_of(reader, name)
@@ -101,6 +102,7 @@ def test_the_index_adds_it_up(reader: ShardReader) -> None:
     assert not counts.suspect_masks
 
 
+@pytest.mark.slow
 def test_the_same_masks_given_by_a_csv_are_placed_alike(reader: ShardReader, tmp_path: Path) -> None:
     folders = {path.name: path.relative_to(ROOT) for path in ROOT.rglob("*.*")}
     rows, names = [], ("11", "61")  # of one the cut takes a lesion's part away

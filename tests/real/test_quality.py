@@ -55,6 +55,7 @@ def said(rows: dict[str, dict[str, Any]], verdict: str) -> dict[str, str]:
     return {path: row["reason"] for path, row in rows.items() if row["verdict"] == verdict}
 
 
+@pytest.mark.slow
 def test_of_a_thousand_radiographs_the_copy_and_the_one_upside_down_are_left_out(tmp_path: Path) -> None:
     folder = DATA / "nih-512"
     rows = inspected(FolderSource(folder / "labels.csv"), folder / "images", "cxr_small", tmp_path, channels=1)

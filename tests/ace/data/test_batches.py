@@ -132,6 +132,7 @@ def test_skipped_steps_are_not_decoded(indexes: list[ShardIndex], monkeypatch: p
     assert len(reads) == 4
 
 
+@pytest.mark.slow
 def test_the_batches_do_not_depend_on_the_number_of_processes_and_lie_in_shared_memory_if_there_are_any(
     indexes: list[ShardIndex],
 ) -> None:

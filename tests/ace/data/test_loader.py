@@ -47,6 +47,7 @@ def shared_bytes(batch: Any) -> int:
     return sum(sizes)
 
 
+@pytest.mark.slow
 def test_a_process_that_gives_nothing_ends_the_wait_with_what_it_is_doing(
     index: ShardIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,6 +92,7 @@ list(loader)
 """A loader whose processes may not make files, nor shared memory, of more than 1024 bytes."""
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_handed_over_is_an_error_that_says_why(index: ShardIndex, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     process = Forked(LITTLE_ROOM, [str(index.store.location)], env=environment, cwd=tmp_path)

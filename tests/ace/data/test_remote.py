@@ -89,6 +89,7 @@ def test_a_cramped_cache_fetches_each_tar_once_an_epoch_and_shows_each_sample_on
     assert sum(path.stat().st_size for path in cache.root.iterdir()) <= cache.max_bytes
 
 
+@pytest.mark.slow
 def test_batches_of_a_cramped_cache_do_not_depend_on_the_number_of_workers(cramped: ShardIndex) -> None:
     assert_same(load(dataset_of(cramped), num_workers=2), load(dataset_of(cramped)))
 

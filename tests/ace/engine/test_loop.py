@@ -127,6 +127,7 @@ def test_two_processes_make_the_training_of_one(whole: Path, tmp_path: Path) -> 
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_two_killed_processes_go_on_to_the_same_bits(tmp_path: Path) -> None:
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     finish(start(undisturbed, 2))

@@ -118,6 +118,7 @@ def on_validation(project: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     return run(project, out, EvaluateParams.from_params(ON_VALIDATION, "evaluate"), model=model, names=TWO), out
 
 
+@pytest.mark.slow
 def test_every_figure_has_its_n_chance_and_an_interval_around_it(result: tuple[dict[str, Any], Path]) -> None:
     figures, _ = result
     assert list(figures) == [*ENCODERS, "gain", "gain_over_imagenet", *SECTIONS]

@@ -73,6 +73,7 @@ def check_matches(
     assert f"patient {marked + 1}" in page.script("document.getElementById('headline').textContent")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patch", SIDES)
 @pytest.mark.parametrize("encoder", [0, 2])
 def test_the_match_under_the_pointer_is_pythons_arg_max(

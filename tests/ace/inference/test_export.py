@@ -76,6 +76,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return Exported(kind, root, said)
 
 
+@pytest.mark.slow
 def test_onnx_runtime_computes_what_the_model_embeds(exported: Exported) -> None:
     """From the file alone: the preprocessing is the one that its metadata states."""
     runtime = pytest.importorskip("onnxruntime")

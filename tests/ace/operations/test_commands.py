@@ -173,6 +173,7 @@ stages:
 """
 
 
+@pytest.mark.slow
 def test_a_real_model_that_dvc_made_is_accepted_and_loads_from_where_it_serves(tmp_path: Path) -> None:
     root, models = tmp_path / "clone", tmp_path / "served"
     shutil.copytree(find_model(Path("cxr-small")), root / "made")

@@ -264,6 +264,7 @@ def killed_before(step: int, service: Service, rollback: bool) -> bool:
     return process.exitcode != 77
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rollback", [False, True])
 def test_a_kill_at_a_random_moment_is_finished_by_the_same_command(service: Service, rollback: bool) -> None:
     service.train("one")

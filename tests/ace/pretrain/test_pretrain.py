@@ -61,6 +61,7 @@ def test_a_finished_run_leaves_model_metrics_and_no_scratch(finished: Path) -> N
     assert not list((finished / "scratch").glob("pretrain/*/checkpoints/*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_micro_batches", [1, 2])
 def test_training_is_the_same_wherever_crops_are_augmented(
     noise_shards: Path, tmp_path: Path, num_micro_batches: int

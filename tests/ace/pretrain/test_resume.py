@@ -181,6 +181,7 @@ def test_loader_processes_end_with_a_trainer_that_is_killed_while_they_start(
     assert_group_ends(process.pid)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_damaged_shard_ends_the_run_and_its_loader_with_one_message(
     num_workers: int, noise_shards: Path, tmp_path: Path
@@ -207,6 +208,7 @@ PretrainStep.__call__ = fail
 """
 
 
+@pytest.mark.slow
 def test_an_error_of_the_trainer_itself_ends_its_loader_too(noise_shards: Path, tmp_path: Path) -> None:
     processes = start_run(noise_shards, tmp_path, num_workers=1, prelude=BROKEN_STEP)
     try:

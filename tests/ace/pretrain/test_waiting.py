@@ -86,6 +86,7 @@ def test_a_training_whose_loader_gives_nothing_saves_and_ends_at_a_signal(
     assert "resuming after step 3" in said
 
 
+@pytest.mark.slow
 def test_a_training_whose_loader_gives_nothing_saves_and_ends_at_its_time_limit(
     noise_shards: Path, tmp_path: Path
 ) -> None:

@@ -49,6 +49,7 @@ def page(evaluated_project: Path, tmp_path_factory: pytest.TempPathFactory) -> s
     return out.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [1280, 500])
 def test_the_page_has_no_broken_picture_and_no_error(page: str, tmp_path: Path, width: int) -> None:

@@ -86,6 +86,7 @@ def descriptions(corpus: Workplace, batch: str) -> list[dict[str, Any]]:
     return [json.loads(data) for name, data in samples(corpus, batch) if name.endswith(".json")]
 
 
+@pytest.mark.slow
 def test_the_corpus_has_a_canary_in_every_element_of_the_standard(corpus: Workplace) -> None:
     dataset = dcmread(corpus.folder / "tree" / "whole" / "0")
     assert set(DicomDictionary) - NOT_OF_A_FILE - EXEMPT <= set(dataset.keys())
@@ -108,6 +109,7 @@ def test_every_file_of_the_corpus_has_canaries(corpus: Workplace) -> None:
     assert all(canaries_in(path.read_bytes()) for path in files)
 
 
+@pytest.mark.slow
 def test_no_canary_is_in_any_byte_that_any_command_writes_or_prints(corpus: Workplace, printed: dict[str, str]) -> None:
     names = {path.suffix for path in corpus.project.rglob("*") if path.is_file()}
     assert {".tar", ".json", ".npy", ".csv", ".jsonl", ".yaml", ".png", ".txt", ".parquet"} <= names
@@ -179,6 +181,7 @@ def test_sex_is_left_out_unless_it_is_asked_for_and_age_is_a_bucket(
     assert '"age_years":73' not in manifest
 
 
+@pytest.mark.slow
 def test_sex_is_there_where_it_is_asked_for(corpus: Workplace, printed: dict[str, str]) -> None:
     tree, canaries = corpus.folder / "few", Canaries(first=30_000)
     tree.mkdir()
@@ -191,6 +194,7 @@ def test_sex_is_there_where_it_is_asked_for(corpus: Workplace, printed: dict[str
     assert canaries_below(corpus.project) == {}
 
 
+@pytest.mark.slow
 def test_names_of_files_stand_in_the_private_manifest_and_nowhere_else(
     corpus: Workplace, printed: dict[str, str]
 ) -> None:

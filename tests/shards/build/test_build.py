@@ -105,6 +105,7 @@ def test_the_stored_bank_gives_the_crops_back_from_the_shard_alone(tmp_path: Pat
             assert values["overlap_coarse"] == list(pair.overlap_coarse(spec.t))
 
 
+@pytest.mark.slow
 def test_two_builds_are_byte_identical_whatever_the_number_of_workers(tmp_path: Path) -> None:
     source = write_phantom(tmp_path / "phantom")
     for name, num_workers in (("a", 1), ("b", 1), ("c", 2)):

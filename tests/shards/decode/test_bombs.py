@@ -111,6 +111,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
     return [Outcome(function, name, int(growth), outcome, made[name][1]) for function, name, growth, outcome in lines]
 
 
+@pytest.mark.slow
 def test_no_bomb_fills_the_memory(outcomes: list[Outcome]) -> None:
     assert not [outcome for outcome in outcomes if outcome.growth_mb > _MAX_GROWTH_MB]
 

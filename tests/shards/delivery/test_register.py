@@ -987,6 +987,7 @@ def test_what_cannot_be_removed_is_refused_before_anything_is_written(
         remove_batch("many-b000", Project(files.params, tmp_path / "dvc.yaml"))
 
 
+@pytest.mark.slow
 def test_two_registrations_at_once_lose_nothing(project: Path, tmp_path: Path, id_key: str) -> None:
     roots = {f"clinic-b00{number}": many(tmp_path / f"many{number}", 12) for number in range(3)}
     for name, folder in roots.items():

@@ -58,6 +58,7 @@ def made(params: PhantomParams, folder: Path) -> Path:
     return folder / "phantom"
 
 
+@pytest.mark.slow
 def test_every_image_has_all_structures_and_its_finding_and_no_other(dataset: Path) -> None:
     fields = {"lungfield_left", "lungfield_right"}
     labels = rows(dataset / "labels.csv")
@@ -134,6 +135,7 @@ def test_the_description_names_limits_licence_and_parameters(dataset: Path) -> N
         assert len(np.unique(np.asarray(sheet))) > 100
 
 
+@pytest.mark.slow
 def test_more_processes_and_another_place_give_the_same_bytes(few: Path, tmp_path: Path) -> None:
     build_phantom(FEW, tmp_path / "deep" / "other", num_workers=2)
     assert folder_bytes(tmp_path / "deep" / "other") == folder_bytes(few)

@@ -80,6 +80,7 @@ def with_balls(anatomy: Anatomy, names: list[str]) -> Anatomy:
     return dataclasses.replace(anatomy, labels=labels, soft=torch.from_numpy(soft), bone=empty, lung=empty)
 
 
+@pytest.mark.slow
 def test_landmarks_masks_and_attenuation_agree_on_planted_balls(anatomy: Anatomy) -> None:
     params = phantom_params()
     rng = np.random.default_rng(3)

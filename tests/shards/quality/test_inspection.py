@@ -152,6 +152,7 @@ def report(out: Path, source: RegisteredSourceParams) -> dict[str, dict[str, Any
     return {listed[int(row["place"].split()[-1]) - 1]: row for row in rows}
 
 
+@pytest.mark.slow
 def test_every_planted_defect_is_quarantined_for_its_reason_and_nothing_else_is(
     planted: RegisteredSourceParams, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -286,6 +287,7 @@ def test_a_threshold_fails_the_stage_and_the_next_run_judges_the_same_tars_again
     assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "fresh")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="ends a process in the middle")
 def test_a_build_killed_while_tars_are_rewritten_goes_on_and_leaves_the_same_bytes(
     shared: RegisteredSourceParams, inspected: Path, tmp_path: Path, scratch: Path

@@ -84,6 +84,7 @@ def test_an_image_that_ends_its_process_is_quarantined_and_nothing_else_is_lost(
     assert [sample.image.key for sample in hurt[name].samples] == [key for key in keys if key != "p0005-i2"]
 
 
+@pytest.mark.slow
 def test_a_process_killed_from_outside_costs_no_image(
     phantom: PhantomSourceParams, whole: dict[str, TarSummary], tmp_path: Path
 ) -> None:

@@ -198,6 +198,7 @@ def entries(published: Callable[[str], Path]) -> dict[str, ChexpertRow]:
     return read_entries(published("chexpert_train.csv.gz"), "train")
 
 
+@pytest.mark.slow
 def test_the_published_train_table_has_its_exact_counts(entries: dict[str, ChexpertRow]) -> None:
     values = list(entries.values())
     assert len(values) == 223_414

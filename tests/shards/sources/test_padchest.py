@@ -214,6 +214,7 @@ def columns(published: Callable[[str], Path]) -> list[tuple[str, ...]]:
     return list(read_columns(published(f"{TABLE}.gz"), (*COLUMNS, "Labels"), "the table"))
 
 
+@pytest.mark.slow
 def test_the_published_table_has_its_exact_counts(entries: dict[str, PadchestRow]) -> None:
     values = list(entries.values())
     assert len(values) == 160_861
@@ -237,6 +238,7 @@ def test_the_published_table_has_its_exact_counts(entries: dict[str, PadchestRow
     assert Counter(entry.sex for entry in values) == {"M": 80_920, "F": 79_919, "O": 18, None: 4}
 
 
+@pytest.mark.slow
 def test_the_published_labels_have_their_exact_counts(
     entries: dict[str, PadchestRow], columns: list[tuple[str, ...]]
 ) -> None:
