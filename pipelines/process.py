@@ -26,6 +26,7 @@ from dagster import (
 )
 from dagster_pipes import PipesMessage, PipesParams
 
+from ace.operations.repro import RWLOCK
 from pipelines import supervisor
 from pipelines.metadata import number_metadata
 
@@ -35,7 +36,6 @@ OBSERVE_EVERY_S = 10.0
 TERMINATION_GRACE_S = 30.0
 KILL_S = 10.0
 DAGSTER_PROGRAMS = {"dagster", "dagster-daemon"}
-RWLOCK = ".dvc/tmp/rwlock"
 BUSY = "is being blocked by"
 """Words of dvc about an out that another dvc is at work on, or was when it was killed."""
 RWLOCK_READINGS = 4

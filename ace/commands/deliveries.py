@@ -42,17 +42,18 @@ def run(arguments: argparse.Namespace) -> None:
 
     A folder is complete once it has the file `_COMPLETE`, or has stayed as it is for operations.deliveries.settle_s
     seconds. It becomes a batch that is accepted, in one commit, or refused, with a report in quarantine/. A call that
-    was killed is finished by the next one. If another call is at work, this one says so and ends.
+    was killed is finished by the next one. If another call is at work or the service is stopped, this one says so and
+    ends.
     """
     from ace.operations.deliveries import Deliveries
-    from ace.operations.errors import BusyError
+    from ace.operations.errors import BusyError, StoppedError
 
     has_done = False
     try:
         for line in Deliveries.open(arguments.params, arguments.branch).run():
             print(line, flush=True)
             has_done = True
-    except BusyError as error:
+    except (BusyError, StoppedError) as error:
         print(error, file=sys.stderr)
         return
     if not has_done:

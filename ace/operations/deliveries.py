@@ -26,12 +26,12 @@ from ace.operations.errors import BusyError, HeldDeliveryError
 from ace.operations.events import Actor
 from ace.operations.incoming import Arriving, arriving, check_tree, shown
 from ace.operations.judge import Finding, judge
-from ace.operations.params import DeliveriesParams, OperationsParams
+from ace.operations.params import DeliveriesParams, read_operations
 from ace.operations.repro import repro
+from ace.operations.service import refuse_when_stopped
 from ace.operations.tags import read_events
 from ace.operations.work_tree import DVC, LOCK, PARAMS, WorkTree
 from shards.build.publishing import UNUSABLE
-from shards.core.config import read_params
 from shards.core.errors import ConfigError, SourceError
 from shards.delivery.batches import batch_path
 from shards.delivery.project import Project
@@ -73,8 +73,7 @@ class Deliveries:
         Raises:
             ConfigError: it is missing or wrong.
         """
-        values = read_params(params).get("operations")
-        settings = OperationsParams.from_params(values or {}, f"{params}: operations").deliveries
+        settings = read_operations(params).deliveries
         if settings is None:
             raise ConfigError(
                 f"{params}: operations.deliveries is empty; expected at least a name for the batches: under "
@@ -158,14 +157,17 @@ class Deliveries:
 
         Raises:
             BusyError: another call is at work.
+            StoppedError: the service is stopped.
             OperationsError: this is not the service's clone, or a tracked file is modified.
             ConfigError: a file of the project is not as expected.
             HeldDeliveryError: a step failed for no fault of the images.
         """
         with self.locked():
+            refuse_when_stopped(self.clone.root)
             yield from self._finish()
             for item in self.arriving(time.time() if now_s is None else now_s):
                 if item.is_complete:
+                    refuse_when_stopped(self.clone.root)  # much time may have passed
                     yield f"{self._take(item.path)}: taken from {INCOMING}/{shown(item.path.name)}"
                     yield from self._finish()
 

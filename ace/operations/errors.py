@@ -11,5 +11,9 @@ class BusyError(UserError):
     """Another call is at work on the deliveries."""
 
 
+class StoppedError(UserError):
+    """A person has stopped the service."""
+
+
 class HeldDeliveryError(UserError):
     """A step of a delivery failed for no fault of its images; the next call tries it again."""

@@ -1,10 +1,12 @@
 """The section `operations` of params.yaml: what the service does by itself, and its bounds."""
 
+from pathlib import Path
 from typing import Annotated, Self
+from zoneinfo import ZoneInfo
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from shards.core.config import Section
+from shards.core.config import Section, read_params
 from shards.core.modality import OWN_KINDS
 from shards.core.params import MODALITY, SITE, Fraction, SourceKind
 
@@ -70,8 +72,39 @@ class DeliveriesParams(Section):
         return self
 
 
+class ScheduleParams(Section):
+    """When Dagster asks whether a retraining is due (section `operations.schedule`)."""
+
+    cron: str = Field(pattern=r"^\S+( \S+){4}$")
+    """Minute, hour, day of the month, month and day of the week: `0 2 * * 6` is each Saturday at 2."""
+    timezone: str = "UTC"
+    """Time zone of these hours, as `Europe/Berlin`."""
+    max_age_days: float | None = Field(default=None, gt=0)
+    """Age of models/ace from which Dagster shows it as too old; None: no age is."""
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_a_time_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (OSError, ValueError):
+            raise ValueError(f"found '{value}'; expected the name of a time zone, as Europe/Berlin") from None
+        return value
+
+
 class OperationsParams(Section):
-    """OperationsParams say how the service takes new images in (section `operations`, which may be absent)."""
+    """OperationsParams say what the service does by itself (section `operations`, which may be absent)."""
 
     deliveries: DeliveriesParams | None = None
     """The way of new images to an accepted batch; None: nothing is taken in."""
+    schedule: ScheduleParams | None = None
+    """When a retraining may begin by itself; None: never."""
+
+
+def read_operations(params: Path) -> OperationsParams:
+    """Read the section `operations` of a params file, which may be absent.
+
+    Raises:
+        ConfigError: it is wrong.
+    """
+    return OperationsParams.from_params(read_params(params).get("operations") or {}, f"{params}: operations")

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+RWLOCK = ".dvc/tmp/rwlock"
+"""File in which every dvc of a clone writes which outs it is at work on, and its process."""
 _LAST_LINES = 15
 
 

@@ -18,9 +18,10 @@ from urllib.request import Request, urlopen
 import pytest
 from dagster import AssetKey, DagsterInstance, DagsterRunStatus
 
+from ace.operations.repro import RWLOCK
 from pipelines.graph import load_graph
 from pipelines.lock import read_lock
-from pipelines.process import RWLOCK, drop_torn_rwlock
+from pipelines.process import drop_torn_rwlock
 from tests.pipelines.toy import OUTS, appears, dvc, edit
 
 DEFINITIONS = """

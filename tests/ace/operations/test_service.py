@@ -1,0 +1,202 @@
+"""The service stopped and started, and the screen that says what it does."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ace.operations.deliveries as module
+from ace.__main__ import build_parser
+from ace.operations.attempts import Attempts
+from ace.operations.delivery import ATTEMPTS
+from ace.operations.repro import RWLOCK
+from ace.operations.service import stopped
+from shards.cli import run_command
+from tests.ace.operations.delivered import (
+    MEASURED,
+    build_here,
+    commit_all,
+    deliver,
+    deliveries_of,
+    make_service,
+    open_key,
+    status,
+)
+from tests.ace.operations.service import Service
+
+
+def main(*arguments: str) -> int:
+    return run_command(build_parser(), arguments)
+
+
+@pytest.fixture
+def own(service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Service:
+    """Version 1 is accepted, and the service's clone is the working directory."""
+    (service.root / "params.yaml").write_text("mix: {a-b000: {weight: 1.0}}\n")
+    monkeypatch.chdir(service.root)
+    monkeypatch.setenv("ACE_MODELS", str(service.models))
+    service.train("one")
+    assert main("models", "promote") == 0
+    capsys.readouterr()
+    return service
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A project whose service has refused one delivery and accepted another."""
+    root = tmp_path_factory.mktemp("service")
+    with pytest.MonkeyPatch.context() as patch:
+        open_key(root, patch)
+        patch.setattr(module, "repro", build_here)
+        project = make_service(root)
+        assert build_here(f"shard@{MEASURED}", project, root / "log") is None
+        commit_all(project)
+        deliver(project / "incoming" / "March", range(100, 130))
+        deliver(project / "incoming" / "negatives", range(200, 230), is_negative=True)
+        list(deliveries_of(project).run())
+        yield project
+
+
+def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    capsys.readouterr()
+    assert main("ops", "status", "--json", *arguments) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_stopping_twice_is_one_event_and_starting_ends_it(own: Service) -> None:
+    for _ in range(2):
+        assert main("ops", "stop", "--why", "the disk is changed") == 0
+    event = stopped(own.registry.events())
+    assert event is not None
+    assert (event.who, event.facts) == ("Anna <anna@example.org>", {"why": "the disk is changed"})
+    assert main("ops", "start", "--why", "it is changed") == 0
+    assert stopped(own.registry.events()) is None
+    assert main("ops", "start", "--why", "again") == 2
+    assert own.kinds == ["registered", "promoted", "stopped", "started"]
+
+
+def test_the_accepted_model_serves_while_the_service_is_stopped(own: Service) -> None:
+    assert main("ops", "stop", "--why", "the disk is changed") == 0
+    assert own.is_served("v1", "one")
+    assert main("models", "audit") == 0
+
+
+def test_nobody_stops_the_service_in_another_checkout(own: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    subprocess.run(["git", "switch", "--quiet", "-c", "mine"], check=True)
+    assert main("ops", "stop", "--why", "by mistake") == 2
+    assert "is on the branch 'mine'" in capsys.readouterr().err
+
+
+def test_a_stopped_service_takes_nothing_and_says_who_stopped_it(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(project)
+    folder = deliver(project / "incoming" / "April", range(3))
+    before = status(project)
+    assert main("ops", "stop", "--why", "holidays") == 0
+    capsys.readouterr()
+    assert main("deliveries", "run") == 0
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "Anna <anna@example.org> has stopped the service at" in said.err
+    assert "holidays. To start it again: python -m ace ops start" in said.err
+    assert folder.is_dir()
+    assert status(project) == before
+    assert main("ops", "start", "--why", "back") == 0
+    folder.rename(project / "April")
+
+
+def test_the_screen_names_the_accepted_model_a_hold_a_stop_and_the_last_event(
+    own: Service, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own.train("two")
+    assert main("models", "promote") == 0
+    assert main("models", "rollback", "v1", "--why", "worse") == 0
+    assert main("ops", "stop", "--why", "holidays") == 0
+    found = shown(capsys)
+    assert (found["accepted"]["facts"]["version"], found["serves"]) == (1, True)
+    assert found["held"]["facts"]["why"] == "worse"
+    assert found["stopped"] == found["last"]
+    assert found["deliveries"] == []
+    assert main("ops", "status") == 0
+    text = capsys.readouterr().out
+    assert "service         stopped since 20" in text
+    assert "retraining      held since 2026-11-30 12:0" in text
+    assert "v1 rolled back" in text
+    (own.models / "accepted").unlink()
+    assert main("ops", "status") == 0
+    assert "does not serve yet: python -m ace models promote v1" in capsys.readouterr().out
+    monkeypatch.delenv("ACE_MODELS")
+    assert shown(capsys)["serves"] is None
+
+
+def test_the_screen_of_a_clone_without_any_event_says_so(
+    service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (service.root / "params.yaml").write_text("mix: {}\n")
+    subprocess.run(["git", "-C", service.root, "add", "--all"], check=True)
+    subprocess.run(["git", "-C", service.root, "commit", "--quiet", "-m", "a project"], check=True)
+    monkeypatch.chdir(service.root)
+    assert main("ops", "status") == 0
+    assert [line.split("  ", 1)[0] for line in capsys.readouterr().out.splitlines()] == [
+        "service",
+        "accepted model",
+        "retraining",
+        "new images",
+        "disk",
+        "deliveries",
+    ]
+
+
+def test_the_screen_counts_images_that_the_accepted_model_has_not_seen(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = ("--params", str(project / "params.yaml"))
+    assert shown(capsys, *params)["new_images"] == {MEASURED: 40, "clinic-b001": 30}
+    (project / "data/shards" / MEASURED).rename(project / "away")
+    assert shown(capsys, *params)["new_images"] == {MEASURED: None, "clinic-b001": 30}
+    (project / "away").rename(project / "data/shards" / MEASURED)
+
+
+def test_the_screen_tells_deliveries_that_run_are_interrupted_held_waiting_or_refused(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = {"step": "build", "started": "2026-11-30T12:00:00.000+00:00"}
+    ended = {"step": "build", "finished": "2026-11-30T12:00:00.000+00:00", "outputs": {}}
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for name, line in {
+        "clinic-b010": {**begun, "pid": os.getpid()},
+        "clinic-b011": {**begun, "pid": dead.pid},
+        "clinic-b012": {**ended, "error": "NoSpaceError: the disk is full"},
+        "clinic-b013": {**ended, "error": None},
+    }.items():
+        (project / "deliveries" / name).mkdir()
+        Attempts(project / "deliveries" / name / ATTEMPTS).append(line)
+    (project / "incoming" / "May").mkdir()
+    (project / RWLOCK).parent.mkdir(parents=True, exist_ok=True)
+    write = {"pid": os.getpid(), "cmd": "dvc repro"}
+    lock = {str(project / "models/ace"): {"write": write}, str(project / "data"): {"write": {**write, "pid": dead.pid}}}
+    (project / RWLOCK).write_text(json.dumps(lock))
+    params = ("--params", str(project / "params.yaml"))
+    found = shown(capsys, *params)
+    assert {item["batch"]: item["now"] for item in found["deliveries"]} == {
+        "clinic-b001": "accepted",
+        "clinic-b002": "refused",
+        "clinic-b010": "running",
+        "clinic-b011": "interrupted",
+        "clinic-b012": "held",
+        "clinic-b013": "waiting",
+    }
+    assert found["incoming"] == [{"folder": "May", "is_complete": False, "text": "empty"}]
+    assert found["at_work"] == {"models/ace": os.getpid()}
+    assert all(number > 0 for number in found["free_bytes"].values())
+    assert main("ops", "status", *params) == 0
+    text = capsys.readouterr().out
+    assert "held            clinic-b012: build NoSpaceError: the disk is full at" in text
+    assert "refused         clinic-b002: " in text
+    assert "deliveries      1 accepted, 1 refused, 4 on the way" in text
