@@ -1,13 +1,15 @@
-"""Give `dagster dev` what it loads: assets, checks and sensors, all derived from dvc.yaml and params.yaml."""
+"""Give `dagster dev` what it loads: assets, checks, jobs, sensors, schedules; all from dvc.yaml and params.yaml."""
 
 from pathlib import Path
 
 import dagster
 
+from ace.operations.params import read_operations
 from pipelines.assets import build_assets
-from pipelines.graph import load_graph
+from pipelines.graph import PARAMS_NAME, load_graph
 from pipelines.metadata import read_checks
 from pipelines.sensors import build_dvc_lock_sensor
+from pipelines.service import build_service, with_age
 from pipelines.sets import build_deliveries, build_set_checks
 from shards.core.errors import ConfigError
 
@@ -23,17 +25,24 @@ def build_definitions(root: Path) -> dagster.Definitions:
     try:
         graph = load_graph(root)
         checks = read_checks(root, graph)
+        operations = read_operations(root / PARAMS_NAME)
         assets: list[dagster.AssetsDefinition | dagster.AssetSpec] = [
-            *build_assets(root, graph, checks),
+            *with_age(build_assets(root, graph, checks), operations.schedule),
             *build_deliveries(graph),
         ]
+        service = build_service(root, operations)
     except ConfigError as error:
         dagster.get_dagster_logger().error(
             f"the graph cannot be read, so there are no assets until this is mended: {error}"
         )
-        return dagster.Definitions(sensors=[build_dvc_lock_sensor(root, None, [])])
-    sensors = [build_dvc_lock_sensor(root, graph, checks)]
-    return dagster.Definitions(assets=assets, asset_checks=build_set_checks(root, graph), sensors=sensors)
+        return dagster.Definitions(sensors=[build_dvc_lock_sensor(root, None, [], None)])
+    return dagster.Definitions(
+        assets=assets,
+        asset_checks=build_set_checks(root, graph),
+        jobs=service.jobs,
+        sensors=[build_dvc_lock_sensor(root, graph, checks, operations), *service.sensors],
+        schedules=service.schedules,
+    )
 
 
 @dagster.definitions

@@ -19,6 +19,7 @@ from shards.core.errors import ConfigError
 from shards.format.layout import MANIFESTS
 
 GRAPH_NAME = "dvc.yaml"
+PARAMS_NAME = "params.yaml"
 LOCK_NAME = "dvc.lock"
 Values = Mapping[str, Mapping[str, Any]]
 """Params file → key → value; a key that is missing there has none."""
@@ -149,7 +150,7 @@ def stamps(root: Path, graph: Graph) -> Mapping[Path, tuple[int, int]]:
         root: of the DVC repository.
         graph: that was loaded from it.
     """
-    names = {GRAPH_NAME, *(name for stage in graph.stages for name in (*stage.params, *stage.files))}
+    names = {GRAPH_NAME, PARAMS_NAME, *(name for stage in graph.stages for name in (*stage.params, *stage.files))}
     paths = [root / name for name in names]
     files = [file for path in paths for file in ((path, *path.rglob("*")) if path.is_dir() else (path,))]
     found = {}

@@ -1,11 +1,11 @@
-"""dvc processes inside a Dagster step: each under a supervisor, watched through Pipes, never left behind."""
+"""Processes inside a Dagster step: each under a supervisor, those of dvc watched through Pipes, never left behind."""
 
 import json
 import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,11 +79,9 @@ class _MessageReader(PipesTempFileMessageReader):
 
 
 @dataclass
-class _DvcProcess:
-    """One running `dvc repro` below its supervisor, and what it and its command have said so far."""
+class _Process:
+    """One running command below its supervisor, and what it has said so far."""
 
-    stages: Sequence[str]
-    messages: _MessageReader
     process: "Popen[str]"
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=NUM_LOG_LINES))
 
@@ -100,15 +98,24 @@ class _DvcProcess:
                 sys.stdout.write(line)
                 sys.stdout.flush()
 
+    def end(self) -> None:
+        """Have the supervisor end the command and all it started, if any of it is left; returns at once."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
+
+@dataclass(frozen=True)
+class _DvcProcess:
+    """One running `dvc repro`, and what its command reports over Pipes."""
+
+    stages: Sequence[str]
+    messages: _MessageReader
+    running: _Process
+
     def observations(self, key: AssetKey) -> Iterator[AssetObservation]:
         """Return the newest metrics reported since the last call, if any."""
         if metrics := self.messages.take_metrics():
             yield AssetObservation(key, metadata=number_metadata(metrics))
-
-    def end(self) -> None:
-        """Have the supervisor end dvc and all it started, if any of it is left; returns at once."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
 
 
 def reproduce(
@@ -137,31 +144,60 @@ def reproduce(
         running = [stack.enter_context(_start(context, root, share)) for share in shares]
         stack.callback(_end, running)
         due = time.monotonic() + OBSERVE_EVERY_S
-        while any(process.process.poll() is None for process in running):
+        while any(item.running.process.poll() is None for item in running):
             time.sleep(POLL_S)
-            if gone := [process for process in ancestors if not supervisor.is_alive(process)]:
-                raise Failure(f"Dagster's process {gone[0].pid} above this step is gone, so dvc was ended too")
+            _check_alive(ancestors)
             if time.monotonic() >= due:
                 due = time.monotonic() + OBSERVE_EVERY_S
                 for process in running:
                     yield from process.observations(observed)
     for process in running:
         yield from process.observations(observed)
-    failed = [process for process in running if process.process.returncode != 0]
+    failed = [item for item in running if item.running.process.returncode != 0]
     if failed:
         raise _failure(root, failed)
 
 
+def run_ace(root: Path, arguments: Sequence[str]) -> None:
+    """Run a command of `python -m ace` to its end.
+
+    Args:
+        root: Working directory of the command.
+        arguments: Words of the command, as `deliveries run`.
+
+    Raises:
+        Failure: with the last lines of its output; or Dagster itself is gone.
+    """
+    ancestors = _dagster_ancestors()
+    with _supervised(root, ["-m", "ace", *arguments], {}) as running:
+        while running.process.poll() is None:
+            time.sleep(POLL_S)
+            _check_alive(ancestors)
+    if code := running.process.returncode:
+        text = f"python -m ace {' '.join(arguments)} failed (exit code {code}); its last lines say why"
+        raise Failure(text, metadata={"last_lines": _fenced(running.lines)})
+
+
+def _check_alive(ancestors: Sequence[psutil.Process]) -> None:
+    if gone := [process for process in ancestors if not supervisor.is_alive(process)]:
+        raise Failure(f"Dagster's process {gone[0].pid} above this step is gone, so its command was ended too")
+
+
+def _fenced(lines: Iterable[str]) -> MetadataValue[str]:
+    log = "\n".join(lines)
+    return MetadataValue.md(f"```\n{log}\n```")
+
+
 def _failure(root: Path, failed: Sequence[_DvcProcess]) -> Failure:
-    names = ", ".join(name for process in failed for name in process.stages)
-    log = "\n".join(line for process in failed for line in process.lines)
-    text = f"dvc repro failed (exit code {failed[0].process.returncode}) while running: {names}"
-    if BUSY in log:
+    names = ", ".join(name for item in failed for name in item.stages)
+    lines = [line for item in failed for line in item.running.lines]
+    text = f"dvc repro failed (exit code {failed[0].running.process.returncode}) while running: {names}"
+    if any(BUSY in line for line in lines):
         text += (
             f"; DVC takes an out for busy: wait for the process that the last lines name, or, if it is no dvc (its id "
             f"was given to another after a kill or a restart), remove {root / RWLOCK} and start the run again"
         )
-    return Failure(text, metadata={"last_lines": MetadataValue.md(f"```\n{log}\n```")})
+    return Failure(text, metadata={"last_lines": _fenced(lines)})
 
 
 def drop_torn_rwlock(root: Path) -> None:
@@ -186,8 +222,8 @@ def drop_torn_rwlock(root: Path) -> None:
 
 def _end(running: Sequence[_DvcProcess]) -> None:
     """Ask all supervisors before one of them is waited for."""
-    for process in running:
-        process.end()
+    for item in running:
+        item.running.end()
 
 
 def _dagster_ancestors() -> list[psutil.Process]:
@@ -212,38 +248,52 @@ def _is_dagster(process: psutil.Process) -> bool:
 @contextmanager
 def _start(context: AssetExecutionContext, root: Path, stages: Sequence[str]) -> Iterator[_DvcProcess]:
     """Start dvc; when the block ends, wait for the supervisor, which ends all that dvc started."""
-    python, messages = Path(sys.executable), _MessageReader()
-    with open_pipes_session(context.op_execution_context, PipesTempFileContextInjector(), messages) as session:
-        process = Popen(
-            [
-                *(str(python), "-P", supervisor.__file__, str(TERMINATION_GRACE_S)),
-                # --wait-for-lock is dvc's global option and must stand before the command.
-                *(str(python), "-m", "dvc", "--wait-for-lock", "repro", "--single-item", "--keep-going", *stages),
-            ],
-            cwd=root,
-            env={
-                **os.environ,
-                **session.get_bootstrap_env_vars(),
-                "PATH": os.pathsep.join([str(python.parent), os.environ.get("PATH", os.defpath)]),
-                # DVC runs commands with it, and that of a service account refuses to: /usr/sbin/nologin.
-                "SHELL": "/bin/sh",
-                "DVC_NO_ANALYTICS": "1",
-                "PYTHONUNBUFFERED": "1",
-            },
-            stdin=PIPE,
-            stdout=PIPE,
-            stderr=STDOUT,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,
-        )
-        running = _DvcProcess(stages, messages, process)
-        try:
-            yield running
-        finally:
-            running.end()
-            with suppress(TimeoutExpired):
-                process.wait(TERMINATION_GRACE_S + KILL_S)
-                running.reader.join(KILL_S)
-            if process.poll() != 0:
-                drop_torn_rwlock(root)
+    messages = _MessageReader()
+    # --wait-for-lock is dvc's global option and must stand before the command.
+    command = ["-m", "dvc", "--wait-for-lock", "repro", "--single-item", "--keep-going", *stages]
+    with (
+        open_pipes_session(context.op_execution_context, PipesTempFileContextInjector(), messages) as session,
+        _supervised(root, command, session.get_bootstrap_env_vars()) as running,
+    ):
+        yield _DvcProcess(stages, messages, running)
+
+
+@contextmanager
+def _supervised(root: Path, command: Sequence[str], environment: Mapping[str, str]) -> Iterator[_Process]:
+    """Start Python below a supervisor; when the block ends, wait for the supervisor, which ends all that was started.
+
+    Args:
+        root: Working directory, a DVC repository.
+        command: Python's arguments.
+        environment: What is added to this process's.
+    """
+    python = Path(sys.executable)
+    process = Popen(
+        [str(python), "-P", supervisor.__file__, str(TERMINATION_GRACE_S), str(python), *command],
+        cwd=root,
+        env={
+            **os.environ,
+            **environment,
+            "PATH": os.pathsep.join([str(python.parent), os.environ.get("PATH", os.defpath)]),
+            # DVC runs commands with it, and that of a service account refuses to: /usr/sbin/nologin.
+            "SHELL": "/bin/sh",
+            "DVC_NO_ANALYTICS": "1",
+            "PYTHONUNBUFFERED": "1",
+        },
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    )
+    running = _Process(process)
+    try:
+        yield running
+    finally:
+        running.end()
+        with suppress(TimeoutExpired):
+            process.wait(TERMINATION_GRACE_S + KILL_S)
+            running.reader.join(KILL_S)
+        if process.poll() != 0:
+            drop_torn_rwlock(root)

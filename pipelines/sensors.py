@@ -21,7 +21,8 @@ from dagster import (
 from dagster._core.remote_origin import GrpcServerCodeLocationOrigin
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecord
 
-from pipelines.graph import Graph, load_graph, stamps
+from ace.operations.params import OperationsParams, read_operations
+from pipelines.graph import PARAMS_NAME, Graph, load_graph, stamps
 from pipelines.lock import asset_key, is_reported, provenance, read_lock
 from pipelines.metadata import MetricCheck, out_metadata, read_checks
 from shards.core.errors import ConfigError
@@ -34,13 +35,16 @@ Event = AssetMaterialization | AssetObservation | AssetCheckEvaluation
 ACTIVE = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
 
 
-def build_dvc_lock_sensor(root: Path, graph: Graph | None, checks: Sequence[MetricCheck]) -> SensorDefinition:
+def build_dvc_lock_sensor(
+    root: Path, graph: Graph | None, checks: Sequence[MetricCheck], operations: OperationsParams | None
+) -> SensorDefinition:
     """Report differences between dvc.lock and the latest materializations; reload when params or code changed.
 
     Args:
         root: of the DVC repository.
         graph: what the running definitions were built from; None if it could not be read, and they are empty.
         checks: of the running definitions.
+        operations: Section `operations` that they were built from; None likewise.
     """
     num_reloads, is_changed = 0, False
     seen: Mapping[Path, tuple[int, int]] | None = None
@@ -62,7 +66,8 @@ def build_dvc_lock_sensor(root: Path, graph: Graph | None, checks: Sequence[Metr
         try:
             if now is None or now != seen:  # to resolve the graph of hundreds of batches takes seconds
                 current = load_graph(root)
-                is_changed = current != graph or read_checks(root, current) != checks
+                read = (current, read_checks(root, current), read_operations(root / PARAMS_NAME))
+                is_changed = read != (graph, checks, operations)
                 seen = now
         except ConfigError as error:
             is_changed = False

@@ -71,15 +71,20 @@ class Attempts:
 
     def read(self) -> list[dict[str, Any]]:
         """Read the lines; what a kill left half written is none."""
+        return [*self._newest_first()][::-1]
+
+    def last(self) -> dict[str, Any]:
+        """Read the last line; it is empty before there is one."""
+        return next(self._newest_first(), {})
+
+    def _newest_first(self) -> Iterator[dict[str, Any]]:
         if not self.path.is_file():
-            return []
-        found = []
-        for text in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            return
+        for text in reversed(self.path.read_text(encoding="utf-8", errors="replace").splitlines()):
             try:
-                found.append(json.loads(text))
+                yield json.loads(text)
             except ValueError:
                 continue
-        return found
 
     def overrule(self, verdict: Verdict, who: Actor, why: str) -> None:
         """Keep that somebody overruled the judge."""

@@ -22,6 +22,7 @@ from ace.operations.attempts import CHECKS, Attempts, Verdict, now
 from ace.operations.clone import BRANCH, Clone
 from ace.operations.delivery import ATTEMPTS, BUILD_LOG, IMAGES, REPORT, REPORT_TEXT, Delivery, Report, State
 from ace.operations.delivery_events import log_decision
+from ace.operations.due import DELIVERIES, INCOMING, QUARANTINE
 from ace.operations.errors import BusyError, HeldDeliveryError
 from ace.operations.events import Actor
 from ace.operations.incoming import Arriving, arriving, check_tree, shown
@@ -44,8 +45,6 @@ from shards.sources.datasets.dicom_tree import DicomTreeSource
 from shards.sources.datasets.folder import FolderSource
 from shards.sources.patients import parse_patient_rule
 from shards.sources.registry import open_source
-
-INCOMING, DELIVERIES, QUARANTINE = "incoming", "deliveries", "quarantine"
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ class Delivery:
     @property
     def last(self) -> str:
         """The last line of the record, for people."""
-        line = (self.attempts.read() or [{}])[-1]
+        line = self.attempts.last()
         if "overruled" in line:
             return f"{line['who']}: {line['overruled']}, {line['why']}"
         if "step" not in line:

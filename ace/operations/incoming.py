@@ -3,7 +3,7 @@
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,21 +23,27 @@ class Arriving:
         path: The folder.
         is_complete: It may be taken.
         text: How far it is, for people.
+        settles_s: Time before which it is not complete without the marker, in seconds as files have it.
     """
 
     path: Path
     is_complete: bool
     text: str
+    settles_s: float = 0
 
 
-def arriving(incoming: Path, settle_s: float, now_s: float) -> list[Arriving]:
+def arriving(
+    incoming: Path, settle_s: float, now_s: float, settling: Mapping[str, float] | None = None
+) -> list[Arriving]:
     """List what lies in incoming/, by name.
 
     Args:
         incoming: The folder incoming/.
         settle_s: Seconds for which a folder without the marker must have stayed as it is.
         now_s: The time, in seconds as files have it.
+        settling: Name of a folder → its `settles_s`, as an earlier call found it: until then its files need no look.
     """
+    settling = settling or {}
     found: list[Arriving] = []
     for path in sorted(incoming.glob("*")):
         if path.name.startswith("."):
@@ -46,6 +52,9 @@ def arriving(incoming: Path, settle_s: float, now_s: float) -> list[Arriving]:
             found.append(Arriving(path, False, "no folder: not taken"))
         elif (path / MARKER).is_file():
             found.append(Arriving(path, True, f"complete, it has {MARKER}"))
+        elif settling.get(path.name, 0) > now_s:
+            settles_s = settling[path.name]
+            found.append(Arriving(path, False, f"complete in {settles_s - now_s:.0f} s at the earliest", settles_s))
         else:
             found.append(_settling(path, settle_s, now_s))
     return found
@@ -93,7 +102,8 @@ def _settling(path: Path, settle_s: float, now_s: float) -> Arriving:
         return Arriving(path, False, f"cannot be looked through ({error.strerror})")
     quiet_s = now_s - changed_s
     text = f"unchanged for {max(quiet_s, 0):.0f} of {settle_s:.0f} s, without {MARKER}"
-    return Arriving(path, num > 0 and quiet_s >= settle_s, text if num else "empty")
+    is_complete = num > 0 and quiet_s >= settle_s
+    return Arriving(path, is_complete, text if num else "empty", changed_s + settle_s if num else 0)
 
 
 def _entries(folder: Path) -> Iterator["os.DirEntry[str]"]:

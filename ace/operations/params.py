@@ -87,7 +87,7 @@ class ScheduleParams(Section):
     def _is_a_time_zone(cls, value: str) -> str:
         try:
             ZoneInfo(value)
-        except (OSError, ValueError):
+        except (KeyError, OSError, ValueError):
             raise ValueError(f"found '{value}'; expected the name of a time zone, as Europe/Berlin") from None
         return value
 
@@ -105,6 +105,6 @@ def read_operations(params: Path) -> OperationsParams:
     """Read the section `operations` of a params file, which may be absent.
 
     Raises:
-        ConfigError: it is wrong.
+        ConfigError: it is wrong, or there is no such file.
     """
     return OperationsParams.from_params(read_params(params).get("operations") or {}, f"{params}: operations")

@@ -168,7 +168,7 @@ def _now(delivery: Delivery) -> tuple[str, str]:
     """Tell in a word what becomes of a delivery at this moment, and why."""
     if not delivery.is_open:
         return delivery.state, delivery.outcome.removeprefix("refused: ")
-    last = (delivery.attempts.read() or [{}])[-1]
+    last = delivery.attempts.last()
     if "started" in last:
         is_alive = psutil.pid_exists(last["pid"])
         return ("running", delivery.last) if is_alive else ("interrupted", f"{delivery.last}; the next run goes on")

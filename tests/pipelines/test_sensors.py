@@ -13,6 +13,7 @@ from dagster import (
 )
 from dagster._core.test_utils import create_run_for_test
 
+from ace.operations.params import read_operations
 from pipelines.definitions import build_definitions
 from pipelines.graph import Graph, load_graph
 from pipelines.metadata import read_checks
@@ -23,7 +24,7 @@ from tests.pipelines.toy import OUTS, dvc, edit
 def tick(root: Path, instance: DagsterInstance, loaded: Path) -> SensorResult:
     """Evaluate the sensor of definitions loaded from the state of `loaded`, and store what it reports."""
     graph = load_graph(loaded)
-    sensor = build_dvc_lock_sensor(root, graph, read_checks(loaded, graph))
+    sensor = build_dvc_lock_sensor(root, graph, read_checks(loaded, graph), read_operations(loaded / "params.yaml"))
     result = sensor(build_sensor_context(instance))
     assert isinstance(result, SensorResult)
     for event in result.asset_events:
@@ -60,7 +61,14 @@ def test_assets_of_a_run_in_progress_are_left_to_it(
     assert len(lock_events(instance, toy, load_graph(toy), [])) == len(OUTS)
 
 
-@pytest.mark.parametrize(("old", "new"), [("1.0e-3", "2.0e-3"), ("min: 0.9", "min: 0.05")])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("1.0e-3", "2.0e-3"),
+        ("min: 0.9", "min: 0.05"),
+        ("train:\n", "operations: {schedule: {cron: 0 2 * * 6}}\ntrain:\n"),
+    ],
+)
 def test_changed_params_ask_for_a_reload(
     toy: Path, finished_toy: Path, instance: DagsterInstance, old: str, new: str
 ) -> None:
@@ -83,7 +91,7 @@ def test_the_graph_is_resolved_again_only_when_a_file_that_it_is_made_of_has_cha
         return load_graph(root)
 
     monkeypatch.setattr("pipelines.sensors.load_graph", counted)
-    sensor = build_dvc_lock_sensor(toy, graph, read_checks(toy, graph))
+    sensor = build_dvc_lock_sensor(toy, graph, read_checks(toy, graph), read_operations(toy / "params.yaml"))
     counts, reasons = [], []
     for step in range(5):
         if step == 2:

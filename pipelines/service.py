@@ -1,0 +1,269 @@
+"""The service in Dagster: jobs that give commands of `python -m ace`, and what starts them by itself.
+
+Whatever is decided, is decided by the commands: each can be given by hand as well, and finishes what was killed.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from dagster import (
+    AssetsDefinition,
+    Backoff,
+    DagsterInstance,
+    DefaultScheduleStatus,
+    DefaultSensorStatus,
+    FreshnessPolicy,
+    In,
+    Jitter,
+    JobDefinition,
+    Nothing,
+    OpDefinition,
+    OpExecutionContext,
+    RetryPolicy,
+    RunRequest,
+    RunsFilter,
+    ScheduleDefinition,
+    ScheduleEvaluationContext,
+    SensorDefinition,
+    SensorEvaluationContext,
+    SensorResult,
+    SkipReason,
+    job,
+    op,
+    schedule,
+    sensor,
+)
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
+from dagster._utils.schedules import is_valid_cron_schedule
+
+from ace.operations.clone import git
+from ace.operations.due import Due, look
+from ace.operations.events import LOG, Event
+from ace.operations.params import DeliveriesParams, OperationsParams, ScheduleParams
+from ace.operations.registry import MODEL
+from ace.operations.service import stopped
+from ace.operations.tags import read_events
+from pipelines.lock import asset_key
+from pipelines.process import run_ace
+from shards.core.errors import ConfigError
+from shards.runtime.text import count_of
+
+TAKE, RETRAIN, PUBLISH = ("deliveries", "run"), ("retrain", "run", "--automatic"), ("ops", "publish")
+"""Commands of `python -m ace`."""
+DUE = ("retrain", "due", "--json")
+DUE_TIMEOUT_S = 50
+"""Dagster gives up an evaluation of a schedule after a minute."""
+TICK_S = 30
+AGAIN_S = 600
+"""Seconds after which the same work is asked for again, if a run of it changed nothing."""
+COMMIT = "ace/commit"
+"""Tag of a run: the commit that the clone was at when it began."""
+
+
+def with_age(assets: Sequence[AssetsDefinition], settings: ScheduleParams | None) -> list[AssetsDefinition]:
+    """Let Dagster show the model as too old from the age that the schedule names, if it names one."""
+    if settings is None or settings.max_age_days is None:
+        return list(assets)
+    policy, key = FreshnessPolicy.time_window(timedelta(days=settings.max_age_days)), asset_key(MODEL)
+    return [
+        asset.map_asset_specs(
+            lambda spec: spec.replace_attributes(freshness_policy=policy) if spec.key == key else spec
+        )
+        for asset in assets
+    ]
+
+
+@dataclass(frozen=True)
+class Service:
+    """All that runs by itself; nothing while the section `operations` is empty."""
+
+    jobs: Sequence[JobDefinition] = ()
+    sensors: Sequence[SensorDefinition] = ()
+    schedules: Sequence[ScheduleDefinition] = ()
+
+
+def build_service(root: Path, operations: OperationsParams) -> Service:
+    """Build the jobs, sensors and schedules of the service.
+
+    Args:
+        root: The service's clone.
+        operations: The section `operations` of its params.yaml.
+
+    Raises:
+        ConfigError: the schedule is no time.
+    """
+    publish = _op(
+        root,
+        "publish",
+        PUBLISH,
+        "publish",
+        follows=True,
+        # Nothing but the network and the disks of others is in its way, and that passes.
+        retries=RetryPolicy(max_retries=3, delay=60, backoff=Backoff.EXPONENTIAL, jitter=Jitter.PLUS_MINUS),
+    )
+    take, train = _op(root, "take", TAKE, "deliver"), _op(root, "train", RETRAIN, "gpu")
+    deliveries = _job("deliveries", "Take new images in, and publish what was accepted", take, publish)
+    retrain = _job("retrain", "Train, decide, and publish what was decided", train, publish)
+    sensors = [_incoming(root, operations.deliveries, deliveries)] if operations.deliveries else []
+    schedules = [_retraining(root, operations.schedule, retrain)] if operations.schedule else []
+    if not (sensors or schedules):
+        return Service()
+    return Service([deliveries, retrain], sensors, schedules)
+
+
+def _op(
+    root: Path,
+    name: str,
+    arguments: Sequence[str],
+    pool: str,
+    *,
+    follows: bool = False,
+    retries: RetryPolicy | None = None,
+) -> OpDefinition:
+    command = " ".join(["python -m ace", *arguments])
+
+    @op(
+        name=name,
+        description=f"`{command}`",
+        pool=pool,
+        ins={"before": In(Nothing)} if follows else {},
+        retry_policy=retries,
+    )
+    def run(context: OpExecutionContext) -> None:
+        if not follows:
+            context.instance.add_run_tags(context.run_id, {COMMIT: git(root, "rev-parse", "HEAD").strip()})
+        run_ace(root, arguments)
+
+    return run
+
+
+def _job(name: str, description: str, first: OpDefinition, publish: OpDefinition) -> JobDefinition:
+    @job(name=name, description=description)
+    def steps() -> None:
+        publish(before=first())
+
+    return steps
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """What the sensor keeps from one evaluation to the next, as its cursor.
+
+    Attributes:
+        settling: Name of a folder → time before which its files need no look.
+        state: The work that was asked for last; None if none was.
+        asked_s: Time of that, in seconds.
+        count: Runs that were asked for so far.
+    """
+
+    settling: Mapping[str, float] = field(default_factory=dict)
+    state: str | None = None
+    asked_s: float = 0
+    count: int = 0
+
+    @classmethod
+    def read(cls, cursor: str | None) -> "_Memory":
+        return cls(**json.loads(cursor)) if cursor else cls()
+
+    def to_cursor(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def _incoming(root: Path, settings: DeliveriesParams, deliveries: JobDefinition) -> SensorDefinition:
+    @sensor(
+        name="incoming", job=deliveries, minimum_interval_seconds=TICK_S, default_status=DefaultSensorStatus.RUNNING
+    )
+    def incoming(context: SensorEvaluationContext) -> SensorResult:
+        """Asks for a run when a folder in incoming/ is complete, or a delivery that was begun is not finished."""
+        now_s, memory = time.time(), _Memory.read(context.cursor)
+        due = look(root / settings.folder, settings.settle_s, now_s, memory.settling)
+        settling = {item.path.name: item.settles_s for item in due.arriving if item.settles_s > now_s}
+        memory = replace(memory, settling=settling)
+        why = _why_not(root, due, memory, now_s) or _at_work(context.instance, deliveries.name)
+        if why is not None:
+            return SensorResult(skip_reason=why, cursor=memory.to_cursor())
+        # Asked for a second time after a kill of the daemon it has the same key, and does not run twice.
+        request = RunRequest(run_key=f"{due.state}-{memory.count}")
+        memory = replace(memory, state=due.state, asked_s=now_s, count=memory.count + 1)
+        return SensorResult(run_requests=[request], cursor=memory.to_cursor())
+
+    return incoming
+
+
+def _why_not(root: Path, due: Due, memory: _Memory, now_s: float) -> str | None:
+    """Say why no run is asked for now; None if nothing speaks against it."""
+    if due.state is None:
+        arriving = f"{count_of(len(due.arriving), 'item')} in incoming/, none complete" if due.arriving else "none came"
+        return f"no delivery is due: {arriving}; python -m ace deliveries list"
+    if event := _stopped(root):
+        return f"stopped since {event.time:%Y-%m-%d %H:%M} UTC by {event.who}: {event.facts['why']}"
+    work = f"{len(due.complete)} complete in incoming/, {len(due.unfinished)} begun"
+    if due.state == memory.state and now_s < memory.asked_s + AGAIN_S:
+        again = datetime.fromtimestamp(memory.asked_s + AGAIN_S, UTC)
+        return f"{work}, as when a run was asked for last; asked for again at {again:%H:%M:%S} UTC if that stays so"
+    return None
+
+
+def _at_work(instance: DagsterInstance, name: str) -> str | None:
+    runs = instance.get_runs(RunsFilter(job_name=name, statuses=NOT_FINISHED_STATUSES), limit=1)
+    return f"run {runs[0].run_id[:8]} of {name} has not finished" if runs else None
+
+
+def _stopped(root: Path) -> Event | None:
+    try:
+        status = (root / LOG).stat()
+    except FileNotFoundError:
+        return None
+    return _stopped_as_of(root, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=1)
+def _stopped_as_of(root: Path, mtime_ns: int, num_bytes: int) -> Event | None:
+    """Read the log, again only after a change of it: to check a chain of thousands of lines takes a while."""
+    return stopped(read_events(root))
+
+
+def _retraining(root: Path, settings: ScheduleParams, retrain: JobDefinition) -> ScheduleDefinition:
+    if not is_valid_cron_schedule(settings.cron):
+        raise ConfigError(f"operations.schedule.cron: found '{settings.cron}'; expected a time, as 0 2 * * 6")
+
+    @schedule(
+        name="retraining",
+        job=retrain,
+        cron_schedule=settings.cron,
+        execution_timezone=settings.timezone,
+        default_status=DefaultScheduleStatus.RUNNING,
+    )
+    def retraining(context: ScheduleEvaluationContext) -> RunRequest | SkipReason:
+        """Asks `retrain due` whether there is anything to train, and for a run if so."""
+        if event := _stopped(root):
+            return SkipReason(f"stopped since {event.time:%Y-%m-%d %H:%M} UTC by {event.who}: {event.facts['why']}")
+        answer = _ask(root, DUE)
+        if not answer["due"]:
+            return SkipReason(answer["reason"])
+        # With the time, since Dagster never runs a key twice, and a run that failed is due again; `retrain due` itself
+        # knows which candidates were decided about.
+        key = f"{answer['run_key']}@{context.scheduled_execution_time.isoformat()}"
+        return RunRequest(run_key=key)
+
+    return retraining
+
+
+def _ask(root: Path, arguments: Sequence[str]) -> dict[str, Any]:
+    """Give a command of `python -m ace` that answers with JSON."""
+    command = [sys.executable, "-m", "ace", *arguments]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=DUE_TIMEOUT_S, check=False)
+    if done.returncode:
+        raise ConfigError(
+            f"python -m ace {' '.join(arguments)} failed (exit code {done.returncode}): {done.stderr[-2000:]}"
+        )
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer

@@ -1,0 +1,77 @@
+"""The service as it runs: real processes of Dagster, a real dvc, and nobody at the keyboard."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from dagster import DagsterInstance, DagsterRunStatus
+
+from pipelines.service import COMMIT
+from tests.ace.operations.delivered import MEASURED, commit_all, deliver, lines_of_log, make_service, mixed, open_key
+from tests.pipelines.test_process import DEFINITIONS, free_port
+from tests.pipelines.toy import dvc
+from tests.support.checkout import ROOT, git
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+TIMEOUT_S = 500
+SHOWN = """
+
+import pipelines.service
+
+pipelines.service.PUBLISH = ("deliveries", "list")  # the clone has no remote to publish to
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A service's clone with one built batch, definitions, and an instance of its own."""
+    open_key(tmp_path, monkeypatch)
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site-cache"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "dagster.yaml").write_text((ROOT / "pipelines/dagster.yaml").read_text())
+    project = make_service(tmp_path)
+    (project / "service_definitions.py").write_text(DEFINITIONS + SHOWN)
+    subprocess.run(["git", "init", "--quiet", "--initial-branch", "service"], cwd=project, check=True)
+    dvc(project, "init", "--quiet")
+    dvc(project, "repro", "--single-item", f"shard@{MEASURED}")
+    commit_all(project)
+    return project
+
+
+@pytest.fixture
+def dev(project: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """`dagster dev`: web server, daemon and code server."""
+    command = [sys.executable, "-m", "dagster", "dev", "-m", "service_definitions", "--port", str(free_port())]
+    with (project.parent / "dev.log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=project, stdout=log, stderr=log)
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def test_a_delivery_that_is_dropped_into_the_folder_becomes_an_accepted_batch(
+    project: Path, dev: "subprocess.Popen[bytes]"
+) -> None:
+    head = git(project, "rev-parse", "HEAD").strip()
+    folder = deliver(project.parent / "March", range(100, 130))
+    folder.rename(project / "incoming" / "March")
+    end = time.monotonic() + TIMEOUT_S
+    with DagsterInstance.get() as instance:
+        while not (runs := instance.get_runs()) or not runs[0].is_finished:
+            assert dev.poll() is None, (project.parent / "dev.log").read_text()
+            assert time.monotonic() < end, (project.parent / "dev.log").read_text()
+            time.sleep(1)
+        assert [(run.job_name, run.status) for run in runs] == [("deliveries", DagsterRunStatus.SUCCESS)]
+    assert runs[0].tags[COMMIT] == head
+    assert mixed(project) == [MEASURED, "clinic-b001"]
+    assert lines_of_log(project) == [("clinic-b001", "accepted", "the checks")]
+    assert git(project, "log", "-1", "--format=%s") == "Batch clinic-b001 is accepted\n"
