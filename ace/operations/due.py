@@ -33,12 +33,14 @@ class Due:
 
     @property
     def state(self) -> str | None:
-        """A hash that is another one as soon as something else is to be done; None while nothing is."""
+        """A hash that is another one as soon as something else is to be done; None while nothing is.
+
+        A further attempt in vain leaves it as it is, so that it is not followed by the next one at once.
+        """
         if not (self.complete or self.unfinished):
             return None
         folders = [item.path.stat() for item in self.complete]
-        begun = [(path.name, (path / ATTEMPTS).stat().st_size) for path in self.unfinished]
-        facts = [[(status.st_ino, status.st_ctime_ns) for status in folders], begun]
+        facts = [[(status.st_ino, status.st_ctime_ns) for status in folders], [path.name for path in self.unfinished]]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 

@@ -187,6 +187,19 @@ def test_a_delivery_that_was_begun_and_not_finished_is_asked_for(
     assert (ticks.key() is not None) == is_due
 
 
+def test_a_delivery_that_is_held_is_tried_again_after_a_while_and_not_at_once(
+    root: Path, ticks: Ticks, clock: list[float]
+) -> None:
+    attempts = Attempts(root / "deliveries" / "clinic-b001" / ATTEMPTS)
+    attempts.path.parent.mkdir()
+    attempts.append({"step": "build", **DONE, "error": "NoSpaceError: full"})
+    assert ticks.key() is not None
+    attempts.append({"step": "build", **DONE, "error": "NoSpaceError: full"})
+    assert ticks.key() is None
+    clock[0] += AGAIN_S + 1
+    assert ticks.key() is not None
+
+
 def test_a_stopped_service_asks_for_nothing_and_says_who_stopped_it(
     root: Path, ticks: Ticks, instance: DagsterInstance
 ) -> None:
