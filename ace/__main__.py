@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from ace.commands import config, deliveries, encoder, evaluation, imports, inference, models, report, study, training
+from ace.commands.ops_publish import add_publish_command
 from shards.cli import run_command
 
 
@@ -13,6 +14,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in (training, evaluation, report, imports, inference, models, encoder, study, deliveries, config):
         module.add_commands(commands)
+    ops = commands.add_parser("ops", help="run the service").add_subparsers(required=True, metavar="COMMAND")
+    add_publish_command(ops)
     return parser
 
 
