@@ -1,4 +1,4 @@
-"""`ops`: look at the service in one screen, stop it and start it."""
+"""`ops`: look at the service in one screen, stop it, start it and publish what it has committed."""
 
 import argparse
 import json
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ace.commands.accepted_models import MODELS_VARIABLE, add_json
+from ace.commands.ops_publish import add_publish_command
 from ace.commands.options import add_branch_option, add_why_option
 from shards.core.config import DEFAULT_PARAMS
 
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `ops` to the command line."""
-    ops = commands.add_parser("ops", help="look at the service in one screen, stop it and start it").add_subparsers(
-        required=True, metavar="COMMAND"
-    )
+    ops = commands.add_parser(
+        "ops", help="look at the service in one screen, stop it, start it, and publish what it has committed"
+    ).add_subparsers(required=True, metavar="COMMAND")
     for word, function, text in (
         ("status", status, "say what runs, waits, is held or refused, and why"),
         ("stop", stop, "let nothing begin by itself until `start`"),
@@ -34,6 +35,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
             add_why_option(command)
             add_branch_option(command)
         command.set_defaults(run=function)
+    add_publish_command(ops)
 
 
 def status(arguments: argparse.Namespace) -> None:

@@ -2,11 +2,13 @@
 
 import os
 import subprocess
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from filelock import FileLock
 
 from ace.operations.errors import OperationsError
 from ace.operations.events import LOG, Actor
@@ -67,6 +69,21 @@ class Clone:
         if top != self.root.resolve():
             raise OperationsError(f"{self.root}: found a folder of the checkout {top}; expected its top, {top}")
         self.actor()
+
+    @contextmanager
+    def locked(self, what: str) -> Iterator[None]:
+        """Let one process at a time do something in the service's clone; a second one waits.
+
+        Args:
+            what: Name of what is done, as `registry`.
+
+        Raises:
+            OperationsError: as `check`.
+        """
+        self.check()
+        folder = git(self.root, "rev-parse", "--path-format=absolute", "--git-common-dir").strip()
+        with FileLock(Path(folder) / f"ace-{what}.lock"):
+            yield
 
     def actor(self) -> Actor:
         """Return the person whom git knows; GIT_COMMITTER_NAME and GIT_COMMITTER_EMAIL win over its configuration.

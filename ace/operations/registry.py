@@ -11,8 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from ace.operations import history
 from ace.operations.clone import Clone, git
 from ace.operations.durable import replace_symlink
@@ -27,6 +25,8 @@ MODEL = "models/ace"
 """The model of the pipeline, in the work tree; nothing serves from it."""
 ACCEPTED = "accepted"
 """The symlink to the accepted model."""
+LOCK = "registry"
+"""What one process at a time decides about (`Clone.locked`)."""
 
 
 def utc_now() -> datetime:
@@ -143,7 +143,7 @@ class Registry:
 
     def hold(self, actor: Actor, why: str) -> Event:
         """Hold retraining, and return the hold: the one that is set already, or else a new one."""
-        with self._locked():
+        with self.clone.locked(LOCK):
             held = history.hold(self.events())
             return held or self.log.append(history.HELD, {"why": why}, actor=actor, now=self.clock())
 
@@ -153,23 +153,15 @@ class Registry:
         Raises:
             OperationsError: there is none.
         """
-        with self._locked():
+        with self.clone.locked(LOCK):
             if history.hold(self.events()) is None:
                 raise OperationsError("retraining is not held, so there is nothing to release")
             return self.log.append(history.RELEASED, {"why": why}, actor=actor, now=self.clock())
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Let one process at a time decide, and only in the service's clone."""
-        self.clone.check()
-        folder = git(self.root, "rev-parse", "--path-format=absolute", "--git-common-dir").strip()
-        with FileLock(Path(folder) / "ace-registry.lock"):
-            yield
-
-    @contextmanager
     def _deciding(self) -> Iterator[None]:
         """Check that a version may be decided about, and write the tag that an earlier command was killed before."""
-        with self._locked():
+        with self.clone.locked(LOCK):
             self.clone.check_unmodified()
             write_missing_tags(self.root, self.events())
             self.models.mkdir(parents=True, exist_ok=True)
