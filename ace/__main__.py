@@ -3,7 +3,19 @@
 import argparse
 import sys
 
-from ace.commands import config, deliveries, encoder, evaluation, imports, inference, models, report, study, training
+from ace.commands import (
+    config,
+    deliveries,
+    encoder,
+    evaluation,
+    imports,
+    inference,
+    models,
+    report,
+    retraining,
+    study,
+    training,
+)
 from shards.cli import run_command
 
 
@@ -11,7 +23,19 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the command line of `python -m ace`."""
     parser = argparse.ArgumentParser(prog="python -m ace", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (training, evaluation, report, imports, inference, models, encoder, study, deliveries, config):
+    for module in (
+        training,
+        evaluation,
+        report,
+        imports,
+        inference,
+        models,
+        encoder,
+        study,
+        deliveries,
+        retraining,
+        config,
+    ):
         module.add_commands(commands)
     return parser
 
