@@ -128,10 +128,10 @@ def without_pin(pretrain: Mapping[str, Any]) -> dict[str, Any]:
 
 def _track(root: Path) -> None:
     """Let DVC track the folder."""
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "add", "--quiet", FOLDER.as_posix()]
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "add", FOLDER.as_posix()]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     if done.returncode:
-        raise OperationsError(f"{root}: dvc add {FOLDER} failed: {done.stderr.strip()}")
+        raise OperationsError(f"{root}: dvc add {FOLDER} failed: {(done.stderr or done.stdout).strip()}")
 
 
 def _md5(text: str) -> str:
