@@ -116,11 +116,11 @@ class Config(Section):
             raise ValueError(f"evaluate.batch is '{self.evaluate.batch}'; expected one of {sorted(self.batches)}")
         if unknown := sorted(set(self.finetune.values()) - self.batches.keys()):
             raise ValueError(f"finetune names {', '.join(unknown)}; expected one of {sorted(self.batches)}")
-        if self.decide and (self.decide[0] != next(iter(self.encoders)) or self.operations.gate is None):
-            raise ValueError(
-                f"decide names {self.decide[0]}; expected the first of `encoders`, {next(iter(self.encoders))}, whose "
-                "gains are measured, and bounds for it in operations.gate"
-            )
+        first = next(iter(self.encoders))
+        if self.decide and self.decide[0] != first:
+            raise ValueError(f"decide names {self.decide[0]}; expected the first of `encoders`, {first}")
+        if self.decide and self.operations.gate is None:
+            raise ValueError(f"decide names {first}, and operations.gate is empty; expected bounds there to decide by")
         if not self.trained_batches:
             raise ValueError("every batch in mix has weight 0; expected at least one above 0, to train on")
         names = ["ace", *self.variants, *self.imports]
