@@ -13,6 +13,7 @@ from ace.commands import (
     models,
     ops,
     report,
+    retraining,
     study,
     training,
 )
@@ -23,7 +24,20 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the command line of `python -m ace`."""
     parser = argparse.ArgumentParser(prog="python -m ace", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (training, evaluation, report, imports, inference, models, encoder, study, deliveries, ops, config):
+    for module in (
+        training,
+        evaluation,
+        report,
+        imports,
+        inference,
+        models,
+        encoder,
+        study,
+        deliveries,
+        retraining,
+        ops,
+        config,
+    ):
         module.add_commands(commands)
     return parser
 

@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 
 from ace.data.objectives import spec_of_epoch
 from ace.embed.opening import EncoderParams
+from ace.encoder_lines import encoder_deps, with_encoders
 from ace.evaluation.params import Encoders, EvaluateParams
 from ace.models.params import ImportParams
 from ace.operations.params import OperationsParams
@@ -25,7 +26,6 @@ from shards.core.modality import check_mixture, pictures_of
 from shards.core.params import BatchParams, GridParams, MixParams, ShardParams, check_batch_name
 from shards.delivery.batches import batch_path, format_batch, read_batches, root_path, set_settings, settings_of
 from shards.delivery.project import Project
-from shards.delivery.yaml_lines import set_deps
 from shards.format.layout import MANIFESTS
 from shards.phantom.params import PhantomParams
 from shards.reading.contamination import Origin, check_shared_images
@@ -33,7 +33,7 @@ from shards.runtime.atomic import make_private_folder, write_private_text, write
 
 CONFIGS = Path("configs")
 BASE, SUFFIX = "demo", ".yaml"
-KEPT = ("batches", "mix", "finetune", "operations")
+KEPT = ("batches", "mix", "finetune", "decide", "operations")
 """Sections that `use` leaves alone: registered deliveries, their tasks and the service belong to the project, not to a
 configuration."""
 REPLACED = ("checks",)
@@ -74,9 +74,12 @@ class Config(Section):
     evaluate: EvaluateParams
     finetune: dict[str, str]
     """Name of a task in configs/tasks → the shard set that the stage `finetune` trains and measures it on."""
+    decide: list[str] = Field(default=[], max_length=1)
+    """The first encoder, if the stage `decide` is to say whether its model is accepted (`operations.gate`)."""
     report: ReportParams
     operations: OperationsParams = OperationsParams()
-    """The service's settings: how it takes new images in. A project without a service needs no such section."""
+    """The service's settings: how it takes new images in and trains again. A project without a service needs no such
+    section."""
 
     @property
     def trained_batches(self) -> list[str]:
@@ -113,6 +116,11 @@ class Config(Section):
             raise ValueError(f"evaluate.batch is '{self.evaluate.batch}'; expected one of {sorted(self.batches)}")
         if unknown := sorted(set(self.finetune.values()) - self.batches.keys()):
             raise ValueError(f"finetune names {', '.join(unknown)}; expected one of {sorted(self.batches)}")
+        first = next(iter(self.encoders))
+        if self.decide and self.decide[0] != first:
+            raise ValueError(f"decide names {self.decide[0]}; expected the first of `encoders`, {first}")
+        if self.decide and self.operations.gate is None:
+            raise ValueError(f"decide names {first}, and operations.gate is empty; expected bounds there to decide by")
         if not self.trained_batches:
             raise ValueError("every batch in mix has weight 0; expected at least one above 0, to train on")
         names = ["ace", *self.variants, *self.imports]
@@ -278,9 +286,9 @@ def check_graph(config: Config, dvc: Path) -> None:
             )
     stages = YAML(typ="safe", pure=True).load(dvc.read_text(encoding="utf-8"))["stages"]
     wrong = []
-    for stage, (prefix, expected) in _deps_on(config.encoders).items():
+    for stage, (prefixes, expected) in encoder_deps(config.encoders).items():
         body = stages.get(stage, {})
-        found = {dep for dep in body.get("do", body).get("deps", ()) if dep.startswith(prefix)}
+        found = {dep for dep in body.get("do", body).get("deps", ()) if dep.startswith(prefixes)}
         if stage in stages and found != set(expected):
             wrong.append(
                 f"{stage}.deps has {', '.join(sorted(found)) or 'none of them'}, and `encoders` in params.yaml asks "
@@ -288,18 +296,6 @@ def check_graph(config: Config, dvc: Path) -> None:
             )
     if wrong:
         raise ConfigError(f"{dvc}: {'; '.join(wrong)}; `python -m ace encoder list` writes these there instead")
-
-
-def _deps_on(encoders: Mapping[str, EncoderParams]) -> dict[str, tuple[str, list[str]]]:
-    """Map the stages that read every encoder to what they depend on for them: how the paths begin, and the paths."""
-    models = dict.fromkeys(item.model for item in encoders.values() if item.model.startswith("models/"))
-    answers = [f"data/answers/{name}" for name in encoders]
-    return {
-        "cohort": ("models/", list(models)),
-        "evaluate": ("data/answers/", answers),
-        "finetune": ("models/", list(models)),
-        "explore": ("data/answers/", answers),
-    }
 
 
 def list_encoders(encoders: Mapping[str, EncoderParams], dvc: Path) -> list[str]:
@@ -314,15 +310,10 @@ def list_encoders(encoders: Mapping[str, EncoderParams], dvc: Path) -> list[str]
     """
     if not dvc.is_file():
         return []
-    before = text = dvc.read_text(encoding="utf-8")
-    changed = []
-    for stage, (prefix, paths) in _deps_on(encoders).items():
-        text, earlier = set_deps(text, stage, prefix, paths), text
-        if text != earlier:
-            changed.append(f"{dvc}: {stage} depends on {', '.join(paths)}")
-    if text != before:
+    text, changed = with_encoders(dvc.read_text(encoding="utf-8"), encoders)
+    if changed:
         write_text(dvc, text)
-    return changed
+    return [f"{dvc}: {line}" for line in changed]
 
 
 def _check_shared_images(config: Config, batches: Mapping[str, BatchParams]) -> None:
@@ -410,6 +401,7 @@ def migrate(params: Path = DEFAULT_PARAMS) -> list[str]:
             *_migrate_properties(params),
             *_migrate_variants(params),
             *_migrate_tasks(params),
+            *_migrate_decisions(params),
         ]
 
 
@@ -489,6 +481,15 @@ def _migrate_tasks(params: Path) -> list[str]:
     document.insert(list(document).index("report"), "finetune", {})
     write_text(params, _dump(yaml, document))
     return [f"{params}: finetune names the tasks that `dvc repro finetune` trains on, none so far"]
+
+
+def _migrate_decisions(params: Path) -> list[str]:
+    yaml, document = _document(params)
+    if "decide" in document or "report" not in document:
+        return []
+    document.insert(list(document).index("report"), "decide", [])
+    write_text(params, _dump(yaml, document))
+    return [f"{params}: decide names the encoder whose model the gate decides about, none so far"]
 
 
 def _migrate_properties(params: Path) -> list[str]:

@@ -37,23 +37,13 @@ def add_registry_commands(models: argparse.ArgumentParser) -> None:
 
     def add(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=run.__doc__, epilog=_ENDS)
-        command.add_argument(
-            "--repo", type=Path, default=Path(), metavar="DIR", help="the service's clone; default: this folder"
-        )
-        command.add_argument(
-            "--models", type=Path, metavar="DIR", help=f"folder that models serve from; default: ${MODELS_VARIABLE}"
-        )
+        add_registry_options(command)
         command.set_defaults(run=run)
         return command
 
     def add_decision(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
         command = add(name, run, text)
-        add_branch_option(command)
-        command.add_argument(
-            "--automatic",
-            action="store_true",
-            help="record that the schedule decides, with nobody at the keyboard; otherwise the person whom git knows",
-        )
+        add_deciding_options(command)
         return command
 
     add_json(add("list", list_versions, "list the registered versions, which one is accepted, and holds"))
@@ -85,6 +75,26 @@ def add_registry_commands(models: argparse.ArgumentParser) -> None:
     command.add_argument("out", type=Path, metavar="DIR", help="the new folder")
 
     add("audit", audit, "check the log, the tags and every byte that they name")
+
+
+def add_registry_options(command: argparse.ArgumentParser) -> None:
+    """Add the service's clone and the folder that models serve from."""
+    command.add_argument(
+        "--repo", type=Path, default=Path(), metavar="DIR", help="the service's clone; default: this folder"
+    )
+    command.add_argument(
+        "--models", type=Path, metavar="DIR", help=f"folder that models serve from; default: ${MODELS_VARIABLE}"
+    )
+
+
+def add_deciding_options(command: argparse.ArgumentParser) -> None:
+    """Add the branch of the clone, and whether a person decides."""
+    add_branch_option(command)
+    command.add_argument(
+        "--automatic",
+        action="store_true",
+        help="record that the schedule decides, with nobody at the keyboard; otherwise the person whom git knows",
+    )
 
 
 def add_json(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -128,7 +138,7 @@ def list_versions(arguments: argparse.Namespace) -> None:
     """List the registered versions, the accepted one and the one that serves, and whether retraining is held."""
     from ace.operations import history
 
-    registry = _registry(arguments)
+    registry = registry_of(arguments)
     events = registry.events()
     last, held, versions = history.accepted(events), history.hold(events), history.versions(events)
     number = None if last is None else last.facts["version"]
@@ -170,7 +180,7 @@ def show(arguments: argparse.Namespace) -> None:
     """Show a version: its commit, its files, and each decision about it with who made it, when and why."""
     from ace.operations import history
 
-    registry = _registry(arguments)
+    registry = registry_of(arguments)
     version = _version(registry, arguments)
     decisions = [
         event
@@ -200,8 +210,8 @@ def promote(arguments: argparse.Namespace) -> None:
     A model that no version has yet is registered first. Whatever is done already is left as it is, so after a kill the
     same command finishes what is missing.
     """
-    registry = _registry(arguments)
-    version = registry.promote(_actor(registry, arguments), arguments.version)
+    registry = registry_of(arguments)
+    version = registry.promote(actor_of(registry, arguments), arguments.version)
     print(f"{version.name} is the accepted model, and serves")
 
 
@@ -210,28 +220,28 @@ def rollback(arguments: argparse.Namespace) -> None:
 
     Nothing is undone: it is a new decision, with a new event and a new tag. After a kill give the same command again.
     """
-    registry = _registry(arguments)
-    version = registry.rollback(arguments.version, _actor(registry, arguments), arguments.why)
+    registry = registry_of(arguments)
+    version = registry.rollback(arguments.version, actor_of(registry, arguments), arguments.why)
     print(f"{version.name} is the accepted model again, and serves")
 
 
 def hold(arguments: argparse.Namespace) -> None:
     """Hold retraining: no schedule trains or promotes a model until `release`. The accepted model goes on serving."""
-    registry = _registry(arguments)
-    print(_line(registry.hold(_actor(registry, arguments), arguments.why)))
+    registry = registry_of(arguments)
+    print(_line(registry.hold(actor_of(registry, arguments), arguments.why)))
 
 
 def release(arguments: argparse.Namespace) -> None:
     """End a hold that `hold` or `rollback` has set."""
-    registry = _registry(arguments)
-    print(_line(registry.release(_actor(registry, arguments), arguments.why)))
+    registry = registry_of(arguments)
+    print(_line(registry.release(actor_of(registry, arguments), arguments.why)))
 
 
 def at(arguments: argparse.Namespace) -> int:
     """Say which version was the accepted one at a moment, and by which decision; exit code 1 if none was."""
     from ace.operations import history
 
-    event = history.accepted(_registry(arguments).events(), arguments.moment)
+    event = history.accepted(registry_of(arguments).events(), arguments.moment)
     if arguments.json:
         print(json.dumps(None if event is None else event.model_dump(mode="json"), indent=2))
     else:
@@ -243,14 +253,14 @@ def lineage(arguments: argparse.Namespace) -> None:
     """Say what a version was made from: stages with params and hashes, batches with manifests, environment."""
     from ace.operations.lineage import trace, trace_text
 
-    registry = _registry(arguments)
+    registry = registry_of(arguments)
     traced = trace(registry, _version(registry, arguments))
     print(json.dumps(traced, indent=2) if arguments.json else trace_text(traced))
 
 
 def card(arguments: argparse.Namespace) -> None:
     """Print the model card of a version, after a look at its bytes."""
-    registry = _registry(arguments)
+    registry = registry_of(arguments)
     print(registry.files(_version(registry, arguments))[_CARD].read_text(encoding="utf-8"), end="")
 
 
@@ -261,7 +271,7 @@ def checkout(arguments: argparse.Namespace) -> None:
     """
     from ace.operations.checkout import check_out
 
-    registry = _registry(arguments)
+    registry = registry_of(arguments)
     version = _version(registry, arguments)
     check_out(registry, version, arguments.out)
     print(f"wrote {arguments.out}: {version.name} at commit {version.commit}")
@@ -274,7 +284,7 @@ def audit(arguments: argparse.Namespace) -> int:
     """
     from ace.operations.audit import first_problem
 
-    registry = _registry(arguments)
+    registry = registry_of(arguments)
     problem = first_problem(registry)
     if problem is not None:
         print(problem, file=sys.stderr)
@@ -283,7 +293,8 @@ def audit(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _registry(arguments: argparse.Namespace) -> "Registry":
+def registry_of(arguments: argparse.Namespace) -> "Registry":
+    """Open the registry that the options name."""
     from ace.operations.clone import BRANCH, Clone, git
     from ace.operations.errors import OperationsError
     from ace.operations.registry import Registry
@@ -298,7 +309,8 @@ def _registry(arguments: argparse.Namespace) -> "Registry":
     return Registry(clone=Clone(root, getattr(arguments, "branch", BRANCH)), models=Path(given))
 
 
-def _actor(registry: "Registry", arguments: argparse.Namespace) -> "Actor":
+def actor_of(registry: "Registry", arguments: argparse.Namespace) -> "Actor":
+    """Return whoever decides: the schedule, or the person whom git knows."""
     from ace.operations.clone import SCHEDULE
 
     return SCHEDULE if arguments.automatic else registry.clone.actor()

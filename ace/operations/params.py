@@ -1,11 +1,12 @@
 """The section `operations` of params.yaml: what the service does by itself, and its bounds."""
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo
 
 from pydantic import Field, field_validator, model_validator
 
+from ace.models.params import Sha256
 from shards.core.config import Section, read_params
 from shards.core.modality import OWN_KINDS
 from shards.core.params import MODALITY, SITE, Fraction, SourceKind
@@ -92,6 +93,60 @@ class ScheduleParams(Section):
         return value
 
 
+class FigureParams(Section):
+    """Bounds of one figure (an item of `operations.gate.figures`); margins are in the figure's own unit."""
+
+    margin: float = Field(ge=0)
+    """How much worse than the incumbent the candidate may be: the lower end of the interval of the paired difference,
+    with its sign turned so that above 0 is better, is at least the negative of this."""
+    subgroup_margin: float | None = Field(default=None, ge=0)
+    """The same within each subgroup of patients; None: `margin`. A quarter of the patients doubles the interval."""
+    floor: float | None = None
+    """Smallest accepted figure of the candidate, for one that is better when it is higher."""
+    ceiling: float | None = None
+    """Largest accepted figure of the candidate, for an error."""
+
+    @model_validator(mode="after")
+    def _has_an_absolute_bound(self) -> Self:
+        if self.floor is None and self.ceiling is None:
+            raise ValueError(
+                "give a floor, or for an error a ceiling: margins alone let every version be a little worse than the "
+                "one before"
+            )
+        return self
+
+
+class FrozenParams(Section):
+    """The images on which models are compared, which nobody trains on (section `operations.gate.frozen`)."""
+
+    batch: str
+    """Name of the batch: that of `evaluate.batch`, which is not in `mix`, or there with weight 0."""
+    fingerprint: Sha256
+    """sha256 of its data/shards/NAME/index.json, and so of all its images; what is excluded of it leaves this alone."""
+
+
+class GateParams(Section):
+    """Bounds that a model is accepted by (section `operations.gate`); see docs/operations.md."""
+
+    frozen: FrozenParams
+    """The images that models are compared on."""
+    figures: dict[str, FigureParams] = Field(min_length=1)
+    """Name in metrics/properties.json, as `decompositionality`, and its bounds."""
+    min_patients: int = Field(default=50, ge=2)
+    """Patients that each figure has to be of, at least."""
+    min_subgroup_patients: int = Field(default=30, ge=2)
+    """Patients from which on a subgroup (sex, decade of age, view) is looked at by itself."""
+
+
+class RetrainingParams(Section):
+    """When the model is trained again, and from what (section `operations.retraining`)."""
+
+    min_new_images: int = Field(default=500, ge=1)
+    """Training images of accepted batches that the accepted model has not seen, from which on a retraining is due."""
+    start: Literal["incumbent", "scratch"] = "scratch"
+    """`incumbent` starts with the weights of the accepted model, `scratch` with those that `pretrain` names."""
+
+
 class OperationsParams(Section):
     """OperationsParams say what the service does by itself (section `operations`, which may be absent)."""
 
@@ -99,6 +154,16 @@ class OperationsParams(Section):
     """The way of new images to an accepted batch; None: nothing is taken in."""
     schedule: ScheduleParams | None = None
     """When a retraining may begin by itself; None: never."""
+    gate: GateParams | None = None
+    """Bounds that a model is accepted by; None: no model is decided about."""
+    retraining: RetrainingParams | None = None
+    """When the model is trained again; None: nothing is trained again by itself."""
+
+    @model_validator(mode="after")
+    def _retraining_has_a_gate(self) -> Self:
+        if self.retraining is not None and self.gate is None:
+            raise ValueError("retraining needs a gate, which says whether its model is accepted; fill operations.gate")
+        return self
 
 
 def read_operations(params: Path) -> OperationsParams:

@@ -10,18 +10,18 @@ RWLOCK = ".dvc/tmp/rwlock"
 _LAST_LINES = 15
 
 
-def repro(stage: str, project: Path, log: Path) -> str | None:
-    """Run one stage with dvc, which waits for other ones and passes over what has not changed.
+def repro(stage: str | None, project: Path, log: Path) -> str | None:
+    """Run one stage or all with dvc, which waits for other ones and passes over what has not changed.
 
     Args:
-        stage: Name of the stage.
+        stage: Name of the stage; None: the whole graph.
         project: Folder of the project.
         log: File that gets all that dvc says.
 
     Returns:
         The last lines of what dvc said, if it failed.
     """
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "-s", stage]
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *(["-s", stage] if stage else [])]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     with log.open("wb") as file:
         # dvc runs commands with $SHELL, which for a service's account may run none.

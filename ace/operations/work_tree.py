@@ -86,18 +86,11 @@ class WorkTree:
         self.clone.check_unmodified(own)
 
     def _lock_differs_by(self, stage: str) -> bool:
-        """Tell whether dvc.lock has nothing but this stage that the last commit has not.
-
-        One that dvc was killed in the moment of writing is taken from the last commit, which loses nothing: dvc has
-        the results of what was done since.
-        """
-        path, committed = self._lock, self.clone.committed(LOCK) or ""
-        text = path.read_text(encoding="utf-8")
+        """Tell whether dvc.lock has nothing but this stage that the last commit has not."""
+        committed = self.clone.committed(LOCK) or ""
+        text = mended_lock(self.clone)
         if text == committed:
             return False
-        if committed.startswith(text) or not text.endswith("\n"):
-            write_text(path, committed)
-            return True
         stages = [_stages(committed), _stages(text)]
         for entries in stages:
             entries.pop(stage, None)
@@ -111,6 +104,19 @@ class WorkTree:
             without = re.sub(rf"^  {re.escape(stage)}:\n(?:   .*\n)*", "", text, flags=re.MULTILINE)
             if without != text:
                 write_text(path, without)
+
+
+def mended_lock(clone: Clone) -> str:
+    """Return the text of dvc.lock; one that dvc was killed in the moment of writing becomes that of the last commit.
+
+    This loses nothing: dvc has the results of what was done since. A file that is gone counts as the committed one.
+    """
+    path, committed = clone.root / LOCK, clone.committed(LOCK) or ""
+    text = path.read_text(encoding="utf-8") if path.is_file() else committed
+    if text != committed and (committed.startswith(text) or not text.endswith("\n")):
+        write_text(path, committed)
+        return committed
+    return text
 
 
 def _stages(text: str) -> dict[str, Any]:

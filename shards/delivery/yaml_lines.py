@@ -108,6 +108,27 @@ def set_value(text: str, section: str, key: str, value: str) -> str:
     return _joined(lines)
 
 
+def set_or_add(text: str, section: str, key: str, value: str | None, *, after: str) -> str:
+    """Write a word as the value `section.key` of a text, or none; a key that is not there is added below another one.
+
+    Raises:
+        ConfigError: the section has no key `after`, or the value is not a single word on the key's line.
+    """
+    before = parse_yaml(text)
+    if key in before[section] and before[section][key] == value:
+        return text
+    mapping, lines = _parsed(text)[section], text.splitlines()
+    row, column = mapping.lc.key(key if key in mapping else after)
+    word = "" if value is None else f" {value if YAML(typ='safe', pure=True).load(value) == value else repr(value)}"
+    if key in mapping:
+        lines[row] = re.sub(r":[^#]*?(\s+#.*)?$", lambda found: f":{word}{found[1] or ''}", lines[row], count=1)
+    else:
+        lines.insert(row + 1, f"{' ' * column}{key}:{word}")
+    if _loaded(_joined(lines)) != {**before, section: {**before[section], key: value}}:
+        raise ConfigError(f"{section}.{key}: expected one word on the line of its key; set it to '{value}' by hand")
+    return _joined(lines)
+
+
 def consumers(text: str) -> dict[str, list[str]]:
     """Map the stages of a dvc.yaml that read every batch by name to the batches they read.
 
@@ -210,13 +231,13 @@ def set_dep(text: str, path: str, batch: str, *, wanted: bool) -> str:
     return _joined(lines)
 
 
-def set_deps(text: str, stage: str, prefix: str, paths: Sequence[str]) -> str:
+def set_deps(text: str, stage: str, prefixes: tuple[str, ...], paths: Sequence[str]) -> str:
     """Make a stage of a dvc.yaml depend on these paths and no others that begin like them; unchanged if it does.
 
     Args:
         text: The file.
         stage: Name of the stage; one that is not there depends on nothing.
-        prefix: How the paths begin.
+        prefixes: How the paths begin, each with one of these.
         paths: All of them, at least one.
 
     Raises:
@@ -224,7 +245,7 @@ def set_deps(text: str, stage: str, prefix: str, paths: Sequence[str]) -> str:
     """
     before = parse_yaml(text)
     deps = _deps(_parsed(text)["stages"].get(stage, {}))
-    found = [dep for dep in deps if dep.startswith(prefix)]
+    found = [dep for dep in deps if dep.startswith(prefixes)]
     if stage not in before["stages"] or set(found) == set(paths):
         return text
     lines, own = text.splitlines(), deps.lc
@@ -239,8 +260,8 @@ def set_deps(text: str, stage: str, prefix: str, paths: Sequence[str]) -> str:
     after = _loaded(_joined(lines))
     if not rows or after is None or sorted(_deps(after["stages"][stage])) != sorted([*wanted, *paths]):
         raise ConfigError(
-            f"dvc.yaml: {stage}.deps: expected the paths {prefix}… on lines of their own in brackets, each with a "
-            f"comma behind it, to write {', '.join(paths)} there; write them there by hand"
+            f"dvc.yaml: {stage}.deps: expected the paths {'…, '.join(prefixes)}… on lines of their own in brackets, "
+            f"each with a comma behind it, to write {', '.join(paths)} there; write them there by hand"
         )
     return _joined(lines)
 

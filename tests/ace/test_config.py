@@ -372,9 +372,9 @@ def test_a_project_without_a_batch_of_the_phantom_needs_no_section_of_it() -> No
 def test_a_project_without_tasks_gets_a_section_for_them(tmp_path: Path) -> None:
     params = tmp_path / "params.yaml"
     params.write_text("evaluate: {seed: 0}\nreport: {title: null}  # kept\n", encoding="utf-8")
-    assert len(migrate(params)) == 1
-    assert list(read_params(params)) == ["evaluate", "finetune", "report"]
-    assert read_params(params)["finetune"] == {}
+    assert len(migrate(params)) == 2
+    assert list(read_params(params)) == ["evaluate", "finetune", "decide", "report"]
+    assert (read_params(params)["finetune"], read_params(params)["decide"]) == ({}, [])
     assert "# kept" in params.read_text(encoding="utf-8")
     assert migrate(params) == []
 
@@ -383,6 +383,14 @@ def test_a_task_of_a_batch_that_is_none_is_named() -> None:
     assert "finetune names nih-b000; expected one of ['phantom-b000']" in error_of(
         changed(finetune={"nih": "nih-b000"})
     )
+
+
+def test_the_gate_decides_about_the_first_encoder_and_needs_bounds() -> None:
+    bounds = {"frozen": {"batch": "phantom-b000", "fingerprint": 64 * "0"}, "figures": {"x": {"margin": 0, "floor": 0}}}
+    check(changed(decide=["trained"], operations={"gate": bounds}))
+    assert "operations.gate is empty" in error_of(changed(decide=["trained"]))
+    other = changed(decide=["untrained"], operations={"gate": bounds})
+    assert "decide names untrained; expected the first of `encoders`, trained" in error_of(other)
 
 
 EARLIER_EVALUATION = """# of an earlier version
