@@ -438,4 +438,4 @@ def test_another_configuration_leaves_the_service_alone(tmp_path: Path) -> None:
     assert count == 1
     params.write_text(text, encoding="utf-8")
     use("smoke", tmp_path / "params.yaml", ROOT / "configs")
-    assert load(tmp_path / "params.yaml")["operations"] == {"deliveries": {"name": "clinic"}}
+    assert load(tmp_path / "params.yaml")["operations"]["deliveries"] == {"name": "clinic"}

@@ -125,7 +125,7 @@ def test_the_screen_names_the_accepted_model_a_hold_a_stop_and_the_last_event(
     assert main("ops", "status") == 0
     text = capsys.readouterr().out
     assert "service         stopped since 20" in text
-    assert "retraining      held since 2026-11-30 12:0" in text
+    assert "retraining      held since 20" in text
     assert "v1 rolled back" in text
     (own.models / "accepted").unlink()
     assert main("ops", "status") == 0
