@@ -89,16 +89,17 @@ def due(arguments: argparse.Namespace) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Pin the accepted model, train, measure, commit, and accept the new model or not; nothing, if nothing is due.
 
-    A call that was killed is finished by the same command. If another call is at work, this one says so and ends.
+    A call that was killed is finished by the same command. If another call is at work or the service is stopped, this
+    one says so and ends.
     """
-    from ace.operations.errors import BusyError
+    from ace.operations.errors import BusyError, StoppedError
     from ace.operations.retraining import Retraining
 
     registry = registry_of(arguments)
     try:
         for line in Retraining(registry).run(actor_of(registry, arguments)):
             print(line, flush=True)
-    except BusyError as error:
+    except (BusyError, StoppedError) as error:
         print(error, file=sys.stderr)
 
 

@@ -28,6 +28,7 @@ from ace.operations.model_files import recorded_model
 from ace.operations.params import GateParams, OperationsParams, RetrainingParams
 from ace.operations.registry import MODEL, Registry
 from ace.operations.repro import repro
+from ace.operations.service import refuse_when_stopped
 from ace.operations.work_tree import LOCK, PARAMS, mended_lock
 from ace.pretrain.params import PretrainParams
 from shards.core.config import read_params
@@ -149,6 +150,7 @@ class Retraining:
 
         Raises:
             BusyError: another call, or one about deliveries, is at work.
+            StoppedError: the service is stopped.
             OperationsError: this is not the service's clone, a tracked file is modified, or a step failed.
             ConfigError: the params are no valid ones, or have changed since the retraining began.
         """
@@ -159,6 +161,7 @@ class Retraining:
                 # A delivery changes params.yaml and dvc.lock, and so does a retraining.
                 stack.enter_context(Deliveries.open(self.root / PARAMS, self.registry.clone.branch).locked())
             self.registry.clone.check()
+            refuse_when_stopped(self.root)
             events = self.registry.events()
             due = self._due(events)
             if settings is None or not due.due:

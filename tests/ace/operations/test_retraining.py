@@ -15,10 +15,11 @@ import ace.operations.incumbent as incumbent_module
 import ace.operations.retraining as module
 from ace.operations.audit import first_problem
 from ace.operations.clone import SCHEDULE, Clone
-from ace.operations.errors import BusyError, OperationsError
+from ace.operations.errors import BusyError, OperationsError, StoppedError
 from ace.operations.events import EventLog
 from ace.operations.registry import Registry
 from ace.operations.retraining import Retraining, num_uses, open_retraining
+from ace.operations.service import start, stop
 from shards.build.stage import build_shards
 from shards.core.config import parse_yaml
 from shards.core.errors import ConfigError
@@ -262,6 +263,14 @@ def test_a_hold_is_no_time_to_train(service: Trained) -> None:
     assert (due.due, due.reason.endswith(": the scanner is broken")) == (False, True)
     assert service.run()[0].startswith("nothing is due: held since")
     assert service.kinds == ["held"]
+
+
+def test_a_stopped_service_trains_nothing_until_it_is_started(service: Trained) -> None:
+    stop(service.registry.clone, ANNA, "the disk is changed", service.clock())
+    with pytest.raises(StoppedError, match="the disk is changed"):
+        service.run()
+    start(service.registry.clone, ANNA, "it is changed", service.clock())
+    assert service.run()[-1] == "accepted: v1, as it was measured"
 
 
 def test_other_images_in_place_of_the_frozen_ones_are_refused_before_anything_is_trained(service: Trained) -> None:

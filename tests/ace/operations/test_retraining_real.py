@@ -42,7 +42,7 @@ def fill_operations(root: Path, floor: float) -> None:
     fingerprint = sha256_of(root / "data/shards" / FROZEN / "index.json")
     gate = {
         "frozen": {"batch": FROZEN, "fingerprint": fingerprint},
-        "figures": {"removal_erased_length": {"margin": 0.5, "ceiling": floor}},
+        "figures": {"unmatched_cosine": {"margin": 0.5, "floor": floor}},
         "min_patients": 5,
     }
     operations = {"gate": gate, "retraining": {"min_new_images": 5, "start": "incumbent"}}
@@ -60,21 +60,19 @@ def test_new_images_become_an_accepted_model_and_after_it_nothing_is_stale_or_du
     params = root / "params.yaml"
     params.write_text(params.read_text().replace(f"  batch: {TRAINED}", f"  batch: {FROZEN}"))
     call(root, "dvc", "repro", "--quiet", f"shard@{TRAINED}", f"shard@{FROZEN}")
-    fill_operations(root, floor=0.0)
+    fill_operations(root, floor=1.0)
     commit(root, "the service begins")
 
-    assert "retraining began" not in call(root, "ace", "retrain", "due")
     assert json.loads(call(root, "ace", "retrain", "due", "--json"))["due"] is True
     lines = call(root, "ace", "retrain", "run", "--automatic").splitlines()
     gate = json.loads((root / "metrics/gate.json").read_text())
-    print(lines, json.dumps(gate, indent=1))
-    assert lines[-1].startswith("rejected: removal_erased_length is")
-    assert (gate["reason"]["rule"], gate["reason"]["bound"]) == ("ceiling", 0.0)
+    assert lines[-1].startswith("rejected: unmatched_cosine is")
+    assert (gate["reason"]["rule"], gate["reason"]["bound"]) == ("floor", 1.0)
     assert "Data and pipelines are up to date" in call(root, "dvc", "status")
     assert json.loads(call(root, "ace", "retrain", "due", "--json"))["due"] is False
 
-    fill_operations(root, floor=2.0)  # nothing is trained again: the gate alone is another one
-    commit(root, "another ceiling")
+    fill_operations(root, floor=-1.0)  # nothing is trained again: the gate alone is another one
+    commit(root, "another floor")
     before = git(root, "show", "HEAD:dvc.lock")
     lines = call(root, "ace", "retrain", "run", "--automatic").splitlines()
     assert lines[-1].startswith("accepted: v1, all ")
@@ -92,7 +90,6 @@ def test_new_images_become_an_accepted_model_and_after_it_nothing_is_stale_or_du
     call(root, "dvc", "repro", "--quiet", "-s", f"shard@{LATER}")
     commit(root, "a batch is accepted")
     lines = call(root, "ace", "retrain", "run", "--automatic").splitlines()
-    print(lines)
     assert lines[1:3] == ["v1 is the incumbent", "trained, measured and committed"]
     assert lines[3].startswith("accepted: v2, all ")
     rules = json.loads((root / "metrics/gate.json").read_text())["rules"]
