@@ -161,8 +161,8 @@ def test_each_rule_alone_rejects_and_is_the_reason(rule: str) -> None:
 
 
 def test_a_small_subgroup_is_not_looked_at_by_itself() -> None:
-    few = np.arange(NUM_PATIENTS) < 19
-    readings = replace(drawn(0, 0.0)[0], groups={"view lateral": few, "age 60-69": ~few})
+    few, just_enough = (np.arange(NUM_PATIENTS) < number for number in (19, 20))
+    readings = replace(drawn(0, 0.0)[0], groups={"view lateral": few, "age 60-69": just_enough})
     assert [rule[1] for rule in rules_of(readings, gate_of()) if rule[1]] == ["age 60-69"]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ace.pretrain.start import FILES
 from shards.core.config import parse_yaml
 from shards.delivery.yaml_lines import add_deps, add_item
 from shards.format.layout import sha256_of
@@ -95,7 +96,7 @@ def test_new_images_become_an_accepted_model_and_after_it_nothing_is_stale_or_du
     rules = json.loads((root / "metrics/gate.json").read_text())["rules"]
     assert {rule["rule"] for rule in rules} >= {"not_leaked", "not_collapsed", "not_worse"}
     config = json.loads((root.parent / "served/v2/config.json").read_text())
-    assert set(config["start_from"]) >= {"teacher/model.safetensors"}
+    assert set(config["start_from"]) == set(FILES)
     assert "Data and pipelines are up to date" in call(root, "dvc", "status")
     assert call(root, "ace", "retrain", "run", "--automatic").startswith("nothing is due: 0 of 5 new images since v2")
     assert call(root, "ace", "models", "audit").startswith("OK")
