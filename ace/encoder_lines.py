@@ -6,7 +6,7 @@ from ace.embed.opening import EncoderParams
 from shards.delivery.yaml_lines import set_deps
 
 MODELS, ANSWERS = ("models/", "registry/"), ("data/answers/",)
-"""How paths of models and of their answers begin; registry/ has the model that candidates are compared with."""
+"""Beginnings of the paths of models and of their answers; registry/ has the incumbent."""
 
 
 def encoder_deps(encoders: Mapping[str, EncoderParams]) -> dict[str, tuple[tuple[str, ...], list[str]]]:

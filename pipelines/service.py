@@ -44,11 +44,11 @@ from dagster import (
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from dagster._utils.schedules import is_valid_cron_schedule
 
+from ace.gate.params import MODEL
 from ace.operations.clone import git
 from ace.operations.due import Due, look
 from ace.operations.events import LOG, Event
 from ace.operations.params import DeliveriesParams, OperationsParams, ScheduleParams
-from ace.operations.registry import MODEL
 from ace.operations.service import stopped
 from ace.operations.tags import read_events
 from pipelines.lock import asset_key
@@ -155,7 +155,7 @@ def _job(name: str, description: str, first: OpDefinition, publish: OpDefinition
 
 @dataclass(frozen=True)
 class _Memory:
-    """What the sensor keeps from one evaluation to the next, as its cursor.
+    """The sensor keeps this from one evaluation to the next, as its cursor.
 
     Attributes:
         settling: Name of a folder → time before which its files need no look.

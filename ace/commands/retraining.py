@@ -47,7 +47,7 @@ def decide(arguments: argparse.Namespace) -> None:
     wrote. Nothing is promoted.
     """
     from ace.evaluation.params import EvaluateParams, parse_encoders
-    from ace.operations.decide import check_frozen, decide
+    from ace.gate.decide import check_frozen, decide
     from ace.operations.params import OperationsParams
     from ace.operations.retraining import GATE, check_gate_is_that_of_the_log
     from ace.pretrain.params import PretrainParams
@@ -62,7 +62,9 @@ def decide(arguments: argparse.Namespace) -> None:
     pretrain = PretrainParams.from_params(values.get("pretrain"), f"{where}: pretrain")
     encoders = with_folders(parse_encoders(values.get("encoders"), where))
     check_frozen(gate.frozen, params.batch, values.get("mix") or {}, Path(arguments.shards))
-    decision = decide(gate, params, encoders, pretrain, paths_of(arguments), TRAINING)
+    decision = decide(
+        gate, params, encoders, pretrain.collapse, pretrain.global_head.out_dim, paths_of(arguments), TRAINING
+    )
     check_gate_is_that_of_the_log(decision.gate_sha256, arguments.params.parent)
     content = decision.to_json()
     write_text(GATE, json.dumps(content, indent=1) + "\n")

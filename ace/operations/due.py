@@ -16,7 +16,7 @@ _LAST_STEP = {DELIVERIES: "accept", QUARANTINE: "refuse"}
 
 @dataclass(frozen=True)
 class Due:
-    """What a run of deliveries would find to do.
+    """Due lists the work that a run of deliveries would find.
 
     Attributes:
         arriving: What lies in incoming/.
@@ -28,7 +28,7 @@ class Due:
 
     @property
     def complete(self) -> list[Arriving]:
-        """What may be taken."""
+        """Return the folders of incoming/ that may be taken."""
         return [item for item in self.arriving if item.is_complete]
 
     @property

@@ -12,9 +12,9 @@ from ruamel.yaml import YAML
 from ace.embed.opening import EncoderParams
 from ace.encoder_lines import with_encoders
 from ace.evaluation.params import parse_encoders
+from ace.gate.rules import INCUMBENT
 from ace.operations.clone import Clone
 from ace.operations.errors import OperationsError
-from ace.operations.gate import INCUMBENT
 from ace.operations.history import Version
 from ace.operations.model_files import export, first_difference
 from ace.operations.registry import Registry

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ace.gate.params import MODEL
 from ace.operations import history
 from ace.operations.clone import Clone, git
 from ace.operations.durable import replace_symlink
@@ -21,12 +22,10 @@ from ace.operations.model_files import close, export, find_files, first_differen
 from ace.operations.tags import read_events, write_missing_tags
 from shards.format.layout import sha256_of
 
-MODEL = "models/ace"
-"""The model of the pipeline, in the work tree; nothing serves from it."""
 ACCEPTED = "accepted"
 """The symlink to the accepted model."""
 LOCK = "registry"
-"""What one process at a time decides about (`Clone.locked`)."""
+"""Name of the lock under which one process at a time decides about models (`Clone.locked`)."""
 
 
 def utc_now() -> datetime:

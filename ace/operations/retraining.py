@@ -15,18 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from ace.evaluation.params import EvaluateParams
+from ace.gate.decide import check_frozen
+from ace.gate.params import MODEL, GateParams
+from ace.gate.rules import hash_of_gate
 from ace.operations import history
 from ace.operations.clone import git
-from ace.operations.decide import check_frozen
 from ace.operations.deliveries import Deliveries
 from ace.operations.errors import BusyError, OperationsError
 from ace.operations.events import LOG, Actor, Event, EventLog
-from ace.operations.gate import hash_of_gate
 from ace.operations.history import Version
 from ace.operations.incumbent import Incumbent, committed_texts, without_pin
 from ace.operations.model_files import recorded_model
-from ace.operations.params import GateParams, OperationsParams, RetrainingParams
-from ace.operations.registry import MODEL, Registry
+from ace.operations.params import OperationsParams, RetrainingParams
+from ace.operations.registry import Registry
 from ace.operations.repro import repro
 from ace.operations.service import refuse_when_stopped
 from ace.operations.work_tree import LOCK, PARAMS, mended_lock

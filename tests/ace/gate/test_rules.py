@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ace.evaluation.params import EvaluateParams
-from ace.operations.gate import (
+from ace.gate.params import GateParams
+from ace.gate.rules import (
     Comparison,
     Decision,
     Readings,
@@ -21,7 +22,7 @@ from ace.operations.gate import (
     hash_of_gate,
     leak_rules,
 )
-from ace.operations.params import GateParams, OperationsParams
+from ace.operations.params import OperationsParams
 from ace.pretrain.monitor_params import CollapseParams
 from ace.pretrain.monitors import collapse_bounds
 from ace.properties.base import Reading

@@ -13,7 +13,8 @@ from ace.evaluation.evaluate import read_told
 from ace.evaluation.measure import read_arrays
 from ace.evaluation.params import EvaluateParams
 from ace.evaluation.setting import StagePaths, read_setting
-from ace.operations.gate import (
+from ace.gate.params import MODEL, FrozenParams, GateParams
+from ace.gate.rules import (
     INCUMBENT,
     UNTRAINED,
     Decision,
@@ -23,10 +24,8 @@ from ace.operations.gate import (
     hash_of_gate,
     leak_rules,
 )
-from ace.operations.params import FrozenParams, GateParams
-from ace.operations.registry import MODEL
+from ace.pretrain.monitor_params import CollapseParams
 from ace.pretrain.monitors import collapse_bounds
-from ace.pretrain.params import PretrainParams
 from ace.properties.base import Measurement, Reading, Setting
 from shards.core.errors import ConfigError
 from shards.format.layout import INDEX, sha256_of
@@ -42,7 +41,8 @@ def decide(
     gate: GateParams,
     params: EvaluateParams,
     encoders: Mapping[str, EncoderParams],
-    pretrain: PretrainParams,
+    collapse: CollapseParams,
+    out_dim: int,
     paths: StagePaths,
     training: Path,
 ) -> Decision:
@@ -52,7 +52,8 @@ def decide(
         gate: Section `operations.gate`.
         params: Section `evaluate`.
         encoders: Section `encoders`; the first one is the candidate, and `incumbent` the accepted model, if any.
-        pretrain: Section `pretrain`.
+        collapse: Section `pretrain.collapse`.
+        out_dim: Width of the global head's output, `pretrain.global_head.out_dim`.
         paths: Where the stages read and write.
         training: The last row that the training of the candidate logged, as JSON.
 
@@ -72,9 +73,7 @@ def decide(
         read_told(name, encoders[name], params, paths)
     last = json.loads(training.read_text(encoding="utf-8"))
     independence = json.loads(paths.independence.read_text(encoding="utf-8"))[first]
-    bounds = collapse_bounds(
-        pretrain.collapse, out_dim=pretrain.global_head.out_dim if "teacher_entropy" in last else None
-    )
+    bounds = collapse_bounds(collapse, out_dim=out_dim if "teacher_entropy" in last else None)
     readings = _readings(gate, params, names, paths)
     return Decision(
         rules=(
@@ -82,7 +81,7 @@ def decide(
             *collapse_rules(bounds, last),
             *(rule for name, own in readings.items() for rule in figure_rules(name, own, gate, params)),
         ),
-        gate_sha256=hash_of_gate(gate, params, pretrain.collapse.model_dump(mode="json")),
+        gate_sha256=hash_of_gate(gate, params, collapse.model_dump(mode="json")),
         has_incumbent=INCUMBENT in encoders,
     )
 

@@ -16,7 +16,7 @@ from jaxtyping import Bool
 
 from ace.evaluation.evaluate import compared, figure
 from ace.evaluation.params import EvaluateParams
-from ace.operations.params import FigureParams, GateParams
+from ace.gate.params import FigureParams, GateParams
 from ace.pretrain.monitors import CollapseBound
 from ace.properties.base import Reading, gain_key
 from ace.protocol.intervals import Weights
@@ -99,7 +99,7 @@ class Readings:
 
 @dataclass(frozen=True)
 class Decision:
-    """What the gate comes to.
+    """A Decision says whether the candidate keeps every rule of the gate.
 
     Attributes:
         rules: All rules, in the order in which the first broken one is the reason.

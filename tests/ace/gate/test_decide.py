@@ -12,8 +12,8 @@ from ace.embed.opening import EncoderParams
 from ace.evaluation.at_once import evaluate_at_once
 from ace.evaluation.params import EvaluateParams
 from ace.evaluation.setting import StagePaths, read_setting
-from ace.operations.decide import WHOLE_COHORT, _grouped, check_frozen, decide
-from ace.operations.params import FrozenParams, GateParams
+from ace.gate.decide import WHOLE_COHORT, _grouped, check_frozen, decide
+from ace.gate.params import FrozenParams, GateParams
 from ace.pretrain.params import PretrainParams
 from ace.properties.base import Measurement
 from shards.core.config import read_params
@@ -57,7 +57,8 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> StagePaths:
 
 def rules_of(paths: StagePaths, gate: GateParams, names: Sequence[str] = tuple(ENCODERS)) -> list[Any]:
     encoders = {name: ENCODERS[name] for name in names}
-    return list(decide(gate, PARAMS, encoders, PRETRAIN, paths, paths.answers.parent.parent / "last.json").rules)
+    last = paths.answers.parent.parent / "last.json"
+    return list(decide(gate, PARAMS, encoders, PRETRAIN.collapse, PRETRAIN.global_head.out_dim, paths, last).rules)
 
 
 def test_its_numbers_are_those_of_the_stage_evaluate(paths: StagePaths) -> None:
