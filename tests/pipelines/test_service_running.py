@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from dagster import DagsterInstance, DagsterRunStatus
 
+from ace.operations.publishing import PUBLISHED
 from pipelines.service import COMMIT
 from tests.ace.operations.delivered import MEASURED, commit_all, deliver, lines_of_log, make_service, mixed, open_key
 from tests.pipelines.test_process import DEFINITIONS, free_port
@@ -18,17 +19,11 @@ from tests.support.checkout import ROOT, git
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 TIMEOUT_S = 500
-SHOWN = """
-
-import pipelines.service
-
-pipelines.service.PUBLISH = ("deliveries", "list")  # the clone has no remote to publish to
-"""
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A service's clone with one built batch, definitions, and an instance of its own."""
+    """A service's clone with one built batch, definitions, an instance of its own, and remotes to publish to."""
     open_key(tmp_path, monkeypatch)
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site-cache"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -37,9 +32,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "dagster.yaml").write_text((ROOT / "pipelines/dagster.yaml").read_text())
     project = make_service(tmp_path)
-    (project / "service_definitions.py").write_text(DEFINITIONS + SHOWN)
+    (project / "service_definitions.py").write_text(DEFINITIONS)
     subprocess.run(["git", "init", "--quiet", "--initial-branch", "service"], cwd=project, check=True)
+    git(project, "init", "--quiet", "--bare", str(tmp_path / "origin.git"))
+    git(project, "remote", "add", "origin", str(tmp_path / "origin.git"))
     dvc(project, "init", "--quiet")
+    (tmp_path / "store").mkdir()
+    dvc(project, "remote", "add", "--default", "store", str(tmp_path / "store"))
     dvc(project, "repro", "--single-item", f"shard@{MEASURED}")
     commit_all(project)
     return project
@@ -74,4 +73,15 @@ def test_a_delivery_that_is_dropped_into_the_folder_becomes_an_accepted_batch(
     assert runs[0].tags[COMMIT] == head
     assert mixed(project) == [MEASURED, "clinic-b001"]
     assert lines_of_log(project) == [("clinic-b001", "accepted", "the checks")]
-    assert git(project, "log", "-1", "--format=%s") == "Batch clinic-b001 is accepted\n"
+    assert "Batch clinic-b001 is accepted" in git(project, "log", "--format=%s").splitlines()
+    origin = project.parent / "origin.git"
+    assert (
+        git(origin, "rev-parse", "service") == git(project, "rev-parse", "HEAD") == git(project, "rev-parse", PUBLISHED)
+    )
+    assert not git(project, "status", "--porcelain", "registry")
+    clone = project.parent / "clone"
+    git(project, "clone", "--quiet", "--branch", "service", str(origin), str(clone))
+    dvc(clone, "pull", "shard@clinic-b001")
+    assert (clone / "data/shards/clinic-b001/index.json").read_bytes() == (
+        project / "data/shards/clinic-b001/index.json"
+    ).read_bytes()
