@@ -44,8 +44,8 @@ class Status:
         accepted: The event by which a version is the accepted one; None before the first.
         serves: The accepted version serves; None where the folder that models serve from is not known.
         last: The last event of the log; None if it is empty.
-        new_images: Batch → images, of batches that the accepted version was not trained with; None where the shards
-            are not here.
+        new_images: Batch → training images, of batches that the accepted version was not trained with; None where the
+            shards are not here.
         at_work: Out that a dvc is making now → id of its process.
         arriving: What lies in incoming/.
         deliveries: All deliveries that were taken.
@@ -118,7 +118,7 @@ class Status:
             return f"none{since}"
         absent = [name for name, number in self.new_images.items() if number is None]
         number = sum(number or 0 for number in self.new_images.values())
-        text = f"{number:,} in {count_of(len(self.new_images), 'batch').replace('batchs', 'batches')}{since}"
+        text = f"{number:,} to train on{since}, in {count_of(len(self.new_images), 'shard set')}"
         return text + (f"; the shards of {', '.join(absent)} are not here, dvc pull brings them" if absent else "")
 
 
@@ -176,9 +176,9 @@ def _now(delivery: Delivery) -> tuple[str, str]:
 
 
 def _new_images(root: Path, version: Version | None) -> dict[str, int | None]:
-    """Count the images of each batch that is trained on now and was not when a version was made."""
+    """Count the training images of each batch that is trained on now and was not when a version was made."""
     known = _trained(root, version.commit) if version else set()
-    return {name: _num_images(root / SHARDS / name) for name in sorted(_trained(root, "HEAD") - known)}
+    return {name: _num_training_images(root, name) for name in sorted(_trained(root, "HEAD") - known)}
 
 
 def _trained(root: Path, commit: str) -> set[str]:
@@ -188,11 +188,12 @@ def _trained(root: Path, commit: str) -> set[str]:
     return {name for name, item in mix.items() if item["weight"] > 0}
 
 
-def _num_images(folder: Path) -> int | None:
+def _num_training_images(root: Path, batch: str) -> int | None:
+    folder = root / SHARDS / batch
     if not (folder / INDEX).is_file():
         return None
     try:
-        return len(ShardIndex.open(folder, check_tars=False).select("all"))
+        return len(ShardIndex.open(folder, check_tars=False).without_excluded(root).select("train"))
     except IndexFormatError:
         return None
 
