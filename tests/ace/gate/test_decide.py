@@ -14,6 +14,7 @@ from ace.evaluation.params import EvaluateParams
 from ace.evaluation.setting import StagePaths, read_setting
 from ace.gate.decide import WHOLE_COHORT, _grouped, check_frozen, decide
 from ace.gate.params import FrozenParams, GateParams
+from ace.gate.rules import Decision
 from ace.pretrain.params import PretrainParams
 from ace.properties.base import Measurement
 from shards.core.config import read_params
@@ -145,3 +146,43 @@ def test_the_frozen_set_is_one_batch_of_known_images_that_nobody_trains_on(tmp_p
     index.unlink()
     with pytest.raises(ConfigError, match="not found"):
         check_frozen(frozen, "frozen", {}, tmp_path)
+
+
+def decide_here(paths: StagePaths, params: EvaluateParams = PARAMS, names: Sequence[str] = tuple(ENCODERS)) -> Decision:
+    encoders = {name: ENCODERS[name] for name in names}
+    last = paths.answers.parent.parent / "last.json"
+    return decide(gate_of("compositionality"), params, encoders, PRETRAIN, paths, last)
+
+
+def test_answers_to_other_questions_decide_nothing(paths: StagePaths) -> None:
+    with pytest.raises(ConfigError, match="measures it"):
+        decide_here(paths, PARAMS.model_copy(update={"seed": PARAMS.seed + 1}))
+
+
+def test_a_decision_says_whether_there_was_an_accepted_model(paths: StagePaths) -> None:
+    assert decide_here(paths).has_incumbent
+    assert not decide_here(paths, names=("trained", "untrained")).has_incumbent
+
+
+def test_copies_that_were_left_in_have_leaked(paths: StagePaths) -> None:
+    text = paths.independence.read_text()
+    found = json.loads(text)
+    found["trained"]["num_patients_with_copies"] = 1
+    paths.independence.write_text(json.dumps(found))
+    try:
+        rules = {rule.figure: rule.value for rule in decide_here(paths).rules if rule.rule == "not_leaked"}
+    finally:
+        paths.independence.write_text(text)
+    assert rules["patients with copies"] == 1
+
+
+def test_the_teachers_entropy_is_held_to_its_bounds_where_the_training_logged_it(paths: StagePaths) -> None:
+    last = paths.answers.parent.parent / "last.json"
+    text = last.read_text()
+    last.write_text(json.dumps(json.loads(text) | {"teacher_entropy": 0.0}))
+    try:
+        rules = [rule for rule in decide_here(paths).rules if rule.figure == "teacher_entropy"]
+    finally:
+        last.write_text(text)
+    assert [rule.passed for rule in rules] == [False, True]
+    assert not [rule for rule in decide_here(paths).rules if rule.figure == "teacher_entropy"]

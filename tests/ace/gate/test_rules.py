@@ -257,3 +257,8 @@ def test_the_hash_of_the_gate_follows_every_bound_and_no_check_of_dagster() -> N
 def test_a_gate_that_would_let_models_drift_or_compare_on_any_images_is_none(values: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         OperationsParams.from_params(values, "operations")
+
+
+def test_as_many_patients_as_are_asked_for_are_enough() -> None:
+    gate = gate_of().model_copy(update={"min_patients": NUM_PATIENTS})
+    assert rules_of(drawn(0, 0.0)[0], gate)["enough_patients", None].passed

@@ -10,21 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock, Timeout
 
 import ace.operations.incumbent as incumbent_module
 import ace.operations.retraining as module
 from ace.operations.audit import first_problem
 from ace.operations.clone import SCHEDULE, Clone
+from ace.operations.deliveries import Deliveries
 from ace.operations.errors import BusyError, OperationsError, StoppedError
 from ace.operations.events import EventLog
 from ace.operations.registry import Registry
 from ace.operations.retraining import Retraining, num_uses, open_retraining
 from ace.operations.service import start, stop
+from ace.pretrain.start import FILES, start_sha256
 from shards.build.stage import build_shards
 from shards.core.config import parse_yaml
 from shards.core.errors import ConfigError
 from shards.core.params import PhantomSourceParams
 from shards.delivery.yaml_lines import add_deps, add_item
+from shards.format.exclusion import exclusion_path, list_path
 from shards.format.layout import sha256_of
 from shards.reading.reader import ShardIndex
 from tests.ace.operations.service import ANNA, Service, make_service
@@ -82,7 +86,7 @@ class Trained(Service):
             index = ShardIndex.open(self.root / "data/shards" / name)
             rows.writerows((name, key, "someone") for key in index.keys(index.select("train")))
         files = {"config.json": "{}", "README.md": f"# {self.is_good}\n", "training_images.csv": content.getvalue()}
-        files |= {f"{network}/model.safetensors": content.getvalue() for network in ("teacher", "student")}
+        files |= dict.fromkeys(FILES, content.getvalue())
         entries = [{"md5": self.cache(text), "relpath": name} for name, text in sorted(files.items())]
         md5 = self.cache(json.dumps(entries), suffix=".dir")
         lock = {"schema": "2.0", "stages": {"pretrain": {"cmd": "train", "outs": [{"path": "models/ace", "md5": md5}]}}}
@@ -402,3 +406,264 @@ def _kill_once(
         return result
 
     patched.setattr(owner, attribute, step)
+
+
+def mix_copy(service: Trained, name: str) -> None:
+    """Accept a further batch: the shards of SECOND under another name."""
+    folder = service.root / "data/shards" / name
+    shutil.copytree(service.root / "data/shards" / SECOND, folder)
+    index = folder / "index.json"
+    index.write_text(index.read_text().replace(SECOND, name))
+    service.mix(name)
+
+
+def fail_once(service: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call whose dvc fails, after which a retraining has begun and not ended."""
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "repro", lambda *_: "the disk is full")
+        with pytest.raises(OperationsError, match="the disk is full"):
+            service.run()
+
+
+def test_the_next_incumbent_takes_the_place_of_the_one_before(service: Trained) -> None:
+    service.run()
+    for name in (SECOND, "clinic-b002"):
+        if name == SECOND:
+            service.mix(name)
+        else:
+            mix_copy(service, name)
+        assert service.run()[-1].startswith("accepted: ")
+    pinned = parse_yaml((service.root / "registry/incumbent.dvc").read_text())["outs"][0]
+    version = module.history.versions(service.registry.events())[2]
+    assert pinned["md5"] == version.model.md5
+    assert incumbent_module.first_difference(service.root / "registry/incumbent", version.files) is None
+    assert git(service.root, "log", "-2", "--format=%s").splitlines()[-1] == "v2 is the incumbent"
+
+
+def test_other_bytes_in_the_incumbents_folder_are_replaced_before_they_are_pinned(
+    service: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.run()
+    service.mix(SECOND)
+    folder = service.root / "registry/incumbent"
+    folder.mkdir(parents=True)
+    (folder / "README.md").write_text("another model")
+    track = incumbent_module._track
+
+    def spoil(root: Path) -> None:
+        (folder / "README.md").chmod(0o644)
+        (folder / "README.md").write_text("another model")
+        track(root)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(incumbent_module, "_track", spoil)
+        with pytest.raises(OperationsError, match=r"remove registry/incumbent\.dvc and registry/incumbent"):
+            service.run()
+    assert service.run()[-1] == "accepted: v2, as it was measured"
+    version = module.history.versions(service.registry.events())[1]
+    assert incumbent_module.first_difference(folder, version.files) is None
+
+
+def test_training_starts_with_the_incumbents_weights_while_the_params_say_so(service: Trained) -> None:
+    service.edit('"min_new_images": 5', '"min_new_images": 5, "start": "incumbent"')
+    service.run()
+    service.mix(SECOND)
+    service.is_good = False
+    key = service.retraining.due().run_key
+    assert service.run()[-1] == "rejected: as it was measured"
+    pretrain = parse_yaml(service.params.read_text())["pretrain"]
+    folder = service.root / "registry/incumbent"
+    assert (pretrain["start_from"], pretrain["start_from_sha256"]) == ("registry/incumbent", start_sha256(folder))
+    assert service.retraining.due().run_key == key
+    service.edit('"start": "incumbent"', '"start": "scratch"')
+    assert service.run()[-1] == "rejected: as it was measured"
+    pretrain = parse_yaml(service.params.read_text())["pretrain"]
+    assert (pretrain.get("start_from"), pretrain.get("start_from_sha256")) == (None, None)
+
+
+def test_nobody_else_changes_the_batches_while_the_incumbent_is_entered(
+    service: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.run()
+    service.mix(SECOND)
+    real, is_locked = incumbent_module.write_text, []
+
+    def write_text(path: Path, text: str) -> None:
+        lock = FileLock(service.root / ".params.yaml.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            is_locked.append(True)
+        else:
+            is_locked.append(False)
+            lock.release()
+        real(path, text)
+
+    monkeypatch.setattr(incumbent_module, "write_text", write_text)
+    service.run()
+    assert is_locked == [True, True]
+
+
+def test_nothing_begins_on_another_branch(service: Trained) -> None:
+    git(service.root, "switch", "--quiet", "-c", "mine")
+    with pytest.raises(OperationsError, match="is on the branch 'mine'"):
+        service.run()
+    with pytest.raises(OperationsError, match="is on the branch 'mine'"):
+        service.retraining.abandon(ANNA, "by mistake")
+    assert service.kinds == []
+
+
+def test_deliveries_and_a_retraining_keep_out_of_each_others_way(
+    service: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.edit('{"gate"', '{"deliveries": {"name": "clinic"}, "gate"')
+    deliveries = Deliveries.open(service.params)
+    (service.root / ".git/info/exclude").write_text("/incoming\n/deliveries\n/quarantine\n")
+    with deliveries.locked(), pytest.raises(BusyError, match="at work on the deliveries"):
+        service.run()
+    assert service.kinds == []
+
+    def repro(*arguments: Any) -> str | None:
+        with pytest.raises(BusyError, match="at work on the deliveries"):
+            list(deliveries.run())
+        return service.repro(*arguments)
+
+    monkeypatch.setattr(module, "repro", repro)
+    assert service.run()[-1] == "accepted: v1, as it was measured"
+
+
+def test_a_hold_also_halts_a_retraining_that_has_begun(service: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_once(service, monkeypatch)
+    service.registry.hold(ANNA, "the scanner is broken")
+    assert service.run()[0].startswith("nothing is due: held since")
+    service.registry.release(ANNA, "it is mended")
+    assert service.run()[-1] == "accepted: v1, as it was measured"
+
+
+def test_exactly_as_many_new_images_as_are_asked_for_are_enough(service: Trained) -> None:
+    number = num_images(service, FIRST)
+    service.edit('"min_new_images": 5', f'"min_new_images": {number + 1}')
+    assert not service.retraining.due().due
+    service.edit(f'"min_new_images": {number + 1}', f'"min_new_images": {number}')
+    assert service.retraining.due().due
+
+
+def test_withdrawn_images_are_no_new_ones(service: Trained) -> None:
+    index = ShardIndex.open(service.root / "data/shards" / FIRST)
+    key = next(iter(index.keys(index.select("train"))))
+    path = list_path(FIRST, service.root)
+    path.parent.mkdir(parents=True)
+    path.write_text(f"{key}\n")
+    exclusion_path(FIRST, service.root).parent.mkdir(exist_ok=True)
+    exclusion_path(FIRST, service.root).write_text(f"list_sha256: {sha256_of(path)}\n")
+    assert service.retraining.due().reason.startswith(f"{num_images(service, FIRST) - 1} of 5 new images")
+
+
+def test_a_changed_list_of_what_the_accepted_model_saw_is_not_believed(service: Trained) -> None:
+    service.run()
+    (path,) = service.models.glob("v1/training_images.csv")
+    path.chmod(0o644)
+    path.write_text("batch,key,patient\n")
+    with pytest.raises(OperationsError, match="is not as it was registered"):
+        service.retraining.due()
+
+
+def test_a_decision_by_another_gate_is_not_taken(service: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    def repro(*arguments: Any) -> str | None:
+        service.repro(*arguments)
+        path = service.root / "metrics/gate.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"gate_sha256": "0" * 64}))
+        return None
+
+    monkeypatch.setattr(module, "repro", repro)
+    with pytest.raises(OperationsError, match="decided by another gate"):
+        service.run()
+    assert service.kinds == ["retraining_began"]
+
+
+def test_a_model_that_was_rolled_back_and_is_made_again_later_is_promoted_again(service: Trained) -> None:
+    service.run()
+    service.mix(SECOND)
+    service.run()
+    service.registry.rollback(1, ANNA, "worse")
+    service.registry.release(ANNA, "other params are tried")
+    assert "was accepted on" in service.retraining.due().reason
+    service.edit("epochs: 150", "epochs: 151")
+    assert service.run()[-1] == "accepted: v2, as it was measured"
+    assert service.registry.served == "v2"
+
+
+def test_a_lock_file_that_dvc_was_killed_over_is_the_committed_one_again(
+    service: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.run()
+    service.mix(SECOND)
+    lock, seen = service.root / "dvc.lock", []
+    committed = lock.read_text()
+
+    def torn(*_: Any) -> str | None:
+        lock.write_text(committed[:20])
+        raise Killed
+
+    def repro(*arguments: Any) -> str | None:
+        seen.append(lock.read_text())
+        return service.repro(*arguments)
+
+    monkeypatch.setattr(module, "repro", torn)
+    with pytest.raises(Killed):
+        service.run()
+    monkeypatch.setattr(module, "repro", repro)
+    assert service.run()[-1] == "accepted: v2, as it was measured"
+    assert seen == [committed]
+
+
+def test_what_somebody_edits_meanwhile_is_named_before_and_after_the_training(
+    service: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_once(service, monkeypatch)
+    text = service.params.read_text()
+    service.params.write_text(text + "# by hand\n")
+    with pytest.raises(OperationsError, match=r"tracked files are modified: params\.yaml"):
+        service.run()
+    assert service.num_trained == 0
+    service.params.write_text(text)
+
+    def repro(*arguments: Any) -> str | None:
+        service.params.write_text(text + "# by hand\n")
+        return service.repro(*arguments)
+
+    head = git(service.root, "rev-parse", "HEAD")
+    monkeypatch.setattr(module, "repro", repro)
+    with pytest.raises(OperationsError, match=r"tracked files are modified: params\.yaml"):
+        service.run()
+    assert service.kinds == ["retraining_began"]
+    assert git(service.root, "rev-parse", "HEAD") == head
+
+
+def test_the_key_of_a_run_follows_the_accepted_version_and_what_is_excluded_of_the_frozen_set(service: Trained) -> None:
+    service.run()
+    service.mix(SECOND)
+    service.run()
+    keys = [service.retraining.due().run_key]
+    service.registry.rollback(1, ANNA, "worse")
+    keys.append(service.retraining.due().run_key)
+    exclusion_path(FROZEN, service.root).parent.mkdir(exist_ok=True)
+    exclusion_path(FROZEN, service.root).write_text(f"list_sha256: {'0' * 64}\n")
+    keys.append(service.retraining.due().run_key)
+    assert len({*keys}) == 3
+
+
+def test_params_by_which_nothing_would_decide_are_refused(service: Trained) -> None:
+    service.edit("decide: [trained]", "decide: []")
+    with pytest.raises(ConfigError, match=r"decide is empty.*`decide: \[trained\]`"):
+        service.retraining.due()
+
+
+def test_nobody_abandons_a_retraining_that_is_at_work(service: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    def repro(*arguments: Any) -> str | None:
+        with pytest.raises(BusyError):
+            service.retraining.abandon(ANNA, "too slow")
+        return service.repro(*arguments)
+
+    monkeypatch.setattr(module, "repro", repro)
+    assert service.run()[-1] == "accepted: v1, as it was measured"
