@@ -546,6 +546,9 @@ def test_exactly_as_many_new_images_as_are_asked_for_are_enough(service: Trained
     assert not service.retraining.due().due
     service.edit(f'"min_new_images": {number + 1}', f'"min_new_images": {number}')
     assert service.retraining.due().due
+    service.is_good = False
+    assert service.run()[-1] == "rejected: as it was measured"
+    assert not service.retraining.due().due
 
 
 def test_withdrawn_images_are_no_new_ones(service: Trained) -> None:
@@ -667,3 +670,19 @@ def test_nobody_abandons_a_retraining_that_is_at_work(service: Trained, monkeypa
 
     monkeypatch.setattr(module, "repro", repro)
     assert service.run()[-1] == "accepted: v1, as it was measured"
+
+
+def test_a_model_that_a_killed_call_promoted_and_a_person_rolled_back_is_not_promoted_again(
+    service: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.run()
+    service.mix(SECOND)
+    with monkeypatch.context() as patched:
+        _kill_once(patched, Registry, "promote", "promote", set(), True)
+        with pytest.raises(Killed):
+            service.run()
+    assert service.registry.served == "v2"
+    service.registry.rollback(1, ANNA, "worse")
+    service.registry.release(ANNA, "go on")
+    assert service.run()[-1] == "accepted: v2, as it was measured"
+    assert service.registry.served == "v1"
