@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 
 from ace.__main__ import build_parser
 from ace.operations import history, publishing
@@ -256,3 +257,51 @@ def test_the_command_says_what_to_do_where_it_cannot_publish(
     spoil(made.root)
     assert run_command(build_parser(), ["ops", "publish", "--repo", str(made.root)]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_tag_that_a_killed_promotion_left_out_is_written_before_anything_is_pushed(made: Published) -> None:
+    git(made.root, "tag", "--delete", "ace#accepted#4")
+    made.publish()
+    assert "refs/tags/ace#accepted#4" in made.at_origin
+
+
+def test_half_lines_that_were_set_aside_are_published_too(made: Published) -> None:
+    log = made.root / "registry/events.jsonl"
+    with log.open("ab") as file:
+        file.write(b'{"sequence": 5')
+    made.service.registry.hold(ANNA, "the power went")
+    made.publish()
+    assert git(made.root, "status", "--porcelain") == ""
+    assert git(made.root, "ls-tree", "-r", "--name-only", "HEAD", "--", "registry/set_aside/")
+
+
+def test_data_that_the_remote_did_not_take_keeps_the_commits_here(
+    made: Published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dvc.data_cloud import DataCloud
+    from dvc_data.hashfile.transfer import TransferResult
+
+    monkeypatch.setattr(DataCloud, "push", lambda *_, **__: TransferResult(set(), set()))
+    with pytest.raises(OutOfReachError, match="did not take"):
+        made.publish()
+    assert not made.at_origin
+
+
+def test_the_log_is_committed_while_nobody_decides(made: Published, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, is_locked = publishing._commit_log, []
+
+    def commit_log(*given: object) -> bool:
+        for name in ("ace-registry.lock", "ace-publishing.lock"):
+            lock = FileLock(made.root / ".git" / name, is_singleton=False)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                is_locked.append(True)
+            else:
+                is_locked.append(False)
+                lock.release()
+        return real(*given)
+
+    monkeypatch.setattr(publishing, "_commit_log", commit_log)
+    made.publish()
+    assert is_locked == [True, True]

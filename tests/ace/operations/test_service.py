@@ -86,10 +86,14 @@ def test_the_accepted_model_serves_while_the_service_is_stopped(own: Service) ->
     assert main("models", "audit") == 0
 
 
-def test_nobody_stops_the_service_in_another_checkout(own: Service, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nobody_stops_or_starts_the_service_in_another_checkout(
+    own: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main("ops", "stop", "--why", "the disk is changed") == 0
     subprocess.run(["git", "switch", "--quiet", "-c", "mine"], check=True)
-    assert main("ops", "stop", "--why", "by mistake") == 2
-    assert "is on the branch 'mine'" in capsys.readouterr().err
+    for word in ("stop", "start"):
+        assert main("ops", word, "--why", "by mistake") == 2
+        assert "is on the branch 'mine'" in capsys.readouterr().err
 
 
 def test_a_stopped_service_takes_nothing_and_says_who_stopped_it(
