@@ -151,7 +151,8 @@ def test_the_frozen_set_is_one_batch_of_known_images_that_nobody_trains_on(tmp_p
 def decide_here(paths: StagePaths, params: EvaluateParams = PARAMS, names: Sequence[str] = tuple(ENCODERS)) -> Decision:
     encoders = {name: ENCODERS[name] for name in names}
     last = paths.answers.parent.parent / "last.json"
-    return decide(gate_of("compositionality"), params, encoders, PRETRAIN, paths, last)
+    gate = gate_of("compositionality")
+    return decide(gate, params, encoders, PRETRAIN.collapse, PRETRAIN.global_head.out_dim, paths, last)
 
 
 def test_answers_to_other_questions_decide_nothing(paths: StagePaths) -> None:
