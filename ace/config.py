@@ -16,6 +16,7 @@ from ace.data.objectives import spec_of_epoch
 from ace.embed.opening import EncoderParams
 from ace.encoder_lines import encoder_deps, with_encoders
 from ace.evaluation.params import Encoders, EvaluateParams
+from ace.gate.rules import check_figures
 from ace.models.params import ImportParams
 from ace.operations.params import OperationsParams
 from ace.pretrain.params import PretrainParams
@@ -119,6 +120,11 @@ class Config(Section):
         first = next(iter(self.encoders))
         if self.decide and self.decide[0] != first:
             raise ValueError(f"decide names {self.decide[0]}; expected the first of `encoders`, {first}")
+        if self.operations.gate is not None:
+            try:
+                check_figures(self.operations.gate, self.evaluate)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
         if self.decide and self.operations.gate is None:
             raise ValueError(f"decide names {first}, and operations.gate is empty; expected bounds there to decide by")
         if not self.trained_batches:

@@ -19,6 +19,7 @@ from ace.gate.rules import (
     UNTRAINED,
     Decision,
     Readings,
+    check_figures,
     collapse_rules,
     figure_rules,
     hash_of_gate,
@@ -66,6 +67,7 @@ def decide(
             f"encoders: the first is {first}, of {encoders[first].model}, and the names are {', '.join(encoders)}; "
             f"expected an encoder of {MODEL} first, and one named {UNTRAINED}"
         )
+    check_figures(gate, params)
     names = {"candidate": first, UNTRAINED: UNTRAINED}
     if INCUMBENT in encoders:
         names[INCUMBENT] = INCUMBENT
@@ -123,7 +125,7 @@ def _readings(
     gate: GateParams, params: EvaluateParams, names: Mapping[str, str], paths: StagePaths
 ) -> dict[str, Readings]:
     """Read the figures of the gate from the answers of each encoder; a plan needs the patients' images."""
-    setting, found, known = read_setting(params, paths), {}, set[str]()
+    setting, found = read_setting(params, paths), {}
     groups = _groups(setting)
     for item, section in params.properties.chosen():
         plan = item.plan(setting, section)
@@ -132,7 +134,6 @@ def _readings(
         own: dict[str, Mapping[str, Reading]] = {
             role: plan.read(read_arrays(paths.answers / name / f"{item.name}.npz")) for role, name in names.items()
         }
-        known |= own["candidate"].keys()
         for name in gate.figures.keys() & own["candidate"].keys():
             found[name] = Readings(
                 candidate=own["candidate"][name],
@@ -140,10 +141,10 @@ def _readings(
                 incumbent=own[INCUMBENT][name] if INCUMBENT in own else None,
                 groups=groups if item.name in WHOLE_COHORT else {},
             )
-    if unknown := sorted(gate.figures.keys() - found.keys()):
+    if absent := sorted(gate.figures.keys() - found.keys()):
         raise ConfigError(
-            f"operations.gate.figures names {', '.join(unknown)}, which the evaluation does not measure; expected some "
-            f"of {', '.join(sorted(known))}"
+            f"operations.gate.figures names {', '.join(absent)}, which cannot be measured on these patients; "
+            "metrics/properties.json says why"
         )
     return {name: found[name] for name in gate.figures}
 

@@ -1,8 +1,6 @@
 """The section `operations.gate` of params.yaml: the bounds that a model is accepted by."""
 
-from typing import Self
-
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from ace.models.params import Sha256
 from shards.core.config import Section
@@ -24,15 +22,6 @@ class FigureParams(Section):
     """Smallest accepted figure of the candidate, for one that is better when it is higher."""
     ceiling: float | None = None
     """Largest accepted figure of the candidate, for an error."""
-
-    @model_validator(mode="after")
-    def _has_an_absolute_bound(self) -> Self:
-        if self.floor is None and self.ceiling is None:
-            raise ValueError(
-                "give a floor, or for an error a ceiling: margins alone let every version be a little worse than the "
-                "one before"
-            )
-        return self
 
 
 class FrozenParams(Section):

@@ -29,6 +29,7 @@ from shards.runtime.atomic import write_text
 
 FOLDER = Path("registry/incumbent")
 """The incumbent's files in the service's clone; DVC has them, and git has FOLDER.dvc."""
+_TRACKED = (f"{FOLDER}.dvc", f"{FOLDER.parent}/.gitignore")
 _PINNED = ("start_from", "start_from_sha256")
 _ENCODER = EncoderParams(model=FOLDER.as_posix(), network="teacher")
 
@@ -46,12 +47,14 @@ class Incumbent:
     is_start: bool
 
     def is_pinned(self, clone: Clone) -> bool:
-        """Tell whether the last commit has it."""
+        """Tell whether the last commit has it, and its folder the bytes that were registered."""
         tracked = clone.committed(f"{FOLDER}.dvc")
         if tracked is None or _md5(tracked) != self.version.model.md5:
             return False
         committed, folder = committed_texts(clone), clone.root / FOLDER
-        return folder.is_dir() and self.texts(committed, self._start_sha256(folder)) == committed
+        if not folder.is_dir() or first_difference(folder, self.version.files) is not None:
+            return False
+        return self.texts(committed, self._start_sha256(folder)) == committed
 
     def pin(self, registry: Registry) -> None:
         """Bring its verified bytes into the clone, name it among the encoders, and commit that.
@@ -75,9 +78,8 @@ class Incumbent:
             texts = self.texts(committed_texts(clone), self._start_sha256(folder))
             write_text(project.dvc, texts.dvc)
             write_text(project.params, texts.params)
-        clone.commit(
-            [f"{FOLDER}.dvc", f"{FOLDER.parent}/.gitignore", PARAMS, DVC], f"{self.version.name} is the incumbent"
-        )
+        if not self.is_pinned(clone):
+            clone.commit([*_TRACKED, PARAMS, DVC], f"{self.version.name} is the incumbent")
 
     def texts(self, committed: Texts, start_sha256: str | None) -> Texts:
         """Make the project's two files as they are once it is pinned.
@@ -103,7 +105,10 @@ class Incumbent:
 
     def written(self, clone: Clone) -> set[str]:
         """Name the tracked files that a killed call has changed, each as `pin` leaves it."""
-        found, folder = {f"{FOLDER}.dvc", f"{FOLDER.parent}/.gitignore"}, clone.root / FOLDER
+        found, folder = set(_TRACKED[1:]), clone.root / FOLDER
+        tracked = clone.root / _TRACKED[0]
+        if not tracked.is_file() or _md5(tracked.read_text(encoding="utf-8")) == self.version.model.md5:
+            found.add(_TRACKED[0])
         if folder.is_dir():
             texts = self.texts(committed_texts(clone), self._start_sha256(folder))
             for name, text in ((PARAMS, texts.params), (DVC, texts.dvc)):

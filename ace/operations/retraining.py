@@ -17,14 +17,14 @@ from typing import Any
 from ace.evaluation.params import EvaluateParams
 from ace.gate.decide import check_frozen
 from ace.gate.params import MODEL, GateParams
-from ace.gate.rules import hash_of_gate
+from ace.gate.rules import check_figures, hash_of_gate
 from ace.operations import history
 from ace.operations.clone import git
 from ace.operations.deliveries import Deliveries
 from ace.operations.errors import BusyError, OperationsError
 from ace.operations.events import LOG, Actor, Event, EventLog
 from ace.operations.history import Version
-from ace.operations.incumbent import Incumbent, committed_texts, without_pin
+from ace.operations.incumbent import FOLDER, Incumbent, committed_texts, without_pin
 from ace.operations.model_files import recorded_model
 from ace.operations.params import OperationsParams, RetrainingParams
 from ace.operations.registry import Registry
@@ -32,8 +32,9 @@ from ace.operations.repro import repro
 from ace.operations.service import refuse_when_stopped
 from ace.operations.work_tree import LOCK, PARAMS, mended_lock
 from ace.pretrain.params import PretrainParams
-from shards.core.config import read_params
+from shards.core.config import parse_yaml, read_params
 from shards.core.errors import ConfigError
+from shards.core.params import MixParams
 from shards.delivery.yaml_lines import SHARDS
 from shards.format.exclusion import exclusion_path
 from shards.format.layout import INDEX, sha256_of
@@ -120,12 +121,19 @@ class Retraining:
         params = OperationsParams.from_params(values.get("operations") or {}, f"{PARAMS}: operations")
         if params.retraining is None or params.gate is None:
             return None
+        for section in ("encoders", "evaluate", "grid", "mix", "pretrain"):
+            if not values.get(section):
+                raise ConfigError(f"{PARAMS}: found no {section}; `python -m ace config check` says what is expected")
+        for name, item in values["mix"].items():
+            MixParams.from_params(item, f"{PARAMS}: mix.{name}")
         if not values.get("decide"):
             raise ConfigError(
                 f"{PARAMS}: decide is empty, so nothing would decide about the new model; expected the first of "
                 f"`encoders`: `decide: [{next(iter(values['encoders']))}]`"
             )
-        return Settings(params.retraining, params.gate, values)
+        settings = Settings(params.retraining, params.gate, values)
+        check_figures(params.gate, settings.evaluate)
+        return settings
 
     def due(self) -> Due:
         """Say whether a retraining is due.
@@ -190,7 +198,24 @@ class Retraining:
             began = open_retraining(self.registry.events())
             if began is None:
                 raise OperationsError("no retraining has begun that has not ended, so there is nothing to abandon")
+            self._undo(began)
             return self._end(ABANDONED, began, {"why": why}, actor)
+
+    def _undo(self, began: Event) -> None:
+        """Bring the tracked files that an unfinished retraining has changed back to the last commit.
+
+        What it has made stays in dvc's cache.
+        """
+        known, number = set(self._modified()), began.facts["incumbent"]
+        if number is not None:
+            version = history.find_version(self.registry.events(), number)
+            for is_start in (False, True):  # whichever it began with
+                known |= Incumbent(version, is_start).written(self.registry.clone)
+        for name in sorted(known):
+            if self.registry.clone.names_in(name):
+                git(self.root, "restore", "--source", "HEAD", "--staged", "--worktree", "--", name)
+            else:
+                (self.root / name).unlink(missing_ok=True)
 
     def _due(self, events: Sequence[Event]) -> Due:
         settings = self.settings()
@@ -198,7 +223,7 @@ class Retraining:
             return Due(False, "operations.retraining in params.yaml is empty: nothing is trained again by itself", "")
         held = history.hold(events)
         began = open_retraining(events)
-        key = self._run_key(settings, events) if began is None else began.facts["run_key"]
+        key = self._run_key(settings, accepted_version(events)) if began is None else began.facts["run_key"]
         if held is not None:
             why = held.facts.get("why")
             return Due(False, f"held since {held.time:%Y-%m-%d %H:%M} UTC by {held.who}: {why}", key)
@@ -215,9 +240,9 @@ class Retraining:
         how = f"{tried.kind.removeprefix('retraining_')} on {tried.time:%Y-%m-%d}"
         return Due(False, f"{counted}, and a model of the same images and params was {how}", key)
 
-    def _run_key(self, settings: Settings, events: Sequence[Event]) -> str:
-        """Hash the images, the accepted model and the params; a withdrawal changes the list of excluded images."""
-        version, values = accepted_version(events), settings.values
+    def _run_key(self, settings: Settings, version: Version | None) -> str:
+        """Hash the images, the incumbent and the params; a withdrawal changes the list of excluded images."""
+        values = settings.values
         images = {
             name: [sha256_of(path) if path.is_file() else None for path in self._files_of(name)]
             for name in (*settings.trained_batches, values["evaluate"]["batch"])
@@ -280,6 +305,11 @@ class Retraining:
         if number is not None:
             version = history.find_version(self.registry.events(), number)
             incumbent = Incumbent(version, settings.retraining.start == "incumbent")
+        if self._run_key(settings, None if incumbent is None else incumbent.version) != began.facts["run_key"]:
+            raise ConfigError(
+                f"{PARAMS} or the images have changed since the retraining began; undo the change, or give the "
+                "retraining up: python -m ace retrain abandon --why TEXT"
+            )
         self._check_work_tree(incumbent)
         if incumbent is not None and not incumbent.is_pinned(clone):
             incumbent.pin(self.registry)
@@ -291,6 +321,11 @@ class Retraining:
                 f"{self.root / REPRO_LOG} has what dvc said, at its end:\n{failure}"
             )
         self._check_work_tree(incumbent)
+        if incumbent is not None and not incumbent.is_pinned(clone):
+            raise OperationsError(
+                f"{self.root / FOLDER}: was changed while the model was trained and measured, and what it was compared "
+                "with is not known; give the command again, which brings the incumbent back"
+            )
         if self._modified():
             clone.commit(self._modified(), f"Retraining {began.facts['run_key'][:8]}: model and figures")
             yield "trained, measured and committed"
@@ -305,7 +340,22 @@ class Retraining:
             facts = {"reason": decision["reason"], "sentence": decision["sentence"]}
             self._end(REJECTED, began, facts, actor)
             return f"rejected: {decision['sentence']}"
-        version = self._rolled_back(began) or self.registry.promote(actor)
+        version = self._rolled_back(began)
+        if version is None:
+            events = self.registry.events()
+            held, now = history.hold(events), accepted_version(events)
+            if held is not None:
+                raise OperationsError(
+                    f"the model is trained, measured and good enough, and since {held.time:%Y-%m-%d %H:%M} UTC "
+                    f"{held.who} holds new models: {held.facts['why']}. Once the hold has ended (python -m ace models "
+                    "release), the same command goes on"
+                )
+            model = recorded_model(self.root, "HEAD", MODEL)
+            if now is not None and now.number != began.facts["incumbent"] and now.model != model:
+                why = f"{now.name} was accepted meanwhile, and the model was compared with another one"
+                self._end(ABANDONED, began, {"why": why}, actor)
+                return f"abandoned: {why}"
+            version = self.registry.promote(actor)
         self._end(ACCEPTED, began, {"version": version.number, "sentence": decision["sentence"]}, actor)
         return f"accepted: {version.name}, {decision['sentence']}"
 
@@ -340,9 +390,15 @@ class Retraining:
     def _modified(self) -> list[str]:
         """List the tracked or new files that dvc itself has written since the last commit."""
         found = git(self.root, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all").split("\0")
-        names = [entry[3:] for entry in found if entry]
+        text = mended_lock(self.registry.clone)
+        stages = (parse_yaml(text) or {}).get("stages") or {}
+        outs = [Path(out["path"]) for stage in stages.values() for out in stage.get("outs", ())]
+        ignored = {out.parent / ".gitignore" for out in outs}
+        names = [Path(entry[3:]) for entry in found if entry]
         return [
-            name for name in names if name == LOCK or name.startswith("metrics/") or Path(name).name == ".gitignore"
+            name.as_posix()
+            for name in names
+            if name.as_posix() == LOCK or name in ignored or any(name.is_relative_to(out) for out in outs)
         ]
 
     @contextmanager

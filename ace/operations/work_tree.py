@@ -114,7 +114,10 @@ def mended_lock(clone: Clone) -> str:
     path, committed = clone.root / LOCK, clone.committed(LOCK) or ""
     text = path.read_text(encoding="utf-8") if path.is_file() else committed
     if text != committed and (committed.startswith(text) or not text.endswith("\n")):
-        write_text(path, committed)
+        if committed:
+            write_text(path, committed)
+        else:
+            path.unlink()  # dvc takes no empty one
         return committed
     return text
 

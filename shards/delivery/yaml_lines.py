@@ -112,9 +112,12 @@ def set_or_add(text: str, section: str, key: str, value: str | None, *, after: s
     """Write a word as the value `section.key` of a text, or none; a key that is not there is added below another one.
 
     Raises:
-        ConfigError: the section has no key `after`, or the value is not a single word on the key's line.
+        ConfigError: there is no such section, it has no key `after`, or the value is not a single word on the key's
+            line.
     """
     before = parse_yaml(text)
+    if not isinstance(before, Mapping) or not isinstance(before.get(section), Mapping) or after not in before[section]:
+        raise ConfigError(f"{section}.{after}: not found; expected it in the file, to write {section}.{key} below it")
     if key in before[section] and before[section][key] == value:
         return text
     mapping, lines = _parsed(text)[section], text.splitlines()

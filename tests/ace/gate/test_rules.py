@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ace.evaluation.params import EvaluateParams
 from ace.gate.params import GateParams
 from ace.gate.rules import (
+    ERRORS,
     Comparison,
     Decision,
     Readings,
@@ -29,6 +30,7 @@ from ace.properties.base import Reading
 from ace.protocol.intervals import per_patient
 from shards.core.errors import ConfigError
 from tests.ace.evaluation.drawn_project import EVALUATE
+from tests.support.checkout import ROOT
 
 SEED, NUM_RESAMPLES, LEVEL = 3, 300, 0.9
 PARAMS = EvaluateParams.from_params(
@@ -249,7 +251,6 @@ def test_the_hash_of_the_gate_follows_every_bound_and_no_check_of_dagster() -> N
     ("values", "said"),
     [
         ({"retraining": {"min_new_images": 5}}, "retraining needs a gate"),
-        ({"gate": {"frozen": FROZEN, "figures": {"score": {"margin": 0.1}}}}, "give a floor"),
         ({"gate": {"frozen": FROZEN, "figures": {}}}, "figures"),
         ({"gate": {"figures": {"score": {"margin": 0.1, "floor": 0.5}}}}, "frozen"),
     ],
@@ -262,3 +263,14 @@ def test_a_gate_that_would_let_models_drift_or_compare_on_any_images_is_none(val
 def test_as_many_patients_as_are_asked_for_are_enough() -> None:
     gate = gate_of().model_copy(update={"min_patients": NUM_PATIENTS})
     assert rules_of(drawn(0, 0.0)[0], gate)["enough_patients", None].passed
+
+
+def test_the_figures_of_which_less_is_better_are_those_whose_gain_is_taken_the_other_way_round() -> None:
+    metrics = json.loads((ROOT / "metrics/properties.json").read_text())
+    errors = set()
+    for name, gain in metrics["gain"].items():
+        trained, untrained = (metrics[encoder][name]["value"] for encoder in ("trained", "untrained"))
+        if gain["value"] is not None and abs(gain["value"]) > 1e-3:
+            is_error = (gain["value"] > 0) != (trained > untrained)
+            errors |= {name} if is_error else set()
+    assert errors == ERRORS

@@ -90,6 +90,7 @@ class Trained(Service):
         entries = [{"md5": self.cache(text), "relpath": name} for name, text in sorted(files.items())]
         md5 = self.cache(json.dumps(entries), suffix=".dir")
         lock = {"schema": "2.0", "stages": {"pretrain": {"cmd": "train", "outs": [{"path": "models/ace", "md5": md5}]}}}
+        lock["stages"]["decide@trained"] = {"cmd": "decide", "outs": [{"path": "metrics/gate.json"}]}
         path = self.root / "dvc.lock"
         text = json.dumps(lock) + "\n"
         self.num_trained += not path.is_file() or path.read_text() != text
@@ -258,7 +259,7 @@ def test_a_withdrawal_changes_the_key_and_a_pinned_incumbent_or_a_comment_does_n
     (service.root / f"batches/{SECOND}.exclude.yaml").write_text(f"list_sha256: {sha256_of(service.params)}\n")
     settings = service.retraining.settings()
     assert settings is not None
-    assert service.retraining._run_key(settings, service.registry.events()) != key
+    assert service.retraining._run_key(settings, module.accepted_version(service.registry.events())) != key
 
 
 def test_a_hold_is_no_time_to_train(service: Trained) -> None:
@@ -538,6 +539,135 @@ def test_a_hold_also_halts_a_retraining_that_has_begun(service: Trained, monkeyp
     assert service.run()[0].startswith("nothing is due: held since")
     service.registry.release(ANNA, "it is mended")
     assert service.run()[-1] == "accepted: v1, as it was measured"
+
+
+def test_a_hold_that_is_set_while_a_model_is_trained_keeps_it_from_being_promoted_by_anybody(
+    service: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def held(*arguments: Any) -> None:
+        service.repro(*arguments)
+        service.registry.hold(ANNA, "the scanner is broken")
+
+    monkeypatch.setattr(module, "repro", held)
+    with pytest.raises(OperationsError, match="holds new models: the scanner is broken"):
+        list(service.retraining.run(ANNA))
+    assert service.registry.served is None
+    service.registry.release(ANNA, "it is mended")
+    monkeypatch.setattr(module, "repro", service.repro)
+    assert service.run()[-1] == "accepted: v1, as it was measured"
+
+
+def test_a_model_that_was_compared_with_what_is_no_longer_accepted_is_not_promoted(
+    service: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.run()
+    service.mix(SECOND)
+    service.run()
+    service.edit("epochs: 150", "epochs: 151")
+    service.edit('"min_new_images": 5', '"min_new_images": 1')
+    third = "clinic-b002"
+    shutil.copytree(service.root / "data/shards" / SECOND, service.root / "data/shards" / third)
+    index = service.root / "data/shards" / third / "index.json"
+    index.write_text(index.read_text().replace(SECOND, third))
+    service.mix(third)
+
+    def rolled_back(*arguments: Any) -> None:
+        service.repro(*arguments)
+        service.registry.clone.commit(["dvc.lock", "metrics/gate.json"], "as a killed call leaves it")
+        service.registry.rollback(1, ANNA, "worse")
+        service.registry.release(ANNA, "go on")
+
+    monkeypatch.setattr(module, "repro", rolled_back)
+    assert service.run()[-1] == "abandoned: v1 was accepted meanwhile, and the model was compared with another one"
+    assert service.registry.served == "v1"
+    assert service.kinds[-1] == "retraining_abandoned"
+
+
+@pytest.mark.parametrize("change", ["params", "images"])
+def test_what_changes_after_a_retraining_began_is_not_trained_in_its_name(
+    service: Trained, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_once(service, monkeypatch)
+    if change == "params":
+        service.edit("epochs: 150", "epochs: 10")
+    else:
+        service.mix(SECOND)
+    with pytest.raises(ConfigError, match="have changed since the retraining began"):
+        service.run()
+    assert service.num_trained == 0
+    service.retraining.abandon(ANNA, "they are wanted")
+    assert service.run()[-1] == "accepted: v1, as it was measured"
+
+
+def test_giving_up_leaves_a_clean_clone(service: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    service.run()
+    service.mix(SECOND)
+
+    def half(*arguments: Any) -> str:
+        service.repro(*arguments)
+        (service.root / "metrics/notes.txt").write_text("a person's")
+        return "the disk is full"
+
+    monkeypatch.setattr(module, "repro", half)
+    with pytest.raises(OperationsError, match="the disk is full"):
+        service.run()
+    assert git(service.root, "status", "--porcelain", "--", "dvc.lock", "metrics/gate.json")
+    service.retraining.abandon(ANNA, "the disk is too small")
+    found = git(service.root, "status", "--porcelain").splitlines()
+    assert found == [" M registry/events.jsonl", "?? metrics/notes.txt"]
+
+
+def test_a_persons_new_file_is_not_committed_with_the_figures(service: Trained) -> None:
+    (service.root / "metrics").mkdir()
+    (service.root / "metrics/notes.txt").write_text("a person's")
+    (service.root / "docs").mkdir()
+    (service.root / "docs/.gitignore").write_text("/drafts\n")
+    service.run()
+    assert "?? docs/" in git(service.root, "status", "--porcelain").splitlines()
+    assert "?? metrics/notes.txt" in git(service.root, "status", "--porcelain").splitlines()
+
+
+def test_an_incumbent_that_is_changed_while_a_model_is_measured_decides_nothing(
+    service: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.run()
+    service.mix(SECOND)
+    card = service.root / "registry/incumbent/README.md"
+
+    def spoiled(*arguments: Any) -> None:
+        service.repro(*arguments)
+        card.chmod(0o644)
+        card.write_text("another model")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "repro", spoiled)
+        with pytest.raises(OperationsError, match="was changed while the model was trained and measured"):
+            service.run()
+    assert service.registry.served == "v1"
+    assert service.run()[-1] == "accepted: v2, as it was measured"
+    assert card.read_text() == "# True\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"compositionality":', '"compositionalty":', "names compositionalty; expected some of compositionality"),
+        ('"compositionality":', '"correspondence_px_at_1024":', "less is better, and there is no ceiling"),
+        ('"floor": 0.2', '"ceiling": 0.2', "more is better, and there is no floor"),
+        ("{weight: 1.0", "{weigth: 1.0", f"mix.{FIRST}"),
+        ("\nevaluate:", "\nevaluated:", "found no evaluate"),
+        ("\nmix:", "\nmixed:", "found no mix"),
+    ],
+)
+def test_a_mistake_in_the_params_is_named_before_anything_is_trained(
+    service: Trained, old: str, new: str, said: str
+) -> None:
+    service.edit(old, new)
+    with pytest.raises(ConfigError, match=said):
+        service.retraining.due()
+    with pytest.raises(ConfigError, match=said):
+        service.run()
+    assert service.kinds == []
 
 
 def test_exactly_as_many_new_images_as_are_asked_for_are_enough(service: Trained) -> None:
