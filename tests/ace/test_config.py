@@ -386,7 +386,8 @@ def test_a_task_of_a_batch_that_is_none_is_named() -> None:
 
 
 def test_the_gate_decides_about_the_first_encoder_and_needs_bounds() -> None:
-    bounds = {"frozen": {"batch": "phantom-b000", "fingerprint": 64 * "0"}, "figures": {"compositionality": {"margin": 0, "floor": 0}}}
+    figures = {"compositionality": {"margin": 0, "floor": 0}}
+    bounds = {"frozen": {"batch": "phantom-b000", "fingerprint": 64 * "0"}, "figures": figures}
     check(changed(decide=["trained"], operations={"gate": bounds}))
     assert "operations.gate is empty" in error_of(changed(decide=["trained"]))
     other = changed(decide=["untrained"], operations={"gate": bounds})
