@@ -166,7 +166,7 @@ def test_whoever_sees_a_commit_at_origin_finds_its_data(made: Published, monkeyp
 
 def test_a_modified_file_is_refused_by_name_and_nothing_is_pushed(made: Published) -> None:
     (made.root / "text").write_text("three")
-    with pytest.raises(OperationsError, match="tracked files are modified: text"):
+    with pytest.raises(OperationsError, match=r"modified: text\. If a .* training is under way, wait for its end\. "):
         made.publish()
     assert not made.at_origin
     assert not made.at_remote
@@ -225,8 +225,10 @@ def test_only_what_is_out_of_reach_is_tried_again_and_not_for_ever(
 
     place.rename(away)
     monkeypatch.setattr("time.sleep", come_back)
-    list(publish(Clone(made.root), pauses_s=(1, 2, 3)))
+    lines = list(publish(Clone(made.root), pauses_s=(1, 2, 3)))
     assert pauses_s == [1, 2]
+    said = [line for line in lines if "cannot be reached: " in line]
+    assert [line.rpartition("; ")[2] for line in said] == ["trying again in 1 s", "trying again in 2 s"]
 
 
 def test_data_that_is_nowhere_keeps_the_commits_here(made: Published) -> None:
