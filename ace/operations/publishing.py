@@ -168,7 +168,8 @@ def _push_commits(clone: Clone, commit: str, tags: Collection[str]) -> None:
     elif why.startswith("[rejected]"):
         advice = (
             f"it has commits that this clone has not, so somebody else pushed to '{name}'. Look at them: git fetch "
-            f"{ORIGIN} && git log ..{ORIGIN}/{name}; take them in: git merge {ORIGIN}/{name}; then publish again"
+            f"--no-tags {ORIGIN} && git log --stat ..{ORIGIN}/{name}; take them in: git merge {ORIGIN}/{name}, or, if "
+            f"they change {LOG}, pass over them: git merge --strategy ours {ORIGIN}/{name}; then publish again"
         )
     else:
         advice = f"what it says: {done.stderr.strip()}"

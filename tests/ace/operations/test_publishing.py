@@ -190,6 +190,35 @@ def test_what_somebody_else_pushed_is_never_overwritten(made: Published, tmp_pat
     assert len(made.at_origin) == len(theirs) + 1
 
 
+def test_what_another_clone_decided_is_passed_over_and_the_services_own_log_stays(
+    made: Published, tmp_path: Path
+) -> None:
+    made.publish()
+    other = Service(tmp_path / "other", tmp_path / "served by the other")
+    git(tmp_path, "clone", "--quiet", "--branch", "service", str(made.origin), str(other.root))
+    git(other.root, "config", "user.name", "B")
+    git(other.root, "config", "user.email", "b@b")
+    other.registry.hold(ANNA, "by mistake")
+    git(other.root, "commit", "--quiet", "--all", "-m", "theirs")
+    git(other.root, "tag", "--annotate", "-m", "event 5\nsha256 " + "0" * 64, "ace#accepted#5")
+    git(other.root, "push", "--quiet", "--follow-tags", "origin", "service")
+    made.service.registry.rollback(1, ANNA, "worse")
+    with pytest.raises(OperationsError, match=r"git merge --strategy ours origin/service"):
+        made.publish()
+    made.service.registry.release(ANNA, "better now")
+    log = made.service.registry.log.read()
+    git(made.root, "fetch", "--quiet", "--no-tags", "origin")
+    git(made.root, "merge", "--quiet", "--no-edit", "--strategy", "ours", "origin/service")
+    assert made.service.registry.log.read() == log
+    with pytest.raises(OperationsError, match="the tag 'ace#accepted#5' is another one there"):
+        made.publish()
+    git(made.root, "push", "--quiet", "origin", ":refs/tags/ace#accepted#5")
+    made.publish()
+    assert made.at_origin["refs/heads/service"] == made.head
+    assert made.service.registry.log.read() == log
+    assert first_problem(made.service.registry) is None
+
+
 def test_another_tag_at_origin_is_named(made: Published) -> None:
     made.publish()
     git(made.origin, "update-ref", "refs/tags/ace@v1.0.0", made.head)
