@@ -66,8 +66,8 @@ DUE_TIMEOUT_S = 50
 TICK_S = 30
 PUBLISH_AGAIN = RetryPolicy(max_retries=3, delay=60, backoff=Backoff.EXPONENTIAL, jitter=Jitter.PLUS_MINUS)
 """For a network that is down or a disk that is not mounted."""
-TRAIN_AGAIN = RetryPolicy(max_retries=5, delay=300, backoff=Backoff.EXPONENTIAL)
-"""For a delivery that is at work: after 5, 10, 20, 40 and 80 minutes. Meanwhile the sensor asks for no other one."""
+TRAIN_AGAIN = RetryPolicy(max_retries=6, delay=600, backoff=Backoff.LINEAR)
+"""For a delivery that is at work: after 10, 20 and up to 60 minutes. Meanwhile the sensor asks for no other one."""
 UNREACHABLE = 1
 """Exit code of `ops publish` where a remote cannot be reached; what a person must settle has another one."""
 AGAIN_S = 600

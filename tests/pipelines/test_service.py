@@ -33,7 +33,7 @@ from ace.operations.events import LOG, Actor, EventLog
 from ace.operations.incoming import MARKER
 from ace.operations.params import OperationsParams, ScheduleParams
 from ace.operations.registry import Registry
-from pipelines.service import AGAIN_S, COMMIT, Service, build_service, with_age
+from pipelines.service import AGAIN_S, COMMIT, TRAIN_AGAIN, Service, build_service, with_age
 from shards.core.errors import ConfigError
 from tests.ace.operations.service import init_clone
 from tests.support.checkout import ROOT, git
@@ -301,8 +301,9 @@ def test_steps_wait_for_each_other_in_pools_and_publishing_and_training_are_trie
     assert {name: op.pool for name, op in ops.items()} == {"take": "deliver", "train": "gpu", "publish": "publish"}
     assert {name: op.retry_policy.max_retries for name, op in ops.items() if op.retry_policy} == {
         "publish": 3,
-        "train": 5,
+        "train": 6,
     }
+    assert [TRAIN_AGAIN.calculate_delay(number) / 60 for number in range(1, 7)] == [10, 20, 30, 40, 50, 60]
 
 
 @pytest.mark.parametrize(

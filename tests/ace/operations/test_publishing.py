@@ -200,13 +200,18 @@ def test_what_another_clone_decided_is_passed_over_and_the_services_own_log_stay
     git(other.root, "config", "user.email", "b@b")
     other.registry.hold(ANNA, "by mistake")
     git(other.root, "commit", "--quiet", "--all", "-m", "theirs")
-    git(other.root, "tag", "--annotate", "-m", "event 5\nsha256 " + "0" * 64, "ace#accepted#5")
+    for event in (5, 6):
+        git(other.root, "tag", "-a", "-m", f"event {event}\nsha256 {'0' * 64}", f"ace#accepted#{event}")
     git(other.root, "push", "--quiet", "--follow-tags", "origin", "service")
     made.service.registry.rollback(1, ANNA, "worse")
     with pytest.raises(OperationsError, match=r"git merge --strategy ours origin/service"):
         made.publish()
     made.service.registry.release(ANNA, "better now")
     log = made.service.registry.log.read()
+    git(made.root, "fetch", "--quiet", "origin")
+    with pytest.raises(OperationsError, match="a tag of the registry keeps another sha256"):
+        made.service.registry.events()
+    git(made.root, "tag", "--delete", "ace#accepted#6")
     git(made.root, "fetch", "--quiet", "--no-tags", "origin")
     git(made.root, "merge", "--quiet", "--no-edit", "--strategy", "ours", "origin/service")
     assert made.service.registry.log.read() == log
