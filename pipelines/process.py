@@ -158,12 +158,13 @@ def reproduce(
         raise _failure(root, failed)
 
 
-def run_ace(root: Path, arguments: Sequence[str]) -> None:
+def run_ace(root: Path, arguments: Sequence[str], passing: int | None = None) -> None:
     """Run a command of `python -m ace` to its end.
 
     Args:
         root: Working directory of the command.
         arguments: Words of the command, as `deliveries run`.
+        passing: Exit code of what passes by itself: the step's retries are for it, and for no other failure.
 
     Raises:
         Failure: with the last lines of its output; or Dagster itself is gone.
@@ -175,7 +176,7 @@ def run_ace(root: Path, arguments: Sequence[str]) -> None:
             _check_alive(ancestors)
     if code := running.process.returncode:
         text = f"python -m ace {' '.join(arguments)} failed (exit code {code}); its last lines say why"
-        raise Failure(text, metadata={"last_lines": _fenced(running.lines)})
+        raise Failure(text, metadata={"last_lines": _fenced(running.lines)}, allow_retries=code == passing)
 
 
 def _check_alive(ancestors: Sequence[psutil.Process]) -> None:

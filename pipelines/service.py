@@ -44,11 +44,13 @@ from dagster import (
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from dagster._utils.schedules import is_valid_cron_schedule
 
+from ace.engine.stop import EXIT_CODE
 from ace.gate.params import MODEL
 from ace.operations.clone import git
 from ace.operations.due import Due, look
 from ace.operations.events import LOG, Event
 from ace.operations.params import DeliveriesParams, OperationsParams, ScheduleParams
+from ace.operations.retraining_state import is_at_work, open_retraining
 from ace.operations.service import stopped
 from ace.operations.tags import read_events
 from pipelines.lock import asset_key
@@ -62,6 +64,12 @@ DUE = ("retrain", "due", "--json")
 DUE_TIMEOUT_S = 50
 """Dagster gives up an evaluation of a schedule after a minute."""
 TICK_S = 30
+PUBLISH_AGAIN = RetryPolicy(max_retries=3, delay=60, backoff=Backoff.EXPONENTIAL, jitter=Jitter.PLUS_MINUS)
+"""For a network that is down or a disk that is not mounted."""
+TRAIN_AGAIN = RetryPolicy(max_retries=6, delay=600, backoff=Backoff.LINEAR)
+"""For a delivery that is at work: after 10, 20 and up to 60 minutes. Meanwhile the sensor asks for no other one."""
+UNREACHABLE = 1
+"""Exit code of `ops publish` where a remote cannot be reached; what a person must settle has another one."""
 AGAIN_S = 600
 """Seconds after which the same work is asked for again, if a run of it changed nothing."""
 COMMIT = "ace/commit"
@@ -100,19 +108,12 @@ def build_service(root: Path, operations: OperationsParams) -> Service:
     Raises:
         ConfigError: the schedule is no time.
     """
-    publish = _op(
-        root,
-        "publish",
-        PUBLISH,
-        "publish",
-        follows=True,
-        # Nothing but the network and the disks of others is in its way, and that passes.
-        retries=RetryPolicy(max_retries=3, delay=60, backoff=Backoff.EXPONENTIAL, jitter=Jitter.PLUS_MINUS),
-    )
-    take, train = _op(root, "take", TAKE, "deliver"), _op(root, "train", RETRAIN, "gpu")
+    publish = _op(root, "publish", PUBLISH, "publish", follows=True, retries=PUBLISH_AGAIN, passing=UNREACHABLE)
+    train = _op(root, "train", RETRAIN, "gpu", retries=TRAIN_AGAIN, passing=EXIT_CODE)
+    take = _op(root, "take", TAKE, "deliver")
     deliveries = _job("deliveries", "Take new images in, and publish what was accepted", take, publish)
     retrain = _job("retrain", "Train, decide, and publish what was decided", train, publish)
-    sensors = [_incoming(root, operations.deliveries, deliveries)] if operations.deliveries else []
+    sensors = [_incoming(root, operations.deliveries, deliveries, retrain)] if operations.deliveries else []
     schedules = [_retraining(root, operations.schedule, retrain)] if operations.schedule else []
     if not (sensors or schedules):
         return Service()
@@ -127,7 +128,9 @@ def _op(
     *,
     follows: bool = False,
     retries: RetryPolicy | None = None,
+    passing: int | None = None,
 ) -> OpDefinition:
+    """Make a step of a command, which is tried again after the exit code `passing` alone."""
     command = " ".join(["python -m ace", *arguments])
 
     @op(
@@ -140,7 +143,7 @@ def _op(
     def run(context: OpExecutionContext) -> None:
         if not follows:
             context.instance.add_run_tags(context.run_id, {COMMIT: git(root, "rev-parse", "HEAD").strip()})
-        run_ace(root, arguments)
+        run_ace(root, arguments, passing)
 
     return run
 
@@ -177,17 +180,22 @@ class _Memory:
         return json.dumps(asdict(self))
 
 
-def _incoming(root: Path, settings: DeliveriesParams, deliveries: JobDefinition) -> SensorDefinition:
+def _incoming(
+    root: Path, settings: DeliveriesParams, deliveries: JobDefinition, retrain: JobDefinition
+) -> SensorDefinition:
     @sensor(
         name="incoming", job=deliveries, minimum_interval_seconds=TICK_S, default_status=DefaultSensorStatus.RUNNING
     )
     def incoming(context: SensorEvaluationContext) -> SensorResult:
-        """Asks for a run when a folder in incoming/ is complete, or a delivery that was begun is not finished."""
+        """Asks for a run when a folder in incoming/ is complete, or a delivery was begun and not finished.
+
+        It waits while another run takes deliveries or a model is trained: both change the same tracked files.
+        """
         now_s, memory = time.time(), _Memory.read(context.cursor)
         due = look(root / settings.folder, settings.settle_s, now_s, memory.settling)
         settling = {item.path.name: item.settles_s for item in due.arriving if item.settles_s > now_s}
         memory = replace(memory, settling=settling)
-        why = _why_not(root, due, memory, now_s) or _at_work(context.instance, deliveries.name)
+        why = _why_not(root, due, memory, now_s) or _at_work(context.instance, deliveries.name, retrain.name)
         if why is not None:
             return SensorResult(skip_reason=why, cursor=memory.to_cursor())
         # Asked for a second time after a kill of the daemon it has the same key, and does not run twice.
@@ -203,32 +211,37 @@ def _why_not(root: Path, due: Due, memory: _Memory, now_s: float) -> str | None:
     if due.state is None:
         arriving = f"{count_of(len(due.arriving), 'item')} in incoming/, none complete" if due.arriving else "none came"
         return f"no delivery is due: {arriving}; python -m ace deliveries list"
-    if event := _stopped(root):
+    if event := stopped(_events(root)):
         return f"stopped since {event.time:%Y-%m-%d %H:%M} UTC by {event.who}: {event.facts['why']}"
     work = f"{len(due.complete)} complete in incoming/, {len(due.unfinished)} begun"
     if due.state == memory.state and now_s < memory.asked_s + AGAIN_S:
         again = datetime.fromtimestamp(memory.asked_s + AGAIN_S, UTC)
         return f"{work}, as when a run was asked for last; asked for again at {again:%H:%M:%S} UTC if that stays so"
+    began = open_retraining(_events(root))
+    if began is not None and is_at_work(root):
+        return f"the retraining that began {began.time:%Y-%m-%d %H:%M} UTC is at work, and {work} wait for its end"
     return None
 
 
-def _at_work(instance: DagsterInstance, name: str) -> str | None:
-    runs = instance.get_runs(RunsFilter(job_name=name, statuses=NOT_FINISHED_STATUSES), limit=1)
-    return f"run {runs[0].run_id[:8]} of {name} has not finished" if runs else None
+def _at_work(instance: DagsterInstance, *names: str) -> str | None:
+    for name in names:
+        for run in instance.get_runs(RunsFilter(job_name=name, statuses=NOT_FINISHED_STATUSES), limit=1):
+            return f"run {run.run_id[:8]} of {name} has not finished"
+    return None
 
 
-def _stopped(root: Path) -> Event | None:
+def _events(root: Path) -> Sequence[Event]:
     try:
         status = (root / LOG).stat()
     except FileNotFoundError:
-        return None
-    return _stopped_as_of(root, status.st_mtime_ns, status.st_size)
+        return ()
+    return _events_as_of(root, status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=1)
-def _stopped_as_of(root: Path, mtime_ns: int, num_bytes: int) -> Event | None:
+def _events_as_of(root: Path, mtime_ns: int, num_bytes: int) -> Sequence[Event]:
     """Read the log, again only after a change of it: to check a chain of thousands of lines takes a while."""
-    return stopped(read_events(root))
+    return read_events(root)
 
 
 def _retraining(root: Path, settings: ScheduleParams, retrain: JobDefinition) -> ScheduleDefinition:
@@ -243,8 +256,11 @@ def _retraining(root: Path, settings: ScheduleParams, retrain: JobDefinition) ->
         default_status=DefaultScheduleStatus.RUNNING,
     )
     def retraining(context: ScheduleEvaluationContext) -> RunRequest | SkipReason:
-        """Asks `retrain due` whether there is anything to train, and for a run if so."""
-        if event := _stopped(root):
+        """Asks `retrain due` whether there is anything to train, and for a run if so.
+
+        It does not wait for a delivery, or a week would pass: the run itself tries again.
+        """
+        if event := stopped(_events(root)):
             return SkipReason(f"stopped since {event.time:%Y-%m-%d %H:%M} UTC by {event.who}: {event.facts['why']}")
         answer = _ask(root, DUE)
         if not answer["due"]:

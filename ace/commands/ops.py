@@ -21,7 +21,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "ops", help="look at the service in one screen, stop it, start it, and publish what it has committed"
     ).add_subparsers(required=True, metavar="COMMAND")
     for word, function, text in (
-        ("status", status, "say what runs, waits, is held or refused, and why"),
+        ("status", status, "say what runs, waits, is held, refused or rejected, and why"),
         ("stop", stop, "let nothing begin by itself until `start`"),
         ("start", start, "let the service go on"),
     ):
@@ -39,7 +39,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def status(arguments: argparse.Namespace) -> None:
-    """Say in one screen what runs, what waits, what is held or refused and why, and which model is accepted.
+    """Say in one screen what runs, waits, is held, refused or rejected and why, what is accepted and what is published.
 
     It reads the service's clone alone, so that it also works while Dagster does not. With $ACE_MODELS it says whether
     the accepted model serves.

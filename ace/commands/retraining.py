@@ -10,6 +10,7 @@ from ace.commands.accepted_models import actor_of, add_deciding_options, add_jso
 from ace.commands.evaluation import paths_of, with_folders
 from ace.commands.options import add_shards_option, add_why_option
 from shards.cli import add_params_options, values_of
+from shards.runtime.text import count_of
 
 TRAINING = Path("metrics/pretrain/metrics.json")
 
@@ -85,15 +86,16 @@ def due(arguments: argparse.Namespace) -> None:
     if settings is not None:
         frozen = settings.gate.frozen
         uses = num_uses(retraining.registry.events(), frozen.fingerprint)
-        print(f"the frozen set {frozen.batch} was used for {uses} decisions")
+        print(f"the frozen set {frozen.batch} was used for {count_of(uses, 'decision')}")
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> int:
     """Pin the accepted model, train, measure, commit, and accept the new model or not; nothing, if nothing is due.
 
-    A call that was killed is finished by the same command. If another call is at work or the service is stopped, this
-    one says so and ends.
+    A call that was killed is finished by the same command. If the service is stopped, this one says so and ends. If
+    another call is at work, on a retraining or on deliveries, it ends with exit code 75: try again later.
     """
+    from ace.engine.stop import EXIT_CODE
     from ace.operations.errors import BusyError, StoppedError
     from ace.operations.retraining import Retraining
 
@@ -103,6 +105,8 @@ def run(arguments: argparse.Namespace) -> None:
             print(line, flush=True)
     except (BusyError, StoppedError) as error:
         print(error, file=sys.stderr)
+        return EXIT_CODE if isinstance(error, BusyError) else 0
+    return 0
 
 
 def abandon(arguments: argparse.Namespace) -> None:

@@ -115,8 +115,9 @@ class Clone:
             more = len(modified) - _NUM_NAMED
             names = ", ".join(modified[:_NUM_NAMED]) + (f" and {more} more" if more > 0 else "")
             raise OperationsError(
-                f"{self.root}: tracked files are modified: {names}. Every state of the service is a commit, so commit "
-                "them first, or undo them: git restore FILE"
+                f"{self.root}: tracked files are modified: {names}. If a delivery or a training is under "
+                "way, wait for its end. Otherwise commit them, for every state of the service is a commit, or undo "
+                "them: git restore FILE"
             )
 
     def committed(self, path: str) -> str | None:

@@ -78,7 +78,7 @@ class Deliveries:
                 f"{params}: operations.deliveries is empty; expected at least a name for the batches: under "
                 "`operations:`, write `deliveries: {name: clinic}`"
             )
-        return cls(params, settings, Clone(params.parent, branch))
+        return cls(params, settings, Clone(params.parent.resolve(), branch))
 
     @property
     def project(self) -> Project:

@@ -8,7 +8,7 @@ would always be one more line to publish: a ref of this clone, `refs/ace/publish
 import os
 import subprocess
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -45,7 +45,7 @@ def publish(clone: Clone, pauses_s: Sequence[float] = PAUSES_S) -> Iterator[str]
         pauses_s: Pauses in seconds before what cannot be reached is tried again.
 
     Yields:
-        A line for everything that was done.
+        A line for everything that was done, and before each pause.
 
     Raises:
         OperationsError: this is not the service's clone, a tracked file other than the event log is modified, the log
@@ -70,9 +70,9 @@ def publish(clone: Clone, pauses_s: Sequence[float] = PAUSES_S) -> Iterator[str]
         unpublished = git(clone.root, "rev-list", commit, *([f"^{last}"] if last else [])).split()
         versions = {version.commit for version in history.versions(events).values()}.intersection(unpublished)
         revisions = sorted(versions | {commit})
-        num_files = _patiently(lambda: _push_data(clone.root, revisions), pauses_s)
+        num_files = yield from _patiently(lambda: _push_data(clone.root, revisions), pauses_s)
         yield f"data: {count_of(num_files, 'file')} pushed, and all are at DVC's remote"
-        _patiently(lambda: _push_commits(clone, commit, tags), pauses_s)
+        yield from _patiently(lambda: _push_commits(clone, commit, tags), pauses_s)
         yield f"commits: {count_of(len(unpublished), 'new commit')}; {ORIGIN} has '{clone.branch}' up to {commit[:12]}"
         git(clone.root, "update-ref", PUBLISHED, commit)
 
@@ -86,14 +86,21 @@ def _commit_log(clone: Clone, num_events: int) -> bool:
     return is_new
 
 
-def _patiently(step: Callable[[], _Result], pauses_s: Sequence[float]) -> _Result:
-    """Try a step again, after a pause, while what it needs cannot be reached."""
+def _patiently(step: Callable[[], _Result], pauses_s: Sequence[float]) -> Generator[str, None, _Result]:
+    """Try a step again, after a pause that a line announces, while what it needs cannot be reached."""
     for pause_s in pauses_s:
         try:
             return step()
-        except OutOfReachError:
+        except OutOfReachError as error:
+            yield f"{error}; trying again in {pause_s:g} s"
             time.sleep(pause_s)
-    return step()
+    try:
+        return step()
+    except OutOfReachError as error:
+        raise OutOfReachError(
+            f"{error}. Nothing is lost, and what was pushed stays; the next `python -m ace ops publish` goes on from "
+            "there"
+        ) from error
 
 
 def _push_data(root: Path, revisions: Sequence[str]) -> int:
@@ -151,7 +158,7 @@ def _push_commits(clone: Clone, commit: str, tags: Collection[str]) -> None:
         return
     refused = [line.split("\t") for line in done.stdout.splitlines() if line.startswith("!\t")]
     if not refused:  # git had no answer about any of them
-        raise _unreachable(ORIGIN, done.stderr.strip())
+        raise _unreachable(ORIGIN, " ".join(done.stderr.split()))
     # The others are refused because of the first one that is refused for itself.
     _, names, why = next((line for line in refused if "atomic push" not in line[2]), refused[0])
     name = names.partition(":")[2].removeprefix("refs/heads/")
@@ -161,7 +168,8 @@ def _push_commits(clone: Clone, commit: str, tags: Collection[str]) -> None:
     elif why.startswith("[rejected]"):
         advice = (
             f"it has commits that this clone has not, so somebody else pushed to '{name}'. Look at them: git fetch "
-            f"{ORIGIN} && git log ..{ORIGIN}/{name}; take them in: git merge {ORIGIN}/{name}; then publish again"
+            f"--no-tags {ORIGIN} && git log --stat ..{ORIGIN}/{name}; take them in: git merge {ORIGIN}/{name}, or, if "
+            f"they change {LOG}, pass over them: git merge --strategy ours {ORIGIN}/{name}; then publish again"
         )
     else:
         advice = f"what it says: {done.stderr.strip()}"
@@ -169,7 +177,4 @@ def _push_commits(clone: Clone, commit: str, tags: Collection[str]) -> None:
 
 
 def _unreachable(what: str, why: Exception | str) -> OutOfReachError:
-    return OutOfReachError(
-        f"{what} cannot be reached: {why}. Nothing is lost, and what was pushed stays; the next `python -m ace ops "
-        "publish` goes on from there"
-    )
+    return OutOfReachError(f"{what} cannot be reached: {why}")

@@ -1,4 +1,4 @@
-"""Tell in one screen what the service does, what waits, what is held or refused, and why; Dagster need not run."""
+"""Tell in one screen what the service does, what waits, what is held, refused or rejected, and why; Dagster need not run."""
 
 import json
 import os
@@ -18,8 +18,10 @@ from ace.operations.delivery import Delivery
 from ace.operations.events import Event
 from ace.operations.history import Version
 from ace.operations.incoming import Arriving, shown
+from ace.operations.publishing import published_commit
 from ace.operations.registry import Registry
 from ace.operations.repro import RWLOCK
+from ace.operations.retraining_state import is_at_work, last_rejection, open_retraining
 from ace.operations.service import stopped
 from ace.operations.tags import read_events
 from ace.operations.work_tree import PARAMS
@@ -41,9 +43,13 @@ class Status:
     Attributes:
         stopped: The event that stopped the service; None while it may begin things.
         held: The event that holds retraining; None while nothing does.
+        began: The event by which a retraining began that has not ended; None if there is none.
+        is_training: A process works on a retraining now.
+        rejected: The event of the last model that the gate did not accept; None if there is none.
         accepted: The event by which a version is the accepted one; None before the first.
         serves: The accepted version serves; None where the folder that models serve from is not known.
         last: The last event of the log; None if it is empty.
+        published: The commit that was published last; None if none was.
         new_images: Batch → training images, of batches that the accepted version was not trained with; None where the
             shards are not here.
         at_work: Out that a dvc is making now → id of its process.
@@ -54,9 +60,13 @@ class Status:
 
     stopped: Event | None
     held: Event | None
+    began: Event | None
+    is_training: bool
+    rejected: Event | None
     accepted: Event | None
     serves: bool | None
     last: Event | None
+    published: str | None
     new_images: Mapping[str, int | None]
     at_work: Mapping[str, int]
     arriving: Sequence[Arriving]
@@ -65,10 +75,12 @@ class Status:
 
     def to_json(self) -> dict[str, Any]:
         """Return the status as JSON has it."""
-        events = {"stopped": self.stopped, "held": self.held, "accepted": self.accepted, "last": self.last}
+        events = {name: getattr(self, name) for name in ("stopped", "held", "began", "rejected", "accepted", "last")}
         return {
             **{name: event and event.model_dump(mode="json") for name, event in events.items()},
+            "is_training": self.is_training,
             "serves": self.serves,
+            "published": self.published,
             "new_images": dict(self.new_images),
             "at_work": dict(self.at_work),
             "incoming": [
@@ -88,8 +100,14 @@ class Status:
         rows = [("service", f"stopped {_since(self.stopped)}" if self.stopped else "on")]
         rows.append(("accepted model", self._model()))
         rows.append(("retraining", f"held {_since(self.held)}" if self.held else "not held"))
+        if self.began is not None:
+            how = "at work" if self.is_training else "no process is at work on it, and the next run goes on"
+            rows.append(("retraining", f"began {_when(self.began)} and has not ended: {how}"))
+        if self.rejected is not None:
+            rows.append(("rejected", f"{self.rejected.time:%Y-%m-%d %H:%M} UTC: {self.rejected.facts['sentence']}"))
         if self.last is not None:
             rows.append(("last event", _line(self.last)))
+        rows.append(("published", self.published[:12] if self.published else "none yet"))
         rows.append(("new images", self._new()))
         rows += [("at work", f"dvc makes {out} (process {pid})") for out, pid in self.at_work.items()]
         rows += [("disk", f"{number / 1e9:,.1f} GB free in {folder}") for folder, number in self.free.items()]
@@ -141,9 +159,13 @@ def read_status(root: Path, models: Path | None, deliveries: Deliveries | None) 
     return Status(
         stopped=stopped(events),
         held=history.hold(events),
+        began=open_retraining(events),
+        is_training=is_at_work(root),
+        rejected=last_rejection(events),
         accepted=last,
         serves=None if models is None or version is None else served == version.name,
         last=events[-1] if events else None,
+        published=published_commit(root),
         new_images=_new_images(root, version),
         at_work=_at_work(root),
         arriving=[] if deliveries is None else deliveries.arriving(time.time()),
@@ -153,14 +175,18 @@ def read_status(root: Path, models: Path | None, deliveries: Deliveries | None) 
 
 
 def _since(event: Event) -> str:
-    return f"since {event.time:%Y-%m-%d %H:%M} UTC by {event.who}: {event.facts['why']}"
+    return f"since {_when(event)}: {event.facts['why']}"
+
+
+def _when(event: Event) -> str:
+    return f"{event.time:%Y-%m-%d %H:%M} UTC by {event.who}"
 
 
 def _line(event: Event) -> str:
     """Write an event for people."""
     facts = event.facts
     about = facts["batch"] if "batch" in facts else f"v{facts['version']}" if "version" in facts else None
-    text = f"{event.kind.replace('_', ' ')} {event.time:%Y-%m-%d %H:%M} UTC by {event.who}"
+    text = f"{event.kind.replace('_', ' ')} {_when(event)}"
     return (f"{about} " if about else "") + text + (f": {facts['why']}" if "why" in facts else "")
 
 

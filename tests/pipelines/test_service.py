@@ -14,6 +14,7 @@ from dagster import (
     DagsterInstance,
     DagsterRunStatus,
     MaterializeResult,
+    RetryPolicy,
     RunRequest,
     SensorResult,
     SkipReason,
@@ -23,15 +24,16 @@ from dagster import (
 )
 from dagster._core.test_utils import create_run_for_test
 
-from ace.operations import incoming, service
+from ace.operations import incoming, retraining, service
 from ace.operations.attempts import Attempts
 from ace.operations.clone import Clone
 from ace.operations.delivery import ATTEMPTS
 from ace.operations.due import look
-from ace.operations.events import Actor
+from ace.operations.events import LOG, Actor, EventLog
 from ace.operations.incoming import MARKER
 from ace.operations.params import OperationsParams, ScheduleParams
-from pipelines.service import AGAIN_S, COMMIT, Service, build_service, with_age
+from ace.operations.registry import Registry
+from pipelines.service import AGAIN_S, COMMIT, TRAIN_AGAIN, Service, build_service, with_age
 from shards.core.errors import ConfigError
 from tests.ace.operations.service import init_clone
 from tests.support.checkout import ROOT, git
@@ -44,8 +46,10 @@ with open("calls.txt", "a") as file:
 answer = pathlib.Path("answer.json")
 if "due" in sys.argv:
     print(answer.read_text())
-if pathlib.Path("broken").exists():
-    sys.exit("the disk is full")
+codes = pathlib.Path("codes.json")
+if codes.exists() and (code := json.loads(codes.read_text()).get(sys.argv[1])):
+    print("the disk is full", file=sys.stderr)
+    sys.exit(code)
 """
 OPERATIONS = OperationsParams.from_params(
     {"deliveries": {"name": "clinic"}, "schedule": {"cron": "0 2 * * 6", "timezone": "Europe/Berlin"}}, "operations"
@@ -105,6 +109,11 @@ def ticks(root: Path, instance: DagsterInstance) -> Ticks:
 
 def calls(root: Path) -> list[str]:
     return (root / "calls.txt").read_text().splitlines()
+
+
+def let_fail(root: Path, word: str, code: int) -> None:
+    """Let commands that begin with a word end with an exit code."""
+    (root / "codes.json").write_text(json.dumps({word: code}))
 
 
 def jobs(root: Path) -> dict:
@@ -215,16 +224,42 @@ def test_a_stopped_service_asks_for_nothing_and_says_who_stopped_it(
     assert ticks.key() is not None
 
 
+@pytest.mark.parametrize("job", ["deliveries", "retrain"])
 @pytest.mark.parametrize("status", [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED])
-def test_while_a_run_takes_deliveries_no_other_one_is_asked_for(
-    root: Path, ticks: Ticks, instance: DagsterInstance, status: DagsterRunStatus
+def test_while_a_run_takes_deliveries_or_trains_no_other_one_is_asked_for(
+    root: Path, ticks: Ticks, instance: DagsterInstance, status: DagsterRunStatus, job: str
 ) -> None:
     (root / "incoming" / "March").mkdir()
     (root / "incoming" / "March" / MARKER).touch()
-    run = create_run_for_test(instance, job_name="deliveries", status=status)
-    assert f"run {run.run_id[:8]} of deliveries has not finished" in str(ticks().skip_reason)
+    run = create_run_for_test(instance, job_name=job, status=status)
+    assert f"run {run.run_id[:8]} of {job} has not finished" in str(ticks().skip_reason)
     instance.delete_run(run.run_id)
     assert ticks.key() is not None
+
+
+def test_while_a_training_by_hand_is_at_work_no_delivery_is_asked_for(root: Path, ticks: Ticks) -> None:
+    (root / "incoming" / "March").mkdir()
+    (root / "incoming" / "March" / MARKER).touch()
+    log, by_anna = EventLog(root / LOG), {"actor": Actor("Anna"), "now": datetime(2026, 11, 30, 12, tzinfo=UTC)}
+    running = retraining.Retraining(Registry(clone=Clone(root), models=root.parent / "served"))._running
+    log.append(retraining.BEGAN, {}, **by_anna)
+    with running():
+        assert "the retraining that began 2026-11-30 12:00 UTC is at work" in str(ticks().skip_reason)
+        log.append(retraining.REJECTED, {}, **by_anna)
+        assert ticks.key() is not None  # it has ended
+    log.append(retraining.BEGAN, {}, **by_anna)
+    (root / "incoming" / "April").mkdir()
+    (root / "incoming" / "April" / MARKER).touch()
+    assert ticks.key() is not None  # it was killed
+    with running():  # which the question of the sensor has not kept from its work
+        pass
+
+
+def test_the_schedule_does_not_wait_for_a_delivery(root: Path, instance: DagsterInstance) -> None:
+    (schedule,) = build_service(root, OPERATIONS).schedules
+    (root / "answer.json").write_text(json.dumps({"due": True, "reason": "600 of 500 new images", "run_key": "abc"}))
+    create_run_for_test(instance, job_name="deliveries", status=DagsterRunStatus.STARTED)
+    assert isinstance(schedule(build_schedule_context(instance, datetime.now(UTC))), RunRequest)
 
 
 def test_a_look_at_200_finished_deliveries_costs_less_than_a_tenth_of_a_second(root: Path) -> None:
@@ -254,17 +289,45 @@ def test_the_jobs_give_their_commands_in_order_and_tag_the_run_with_the_commit(
 def test_a_command_that_fails_shows_its_last_lines_and_nothing_is_published(
     root: Path, instance: DagsterInstance
 ) -> None:
-    (root / "broken").touch()
+    let_fail(root, "deliveries", 1)
     done = jobs(root)["deliveries"].execute_in_process(instance=instance, raise_on_error=False)
     (failure,) = done.get_step_failure_events()
     assert "the disk is full" in str(failure.step_failure_data.user_failure_data.metadata["last_lines"].value)
     assert calls(root) == ["deliveries run"]
 
 
-def test_steps_wait_for_each_other_in_pools_and_only_publishing_is_tried_again(root: Path) -> None:
+def test_steps_wait_for_each_other_in_pools_and_publishing_and_training_are_tried_again(root: Path) -> None:
     ops = {node.name: node.definition for job in jobs(root).values() for node in job.graph.nodes}
     assert {name: op.pool for name, op in ops.items()} == {"take": "deliver", "train": "gpu", "publish": "publish"}
-    assert {name: op.retry_policy.max_retries for name, op in ops.items() if op.retry_policy} == {"publish": 3}
+    assert {name: op.retry_policy.max_retries for name, op in ops.items() if op.retry_policy} == {
+        "publish": 3,
+        "train": 6,
+    }
+    assert [TRAIN_AGAIN.calculate_delay(number) / 60 for number in range(1, 7)] == [10, 20, 30, 40, 50, 60]
+
+
+@pytest.mark.parametrize(
+    ("word", "code", "called"),
+    [
+        ("ops", 1, ["retrain run --automatic", *["ops publish"] * 3]),  # a remote cannot be reached
+        ("ops", 2, ["retrain run --automatic", "ops publish"]),  # a person must settle it
+        ("retrain", 75, ["retrain run --automatic"] * 3),  # a delivery is at work
+        ("retrain", 2, ["retrain run --automatic"]),
+    ],
+)
+def test_only_what_passes_by_itself_is_tried_again(
+    root: Path,
+    instance: DagsterInstance,
+    monkeypatch: pytest.MonkeyPatch,
+    word: str,
+    code: int,
+    called: list[str],
+) -> None:
+    for name in ("PUBLISH_AGAIN", "TRAIN_AGAIN"):
+        monkeypatch.setattr(f"pipelines.service.{name}", RetryPolicy(max_retries=2))
+    let_fail(root, word, code)
+    assert not jobs(root)["retrain"].execute_in_process(instance=instance, raise_on_error=False).success
+    assert calls(root) == called
 
 
 def test_the_schedule_asks_the_command_and_passes_its_reason_on(root: Path, instance: DagsterInstance) -> None:
@@ -284,7 +347,7 @@ def test_the_schedule_asks_the_command_and_passes_its_reason_on(root: Path, inst
     keys = [request.run_key for request in requests if isinstance(request, RunRequest)]
     assert keys[0] == keys[1], "a daemon that was killed asks again"
     assert keys[2] != keys[0], "a run that failed is due again a week later"
-    (root / "broken").touch()
+    let_fail(root, "retrain", 1)
     with pytest.raises(ConfigError, match="the disk is full"):
         ask(moment)
 

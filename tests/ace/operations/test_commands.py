@@ -5,15 +5,18 @@ import os
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import ace
 from ace.__main__ import build_parser
+from ace.operations.retraining import REJECTED, Due, Retraining
 from ace.zoo.shipped import find_model
 from shards.cli import run_command
-from tests.ace.operations.service import Service, init_clone, write_lock
+from tests.ace.operations.service import ANNA, Service, init_clone, write_lock
 from tests.support.checkout import ROOT, git
 
 
@@ -157,6 +160,41 @@ def test_a_lineage_leads_back_through_all_stages_to_the_manifest_of_a_delivery(
     text = capsys.readouterr().out
     assert "  manifest data/manifests/own.jsonl  sha256 abc\n" in text
     assert '  params.yaml: pretrain = {"epochs": 3}\n' in text
+
+
+def test_a_retraining_that_meets_another_call_ends_with_75_to_be_tried_again(
+    accepted: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Retraining(accepted.registry)._running():
+        assert main(["retrain", "run", "--automatic"]) == 75
+    assert capsys.readouterr().err == "a retraining is at work\n"
+    (accepted.root / "params.yaml").write_text("mix: {}\n")
+    assert main(["ops", "stop", "--why", "holidays"]) == 0
+    git(accepted.root, "add", "params.yaml")
+    git(accepted.root, "commit", "--quiet", "-m", "params")
+    assert main(["retrain", "run", "--automatic"]) == 0
+
+
+def test_one_decision_is_no_decisions(
+    accepted: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frozen = SimpleNamespace(batch="frozen-b000", fingerprint="abc")
+    monkeypatch.setattr(Retraining, "settings", lambda _: SimpleNamespace(gate=SimpleNamespace(frozen=frozen)))
+    monkeypatch.setattr(Retraining, "due", lambda _: Due(False, "held", ""))
+    facts = {"frozen": "abc", "sentence": "worse"}
+    accepted.registry.log.append(REJECTED, facts, actor=ANNA, now=datetime.now(UTC))
+    assert main(["retrain", "due"]) == 0
+    assert "frozen-b000 was used for 1 decision\n" in capsys.readouterr().out
+
+
+def test_a_clone_on_another_branch_is_named_by_its_whole_path(
+    service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(service.root)
+    (service.root / "params.yaml").write_text("operations: {deliveries: {name: clinic}}\n")
+    git(service.root, "switch", "--quiet", "--create", "mine")
+    assert main(["deliveries", "run"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {service.root} is on the branch 'mine'; ")
 
 
 def test_models_alone_lists_the_shipped_ones(capsys: pytest.CaptureFixture[str]) -> None:

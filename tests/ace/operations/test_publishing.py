@@ -166,7 +166,7 @@ def test_whoever_sees_a_commit_at_origin_finds_its_data(made: Published, monkeyp
 
 def test_a_modified_file_is_refused_by_name_and_nothing_is_pushed(made: Published) -> None:
     (made.root / "text").write_text("three")
-    with pytest.raises(OperationsError, match="tracked files are modified: text"):
+    with pytest.raises(OperationsError, match=r"modified: text\. If a .* training is under way, wait for its end\. "):
         made.publish()
     assert not made.at_origin
     assert not made.at_remote
@@ -188,6 +188,40 @@ def test_what_somebody_else_pushed_is_never_overwritten(made: Published, tmp_pat
     made.publish()
     assert made.at_origin["refs/heads/service"] == made.head == published_commit(made.root)
     assert len(made.at_origin) == len(theirs) + 1
+
+
+def test_what_another_clone_decided_is_passed_over_and_the_services_own_log_stays(
+    made: Published, tmp_path: Path
+) -> None:
+    made.publish()
+    other = Service(tmp_path / "other", tmp_path / "served by the other")
+    git(tmp_path, "clone", "--quiet", "--branch", "service", str(made.origin), str(other.root))
+    git(other.root, "config", "user.name", "B")
+    git(other.root, "config", "user.email", "b@b")
+    other.registry.hold(ANNA, "by mistake")
+    git(other.root, "commit", "--quiet", "--all", "-m", "theirs")
+    for event in (5, 6):
+        git(other.root, "tag", "-a", "-m", f"event {event}\nsha256 {'0' * 64}", f"ace#accepted#{event}")
+    git(other.root, "push", "--quiet", "--follow-tags", "origin", "service")
+    made.service.registry.rollback(1, ANNA, "worse")
+    with pytest.raises(OperationsError, match=r"git merge --strategy ours origin/service"):
+        made.publish()
+    made.service.registry.release(ANNA, "better now")
+    log = made.service.registry.log.read()
+    git(made.root, "fetch", "--quiet", "origin")
+    with pytest.raises(OperationsError, match="a tag of the registry keeps another sha256"):
+        made.service.registry.events()
+    git(made.root, "tag", "--delete", "ace#accepted#6")
+    git(made.root, "fetch", "--quiet", "--no-tags", "origin")
+    git(made.root, "merge", "--quiet", "--no-edit", "--strategy", "ours", "origin/service")
+    assert made.service.registry.log.read() == log
+    with pytest.raises(OperationsError, match="the tag 'ace#accepted#5' is another one there"):
+        made.publish()
+    git(made.root, "push", "--quiet", "origin", ":refs/tags/ace#accepted#5")
+    made.publish()
+    assert made.at_origin["refs/heads/service"] == made.head
+    assert made.service.registry.log.read() == log
+    assert first_problem(made.service.registry) is None
 
 
 def test_another_tag_at_origin_is_named(made: Published) -> None:
@@ -225,8 +259,10 @@ def test_only_what_is_out_of_reach_is_tried_again_and_not_for_ever(
 
     place.rename(away)
     monkeypatch.setattr("time.sleep", come_back)
-    list(publish(Clone(made.root), pauses_s=(1, 2, 3)))
+    lines = list(publish(Clone(made.root), pauses_s=(1, 2, 3)))
     assert pauses_s == [1, 2]
+    said = [line for line in lines if "cannot be reached: " in line]
+    assert [line.rpartition("; ")[2] for line in said] == ["trying again in 1 s", "trying again in 2 s"]
 
 
 def test_data_that_is_nowhere_keeps_the_commits_here(made: Published) -> None:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import tarfile
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ import pytest
 
 import ace.operations.deliveries as module
 from ace.__main__ import build_parser
+from ace.operations import retraining
 from ace.operations.attempts import Attempts
+from ace.operations.clone import SCHEDULE
 from ace.operations.delivery import ATTEMPTS
+from ace.operations.publishing import PUBLISHED
 from ace.operations.repro import RWLOCK
 from ace.operations.service import stopped
 from shards.cli import run_command
@@ -28,6 +32,7 @@ from tests.ace.operations.delivered import (
     status,
 )
 from tests.ace.operations.service import Service
+from tests.support.checkout import git
 
 
 def main(*arguments: str) -> int:
@@ -139,6 +144,35 @@ def test_the_screen_names_the_accepted_model_a_hold_a_stop_and_the_last_event(
     assert shown(capsys)["serves"] is None
 
 
+def test_the_screen_says_that_a_retraining_has_not_ended_why_the_last_model_was_rejected_and_what_is_published(
+    own: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def append(kind: str, facts: dict) -> None:
+        own.registry.log.append(kind, facts, actor=SCHEDULE, now=datetime(2026, 12, 5, 1, tzinfo=UTC))
+
+    found = shown(capsys)
+    assert (found["began"], found["is_training"], found["rejected"], found["published"]) == (None, False, None, None)
+    for end in retraining.ENDS:
+        append(retraining.BEGAN, {})
+        append(end, {"sentence": "correspondence is 61 px, above 60"})
+        assert shown(capsys)["began"] is None
+    append(retraining.BEGAN, {})
+    head = git(own.root, "rev-parse", "HEAD").strip()
+    git(own.root, "update-ref", PUBLISHED, head)
+    found = shown(capsys)
+    assert (found["began"]["sequence"], found["is_training"], found["published"]) == (9, False, head)
+    assert main("ops", "status") == 0
+    text = capsys.readouterr().out
+    assert (
+        "retraining      began 2026-12-05 01:00 UTC by schedule and has not ended: no process is at work on it" in text
+    )
+    assert "rejected        2026-12-05 01:00 UTC: correspondence is 61 px, above 60\n" in text
+    assert f"published       {head[:12]}\n" in text
+    with retraining.Retraining(own.registry)._running():
+        assert main("ops", "status") == 0
+        assert "has not ended: at work\n" in capsys.readouterr().out
+
+
 def test_the_screen_of_a_clone_without_any_event_says_so(
     service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,6 +185,7 @@ def test_the_screen_of_a_clone_without_any_event_says_so(
         "service",
         "accepted model",
         "retraining",
+        "published",
         "new images",
         "disk",
         "deliveries",
