@@ -5,11 +5,10 @@ retraining began and how it ended; there is at most one that has begun and not e
 """
 
 import csv
-import fcntl
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from ace.operations.model_files import recorded_model
 from ace.operations.params import OperationsParams, RetrainingParams
 from ace.operations.registry import Registry
 from ace.operations.repro import repro
+from ace.operations.retraining_state import ABANDONED, ACCEPTED, BEGAN, ENDS, REJECTED, open_retraining, running
 from ace.operations.service import refuse_when_stopped
 from ace.operations.work_tree import LOCK, PARAMS, mended_lock
 from ace.pretrain.params import PretrainParams
@@ -41,10 +41,6 @@ from shards.format.layout import INDEX, sha256_of
 from shards.reading.lineage import TRAINING_IMAGES
 from shards.reading.reader import ShardIndex
 
-BEGAN = "retraining_began"
-ACCEPTED, REJECTED, ABANDONED = "retraining_accepted", "rejected", "retraining_abandoned"
-ENDS = (ACCEPTED, REJECTED, ABANDONED)
-"""Kinds of events."""
 GATE = Path("metrics/gate.json")
 _ANY_SHA256 = "0" * 64
 REPRO_LOG = Path(".dvc/tmp/retraining.log")
@@ -143,7 +139,7 @@ class Retraining:
             OperationsError: the log or the accepted model is not as it must be.
         """
         try:
-            with self._running():
+            with running(self.root):
                 return self._due(self.registry.events())
         except BusyError as error:
             return Due(False, str(error), "")
@@ -164,7 +160,7 @@ class Retraining:
             ConfigError: the params are no valid ones, or have changed since the retraining began.
         """
         with ExitStack() as stack:
-            stack.enter_context(self._running())
+            stack.enter_context(running(self.root))
             settings = self.settings()
             if settings is not None and settings.values["operations"].get("deliveries"):
                 # A delivery changes params.yaml and dvc.lock, and so does a retraining.
@@ -193,7 +189,7 @@ class Retraining:
             OperationsError: none has begun.
             BusyError: it is at work.
         """
-        with self._running():
+        with running(self.root):
             self.registry.clone.check()
             began = open_retraining(self.registry.events())
             if began is None:
@@ -401,21 +397,6 @@ class Retraining:
             if name.as_posix() == LOCK or name in ignored or any(name.is_relative_to(out) for out in outs)
         ]
 
-    @contextmanager
-    def _running(self) -> Iterator[None]:
-        """Let one call at a time work on retraining; the lock ends with its process.
-
-        Raises:
-            BusyError: another one is at work.
-        """
-        folder = Path(git(self.root, "rev-parse", "--path-format=absolute", "--git-common-dir").strip())
-        with (folder / "ace-retraining.lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise BusyError("a retraining is at work") from None
-            yield
-
 
 def check_gate_is_that_of_the_log(gate_sha256: str, root: Path) -> None:
     """Refuse to decide by other bounds than those that were written down before the training.
@@ -434,12 +415,6 @@ def check_gate_is_that_of_the_log(gate_sha256: str, root: Path) -> None:
             "model is not held to bounds that were chosen after its training; undo the change, or give the retraining "
             "up: python -m ace retrain abandon --why TEXT"
         )
-
-
-def open_retraining(events: Sequence[Event]) -> Event | None:
-    """Return the event of the retraining that has begun and not ended, if any."""
-    last = next((event for event in reversed(events) if event.kind in (BEGAN, *ENDS)), None)
-    return last if last is not None and last.kind == BEGAN else None
 
 
 def accepted_version(events: Sequence[Event]) -> Version | None:

@@ -1,18 +1,22 @@
 """Tell how far a retraining is, by the event log and its lock: cheap enough to ask every half minute."""
 
 import fcntl
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 from ace.operations.clone import git
+from ace.operations.errors import BusyError
 from ace.operations.events import Event
 
 BEGAN = "retraining_began"
 ACCEPTED, REJECTED, ABANDONED = "retraining_accepted", "rejected", "retraining_abandoned"
 ENDS = (ACCEPTED, REJECTED, ABANDONED)
 """Kinds of events."""
-RETRAINING_LOCK = "ace-retraining.lock"
-"""File below git's common directory that the process at work on a retraining has locked."""
+_LOCK = "ace-retraining.lock"
+_ASK_AGAIN_S = 0.1
 
 
 def open_retraining(events: Sequence[Event]) -> Event | None:
@@ -26,16 +30,39 @@ def last_rejection(events: Sequence[Event]) -> Event | None:
     return next((event for event in reversed(events) if event.kind == REJECTED), None)
 
 
+@contextmanager
+def running(root: Path) -> Iterator[None]:
+    """Let one call at a time work on retraining a clone; the lock ends with its process.
+
+    Raises:
+        BusyError: another one is at work.
+    """
+    with _lock_file(root).open("a") as file:
+        if not _locks(file, fcntl.LOCK_EX):
+            time.sleep(_ASK_AGAIN_S)  # `is_at_work` may have it for a moment
+            if not _locks(file, fcntl.LOCK_EX):
+                raise BusyError("a retraining is at work")
+        yield
+
+
 def is_at_work(root: Path) -> bool:
-    """Tell whether a process works on a retraining of a clone; it is not kept from its work by the question."""
-    folder = Path(git(root, "rev-parse", "--path-format=absolute", "--git-common-dir").strip())
+    """Tell whether a process works on a retraining of a clone; the question keeps no process from it."""
     try:
-        file = (folder / RETRAINING_LOCK).open("rb")
+        file = _lock_file(root).open("rb")
     except FileNotFoundError:
         return False
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # for a moment: it ends with the file
-        except BlockingIOError:
-            return True
-    return False
+        return not _locks(file, fcntl.LOCK_SH)
+
+
+def _lock_file(root: Path) -> Path:
+    return Path(git(root, "rev-parse", "--path-format=absolute", "--git-common-dir").strip()) / _LOCK
+
+
+def _locks(file: IO[Any], kind: int) -> bool:
+    """Lock a file until it is closed, or return False if another process has locked it."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

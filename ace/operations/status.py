@@ -1,4 +1,4 @@
-"""Tell in one screen what the service does, what waits, what is held, refused or rejected, and why; Dagster need not run."""
+"""Tell in one screen what the service does, what waits and what was not accepted, and why; Dagster need not run."""
 
 import json
 import os

@@ -24,7 +24,7 @@ from dagster import (
 )
 from dagster._core.test_utils import create_run_for_test
 
-from ace.operations import incoming, retraining, service
+from ace.operations import incoming, service
 from ace.operations.attempts import Attempts
 from ace.operations.clone import Clone
 from ace.operations.delivery import ATTEMPTS
@@ -32,7 +32,7 @@ from ace.operations.due import look
 from ace.operations.events import LOG, Actor, EventLog
 from ace.operations.incoming import MARKER
 from ace.operations.params import OperationsParams, ScheduleParams
-from ace.operations.registry import Registry
+from ace.operations.retraining_state import BEGAN, REJECTED, running
 from pipelines.service import AGAIN_S, COMMIT, TRAIN_AGAIN, Service, build_service, with_age
 from shards.core.errors import ConfigError
 from tests.ace.operations.service import init_clone
@@ -241,17 +241,16 @@ def test_while_a_training_by_hand_is_at_work_no_delivery_is_asked_for(root: Path
     (root / "incoming" / "March").mkdir()
     (root / "incoming" / "March" / MARKER).touch()
     log, by_anna = EventLog(root / LOG), {"actor": Actor("Anna"), "now": datetime(2026, 11, 30, 12, tzinfo=UTC)}
-    running = retraining.Retraining(Registry(clone=Clone(root), models=root.parent / "served"))._running
-    log.append(retraining.BEGAN, {}, **by_anna)
-    with running():
+    log.append(BEGAN, {}, **by_anna)
+    with running(root):
         assert "the retraining that began 2026-11-30 12:00 UTC is at work" in str(ticks().skip_reason)
-        log.append(retraining.REJECTED, {}, **by_anna)
+        log.append(REJECTED, {}, **by_anna)
         assert ticks.key() is not None  # it has ended
-    log.append(retraining.BEGAN, {}, **by_anna)
+    log.append(BEGAN, {}, **by_anna)
     (root / "incoming" / "April").mkdir()
     (root / "incoming" / "April" / MARKER).touch()
     assert ticks.key() is not None  # it was killed
-    with running():  # which the question of the sensor has not kept from its work
+    with running(root):  # which the question of the sensor has not kept from its work
         pass
 
 

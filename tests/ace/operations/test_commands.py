@@ -13,7 +13,8 @@ import pytest
 
 import ace
 from ace.__main__ import build_parser
-from ace.operations.retraining import REJECTED, Due, Retraining
+from ace.operations.retraining import Due, Retraining
+from ace.operations.retraining_state import REJECTED, running
 from ace.zoo.shipped import find_model
 from shards.cli import run_command
 from tests.ace.operations.service import ANNA, Service, init_clone, write_lock
@@ -165,7 +166,7 @@ def test_a_lineage_leads_back_through_all_stages_to_the_manifest_of_a_delivery(
 def test_a_retraining_that_meets_another_call_ends_with_75_to_be_tried_again(
     accepted: Service, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Retraining(accepted.registry)._running():
+    with running(accepted.root):
         assert main(["retrain", "run", "--automatic"]) == 75
     assert capsys.readouterr().err == "a retraining is at work\n"
     (accepted.root / "params.yaml").write_text("mix: {}\n")

@@ -20,7 +20,8 @@ from ace.operations.deliveries import Deliveries
 from ace.operations.errors import BusyError, OperationsError, StoppedError
 from ace.operations.events import EventLog
 from ace.operations.registry import Registry
-from ace.operations.retraining import Retraining, num_uses, open_retraining
+from ace.operations.retraining import Retraining, num_uses
+from ace.operations.retraining_state import open_retraining
 from ace.operations.service import start, stop
 from ace.pretrain.start import FILES, start_sha256
 from shards.build.stage import build_shards

@@ -13,7 +13,7 @@ import pytest
 
 import ace.operations.deliveries as module
 from ace.__main__ import build_parser
-from ace.operations import retraining
+from ace.operations import retraining_state
 from ace.operations.attempts import Attempts
 from ace.operations.clone import SCHEDULE
 from ace.operations.delivery import ATTEMPTS
@@ -152,11 +152,11 @@ def test_the_screen_says_that_a_retraining_has_not_ended_why_the_last_model_was_
 
     found = shown(capsys)
     assert (found["began"], found["is_training"], found["rejected"], found["published"]) == (None, False, None, None)
-    for end in retraining.ENDS:
-        append(retraining.BEGAN, {})
+    for end in retraining_state.ENDS:
+        append(retraining_state.BEGAN, {})
         append(end, {"sentence": "correspondence is 61 px, above 60"})
         assert shown(capsys)["began"] is None
-    append(retraining.BEGAN, {})
+    append(retraining_state.BEGAN, {})
     head = git(own.root, "rev-parse", "HEAD").strip()
     git(own.root, "update-ref", PUBLISHED, head)
     found = shown(capsys)
@@ -168,7 +168,7 @@ def test_the_screen_says_that_a_retraining_has_not_ended_why_the_last_model_was_
     )
     assert "rejected        2026-12-05 01:00 UTC: correspondence is 61 px, above 60\n" in text
     assert f"published       {head[:12]}\n" in text
-    with retraining.Retraining(own.registry)._running():
+    with retraining_state.running(own.root):
         assert main("ops", "status") == 0
         assert "has not ended: at work\n" in capsys.readouterr().out
 
