@@ -77,7 +77,7 @@ study-full: ## a study with every seed (studies/NAME/*.yaml) and task (tasks.txt
 	  for run in $$runs; do $(MAKE) study RUN="$${run%.yaml}" TASKS="$$tasks" || exit 1; done
 
 test: $(DEV) ## the tests (everything not marked slow), in a process for each core, at most eight
-	@python -m pytest -n logical --maxprocesses 8 --dist loadfile
+	@python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 coverage: $(DEV) ## which lines the tests run, for information; processes that tests start are not counted
 	@python -m pytest --cov=ace --cov=shards --cov=pipelines --cov-report=term:skip-covered

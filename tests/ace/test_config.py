@@ -63,6 +63,7 @@ def error_of(values: dict[str, Any]) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["use smoke", pytest.param("migrate", marks=pytest.mark.slow)])
 def test_a_command_that_changes_the_project_waits_for_another_one(command: str, tmp_path: Path) -> None:
     copy_project(tmp_path)

@@ -241,6 +241,7 @@ def test_an_export_that_does_not_fit_is_refused_before_it_begins(of_a_model: tup
     check_said(answers["refused export"], pattern)
 
 
+@pytest.mark.slow
 def test_an_export_that_fills_the_disk_leaves_nothing(of_a_model: tuple[Disk, dict[str, Any]]) -> None:
     disk, answers = of_a_model
     check_said(answers["export"], full(disk.place, r"about [\d.]+ kB are"))

@@ -84,6 +84,7 @@ def test_one_item_of_a_foreach_family_runs_alone(toy: Path, instance: DagsterIns
     assert ran(toy) == ["shard data/shards/own"]
 
 
+@pytest.mark.slow
 def test_the_items_of_a_family_run_side_by_side(
     toy: Path, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

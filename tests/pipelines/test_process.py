@@ -91,7 +91,7 @@ def test_ending_a_run_ends_dvc_and_the_command_it_runs(
     [
         pytest.param(["SIGTERM"], id="SIGTERM"),
         pytest.param(["SIGINT", "SIGINT"], id="SIGINT-SIGINT", marks=pytest.mark.slow),
-        pytest.param(["SIGKILL"], id="SIGKILL"),
+        pytest.param(["SIGKILL"], id="SIGKILL", marks=pytest.mark.slow),
     ],
 )
 def test_a_command_that_is_deaf_and_has_left_the_session_does_not_outlive_its_step(

@@ -103,6 +103,7 @@ def report(root: Path, instance: DagsterInstance) -> None:
         instance.report_runless_asset_event(event)
 
 
+@pytest.mark.slow
 def test_a_delivery_is_a_source_and_another_manifest_makes_its_shards_stale(
     toy: Path, instance: DagsterInstance
 ) -> None:

@@ -70,6 +70,7 @@ def test_the_same_stages_are_stale_in_dagster_and_in_dvc_after_an_edit_of(
     assert stale_in_dagster(toy, instance) == expected
 
 
+@pytest.mark.slow
 def test_running_a_stage_on_the_command_line_makes_its_consumers_stale(toy: Path, instance: DagsterInstance) -> None:
     report(toy, instance)
     edit(toy / "params.yaml", "count: 3", "count: 4")

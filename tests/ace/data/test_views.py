@@ -213,6 +213,7 @@ def assert_same(first: list[PairBatch | ViewBatch], second: list[PairBatch | Vie
             assert same, name
 
 
+@pytest.mark.slow
 def test_a_resumed_run_and_other_processes_see_the_same_views_and_pairs(index: ShardIndex) -> None:
     augment = AugmentParams.from_params({**OFF, "erase": ERASE}, "augment")
     whole = load(index, "ace_v2", augment=augment)

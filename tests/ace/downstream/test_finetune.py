@@ -149,6 +149,7 @@ def test_a_training_that_is_asked_to_stop_goes_on_to_the_same_answers(
     assert_same(tmp_path, whole)
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_answers(project: Path, tmp_path: Path, whole: Path) -> None:
     for name in ("shards", "models"):
         (tmp_path / name).symlink_to(project / name)

@@ -77,6 +77,7 @@ def test_an_undisturbed_training_learns_and_keeps_its_best_checkpoint(whole: Pat
     assert max(scores, key=scores.__getitem__) in saved_steps(whole)
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_bits(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     for step in (4, 17):

@@ -23,6 +23,7 @@ def draw(project: Path, out: Path, evaluate: dict | None = None) -> None:
     explore(params, encoders_of(project), paths_in(project), out)
 
 
+@pytest.mark.slow
 def test_the_same_page_on_every_run(explorer: Path, evaluated_project: Path, tmp_path: Path) -> None:
     draw(evaluated_project, tmp_path / "again.html")
     assert (tmp_path / "again.html").read_bytes() == explorer.read_bytes()

@@ -64,7 +64,9 @@ class Exported:
 
 
 # Each takes the exporter four seconds.
-@pytest.fixture(scope="module", params=["vit", "swin", pytest.param("convnext", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module", params=["vit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("swin", "convnext"))]
+)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     kind, root = request.param, tmp_path_factory.mktemp("onnx")
     is_vit = kind == "vit"

@@ -427,6 +427,7 @@ def fail_once(service: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
             service.run()
 
 
+@pytest.mark.slow
 def test_the_next_incumbent_takes_the_place_of_the_one_before(service: Trained) -> None:
     service.run()
     for name in (SECOND, "clinic-b002"):
@@ -442,6 +443,7 @@ def test_the_next_incumbent_takes_the_place_of_the_one_before(service: Trained) 
     assert git(service.root, "log", "-2", "--format=%s").splitlines()[-1] == "v2 is the incumbent"
 
 
+@pytest.mark.slow
 def test_other_bytes_in_the_incumbents_folder_are_replaced_before_they_are_pinned(
     service: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -466,6 +468,7 @@ def test_other_bytes_in_the_incumbents_folder_are_replaced_before_they_are_pinne
     assert incumbent_module.first_difference(folder, version.files) is None
 
 
+@pytest.mark.slow
 def test_training_starts_with_the_incumbents_weights_while_the_params_say_so(service: Trained) -> None:
     service.edit('"min_new_images": 5', '"min_new_images": 5, "start": "incumbent"')
     service.run()
@@ -483,6 +486,7 @@ def test_training_starts_with_the_incumbents_weights_while_the_params_say_so(ser
     assert (pretrain.get("start_from"), pretrain.get("start_from_sha256")) == (None, None)
 
 
+@pytest.mark.slow
 def test_nobody_else_changes_the_batches_while_the_incumbent_is_entered(
     service: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -628,6 +632,7 @@ def test_a_persons_new_file_is_not_committed_with_the_figures(service: Trained) 
     assert "?? metrics/notes.txt" in git(service.root, "status", "--porcelain").splitlines()
 
 
+@pytest.mark.slow
 def test_an_incumbent_that_is_changed_while_a_model_is_measured_decides_nothing(
     service: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -715,6 +720,7 @@ def test_a_decision_by_another_gate_is_not_taken(service: Trained, monkeypatch: 
     assert service.kinds == ["retraining_began"]
 
 
+@pytest.mark.slow
 def test_a_model_that_was_rolled_back_and_is_made_again_later_is_promoted_again(service: Trained) -> None:
     service.run()
     service.mix(SECOND)

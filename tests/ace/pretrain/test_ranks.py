@@ -54,6 +54,7 @@ def test_batch_statistics_are_refused_wherever_a_step_is_taken_in_parts(
     check_statistics(build_backbone(vit.backbone, tiny_grid().spec), vit, world_size)
 
 
+@pytest.mark.slow
 def test_two_processes_refuse_a_backbone_with_batch_norm(noise_shards: Path, tmp_path: Path) -> None:
     processes = start_run(noise_shards, tmp_path, num_ranks=2, backbone=backbone_of("resnet18", RESNET))
     for said in finish(processes, 2):

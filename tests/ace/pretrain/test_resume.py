@@ -48,7 +48,7 @@ def finished(noise_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> di
         pytest.param(1, {"checkpoint_every_s": 0}, marks=pytest.mark.slow),
         (1, {"checkpoint_every_s": 0.05}),
         pytest.param(1, {"checkpoint_every_s": 0, "num_workers": 1}, marks=pytest.mark.slow),
-        (2, {"checkpoint_every_s": 0}),
+        pytest.param(2, {"checkpoint_every_s": 0}, marks=pytest.mark.slow),
         pytest.param(2, {"checkpoint_every_s": 0.05}, marks=pytest.mark.slow),
     ],
     ids=["every step", "now and then", "loader process", "two processes", "two processes, now and then"],
@@ -83,7 +83,7 @@ def test_a_run_killed_at_random_steps_ends_with_the_same_weights(
     ("number", "num_ranks", "num_workers"),
     [
         (signal.SIGTERM, 1, 1),
-        (signal.SIGTERM, 2, 0),
+        pytest.param(signal.SIGTERM, 2, 0, marks=pytest.mark.slow),
         pytest.param(signal.SIGUSR1, 1, 1, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, 2, 1, marks=pytest.mark.slow),
     ],

@@ -67,6 +67,7 @@ def has_loader(group: int) -> bool:
     return any(b"spawn_main" in command for command in commands)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_training_whose_loader_gives_nothing_saves_and_ends_at_a_signal(
     number: signal.Signals, noise_shards: Path, tmp_path: Path

@@ -218,7 +218,10 @@ whitening._pairs = slow
 """
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, EXIT_CODE), (signal.SIGKILL, -signal.SIGKILL)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [pytest.param(signal.SIGTERM, EXIT_CODE, marks=pytest.mark.slow), (signal.SIGKILL, -signal.SIGKILL)],
+)
 def test_a_run_that_ends_while_the_map_is_fitted_goes_on_to_the_same_model(
     finished: Path, noise_shards: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:

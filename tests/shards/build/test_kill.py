@@ -59,7 +59,7 @@ def whole(source: PhantomSourceParams, tmp_path_factory: pytest.TempPathFactory)
             lambda scratch, out: bool(list(scratch.rglob("*.lock"))), id="at the start", marks=pytest.mark.slow
         ),
         pytest.param(lambda scratch, out: num_finished(scratch) >= 1, id="after one tar", marks=pytest.mark.slow),
-        pytest.param(lambda scratch, out: num_finished(scratch) >= 4, id="after four tars"),
+        pytest.param(lambda scratch, out: num_finished(scratch) >= 4, id="after four tars", marks=pytest.mark.slow),
         pytest.param(lambda scratch, out: out.with_name(f".{out.name}.tmp").exists(), id="while publishing"),
     ],
 )

@@ -171,7 +171,8 @@ def test_the_fingerprint_depends_on_every_parameter() -> None:
     assert len({fingerprint(params) for params in [PARAMS, *changed]}) == 4
 
 
-@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [1, 2])
 def test_a_killed_run_goes_on_and_leaves_the_same_bytes(
     num_workers: int, few: Path, tmp_path: Path, scratch: Path
 ) -> None:

@@ -261,6 +261,7 @@ def test_a_picture_that_may_show_a_name_is_shown_nowhere(
         assert (np.asarray(sheet) == 255 - 90).all(axis=2).sum() < 192**2 / 2
 
 
+@pytest.mark.slow
 def test_builds_with_one_and_two_workers_are_byte_identical(planted: RegisteredSourceParams, tmp_path: Path) -> None:
     build(planted, tmp_path / "a", num_workers=1)
     build(planted, tmp_path / "b", num_workers=2)

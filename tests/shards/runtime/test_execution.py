@@ -264,7 +264,7 @@ def test_a_set_on_another_disk_needs_room_for_finished_tars_too(
         assert len(ShardIndex.open(full / "out").rows) == 29
 
 
-@pytest.mark.parametrize("max_bytes", [20_000, 100_000])
+@pytest.mark.parametrize("max_bytes", [20_000, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_a_full_disk_leaves_no_half_file_and_what_was_finished_is_used_again(
     max_bytes: int, tmp_path: Path, scratch: Path
 ) -> None:

@@ -220,6 +220,7 @@ def test_the_published_train_table_has_its_exact_counts(entries: dict[str, Chexp
     assert in_batches == [89_484, 92_953, 40_977]
 
 
+@pytest.mark.slow
 def test_no_finding_goes_with_support_devices_alone(entries: dict[str, ChexpertRow]) -> None:
     beside = Counter(
         tuple(name for name, value in entry.labels.items() if value == 1 and name != "No Finding")

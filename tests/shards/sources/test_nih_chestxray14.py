@@ -202,6 +202,7 @@ def entries(published: Callable[[str], Path]) -> dict[str, NihRow]:
     return read_entries(published("Data_Entry_2017_v2020.csv.gz"))
 
 
+@pytest.mark.slow
 def test_the_published_table_has_its_exact_counts(entries: dict[str, NihRow], published: Callable[[str], Path]) -> None:
     table = published("Data_Entry_2017_v2020.csv.gz")
     values = list(entries.values())

@@ -266,6 +266,7 @@ def test_the_published_labels_have_their_exact_counts(
     assert sum(num_rows[key] for key, labels in distinct.items() if set(labels.values()) == {None}) == 103 + 777
 
 
+@pytest.mark.slow
 def test_what_the_docstring_says_of_the_published_table_holds(columns: list[tuple[str, ...]]) -> None:
     assert all(image.endswith(".png") and image.startswith(study) for image, study, *_ in columns)
     assert Counter(row[4] for row in columns) == {"RNN_model": 121_808, "Physician": 39_053}
@@ -300,6 +301,7 @@ def test_the_published_headers_have_their_exact_counts(published: Callable[[str]
     assert (rows.min(), rows.max(), cols.max()) == (636, 4_280, 4_280)
 
 
+@pytest.mark.slow
 def test_all_known_defects_are_images_of_the_published_table(entries: dict[str, PadchestRow]) -> None:
     assert (len(MISSING), len(DAMAGED)) == (11, 10)
     assert len((MISSING | DAMAGED) & entries.keys()) == 21

@@ -252,6 +252,7 @@ def real_list(published: Callable[[str], Path], folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_real_readings_count_as_published(published: Callable[[str], Path], tmp_path: Path) -> None:
     readings, num_skipped = read_kaggle(real_list(published, tmp_path))
     assert (len(readings), num_skipped) == (15_000, 0)
