@@ -57,6 +57,8 @@ def add_registry_commands(models: argparse.ArgumentParser) -> None:
     add_version(command)
     add_why_option(command)
 
+    add("restore", restore, "bring lost folders of accepted models back, from DVC's cache")
+
     add_why_option(add_decision("hold", hold, "hold retraining and automatic promotion"))
     add_why_option(add_decision("release", release, "end a hold"))
 
@@ -223,6 +225,18 @@ def rollback(arguments: argparse.Namespace) -> None:
     registry = registry_of(arguments)
     version = registry.rollback(arguments.version, actor_of(registry, arguments), arguments.why)
     print(f"{version.name} is the accepted model again, and serves")
+
+
+def restore(arguments: argparse.Namespace) -> None:
+    """Bring back the folders of models that were accepted, where they are lost, and let the accepted one serve.
+
+    It decides nothing: the event log says which versions these are. Their bytes come from DVC's cache: `dvc fetch
+    --all-commits models/ace` brings them there.
+    """
+    registry = registry_of(arguments)
+    for version in registry.restore():
+        print(f"{version.name} is back in {registry.models / version.name}")
+    print(f"{registry.served} serves" if registry.served else "no model was accepted yet")
 
 
 def hold(arguments: argparse.Namespace) -> None:

@@ -111,7 +111,8 @@ class Registry:
             files = self.files(version)
             if last is None or last.facts["version"] != version.number:
                 self._decide(PROMOTED, self._facts(version, last), actor)
-            self._serve(version, files)
+            self._bring(version, files)
+            self._serve(version)
             return version
 
     def rollback(self, number: int, actor: Actor, why: str) -> Version:
@@ -137,8 +138,32 @@ class Registry:
             files = self.files(version)
             if not is_accepted:
                 self._decide(ROLLED_BACK, {**self._facts(version, last), "why": why}, actor)
-            self._serve(version, files)
+            self._bring(version, files)
+            self._serve(version)
             return version
+
+    def restore(self) -> list[Version]:
+        """Bring back the folders of models that were accepted, where they are lost, and let the accepted one serve.
+
+        Nothing is decided: the log says which versions these are, and their bytes come from DVC's cache.
+
+        Returns:
+            The versions whose folders were lost.
+
+        Raises:
+            OperationsError: the log or the bytes of a version are not as they must be.
+        """
+        with self.clone.locked(LOCK):
+            events = self.events()
+            self.models.mkdir(parents=True, exist_ok=True)
+            numbers = [event.facts["version"] for event in history.acceptances(events)]
+            versions = [history.find_version(events, number) for number in dict.fromkeys(numbers)]
+            lost = [version for version in versions if not (self.models / version.name).exists()]
+            for version in lost:
+                self._bring(version, self.files(version))
+            if numbers:
+                self._serve(history.find_version(events, numbers[-1]))
+            return lost
 
     def hold(self, actor: Actor, why: str) -> Event:
         """Hold retraining, and return the hold: the one that is set already, or else a new one."""
@@ -192,10 +217,13 @@ class Registry:
         self.log.append(kind, facts, actor=actor, now=self.clock(), files=files)
         write_missing_tags(self.root, self.events())
 
-    def _serve(self, version: Version, files: Mapping[str, Path]) -> None:
+    def _bring(self, version: Version, files: Mapping[str, Path]) -> None:
+        """Make a version's folder, or finish it."""
         folder = self.models / version.name
         if not folder.exists():
             export(files, version.files, folder)
         close(folder)
+
+    def _serve(self, version: Version) -> None:
         if self.served != version.name:
             replace_symlink(self.models / ACCEPTED, version.name)

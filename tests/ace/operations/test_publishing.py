@@ -76,13 +76,15 @@ def dvc(root: Path, *arguments: str) -> str:
     return subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("published")
+def make_published(folder: Path, remote: str) -> Published:
+    """Make a service with two accepted versions, of which nothing is published.
+
+    Args:
+        folder: A folder for all of it.
+        remote: URL of DVC's remote as its configuration has it, which leads to `folder/remote`.
+    """
     service = make_service(folder)
-    (service.root / ".dvc/config").write_text(
-        "[core]\n    remote = store\n['remote \"store\"']\n    url = ../../remote\n"
-    )
+    (service.root / ".dvc/config").write_text(f"[core]\n    remote = store\n['remote \"store\"']\n    url = {remote}\n")
     (service.root / ".dvcignore").touch()
     (service.root / "dvc.yaml").write_text(DVC)
     git(service.root, "config", "remote.origin.url", "../origin.git")
@@ -93,6 +95,13 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for text in ("one", "two"):
         made.train(text)
         service.registry.promote(ANNA)
+    return made
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("published")
+    make_published(folder, remote="../../remote")
     return folder
 
 
