@@ -124,7 +124,9 @@ def test_publishing_brings_data_branch_tags_and_the_event_log_and_once_more_noth
     assert models <= made.at_remote
     assert lines[0] == "committed registry/events.jsonl"
     before = made.head, made.at_origin, made.at_remote
-    assert made.publish()[0] == "data: 0 files pushed, and all are at DVC's remote"
+    data, commits = made.publish()
+    assert data == "data: 0 files pushed, and all are at DVC's remote"
+    assert commits.startswith("commits: 0 new commits; ")
     assert (made.head, made.at_origin, made.at_remote) == before
     assert first_problem(made.service.registry) is None
 

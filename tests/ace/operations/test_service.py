@@ -5,6 +5,7 @@ import os
 import subprocess
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ace.operations.delivery import ATTEMPTS
 from ace.operations.publishing import PUBLISHED
 from ace.operations.repro import RWLOCK
 from ace.operations.service import stopped
+from ace.operations.status import NUM_REFUSED
 from shards.cli import run_command
 from tests.ace.operations.delivered import (
     MEASURED,
@@ -171,6 +173,31 @@ def test_the_screen_says_that_a_retraining_has_not_ended_why_the_last_model_was_
     with retraining_state.running(own.root):
         assert main("ops", "status") == 0
         assert "has not ended: at work\n" in capsys.readouterr().out
+
+
+def test_new_images_are_those_of_batches_that_the_accepted_version_was_not_trained_with(
+    own: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert shown(capsys)["new_images"] == {}
+    (own.root / "params.yaml").write_text("mix: {a-b000: {weight: 1.0}, b-b000: {weight: 1.0}, c-b000: {weight: 0}}\n")
+    git(own.root, "commit", "--quiet", "--all", "-m", "a delivery was accepted")
+    assert shown(capsys)["new_images"] == {"b-b000": None}
+
+
+def test_of_many_refused_deliveries_the_screen_names_the_last(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = deliveries_of(project)
+    (refused,) = [delivery for delivery in found.taken() if delivery.state == "refused"]
+    many = [replace(refused, name=f"clinic-b{number:03}") for number in range(100, 100 + NUM_REFUSED + 2)]
+    monkeypatch.setattr(type(found), "taken", lambda _: many)
+    monkeypatch.chdir(project)
+    assert main("ops", "status") == 0
+    text = capsys.readouterr().out
+    assert [line.split()[1] for line in text.splitlines() if line.startswith("refused")] == [
+        f"{delivery.name}:" for delivery in many[-NUM_REFUSED:]
+    ]
+    assert f"0 accepted, {len(many)} refused" in text
 
 
 def test_the_screen_of_a_clone_without_any_event_says_so(
