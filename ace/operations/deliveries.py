@@ -254,7 +254,7 @@ class Deliveries:
         delivery = self._find(name)
         decision = delivery.decision
         if decision is not None and not delivery.is_logged:
-            log_decision(delivery, decision, self.clone.root)
+            log_decision(delivery, decision, self.clone.root, self.settings.legal_basis)
         return delivery.outcome
 
     def _advance(self, delivery: Delivery) -> None:

@@ -8,10 +8,13 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from ace.models.folder import CONFIG
+from ace.operations import history
 from ace.operations.clone import git
+from ace.operations.events import Event
 from ace.operations.history import Version
 from ace.operations.model_files import read_lock
 from ace.operations.registry import Registry
+from ace.operations.retraining_state import open_retraining
 from shards.format.layout import BATCHES
 
 _ENVIRONMENT = ("versions", "device", "num_processes", "steps", "start_from", "commit", "code", "source")
@@ -28,7 +31,8 @@ def trace(registry: Registry, version: Version) -> dict[str, Any]:
     Returns:
         As JSON has it: `version`, `registered`, `commit`, `model` with the sha256 of each file, `stages` from the first
         to the one that made the model, each with its params and the md5 of each input, `batches` with the hashes of
-        their files and manifests, and `environment`.
+        their files and manifests and the legal basis that their delivery came with, `environment`, and `hardware`: the
+        machine on which its retraining began, None for a model that a person trained.
 
     Raises:
         OperationsError: the commit or the model's bytes are not there.
@@ -38,14 +42,17 @@ def trace(registry: Registry, version: Version) -> dict[str, Any]:
     names = list(dict.fromkeys(_upstream(producers[version.model.path], stages, producers)))
     config = json.loads(registry.files(version)[CONFIG].read_text(encoding="utf-8"))
     event = version.event
+    before = [other for other in registry.events() if other.sequence < event.sequence]
+    began = open_retraining(before)
     return {
         "version": version.name,
         "registered": {"time": event.time.isoformat(), "who": event.who, "automatic": event.automatic},
         "commit": version.commit,
         "model": {"path": version.model.path, "md5": version.model.md5, "sha256": dict(version.files)},
         "stages": [_stage(name, stages[name], producers) for name in names],
-        "batches": dict(_batches(registry, version, (stages[name] for name in names))),
+        "batches": dict(_batches(registry, version, (stages[name] for name in names), history.deliveries(before))),
         "environment": {name: config[name] for name in _ENVIRONMENT if name in config},
+        "hardware": None if began is None else began.facts.get("hardware"),
     }
 
 
@@ -68,20 +75,22 @@ def _stage(name: str, stage: Mapping[str, Any], producers: Mapping[str, str]) ->
 
 
 def _batches(
-    registry: Registry, version: Version, stages: Iterator[Mapping[str, Any]]
+    registry: Registry, version: Version, stages: Iterator[Mapping[str, Any]], deliveries: Mapping[str, Event]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     prefix = f"{BATCHES.as_posix()}/"
     for path in sorted({dep["path"] for stage in stages for dep in stage.get("deps", ())}):
         if path.startswith(prefix):
             text = git(registry.root, "show", f"{version.commit}:{path}")
             source = YAML(typ="safe", pure=True).load(text)["source"]
+            name = path.removeprefix(prefix).removesuffix(".yaml")
             yield (
-                path.removeprefix(prefix).removesuffix(".yaml"),
+                name,
                 {
                     "file_sha256": hashlib.sha256(text.encode()).hexdigest(),
                     "source": source["kind"],
                     "manifest": source["dep"],
                     "manifest_sha256": source.get("dep_sha256"),
+                    "legal_basis": deliveries[name].facts.get("legal_basis") if name in deliveries else None,
                 },
             )
 
@@ -105,7 +114,11 @@ def trace_text(traced: Mapping[str, Any]) -> str:
         hashed = batch["manifest_sha256"] or "none: a stage makes the images"
         lines += [f"  {name}  {batch['source']}  sha256 {batch['file_sha256']}"]
         lines += [f"    manifest {batch['manifest']}  sha256 {hashed}"]
+        lines += [f"    legal basis: {batch['legal_basis']}"] if batch["legal_basis"] else []
     lines += ["", "environment"]
     lines += [f"  {name} = {json.dumps(value)}" for name, value in traced["environment"].items()]
+    if traced["hardware"] is not None:
+        lines += ["", "hardware"]
+        lines += [f"  {name} = {json.dumps(value)}" for name, value in traced["hardware"].items()]
     lines += ["", "files of the model"]
     return "\n".join(lines + [f"  {name}  sha256 {sha256}" for name, sha256 in model["sha256"].items()])

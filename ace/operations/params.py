@@ -60,6 +60,9 @@ class DeliveriesParams(Section):
     """Site that gave the patients their ids, for `folder` and `dicom`; None: the name."""
     modality: str | None = Field(default=None, pattern=MODALITY)
     """Kind of pictures, as `chest`, for `folder` and `dicom`; None: that of earlier batches of the site."""
+    legal_basis: str | None = Field(default=None, min_length=1, max_length=200)
+    """What allows these images to be used, as `research consent, form 3`; the event log and a model's lineage have it.
+    It goes where git goes, so it names no patient."""
     weight: float = Field(default=1.0, gt=0)
     """Share in training of an accepted batch: 1 shows each image once per epoch."""
     judge: JudgeParams = JudgeParams()

@@ -22,6 +22,7 @@ from ace.operations.clone import git
 from ace.operations.deliveries import Deliveries
 from ace.operations.errors import BusyError, OperationsError
 from ace.operations.events import LOG, Actor, Event, EventLog
+from ace.operations.hardware import hardware
 from ace.operations.history import Version
 from ace.operations.incumbent import FOLDER, Incumbent, committed_texts, without_pin
 from ace.operations.model_files import recorded_model
@@ -290,6 +291,7 @@ class Retraining:
             "frozen": settings.gate.frozen.fingerprint,
             "incumbent": None if version is None else version.number,
             "batches": {name: sha256_of(self._files_of(name)[0]) for name in settings.trained_batches},
+            "hardware": hardware(),
         }
         return self.registry.log.append(BEGAN, facts, actor=actor, now=self.registry.clock())
 

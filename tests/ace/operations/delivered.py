@@ -44,6 +44,7 @@ operations:
     name: clinic
     labels: labels.csv
     modality: chest
+    legal_basis: research consent, form 3
 """
 DVC = """\
 stages:

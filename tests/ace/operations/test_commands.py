@@ -14,7 +14,7 @@ import pytest
 import ace
 from ace.__main__ import build_parser
 from ace.operations.retraining import Due, Retraining
-from ace.operations.retraining_state import REJECTED, running
+from ace.operations.retraining_state import ACCEPTED, BEGAN, REJECTED, running
 from ace.zoo.shipped import find_model
 from shards.cli import run_command
 from tests.ace.operations.service import ANNA, Service, init_clone, write_lock
@@ -146,7 +146,15 @@ def test_a_lineage_leads_back_through_all_stages_to_the_manifest_of_a_delivery(
     )
     git(accepted.root, "add", "--all")
     git(accepted.root, "commit", "--quiet", "-m", "three")
+    for kind, facts in (
+        ("delivery_accepted", {"batch": "own", "decided": "now", "legal_basis": "research consent, form 3"}),
+        (BEGAN, {"hardware": {"processor": "a fast one", "cores": 8}}),
+    ):
+        accepted.registry.log.append(kind, facts, actor=ANNA, now=accepted.clock())
     assert main(["models", "promote"]) == 0
+    accepted.registry.log.append(ACCEPTED, {}, actor=ANNA, now=accepted.clock())
+    later = {"batch": "own", "decided": "later", "legal_basis": "none"}
+    accepted.registry.log.append("delivery_refused", later, actor=ANNA, now=accepted.clock())
     capsys.readouterr()
     assert main(["models", "lineage", "v3", "--json"]) == 0
     traced = json.loads(capsys.readouterr().out)
@@ -156,11 +164,15 @@ def test_a_lineage_leads_back_through_all_stages_to_the_manifest_of_a_delivery(
     assert traced["stages"][1]["files"] == {"ace/losses": "c.dir"}
     assert traced["stages"][1]["params"] == params
     assert traced["batches"]["own"]["manifest_sha256"] == "abc"
+    assert traced["batches"]["own"]["legal_basis"] == "research consent, form 3", "as it was when v3 was registered"
     assert traced["environment"] == {"versions": {"torch": "2.14.1"}, "device": "cuda"}
+    assert traced["hardware"] == {"processor": "a fast one", "cores": 8}
     assert main(["models", "lineage", "v3"]) == 0
     text = capsys.readouterr().out
     assert "  manifest data/manifests/own.jsonl  sha256 abc\n" in text
     assert '  params.yaml: pretrain = {"epochs": 3}\n' in text
+    assert "    legal basis: research consent, form 3\n" in text
+    assert '  processor = "a fast one"\n' in text
 
 
 def test_a_retraining_that_meets_another_call_ends_with_75_to_be_tried_again(

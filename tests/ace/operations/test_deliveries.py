@@ -117,6 +117,7 @@ def test_the_log_names_the_commit_and_the_bytes_that_show_a_decision(project: Pa
     assert lines_of_log(project) == [("clinic-b001", "accepted", "the checks")]
     (event,) = read_events(project)
     assert event.facts["commit"] == git(project, "rev-parse", "HEAD").strip()
+    assert event.facts["legal_basis"] == "research consent, form 3"
     report = "deliveries/clinic-b001/report.json"
     assert set(event.files) == {"batches/clinic-b001.yaml", "data/manifests/clinic-b001.jsonl", report}
     registry = Registry(clone=Clone(project), models=project.parent / "served")

@@ -19,6 +19,7 @@ from ace.operations.clone import SCHEDULE, Clone
 from ace.operations.deliveries import Deliveries
 from ace.operations.errors import BusyError, OperationsError, StoppedError
 from ace.operations.events import EventLog
+from ace.operations.hardware import hardware
 from ace.operations.registry import Registry
 from ace.operations.retraining import Retraining, num_uses
 from ace.operations.retraining_state import open_retraining
@@ -194,6 +195,7 @@ def test_the_whole_way_pins_the_incumbent_and_leaves_a_clean_clone_whose_log_hol
     assert settings is not None
     assert began.facts["gate_sha256"] == settings.gate_sha256
     assert (began.who, began.automatic, began.facts["incumbent"]) == ("schedule", True, 1)
+    assert began.facts["hardware"] == hardware()
 
 
 def test_promoting_changes_no_file_that_a_stage_depends_on(service: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
