@@ -71,6 +71,9 @@ def add_registry_commands(models: argparse.ArgumentParser) -> None:
     add_version(command)
     command = add("card", card, "print the model card of a version")
     add_version(command, is_needed=False)
+    command.add_argument(
+        "--form", choices=("markdown", "chai"), default="markdown", help="default: markdown, the README of its folder"
+    )
 
     command = add("checkout", checkout, "make a clone as it was when a version was registered")
     add_version(command)
@@ -273,9 +276,21 @@ def lineage(arguments: argparse.Namespace) -> None:
 
 
 def card(arguments: argparse.Namespace) -> None:
-    """Print the model card of a version, after a look at its bytes."""
+    """Print the model card of a version, after a look at its bytes.
+
+    `--form chai` writes the Applied Model Card of the Coalition for Health AI, as XML: with the figures of the
+    version's commit, and with what operations.card of params.yaml states.
+    """
     registry = registry_of(arguments)
-    print(registry.files(_version(registry, arguments))[_CARD].read_text(encoding="utf-8"), end="")
+    version = _version(registry, arguments)
+    if arguments.form == "chai":
+        from ace.operations.chai_card import chai_card
+        from ace.operations.params import read_operations
+        from ace.operations.work_tree import PARAMS
+
+        print(chai_card(registry, version, read_operations(registry.root / PARAMS).card), end="")
+        return
+    print(registry.files(version)[_CARD].read_text(encoding="utf-8"), end="")
 
 
 def checkout(arguments: argparse.Namespace) -> None:

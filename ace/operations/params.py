@@ -40,6 +40,41 @@ class JudgeParams(Section):
     """Images that tell a drift of view, mean, standard deviation and mean picture; fewer tell nothing and pass."""
 
 
+class CardParams(Section):
+    """What a model card says that only its owner knows (section `operations.card`); what is None is not stated."""
+
+    name: str = "ACE encoder"
+    """Name of the model."""
+    developer: str | None = None
+    """Whoever is responsible for it."""
+    contact: str | None = None
+    """Where questions go."""
+    release_stage: str | None = None
+    """As `research`."""
+    availability: str | None = None
+    """Where it may be used."""
+    intended_use: str | None = None
+    """What it is for, and at which point of the work."""
+    users: str | None = None
+    """Who is to use it."""
+    population: str | None = None
+    """Patients for whom it is meant."""
+    out_of_scope: str | None = None
+    """What it is not to be used for."""
+    biases: str | None = None
+    """Known biases and ethical considerations."""
+    risk_level: str | None = None
+    """Level of clinical risk."""
+    bias_mitigation: str | None = None
+    """What was done against biases."""
+    maintenance: str | None = None
+    """How it is watched and maintained."""
+    funding: str | None = None
+    """Who paid for it."""
+    stakeholders: str | None = None
+    """Who was asked while it was developed."""
+
+
 class DeliveriesParams(Section):
     """The way of new images to an accepted batch (section `operations.deliveries`); see docs/operations.md."""
 
@@ -108,6 +143,8 @@ class RetrainingParams(Section):
 class OperationsParams(Section):
     """OperationsParams say what the service does by itself (section `operations`, which may be absent)."""
 
+    card: CardParams = CardParams()
+    """What a model card says that only its owner knows."""
     deliveries: DeliveriesParams | None = None
     """The way of new images to an accepted batch; None: nothing is taken in."""
     schedule: ScheduleParams | None = None
