@@ -56,14 +56,16 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     command.add_argument("--device", default="auto", help="auto, cpu, or one device, as cuda:0; default: auto")
     command.set_defaults(run=embed)
 
-    command = commands.add_parser("export", help="export the encoder to ONNX or timm", description=export.__doc__)
+    command = commands.add_parser(
+        "export", help="export the encoder to ONNX, timm or MONAI", description=export.__doc__
+    )
     add_model_options(command)
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
     command.add_argument(
         "--format",
-        choices=["onnx", "timm"],
+        choices=["onnx", "timm", "monai"],
         required=True,
-        help="onnx for ONNX Runtime; timm for timm and Hugging Face Transformers",
+        help="onnx for ONNX Runtime; timm for timm and Hugging Face Transformers; monai for a MONAI bundle",
     )
     command.add_argument(
         "--tolerance",
@@ -156,7 +158,7 @@ def embed(arguments: argparse.Namespace) -> None:
 
 
 def export(arguments: argparse.Namespace) -> None:
-    """Export the encoder: `onnx` for ONNX Runtime, `timm` for timm and Hugging Face Transformers."""
+    """Export the encoder: `onnx` for ONNX Runtime, `timm` for timm and Hugging Face Transformers, `monai` for MONAI."""
     import ace
 
     model = ace.load(arguments.model, which=arguments.which, device="cpu", normalisation=arguments.normalisation)
@@ -164,6 +166,11 @@ def export(arguments: argparse.Namespace) -> None:
         from ace.inference.timm_folder import export_timm
 
         export_timm(model, arguments.out)
+        print(f"wrote {arguments.out}")
+    elif arguments.format == "monai":
+        from ace.inference.monai_bundle import export_monai
+
+        export_monai(model, arguments.out)
         print(f"wrote {arguments.out}")
     else:
         from ace.inference.onnx import export_onnx

@@ -6,12 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
-from ace.embed.embedder import embedding_of
 from ace.inference.embedder import EmbeddingModel
 from ace.inference.folder import new_folder
-from ace.models.backbone import Backbone
+from ace.inference.traced import EmbeddingAndTokens, traced
 from shards.core.errors import ConfigError
 
 FILE = "model.onnx"
@@ -19,24 +17,10 @@ OPSET = 20
 INPUT, OUTPUTS = "image", ("embedding", "tokens")
 CHECKED_BATCHES = (1, 3)
 """Batch sizes of the comparison; neither is the one that the network is traced with."""
-_TRACED_BATCH = 2
 
 
 class ExportError(ConfigError):
     """The exported network does not compute what the model computes."""
-
-
-class Traced(nn.Module):
-    """The module computes what the ONNX file does."""
-
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Embedding [B, D] and tokens [B, rows, cols, D] of normalised images [B, C, S, S]."""
-        tokens = self.backbone(image)
-        return embedding_of(tokens), tokens
 
 
 @dataclass(frozen=True)
@@ -70,15 +54,16 @@ def export_onnx(model: EmbeddingModel, out: Path, *, tolerance: float) -> Parity
         ExportError: the difference is above the tolerance; nothing is written.
     """
     _check_installed()
-    network = Traced(model.encoder.backbone).eval()
+    network = EmbeddingAndTokens(model.encoder.backbone).eval()
     size = (model.preprocessing.channels, model.preprocessing.crop_px, model.preprocessing.crop_px)
-    example = torch.zeros(_TRACED_BATCH, *size, device=model.encoder.device)
-    shapes = {"image": {0: torch.export.Dim("batch")}}
     with new_folder(out, model.num_bytes) as folder:
-        # Strict: followed as bytecode, `len` of a batch stays a variable; run as Python it would become the number 2.
-        traced = torch.export.export(network, (example,), dynamic_shapes=shapes, strict=True)
         program = torch.onnx.export(
-            traced, input_names=[INPUT], output_names=OUTPUTS, opset_version=OPSET, dynamo=True, verbose=False
+            traced(network, size),
+            input_names=[INPUT],
+            output_names=OUTPUTS,
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
         )
         if program is None:
             raise ExportError("torch's exporter gave no program")
@@ -105,7 +90,7 @@ def _check_installed() -> None:
         ) from None
 
 
-def _max_difference(network: Traced, path: Path, size: tuple[int, int, int]) -> float:
+def _max_difference(network: EmbeddingAndTokens, path: Path, size: tuple[int, int, int]) -> float:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -26,6 +26,7 @@ from tests.support.forked import Forked
 # The exporter follows bytecode and refuses the shape checks that the tests put around the networks, so it runs outside.
 EXPORT = """
 import sys
+import types
 import warnings
 import torch
 from ace.__main__ import build_parser
@@ -44,7 +45,8 @@ torch.onnx.export = remembering
 code = run_command(build_parser(), ["export", "--format", "onnx", "--model", folder, "--out", folder + "-onnx"])
 assert code == 0, folder
 # The same network again, so the program is the one that is there.
-torch.export.export, torch.onnx.export = lambda *_, **__: None, lambda *_, **__: programs[0]
+torch.export.export = lambda *_, **__: types.SimpleNamespace(graph_module=torch.nn.Module())
+torch.onnx.export = lambda *_, **__: programs[0]
 arguments = ["export", "--format", "onnx", "--tolerance", "0", "--model", folder, "--out", refused]
 assert run_command(build_parser(), arguments) == 2
 """
@@ -102,6 +104,11 @@ def test_onnx_runtime_computes_what_the_model_embeds(exported: Exported) -> None
     assert about["ace.whitening"] == ("false" if kind == "vit" else "true")
     assert session.get_inputs()[0].shape == ["batch", channels, CROP_PX, CROP_PX]
     assert [path.name for path in (root / f"{kind}-onnx").iterdir()] == ["model.onnx"]
+
+
+def test_the_file_names_no_path_of_this_machine(exported: Exported) -> None:
+    (path,) = exported.root.rglob("model.onnx")
+    assert str(ROOT).encode() not in path.read_bytes()
 
 
 def test_a_difference_above_the_tolerance_leaves_nothing(exported: Exported) -> None:
