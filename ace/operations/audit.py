@@ -7,8 +7,10 @@ from ace.operations import history
 from ace.operations.clone import git
 from ace.operations.events import LOG, SET_ASIDE, Event, check_lines
 from ace.operations.model_files import first_difference
+from ace.operations.patients import first_unexcluded
 from ace.operations.registry import ACCEPTED, Registry
 from ace.operations.tags import accepted_by_tags, read_tags, tag_heads, tag_name
+from ace.operations.withdrawal_state import withdrawals
 from shards.format.layout import sha256_of
 
 
@@ -27,13 +29,20 @@ def _problems(registry: Registry, events: tuple[Event, ...]) -> Iterator[str]:
     for event in events:
         if event.kind == SET_ASIDE:
             yield from _problems_of_files(registry.log.path.parent, event)
-    deliveries = history.deliveries(events).values()
-    commits = set(git(registry.root, "rev-list", "HEAD").split()) if deliveries else set()
-    for event in deliveries:
+    deliveries, withdrawn = history.deliveries(events).values(), withdrawals(events).values()
+    committed = [*deliveries, *(found.excluded for found in withdrawn if found.excluded is not None)]
+    commits = set(git(registry.root, "rev-list", "HEAD").split()) if committed else set()
+    for event in committed:
         yield from _problems_of_files(registry.root, event)
         commit = event.facts.get("commit")
         if commit is not None and commit not in commits:
             yield f"commit {commit}: not in the history of this branch, and event {event.sequence} names it"
+    unexcluded = first_unexcluded({found.mark for found in withdrawn if found.excluded is not None}, registry.root)
+    if unexcluded is not None:
+        yield (
+            f"{unexcluded}: has images of a patient who has withdrawn, and they are not excluded; give `python -m ace "
+            "withdraw` again for that patient"
+        )
     used = {event.facts["version"] for event in history.acceptances(events)}
     for version in history.versions(events).values():
         folder = registry.models / version.name
