@@ -35,6 +35,11 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add_json(command).add_argument(
         "--pseudonym", metavar="P", help="the patient's pseudonym, as manifests have it, in place of the id on stdin"
     )
+    command.add_argument(
+        "--erase",
+        action="store_true",
+        help="also remove the images: from the shards, DVC's cache and remote, and what was made from them",
+    )
     command.add_argument("--site", metavar="NAME", help="site that gave the id; default: that of all batches")
     command.add_argument(
         "--received", type=_moment, metavar="DATE", help="when the wish came, as 2026-11-30T14:05 (UTC); default: now"
@@ -88,10 +93,16 @@ def withdraw(arguments: argparse.Namespace) -> int:
 
 
 def _withdraw(withdrawals: "Withdrawals", arguments: argparse.Namespace) -> None:
+    from ace.operations.erasure import erase
+
     registry = withdrawals.registry
     received, actor = arguments.received or registry.clock(), registry.clone.actor()
-    for line in withdrawals.withdraw(_patient(arguments), received, actor, _decision(arguments)):
+    patient = _patient(arguments)
+    for line in withdrawals.withdraw(patient, received, actor, _decision(arguments)):
         print(line, flush=True)
+    if arguments.erase:
+        for line in erase(withdrawals, patient, actor):
+            print(line, flush=True)
 
 
 def _settle(withdrawals: "Withdrawals", arguments: argparse.Namespace) -> None:

@@ -1,10 +1,11 @@
 """Check that the log, the tags, the exported models and the deliveries' files are as they were written, and agree."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ace.operations import history
 from ace.operations.clone import git
+from ace.operations.dvc_objects import is_list_of_erased
 from ace.operations.events import LOG, SET_ASIDE, Event, check_lines
 from ace.operations.model_files import first_difference
 from ace.operations.patients import first_unexcluded
@@ -28,12 +29,18 @@ def _problems(registry: Registry, events: tuple[Event, ...]) -> Iterator[str]:
     yield from _problems_of_tags(registry, events)
     for event in events:
         if event.kind == SET_ASIDE:
-            yield from _problems_of_files(registry.log.path.parent, event)
+            yield from _problems_of_files(registry.log.path.parent, event, event.files)
     deliveries, withdrawn = history.deliveries(events).values(), withdrawals(events).values()
-    committed = [*deliveries, *(found.excluded for found in withdrawn if found.excluded is not None)]
+    excluded = [found.excluded for found in withdrawn if found.excluded is not None]
+    erasures = [found.erasing for found in withdrawn if found.erasing is not None]
+    for event in deliveries:
+        yield from _problems_of_files(registry.root, event, _files_since(event, erasures))
+    for event in erasures:
+        lists = {name: sha256 for name, sha256 in event.files.items() if is_list_of_erased(name)}
+        yield from _problems_of_files(registry.root, event, lists)
+    committed = [*deliveries, *excluded, *erasures]
     commits = set(git(registry.root, "rev-list", "HEAD").split()) if committed else set()
     for event in committed:
-        yield from _problems_of_files(registry.root, event)
         commit = event.facts.get("commit")
         if commit is not None and commit not in commits:
             yield f"commit {commit}: not in the history of this branch, and event {event.sequence} names it"
@@ -79,8 +86,17 @@ def _problems_of_tags(registry: Registry, events: tuple[Event, ...]) -> Iterator
         yield f"the tags say that v{accepted_by_tags(registry.root)} is accepted, and the log says v{expected}"
 
 
-def _problems_of_files(folder: Path, event: Event) -> Iterator[str]:
-    for name, sha256 in event.files.items():
+def _files_since(event: Event, erasures: Sequence[Event]) -> dict[str, str]:
+    """Return the files that an event recorded, with the sha256 that later erasures of patients have given them."""
+    files = dict(event.files)
+    for erasure in erasures:
+        if erasure.sequence > event.sequence:
+            files |= {name: erasure.files[name] for name in files if name in erasure.files}
+    return files
+
+
+def _problems_of_files(folder: Path, event: Event, files: Mapping[str, str]) -> Iterator[str]:
+    for name, sha256 in files.items():
         path = folder / name
         if not path.is_file():
             yield f"{path}: missing, and event {event.sequence} names it"

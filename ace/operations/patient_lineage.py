@@ -8,14 +8,15 @@ from pathlib import Path
 from ace.models.folder import CONFIG
 from ace.operations import history
 from ace.operations.clone import git
+from ace.operations.dvc_objects import made_from
 from ace.operations.errors import OperationsError
 from ace.operations.history import Version
 from ace.operations.model_files import batches_of_model, read_lock
 from ace.operations.patients import batches_of, count_images, training_patients
 from ace.operations.registry import Registry
 from ace.operations.work_tree import LOCK
-from shards.delivery.yaml_lines import SHARDS
 from shards.reading.lineage import TRAINING_IMAGES
+from shards.runtime.text import count_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ class PatientTrace:
 
     def to_text(self) -> str:
         """Write it for people."""
-        lines = ["batches", *(f"  {name}  {number} images" for name, number in self.batches.items())]
+        lines = ["batches", *(f"  {name}  {count_of(number, 'image')}" for name, number in self.batches.items())]
         lines += ["", "versions trained with them"]
         for number, how in self.versions.items():
             lines.append(f"  v{number}  {how}{'; exported' if number in self.exported else ''}")
@@ -118,13 +119,4 @@ def _outs_of(root: Path, batches: Collection[str]) -> dict[str, str]:
     """Follow the last commit's dvc.lock from the shards of batches to all that is made from them: path → stage."""
     if not git(root, "ls-tree", "--name-only", "HEAD", "--", LOCK):
         return {}
-    stages = read_lock(root, "HEAD")
-    shard_sets = {SHARDS + name for name in batches}
-    found: dict[str, str] = {}
-    num_found = -1
-    while num_found < len(found):
-        num_found = len(found)
-        for stage, body in stages.items():
-            if not {dep["path"] for dep in body.get("deps", ())}.isdisjoint(shard_sets | found.keys()):
-                found |= {out["path"]: stage for out in body.get("outs", ())}
-    return dict(sorted(found.items()))
+    return made_from(read_lock(root, "HEAD"), batches, through_models=True)

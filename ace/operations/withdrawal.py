@@ -97,6 +97,14 @@ class Withdrawals:
             return patient.pseudonym or ""
         return pseudonym_of(patient.identifier, patient.site, batches_of(self.root))
 
+    def mark(self, pseudonym: str) -> str:
+        """Return what stands for a patient in the log."""
+        return mark_of(pseudonym, identity_key(batches_of(self.root)))
+
+    def of(self, mark: str) -> list[Withdrawal]:
+        """Return the withdrawals of one patient, the oldest first: several, where batches came in between."""
+        return [found for found in self.known().values() if found.mark == mark]
+
     def trace(self, patient: Patient) -> PatientTrace:
         """Find a patient's images and what was made from them; nothing is changed.
 
@@ -104,8 +112,9 @@ class Withdrawals:
             OperationsError: nothing has images of the patient, or as `pseudonym`.
             SourceError: a manifest is missing or damaged.
         """
-        found = trace_patient(self.registry, self.pseudonym(patient))
-        if not found:
+        pseudonym = self.pseudonym(patient)
+        found = trace_patient(self.registry, pseudonym)
+        if not found and not self.of(self.mark(pseudonym)):
             raise OperationsError(
                 "no batch has images of this patient, and no version was trained with any; compare the id with the "
                 "site's own list, letter by letter and with leading zeros"
@@ -132,9 +141,9 @@ class Withdrawals:
                 last commit has it.
             SourceError: a manifest or a list of excluded images is not as it must be.
         """
-        with self._deciding():
+        with self.deciding():
             pseudonym, trace = self.pseudonym(patient), self.trace(patient)
-            mark = mark_of(pseudonym, identity_key(batches_of(self.root)))
+            mark = self.mark(pseudonym)
             if received > self.registry.clock():
                 raise OperationsError(f"--received {received.isoformat()} is in the future")
             found = self._new(trace, mark)
@@ -143,18 +152,15 @@ class Withdrawals:
                 facts = {"patient": mark, "received": received.isoformat(), **found}
                 event = self.registry.log.append(RECEIVED, facts, actor=actor, now=self.registry.clock())
                 yield f"withdrawal {event.sequence}: received {received:%Y-%m-%d %H:%M} UTC"
-            for withdrawal in self.known().values():
-                if withdrawal.mark == mark and not self._is_excluded(withdrawal, pseudonym):
+            for withdrawal in self.of(mark):
+                if not self._is_excluded(withdrawal, pseudonym, trace):
                     yield self._exclude(withdrawal, pseudonym, actor)
             if decision is not None:
-                yield from self._settle(
-                    [found for found in self.known().values() if found.mark == mark], decision, actor
-                )
+                yield from self._settle(self.of(mark), decision, actor)
             self._complete(actor)
             events = self.registry.events()
-            for withdrawal in self.known().values():
-                if withdrawal.mark == mark:
-                    yield from _left(withdrawal, events)
+            for withdrawal in self.of(mark):
+                yield from _left(withdrawal, events)
 
     def settle(self, number: int, decision: Decision, actor: Actor) -> Iterator[str]:
         """Say what becomes of models that were trained with a patient who has withdrawn.
@@ -199,7 +205,7 @@ class Withdrawals:
             yield f"withdrawal {withdrawal.number}: {decision.action} {names}: {decision.why}"
 
     @contextmanager
-    def _deciding(self) -> Iterator[None]:
+    def deciding(self) -> Iterator[None]:
         """Let nothing train, take in deliveries or decide about models meanwhile."""
         with ExitStack() as stack:
             stack.enter_context(running(self.root))
@@ -216,8 +222,8 @@ class Withdrawals:
 
     def _new(self, trace: PatientTrace, mark: str) -> dict[str, object] | None:
         """Return what the log does not name yet of what a withdrawal affects; None if there is nothing."""
-        earlier = [found for found in self.known().values() if found.mark == mark]
-        named = {name for found in earlier for name in found.batches}
+        earlier = self.of(mark)
+        named = {name for found in earlier if found.erased is None for name in found.batches}
         decided = {number for found in earlier for number in found.versions}
         batches = {name: number for name, number in trace.batches.items() if name not in named}
         versions = [number for number in trace.versions if number not in decided]
@@ -225,9 +231,9 @@ class Withdrawals:
             return None
         return {"batches": batches, "versions": versions, "outs": list(trace.outs)}
 
-    def _is_excluded(self, withdrawal: Withdrawal, pseudonym: str) -> bool:
-        """Tell whether the images are excluded and the log says so; somebody may have undone it since."""
-        lists = [list_path(name, self.root) for name in self._batches(withdrawal)]
+    def _is_excluded(self, withdrawal: Withdrawal, pseudonym: str, trace: PatientTrace) -> bool:
+        """Tell whether the images that there are are excluded and the log says so; somebody may have undone it."""
+        lists = [list_path(name, self.root) for name in withdrawal.batches if name in trace.batches]
         return withdrawal.excluded is not None and all(
             path.is_file() and pseudonym in parse_list(path.read_text(encoding="utf-8")).patients for path in lists
         )

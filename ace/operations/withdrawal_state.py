@@ -10,6 +10,7 @@ from ace.operations.events import Actor, Event, EventLog
 
 RECEIVED, EXCLUDED, SETTLED = "withdrawal_received", "withdrawal_excluded", "withdrawal_settled"
 COMPLETED = "withdrawal_completed"
+ERASING, ERASED = "erasure_began", "erasure_completed"
 """Kinds of events."""
 Action = Literal["retire", "retrain", "keep"]
 
@@ -24,13 +25,17 @@ class Withdrawal:
             that were trained with them) and `outs` (paths that the last commit's dvc.lock makes from these batches).
         excluded: The event that says that nothing reads the images any more; None before.
         decisions: Number of a version → the last event that says what becomes of it.
+        erasing: The event that names what is erased, and the files that have other bytes since; None before.
+        erased: The event that says that it is done, and what is left; None before.
         completed: The event after which nothing was left to do; None before.
     """
 
     received: Event
     excluded: Event | None
     decisions: Mapping[int, Event]
-    completed: Event | None
+    erasing: Event | None = None
+    erased: Event | None = None
+    completed: Event | None = None
 
     @property
     def number(self) -> int:
@@ -83,6 +88,8 @@ class Withdrawal:
         found = []
         if self.excluded is None:
             found.append("the images are not excluded everywhere: give the same command again")
+        if self.erasing is not None and self.erased is None:
+            found.append("the erasure is not finished: give the same command again")
         if self.undecided:
             names = ", ".join(f"v{number}" for number in self.undecided)
             found.append(f"say what becomes of {names}: python -m ace withdraw --settle {self.number} --action …")
@@ -101,12 +108,16 @@ def withdrawals(events: Sequence[Event]) -> dict[int, Withdrawal]:
     for event in events:
         number = int(event.facts.get("withdrawal", 0))
         if event.kind == RECEIVED:
-            found[event.sequence] = Withdrawal(received=event, excluded=None, decisions={}, completed=None)
+            found[event.sequence] = Withdrawal(received=event, excluded=None, decisions={})
         elif event.kind == EXCLUDED:
             found[number] = replace(found[number], excluded=event)
         elif event.kind == SETTLED:
             decided = dict.fromkeys(event.facts["versions"], event)
             found[number] = replace(found[number], decisions={**found[number].decisions, **decided})
+        elif event.kind == ERASING:
+            found[number] = replace(found[number], erasing=event)
+        elif event.kind == ERASED:
+            found[number] = replace(found[number], erased=event)
         elif event.kind == COMPLETED:
             found[number] = replace(found[number], completed=event)
     return found

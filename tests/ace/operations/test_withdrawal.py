@@ -323,6 +323,7 @@ def test_a_retired_version_is_accepted_no_more_and_the_withdrawal_waits_for_anot
     assert first_problem(clinic.registry) is None
 
 
+@pytest.mark.slow
 def test_a_model_that_was_trained_with_a_withdrawn_patient_is_not_registered(clinic: Clinic) -> None:
     one, other = clinic.patients("train")[:2]
     withdraw(clinic, one)
@@ -453,3 +454,17 @@ def test_images_that_are_delivered_after_a_withdrawal_are_excluded_with_their_ac
     assert read_exclusion(name, clinic.root).keys == {own}
     assert read_exclusion(name, clinic.root).patients == {clinic.pseudonym(patient)}
     assert first_problem(clinic.registry) is None
+
+
+def test_a_withdrawal_that_was_killed_is_not_complete_whatever_is_decided_meanwhile(
+    clinic: Clinic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient = clinic.patients("test")[0]
+    with monkeypatch.context() as patch:
+        die_at(("append", "withdrawal_received"), patch, is_before=False)
+        with pytest.raises(KeyboardInterrupt):
+            withdraw(clinic, patient)
+    clinic.registry.promote(ANNA)
+    assert clinic.kinds == ["withdrawal_received"]
+    (todo,) = read_status(clinic.root, clinic.models, None).withdrawals.values()
+    assert todo == ["the images are not excluded everywhere: give the same command again"]

@@ -19,6 +19,7 @@ from shards.delivery.batches import read_batch
 from shards.delivery.manifest import iterate_manifest
 from shards.delivery.project import Project
 from shards.delivery.register import register_batch
+from shards.format.layout import sha256_of
 from shards.reading.reader import ShardIndex
 from shards.runtime.scratch import SCRATCH_VARIABLE
 from shards.sources.datasets.folder import FolderSource
@@ -71,6 +72,7 @@ import json
 from pathlib import Path
 from ruamel.yaml import YAML
 from shards.reading.lineage import write_lineage
+from shards.format.layout import sha256_of
 from shards.reading.reader import ShardIndex
 
 mix = YAML(typ="safe", pure=True).load(Path("params.yaml"))["mix"]
@@ -110,6 +112,9 @@ class Clinic:
 
     def index(self, name: str) -> ShardIndex:
         return ShardIndex.open(self.root / "data/shards" / name)
+
+    def fingerprint(self, name: str) -> str:
+        return sha256_of(self.root / "data/shards" / name / "index.json")
 
     def train(self, text: str) -> None:
         """Run what is stale, and commit it."""
@@ -214,3 +219,26 @@ def copy_clinic(template: Path, folder: Path, patch: pytest.MonkeyPatch) -> Clin
     shutil.copytree(template, folder, symlinks=True)
     set_environment(folder, patch)
     return Clinic(folder / "project", folder / "served")
+
+
+def rebuild(stage: str, root: Path, log: Path) -> str | None:
+    """Do what `dvc repro -s STAGE` does, with the shards built in this process."""
+    name = stage.removeprefix("shard@")
+    if stage in stale(root):
+        shutil.rmtree(root / "data/shards" / name, ignore_errors=True)
+        build(root, name)
+        dvc(root, "commit", "--quiet", "--force", stage)
+    return None
+
+
+def add_stores(clinic: Clinic) -> None:
+    """Give the service a remote of DVC's and an `origin`, and commit that."""
+    folder = clinic.root.parent
+    (folder / "remote").mkdir()
+    (clinic.root / ".dvc/config").write_text(
+        "[core]\n    analytics = false\n    remote = store\n['remote \"store\"']\n    url = ../../remote\n"
+    )
+    git(folder, "init", "--quiet", "--bare", "--initial-branch", "service", "origin.git")
+    git(clinic.root, "config", "remote.origin.url", "../origin.git")
+    git(clinic.root, "config", "remote.origin.fetch", "+refs/heads/*:refs/remotes/origin/*")
+    clinic.commit("the remotes")
