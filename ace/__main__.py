@@ -16,6 +16,7 @@ from ace.commands import (
     retraining,
     study,
     training,
+    withdrawal,
 )
 from shards.cli import run_command
 
@@ -36,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
         deliveries,
         retraining,
         ops,
+        withdrawal,
         config,
     ):
         module.add_commands(commands)

@@ -312,13 +312,19 @@ def audit(arguments: argparse.Namespace) -> int:
     Exit code 1, and the first thing that is wrong, if one is not.
     """
     from ace.operations.audit import first_problem
+    from ace.operations.withdrawal_state import withdrawals
 
     registry = registry_of(arguments)
     problem = first_problem(registry)
     if problem is not None:
         print(problem, file=sys.stderr)
         return 1
-    print(f"OK: {len(registry.events())} events, their tags and the bytes that they name")
+    events = registry.events()
+    print(f"OK: {len(events)} events, their tags and the bytes that they name")
+    for withdrawal in withdrawals(events).values():
+        if withdrawal.erasing is not None:
+            names = ", ".join(withdrawal.erasing.facts["batches"])
+            print(f"erased by event {withdrawal.erasing.sequence}: earlier shards of {names}, and what showed them")
     return 0
 
 

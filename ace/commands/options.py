@@ -34,10 +34,10 @@ def add_branch_option(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_why_option(command: argparse.ArgumentParser) -> None:
+def add_why_option(command: argparse.ArgumentParser, *, is_required: bool = True) -> None:
     """Add the reason of a decision, which has to say something."""
     command.add_argument(
-        "--why", type=_reason, required=True, metavar="TEXT", help="the reason, for whoever reads the log later"
+        "--why", type=_reason, required=is_required, metavar="TEXT", help="the reason, for whoever reads the log later"
     )
 
 

@@ -28,16 +28,20 @@ from ace.operations.events import Actor
 from ace.operations.incoming import Arriving, arriving, check_tree, shown
 from ace.operations.judge import Finding, judge
 from ace.operations.params import DeliveriesParams, read_operations
+from ace.operations.patients import batches_of, find_marked, identity_key
 from ace.operations.repro import repro
 from ace.operations.service import refuse_when_stopped
 from ace.operations.tags import read_events
+from ace.operations.withdrawal_state import withdrawals
 from ace.operations.work_tree import DVC, LOCK, PARAMS, WorkTree
 from shards.build.publishing import UNUSABLE
+from shards.checking.exclude import set_excluded
 from shards.core.errors import ConfigError, SourceError
 from shards.delivery.batches import batch_path
 from shards.delivery.project import Project
 from shards.delivery.register import check_paths_fit, register_batch
 from shards.delivery.yaml_lines import SHARDS
+from shards.format.exclusion import exclusion_dep, exclusion_path, list_path
 from shards.format.layout import BATCHES, INDEX, MANIFESTS
 from shards.runtime.atomic import atomic_directory, make_private_folder, write_private_text
 from shards.sources.base import Source
@@ -260,7 +264,8 @@ class Deliveries:
     def _advance(self, delivery: Delivery) -> None:
         """Bring one delivery to its end."""
         name, verdict = delivery.name, delivery.verdict
-        if verdict == "accepted" and delivery.report and delivery.report["verdict"] == "refused":
+        is_gone = name not in self.tree.values()["batches"]  # a person refused what the judge had accepted
+        if verdict == "accepted" and delivery.report and (is_gone or delivery.report["verdict"] == "refused"):
             # A person accepts it all the same: what the refusal has taken away is made again.
             for file in (REPORT, REPORT_TEXT):
                 (delivery.folder / file).unlink(missing_ok=True)
@@ -306,6 +311,7 @@ class Deliveries:
         batch_path(delivery.name, self.clone.root).unlink(missing_ok=True)
         for path in self._manifests(delivery.name):
             path.unlink()
+        self._bring_exclusion_back(delivery)
         images, settings = delivery.folder / IMAGES, self.settings
         register_batch(
             delivery.name,
@@ -316,6 +322,14 @@ class Deliveries:
             modality=settings.modality,
             project=self.project,
         )
+
+    def _bring_exclusion_back(self, delivery: Delivery) -> None:
+        """Exclude again what was excluded of a batch that was refused after it had been accepted."""
+        root = self.clone.root
+        for path in (list_path(delivery.name, root), exclusion_path(delivery.name, root)):
+            kept = delivery.folder / path.name
+            if kept.is_file():
+                write_private_text(path, kept.read_text(encoding="utf-8"))
 
     def _source(self, images: Path) -> Source:
         """Open the source, with the CSV of the delivery.
@@ -369,11 +383,25 @@ class Deliveries:
 
     def _accept(self, delivery: Delivery) -> None:
         """Enter the batch in the mix, and commit it."""
-        paths = [PARAMS, DVC, LOCK, f"{BATCHES}/{delivery.name}.yaml"]
-        with delivery.attempts.step("accept") as outputs, self.project.editing():
-            self.tree.write(self.tree.texts(delivery.name)["accepted"])
-            self.clone.commit(paths, f"Batch {delivery.name} is accepted")
+        name = delivery.name
+        with delivery.attempts.step("accept") as outputs:
+            self._exclude_withdrawn(name)
+            paths = [PARAMS, DVC, LOCK, f"{BATCHES}/{name}.yaml"]
+            if exclusion_path(name, self.clone.root).is_file():
+                paths.append(exclusion_dep(name))
+            with self.project.editing():
+                self.tree.write(self.tree.texts(name)["accepted"])
+                self.clone.commit(paths, f"Batch {name} is accepted")
             outputs["committed"] = paths
+
+    def _exclude_withdrawn(self, name: str) -> None:
+        """Exclude the images of patients who have withdrawn before they came."""
+        marks = {found.mark for found in withdrawals(read_events(self.clone.root)).values()}
+        if marks:
+            batches = batches_of(self.clone.root)
+            patients = find_marked(marks, name, batches[name], self.clone.root, identity_key(batches))
+            if patients:
+                set_excluded(name, [], patients, self.project)
 
     def _refuse(self, delivery: Delivery) -> None:
         """Take all traces of the batch out of the project, and move the delivery to quarantine."""
@@ -381,16 +409,18 @@ class Deliveries:
         if delivery.report is None:
             self._write_report(delivery, "a person refuses it, as the record says", [])
         with delivery.attempts.step("refuse") as outputs, self.project.editing():
-            file = f"{BATCHES}/{name}.yaml"
-            was_accepted = self.clone.committed(file) is not None
+            files = [f"{BATCHES}/{name}.yaml", exclusion_dep(name)]
+            committed = [file for file in files if self.clone.committed(file) is not None]
             self.tree.write(self.tree.texts(name)["out"])
-            if (root / file).is_file():
-                shutil.move(root / file, delivery.folder / f"{name}.yaml")
+            for file in files:
+                if (root / file).is_file():
+                    shutil.move(root / file, delivery.folder / Path(file).name)
             self.tree.drop_from_lock(f"shard@{name}")
-            if was_accepted:
-                self.clone.commit([PARAMS, DVC, LOCK, file], f"Batch {name} is refused after all")
+            if files[0] in committed:
+                self.clone.commit([PARAMS, DVC, LOCK, *committed], f"Batch {name} is refused after all")
             else:
-                self.clone.unstage(file)
+                for file in files:
+                    self.clone.unstage(file)
             shutil.rmtree(root / SHARDS / name, ignore_errors=True)
             for manifest in self._manifests(name):
                 shutil.move(manifest, delivery.folder / manifest.name)

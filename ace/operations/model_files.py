@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from ace.operations.clone import git
 from ace.operations.durable import sync_folder
 from ace.operations.errors import OperationsError
+from shards.delivery.yaml_lines import SHARDS
 from shards.format.layout import sha256_of
 from shards.runtime.atomic import atomic_directory, check_room
 
@@ -55,6 +56,14 @@ def recorded_model(root: Path, commit: str, path: str) -> RecordedModel:
             "commit dvc.lock"
         )
     return RecordedModel(path, found[0])
+
+
+def batches_of_model(root: Path, commit: str, path: str) -> set[str]:
+    """Return the names of the batches whose shards the stage read that made a model, by the dvc.lock of a commit."""
+    stages = read_lock(root, commit).values()
+    makers = [stage for stage in stages if path in {out["path"] for out in stage.get("outs", ())}]
+    deps = {dep["path"] for stage in makers for dep in stage.get("deps", ())}
+    return {dep.removeprefix(SHARDS) for dep in deps if dep.startswith(SHARDS)}
 
 
 def find_files(root: Path, model: RecordedModel) -> dict[str, Path]:

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from ace.operations import history
 from ace.operations.clone import Clone, git
+from ace.operations.dvc_objects import erased_objects
 from ace.operations.errors import OperationsError
 from ace.operations.events import LOG, SET_ASIDE
 from ace.operations.registry import LOCK
@@ -132,8 +133,9 @@ def _push_data(root: Path, revisions: Sequence[str]) -> int:
         raise
     except Exception as error:  # each kind of remote has errors of its own
         raise _unreachable(_REMOTE, error) from error
-    if found.missing:
-        first = min(item.value for item in found.missing)
+    missing = {item.value for item in found.missing} - erased_objects(root, read_events(root))
+    if missing:
+        first = min(missing)
         raise OperationsError(
             f"{root}: dvc.lock records data that is neither in DVC's cache nor at its remote, as md5 {first}. Nothing "
             f"was pushed to {ORIGIN}; make the data again (dvc repro), or bring back the cache or the remote"

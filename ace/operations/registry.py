@@ -18,9 +18,19 @@ from ace.operations.durable import replace_symlink
 from ace.operations.errors import OperationsError
 from ace.operations.events import LOG, Actor, Event, EventLog
 from ace.operations.history import PROMOTED, REGISTERED, ROLLED_BACK, Version
-from ace.operations.model_files import close, export, find_files, first_difference, recorded_model
+from ace.operations.model_files import (
+    batches_of_model,
+    close,
+    export,
+    find_files,
+    first_difference,
+    recorded_model,
+)
+from ace.operations.patients import batches_of, identity_key, mark_of, training_patients
 from ace.operations.tags import read_events, write_missing_tags
+from ace.operations.withdrawal_state import complete_withdrawals, retiring, withdrawals
 from shards.format.layout import sha256_of
+from shards.reading.lineage import TRAINING_IMAGES
 
 ACCEPTED = "accepted"
 """The symlink to the accepted model."""
@@ -88,6 +98,17 @@ class Registry:
             )
         return {name: folder / name for name in version.files}
 
+    def file(self, version: Version, name: str) -> Path | None:
+        """Return where one file of a version is, after a look at its bytes; None if the version has none of this name.
+
+        Raises:
+            OperationsError: as `files`.
+        """
+        if name not in version.files:
+            return None
+        path = self.models / version.name / name
+        return path if path.is_file() and sha256_of(path) == version.files[name] else self.files(version)[name]
+
     def promote(self, actor: Actor, number: int | None = None) -> Version:
         """Make a version the accepted one, register it if it is new, and let it serve.
 
@@ -107,12 +128,14 @@ class Registry:
                     "may promote one, or end the hold: python -m ace models release"
                 )
             version = self._registered(actor) if number is None else self._find(number)
+            self._check_not_retired(version)
             last = history.accepted(self.events())
             files = self.files(version)
             if last is None or last.facts["version"] != version.number:
                 self._decide(PROMOTED, self._facts(version, last), actor)
             self._bring(version, files)
             self._serve(version)
+            complete_withdrawals(self.log, self.events(), actor, self.clock)
             return version
 
     def rollback(self, number: int, actor: Actor, why: str) -> Version:
@@ -135,11 +158,13 @@ class Registry:
                 raise OperationsError(
                     f"{version.name} is the accepted version; to stop retraining alone: python -m ace models hold"
                 )
+            self._check_not_retired(version)
             files = self.files(version)
             if not is_accepted:
                 self._decide(ROLLED_BACK, {**self._facts(version, last), "why": why}, actor)
             self._bring(version, files)
             self._serve(version)
+            complete_withdrawals(self.log, self.events(), actor, self.clock)
             return version
 
     def restore(self) -> list[Version]:
@@ -201,11 +226,50 @@ class Registry:
         same = next((version for version in known.values() if version.model == model), None)
         if same is not None:
             return same
-        number = 1 + max(known, default=0)
-        files = {name: sha256_of(path) for name, path in find_files(self.root, model).items()}
+        number, found = 1 + max(known, default=0), find_files(self.root, model)
+        self._check_without_withdrawn(found, commit)
+        files = {name: sha256_of(path) for name, path in found.items()}
         facts = {"version": number, "commit": commit, "model": model.path, "md5": model.md5}
         self._decide(REGISTERED, facts, actor, files)
         return self._find(number)
+
+    def _check_without_withdrawn(self, files: Mapping[str, Path], commit: str) -> None:
+        """Refuse to register a model that was trained with patients who have withdrawn.
+
+        Raises:
+            OperationsError: it was, or its list of training images is missing and it was made from their batches.
+            IdKeyError: there is no identity key, which alone tells.
+        """
+        withdrawn = withdrawals(self.events()).values()
+        if not withdrawn:
+            return
+        if TRAINING_IMAGES in files:
+            key = identity_key(batches_of(self.root))
+            marks = {mark_of(patient, key) for patient in training_patients(files[TRAINING_IMAGES])}
+            found = next((item for item in withdrawn if item.mark in marks), None)
+        else:
+            made_from = batches_of_model(self.root, commit, MODEL)
+            found = next((item for item in withdrawn if not made_from.isdisjoint(item.batches)), None)
+        if found is not None:
+            raise OperationsError(
+                f"{MODEL} of commit {commit[:12]} was trained with a patient who has withdrawn since (event "
+                f"{found.number}), or has no {TRAINING_IMAGES} that says otherwise; train it again: dvc repro, from "
+                "weights that were not either"
+            )
+
+    def _check_not_retired(self, version: Version) -> None:
+        """Refuse a version that may not be accepted any more.
+
+        Raises:
+            OperationsError: a withdrawal has retired it.
+        """
+        event = retiring(self.events(), version.number)
+        if event is not None:
+            raise OperationsError(
+                f"{version.name} was trained with a patient who has withdrawn, and event {event.sequence} retires it: "
+                f"{event.facts['why']}. To decide otherwise: python -m ace withdraw --settle "
+                f"{event.facts['withdrawal']} --action keep --version {version.name} --why TEXT"
+            )
 
     def _facts(self, version: Version, last: Event | None) -> dict[str, Any]:
         return {"version": version.number, "before": None if last is None else last.facts["version"]}

@@ -27,10 +27,12 @@ from ace.operations.history import Version
 from ace.operations.incumbent import FOLDER, Incumbent, committed_texts, without_pin
 from ace.operations.model_files import recorded_model
 from ace.operations.params import OperationsParams, RetrainingParams
+from ace.operations.patients import first_unexcluded
 from ace.operations.registry import Registry
 from ace.operations.repro import repro
 from ace.operations.retraining_state import ABANDONED, ACCEPTED, BEGAN, ENDS, REJECTED, open_retraining, running
 from ace.operations.service import refuse_when_stopped
+from ace.operations.withdrawal_state import affected_versions, waiting_for_training, withdrawals
 from ace.operations.work_tree import LOCK, PARAMS, mended_lock
 from ace.pretrain.params import PretrainParams
 from shards.core.config import parse_yaml, read_params
@@ -231,9 +233,13 @@ class Retraining:
         new, least = self._count_new(settings, version), settings.retraining.min_new_images
         since = "and no version is accepted yet" if version is None else f"since {version.name}"
         counted = f"{new} of {least} new images {since}"
+        waiting = waiting_for_training(events)
+        if waiting is not None:
+            counted = f"withdrawal {waiting.number} asks for a model without the patient, and there are {counted}"
         tried = next((event for event in events if event.kind in ENDS and event.facts["run_key"] == key), None)
-        if new < least or tried is None:
-            return Due(new >= least, counted, key)
+        is_wanted = new >= least or waiting is not None
+        if not is_wanted or tried is None:
+            return Due(is_wanted, counted, key)
         how = f"{tried.kind.removeprefix('retraining_')} on {tried.time:%Y-%m-%d}"
         return Due(False, f"{counted}, and a model of the same images and params was {how}", key)
 
@@ -269,11 +275,9 @@ class Retraining:
 
     def _seen(self, version: Version) -> set[tuple[str, str]]:
         """Return batch and key of the images that a version was trained on, by the list in its folder."""
-        if TRAINING_IMAGES not in version.files:
+        path = self.registry.file(version, TRAINING_IMAGES)
+        if path is None:
             return set()
-        path = self.registry.models / version.name / TRAINING_IMAGES
-        if not path.is_file() or sha256_of(path) != version.files[TRAINING_IMAGES]:
-            path = self.registry.files(version)[TRAINING_IMAGES]
         with path.open(encoding="utf-8", newline="") as file:
             return {(row["batch"], row["key"]) for row in csv.DictReader(file)}
 
@@ -281,9 +285,15 @@ class Retraining:
         """Write down what the retraining is of, and the hash of the gate, before anything is trained."""
         clone, version = self.registry.clone, accepted_version(events)
         clone.check_unmodified()
+        unexcluded = first_unexcluded({found.mark for found in withdrawals(events).values()}, self.root)
+        if unexcluded is not None:
+            raise OperationsError(
+                f"{unexcluded} has images of a patient who has withdrawn, and they are not excluded; give `python -m "
+                "ace withdraw` again for that patient"
+            )
         if version is not None:  # what would stop the next steps is found before the log says that it began
             self.registry.files(version)
-            incumbent = Incumbent(version, settings.retraining.start == "incumbent")
+            incumbent = _incumbent(settings, version, events)
             incumbent.texts(committed_texts(clone), _ANY_SHA256 if incumbent.is_start else None)
         facts = {
             "run_key": due.run_key,
@@ -301,8 +311,8 @@ class Retraining:
         clone, number = self.registry.clone, began.facts["incumbent"]
         incumbent = None
         if number is not None:
-            version = history.find_version(self.registry.events(), number)
-            incumbent = Incumbent(version, settings.retraining.start == "incumbent")
+            events = self.registry.events()
+            incumbent = _incumbent(settings, history.find_version(events, number), events)
         if self._run_key(settings, None if incumbent is None else incumbent.version) != began.facts["run_key"]:
             raise ConfigError(
                 f"{PARAMS} or the images have changed since the retraining began; undo the change, or give the "
@@ -398,6 +408,12 @@ class Retraining:
             for name in names
             if name.as_posix() == LOCK or name in ignored or any(name.is_relative_to(out) for out in outs)
         ]
+
+
+def _incumbent(settings: Settings, version: Version, events: Sequence[Event]) -> Incumbent:
+    """Say how the accepted version is compared with: no training starts with what a withdrawn patient has taught."""
+    is_start = settings.retraining.start == "incumbent" and version.number not in affected_versions(events)
+    return Incumbent(version, is_start)
 
 
 def check_gate_is_that_of_the_log(gate_sha256: str, root: Path) -> None:

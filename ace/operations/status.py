@@ -24,6 +24,7 @@ from ace.operations.repro import RWLOCK
 from ace.operations.retraining_state import is_at_work, last_rejection, open_retraining
 from ace.operations.service import stopped
 from ace.operations.tags import read_events
+from ace.operations.withdrawal_state import withdrawals
 from ace.operations.work_tree import PARAMS
 from shards.core.config import parse_yaml
 from shards.core.errors import IndexFormatError
@@ -46,6 +47,7 @@ class Status:
         began: The event by which a retraining began that has not ended; None if there is none.
         is_training: A process works on a retraining now.
         rejected: The event of the last model that the gate did not accept; None if there is none.
+        withdrawals: Number of a withdrawal that is not complete → what is left to do.
         accepted: The event by which a version is the accepted one; None before the first.
         serves: The accepted version serves; None where the folder that models serve from is not known.
         last: The last event of the log; None if it is empty.
@@ -63,6 +65,7 @@ class Status:
     began: Event | None
     is_training: bool
     rejected: Event | None
+    withdrawals: Mapping[int, Sequence[str]]
     accepted: Event | None
     serves: bool | None
     last: Event | None
@@ -79,6 +82,7 @@ class Status:
         return {
             **{name: event and event.model_dump(mode="json") for name, event in events.items()},
             "is_training": self.is_training,
+            "withdrawals": {str(number): list(todo) for number, todo in self.withdrawals.items()},
             "serves": self.serves,
             "published": self.published,
             "new_images": dict(self.new_images),
@@ -105,6 +109,7 @@ class Status:
             rows.append(("retraining", f"began {_when(self.began)} and has not ended: {how}"))
         if self.rejected is not None:
             rows.append(("rejected", f"{self.rejected.time:%Y-%m-%d %H:%M} UTC: {self.rejected.facts['sentence']}"))
+        rows += [("withdrawal", f"{number}: {'; '.join(todo)}") for number, todo in self.withdrawals.items()]
         if self.last is not None:
             rows.append(("last event", _line(self.last)))
         rows.append(("published", self.published[:12] if self.published else "none yet"))
@@ -162,6 +167,7 @@ def read_status(root: Path, models: Path | None, deliveries: Deliveries | None) 
         began=open_retraining(events),
         is_training=is_at_work(root),
         rejected=last_rejection(events),
+        withdrawals={number: todo for number, found in withdrawals(events).items() if (todo := found.todo(events))},
         accepted=last,
         serves=None if models is None or version is None else served == version.name,
         last=events[-1] if events else None,

@@ -13,7 +13,8 @@ from ace.operations.clone import Clone
 from shards.delivery.batches import batch_path, read_batches
 from shards.delivery.mixing import Texts, mix_item, with_training, without_batch
 from shards.delivery.project import Project
-from shards.delivery.yaml_lines import add_item
+from shards.delivery.yaml_lines import add_item, set_dep
+from shards.format.exclusion import exclusion_dep, exclusion_path
 from shards.format.layout import BATCHES, MANIFESTS
 from shards.runtime.atomic import write_text
 
@@ -50,7 +51,7 @@ class WorkTree:
                 write_text(path, text)
 
     def texts(self, name: str) -> dict[str, Texts]:
-        """Make the project's two files as they are without a batch, with it registered, and with it accepted.
+        """Make the project's two files as they are without a batch, with it registered, excluded in part, and accepted.
 
         They follow from the last commit alone, so that a killed call is finished by doing the same again.
         """
@@ -60,11 +61,16 @@ class WorkTree:
             return {"out": without_batch(committed, name, values), "accepted": committed}
         dep = (MANIFESTS / f"{name}.jsonl").as_posix()
         registered = committed._replace(params=add_item(committed.params, "batches", name, dep))
-        texts = {"out": committed, "registered": registered}
+        excluded = registered._replace(dvc=set_dep(registered.dvc, exclusion_dep(name), name, wanted=True))
+        texts = {"out": committed, "registered": registered, "excluded": excluded}
         if batch_path(name, self.clone.root).is_file() and name in self.values()["batches"]:
             batches = read_batches(self.project.params, self.values())
             item, _ = mix_item(name, batches[name], self.weight, values, batches)
-            texts["accepted"] = with_training(registered, name, item)
+            accepted = with_training(registered, name, item)
+            is_excluded = exclusion_path(name, self.clone.root).is_file()
+            texts["accepted"] = accepted._replace(
+                dvc=set_dep(accepted.dvc, exclusion_dep(name), name, wanted=is_excluded)
+            )
         return texts
 
     def check(self, name: str | None) -> None:
@@ -82,7 +88,7 @@ class WorkTree:
                 own.add(DVC)
             if self._lock.is_file() and self._lock_differs_by(f"shard@{name}"):
                 own.add(LOCK)
-            own.add(f"{BATCHES}/{name}.yaml")
+            own |= {f"{BATCHES}/{name}.yaml", exclusion_dep(name)}
         self.clone.check_unmodified(own)
 
     def _lock_differs_by(self, stage: str) -> bool:

@@ -14,6 +14,7 @@ from shards.delivery.project import Project
 from shards.delivery.yaml_lines import SHARDS, set_dep
 from shards.format.exclusion import (
     PATIENT,
+    Exclusion,
     exclusion_dep,
     exclusion_path,
     format_exclusion,
@@ -31,6 +32,28 @@ from shards.runtime.text import count_of
 def exclude_images(
     name: str, keys: Sequence[str], patients: Sequence[str] = (), project: Project | None = None, *, undo: bool = False
 ) -> None:
+    """Exclude images of a batch from all that reads it, as `set_excluded` does, and say what that leaves to be done."""
+    project = project or Project()
+    excluded, others = set_excluded(name, keys, patients, project, undo=undo)
+    print(
+        f"{list_path(name, project.root)} excludes {count_of(len(excluded.keys), 'image')} and "
+        f"{count_of(len(excluded.patients), 'patient')} of {name}; its shards stay as they are. Now run `dvc repro`",
+        file=sys.stderr,
+    )
+    for other, found in others.items():
+        left = [patient for patient in found if patient not in read_exclusion(other, project.root).patients]
+        if left:
+            command = " ".join(f"--patient {patient}" for patient in left)
+            print(
+                f"warning: {other} has images of the same patients; `python -m shards exclude {other} {command}` "
+                "excludes them there",
+                file=sys.stderr,
+            )
+
+
+def set_excluded(
+    name: str, keys: Sequence[str], patients: Sequence[str], project: Project, *, undo: bool = False
+) -> tuple[Exclusion, dict[str, list[str]]]:
     """Exclude images of a batch from all that reads it; its shards stay as they are.
 
     Without keys, take the list as somebody has edited it.
@@ -39,15 +62,17 @@ def exclude_images(
         name: Name of the batch.
         keys: Keys of its images.
         patients: Pseudonyms of patients, all of whose images in the batch are meant.
-        project: The project's params.yaml and dvc.yaml; None: those of the working directory.
+        project: The project's params.yaml and dvc.yaml.
         undo: Take them off the list instead.
+
+    Returns:
+        What is excluded of the batch now, and which of these patients each other batch has.
 
     Raises:
         ConfigError: there is no such batch, or dvc.yaml is not as expected.
         SourceError: the list is lost, the batch has no image or patient of a key, or a key is not on the list that it
             is taken off.
     """
-    project = project or Project()
     with project.editing():
         batches = read_batches(project.params, read_params(project.params))
         if name not in batches:
@@ -82,20 +107,7 @@ def exclude_images(
             else:
                 tracked.unlink(missing_ok=True)
                 write_text(project.dvc, dvc_text)
-    print(
-        f"{path} excludes {count_of(len(excluded.keys), 'image')} and {count_of(len(excluded.patients), 'patient')} of "
-        f"{name}; its shards stay as they are. Now run `dvc repro`",
-        file=sys.stderr,
-    )
-    for other, found in others.items():
-        left = [patient for patient in found if patient not in read_exclusion(other, project.root).patients]
-        if left:
-            command = " ".join(f"--patient {patient}" for patient in left)
-            print(
-                f"warning: {other} has images of the same patients; `python -m shards exclude {other} {command}` "
-                "excludes them there",
-                file=sys.stderr,
-            )
+    return excluded, others
 
 
 def _with_lines(text: str, lines: Sequence[str]) -> str:

@@ -24,18 +24,21 @@ from ace.operations.registry import Registry
 from ace.operations.retraining import Retraining, num_uses
 from ace.operations.retraining_state import open_retraining
 from ace.operations.service import start, stop
+from ace.operations.withdrawal import Decision, Patient, Withdrawals
 from ace.pretrain.start import FILES, start_sha256
 from shards.build.stage import build_shards
+from shards.checking.exclude import exclude_images
 from shards.core.config import parse_yaml
 from shards.core.errors import ConfigError
 from shards.core.params import PhantomSourceParams
+from shards.delivery.project import Project
 from shards.delivery.yaml_lines import add_deps, add_item
 from shards.format.exclusion import exclusion_path, list_path
 from shards.format.layout import sha256_of
 from shards.reading.reader import ShardIndex
 from tests.ace.operations.service import ANNA, Service, make_service
 from tests.support.checkout import ROOT, git
-from tests.support.datasets import Here, grid_params, shard_params, write_phantom
+from tests.support.datasets import Here, grid_params, shard_params, write_batch, write_phantom
 
 FROZEN, FIRST, SECOND = "frozen-b000", "clinic-b000", "clinic-b001"
 
@@ -54,6 +57,12 @@ class Trained(Service):
     @property
     def params(self) -> Path:
         return self.root / "params.yaml"
+
+    @property
+    def params_of(self) -> dict[str, Any]:
+        """Content of params.yaml."""
+        values: dict[str, Any] = parse_yaml(self.params.read_text())
+        return values
 
     def run(self) -> list[str]:
         return list(self.retraining.run(SCHEDULE))
@@ -85,8 +94,9 @@ class Trained(Service):
         rows = csv.writer(content, lineterminator="\n")
         rows.writerow(("batch", "key", "patient"))
         for name in settings.trained_batches:
-            index = ShardIndex.open(self.root / "data/shards" / name)
-            rows.writerows((name, key, "someone") for key in index.keys(index.select("train")))
+            index = ShardIndex.open(self.root / "data/shards" / name).without_excluded(self.root)
+            chosen = index.rows[index.select("train")]
+            rows.writerows((name, row["key"].decode(), row["patient"].decode()) for row in chosen)
         files = {"config.json": "{}", "README.md": f"# {self.is_good}\n", "training_images.csv": content.getvalue()}
         files |= dict.fromkeys(FILES, content.getvalue())
         entries = [{"md5": self.cache(text), "relpath": name} for name, text in sorted(files.items())]
@@ -698,6 +708,74 @@ def test_withdrawn_images_are_no_new_ones(service: Trained) -> None:
     exclusion_path(FIRST, service.root).parent.mkdir(exist_ok=True)
     exclusion_path(FIRST, service.root).write_text(f"list_sha256: {sha256_of(path)}\n")
     assert service.retraining.due().reason.startswith(f"{num_images(service, FIRST) - 1} of 5 new images")
+
+
+def write_batches(service: Trained) -> None:
+    for name, dep in service.params_of["batches"].items():
+        write_batch(service.root, name, PhantomSourceParams(kind="phantom", dep=dep), grid_params(), shard_params())
+    service.commit("the files of the batches")
+
+
+def test_a_withdrawal_makes_a_retraining_due_which_starts_from_nothing_that_the_patient_has_taught(
+    service: Trained,
+) -> None:
+    write_batches(service)
+    service.run()
+    service.edit('"min_new_images": 5', '"min_new_images": 500, "start": "incumbent"')
+    assert not service.retraining.due().due
+    index = ShardIndex.open(service.root / "data/shards" / FIRST)
+    pseudonym = index.rows["patient"][index.select("train")][0].decode()
+    withdrawals = Withdrawals(service.registry)
+
+    def withdraw(decision: Decision | None) -> None:
+        list(withdrawals.withdraw(Patient(pseudonym=pseudonym), service.clock(), ANNA, decision))
+
+    withdraw(None)
+    assert not service.retraining.due().due, "nobody has decided"
+    withdraw(Decision("retrain", "the patient asks for it"))
+    (number,) = withdrawals.known()
+    due = service.retraining.due()
+    assert due.due
+    assert due.reason.startswith(f"withdrawal {number} asks for a model without the patient, and there are 0 of 500")
+    service.is_good = False
+    assert service.run()[-1].startswith("rejected")
+    assert not service.retraining.due().due, "the same images are tried once"
+    assert withdrawals.known()[number].completed is None
+    service.is_good = True
+    service.edit('"min_new_images": 500', '"min_new_images": 499')
+    service.edit("seed: 0", "seed: 1")
+    assert service.run()[-1] == "accepted: v2, as it was measured"
+    assert service.params_of["pretrain"]["start_from"] is None
+    assert pseudonym not in (service.models / "v2/training_images.csv").read_text()
+    assert withdrawals.known()[number].completed is not None
+    assert not service.retraining.due().due
+    with pytest.raises(OperationsError, match="retires it: the patient asks for it"):
+        service.registry.rollback(1, ANNA, "it was better")
+    assert first_problem(service.registry) is None
+
+
+def test_a_patient_of_the_frozen_set_leaves_the_pin_as_it_is_and_changes_the_key(service: Trained) -> None:
+    write_batches(service)
+    service.run()
+    before = service.retraining.due()
+    index = ShardIndex.open(service.root / "data/shards" / FROZEN)
+    only_there = index.rows["patient"][index.select("test")][0].decode()
+    list(Withdrawals(service.registry).withdraw(Patient(pseudonym=only_there), service.clock(), ANNA))
+    assert service.retraining.due().run_key != before.run_key
+    assert f"batches/{FROZEN}.exclude.yaml" in (service.root / "dvc.yaml").read_text()
+
+
+def test_no_training_begins_with_images_of_a_patient_who_has_withdrawn(service: Trained) -> None:
+    write_batches(service)
+    index = ShardIndex.open(service.root / "data/shards" / FIRST)
+    pseudonym = index.rows["patient"][index.select("train")][0].decode()
+    list(Withdrawals(service.registry).withdraw(Patient(pseudonym=pseudonym), service.clock(), ANNA))
+    files = Project(service.params, service.root / "dvc.yaml")
+    exclude_images(FIRST, [], [pseudonym], files, undo=True)
+    service.commit("by mistake")
+    with pytest.raises(OperationsError, match=f"{FIRST} has images of a patient who has withdrawn"):
+        service.run()
+    assert service.num_trained == 0
 
 
 def test_a_changed_list_of_what_the_accepted_model_saw_is_not_believed(service: Trained) -> None:

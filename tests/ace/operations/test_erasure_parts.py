@@ -1,0 +1,105 @@
+"""What an erasure follows, searches for and takes out of files, one part at a time."""
+
+import hashlib
+import json
+import random
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ace.operations import erasure_plan
+from ace.operations.dvc_objects import made_from
+from ace.operations.erasure import _forget_paths, _forget_patient, _without_lines
+from ace.operations.erasure_plan import Place, _copies
+from ace.operations.residue import is_in_git, piece_of, search
+from shards.core.records import File
+from tests.ace.operations.service import init_clone
+from tests.support.checkout import git
+
+BYTES = random.Random(0).randbytes(4000)
+
+
+def stage(deps: list[str], outs: list[str]) -> dict[str, list[dict[str, str]]]:
+    return {"deps": [{"path": path} for path in deps], "outs": [{"path": path} for path in outs]}
+
+
+def test_what_shows_images_is_followed_and_models_are_a_matter_of_decision() -> None:
+    stages = {
+        "report": stage(["data/evidence"], ["reports/report.html"]),
+        "pretrain": stage(["data/shards/a"], ["models/ace", "metrics/pretrain.json"]),
+        "evaluate": stage(["data/answers/trained"], ["data/evidence"]),
+        "measure": stage(["data/shards/a", "models/ace"], ["data/answers/trained"]),
+        "elsewhere": stage(["data/shards/b", "models/ace"], ["data/answers/elsewhere"]),
+    }
+    shown = {"data/answers/trained": "measure", "data/evidence": "evaluate", "reports/report.html": "report"}
+    assert made_from(stages, ["a"], through_models=False) == shown
+    model = {"models/ace": "pretrain", "metrics/pretrain.json": "pretrain", "data/answers/elsewhere": "elsewhere"}
+    assert made_from(stages, ["a"], through_models=True) == {**shown, **model}
+    assert made_from(stages, ["c"], through_models=True) == {}
+
+
+def test_a_piece_is_found_in_files_and_in_all_of_git_and_no_piece_is_taken_of_what_is_regular(tmp_path: Path) -> None:
+    piece = piece_of(BYTES)
+    assert piece is not None
+    assert piece in BYTES
+    assert piece_of(b"\0" * 4000) is None
+    init_clone(tmp_path)
+    with_image, without = tmp_path / "a" / "with", tmp_path / "b"
+    with_image.parent.mkdir()
+    with_image.write_bytes(b"before" + BYTES + b"after")
+    without.write_bytes(BYTES[::-1])
+    (tmp_path / "link").symlink_to(with_image)
+    assert search([tmp_path, tmp_path / "missing"], [b"nobody", piece], without) == [with_image]
+    assert search([tmp_path], [b"nobody", piece], with_image) == []
+    assert not is_in_git(tmp_path, [piece])
+    git(tmp_path, "add", "a")
+    git(tmp_path, "commit", "--quiet", "-m", "an image")
+    git(tmp_path, "rm", "--quiet", "--cached", "a/with")
+    git(tmp_path, "commit", "--quiet", "-m", "it is gone")
+    assert is_in_git(tmp_path, [b"nobody", piece])
+    assert not is_in_git(tmp_path, [b"nobody"])
+
+
+def test_a_piece_across_two_chunks_of_a_large_file_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    path.write_bytes(b"\0" * (2**24 - 20) + BYTES[:48])
+    assert search([tmp_path], [BYTES[:48]], tmp_path / "none") == [path]
+
+
+def test_a_copy_that_is_left_out_goes_and_one_that_is_registered_for_somebody_else_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("own.png", "copy.png", "blank_of_another.png"):
+        (tmp_path / name).write_bytes(BYTES)
+    (tmp_path / "of_the_same_size.png").write_bytes(BYTES[::-1])
+    registered = [File("own.png"), File("blank_of_another.png")]
+    entries = [(0, SimpleNamespace(record=SimpleNamespace(image=file))) for file in registered]
+    monkeypatch.setattr(erasure_plan, "service_folders", lambda root: [root])
+    monkeypatch.setattr(erasure_plan, "manifests", lambda root: [("a", root / "a.jsonl", root)])
+    monkeypatch.setattr(erasure_plan, "iterate_manifest", lambda _: (None, entries))
+    content = (len(BYTES), hashlib.sha256(BYTES).hexdigest())
+    place = Place(
+        name="a", manifest=tmp_path / "a.jsonl", images=tmp_path, paths=("own.png",), keys=(), contents=(content,)
+    )
+    assert _copies(tmp_path, [place]) == [tmp_path / "copy.png"]
+
+
+def test_only_the_patients_rows_leave_a_manifest_a_table_and_a_list(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    lines = [json.dumps({"record": {"patient": name, "note": "one"}}) + "\n" for name in ("one", "two", "one")]
+    path.write_text('{"kind":"folder","num_images":3}\n' + "".join(lines))
+    for _ in range(2):
+        _forget_patient(path, "one")
+        assert path.read_text() == '{"kind":"folder","num_images":1}\n' + lines[1]
+    table = tmp_path / "labels.csv"
+    table.write_text('view,path\nPA,a.png\n"PA, upright",b.png\n', encoding="utf-8-sig")
+    _forget_paths(table, {"a.png"})
+    assert table.read_text() == 'view,path\n"PA, upright",b.png\n'
+    by_uid = tmp_path / "uids.csv"
+    by_uid.write_text("sop_uid,nodule\n1.2.3,1\n")
+    for path in (tmp_path / "missing.csv", by_uid):
+        _forget_paths(path, {"a.png", "1.2.3"})
+    assert by_uid.read_text() == "sop_uid,nodule\n1.2.3,1\n"
+    text = "one  # a note\npatient one\npatient  two\nthree\n"
+    assert _without_lines(text, ["one", "patient two"]) == "patient one\nthree\n"
