@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from dagster import (
     AssetCheckResult,
+    AssetKey,
     DagsterInstance,
     Definitions,
     RunRequest,
@@ -35,6 +36,7 @@ from dagster._core.scheduler.instigation import (
     TickData,
     TickStatus,
 )
+from dagster._core.test_utils import create_run_for_test
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._daemon.types import DaemonHeartbeat
 from dagster._utils.error import SerializableErrorInfo
@@ -240,15 +242,17 @@ def test_failures_from_before_the_alerts_are_no_news(root: Path, instance: Dagst
     assert hook.posted == []
 
 
-def test_assets_that_fail_are_named_and_another_selection_is_other_work(
+def test_assets_that_fail_are_named_and_others_are_other_work(
     ticks: Ticks, instance: DagsterInstance, hook: Hook
 ) -> None:
-    FAILING["page"] = True
-    materialize([page], instance=instance, raise_on_error=False)
-    execute(instance, "retrain", fails=False)
+    expected = []
+    for names in (["page"], ["page", "other"], ["page"]):
+        keys = frozenset(AssetKey(["data", name]) for name in names)
+        run = create_run_for_test(instance, job_name="__ASSET_JOB", asset_selection=keys)
+        instance.report_run_failed(run)
+        expected.append(f"run {run.run_id} of {', '.join(sorted(key.to_user_string() for key in keys))}")
     ticks()
-    (body,) = hook.posted
-    assert body["title"] == "runs failed"
+    assert [body["lines"] for body in hook.posted] == [expected[:2]]
 
 
 def test_a_check_that_fails_is_told_once_until_it_has_passed(

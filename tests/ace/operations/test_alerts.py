@@ -81,6 +81,11 @@ def test_without_an_address_nothing_is_pinged() -> None:
     assert not ping({})
 
 
+def test_a_file_that_can_be_read_is_no_watch() -> None:
+    with pytest.raises(NotSentError, match="expected an address that begins with http"):
+        ping({PING: Path(__file__).as_uri()})
+
+
 def webhook_of(url: str) -> Callable[[], None]:
     return lambda: Webhook(url).send(MESSAGE)
 
