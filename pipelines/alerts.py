@@ -73,13 +73,12 @@ Found = tuple[list[str], Any]
 
 def _runs(seen: Seen, kept: Any) -> Found:
     """Find runs that failed; the same work that fails again and again is told once until it succeeds."""
-    last = kept and kept["last"]
     kinds = (DagsterEventType.RUN_FAILURE, DagsterEventType.RUN_SUCCESS)
-    if last is None:  # old failures are no news
+    if kept is None:  # old failures are no news
         newest = [record.storage_id for kind in kinds for record in _changes(seen.instance, kind, None)]
         return [], {"last": max(newest, default=0), "failing": []}
+    last, failing, lines = kept["last"], set(kept["failing"]), []
     records = [record for kind in kinds for record in _changes(seen.instance, kind, last)]
-    failing, lines = set(kept["failing"]), []
     for record in sorted(records, key=lambda record: record.storage_id):
         last = record.storage_id
         run = seen.instance.get_run_by_id(record.run_id)
