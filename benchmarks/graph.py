@@ -80,7 +80,7 @@ def add_batches(project: Path, number: int) -> None:
     for out in sorted(load_graph(project).produced):
         path = project / out if Path(out).suffix else project / out / "file"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{out}\n", encoding="utf-8")
+        path.write_text("{}\n" if path.suffix == ".json" else f"{out}\n", encoding="utf-8")
 
 
 def run(command: Sequence[str], folder: Path) -> float:

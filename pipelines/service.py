@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +47,11 @@ from ace.engine.stop import EXIT_CODE
 from ace.gate.params import MODEL
 from ace.operations.clone import git
 from ace.operations.due import Due, look
-from ace.operations.events import LOG, Event
 from ace.operations.params import DeliveriesParams, OperationsParams, ScheduleParams
 from ace.operations.retraining_state import is_at_work, open_retraining
 from ace.operations.service import stopped
-from ace.operations.tags import read_events
+from pipelines.alerts import build_alerts_sensor
+from pipelines.event_log import events_of
 from pipelines.lock import asset_key
 from pipelines.process import run_ace
 from shards.core.errors import ConfigError
@@ -61,6 +60,9 @@ from shards.runtime.text import count_of
 TAKE, RETRAIN, PUBLISH = ("deliveries", "run"), ("retrain", "run", "--automatic"), ("ops", "publish")
 """Commands of `python -m ace`."""
 DUE = ("retrain", "due", "--json")
+AUDIT = ("models", "audit")
+AUDIT_AGAIN = RetryPolicy(max_retries=1, delay=600)
+"""What is decided just then looks half done."""
 DUE_TIMEOUT_S = 50
 """Dagster gives up an evaluation of a schedule after a minute."""
 TICK_S = 30
@@ -115,9 +117,15 @@ def build_service(root: Path, operations: OperationsParams) -> Service:
     retrain = _job("retrain", "Train, decide, and publish what was decided", train, publish)
     sensors = [_incoming(root, operations.deliveries, deliveries, retrain)] if operations.deliveries else []
     schedules = [_retraining(root, operations.schedule, retrain)] if operations.schedule else []
-    if not (sensors or schedules):
-        return Service()
-    return Service([deliveries, retrain], sensors, schedules)
+    jobs = [deliveries, retrain] if sensors or schedules else []
+    if operations.alerts is not None:
+        folder = root / operations.deliveries.folder if operations.deliveries else None
+        sensors.append(build_alerts_sensor(root, operations.alerts, folder))
+        if operations.alerts.audit is not None:
+            audit, times = _auditing(root, operations.alerts.audit)
+            jobs.append(audit)
+            schedules.append(times)
+    return Service(tuple(jobs), tuple(sensors), tuple(schedules))
 
 
 def _op(
@@ -211,13 +219,13 @@ def _why_not(root: Path, due: Due, memory: _Memory, now_s: float) -> str | None:
     if due.state is None:
         arriving = f"{count_of(len(due.arriving), 'item')} in incoming/, none complete" if due.arriving else "none came"
         return f"no delivery is due: {arriving}; python -m ace deliveries list"
-    if event := stopped(_events(root)):
+    if event := stopped(events_of(root)):
         return f"stopped since {event.time:%Y-%m-%d %H:%M} UTC by {event.who}: {event.facts['why']}"
     work = f"{len(due.complete)} complete in incoming/, {len(due.unfinished)} begun"
     if due.state == memory.state and now_s < memory.asked_s + AGAIN_S:
         again = datetime.fromtimestamp(memory.asked_s + AGAIN_S, UTC)
         return f"{work}, as when a run was asked for last; asked for again at {again:%H:%M:%S} UTC if that stays so"
-    began = open_retraining(_events(root))
+    began = open_retraining(events_of(root))
     if began is not None and is_at_work(root):
         return f"the retraining that began {began.time:%Y-%m-%d %H:%M} UTC is at work, and {work} wait for its end"
     return None
@@ -230,23 +238,8 @@ def _at_work(instance: DagsterInstance, *names: str) -> str | None:
     return None
 
 
-def _events(root: Path) -> Sequence[Event]:
-    try:
-        status = (root / LOG).stat()
-    except FileNotFoundError:
-        return ()
-    return _events_as_of(root, status.st_mtime_ns, status.st_size)
-
-
-@lru_cache(maxsize=1)
-def _events_as_of(root: Path, mtime_ns: int, num_bytes: int) -> Sequence[Event]:
-    """Read the log, again only after a change of it: to check a chain of thousands of lines takes a while."""
-    return read_events(root)
-
-
 def _retraining(root: Path, settings: ScheduleParams, retrain: JobDefinition) -> ScheduleDefinition:
-    if not is_valid_cron_schedule(settings.cron):
-        raise ConfigError(f"operations.schedule.cron: found '{settings.cron}'; expected a time, as 0 2 * * 6")
+    _check_cron("schedule.cron", settings.cron)
 
     @schedule(
         name="retraining",
@@ -260,7 +253,7 @@ def _retraining(root: Path, settings: ScheduleParams, retrain: JobDefinition) ->
 
         It does not wait for a delivery, or a week would pass: the run itself tries again.
         """
-        if event := stopped(_events(root)):
+        if event := stopped(events_of(root)):
             return SkipReason(f"stopped since {event.time:%Y-%m-%d %H:%M} UTC by {event.who}: {event.facts['why']}")
         answer = _ask(root, DUE)
         if not answer["due"]:
@@ -271,6 +264,24 @@ def _retraining(root: Path, settings: ScheduleParams, retrain: JobDefinition) ->
         return RunRequest(run_key=key)
 
     return retraining
+
+
+def _auditing(root: Path, cron: str) -> tuple[JobDefinition, ScheduleDefinition]:
+    """Check the event log and the bytes that it names at set times; a problem fails the run, which is told."""
+    _check_cron("alerts.audit", cron)
+    step = _op(root, "audit", AUDIT, "audit", retries=AUDIT_AGAIN, passing=1)
+
+    @job(name="audit", description="Check that the event log, its tags and all that they name are as written")
+    def steps() -> None:
+        step()
+
+    status = DefaultScheduleStatus.RUNNING
+    return steps, ScheduleDefinition(name="auditing", job=steps, cron_schedule=cron, default_status=status)
+
+
+def _check_cron(where: str, cron: str) -> None:
+    if not is_valid_cron_schedule(cron):
+        raise ConfigError(f"operations.{where}: found '{cron}'; expected a time, as 0 2 * * 6")
 
 
 def _ask(root: Path, arguments: Sequence[str]) -> dict[str, Any]:

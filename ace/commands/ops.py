@@ -1,4 +1,4 @@
-"""`ops`: look at the service in one screen, stop it, start it and publish what it has committed."""
+"""`ops`: look at the service in one screen, stop it, start it, publish what it has committed, and try its alerts."""
 
 import argparse
 import json
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ace.commands.accepted_models import MODELS_VARIABLE, add_json
+from ace.commands.ops_alert import add_alert_command
 from ace.commands.ops_publish import add_publish_command
 from ace.commands.options import add_branch_option, add_why_option
 from shards.core.config import DEFAULT_PARAMS
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `ops` to the command line."""
     ops = commands.add_parser(
-        "ops", help="look at the service in one screen, stop it, start it, and publish what it has committed"
+        "ops",
+        help="look at the service in one screen, stop it, start it, publish what it has committed, try its alerts",
     ).add_subparsers(required=True, metavar="COMMAND")
     for word, function, text in (
         ("status", status, "say what runs, waits, is held, refused or rejected, and why"),
@@ -36,6 +38,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
             add_branch_option(command)
         command.set_defaults(run=function)
     add_publish_command(ops)
+    add_alert_command(ops)
 
 
 def status(arguments: argparse.Namespace) -> None:

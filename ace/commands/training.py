@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ace.commands.evaluation import measured_of, with_folders
+from ace.commands.launcher import launch
 from ace.commands.options import MODEL, MODELS, add_shards_option, positive
 from shards.cli import add_params_options, values_of
 
@@ -103,10 +104,12 @@ def _add_run_options(command: argparse.ArgumentParser, device: str) -> None:
 def pretrain(arguments: argparse.Namespace) -> None:
     """Train student and EMA teacher on the shards of every batch.
 
-    Several processes train together when torchrun starts them: torchrun --nproc-per-node 8 -m -- ace pretrain. A killed
-    run goes on at its last checkpoint when the same command is given again. On SIGTERM, SIGUSR1, Ctrl-C or at the time
-    limit, the running step is finished, a checkpoint is saved, and the command ends with exit code 75.
+    Several processes train together when a launcher starts them, which $ACE_LAUNCHER names: `torchrun --nproc-per-node
+    8`; or give torchrun --nproc-per-node 8 -m -- ace pretrain yourself. A killed run goes on at its last checkpoint
+    when the same command is given again. On SIGTERM, SIGUSR1, Ctrl-C or at the time limit, the running step is
+    finished, a checkpoint is saved, and the command ends with exit code 75.
     """
+    launch()
     with _stop_requests(arguments) as request:
         values = values_of(arguments)
         sections = {"pretrain": values.get("pretrain"), "grid": values.get("grid"), "mix": values.get("mix")}
@@ -116,8 +119,9 @@ def pretrain(arguments: argparse.Namespace) -> None:
 def variant(arguments: argparse.Namespace) -> None:
     """Train one item of the section `variants`: as `pretrain` does, with the params that the item changes.
 
-    It is killed, stopped and resumed like `pretrain`.
+    It is started by $ACE_LAUNCHER, killed, stopped and resumed like `pretrain`.
     """
+    launch()
     with _stop_requests(arguments) as request:
         from ace.config import merged, naming
         from shards.core.errors import ConfigError

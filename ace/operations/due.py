@@ -53,13 +53,21 @@ def look(folder: Path, settle_s: float, now_s: float, settling: Mapping[str, flo
         now_s: The time, in seconds as files have it.
         settling: As `arriving` takes it.
     """
-    unfinished = [
+    return Due(arriving(folder / INCOMING, settle_s, now_s, settling), unfinished(folder))
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """List the folders of deliveries that were begun and whose record does not end in their last step.
+
+    Args:
+        folder: Folder of deliveries/ and quarantine/.
+    """
+    return [
         path
         for place, step in _LAST_STEP.items()
         for path in sorted((folder / place).glob("[!.]*/"))
         if not _is_finished(path, step)
     ]
-    return Due(arriving(folder / INCOMING, settle_s, now_s, settling), unfinished)
 
 
 def _is_finished(delivery: Path, step: str) -> bool:

@@ -12,6 +12,9 @@ from shards.core.modality import OWN_KINDS
 from shards.core.params import MODALITY, SITE, Fraction, SourceKind
 
 Difference = Annotated[float, Field(ge=0, le=1)]
+CRON = r"^\S+( \S+){4}$"
+"""Minute, hour, day of the month, month and day of the week."""
+ADDRESS = r"^[^@\s,<>]+@[^@\s,<>]+$"
 
 
 class JudgeParams(Section):
@@ -114,7 +117,7 @@ class DeliveriesParams(Section):
 class ScheduleParams(Section):
     """When Dagster asks whether a retraining is due (section `operations.schedule`)."""
 
-    cron: str = Field(pattern=r"^\S+( \S+){4}$")
+    cron: str = Field(pattern=CRON)
     """Minute, hour, day of the month, month and day of the week: `0 2 * * 6` is each Saturday at 2."""
     timezone: str = "UTC"
     """Time zone of these hours, as `Europe/Berlin`."""
@@ -140,6 +143,32 @@ class RetrainingParams(Section):
     """`incumbent` starts with the weights of the accepted model, `scratch` with those that `pretrain` names."""
 
 
+class MailParams(Section):
+    """The mail server that carries alerts (section `operations.alerts.mail`)."""
+
+    host: str = Field(min_length=1)
+    """Name of the server."""
+    port: int = Field(default=587, ge=1, le=65535)
+    """Its port: 587 with `starttls`, 465 with `tls`, 25 with `none`."""
+    security: Literal["starttls", "tls", "none"] = "starttls"
+    """How the connection is encrypted; `none` only for a server on this machine."""
+    user: str | None = None
+    """Who logs in; the password is the environment variable ACE_SMTP_PASSWORD. None: nobody does."""
+    sender: str = Field(pattern=ADDRESS)
+    """Address that the mails come from."""
+    to: tuple[Annotated[str, Field(pattern=ADDRESS)], ...] = Field(min_length=1)
+    """Addresses that they go to."""
+
+
+class AlertsParams(Section):
+    """Who is told what went wrong (section `operations.alerts`); a webhook is the variable ACE_ALERT_WEBHOOK."""
+
+    mail: MailParams | None = None
+    """The way by mail; None: no mail is sent."""
+    audit: str | None = Field(default=None, pattern=CRON)
+    """When the event log, the tags and all bytes that they name are checked, in UTC: `0 5 * * *`; None: never."""
+
+
 class OperationsParams(Section):
     """OperationsParams say what the service does by itself (section `operations`, which may be absent)."""
 
@@ -153,6 +182,8 @@ class OperationsParams(Section):
     """Bounds that a model is accepted by; None: no model is decided about."""
     retraining: RetrainingParams | None = None
     """When the model is trained again; None: nothing is trained again by itself."""
+    alerts: AlertsParams | None = None
+    """Who is told what went wrong; None: nobody is."""
 
     @model_validator(mode="after")
     def _retraining_has_a_gate(self) -> Self:
