@@ -486,17 +486,3 @@ def test_an_audit_is_a_run_at_the_hours_of_the_section_and_its_failure_is_told(
     assert node.definition.description == "`python -m ace models audit`"
     with pytest.raises(ConfigError, match=r"operations\.alerts\.audit: found"):
         build_service(root, OperationsParams.from_params({"alerts": {"audit": "0 5 * * 9"}}, "operations"))
-
-
-def test_a_tick_at_which_nothing_is_new_costs_less_than_a_tenth_of_a_second(
-    root: Path, ticks: Ticks, instance: DagsterInstance
-) -> None:
-    for number in range(200):
-        folder = root / "deliveries" / f"clinic-b{number:03}"
-        folder.mkdir()
-        Attempts(folder / ATTEMPTS).append({"step": "accept", **DONE})
-        append(root, "delivery_accepted", batch=folder.name)
-    ticks()
-    began = time.process_time()
-    ticks()
-    assert time.process_time() - began < 0.1

@@ -16,7 +16,7 @@ from shards.sources.datasets.idrid import LESIONS, SIZE, SOURCE
 from tests.real.data import DATA, needs
 from tests.support.datasets import NO_CHECKS, TEST_KEY, Here, delivered, grid_params, shard_params, write_csv
 
-pytestmark = needs("idrid-original")
+pytestmark = [*needs("idrid-original"), pytest.mark.slow]
 ROOT = DATA / "idrid-original"
 NAMES = ("11", "15", "16", "25", "61", "63", "68")
 LOST_PX, LAST_COLUMN = 48_416, 3689

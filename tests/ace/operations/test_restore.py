@@ -48,6 +48,7 @@ def command(root: Path, models: Path, *words: str) -> subprocess.CompletedProces
     )
 
 
+@pytest.mark.slow
 def test_origin_and_dvcs_remote_bring_back_decisions_versions_and_what_serves(tmp_path: Path) -> None:
     made = make_published(tmp_path, remote=str(tmp_path / "remote"))
     made.service.registry.hold(ANNA, "the week of the audit")

@@ -114,6 +114,7 @@ def test_trained_and_untrained_encoders_share_the_architecture(finished: Path) -
         trained.normalisation("other")
 
 
+@pytest.mark.slow
 def test_a_run_with_a_probe_ends_with_its_best_teacher_too(
     labelled_shards: Path, finished: Path, tmp_path: Path
 ) -> None:

@@ -71,7 +71,8 @@ def whole(phantom: PhantomSourceParams, tmp_path_factory: pytest.TempPathFactory
     return built(phantom, tmp_path_factory.mktemp("built") / "whole", Processes(1))
 
 
-@pytest.mark.parametrize("num_workers", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [1, 2])
 def test_an_image_that_ends_its_process_is_quarantined_and_nothing_else_is_lost(
     num_workers: int, phantom: PhantomSourceParams, whole: dict[str, TarSummary], tmp_path: Path
 ) -> None:
