@@ -123,7 +123,7 @@ def mail_server(certificate: Path | None = None) -> Iterator[Post]:
                         post.logins.append((user, password, is_encrypted))
                         self.say("235 yes")
                     case "RCPT":
-                        receivers.append(rest.removeprefix("TO:").strip("<>"))
+                        receivers.append(rest[len("TO:") :].strip("<>"))
                         self.say("250 yes")
                     case "DATA":
                         self.say("354 go")
