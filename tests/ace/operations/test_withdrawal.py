@@ -279,6 +279,32 @@ def test_a_patient_whom_nobody_knows_is_refused_and_nothing_is_written(
     assert clinic.registry.log.read() == before
 
 
+def test_options_that_would_do_nothing_are_refused(clinic: Clinic, capsys: pytest.CaptureFixture[str]) -> None:
+    decision = ("--action", "keep", "--why", "one of many")
+    for words, said in (
+        (("--list", "--erase"), "--erase and --received go with the withdrawal"),
+        (("--trace", "--erase"), "--erase and --received go with the withdrawal"),
+        (("--settle", "3", "--erase", *decision), "--erase and --received go with the withdrawal"),
+        (("--settle", "3", "--received", "2026-11-01", *decision), "--erase and --received go with the withdrawal"),
+        (("--list", *decision), "decide about no model"),
+        (("--trace", *decision), "decide about no model"),
+    ):
+        assert main("withdraw", *words) == 2
+        assert said in capsys.readouterr().err
+    assert clinic.kinds == []
+
+
+def test_another_decision_names_its_versions(clinic: Clinic) -> None:
+    withdraw(clinic, clinic.patients("train")[0], "retire")
+    (number,) = clinic.withdrawals.known()
+    keep, same = Decision("keep", "the board has met again"), Decision("retire", "as the board has decided")
+    with pytest.raises(OperationsError, match=r"all its models are decided about; .*: --version v1"):
+        list(clinic.withdrawals.settle(number, keep, ANNA))
+    list(clinic.withdrawals.settle(number, same, ANNA))
+    list(clinic.withdrawals.settle(number, Decision("keep", keep.why, (1,)), ANNA))
+    assert clinic.withdrawals.known()[number].action(1) == "keep"
+
+
 def test_the_same_id_at_another_site_is_another_person(clinic: Clinic) -> None:
     patient = clinic.patients("train")[0]
     path = clinic.root / f"batches/{SECOND}.yaml"
