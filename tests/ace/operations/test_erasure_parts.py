@@ -50,7 +50,9 @@ def test_a_piece_is_found_in_files_and_in_all_of_git_and_no_piece_is_taken_of_wh
     with_image.write_bytes(b"before" + BYTES + b"after")
     without.write_bytes(BYTES[::-1])
     (tmp_path / "link").symlink_to(with_image)
-    assert search([tmp_path, tmp_path / "missing"], [b"nobody", piece], without) == [with_image]
+    (tmp_path / "same").hardlink_to(with_image)
+    assert search([tmp_path, tmp_path / "missing"], [b"nobody", piece], without) == [with_image], "each file once"
+    (tmp_path / "same").unlink()
     assert search([tmp_path], [b"nobody", piece], with_image) == []
     assert not is_in_git(tmp_path, [piece])
     git(tmp_path, "add", "a")
