@@ -79,7 +79,8 @@ def _runs(seen: Seen, kept: Any) -> Found:
         return [], {"last": max(newest, default=0), "failing": []}
     last, failing, lines = kept["last"], set(kept["failing"]), []
     records = [record for kind in kinds for record in _changes(seen.instance, kind, last)]
-    for record in sorted(records, key=lambda record: record.storage_id):
+    # No more than were asked for of each kind: beyond them, ends of one kind are known and of the other are not.
+    for record in sorted(records, key=lambda record: record.storage_id)[:MAX_RUNS]:
         last = record.storage_id
         run = seen.instance.get_run_by_id(record.run_id)
         if run is None:

@@ -76,6 +76,12 @@ def withdraw(arguments: argparse.Namespace) -> int:
 
     if (arguments.action is None) != (arguments.why is None) or (arguments.version and arguments.action is None):
         raise OperationsError("--action and --why go together, and --version goes with them: a decision has a reason")
+    if (arguments.list or arguments.trace) and arguments.action:
+        raise OperationsError("--list and --trace only show, and decide about no model: leave out --action and --why")
+    if (arguments.list or arguments.trace or arguments.settle is not None) and (arguments.erase or arguments.received):
+        raise OperationsError(
+            "--erase and --received go with the withdrawal of a patient: without --list, --trace, --settle"
+        )
     withdrawals = Withdrawals(registry_of(arguments))
     try:
         if arguments.list:

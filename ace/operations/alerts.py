@@ -167,8 +167,9 @@ class _NoRedirect(HTTPRedirectHandler):
 def _request(variable: str, url: str, body: bytes | None) -> None:
     """Give a URL a body by POST, or ask it by GET; errors name the variable and not what it holds."""
     with _named(variable):
-        if urlsplit(url).scheme not in ("http", "https"):
-            raise NotSentError(f"{variable}: expected an address that begins with http:// or https://")
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise NotSentError(f"{variable}: expected an address that begins with http:// or https://, and a host")
         request = Request(url, body, {"Content-Type": "application/json"} if body else {})
         build_opener(_NoRedirect).open(request, timeout=TIMEOUT_S).close()
 

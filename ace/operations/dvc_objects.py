@@ -190,7 +190,8 @@ def _path(fs: Any, folder: str, md5: str) -> str:
 
 def _locks(root: Path, commit: str) -> Iterator[Mapping[str, Any]]:
     """Yield the stages of each dvc.lock in the history of a commit."""
-    for name in git(root, "log", "--format=%H", commit, "--", LOCK).split():
+    # The full history: otherwise git passes over what was merged and then not taken, as by the strategy `ours`.
+    for name in git(root, "log", "--full-history", "--format=%H", commit, "--", LOCK).split():
         if git(root, "ls-tree", "--name-only", name, "--", LOCK):
             yield (parse_yaml(git(root, "show", f"{name}:{LOCK}")) or {}).get("stages") or {}
 

@@ -12,7 +12,8 @@ import shutil
 from collections.abc import Collection, Iterator
 from contextlib import chdir
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from unicodedata import normalize
 
 from ace.operations.clone import git
 from ace.operations.dvc_objects import ERASED_OBJECTS, Stores, made_from, read_recorded, recorded_now
@@ -318,14 +319,20 @@ def _forget_paths(table: Path, paths: Collection[str]) -> None:
         return
     with table.open(encoding="utf-8-sig", newline="") as file:
         header, *rows = csv.reader(file)
+    header = [name.strip() for name in header]
     if "path" not in header:
         return
-    column = header.index("path")
-    kept = [row for row in rows if row[column] not in paths]
+    column, gone = header.index("path"), set(map(_as_listed, paths))
+    kept = [row for row in rows if len(row) <= column or _as_listed(row[column]) not in gone]
     if len(kept) < len(rows):
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([header, *kept])
         write_private_text(table, text.getvalue())
+
+
+def _as_listed(path: str) -> str:
+    """Return a path as `register` reads it from a CSV, in whatever way it is written there."""
+    return normalize("NFC", PurePosixPath(path.strip().replace("\\", "/")).as_posix())
 
 
 def _without_lines(text: str, lines: Collection[str]) -> str:

@@ -32,7 +32,7 @@ class Place(BaseModel):
         name: Name of the batch.
         manifest: Path of the manifest.
         images: Folder to which its paths are relative.
-        paths: Paths of the patient's files below that folder.
+        paths: Paths of the patient's files below that folder, without those that are other patients' too, as a mask.
         keys: Keys of the patient's images.
         contents: Size and sha256 of each of these images.
     """
@@ -124,10 +124,11 @@ def make_plan(root: Path, number: int, mark: str, pseudonym: str) -> Plan:
         SourceError: a manifest is missing or damaged.
     """
     batches, places, needles = batches_of(root), [], [pseudonym.encode()]
+    shared = _files_of_others(root, pseudonym)
     for name, batch in batches.items():
         if not isinstance(batch.source, RegisteredSourceParams):
             continue
-        place = _place(name, root / batch.source.dep, root / batch.source.root, pseudonym)
+        place = _place(name, root / batch.source.dep, root / batch.source.root, pseudonym, shared)
         if place is None:
             continue
         _check(place, batch.source.root)
@@ -135,7 +136,7 @@ def make_plan(root: Path, number: int, mark: str, pseudonym: str) -> Plan:
         if (root / SHARDS / name / INDEX).is_file():
             needles += pieces_of_samples(ShardIndex.open(root / SHARDS / name), pseudonym)
     outside = [item for item in manifests(root) if item[0] not in batches]
-    found = [_place(name, manifest, images, pseudonym) for name, manifest, images in outside]
+    found = [_place(name, manifest, images, pseudonym, shared) for name, manifest, images in outside]
     others = tuple(place for place in found if place is not None)
     for place in (*places, *others):
         needles += [key.encode() for key in place.keys]
@@ -168,17 +169,29 @@ def service_folders(root: Path) -> list[Path]:
     return [] if folder is None else [folder / name for name in (DELIVERIES, QUARANTINE) if (folder / name).is_dir()]
 
 
-def _place(name: str, manifest: Path, images: Path, pseudonym: str) -> Place | None:
-    """Return what a manifest has of a patient; None if that is nothing."""
+def _files_of_others(root: Path, pseudonym: str) -> set[Path]:
+    """Return the files of all other patients."""
+    return {
+        images / file.path
+        for _, manifest, images in manifests(root)
+        for _, entry in iterate_manifest(manifest)[1]
+        if entry.record.patient != pseudonym
+        for file in files_of(entry.record)
+    }
+
+
+def _place(name: str, manifest: Path, images: Path, pseudonym: str, shared: Collection[Path]) -> Place | None:
+    """Return what a manifest has of a patient, without files that are shared; None if that is nothing."""
     header, entries = iterate_manifest(manifest)
     records = [entry.record for _, entry in entries if entry.record.patient == pseudonym]
     if not records:
         return None
+    paths = dict.fromkeys(file.path for record in records for file in files_of(record))
     return Place(
         name=name,
         manifest=manifest,
         images=images,
-        paths=tuple(dict.fromkeys(file.path for record in records for file in files_of(record))),
+        paths=tuple(path for path in paths if images / path not in shared),
         keys=tuple(key_of(record, header) for record in records),
         contents=tuple((record.image.num_bytes or 0, record.image.sha256 or "") for record in records),
     )

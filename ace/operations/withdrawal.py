@@ -181,7 +181,17 @@ class Withdrawals:
             if number not in known:
                 names = ", ".join(map(str, known)) or "none"
                 raise OperationsError(f"there is no withdrawal {number}; expected one of {names} (withdraw --list)")
-            yield from self._settle([known[number]], decision, actor)
+            withdrawal = known[number]
+            if not (
+                decision.versions
+                or withdrawal.undecided
+                or all(withdrawal.has(version, decision.action, decision.why) for version in withdrawal.versions)
+            ):
+                names = " ".join(f"--version v{version}" for version in withdrawal.versions)
+                raise OperationsError(
+                    f"withdrawal {number}: all its models are decided about; to decide otherwise, name them: {names}"
+                )
+            yield from self._settle([withdrawal], decision, actor)
             self._complete(actor)
             yield from _left(self.known()[number], self.registry.events())
 

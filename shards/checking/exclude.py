@@ -1,6 +1,7 @@
 """Change what is excluded of a batch (shards.format.exclusion), with keys held against those there are."""
 
 import difflib
+import secrets
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ from shards.format.layout import MANIFESTS
 from shards.reading.reader import ShardIndex
 from shards.runtime.atomic import clear_when_full, make_private_folder, write_private_text, write_text
 from shards.runtime.text import count_of
+
+_RANDOM = "# random, so that the list's hash does not tell whom it names: "
 
 
 def exclude_images(
@@ -85,6 +88,8 @@ def set_excluded(
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         lines = [*keys, *(f"{PATIENT} {patient}" for patient in patients)]
         text = _without_lines(text, lines, path) if undo else _with_lines(text, lines)
+        if parse_list(text):
+            text = _with_random(text)
         excluded = parse_list(text)
         known_keys, known_patients = _known_of(name, batches[name], project)
         check_known(excluded.keys, known_keys, f"image of {name}", path)
@@ -114,6 +119,11 @@ def _with_lines(text: str, lines: Sequence[str]) -> str:
     there = {line.partition("#")[0].strip() for line in text.splitlines()}
     text += "\n" if text and not text.endswith("\n") else ""
     return text + "".join(f"{line}\n" for line in dict.fromkeys(lines) if line not in there)
+
+
+def _with_random(text: str) -> str:
+    """Give a list a random line: git has the list's hash, and whoever has the shards could try all their patients."""
+    return text if _RANDOM in text else f"{_RANDOM}{secrets.token_hex(16)}\n{text}"
 
 
 def _without_lines(text: str, lines: Sequence[str], path: Path) -> str:

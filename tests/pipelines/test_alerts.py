@@ -233,6 +233,22 @@ def test_failures_of_one_tick_are_one_message_of_bounded_length(
     assert body["lines"][1] == "and 1 more"
 
 
+def test_of_more_runs_than_one_tick_looks_at_none_is_passed_over(
+    ticks: Ticks, instance: DagsterInstance, hook: Hook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alerts, "MAX_RUNS", 2)
+    for _ in range(3):
+        execute(instance, "retrain", fails=False)
+    last = [execute(instance, name, fails=True) for name in ("deliveries", "retrain")]
+    execute(instance, "retrain", fails=False)
+    for _ in range(4):
+        ticks()
+    last.append(execute(instance, "retrain", fails=True))
+    ticks()
+    told = [line.split()[1] for body in hook.posted for line in body["lines"]]
+    assert told == last, "the success between two failures is seen too"
+
+
 def test_failures_from_before_the_alerts_are_no_news(root: Path, instance: DagsterInstance, hook: Hook) -> None:
     execute(instance, "deliveries", fails=True)
     append(root, "delivery_refused", batch="clinic-b001")

@@ -107,6 +107,7 @@ def mail_of(codes: dict[str, str], **others: object) -> Callable[[], None]:
         webhook_of(f"http://host /{SECRET}"),
         webhook_of(f"file:///{SECRET}"),
         webhook_of(f"{SECRET}"),
+        webhook_of(f"https:///{SECRET}"),
         webhook_of(f"http://user:{SECRET}@127.0.0.1:port/"),
         mail_of({"RCPT": f"550 no such box {SECRET}"}),
         mail_of({"DATA": f"554 spam {SECRET}"}),
@@ -118,6 +119,7 @@ def test_an_error_says_nothing_of_what_is_secret(send: Callable[[], None]) -> No
     with pytest.raises(NotSentError, match=rf"{WEBHOOK}|localhost") as caught:
         send()
     assert SECRET not in str(caught.value)
+    assert not str(caught.value).endswith(": str"), "says nothing of what is wrong"
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
 

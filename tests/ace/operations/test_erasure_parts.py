@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import pytest
 
 from ace.operations import erasure_plan
-from ace.operations.dvc_objects import made_from
+from ace.operations.dvc_objects import made_from, read_recorded
 from ace.operations.erasure import _forget_paths, _forget_patient, _without_lines
-from ace.operations.erasure_plan import Place, _copies
+from ace.operations.erasure_plan import Place, _copies, _files_of_others, _place
 from ace.operations.residue import is_in_git, piece_of, search
-from shards.core.records import File
+from shards.core.records import File, MaskFiles
 from tests.ace.operations.service import init_clone
 from tests.support.checkout import git
 
@@ -50,7 +50,9 @@ def test_a_piece_is_found_in_files_and_in_all_of_git_and_no_piece_is_taken_of_wh
     with_image.write_bytes(b"before" + BYTES + b"after")
     without.write_bytes(BYTES[::-1])
     (tmp_path / "link").symlink_to(with_image)
-    assert search([tmp_path, tmp_path / "missing"], [b"nobody", piece], without) == [with_image]
+    (tmp_path / "same").hardlink_to(with_image)
+    assert search([tmp_path, tmp_path / "missing"], [b"nobody", piece], without) == [with_image], "each file once"
+    (tmp_path / "same").unlink()
     assert search([tmp_path], [b"nobody", piece], with_image) == []
     assert not is_in_git(tmp_path, [piece])
     git(tmp_path, "add", "a")
@@ -85,6 +87,44 @@ def test_a_copy_that_is_left_out_goes_and_one_that_is_registered_for_somebody_el
     assert _copies(tmp_path, [place]) == [tmp_path / "copy.png"]
 
 
+def test_a_mask_that_is_another_patients_too_is_not_the_patients_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def entry(patient: str, image: str, mask: str) -> tuple[int, SimpleNamespace]:
+        masks = {"lung": MaskFiles((File("lungs.png"), File(mask)))}
+        return 0, SimpleNamespace(record=SimpleNamespace(patient=patient, image=File(image), masks=masks))
+
+    entries = [entry("one", "1.png", "heart_1.png"), entry("two", "2.png", "heart_2.png")]
+    monkeypatch.setattr(erasure_plan, "manifests", lambda root: [("a", root / "a.jsonl", root)])
+    monkeypatch.setattr(erasure_plan, "iterate_manifest", lambda _: (None, entries))
+    monkeypatch.setattr(erasure_plan, "key_of", lambda record, header: record.image.path)
+    shared = _files_of_others(tmp_path, "one")
+    assert shared == {tmp_path / name for name in ("2.png", "lungs.png", "heart_2.png")}
+    place = _place("a", tmp_path / "a.jsonl", tmp_path, "one", shared)
+    assert place is not None
+    assert place.paths == ("1.png", "heart_1.png")
+
+
+def test_objects_of_commits_that_were_merged_and_not_taken_are_known(tmp_path: Path) -> None:
+    init_clone(tmp_path)
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").touch()
+
+    def lock(md5: str) -> None:
+        out = {"path": "data/shards/a", "md5": md5}
+        (tmp_path / "dvc.lock").write_text(json.dumps({"stages": {"shard@a": {"outs": [out]}}}))
+        git(tmp_path, "add", "dvc.lock", ".dvc/config")
+        git(tmp_path, "commit", "--quiet", "-m", md5)
+
+    lock("11")
+    git(tmp_path, "switch", "--quiet", "--create", "theirs")
+    lock("22")
+    git(tmp_path, "switch", "--quiet", "service")
+    lock("33")
+    git(tmp_path, "merge", "--quiet", "--strategy", "ours", "-m", "passed over", "theirs")
+    assert read_recorded(tmp_path, "HEAD", ["a"]).holding == {"11", "22", "33"}
+
+
 def test_only_the_patients_rows_leave_a_manifest_a_table_and_a_list(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     lines = [json.dumps({"record": {"patient": name, "note": "one"}}) + "\n" for name in ("one", "two", "one")]
@@ -96,6 +136,11 @@ def test_only_the_patients_rows_leave_a_manifest_a_table_and_a_list(tmp_path: Pa
     table.write_text('view,path\nPA,a.png\n"PA, upright",b.png\n', encoding="utf-8-sig")
     _forget_paths(table, {"a.png"})
     assert table.read_text() == 'view,path\n"PA, upright",b.png\n'
+    table.write_text(
+        " path ,patient\n./a.png,one\nsub\\a.png,one\n e\u0301.png ,one\n\nb.png,two\n\n", encoding="utf-8"
+    )
+    _forget_paths(table, {"a.png", "sub/a.png", "\u00e9.png"})
+    assert table.read_text().split() == ["path,patient", "b.png,two"], "as `register` has read them"
     by_uid = tmp_path / "uids.csv"
     by_uid.write_text("sop_uid,nodule\n1.2.3,1\n")
     for path in (tmp_path / "missing.csv", by_uid):

@@ -24,15 +24,17 @@ from ace.operations.withdrawal import Decision, Patient
 from ace.operations.withdrawal_state import Action
 from shards.checking.exclude import exclude_images
 from shards.cli import run_command
-from shards.core.identity import read_id_key
+from shards.core.identity import IdKey, read_id_key
 from shards.delivery.project import Project
 from shards.delivery.yaml_lines import keep_items
 from shards.format.exclusion import read_exclusion
+from shards.format.layout import sha256_of
 from tests.ace.operations.delivered import build_here, deliver
 from tests.ace.operations.killed import KILLED, in_child, kill_after
 from tests.ace.operations.service import ANNA
 from tests.ace.operations.withdrawn import (
     FIRST,
+    KEY,
     SECOND,
     Clinic,
     copy_clinic,
@@ -279,6 +281,38 @@ def test_a_patient_whom_nobody_knows_is_refused_and_nothing_is_written(
     assert clinic.registry.log.read() == before
 
 
+def test_a_mark_is_always_the_same_for_the_log_keeps_it() -> None:
+    """By openssl: printf ace/withdrawal/0123456789abcdef | openssl dgst -sha256 -mac HMAC -macopt hexkey:KEY."""
+    key = IdKey(bytes.fromhex(KEY), is_public=False)
+    assert mark_of("0123456789abcdef", key) == "b200c8c075986a7f8025036a1fea47716d84c7e5629f22e4dfafd1eebd84ea25"
+
+
+def test_options_that_would_do_nothing_are_refused(clinic: Clinic, capsys: pytest.CaptureFixture[str]) -> None:
+    decision = ("--action", "keep", "--why", "one of many")
+    for words, said in (
+        (("--list", "--erase"), "--erase and --received go with the withdrawal"),
+        (("--trace", "--erase"), "--erase and --received go with the withdrawal"),
+        (("--settle", "3", "--erase", *decision), "--erase and --received go with the withdrawal"),
+        (("--settle", "3", "--received", "2026-11-01", *decision), "--erase and --received go with the withdrawal"),
+        (("--list", *decision), "decide about no model"),
+        (("--trace", *decision), "decide about no model"),
+    ):
+        assert main("withdraw", *words) == 2
+        assert said in capsys.readouterr().err
+    assert clinic.kinds == []
+
+
+def test_another_decision_names_its_versions(clinic: Clinic) -> None:
+    withdraw(clinic, clinic.patients("train")[0], "retire")
+    (number,) = clinic.withdrawals.known()
+    keep, same = Decision("keep", "the board has met again"), Decision("retire", "as the board has decided")
+    with pytest.raises(OperationsError, match=r"all its models are decided about; .*: --version v1"):
+        list(clinic.withdrawals.settle(number, keep, ANNA))
+    list(clinic.withdrawals.settle(number, same, ANNA))
+    list(clinic.withdrawals.settle(number, Decision("keep", keep.why, (1,)), ANNA))
+    assert clinic.withdrawals.known()[number].action(1) == "keep"
+
+
 def test_the_same_id_at_another_site_is_another_person(clinic: Clinic) -> None:
     patient = clinic.patients("train")[0]
     path = clinic.root / f"batches/{SECOND}.yaml"
@@ -341,7 +375,9 @@ def test_a_model_without_a_list_of_its_images_is_taken_for_one_that_was_trained_
     clinic: Clinic,
 ) -> None:
     train = clinic.root / "train.py"
-    train.write_text("\n".join(line for line in train.read_text().splitlines() if "write_lineage(" not in line) + "\n")
+    start = json.dumps({"start_from": {"teacher": sha256_of(clinic.models / "v1" / "training_images.csv")}})
+    lines = [line.replace('"{}"', f"'{start}'") for line in train.read_text().splitlines()]
+    train.write_text("\n".join(line for line in lines if "write_lineage(" not in line) + "\n")
     measure = clinic.root / "dvc.yaml"
     measure.write_text(
         measure.read_text()
@@ -354,6 +390,7 @@ def test_a_model_without_a_list_of_its_images_is_taken_for_one_that_was_trained_
     found = clinic.withdrawals.trace(Patient(tested)).versions
     assert dict(found) == {2: f"has no training_images.csv, and was made from {FIRST}, {SECOND}"}
     assert set(clinic.withdrawals.trace(Patient(patient)).versions) == {1, 2}
+    assert clinic.withdrawals.trace(Patient(patient)).versions[2] == "started from v1"
 
 
 def test_an_exclusion_that_was_undone_is_found_and_made_again(clinic: Clinic) -> None:

@@ -6,6 +6,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -147,20 +148,45 @@ def test_the_list_is_private_and_the_stages_that_read_the_set_depend_on_what_nam
     dvc = Path("dvc.yaml").read_text()
     assert command("exclude", "own-b000", keys[0]) == 0
     assert stat.S_IMODE(LIST.stat().st_mode) == 0o600
-    assert LIST.read_text() == f"{keys[0]}\n"
+    assert listed(LIST.read_text()) == keys[:1]
     assert keys[0] not in RECORD.read_text()
     assert Path("batches/own-b000.yaml").read_text() == batch, "or the shards would be stale"
     assert [str(RECORD) in deps(stage) for stage in ("pretrain", "report", "evaluate")] == [True] * 3
     first = RECORD.read_text()
     assert command("exclude", "own-b000", keys[1], keys[1]) == 0
     assert RECORD.read_text() != first
-    assert LIST.read_text().splitlines() == keys[:2]
+    assert listed(LIST.read_text()) == keys[:2]
     capsys.readouterr()
     assert command("exclude", "own-b000", "--list") == 0
-    assert capsys.readouterr().out.split() == keys[:2]
+    assert listed(capsys.readouterr().out) == keys[:2]
     assert command("exclude", "own-b000", "--undo", *keys[:2]) == 0
     assert not RECORD.exists()
     assert Path("dvc.yaml").read_text() == dvc
+
+
+def listed(text: str) -> list[str]:
+    """The lines of a list that are no note."""
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
+def test_who_knows_all_pseudonyms_cannot_tell_by_the_hash_in_git_whom_a_list_names(project: Path) -> None:
+    patients = {entry.record.patient for _, entry in iterate_manifest(Path("data/manifests/own-b000.jsonl"))[1]}
+    one, other = sorted(patients)[:2]
+    hashes = []
+    for undo in (False, True, False):
+        words = ["--undo"] if undo else []
+        assert command("exclude", "own-b000", *words, "--patient", one) == 0
+        text = LIST.read_text()
+        hashes += [] if undo else [RECORD.read_text()]
+    assert hashes[0] == hashes[1], "the random line stays, so that the same list makes nothing stale"
+    for guess in patients:
+        assert sha256(f"patient {guess}\n".encode()).hexdigest() not in hashes[0]
+    assert command("exclude", "own-b000", "--patient", other) == 0
+    assert LIST.read_text() == f"{text}patient {other}\n"
+    LIST.unlink()
+    RECORD.unlink()
+    assert command("exclude", "own-b000", "--patient", one) == 0
+    assert RECORD.read_text() not in hashes, "no two lists have the same random line"
 
 
 def test_a_batch_to_measure_on_makes_training_depend_on_nothing(project: Path) -> None:
@@ -194,7 +220,7 @@ def test_without_its_list_a_set_is_not_read(index: ShardIndex) -> None:
     assert command("exclude", "own-b000") == 0
     assert index.without_excluded(Path()).excluded.keys == {key}
     assert command("exclude", "own-b000", "--undo", key) == 0
-    assert LIST.read_text() == "# withdrawn in May\n"
+    assert LIST.read_text().splitlines()[1:] == ["# withdrawn in May"]
     assert command("exclude", "own-b000", key) == 0
     LIST.unlink()
     with pytest.raises(SourceError, match=r"exclude\.txt: not found"):
