@@ -134,13 +134,21 @@ def _list(withdrawals: "Withdrawals", *, as_json: bool) -> None:
     if not known:
         print("nobody has withdrawn")
         return
-    rows = [("withdrawal", "received (UTC)", "images", "versions", "completed (UTC)", "left to do")]
+    rows = [("withdrawal", "received (UTC)", "batches", "versions", "completed (UTC)", "left to do")]
     for found in known:
         versions = ", ".join(f"v{number} {found.action(number) or 'open'}" for number in found.versions)
-        images = ", ".join(f"{name} {number}" for name, number in found.batches.items())
         completed = "" if found.completed is None else f"{found.completed.time:%Y-%m-%d %H:%M}"
         todo = "; ".join(found.todo(events))
-        rows.append((str(found.number), _time_of(found)[:16], images or "none", versions or "none", completed, todo))
+        rows.append(
+            (
+                str(found.number),
+                _time_of(found)[:16],
+                ", ".join(found.batches) or "none",
+                versions or "none",
+                completed,
+                todo,
+            )
+        )
     print(text_table(rows))
 
 

@@ -73,19 +73,26 @@ class Recorded:
 def read_recorded(root: Path, commit: str, names: Collection[str]) -> Recorded:
     """Read every dvc.lock up to a commit, and the run cache of this machine.
 
+    Several projects may share a cache, and have batches of one name: of the run cache, what made such a shard set
+    counts only if it had inputs that this project's lock files name.
+
     Args:
         root: The clone.
         commit: The last commit that counts.
         names: Names of the batches whose images are meant.
     """
-    holding, others = set[str](), set[str]()
+    holding, others, inputs = set[str](), set[str](), set[str]()
     shard_sets = {SHARDS + name for name in names}
     for stages in _locks(root, commit):
+        for body in stages.values():
+            if any(out["path"] in shard_sets for out in body.get("outs", ())):
+                inputs |= {dep["md5"] for dep in body.get("deps", ()) if "md5" in dep}
         paths = shard_sets | made_from(stages, names, through_models=False).keys()
         for out in (out for body in stages.values() for out in body.get("outs", ())):
             (holding if out["path"] in paths else others).add(out["md5"])
     for _, entry in _runs(root):
-        if any(out["path"] in shard_sets for out in entry["outs"]):
+        is_own = any(dep.get("md5") in inputs for dep in entry["deps"])
+        if is_own and any(out["path"] in shard_sets for out in entry["outs"]):
             holding |= {out["md5"] for out in entry["outs"]}
     num_found = -1
     while num_found < len(holding):

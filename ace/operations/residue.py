@@ -3,8 +3,10 @@
 import subprocess
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import BinaryIO
 
+from ace.operations.errors import OperationsError
 from shards.format.layout import SampleSpans
 from shards.reading.reader import ShardIndex
 
@@ -57,11 +59,20 @@ def search(folders: Collection[Path], needles: Sequence[bytes], without: Path) -
 
 
 def is_in_git(root: Path, needles: Sequence[bytes]) -> bool:
-    """Tell whether an object of a repository, in whatever commit, has one of some texts."""
+    """Tell whether an object of a repository, in whatever commit, has one of some texts.
+
+    Raises:
+        OperationsError: git cannot read all objects.
+    """
     command = ["git", "-C", str(root), "cat-file", "--batch-all-objects", "--batch", "--unordered"]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        return _has(process.stdout, needles)  # type: ignore[arg-type]
+    with TemporaryFile() as errors:
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors) as process:
+            assert process.stdout is not None
+            is_found = _has(process.stdout, needles)  # type: ignore[arg-type]
+        has_failed = bool(process.returncode or errors.tell())  # of a damaged object git only says so
+    if has_failed and not is_found:
+        raise OperationsError(f"{root}: git cannot read all its objects, so they were not searched: see git fsck")
+    return is_found
 
 
 def _has(file: BinaryIO, needles: Sequence[bytes]) -> bool:

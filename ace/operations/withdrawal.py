@@ -235,7 +235,8 @@ class Withdrawals:
         earlier = self.of(mark)
         named = {name for found in earlier if found.erased is None for name in found.batches}
         decided = {number for found in earlier for number in found.versions}
-        batches = {name: number for name, number in trace.batches.items() if name not in named}
+        # Without the numbers of images, by which whoever has the shards could find out who it is.
+        batches = [name for name in trace.batches if name not in named]
         versions = [number for number in trace.versions if number not in decided]
         if not (batches or versions):
             return None

@@ -21,7 +21,7 @@ class Withdrawal:
 
     Attributes:
         received: The event by which it began. Its facts have `patient` (the patient's mark), `received` (the time at
-            which the wish came), `batches` (name → number of the patient's images), `versions` (numbers of the models
+            which the wish came), `batches` (their names), `versions` (numbers of the models
             that were trained with them) and `outs` (paths that the last commit's dvc.lock makes from these batches).
         excluded: The event that says that nothing reads the images any more; None before.
         decisions: Number of a version → the last event that says what becomes of it.
@@ -48,9 +48,9 @@ class Withdrawal:
         return str(self.received.facts["patient"])
 
     @property
-    def batches(self) -> dict[str, int]:
-        """Name of a batch → number of the patient's images in it."""
-        return dict(self.received.facts["batches"])
+    def batches(self) -> list[str]:
+        """Names of the batches that had images of the patient."""
+        return list(self.received.facts["batches"])
 
     @property
     def versions(self) -> list[int]:

@@ -12,6 +12,7 @@ from ace.operations import erasure_plan
 from ace.operations.dvc_objects import made_from, read_recorded
 from ace.operations.erasure import _forget_paths, _forget_patient, _without_lines
 from ace.operations.erasure_plan import Place, _copies, _files_of_others, _place
+from ace.operations.errors import OperationsError
 from ace.operations.residue import is_in_git, piece_of, search
 from shards.core.records import File, MaskFiles
 from tests.ace.operations.service import init_clone
@@ -123,6 +124,37 @@ def test_objects_of_commits_that_were_merged_and_not_taken_are_known(tmp_path: P
     lock("33")
     git(tmp_path, "merge", "--quiet", "--strategy", "ours", "-m", "passed over", "theirs")
     assert read_recorded(tmp_path, "HEAD", ["a"]).holding == {"11", "22", "33"}
+
+
+def test_what_another_project_with_a_batch_of_that_name_made_is_not_of_the_patient(tmp_path: Path) -> None:
+    init_clone(tmp_path)
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").touch()
+
+    def run(manifest: str, made: str) -> dict[str, list[dict[str, str]]]:
+        deps = [{"path": "data/manifests/a.jsonl", "md5": manifest}]
+        return {"deps": deps, "outs": [{"path": "data/shards/a", "md5": made}]}
+
+    (tmp_path / "dvc.lock").write_text(json.dumps({"stages": {"shard@a": run("our manifest", "11")}}))
+    git(tmp_path, "add", "dvc.lock", ".dvc/config")
+    git(tmp_path, "commit", "--quiet", "-m", "shards")
+    for name, entry in {"own": run("our manifest", "12"), "theirs": run("their manifest", "99")}.items():
+        path = tmp_path / ".dvc/cache/runs/aa" / name / "entry"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(entry))
+    assert read_recorded(tmp_path, "HEAD", ["a"]).holding == {"11", "12"}
+
+
+def test_objects_that_git_cannot_read_are_not_taken_for_searched(tmp_path: Path) -> None:
+    init_clone(tmp_path)
+    (tmp_path / "a").write_bytes(BYTES)
+    git(tmp_path, "add", "a")
+    git(tmp_path, "commit", "--quiet", "-m", "a file")
+    for path in (tmp_path / ".git/objects").glob("??/*"):
+        path.chmod(0o600)
+        path.write_bytes(b"damaged")
+    with pytest.raises(OperationsError, match="git cannot read all its objects"):
+        is_in_git(tmp_path, [b"nobody"])
 
 
 def test_only_the_patients_rows_leave_a_manifest_a_table_and_a_list(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_the_command_records_when_it_came_what_it_affects_and_what_was_decided(
     assert received.facts == {
         "patient": mark_of(clinic.pseudonym(patient), read_id_key()),
         "received": "2026-11-01T08:30:00+00:00",
-        "batches": {FIRST: 2, SECOND: 1},
+        "batches": [FIRST, SECOND],
         "versions": [1],
         "outs": ["data/answers/trained", "models/ace"],
     }
@@ -139,7 +139,7 @@ def test_the_command_records_when_it_came_what_it_affects_and_what_was_decided(
     assert listed["todo"] == []
     assert listed["completed"] is not None
     assert main("withdraw", "--list") == 0
-    assert f"{FIRST} 2, {SECOND} 1" in capsys.readouterr().out
+    assert f"{FIRST}, {SECOND}" in capsys.readouterr().out
     assert first_problem(clinic.registry) is None
 
 
@@ -450,7 +450,7 @@ def test_what_came_later_is_a_withdrawal_of_its_own(clinic: Clinic, monkeypatch:
     assert problem.startswith(f"{SECOND}: has images")
     withdraw(clinic, patient)
     first, second = clinic.withdrawals.known().values()
-    assert (first.batches, second.batches) == ({FIRST: 2}, {SECOND: 1})
+    assert (first.batches, second.batches) == ([FIRST], [SECOND])
     assert (first.versions, second.versions) == ([1], [])
     assert first_problem(clinic.registry) is None
 
