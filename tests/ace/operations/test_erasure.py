@@ -18,6 +18,7 @@ from ace.operations.erasure import Erasure, erase
 from ace.operations.erasure_plan import Plan
 from ace.operations.errors import OperationsError
 from ace.operations.events import EventLog
+from ace.operations.model_files import read_lock
 from ace.operations.params import read_operations
 from ace.operations.publishing import publish
 from ace.operations.residue import pieces_of_samples
@@ -118,7 +119,8 @@ def try_something(clinic: Clinic) -> None:
     (cache / "files/md5" / md5[:2]).mkdir(exist_ok=True)
     (cache / "files/md5" / md5[:2] / md5[2:]).write_bytes(content)
     (cache / "runs/ab/abc").mkdir(parents=True)
-    entry = {"cmd": "build", "deps": [], "outs": [{"path": f"data/shards/{FIRST}", "md5": md5}]}
+    deps = read_lock(clinic.root, "HEAD")[f"shard@{FIRST}"]["deps"]
+    entry = {"cmd": "build", "deps": deps, "outs": [{"path": f"data/shards/{FIRST}", "md5": md5}]}
     (cache / "runs/ab/abc/def").write_text(json.dumps(entry))
 
 
