@@ -59,7 +59,7 @@ def erased_objects(root: Path, events: Sequence[Event]) -> set[str]:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What all lock files of a branch's history record.
+    """Recorded holds the md5 sums that all lock files of a branch's history name.
 
     Attributes:
         holding: md5 of outs that hold images of some batches.

@@ -44,26 +44,26 @@ class JudgeParams(Section):
 
 
 class CardParams(Section):
-    """What a model card says that only its owner knows (section `operations.card`); what is None is not stated."""
+    """CardParams hold what only the owner of a model can state on its card (section `operations.card`)."""
 
     name: str = "ACE encoder"
     """Name of the model."""
     developer: str | None = None
-    """Whoever is responsible for it."""
+    """The person or institution that is responsible for the model."""
     contact: str | None = None
-    """Where questions go."""
+    """The address to which users of the model send questions."""
     release_stage: str | None = None
-    """As `research`."""
+    """The stage of release, as `research`; None is shown as not stated, like every field here."""
     availability: str | None = None
-    """Where it may be used."""
+    """The countries or institutions in which the model may be used."""
     intended_use: str | None = None
-    """What it is for, and at which point of the work."""
+    """The purpose of the model, and the step of the clinical or research work at which it is used."""
     users: str | None = None
-    """Who is to use it."""
+    """The people who are meant to use the model."""
     population: str | None = None
     """Patients for whom it is meant."""
     out_of_scope: str | None = None
-    """What it is not to be used for."""
+    """The uses that the owner warns against."""
     biases: str | None = None
     """Known biases and ethical considerations."""
     risk_level: str | None = None
@@ -73,9 +73,9 @@ class CardParams(Section):
     maintenance: str | None = None
     """How it is watched and maintained."""
     funding: str | None = None
-    """Who paid for it."""
+    """The source of the money that paid for the model."""
     stakeholders: str | None = None
-    """Who was asked while it was developed."""
+    """The people who were consulted while the model was developed."""
 
 
 class DeliveriesParams(Section):
