@@ -157,6 +157,7 @@ def test_a_build_names_the_disk_of_the_set_and_not_that_of_unfinished_work(disk:
     assert not [name for name in unfinished if name.endswith((".tar", ".tmp"))]
 
 
+@pytest.mark.slow
 def test_a_build_whose_set_does_not_fit_after_all_keeps_its_tars_elsewhere(disk: Disk, params: Path) -> None:
     """Tars come with reports, which nothing is known of before."""
     build = ("shards", "build", "--batch", "a", "--params", params, "--num-workers", "1", "--out", disk.place / "set")

@@ -86,13 +86,9 @@ def test_ending_a_run_ends_dvc_and_the_command_it_runs(
     dvc(project, "repro", "--single-item", "raw")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "signals",
-    [
-        pytest.param(["SIGTERM"], id="SIGTERM"),
-        pytest.param(["SIGINT", "SIGINT"], id="SIGINT-SIGINT", marks=pytest.mark.slow),
-        pytest.param(["SIGKILL"], id="SIGKILL", marks=pytest.mark.slow),
-    ],
+    "signals", [["SIGTERM"], ["SIGINT", "SIGINT"], ["SIGKILL"]], ids=["SIGTERM", "SIGINT-SIGINT", "SIGKILL"]
 )
 def test_a_command_that_is_deaf_and_has_left_the_session_does_not_outlive_its_step(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: list[str]

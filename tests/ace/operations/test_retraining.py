@@ -574,6 +574,7 @@ def test_a_hold_that_is_set_while_a_model_is_trained_keeps_it_from_being_promote
     assert service.run()[-1] == "accepted: v1, as it was measured"
 
 
+@pytest.mark.slow
 def test_a_model_that_was_compared_with_what_is_no_longer_accepted_is_not_promoted(
     service: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -616,6 +617,7 @@ def test_what_changes_after_a_retraining_began_is_not_trained_in_its_name(
     assert service.run()[-1] == "accepted: v1, as it was measured"
 
 
+@pytest.mark.slow
 def test_giving_up_leaves_a_clean_clone(service: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     service.run()
     service.mix(SECOND)
@@ -716,6 +718,7 @@ def write_batches(service: Trained) -> None:
     service.commit("the files of the batches")
 
 
+@pytest.mark.slow
 def test_a_withdrawal_makes_a_retraining_due_which_starts_from_nothing_that_the_patient_has_taught(
     service: Trained,
 ) -> None:

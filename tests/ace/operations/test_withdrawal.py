@@ -97,6 +97,7 @@ def test_a_patient_is_traced_to_samples_models_and_all_that_is_made_from_them(cl
     assert clinic.kinds == []
 
 
+@pytest.mark.slow
 def test_only_consumers_are_stale_after_a_withdrawal_and_no_shard(clinic: Clinic) -> None:
     assert stale(clinic.root) == set()
     before = {path: path.read_bytes() for path in sorted((clinic.root / "data/shards").rglob("*")) if path.is_file()}

@@ -79,13 +79,14 @@ def test_a_run_killed_at_random_steps_ends_with_the_same_weights(
     assert any(row["loss_removal"] > 0 for row in rows), "the removal term is on, and crops have something erased"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "num_ranks", "num_workers"),
     [
         (signal.SIGTERM, 1, 1),
-        pytest.param(signal.SIGTERM, 2, 0, marks=pytest.mark.slow),
-        pytest.param(signal.SIGUSR1, 1, 1, marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, 2, 1, marks=pytest.mark.slow),
+        (signal.SIGTERM, 2, 0),
+        (signal.SIGUSR1, 1, 1),
+        (signal.SIGINT, 2, 1),
     ],
 )
 def test_a_signal_to_one_process_saves_and_ends_all_with_the_code_that_schedulers_requeue_on(
@@ -120,6 +121,7 @@ def test_a_time_limit_that_is_over_ends_all_processes_with_that_code(noise_shard
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.slow
 def test_no_process_ends_before_the_first_has_saved_since_launchers_then_kill_the_others(
     noise_shards: Path, tmp_path: Path
 ) -> None:

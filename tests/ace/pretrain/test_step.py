@@ -130,6 +130,7 @@ def test_the_halves_of_the_batches_differ_in_what_counts() -> None:
     assert erased[1].teacher_energy > 0
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_step_of_one_on_the_concatenated_batch(two_processes: list[dict[str, Any]]) -> None:
     assert_same(two_processes[0], undivided("gaps"))
 
@@ -171,6 +172,7 @@ def test_a_step_without_any_valid_sample_has_no_global_term_and_a_finite_gradien
     assert outcome.values["loss_global"] == 0
 
 
+@pytest.mark.slow
 def test_both_processes_have_the_same_networks_to_the_last_bit(two_processes: list[dict[str, Any]]) -> None:
     assert_same_networks_to_the_last_bit(*two_processes)
 
