@@ -135,7 +135,7 @@ def _refused(seen: Seen, kept: Any) -> Found:
 
 
 def _rejected(seen: Seen, kept: Any) -> Found:
-    return _decided(seen, kept, REJECTED, lambda event: f"by the rule {event.facts['reason']}")
+    return _decided(seen, kept, REJECTED, lambda event: f"by the rule {event.facts['reason']['rule']}")
 
 
 def _held(seen: Seen, kept: Any) -> Found:

@@ -320,6 +320,7 @@ class Deliveries:
             weight=0,
             site=settings.site,
             modality=settings.modality,
+            names_patients=False,
             project=self.project,
         )
 

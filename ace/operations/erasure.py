@@ -5,6 +5,7 @@ finds what an earlier call did; the plan goes last, so a kill anywhere is finish
 """
 
 import csv
+import gzip
 import io
 import json
 import os
@@ -38,7 +39,7 @@ from shards.delivery.yaml_lines import SHARDS
 from shards.format.exclusion import PATIENT, exclusion_dep, list_path
 from shards.format.layout import BATCHES, INDEX, MANIFESTS, sha256_of
 from shards.reading.lineage import COLUMNS
-from shards.runtime.atomic import write_private_text, write_text
+from shards.runtime.atomic import atomic_path, write_private_text, write_text
 from shards.runtime.scratch import scratch_root
 from shards.runtime.text import count_of
 from shards.store.cache import ShardCache
@@ -314,11 +315,12 @@ def _forget_patient(manifest: Path, pseudonym: str) -> None:
 
 
 def _forget_paths(table: Path, paths: Collection[str]) -> None:
-    """Take the rows of some files out of a CSV, if it has a column `path`."""
+    """Take the rows of some files out of a CSV, gzipped if its name ends in .gz, if it has a column `path`."""
     if not table.is_file():
         return
-    with table.open(encoding="utf-8-sig", newline="") as file:
-        header, *rows = csv.reader(file)
+    is_compressed = table.suffix == ".gz"
+    content = gzip.decompress(table.read_bytes()) if is_compressed else table.read_bytes()
+    header, *rows = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
     header = [name.strip() for name in header]
     if "path" not in header:
         return
@@ -327,7 +329,10 @@ def _forget_paths(table: Path, paths: Collection[str]) -> None:
     if len(kept) < len(rows):
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([header, *kept])
-        write_private_text(table, text.getvalue())
+        content = text.getvalue().encode()
+        with atomic_path(table) as temporary:
+            temporary.touch(mode=0o600)
+            temporary.write_bytes(gzip.compress(content, mtime=0) if is_compressed else content)
 
 
 def _as_listed(path: str) -> str:

@@ -96,6 +96,7 @@ def register_batch(
     only: bool = False,
     normalize: Normalize = "shared",
     select: Mapping[str, Any] | None = None,
+    names_patients: bool = True,
     project: Project | None = None,
 ) -> None:
     """Add images to the project; `dvc repro` then does the rest.
@@ -124,6 +125,7 @@ def register_batch(
             that one model has one normalisation for all of them; `own`: those of the batch's own images.
         select: Which images of the folder the batch takes (`shards.delivery.selection.parse_select`); None: as the
             batch's file says, or of a new batch of chest radiographs the frontal views.
+        names_patients: Print the pseudonyms of patients who are excluded of other batches; False where others read it.
         project: The project's params.yaml and dvc.yaml; None: those of the working directory.
 
     Raises:
@@ -147,6 +149,7 @@ def register_batch(
         only=only,
         normalize=normalize,
         select=select,
+        names_patients=names_patients,
     )
     _check_request(request)
     with project.editing():
@@ -161,7 +164,7 @@ def register_batch(
 
 @dataclass(frozen=True, kw_only=True)
 class _Request:
-    """The arguments of `register_batch` that decide what is registered."""
+    """The arguments of `register_batch` that decide what is registered and what is said of it."""
 
     name: str
     root: Path
@@ -174,6 +177,7 @@ class _Request:
     only: bool
     normalize: Normalize
     select: Mapping[str, Any] | None
+    names_patients: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -507,7 +511,7 @@ def _report(
     if request.site is None:
         namesakes = _namesakes(listing, taken.site, before.kept, taken.settled, before.key)
     report_patients(name, listing, taken.growth, taken.kind, namesakes)
-    report_excluded_patients(name, taken.delivery, before.batches, project)
+    report_excluded_patients(name, taken.delivery, before.batches, project, names_patients=request.names_patients)
     grouping = f"patient_grouping: {listing.patient_grouping}"
     if taken.site and listing.patient_grouping == "patient":
         grouping += f", site: {taken.site}"

@@ -49,13 +49,18 @@ def report_left_out(growth: Growth, num_left_out: int, listed: Path) -> None:
     )
 
 
-def report_excluded_patients(name: str, delivery: Delivery, batches: Iterable[str], project: Project) -> None:
-    """Warn of new images of patients who are excluded of other batches, as after a withdrawal of their consent."""
+def report_excluded_patients(
+    name: str, delivery: Delivery, batches: Iterable[str], project: Project, *, names_patients: bool
+) -> None:
+    """Warn of new images of patients who are excluded of other batches, as after a withdrawal of their consent.
+
+    A service does not name them: others keep and read what it prints.
+    """
     excluded = {patient for other in batches for patient in read_exclusion(other, project.root).patients}
     excluded -= read_exclusion(name, project.root).patients
     found = sorted({entry.record.patient for entry in delivery.entries} & excluded)
     if found:
-        command = " ".join(f"--patient {patient}" for patient in found)
+        command = " ".join(f"--patient {patient if names_patients else 'PSEUDONYM'}" for patient in found)
         print(
             f"warning: {name} has images of {count_of(len(found), 'patient')} excluded from other batches; "
             f"`python -m shards exclude {name} {command}` excludes them here too",

@@ -345,7 +345,7 @@ def test_of_itself_and_of_what_is_no_longer_defined_nothing_is_told(
 def test_a_delivery_that_is_refused_and_a_model_that_is_rejected_are_told(root: Path, ticks: Ticks, hook: Hook) -> None:
     append(root, "delivery_accepted", batch="clinic-b000")
     append(root, "delivery_refused", batch="clinic-b001", why="Jane Doe")
-    append(root, REJECTED, reason="not_worse", sentence="…")
+    append(root, REJECTED, reason={"rule": "not_worse", "value": 0.1}, sentence="…")
     ticks()
     ticks()
     assert [(body["title"], body["lines"]) for body in hook.posted] == [
@@ -395,7 +395,7 @@ def test_what_did_not_arrive_is_sent_again_and_nothing_twice(
 ) -> None:
     execute(instance, "deliveries", fails=True)
     append(root, "delivery_refused", batch="clinic-b001")
-    append(root, REJECTED, reason="floor")
+    append(root, REJECTED, reason={"rule": "floor"})
     hook.codes = [503]
     assert ticks() == f"not sent, and tried again at the next tick: {WEBHOOK}: the server answered 503; no ping"
     hook.codes = [200, 503]

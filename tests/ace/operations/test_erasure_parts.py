@@ -1,5 +1,6 @@
 """What an erasure follows, searches for and takes out of files, one part at a time."""
 
+import gzip
 import hashlib
 import json
 import random
@@ -173,6 +174,11 @@ def test_only_the_patients_rows_leave_a_manifest_a_table_and_a_list(tmp_path: Pa
     )
     _forget_paths(table, {"a.png", "sub/a.png", "\u00e9.png"})
     assert table.read_text().split() == ["path,patient", "b.png,two"], "as `register` has read them"
+    compressed = tmp_path / "labels.csv.gz"
+    compressed.write_bytes(gzip.compress(b"path,patient\na.png,one\nb.png,two\n"))
+    _forget_paths(compressed, {"a.png"})
+    assert gzip.decompress(compressed.read_bytes()) == b"path,patient\nb.png,two\n"
+    assert compressed.stat().st_mode & 0o777 == 0o600
     by_uid = tmp_path / "uids.csv"
     by_uid.write_text("sop_uid,nodule\n1.2.3,1\n")
     for path in (tmp_path / "missing.csv", by_uid):

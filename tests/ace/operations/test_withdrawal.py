@@ -457,11 +457,12 @@ def test_what_came_later_is_a_withdrawal_of_its_own(clinic: Clinic, monkeypatch:
 
 
 def test_images_that_are_delivered_after_a_withdrawal_are_excluded_with_their_acceptance(
-    clinic: Clinic, monkeypatch: pytest.MonkeyPatch
+    clinic: Clinic, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(deliveries_module, "repro", build_here)
     patient, other = clinic.patients("train")[:2]
     withdraw(clinic, patient, "keep")
+    capsys.readouterr()
     folder = deliver(clinic.root / "incoming/March", range(200, 230))
     rows = [(f"{seed:04}.png", id_of(seed), "PA") for seed in range(200, 228)]
     write_csv(
@@ -474,6 +475,9 @@ def test_images_that_are_delivered_after_a_withdrawal_are_excluded_with_their_ac
         return list(Deliveries.open(clinic.root / "params.yaml").run())
 
     assert run()[-1] == "clinic-b002: accepted"
+    said = capsys.readouterr()
+    assert "images of 1 patient excluded from other batches" in said.err
+    assert clinic.pseudonym(patient) not in said.out + said.err, "Dagster keeps what a service prints"
     name = "clinic-b002"
     assert clinic.changed == ""
     assert read_exclusion(name, clinic.root).patients == {clinic.pseudonym(patient)}
