@@ -7,6 +7,7 @@ import subprocess
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from ace.drawing.plots import interval_chart
@@ -24,6 +25,8 @@ RUN = "params"
 """The run of a study that has no name of its own: its params are `params.yaml`."""
 CODE = ("ace", "configs", "shards")
 """Folders that a study runs, which therefore have to be committed."""
+TITLE_WIDTH = 18
+"""Letters of a title's line above a panel of the picture, which cuts off longer ones."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 LOCK, PROPERTIES, TASKS = "dvc.lock", "properties.json", "finetune"
 
@@ -173,7 +176,9 @@ def _chart(figures: dict[str, Any]) -> str:
     names = encoders_of(figures)
     columns = compare_encoders(figures, names, Words(one="patient")).columns
     panels = {
-        column.title: [tuple(figures[name][column.key][end] for end in ("value", "low", "high")) for name in names]
+        fill(column.title, TITLE_WIDTH): [
+            tuple(figures[name][column.key][end] for end in ("value", "low", "high")) for name in names
+        ]
         for column in columns
     }
     measured = {
