@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -105,6 +106,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("the time is up")
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _signals_end_a_process() -> Iterator[None]:
+    """A command that was asked to end ignores signals from then on, and so would all that a later test starts."""
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)
