@@ -1,7 +1,7 @@
 """The stage `decide`: hold the first encoder to the rules of the gate, by the answers that `measure` wrote."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,13 @@ from ace.gate.rules import (
 from ace.pretrain.monitor_params import CollapseParams
 from ace.pretrain.monitors import collapse_bounds
 from ace.properties.base import Measurement, Reading, Setting
+from ace.protocol.cohort import Subject
 from shards.core.errors import ConfigError
 from shards.format.layout import INDEX, sha256_of
 from shards.reading.reader import ShardReader
 
-WHOLE_COHORT = ("composition", "decomposition")
-"""Properties whose figures are of all patients of the cohort, in its order; only these can be taken by subgroup."""
+FROM_COHORT = ("composition", "decomposition", "interpolation")
+"""Properties whose figures are of the first patients of the cohort, or of all of them, in its order."""
 GROUPED_BY = ("sex", "age", "view")
 """Facts of an image by which patients are grouped; a batch has one site."""
 
@@ -126,11 +127,12 @@ def _readings(
 ) -> dict[str, Readings]:
     """Read the figures of the gate from the answers of each encoder; a plan needs the patients' images."""
     setting, found = read_setting(params, paths), {}
-    groups = _groups(setting)
+    told = _told(setting)
     for item, section in params.properties.chosen():
         plan = item.plan(setting, section)
         if not isinstance(plan, Measurement):
             continue
+        patients = [told[subject.key] for subject in _subjects(item.name, plan, setting)]
         own: dict[str, Mapping[str, Reading]] = {
             role: plan.read(read_arrays(paths.answers / name / f"{item.name}.npz")) for role, name in names.items()
         }
@@ -139,7 +141,7 @@ def _readings(
                 candidate=own["candidate"][name],
                 untrained=own[UNTRAINED][name],
                 incumbent=own[INCUMBENT][name] if INCUMBENT in own else None,
-                groups=groups if item.name in WHOLE_COHORT else {},
+                groups=dict(_grouped(patients[: own["candidate"][name].num_patients])),
             )
     if absent := sorted(gate.figures.keys() - found.keys()):
         raise ConfigError(
@@ -149,15 +151,20 @@ def _readings(
     return {name: found[name] for name in gate.figures}
 
 
-def _groups(setting: Setting) -> dict[str, Bool[np.ndarray, " patients"]]:
-    """Group the patients of the cohort by what the shards say of their images; what is unknown groups nobody."""
+def _told(setting: Setting) -> dict[str, dict[str, Any]]:
+    """Read what the shards say of the image of each patient of the cohort, by the image's key."""
     rows = {key: row for row, key in enumerate(setting.index.keys(np.arange(len(setting.index.rows))))}
     reader = ShardReader(setting.index)
-    told = [reader.meta(rows[subject.key]) for subject in setting.cohort.subjects]
-    return dict(_grouped(told))
+    return {subject.key: reader.meta(rows[subject.key]) for subject in setting.cohort.subjects}
+
+
+def _subjects(name: str, plan: Measurement, setting: Setting) -> Sequence[Subject]:
+    """Return the patients that a property's figures are of, in their order, or some after them; none if unknown."""
+    return setting.cohort.subjects if name in FROM_COHORT else getattr(plan, "subjects", ())
 
 
 def _grouped(told: list[dict[str, Any]]) -> Iterator[tuple[str, Bool[np.ndarray, " patients"]]]:
+    """Group patients by what is known of their images; what is unknown groups nobody."""
     for fact in GROUPED_BY:
         values = [own[fact] for own in told]
         for value in sorted({value for value in values if value is not None}):
