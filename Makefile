@@ -10,9 +10,10 @@ export DAGSTER_HOME := $(CURDIR)/.dagster
 export DAGSTER_DISABLE_TELEMETRY := 1
 STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
+AUDIT := $(VENV)/audit/bin/pip-audit
 INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup setup-dev demo real given study study-full test coverage fuzz test-slow test-gpu check dev bench
+.PHONY: help setup setup-dev demo real given study study-full test coverage fuzz test-slow test-gpu check audit dev bench
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -96,6 +97,12 @@ test-gpu: $(DEV) ## the tests that need an accelerator, on a machine that has on
 
 check: $(DEV) ## ruff, mypy --strict, import-linter
 	@ruff check . && ruff format --check . && mypy && lint-imports
+
+audit: $(AUDIT) ## known vulnerabilities of the pinned packages, asked of PyPI; a package that is not known there ends it
+	@$(AUDIT) --strict --no-deps --disable-pip -r constraints.txt
+
+$(AUDIT): $(STAMP)
+	@$(VENV)/bin/python -m venv $(VENV)/audit && $(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
 
 dev: $(STAMP) ## Dagster on http://127.0.0.1:3000
 	@mkdir -p "$$DAGSTER_HOME" && { test -e "$$DAGSTER_HOME/dagster.yaml" || cp pipelines/dagster.yaml "$$DAGSTER_HOME"; }

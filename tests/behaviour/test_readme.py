@@ -89,6 +89,8 @@ def test_make_demo_runs_in_a_fresh_clone_and_a_second_one_does_nothing(finished_
     clone, first = finished_demo
     assert "decompositionality" in first
     assert str(clone / "reports/report.html") in first
+    assert (clone / "reports/report.html").stat().st_size < 15e6
+    assert (clone / "reports/explorer.html").stat().st_size < 20e6
     second = make_demo(clone)
     assert "up to date" in second
     assert "Running stage" not in second
