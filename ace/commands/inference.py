@@ -7,7 +7,7 @@ from pathlib import Path
 from ace.commands.options import add_model_options, positive
 from shards.core.identity import KEY_FILE_VARIABLE, SPLITS
 from shards.runtime.text import count_of
-from shards.store.location import parse_location
+from shards.store.location import is_remote, parse_location
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -51,9 +51,24 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--batch-size", type=positive(int), default=32, metavar="N", help="images of one forward pass; default: 32"
     )
     command.add_argument(
-        "--num-threads", type=positive(int), metavar="N", help="threads that read images; default: one per core"
+        "--num-threads",
+        type=positive(int),
+        metavar="N",
+        help="threads that read images; default: one per core. With --ray: cores of each process, for its readers and "
+        "its network; default: 1, or on GPUs what a machine has for each GPU",
     )
-    command.add_argument("--device", default="auto", help="auto, cpu, or one device, as cuda:0; default: auto")
+    command.add_argument(
+        "--device",
+        default="auto",
+        help="auto, cpu, or one device, as cuda:0; default: auto. With --ray: auto, cpu or cuda; a process has one GPU",
+    )
+    command.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="embed on a Ray cluster (ray://HOST:10001, auto, or local); its machines must see the images and the "
+        "result's folder, which is DIR or for --out ACE_SCRATCH, under the same paths. The embeddings are those of a "
+        "run on one machine of the same kind; after a kill, the same command goes on",
+    )
     command.set_defaults(run=embed)
 
     command = commands.add_parser(
@@ -82,6 +97,7 @@ def embed(arguments: argparse.Namespace) -> None:
 
     Of a shard set the embeddings can be written to companion shards instead: tars of the same names, keys and order.
     """
+    from ace.inference.cluster import EmbeddingCluster
     from ace.inference.companions import write_companions
     from ace.inference.embedder import load_model
     from ace.inference.parquet import write_embeddings
@@ -90,6 +106,17 @@ def embed(arguments: argparse.Namespace) -> None:
     from shards.reading.reader import ShardIndex
     from shards.runtime.parallel import default_num_workers
 
+    cluster = None
+    if arguments.ray:
+        if arguments.device not in ("auto", "cpu", "cuda"):
+            raise ConfigError(
+                f"--device {arguments.device}: with --ray each process has one GPU of its own, or none; give auto, cpu "
+                "or cuda"
+            )
+        cluster = EmbeddingCluster(arguments.ray, arguments.device, arguments.num_threads)
+        # The processes of a cluster start in another folder.
+        if not is_remote(arguments.source):
+            arguments.source = Path(arguments.source).absolute()
     images: ImageSource
     batch = trimmed = measured = None
     if is_shard_set(arguments.source):
@@ -119,7 +146,7 @@ def embed(arguments: argparse.Namespace) -> None:
     model = load_model(
         arguments.model,
         which=arguments.which,
-        device=arguments.device,
+        device="cpu" if cluster else arguments.device,
         normalisation=arguments.normalisation,
         batch=batch,
         measured=measured,
@@ -141,6 +168,7 @@ def embed(arguments: argparse.Namespace) -> None:
             batch_size=arguments.batch_size,
             num_threads=num_threads,
             with_tokens=arguments.tokens,
+            cluster=cluster,
         )
         print(f"wrote {arguments.companions}: companions of {number} samples")
         return
@@ -151,6 +179,7 @@ def embed(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
         num_threads=num_threads,
         with_tokens=arguments.tokens,
+        cluster=cluster,
     )
     print(f"wrote {arguments.out}: {outcome.num_embedded} embeddings")
     if outcome.num_unreadable:

@@ -8,14 +8,16 @@ Two readers of webdataset, one of each folder, stay in step.
 
 import io
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from ace.inference.batches import embed_source
+from ace.inference.cluster import EmbeddingCluster, Part
 from ace.inference.embedder import EmbeddingModel
-from ace.inference.sources import ShardImages
+from ace.inference.sources import ImageSource, ShardImages
 from shards.core.errors import ConfigError, SourceError
 from shards.core.records import Split
 from shards.format.tar import TarWriter
@@ -36,6 +38,7 @@ def write_companions(
     batch_size: int,
     num_threads: int,
     with_tokens: bool,
+    cluster: EmbeddingCluster | None = None,
 ) -> int:
     """Embed a shard set tar by tar; a run that was killed goes on after the last tar that it finished.
 
@@ -50,6 +53,7 @@ def write_companions(
         batch_size: Images in one forward pass.
         num_threads: That read, decode and resize.
         with_tokens: Write token maps too.
+        cluster: Embeds several tars at once; None does it here, one after another.
 
     Returns:
         Number of samples that have a companion.
@@ -58,6 +62,7 @@ def write_companions(
         ConfigError: images of the set are excluded, so that a companion would not keep in step with its tars; `out` is
             of another set or model; there is no tar of the split.
         SourceError: an image cannot be read.
+        WorkerError: processes of the cluster end.
         NoSpaceError: the disk has too little room, or is full.
     """
     excluded = index.count_excluded()
@@ -84,18 +89,25 @@ def write_companions(
             "model": model.describe(),
         },
     )
+    write = partial(_write_tar, batch_size=batch_size, with_tokens=with_tokens)
     reader, numbers = ShardReader(index), index.tar_numbers(rows)
+    parts = []
     for number in chosen:
-        own = rows[numbers == number]
-        images = ShardImages(reader, own.tolist(), index.keys(own), "sample key")
-        path = out / index.shards[number].name
-        if not path.is_file():
-            _write_tar(model, images, path, batch_size=batch_size, num_threads=num_threads, with_tokens=with_tokens)
+        own, name = rows[numbers == number], index.shards[number].name
+        parts.append(
+            Part(name, ShardImages(reader, own.tolist(), index.keys(own), "sample key"), out.absolute() / name)
+        )
+    if cluster is not None:
+        cluster.embed(model, parts, write, out.absolute() / DESCRIPTION)
+        return len(rows)
+    for part in parts:
+        if not part.path.is_file():
+            write(model, part.images, part.path, num_threads=num_threads)
     return len(rows)
 
 
 def _write_tar(
-    model: EmbeddingModel, images: ShardImages, path: Path, *, batch_size: int, num_threads: int, with_tokens: bool
+    model: EmbeddingModel, images: ImageSource, path: Path, *, num_threads: int, batch_size: int, with_tokens: bool
 ) -> None:
     unreadable: list[tuple[str, str]] = []
     batches = embed_source(

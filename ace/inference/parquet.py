@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ace.inference.batches import embed_source
+from ace.inference.cluster import EmbeddingCluster
 from ace.inference.embedder import EmbeddingModel, Embeddings
+from ace.inference.parts import embedded_batches
 from ace.inference.sources import ImageSource
 from shards.core.errors import ConfigError, SourceError
 from shards.runtime.atomic import atomic_path, check_room, write_text
@@ -47,6 +48,7 @@ def write_embeddings(
     batch_size: int,
     num_threads: int,
     with_tokens: bool,
+    cluster: EmbeddingCluster | None = None,
 ) -> Outcome:
     """Embed every image of a source: columns `key`, `embedding` (float32 [D]) and, if wanted, `tokens` (float16).
 
@@ -61,11 +63,13 @@ def write_embeddings(
         batch_size: Images in one forward pass.
         num_threads: That read, decode and resize.
         with_tokens: Write the column `tokens`.
+        cluster: Embeds the images in parts, which outlive a kill; None does it here.
 
     Raises:
-        ConfigError: `out` is a folder, or lies below a file.
+        ConfigError: `out` is a folder, or lies below a file; the cluster cannot do it.
         NoSpaceError: the disk has too little room, or is full.
         SourceError: not one image can be read.
+        WorkerError: processes of the cluster end.
     """
     _check_out(out)
     rows, cols = model.token_grid
@@ -75,15 +79,17 @@ def write_embeddings(
     errors = out.with_suffix(".errors.csv")
     unreadable: list[tuple[str, str]] = []
     rows_per_group = TOKEN_ROWS_PER_GROUP if with_tokens else ROWS_PER_GROUP
-    with atomic_path(out, num_bytes) as temporary:
-        batches = embed_source(
-            model,
-            source,
-            batch_size=batch_size,
-            num_threads=num_threads,
-            unreadable=unreadable,
-            with_tokens=with_tokens,
-        )
+    embedded = embedded_batches(
+        model,
+        source,
+        cluster,
+        batch_size=batch_size,
+        num_threads=num_threads,
+        unreadable=unreadable,
+        with_tokens=with_tokens,
+        num_bytes=num_bytes,
+    )
+    with embedded as batches, atomic_path(out, num_bytes) as temporary:
         groups = _row_groups(batches, model, rows_per_group, with_tokens)
         num_embedded = 0
         with pq.ParquetWriter(temporary, _schema(model, source, with_tokens), compression="zstd") as writer:

@@ -1,11 +1,12 @@
 """Read the images of a whole run from a folder of files or from a shard set."""
 
+import hashlib
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 from ace.inference.images import decode_file
 from shards.core.canvas import Pixels
@@ -45,6 +46,22 @@ class ImageSource(Protocol):
         """
         ...
 
+    def part(self, start: int, stop: int) -> Self:
+        """Return the images of some positions; may be pickled."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a digest of which images these are, and of the state of their files."""
+        ...
+
+    def check_in_sight(self) -> None:
+        """Refuse a machine that does not see the files, where every image would be unreadable.
+
+        Raises:
+            SourceError: not one of them is there.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class FolderImages:
@@ -73,6 +90,22 @@ class FolderImages:
             raise UnreadableImageError("missing or not readable") from None
         return decode_file(data, self.max_pixels)
 
+    def part(self, start: int, stop: int) -> Self:  # noqa: D102
+        return replace(self, paths=self.paths[start:stop], keys=self.keys[start:stop])
+
+    def fingerprint(self) -> str:  # noqa: D102
+        digest = hashlib.sha256(f"{self.root} {self.key_kind} {self.max_pixels}".encode())
+        for path, key in zip(self.paths, self.keys, strict=True):
+            digest.update(f"\n{key} {_state(self.root / path)}".encode())
+        return digest.hexdigest()
+
+    def check_in_sight(self) -> None:  # noqa: D102
+        if not any(os.path.lexists(self.root / path) for path in self.paths):
+            raise SourceError(
+                f"{self.root}: none of the images is there; expected the folder under the same path on every machine: "
+                "mount it there"
+            )
+
 
 @dataclass(frozen=True)
 class ShardImages:
@@ -92,6 +125,15 @@ class ShardImages:
 
     def read(self, position: int) -> Pixels:  # noqa: D102
         return self.reader.read(self.rows[position]).image
+
+    def part(self, start: int, stop: int) -> Self:  # noqa: D102
+        return replace(self, rows=self.rows[start:stop], keys=self.keys[start:stop])
+
+    def fingerprint(self) -> str:  # noqa: D102
+        return hashlib.sha256(f"{self.reader.index.fingerprint} {self.rows}".encode()).hexdigest()
+
+    def check_in_sight(self) -> None:
+        """Do nothing: a shard that is not there is an error of its own."""
 
 
 def open_folder(root: Path, *, is_hashed: bool, max_pixels: float) -> FolderImages:
@@ -184,3 +226,12 @@ def _may_be_opened(entry: "os.DirEntry[str]") -> bool:
         return stat.S_ISREG(entry.stat().st_mode)
     except OSError:  # a link to nowhere, say, which is listed as unreadable
         return True
+
+
+def _state(path: Path) -> str:
+    """Return size and time of a file, by which a change is noticed; nothing of one that is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ""
+    return f"{status.st_size} {status.st_mtime_ns}"

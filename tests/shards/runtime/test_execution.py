@@ -28,7 +28,6 @@ from shards.core.params import PhantomSourceParams, SourceParams
 from shards.reading.reader import ShardIndex
 from shards.runtime.execution import Execution, Item, Processes, RayCluster
 from tests.shards.runtime.dying import DyingEncoder, StillbornEncoder
-from tests.support.checkout import ROOT
 from tests.support.datasets import (
     Here,
     folder_bytes,
@@ -39,6 +38,7 @@ from tests.support.datasets import (
     write_phantom,
     write_project,
 )
+from tests.support.ray_cluster import ray_cluster
 
 
 def job_of(source: PhantomSourceParams) -> BuildJob:
@@ -166,34 +166,12 @@ def test_a_machine_that_does_not_see_the_files_says_which_and_builds_nothing(mis
     assert not gone.exists()
 
 
-CLUSTER = """
-import sys
-from ray.cluster_utils import Cluster
-
-# Ray takes 127.0.0.1 for a mistake and asks for the machine's own address instead.
-node = {"num_cpus": 2, "node_ip_address": "127.0.0.2", "include_dashboard": False}
-cluster = Cluster(initialize_head=True, head_node_args=node)
-print(cluster.address, flush=True)
-sys.stdin.read()
-cluster.shutdown()
-"""
-
-
 @pytest.fixture
 def address(tmp_path: Path) -> Iterator[str]:
     """A Ray cluster on loopback, whose processes start in a folder of their own."""
     pytest.importorskip("ray")
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
-    command = [sys.executable, "-c", CLUSTER]
-    with subprocess.Popen(
-        command, cwd=elsewhere, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        addresses = (line.strip() for line in process.stdout)
-        yield next(line for line in addresses if line.startswith("127.0.0.2:"))
-        process.communicate()
+    with ray_cluster(tmp_path / "elsewhere") as found:
+        yield found
 
 
 @pytest.mark.slow
