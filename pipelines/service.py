@@ -59,7 +59,8 @@ from shards.runtime.text import count_of
 
 TAKE, RETRAIN, PUBLISH = ("deliveries", "run"), ("retrain", "run", "--automatic"), ("ops", "publish")
 """Commands of `python -m ace`."""
-DUE = ("retrain", "due", "--json")
+DUE, DUE_ON_S3 = ("retrain", "due", "--json"), ("deliveries", "due", "--json")
+S3_CRON = "*/10 * * * *"
 AUDIT = ("models", "audit")
 AUDIT_AGAIN = RetryPolicy(max_retries=1, delay=600)
 """What is decided just then looks half done."""
@@ -117,6 +118,8 @@ def build_service(root: Path, operations: OperationsParams) -> Service:
     retrain = _job("retrain", "Train, decide, and publish what was decided", train, publish)
     sensors = [_incoming(root, operations.deliveries, deliveries, retrain)] if operations.deliveries else []
     schedules = [_retraining(root, operations.schedule, retrain)] if operations.schedule else []
+    if operations.deliveries and operations.deliveries.incoming:
+        schedules.append(_on_s3(root, deliveries, retrain))
     jobs = [deliveries, retrain] if sensors or schedules else []
     if operations.alerts is not None:
         folder = root / operations.deliveries.folder if operations.deliveries else None
@@ -225,6 +228,11 @@ def _why_not(root: Path, due: Due, memory: _Memory, now_s: float) -> str | None:
     if due.state == memory.state and now_s < memory.asked_s + AGAIN_S:
         again = datetime.fromtimestamp(memory.asked_s + AGAIN_S, UTC)
         return f"{work}, as when a run was asked for last; asked for again at {again:%H:%M:%S} UTC if that stays so"
+    return _trained_by_hand(root, work)
+
+
+def _trained_by_hand(root: Path, work: str) -> str | None:
+    """Say that a training is at work that no run of Dagster has begun; None if none is."""
     began = open_retraining(events_of(root))
     if began is not None and is_at_work(root):
         return f"the retraining that began {began.time:%Y-%m-%d %H:%M} UTC is at work, and {work} wait for its end"
@@ -236,6 +244,26 @@ def _at_work(instance: DagsterInstance, *names: str) -> str | None:
         for run in instance.get_runs(RunsFilter(job_name=name, statuses=NOT_FINISHED_STATUSES), limit=1):
             return f"run {run.run_id[:8]} of {name} has not finished"
     return None
+
+
+def _on_s3(root: Path, deliveries: JobDefinition, retrain: JobDefinition) -> ScheduleDefinition:
+    @schedule(
+        name="deliveries_on_s3", job=deliveries, cron_schedule=S3_CRON, default_status=DefaultScheduleStatus.RUNNING
+    )
+    def on_s3(context: ScheduleEvaluationContext) -> RunRequest | SkipReason:
+        """Asks `deliveries due` whether a delivery on S3 is complete, and for a run if so, as the sensor `incoming`."""
+        if event := stopped(events_of(root)):
+            return SkipReason(f"stopped since {event.time:%Y-%m-%d %H:%M} UTC by {event.who}: {event.facts['why']}")
+        if why := _at_work(context.instance, deliveries.name, retrain.name):
+            return SkipReason(why)
+        answer = _ask(root, DUE_ON_S3)
+        why = _trained_by_hand(root, answer["reason"]) if answer["due"] else answer["reason"]
+        if why is not None:
+            return SkipReason(why)
+        # With the time: one that is held is due again.
+        return RunRequest(run_key=f"{answer['run_key']}@{context.scheduled_execution_time.isoformat()}")
+
+    return on_s3
 
 
 def _retraining(root: Path, settings: ScheduleParams, retrain: JobDefinition) -> ScheduleDefinition:

@@ -65,7 +65,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     command.add_argument(
         "--ray",
         metavar="ADDRESS",
-        help="embed on a Ray cluster (ray://HOST:10001, auto, or local); its machines must see the images and the "
+        help="embed on a Ray cluster (HOST:6379, auto, or local); its machines must see the images and the "
         "result's folder, which is DIR or for --out ACE_SCRATCH, under the same paths. The embeddings are those of a "
         "run on one machine of the same kind; after a kill, the same command goes on",
     )

@@ -56,7 +56,7 @@ class EmbeddingCluster:
     same version. Needs the extra `ray`.
 
     Attributes:
-        address: Address of the cluster, as `ray://head:10001` or `auto`; `local` starts one on this machine.
+        address: Address of the cluster, as `head:6379` or `auto`; `local` starts one on this machine.
         device: What a process computes on; `auto` is a GPU if the cluster has any.
         num_threads: Cores of each process, for its readers and, on CPUs, its network. None is 1, or on GPUs what the
             machine has for each GPU.
@@ -108,9 +108,9 @@ class EmbeddingCluster:
                     losses[part.name] += 1
                     if losses[part.name] == _MAX_LOSSES:
                         raise WorkerError(
-                            f"{part.name}: {_MAX_LOSSES} processes of the cluster ended while they embedded it; "
-                            "expected enough memory for each, and images that end no decoder: give a smaller "
-                            f"--batch-size, or look at its images; {_GOES_ON}. Ray says: {reason}"
+                            f"{part.name}: {_MAX_LOSSES} processes of the cluster ended at it ({reason}); expected "
+                            "this package on every machine, enough memory for each process, and images that end no "
+                            f"decoder: install it there, give a smaller --batch-size, or look at the images; {_GOES_ON}"
                         )
                     waiting.appendleft(part)
                     actor = actor_class.remote(shared)
@@ -248,5 +248,5 @@ def _loss(ray: Any, reference: Any) -> str | None:
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     except ray.exceptions.RayError as error:
-        return str(error)
+        return str(error).rstrip().rpartition("\n")[2].strip()  # behind the traceback of a process that did not start
     return None

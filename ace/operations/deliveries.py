@@ -19,8 +19,9 @@ from pathlib import Path
 
 from ace.operations import history
 from ace.operations.attempts import CHECKS, Attempts, Verdict, now
+from ace.operations.bucket import Bucket, Seen, Sent
 from ace.operations.clone import BRANCH, Clone
-from ace.operations.delivery import ATTEMPTS, BUILD_LOG, IMAGES, REPORT, REPORT_TEXT, Delivery, Report, State
+from ace.operations.delivery import ATTEMPTS, BUILD_LOG, FETCHING, IMAGES, REPORT, REPORT_TEXT, Delivery, Report, State
 from ace.operations.delivery_events import log_decision
 from ace.operations.due import DELIVERIES, INCOMING, QUARANTINE
 from ace.operations.errors import BusyError, HeldDeliveryError
@@ -36,7 +37,7 @@ from ace.operations.withdrawal_state import withdrawals
 from ace.operations.work_tree import DVC, LOCK, PARAMS, WorkTree
 from shards.build.publishing import UNUSABLE
 from shards.checking.exclude import set_excluded
-from shards.core.errors import ConfigError, SourceError
+from shards.core.errors import ConfigError, SourceError, StoreError
 from shards.delivery.batches import batch_path
 from shards.delivery.project import Project
 from shards.delivery.register import check_paths_fit, register_batch
@@ -49,6 +50,9 @@ from shards.sources.datasets.dicom_tree import DicomTreeSource
 from shards.sources.datasets.folder import FolderSource
 from shards.sources.patients import parse_patient_rule
 from shards.sources.registry import open_source
+
+FETCHED = ".fetched.jsonl"
+"""Record in deliveries/ of what was taken from S3, which stays when the folder of a delivery goes."""
 
 
 @dataclass(frozen=True)
@@ -149,8 +153,25 @@ class Deliveries:
         """
         return arriving(self.folder / INCOMING, self.settings.settle_s, now_s)
 
+    def sent(self, now_s: float) -> list[Sent]:
+        """List the deliveries on S3 that were not taken yet, by name; none without the setting `incoming`.
+
+        Args:
+            now_s: The time, in seconds.
+
+        Raises:
+            StoreError: the server does not answer, or refuses.
+            ConfigError: s3fs is not installed.
+        """
+        if self.settings.incoming is None:
+            return []
+        known: dict[str, list[Seen]] = {}
+        for line in (*Attempts(self.folder / DELIVERIES / FETCHED).read(), *self._fetched()):
+            known.setdefault(line["url"], []).append(Seen(line["mark"], line["digest"], line["batch"]))
+        return self._bucket(self.settings.incoming).sent(known, self.settings.settle_s, now_s)
+
     def run(self, now_s: float | None = None) -> Iterator[str]:
-        """Do whatever is due once: finish what was begun, then take what is complete in incoming/.
+        """Do whatever is due once: finish what was begun, then take what is complete in incoming/ and on S3.
 
         Args:
             now_s: The time, in seconds as files have it; None: now.
@@ -164,14 +185,25 @@ class Deliveries:
             OperationsError: this is not the service's clone, or a tracked file is modified.
             ConfigError: a file of the project is not as expected.
             HeldDeliveryError: a step failed for no fault of the images.
+            StoreError: the deliveries on S3 cannot be listed.
         """
         with self.locked():
             refuse_when_stopped(self.clone.root)
             yield from self._finish()
-            for item in self.arriving(time.time() if now_s is None else now_s):
+            now_s = time.time() if now_s is None else now_s
+            for item in self.arriving(now_s):
                 if item.is_complete:
                     refuse_when_stopped(self.clone.root)  # much time may have passed
-                    yield f"{self._take(item.path)}: taken from {INCOMING}/{shown(item.path.name)}"
+                    yield f"{self._take(item.path.name)}: taken from {INCOMING}/{shown(item.path.name)}"
+                    yield from self._finish()
+            self._remember()
+            for sent in self.sent(now_s):
+                if sent.is_complete:
+                    refuse_when_stopped(self.clone.root)
+                    name = self._take(sent.name, url=sent.url, mark=sent.mark, digest=sent.digest)
+                    again = f", where {sent.earlier} came from with other contents" if sent.earlier else ""
+                    yield f"{name}: taken from {shown(sent.url)}{again}"
+                    self._remember()
                     yield from self._finish()
 
     def overrule(self, name: str, verdict: Verdict, who: Actor, why: str) -> Iterator[str]:
@@ -223,25 +255,63 @@ class Deliveries:
                 self._advance(delivery)
             yield f"{delivery.name}: {self._conclude(delivery.name)}"
 
-    def _take(self, path: Path) -> str:
-        """Give a folder in incoming/ a name and a record, from which moving it goes on; returns the name."""
+    def _bucket(self, url: str) -> Bucket:
+        return Bucket(url, self.settings.max_objects, self.settings.max_gb * 1e9)
+
+    def _fetched(self) -> list[dict[str, str]]:
+        """List what the records of deliveries say of those that were taken from S3."""
+        return [
+            {name: origin[name] for name in ("url", "mark", "digest")} | {"batch": delivery.name}
+            for delivery in self.taken()
+            if "url" in (origin := delivery.origin)
+        ]
+
+    def _remember(self) -> None:
+        """Write what was taken from S3 into the record that stays, unless it is there."""
+        if self.settings.incoming is None:
+            return
+        kept = Attempts(self.folder / DELIVERIES / FETCHED)
+        there = kept.read()
+        for line in self._fetched():
+            if line not in there:
+                kept.append(line)
+
+    def _take(self, sent_as: str, **origin: str) -> str:
+        """Give a delivery a name and a record, from which moving or fetching it goes on; returns the name.
+
+        Args:
+            sent_as: Name of the folder in incoming/, or of the last part of the prefix on S3.
+            origin: Of a delivery on S3, `url`, `mark` and `digest` as `Sent` has them.
+        """
         numbered = re.compile(re.escape(self.settings.name) + r"-b(\d+)")
         files = {file.stem for file in (self.clone.root / BATCHES).glob("*.yaml")}
         names = {*(delivery.name for delivery in self.taken()), *self.tree.values()["batches"], *files}
         numbers = [int(match[1]) for name in names if (match := numbered.fullmatch(name))]
         name = f"{self.settings.name}-b{max(numbers, default=-1) + 1:03}"
         with atomic_directory(self.folder / DELIVERIES / name) as folder:
-            Attempts(folder / ATTEMPTS).append({"delivery": path.name, "at": now()})
+            Attempts(folder / ATTEMPTS).append({"delivery": sent_as, "at": now(), **origin})
         return name
 
     def _move(self, delivery: Delivery) -> None:
-        """Move the images from incoming/, unless that is done.
+        """Move the images from incoming/, or fetch them from S3, unless that is done.
 
         Raises:
-            HeldDeliveryError: they are gone, or lie on another file system.
+            HeldDeliveryError: they are gone, or lie on another file system; they cannot be fetched now.
+            SourceError: what lies on S3 cannot become a folder.
         """
         source, images = self.folder / INCOMING / delivery.sent_as, delivery.folder / IMAGES
         if os.path.lexists(images):
+            shutil.rmtree(delivery.folder / FETCHING, ignore_errors=True)
+            return
+        if url := delivery.origin.get("url"):
+            with delivery.attempts.step("fetch") as outputs:
+                try:
+                    outputs |= self._bucket(url).fetch(url, images, delivery.folder / FETCHING)
+                except StoreError as error:
+                    raise HeldDeliveryError(
+                        f"{delivery.name}: {error}; the next call goes on, and `python -m ace deliveries refuse "
+                        f"{delivery.name}` gives up"
+                    ) from None
             return
         with delivery.attempts.step("move") as outputs:
             try:
@@ -273,10 +343,8 @@ class Deliveries:
             folder = self.folder / DELIVERIES / name
             delivery.folder.rename(folder)
             delivery = replace(delivery, folder=folder)
-        if verdict != "refused":
-            self._move(delivery)
-            if delivery.report is None:
-                self._prepare(delivery)
+        if verdict != "refused" and delivery.report is None:
+            self._prepare(delivery)
         self.tree.check(name)  # again, for much time may have passed
         if delivery.verdict == "refused":
             self._refuse(delivery)
@@ -284,9 +352,10 @@ class Deliveries:
             self._accept(delivery)
 
     def _prepare(self, delivery: Delivery) -> None:
-        """Check, register, build and judge a delivery; the report of its judge is written last."""
+        """Bring, check, register, build and judge a delivery; the report of its judge is written last."""
         attempts, findings = delivery.attempts, []
         try:
+            self._move(delivery)
             with attempts.step("check"):
                 check_tree(delivery.folder / IMAGES)
             if delivery.name not in self.tree.values()["batches"]:

@@ -11,6 +11,8 @@ from ace.operations.history import kind_of_delivery
 from ace.operations.judge import Finding, format_findings
 
 IMAGES, ATTEMPTS, REPORT, REPORT_TEXT, BUILD_LOG = "images", "attempts.jsonl", "report.json", "report.txt", "build.log"
+FETCHING = "fetching"
+"""Folder in that of a delivery on S3, while its objects are fetched."""
 State = Literal["taken", "registered", "built", "judged", "accepted", "refused"]
 
 
@@ -65,7 +67,12 @@ class Delivery:
     @property
     def sent_as(self) -> str:
         """Name of the folder as it came."""
-        return next((line["delivery"] for line in self.attempts.read() if "delivery" in line), "")
+        return str(self.origin.get("delivery", ""))
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Return where it came from: its `delivery`, and of one on S3 its `url`, `mark` and `digest`."""
+        return next((line for line in self.attempts.read() if "delivery" in line), {})
 
     @property
     def report(self) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from shards.core.records import is_below
 
 MARKER = "_COMPLETE"
 """File that whoever sends images puts into their folder last: from then on the folder is complete."""
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def check_tree(images: Path) -> None:
     for entry in _entries(images):
         status = entry.stat(follow_symlinks=False)
         fault = None
-        if _CONTROL.search(entry.name):
+        if CONTROL.search(entry.name):
             fault = "names with control characters"
         elif stat.S_ISLNK(status.st_mode):
             leads_in = is_below(root, Path(entry.path)) and not Path(entry.path).readlink().is_absolute()

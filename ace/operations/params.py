@@ -1,5 +1,6 @@
 """The section `operations` of params.yaml: what the service does by itself, and its bounds."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo
@@ -14,6 +15,8 @@ from shards.core.params import MODALITY, SITE, Fraction, SourceKind
 Difference = Annotated[float, Field(ge=0, le=1)]
 CRON = r"^\S+( \S+){4}$"
 """Minute, hour, day of the month, month and day of the week."""
+PREFIX = r"s3://[a-z0-9][a-z0-9.-]+(/(?!\.\.?(/|$))[^/@?#\\\s]+)*"
+"""A bucket and a prefix in it, without a slash at the end."""
 ADDRESS = r"^[^@\s,<>]+@[^@\s,<>]+$"
 
 
@@ -86,8 +89,15 @@ class DeliveriesParams(Section):
     folder: str = "."
     """Folder that holds incoming/, deliveries/ and quarantine/, all on one file system; absolute, or relative to the
     project."""
+    incoming: str | None = None
+    """Prefix on S3, as `s3://bucket/prefix`, whose sub-prefixes are deliveries too; None: folders of incoming/ alone.
+    Credentials are the environment's, a profile's or the machine's, and never stand here."""
+    max_objects: int = Field(default=1_000_000, ge=1)
+    """Objects of a delivery on S3, at most; one with more is refused."""
+    max_gb: float = Field(default=1000.0, gt=0)
+    """Size of a delivery on S3 in GB, at most; a larger one is refused."""
     settle_s: float = Field(default=600, ge=600)
-    """Seconds for which a folder without the marker `_COMPLETE` must stay as it is before it counts as complete."""
+    """Seconds for which a delivery without the marker `_COMPLETE` must stay as it is before it counts as complete."""
     source: SourceKind = "folder"
     """Kind of the source that reads every delivery (`python -m shards sources`)."""
     labels: str | None = None
@@ -105,6 +115,14 @@ class DeliveriesParams(Section):
     """Share in training of an accepted batch: 1 shows each image once per epoch."""
     judge: JudgeParams = JudgeParams()
     """Bounds beyond which a delivery is refused."""
+
+    @field_validator("incoming", mode="before")
+    @classmethod
+    def _is_a_prefix_alone(cls, value: object) -> object:
+        # What is refused may hold a password, so no message shows it.
+        if value is not None and not re.fullmatch(PREFIX, str(value)):
+            raise ValueError("found something else than a prefix; expected s3://bucket/prefix, without credentials")
+        return value
 
     @model_validator(mode="after")
     def _options_belong_to_own_images(self) -> Self:

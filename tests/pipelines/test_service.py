@@ -356,6 +356,47 @@ def test_the_schedule_asks_the_command_and_passes_its_reason_on(root: Path, inst
         ask(moment)
 
 
+@pytest.fixture
+def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DagsterInstance]:
+    """An instance on the disk, which a schedule opens by its reference."""
+    home = tmp_path_factory.mktemp("home")
+    with DagsterInstance.local_temp(str(home), {"telemetry": {"enabled": False}}) as instance:
+        yield instance
+
+
+def test_deliveries_on_s3_are_asked_for_while_nothing_else_is_at_work(root: Path, lasting: DagsterInstance) -> None:
+    assert not build_service(root, OperationsParams.from_params({"deliveries": {"name": "a"}}, "")).schedules
+    by_s3 = {"deliveries": {"name": "clinic", "incoming": "s3://hospital/in"}}
+    (schedule,) = build_service(root, OperationsParams.from_params(by_s3, "operations")).schedules
+    moment, by_anna = datetime(2026, 12, 5, 1, tzinfo=UTC), {"actor": Actor("Anna"), "now": datetime.now(UTC)}
+    assert (schedule.name, schedule.job.name) == ("deliveries_on_s3", "deliveries")
+
+    def ask(moment: datetime = moment) -> str:
+        """The key of a run, or the reason why none is asked for."""
+        found = schedule(build_schedule_context(lasting, moment))
+        if isinstance(found, RunRequest):
+            return f"run {found.run_key}"
+        assert isinstance(found, SkipReason)
+        return str(found.skip_message)
+
+    answer = root / "answer.json"
+    answer.write_text(json.dumps({"due": False, "reason": "0 complete of 1 on S3", "run_key": "abc"}))
+    assert ask() == "0 complete of 1 on S3"
+    assert calls(root) == ["deliveries due --json"]
+    answer.write_text(json.dumps({"due": True, "reason": "1 complete of 1 on S3", "run_key": "abc"}))
+    assert ask() == ask() == f"run abc@{moment.isoformat()}"
+    assert ask(moment + timedelta(minutes=10)) != ask()
+
+    run = create_run_for_test(lasting, job_name="retrain", status=DagsterRunStatus.STARTED)
+    assert ask() == f"run {run.run_id[:8]} of retrain has not finished"
+    lasting.delete_run(run.run_id)
+    EventLog(root / LOG).append(BEGAN, {}, **by_anna)
+    with running(root):
+        assert "is at work, and 1 complete of 1 on S3 wait for its end" in ask()
+    service.stop(Clone(root), Actor("Anna"), "holidays", datetime.now(UTC))
+    assert ask().endswith("by Anna: holidays")
+
+
 @pytest.mark.parametrize("section", [{"cron": "0 2 * *"}, {"cron": "0 2 * * 6", "timezone": "Berlin"}])
 def test_a_schedule_that_means_nothing_is_refused(section: dict) -> None:
     with pytest.raises(ConfigError, match=r"operations\.schedule\.(cron|timezone)"):
