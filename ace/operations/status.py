@@ -1,7 +1,5 @@
 """Tell in one screen what the service does, what waits and what was not accepted, and why; Dagster need not run."""
 
-import json
-import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +18,7 @@ from ace.operations.history import Version
 from ace.operations.incoming import Arriving, shown
 from ace.operations.publishing import published_commit
 from ace.operations.registry import Registry
-from ace.operations.repro import RWLOCK
+from ace.operations.repro import at_work
 from ace.operations.retraining_state import is_at_work, last_rejection, open_retraining
 from ace.operations.service import stopped
 from ace.operations.tags import read_events
@@ -173,7 +171,7 @@ def read_status(root: Path, models: Path | None, deliveries: Deliveries | None) 
         last=events[-1] if events else None,
         published=published_commit(root),
         new_images=_new_images(root, version),
-        at_work=_at_work(root),
+        at_work=at_work(root),
         arriving=[] if deliveries is None else deliveries.arriving(time.time()),
         deliveries=[] if deliveries is None else deliveries.taken(),
         free=_free(folders),
@@ -228,16 +226,6 @@ def _num_training_images(root: Path, batch: str) -> int | None:
         return len(ShardIndex.open(folder, check_tars=False).without_excluded(root).select("train"))
     except IndexFormatError:
         return None
-
-
-def _at_work(root: Path) -> dict[str, int]:
-    """Find what living dvc processes write, by their own record."""
-    try:
-        outs = json.loads((root / RWLOCK).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    writers = {os.path.relpath(out, root): item["write"]["pid"] for out, item in outs.items() if item.get("write")}
-    return {out: pid for out, pid in writers.items() if psutil.pid_exists(pid)}
 
 
 def _free(folders: Sequence[Path]) -> dict[str, int]:
