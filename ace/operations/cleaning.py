@@ -27,6 +27,7 @@ from ace.operations.durable import sync_folder
 from ace.operations.erasure_plan import Plan as ErasurePlan
 from ace.operations.errors import BusyError, OperationsError
 from ace.operations.events import LOG, Actor, Event, EventLog
+from ace.operations.growth import size_of
 from ace.operations.params import read_operations
 from ace.operations.publishing import PUBLISHING
 from ace.operations.repro import at_work
@@ -122,7 +123,7 @@ class Cleaning:
             try:
                 with Repo(str(root)) as repo, repo.lock:
                     for out, process in at_work(root).items():
-                        raise BusyError(f"dvc makes {out} (process {process}); wait for its end")
+                        raise BusyError(f"a dvc is at work on {out} (process {process}); wait for its end")
                     yield
             except LockError:
                 raise BusyError("another dvc is at work in the service's clone; wait for its end") from None
@@ -150,7 +151,7 @@ class Cleaning:
             REFUSED: _refused(deliveries, now, params.quarantine_days) if deliveries else [],
             LOGS: _logs(deliveries.folder, before) if deliveries else [],
         }
-        found = {kind: {str(path): _size_of(path) for path in of} for kind, of in paths.items()}
+        found = {kind: {str(path): size_of(path) for path in of} for kind, of in paths.items()}
         found[RUNS] = runs_before(before) if is_home_known else {}
         return Plan(found, before if is_home_known else None)
 
@@ -244,10 +245,6 @@ def _unlink(paths: Iterable[str]) -> None:
 
 def _is_older(path: Path, before: datetime) -> bool:
     return path.lstat().st_mtime < before.timestamp()
-
-
-def _size_of(path: Path) -> int:
-    return sum(file.lstat().st_size for file in (path, *path.rglob("*")) if not file.is_dir())
 
 
 def runs_before(before: datetime, *options: str) -> dict[str, int]:

@@ -232,7 +232,7 @@ def test_nothing_goes_while_anything_else_is_at_work(made: Published, capsys: py
     lock.parent.mkdir(exist_ok=True)
     lock.write_text(json.dumps({str(made.root / "models/ace"): {"write": {"pid": os.getpid(), "cmd": "dvc repro"}}}))
     assert command("ops", "clean", "--repo", str(made.root), "--yes") == 75
-    assert f"dvc makes models/ace (process {os.getpid()})" in capsys.readouterr().err
+    assert f"a dvc is at work on models/ace (process {os.getpid()})" in capsys.readouterr().err
     lock.unlink()
     with Repo(str(made.root)) as repo, repo.lock:
         assert command("ops", "clean", "--repo", str(made.root), "--yes") == 75
