@@ -47,8 +47,8 @@ def repro(stage: str | None, project: Path, log: Path) -> str | None:
 def at_work(root: Path) -> dict[str, int]:
     """Find what living dvc processes write, by their own record: out → id of the process."""
     try:
-        outs = json.loads((root / RWLOCK).read_text(encoding="utf-8"))
+        busy = json.loads((root / RWLOCK).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
-    writers = {os.path.relpath(out, root): item["write"]["pid"] for out, item in outs.items() if item.get("write")}
+    writers = {os.path.relpath(out, root): info["pid"] for out, info in busy.get("write", {}).items()}
     return {out: pid for out, pid in writers.items() if psutil.pid_exists(pid)}

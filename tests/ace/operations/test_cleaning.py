@@ -230,7 +230,7 @@ def test_nothing_goes_while_anything_else_is_at_work(made: Published, capsys: py
         assert "a retraining is at work" in capsys.readouterr().err
     lock = made.root / RWLOCK
     lock.parent.mkdir(exist_ok=True)
-    lock.write_text(json.dumps({str(made.root / "models/ace"): {"write": {"pid": os.getpid(), "cmd": "dvc repro"}}}))
+    lock.write_text(json.dumps({"write": {str(made.root / "models/ace"): {"pid": os.getpid(), "cmd": "dvc repro"}}}))
     assert command("ops", "clean", "--repo", str(made.root), "--yes") == 75
     assert f"a dvc is at work on models/ace (process {os.getpid()})" in capsys.readouterr().err
     lock.unlink()

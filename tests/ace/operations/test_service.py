@@ -258,9 +258,9 @@ def test_the_screen_tells_deliveries_that_run_are_interrupted_held_waiting_or_re
         Attempts(project / "deliveries" / name / ATTEMPTS).append(line)
     (project / "incoming" / "May").mkdir()
     (project / RWLOCK).parent.mkdir(parents=True, exist_ok=True)
-    write = {"pid": os.getpid(), "cmd": "dvc repro"}
-    lock = {str(project / "models/ace"): {"write": write}, str(project / "data"): {"write": {**write, "pid": dead.pid}}}
-    (project / RWLOCK).write_text(json.dumps(lock))
+    own, gone = ({"pid": pid, "cmd": "dvc repro"} for pid in (os.getpid(), dead.pid))
+    written = {str(project / "models/ace"): own, str(project / "data"): gone}
+    (project / RWLOCK).write_text(json.dumps({"write": written, "read": {str(project / "params"): [own]}}))
     params = ("--params", str(project / "params.yaml"))
     found = shown(capsys, *params)
     assert {item["batch"]: item["now"] for item in found["deliveries"]} == {
