@@ -227,6 +227,13 @@ class Deliveries:
             delivery = self._find(name)
             self.clone.check()
             self.tree.texts(name)  # an accepted one that is measured on cannot be taken out
+            if verdict == "accepted" and not any(
+                os.path.lexists(path) for path in (delivery.folder / IMAGES, self.folder / INCOMING / delivery.sent_as)
+            ):
+                raise ConfigError(
+                    f"{name}: its images are gone, by a clean-up (operations.retention.quarantine_days) or by hand; "
+                    "have them sent again"
+                )
             if delivery.state == delivery.verdict:
                 self._conclude(name)  # a call that was killed may not have written that yet
             delivery.attempts.overrule(verdict, who, why)

@@ -187,6 +187,38 @@ class AlertsParams(Section):
     """When the event log, the tags and all bytes that they name are checked, in UTC: `0 5 * * *`; None: never."""
 
 
+class RetentionParams(Section):
+    """What `python -m ace ops clean` keeps, and for how long (section `operations.retention`)."""
+
+    logs_months: int = 6
+    """Months for which logs of builds and Dagster's runs are kept; the law asks for 6 at least. The event log, and the
+    record of each delivery, are never cut."""
+    models_years: int = 10
+    """Years for which all that the commit of a version records is kept, counted from the day on which the version was
+    the accepted one for the last time; the law asks for 10 at least. Its model, card, lineage and report are kept after
+    that too."""
+    scratch_days: int = Field(default=30, ge=1)
+    """Days for which unfinished work is kept that nobody goes on with."""
+    quarantine_days: int | None = Field(default=None, ge=1)
+    """Days for which the images of a refused delivery are kept; None: for good. Its report and record stay."""
+
+    @field_validator("logs_months")
+    @classmethod
+    def _keeps_logs(cls, value: int) -> int:
+        return _at_least(value, 6, "the EU AI Act wants logs kept for six months at least (Articles 19 and 26)")
+
+    @field_validator("models_years")
+    @classmethod
+    def _keeps_models(cls, value: int) -> int:
+        return _at_least(value, 10, "the EU AI Act wants a model's documents kept for ten years (Article 18)")
+
+
+def _at_least(value: int, least: int, why: str) -> int:
+    if value < least:
+        raise ValueError(f"found {value}; expected {least} or more: {why}")
+    return value
+
+
 class OperationsParams(Section):
     """OperationsParams say what the service does by itself (section `operations`, which may be absent)."""
 
@@ -202,6 +234,8 @@ class OperationsParams(Section):
     """When the model is trained again; None: nothing is trained again by itself."""
     alerts: AlertsParams | None = None
     """Who is told what went wrong; None: nobody is."""
+    retention: RetentionParams = RetentionParams()
+    """What a clean-up keeps, and for how long."""
 
     @model_validator(mode="after")
     def _retraining_has_a_gate(self) -> Self:

@@ -25,6 +25,8 @@ from shards.runtime.text import count_of
 PUBLISHED = "refs/ace/published"
 """The last commit that is at `origin` with all its data; a ref of the service's clone that is pushed nowhere."""
 ORIGIN = "origin"
+PUBLISHING = "publishing"
+"""Name of the lock under which one process at a time publishes (`Clone.locked`)."""
 _REMOTE = "DVC's remote"
 PAUSES_S = (2.0, 10.0, 60.0)
 """Pauses in seconds before what cannot be reached is tried again."""
@@ -53,7 +55,7 @@ def publish(clone: Clone, pauses_s: Sequence[float] = PAUSES_S) -> Iterator[str]
             is not as it was written, no remote is named, data is missing, or `origin` refuses what is pushed.
         OutOfReachError: a remote cannot be reached; what was pushed is kept, and the next call goes on from there.
     """
-    with clone.locked("publishing"):
+    with clone.locked(PUBLISHING):
         if not git(clone.root, "config", "--default", "", "--get", f"remote.{ORIGIN}.url").strip():
             raise OperationsError(
                 f"{clone.root}: git has no remote '{ORIGIN}' to publish to; name a bare repository: git remote add "

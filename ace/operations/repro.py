@@ -1,9 +1,12 @@
-"""Run a stage with dvc from a process that may be killed meanwhile."""
+"""Run a stage with dvc from a process that may be killed meanwhile, and tell what other ones are at work on."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import psutil
 
 RWLOCK = ".dvc/tmp/rwlock"
 """File in which every dvc of a clone writes which outs it is at work on, and its process."""
@@ -39,3 +42,13 @@ def repro(stage: str | None, project: Path, log: Path) -> str | None:
     if not done.returncode:
         return None
     return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:])
+
+
+def at_work(root: Path) -> dict[str, int]:
+    """Find what living dvc processes write, by their own record: out → id of the process."""
+    try:
+        busy = json.loads((root / RWLOCK).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    writers = {os.path.relpath(out, root): info["pid"] for out, info in busy.get("write", {}).items()}
+    return {out: pid for out, pid in writers.items() if psutil.pid_exists(pid)}

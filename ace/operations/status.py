@@ -1,11 +1,10 @@
 """Tell in one screen what the service does, what waits and what was not accepted, and why; Dagster need not run."""
 
-import json
-import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,12 @@ from ace.operations.clone import Clone, git
 from ace.operations.deliveries import Deliveries
 from ace.operations.delivery import Delivery
 from ace.operations.events import Event
+from ace.operations.growth import Growth, full_at, growth_of_deliveries, growth_of_versions
 from ace.operations.history import Version
 from ace.operations.incoming import Arriving, shown
 from ace.operations.publishing import published_commit
 from ace.operations.registry import Registry
-from ace.operations.repro import RWLOCK
+from ace.operations.repro import at_work
 from ace.operations.retraining_state import is_at_work, last_rejection, open_retraining
 from ace.operations.service import stopped
 from ace.operations.tags import read_events
@@ -31,6 +31,7 @@ from shards.core.errors import IndexFormatError
 from shards.delivery.yaml_lines import SHARDS
 from shards.format.layout import INDEX
 from shards.reading.reader import ShardIndex
+from shards.runtime.atomic import size
 from shards.runtime.text import count_of
 
 NUM_REFUSED = 5
@@ -58,6 +59,8 @@ class Status:
         arriving: What lies in incoming/.
         deliveries: All deliveries that were taken.
         free: Folder → free bytes on its disk.
+        growth: `version` and `delivery` → what one has cost lately; None where that is not known yet.
+        full: Folder → when its disk is full if that goes on; None where that is not known or very far.
     """
 
     stopped: Event | None
@@ -75,6 +78,8 @@ class Status:
     arriving: Sequence[Arriving]
     deliveries: Sequence[Delivery]
     free: Mapping[str, int]
+    growth: Mapping[str, Growth | None]
+    full: Mapping[str, datetime | None]
 
     def to_json(self) -> dict[str, Any]:
         """Return the status as JSON has it."""
@@ -97,6 +102,11 @@ class Status:
                 for word, why in [_now(item)]
             ],
             "free_bytes": dict(self.free),
+            "cost": {
+                kind: growth and {"number": growth.number, "mean_bytes": round(growth.mean)}
+                for kind, growth in self.growth.items()
+            },
+            "full": {folder: moment and moment.isoformat() for folder, moment in self.full.items()},
         }
 
     def to_text(self) -> str:
@@ -115,7 +125,11 @@ class Status:
         rows.append(("published", self.published[:12] if self.published else "none yet"))
         rows.append(("new images", self._new()))
         rows += [("at work", f"dvc makes {out} (process {pid})") for out, pid in self.at_work.items()]
-        rows += [("disk", f"{number / 1e9:,.1f} GB free in {folder}") for folder, number in self.free.items()]
+        rows.append(("cost", "; ".join(_cost(kind, growth) for kind, growth in self.growth.items())))
+        for folder, number in self.free.items():
+            moment = self.full[folder]
+            when = f"full about {moment:%Y-%m-%d} at this rate" if moment else "when it is full is not known yet"
+            rows.append(("disk", f"{number / 1e9:,.1f} GB free in {folder}; {when}"))
         rows += [("incoming", f"{shown(item.path.name)}: {item.text}") for item in self.arriving]
         words = [(item, *_now(item)) for item in self.deliveries]
         refused = [item for item in words if item[1] == "refused"]
@@ -161,6 +175,11 @@ def read_status(root: Path, models: Path | None, deliveries: Deliveries | None) 
     version = None if last is None else history.find_version(events, int(last.facts["version"]))
     served = None if models is None else Registry(clone=Clone(root), models=models).served
     folders = [root, *([models] if models else []), *([deliveries.folder] if deliveries else [])]
+    free, now = _free(folders), time.time()
+    growth = {
+        "version": growth_of_versions(root, models, events) if models else None,
+        "delivery": growth_of_deliveries(root, deliveries.folder, events) if deliveries else None,
+    }
     return Status(
         stopped=stopped(events),
         held=history.hold(events),
@@ -173,11 +192,23 @@ def read_status(root: Path, models: Path | None, deliveries: Deliveries | None) 
         last=events[-1] if events else None,
         published=published_commit(root),
         new_images=_new_images(root, version),
-        at_work=_at_work(root),
-        arriving=[] if deliveries is None else deliveries.arriving(time.time()),
+        at_work=at_work(root),
+        arriving=[] if deliveries is None else deliveries.arriving(now),
         deliveries=[] if deliveries is None else deliveries.taken(),
-        free=_free(folders),
+        free=free,
+        growth=growth,
+        full={
+            folder: full_at(Path(folder), number, growth.values(), datetime.fromtimestamp(now, UTC))
+            for folder, number in free.items()
+        },
     )
+
+
+def _cost(kind: str, growth: Growth | None) -> str:
+    """Say what one version or delivery has cost lately."""
+    if growth is None:
+        return f"what a {kind} costs is not known yet"
+    return f"a {kind} {size(growth.mean)} (mean of the last {growth.number})"
 
 
 def _since(event: Event) -> str:
@@ -228,16 +259,6 @@ def _num_training_images(root: Path, batch: str) -> int | None:
         return len(ShardIndex.open(folder, check_tars=False).without_excluded(root).select("train"))
     except IndexFormatError:
         return None
-
-
-def _at_work(root: Path) -> dict[str, int]:
-    """Find what living dvc processes write, by their own record."""
-    try:
-        outs = json.loads((root / RWLOCK).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    writers = {os.path.relpath(out, root): item["write"]["pid"] for out, item in outs.items() if item.get("write")}
-    return {out: pid for out, pid in writers.items() if psutil.pid_exists(pid)}
 
 
 def _free(folders: Sequence[Path]) -> dict[str, int]:

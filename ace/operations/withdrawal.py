@@ -6,20 +6,19 @@ completion. Each step finds what an earlier call did, so a kill anywhere is fini
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from ace.operations.alone import alone
 from ace.operations.clone import git
-from ace.operations.deliveries import Deliveries
 from ace.operations.errors import OperationsError
 from ace.operations.events import Actor, Event
-from ace.operations.params import read_operations
 from ace.operations.patient_lineage import PatientTrace, trace_patient
 from ace.operations.patients import batches_of, identity_key, mark_of, pseudonym_of
 from ace.operations.registry import LOCK, Registry
-from ace.operations.retraining_state import open_retraining, running
+from ace.operations.retraining_state import open_retraining
 from ace.operations.withdrawal_state import (
     EXCLUDED,
     RECEIVED,
@@ -217,11 +216,7 @@ class Withdrawals:
     @contextmanager
     def deciding(self) -> Iterator[None]:
         """Let nothing train, take in deliveries or decide about models meanwhile."""
-        with ExitStack() as stack:
-            stack.enter_context(running(self.root))
-            if read_operations(self.root / PARAMS).deliveries is not None:
-                stack.enter_context(Deliveries.open(self.root / PARAMS, self.registry.clone.branch).locked())
-            stack.enter_context(self.registry.clone.locked(LOCK))
+        with alone(self.registry.clone):
             began = open_retraining(self.registry.events())
             if began is not None:
                 raise OperationsError(

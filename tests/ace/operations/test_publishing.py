@@ -76,17 +76,18 @@ def dvc(root: Path, *arguments: str) -> str:
     return subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
 
 
-def make_published(folder: Path, remote: str) -> Published:
+def make_published(folder: Path, remote: str, stages: str = DVC) -> Published:
     """Make a service with two accepted versions, of which nothing is published.
 
     Args:
         folder: A folder for all of it.
         remote: URL of DVC's remote as its configuration has it, which leads to `folder/remote`.
+        stages: The dvc.yaml.
     """
     service = make_service(folder)
     (service.root / ".dvc/config").write_text(f"[core]\n    remote = store\n['remote \"store\"']\n    url = {remote}\n")
     (service.root / ".dvcignore").touch()
-    (service.root / "dvc.yaml").write_text(DVC)
+    (service.root / "dvc.yaml").write_text(stages)
     git(service.root, "config", "remote.origin.url", "../origin.git")
     git(service.root, "config", "remote.origin.fetch", "+refs/heads/*:refs/remotes/origin/*")
     (folder / "remote").mkdir()

@@ -7,12 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from dagster import AssetKey, DagsterInstance, asset, materialize
 
 import ace.operations.deliveries as module
 from ace.operations import history
 from ace.operations.audit import first_problem
 from ace.operations.publishing import published_commit
 from ace.operations.tags import read_events
+from shards.core.errors import IdKeyError
+from shards.core.identity import KEY_FILE_VARIABLE, create_key
 from tests.ace.operations.delivered import (
     MEASURED,
     build_here,
@@ -94,17 +97,30 @@ def test_key_manifests_and_images_from_the_backup_take_the_next_delivery_as_if_n
     git(project, "commit", "--quiet", "-m", "the log")
     git(tmp_path, "init", "--quiet", "--bare", "--initial-branch", "service", "origin.git")
     git(project, "push", "--quiet", str(tmp_path / "origin.git"), "service")
-    events, backup = read_events(project), tmp_path / "backup"
+    events, backup, key = read_events(project), tmp_path / "backup", tmp_path / "id.key"
     for name in ("data/manifests", "deliveries"):
         shutil.copytree(project / name, backup / name)
+    (tmp_path / "apart").mkdir()
+    shutil.copy2(key, tmp_path / "apart" / "id.key")
     for name in (MEASURED, "clinic-b001"):  # as `dvc pull` brings them
         shutil.copytree(project / "data/shards" / name, backup / "data/shards" / name)
 
     restored_clone(tmp_path / "origin.git", project)
+    key.unlink()
+    monkeypatch.delenv(KEY_FILE_VARIABLE)
     shutil.copytree(backup, project, dirs_exist_ok=True)
     assert status(project) == ""
     assert mixed(project) == ["clinic-b000", "clinic-b001"]
     deliver(project / "incoming" / "April", range(129, 160))
+    with pytest.raises(IdKeyError, match=f"{KEY_FILE_VARIABLE} is not set"):
+        list(deliveries_of(project).run())
+    create_key(tmp_path / "new.key")
+    monkeypatch.setenv(KEY_FILE_VARIABLE, str(tmp_path / "new.key"))
+    with pytest.raises(IdKeyError, match="With another key patients would change"):
+        list(deliveries_of(project).run())
+    assert mixed(project) == ["clinic-b000", "clinic-b001"]
+    shutil.copy2(tmp_path / "apart" / "id.key", key)
+    monkeypatch.setenv(KEY_FILE_VARIABLE, str(key))
     list(deliveries_of(project).run())
     assert mixed(project) == ["clinic-b000", "clinic-b001", "clinic-b002"]
     assert read_events(project)[: len(events)] == events
@@ -112,3 +128,37 @@ def test_key_manifests_and_images_from_the_backup_take_the_next_delivery_as_if_n
     lines = (project / "data/manifests/clinic-b002.left_out.csv").read_text(encoding="utf-8").splitlines()
     (copy,) = [line for line in lines if "clinic-b001" in line]
     assert copy.startswith("0129.png,"), "an image of the delivery before is known again"
+
+
+@asset
+def model() -> None:
+    """Stand for what a stage makes."""
+
+
+@pytest.mark.slow
+def test_dagsters_history_comes_back_with_its_folder_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, backup = tmp_path / "home", tmp_path / "backup"
+    home.mkdir()
+    shutil.copy(ROOT / "pipelines/dagster.yaml", home)
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    with DagsterInstance.get() as instance:
+        first = materialize([model], instance=instance, tags={"ace/commit": "c0ffee"}).run_id
+    shutil.copytree(home, backup)
+    shutil.rmtree(home)
+    home.mkdir()
+    with DagsterInstance.get() as instance:
+        assert not instance.get_runs(), "without a backup the history is lost"
+    shutil.rmtree(home)
+    shutil.copytree(backup, home)
+    with DagsterInstance.get() as instance:
+        (restored,) = instance.get_runs()
+        assert (restored.run_id, restored.tags["ace/commit"]) == (first, "c0ffee")
+        assert restored.is_success
+        assert instance.all_logs(first)
+        latest = instance.get_latest_materialization_event(AssetKey("model"))
+        assert latest is not None
+        assert latest.run_id == first
+        second = materialize([model], instance=instance).run_id
+        assert {run.run_id for run in instance.get_runs()} == {first, second}

@@ -214,6 +214,7 @@ def test_the_screen_of_a_clone_without_any_event_says_so(
         "retraining",
         "published",
         "new images",
+        "cost",
         "disk",
         "deliveries",
     ]
@@ -257,9 +258,9 @@ def test_the_screen_tells_deliveries_that_run_are_interrupted_held_waiting_or_re
         Attempts(project / "deliveries" / name / ATTEMPTS).append(line)
     (project / "incoming" / "May").mkdir()
     (project / RWLOCK).parent.mkdir(parents=True, exist_ok=True)
-    write = {"pid": os.getpid(), "cmd": "dvc repro"}
-    lock = {str(project / "models/ace"): {"write": write}, str(project / "data"): {"write": {**write, "pid": dead.pid}}}
-    (project / RWLOCK).write_text(json.dumps(lock))
+    own, gone = ({"pid": pid, "cmd": "dvc repro"} for pid in (os.getpid(), dead.pid))
+    written = {str(project / "models/ace"): own, str(project / "data"): gone}
+    (project / RWLOCK).write_text(json.dumps({"write": written, "read": {str(project / "params"): [own]}}))
     params = ("--params", str(project / "params.yaml"))
     found = shown(capsys, *params)
     assert {item["batch"]: item["now"] for item in found["deliveries"]} == {
@@ -273,6 +274,8 @@ def test_the_screen_tells_deliveries_that_run_are_interrupted_held_waiting_or_re
     assert found["incoming"] == [{"folder": "May", "is_complete": False, "text": "empty"}]
     assert found["at_work"] == {"models/ace": os.getpid()}
     assert all(number > 0 for number in found["free_bytes"].values())
+    assert found["cost"] == {"version": None, "delivery": None}
+    assert set(found["full"].values()) == {None}
     assert main("ops", "status", *params) == 0
     text = capsys.readouterr().out
     assert "held            clinic-b012: build NoSpaceError: the disk is full at" in text
