@@ -289,7 +289,9 @@ def test_only_work_goes_that_is_old_and_that_no_process_and_no_retraining_has(ma
     gone = {unfinished(scratch, "pretrain/0a", old), unfinished(scratch, "shard/a-b000/0b", old)}
     kept = {unfinished(scratch, "pretrain/0c", new), unfinished(scratch, "pretrain/0d", old)}
     (scratch / "answers-x").mkdir()
-    os.utime(scratch / "answers-x", (0, 0))
+    (scratch / "pretrain/0c/begun").touch()  # long ago, and the checkpoint beside it is new
+    for path in (scratch / "answers-x", scratch / "pretrain/0c/begun"):
+        os.utime(path, (0, 0))
     began = made.service.registry.log.append(BEGAN, {"run_key": "0"}, actor=ANNA, now=NOW)
     assert not clean(made.root).found["unfinished_work"], "the retraining that has begun may go on with any of it"
     made.service.registry.log.append("retraining_abandoned", began.facts, actor=ANNA, now=NOW)
