@@ -11,6 +11,7 @@ from typing import Any
 
 from dagster import (
     AssetCheckKey,
+    AssetCheckSeverity,
     DagsterEventType,
     DagsterInstance,
     DagsterRun,
@@ -23,7 +24,10 @@ from dagster import (
 )
 from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.scheduler.instigation import TickStatus
-from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
+from dagster._core.storage.asset_check_execution_record import (
+    AssetCheckExecutionRecord,
+    AssetCheckExecutionRecordStatus,
+)
 from dagster._daemon.controller import all_daemons_healthy
 
 from ace.operations.alerts import Channel, Message, NotSentError, open_channels, ping
@@ -113,9 +117,16 @@ def _checks(seen: Seen, kept: Any) -> Found:
     for key, record in latest.items():
         name = f"{key.name} of {key.asset_key.to_user_string()}"
         is_running = record.status == AssetCheckExecutionRecordStatus.PLANNED
-        if record.status == AssetCheckExecutionRecordStatus.FAILED or (is_running and name in (kept or ())):
+        has_failed = record.status == AssetCheckExecutionRecordStatus.FAILED and not _is_warning(record)
+        if has_failed or (is_running and name in (kept or ())):
             failed.append(name)
     return _new(failed, kept)
+
+
+def _is_warning(record: AssetCheckExecutionRecord) -> bool:
+    """Tell whether a check only warns, as that of the gate: `_rejected` tells of it."""
+    event = record.event and record.event.dagster_event
+    return event is not None and event.asset_check_evaluation_data.severity == AssetCheckSeverity.WARN
 
 
 def _ticks(seen: Seen, kept: Any) -> Found:

@@ -20,14 +20,14 @@ from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from pipelines.graph import Graph, Stage, load_graph
 from pipelines.lock import asset_key, is_up_to_date, provenance, read_lock
-from pipelines.metadata import MetricCheck, out_metadata, stage_metadata
+from pipelines.metadata import Check, out_metadata, stage_metadata
 from pipelines.process import reproduce
 from shards.core.errors import ConfigError
 
 StepEvent = AssetObservation | MaterializeResult[None] | AssetCheckResult
 
 
-def build_assets(root: Path, graph: Graph, checks: Sequence[MetricCheck]) -> list[AssetsDefinition]:
+def build_assets(root: Path, graph: Graph, checks: Sequence[Check]) -> list[AssetsDefinition]:
     """Build the assets of the whole graph.
 
     Raises:
@@ -37,9 +37,7 @@ def build_assets(root: Path, graph: Graph, checks: Sequence[MetricCheck]) -> lis
     return [_family(root, graph, word, stages, checks) for word, stages in graph.families]
 
 
-def _family(
-    root: Path, graph: Graph, word: str, stages: Sequence[Stage], checks: Sequence[MetricCheck]
-) -> AssetsDefinition:
+def _family(root: Path, graph: Graph, word: str, stages: Sequence[Stage], checks: Sequence[Check]) -> AssetsDefinition:
     own = {out.path for stage in stages for out in stage.outs}
     by_name = {check.spec.key: check for check in checks if check.out in own}
 
@@ -91,6 +89,7 @@ def _family(
                 asset_key=done.asset_key,
                 check_name=done.check_name,
                 passed=done.passed,
+                severity=done.severity,
                 description=done.description,
                 metadata=done.metadata,
             )

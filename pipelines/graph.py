@@ -23,6 +23,8 @@ PARAMS_NAME = "params.yaml"
 LOCK_NAME = "dvc.lock"
 Values = Mapping[str, Mapping[str, Any]]
 """Params file → key → value; a key that is missing there has none."""
+Kind = Literal["data", "metric", "verdict", "plot"]
+"""What DVC takes an out for; a verdict is a metric with `type: verdict` in dvc.yaml, as metrics/gate.json."""
 
 
 class DagsterMeta(Section):
@@ -41,7 +43,7 @@ class Out:
     """One output; its path, relative to the repository with `/`, is the asset key."""
 
     path: str
-    kind: Literal["data", "metric", "plot"]
+    kind: Kind
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,6 @@ def _stage(stage: Any, repo: Any, produced: set[str], values: Values) -> Stage:
                     f"dvc.yaml: stage '{stage.name}' depends on '{path}', but another stage's out is '{out}': "
                     "depend on exactly the out, its record in dvc.lock is compared by md5"
                 )
-    outs = [Out(_path(out, repo), "metric" if out.metric else "plot" if out.plot else "data") for out in stage.outs]
     meta = (stage.meta or {}).get("dagster", {})
     return Stage(
         name=stage.name,
@@ -180,8 +181,14 @@ def _stage(stage: Any, repo: Any, produced: set[str], values: Values) -> Stage:
         params={dep.def_path: {key: values[dep.def_path].get(key) for key in dep.params} for dep in stage.params},
         inputs=tuple(sorted(deps.keys() & produced)),
         files={path: deps[path].get_hash().value if deps[path].exists else None for path in deps.keys() - produced},
-        outs=tuple(outs),
+        outs=tuple(Out(_path(out, repo), _kind(out)) for out in stage.outs),
     )
+
+
+def _kind(out: Any) -> Kind:
+    if out.metric:
+        return "verdict" if out.annot.type == "verdict" else "metric"
+    return "plot" if out.plot else "data"
 
 
 def _values(stages: Iterable[Any]) -> Values:

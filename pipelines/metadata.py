@@ -15,6 +15,7 @@ from ace.evaluation.bounds import Bound
 from pipelines.graph import Graph, Out, Stage
 from pipelines.lock import RecordedOut, asset_key
 from pipelines.sets import set_metadata
+from pipelines.verdict import VerdictCheck, verdict_metadata
 from shards.core.config import read_params
 from shards.core.errors import ConfigError
 
@@ -74,15 +75,20 @@ class MetricCheck:
         return AssetCheckKey(asset_key(self.out), self.name)
 
 
-def read_checks(root: Path, graph: Graph) -> list[MetricCheck]:
+Check = MetricCheck | VerdictCheck
+
+
+def read_checks(root: Path, graph: Graph) -> list[Check]:
     """Read the checks of params.yaml, each tied to the metrics file of its stage, or of each item of a foreach stage.
+
+    A verdict has a check of its own, without any bound.
 
     Raises:
         ConfigError: a stage has checks but not exactly one metrics file, or a bound is misspelt.
     """
     params = root / "params.yaml"
     sections = read_params(params) if params.is_file() else {}
-    checks = []
+    checks: list[Check] = []
     for stage in graph.stages:
         section = sections.get(stage.word)
         bounds = (section.get("checks") if isinstance(section, Mapping) else None) or {}
@@ -94,6 +100,7 @@ def read_checks(root: Path, graph: Graph) -> list[MetricCheck]:
         for metric, bound in bounds.items():
             where = f"{params}: {stage.word}.checks.{metric}"
             checks.append(MetricCheck(metrics[0], metric, Bound.from_params(bound, where)))
+        checks += [VerdictCheck(out.path) for out in stage.outs if out.kind == "verdict"]
     return checks
 
 
@@ -110,7 +117,8 @@ def stage_metadata(stage: Stage) -> Metadata:
 def out_metadata(root: Path, out: Out, recorded: RecordedOut) -> Metadata:
     """Return what Dagster shows of a materialization: size and md5, and what is inside, by the kind of the out.
 
-    Of a metric its numbers and table, of a plot its series, of a shard set its counts; of all where pictures are.
+    Of a metric its numbers and table, of a verdict its rules, of a plot its series, of a shard set its counts; of all
+    where pictures are.
 
     No pixels: Dagster's event database outlives the images of patients that an out may hold.
     """
@@ -123,6 +131,8 @@ def out_metadata(root: Path, out: Out, recorded: RecordedOut) -> Metadata:
     if out.kind == "metric":
         numbers = flat_numbers(_read_metrics(path))
         shown |= {"table": MetadataValue.md(_metrics_table(numbers)), **number_metadata(_headline(numbers))}
+    if out.kind == "verdict":
+        shown |= verdict_metadata(path)
     if out.kind == "data":
         shown |= set_metadata(path)
     if out.kind == "plot":

@@ -24,7 +24,7 @@ from dagster._core.storage.asset_check_execution_record import AssetCheckExecuti
 from ace.operations.params import OperationsParams, read_operations
 from pipelines.graph import PARAMS_NAME, Graph, load_graph, stamps
 from pipelines.lock import asset_key, is_reported, provenance, read_lock
-from pipelines.metadata import MetricCheck, out_metadata, read_checks
+from pipelines.metadata import Check, out_metadata, read_checks
 from shards.core.errors import ConfigError
 
 TICK_S = 10
@@ -36,7 +36,7 @@ ACTIVE = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.
 
 
 def build_dvc_lock_sensor(
-    root: Path, graph: Graph | None, checks: Sequence[MetricCheck], operations: OperationsParams | None
+    root: Path, graph: Graph | None, checks: Sequence[Check], operations: OperationsParams | None
 ) -> SensorDefinition:
     """Report differences between dvc.lock and the latest materializations; reload when params or code changed.
 
@@ -80,7 +80,7 @@ def build_dvc_lock_sensor(
     return dvc_lock
 
 
-def lock_events(instance: DagsterInstance, root: Path, graph: Graph, checks: Sequence[MetricCheck]) -> list[Event]:
+def lock_events(instance: DagsterInstance, root: Path, graph: Graph, checks: Sequence[Check]) -> list[Event]:
     """Materializations, with their checks, for all that dvc.lock records otherwise than Dagster does.
 
     Assets of a run in progress are left to it: it reports them itself. An out that is not in the work tree, as in a

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from dagster import (
     AssetCheckResult,
+    AssetCheckSeverity,
     AssetKey,
     DagsterInstance,
     Definitions,
@@ -82,7 +83,8 @@ def page() -> None:
 
 @asset_check(asset=page)
 def bound() -> AssetCheckResult:
-    return AssetCheckResult(passed=not FAILING.get("bound"), description="Jane Doe")
+    severity = AssetCheckSeverity.WARN if FAILING.get("warns") else AssetCheckSeverity.ERROR
+    return AssetCheckResult(passed=not FAILING.get("bound"), severity=severity, description="Jane Doe")
 
 
 @sensor(job=(deliveries := step_of("deliveries")))
@@ -286,6 +288,17 @@ def test_a_check_that_fails_is_told_once_until_it_has_passed(
     assert len(hook.posted) == 1
     evaluate(fails=True)
     assert len(hook.posted) == 2
+
+
+def test_a_check_that_only_warns_is_not_told(ticks: Ticks, instance: DagsterInstance, hook: Hook) -> None:
+    FAILING["bound"] = FAILING["warns"] = True
+    materialize([page, bound], instance=instance)
+    ticks()
+    assert hook.posted == []
+    FAILING["warns"] = False
+    materialize([page, bound], instance=instance)
+    ticks()
+    assert len(hook.posted) == 1
 
 
 def test_a_check_that_runs_again_is_told_no_second_time(

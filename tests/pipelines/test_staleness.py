@@ -34,6 +34,10 @@ EDITS: dict[str, tuple[Callable[[Path], None], set[str]]] = {
     ),
     "a command": (lambda root: edit(root / "dvc.yaml", "toy measure", "toy  measure"), {"train"}),
     "a description": (lambda root: edit(root / "dvc.yaml", "One delivery", "One more"), set()),
+    "what an out is taken for": (
+        lambda root: edit(root / "dvc.yaml", "train.json: {cache: false}", "train.json: {cache: false, type: verdict}"),
+        set(),
+    ),
     "a dependency fewer": (
         lambda root: edit(root / "dvc.yaml", "deps: [toy/__main__.py, ", "deps: ["),
         set(),
