@@ -6,11 +6,12 @@ import dagster
 
 from ace.operations.params import read_operations
 from pipelines.assets import build_assets
+from pipelines.deliveries import build_deliveries
 from pipelines.graph import PARAMS_NAME, load_graph
 from pipelines.metadata import read_checks
 from pipelines.sensors import build_dvc_lock_sensor
 from pipelines.service import build_service, with_age
-from pipelines.sets import build_deliveries, build_set_checks
+from pipelines.sets import build_set_checks
 from shards.core.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,7 +29,7 @@ def build_definitions(root: Path) -> dagster.Definitions:
         operations = read_operations(root / PARAMS_NAME)
         assets: list[dagster.AssetsDefinition | dagster.AssetSpec] = [
             *with_age(build_assets(root, graph, checks), operations.schedule),
-            *build_deliveries(graph),
+            *build_deliveries(graph, operations.deliveries),
         ]
         service = build_service(root, operations)
     except ConfigError as error:

@@ -94,7 +94,7 @@ def read_checks(root: Path, graph: Graph) -> list[Check]:
         bounds = (section.get("checks") if isinstance(section, Mapping) else None) or {}
         if not isinstance(bounds, Mapping):
             raise ConfigError(f"{params}: {stage.word}.checks: expected a bound for each metric, found {bounds!r}")
-        metrics = [out.path for out in stage.outs if out.kind == "metric"]
+        metrics = [out.path for out in stage.outs if out.kind in ("metric", "verdict")]
         if bounds and len(metrics) != 1:
             raise ConfigError(f"{params}: {stage.word}.checks: one metrics file is needed, found {metrics}")
         for metric, bound in bounds.items():

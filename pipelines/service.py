@@ -51,6 +51,7 @@ from ace.operations.params import DeliveriesParams, OperationsParams, SchedulePa
 from ace.operations.retraining_state import is_at_work, open_retraining
 from ace.operations.service import stopped
 from pipelines.alerts import build_alerts_sensor
+from pipelines.deliveries import observe
 from pipelines.event_log import events_of
 from pipelines.lock import asset_key
 from pipelines.process import run_ace
@@ -176,12 +177,14 @@ class _Memory:
         state: The work that was asked for last; None if none was.
         asked_s: Time of that, in seconds.
         count: Runs that were asked for so far.
+        reported: Name of a delivery → what was reported of it last.
     """
 
     settling: Mapping[str, float] = field(default_factory=dict)
     state: str | None = None
     asked_s: float = 0
     count: int = 0
+    reported: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, cursor: str | None) -> "_Memory":
@@ -200,19 +203,21 @@ def _incoming(
     def incoming(context: SensorEvaluationContext) -> SensorResult:
         """Asks for a run when a folder in incoming/ is complete, or a delivery was begun and not finished.
 
-        It waits while another run takes deliveries or a model is trained: both change the same tracked files.
+        It waits while another run takes deliveries or a model is trained: both change the same tracked files. What has
+        changed about a delivery is reported as an observation of the asset `deliveries`.
         """
         now_s, memory = time.time(), _Memory.read(context.cursor)
         due = look(root / settings.folder, settings.settle_s, now_s, memory.settling)
         settling = {item.path.name: item.settles_s for item in due.arriving if item.settles_s > now_s}
-        memory = replace(memory, settling=settling)
+        reports, reported = observe(root, root / settings.folder, due, memory.reported)
+        memory = replace(memory, settling=settling, reported=reported)
         why = _why_not(root, due, memory, now_s) or _at_work(context.instance, deliveries.name, retrain.name)
         if why is not None:
-            return SensorResult(skip_reason=why, cursor=memory.to_cursor())
+            return SensorResult(skip_reason=why, asset_events=reports, cursor=memory.to_cursor())
         # Asked for a second time after a kill of the daemon it has the same key, and does not run twice.
         request = RunRequest(run_key=f"{due.state}-{memory.count}")
         memory = replace(memory, state=due.state, asked_s=now_s, count=memory.count + 1)
-        return SensorResult(run_requests=[request], cursor=memory.to_cursor())
+        return SensorResult(run_requests=[request], asset_events=reports, cursor=memory.to_cursor())
 
     return incoming
 

@@ -1,10 +1,9 @@
-"""Shard sets in the UI: what they hold, whether they are whole, and the deliveries that they are made of."""
+"""Shard sets in the UI: what they hold, and whether they are whole."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dagster import AssetCheckResult, AssetChecksDefinition, AssetSpec, MetadataValue, asset_check
+from dagster import AssetCheckResult, AssetChecksDefinition, MetadataValue, asset_check
 
 from pipelines.graph import Graph
 from pipelines.lock import asset_key
@@ -63,18 +62,3 @@ def _verified(root: Path, path: str) -> AssetChecksDefinition:
         )
 
     return verify
-
-
-def build_deliveries(graph: Graph) -> list[AssetSpec]:
-    """Build the raw deliveries, which nothing here makes: a source for each manifest that a stage reads."""
-    groups: Mapping[str, str] = {path: stage.meta.group for stage in graph.stages for path in stage.deliveries}
-    return [
-        AssetSpec(
-            asset_key(path),
-            description="Images that were registered with `python -m shards register`. They stay where they are; the "
-            "manifest lists them and is private.",
-            group_name=group,
-            kinds={"delivery"},
-        )
-        for path, group in groups.items()
-    ]

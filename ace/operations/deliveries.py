@@ -9,7 +9,6 @@ has begun and is neither accepted nor refused: the next one waits for it.
 import fcntl
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -290,7 +289,7 @@ class Deliveries:
             sent_as: Name of the folder in incoming/, or of the last part of the prefix on S3.
             origin: Of a delivery on S3, `url`, `mark` and `digest` as `Sent` has them.
         """
-        numbered = re.compile(re.escape(self.settings.name) + r"-b(\d+)")
+        numbered = self.settings.numbered
         files = {file.stem for file in (self.clone.root / BATCHES).glob("*.yaml")}
         names = {*(delivery.name for delivery in self.taken()), *self.tree.values()["batches"], *files}
         numbers = [int(match[1]) for name in names if (match := numbered.fullmatch(name))]

@@ -124,6 +124,11 @@ class DeliveriesParams(Section):
             raise ValueError("found something else than a prefix; expected s3://bucket/prefix, without credentials")
         return value
 
+    @property
+    def numbered(self) -> re.Pattern[str]:
+        """The pattern of the batches' names; its group is their number."""
+        return re.compile(re.escape(self.name) + r"-b(\d+)")
+
     @model_validator(mode="after")
     def _options_belong_to_own_images(self) -> Self:
         given = [name for name in ("labels", "patient_from", "site", "modality") if getattr(self, name) is not None]

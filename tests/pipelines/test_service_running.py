@@ -11,10 +11,11 @@ import pytest
 from dagster import DagsterInstance, DagsterRunStatus
 
 from ace.operations.publishing import PUBLISHED
+from pipelines.deliveries import KEY
 from pipelines.service import COMMIT
 from tests.ace.operations.delivered import MEASURED, commit_all, deliver, lines_of_log, make_service, mixed, open_key
 from tests.pipelines.test_process import DEFINITIONS, free_port
-from tests.pipelines.toy import dvc
+from tests.pipelines.toy import appears, dvc
 from tests.support.checkout import ROOT, git
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -57,6 +58,12 @@ def dev(project: Path) -> Iterator["subprocess.Popen[bytes]"]:
             process.wait(60)
 
 
+def observed(instance: DagsterInstance) -> list[str | None]:
+    """What was observed of the deliveries, the newest first."""
+    records = instance.fetch_observations(KEY, limit=10).records
+    return [record.asset_observation.description for record in records if record.asset_observation]
+
+
 def test_a_delivery_that_is_dropped_into_the_folder_becomes_an_accepted_batch(
     project: Path, dev: "subprocess.Popen[bytes]"
 ) -> None:
@@ -70,6 +77,7 @@ def test_a_delivery_that_is_dropped_into_the_folder_becomes_an_accepted_batch(
             assert time.monotonic() < end, (project.parent / "dev.log").read_text()
             time.sleep(1)
         assert [(run.job_name, run.status) for run in runs] == [("deliveries", DagsterRunStatus.SUCCESS)]
+        assert appears(lambda: "clinic-b001: accepted" in observed(instance), lambda: dev.poll() is None)
     assert runs[0].tags[COMMIT] == head
     assert mixed(project) == [MEASURED, "clinic-b001"]
     assert lines_of_log(project) == [("clinic-b001", "accepted", "the checks")]

@@ -34,7 +34,7 @@ EDITS: dict[str, tuple[Callable[[Path], None], set[str]]] = {
     ),
     "a command": (lambda root: edit(root / "dvc.yaml", "toy measure", "toy  measure"), {"train"}),
     "a description": (lambda root: edit(root / "dvc.yaml", "One delivery", "One more"), set()),
-    "what an out is taken for": (
+    "what is read in an out": (
         lambda root: edit(root / "dvc.yaml", "train.json: {cache: false}", "train.json: {cache: false, type: verdict}"),
         set(),
     ),
