@@ -2,7 +2,7 @@
 
 import keyword
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from dagster import (
@@ -14,12 +14,14 @@ from dagster import (
     DataVersion,
     Failure,
     MaterializeResult,
+    map_asset_specs,
     multi_asset,
 )
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
+from dagster._core.definitions.utils import is_valid_owner
 
 from pipelines.graph import Graph, Stage, load_graph
-from pipelines.lock import asset_key, is_up_to_date, provenance, read_lock
+from pipelines.lock import asset_key, commit_tag, is_up_to_date, provenance, read_lock
 from pipelines.metadata import Check, out_metadata, stage_metadata
 from pipelines.process import reproduce
 from shards.core.errors import ConfigError
@@ -55,7 +57,7 @@ def _family(root: Path, graph: Graph, word: str, stages: Sequence[Stage], checks
             for stage in stages
         ]
         selected = [(stage, outs) for stage, outs in selected if outs]
-        failure = None
+        failure, commit = None, commit_tag(root)
         try:
             yield from reproduce(
                 context,
@@ -78,7 +80,7 @@ def _family(root: Path, graph: Graph, word: str, stages: Sequence[Stage], checks
                     asset_key=asset_key(out.path),
                     metadata=out_metadata(root, out, records[stage.name].outs[out.path]),
                     data_version=DataVersion(tags[out.path][DATA_VERSION_TAG]),
-                    tags=tags[out.path],
+                    tags={**tags[out.path], **commit},
                 )
         if failure:
             names = ", ".join(stage.name for stage, _ in selected)
@@ -95,6 +97,22 @@ def _family(root: Path, graph: Graph, word: str, stages: Sequence[Stage], checks
             )
 
     return run
+
+
+def with_owners(
+    assets: Iterable[AssetsDefinition | AssetSpec], owners: Sequence[str]
+) -> Sequence[AssetsDefinition | AssetSpec]:
+    """Let Dagster show the owners on every asset.
+
+    Raises:
+        ConfigError: one is neither an e-mail address nor a team.
+    """
+    for owner in owners:
+        if not is_valid_owner(owner):
+            raise ConfigError(
+                f"operations.owners: found '{owner}'; expected an e-mail address, as anna@clinic.org, or team:imaging"
+            )
+    return map_asset_specs(lambda spec: spec.replace_attributes(owners=owners), assets)
 
 
 def _finished(root: Path) -> set[str]:

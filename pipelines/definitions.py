@@ -5,7 +5,7 @@ from pathlib import Path
 import dagster
 
 from ace.operations.params import read_operations
-from pipelines.assets import build_assets
+from pipelines.assets import build_assets, with_owners
 from pipelines.deliveries import build_deliveries
 from pipelines.graph import PARAMS_NAME, load_graph
 from pipelines.metadata import read_checks
@@ -27,10 +27,8 @@ def build_definitions(root: Path) -> dagster.Definitions:
         graph = load_graph(root)
         checks = read_checks(root, graph)
         operations = read_operations(root / PARAMS_NAME)
-        assets: list[dagster.AssetsDefinition | dagster.AssetSpec] = [
-            *with_age(build_assets(root, graph, checks), operations.schedule),
-            *build_deliveries(graph, operations.deliveries),
-        ]
+        made = with_age(build_assets(root, graph, checks), operations.schedule)
+        assets = with_owners([*made, *build_deliveries(graph, operations.deliveries)], operations.owners)
         service = build_service(root, operations)
     except ConfigError as error:
         dagster.get_dagster_logger().error(

@@ -23,8 +23,6 @@ PARAMS_NAME = "params.yaml"
 LOCK_NAME = "dvc.lock"
 Values = Mapping[str, Mapping[str, Any]]
 """Params file → key → value; a key that is missing there has none."""
-Kind = Literal["data", "metric", "verdict", "plot"]
-"""What DVC takes an out for; a verdict is a metric with `type: verdict` in dvc.yaml, as metrics/gate.json."""
 
 
 class DagsterMeta(Section):
@@ -36,6 +34,10 @@ class DagsterMeta(Section):
     """Dagster concurrency pool; stages of one pool share its slots."""
     jobs: int = 1
     """dvc processes at once for the items of one foreach stage."""
+
+
+Kind = Literal["data", "metric", "verdict", "plot"]
+"""What DVC takes an out for; a verdict is a metric with `type: verdict` in dvc.yaml, as metrics/gate.json."""
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,13 @@ from dagster._core.definitions.data_version import (
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from ace.operations.clone import git
+from ace.operations.errors import OperationsError
 from pipelines.graph import LOCK_NAME, Graph, Stage, code_version, deliveries_in, held_repository
 from shards.core.errors import ConfigError
 
+COMMIT = "ace/commit"
+"""Tag of a run or a materialization: the commit that the repository was at."""
 PAUSE_S = 0.2
 NUM_READINGS = 10
 
@@ -78,6 +82,17 @@ def provenance(record: StageRecord) -> dict[str, dict[str, str]]:
         shared[get_input_data_version_tag(asset_key(path))] = md5
         shared[get_input_event_pointer_tag(asset_key(path))] = NULL_EVENT_POINTER
     return {path: {**shared, DATA_VERSION_TAG: out.md5} for path, out in record.outs.items()}
+
+
+def commit_tag(root: Path) -> dict[str, str]:
+    """Return the tag of the commit that a repository is at now; none if git has none.
+
+    What differs from the commit is in the code version of `provenance`; the tag says where to begin to look.
+    """
+    try:
+        return {COMMIT: git(root, "rev-parse", "HEAD").strip()}
+    except OperationsError:
+        return {}
 
 
 def read_lock(

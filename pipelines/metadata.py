@@ -12,6 +12,7 @@ from typing import Any
 from dagster import AssetCheckEvaluation, AssetCheckKey, AssetCheckSpec, MetadataValue
 
 from ace.evaluation.bounds import Bound
+from ace.models.folder import CARD
 from pipelines.graph import Graph, Out, Stage
 from pipelines.lock import RecordedOut, asset_key
 from pipelines.sets import set_metadata
@@ -118,7 +119,7 @@ def out_metadata(root: Path, out: Out, recorded: RecordedOut) -> Metadata:
     """Return what Dagster shows of a materialization: size and md5, and what is inside, by the kind of the out.
 
     Of a metric its numbers and table, of a verdict its rules, of a plot its series, of a shard set its counts; of all
-    where pictures are.
+    where pictures, a page for the browser or a model card are.
 
     No pixels: Dagster's event database outlives the images of patients that an out may hold.
     """
@@ -137,6 +138,10 @@ def out_metadata(root: Path, out: Out, recorded: RecordedOut) -> Metadata:
         shown |= set_metadata(path)
     if out.kind == "plot":
         shown |= {"series": MetadataValue.md(_series_table(path))}
+    if path.suffix == ".html":
+        shown |= {"page": MetadataValue.url(path.absolute().as_uri())}
+    if (card := path / CARD).is_file():
+        shown |= {"card": MetadataValue.path(card)}
     pictures = [path] if path.suffix == ".png" else sorted(path.glob("*.png"))
     return shown | {picture.name: MetadataValue.path(picture) for picture in pictures[:MAX_PICTURES]}
 

@@ -23,7 +23,7 @@ from dagster._core.storage.asset_check_execution_record import AssetCheckExecuti
 
 from ace.operations.params import OperationsParams, read_operations
 from pipelines.graph import PARAMS_NAME, Graph, load_graph, stamps
-from pipelines.lock import asset_key, is_reported, provenance, read_lock
+from pipelines.lock import asset_key, commit_tag, is_reported, provenance, read_lock
 from pipelines.metadata import Check, out_metadata, read_checks
 from shards.core.errors import ConfigError
 
@@ -93,6 +93,7 @@ def lock_events(instance: DagsterInstance, root: Path, graph: Graph, checks: Seq
     latest = instance.get_latest_materialization_events([asset_key(path) for path in graph.produced])
     results = instance.event_log_storage.get_latest_asset_check_execution_by_key([check.key for check in checks])
     events: list[Event] = []
+    commit: Mapping[str, str] = {}
     for record, out in [(records.get(stage.name), out) for stage in graph.stages for out in stage.outs]:
         key = asset_key(out.path)
         if record is None or out.path not in record.outs or key in busy or not (root / out.path).exists():
@@ -102,7 +103,9 @@ def lock_events(instance: DagsterInstance, root: Path, graph: Graph, checks: Seq
         known = entry.asset_materialization if entry else None
         is_known = known is not None and is_reported(tags, known.tags or {})
         if not is_known:
-            events.append(AssetMaterialization(key, metadata=out_metadata(root, out, record.outs[out.path]), tags=tags))
+            commit = commit or commit_tag(root)
+            shown = out_metadata(root, out, record.outs[out.path])
+            events.append(AssetMaterialization(key, metadata=shown, tags={**tags, **commit}))
         for check in [check for check in checks if check.out == out.path]:
             result = check.evaluation(root)
             if not is_known or not _is_same(result, results.get(check.key)):

@@ -45,7 +45,6 @@ from dagster._utils.schedules import is_valid_cron_schedule
 
 from ace.engine.stop import EXIT_CODE
 from ace.gate.params import MODEL
-from ace.operations.clone import git
 from ace.operations.due import Due, look
 from ace.operations.params import DeliveriesParams, OperationsParams, ScheduleParams
 from ace.operations.retraining_state import is_at_work, open_retraining
@@ -53,7 +52,7 @@ from ace.operations.service import stopped
 from pipelines.alerts import build_alerts_sensor
 from pipelines.deliveries import observe
 from pipelines.event_log import events_of
-from pipelines.lock import asset_key
+from pipelines.lock import asset_key, commit_tag
 from pipelines.process import run_ace
 from shards.core.errors import ConfigError
 from shards.runtime.text import count_of
@@ -76,8 +75,6 @@ UNREACHABLE = 1
 """Exit code of `ops publish` where a remote cannot be reached; what a person must settle has another one."""
 AGAIN_S = 600
 """Seconds after which the same work is asked for again, if a run of it changed nothing."""
-COMMIT = "ace/commit"
-"""Tag of a run: the commit that the clone was at when it began."""
 
 
 def with_age(assets: Sequence[AssetsDefinition], settings: ScheduleParams | None) -> list[AssetsDefinition]:
@@ -154,7 +151,7 @@ def _op(
     )
     def run(context: OpExecutionContext) -> None:
         if not follows:
-            context.instance.add_run_tags(context.run_id, {COMMIT: git(root, "rev-parse", "HEAD").strip()})
+            context.instance.add_run_tags(context.run_id, commit_tag(root))
         run_ace(root, arguments, passing)
 
     return run

@@ -227,6 +227,8 @@ def _at_least(value: int, least: int, why: str) -> int:
 class OperationsParams(Section):
     """OperationsParams say what the service does by itself (section `operations`, which may be absent)."""
 
+    owners: tuple[str, ...] = ()
+    """The owners that Dagster shows on every asset: e-mail addresses, or teams as `team:imaging`."""
     card: CardParams = CardParams()
     """What a model card says that only its owner knows."""
     deliveries: DeliveriesParams | None = None

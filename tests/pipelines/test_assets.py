@@ -14,19 +14,24 @@ import pytest
 from dagster import (
     AssetKey,
     AssetSelection,
+    AssetSpec,
     DagsterEventType,
     DagsterInstance,
+    DagsterInvalidDefinitionError,
     ExecuteInProcessResult,
     Failure,
     materialize,
 )
 
+from pipelines.assets import with_owners
 from pipelines.definitions import build_definitions
 from pipelines.graph import load_graph
-from pipelines.lock import read_lock
+from pipelines.lock import COMMIT, read_lock
 from pipelines.sensors import lock_events
+from shards.core.errors import ConfigError
 from shards.runtime.scratch import unfinished_work
 from tests.pipelines.toy import appears, dvc, edit
+from tests.support.checkout import git
 
 
 def run(root: Path, instance: DagsterInstance, *paths: str, raise_on_error: bool = True) -> ExecuteInProcessResult:
@@ -82,6 +87,8 @@ def test_one_item_of_a_foreach_family_runs_alone(toy: Path, instance: DagsterIns
     result = run(toy, instance, "data/shards/own")
     assert [event.asset_key.to_user_string() for event in result.get_asset_materialization_events() if event.asset_key]
     assert ran(toy) == ["shard data/shards/own"]
+    (tags,) = [event.materialization.tags for event in result.get_asset_materialization_events()]
+    assert (tags or {})[COMMIT] == git(toy, "rev-parse", "HEAD").strip()
 
 
 @pytest.mark.slow
@@ -162,6 +169,25 @@ def test_a_second_process_at_the_same_work_ends_at_the_lock_of_its_scratch(
         failure = failure_of(run(toy, instance, "data/raw", raise_on_error=False))
     assert "another process is at work on this" in str(failure.metadata["last_lines"].value)
     assert run(toy, instance, "data/raw").success
+
+
+def test_every_asset_has_the_owners_of_the_params(toy: Path) -> None:
+    def owners() -> set[tuple[str, ...]]:
+        graph = build_definitions(toy).resolve_asset_graph()
+        return {tuple(graph.get(key).owners) for key in graph.get_all_asset_keys()}
+
+    assert owners() == {()}
+    with (toy / "params.yaml").open("a") as file:
+        file.write("operations: {owners: [anna@clinic.org, 'team:imaging'], deliveries: {name: clinic}}\n")
+    assert owners() == {("anna@clinic.org", "team:imaging")}
+
+
+@pytest.mark.parametrize("owner", ["Anna", "team:", "anna@clinic"])
+def test_an_owner_that_dagster_refuses_is_named(owner: str) -> None:
+    with pytest.raises(ConfigError, match=f"operations.owners: found '{owner}'; expected an e-mail address"):
+        with_owners([AssetSpec("page")], ["anna@clinic.org", owner])
+    with pytest.raises(DagsterInvalidDefinitionError, match="Owner must be"):
+        AssetSpec("page", owners=[owner])
 
 
 def test_a_failing_command_leaves_its_last_lines_in_the_failure(toy: Path, instance: DagsterInstance) -> None:

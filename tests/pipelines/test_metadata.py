@@ -3,7 +3,7 @@ import math
 from pathlib import Path
 
 import pytest
-from dagster import AssetKey
+from dagster import AssetKey, MetadataValue
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -81,6 +81,18 @@ def test_pictures_are_named_by_their_paths_and_their_pixels_stay_where_they_are(
     pictures = {name: value.value for name, value in shown.items() if name.endswith(".png")}
     assert pictures == {name: str(tmp_path / "data" / name) for name in ("a.png", "b.png")}
     assert not [value for value in shown.values() if "base64" in str(value.value)]
+
+
+def test_a_page_and_a_model_card_are_linked(tmp_path: Path) -> None:
+    (tmp_path / "a report.html").write_text("<p>")
+    shown = out_metadata(tmp_path, Out("a report.html", "data"), RECORDED)
+    assert shown["page"] == MetadataValue.url(f"file://{tmp_path}/a%20report.html")
+    (tmp_path / "model").mkdir()
+    assert "card" not in out_metadata(tmp_path, Out("model", "data"), RECORDED)
+    (tmp_path / "model/README.md").write_text("# a model")
+    shown = out_metadata(tmp_path, Out("model", "data"), RECORDED)
+    assert shown["card"] == MetadataValue.path(tmp_path / "model/README.md")
+    assert "page" not in shown
 
 
 def test_an_out_that_is_not_in_the_work_tree_still_has_its_record(tmp_path: Path) -> None:

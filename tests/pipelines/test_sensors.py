@@ -16,9 +16,11 @@ from dagster._core.test_utils import create_run_for_test
 from ace.operations.params import read_operations
 from pipelines.definitions import build_definitions
 from pipelines.graph import Graph, load_graph
+from pipelines.lock import COMMIT, commit_tag
 from pipelines.metadata import read_checks
 from pipelines.sensors import build_dvc_lock_sensor, lock_events
-from tests.pipelines.toy import OUTS, dvc, edit
+from tests.pipelines.toy import OUTS, dvc, edit, git
+from tests.support import checkout
 
 
 def tick(root: Path, instance: DagsterInstance, loaded: Path) -> SensorResult:
@@ -40,6 +42,21 @@ def test_a_repro_on_the_command_line_is_reported_once_with_its_checks(toy: Path,
     second = tick(toy, instance, toy)
     assert not second.asset_events
     assert second.skip_reason is not None
+
+
+def test_a_materialization_has_the_commit_and_a_further_commit_is_no_news(toy: Path, instance: DagsterInstance) -> None:
+    head = checkout.git(toy, "rev-parse", "HEAD").strip()
+    events = tick(toy, instance, toy).asset_events
+    assert {(event.tags or {})[COMMIT] for event in events if isinstance(event, AssetMaterialization)} == {head}
+    git(
+        toy, "-c", "user.name=toy", "-c", "user.email=toy@localhost", "commit", "--quiet", "--allow-empty", "-m", "more"
+    )
+    assert checkout.git(toy, "rev-parse", "HEAD").strip() != head
+    assert not tick(toy, instance, toy).asset_events
+
+
+def test_without_git_no_commit_is_named(tmp_path: Path) -> None:
+    assert commit_tag(tmp_path) == {}
 
 
 def test_a_wiped_asset_is_reported_again(toy: Path, instance: DagsterInstance) -> None:

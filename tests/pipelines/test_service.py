@@ -33,7 +33,8 @@ from ace.operations.events import LOG, Actor, EventLog
 from ace.operations.incoming import MARKER
 from ace.operations.params import OperationsParams, ScheduleParams
 from ace.operations.retraining_state import BEGAN, REJECTED, running
-from pipelines.service import AGAIN_S, COMMIT, TRAIN_AGAIN, Service, build_service, with_age
+from pipelines.lock import COMMIT
+from pipelines.service import AGAIN_S, TRAIN_AGAIN, Service, build_service, with_age
 from shards.core.errors import ConfigError
 from tests.ace.operations.service import init_clone
 from tests.support.checkout import ROOT, git

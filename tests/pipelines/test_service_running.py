@@ -12,7 +12,7 @@ from dagster import DagsterInstance, DagsterRunStatus
 
 from ace.operations.publishing import PUBLISHED
 from pipelines.deliveries import KEY
-from pipelines.service import COMMIT
+from pipelines.lock import COMMIT
 from tests.ace.operations.delivered import MEASURED, commit_all, deliver, lines_of_log, make_service, mixed, open_key
 from tests.pipelines.test_process import DEFINITIONS, free_port
 from tests.pipelines.toy import appears, dvc
