@@ -99,11 +99,10 @@ def observe(
 
 
 def _progress(path: Path) -> str:
-    """Tell how far a delivery is that was begun: it is held from a step that failed until one is done."""
-    ends = [line for line in Attempts(path / ATTEMPTS).read() if "finished" in line]
-    if not ends or ends[-1]["error"] is None:
-        return "begun"
-    return f"held, {ends[-1]['step']} failed with {ends[-1]['error'].partition(':')[0]}"
+    """Tell how far a delivery is that was begun: it is held from a step that failed until that step is done."""
+    ends = {line["step"]: line["error"] for line in Attempts(path / ATTEMPTS).read() if "finished" in line}
+    failed = [f"held, {step} failed with {error.partition(':')[0]}" for step, error in ends.items() if error]
+    return failed[-1] if failed else "begun"
 
 
 def _decisions(root: Path) -> Mapping[str, Event]:

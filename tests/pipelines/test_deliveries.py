@@ -142,14 +142,15 @@ def test_a_delivery_that_is_held_is_reported_once_for_all_attempts_that_fail_ali
     project: Path, ticks: Ticks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deliver(project / "incoming" / "Jane Doe", NEW)
-    told = []
+    told: list[tuple[str | None, dict[str, Any]]] = []
     with monkeypatch.context() as patch:
-        patch.setattr(module, "repro", lambda *_: "No space left on device: Jane Doe")
+        patch.setattr(module, "repro", lambda *_: told.extend(ticks()) or "No space left on device: Jane Doe")
         for _ in range(3):
             with pytest.raises(HeldDeliveryError):
                 run(project)
             told += ticks()
-    ((text, facts),) = [(text, facts) for text, facts in told if "clinic" in str(text)]
+    begun, (text, facts) = [(text, facts) for text, facts in told if "clinic" in str(text)]
+    assert begun[0] == "clinic-b001: begun", "and at no later attempt"
     assert text == "clinic-b001: held, build failed with HeldDeliveryError"
     assert (facts["state"], facts["reason"]) == ("held", "build failed with HeldDeliveryError")
     assert "Jane" not in str(told)
