@@ -75,6 +75,11 @@ class Delivery:
         return next((line for line in self.attempts.read() if "delivery" in line), {})
 
     @property
+    def legal_basis(self) -> str | None:
+        """What allowed the images to be used, as params.yaml stated it when they came; None if it did not."""
+        return next((line["legal_basis"] for line in self.attempts.read() if "legal_basis" in line), None)
+
+    @property
     def report(self) -> dict[str, Any] | None:
         """The report; None before it is judged."""
         path = self.folder / REPORT
