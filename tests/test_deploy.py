@@ -52,6 +52,7 @@ SBATCH = {
 }
 """Options of sbatch that a training may need, as Slurm 24.05 documents them."""
 SLURM = {
+    "SLURM_CPUS_PER_TASK",
     "SLURM_JOB_ID",
     "SLURM_JOB_NODELIST",
     "SLURM_LOCALID",
@@ -59,6 +60,7 @@ SLURM = {
     "SLURM_NTASKS_PER_NODE",
     "SLURM_PROCID",
     "SLURM_SUBMIT_DIR",
+    "SRUN_CPUS_PER_TASK",
 }
 """Variables of a job that deploy/ may go by, as Slurm 24.05 documents them."""
 GIVEN = {"DAGSTER_PG_PASSWORD"}
@@ -201,8 +203,11 @@ def test_units_are_no_root_are_hardened_and_their_secrets_come_from_a_file_of_ro
             "/srv/ace",
         )
         assert found["Restart"] == "always"
+    code = service(DEPLOY / "systemd/ace-code.service")
     # ProtectClock and PrivateDevices shut a GPU out.
-    assert not {"PrivateDevices", "ProtectClock", "DevicePolicy"} & set(service(DEPLOY / "systemd/ace-code.service"))
+    assert not {"PrivateDevices", "ProtectClock", "DevicePolicy"} & set(code)
+    # Without it gloo and NCCL find no network interface, and no training of several processes begins.
+    assert "AF_NETLINK" in code["RestrictAddressFamilies"].split()
 
 
 def test_what_runs_is_given_more_time_to_end_than_its_supervisor_takes() -> None:

@@ -22,6 +22,7 @@ COMMAND = ["/bin/python", "-m", "ace", "pretrain", "--run", "runs/a"]
 SRUN = """#!/bin/bash
 # Two tasks of a job, as srun starts them: it gives the greatest of their exit codes, and USR1 when the time is up.
 while [ "${1#-}" != "$1" ]; do shift; done
+[ "$SRUN_CPUS_PER_TASK" = 3 ] || exit 9
 export SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2
 for task in 0 1; do
   SLURM_PROCID=$task SLURM_LOCALID=$task "$@" & tasks+=($!)
@@ -170,6 +171,7 @@ def submit(clone: Path, shards: Path) -> "subprocess.CompletedProcess[str]":
         "SLURM_SUBMIT_DIR": str(clone),
         "SLURM_JOB_ID": str(free_port() % 20000),
         "SLURM_JOB_NODELIST": "here",
+        "SLURM_CPUS_PER_TASK": "3",
     }
     command = ["bash", "deploy/slurm/pretrain.sbatch"]
     return subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, check=False)
