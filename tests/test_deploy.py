@@ -174,6 +174,36 @@ def test_every_port_is_of_the_machine_itself() -> None:
             assert words[words.index("--host") + 1] == "127.0.0.1", where
 
 
+def port_of(unit: str) -> str:
+    words = service(DEPLOY / f"systemd/{unit}.service")["ExecStart"].split()
+    return words[words.index("--port") + 1]
+
+
+def test_the_page_names_the_ports_at_which_the_servers_listen() -> None:
+    text = PAGE.read_text()
+    assert re.findall(r"proxy_pass http://([\d.:]+);", text) == [f"127.0.0.1:{port_of('ace-view')}"]
+    (webserver,) = [found["command"] for found in pod()["containers"] if found["name"] == "webserver"]
+    port = webserver[webserver.index("--port") + 1]
+    assert port == port_of("ace-webserver")
+    assert re.findall(r"port-forward deployment/ace (\d+)", text) == [port]
+    assert re.findall(r"ssh -L (\d+):127\.0\.0\.1:(\d+)", text) == [(port, port)]
+    for unit in ("ace-webserver", "ace-view"):
+        assert f"`{unit}` at port {port_of(unit)}" in text
+    (probe,) = set(re.findall(r"http://[\d.]+:(\d+)/server_info", (DEPLOY / "kubernetes/ace.yaml").read_text()))
+    assert probe == port
+
+
+def test_every_folder_of_the_service_is_made_by_the_page() -> None:
+    lines = re.findall(r"^    sudo (?:install -d|-u ace git clone) .*", PAGE.read_text(), re.M)
+    made = {word for line in lines for word in line.partition("#")[0].split() if word.startswith("/srv/ace")}
+    named = set(re.findall(r"/srv/ace[\w/.-]*", (DEPLOY / "systemd/service.env").read_text()))
+    for unit in UNITS:
+        named |= set(re.findall(r"/srv/ace[\w/.-]*", unit.read_text()))
+    for path in named:
+        folder = "/".join(path.split("/")[:4])  # what lies in the clone comes with it
+        assert folder in made, path
+
+
 def test_whoever_is_to_look_alone_changes_nothing() -> None:
     (unit,) = [unit for unit in UNITS if unit.stem == "ace-view"]
     assert "--read-only" in service(unit)["ExecStart"]

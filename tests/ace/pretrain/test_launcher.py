@@ -95,6 +95,34 @@ def test_a_launcher_that_is_not_there_is_named(words: list[str], tmp_path: Path)
     )
 
 
+def test_a_launcher_that_is_no_program_is_named(tmp_path: Path) -> None:
+    (tmp_path / "notes").touch()
+    done = give(tmp_path, ["pretrain"], {LAUNCHER: f"{tmp_path}/notes"})
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: ACE_LAUNCHER: {tmp_path}/notes cannot be started: Permission denied\n",
+    )
+
+
+def test_help_and_wrong_options_start_no_launcher(tmp_path: Path) -> None:
+    said = give(tmp_path, ["pretrain", "--help"], {LAUNCHER: "no-such-launcher"})
+    assert (said.returncode, said.stdout[:6]) == (0, "usage:")
+    assert give(tmp_path, ["pretrain", "--no-such-option"], {LAUNCHER: "touch started"}).returncode == 2
+    assert not (tmp_path / "started").exists()
+
+
+def test_the_exit_code_and_the_signals_are_the_launchers(tmp_path: Path) -> None:
+    (tmp_path / "say").write_text("#!/bin/sh\ntrap 'exit 75' TERM\necho begun\nwhile :; do sleep 0.1; done\n")
+    (tmp_path / "say").chmod(0o755)
+    command = [sys.executable, "-m", "ace", "pretrain"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), LAUNCHER: f"{tmp_path}/say"}
+    with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        process.terminate()
+        assert process.wait(timeout=60) == 75
+
+
 @pytest.mark.parametrize("words", [["pretrain"], ["variant", "longer"]])
 def test_the_launcher_gets_the_whole_command_and_its_processes_no_launcher(words: list[str], tmp_path: Path) -> None:
     (tmp_path / "say").write_text('#!/bin/sh\necho "launcher=$ACE_LAUNCHER" "$@"\n')
