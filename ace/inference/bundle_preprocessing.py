@@ -48,7 +48,7 @@ def place(image: ImageFile.ImageFile, *, side: int, channels: int, trim_level: i
     if upright.mode.startswith("I"):
         upright = Image.fromarray(_spread(np.asarray(upright).astype(np.int64)))
     elif upright.mode not in ("L", "RGB"):
-        upright = upright.convert("L" if upright.mode in ("1", "LA") else "RGB")
+        upright = upright.convert("RGB")
     pixels = np.asarray(upright)
     if trim_level is not None:
         pixels = pixels[_inside(pixels, trim_level)]

@@ -5,9 +5,11 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from ruamel.yaml import YAML
 
@@ -165,6 +167,38 @@ def test_torchrun_trains_with_two_processes_as_two_that_are_started_by_hand(nois
     by_hand.mkdir()
     finish(start_run(noise_shards, by_hand, num_ranks=2, epochs=2))
     assert_equal_to_the_bit(tmp_path / "model", by_hand / "model")
+
+
+@pytest.mark.slow
+def test_a_request_to_end_reaches_every_process_that_torchrun_started(noise_shards: Path, tmp_path: Path) -> None:
+    write_params(tmp_path, epochs=500)
+    words = ["pretrain", "--shards", str(noise_shards), "--out", "model", "--metrics", "metrics", "--run", "run"]
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        LAUNCHER: f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2",
+        "CUDA_VISIBLE_DEVICES": "",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "ace", *words]
+    with (
+        (tmp_path / "log").open("w") as log,
+        subprocess.Popen(command, cwd=tmp_path, env=env, stdout=log, stderr=log) as process,
+    ):
+        give_up_at = time.monotonic() + 240
+        while not [*tmp_path.glob("run/checkpoints/step-*.pt")]:
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < give_up_at
+            time.sleep(0.1)
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        assert process.wait(timeout=120) != 0
+        _, alive = psutil.wait_procs(started, timeout=30)
+    assert len(started) >= 2
+    assert alive == []
+    assert not (tmp_path / "model").exists()
+    assert "saved after step" in (tmp_path / "log").read_text()
 
 
 @pytest.fixture
