@@ -52,6 +52,7 @@ SBATCH = {
 }
 """Options of sbatch that a training may need, as Slurm 24.05 documents them."""
 SLURM = {
+    "SLURM_CPUS_PER_TASK",
     "SLURM_JOB_ID",
     "SLURM_JOB_NODELIST",
     "SLURM_LOCALID",
@@ -59,6 +60,7 @@ SLURM = {
     "SLURM_NTASKS_PER_NODE",
     "SLURM_PROCID",
     "SLURM_SUBMIT_DIR",
+    "SRUN_CPUS_PER_TASK",
 }
 """Variables of a job that deploy/ may go by, as Slurm 24.05 documents them."""
 GIVEN = {"DAGSTER_PG_PASSWORD"}
@@ -172,6 +174,36 @@ def test_every_port_is_of_the_machine_itself() -> None:
             assert words[words.index("--host") + 1] == "127.0.0.1", where
 
 
+def port_of(unit: str) -> str:
+    words = service(DEPLOY / f"systemd/{unit}.service")["ExecStart"].split()
+    return words[words.index("--port") + 1]
+
+
+def test_the_page_names_the_ports_at_which_the_servers_listen() -> None:
+    text = PAGE.read_text()
+    assert re.findall(r"proxy_pass http://([\d.:]+);", text) == [f"127.0.0.1:{port_of('ace-view')}"]
+    (webserver,) = [found["command"] for found in pod()["containers"] if found["name"] == "webserver"]
+    port = webserver[webserver.index("--port") + 1]
+    assert port == port_of("ace-webserver")
+    assert re.findall(r"port-forward deployment/ace (\d+)", text) == [port]
+    assert re.findall(r"ssh -L (\d+):127\.0\.0\.1:(\d+)", text) == [(port, port)]
+    for unit in ("ace-webserver", "ace-view"):
+        assert f"`{unit}` at port {port_of(unit)}" in text
+    (probe,) = set(re.findall(r"http://[\d.]+:(\d+)/server_info", (DEPLOY / "kubernetes/ace.yaml").read_text()))
+    assert probe == port
+
+
+def test_every_folder_of_the_service_is_made_by_the_page() -> None:
+    lines = re.findall(r"^    sudo (?:install -d|-u ace git clone) .*", PAGE.read_text(), re.M)
+    made = {word for line in lines for word in line.partition("#")[0].split() if word.startswith("/srv/ace")}
+    named = set(re.findall(r"/srv/ace[\w/.-]*", (DEPLOY / "systemd/service.env").read_text()))
+    for unit in UNITS:
+        named |= set(re.findall(r"/srv/ace[\w/.-]*", unit.read_text()))
+    for path in named:
+        folder = "/".join(path.split("/")[:4])  # what lies in the clone comes with it
+        assert folder in made, path
+
+
 def test_whoever_is_to_look_alone_changes_nothing() -> None:
     (unit,) = [unit for unit in UNITS if unit.stem == "ace-view"]
     assert "--read-only" in service(unit)["ExecStart"]
@@ -201,8 +233,11 @@ def test_units_are_no_root_are_hardened_and_their_secrets_come_from_a_file_of_ro
             "/srv/ace",
         )
         assert found["Restart"] == "always"
+    code = service(DEPLOY / "systemd/ace-code.service")
     # ProtectClock and PrivateDevices shut a GPU out.
-    assert not {"PrivateDevices", "ProtectClock", "DevicePolicy"} & set(service(DEPLOY / "systemd/ace-code.service"))
+    assert not {"PrivateDevices", "ProtectClock", "DevicePolicy"} & set(code)
+    # Without it gloo and NCCL find no network interface, and no training of several processes begins.
+    assert "AF_NETLINK" in code["RestrictAddressFamilies"].split()
 
 
 def test_what_runs_is_given_more_time_to_end_than_its_supervisor_takes() -> None:

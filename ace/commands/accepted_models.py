@@ -276,11 +276,13 @@ def lineage(arguments: argparse.Namespace) -> None:
 
 
 def card(arguments: argparse.Namespace) -> None:
-    """Print the model card of a version, after a look at its bytes.
+    """Print the model card of a version, after a look at its bytes; a note says if a withdrawal has retired it.
 
     `--form chai` writes the Applied Model Card of the Coalition for Health AI, as XML: with the figures of the
-    version's commit, and with what operations.card of params.yaml states.
+    version's commit, whether it is accepted or retired, and with what operations.card of params.yaml states now.
     """
+    from ace.operations.withdrawal_state import retiring
+
     registry = registry_of(arguments)
     version = _version(registry, arguments)
     if arguments.form == "chai":
@@ -288,9 +290,11 @@ def card(arguments: argparse.Namespace) -> None:
         from ace.operations.params import read_operations
         from ace.operations.work_tree import PARAMS
 
-        print(chai_card(registry, version, read_operations(registry.root / PARAMS).card), end="")
+        sys.stdout.buffer.write(chai_card(registry, version, read_operations(registry.root / PARAMS).card))
         return
     print(registry.files(version)[_CARD].read_text(encoding="utf-8"), end="")
+    if retiring(registry.events(), version.number) is not None:
+        print(f"{version.name} is retired: a patient whom it was trained with has withdrawn", file=sys.stderr)
 
 
 def checkout(arguments: argparse.Namespace) -> None:

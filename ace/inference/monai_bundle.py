@@ -4,6 +4,7 @@ MONAI's bundle specification names the files; `python -m monai.bundle run` carri
 """
 
 import json
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from ace.embed.preprocessing import placement_text
+from ace.inference import bundle_preprocessing
 from ace.inference.embedder import EmbeddingModel
 from ace.inference.folder import new_folder
 from ace.inference.onnx import ExportError
@@ -21,14 +23,14 @@ from ace.models.notice import NOTICE
 from shards.core.normalisation import Normalisation
 from shards.runtime.atomic import write_text
 
-NETWORK, METADATA, INFERENCE, CARD = (
+NETWORK, METADATA, INFERENCE, CARD, SCRIPT = (
     "models/model.pt2",
     "configs/metadata.json",
     "configs/inference.json",
     "docs/README.md",
+    "scripts/preprocessing.py",
 )
 _MODES = {1: "L", 3: "RGB"}
-_PILLOW_BICUBIC = 3
 CHECKED_BATCHES = (1, 3)
 """Batch sizes of the comparison; neither is the one that the network is traced with."""
 
@@ -49,13 +51,14 @@ def export_monai(model: EmbeddingModel, out: Path) -> None:
     size = (preprocessing.channels, preprocessing.crop_px, preprocessing.crop_px)
     network = EmbeddingAndTokens(model.encoder.backbone).eval()
     with new_folder(out, model.num_bytes) as folder:
-        for name in (NETWORK, METADATA, CARD):
+        for name in (NETWORK, METADATA, CARD, SCRIPT):
             (folder / name).parent.mkdir()
         torch.export.save(traced(network, size), folder / NETWORK)
         _check(network, folder / NETWORK, size)
         write_text(folder / METADATA, json.dumps(_metadata(model, size), indent=2) + "\n")
         write_text(folder / INFERENCE, json.dumps(_inference(model), indent=2) + "\n")
         write_text(folder / CARD, _card(model))
+        shutil.copyfile(bundle_preprocessing.__file__, folder / SCRIPT)
 
 
 def _check(network: EmbeddingAndTokens, path: Path, size: tuple[int, int, int]) -> None:
@@ -85,7 +88,7 @@ def _metadata(model: EmbeddingModel, size: tuple[int, int, int]) -> dict[str, An
         "description": f"{_origin(model)} {NOTICE}",
         "authors": "not stated",
         "copyright": "not stated",
-        "data_type": "images that Pillow reads",
+        "data_type": "PNG and JPEG",
         "image_classes": f"{size[0]} channel(s): {placement_text(model.preprocessing.trim_level)}",
         "pred_classes": "an embedding of length 1; the network's second output are the tokens, [B, rows, cols, dim]",
         "ace": about,
@@ -121,25 +124,29 @@ def _metadata(model: EmbeddingModel, size: tuple[int, int, int]) -> dict[str, An
 def _inference(model: EmbeddingModel) -> dict[str, Any]:
     """Return the configuration: files of a folder → batches of normalised images → embeddings.npz."""
     preprocessing = model.preprocessing
-    px, mode = preprocessing.crop_px, _MODES[preprocessing.channels]
     levels = Normalisation(preprocessing.mean, preprocessing.std).per_channel(preprocessing.channels, "normalisation")
-    squared = f"$lambda image: ImageOps.pad(image.convert('{mode}'), ({px}, {px}), method={_PILLOW_BICUBIC})"
+    square = f"side={preprocessing.crop_px}, channels={preprocessing.channels}, trim_level={preprocessing.trim_level}"
     return {
-        "imports": ["$import glob", "$import numpy", "$import torch", "$from PIL import ImageOps"],
+        "imports": ["$import functools", "$import numpy", "$import runpy", "$import torch"],
         "bundle_root": ".",
         "dataset_dir": "images",
         "output": "embeddings.npz",
         "batch_size": 8,
         "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
-        "endings": [".png", ".jpg", ".jpeg"],
-        "paths": "$sorted(p for p in glob.glob(@dataset_dir + '/*') if p.lower().endswith(tuple(@endings)))",
+        # Run rather than imported: a folder `scripts` of whoever runs it comes first in the path.
+        "own": f"$runpy.run_path(@bundle_root + '/{SCRIPT}')",
+        "paths": "$@own['find_images'](@dataset_dir)",
         "network": f"$torch.export.load(@bundle_root + '/{NETWORK}').module().to(@device)",
         "preprocessing": {
             "_target_": "Compose",
             "transforms": [
                 {
                     "_target_": "LoadImage",
-                    "reader": {"_target_": "PILReader", "converter": squared, "reverse_indexing": False},
+                    "reader": {
+                        "_target_": "PILReader",
+                        "converter": f"$functools.partial(@own['place'], {square})",
+                        "reverse_indexing": False,
+                    },
                     "image_only": True,
                     "ensure_channel_first": True,
                 },
@@ -175,9 +182,11 @@ def _card(model: EmbeddingModel) -> str:
     pip install monai fire pillow
     python -m monai.bundle run run --config_file {INFERENCE} --bundle_root . --dataset_dir /folder/of/images
 
-writes `embeddings.npz`: `paths`, and `embeddings` with one row an image.
+is given in this bundle's folder, and writes `embeddings.npz`: `paths`, and `embeddings` with one row an image.
+From another folder, give both options as absolute paths.
+The PNG and JPEG files of the folder itself are read, grey of up to 16 bits or colour of 8; no DICOM is.
+`{SCRIPT}` brings them to the encoder's square, and `configs/metadata.json` says under `ace` how.
 The network is `{NETWORK}`, saved by `torch.export`: normalised images to (embedding, tokens).
-Dark edges are not cut off here, as the encoder's own preprocessing may do; `configs/metadata.json` says it under `ace`.
 
 """
     config = model.config

@@ -101,7 +101,7 @@ def model_card(config: TrainedConfig) -> str:
         canvas_px=grid.canvas_px,
         t=grid.t,
         objective=pretrain.objective,
-        start=_start(config),
+        start=start_text(config),
         precision=pretrain.precision,
         num_processes=config.num_processes,
         device=config.device,
@@ -134,7 +134,7 @@ def _phantom(config: TrainedConfig) -> str:
     return ONE_PERSON.format(batches=", ".join(names)) if names else "."
 
 
-def _start(config: TrainedConfig) -> str:
+def start_text(config: TrainedConfig) -> str:
     """Say what the networks' first weights were, with the hash that tells them from others of the same name."""
     start_from, weights = config.params.pretrain.start_from, config.backbone.weights
     if start_from is not None:

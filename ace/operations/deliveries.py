@@ -295,7 +295,8 @@ class Deliveries:
         numbers = [int(match[1]) for name in names if (match := numbered.fullmatch(name))]
         name = f"{self.settings.name}-b{max(numbers, default=-1) + 1:03}"
         with atomic_directory(self.folder / DELIVERIES / name) as folder:
-            Attempts(folder / ATTEMPTS).append({"delivery": sent_as, "at": now(), **origin})
+            stated = self.settings.legal_basis
+            Attempts(folder / ATTEMPTS).append({"delivery": sent_as, "at": now(), "legal_basis": stated, **origin})
         return name
 
     def _move(self, delivery: Delivery) -> None:
@@ -334,7 +335,7 @@ class Deliveries:
         delivery = self._find(name)
         decision = delivery.decision
         if decision is not None and not delivery.is_logged:
-            log_decision(delivery, decision, self.clone.root, self.settings.legal_basis)
+            log_decision(delivery, decision, self.clone.root)
         return delivery.outcome
 
     def _advance(self, delivery: Delivery) -> None:

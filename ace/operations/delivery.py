@@ -71,8 +71,14 @@ class Delivery:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """Return where it came from: its `delivery`, and of one on S3 its `url`, `mark` and `digest`."""
+        """Return where it came from: `delivery`, `legal_basis`, and of one on S3 its `url`, `mark` and `digest`."""
         return next((line for line in self.attempts.read() if "delivery" in line), {})
+
+    @property
+    def legal_basis(self) -> str | None:
+        """What allowed the images to be used, as params.yaml stated it when they came; None if it did not."""
+        stated: str | None = self.origin.get("legal_basis")
+        return stated
 
     @property
     def report(self) -> dict[str, Any] | None:

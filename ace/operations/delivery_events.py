@@ -14,7 +14,7 @@ from shards.delivery.project import portable
 from shards.format.layout import MANIFESTS, sha256_of
 
 
-def log_decision(delivery: Delivery, decision: Decision, root: Path, legal_basis: str | None) -> None:
+def log_decision(delivery: Delivery, decision: Decision, root: Path) -> None:
     """Append that a delivery was accepted or refused, once that is so on the disk and in the last commit.
 
     The log goes where git goes, so it has neither the name under which the images came nor the causes of the checks,
@@ -24,7 +24,6 @@ def log_decision(delivery: Delivery, decision: Decision, root: Path, legal_basis
         delivery: The delivery, accepted or refused.
         decision: The decision that made it so.
         root: The service's clone.
-        legal_basis: What allows the images to be used, if that is known.
 
     Raises:
         OperationsError: a line of the log is not as it was written.
@@ -34,7 +33,7 @@ def log_decision(delivery: Delivery, decision: Decision, root: Path, legal_basis
     if delivery.state == "refused":
         batch, manifest = (delivery.folder / path.name for path in (batch, manifest))
     facts: dict[str, Any] = {"batch": name, "decided": decision.at}
-    if legal_basis is not None:
+    if (legal_basis := delivery.legal_basis) is not None:
         facts["legal_basis"] = legal_basis
     if not decision.who.automatic:
         facts["why"] = decision.why

@@ -31,6 +31,7 @@ from ace.operations.withdrawal import Patient, Withdrawals
 from ace.operations.withdrawal_state import ERASED, ERASING, Withdrawal
 from ace.operations.work_tree import DVC, LOCK, PARAMS, WorkTree, mended_lock
 from shards.checking.exclude import set_excluded
+from shards.core.modality import OWN_KINDS
 from shards.core.params import RegisteredSourceParams
 from shards.delivery.batches import batch_path, format_batch
 from shards.delivery.keep_list import path_of_list, sha256_of_list
@@ -263,6 +264,11 @@ class Erasure:
         settings = read_operations(self.root / PARAMS).deliveries
         if settings is not None and settings.source == "dicom" and settings.labels:
             yield f"rows of the patient in {settings.labels} of deliveries, which names images by their UID"
+        kinds = {
+            batches_of(self.root)[place.name].source.kind for place in self.plan.places if self._is_own(place.images)
+        }
+        for kind in sorted(kinds.difference(OWN_KINDS)):
+            yield f"rows of the patient in the dataset's own tables, which came with deliveries of {kind}"
         for number in self.withdrawal.versions:
             yield f"the weights of v{number} ({self.withdrawal.action(number) or 'nobody has decided'})"
 

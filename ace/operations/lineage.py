@@ -12,9 +12,9 @@ from ace.operations import history
 from ace.operations.clone import git
 from ace.operations.events import Event
 from ace.operations.history import Version
-from ace.operations.model_files import read_lock
+from ace.operations.model_files import RecordedModel, read_lock
 from ace.operations.registry import Registry
-from ace.operations.retraining_state import open_retraining
+from ace.operations.retraining_state import retraining_of
 from shards.format.layout import BATCHES
 
 _ENVIRONMENT = ("versions", "device", "num_processes", "steps", "start_from", "commit", "code", "source")
@@ -32,7 +32,8 @@ def trace(registry: Registry, version: Version) -> dict[str, Any]:
         As JSON has it: `version`, `registered`, `commit`, `model` with the sha256 of each file, `stages` from the first
         to the one that made the model, each with its params and the md5 of each input, `batches` with the hashes of
         their files and manifests and the legal basis that their delivery came with, `environment`, and `hardware`: the
-        machine on which its retraining began, None for a model that a person trained.
+        machine on which its retraining began, None for a model that a person trained and until the retraining has
+        ended.
 
     Raises:
         OperationsError: the commit or the model's bytes are not there.
@@ -41,9 +42,9 @@ def trace(registry: Registry, version: Version) -> dict[str, Any]:
     producers = {out["path"]: name for name, stage in stages.items() for out in stage.get("outs", ())}
     names = list(dict.fromkeys(_upstream(producers[version.model.path], stages, producers)))
     config = json.loads(registry.files(version)[CONFIG].read_text(encoding="utf-8"))
-    event = version.event
-    before = [other for other in registry.events() if other.sequence < event.sequence]
-    began = open_retraining(before)
+    event, events = version.event, registry.events()
+    before = [other for other in events if other.sequence < event.sequence]
+    began = retraining_of(events, event)
     return {
         "version": version.name,
         "registered": {"time": event.time.isoformat(), "who": event.who, "automatic": event.automatic},
@@ -54,6 +55,30 @@ def trace(registry: Registry, version: Version) -> dict[str, Any]:
         "environment": {name: config[name] for name in _ENVIRONMENT if name in config},
         "hardware": None if began is None else began.facts.get("hardware"),
     }
+
+
+def is_made_from(stages: Mapping[str, Any], path: str, md5: str, model: RecordedModel) -> bool:
+    """Tell whether dvc.lock records these bytes of an out as made from these bytes of a model, and from no others.
+
+    Args:
+        stages: The stages of dvc.lock.
+        path: The out.
+        md5: Its bytes.
+        model: The model.
+    """
+    makers = {out["path"]: (out["md5"], stage) for stage in stages.values() for out in stage.get("outs", ())}
+
+    def models(path: str, md5: str) -> Iterator[str | None]:
+        """Yield which bytes of the model were read, and None where an input is another one than its stage wrote."""
+        if path == model.path:
+            yield md5
+        elif path in makers:
+            made, stage = makers[path]
+            yield from [None] if made != md5 else ()
+            for dep in stage.get("deps", ()):
+                yield from models(dep["path"], dep["md5"])
+
+    return set(models(path, md5)) == {model.md5}
 
 
 def _upstream(name: str, stages: Mapping[str, Any], producers: Mapping[str, str]) -> Iterator[str]:

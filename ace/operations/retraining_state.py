@@ -25,6 +25,22 @@ def open_retraining(events: Sequence[Event]) -> Event | None:
     return last if last is not None and last.kind == BEGAN else None
 
 
+def retraining_of(events: Sequence[Event], registered: Event) -> Event | None:
+    """Return the event by which the retraining began that made a version.
+
+    Args:
+        events: All events.
+        registered: The event that registered the version.
+
+    Returns:
+        None for a model that a person trained, also while a retraining had not ended, or until that has.
+    """
+    began = open_retraining([event for event in events if event.sequence < registered.sequence])
+    end = next((event for event in events if event.sequence > registered.sequence and event.kind in ENDS), None)
+    is_its_own = end is not None and end.kind == ACCEPTED and end.facts["version"] == registered.facts["version"]
+    return began if is_its_own else None
+
+
 def last_rejection(events: Sequence[Event]) -> Event | None:
     """Return the event of the last model that the gate did not accept, if any."""
     return next((event for event in reversed(events) if event.kind == REJECTED), None)

@@ -14,7 +14,7 @@ import pytest
 import ace
 from ace.__main__ import build_parser
 from ace.operations.retraining import Due, Retraining
-from ace.operations.retraining_state import ACCEPTED, BEGAN, REJECTED, running
+from ace.operations.retraining_state import ABANDONED, ACCEPTED, BEGAN, REJECTED, running
 from ace.zoo.shipped import find_model
 from shards.cli import run_command
 from tests.ace.operations.service import ANNA, Service, init_clone, write_lock
@@ -152,7 +152,10 @@ def test_a_lineage_leads_back_through_all_stages_to_the_manifest_of_a_delivery(
     ):
         accepted.registry.log.append(kind, facts, actor=ANNA, now=accepted.clock())
     assert main(["models", "promote"]) == 0
-    accepted.registry.log.append(ACCEPTED, {}, actor=ANNA, now=accepted.clock())
+    capsys.readouterr()
+    assert main(["models", "lineage", "v3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["hardware"] is None, "the retraining may come to another model yet"
+    accepted.registry.log.append(ACCEPTED, {"version": 3}, actor=ANNA, now=accepted.clock())
     later = {"batch": "own", "decided": "later", "legal_basis": "none"}
     accepted.registry.log.append("delivery_refused", later, actor=ANNA, now=accepted.clock())
     capsys.readouterr()
@@ -173,6 +176,20 @@ def test_a_lineage_leads_back_through_all_stages_to_the_manifest_of_a_delivery(
     assert '  params.yaml: pretrain = {"epochs": 3}\n' in text
     assert "    legal basis: research consent, form 3\n" in text
     assert '  processor = "a fast one"\n' in text
+
+
+@pytest.mark.parametrize(("end", "facts"), [(ABANDONED, {}), (REJECTED, {}), (ACCEPTED, {"version": 4})])
+def test_a_model_that_a_person_brings_during_a_retraining_has_not_its_hardware(
+    end: str, facts: dict[str, int], accepted: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, clock = accepted.registry.log, accepted.clock
+    log.append(BEGAN, {"hardware": {"cores": 8}}, actor=ANNA, now=clock())
+    accepted.train("three")
+    assert main(["models", "promote"]) == 0
+    log.append(end, facts, actor=ANNA, now=clock())
+    capsys.readouterr()
+    assert main(["models", "lineage", "v3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["hardware"] is None
 
 
 def test_a_retraining_that_meets_another_call_ends_with_75_to_be_tried_again(

@@ -127,6 +127,19 @@ def test_the_log_names_the_commit_and_the_bytes_that_show_a_decision(project: Pa
     assert f"{report}: has the sha256" in str(first_problem(registry))
 
 
+def test_a_delivery_keeps_the_legal_basis_that_was_stated_when_it_came(project: Path) -> None:
+    deliver(project / "incoming" / "March", NEW)
+    run(project)
+    params = project / "params.yaml"
+    params.write_text(params.read_text().replace("research consent, form 3", "research consent, form 4"))
+    git(project, "commit", "--quiet", "--all", "--message", "from now on form 4")
+    overrule(project, "clinic-b001", "accepted")
+    assert [event.facts["legal_basis"] for event in read_events(project)] == ["research consent, form 3"] * 2
+    deliver(project / "incoming" / "April", range(200, 230))
+    run(project)
+    assert read_events(project)[-1].facts["legal_basis"] == "research consent, form 4"
+
+
 def test_a_folder_without_the_marker_is_taken_when_nothing_in_it_has_changed_for_long(project: Path) -> None:
     folder = deliver(project / "incoming" / "March", NEW, is_complete=False)
     (project / "incoming" / "empty").mkdir()

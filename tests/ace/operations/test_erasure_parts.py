@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ace.operations import erasure_plan
+from ace.operations import erasure, erasure_plan
 from ace.operations.dvc_objects import made_from, read_recorded
 from ace.operations.erasure import _forget_paths, _forget_patient, _without_lines
 from ace.operations.erasure_plan import Place, _copies, _files_of_others, _place
@@ -39,6 +39,28 @@ def test_what_shows_images_is_followed_and_models_are_a_matter_of_decision() -> 
     model = {"models/ace": "pretrain", "metrics/pretrain.json": "pretrain", "data/answers/elsewhere": "elsewhere"}
     assert made_from(stages, ["a"], through_models=True) == {**shown, **model}
     assert made_from(stages, ["c"], through_models=True) == {}
+
+
+def test_tables_of_a_public_dataset_that_came_with_a_delivery_are_named_as_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = {"own": "folder", "nih": "nih-chestxray14", "elsewhere": "padchest"}
+    batches = {name: SimpleNamespace(source=SimpleNamespace(kind=kind)) for name, kind in kinds.items()}
+    (tmp_path / "params.yaml").write_text("operations: {deliveries: {name: clinic}}\n")
+    (tmp_path / "deliveries").mkdir()
+    monkeypatch.setattr(erasure, "batches_of", lambda _: batches)
+    monkeypatch.setattr(erasure, "search", lambda *_: [])
+    monkeypatch.setattr(erasure, "is_in_git", lambda *_: False)
+    folders = {name: tmp_path / ("disk" if name == "elsewhere" else f"deliveries/{name}/images") for name in kinds}
+    empty = {"manifest": tmp_path, "paths": (), "keys": (), "contents": ()}
+    places = tuple(Place(name=name, images=folder, **empty) for name, folder in folders.items())
+    plan = SimpleNamespace(places=places, number=3, needles=())
+    registry = SimpleNamespace(models=tmp_path / "served")
+    withdrawals = SimpleNamespace(registry=registry, known=lambda: {3: SimpleNamespace(versions=[])})
+    monkeypatch.setattr(erasure.Erasure, "root", tmp_path)
+    stores = SimpleNamespace(local=[], folders=[])
+    left = list(erasure.Erasure(withdrawals, plan)._left(stores))  # type: ignore[arg-type]
+    assert left == ["rows of the patient in the dataset's own tables, which came with deliveries of nih-chestxray14"]
 
 
 def test_a_piece_is_found_in_files_and_in_all_of_git_and_no_piece_is_taken_of_what_is_regular(tmp_path: Path) -> None:

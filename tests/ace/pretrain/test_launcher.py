@@ -5,9 +5,11 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from ruamel.yaml import YAML
 
@@ -22,6 +24,7 @@ COMMAND = ["/bin/python", "-m", "ace", "pretrain", "--run", "runs/a"]
 SRUN = """#!/bin/bash
 # Two tasks of a job, as srun starts them: it gives the greatest of their exit codes, and USR1 when the time is up.
 while [ "${1#-}" != "$1" ]; do shift; done
+[ "$SRUN_CPUS_PER_TASK" = 3 ] || exit 9
 export SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2
 for task in 0 1; do
   SLURM_PROCID=$task SLURM_LOCALID=$task "$@" & tasks+=($!)
@@ -94,6 +97,34 @@ def test_a_launcher_that_is_not_there_is_named(words: list[str], tmp_path: Path)
     )
 
 
+def test_a_launcher_that_is_no_program_is_named(tmp_path: Path) -> None:
+    (tmp_path / "notes").touch()
+    done = give(tmp_path, ["pretrain"], {LAUNCHER: f"{tmp_path}/notes"})
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: ACE_LAUNCHER: {tmp_path}/notes cannot be started: Permission denied\n",
+    )
+
+
+def test_help_and_wrong_options_start_no_launcher(tmp_path: Path) -> None:
+    said = give(tmp_path, ["pretrain", "--help"], {LAUNCHER: "no-such-launcher"})
+    assert (said.returncode, said.stdout[:6]) == (0, "usage:")
+    assert give(tmp_path, ["pretrain", "--no-such-option"], {LAUNCHER: "touch started"}).returncode == 2
+    assert not (tmp_path / "started").exists()
+
+
+def test_the_exit_code_and_the_signals_are_the_launchers(tmp_path: Path) -> None:
+    (tmp_path / "say").write_text("#!/bin/sh\ntrap 'exit 75' TERM\necho begun\nwhile :; do sleep 0.1; done\n")
+    (tmp_path / "say").chmod(0o755)
+    command = [sys.executable, "-m", "ace", "pretrain"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), LAUNCHER: f"{tmp_path}/say"}
+    with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        process.terminate()
+        assert process.wait(timeout=60) == 75
+
+
 @pytest.mark.parametrize("words", [["pretrain"], ["variant", "longer"]])
 def test_the_launcher_gets_the_whole_command_and_its_processes_no_launcher(words: list[str], tmp_path: Path) -> None:
     (tmp_path / "say").write_text('#!/bin/sh\necho "launcher=$ACE_LAUNCHER" "$@"\n')
@@ -138,6 +169,38 @@ def test_torchrun_trains_with_two_processes_as_two_that_are_started_by_hand(nois
     assert_equal_to_the_bit(tmp_path / "model", by_hand / "model")
 
 
+@pytest.mark.slow
+def test_a_request_to_end_reaches_every_process_that_torchrun_started(noise_shards: Path, tmp_path: Path) -> None:
+    write_params(tmp_path, epochs=500)
+    words = ["pretrain", "--shards", str(noise_shards), "--out", "model", "--metrics", "metrics", "--run", "run"]
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        LAUNCHER: f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2",
+        "CUDA_VISIBLE_DEVICES": "",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "ace", *words]
+    with (
+        (tmp_path / "log").open("w") as log,
+        subprocess.Popen(command, cwd=tmp_path, env=env, stdout=log, stderr=log) as process,
+    ):
+        give_up_at = time.monotonic() + 240
+        while not [*tmp_path.glob("run/checkpoints/step-*.pt")]:
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < give_up_at
+            time.sleep(0.1)
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        assert process.wait(timeout=120) != 0
+        _, alive = psutil.wait_procs(started, timeout=30)
+    assert len(started) >= 2
+    assert alive == []
+    assert not (tmp_path / "model").exists()
+    assert "saved after step" in (tmp_path / "log").read_text()
+
+
 @pytest.fixture
 def job(noise_shards: Path, tmp_path: Path) -> Path:
     """A clone with the job's files, and a Slurm that starts two tasks on this machine."""
@@ -170,6 +233,7 @@ def submit(clone: Path, shards: Path) -> "subprocess.CompletedProcess[str]":
         "SLURM_SUBMIT_DIR": str(clone),
         "SLURM_JOB_ID": str(free_port() % 20000),
         "SLURM_JOB_NODELIST": "here",
+        "SLURM_CPUS_PER_TASK": "3",
     }
     command = ["bash", "deploy/slurm/pretrain.sbatch"]
     return subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, check=False)
