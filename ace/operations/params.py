@@ -15,7 +15,7 @@ from shards.core.params import MODALITY, SITE, Fraction, SourceKind
 Difference = Annotated[float, Field(ge=0, le=1)]
 CRON = r"^\S+( \S+){4}$"
 """Minute, hour, day of the month, month and day of the week."""
-PREFIX = r"s3://[a-z0-9][a-z0-9.-]+(/(?!\.\.?(/|$))[^/@?#\\\s]+)*"
+PREFIX = r"s3://[a-z0-9][a-z0-9.-]+(/(?!\.\.?(/|$))[^/?#\\\s]+)*"
 """A bucket and a prefix in it, without a slash at the end."""
 ADDRESS = r"^[^@\s,<>]+@[^@\s,<>]+$"
 
