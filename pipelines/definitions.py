@@ -1,5 +1,6 @@
 """Give `dagster dev` what it loads: assets, checks, jobs, sensors, schedules; all from dvc.yaml and params.yaml."""
 
+import sys
 from pathlib import Path
 
 import dagster
@@ -41,7 +42,19 @@ def build_definitions(root: Path) -> dagster.Definitions:
         jobs=service.jobs,
         sensors=[build_dvc_lock_sensor(root, graph, checks, operations), *service.sensors],
         schedules=service.schedules,
+        executor=_executor(root),
     )
+
+
+def _executor(root: Path) -> dagster.ExecutorDefinition:
+    """Fork the steps of a run from one process that has imported and read what each would import and read again.
+
+    That process looks for modules in the working directory first. Where this is another folder, it might find other
+    code than the run has, so every step starts afresh.
+    """
+    is_at_home = sys.platform == "linux" and not sys.flags.safe_path and Path.cwd() == root == ROOT
+    method = {"forkserver": {"preload_modules": ["pipelines.preloaded"]}} if is_at_home else {"spawn": {}}
+    return dagster.multiprocess_executor.configured({"start_method": method})
 
 
 @dagster.definitions

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
@@ -12,7 +13,7 @@ from typing import Any, Literal
 from dvc.dependency import ParamsDependency
 from dvc.exceptions import DvcException
 from dvc.lock import LockError
-from dvc.repo import Repo
+from dvc.repo import Repo, lock_repo
 
 from shards.core.config import Section
 from shards.core.errors import ConfigError
@@ -21,8 +22,13 @@ from shards.format.layout import MANIFESTS
 GRAPH_NAME = "dvc.yaml"
 PARAMS_NAME = "params.yaml"
 LOCK_NAME = "dvc.lock"
+IGNORE_NAME = ".dvcignore"
+SETTLED_NS = 2_000_000_000
+"""Age of a file of which time and size tell whether it has changed."""
 Values = Mapping[str, Mapping[str, Any]]
 """Params file → key → value; a key that is missing there has none."""
+Stamps = Mapping[Path, tuple[int, int, int]]
+"""Time in ns, size and inode of files."""
 
 
 class DagsterMeta(Section):
@@ -98,6 +104,10 @@ class Graph:
         return [(word, list(stages)) for word, stages in groupby(self.stages, key=lambda stage: stage.word)]
 
 
+_known: dict[Path, tuple[Graph, Stamps]] = {}
+"""The graph that was read last, by its root."""
+
+
 def code_version(cmd: str, params: Mapping[str, Mapping[str, Any]], files: Mapping[str, str | None]) -> str:
     """md5 over a stage's command, parameter values and the md5s of its files that no stage makes."""
     return hashlib.md5(json.dumps([cmd, params, files], sort_keys=True, default=str).encode()).hexdigest()
@@ -111,18 +121,55 @@ def deliveries_in(files: Iterable[str]) -> tuple[str, ...]:
 def load_graph(root: Path) -> Graph:
     """Read the graph of the DVC repository at `root`, and hash its code dependencies as `dvc status` would.
 
+    What this process, or the one that it was forked from, has read last is given again while the files stay the same.
+
     Raises:
         ConfigError: dvc.yaml or params.yaml does not resolve, a dependency lies inside another stage's out, or a stage
             tracks a whole params file.
     """
+    if (known := _known.get(root)) and stamps(root, known[0]) == known[1]:
+        return known[0]
+    began_ns = time.time_ns()
     try:
         with Repo(str(root)) as repo:
-            stages = [stage for stage in repo.index.stages if stage.cmd and stage.path_in_repo == GRAPH_NAME]
+            stages = _stages(repo)
             produced = {_path(out, repo) for stage in stages for out in stage.outs}
             values = _values(stages)
-            return Graph(tuple(_stage(stage, repo, produced, values) for stage in stages))
+            graph = Graph(tuple(_stage(stage, repo, produced, values) for stage in stages))
     except DvcException as error:
         raise ConfigError(f"{root}: DVC cannot read the graph: {error}") from error
+    _known.clear()
+    found = stamps(root, graph)
+    # A file can change twice within one step of the clock of its file system, and while it is read.
+    if all(time_ns < began_ns - SETTLED_NS for time_ns, *_ in found.values()):
+        _known[root] = graph, found
+    return graph
+
+
+def changed_stages(root: Path, names: Sequence[str]) -> list[str]:
+    """Name those of the stages that `dvc repro --single-item` would run: DVC's own comparison, in this process.
+
+    It reads dvc.yaml and dvc.lock once; a dvc process reads them once for each name that it is given.
+
+    Args:
+        root: of the DVC repository.
+        names: as DVC addresses them, in the order in which they would run; one that it does not know is named.
+
+    Raises:
+        ConfigError: DVC cannot tell, as when another dvc is at work on an out.
+    """
+    try:
+        with Repo(str(root), _wait_for_lock=True) as repo, lock_repo(repo):
+            stages = {stage.name: stage for stage in _stages(repo)}
+            changed, remade = [], set[str]()
+            for name in names:
+                stage = stages.get(name)
+                if stage is None or stage.changed() or any(dep.fs_path in remade for dep in stage.deps):
+                    changed.append(name)
+                    remade |= {out.fs_path for out in stage.outs} if stage else set()
+            return changed
+    except DvcException as error:
+        raise ConfigError(f"{root}: DVC cannot tell what has changed: {error}") from error
 
 
 @contextmanager
@@ -147,22 +194,31 @@ def held_repository(root: Path, *, wait: bool) -> Iterator[None]:
             repo.lock.unlock()
 
 
-def stamps(root: Path, graph: Graph) -> Mapping[Path, tuple[int, int]]:
-    """Time and size of every file that `load_graph` reads: while they stay, so does the graph.
+def stamps(root: Path, graph: Graph) -> Stamps:
+    """Time, size and inode of every file that `load_graph` reads: while they stay, so does the graph.
 
     Args:
         root: of the DVC repository.
         graph: that was loaded from it.
     """
-    names = {GRAPH_NAME, PARAMS_NAME, *(name for stage in graph.stages for name in (*stage.params, *stage.files))}
+    names = {
+        GRAPH_NAME,
+        PARAMS_NAME,
+        IGNORE_NAME,
+        *(name for stage in graph.stages for name in (*stage.params, *stage.files)),
+    }
     paths = [root / name for name in names]
     files = [file for path in paths for file in ((path, *path.rglob("*")) if path.is_dir() else (path,))]
     found = {}
     for file in files:
         with suppress(OSError):
             status = file.stat()
-            found[file] = (status.st_mtime_ns, status.st_size)
+            found[file] = (status.st_mtime_ns, status.st_size, status.st_ino)
     return found
+
+
+def _stages(repo: Any) -> list[Any]:
+    return [stage for stage in repo.index.stages if stage.cmd and stage.path_in_repo == GRAPH_NAME]
 
 
 def _stage(stage: Any, repo: Any, produced: set[str], values: Values) -> Stage:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from posixpath import normpath
 from typing import Any
@@ -151,8 +152,15 @@ def _read(root: Path, *, wait: bool) -> str:
 
 
 def _parse(text: str, graph: Graph) -> dict[str, StageRecord]:
-    entries: dict[str, Any] = (YAML(typ="safe").load(text) or {}).get("stages", {})
+    entries = _entries(text)
     return {stage.name: _record(entries[stage.name], stage) for stage in graph.stages if stage.name in entries}
+
+
+@lru_cache(maxsize=1)
+def _entries(text: str) -> Mapping[str, Any]:
+    """Parse the file, once as long as it stays the same: of hundreds of batches this takes a second."""
+    entries: dict[str, Any] = (YAML(typ="safe").load(text) or {}).get("stages", {})
+    return entries
 
 
 def _record(entry: Mapping[str, Any], stage: Stage) -> StageRecord:

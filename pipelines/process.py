@@ -28,7 +28,9 @@ from dagster_pipes import PipesMessage, PipesParams
 
 from ace.operations.repro import RWLOCK
 from pipelines import supervisor
+from pipelines.graph import changed_stages
 from pipelines.metadata import number_metadata
+from shards.core.errors import ConfigError
 
 NUM_LOG_LINES = 50
 POLL_S = 0.25
@@ -121,9 +123,9 @@ class _DvcProcess:
 def reproduce(
     context: AssetExecutionContext, root: Path, stages: Sequence[str], *, jobs: int, observed: AssetKey
 ) -> Iterator[AssetObservation]:
-    """Run `dvc repro` for exactly these stages, in at most `jobs` processes; a process takes its share one by one.
+    """Run `dvc repro` for those of the stages that changed, in at most `jobs` processes.
 
-    A stage that fails does not keep the others of its share from running.
+    A process takes its share one by one; a stage that fails does not keep the others of its share from running.
 
     Args:
         context: of the step.
@@ -139,7 +141,8 @@ def reproduce(
         Failure: with the last lines of output of each process that failed; or Dagster itself is gone.
     """
     ancestors = _dagster_ancestors()
-    shares = [stages[first::jobs] for first in range(min(jobs, len(stages)))]
+    changed = _changed(root, stages)
+    shares = [changed[first::jobs] for first in range(min(jobs, len(changed)))]
     with ExitStack() as stack:
         running = [stack.enter_context(_start(context, root, share)) for share in shares]
         stack.callback(_end, running)
@@ -156,6 +159,18 @@ def reproduce(
     failed = [item for item in running if item.running.process.returncode != 0]
     if failed:
         raise _failure(root, failed)
+
+
+def _changed(root: Path, stages: Sequence[str]) -> Sequence[str]:
+    """Leave out the stages of which DVC says here what its process would say after seconds of start."""
+    try:
+        changed = changed_stages(root, stages)
+    except ConfigError:
+        return stages  # dvc waits, or says what is wrong
+    for name in stages:
+        if name not in changed:
+            print(f"Stage '{name}' didn't change, skipping", flush=True)
+    return changed
 
 
 def run_ace(root: Path, arguments: Sequence[str], passing: int | None = None) -> None:

@@ -22,7 +22,7 @@ from dagster._core.remote_origin import GrpcServerCodeLocationOrigin
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecord
 
 from ace.operations.params import OperationsParams, read_operations
-from pipelines.graph import PARAMS_NAME, Graph, load_graph, stamps
+from pipelines.graph import PARAMS_NAME, Graph, Stamps, load_graph, stamps
 from pipelines.lock import asset_key, commit_tag, is_reported, provenance, read_lock
 from pipelines.metadata import Check, out_metadata, read_checks
 from shards.core.errors import ConfigError
@@ -47,7 +47,7 @@ def build_dvc_lock_sensor(
         operations: Section `operations` that they were built from; None likewise.
     """
     num_reloads, is_changed = 0, False
-    seen: Mapping[Path, tuple[int, int]] | None = None
+    seen: Stamps | None = None
 
     @sensor(name="dvc_lock", minimum_interval_seconds=TICK_S, default_status=DefaultSensorStatus.RUNNING)
     def dvc_lock(context: SensorEvaluationContext) -> SensorResult:

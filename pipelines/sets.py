@@ -1,9 +1,19 @@
 """Shard sets in the UI: what they hold, and whether they are whole."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dagster import AssetCheckResult, AssetChecksDefinition, MetadataValue, asset_check
+from dagster import (
+    AssetCheckExecutionContext,
+    AssetCheckResult,
+    AssetChecksDefinition,
+    AssetCheckSpec,
+    AssetKey,
+    Failure,
+    MetadataValue,
+    multi_asset_check,
+)
 
 from pipelines.graph import Graph
 from pipelines.lock import asset_key
@@ -38,27 +48,44 @@ def set_metadata(path: Path) -> dict[str, MetadataValue[Any]]:
 
 
 def build_set_checks(root: Path, graph: Graph) -> list[AssetChecksDefinition]:
-    """Build one check for each shard set: is it what its index says, byte for byte?"""
-    return [_verified(root, out.path) for stage in graph.stages if stage.word == SHARD for out in stage.outs]
-
-
-def _verified(root: Path, path: str) -> AssetChecksDefinition:
+    """Build one check for each shard set, all of one step: is the set what its index says, byte for byte?"""
+    paths = {asset_key(out.path): out.path for stage in graph.stages if stage.word == SHARD for out in stage.outs}
+    if not paths:
+        return []
     description = (
         "Every tar and report against its sum in the index, as `python -m shards verify` does; reads all of it"
     )
 
-    @asset_check(asset=asset_key(path), name=VERIFY, description=description)
-    def verify() -> AssetCheckResult:
-        # Here, not above: it takes along what builds shards.
-        from shards.checking.verify import format_problems, verify_set
+    # One step for all: a process for each of hundreds of sets would take longer to start than to read small ones.
+    @multi_asset_check(
+        name=VERIFY,
+        specs=[AssetCheckSpec(VERIFY, asset=key, description=description) for key in paths],
+        can_subset=True,
+    )
+    def verify(context: AssetCheckExecutionContext) -> Iterator[AssetCheckResult]:
+        unread = []
+        for key in sorted(check.asset_key for check in context.selected_asset_check_keys):
+            try:
+                yield _verified(root, key, paths[key])
+            except OSError as error:  # the other sets can still be read
+                unread.append(f"{paths[key]} ({error})")
+        if unread:
+            raise Failure(f"these shard sets cannot be read: {', '.join(unread)}")
 
-        findings = verify_set(root / path)
-        shown = "\n".join(["```", format_problems(findings[:MAX_FINDINGS]), "```"])
-        problem = f"{len(findings)} findings; `python -m shards verify {path}` lists them, --repair mends tars"
-        return AssetCheckResult(
-            passed=not findings,
-            description=problem if findings else "all is as it should be",
-            metadata={"findings": MetadataValue.md(shown)} if findings else {},
-        )
+    return [verify]
 
-    return verify
+
+def _verified(root: Path, key: AssetKey, path: str) -> AssetCheckResult:
+    # Here, not above: it takes along what builds shards.
+    from shards.checking.verify import format_problems, verify_set
+
+    findings = verify_set(root / path)
+    shown = "\n".join(["```", format_problems(findings[:MAX_FINDINGS]), "```"])
+    problem = f"{len(findings)} findings; `python -m shards verify {path}` lists them, --repair mends tars"
+    return AssetCheckResult(
+        asset_key=key,
+        check_name=VERIFY,
+        passed=not findings,
+        description=problem if findings else "all is as it should be",
+        metadata={"findings": MetadataValue.md(shown)} if findings else {},
+    )

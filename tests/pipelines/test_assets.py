@@ -5,13 +5,15 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dagster import (
+    AssetExecutionContext,
     AssetKey,
     AssetSelection,
     AssetSpec,
@@ -23,6 +25,7 @@ from dagster import (
     materialize,
 )
 
+import pipelines.process
 from pipelines.assets import with_owners
 from pipelines.definitions import build_definitions
 from pipelines.graph import load_graph
@@ -80,6 +83,25 @@ def test_an_edit_runs_what_it_affects_and_the_rest_keeps_its_data_version(toy: P
     after = {path: tags["dagster/data_version"] for path, tags in reported_tags(instance, toy).items()}
     assert {path for path in before if before[path] != after[path]} == {"models/toy"}
     assert after["models/toy"] == read_lock(toy, load_graph(toy))["train"].outs["models/toy"].md5
+
+
+def test_no_process_of_dvc_is_started_for_what_has_not_changed(
+    toy: Path, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Sequence[str]] = []
+
+    def counted(context: AssetExecutionContext, root: Path, stages: Sequence[str]) -> AbstractContextManager[Any]:
+        started.append(stages)
+        return start(context, root, stages)
+
+    start = pipelines.process._start
+    monkeypatch.setattr("pipelines.process._start", counted)
+    assert run(toy, instance).success
+    assert started == []
+    assert lock_events(instance, toy, load_graph(toy), []) == []
+    edit(toy / "manifest.csv", "a.png", "b.png")
+    assert run(toy, instance, "data/shards/own", "data/shards/raw-b000").success
+    assert (started, ran(toy)) == ([["shard@own"]], ["shard data/shards/own"])
 
 
 def test_one_item_of_a_foreach_family_runs_alone(toy: Path, instance: DagsterInstance) -> None:

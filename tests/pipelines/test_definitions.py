@@ -1,15 +1,18 @@
 """The definitions of this repository itself: derived from its dvc.yaml in full, and run by Dagster in a clone."""
 
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from dagster import AssetKey, DagsterInstance, Definitions
+from dagster import AssetKey, DagsterInstance, Definitions, ExecutorDefinition
 from ruamel.yaml import YAML
 
 from pipelines.definitions import build_definitions
 from pipelines.sets import VERIFY
+from tests.pipelines.toy import edit, settle
 from tests.support.checkout import ROOT, clone_checkout, run
 
 IMPORT_EVERYTHING = """
@@ -117,6 +120,38 @@ def test_the_browser_is_told_to_invite_nobody_to_anything(tmp_path: Path) -> Non
     with DagsterInstance.from_config(str(tmp_path)) as instance:
         assert not instance.nux_enabled
         assert not instance.telemetry_enabled
+
+
+def start_method(root: Path) -> str:
+    executor = build_definitions(root).executor
+    assert isinstance(executor, ExecutorDefinition)
+    config = executor.config_schema.resolve_config({}).value["config"]
+    return next(iter(config["start_method"]))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere steps are not forked")
+def test_steps_are_forked_only_where_the_server_finds_the_code_of_the_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, toy: Path
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert start_method(ROOT) == "forkserver"
+    assert start_method(toy) == "spawn"
+    monkeypatch.chdir(tmp_path)
+    assert start_method(ROOT) == "spawn"
+
+
+def test_what_steps_are_forked_from_has_read_the_graph_and_runs_no_thread_and_survives_a_damaged_graph(
+    toy: Path,
+) -> None:
+    program = (
+        "import threading, pipelines.preloaded, pipelines.graph; "
+        "print(len(pipelines.graph._known), threading.active_count())"
+    )
+    command, environment = [sys.executable, "-c", program], {**os.environ, "PYTHONPATH": str(ROOT)}
+    settle(toy)
+    assert subprocess.check_output(command, cwd=toy, env=environment).split() == [b"1", b"1"]
+    edit(toy / "dvc.yaml", "stages:", "stages: [")
+    assert subprocess.check_output(command, cwd=toy, env=environment).split() == [b"0", b"1"]
 
 
 @pytest.mark.slow

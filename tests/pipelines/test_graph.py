@@ -1,7 +1,10 @@
 """The contract with DVC: what `load_graph` must go on finding when dvc is upgraded."""
 
 import hashlib
+import json
+import os
 import shutil
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -10,10 +13,10 @@ from dvc.dependency import ParamsDependency
 from dvc.utils.serialize import parse_yaml
 
 from benchmarks.graph import add_batches
-from pipelines.graph import Out, load_graph
+from pipelines.graph import Out, changed_stages, load_graph
 from pipelines.lock import read_lock
 from shards.core.errors import ConfigError
-from tests.pipelines.toy import dvc, edit
+from tests.pipelines.toy import dvc, edit, settle
 from tests.support.checkout import ROOT, copy_project
 
 
@@ -124,3 +127,40 @@ def test_a_graph_that_does_not_resolve_is_one_error(toy: Path) -> None:
     edit(toy / "dvc.yaml", "${item.dep}", "${item.missing}")
     with pytest.raises(ConfigError, match="cannot read the graph"):
         load_graph(toy)
+
+
+def test_a_graph_is_read_again_only_after_a_change(toy: Path) -> None:
+    os.utime(toy / "manifest.csv", (time.time() + 60,) * 2)
+    assert load_graph(toy) is not load_graph(toy), "a file that was just written may be written again unseen"
+    settle(toy)
+    first = load_graph(toy)
+    assert load_graph(toy) is first
+    status = (toy / "manifest.csv").stat()
+    edit(toy / "manifest.csv", "a.png", "b.png")
+    (toy / "manifest.csv").rename(toy / "other.csv")
+    shutil.copy(toy / "other.csv", toy / "manifest.csv")
+    os.utime(toy / "manifest.csv", ns=(status.st_atime_ns, status.st_mtime_ns))
+    second = load_graph(toy)
+    assert {stage.name for stage in second.stages if stage not in first.stages} == {"shard@own"}
+    (toy / "toy/extra.py").write_text("")
+    assert load_graph(toy) != second
+
+
+def test_dvc_tells_in_this_process_which_stages_it_would_run(toy: Path) -> None:
+    names = [stage.name for stage in load_graph(toy).stages]
+    assert changed_stages(toy, names) == []
+    assert changed_stages(toy, ["raw", "shard@none"]) == ["shard@none"]
+    (toy / "data/shards/own/content.txt").unlink()
+    assert changed_stages(toy, ["raw", "shard@own"]) == ["shard@own"]
+    dvc(toy, "checkout")
+    edit(toy / "params.yaml", "count: 3", "count: 4")
+    assert changed_stages(toy, ["shard@raw-b000"]) == []
+    assert changed_stages(toy, names) == ["raw", "shard@raw-b000", "train"], "what reads an out that is made again"
+    assert changed_stages(toy, names[::-1]) == ["raw"], "in the order in which they run"
+
+
+def test_what_changed_cannot_be_told_while_another_dvc_is_at_work_on_an_out(toy: Path) -> None:
+    busy = {str(toy / "data/raw"): {"pid": os.getppid(), "cmd": "dvc repro"}}
+    (toy / ".dvc/tmp/rwlock").write_text(json.dumps({"write": busy}))
+    with pytest.raises(ConfigError, match="cannot tell what has changed"):
+        changed_stages(toy, ["raw"])

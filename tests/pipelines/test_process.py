@@ -29,7 +29,10 @@ from pathlib import Path
 
 import dagster
 
+import pipelines.definitions
 from pipelines.definitions import build_definitions
+
+pipelines.definitions.ROOT = Path(__file__).parent  # at home, where the steps of a run are forked
 
 
 @dagster.definitions

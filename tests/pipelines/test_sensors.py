@@ -1,3 +1,4 @@
+import os
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from dagster import (
     build_sensor_context,
 )
 from dagster._core.test_utils import create_run_for_test
+from ruamel.yaml import YAML
 
 from ace.operations.params import read_operations
 from pipelines.definitions import build_definitions
@@ -119,6 +121,32 @@ def test_the_graph_is_resolved_again_only_when_a_file_that_it_is_made_of_has_cha
     assert counts == [1, 1, 2, 2, 2]
     is_data = name in ("toy/__main__.py", "manifest.csv")  # a new line there is another content, and it stays one
     assert ["reload" in reason for reason in reasons] == [False, False, *3 * [is_data]]
+
+
+def test_dvc_lock_is_parsed_again_only_when_its_text_has_changed(
+    toy: Path, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its text, not its time and size: both can stay when DVC writes it twice in a moment."""
+    texts = []
+
+    class Counted(YAML):
+        def load(self, text: str) -> object:
+            texts.append(text)
+            return super().load(text)
+
+    monkeypatch.setattr("pipelines.lock.YAML", Counted)
+    path = toy / "dvc.lock"
+    text = f"# of this test\n{path.read_text()}"
+    path.write_text(text)
+    tick(toy, instance, toy)
+    assert not tick(toy, instance, toy).asset_events
+    status = path.stat()
+    (out,) = YAML(typ="safe").load(text)["stages"]["raw"]["outs"]
+    changed = text.replace(out["md5"], "".join(reversed(out["md5"])))
+    path.write_text(changed)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert "data/raw" in {event.asset_key.to_user_string() for event in tick(toy, instance, toy).asset_events}
+    assert texts == [text, changed]
 
 
 def test_another_bound_is_another_check(toy: Path, instance: DagsterInstance) -> None:

@@ -80,6 +80,26 @@ def test_a_damaged_tar_fails_the_check_alone(with_shards: Path, instance: Dagste
     assert f"{tar.name}: checksum mismatch" in str(check.metadata["findings"].value)
 
 
+def test_one_step_checks_all_sets_and_one_that_cannot_be_read_keeps_no_other_from_its_check(
+    toy: Path, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def verify_set(path: Path) -> list[object]:
+        if path.name == "own":
+            raise OSError("the disk does not answer")
+        return []
+
+    monkeypatch.setattr("shards.checking.verify.verify_set", verify_set)
+    definitions = build_definitions(toy)
+    checks = AssetSelection.checks_for_assets(KEY, AssetKey(["data", "shards", "raw-b000"]))
+    keys = checks.resolve_checks(definitions.resolve_asset_graph())
+    job = definitions.resolve_implicit_global_asset_job_def().get_subset(asset_check_selection=keys)
+    result = job.execute_in_process(instance=instance, raise_on_error=False)
+    (failure,) = [event for event in result.all_events if event.is_step_failure]
+    assert f"{SET} (the disk does not answer)" in str(failure.step_failure_data.user_failure_data.description)
+    (check,) = result.get_asset_check_evaluations()
+    assert (check.asset_key.path[-1], check.passed) == ("raw-b000", True)
+
+
 def test_patients_that_nobody_knows_are_not_counted_and_other_folders_hold_no_set(
     shard_set: Path, tmp_path: Path
 ) -> None:

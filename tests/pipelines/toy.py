@@ -3,6 +3,7 @@
 Each command appends its stage to `$TOY_LOG`, so that a test sees what really ran.
 """
 
+import os
 import subprocess
 import sys
 import time
@@ -126,6 +127,13 @@ def edit(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
+
+
+def settle(root: Path) -> None:
+    """Make every file some minutes old: what has just been written may be written again unseen."""
+    then_s = time.time() - 300
+    for path in (root, *root.rglob("*")):
+        os.utime(path, (then_s, then_s), follow_symlinks=False)
 
 
 def appears(look: Callable[[], object], is_going_on: Callable[[], bool] = lambda: True) -> bool:
