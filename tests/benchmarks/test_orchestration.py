@@ -28,4 +28,7 @@ def test_it_ends_with_its_seconds_and_ratios_as_one_json_object(tmp_path: Path) 
         assert all(row[f"tick_{name}"] < 1 for name in ("dvc_lock", "incoming", "alerts"))
         assert row["materialize_all_cpu"] > row["import_dvc"]
     assert result["ratio_materialize_all_cpu"] > 0
+    assert {name: len(slopes) for name, slopes in result["s_per_batch"].items()} == dict.fromkeys(row, 1)
+    assert set(result["memory"]) == {"code_server", "daemon", "webserver"}
+    assert all(20 < process["mb"] < 2000 for process in result["memory"].values())
     assert list(tmp_path.iterdir()) == []
