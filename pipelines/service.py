@@ -225,7 +225,7 @@ def _why_not(root: Path, due: Due, memory: _Memory, now_s: float) -> str | None:
     if event := stopped(events_of(root)):
         return f"stopped since {event.time:%Y-%m-%d %H:%M} UTC by {event.who}: {event.facts['why']}"
     work = f"{len(due.complete)} complete in incoming/, {len(due.unfinished)} begun"
-    if due.state == memory.state and now_s < memory.asked_s + AGAIN_S:
+    if due.state == memory.state and memory.asked_s <= now_s < memory.asked_s + AGAIN_S:  # clocks are set back at times
         again = datetime.fromtimestamp(memory.asked_s + AGAIN_S, UTC)
         return f"{work}, as when a run was asked for last; asked for again at {again:%H:%M:%S} UTC if that stays so"
     return _trained_by_hand(root, work)
