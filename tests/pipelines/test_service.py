@@ -415,6 +415,19 @@ def test_deliveries_on_s3_are_asked_for_while_nothing_else_is_at_work(root: Path
     assert ask().endswith("by Anna: holidays")
 
 
+def test_on_a_machine_too_busy_to_answer_one_run_is_asked_for_all_the_same(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.service.DUE_TIMEOUT_S", 0.001)
+    (schedule,) = build_service(root, OPERATIONS).schedules
+    with DagsterInstance.local_temp() as instance:
+        answers = [schedule(build_schedule_context(instance, datetime(2026, 12, 5, 1, tzinfo=UTC)))]
+        create_run_for_test(instance, job_name="retrain", status=DagsterRunStatus.STARTED)
+        answers.append(schedule(build_schedule_context(instance, datetime(2026, 12, 12, 1, tzinfo=UTC))))
+    assert isinstance(answers[0], RunRequest)
+    assert "of retrain has not finished" in str(answers[1])
+
+
 @pytest.mark.parametrize("section", [{"cron": "0 2 * *"}, {"cron": "0 2 * * 6", "timezone": "Berlin"}])
 def test_a_schedule_that_means_nothing_is_refused(section: dict) -> None:
     with pytest.raises(ConfigError, match=r"operations\.schedule\.(cron|timezone)"):
