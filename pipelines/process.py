@@ -1,7 +1,7 @@
 """Processes inside a Dagster step: each under a supervisor, those of dvc watched through Pipes, never left behind."""
 
-import json
 import os
+import signal
 import sys
 import time
 from collections import deque
@@ -26,7 +26,7 @@ from dagster import (
 )
 from dagster_pipes import PipesMessage, PipesParams
 
-from ace.operations.repro import RWLOCK
+from ace.operations.repro import RWLOCK, drop_torn_rwlock
 from pipelines import supervisor
 from pipelines.graph import changed_stages
 from pipelines.metadata import number_metadata
@@ -40,8 +40,8 @@ KILL_S = 10.0
 DAGSTER_PROGRAMS = {"dagster", "dagster-daemon"}
 BUSY = "is being blocked by"
 """Words of dvc about an out that another dvc is at work on, or was when it was killed."""
-RWLOCK_READINGS = 4
-"""Unreadable that often, a quarter of a second apart, DVC's file of busy outs was left by a kill in the middle."""
+KILLED = 128 + signal.SIGKILL
+"""Exit code of a command that was killed, as where memory is short."""
 
 
 class _MessageReader(PipesTempFileMessageReader):
@@ -179,7 +179,8 @@ def run_ace(root: Path, arguments: Sequence[str], passing: int | None = None) ->
     Args:
         root: Working directory of the command.
         arguments: Words of the command, as `deliveries run`.
-        passing: Exit code of what passes by itself: the step's retries are for it, and for no other failure.
+        passing: Exit code of what passes by itself: the step's retries are for it and for a kill, and for no other
+            failure.
 
     Raises:
         Failure: with the last lines of its output; or Dagster itself is gone.
@@ -191,7 +192,7 @@ def run_ace(root: Path, arguments: Sequence[str], passing: int | None = None) ->
             _check_alive(ancestors)
     if code := running.process.returncode:
         text = f"python -m ace {' '.join(arguments)} failed (exit code {code}); its last lines say why"
-        raise Failure(text, metadata={"last_lines": _fenced(running.lines)}, allow_retries=code == passing)
+        raise Failure(text, metadata={"last_lines": _fenced(running.lines)}, allow_retries=code in (passing, KILLED))
 
 
 def _check_alive(ancestors: Sequence[psutil.Process]) -> None:
@@ -214,26 +215,6 @@ def _failure(root: Path, failed: Sequence[_DvcProcess]) -> Failure:
             f"was given to another after a kill or a restart), remove {root / RWLOCK} and start the run again"
         )
     return Failure(text, metadata={"last_lines": _fenced(lines)})
-
-
-def drop_torn_rwlock(root: Path) -> None:
-    """Remove DVC's file of busy outs if it is no JSON.
-
-    A dvc that is killed while it writes the file leaves it empty or cut off, and every later dvc would refuse to run.
-
-    Args:
-        root: of the DVC repository.
-    """
-    path = root / RWLOCK
-    for _ in range(RWLOCK_READINGS):  # another dvc may be writing it just now
-        try:
-            json.loads(path.read_text(encoding="utf-8"))
-            return
-        except FileNotFoundError:
-            return
-        except ValueError:
-            time.sleep(POLL_S)
-    path.unlink(missing_ok=True)
 
 
 def _end(running: Sequence[_DvcProcess]) -> None:

@@ -227,7 +227,7 @@ def _why_not(root: Path, due: Due, memory: _Memory, now_s: float) -> str | None:
     if event := stopped(events_of(root)):
         return f"stopped since {event.time:%Y-%m-%d %H:%M} UTC by {event.who}: {event.facts['why']}"
     work = f"{len(due.complete)} complete in incoming/, {len(due.unfinished)} begun"
-    if due.state == memory.state and now_s < memory.asked_s + AGAIN_S:
+    if due.state == memory.state and memory.asked_s <= now_s < memory.asked_s + AGAIN_S:  # clocks are set back at times
         again = datetime.fromtimestamp(memory.asked_s + AGAIN_S, UTC)
         return f"{work}, as when a run was asked for last; asked for again at {again:%H:%M:%S} UTC if that stays so"
     return _trained_by_hand(root, work)
@@ -281,17 +281,22 @@ def _retraining(root: Path, settings: ScheduleParams, retrain: JobDefinition) ->
     def retraining(context: ScheduleEvaluationContext) -> RunRequest | SkipReason:
         """Asks `retrain due` whether there is anything to train, and for a run if so.
 
-        It does not wait for a delivery, or a week would pass: the run itself tries again.
+        It does not wait for a delivery, or a week would pass: the run itself tries again. Nor does it for an answer
+        that takes too long, as on a busy machine: then a run is asked for, which finds out by itself.
         """
         if event := stopped(events_of(root)):
             return SkipReason(f"stopped since {event.time:%Y-%m-%d %H:%M} UTC by {event.who}: {event.facts['why']}")
-        answer = _ask(root, DUE)
+        moment = context.scheduled_execution_time.isoformat()
+        try:
+            answer = _ask(root, DUE)
+        except subprocess.TimeoutExpired:
+            why = _at_work(context.instance, retrain.name)
+            return SkipReason(why) if why else RunRequest(run_key=moment)
         if not answer["due"]:
             return SkipReason(answer["reason"])
         # With the time, since Dagster never runs a key twice, and a run that failed is due again; `retrain due` itself
         # knows which candidates were decided about.
-        key = f"{answer['run_key']}@{context.scheduled_execution_time.isoformat()}"
-        return RunRequest(run_key=key)
+        return RunRequest(run_key=f"{answer['run_key']}@{moment}")
 
     return retraining
 

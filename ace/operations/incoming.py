@@ -12,6 +12,8 @@ from shards.core.records import is_below
 
 MARKER = "_COMPLETE"
 """File that whoever sends images puts into their folder last: from then on the folder is complete."""
+CLOCK_S = 60
+"""Seconds by which two clocks may differ, as that of a file server and one's own."""
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -41,7 +43,8 @@ def arriving(
         incoming: The folder incoming/.
         settle_s: Seconds for which a folder without the marker must have stayed as it is.
         now_s: The time, in seconds as files have it.
-        settling: Name of a folder → its `settles_s`, as an earlier call found it: until then its files need no look.
+        settling: Name of a folder → its `settles_s`, as an earlier call found it: until then its files need no look,
+            unless the clock was set back since.
     """
     settling = settling or {}
     found: list[Arriving] = []
@@ -52,7 +55,7 @@ def arriving(
             found.append(Arriving(path, False, "no folder: not taken"))
         elif (path / MARKER).is_file():
             found.append(Arriving(path, True, f"complete, it has {MARKER}"))
-        elif settling.get(path.name, 0) > now_s:
+        elif now_s < settling.get(path.name, 0) <= now_s + settle_s + CLOCK_S:
             settles_s = settling[path.name]
             found.append(Arriving(path, False, f"complete in {settles_s - now_s:.0f} s at the earliest", settles_s))
         else:
@@ -102,6 +105,8 @@ def _settling(path: Path, settle_s: float, now_s: float) -> Arriving:
         return Arriving(path, False, f"cannot be looked through ({error.strerror})")
     quiet_s = now_s - changed_s
     text = f"unchanged for {max(quiet_s, 0):.0f} of {settle_s:.0f} s, without {MARKER}"
+    if quiet_s < -CLOCK_S:
+        text = f"changed at a time that is {-quiet_s:.0f} s ahead of the clock, without {MARKER}"
     is_complete = num > 0 and quiet_s >= settle_s
     return Arriving(path, is_complete, text if num else "empty", changed_s + settle_s if num else 0)
 

@@ -18,6 +18,7 @@ from ace.operations.errors import OperationsError
 from ace.operations.history import Version
 from ace.operations.model_files import export, first_difference
 from ace.operations.registry import Registry
+from ace.operations.repro import drop_torn_rwlock
 from ace.operations.work_tree import DVC, PARAMS
 from ace.pretrain.params import PretrainParams
 from ace.pretrain.start import start_sha256
@@ -133,6 +134,7 @@ def without_pin(pretrain: Mapping[str, Any]) -> dict[str, Any]:
 
 def _track(root: Path) -> None:
     """Let DVC track the folder."""
+    drop_torn_rwlock(root)
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "add", FOLDER.as_posix()]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     if done.returncode:

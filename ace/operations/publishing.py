@@ -143,7 +143,7 @@ def _push_data(root: Path, revisions: Sequence[str]) -> int:
             f"was pushed to {ORIGIN}; make the data again (dvc repro), or bring back the cache or the remote"
         )
     if found.new:
-        raise _unreachable(_REMOTE, f"it did not take {count_of(len(found.new), 'file')}")
+        raise _unreachable(_REMOTE, f"it did not take {count_of(len(found.new), 'file')}; is its disk full?")
     return num_pushed
 
 

@@ -20,6 +20,8 @@ from shards.build.stage import build_shards
 from shards.core.identity import create_key
 from shards.runtime.scratch import SCRATCH_VARIABLE
 from tests.ace.inference.models import write_model
+from tests.ace.operations.test_publishing import make_published
+from tests.ace.pretrain.conftest import build_noise_shards, tiny_grid, tiny_mix, tiny_params
 from tests.support.checkout import ROOT, copy_project
 from tests.support.datasets import Here, grid_params, shard_params, write_folder, write_phantom, write_project
 
@@ -260,6 +262,64 @@ def test_embeddings_that_do_not_fit_are_refused_before_any_is_computed(
 def test_embeddings_that_fill_the_disk_leave_no_half_file(of_a_model: tuple[Disk, dict[str, Any]]) -> None:
     disk, answers = of_a_model
     check_said(answers["embeddings"], full(disk.place, r"about 4\.0 kB are"))
+
+
+@pytest.mark.slow
+def test_a_training_that_fills_the_disk_says_so_and_goes_on_where_there_is_room(disk: Disk, tmp_path: Path) -> None:
+    shards = build_noise_shards(tmp_path, num_images=16, splits={"train": 0.8, "val": 0.1, "test": 0.1})
+    sections = {
+        "grid": tiny_grid().model_dump(mode="json"),
+        "mix": {name: item.model_dump(mode="json") for name, item in tiny_mix().items()},
+        "pretrain": tiny_params(epochs=2).model_dump(mode="json", by_alias=True),
+    }
+    (tmp_path / "params.yaml").write_text(json.dumps(sections))
+    train = ("ace", "pretrain", "--params", tmp_path / "params.yaml", "--shards", shards)
+    places = ("--out", tmp_path / "model", "--metrics", tmp_path / "metrics")
+    answer = disk.run("200k", *train, *places, scratch=str(disk.place))
+    assert answer["code"] == 2, answer
+    checkpoints = rf"{re.escape(str(disk.place))}/pretrain/\w+/checkpoints"
+    assert re.match(rf"error: {checkpoints} \(.* free\): No space left on", answer["said"].splitlines()[-1])
+    assert not [name for name in answer["left"] if name.endswith(".pt")]
+    assert not (tmp_path / "model").exists()
+    assert disk.run("8m", *train, *places, scratch=str(disk.place))["code"] == 0
+    assert (tmp_path / "model/config.json").is_file()
+
+
+PUBLISHING = """
+import subprocess, sys
+from pathlib import Path
+from ace.operations.clone import Clone
+from ace.operations.publishing import publish
+from shards.core.errors import UserError
+
+disk = Path(sys.argv[2])
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], check=True)
+(disk / "fill").write_bytes(bytes(60_000))
+for _ in range(2):
+    try:
+        print(*publish(Clone(Path(sys.argv[1])), pauses_s=()), sep="\\n")
+    except UserError as error:
+        print(f"{type(error).__name__}: {error}")
+    (disk / "fill").unlink(missing_ok=True)
+"""
+
+
+@pytest.mark.slow
+def test_publishing_to_a_full_disk_pushes_no_commit_and_is_finished_once_there_is_room(
+    tmp_path: Path, own_mounts: tuple[str, ...]
+) -> None:
+    made = make_published(tmp_path, remote="../../remote")
+    command = [*own_mounts, sys.executable, "-c", PUBLISHING, str(made.root), str(made.remote)]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
+    )
+    first, *others = [line for line in done.stdout.splitlines() if not line.startswith("committed")]
+    assert re.match(
+        r"OutOfReachError: DVC's remote cannot be reached: it did not take \d files; is its disk full\?", first
+    ), done.stdout
+    assert others[0].endswith("and all are at DVC's remote")
+    assert others[1].startswith("commits: ")
+    assert made.at_origin["refs/heads/service"] == made.head
 
 
 def test_a_picture_that_fills_the_disk_leaves_nothing(

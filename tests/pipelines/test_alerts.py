@@ -459,8 +459,9 @@ def test_it_pings_while_all_is_looked_at_and_told_and_the_daemons_are_well(
     assert hook.pings == 2, "a failure that was told keeps nobody from pinging"
     beat(instance, errors=[SerializableErrorInfo("no", [], "RuntimeError")])
     assert "a daemon of Dagster fails" in ticks()
-    beat(instance, age_s=3600)
-    ticks()
+    for age_s in (3600, -3600):  # the clock was set back by an hour after the last heartbeat
+        beat(instance, age_s=age_s)
+        ticks()
     assert hook.pings == 2
     beat(instance)
     hook.codes = [500]

@@ -18,10 +18,9 @@ from urllib.request import Request, urlopen
 import pytest
 from dagster import AssetKey, DagsterInstance, DagsterRunStatus
 
-from ace.operations.repro import RWLOCK
+from ace.operations.repro import RWLOCK, drop_torn_rwlock
 from pipelines.graph import load_graph
 from pipelines.lock import read_lock
-from pipelines.process import drop_torn_rwlock
 from tests.pipelines.toy import OUTS, appears, dvc, edit
 
 DEFINITIONS = """

@@ -34,6 +34,7 @@ from ace.operations.incoming import MARKER
 from ace.operations.params import OperationsParams, ScheduleParams
 from ace.operations.retraining_state import BEGAN, REJECTED, running
 from pipelines.lock import COMMIT
+from pipelines.process import KILLED
 from pipelines.service import AGAIN_S, TRAIN_AGAIN, Service, build_service, with_age
 from shards.core.errors import ConfigError
 from tests.ace.operations.service import init_clone
@@ -147,6 +148,22 @@ def test_a_complete_folder_is_asked_for_once_and_again_after_a_while_if_it_stays
     assert third not in (None, first, second)
     (folder / "late.png").touch()
     assert ticks.key() not in (None, first, second, third), "the folder is another one than the last run saw"
+
+
+@pytest.mark.parametrize("step_s", [-3600, 30 * 86400, -30 * 86400], ids=["an hour back", "ahead", "a month back"])
+def test_no_step_of_the_clock_keeps_a_delivery_that_failed_from_being_tried_again(
+    root: Path, ticks: Ticks, clock: list[float], step_s: float
+) -> None:
+    attempts = Attempts(root / "deliveries" / "clinic-b001" / ATTEMPTS)
+    attempts.path.parent.mkdir()
+    attempts.append({"step": "build", **DONE, "error": "NoSpaceError: full"})
+    first = ticks.key()
+    clock[0] += step_s
+    second = ticks.key()
+    assert second not in (None, first)
+    assert ticks.key() is None, "from then on every ten minutes, as ever"
+    clock[0] += AGAIN_S + 1
+    assert ticks.key() not in (None, first, second)
 
 
 def test_a_request_that_is_made_again_after_a_kill_of_the_daemon_has_the_same_key(root: Path, ticks: Ticks) -> None:
@@ -316,6 +333,7 @@ def test_steps_wait_for_each_other_in_pools_and_publishing_and_training_are_trie
     [
         ("ops", 1, ["retrain run --automatic", *["ops publish"] * 3]),  # a remote cannot be reached
         ("ops", 2, ["retrain run --automatic", "ops publish"]),  # a person must settle it
+        ("ops", KILLED, ["retrain run --automatic", *["ops publish"] * 3]),
         ("retrain", 75, ["retrain run --automatic"] * 3),  # a delivery is at work
         ("retrain", 2, ["retrain run --automatic"]),
     ],
@@ -396,6 +414,19 @@ def test_deliveries_on_s3_are_asked_for_while_nothing_else_is_at_work(root: Path
         assert "is at work, and 1 complete of 1 on S3 wait for its end" in ask()
     service.stop(Clone(root), Actor("Anna"), "holidays", datetime.now(UTC))
     assert ask().endswith("by Anna: holidays")
+
+
+def test_on_a_machine_too_busy_to_answer_one_run_is_asked_for_all_the_same(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.service.DUE_TIMEOUT_S", 0.001)
+    (schedule,) = build_service(root, OPERATIONS).schedules
+    with DagsterInstance.local_temp() as instance:
+        answers = [schedule(build_schedule_context(instance, datetime(2026, 12, 5, 1, tzinfo=UTC)))]
+        create_run_for_test(instance, job_name="retrain", status=DagsterRunStatus.STARTED)
+        answers.append(schedule(build_schedule_context(instance, datetime(2026, 12, 12, 1, tzinfo=UTC))))
+    assert isinstance(answers[0], RunRequest)
+    assert "of retrain has not finished" in str(answers[1])
 
 
 @pytest.mark.parametrize("section", [{"cron": "0 2 * *"}, {"cron": "0 2 * * 6", "timezone": "Berlin"}])

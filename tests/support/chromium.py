@@ -20,7 +20,7 @@ FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
 """Start a browser without a window, an account, or any name of a server that it could find."""
 KEYS = {"ArrowUp": 38, "ArrowDown": 40, "ArrowLeft": 37, "ArrowRight": 39, "Escape": 27, "Enter": 13, "Tab": 9}
@@ -28,9 +28,13 @@ SHIFT = 8
 
 
 class Page:
-    """One page: what it answers to scripts and to input, and every problem that it had."""
+    """One page: what it answers to scripts and to input, and every problem that it had.
 
-    def __init__(self, reading: int, writing: int) -> None:
+    Without a server it has no network, and one that is asked for is a problem; else the server alone may be asked.
+    """
+
+    def __init__(self, reading: int, writing: int, server: str | None) -> None:
+        self._own = ("data:", "file:", "about:") if server is None else ("data:", "blob:", "about:", server)
         self._read, self._write, self._number, self._rest = reading, writing, 0, b""
         self.problems: list[str] = []
         self._session: str | None = None
@@ -38,7 +42,9 @@ class Page:
         self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
-        self.send("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0, uploadThroughput=0)
+        limits = dict.fromkeys(("latency", "downloadThroughput", "uploadThroughput"), 0)
+        if server is None:
+            self.send("Network.emulateNetworkConditions", offline=True, **limits)
 
     def send(self, method: str, **params: Any) -> dict[str, Any]:
         self._number += 1
@@ -51,11 +57,12 @@ class Page:
         assert "error" not in answer, answer
         return answer["result"]
 
-    def open(self, path: Path, *, width: int = 1400, height: int = 900, is_dark: bool = False) -> None:
+    def open(self, place: Path | str, *, width: int = 1400, height: int = 900, is_dark: bool = False) -> None:
+        """Open a file, or an address at the server."""
         mode = {"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[mode])
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
-        self.send("Page.navigate", url=path.as_uri())
+        self.send("Page.navigate", url=place if isinstance(place, str) else place.as_uri())
         while (message := self._next())["method"] != "Page.loadEventFired":
             self._note(message)
         self.settle()
@@ -125,7 +132,7 @@ class Page:
                 self.problems.append(f"console.{params['type']}: {params['args']}")
             case "Log.entryAdded":
                 self.problems.append(params["entry"]["text"])
-            case "Network.requestWillBeSent" if not params["request"]["url"].startswith(("data:", "file:", "about:")):
+            case "Network.requestWillBeSent" if not params["request"]["url"].startswith(self._own):
                 self.problems.append(f"asked for {params['request']['url']}")
 
 
@@ -138,8 +145,13 @@ def find_chromium() -> str:
 
 
 @contextmanager
-def chromium(folder: Path) -> Iterator[Page]:
-    """A page of a new browser, whose profile lies below `folder`; the test is skipped where there is no Chromium."""
+def chromium(folder: Path, server: str | None = None) -> Iterator[Page]:
+    """A page of a new browser; the test is skipped where there is no Chromium.
+
+    Args:
+        folder: The browser's profile lies below it.
+        server: Beginning of the addresses that may be asked for, as http://127.0.0.1:3000; None: no page but files.
+    """
     program = find_chromium()
     (from_us, to_browser), (from_browser, to_us) = os.pipe(), os.pipe()
     # --remote-debugging-pipe reads from descriptor 3 and writes to 4.
@@ -153,7 +165,7 @@ def chromium(folder: Path) -> Iterator[Page]:
     os.close(from_us)
     os.close(to_us)
     try:
-        yield Page(from_browser, to_browser)
+        yield Page(from_browser, to_browser, server)
     finally:
         os.close(to_browser)
         os.close(from_browser)

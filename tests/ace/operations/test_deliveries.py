@@ -17,6 +17,7 @@ from ace.operations.audit import first_problem
 from ace.operations.clone import Clone
 from ace.operations.deliveries import Deliveries
 from ace.operations.errors import BusyError, HeldDeliveryError, OperationsError
+from ace.operations.incoming import Arriving, arriving
 from ace.operations.registry import Registry
 from ace.operations.tags import read_events
 from shards.cli import run_command
@@ -155,6 +156,23 @@ def test_a_folder_without_the_marker_is_taken_when_nothing_in_it_has_changed_for
     (folder / "0100.png").touch()
     assert taken_after(590) == []
     assert "empty: empty" in [f"{item.path.name}: {item.text}" for item in deliveries_of(project).arriving(0)]
+
+
+def test_a_folder_that_was_written_while_the_clock_was_ahead_says_so_and_a_touch_lets_it_settle(project: Path) -> None:
+    folder = deliver(project / "incoming" / "March", NEW[:1], is_complete=False)
+    month = 30 * 86400
+
+    def seen(now_s: float, settling: dict[str, float]) -> Arriving:
+        (item,) = arriving(project / "incoming", 600, now_s, settling)
+        return item
+
+    now_s = time.time()
+    item = seen(now_s - month, {})  # as after the clock was set back by a month
+    assert not item.is_complete
+    assert re.fullmatch(r"changed at a time that is 25920\d\d s ahead of the clock, without _COMPLETE", item.text)
+    os.utime(folder)
+    assert seen(now_s + 300, {"March": now_s + month}).text.startswith("unchanged for 300 of 600 s"), "it is looked at"
+    assert seen(now_s + 700, {"March": now_s + month}).is_complete
 
 
 def test_a_list_has_each_word_below_its_header(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
