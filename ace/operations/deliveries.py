@@ -336,6 +336,10 @@ class Deliveries:
         decision = delivery.decision
         if decision is not None and not delivery.is_logged:
             log_decision(delivery, decision, self.clone.root)
+        if decision is not None and "overruled" in delivery.attempts.last():
+            # A person confirmed what it is already: nothing is left to do, and its record ends with its last step.
+            with delivery.attempts.step("accept" if decision.verdict == "accepted" else "refuse"):
+                pass
         return delivery.outcome
 
     def _advance(self, delivery: Delivery) -> None:

@@ -16,6 +16,7 @@ from ace.operations.attempts import Attempts
 from ace.operations.audit import first_problem
 from ace.operations.clone import Clone
 from ace.operations.deliveries import Deliveries
+from ace.operations.due import unfinished
 from ace.operations.errors import BusyError, HeldDeliveryError, OperationsError
 from ace.operations.incoming import Arriving, arriving
 from ace.operations.registry import Registry
@@ -318,8 +319,12 @@ def test_negatives_are_refused_and_a_person_may_accept_them_and_refuse_them_agai
     assert states(project) == {"clinic-b001": "accepted"}
     assert "likeness" in failed(project)
 
+    assert overrule(project, "clinic-b001", "accepted") == said
+    assert unfinished(project) == [], "what is confirmed asks for no run"
+
     assert overrule(project, "clinic-b001", "refused")[-1] == "clinic-b001: refused: I looked at them"
     assert states(project) == {"clinic-b001": "refused"}
+    assert unfinished(project) == []
     assert mixed(project) == [MEASURED]
     assert status(project) == ""
     assert before == {name: (project / name).read_text(encoding="utf-8") for name in before}
@@ -327,6 +332,7 @@ def test_negatives_are_refused_and_a_person_may_accept_them_and_refuse_them_agai
     assert run(project) == []
     assert lines_of_log(project) == [
         ("clinic-b001", "refused", "the checks"),
+        ("clinic-b001", "accepted", ANNA.name),
         ("clinic-b001", "accepted", ANNA.name),
         ("clinic-b001", "refused", ANNA.name),
     ]
