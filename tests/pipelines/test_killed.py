@@ -33,7 +33,12 @@ from tests.pipelines.test_process import free_port
 from tests.pipelines.toy import edit
 from tests.support.checkout import git
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        "ACE_KILLS" not in os.environ, reason="MINUTES FOR EACH KILL, NOT RUN: set ACE_KILLS to a number of kills, as 4"
+    ),
+]
 NUM_KILLS, A_WORK = int(os.environ.get("ACE_KILLS", "4")), 2
 """Kills in all, and of one piece of work: what was killed is killed again before it can finish."""
 SEED = int(os.environ.get("ACE_KILLS_SEED", "18"))
