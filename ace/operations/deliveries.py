@@ -226,9 +226,9 @@ class Deliveries:
             delivery = self._find(name)
             self.clone.check()
             self.tree.texts(name)  # an accepted one that is measured on cannot be taken out
-            if verdict == "accepted" and not any(
-                os.path.lexists(path) for path in (delivery.folder / IMAGES, self.folder / INCOMING / delivery.sent_as)
-            ):
+            places = (delivery.folder / IMAGES, self.folder / INCOMING / delivery.sent_as)
+            # What came from S3 is fetched again.
+            if verdict == "accepted" and "url" not in delivery.origin and not any(map(os.path.lexists, places)):
                 raise ConfigError(
                     f"{name}: its images are gone, by a clean-up (operations.retention.quarantine_days) or by hand; "
                     "have them sent again"
