@@ -7,6 +7,7 @@ retraining began and how it ended; there is at most one that has begun and not e
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from ace.operations.repro import repro
 from ace.operations.retraining_state import ABANDONED, ACCEPTED, BEGAN, ENDS, REJECTED, open_retraining, running
 from ace.operations.service import refuse_when_stopped
 from ace.operations.withdrawal_state import affected_versions, waiting_for_training, withdrawals
-from ace.operations.work_tree import LOCK, PARAMS, mended_lock
+from ace.operations.work_tree import DVC, LOCK, PARAMS, mended_lock
 from ace.pretrain.params import PretrainParams
 from shards.core.config import parse_yaml, read_params
 from shards.core.errors import ConfigError
@@ -402,12 +403,29 @@ class Retraining:
         stages = (parse_yaml(text) or {}).get("stages") or {}
         outs = [Path(out["path"]) for stage in stages.values() for out in stage.get("outs", ())]
         ignored = {out.parent / ".gitignore" for out in outs}
+        made = _made((self.root / DVC).read_text(encoding="utf-8"))
         names = [Path(entry[3:]) for entry in found if entry]
         return [
             name.as_posix()
             for name in names
-            if name.as_posix() == LOCK or name in ignored or any(name.is_relative_to(out) for out in outs)
+            if name.as_posix() == LOCK
+            or name in ignored
+            or any(name.is_relative_to(out) for out in outs)
+            or made.fullmatch(name.as_posix())
         ]
+
+
+def _made(dvc_yaml: str) -> re.Pattern[str]:
+    """Match the names of what the stages make; dvc removes it before a stage runs, also where dvc.lock has no line yet.
+
+    Args:
+        dvc_yaml: Text of dvc.yaml, in which `${...}` stands for a part of a name.
+    """
+    bodies = [stage.get("do", stage) for stage in parse_yaml(dvc_yaml)["stages"].values()]
+    entries = [entry for body in bodies for kind in ("outs", "metrics", "plots") for entry in body.get(kind, ())]
+    paths = [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
+    names = ["[^/]+".join(map(re.escape, re.split(r"\$\{[^}]*\}", path))) for path in paths]
+    return re.compile(f"({'|'.join(names)})(/.*)?")
 
 
 def _incumbent(settings: Settings, version: Version, events: Sequence[Event]) -> Incumbent:

@@ -840,6 +840,27 @@ def test_a_lock_file_that_dvc_was_killed_over_is_the_committed_one_again(
     assert seen == [committed]
 
 
+def test_figures_that_dvc_removed_before_it_was_killed_in_a_stage_without_a_record_are_no_edit(
+    service: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    came_with_it = ("metrics/pretrain/metrics.json", "metrics/variants/one/plots/metrics/loss.tsv")
+    for name in came_with_it:
+        (service.root / name).parent.mkdir(parents=True)
+        (service.root / name).write_text("{}")
+    service.commit("as the repository has them")
+
+    def removed(*_: Any) -> str | None:
+        for name in came_with_it:
+            (service.root / name).unlink()
+        raise Killed
+
+    monkeypatch.setattr(module, "repro", removed)
+    with pytest.raises(Killed):
+        service.run()
+    monkeypatch.setattr(module, "repro", service.repro)
+    assert service.run()[-1] == "accepted: v1, as it was measured"
+
+
 def test_what_somebody_edits_meanwhile_is_named_before_and_after_the_training(
     service: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
