@@ -20,7 +20,7 @@ from shards.runtime.scratch import SCRATCH_VARIABLE
 from tests.ace.operations.delivered import deliver
 from tests.ace.operations.test_retraining_real import call, commit
 from tests.pipelines.test_process import free_port
-from tests.pipelines.toy import edit
+from tests.pipelines.toy import edit, make_dagsters_tables
 from tests.support.checkout import clone_checkout, git
 
 FIRST, FROZEN = "clinic-b000", "frozen-b000"
@@ -104,6 +104,7 @@ def _shrink(root: Path) -> None:
 @contextmanager
 def dagster_dev(root: Path, variables: Mapping[str, str]) -> Iterator[tuple["Popen[bytes]", int]]:
     """`dagster dev` of a clinic: web server, daemon and code server; gives its process and its port."""
+    make_dagsters_tables()
     port = free_port()
     command = [sys.executable, "-m", "dagster", "dev", "-m", "pipelines.definitions", "--port", str(port)]
     with (root.parent / "dev.log").open("ab") as log:

@@ -15,7 +15,7 @@ from pipelines.deliveries import KEY
 from pipelines.lock import COMMIT
 from tests.ace.operations.delivered import MEASURED, commit_all, deliver, lines_of_log, make_service, mixed, open_key
 from tests.pipelines.test_process import DEFINITIONS, free_port
-from tests.pipelines.toy import appears, dvc
+from tests.pipelines.toy import appears, dvc, make_dagsters_tables
 from tests.support.checkout import ROOT, git
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -48,6 +48,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def dev(project: Path) -> Iterator["subprocess.Popen[bytes]"]:
     """`dagster dev`: web server, daemon and code server."""
+    make_dagsters_tables()
     command = [sys.executable, "-m", "dagster", "dev", "-m", "service_definitions", "--port", str(free_port())]
     with (project.parent / "dev.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=project, stdout=log, stderr=log)

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from dagster import AssetKey, DagsterInstance
+
 DVC_YAML = """
 stages:
   raw:
@@ -144,3 +146,11 @@ def appears(look: Callable[[], object], is_going_on: Callable[[], bool] = lambda
             return False
         time.sleep(0.01)
     return True
+
+
+def make_dagsters_tables() -> None:
+    """Let one process make the tables below DAGSTER_HOME; several that start at once get into each other's way."""
+    with DagsterInstance.get() as instance:
+        instance.get_runs(limit=1)
+        instance.all_instigator_state()
+        instance.fetch_observations(AssetKey("any"), limit=1)
