@@ -43,7 +43,7 @@ class DagsterMeta(Section):
 
 
 Kind = Literal["data", "metric", "verdict", "plot"]
-"""What DVC takes an out for; a verdict is a metric with `type: verdict` in dvc.yaml, as metrics/gate.json."""
+"""Kinds of outs that DVC tells apart; a verdict is a metric with `type: verdict` in dvc.yaml, as metrics/gate.json."""
 
 
 @dataclass(frozen=True)

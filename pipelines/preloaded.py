@@ -1,4 +1,4 @@
-"""What every step of a run needs, imported and read once: Dagster imports this where it forks the steps from."""
+"""Import and read once what every step of a run needs: Dagster imports this where it forks the steps from."""
 
 from contextlib import suppress
 from pathlib import Path

@@ -39,7 +39,7 @@ class StoredObject:
 
     Attributes:
         name: Name of the object below its delivery, as `2026/0001.dcm`.
-        num_bytes: Its size.
+        num_bytes: Size of the object, in bytes.
         etag: ETag that the server gives it, which changes with its content.
         changed_s: Time of its last change, in seconds.
     """
@@ -70,7 +70,7 @@ class Sent:
     """A delivery on S3 that was not taken yet.
 
     Attributes:
-        url: Its prefix.
+        url: Prefix of the delivery, as `s3://BUCKET/PREFIX/NAME`.
         is_complete: It may be taken.
         text: How far it is, for people.
         mark: As `Seen` has it.

@@ -76,7 +76,7 @@ class Delivery:
 
     @property
     def legal_basis(self) -> str | None:
-        """What allowed the images to be used, as params.yaml stated it when they came; None if it did not."""
+        """Return what allowed the images to be used, as params.yaml stated it when they came; None if it did not."""
         stated: str | None = self.origin.get("legal_basis")
         return stated
 

@@ -17,7 +17,7 @@ _FAR = timedelta(days=100 * 365)
 
 @dataclass(frozen=True)
 class Growth:
-    """What one kind of thing has cost lately.
+    """Says what one kind of thing, versions or deliveries, has cost lately.
 
     Attributes:
         number: Versions or deliveries that were looked at.
@@ -81,7 +81,7 @@ def full_at(folder: Path, free: int, growths: Iterable[Growth | None], now: date
 
     Args:
         folder: A folder on the disk.
-        free: Its free bytes.
+        free: Bytes that are free on the disk.
         growths: What versions and deliveries have cost.
         now: What the clock shows.
     """

@@ -193,7 +193,7 @@ class AlertsParams(Section):
 
 
 class RetentionParams(Section):
-    """What `python -m ace ops clean` keeps, and for how long (section `operations.retention`)."""
+    """Says for how long `python -m ace ops clean` keeps things (section `operations.retention`)."""
 
     logs_months: int = 6
     """Months for which logs of builds and Dagster's runs are kept; the law asks for 6 at least. The event log, and the
@@ -242,7 +242,7 @@ class OperationsParams(Section):
     alerts: AlertsParams | None = None
     """Who is told what went wrong; None: nobody is."""
     retention: RetentionParams = RetentionParams()
-    """What a clean-up keeps, and for how long."""
+    """For how long a clean-up keeps things."""
 
     @model_validator(mode="after")
     def _retraining_has_a_gate(self) -> Self:
