@@ -16,13 +16,11 @@ from pipelines.definitions import build_definitions
 from pipelines.deliveries import KEY
 from pipelines.service import build_service
 from tests.ace.operations.delivered import (
-    MEASURED,
     build_here,
-    commit_all,
+    copy_built,
     deliver,
     deliveries_of,
-    make_service,
-    open_key,
+    make_built,
 )
 from tests.ace.operations.service import ANNA
 from tests.pipelines.test_sets import MANIFEST, SET, report, stale
@@ -36,22 +34,14 @@ OPERATIONS = "operations: {deliveries: {name: clinic}}\n"
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project once for all tests of this file, and its key beside it."""
     root = tmp_path_factory.mktemp("service")
-    with pytest.MonkeyPatch.context() as patch:
-        open_key(root, patch)
-        project = make_service(root)
-        assert build_here(f"shard@{MEASURED}", project, root / "log") is None
-        commit_all(project)
+    make_built(root)
     return root
 
 
 @pytest.fixture
 def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy to change."""
-    shutil.copytree(made, tmp_path / "service", symlinks=True)
-    monkeypatch.setenv("ACE_ID_KEY_FILE", str(tmp_path / "service" / "id.key"))
-    monkeypatch.setenv("ACE_SCRATCH", str(tmp_path / "service" / "scratch"))
-    monkeypatch.setattr(module, "repro", build_here)
-    return tmp_path / "service" / "project"
+    return copy_built(made, tmp_path / "service", monkeypatch)
 
 
 class Ticks:

@@ -1,6 +1,7 @@
 """A small project in a service's clone, with an accepted batch, and deliveries for it."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
+import ace.operations.deliveries as deliveries_module
 from ace.operations.audit import first_problem
 from ace.operations.clone import Clone
 from ace.operations.deliveries import Deliveries
@@ -161,6 +163,24 @@ def open_key(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     create_key(root / "id.key")
     monkeypatch.setenv(KEY_FILE_VARIABLE, str(root / "id.key"))
     monkeypatch.setenv(SCRATCH_VARIABLE, str(root / "scratch"))
+
+
+def make_built(root: Path) -> None:
+    """Make a service's project below `root` with an accepted batch that is built, and its key beside it."""
+    with pytest.MonkeyPatch.context() as patch:
+        open_key(root, patch)
+        project = make_service(root)
+        assert build_here(f"shard@{MEASURED}", project, root / "log") is None
+        commit_all(project)
+
+
+def copy_built(made: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a copy of such a project, which a test may change; shards are built in the test's own process."""
+    shutil.copytree(made, root, symlinks=True)
+    monkeypatch.setenv(KEY_FILE_VARIABLE, str(root / "id.key"))
+    monkeypatch.setenv(SCRATCH_VARIABLE, str(root / "scratch"))
+    monkeypatch.setattr(deliveries_module, "repro", build_here)
+    return root / "project"
 
 
 def deliveries_of(project: Path) -> Deliveries:

@@ -25,16 +25,14 @@ from shards.cli import run_command
 from shards.core.errors import ConfigError
 from tests.ace.operations.delivered import (
     MEASURED,
-    build_here,
     chest,
-    commit_all,
+    copy_built,
     deliver,
     deliveries_of,
     lines_of_log,
     load,
-    make_service,
+    make_built,
     mixed,
-    open_key,
     status,
 )
 from tests.ace.operations.service import ANNA
@@ -47,22 +45,14 @@ NEW = range(100, 130)
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project once for all tests of this file, and its key beside it."""
     root = tmp_path_factory.mktemp("service")
-    with pytest.MonkeyPatch.context() as patch:
-        open_key(root, patch)
-        project = make_service(root)
-        assert build_here(f"shard@{MEASURED}", project, root / "log") is None
-        commit_all(project)
+    make_built(root)
     return root
 
 
 @pytest.fixture
 def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it, whose shards are built in the tests' own process."""
-    shutil.copytree(made, tmp_path / "service", symlinks=True)
-    monkeypatch.setenv("ACE_ID_KEY_FILE", str(tmp_path / "service" / "id.key"))
-    monkeypatch.setenv("ACE_SCRATCH", str(tmp_path / "service" / "scratch"))
-    monkeypatch.setattr(module, "repro", build_here)
-    return tmp_path / "service" / "project"
+    return copy_built(made, tmp_path / "service", monkeypatch)
 
 
 def run(project: Path, now_s: float | None = None) -> list[str]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-import ace.operations.deliveries as module
 from ace.__main__ import build_parser
 from ace.operations import bucket
 from ace.operations.bucket import Bucket
@@ -21,14 +20,12 @@ from shards.cli import run_command
 from shards.core.errors import ConfigError, StoreError
 from tests.ace.operations.delivered import (
     MEASURED,
-    build_here,
-    commit_all,
+    copy_built,
     deliver,
     deliveries_of,
     lines_of_log,
-    make_service,
+    make_built,
     mixed,
-    open_key,
     status,
 )
 from tests.ace.operations.hospital import Hospital
@@ -42,22 +39,14 @@ NEW = range(100, 130)
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("service")
-    with pytest.MonkeyPatch.context() as patch:
-        open_key(root, patch)
-        project = make_service(root)
-        assert build_here(f"shard@{MEASURED}", project, root / "log") is None
-        commit_all(project)
+    make_built(root)
     return root
 
 
 @pytest.fixture
 def project(made: Path, hospital: Hospital, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A service that takes deliveries from the hospital's bucket, and builds shards in the tests' own process."""
-    shutil.copytree(made, tmp_path / "service", symlinks=True)
-    monkeypatch.setenv("ACE_ID_KEY_FILE", str(tmp_path / "service" / "id.key"))
-    monkeypatch.setenv("ACE_SCRATCH", str(tmp_path / "service" / "scratch"))
-    monkeypatch.setattr(module, "repro", build_here)
-    project = tmp_path / "service" / "project"
+    project = copy_built(made, tmp_path / "service", monkeypatch)
     set_incoming(project, hospital.url)
     git(project, "commit", "--all", "--quiet", "--message", "deliveries come by S3")
     return project
