@@ -70,7 +70,22 @@ def test_plots_are_summed_up_column_by_column(tmp_path: Path, path: str, text: s
     table = out_metadata(tmp_path, Out(path.split("/")[0], "plot"), RECORDED)["series"].value
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in str(table).splitlines()[2:]]
     assert [row[0] for row in rows] == ["loss: loss" if "tsv" in path else "p: loss"]
-    assert rows[-1][1:4] == ["2", "3", "nan" if "tsv" in path else "1"]
+    assert rows[-1][1:5] == ["▁" if "tsv" in path else "█▁", "2", "3", "nan" if "tsv" in path else "1"]
+
+
+def test_the_curve_of_a_plot_rises_and_falls_as_its_series_does(tmp_path: Path) -> None:
+    rises, parabola = range(320), [(2 * number - 319) ** 2 for number in range(320)]
+    lines = [f"{step}\t{up}\t{bowl}\t5\tinf" for step, (up, bowl) in enumerate(zip(rises, parabola, strict=True))]
+    (tmp_path / "log.tsv").write_text("\n".join(["step\tup\tbowl\tflat\tgone", *lines]))
+    table = out_metadata(tmp_path, Out("log.tsv", "plot"), RECORDED)["series"].value
+    curves = {row.split("|")[1].strip(): row.split("|")[2].strip() for row in str(table).splitlines()[2:]}
+    assert list(curves["log: up"]) == sorted(curves["log: up"])
+    assert set(curves["log: up"]) == set("▁▂▃▄▅▆▇█")
+    half = len(curves["log: bowl"]) // 2
+    assert curves["log: bowl"][0] == curves["log: bowl"][-1] == "█"
+    assert list(curves["log: bowl"][:half]) == sorted(curves["log: bowl"][half:], reverse=True)
+    assert set(curves["log: flat"]) == {"▁"}
+    assert curves["log: gone"] == ""
 
 
 def test_pictures_are_named_by_their_paths_and_their_pixels_stay_where_they_are(tmp_path: Path) -> None:
