@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 import warnings
@@ -21,7 +22,7 @@ from ace.operations.alone import alone
 from ace.operations.audit import first_problem
 from ace.operations.cleaning import CLEANED, Cleaning, Plan
 from ace.operations.clone import Clone
-from ace.operations.delivery import BUILD_LOG
+from ace.operations.delivery import BUILD_LOG, FETCHING
 from ace.operations.errors import BusyError, OperationsError
 from ace.operations.events import EventLog
 from ace.operations.params import OperationsParams
@@ -179,6 +180,74 @@ def test_ten_years_after_its_last_use_a_version_keeps_its_model_and_its_report_a
     made.service.models.joinpath("v1").rename(made.root.parent / "lost")
     made.service.registry.rollback(1, ANNA, "an old one")
     assert first_problem(made.service.registry) is None
+
+
+def test_a_tag_that_somebody_made_on_an_old_version_keeps_all_that_its_commit_records(made: Published) -> None:
+    git(made.root, "tag", "paper", "ace@v1.0.0^{commit}")
+    clean(made.root, made.service.registry.events()[3].time + TEN_YEARS + timedelta(minutes=1))
+    assert cached(made.root) == texts_of("one", "two", "last")
+
+
+def test_the_last_commit_keeps_all_of_a_version_however_old(made: Published) -> None:
+    last = made.service.registry.promote(ANNA)
+    made.service.registry.rollback(2, ANNA, "worse")
+    clean(made.root, made.service.registry.events()[-1].time + TEN_YEARS + timedelta(minutes=1))
+    assert last.name == "v3"
+    assert "pixels of\nlast" in cached(made.root)
+
+
+def test_an_experiment_keeps_what_it_made(made: Published) -> None:
+    (made.root / "text").write_text("tried")
+    repro_here(made.root, "repro", "--quiet")
+    git(made.root, "stash", "--quiet")
+    tried = git(made.root, "rev-parse", "stash@{0}").strip()
+    git(made.root, "stash", "drop", "--quiet")
+    head = git(made.root, "rev-parse", "HEAD").strip()
+    git(made.root, "update-ref", f"refs/exps/{head[:2]}/{head[2:]}/tried", tried)
+    clean(made.root)
+    assert cached(made.root) == texts_of("one", "two", "last", "tried")
+
+
+def test_what_a_retraining_has_made_stays_until_it_ends_although_dvc_was_killed_over_its_lock_file(
+    made: Published,
+) -> None:
+    log = made.service.registry.log
+    began = log.append(BEGAN, {"run_key": "0"}, actor=ANNA, now=datetime.now(UTC) - timedelta(seconds=1))
+    for path in (made.root / ".dvc/cache/runs").rglob("*"):  # what was made before it began is none of its
+        os.utime(path, (0, 0))
+    (made.root / "text").write_text("trained")
+    repro_here(made.root, "repro", "--quiet")
+    lock = made.root / "dvc.lock"
+    lock.write_bytes(lock.read_bytes()[:-9])
+    with pytest.raises(OperationsError, match=r"dvc\.lock was half written by a dvc that was killed"):
+        clean(made.root)
+    assert cached(made.root) == texts_of("one", "two", "rejected", "last", "trained")
+    git(made.root, "restore", "dvc.lock")  # as the next call does
+    clean(made.root)
+    assert cached(made.root) == texts_of("one", "two", "last", "trained")
+    log.append("retraining_abandoned", began.facts, actor=ANNA, now=NOW)
+    clean(made.root)
+    assert cached(made.root) == texts_of("one", "two", "last")
+
+
+def test_nothing_goes_while_dvc_cannot_read_what_a_tag_or_the_work_tree_records(
+    made: Published, capsys: pytest.CaptureFixture[str]
+) -> None:
+    graph = made.root / "dvc.yaml"
+    good = graph.read_text()
+    for name, remedy in (("a tag", r"git tag --points-at \w{40} names the tags"), ("nothing", "`dvc status` says")):
+        graph.write_text("stages: {pretrain: {wrong: 1}}\n")
+        if name == "a tag":
+            git(made.root, "commit", "--quiet", "--all", "--message", "broken")
+            git(made.root, "tag", "before")
+            graph.write_text(good)
+            git(made.root, "commit", "--quiet", "--all", "--message", "mended")
+        assert command("ops", "clean", "--repo", str(made.root), "--yes") == 2
+        said = capsys.readouterr().err
+        assert re.search(rf"error: DVC cannot read what .* records, so nothing is removed: .*dvc.yaml.*{remedy}", said)
+        if name == "a tag":
+            git(made.root, "tag", "--delete", "before")
+    assert cached(made.root) == texts_of("one", "two", "rejected", "last")
 
 
 def test_a_version_that_became_the_accepted_one_again_is_as_young_as_that(made: Published) -> None:
@@ -341,7 +410,9 @@ def test_logs_of_builds_go_after_six_months_and_refused_images_only_if_asked_for
     params.write_text(params.read_text() + "  retention: {quarantine_days: 30}\n")
     git(refused, "commit", "--quiet", "--all", "--message", "refused images go after a month")
     assert not clean(refused, now + timedelta(days=29)).totals
-    assert list(clean(refused, now + timedelta(days=31)).found["refused_images"]) == [str(images)]
+    fetched = images.with_name(FETCHING)  # a delivery on S3 that was refused before all of it had come
+    (fetched / "images").mkdir(parents=True)
+    assert list(clean(refused, now + timedelta(days=31)).found["refused_images"]) == [str(images), str(fetched)]
     left = {path.name: path.is_dir() for path in images.parent.iterdir()}
     assert {"attempts.jsonl", "report.json", f"{images.parent.name}.yaml"} <= left.keys()
     assert not any(left.values()), "no folder is left"
