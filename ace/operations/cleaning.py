@@ -87,9 +87,10 @@ class Plan:
             lines.append(f"{count_of(total['number'], _WORDS[kind])}{_OF.get(kind, '')}, {size(total['bytes'])}")
             if kind in (WORK, REFUSED, LOGS):
                 lines += [f"  {path}, {size(number)}" for path, number in self.found[kind].items()]
+        lines = lines or ["nothing is to go"]
         if self.before is None:
             lines.append(f"${HOME_VARIABLE} is not set, so runs of Dagster were not looked at")
-        return "\n".join(lines or ["nothing is to go"])
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)

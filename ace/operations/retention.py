@@ -1,5 +1,6 @@
 """Say which objects of DVC a service still needs: those of its work tree, its tags, and the versions of its log."""
 
+import logging
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -89,8 +90,11 @@ def _used(root: Path, revisions: Sequence[str]) -> set[str]:
     from dvc.exceptions import RevCollectionError
     from dvc.repo import Repo
 
+    logger = logging.getLogger("dvc")
+    level = logger.level
     with Repo(str(root)) as repo:
         try:
+            logger.setLevel(logging.ERROR)  # it warns of each out that was never made
             # By force, since lists that were erased, or are of a tag of the project from before this service, are
             # nowhere.
             used = repo.used_objs(revs=revisions, all_experiments=True, force=True)
@@ -102,4 +106,6 @@ def _used(root: Path, revisions: Sequence[str]) -> set[str]:
             raise OperationsError(
                 f"DVC cannot read what {where} records, so nothing is removed: {error.__cause__}; {remedy}"
             ) from None
+        finally:
+            logger.setLevel(level)
         return {item.value for items in used.values() for item in items if item.value}

@@ -155,7 +155,8 @@ def test_what_no_version_needs_goes_and_every_version_can_still_be_accepted(
         assert (made.service.models / "accepted/README.md").read_text() == text
     assert first_problem(made.service.registry) is None
     assert command("ops", "clean", "--repo", str(made.root), "--yes") == 0
-    assert capsys.readouterr().out.splitlines()[0].startswith("$DAGSTER_HOME is not set")
+    said = capsys.readouterr().out.splitlines()
+    assert said == ["nothing is to go", "$DAGSTER_HOME is not set, so runs of Dagster were not looked at"]
     assert made.service.kinds.count(CLEANED) == 1
 
 
@@ -164,6 +165,13 @@ def test_what_was_made_and_is_not_committed_yet_stays(made: Published) -> None:
     repro_here(made.root, "repro", "--quiet")
     clean(made.root)
     assert cached(made.root) == texts_of("one", "two", "last", "under way")
+
+
+def test_it_says_nothing_of_what_was_never_made(made: Published, capsys: pytest.CaptureFixture[str]) -> None:
+    with (made.root / "dvc.yaml").open("a") as graph:
+        graph.write("  rest: {cmd: 'echo > rest', outs: [rest]}\n")
+    assert command("ops", "clean", "--repo", str(made.root)) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_a_tag_that_somebody_made_keeps_what_its_commit_records(made: Published) -> None:
