@@ -420,6 +420,11 @@ def test_logs_of_builds_go_after_six_months_and_refused_images_only_if_asked_for
     assert not clean(refused, now + timedelta(days=29)).totals
     fetched = images.with_name(FETCHING)  # a delivery on S3 that was refused before all of it had come
     (fetched / "images").mkdir(parents=True)
+    (delivery,) = (item for item in deliveries_of(refused).taken() if item.state == "refused")
+    record = delivery.attempts.path.read_text()
+    delivery.attempts.overrule("accepted", ANNA, "all the same")  # and the call was killed then
+    assert not clean(refused, now + timedelta(days=31)).totals
+    delivery.attempts.path.write_text(record)
     assert list(clean(refused, now + timedelta(days=31)).found["refused_images"]) == [str(images), str(fetched)]
     left = {path.name: path.is_dir() for path in images.parent.iterdir()}
     assert {"attempts.jsonl", "report.json", f"{images.parent.name}.yaml"} <= left.keys()
