@@ -181,7 +181,8 @@ class Cleaning:
             event = log.append(CLEANED, plan.totals, actor=actor, now=now)
         _unlink([*plan.found[OBJECTS], *plan.found[LOGS]])
         for path in map(Path, plan.found[WORK]):
-            with suppress(Timeout), FileLock(_lock(path, self._scratch), timeout=0):
+            # Somebody may have gone on with it since it was found, or finished it.
+            with suppress(Timeout, FileNotFoundError), FileLock(_lock(path, self._scratch), timeout=0):
                 shutil.rmtree(path)
         for path in map(Path, plan.found[REFUSED]):
             going = path.with_name(_GOING)

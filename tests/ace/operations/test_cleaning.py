@@ -199,6 +199,8 @@ def test_a_tag_that_somebody_made_on_an_old_version_keeps_all_that_its_commit_re
 def test_the_last_commit_keeps_all_of_a_version_however_old(made: Published) -> None:
     last = made.service.registry.promote(ANNA)
     made.service.registry.rollback(2, ANNA, "worse")
+    (made.root / "text").write_text("under way")  # so that the work tree names what is newer
+    repro_here(made.root, "repro", "--quiet")
     clean(made.root, made.service.registry.events()[-1].time + TEN_YEARS + timedelta(minutes=1))
     assert last.name == "v3"
     assert "pixels of\nlast" in cached(made.root)
@@ -380,6 +382,18 @@ def test_only_work_goes_that_is_old_and_that_no_process_and_no_retraining_has(ma
     assert not any(path.exists() for path in gone)
 
 
+def test_work_that_somebody_goes_on_with_or_has_finished_since_the_plan_is_left_alone(made: Published) -> None:
+    work = unfinished(made.root.parent / "scratch", "pretrain/0a", timedelta(days=31))
+    cleaning = Cleaning(Clone(made.root))
+    with cleaning.deciding():
+        plan = cleaning.plan(NOW)
+        with unfinished_work("pretrain", "0a"):
+            cleaning.remove(plan, ANNA, NOW)
+            assert (work / "checkpoints/step-1.pt").is_file()
+        assert not work.exists()
+        cleaning.remove(plan, ANNA, NOW)
+
+
 @pytest.fixture(scope="module")
 def refused(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A project whose service has refused one delivery and accepted another, each with a log of its build."""
@@ -401,6 +415,29 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             (item.folder / BUILD_LOG).write_text("dvc said this")
         git(project, "restore", "dvc.lock")
         yield project
+
+
+def test_nobody_can_accept_what_a_clean_up_that_was_killed_has_left_of_refused_images(
+    refused: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    project = Path(shutil.copytree(refused, tmp_path / "project", symlinks=True))
+    params = project / "params.yaml"
+    params.write_text(params.read_text() + "  retention: {quarantine_days: 30}\n")
+    git(project, "commit", "--quiet", "--all", "--message", "refused images go after a month")
+
+    def killed(folder: Path) -> None:
+        next(folder.glob("*.png")).unlink()
+        raise KeyboardInterrupt
+
+    (images,) = project.glob("quarantine/*/images")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        clean(project, datetime.now(UTC) + timedelta(days=31))
+    with pytest.raises(ConfigError, match="its images are gone, by a clean-up"):
+        list(deliveries_of(project).overrule(images.parent.name, "accepted", ANNA, "all the same"))
+    clean(project, datetime.now(UTC) + timedelta(days=31))
+    assert not any(path.is_dir() for path in images.parent.iterdir())
 
 
 def test_logs_of_builds_go_after_six_months_and_refused_images_only_if_asked_for(
