@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
@@ -164,7 +165,7 @@ def changed_stages(root: Path, names: Sequence[str]) -> list[str]:
             changed, remade = [], set[str]()
             for name in names:
                 stage = stages.get(name)
-                if stage is None or stage.changed() or any(dep.fs_path in remade for dep in stage.deps):
+                if stage is None or stage.changed() or any(_meets(dep.fs_path, remade) for dep in stage.deps):
                     changed.append(name)
                     remade |= {out.fs_path for out in stage.outs} if stage else set()
             return changed
@@ -240,6 +241,13 @@ def _stage(stage: Any, repo: Any, produced: set[str], values: Values) -> Stage:
         inputs=tuple(sorted(deps.keys() & produced)),
         files={path: deps[path].get_hash().value if deps[path].exists else None for path in deps.keys() - produced},
         outs=tuple(Out(_path(out, repo), _kind(out)) for out in stage.outs),
+    )
+
+
+def _meets(path: str, others: AbstractSet[str]) -> bool:
+    """Tell whether a path is one of others, or lies in one of them, or one of them in it."""
+    return not others.isdisjoint((path, *map(str, Path(path).parents))) or any(
+        other.startswith(f"{path}/") for other in others
     )
 
 

@@ -317,6 +317,7 @@ def audit(arguments: argparse.Namespace) -> int:
     """
     from ace.operations.audit import first_problem
     from ace.operations.withdrawal_state import withdrawals
+    from shards.runtime.text import count_of
 
     registry = registry_of(arguments)
     problem = first_problem(registry)
@@ -324,7 +325,7 @@ def audit(arguments: argparse.Namespace) -> int:
         print(problem, file=sys.stderr)
         return 1
     events = registry.events()
-    print(f"OK: {len(events)} events, their tags and the bytes that they name")
+    print(f"OK: {count_of(len(events), 'event')}, their tags and the bytes that they name")
     for withdrawal in withdrawals(events).values():
         if withdrawal.erasing is not None:
             names = ", ".join(withdrawal.erasing.facts["batches"])

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from ace.operations.alone import alone
 from ace.operations.clone import Clone
 from ace.operations.deliveries import Deliveries
-from ace.operations.delivery import BUILD_LOG, IMAGES
+from ace.operations.delivery import BUILD_LOG, FETCHING, IMAGES
 from ace.operations.due import DELIVERIES, QUARANTINE
 from ace.operations.durable import sync_folder
 from ace.operations.erasure_plan import Plan as ErasurePlan
@@ -34,7 +34,7 @@ from ace.operations.repro import at_work
 from ace.operations.retention import needed_objects
 from ace.operations.retraining_state import open_retraining
 from ace.operations.tags import read_events
-from ace.operations.work_tree import PARAMS
+from ace.operations.work_tree import LOCK, PARAMS, is_torn
 from shards.core.errors import NoSpaceError
 from shards.runtime.atomic import size
 from shards.runtime.scratch import scratch_root
@@ -87,9 +87,10 @@ class Plan:
             lines.append(f"{count_of(total['number'], _WORDS[kind])}{_OF.get(kind, '')}, {size(total['bytes'])}")
             if kind in (WORK, REFUSED, LOGS):
                 lines += [f"  {path}, {size(number)}" for path, number in self.found[kind].items()]
+        lines = lines or ["nothing is to go"]
         if self.before is None:
             lines.append(f"${HOME_VARIABLE} is not set, so runs of Dagster were not looked at")
-        return "\n".join(lines or ["nothing is to go"])
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,7 @@ class Cleaning:
         """
         root, operations = self.clone.root, read_operations(self.clone.root / PARAMS)
         params, events = operations.retention, read_events(root)
+        _check_whole(self.clone)
         needed = needed_objects(root, events, params, now)
         is_training = open_retraining(events) is not None  # its checkpoints may be as old as a hold
         before = now - timedelta(days=31 * params.logs_months)
@@ -179,7 +181,8 @@ class Cleaning:
             event = log.append(CLEANED, plan.totals, actor=actor, now=now)
         _unlink([*plan.found[OBJECTS], *plan.found[LOGS]])
         for path in map(Path, plan.found[WORK]):
-            with suppress(Timeout), FileLock(_lock(path, self._scratch), timeout=0):
+            # Somebody may have gone on with it since it was found, or finished it.
+            with suppress(Timeout, FileNotFoundError), FileLock(_lock(path, self._scratch), timeout=0):
                 shutil.rmtree(path)
         for path in map(Path, plan.found[REFUSED]):
             going = path.with_name(_GOING)
@@ -195,6 +198,21 @@ class Cleaning:
     def _scratch(self) -> Path:
         with chdir(self.clone.root):
             return scratch_root()
+
+
+def _check_whole(clone: Clone) -> None:
+    """Refuse to go by a dvc.lock that dvc was killed over: what is cut off is needed all the same.
+
+    Raises:
+        OperationsError: it is one.
+    """
+    path = clone.root / LOCK
+    if path.is_file() and is_torn(path.read_text(encoding="utf-8"), clone.committed(LOCK) or ""):
+        raise OperationsError(
+            f"{path} was half written by a dvc that was killed, so what has to be kept is not known, and nothing is "
+            f"removed. Give the command again that was at work then; after a `dvc repro`: git restore {LOCK}, and the "
+            "same dvc repro"
+        )
 
 
 def _objects(root: Path) -> Iterator[tuple[str, Path]]:
@@ -224,7 +242,7 @@ def _refused(deliveries: Deliveries, now: datetime, days: int | None) -> Iterato
     for delivery in deliveries.taken() if days is not None else ():
         is_refused, decision = delivery.state == "refused" and not delivery.is_open, delivery.decision
         if is_refused and decision and datetime.fromisoformat(decision.at) < now - timedelta(days=days or 0):
-            yield from (path for name in (IMAGES, _GOING) if (path := delivery.folder / name).exists())
+            yield from (path for name in (IMAGES, FETCHING, _GOING) if (path := delivery.folder / name).exists())
 
 
 def _logs(folder: Path, before: datetime) -> Iterator[Path]:

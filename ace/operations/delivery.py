@@ -114,7 +114,12 @@ class Delivery:
             return self.state
         decision = self.decision
         cause = decision.why if decision and decision.why else (self.report or {}).get("cause")
-        return f"refused: {cause.splitlines()[0]}" if cause else self.state
+        if not cause:
+            return self.state
+        first, *others = cause.splitlines()
+        if first.endswith(":") and others:
+            first += f" {' '.join(others[0].split())}"  # without which it says nothing
+        return f"refused: {first}"
 
     @property
     def last(self) -> str:

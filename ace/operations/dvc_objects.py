@@ -3,6 +3,7 @@
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,12 @@ def read_recorded(root: Path, commit: str, names: Collection[str]) -> Recorded:
             if any(dep.get("md5") in holding for dep in entry["deps"]) and not _makes_model(entry):
                 holding |= {out["md5"] for out in entry["outs"]}
     return Recorded(frozenset(holding), frozenset(others))
+
+
+def made_since(root: Path, since: datetime) -> set[str]:
+    """Return the md5 of all outs that the run cache of this machine has got since a moment."""
+    runs = [entry for path, entry in _runs(root) if Path(path).stat().st_mtime >= since.timestamp()]
+    return {out["md5"] for entry in runs for out in entry["outs"]}
 
 
 def recorded_now(root: Path) -> set[str]:

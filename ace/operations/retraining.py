@@ -7,6 +7,7 @@ retraining began and how it ended; there is at most one that has begun and not e
 import csv
 import hashlib
 import json
+import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -48,6 +49,7 @@ from shards.reading.reader import ShardIndex
 GATE = Path("metrics/gate.json")
 _ANY_SHA256 = "0" * 64
 REPRO_LOG = Path(".dvc/tmp/retraining.log")
+_TEMPLATE = re.compile(r"\$\{[^}]*\}")
 
 
 @dataclass(frozen=True)
@@ -419,12 +421,18 @@ def _made(dvc_yaml: str) -> re.Pattern[str]:
     """Match the names of what the stages make; dvc removes it before a stage runs, also where dvc.lock has no line yet.
 
     Args:
-        dvc_yaml: Text of dvc.yaml, in which `${...}` stands for a part of a name.
+        dvc_yaml: Text of dvc.yaml, in which `${...}` stands for a part of a name. A name that begins with it matches
+            nothing, for it could be that of any file, and what somebody edits is no stage's.
     """
     bodies = [stage.get("do", stage) for stage in parse_yaml(dvc_yaml)["stages"].values()]
-    entries = [entry for body in bodies for kind in ("outs", "metrics", "plots") for entry in body.get(kind, ())]
-    paths = [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
-    names = ["[^/]+".join(map(re.escape, re.split(r"\$\{[^}]*\}", path))) for path in paths]
+    entries = [
+        (body.get("wdir", "."), entry if isinstance(entry, str) else next(iter(entry)))
+        for body in bodies
+        for kind in ("outs", "metrics", "plots")
+        for entry in body.get(kind, ())
+    ]
+    paths = [posixpath.normpath(posixpath.join(*entry)) for entry in entries]
+    names = ["[^/]+".join(map(re.escape, _TEMPLATE.split(path))) for path in paths if not _TEMPLATE.match(path)]
     return re.compile(f"({'|'.join(names)})(/.*)?")
 
 

@@ -119,13 +119,18 @@ def mended_lock(clone: Clone) -> str:
     """
     path, committed = clone.root / LOCK, clone.committed(LOCK) or ""
     text = path.read_text(encoding="utf-8") if path.is_file() else committed
-    if text != committed and (committed.startswith(text) or not text.endswith("\n")):
+    if is_torn(text, committed):
         if committed:
             write_text(path, committed)
         else:
             path.unlink()  # dvc takes no empty one
         return committed
     return text
+
+
+def is_torn(text: str, committed: str) -> bool:
+    """Tell whether dvc was killed in the moment of writing a dvc.lock with this text, by that of the last commit."""
+    return text != committed and (committed.startswith(text) or not text.endswith("\n"))
 
 
 def _stages(text: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import pytest
 from dagster import (
     AssetExecutionContext,
     AssetKey,
+    AssetObservation,
     AssetSelection,
     AssetSpec,
     DagsterEventType,
@@ -144,6 +145,19 @@ def test_an_item_that_fails_keeps_no_other_from_running_and_the_finished_ones_ar
     description = failure_of(result).description
     assert "these have finished: shard@own" in str(description)
     assert lock_events(instance, toy, load_graph(toy), []) != []
+
+
+def test_a_lock_file_that_something_else_replaced_while_a_stage_ran_fails_its_step_with_what_to_do(
+    toy: Path, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reproduce(*arguments: object, **options: object) -> Iterator[AssetObservation]:
+        (toy / "dvc.lock").write_text("schema: '2.0'\n")
+        yield from ()
+
+    monkeypatch.setattr("pipelines.assets.reproduce", reproduce)
+    result = run(toy, instance, "data/raw", raise_on_error=False)
+    (event,) = (event for event in result.all_events if event.event_type == DagsterEventType.STEP_FAILURE)
+    assert "no record of raw, which dvc has just run" in event.step_failure_data.error_display_string
 
 
 def failure_of(result: ExecuteInProcessResult) -> Failure:

@@ -144,14 +144,14 @@ def test_what_steps_are_forked_from_has_read_the_graph_and_runs_no_thread_and_su
     toy: Path,
 ) -> None:
     program = (
-        "import threading, pipelines.preloaded, pipelines.graph; "
-        "print(len(pipelines.graph._known), threading.active_count())"
+        "import threading, pipelines.preloaded, pipelines.graph, pipelines.lock; "
+        "print(len(pipelines.graph._known), pipelines.lock._entries.cache_info().currsize, threading.active_count())"
     )
     command, environment = [sys.executable, "-c", program], {**os.environ, "PYTHONPATH": str(ROOT)}
     settle(toy)
-    assert subprocess.check_output(command, cwd=toy, env=environment).split() == [b"1", b"1"]
+    assert subprocess.check_output(command, cwd=toy, env=environment).split() == [b"1", b"1", b"1"]
     edit(toy / "dvc.yaml", "stages:", "stages: [")
-    assert subprocess.check_output(command, cwd=toy, env=environment).split() == [b"0", b"1"]
+    assert subprocess.check_output(command, cwd=toy, env=environment).split() == [b"0", b"0", b"1"]
 
 
 @pytest.mark.slow

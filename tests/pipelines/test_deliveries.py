@@ -144,7 +144,10 @@ def test_a_delivery_that_is_held_is_reported_once_for_all_attempts_that_fail_ali
     assert text == "clinic-b001: held, build failed with HeldDeliveryError"
     assert (facts["state"], facts["reason"]) == ("held", "build failed with HeldDeliveryError")
     assert "Jane" not in str(told)
+    told.clear()
+    monkeypatch.setattr(module, "judge", lambda *_: told.extend(ticks()) or [])
     run(project)
+    assert [text for text, _ in told] == ["clinic-b001: begun"], "no longer held, once its shards are built"
     assert dict(ticks())["clinic-b001: accepted"]["attempts"] == 4
 
 
@@ -174,6 +177,12 @@ def test_a_decision_is_reported_once_the_log_has_it(
     assert [text for text, _ in ticks()] == []
     run(project)
     assert [text for text, _ in ticks()] == ["clinic-b001: accepted"]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "log_decision", lambda *_: None)
+        overrule(project, "refused")
+    assert [text for text, _ in ticks()] == [], "the log has the earlier decision"
+    run(project)
+    assert [text for text, _ in ticks()] == ["clinic-b001: refused"]
 
 
 def test_a_log_that_was_changed_keeps_the_sensor_from_nothing(project: Path, ticks: Ticks) -> None:

@@ -146,6 +146,16 @@ def test_a_graph_is_read_again_only_after_a_change(toy: Path) -> None:
     assert load_graph(toy) != second
 
 
+def test_a_graph_is_read_again_after_a_change_of_any_file_with_params(toy: Path) -> None:
+    edit(toy / "dvc.yaml", "params: [raw]", "params: [raw, {other.yaml: [depth]}]")
+    (toy / "other.yaml").write_text("depth: 1\n")
+    settle(toy)
+    first = load_graph(toy)
+    assert load_graph(toy) is first
+    (toy / "other.yaml").write_text("depth: 2\n")
+    assert {stage.name for stage in load_graph(toy).stages if stage not in first.stages} == {"raw"}
+
+
 def test_dvc_tells_in_this_process_which_stages_it_would_run(toy: Path) -> None:
     names = [stage.name for stage in load_graph(toy).stages]
     assert changed_stages(toy, names) == []
@@ -157,6 +167,16 @@ def test_dvc_tells_in_this_process_which_stages_it_would_run(toy: Path) -> None:
     assert changed_stages(toy, ["shard@raw-b000"]) == []
     assert changed_stages(toy, names) == ["raw", "shard@raw-b000", "train"], "what reads an out that is made again"
     assert changed_stages(toy, names[::-1]) == ["raw"], "in the order in which they run"
+
+
+@pytest.mark.parametrize("path", ["data/raw/content.txt", "data"])
+def test_what_lies_in_an_out_that_is_made_again_or_around_it_is_made_again_too(toy: Path, path: str) -> None:
+    reader = f"  reader: {{cmd: touch other, deps: [{path}], outs: [other]}}\n"
+    edit(toy / "dvc.yaml", "stages:\n", f"stages:\n{reader}")
+    dvc(toy, "repro", "--single-item", "reader")
+    assert changed_stages(toy, ["raw", "reader"]) == []
+    edit(toy / "params.yaml", "count: 3", "count: 4")
+    assert changed_stages(toy, ["raw", "reader"]) == ["raw", "reader"]
 
 
 def test_what_changed_cannot_be_told_while_another_dvc_is_at_work_on_an_out(toy: Path) -> None:

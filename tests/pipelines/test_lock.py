@@ -1,9 +1,10 @@
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from dagster import AssetKey
 from dagster._core.definitions.data_version import DataProvenance, DataVersion
 
 from pipelines.graph import DagsterMeta, Graph, Out, Stage, code_version, load_graph
-from pipelines.lock import asset_key, provenance, read_lock
+from pipelines.lock import StageRecord, asset_key, is_up_to_date, provenance, read_lock
 from shards.core.errors import ConfigError
 from tests.pipelines.toy import dvc, edit, git
 
@@ -148,6 +149,21 @@ def _read_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_read_again_at_once")
+def test_a_stage_is_up_to_date_only_with_its_outs_and_its_inputs_as_they_are_now(toy: Path) -> None:
+    graph = load_graph(toy)
+    records = read_lock(toy, graph)
+
+    def out_of_date(records: Mapping[str, StageRecord]) -> list[str]:
+        return [stage.name for stage in graph.stages if not is_up_to_date(toy, stage, records)]
+
+    assert out_of_date(records) == []
+    raw = records["raw"]
+    again = replace(raw, outs={path: replace(out, md5="0.dir") for path, out in raw.outs.items()})
+    assert out_of_date({**records, "raw": again}) == ["shard@raw-b000"]
+    shutil.rmtree(toy / "data/shards/own")
+    assert out_of_date(records) == ["shard@own"]
+
+
 def test_a_stage_that_has_just_run_must_have_its_record(repository: Path) -> None:
     with pytest.raises(ConfigError, match=r"no record of shard@own.*run the stage again"):
         read_lock(repository, GRAPH, just_run=["shard@own"])

@@ -10,6 +10,7 @@ import pytest
 
 from ace.embed.opening import EncoderParams
 from ace.evaluation.at_once import evaluate_at_once
+from ace.evaluation.measure import ANSWERS
 from ace.evaluation.params import EvaluateParams
 from ace.evaluation.setting import StagePaths, read_setting
 from ace.gate.decide import _grouped, _subjects, check_frozen, decide
@@ -170,6 +171,18 @@ def decide_here(paths: StagePaths, params: EvaluateParams = PARAMS, names: Seque
 def test_answers_to_other_questions_decide_nothing(paths: StagePaths) -> None:
     with pytest.raises(ConfigError, match="measures it"):
         decide_here(paths, PARAMS.model_copy(update={"seed": PARAMS.seed + 1}))
+
+
+@pytest.mark.parametrize("name", ["incumbent", "untrained"])
+def test_whom_a_candidate_is_compared_with_was_asked_the_same(paths: StagePaths, name: str) -> None:
+    path = paths.answers / name / ANSWERS
+    text = path.read_text()
+    path.write_text(json.dumps(json.loads(text) | {"asked": "something else"}))
+    try:
+        with pytest.raises(ConfigError, match=f"has asked something else.*dvc repro measure@{name}` measures it again"):
+            decide_here(paths)
+    finally:
+        path.write_text(text)
 
 
 def test_a_decision_says_whether_there_was_an_accepted_model(paths: StagePaths) -> None:

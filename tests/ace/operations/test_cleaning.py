@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 import warnings
@@ -21,7 +22,7 @@ from ace.operations.alone import alone
 from ace.operations.audit import first_problem
 from ace.operations.cleaning import CLEANED, Cleaning, Plan
 from ace.operations.clone import Clone
-from ace.operations.delivery import BUILD_LOG
+from ace.operations.delivery import BUILD_LOG, FETCHING
 from ace.operations.errors import BusyError, OperationsError
 from ace.operations.events import EventLog
 from ace.operations.params import OperationsParams
@@ -154,7 +155,8 @@ def test_what_no_version_needs_goes_and_every_version_can_still_be_accepted(
         assert (made.service.models / "accepted/README.md").read_text() == text
     assert first_problem(made.service.registry) is None
     assert command("ops", "clean", "--repo", str(made.root), "--yes") == 0
-    assert capsys.readouterr().out.splitlines()[0].startswith("$DAGSTER_HOME is not set")
+    said = capsys.readouterr().out.splitlines()
+    assert said == ["nothing is to go", "$DAGSTER_HOME is not set, so runs of Dagster were not looked at"]
     assert made.service.kinds.count(CLEANED) == 1
 
 
@@ -163,6 +165,13 @@ def test_what_was_made_and_is_not_committed_yet_stays(made: Published) -> None:
     repro_here(made.root, "repro", "--quiet")
     clean(made.root)
     assert cached(made.root) == texts_of("one", "two", "last", "under way")
+
+
+def test_it_says_nothing_of_what_was_never_made(made: Published, capsys: pytest.CaptureFixture[str]) -> None:
+    with (made.root / "dvc.yaml").open("a") as graph:
+        graph.write("  rest: {cmd: 'echo > rest', outs: [rest]}\n")
+    assert command("ops", "clean", "--repo", str(made.root)) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_a_tag_that_somebody_made_keeps_what_its_commit_records(made: Published) -> None:
@@ -179,6 +188,76 @@ def test_ten_years_after_its_last_use_a_version_keeps_its_model_and_its_report_a
     made.service.models.joinpath("v1").rename(made.root.parent / "lost")
     made.service.registry.rollback(1, ANNA, "an old one")
     assert first_problem(made.service.registry) is None
+
+
+def test_a_tag_that_somebody_made_on_an_old_version_keeps_all_that_its_commit_records(made: Published) -> None:
+    git(made.root, "tag", "paper", "ace@v1.0.0^{commit}")
+    clean(made.root, made.service.registry.events()[3].time + TEN_YEARS + timedelta(minutes=1))
+    assert cached(made.root) == texts_of("one", "two", "last")
+
+
+def test_the_last_commit_keeps_all_of_a_version_however_old(made: Published) -> None:
+    last = made.service.registry.promote(ANNA)
+    made.service.registry.rollback(2, ANNA, "worse")
+    (made.root / "text").write_text("under way")  # so that the work tree names what is newer
+    repro_here(made.root, "repro", "--quiet")
+    clean(made.root, made.service.registry.events()[-1].time + TEN_YEARS + timedelta(minutes=1))
+    assert last.name == "v3"
+    assert "pixels of\nlast" in cached(made.root)
+
+
+def test_an_experiment_keeps_what_it_made(made: Published) -> None:
+    (made.root / "text").write_text("tried")
+    repro_here(made.root, "repro", "--quiet")
+    git(made.root, "stash", "--quiet")
+    tried = git(made.root, "rev-parse", "stash@{0}").strip()
+    git(made.root, "stash", "drop", "--quiet")
+    head = git(made.root, "rev-parse", "HEAD").strip()
+    git(made.root, "update-ref", f"refs/exps/{head[:2]}/{head[2:]}/tried", tried)
+    clean(made.root)
+    assert cached(made.root) == texts_of("one", "two", "last", "tried")
+
+
+def test_what_a_retraining_has_made_stays_until_it_ends_although_dvc_was_killed_over_its_lock_file(
+    made: Published,
+) -> None:
+    log = made.service.registry.log
+    began = log.append(BEGAN, {"run_key": "0"}, actor=ANNA, now=datetime.now(UTC) - timedelta(seconds=1))
+    for path in (made.root / ".dvc/cache/runs").rglob("*"):  # what was made before it began is none of its
+        os.utime(path, (0, 0))
+    (made.root / "text").write_text("trained")
+    repro_here(made.root, "repro", "--quiet")
+    lock = made.root / "dvc.lock"
+    lock.write_bytes(lock.read_bytes()[:-9])
+    with pytest.raises(OperationsError, match=r"dvc\.lock was half written by a dvc that was killed"):
+        clean(made.root)
+    assert cached(made.root) == texts_of("one", "two", "rejected", "last", "trained")
+    git(made.root, "restore", "dvc.lock")  # as the next call does
+    clean(made.root)
+    assert cached(made.root) == texts_of("one", "two", "last", "trained")
+    log.append("retraining_abandoned", began.facts, actor=ANNA, now=NOW)
+    clean(made.root)
+    assert cached(made.root) == texts_of("one", "two", "last")
+
+
+def test_nothing_goes_while_dvc_cannot_read_what_a_tag_or_the_work_tree_records(
+    made: Published, capsys: pytest.CaptureFixture[str]
+) -> None:
+    graph = made.root / "dvc.yaml"
+    good = graph.read_text()
+    for name, remedy in (("a tag", r"git tag --points-at \w{40} names the tags"), ("nothing", "`dvc status` says")):
+        graph.write_text("stages: {pretrain: {wrong: 1}}\n")
+        if name == "a tag":
+            git(made.root, "commit", "--quiet", "--all", "--message", "broken")
+            git(made.root, "tag", "before")
+            graph.write_text(good)
+            git(made.root, "commit", "--quiet", "--all", "--message", "mended")
+        assert command("ops", "clean", "--repo", str(made.root), "--yes") == 2
+        said = capsys.readouterr().err
+        assert re.search(rf"error: DVC cannot read what .* records, so nothing is removed: .*dvc.yaml.*{remedy}", said)
+        if name == "a tag":
+            git(made.root, "tag", "--delete", "before")
+    assert cached(made.root) == texts_of("one", "two", "rejected", "last")
 
 
 def test_a_version_that_became_the_accepted_one_again_is_as_young_as_that(made: Published) -> None:
@@ -303,6 +382,18 @@ def test_only_work_goes_that_is_old_and_that_no_process_and_no_retraining_has(ma
     assert not any(path.exists() for path in gone)
 
 
+def test_work_that_somebody_goes_on_with_or_has_finished_since_the_plan_is_left_alone(made: Published) -> None:
+    work = unfinished(made.root.parent / "scratch", "pretrain/0a", timedelta(days=31))
+    cleaning = Cleaning(Clone(made.root))
+    with cleaning.deciding():
+        plan = cleaning.plan(NOW)
+        with unfinished_work("pretrain", "0a"):
+            cleaning.remove(plan, ANNA, NOW)
+            assert (work / "checkpoints/step-1.pt").is_file()
+        assert not work.exists()
+        cleaning.remove(plan, ANNA, NOW)
+
+
 @pytest.fixture(scope="module")
 def refused(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A project whose service has refused one delivery and accepted another, each with a log of its build."""
@@ -326,6 +417,30 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield project
 
 
+def test_nobody_can_accept_what_a_clean_up_that_was_killed_has_left_of_refused_images(
+    refused: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    project = Path(shutil.copytree(refused, tmp_path / "project", symlinks=True))
+    params = project / "params.yaml"
+    params.write_text(params.read_text() + "  retention: {quarantine_days: 30}\n")
+    git(project, "commit", "--quiet", "--all", "--message", "refused images go after a month")
+
+    def killed(folder: Path) -> None:
+        next(folder.glob("*.png")).unlink()
+        raise KeyboardInterrupt
+
+    (images,) = project.glob("quarantine/*/images")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            clean(project, datetime.now(UTC) + timedelta(days=31))
+    with pytest.raises(ConfigError, match="its images are gone, by a clean-up"):
+        list(deliveries_of(project).overrule(images.parent.name, "accepted", ANNA, "all the same"))
+    clean(project, datetime.now(UTC) + timedelta(days=31))
+    assert not any(path.is_dir() for path in images.parent.iterdir())
+
+
 def test_logs_of_builds_go_after_six_months_and_refused_images_only_if_asked_for(
     refused: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -341,7 +456,14 @@ def test_logs_of_builds_go_after_six_months_and_refused_images_only_if_asked_for
     params.write_text(params.read_text() + "  retention: {quarantine_days: 30}\n")
     git(refused, "commit", "--quiet", "--all", "--message", "refused images go after a month")
     assert not clean(refused, now + timedelta(days=29)).totals
-    assert list(clean(refused, now + timedelta(days=31)).found["refused_images"]) == [str(images)]
+    fetched = images.with_name(FETCHING)  # a delivery on S3 that was refused before all of it had come
+    (fetched / "images").mkdir(parents=True)
+    (delivery,) = (item for item in deliveries_of(refused).taken() if item.state == "refused")
+    record = delivery.attempts.path.read_text()
+    delivery.attempts.overrule("accepted", ANNA, "all the same")  # and the call was killed then
+    assert not clean(refused, now + timedelta(days=31)).totals
+    delivery.attempts.path.write_text(record)
+    assert list(clean(refused, now + timedelta(days=31)).found["refused_images"]) == [str(images), str(fetched)]
     left = {path.name: path.is_dir() for path in images.parent.iterdir()}
     assert {"attempts.jsonl", "report.json", f"{images.parent.name}.yaml"} <= left.keys()
     assert not any(left.values()), "no folder is left"

@@ -342,6 +342,18 @@ def test_nobody_can_accept_what_cannot_be_read(project: Path) -> None:
     assert_as_committed(project)
 
 
+def test_no_name_is_given_again_of_which_a_batch_file_is_left(project: Path) -> None:
+    (project / "batches/clinic-b007.yaml").touch()
+    deliver(project / "incoming" / "March", NEW)
+    assert run(project)[0] == "clinic-b008: taken from incoming/March"
+
+
+def test_a_refusal_is_told_in_a_line_with_its_reason(project: Path) -> None:
+    for image in deliver(project / "incoming" / "March", NEW[:3]).glob("*.png"):
+        image.write_bytes(b"no image")
+    assert "/images: looked at 3 images, none can be read: 3 none of the kinds of image" in run(project)[-1]
+
+
 def test_a_decision_whose_line_was_not_written_is_in_the_log_before_a_person_decides_otherwise(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

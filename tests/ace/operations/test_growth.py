@@ -80,3 +80,14 @@ def test_a_delivery_costs_its_images_and_its_shards_and_the_newest_ones_count(se
     assert found.number == 5
     assert found.mean == (111110 + 25) / 5
     assert found.per_day == {service.root: (111100 + 20) / 4}
+
+
+def test_a_delivery_counts_from_the_day_on_which_it_was_accepted_at_last(service: Service) -> None:
+    for number, (name, verdict) in enumerate((("a-b000", "refused"), ("a-b001", "accepted"), ("a-b000", "accepted"))):
+        event = kind_of_delivery(verdict)
+        service.registry.log.append(event, {"batch": name}, actor=SCHEDULE, now=NOW + number * DAY)
+        (service.root / f"deliveries/{name}").mkdir(parents=True, exist_ok=True)
+        (service.root / f"deliveries/{name}/file").write_bytes(bytes(1000 if name == "a-b000" else 10))
+    found = growth_of_deliveries(service.root, service.root, service.registry.events())
+    assert found is not None
+    assert found.per_day == {service.root: 1000}

@@ -861,6 +861,22 @@ def test_figures_that_dvc_removed_before_it_was_killed_in_a_stage_without_a_reco
     assert service.run()[-1] == "accepted: v1, as it was measured"
 
 
+@pytest.mark.parametrize(
+    ("stage", "made", "other"),
+    [
+        ("{outs: [models/a], metrics: [m/a.json: {cache: false}]}", ["models/a/b", "m/a.json"], ["m/a.json.txt", "m"]),
+        ("{foreach: [x], do: {plots: ['p/${item}/b']}}", ["p/x/b", "p/x/b/c.tsv"], ["p/b", "p/x/y/b", "p/x/b.tsv"]),
+        ("{outs: [./models//a/]}", ["models/a", "models/a/b"], ["models"]),
+        ("{wdir: study, outs: [a, ../b]}", ["study/a", "b"], ["a", "study/b"]),
+        ("{outs: ['${folder}', '${folder}/a', b]}", ["b"], ["params.yaml", "docs/a"]),
+        ("{wdir: '${folder}', outs: [a]}", [], ["a", "docs/a"]),
+    ],
+)
+def test_what_a_stage_makes_is_told_from_what_somebody_edits(stage: str, made: list[str], other: list[str]) -> None:
+    names = module._made(f"stages:\n  one: {stage}\n")
+    assert [name for name in (*made, *other) if names.fullmatch(name)] == made
+
+
 def test_what_somebody_edits_meanwhile_is_named_before_and_after_the_training(
     service: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
