@@ -3,18 +3,19 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
-from ace.models.folder import CONFIG
 from ace.operations import history
 from ace.operations.clone import git
 from ace.operations.events import Event
 from ace.operations.history import Version
-from ace.operations.model_files import RecordedModel, read_lock
+from ace.operations.model_files import RecordedModel, read_config_of, read_lock
 from ace.operations.registry import Registry
 from ace.operations.retraining_state import retraining_of
+from shards.core.errors import ConfigError
 from shards.format.layout import BATCHES
 
 _ENVIRONMENT = ("versions", "device", "num_processes", "steps", "start_from", "commit", "code", "source")
@@ -41,7 +42,6 @@ def trace(registry: Registry, version: Version) -> dict[str, Any]:
     stages = read_lock(registry.root, version.commit)
     producers = {out["path"]: name for name, stage in stages.items() for out in stage.get("outs", ())}
     names = list(dict.fromkeys(_upstream(producers[version.model.path], stages, producers)))
-    config = json.loads(registry.files(version)[CONFIG].read_text(encoding="utf-8"))
     event, events = version.event, registry.events()
     before = [other for other in events if other.sequence < event.sequence]
     began = retraining_of(events, event)
@@ -52,7 +52,7 @@ def trace(registry: Registry, version: Version) -> dict[str, Any]:
         "model": {"path": version.model.path, "md5": version.model.md5, "sha256": dict(version.files)},
         "stages": [_stage(name, stages[name], producers) for name in names],
         "batches": dict(_batches(registry, version, (stages[name] for name in names), history.deliveries(before))),
-        "environment": {name: config[name] for name in _ENVIRONMENT if name in config},
+        "environment": _environment(registry.files(version)),
         "hardware": None if began is None else began.facts.get("hardware"),
     }
 
@@ -79,6 +79,15 @@ def is_made_from(stages: Mapping[str, Any], path: str, md5: str, model: Recorded
                 yield from models(dep["path"], dep["md5"])
 
     return set(models(path, md5)) == {model.md5}
+
+
+def _environment(files: Mapping[str, Path]) -> dict[str, Any]:
+    """Return what a model's config.json says of how it was made, or why this release cannot read it."""
+    try:
+        config = read_config_of(files).to_json()
+    except ConfigError as error:
+        return {"not_read": str(error)}
+    return {name: config[name] for name in _ENVIRONMENT if name in config}
 
 
 def _upstream(name: str, stages: Mapping[str, Any], producers: Mapping[str, str]) -> Iterator[str]:

@@ -1,20 +1,21 @@
 """Say what was made from a patient: which batches have the images, which models were trained with them, and more."""
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ace.models.folder import CONFIG
+from ace.models.model_config import TrainedConfig
 from ace.operations import history
 from ace.operations.clone import git
 from ace.operations.dvc_objects import made_from
 from ace.operations.errors import OperationsError
 from ace.operations.history import Version
-from ace.operations.model_files import batches_of_model, read_lock
+from ace.operations.model_files import batches_of_model, read_config_of, read_lock
 from ace.operations.patients import batches_of, count_images, training_patients
 from ace.operations.registry import Registry
 from ace.operations.work_tree import LOCK
+from shards.core.errors import ConfigError
 from shards.reading.lineage import TRAINING_IMAGES
 from shards.runtime.text import count_of
 
@@ -104,10 +105,14 @@ def _how_trained(
         path = registry.file(version, TRAINING_IMAGES)
         if path is not None:
             return f"its {TRAINING_IMAGES} has them" if pseudonym in training_patients(path) else None
-        started = json.loads(registry.files(version)[CONFIG].read_text(encoding="utf-8")).get("start_from") or {}
+        config = read_config_of(registry.files(version))
+        hashes = set(config.start_from.values()) if isinstance(config, TrainedConfig) else set()
     except OperationsError:  # its bytes are gone
-        started = {}
-    hashes = set(started.values())
+        hashes = set()
+    except ConfigError:
+        if known:
+            return f"has no {TRAINING_IMAGES}, and its {CONFIG}, which says what it started from, cannot be read"
+        hashes = set()
     for earlier in known:
         if hashes & set(earlier.files.values()):
             return f"started from {earlier.name}"

@@ -31,7 +31,7 @@ from shards.format.exclusion import read_exclusion
 from shards.format.layout import sha256_of
 from tests.ace.operations.delivered import build_here, deliver
 from tests.ace.operations.killed import KILLED, in_child, kill_after
-from tests.ace.operations.service import ANNA
+from tests.ace.operations.service import ANNA, config_text
 from tests.ace.operations.withdrawn import (
     FIRST,
     KEY,
@@ -376,8 +376,9 @@ def test_a_model_without_a_list_of_its_images_is_taken_for_one_that_was_trained_
     clinic: Clinic,
 ) -> None:
     train = clinic.root / "train.py"
-    start = json.dumps({"start_from": {"teacher": sha256_of(clinic.models / "v1" / "training_images.csv")}})
-    lines = [line.replace('"{}"', f"'{start}'") for line in train.read_text().splitlines()]
+    start = {"teacher": sha256_of(clinic.models / "v1" / "training_images.csv")}
+    (clinic.root / "made.json").write_text(config_text(start_from=start))
+    lines = [line.replace('"{}"', 'Path("made.json").read_text()') for line in train.read_text().splitlines()]
     train.write_text("\n".join(line for line in lines if "write_lineage(" not in line) + "\n")
     measure = clinic.root / "dvc.yaml"
     measure.write_text(
@@ -392,6 +393,12 @@ def test_a_model_without_a_list_of_its_images_is_taken_for_one_that_was_trained_
     assert dict(found) == {2: f"has no training_images.csv, and was made from {FIRST}, {SECOND}"}
     assert set(clinic.withdrawals.trace(Patient(patient)).versions) == {1, 2}
     assert clinic.withdrawals.trace(Patient(patient)).versions[2] == "started from v1"
+    (clinic.root / "made.json").write_text(config_text(format_version=2))
+    (clinic.root / "dvc.yaml").write_text(measure.read_text().replace("true && ", "true && true && "))
+    clinic.train("a model of a format that is not read any more")
+    clinic.registry.promote(ANNA)
+    how = clinic.withdrawals.trace(Patient(patient)).versions[3]
+    assert how.startswith("has no training_images.csv, and its config.json, which says what it started from, cannot be")
 
 
 def test_an_exclusion_that_was_undone_is_found_and_made_again(clinic: Clinic) -> None:
