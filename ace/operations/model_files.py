@@ -62,6 +62,23 @@ def recorded_model(root: Path, commit: str, path: str) -> RecordedModel:
     return RecordedModel(path, found[0])
 
 
+def recording_commit(root: Path, folder: Path) -> tuple[str, RecordedModel] | None:
+    """Find the first commit whose dvc.lock records the bytes of a folder, under whatever path; None if none does.
+
+    Args:
+        root: A clone.
+        folder: The folder of a model, which may lie elsewhere.
+    """
+    md5 = f"{_md5(_list_folder(folder))}.dir"
+    changed = ("--full-history", "--reverse", "--format=%H", "-S", md5, "HEAD", "--", "dvc.lock")
+    for commit in git(root, "log", *changed).split():
+        for stage in read_lock(root, commit).values():
+            for out in stage.get("outs", ()):
+                if out["md5"] == md5:
+                    return commit, RecordedModel(out["path"], md5)
+    return None
+
+
 def batches_of_model(root: Path, commit: str, path: str) -> set[str]:
     """Return the names of the batches whose shards the stage read that made a model, by the dvc.lock of a commit."""
     stages = read_lock(root, commit).values()
