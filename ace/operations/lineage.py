@@ -113,7 +113,9 @@ def weights_named_by(folder: Path) -> tuple[str, str] | None:
     if record is not None:
         return f"exported from the {record.network} of", record.model_sha256
     published = published_of(folder)
-    return None if published is None else ("published from the teacher of", str(published.measured["model_sha256"]))
+    if published is None or "model_sha256" not in published.measured:
+        return None
+    return "published from the teacher of", str(published.measured["model_sha256"])
 
 
 def weights_of(folder: Path) -> set[str]:
