@@ -51,13 +51,18 @@ def _size(instance: DagsterInstance, run: str) -> int:
     return sum(path.stat().st_size for path in _files(instance, run))
 
 
+def output_files(instance: DagsterInstance, run: str) -> list[Path]:
+    """List the files with the output of a run on this machine."""
+    logs = instance.compute_log_manager
+    if not isinstance(logs, LocalComputeLogManager):
+        return []
+    folder = Path(logs.get_captured_local_path([run], "out")).parent / run
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
 def _files(instance: DagsterInstance, run: str) -> list[Path]:
     """List the files of a run on this machine: its output, and its events where SQLite has them."""
-    found: list[Path] = []
-    logs, events = instance.compute_log_manager, instance.event_log_storage
-    if isinstance(logs, LocalComputeLogManager):
-        folder = Path(logs.get_captured_local_path([run], "out")).parent / run
-        found += [path for path in folder.rglob("*") if path.is_file()]
+    found, events = output_files(instance, run), instance.event_log_storage
     if isinstance(events, SqliteEventLogStorage):
         database = Path(events.path_for_shard(run))
         found += [path for path in database.parent.glob(f"{database.name}*") if path.is_file()]

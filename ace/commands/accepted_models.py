@@ -5,7 +5,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,8 +67,13 @@ def add_registry_commands(models: argparse.ArgumentParser) -> None:
         "moment", type=moment, metavar="DATE", help="as 2026-11-30 (the end of that day), or 2026-11-30T14:05; UTC"
     )
 
-    command = add_json(add("lineage", lineage, "say what a version was made from"))
-    add_version(command)
+    command = add_json(add("lineage", lineage, "say what a model was made from"))
+    command.add_argument(
+        "model",
+        type=_version_or_folder,
+        metavar="MODEL",
+        help="a version, as v3; the folder of any model, or of an export; or the name of a shipped model",
+    )
     command = add("card", card, "print the model card of a version")
     add_version(command, is_needed=False)
     command.add_argument(
@@ -267,12 +272,25 @@ def at(arguments: argparse.Namespace) -> int:
 
 
 def lineage(arguments: argparse.Namespace) -> None:
-    """Say what a version was made from: stages with params and hashes, batches with manifests, environment."""
-    from ace.operations.lineage import trace, trace_text
+    """Say what a model was made from: stages with params and hashes, batches with manifests, environment.
 
-    registry = registry_of(arguments)
-    traced = trace(registry, _version(registry, arguments))
+    A folder is recognised by its bytes, wherever it lies: as a version, or as a model that a commit's dvc.lock records.
+    An export and a published model say which model they are of. For a folder $ACE_MODELS need not be set.
+    """
+    from ace.operations import history
+    from ace.operations.lineage import trace, trace_folder, trace_text
+    from ace.operations.tags import read_events
+    from ace.zoo.shipped import find_model
+
+    root = _root(arguments)
+    if isinstance(arguments.model, int):
+        registry = registry_of(arguments)
+        traced = trace(registry, history.find_version(registry.events(), arguments.model))
+    else:
+        traced = trace_folder(root, find_model(arguments.model))
     print(json.dumps(traced, indent=2) if arguments.json else trace_text(traced))
+    if traced["version"] is not None:
+        _warn_if_retired(read_events(root), version_number(traced["version"]))
 
 
 def card(arguments: argparse.Namespace) -> None:
@@ -281,8 +299,6 @@ def card(arguments: argparse.Namespace) -> None:
     `--form chai` writes the Applied Model Card of the Coalition for Health AI, as XML: with the figures of the
     version's commit, whether it is accepted or retired, and with what operations.card of params.yaml states now.
     """
-    from ace.operations.withdrawal_state import retiring
-
     registry = registry_of(arguments)
     version = _version(registry, arguments)
     if arguments.form == "chai":
@@ -293,8 +309,7 @@ def card(arguments: argparse.Namespace) -> None:
         sys.stdout.buffer.write(chai_card(registry, version, read_operations(registry.root / PARAMS).card))
         return
     print(registry.files(version)[_CARD].read_text(encoding="utf-8"), end="")
-    if retiring(registry.events(), version.number) is not None:
-        print(f"{version.name} is retired: a patient whom it was trained with has withdrawn", file=sys.stderr)
+    _warn_if_retired(registry.events(), version.number)
 
 
 def checkout(arguments: argparse.Namespace) -> None:
@@ -335,11 +350,11 @@ def audit(arguments: argparse.Namespace) -> int:
 
 def registry_of(arguments: argparse.Namespace) -> "Registry":
     """Open the registry that the options name."""
-    from ace.operations.clone import BRANCH, Clone, git
+    from ace.operations.clone import BRANCH, Clone
     from ace.operations.errors import OperationsError
     from ace.operations.registry import Registry
 
-    root = Path(git(arguments.repo, "rev-parse", "--show-toplevel").strip())
+    root = _root(arguments)
     given = arguments.models or os.environ.get(MODELS_VARIABLE)
     if not given or not Path(given).is_absolute() or Path(given).resolve().is_relative_to(root):
         raise OperationsError(
@@ -354,6 +369,24 @@ def actor_of(registry: "Registry", arguments: argparse.Namespace) -> "Actor":
     from ace.operations.clone import SCHEDULE
 
     return SCHEDULE if arguments.automatic else registry.clone.actor()
+
+
+def _root(arguments: argparse.Namespace) -> Path:
+    from ace.operations.clone import git
+
+    return Path(git(arguments.repo, "rev-parse", "--show-toplevel").strip())
+
+
+def _version_or_folder(text: str) -> int | str:
+    """Parse a version, as v3, or leave the folder or the name of a shipped model as it is."""
+    return version_number(text) if re.fullmatch(r"v?[1-9]\d*", text) else text
+
+
+def _warn_if_retired(events: "Sequence[Event]", number: int) -> None:
+    from ace.operations.withdrawal_state import retiring
+
+    if retiring(events, number) is not None:
+        print(f"v{number} is retired: a patient whom it was trained with has withdrawn", file=sys.stderr)
 
 
 def _version(registry: "Registry", arguments: argparse.Namespace) -> "Version":

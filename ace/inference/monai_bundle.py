@@ -50,7 +50,7 @@ def export_monai(model: EmbeddingModel, out: Path) -> None:
     preprocessing = model.preprocessing
     size = (preprocessing.channels, preprocessing.crop_px, preprocessing.crop_px)
     network = EmbeddingAndTokens(model.encoder.backbone).eval()
-    with new_folder(out, model.num_bytes) as folder:
+    with new_folder(out, model) as folder:
         for name in (NETWORK, METADATA, CARD, SCRIPT):
             (folder / name).parent.mkdir()
         torch.export.save(traced(network, size), folder / NETWORK)

@@ -56,7 +56,7 @@ def export_onnx(model: EmbeddingModel, out: Path, *, tolerance: float) -> Parity
     _check_installed()
     network = EmbeddingAndTokens(model.encoder.backbone).eval()
     size = (model.preprocessing.channels, model.preprocessing.crop_px, model.preprocessing.crop_px)
-    with new_folder(out, model.num_bytes) as folder:
+    with new_folder(out, model) as folder:
         program = torch.onnx.export(
             traced(network, size),
             input_names=[INPUT],

@@ -91,7 +91,7 @@ def export_timm(model: EmbeddingModel, out: Path) -> None:
     """
     backbone = model.encoder.backbone
     network = backbone.model
-    with new_folder(out, model.num_bytes) as folder:
+    with new_folder(out, model) as folder:
         write_tensors(network.state_dict(), folder / WEIGHTS)
         if backbone.is_whitened:
             # Of row vectors: tokens @ weight.

@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
-from pydantic import ValidationError
-
 from ace.embed.preprocessing import placement_text
 from ace.journal.card import ORIGINS, start_text
 from ace.models.folder import CONFIG, WEIGHTS
@@ -24,7 +22,7 @@ from ace.operations.clone import git
 from ace.operations.events import Event
 from ace.operations.history import Version
 from ace.operations.lineage import is_made_from, trace
-from ace.operations.model_files import read_lock
+from ace.operations.model_files import read_config_of, read_lock
 from ace.operations.params import CardParams
 from ace.operations.registry import Registry
 from ace.operations.retraining_state import retraining_of
@@ -316,11 +314,10 @@ def _said(text: str | None) -> str:
 
 
 def _config(registry: Registry, version: Version) -> TrainedConfig:
-    path = registry.files(version)[CONFIG]
-    try:
-        return TrainedConfig.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise ConfigError(f"{version.name}: its {CONFIG} is not that of a training: {error}") from None
+    config = read_config_of(registry.files(version))
+    if not isinstance(config, TrainedConfig):
+        raise ConfigError(f"{version.name}: its {CONFIG} is not that of a training")
+    return config
 
 
 def _params(registry: Registry, version: Version) -> Mapping[str, Any]:

@@ -4,15 +4,12 @@ What is about to go is written to the event log before the first file goes. Each
 next call looks again, and finds what is left.
 """
 
-import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from ace.operations.alone import alone
 from ace.operations.clone import Clone
+from ace.operations.dagster_runs import HOME_VARIABLE, runs_before
 from ace.operations.deliveries import Deliveries
 from ace.operations.delivery import BUILD_LOG, FETCHING, IMAGES
 from ace.operations.due import DELIVERIES, QUARANTINE
@@ -52,7 +50,6 @@ _WORDS = {
     RUNS: "Dagster run",
 }
 _OF = {OBJECTS: " in the cache", WORK: " of unfinished work", REFUSED: " of refused images"}
-HOME_VARIABLE = "DAGSTER_HOME"
 _GOING = ".going"
 """Name of a folder of refused images from the moment on at which it goes."""
 _TEMPORARY = ("answers-*", "compared-*")
@@ -263,14 +260,3 @@ def _unlink(paths: Iterable[str]) -> None:
 
 def _is_older(path: Path, before: datetime) -> bool:
     return path.lstat().st_mtime < before.timestamp()
-
-
-def runs_before(before: datetime, *options: str) -> dict[str, int]:
-    """Ask Dagster for its runs that ended before a moment, or let it remove them."""
-    command = [sys.executable, "-m", "pipelines.old_runs", before.astimezone(UTC).isoformat(), *options]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
-    if done.returncode:
-        why = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-        raise OperationsError(f"Dagster's runs in ${HOME_VARIABLE} cannot be looked at or removed: {why}")
-    found: dict[str, int] = json.loads(done.stdout)
-    return found

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
 from ace.operations.clone import git
+from ace.operations.dagster_runs import HOME_VARIABLE, erase_runs
 from ace.operations.dvc_objects import ERASED_OBJECTS, Stores, made_from, read_recorded, recorded_now
 from ace.operations.erasure_plan import Plan, make_plan, manifests, service_folders
 from ace.operations.errors import OperationsError
@@ -115,6 +116,7 @@ class Erasure:
             raise OperationsError(f"{len(stores.left(objects))} objects of DVC could not be removed")
         yield f"objects removed from DVC's cache and its remote: {len(objects)}"
         self._clear_caches()
+        yield from self._forget_runs()
         left = list(self._left(stores))
         if self.withdrawal.erased is None:
             facts = {"withdrawal": plan.number, "objects": len(objects), "left": left}
@@ -237,13 +239,34 @@ class Erasure:
         for path in search([scratch], self._needles, Plan.path(self.root)):
             _remove(scratch.joinpath(*path.relative_to(scratch).parts[:_DEPTH_OF_WORK]))
 
+    def _forget_runs(self) -> Iterator[str]:
+        """Let Dagster remove what it keeps of the patient; a service may run meanwhile.
+
+        Raises:
+            OperationsError: a run that has not ended has something of the patient in its output or events.
+        """
+        if HOME_VARIABLE not in os.environ:
+            return
+        found = erase_runs(self.plan.needles)
+        if found["output"] or found["removed"]:
+            yield (
+                f"removed from Dagster: {count_of(len(found['removed']), 'run')}, and the output of "
+                f"{count_of(len(found['output']), 'other run')}"
+            )
+        if found["running"]:
+            raise OperationsError(
+                "Dagster keeps something of the patient in the output or events of runs that have not ended: "
+                f"{', '.join(found['running'])}. Wait for their end, or end them in Dagster; then give the same "
+                "command again"
+            )
+
     @property
     def _needles(self) -> list[bytes]:
         return [bytes.fromhex(needle) for needle in self.plan.needles]
 
     def _left(self, stores: Stores) -> Iterator[str]:
         """Search for the pseudonym, keys and pieces of images, and say what is left."""
-        home = os.environ.get("DAGSTER_HOME")
+        home = os.environ.get(HOME_VARIABLE)
         folders = [self.root, *stores.local, self.registry.models, *service_folders(self.root)]
         folders += [ShardCache.from_environment().root, *([Path(home)] if home else [])]
         found = search(folders, self._needles, Plan.path(self.root))
@@ -254,6 +277,8 @@ class Erasure:
         if others:
             write_private_text(self._listed("found"), "".join(f"{path}\n" for path in others))
             yield f"{count_of(len(others), 'other file')}, which {self._listed('found').relative_to(self.root)} lists"
+        if not home:
+            yield f"whatever Dagster has: ${HOME_VARIABLE} is not set, so nothing was looked for there"
         if is_in_git(self.root, self._needles):
             yield "an object in git's history"
         if len(stores.local) < len(stores.folders):

@@ -7,13 +7,17 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ruamel.yaml import YAML
 
+from ace.models.folder import CONFIG
+from ace.models.model_config import ModelConfig, read_config
 from ace.operations.clone import git
 from ace.operations.durable import sync_folder
 from ace.operations.errors import OperationsError
+from shards.core.errors import ConfigError
 from shards.delivery.yaml_lines import SHARDS
 from shards.format.layout import sha256_of
 from shards.runtime.atomic import atomic_directory, check_room
@@ -58,6 +62,23 @@ def recorded_model(root: Path, commit: str, path: str) -> RecordedModel:
     return RecordedModel(path, found[0])
 
 
+def recording_commit(root: Path, folder: Path) -> tuple[str, RecordedModel] | None:
+    """Find the first commit whose dvc.lock records the bytes of a folder, under whatever path; None if none does.
+
+    Args:
+        root: A clone.
+        folder: The folder of a model, which may lie elsewhere.
+    """
+    md5 = f"{_md5(_list_folder(folder))}.dir"
+    changed = ("--full-history", "--reverse", "--format=%H", "-S", md5, "HEAD", "--", "dvc.lock")
+    for commit in git(root, "log", *changed).split():
+        for stage in read_lock(root, commit).values():
+            for out in stage.get("outs", ()):
+                if out["md5"] == md5:
+                    return commit, RecordedModel(out["path"], md5)
+    return None
+
+
 def batches_of_model(root: Path, commit: str, path: str) -> set[str]:
     """Return the names of the batches whose shards the stage read that made a model, by the dvc.lock of a commit."""
     stages = read_lock(root, commit).values()
@@ -95,6 +116,24 @@ def find_files(root: Path, model: RecordedModel) -> dict[str, Path]:
             raise OperationsError(f"{root}: {model.path}/{name} with md5 {md5} {advice}")
         files[name] = found
     return files
+
+
+def read_config_of(files: Mapping[str, Path]) -> ModelConfig:
+    """Read config.json of a model whose files may have other names, as in DVC's cache.
+
+    Args:
+        files: Name in the model's folder → a file with its bytes.
+
+    Raises:
+        ConfigError: it is of a format that this release does not read, or is damaged.
+    """
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / CONFIG
+        shutil.copyfile(files[CONFIG], copy)
+        try:
+            return read_config(copy.parent)
+        except ConfigError as error:
+            raise ConfigError(str(error).replace(str(copy), str(files[CONFIG]))) from None
 
 
 def export(files: Mapping[str, Path], sha256: Mapping[str, str], target: Path) -> None:

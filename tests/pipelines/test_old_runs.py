@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from dagster import AssetKey, DagsterInstance, asset, job, materialize
 
-from ace.operations.cleaning import runs_before
+from ace.operations.dagster_runs import runs_before
 from ace.operations.errors import OperationsError
 from pipelines.old_runs import main, old_runs, remove
 from tests.support.checkout import ROOT

@@ -103,7 +103,7 @@ def test_onnx_runtime_computes_what_the_model_embeds(exported: Exported) -> None
     assert about["ace.opset"] == "20"
     assert about["ace.whitening"] == ("false" if kind == "vit" else "true")
     assert session.get_inputs()[0].shape == ["batch", channels, CROP_PX, CROP_PX]
-    assert [path.name for path in (root / f"{kind}-onnx").iterdir()] == ["model.onnx"]
+    assert sorted(path.name for path in (root / f"{kind}-onnx").iterdir()) == ["ace_model.json", "model.onnx"]
 
 
 def test_the_file_names_no_path_of_this_machine(exported: Exported) -> None:
@@ -254,7 +254,8 @@ def test_transformers_loads_the_folder_and_computes_the_same_tokens(timm_folder:
 
 def test_the_folder_says_what_images_pass_first_and_what_it_may_be_used_for(timm_folder: tuple[str, Path]) -> None:
     kind, root = timm_folder
-    expected = ["README.md", "config.json", "model.safetensors", *(["whitening.safetensors"] if kind == "swin" else [])]
+    expected = ["README.md", "ace_model.json", "config.json", "model.safetensors"]
+    expected += ["whitening.safetensors"] if kind == "swin" else []
     assert sorted(path.name for path in (root / "folder").iterdir()) == expected
     config = json.loads((root / "folder/config.json").read_text())
     channels = config["pretrained_cfg"]["input_size"][0]

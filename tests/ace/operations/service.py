@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from ace.models.folder import CONFIG
 from ace.operations.clone import Clone
 from ace.operations.events import Actor
 from ace.operations.registry import Registry
+from ace.zoo.shipped import ZOO
 from tests.support.checkout import git
 
 ANNA = Actor("Anna <anna@example.org>")
@@ -66,6 +68,12 @@ class Service:
 
 def write_lock(root: Path, stages: Mapping[str, object]) -> None:
     (root / "dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": stages}))  # JSON is YAML too
+
+
+def config_text(**own: object) -> str:
+    """Return config.json of a training, with some values of its own."""
+    shipped = json.loads((ZOO / "cxr-small" / CONFIG).read_text())
+    return json.dumps({key: value for key, value in shipped.items() if key != "published"} | own)
 
 
 def init_clone(root: Path) -> None:

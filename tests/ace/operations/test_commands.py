@@ -17,7 +17,7 @@ from ace.operations.retraining import Due, Retraining
 from ace.operations.retraining_state import ABANDONED, ACCEPTED, BEGAN, REJECTED, running
 from ace.zoo.shipped import find_model
 from shards.cli import run_command
-from tests.ace.operations.service import ANNA, Service, init_clone, write_lock
+from tests.ace.operations.service import ANNA, Service, config_text, init_clone, write_lock
 from tests.support.checkout import ROOT, git
 
 
@@ -126,8 +126,10 @@ def test_a_checkout_has_the_commit_and_the_model_and_leaves_the_clone(accepted: 
 def test_a_lineage_leads_back_through_all_stages_to_the_manifest_of_a_delivery(
     accepted: Service, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = {"versions": {"torch": "2.14.1"}, "device": "cuda", "params": {}}
-    entries = [{"md5": accepted.cache(json.dumps(config)), "relpath": "config.json"}]
+    tar = {"name": "train-000000.tar", "sha256": "7a7"}
+    seen = {"batch": "own", "weight": 1.0, "fingerprint": "f1", "num_images": 7, "num_patients": 5, "shards": [tar]}
+    own = {"versions": {"torch": "2.14.1"}, "device": "cuda", "commit": "c0de", "note": "of nobody", "shards": [seen]}
+    entries = [{"md5": accepted.cache(config_text(**own)), "relpath": "config.json"}]
     (accepted.root / "batches").mkdir()
     (accepted.root / "batches/own.yaml").write_text(
         "source: {kind: folder, dep: data/manifests/own.jsonl, dep_sha256: abc}\n"
@@ -154,7 +156,9 @@ def test_a_lineage_leads_back_through_all_stages_to_the_manifest_of_a_delivery(
     assert main(["models", "promote"]) == 0
     capsys.readouterr()
     assert main(["models", "lineage", "v3", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["hardware"] is None, "the retraining may come to another model yet"
+    assert json.loads(capsys.readouterr().out)["hardware"] == "not recorded", (
+        "the retraining may come to another model yet"
+    )
     accepted.registry.log.append(ACCEPTED, {"version": 3}, actor=ANNA, now=accepted.clock())
     later = {"batch": "own", "decided": "later", "legal_basis": "none"}
     accepted.registry.log.append("delivery_refused", later, actor=ANNA, now=accepted.clock())
@@ -168,13 +172,19 @@ def test_a_lineage_leads_back_through_all_stages_to_the_manifest_of_a_delivery(
     assert traced["stages"][1]["params"] == params
     assert traced["batches"]["own"]["manifest_sha256"] == "abc"
     assert traced["batches"]["own"]["legal_basis"] == "research consent, form 3", "as it was when v3 was registered"
-    assert traced["environment"] == {"versions": {"torch": "2.14.1"}, "device": "cuda"}
+    assert traced["environment"] == {
+        **{"versions": {"torch": "2.14.1"}, "device": "cuda", "commit": "c0de"},
+        **{"num_processes": 1, "start_from": {}, "steps": 2592},
+    }
+    assert traced["shards"] == [seen]
+    assert traced["continues"] is None
     assert traced["hardware"] == {"processor": "a fast one", "cores": 8}
     assert main(["models", "lineage", "v3"]) == 0
     text = capsys.readouterr().out
     assert "  manifest data/manifests/own.jsonl  sha256 abc\n" in text
     assert '  params.yaml: pretrain = {"epochs": 3}\n' in text
     assert "    legal basis: research consent, form 3\n" in text
+    assert "  own  7 images  index sha256 f1\n    train-000000.tar  sha256 7a7\n" in text
     assert '  processor = "a fast one"\n' in text
 
 
@@ -189,7 +199,19 @@ def test_a_model_that_a_person_brings_during_a_retraining_has_not_its_hardware(
     log.append(end, facts, actor=ANNA, now=clock())
     capsys.readouterr()
     assert main(["models", "lineage", "v3", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["hardware"] is None
+    assert json.loads(capsys.readouterr().out)["hardware"] == "not recorded"
+    assert main(["models", "lineage", "v3"]) == 0
+    assert "\nhardware\n  not recorded\n" in capsys.readouterr().out
+
+
+def test_a_config_that_this_release_does_not_read_is_told_and_the_rest_of_the_lineage_is_there(
+    accepted: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["models", "lineage", "v2", "--json"]) == 0
+    traced = json.loads(capsys.readouterr().out)
+    config = accepted.models / "v2/config.json"
+    assert traced["environment"]["not_read"].startswith(f"{config}: format_version None, this release reads ")
+    assert [stage["stage"] for stage in traced["stages"]] == ["pretrain"]
 
 
 def test_a_retraining_that_meets_another_call_ends_with_75_to_be_tried_again(

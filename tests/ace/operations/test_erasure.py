@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dagster import DagsterInstance, job
 
 import ace.operations.deliveries as deliveries_module
 import ace.operations.erasure as module
@@ -42,7 +43,7 @@ from tests.ace.operations.withdrawn import (
     rebuild,
     stale,
 )
-from tests.support.checkout import git
+from tests.support.checkout import ROOT, git
 from tests.support.datasets import write_csv
 
 pytestmark = pytest.mark.slow
@@ -104,6 +105,19 @@ def files_with(folder: Path, texts: list[bytes]) -> list[Path]:
     ]
 
 
+@job
+def waiting() -> None:
+    pass
+
+
+def canceled_run(text: str) -> str:
+    """Make a run of Dagster that has ended and says something."""
+    with DagsterInstance.get() as instance:
+        made = instance.create_run_for_job(waiting)
+        instance.report_run_canceled(made, message=text)
+        return str(made.run_id)
+
+
 def try_something(clinic: Clinic) -> None:
     """Run a stage, and build shards, that no commit has: what they made is known to DVC's run cache alone."""
     path = clinic.root / "dvc.yaml"
@@ -150,8 +164,15 @@ def test_nothing_of_the_patient_is_found_afterwards_and_others_are_as_they_were(
     output.parent.mkdir(parents=True)
     output.write_text(f"warning: --patient {pseudonym}")
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "dagster"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    told, untold = (canceled_run(text) for text in (f"as {pseudonym}", "of others"))
 
     lines = run(clinic, patient)
+
+    assert "removed from Dagster: 1 run, and the output of 0 other runs" in lines
+    with DagsterInstance.get() as instance:
+        assert not instance.has_run(told)
+        assert instance.has_run(untold)
 
     images = clinic.root / f"deliveries/{DELIVERED}/images"
     assert not (images / "0228.png").exists()
@@ -219,6 +240,26 @@ def test_an_erased_object_is_demanded_no_more_and_a_missing_one_still_is(clinic:
     (clinic.root / ".dvc/cache/files/md5" / md5[:2] / md5[2:]).unlink()
     with pytest.raises(OperationsError, match="neither in DVC's cache nor at its remote"):
         list(publish(clinic.registry.clone, pauses_s=()))
+
+
+def test_an_erasure_waits_for_a_run_of_dagster_that_has_something_of_the_patient(
+    clinic: Clinic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient = clinic.patients("train")[0]
+    (tmp_path / "dagster").mkdir()
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "dagster"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    with DagsterInstance.get() as instance:
+        at_work = instance.create_run_for_job(waiting, tags={"why": clinic.pseudonym(patient)})
+        with pytest.raises(OperationsError, match=f"that have not ended: {at_work.run_id}. Wait for their end"):
+            run(clinic, patient)
+        assert Plan.path(clinic.root).exists()
+        instance.report_run_canceled(at_work)
+        run(clinic, patient)
+        assert not instance.has_run(at_work.run_id)
+    assert not Plan.path(clinic.root).exists()
+    (erased,) = [event for event in clinic.registry.events() if event.kind == "erasure_completed"]
+    assert not [text for text in erased.facts["left"] if "other file" in text]
 
 
 STEPS = (

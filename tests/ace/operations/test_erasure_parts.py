@@ -59,7 +59,9 @@ def test_tables_of_a_public_dataset_that_came_with_a_delivery_are_named_as_left(
     withdrawals = SimpleNamespace(registry=registry, known=lambda: {3: SimpleNamespace(versions=[])})
     monkeypatch.setattr(erasure.Erasure, "root", tmp_path)
     stores = SimpleNamespace(local=[], folders=[])
-    left = list(erasure.Erasure(withdrawals, plan)._left(stores))  # type: ignore[arg-type]
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    unsearched, *left = erasure.Erasure(withdrawals, plan)._left(stores)  # type: ignore[arg-type]
+    assert unsearched == "whatever Dagster has: $DAGSTER_HOME is not set, so nothing was looked for there"
     assert left == ["rows of the patient in the dataset's own tables, which came with deliveries of nih-chestxray14"]
 
 

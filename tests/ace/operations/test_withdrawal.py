@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import tarfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,16 +23,18 @@ from ace.operations.retraining_state import BEGAN, running
 from ace.operations.status import read_status
 from ace.operations.withdrawal import Decision, Patient
 from ace.operations.withdrawal_state import Action
+from ace.zoo.shipped import find_model
 from shards.checking.exclude import exclude_images
 from shards.cli import run_command
 from shards.core.identity import IdKey, read_id_key
+from shards.delivery.manifest import iterate_manifest
 from shards.delivery.project import Project
 from shards.delivery.yaml_lines import keep_items
 from shards.format.exclusion import read_exclusion
 from shards.format.layout import sha256_of
 from tests.ace.operations.delivered import build_here, deliver
 from tests.ace.operations.killed import KILLED, in_child, kill_after
-from tests.ace.operations.service import ANNA
+from tests.ace.operations.service import ANNA, config_text
 from tests.ace.operations.withdrawn import (
     FIRST,
     KEY,
@@ -95,6 +98,77 @@ def test_a_patient_is_traced_to_samples_models_and_all_that_is_made_from_them(cl
     assert dict(found.outs) == {"data/answers/trained": "measure", "models/ace": "pretrain"}
     assert not clinic.withdrawals.trace(Patient(identifier=tested)).versions
     assert clinic.kinds == []
+
+
+def tars_of(folder: Path, keys: set[str]) -> dict[str, set[str]]:
+    """Tars of a shard set with members of some samples, as tar itself lists them: name → keys."""
+    found: dict[str, set[str]] = {}
+    for path in folder.glob("*.tar"):
+        with tarfile.open(path) as tar:
+            found[path.name] = keys & {name.partition(".")[0] for name in tar.getnames()}
+    return {name: there for name, there in found.items() if there}
+
+
+def test_a_trace_names_the_samples_and_the_tars_that_hold_them(
+    clinic: Clinic, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    patient = clinic.patients("train")[0]
+    pseudonym = clinic.pseudonym(patient)
+    for name in (FIRST, SECOND):
+        _, entries = iterate_manifest(clinic.root / f"data/manifests/{name}.jsonl")
+        keys = {entry.record.source_id for _, entry in entries if entry.record.patient == pseudonym}
+        found = clinic.withdrawals.trace(Patient(patient)).samples[name]
+        assert {tar: set(there) for tar, there in found.items()} == tars_of(clinic.root / "data/shards" / name, keys)
+        assert sum(map(len, found.values())) == len(keys) > 0
+    (clinic.root / "data/shards" / SECOND / "index.json").write_text("damaged")
+    assert command(monkeypatch, patient, "--trace") == 0
+    said = capsys.readouterr().out
+    assert f"  {SECOND}  1 image\n    its shards are not here\n" in said
+    tars = clinic.withdrawals.trace(Patient(patient)).samples[FIRST]
+    lines = "".join(f"    {tar}  {' '.join(keys)}\n" for tar, keys in tars.items())
+    assert f"  {FIRST}  2 images\n{lines}" in said
+    assert command(monkeypatch, patient, "--trace", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["samples"] == {FIRST: tars}
+
+
+def write_export(folder: Path, sha256: str) -> str:
+    folder.mkdir(parents=True)
+    record = {"model_sha256": sha256, "network": "teacher", "commit": None, "version": "0.1.0"}
+    (folder / "ace_model.json").write_text(json.dumps(record))
+    return str(folder)
+
+
+def test_a_trace_names_what_was_exported_or_published_from_the_patients_models(
+    clinic: Clinic, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = "teacher_backbone.safetensors"
+    trained = sha256_of(clinic.models / "v1" / weights)
+    served = write_export(clinic.models / "onnx", trained)
+    published = clinic.root / "share/small"
+    shutil.copytree(find_model("cxr-small"), published)
+    config = json.loads((published / "config.json").read_text())
+    config["published"]["measured"]["model_sha256"] = trained
+    (published / "config.json").write_text(json.dumps(config))
+    own = write_export(clinic.root / "share/a", sha256_of(published / weights))
+    variant = clinic.root / "models/gentle"
+    variant.mkdir()
+    for name in ("config.json", "training_images.csv"):
+        shutil.copyfile(clinic.root / "models/ace" / name, variant / name)
+    (variant / weights).write_text("of a variant")
+    of_variant = write_export(clinic.root / "share/variant", sha256_of(variant / weights))
+    write_export(clinic.root / "share/other", "f" * 64)
+    damaged = write_export(clinic.root / "share/damaged", "")
+    (Path(damaged) / "ace_model.json").write_text("{}")
+    (trained_patient, *_), (tested, *_) = clinic.patients("train"), clinic.patients("test")
+    assert clinic.withdrawals.trace(Patient(trained_patient)).copies == {
+        served: "exported from the teacher of v1",
+        str(published): "published from the teacher of v1",
+        own: "exported from the teacher of small",
+        of_variant: "exported from the teacher of models/gentle",
+    }
+    assert clinic.withdrawals.trace(Patient(tested)).copies == {}
+    assert command(monkeypatch, trained_patient, "--trace") == 0
+    assert f"\nexported or published from these models\n  {own}  exported from" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -376,8 +450,9 @@ def test_a_model_without_a_list_of_its_images_is_taken_for_one_that_was_trained_
     clinic: Clinic,
 ) -> None:
     train = clinic.root / "train.py"
-    start = json.dumps({"start_from": {"teacher": sha256_of(clinic.models / "v1" / "training_images.csv")}})
-    lines = [line.replace('"{}"', f"'{start}'") for line in train.read_text().splitlines()]
+    start = {"teacher": sha256_of(clinic.models / "v1" / "training_images.csv")}
+    (clinic.root / "made.json").write_text(config_text(start_from=start))
+    lines = [line.replace('"{}"', 'Path("made.json").read_text()') for line in train.read_text().splitlines()]
     train.write_text("\n".join(line for line in lines if "write_lineage(" not in line) + "\n")
     measure = clinic.root / "dvc.yaml"
     measure.write_text(
@@ -392,6 +467,12 @@ def test_a_model_without_a_list_of_its_images_is_taken_for_one_that_was_trained_
     assert dict(found) == {2: f"has no training_images.csv, and was made from {FIRST}, {SECOND}"}
     assert set(clinic.withdrawals.trace(Patient(patient)).versions) == {1, 2}
     assert clinic.withdrawals.trace(Patient(patient)).versions[2] == "started from v1"
+    (clinic.root / "made.json").write_text(config_text(format_version=2))
+    (clinic.root / "dvc.yaml").write_text(measure.read_text().replace("true && ", "true && true && "))
+    clinic.train("a model of a format that is not read any more")
+    clinic.registry.promote(ANNA)
+    how = clinic.withdrawals.trace(Patient(patient)).versions[3]
+    assert how.startswith("has no training_images.csv, and its config.json, which says what it started from, cannot be")
 
 
 def test_an_exclusion_that_was_undone_is_found_and_made_again(clinic: Clinic) -> None:

@@ -81,6 +81,7 @@ model.mkdir(parents=True)
 (model / "config.json").write_text("{}")
 (model / "README.md").write_text("# a model")
 write_lineage(model, {name: ShardIndex.open(f"data/shards/{name}").without_excluded(Path()) for name in mix})
+(model / "teacher_backbone.safetensors").write_text(" ".join(sha256_of(path) for path in sorted(model.iterdir())))
 """
 
 
