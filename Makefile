@@ -61,7 +61,7 @@ study: export SOURCE ?= folder
 study: $(STAMP) ## train, measure and record the encoders of a study: make study [NAME=phantom|nih|fundus DATA=… LABELS=…]
 	@test -z "$$DATA" || test -d "$$DATA" || { echo "error: DATA='$$DATA' is not a folder of images" >&2; exit 2; }
 	@test -d "studies/$$NAME" || { echo "error: studies/$$NAME: no such folder; there are: $$(cd studies && ls -d */ | tr -d /| xargs)" >&2; exit 2; }
-	@mkdir -p "studies/$$NAME/work" && exec 9>"studies/$$NAME/work/$$RUN.lock" && { flock -n 9 || \
+	@mkdir -p "studies/$$NAME/work" && exec 9>"studies/$$NAME/work/$$RUN.lock" && { flock -w 10 9 || \
 	    { echo "error: another make study is at work on studies/$$NAME/work/$$RUN; wait for it or end it" >&2; exit 2; }; } && \
 	  work=$$(python -m ace study open "$$NAME" --run "$$RUN") && data=$${DATA:+$$(realpath "$$DATA")} && \
 	  labels=$${LABELS:+$$(realpath "$$LABELS")} && \
