@@ -152,6 +152,15 @@ def test_a_killed_run_goes_on_after_its_finished_parts_and_changed_images_are_re
     assert last.written == ["images 33 to 40 of 40"]
 
 
+def test_parts_without_token_maps_serve_no_run_that_wants_them(
+    folder: Path, model: EmbeddingModel, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        written(model, folder, tmp_path / "killed", Sent(stop_after=1))
+    again = written(model, folder, tmp_path / "again", Sent(), with_tokens=True)
+    assert again == written(model, folder, tmp_path / "alone", None, with_tokens=True)
+
+
 def test_another_process_at_the_same_work_is_named(folder: Path, model: EmbeddingModel, tmp_path: Path) -> None:
     class Meanwhile(Sent):
         def embed(self, *arguments: object) -> None:
