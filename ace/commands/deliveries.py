@@ -95,22 +95,28 @@ def due(arguments: argparse.Namespace) -> None:
     print(json.dumps(answer) if arguments.json else reason)
 
 
-def accept(arguments: argparse.Namespace) -> None:
-    """Accept a delivery whatever its judge says; who says so, as git knows you, and why, is kept."""
-    _overrule(arguments, "accepted")
+def accept(arguments: argparse.Namespace) -> int:
+    """Accept a delivery whatever its judge says; who says so, as git knows you, and why, is kept.
+
+    Images that cannot be read, or of which no shards can be built, are refused all the same: exit code 1.
+    """
+    return _overrule(arguments, "accepted")
 
 
-def refuse(arguments: argparse.Namespace) -> None:
+def refuse(arguments: argparse.Namespace) -> int:
     """Refuse a delivery whatever its judge says, an accepted one too; who says so, as git knows you, and why, is kept.
 
     The models that were trained with an accepted one stay as they are.
     """
-    _overrule(arguments, "refused")
+    return _overrule(arguments, "refused")
 
 
-def _overrule(arguments: argparse.Namespace, verdict: "Verdict") -> None:
+def _overrule(arguments: argparse.Namespace, verdict: "Verdict") -> int:
+    """Return 0 if the delivery is now as was said."""
     from ace.operations.deliveries import Deliveries
 
     deliveries = Deliveries.open(arguments.params, arguments.branch)
     for line in deliveries.overrule(arguments.name, verdict, deliveries.clone.actor(), arguments.why):
         print(line, flush=True)
+    states = {delivery.name: delivery.state for delivery in deliveries.taken()}
+    return int(states[arguments.name] != verdict)

@@ -335,10 +335,12 @@ def test_negatives_are_refused_and_a_person_may_accept_them_and_refuse_them_agai
 def test_nobody_can_accept_what_cannot_be_read(project: Path) -> None:
     pipe(deliver(project / "incoming" / "March", NEW[:3]))
     run(project)
-    overrule(project, "clinic-b001", "accepted")
+    command = ["clinic-b001", "--why", "I looked at them", "--params", str(project / "params.yaml")]
+    assert run_command(build_parser(), ["deliveries", "accept", *command]) == 1
     assert states(project) == {"clinic-b001": "refused"}
     assert run(project) == []
     assert lines_of_log(project) == [("clinic-b001", "refused", "the checks")] * 2
+    assert run_command(build_parser(), ["deliveries", "refuse", *command]) == 0
     assert_as_committed(project)
 
 
