@@ -245,7 +245,7 @@ class Erasure:
         Raises:
             OperationsError: a run that has not ended has something of the patient in its output or events.
         """
-        if HOME_VARIABLE not in os.environ:
+        if not os.environ.get(HOME_VARIABLE):
             return
         found = erase_runs(self.plan.needles)
         if found["output"] or found["removed"]:
