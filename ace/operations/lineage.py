@@ -91,7 +91,7 @@ def trace_folder(root: Path, folder: Path) -> dict[str, Any]:
         if version is not None:
             origin.append(f"{how} {version.name}")
             return {"origin": origin} | _trace_version(root, events, version, _environment_of(root, version))
-        earlier = next((path for path in _model_folders(root) if path != at and sha256 in weights_of(path)), None)
+        earlier = next((path for path in _model_folders(root) if _is_source(path, sha256)), None)
         if earlier is None:
             origin.append(f"{how} a model that is not here: its weights have the sha256 {sha256}")
             break
@@ -101,6 +101,11 @@ def trace_folder(root: Path, folder: Path) -> dict[str, Any]:
     if record is not None:
         return {"origin": origin} | _trace_unknown(events, {"commit": record.commit})
     return {"origin": origin} | _trace_model(root, events, at, origin)
+
+
+def _is_source(folder: Path, sha256: str) -> bool:
+    """Tell whether a model has some weights and was not itself made of the same, as one that is published whole."""
+    return sha256 in weights_of(folder) and (weights_named_by(folder) or ("", ""))[1] != sha256
 
 
 def weights_named_by(folder: Path) -> tuple[str, str] | None:

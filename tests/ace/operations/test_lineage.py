@@ -224,6 +224,20 @@ def test_an_export_leads_back_to_a_variant_and_to_a_published_model_that_was_mad
     ]
 
 
+def test_models_that_were_published_whole_do_not_lead_to_one_another(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("first", "second"):
+        published = shutil.copytree(find_model("cxr-small"), project.root / "models" / name)
+        section = json.loads((published / CONFIG).read_text())["published"]
+        section["measured"]["model_sha256"] = sha256_of(published / WEIGHTS["teacher"])
+        change(published, published=section)
+    for name in ("first", "second"):
+        first, second = project.lineage(project.root / "models" / name, capsys)["origin"][:2]
+        assert first == "published from the teacher of cxr-small"
+        assert second.startswith("published from the teacher of a model that is not here: ")
+
+
 def test_a_model_that_is_not_here_is_told_by_what_its_record_says(
     project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
