@@ -1,5 +1,6 @@
 """kill -9 of whatever a running service is made of, at random: what comes next finishes the work, once and right."""
 
+import json
 import os
 import random
 import shutil
@@ -45,6 +46,8 @@ SEED = int(os.environ.get("ACE_KILLS_SEED", "18"))
 LOOK_S = 0.2
 LIMIT_S = 900
 """Seconds within which a piece of work is finished after a kill, on a busy machine."""
+MEASURED = ("images_per_s", "data_wait_share", "peak_memory_gb")
+"""What a training measures of itself."""
 MARK = "ACE_KILLED_SERVICE"
 COMMANDS = {
     "taking": (["-m", "ace", "deliveries", "run"], 20.0),
@@ -259,10 +262,14 @@ def check_one_writer(attempts: Attempts) -> None:
 
 
 def check_bytes(root: Path) -> None:
-    """An undisturbed `dvc repro` of the same commit elsewhere, without any cache, makes the same bytes."""
+    """An undisturbed `dvc repro` of the same commit elsewhere, without any cache, makes the same bytes.
+
+    What a training measures of its own speed and memory is another at each time, as is the commit that it ran at.
+    """
     clone = root.parent / "undisturbed"
     git(root.parent, "clone", "--quiet", "--branch", "service", "origin.git", str(clone))
-    shutil.copytree(root / "data/manifests", clone / "data/manifests")
+    for kept in ("data/manifests", "deliveries"):
+        shutil.copytree(root / kept, clone / kept)
     places = {"ACE_SCRATCH": "scratch2", "DVC_SITE_CACHE_DIR": "site-cache2", "PYTHONPATH": "undisturbed"}
     environment = {**os.environ, **{name: str(root.parent / place) for name, place in places.items()}}
     (clone / "dvc.lock").unlink()
@@ -271,4 +278,17 @@ def check_bytes(root: Path) -> None:
     stages, again = load(root / "dvc.lock")["stages"], load(clone / "dvc.lock")["stages"]
     assert {*again} == {name for name in stages if name != "gate"}
     assert {f"shard@{name}" for name in (FIRST, *mixed(root))} < {*again}
+    for stage in (stages["pretrain"], again["pretrain"]):
+        assert {item["path"] for item in stage.pop("outs")} >= {"models/ace"}
     assert again == {name: stages[name] for name in again}
+    assert trained_bytes(clone / "models/ace") == trained_bytes(root / "models/ace")
+
+
+def trained_bytes(model: Path) -> dict[str, object]:
+    """All that a training has made, but for what it measured of itself and the commit that it ran at."""
+    made: dict[str, object] = {path.name: path.read_bytes() for path in model.iterdir()}
+    assert {"config.json", "metrics.jsonl"} < {*made}
+    rows = [json.loads(line) for line in (model / "metrics.jsonl").read_text().splitlines()]
+    made["metrics.jsonl"] = [{name: value for name, value in row.items() if name not in MEASURED} for row in rows]
+    made["config.json"] = {**json.loads((model / "config.json").read_text()), "commit": ""}
+    return made
