@@ -67,13 +67,16 @@ def add_registry_commands(models: argparse.ArgumentParser) -> None:
         "moment", type=moment, metavar="DATE", help="as 2026-11-30 (the end of that day), or 2026-11-30T14:05; UTC"
     )
 
-    command = add_json(add("lineage", lineage, "say what a model was made from"))
+    command = add("lineage", lineage, "say what a model was made from")
     command.add_argument(
         "model",
         type=_version_or_folder,
         metavar="MODEL",
         help="a version, as v3; the folder of any model, or of an export; or the name of a shipped model",
     )
+    forms = command.add_mutually_exclusive_group()
+    forms.add_argument("--json", action="store_true", help="print JSON")
+    forms.add_argument("--files", action="store_true", help="print the file of each training image, as CSV")
     command = add("card", card, "print the model card of a version")
     add_version(command, is_needed=False)
     command.add_argument(
@@ -276,19 +279,31 @@ def lineage(arguments: argparse.Namespace) -> None:
 
     A folder is recognised by its bytes, wherever it lies: as a version, or as a model that a commit's dvc.lock records.
     An export and a published model say which model they are of. For a folder $ACE_MODELS need not be set.
+
+    `--files` prints a line for each image that the model was trained with: its batch, its key in the shards, and the
+    path and sha256 of the file that was registered, by the manifests in `data/manifests`. These paths are the ones of
+    your archive and may name patients. What is not known is empty, and stderr says why.
     """
     from ace.operations import history
     from ace.operations.lineage import trace, trace_folder, trace_text
+    from ace.operations.source_files import source_files
     from ace.operations.tags import read_events
     from ace.zoo.shipped import find_model
 
-    root = _root(arguments)
+    root, folder = _root(arguments), None
     if isinstance(arguments.model, int):
         registry = registry_of(arguments)
         traced = trace(registry, history.find_version(registry.events(), arguments.model))
     else:
-        traced = trace_folder(root, find_model(arguments.model))
-    print(json.dumps(traced, indent=2) if arguments.json else trace_text(traced))
+        folder = find_model(arguments.model)
+        traced = trace_folder(root, folder)
+    if arguments.files:
+        found = source_files(root, traced, folder)
+        found.write(sys.stdout)
+        for note in found.notes:
+            print(f"note: {note}", file=sys.stderr)
+    else:
+        print(json.dumps(traced, indent=2) if arguments.json else trace_text(traced))
     if traced["version"] is not None:
         _warn_if_retired(read_events(root), version_number(traced["version"]))
 
