@@ -198,7 +198,10 @@ def _metrics_table(numbers: Mapping[str, float]) -> str:
 
 
 def _series_table(path: Path) -> str:
-    """Return one row per numeric column of each CSV or TSV file: its curve, and how it began, ended, and ranged."""
+    """Return one row per numeric column of each CSV or TSV file: its curve, and how it began, ended, and ranged.
+
+    Values that are not finite are shown where a series begins or ends with one, and have no part in its range.
+    """
     files = [path] if path.is_file() else sorted(path.rglob("*"))
     header = ["series", "curve", "rows", "first", "last", "min", "max"]
     return _markdown(header, (row for file in files if file.suffix in {".csv", ".tsv"} for row in _series(file)))
@@ -212,7 +215,8 @@ def _series(file: Path) -> Iterator[list[str]]:
             values = [float(row[column]) for row in rows]
         except (TypeError, ValueError):
             continue
-        figures = [values[0], values[-1], min(values), max(values)]
+        finite = [value for value in values if math.isfinite(value)] or [math.nan]
+        figures = [values[0], values[-1], min(finite), max(finite)]
         yield [f"{file.stem}: {column}", _curve(values), str(len(values)), *(f"{figure:.5g}" for figure in figures)]
 
 

@@ -73,6 +73,18 @@ def test_plots_are_summed_up_column_by_column(tmp_path: Path, path: str, text: s
     assert rows[-1][1:5] == ["▁" if "tsv" in path else "█▁", "2", "3", "nan" if "tsv" in path else "1"]
 
 
+@pytest.mark.parametrize("values", [("nan", "2", "5"), ("2", "nan", "5"), ("2", "5", "inf"), ("-inf", "5", "2")])
+def test_the_range_of_a_series_is_that_of_its_finite_values_wherever_the_others_stand(
+    tmp_path: Path, values: tuple[str, ...]
+) -> None:
+    (tmp_path / "log.tsv").write_text(
+        "\n".join(["step\tloss", *(f"{step}\t{value}" for step, value in enumerate(values))])
+    )
+    table = out_metadata(tmp_path, Out("log.tsv", "plot"), RECORDED)["series"].value
+    *_, first, last, low, high, _ = str(table).splitlines()[-1].split("|")
+    assert [first.strip(), last.strip(), low.strip(), high.strip()] == [values[0], values[-1], "2", "5"]
+
+
 def test_the_curve_of_a_plot_rises_and_falls_as_its_series_does(tmp_path: Path) -> None:
     rises, parabola = range(320), [(2 * number - 319) ** 2 for number in range(320)]
     lines = [f"{step}\t{up}\t{bowl}\t5\tinf" for step, (up, bowl) in enumerate(zip(rises, parabola, strict=True))]
