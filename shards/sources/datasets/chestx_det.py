@@ -2,7 +2,7 @@
 
 Citation: J. Lian et al., "A Structure-Aware Relation Network for Thoracic Diseases Detection and Segmentation", IEEE
 Transactions on Medical Imaging 40(8), 2021, 2042-2052.
-Licence: none stated; NIH's terms for the images.
+Licence: Apache 2.0 for the lists; NIH's terms for the images.
 Pages: https://github.com/Deepwise-AILab/ChestX-Det-Dataset, and its issue 2 for mapping.json.
 
 Layout:
@@ -16,9 +16,9 @@ Layout:
 What is easily got wrong:
 - The images were renumbered: the patient follows from the authors' mapping.json only, which lacks 35 images (the
   repository's issue 11).
-- `syms`, `boxes` and `polygons` are parallel lists, one entry an instance; all empty: no finding.
-- A polygon is one ring, closed implicitly, with repeated and collinear points in places; rings without an area are
-  dropped. Instances of one finding are OR-ed.
+- `syms`, `boxes` and `polygons` are parallel lists, one entry an instance; all empty: no finding (611 images).
+- A polygon is one ring, with repeated points in places; most end at their first point, the others are closed all the
+  same. Rings without an area are dropped: the published lists have none. Instances of one finding are OR-ed.
 - Boxes and polygons hold for NIH's 1024 x 1024 pixels: a resized copy loses them.
 - ChestX-Det10 is an earlier set of 3,543 images and 10 findings with other lists.
 """
@@ -89,7 +89,7 @@ class ChestXDetSource:
         num_images=3_578,
         num_patients=None,
         tasks=("classification", "detection", "segmentation"),
-        licence="none stated; NIH's terms for the images",
+        licence="Apache 2.0 for the lists; NIH's terms for the images",
         is_redistributable=False,
         citation="J. Lian et al., A Structure-Aware Relation Network for Thoracic Diseases Detection and Segmentation, "
         "IEEE Transactions on Medical Imaging 40(8), 2021",

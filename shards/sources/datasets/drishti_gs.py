@@ -9,14 +9,16 @@ Layout:
     Drishti-GS1_files/Test/Images/drishtiGS_001.png, Test/Test_GT/drishtiGS_001/SoftMap/...
     Drishti-GS1_files/Drishti-GS1_diagnosis.xlsx (optional: diagnosis, patients)
 
-- 50 training images and 51 test images. The ground truth of the test images lies in `Test_GT`, that of the training
-  images in `GT`.
+- 50 training images and 51 test images, RGB of some 2,050 x 1,755 pixels (2,045 to 2,468 x 1,748 to 1,845). The ground
+  truth of the test images lies in `Test_GT`, that of the training images in `GT`.
 - A soft map shows how many of four annotators drew a pixel inside: grey levels near 0, 64, 128, 191 and 255. Inside is
   what at least three drew: every level from 160, half way between two and three, so that rounding does not matter.
   (Where levels are divided by 255 and compared with .75, the 191 of three annotators falls out.)
 - `Drishti-GS1_diagnosis.xlsx` has a diagnosis (`Total`: Normal or Glaucomatous) and a patient id for each image. Where
-  it is there, patients are known; some have images on both sides of the official split, and all images of such a
-  patient count as test. Without the workbook patients are images and the official split is taken as it is.
+  it is there, patients are known: 68, of whom 33 have two images. 18 have one on each side of the official split, and
+  all images of such a patient count as test, which leaves 32 to train on. Without the workbook patients are images and
+  the official split is taken as it is.
+- Kaggle's copies have folders `glaucoma` and `normal` below `Images`, which are not read as diagnoses.
 """
 
 import re

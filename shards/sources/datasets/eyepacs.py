@@ -11,7 +11,9 @@ Layout:
 
 - The archives come in pieces (`train.zip.001` to `.005`, `test.zip.001` to `.007`), about 88 GB; `trainLabels.csv` is
   an archive of its own. The grades of the test images came out after the competition as `retinopathy_solution.csv`.
-- The patient is the number before `_left` and `_right`: two eyes a patient, 17,563 patients in training.
+- The patient is the number before `_left` and `_right`: two eyes a patient, 17,563 patients in training and 26,788 in
+  test. The column Usage of the second list is of the competition's two boards (Public, Private) and not read.
+- Images of grades 0 to 4: 25,810, 2,443, 5,292, 873 and 708 in training; 39,533, 3,762, 7,861, 1,214 and 1,206 in test.
 - Grades 0 none, 1 mild, 2 moderate, 3 severe, 4 proliferative: one label a grade, `DR grade 0` to `DR grade 4`, of
   which one is 1.
 - Photographs have black borders, sizes from 400 to 5,184 pixels and many devices; some stand on their heads, some are

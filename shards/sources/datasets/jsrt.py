@@ -3,8 +3,9 @@
 Shiraishi J. et al., "Development of a digital image database for chest radiographs with and without a lung nodule",
 AJR 174, 2000: http://db.jsrt.or.jp/eng.php (registration). van Ginneken B., Stegmann M.B., Loog M., "Segmentation of
 anatomical structures in chest radiographs using supervised methods", Med. Image Anal. 10, 2006 (SCR):
-https://www.isi.uu.nl/Research/Databases/SCR/ (research and education, no redistribution). Lung masks of other hands:
-http://imgcom.jsrt.or.jp/minijsrtdb/ (Segmentation01, segmentation02).
+https://www.isi.uu.nl/Research/Databases/SCR/ (research and education, no redistribution); a later release in another
+form: https://zenodo.org/records/7056076. Lung masks of other hands: http://imgcom.jsrt.or.jp/minijsrtdb/
+(Segmentation01, segmentation02).
 
 Layout:
     ANY_FOLDER/JPCLN001.IMG, JPCNN001.IMG (or converted: .png .jpg .bmp .tif)
@@ -20,6 +21,9 @@ Layout:
   the right lung is on the left of the image. `lungs` is the union.
 - SCR's two folds (cases of odd and of even number) are its official cross-validation. One direction of it becomes the
   split: fold1 train, fold2 test. Copies without folds of SCR have no official split.
+- SCR's release at Zenodo has other files of the same names: `masks/JPCLN001.tif` is one mask a case, of no stated
+  structure, and left; `jpg/JPCLN001.jpg` is a picture of 256 pixels with the outlines drawn into it, which a warning
+  says where no `.IMG` file takes its place.
 - CLNDAT_EN.txt and CNNDAT_EN.txt are tables without a header, in which lines have run together: a case is what follows
   its file's name and has the known form. The diagnosis is free text and never read. The nodule's box is the square of
   its stated size around its stated centre, in pixels of the `.IMG` file; other files have none.
@@ -36,7 +40,7 @@ from pathlib import Path
 from shards.core.errors import SourceError
 from shards.core.records import Box, File, Label, Mask, MaskFiles, RawLayout, Record, Sex, Split
 from shards.sources.base import Listing, SourceInfo, layout_in
-from shards.sources.files import find_files, index_files, list_files
+from shards.sources.files import find_files, folders_of, index_files, list_files
 from shards.sources.listing import count_warnings, no_images, number_warnings
 
 _LAYOUT = layout_in(__doc__)
@@ -49,6 +53,7 @@ _NAME = r"(?P<name>JPC(?:LN|NN)\d{3})"
 _CONVERTED = r"\.(?:png|jpe?g|bmp|tiff?)"
 # The masks of SCR and of its copies have the images' names: their folders tell them, as `left lung` or `heart_png`.
 _STRUCTURE_FOLDER = r"(?P<structure>heart|(?:left|right)[ _](?:clavicle|lung))(?:_png)?"
+_MASK_FOLDERS = {"mask", "masks"}
 _SEPARATOR = r"[\s,]+"
 _NODULE = re.compile(
     _SEPARATOR.join(
@@ -120,6 +125,8 @@ class JsrtSource:
         paths = list_files(root)
         mask_files = list(find_files(paths, rf"{_STRUCTURE_FOLDER}/{_NAME}\.(?:gif|png|bmp|tiff?)"))
         others = sorted(set(paths) - {path for _, path in mask_files})
+        unnamed = [path for path in others if folders_of(path) & _MASK_FOLDERS]
+        others = [path for path in others if not folders_of(path) & _MASK_FOLDERS]
         raw = _index_images(root, others, r"\.IMG")
         converted = _index_images(root, others, _CONVERTED)
         mini = _read_mini(paths)
@@ -145,6 +152,10 @@ class JsrtSource:
         )
         counts = {
             "converted images passed over beside their .IMG files": len(raw.keys() & converted.keys()),
+            "images in a folder jpg: SCR's release at Zenodo has its outlines drawn into them": sum(
+                path.lower().split("/")[-2:-1] == ["jpg"] for path in images.values()
+            ),
+            "masks that name no structure were left": sum(1 for _ in find_files(unnamed, _NAME + _CONVERTED)),
             "images without SCR masks": sum(not record.masks for record in records),
             "SCR masks without an image": sum(len(found) for name, found in masks.items() if name not in images),
             "images of which the clinical tables say nothing": len(images.keys() - clinical.keys()),

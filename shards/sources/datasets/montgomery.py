@@ -12,10 +12,12 @@ Layout:
 
 - 138 images: 80 normal (name ends in 0), 58 tuberculosis (1). 4020 x 4892 or 4892 x 4020 pixels of 0.0875 mm, 12 grey
   bits as digitised; the PNG files are 8 bit in most copies and 16 bit in some.
-- Masks of the left and the right lung are files of the image's own name in two folders; `lungs` is either. Some
-  copies have one merged mask instead, in `masks/`: `lungs` alone.
+- Masks of the left and the right lung are files of the image's own name in two folders, which are named by the side of
+  the image: `leftMask` is what a viewer sees on the left, the patient's right lung. `left_lung` and `right_lung` are
+  the patient's, as in JSRT; `lungs` is either. Some copies have one merged mask instead, in `masks/`: `lungs` alone.
 - Clinical readings begin with `Patient's Sex: F` and `Patient's Age: 027Y`; the free text after them is never read.
-- One image a patient as far as is known: patients are images.
+- Patients have no ids: patients are images. The readings say of three images that they show the patient of another:
+  0117 that of 0113, and 0166 and 0170 that of 0162. Those stay together.
 """
 
 import re
@@ -31,6 +33,12 @@ _LAYOUT = layout_in(__doc__)
 _NAME = r"(?P<name>MCUCXR_\d{4}_[01])"
 _SEX = re.compile(r"Patient's Sex:\s*([MFO])\s*")
 _AGE = re.compile(r"Patient's Age:\s*(\d{1,3})Y\s*")
+SAME_PATIENT = {
+    "MCUCXR_0117_1": "MCUCXR_0113_1",
+    "MCUCXR_0166_1": "MCUCXR_0162_1",
+    "MCUCXR_0170_1": "MCUCXR_0162_1",
+}
+"""Image → the first image of its patient, where the clinical readings say so."""
 _NUM_LINES = 2
 _MAX_LINE_BYTES = 200
 
@@ -63,7 +71,8 @@ class MontgomerySource:
         images = index_files(root, paths, rf"CXR_png/{_NAME}\.png")
         if not images:
             raise no_images(self.info, root)
-        left, right = (index_files(root, paths, rf"{side}Mask/{_NAME}\.png") for side in ("left", "right"))
+        # The folders are named by the side of the image: what lies on its right is the patient's left lung.
+        left, right = (index_files(root, paths, rf"{side}Mask/{_NAME}\.png") for side in ("right", "left"))
         merged = index_files(root, paths, rf"masks?/{_NAME}(?:_mask)?\.png")
         if one_sided := sorted((left.keys() ^ right.keys()) & images.keys()):
             raise SourceError(
@@ -76,7 +85,7 @@ class MontgomerySource:
             Record(
                 source_id=name,
                 image=File(path),
-                patient=f"montgomery/{name}",
+                patient=f"montgomery/{SAME_PATIENT.get(name, name)}",
                 view="PA",
                 labels={"Tuberculosis": int(name[-1])},
                 masks=_masks(left.get(name), right.get(name), merged.get(name)),

@@ -13,7 +13,9 @@ Layout:
 - The label is the last character of the name: 1 tuberculosis, 0 normal. Numbers 1 to 326 are all normal and 327 to 662
   all tuberculosis: an order or a split by number leaks the label.
 - Clinical readings are free text. Sex and age are taken where the first line is nothing else (`male 45yrs`, with
-  variants in spaces, commas, case and unit); the rest is never read.
+  variants in spaces, commas, case and unit, and `femal`; without a unit the age is unknown); the rest is never read.
+  Kaggle's shenzhen_metadata.csv is somebody's reading of them and differs in places, so it is never read.
+- Images are 8 bit of about 3,000 pixels, most with a palette and some RGB, all grey.
 - One image a patient as far as is known: patients are images.
 - Kaggle's joint set with Montgomery has copies of images in `test/` and masks in `masks/`: images are only looked for
   in `CXR_png`.
@@ -29,7 +31,8 @@ from shards.sources.listing import count_warnings, no_images, number_warnings
 
 _LAYOUT = layout_in(__doc__)
 _DEMOGRAPHICS = re.compile(
-    r"(?P<sex>female|male)[ ,]*(?P<age>\d{1,3}) ?(?P<unit>years|year|yrs|yr|months|month|days|day)", re.IGNORECASE
+    r"(?P<sex>female?|male)[ ,]*(?P<age>\d{1,3})(?: ?(?P<unit>years|year|yrs|yr|months|month|days|day))?",
+    re.IGNORECASE,
 )
 _PER_YEAR = {"y": 1, "m": 12, "d": 365.25}
 _MAX_FIRST_LINE_BYTES = 200
@@ -84,8 +87,8 @@ class ShenzhenSource:
         )
         counts = {
             "masks without an image": len(masks.keys() - images.keys()),
-            "clinical readings whose first line is not sex and age: both stay unknown": sum(
-                demographics[name] == (None, None) for name in demographics.keys() & images.keys()
+            "clinical readings whose first line is not sex and age: what is missing stays unknown": sum(
+                None in demographics[name] for name in demographics.keys() & images.keys()
             ),
         }
         return Listing(records, "image", count_warnings(self.info, records) + number_warnings(self.info, counts))
@@ -96,8 +99,8 @@ def parse_demographics(line: str) -> tuple[Sex | None, float | None]:
     match = _DEMOGRAPHICS.fullmatch(line.strip())
     if match is None:
         return None, None
-    age = int(match["age"]) / _PER_YEAR[match["unit"][0].lower()]
-    return "F" if match["sex"].lower() == "female" else "M", age if age <= 120 else None
+    age = int(match["age"]) / _PER_YEAR[match["unit"][0].lower()] if match["unit"] else None
+    return "M" if match["sex"].lower() == "male" else "F", age if age is not None and age <= 120 else None
 
 
 def _first_line(path: Path) -> str:

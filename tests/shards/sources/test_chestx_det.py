@@ -70,6 +70,47 @@ def test_records_hold_what_the_lists_say(root: Path) -> None:
     assert sick.patient == "chestx-det/36199"
 
 
+def test_entries_as_published_are_read(tmp_path: Path) -> None:
+    """Entries of Deepwise-AILab/ChestX-Det-Dataset at d82eb07: none, one and two findings; rings end as they begin."""
+    effusion = [[871, 886], [889, 930], [901, 878], [889, 884], [868, 880], [871, 886]]
+    nodule = [[814, 734], [789, 719], [779, 743], [785, 757], [802, 755], [810, 740], [814, 734]]
+    thickening = [[896, 798], [892, 848], [864, 831], [877, 874], [910, 904], [896, 798]]
+    test = [
+        item("36199.png"),
+        item("39468.png", ("Effusion", [868, 878, 901, 930], effusion)),
+        item(
+            "41850.png",
+            ("Nodule", [779, 719, 814, 757], nodule),
+            ("Pleural Thickening", [864, 798, 910, 904], thickening),
+        ),
+    ]
+    (tmp_path / "ChestX_Det_test.json").write_text(json.dumps(test))
+    for entry in test:
+        write_pixels(tmp_path / "test_data" / entry["file_name"])
+    listing = SOURCE.read(tmp_path)
+    records = by_id(listing)
+    assert {name: {label for label, value in record.labels.items() if value} for name, record in records.items()} == {
+        "36199": set(),
+        "39468": {"Effusion"},
+        "41850": {"Nodule", "Pleural Thickening"},
+    }
+    assert records["39468"].boxes == (Box("Effusion", 878, 868, 930, 901),)
+    # The closing point changes nothing of what is drawn.
+    closed = records["39468"].masks["Effusion"]
+    opened = MaskPolygons((tuple((float(y), float(x)) for x, y in effusion[:-1]),))
+    found = drawn(closed, tmp_path, (1024, 1024))
+    np.testing.assert_array_equal(found, drawn(opened, tmp_path, (1024, 1024)))
+    rows, cols = np.nonzero(found)
+    assert (rows.min(), cols.min(), rows.max() + 1, cols.max() + 1) == pytest.approx((878, 868, 930, 901), abs=1)
+    assert not any("dropped" in warning for warning in listing.warnings)
+
+
+def test_the_findings_are_in_the_order_of_the_authors_page() -> None:
+    page = "Atelectasis, Calcification, Cardiomegaly, Consolidation, Diffuse Nodule, Effusion, Emphysema, Fibrosis, "
+    page += "Fracture, Mass, Nodule, Pleural Thickening, Pneumothorax"
+    assert ", ".join(FINDINGS) == page
+
+
 def test_a_finding_is_absent_or_drawn_or_unknown(root: Path) -> None:
     sick, well = (by_id(SOURCE.read(root))[name] for name in ("36199", "40003"))
     assert set(well.masks.values()) == {MaskPolygons(())}

@@ -30,6 +30,60 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
+# Numbers of the official training images; the others of 1 to 101 are test (bioidiap/bob.ip.binseg,
+# bob/ip/binseg/data/drishtigs1/optic-cup.json).
+TRAINING = (
+    *(2, 4, 8, 10, 12, 15, 16, 17, 18, 22, 24, 26, 31, 32, 33, 35, 36, 37, 38, 40, 41, 42, 44, 45, 46, 47, 49, 51, 57),
+    *(58, 60, 61, 62, 63, 64, 66, 68, 69, 75, 76, 80, 81, 84, 88, 89, 90, 92, 94, 98, 101),
+)
+# Numbers of the official training images whose patients have a test image (sreekaree/glaucoma_detection,
+# results/audit/audit_summary.json); each is paired with the number before or after it.
+SHARED = {4: 3, 8: 9, 12: 11, 22: 23, 35: 34, 40: 39, 44: 43, 49: 48, 51: 50, 57: 56, 60: 59, 64: 65, 76: 77, 81: 82}
+SHARED |= {84: 85, 94: 95, 98: 97, 101: 100}
+
+
+def test_the_official_split_and_what_the_workbook_changes_of_it(tmp_path: Path) -> None:
+    """The workbook as two loaders read it: three lines above a header in the fourth and an empty line below it."""
+    for number in range(1, 102):
+        part = "Training" if number in TRAINING else "Test"
+        write_files(tmp_path, [f"{TOP}/{TOP}/{part}/Images/drishtiGS_{number:03}.png"])
+    assert sum(record.split == "train" for record in SOURCE.read(tmp_path).records) == len(TRAINING) == 50
+    of_two = {test: training for training, test in SHARED.items()}
+    header = ("Sl. No", "Drishti-GS File", "Patient ID", *["Marking"] * 4, "", "Total")
+    rows = [
+        (str(number), f"drishtiGS_{number:03}'", str(of_two.get(number, number)), "", "", "", "", "", "Normal")
+        for number in range(1, 102)
+    ]
+    write_workbook(tmp_path / TOP / WORKBOOK, [*TITLES, header, ("", "", "", "Expert 1"), *rows])
+    listing = SOURCE.read(tmp_path)
+    assert (len(listing.records), listing.patient_grouping) == (101, "patient")
+    assert sum(record.split == "train" for record in listing.records) == 50 - 18 == 50 - len(SHARED)
+    assert any("18 official training images that count as test" in warning for warning in listing.warnings)
+    check_source(SOURCE, tmp_path)
+
+
+def test_kaggle_s_copy_with_folders_of_diagnoses_and_dates_is_read(tmp_path: Path) -> None:
+    """Layout of the copy `drishtigs-retina-dataset-for-onh-segmentation`."""
+    test, training = "Test-20211018T060000Z-001/Test", "Training-20211018T055246Z-001/Training"
+    write_files(
+        tmp_path,
+        [
+            f"{test}/Images/glaucoma/drishtiGS_001.png",
+            f"{test}/Images/normal/drishtiGS_009.png",
+            f"{training}/Images/GLAUCOMA/drishtiGS_002.png",
+            *(f"{test}/Test_GT/drishtiGS_001/SoftMap/drishtiGS_001_{map}Softmap.png" for map in ("ODseg", "cupseg")),
+            *(f"{training}/GT/drishtiGS_002/SoftMap/drishtiGS_002_{map}Softmap.png" for map in ("ODseg", "cupseg")),
+        ],
+    )
+    records = by_id(SOURCE.read(tmp_path))
+    assert {name: (record.split, len(record.masks)) for name, record in records.items()} == {
+        "drishtiGS_001": ("test", 2),
+        "drishtiGS_002": ("train", 2),
+        "drishtiGS_009": ("test", 0),
+    }
+    assert {record.labels["Glaucoma"] for record in records.values()} == {None}
+
+
 def diagnose(root: Path, rows: list[tuple[str, ...]]) -> None:
     write_workbook(root / TOP / WORKBOOK, [*TITLES, HEADER, *rows])
 

@@ -12,6 +12,7 @@ from tests.shards.sources.trees import by_id, drawn, mask_paths, write_files
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
+    """All names of the newer archive; the older one's `1st_manual` and `2nd_manual` of test come below."""
     for number in range(21, 41):
         write_files(
             tmp_path,

@@ -42,6 +42,20 @@ def test_exactly_one_grade_is_1(root: Path) -> None:
     assert all(sum(value or 0 for value in record.labels.values()) == 1 for record in records.values())
 
 
+def test_lists_begin_as_published(tmp_path: Path) -> None:
+    """Read the first lines of both lists; those of the second end in CR and LF.
+
+    They are from gregwchase/eyenet, labels/trainLabels.csv, and Saty-17/diabetic-retinopathy-detection,
+    testLabels15.csv.
+    """
+    write_files(tmp_path, ["train/10_left.jpeg", "train/10_right.jpeg", "test/1_left.jpeg", "test/1_right.jpeg"])
+    write_text(tmp_path, "trainLabels.csv", "image,level\n10_left,0\n10_right,0\n")
+    write_text(tmp_path, "retinopathy_solution.csv", "image,level,Usage\r\n1_left,0,Private\r\n1_right,0,Private\r\n")
+    records = by_id(SOURCE.read(tmp_path))
+    assert list(records) == ["10_left", "10_right", "1_left", "1_right"]
+    assert {record.labels["DR grade 0"] for record in records.values()} == {1}
+
+
 def test_without_a_list_grades_are_unknown_and_the_warning_says_so(root: Path) -> None:
     (root / "retinopathy_solution.csv").unlink()
     listing = SOURCE.read(root)

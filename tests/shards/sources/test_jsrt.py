@@ -18,6 +18,15 @@ NODULES = (
     "JPCLN003.IMG\t4\t10\t?\tfemale\t3\t2040\tmalignant\tl.upper lobe(S1+2)\tlung cancer\r\n"
 )
 NO_NODULES = "JPCNN001.IMG\t49\tfemale\tnon-nodule\r\n"
+# Rows as published, of a table made from both (farhanxaidi/Programming_for_Big_Data, jsrt_metadata.csv); their order of
+# columns in Nickollee/radiology-cv, data/clinical/README.md, and the blanks of the second in harishanand95/jsrt-parser.
+PUBLISHED = (
+    "JPCLN003.IMG\t5\t30\t63\tfemale\t1303\t447\tmalignant\tl.upper lobe(S1+2)\tlung cancer\r\n"
+    "JPCLN084.IMG\t3\t60\t59\tfemale\t1340\t854\tmalignant\tleft lung\tlung cancer\r\n"
+    "JPCLN117.IMG\t2\t12\t?\tfemale\t377\t1045\tmalignant\tr.upper lobe\tlung cancer\r\n"
+    "JPCLN154.IMG\t1\t8\t75\tfemale\t660\t688\tmalignant\tr.upper lobe(S1)\tsusp. lung metastasis\r\n"
+    "JPCNN010.IMG 54  male   non-nodule\r\n"
+)
 
 
 @pytest.fixture
@@ -86,6 +95,35 @@ def test_lines_that_run_together_are_told_apart_and_free_text_is_left(root: Path
     assert set(parse_clinical(NODULES + NO_NODULES)) == {"JPCLN001", "JPCLN002", "JPCLN003", "JPCNN001"}
     assert parse_clinical("JPCLN004.IMG see the notes of Dr Example, male 53") == {}
     assert "hematoma" not in repr(SOURCE.read(root))
+
+
+def test_published_rows_are_read_whole_an_unknown_age_among_them() -> None:
+    found = parse_clinical(PUBLISHED)
+    assert {name: (case.sex, case.age_years, case.is_malignant) for name, case in found.items()} == {
+        "JPCLN003": ("F", 63, True),
+        "JPCLN084": ("F", 59, True),
+        "JPCLN117": ("F", None, True),
+        "JPCLN154": ("F", 75, True),
+        "JPCNN010": ("M", 54, False),
+    }
+    # 60 mm, the greatest of all, of .175 mm a pixel; column 1340, row 854.
+    box = found["JPCLN084"].nodule
+    assert box is not None
+    assert (box.row0 + box.row1, box.col0 + box.col1) == pytest.approx((2 * 854, 2 * 1340))
+    assert (box.row1 - box.row0, box.col1 - box.col0) == pytest.approx((342.857, 342.857), abs=1e-3)
+
+
+def test_scr_s_folds_hold_odd_and_even_cases(tmp_path: Path) -> None:
+    """Cases of bioidiap/bob.ip.binseg, bob/ip/binseg/data/JSRT/default.json, where this holds for all 247."""
+    odd = ["JPCLN049", "JPCLN153", "JPCNN001", "JPCNN093"]
+    even = ["JPCLN002", "JPCLN154", "JPCNN064", "JPCNN092"]
+    for fold, names in (("fold1", odd), ("fold2", even)):
+        write_files(tmp_path, [f"JSRT/images/{name}.png" for name in names])
+        write_files(tmp_path, [f"JSRT/scratch/{fold}/masks/{lung}/{name}.gif" for name in names for lung in FOLDERS])
+    splits = {record.source_id: record.split for record in SOURCE.read(tmp_path).records}
+    assert splits == dict.fromkeys(odd, "train") | dict.fromkeys(even, "test")
+    assert {int(name[-3:]) % 2 for name in odd} == {1}
+    assert {int(name[-3:]) % 2 for name in even} == {0}
 
 
 def test_scr_s_folds_are_the_split_and_cases_without_masks_have_none(root: Path) -> None:
@@ -210,8 +248,23 @@ def test_what_does_not_fit_is_counted(root: Path) -> None:
     )
 
 
+def test_the_files_of_scr_s_later_release_are_neither_masks_nor_radiographs_without_a_word(tmp_path: Path) -> None:
+    """SCR at Zenodo: one mask of no stated structure a case, and pictures with the outlines drawn into them."""
+    write_files(tmp_path, ["masks/JPCLN001.tif", "jpg/JPCLN001.jpg", "points/JPCLN001.pfs"])
+    listing = SOURCE.read(tmp_path)
+    (record,) = listing.records
+    assert (record.image.path, record.masks) == ("jpg/JPCLN001.jpg", {})
+    assert any("1 images in a folder jpg: SCR's release at Zenodo" in warning for warning in listing.warnings)
+    assert "jsrt: 1 masks that name no structure were left" in listing.warnings
+    write_files(tmp_path, ["All247images/JPCLN001.IMG"])
+    listing = SOURCE.read(tmp_path)
+    assert [record.image.path for record in listing.records] == ["All247images/JPCLN001.IMG"]
+    assert not any("folder jpg" in warning for warning in listing.warnings)
+
+
 def test_masks_alone_are_no_dataset(tmp_path: Path) -> None:
     write_files(tmp_path, ["scratch/fold1/masks/left lung/JPCLN001.gif", "masks/heart/JPCLN001.png"])
+    write_files(tmp_path, ["masks/JPCLN002.tif"])
     with pytest.raises(SourceError, match=r"(?s)no image of jsrt found.*JPCLN001\.IMG.*left lung"):
         SOURCE.read(tmp_path)
 

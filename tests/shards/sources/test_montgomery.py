@@ -1,12 +1,14 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from shards.core.errors import SourceError
 from shards.core.records import MaskFiles, Sex
 from shards.sources.check import check_source
-from shards.sources.datasets.montgomery import SOURCE, parse_demographics
-from tests.shards.sources.trees import by_id, mask_paths, write_files, write_text
+from shards.sources.datasets.montgomery import SAME_PATIENT, SOURCE, parse_demographics
+from tests.shards.sources.trees import by_id, drawn, mask_paths, write_files, write_text
 
 TOP = "NLM-MontgomeryCXRSet/MontgomerySet"
 NAMES = ["MCUCXR_0001_0", "MCUCXR_0104_1"]
@@ -40,11 +42,40 @@ def test_labels_and_demographics(root: Path) -> None:
 
 def test_left_and_right_lung_are_structures_of_their_own_and_lungs_is_either(root: Path) -> None:
     record = by_id(SOURCE.read(root))[NAMES[0]]
-    left, right = (f"{TOP}/ManualMask/{side}Mask/{NAMES[0]}.png" for side in ("left", "right"))
+    right, left = (f"{TOP}/ManualMask/{side}Mask/{NAMES[0]}.png" for side in ("left", "right"))
     assert record.image.path == f"{TOP}/CXR_png/{NAMES[0]}.png"
     assert mask_paths(record, "left_lung") == [left]
     assert mask_paths(record, "right_lung") == [right]
     assert mask_paths(record, "lungs") == [left, right]
+
+
+def test_the_folders_are_named_by_the_side_of_the_image_and_the_lungs_are_the_patient_s(root: Path) -> None:
+    """Hold to what two say who looked.
+
+    ConstantinSeibold/2DAnatomyDatasets, prepare_montgomery_labels.py, by the R on the films; and
+    Abdullah-Ejaz0/FYP_Pre-processing_pipelines, CLAUDE.md. The files are of one bit.
+    """
+    is_left_half = np.tile(np.arange(8) < 4, (6, 1))
+    for side, pixels in (("left", is_left_half), ("right", ~is_left_half)):
+        Image.fromarray(pixels).save(root / TOP / f"ManualMask/{side}Mask/{NAMES[0]}.png")
+    masks = by_id(SOURCE.read(root))[NAMES[0]].masks
+    np.testing.assert_array_equal(drawn(masks["right_lung"], root, (6, 8)), is_left_half)
+    np.testing.assert_array_equal(drawn(masks["left_lung"], root, (6, 8)), ~is_left_half)
+    assert drawn(masks["lungs"], root, (6, 8)).all()
+
+
+def test_images_that_the_readings_say_are_of_one_patient_stay_together(root: Path) -> None:
+    """The readings' words are in ngaggion/Chest-xray-landmark-dataset, clinical.csv."""
+    names = [f"MCUCXR_{number:04}_1" for number in (108, 113, 117, 126, 140, 141, 142, 144, 150, 162, 166, 170, 173)]
+    for folder in ("CXR_png", "ManualMask/leftMask", "ManualMask/rightMask"):
+        write_files(root, [f"{TOP}/{folder}/{name}.png" for name in names])
+    check_source(SOURCE, root)
+    listing = SOURCE.read(root)
+    patients = {name: record.patient for name, record in by_id(listing).items()}
+    assert patients["MCUCXR_0113_1"] == patients["MCUCXR_0117_1"]
+    assert patients["MCUCXR_0162_1"] == patients["MCUCXR_0166_1"] == patients["MCUCXR_0170_1"]
+    assert len(set(patients.values())) == len(patients) - len(SAME_PATIENT) == len(patients) - 3
+    assert listing.patient_grouping == "image", "of the others nothing is known"
 
 
 def test_one_merged_mask_gives_lungs_alone(tmp_path: Path) -> None:
@@ -80,7 +111,7 @@ def test_masks_without_images_and_images_without_masks_are_counted(root: Path) -
     ("lines", "expected"),
     [
         (["Patient's Sex: F ", "Patient's Age: 027Y"], ("F", 27)),
-        (["Patient's Sex: O", "Patient's Age: 4Y"], ("O", 4)),
+        (["Patient's Sex: O ", "Patient's Age: 005Y"], ("O", 5)),  # as in MCUCXR_0080_0
         (["Patient's Age: 999Y", "Patient's Sex: X"], (None, None)),
         (["Patient's Sex: F, Mrs Example", "Patient's Age: 027Y, Mrs Example"], (None, None)),
         ([], (None, None)),

@@ -1,9 +1,14 @@
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from shards.core.canvas import is_coloured, with_channels
 from shards.core.errors import SourceError
 from shards.core.records import Sex
+from shards.decode.image import decode
 from shards.sources.check import check_source
 from shards.sources.datasets.shenzhen import SOURCE, parse_demographics
 from tests.shards.sources.trees import by_id, mask_paths, write_files, write_text
@@ -68,7 +73,16 @@ def test_sex_and_age_come_from_a_first_line_that_says_nothing_else(root: Path) -
         ("female 1yr", ("F", 1)),
         ("female 73days", ("F", 73 / 365.25)),
         ("female 200yrs", ("F", None)),
-        ("femal 20yrs", (None, None)),
+        # As in CHNCXR_0018_0, 0030_0 and 0044_0 (Abdullah-Ejaz0/FYP_Pre-processing_pipelines, shenzhen_raw.csv).
+        ("male 42", ("M", None)),
+        ("Female 38yrs", ("F", 38)),
+        ("femal 32yrs", ("F", 32)),
+        # Variants that the same repository's tests/test_metadata.py lists as found in the files.
+        ("male 16month", ("M", 16 / 12)),
+        ("female 64days", ("F", 64 / 365.25)),
+        ("female24yrs", ("F", 24)),
+        ("male , 29yrs  \t", ("M", 29)),
+        ("fema 20yrs", (None, None)),
         ("male 45yrs, PTB in the left upper field", (None, None)),
         ("Mr Example, male 45yrs", (None, None)),
         ("", (None, None)),
@@ -82,8 +96,33 @@ def test_what_does_not_fit_is_counted(root: Path) -> None:
     assert SOURCE.read(root).warnings == (
         "shenzhen: 4 images found, 662 published",
         "shenzhen: 1 masks without an image",
-        "shenzhen: 1 clinical readings whose first line is not sex and age: both stay unknown",
+        "shenzhen: 1 clinical readings whose first line is not sex and age: what is missing stays unknown",
     )
+
+
+@pytest.mark.parametrize("mode", ["P", "RGB"])
+def test_palettes_and_colours_of_which_all_are_grey_are_grey_images(mode: str) -> None:
+    """635 of the files have a palette and 27 are RGB (Abdullah-Ejaz0/FYP_Pre-processing_pipelines, CLAUDE.md)."""
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    image = Image.fromarray(grey if mode == "P" else np.stack([grey] * 3, -1))
+    if mode == "P":
+        # The palette runs backwards, so that indices are not levels.
+        image = Image.fromarray(255 - grey, mode="P")
+        image.putpalette([level for level in range(255, -1, -1) for _ in range(3)])
+    file = BytesIO()
+    image.save(file, "PNG")
+    pixels = decode(file.getvalue(), max_pixels=1e6).pixels
+    assert not is_coloured(pixels)
+    np.testing.assert_array_equal(with_channels(pixels, 1).squeeze(), grey)
+
+
+def test_lesion_masks_of_the_later_release_are_no_lung_masks(root: Path) -> None:
+    """Layout of NLM's present site: mask/mask is Kaggle's, Annotations/masks the lesions'."""
+    lesion = f"{TOP}/Annotations/masks/{NAMES[2]}_Calcified_Nodule_2.png"
+    write_files(root, [lesion, f"{TOP}/shenzhen_consensus_roi.csv", f"{TOP}/mask/mask/{NAMES[1]}_mask.png"])
+    records = by_id(SOURCE.read(root))
+    assert mask_paths(records[NAMES[2]], "lungs") == [f"{TOP}/ManualMask/{NAMES[2]}_mask.png"]
+    assert mask_paths(records[NAMES[1]], "lungs") == [f"{TOP}/mask/mask/{NAMES[1]}_mask.png"]
 
 
 def test_images_outside_of_cxr_png_are_copies_and_are_not_taken(root: Path) -> None:
