@@ -141,6 +141,7 @@ def hasten(root: Path) -> None:
     (root / "gate.py").write_text(STAND_IN)
     edit(root / "params.yaml", f"min_new_images: {MIN_NEW}", "min_new_images: 2")
     edit(root / "pipelines/service.py", "TICK_S = 30", "TICK_S = 5")
+    edit(root / "pipelines/service.py", "AGAIN_S = 600", "AGAIN_S = 20")
     edit(root / "pipelines/service.py", "max_retries=6, delay=600", "max_retries=6, delay=5")
     edit(root / "pipelines/service.py", "max_retries=3, delay=60", "max_retries=3, delay=5")
     commit(root, "a service in haste")
