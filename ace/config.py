@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from io import StringIO
@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 from ace.data.objectives import spec_of_epoch
 from ace.embed.opening import EncoderParams
-from ace.encoder_lines import encoder_deps, with_encoders
+from ace.encoder_lines import encoder_deps, task_deps, with_encoders, with_tasks
 from ace.evaluation.params import Encoders, EvaluateParams
 from ace.gate.rules import check_figures
 from ace.models.params import ImportParams
@@ -265,7 +265,8 @@ def _check_grids(config: Config, batches: Mapping[str, BatchParams]) -> None:
 def check_graph(config: Config, dvc: Path) -> None:
     """Check that stages that read every encoder depend on each one's model and answers, and on no others.
 
-    Imported models that are there must have the grid's tokens.
+    Those that read the figures of every task depend on these likewise. Imported models that are there must have the
+    grid's tokens.
 
     Args:
         config: The whole of params.yaml.
@@ -292,14 +293,15 @@ def check_graph(config: Config, dvc: Path) -> None:
             )
     stages = YAML(typ="safe", pure=True).load(dvc.read_text(encoding="utf-8"))["stages"]
     wrong = []
-    for stage, (prefixes, expected) in encoder_deps(config.encoders).items():
-        body = stages.get(stage, {})
-        found = {dep for dep in body.get("do", body).get("deps", ()) if dep.startswith(prefixes)}
-        if stage in stages and found != set(expected):
-            wrong.append(
-                f"{stage}.deps has {', '.join(sorted(found)) or 'none of them'}, and `encoders` in params.yaml asks "
-                f"for {', '.join(sorted(expected))}"
-            )
+    for section, deps in (("encoders", encoder_deps(config.encoders)), ("finetune", task_deps(config.finetune))):
+        for stage, (prefixes, expected) in deps.items():
+            body = stages.get(stage, {})
+            found = {dep for dep in body.get("do", body).get("deps", ()) if dep.startswith(prefixes)}
+            if stage in stages and found != set(expected):
+                wrong.append(
+                    f"{stage}.deps has {', '.join(sorted(found)) or 'none of them'}, and `{section}` in params.yaml "
+                    f"asks for {', '.join(sorted(expected)) or f'nothing of {prefixes[0]}'}"
+                )
     if wrong:
         raise ConfigError(f"{dvc}: {'; '.join(wrong)}; `python -m ace encoder list` writes these there instead")
 
@@ -314,9 +316,26 @@ def list_encoders(encoders: Mapping[str, EncoderParams], dvc: Path) -> list[str]
     Raises:
         ConfigError: the stages' deps are not written as lists of lines.
     """
+    return _listed(dvc, lambda text: with_encoders(text, encoders))
+
+
+def list_tasks(tasks: Iterable[str], dvc: Path) -> list[str]:
+    """Make the stages that read the figures of every task depend on these and no others; a sentence for each changed.
+
+    Args:
+        tasks: Names in the section `finetune`.
+        dvc: The file dvc.yaml; one that is not there stays so.
+
+    Raises:
+        ConfigError: the stages' deps are not written as lists of lines.
+    """
+    return _listed(dvc, lambda text: with_tasks(text, tasks))
+
+
+def _listed(dvc: Path, edit: Callable[[str], tuple[str, list[str]]]) -> list[str]:
     if not dvc.is_file():
         return []
-    text, changed = with_encoders(dvc.read_text(encoding="utf-8"), encoders)
+    text, changed = edit(dvc.read_text(encoding="utf-8"))
     if changed:
         write_text(dvc, text)
     return [f"{dvc}: {line}" for line in changed]
@@ -340,7 +359,8 @@ def use(name: str, params: Path = DEFAULT_PARAMS, configs: Path = CONFIGS) -> li
     A configuration is an overlay on configs/demo.yaml, so that `use` gives the same file whatever stood there before.
     `evaluate.batch` stays too where the project does not have the configuration's batch (`register --only` took it
     out). Batches whose files have the sections `grid` and `shard` as they were in `params` get the new ones; others
-    have settings of their own and keep them. The stages of dvc.yaml that read every encoder get the configuration's.
+    have settings of their own and keep them. The stages of dvc.yaml that read every encoder get the configuration's,
+    and those that read the figures of tasks the project's.
 
     Args:
         name: Of the configuration, or the path of its file, as `studies/phantom/params.yaml`.
@@ -368,6 +388,7 @@ def _use(name: str, params: Path, configs: Path) -> list[str]:
     # Batches first: killed in between, the same command changes those that are left, for params.yaml is as it was.
     changes += set_settings(params, after, followers)
     changes += list_encoders(config.encoders, params.with_name("dvc.yaml"))
+    changes += list_tasks(config.finetune, params.with_name("dvc.yaml"))
     if changes:
         write_text(params, _dump(yaml, document))
     return changes
@@ -389,7 +410,7 @@ def migrate(params: Path = DEFAULT_PARAMS) -> list[str]:
 
     Batches that params.yaml held become files in batches/. The encoders that are measured, and the properties that they
     are measured for, get sections of their own, and these get what was added to them since, so that they measure what
-    they did.
+    they did. In dvc.yaml the report gets to depend on the tasks that params.yaml names.
 
     Args:
         params: The file params.yaml; batches/ and data/manifests are made beside it.
@@ -408,6 +429,8 @@ def migrate(params: Path = DEFAULT_PARAMS) -> list[str]:
             *_migrate_variants(params),
             *_migrate_tasks(params),
             *_migrate_decisions(params),
+            # Before the report showed tasks, it depended on none.
+            *list_tasks(read_params(params).get("finetune") or {}, params.with_name("dvc.yaml")),
         ]
 
 

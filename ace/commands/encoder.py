@@ -1,4 +1,4 @@
-"""`encoder add`, `encoder list`: say which encoders are compared."""
+"""`encoder add`, `encoder list`: say which encoders are compared, and that dvc.yaml knows them and the tasks."""
 
 import argparse
 from collections.abc import Sequence
@@ -54,7 +54,11 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="the params file, or one of a study, to add the encoder to; default: params.yaml",
     )
     command.set_defaults(run=encoder_add)
-    command = encoder.add_parser("list", help="list the encoders that are compared", description=encoder_list.__doc__)
+    command = encoder.add_parser(
+        "list",
+        help="list the encoders and tasks, and write them into dvc.yaml",
+        description=cleandoc(encoder_list.__doc__ or ""),
+    )
     add_params_options(command)
     command.set_defaults(run=encoder_list)
 
@@ -128,12 +132,18 @@ def _nested(assignments: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def encoder_list(arguments: argparse.Namespace) -> None:
-    """Print the encoders of the params file, and make the stages of dvc.yaml that read every encoder depend on them."""
-    from ace.config import list_encoders
+    """Print the encoders of the params file, and make the stages of dvc.yaml that read every encoder depend on them.
+
+    The tasks of the section `finetune` likewise: the report then waits for each, and shows it.
+    """
+    from ace.config import list_encoders, list_tasks
     from ace.evaluation.params import parse_encoders
 
-    encoders = parse_encoders(values_of(arguments).get("encoders"), str(arguments.params))
-    for line in list_encoders(encoders, arguments.params.with_name("dvc.yaml")):
+    values, dvc = values_of(arguments), arguments.params.with_name("dvc.yaml")
+    encoders, tasks = parse_encoders(values.get("encoders"), str(arguments.params)), values.get("finetune") or {}
+    for line in (*list_encoders(encoders, dvc), *list_tasks(tasks, dvc)):
         print(line)
     for name, encoder in encoders.items():
         print(f"{name}: {encoder.network} of {encoder.model}")
+    for name, batch in tasks.items():
+        print(f"task {name}: trained and measured on {batch}")

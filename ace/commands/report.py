@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ace.commands.evaluation import EVIDENCE, paths_of, with_folders
 from ace.commands.options import PROPERTIES, add_shards_option
 from shards.cli import add_params_options, values_of
+
+if TYPE_CHECKING:
+    from ace.report.tasks import TaskFigures
 
 REPORT, EXPLORER = Path("reports/report.html"), Path("reports/explorer.html")
 COMPARISON = Path("reports/comparison.html")
@@ -49,19 +52,35 @@ def report(arguments: argparse.Namespace) -> None:
     With --compare, write a page that compares two encoders instead. They are two encoders of params.yaml that `dvc
     repro` has measured, compared patient by patient; or one each of two files of metrics or folders of studies, as
     studies/phantom, or studies/phantom:paper for another encoder than the first. Files of metrics hold figures and
-    intervals, and nothing of single patients.
+    intervals, and nothing of single patients. Figures of tasks stand beside them: of those in the section `finetune`,
+    or of those that lie in a folder `finetune` beside both files.
     """
     from ace.report.page import write_report
     from ace.report.params import ReportParams
     from ace.report.two_encoders import write_comparison
 
     if arguments.compare is None:
-        params = ReportParams.from_params(values_of(arguments).get("report"), f"{arguments.params}: report")
-        write_report(params, arguments.out or REPORT)
+        values = values_of(arguments)
+        params = ReportParams.from_params(values.get("report"), f"{arguments.params}: report")
+        write_report(params, arguments.out or REPORT, tasks=list(values.get("finetune") or {}))
     else:
         out = arguments.out or COMPARISON
-        print(write_comparison(*_compared(arguments, *arguments.compare), out))
+        figures, measured = _compared(arguments, *arguments.compare)
+        print(write_comparison(figures, measured, out, _tasks_of_two(arguments, *arguments.compare)))
         print(f"report: {out.resolve()}")
+
+
+def _tasks_of_two(arguments: argparse.Namespace, first: str, second: str) -> "list[TaskFigures]":
+    """Read the figures of tasks of two encoders that `_compared` has found; of params.yaml its tasks that have run."""
+    from ace.report.tasks import figures_path, read_task, task_of_two
+    from ace.report.two_encoders import read_tasks_apart
+
+    values = values_of(arguments) if arguments.params.is_file() else {}
+    if first not in (values.get("encoders") or {}):
+        return read_tasks_apart(first, second)
+    paths = [figures_path(name, arguments.params.parent) for name in values.get("finetune") or {}]
+    found = [task_of_two(read_task(path), first, second) for path in paths if path.is_file()]
+    return [task for task in found if task is not None]
 
 
 def _compared(arguments: argparse.Namespace, first: str, second: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

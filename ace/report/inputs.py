@@ -16,11 +16,12 @@ from ruamel.yaml import YAML
 
 from ace.models.folder import CONFIG
 from ace.models.model_config import ImportedConfig, TrainedConfig, read_config
+from ace.report.tasks import TaskFigures, figures_path, read_task
 from shards.core.errors import ConfigError
 from shards.reading.reader import ShardIndex
 
 PAGE_IS_OF = ("models/ace", "data/evidence", "metrics/properties.json")
-"""Outs that the page shows, beside the shard sets."""
+"""Outs that the page shows, beside the shard sets and the figures of tasks."""
 PARAMS_WIDTH = 120
 """Characters of a line of params.yaml on the page."""
 VERSIONS = ("torch", "torchvision", "timm", "numpy", "pillow", "webdataset", "dvc")
@@ -29,9 +30,15 @@ Arrays = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """A project's folder with everything that the stages before `report` wrote."""
+    """A project's folder with everything that the stages before `report` wrote.
+
+    Attributes:
+        root: The folder.
+        tasks: Names of the tasks whose figures the page shows.
+    """
 
     root: Path
+    tasks: tuple[str, ...] = ()
 
     @cached_property
     def batches(self) -> list[ShardIndex]:
@@ -66,6 +73,20 @@ class ReportInputs:
     def properties(self) -> dict[str, Any]:
         """metrics/properties.json."""
         return self._json("metrics/properties.json", "dvc repro evaluate")
+
+    @cached_property
+    def task_figures(self) -> list[TaskFigures]:
+        """What each task came to.
+
+        Raises:
+            ConfigError: its figures are not there or damaged.
+        """
+        return [read_task(figures_path(name, self.root)) for name in self.tasks]
+
+    @property
+    def task_batches(self) -> set[str]:
+        """The names of the shard sets that tasks were trained and measured on."""
+        return {facts.batch for task in self.task_figures for facts in task.measured.values()}
 
     @property
     def encoders(self) -> list[str]:
@@ -128,7 +149,7 @@ class ReportInputs:
         values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
         if not self.virtual:
             values.pop("phantom", None)
-        names = {index.name for index in self.batches}
+        names = {index.name for index in self.batches} | self.task_batches
         for section in {"batches", "mix"} & values.keys():
             values[section] = {name: item for name, item in values[section].items() if name in names}
         writer, text = YAML(), io.StringIO()
@@ -138,11 +159,13 @@ class ReportInputs:
 
     @cached_property
     def locked_outs(self) -> list[tuple[str, str, str, int]]:
-        """(stage, path, md5, bytes) of every out in dvc.lock that the model and the evidence are or come from."""
+        """(stage, path, md5, bytes) of every out in dvc.lock that model, evidence and tasks are or come from."""
         path = self.root / "dvc.lock"
         lock = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")) if path.is_file() else {}
         stages = (lock or {}).get("stages", {})
-        sources = _sources(stages, [*PAGE_IS_OF, *(f"data/shards/{index.name}" for index in self.batches)])
+        tasks = (figures_path(name, Path()).as_posix() for name in self.tasks)
+        shards = (f"data/shards/{index.name}" for index in self.batches)
+        sources = _sources(stages, [*PAGE_IS_OF, *tasks, *shards])
         return [
             (stage, out["path"], out["md5"], int(out.get("size", 0)))
             for stage, record in stages.items()

@@ -20,6 +20,7 @@ from ace.report.inputs import ReportInputs
 from ace.report.pair import draw_pair
 from ace.report.params import ReportParams
 from ace.report.tables import ALIKE, BETTER, WORSE, figure_rows, headline_card
+from ace.report.task_tables import task_table
 from shards.core.records import Split
 from shards.reading.reader import ShardIndex, ShardReader
 from shards.runtime.atomic import write_text
@@ -68,19 +69,20 @@ CURVES = {
 }
 
 
-def write_report(params: ReportParams, out: Path, project_root: Path = Path()) -> None:
+def write_report(params: ReportParams, out: Path, project_root: Path = Path(), tasks: Sequence[str] = ()) -> None:
     """Draw the page from what the other stages left.
 
     Args:
         params: Section `report`.
         out: The HTML file.
         project_root: Folder with data/, models/, metrics/ and dvc.lock.
+        tasks: Names of the tasks to show, as in the section `finetune`.
 
     Raises:
         ConfigError: a stage has not run yet.
         IndexFormatError: a shard set is damaged.
     """
-    project = ReportInputs(project_root)
+    project = ReportInputs(project_root, tuple(tasks))
     environment = environment_of(project.encoders)
     context = build_context(params, project)
     context["sections"] = [_section(environment, item, project, context) for item in _shown(project)]
@@ -156,6 +158,7 @@ def build_context(params: ReportParams, project: ReportInputs) -> dict[str, Any]
         "anchors": [item.name for item in _shown(project)],
         "signs": SIGNS,
         "figures": figure_rows(properties, compared, words),
+        "tasks": [task_table(task, compared, number) for number, task in enumerate(project.task_figures)],
         "protocol": protocol,
         "dense": protocol["dense"],
         "batch": protocol["batch"],
@@ -261,6 +264,7 @@ def _batch(index: ShardIndex, project: ReportInputs) -> dict[str, Any]:
         "labels": {name: [_label_cell(labels[split].get(name, {})) for split in SPLITS] for name in names},
         "is_trained_on": index.name in {other.name for other in project.trained_on},
         "is_measured": index.name == project.measured.name,
+        "has_tasks": index.name in project.task_batches,
         "quarantined": quarantined.count,
         "reasons": quarantined.reasons,
         "num_shards": len(index.shards),

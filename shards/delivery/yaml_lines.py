@@ -241,30 +241,33 @@ def set_deps(text: str, stage: str, prefixes: tuple[str, ...], paths: Sequence[s
         text: The file.
         stage: Name of the stage; one that is not there depends on nothing.
         prefixes: How the paths begin, each with one of these.
-        paths: All of them, at least one.
+        paths: All of them, maybe none. Where the stage has depended on none so far, they become the first of its deps.
 
     Raises:
-        ConfigError: the stage depends on none of them, or they share lines with other deps.
+        ConfigError: they share lines with other deps, or the deps are not written as a list of lines in brackets.
     """
     before = parse_yaml(text)
     deps = _deps(_parsed(text)["stages"].get(stage, {}))
     found = [dep for dep in deps if dep.startswith(prefixes)]
     if stage not in before["stages"] or set(found) == set(paths):
         return text
-    lines, own = text.splitlines(), deps.lc
-    rows = sorted({int(own.item(number)[0]) for number, dep in enumerate(deps) if dep in found})
-    if rows:
-        margin = lines[rows[0]][: len(lines[rows[0]]) - len(lines[rows[0]].lstrip())]
-        wrapped = textwrap.wrap(", ".join(paths) + ",", _WIDTH - len(margin), break_on_hyphens=False)
-        for row in reversed(rows):
-            del lines[row]
-        lines[rows[0] : rows[0]] = [margin + line for line in wrapped]
+    lines = text.splitlines()
+    own = [int(deps.lc.item(number)[0]) for number in range(len(deps))]
+    rows = sorted({row for row, dep in zip(own, deps, strict=True) if dep in found})
+    if own:
+        row = rows[0] if rows else own[0]
+        margin = lines[row][: len(lines[row]) - len(lines[row].lstrip())]
+        listed = ", ".join(paths) + "," if paths else ""
+        wrapped = textwrap.wrap(listed, _WIDTH - len(margin), break_on_hyphens=False)
+        for earlier in reversed(rows):
+            del lines[earlier]
+        lines[row:row] = [margin + line for line in wrapped]
     wanted = [dep for dep in deps if dep not in found]
     after = _loaded(_joined(lines))
-    if not rows or after is None or sorted(_deps(after["stages"][stage])) != sorted([*wanted, *paths]):
+    if after is None or sorted(_deps(after["stages"][stage])) != sorted([*wanted, *paths]):
         raise ConfigError(
             f"dvc.yaml: {stage}.deps: expected the paths {'…, '.join(prefixes)}… on lines of their own in brackets, "
-            f"each with a comma behind it, to write {', '.join(paths)} there; write them there by hand"
+            f"each with a comma behind it, to write {', '.join(paths) or 'none'} there; write them there by hand"
         )
     return _joined(lines)
 
