@@ -32,6 +32,13 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "of studies, each with :NAME behind it for another encoder than its first",
     )
     command.add_argument(
+        "--task",
+        action="append",
+        default=[],
+        metavar="TASK",
+        help="also show a task that `python -m ace finetune` has run and params.yaml does not name; may be repeated",
+    )
+    command.add_argument(
         "--out", type=Path, metavar="FILE", help=f"the page; default: {REPORT}, with --compare {COMPARISON}"
     )
     command.set_defaults(run=report)
@@ -47,7 +54,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """Write the report of the data, the training and the figures: one HTML page that opens offline.
+    """Write the report of the data, the training, the figures and the tasks: one HTML page that opens offline.
 
     With --compare, write a page that compares two encoders instead. They are two encoders of params.yaml that `dvc
     repro` has measured, compared patient by patient; or one each of two files of metrics or folders of studies, as
@@ -62,7 +69,8 @@ def report(arguments: argparse.Namespace) -> None:
     if arguments.compare is None:
         values = values_of(arguments)
         params = ReportParams.from_params(values.get("report"), f"{arguments.params}: report")
-        write_report(params, arguments.out or REPORT, tasks=list(values.get("finetune") or {}))
+        tasks = dict.fromkeys((*(values.get("finetune") or {}), *arguments.task))
+        write_report(params, arguments.out or REPORT, tasks=list(tasks))
     else:
         out = arguments.out or COMPARISON
         figures, measured = _compared(arguments, *arguments.compare)
@@ -78,8 +86,10 @@ def _tasks_of_two(arguments: argparse.Namespace, first: str, second: str) -> "li
     values = values_of(arguments) if arguments.params.is_file() else {}
     if first not in (values.get("encoders") or {}):
         return read_tasks_apart(first, second)
-    paths = [figures_path(name, arguments.params.parent) for name in values.get("finetune") or {}]
-    found = [task_of_two(read_task(path), first, second) for path in paths if path.is_file()]
+    paths = {name: figures_path(name, arguments.params.parent) for name in values.get("finetune") or {}}
+    paths = {name: path for name, path in paths.items() if path.is_file()}
+    paths |= {name: figures_path(name, arguments.params.parent) for name in arguments.task}
+    found = [task_of_two(read_task(path), first, second) for path in paths.values()]
     return [task for task in found if task is not None]
 
 

@@ -138,6 +138,7 @@ def test_make_study_takes_paths_relative_to_the_checkout_with_spaces_and_quotes_
         ("params", "ace summary"),
         ("params", "ace finetune phantom"),
         ("params", "ace finetune nih512 --batch real-b000"),
+        ("params", "ace report --task phantom --task nih512"),
         ("a checkout", "ace study record mine --run params"),
     ]
     assert {own for folder, _, own in lines if folder == "params"} == {key}
