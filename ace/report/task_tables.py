@@ -74,15 +74,15 @@ WORDS = {
         is_error=True,
         text="the distance of the outlines (95th percentile), in mm at the detector",
     ),
-    "found": FigureWords("found", "{:.1%}", text="the share of landmarks that are found within the task's radius"),
+    "found": FigureWords("landmarks found", "{:.1%}", text="the share that is found within the task’s radius"),
     "error_px_at_1024": FigureWords(
-        "error, px",
+        "landmark error, px",
         "{:.1f}",
         is_error=True,
         text="the mean distance of a landmark from the truth, in px of a 1024-px canvas",
     ),
     "error_mm": FigureWords(
-        "error, mm",
+        "landmark error, mm",
         "{:.2f}",
         is_error=True,
         text="the mean distance of a landmark from the truth, in mm at the detector",

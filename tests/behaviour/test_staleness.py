@@ -155,7 +155,8 @@ def test_a_task_is_a_stage_once_it_is_asked_for_and_its_file_concerns_it_alone(c
     clone = Path(shutil.copytree(clone, tmp_path / "clone", symlinks=True))
     assert not [stage for stage in load_graph(clone).stages if stage.word == "finetune"]
     edit(clone / "params.yaml", "finetune: {}", "finetune: {phantom: phantom-b000}")
-    assert run_command(build_parser(), ("config", "check", "--params", str(clone / "params.yaml"))) == 0
+    for command in (("encoder", "list"), ("config", "check")):
+        assert run_command(build_parser(), (*command, "--params", str(clone / "params.yaml"))) == 0
     (stage,) = [stage for stage in load_graph(clone).stages if stage.word == "finetune"]
     assert (stage.name, stage.cmd) == ("finetune@phantom", "python -m ace finetune phantom --batch phantom-b000")
     assert set(stage.inputs) == {"data/shards/phantom-b000", "models/ace", "models/imagenet"}
