@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from itertools import cycle, islice
@@ -61,6 +61,11 @@ COMMANDS = {
 }
 """What is killed: how its command begins, and the seconds that it lives at least on a busy machine."""
 WORKERS = {"run worker": 15.0, "step worker": 15.0}
+SPAWNED = {
+    "run worker": ("multiprocessing.spawn", "grpc"),
+    "step worker": ("multiprocessing.forkserver", "multiprocessing.forkserver"),
+}
+"""What a worker's command holds, and its parent's: the code server starts runs, and a step is forked from a server."""
 LIFE_S = {kind: life_s for kind, (_, life_s) in COMMANDS.items()} | WORKERS | {"daemon": 30.0}
 """Seconds after its start within which a process of a kind is killed; shorter for the next one if it ends before."""
 OF_A_DELIVERY = ("daemon", *WORKERS, "taking", "dvc", "stage", "publishing")
@@ -150,11 +155,8 @@ def _is(process: psutil.Process, kind: str) -> bool:
         start = COMMANDS[kind][0]
         return words[1 : 1 + len(start)] == start
     parent = process.parent()
-    return _is_spawned(words) and parent is not None and _is_spawned(parent.cmdline()) == (kind == "step worker")
-
-
-def _is_spawned(words: Sequence[str]) -> bool:
-    return any("multiprocessing.spawn" in word for word in words)
+    chain = [words, parent.cmdline() if parent else []]
+    return all(any(part in word for word in of) for part, of in zip(SPAWNED[kind], chain, strict=True))
 
 
 @pytest.fixture
