@@ -381,7 +381,7 @@ class Deliveries:
                 outputs["findings"] = {item.check: [item.measured, item.bound, item.passed] for item in findings}
             cause = "\n".join(f"{item.check}: {item.text}" for item in findings if not item.passed)
         except SourceError as error:  # the images are at fault, and nobody can overrule that
-            cause = str(error)
+            cause = self._as_in_quarantine(str(error), delivery)
             if delivery.verdict == "accepted":
                 attempts.overrule("refused", CHECKS, cause)
         self._write_report(delivery, cause or None, findings)
@@ -448,6 +448,14 @@ class Deliveries:
             f"{name}: its shards could not be built, and the next call tries again; `python -m ace deliveries refuse "
             f"{name}` gives up. {log} has what dvc said, at its end:\n{said}"
         )
+
+    def _as_in_quarantine(self, said: str, delivery: Delivery) -> str:
+        """Name in a cause of refusal the places of the files as they will be once the delivery is refused."""
+        target = self.folder / QUARANTINE / delivery.name
+        said = said.replace(f"{delivery.folder}/", f"{target}/")
+        for manifests in (self.clone.root / MANIFESTS, MANIFESTS):  # a stage names them relative to the project
+            said = said.replace(f"{manifests / delivery.name}.", f"{target / delivery.name}.")
+        return said
 
     def _write_report(self, delivery: Delivery, cause: str | None, findings: list[Finding]) -> None:
         report = Report(

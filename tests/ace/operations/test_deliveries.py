@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import ace.operations.deliveries as module
 from ace.__main__ import build_parser
@@ -39,6 +40,7 @@ from tests.ace.operations.service import ANNA
 from tests.support.checkout import ROOT, copy_project, git
 
 NEW = range(100, 130)
+QUARANTINED = "clinic-b001.quarantine.csv"
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +211,22 @@ def no_labels(folder: Path) -> None:
     (folder / "labels.csv").unlink()
 
 
+def damage(folder: Path) -> None:
+    for image in folder.glob("*.png"):
+        image.write_bytes(b"no image")
+
+
+def blank(folder: Path) -> None:
+    for number, path in enumerate(folder.glob("*.png")):
+        Image.new("L", (64, 64), 250 + number % 4).save(path)
+
+
+def misplace_labels(folder: Path) -> None:
+    (folder / "more").mkdir()
+    for image in folder.glob("*.png"):
+        image.rename(folder / "more" / image.name)
+
+
 def test_a_dvc_lock_that_was_half_written_is_that_of_the_last_commit(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,8 +294,6 @@ def test_a_delivery_of_copies_alone_is_refused(project: Path) -> None:
 
 
 def test_images_that_were_stored_again_are_refused(project: Path) -> None:
-    from PIL import Image
-
     folder = deliver(project / "incoming" / "March", NEW)
     for seed in range(30):
         Image.fromarray(chest(seed, size=64)).resize((60, 60)).save(folder / f"{100 + seed:04}.png")
@@ -287,11 +303,7 @@ def test_images_that_were_stored_again_are_refused(project: Path) -> None:
 
 
 def test_a_delivery_without_anything_to_see_is_refused(project: Path) -> None:
-    from PIL import Image
-
-    folder = deliver(project / "incoming" / "March", NEW[:8])
-    for number, path in enumerate(folder.glob("*.png")):
-        Image.new("L", (64, 64), 250 + number % 4).save(path)
+    blank(deliver(project / "incoming" / "March", NEW[:8]))
     assert "images cannot be used" in run(project)[-1]
     assert_as_committed(project)
 
@@ -351,9 +363,22 @@ def test_no_name_is_given_again_of_which_a_batch_file_is_left(project: Path) -> 
 
 
 def test_a_refusal_is_told_in_a_line_with_its_reason(project: Path) -> None:
-    for image in deliver(project / "incoming" / "March", NEW[:3]).glob("*.png"):
-        image.write_bytes(b"no image")
+    damage(deliver(project / "incoming" / "March", NEW[:3]))
     assert "/images: looked at 3 images, none can be read: 3 none of the kinds of image" in run(project)[-1]
+
+
+@pytest.mark.parametrize(
+    ("fault", "places"),
+    [(damage, ["images"]), (misplace_labels, ["images/labels.csv", "images/more", "images"]), (blank, [QUARANTINED])],
+)
+def test_a_refusal_names_places_that_are_there_once_the_delivery_is_refused(
+    fault: Callable[[Path], None], places: list[str], project: Path
+) -> None:
+    fault(deliver(project / "incoming" / "March", NEW[:8]))
+    run(project)
+    named = re.findall(rf"{project}/[^\s:;,]+", report(project)["cause"])
+    assert named == [str(project / "quarantine" / "clinic-b001" / place) for place in places]
+    assert all(Path(path).exists() for path in named)
 
 
 def test_a_decision_whose_line_was_not_written_is_in_the_log_before_a_person_decides_otherwise(
