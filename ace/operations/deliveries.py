@@ -400,7 +400,7 @@ class Deliveries:
             weight=0,
             site=settings.site,
             modality=settings.modality,
-            names_patients=False,
+            unattended=True,
             project=self.project,
         )
 

@@ -38,8 +38,9 @@ from tests.ace.operations.delivered import (
 )
 from tests.ace.operations.service import ANNA
 from tests.support.checkout import ROOT, copy_project, git
+from tests.support.datasets import write_csv
 
-NEW = range(100, 130)
+NEW, YET_NEWER = range(100, 130), range(200, 230)
 QUARANTINED = "clinic-b001.quarantine.csv"
 
 
@@ -105,6 +106,29 @@ def test_a_complete_folder_becomes_an_accepted_batch_in_one_commit(project: Path
     assert run(project) == []
 
 
+def test_a_run_tells_nobody_to_take_the_next_step(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    deliver(project / "incoming" / "March", NEW)
+    run(project)
+    said = capfd.readouterr().err
+    assert "registered: clinic-b001, 30 images" in said
+    assert re.findall(r"`.*?`|now run", said) == []
+
+
+def test_a_warning_of_a_run_names_settings_instead_of_options(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    params = project / "params.yaml"
+    params.write_text(params.read_text("utf-8").replace("name: clinic", "name: north"), encoding="utf-8")
+    git(project, "commit", "--quiet", "--all", "--message", "another name")
+    march, may = (deliver(project / "incoming" / name, seeds) for name, seeds in (("March", NEW), ("May", YET_NEWER)))
+    write_csv(march / "labels.csv", ("path", "patient"), [(f"{seed:04}.png", f"patient {seed - 100}") for seed in NEW])
+    write_csv(may / "labels.csv", ("path",), [(f"{seed:04}.png",) for seed in YET_NEWER])
+    run(project)
+    said = capfd.readouterr().err
+    assert "take the batch out (`python -m ace deliveries refuse north-b000`), have it sent again with " in said
+    assert "operations.deliveries.site: clinic\n" in said
+    assert "in the column patient of a CSV (operations.deliveries.labels) or by patient_from" in said
+    assert not re.search(r" --\w", said)
+
+
 def test_the_log_names_the_commit_and_the_bytes_that_show_a_decision(project: Path) -> None:
     deliver(project / "incoming" / "March", NEW)
     run(project)
@@ -129,7 +153,7 @@ def test_a_delivery_keeps_the_legal_basis_that_was_stated_when_it_came(project: 
     git(project, "commit", "--quiet", "--all", "--message", "from now on form 4")
     overrule(project, "clinic-b001", "accepted")
     assert [event.facts["legal_basis"] for event in read_events(project)] == ["research consent, form 3"] * 2
-    deliver(project / "incoming" / "April", range(200, 230))
+    deliver(project / "incoming" / "April", YET_NEWER)
     run(project)
     assert read_events(project)[-1].facts["legal_basis"] == "research consent, form 4"
 
