@@ -88,7 +88,7 @@ class FolderImages:
             data = (self.root / self.paths[position]).read_bytes()
         except OSError:
             raise UnreadableImageError("missing or not readable") from None
-        return decode_file(data, self.max_pixels)
+        return decode_file(data, self.max_pixels, option="--max-megapixels")
 
     def part(self, start: int, stop: int) -> Self:  # noqa: D102
         return replace(self, paths=self.paths[start:stop], keys=self.keys[start:stop])
