@@ -93,7 +93,10 @@ def trace_folder(root: Path, folder: Path) -> dict[str, Any]:
             return {"origin": origin} | _trace_version(root, events, version, _environment_of(root, version))
         earlier = next((path for path in _model_folders(root) if _is_source(path, sha256)), None)
         if earlier is None:
-            origin.append(f"{how} a model that is not here: its weights have the sha256 {sha256}")
+            origin.append(
+                f"{how} a model that is not here: no registered version, no folder in {MODELS} of the clone and no "
+                f"shipped model has weights with the sha256 {sha256}; to trace it further, bring its folder to {MODELS}"
+            )
             break
         origin.append(f"{how} {earlier.name}")
         at = earlier

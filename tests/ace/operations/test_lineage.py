@@ -245,8 +245,11 @@ def test_a_model_that_is_not_here_is_told_by_what_its_record_says(
     sha256 = sha256_of(project.root / "models/gentle" / WEIGHTS["teacher"])
     shutil.rmtree(project.root / "models/gentle")
     traced = project.lineage(out, capsys)
-    missing = f"a model that is not here: its weights have the sha256 {sha256}"
-    assert traced["origin"] == [f"exported from the teacher of {missing}"]
+    assert traced["origin"] == [
+        "exported from the teacher of a model that is not here: no registered version, no folder in models/ of the "
+        f"clone and no shipped model has weights with the sha256 {sha256}; to trace it further, bring its folder to "
+        "models/"
+    ]
     assert traced["environment"] == {"commit": "c0de" * 10}
     (first, *_) = project.lineage("cxr-small", capsys)["origin"]
     assert first.startswith("published from the teacher of a model that is not here: ")
@@ -256,9 +259,17 @@ def test_what_is_neither_a_model_nor_an_export_is_refused(
     project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = export(project.root / "models/ace", tmp_path / "timm")
-    (out / RECORD).write_text("{}")
-    assert main("models", "lineage", str(out), "--repo", str(project.root)) == 2
-    assert f"{out / RECORD}: damaged" in capsys.readouterr().err
+    record = json.loads((out / RECORD).read_text())
+    for text, fault in (
+        ("{}", "model_sha256: Field required"),
+        (json.dumps({**record, "commit": 7}), "commit is 7: Input should be a valid string"),
+        ("{", "Invalid JSON: EOF while parsing an object at line 1 column 1"),
+    ):
+        (out / RECORD).write_text(text)
+        assert main("models", "lineage", str(out), "--repo", str(project.root)) == 2
+        assert (
+            f"{out / RECORD}: damaged ({fault}); expected a JSON object with model_sha256, " in capsys.readouterr().err
+        )
     (out / RECORD).unlink()
     assert main("models", "lineage", str(out), "--repo", str(project.root)) == 2
     assert "of a model nor ace_model.json of an export" in capsys.readouterr().err
