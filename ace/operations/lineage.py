@@ -136,10 +136,12 @@ def _model_folders(root: Path) -> list[Path]:
     return [path.parent for folder in (root / MODELS, ZOO) for path in sorted(folder.glob(f"*/{CONFIG}"))]
 
 
-def _version_with(events: Sequence[Event], sha256s: Collection[str]) -> Version | None:
-    """Return the last version that has a file with one of some sums."""
+def _version_with(
+    events: Sequence[Event], sha256s: Collection[str], files: Mapping[str, str] | None = None
+) -> Version | None:
+    """Return the last version that has a file with one of some sums, but rather one with just these files."""
     found = (version for version in history.versions(events).values() if set(version.files.values()) & set(sha256s))
-    return max(found, key=lambda version: version.number, default=None)
+    return max(found, key=lambda version: (version.files == files, version.number), default=None)
 
 
 def _trace_version(
@@ -162,7 +164,8 @@ def _trace_version(
 def _trace_model(root: Path, events: Sequence[Event], folder: Path, origin: list[str]) -> dict[str, Any]:
     """Trace a folder of a model by its own bytes; `origin` gets how it was found."""
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    environment, version = _environment(files), _version_with(events, weights_of(folder))
+    sha256 = {name: sha256_of(path) for name, path in files.items()}
+    environment, version = _environment(files), _version_with(events, weights_of(folder), sha256)
     if version is not None:
         difference = first_difference(folder, version.files)
         origin.append(f"the weights of {version.name}{'' if difference is None else f', but {difference}'}")
@@ -173,7 +176,6 @@ def _trace_model(root: Path, events: Sequence[Event], folder: Path, origin: list
         return _trace_unknown(events, environment)
     commit, model = recorded
     origin.append(f"{model.path}, which is no version; commit {commit} recorded it first")
-    sha256 = {name: sha256_of(path) for name, path in files.items()}
     return {
         **_trace_unknown(events, environment),
         "commit": commit,

@@ -180,6 +180,21 @@ def test_a_folder_of_a_version_is_told_by_its_weights_and_what_differs_is_said(
     assert project.lineage(project.root / "models/continued", capsys)["continues"] == "v1"
 
 
+def test_of_versions_with_the_same_weights_the_one_with_the_same_files_is_meant_and_else_the_newest(
+    project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, first = project.root / "models/ace", project.root.parent / "served/v1"
+    out = export(model, tmp_path / "timm")
+    change(model, commit="beef" * 10)  # as of a training that came to the same weights with other code
+    subprocess.run([sys.executable, "-m", "dvc", "commit", "--force", "pretrain"], cwd=project.root, check=True)
+    git(project.root, "commit", "--quiet", "--all", "-m", "trained again")
+    assert project.registry.promote(ANNA).name == "v2"
+    assert project.lineage(model, capsys)["origin"] == ["the weights of v2"]
+    assert project.lineage(out, capsys)["origin"] == ["exported from the teacher of v2"]
+    assert project.lineage(project.root / "models/continued", capsys)["continues"] == "v2"
+    assert project.lineage(first, capsys)["origin"] == ["the weights of v1"]
+
+
 def test_an_export_leads_back_to_its_version_also_when_that_is_retired(
     project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
