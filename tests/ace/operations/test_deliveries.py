@@ -78,7 +78,7 @@ def report(project: Path, name: str = "clinic-b001") -> dict[str, Any]:
 
 
 def failed(project: Path) -> list[str]:
-    return [finding["check"] for finding in report(project)["findings"] if not finding["passed"]]
+    return [item["check"] for item in report(project)["findings"] if not item["passed"]]
 
 
 def assert_as_committed(project: Path) -> None:
