@@ -141,7 +141,7 @@ class Deliveries:
                     state = "built"
                 elif name in named:
                     state = "registered"
-                found.append(Delivery(name, folder, state, events.get(name)))
+                found.append(Delivery(name=name, folder=folder, state=state, event=events.get(name)))
         return sorted(found, key=lambda delivery: delivery.name)
 
     def arriving(self, now_s: float) -> list[Arriving]:

@@ -44,7 +44,7 @@ class Report:
         return "\n\n".join(filter(None, parts)) + "\n"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Delivery:
     """A delivery on the disk.
 
@@ -93,7 +93,7 @@ class Delivery:
         overruled, report = self.attempts.overruled(), self.report
         if overruled is not None or report is None:
             return overruled
-        return Decision(report["verdict"], CHECKS, None, report["judged"])
+        return Decision(verdict=report["verdict"], who=CHECKS, why=None, at=report["judged"])
 
     @property
     def verdict(self) -> Verdict | None:

@@ -47,7 +47,7 @@ class CheckResult:
     text: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Set:
     """A built batch.
 
@@ -67,7 +67,9 @@ class _Set:
     def read(cls, name: str, batch: BatchParams, project: Path) -> "_Set":
         report = project / SHARDS / name / QUALITY
         table_ = pq.read_table(report, columns=_COLUMNS)
-        return cls(name, batch, report, {column: table_[column].to_numpy() for column in _COLUMNS})
+        return cls(
+            name=name, batch=batch, report=report, rows={column: table_[column].to_numpy() for column in _COLUMNS}
+        )
 
     @property
     def is_kept(self) -> np.ndarray:

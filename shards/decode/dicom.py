@@ -76,7 +76,7 @@ Keyword = str | tuple[int, int]
 """An element by its keyword; by its group and number where it is one of many of a kind."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DicomHeader:
     """The header of a DICOM file, as far as sorting a tree of files needs it; ids are raw and must not be written.
 

@@ -417,8 +417,8 @@ def _look(dataset: FileDataset, layout: _Layout) -> tuple[Look, list[str]]:
         ODD_WINDOW: is_window_odd and table is None,
     }
     look = Look(
-        modality or (slope, intercept),
-        table or window,
+        modality=modality or (slope, intercept),
+        voi=table or window,
         is_eight_bit=layout.bits_stored == 8,
         is_inverted=layout.photometric == "MONOCHROME1",
     )

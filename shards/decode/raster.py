@@ -83,9 +83,11 @@ def decode_raster(data: bytes, kind: RasterKind, *, max_pixels: float) -> Decode
     image = load(data, kind, max_pixels=max_pixels)
     bits = _bits(image, data)
     if not is_deep(image):
-        return Decoded(eight_bit_pixels(image), Facts(bits, window=(0.0, 1.0 if image.mode == "1" else 255.0)))
+        return Decoded(
+            eight_bit_pixels(image), Facts(bits_stored=bits, window=(0.0, 1.0 if image.mode == "1" else 255.0))
+        )
     pixels, window = spread(values_of(image))
-    return Decoded(pixels, Facts(bits, window=(window.low, window.high), window_rule=window.rule))
+    return Decoded(pixels, Facts(bits_stored=bits, window=(window.low, window.high), window_rule=window.rule))
 
 
 def load(data: bytes, kind: RasterKind, *, max_pixels: float) -> Image.Image:

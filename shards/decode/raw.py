@@ -23,5 +23,5 @@ def decode_raw(data: bytes, layout: RawLayout, *, max_pixels: float) -> Decoded:
     window = GreyWindow(0.0, float(layout.max_value), AS_STORED)
     table = in_eight_bits(window.shares(np.arange(np.iinfo(layout.dtype).max + 1)))
     flags = (VALUES_ABOVE_MAXIMUM,) if values.max() > layout.max_value else ()
-    facts = Facts(layout.max_value.bit_length(), window=(window.low, window.high), flags=flags)
+    facts = Facts(bits_stored=layout.max_value.bit_length(), window=(window.low, window.high), flags=flags)
     return Decoded(np.take(WHITE - table if layout.is_inverted else table, values), facts)
