@@ -16,7 +16,7 @@ from ace.data.objectives import spec_of_epoch
 from ace.embed.opening import EncoderParams
 from ace.encoder_lines import encoder_deps, task_deps, with_encoders, with_tasks
 from ace.evaluation.params import Encoders, EvaluateParams
-from ace.gate.rules import check_figures
+from ace.gate.figures import check_figures
 from ace.models.params import ImportParams
 from ace.operations.params import OperationsParams
 from ace.pretrain.params import PretrainParams

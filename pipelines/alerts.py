@@ -52,7 +52,7 @@ STATUS = "python -m ace ops status"
 _FINISHED = [TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.FAILURE]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Seen:
     """What a tick looks at.
 
@@ -236,7 +236,9 @@ def _look(context: SensorEvaluationContext, root: Path, deliveries: Path | None)
     except OperationsError:
         events = None
     checks = sorted(repository.asset_graph.asset_check_keys)
-    return Seen(context.instance, checks, frozenset(own - {NAME}), deliveries, events)
+    return Seen(
+        instance=context.instance, checks=checks, names=frozenset(own - {NAME}), deliveries=deliveries, events=events
+    )
 
 
 def _tell(channel: Channel, seen: Seen, memory: dict[str, Any], end: float) -> list[str]:

@@ -55,7 +55,7 @@ class Out:
     kind: Kind
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stage:
     """One stage with templates and foreach resolved, and what its inputs are in the work tree now."""
 

@@ -43,7 +43,7 @@ class RecordedOut:
     num_files: int | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StageRecord:
     """A record holds what dvc.lock says about the last run of one stage."""
 

@@ -165,7 +165,7 @@ def _job(name: str, description: str, first: OpDefinition, publish: OpDefinition
     return steps
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Memory:
     """The sensor keeps this from one evaluation to the next, as its cursor.
 

@@ -25,7 +25,7 @@ from shards.reading.reader import ShardIndex
 SHARD = "shard"
 """The stage whose outs are shard sets."""
 VERIFY = "verify"
-MAX_FINDINGS = 20
+MAX_PROBLEMS = 20
 
 
 def set_metadata(path: Path) -> dict[str, MetadataValue[Any]]:
@@ -79,13 +79,13 @@ def _verified(root: Path, key: AssetKey, path: str) -> AssetCheckResult:
     # Here, not above: it takes along what builds shards.
     from shards.checking.verify import format_problems, verify_set
 
-    findings = verify_set(root / path)
-    shown = "\n".join(["```", format_problems(findings[:MAX_FINDINGS]), "```"])
-    problem = f"{len(findings)} findings; `python -m shards verify {path}` lists them, --repair mends tars"
+    problems = verify_set(root / path)
+    shown = "\n".join(["```", format_problems(problems[:MAX_PROBLEMS]), "```"])
+    text = f"{len(problems)} problems; `python -m shards verify {path}` lists them, --repair mends tars"
     return AssetCheckResult(
         asset_key=key,
         check_name=VERIFY,
-        passed=not findings,
-        description=problem if findings else "all is as it should be",
-        metadata={"findings": MetadataValue.md(shown)} if findings else {},
+        passed=not problems,
+        description=text if problems else "all is as it should be",
+        metadata={"problems": MetadataValue.md(shown)} if problems else {},
     )

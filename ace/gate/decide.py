@@ -13,13 +13,13 @@ from ace.evaluation.evaluate import read_told
 from ace.evaluation.measure import read_arrays
 from ace.evaluation.params import EvaluateParams
 from ace.evaluation.setting import StagePaths, read_setting
+from ace.gate.figures import check_figures
 from ace.gate.params import MODEL, FrozenParams, GateParams
 from ace.gate.rules import (
     INCUMBENT,
     UNTRAINED,
     Decision,
     Readings,
-    check_figures,
     collapse_rules,
     figure_rules,
     hash_of_gate,

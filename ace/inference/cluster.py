@@ -91,7 +91,9 @@ class EmbeddingCluster:
             processes = _processes(ray.nodes(), self)
             actor_class = ray.remote(_Embedder).options(num_cpus=processes.num_threads, num_gpus=processes.num_gpus)
             versions = {package: version(package) for package in _PACKAGES}
-            shared = ray.put(pickle.dumps(_Work(model, write, marker, processes, versions)))
+            shared = ray.put(
+                pickle.dumps(_Work(model=model, write=write, marker=marker, processes=processes, versions=versions))
+            )
             pending: dict[Any, tuple[Any, Part]] = {}
             losses: Counter[str] = Counter()
 
@@ -182,7 +184,7 @@ def _processes(nodes: Sequence[dict[str, Any]], cluster: EmbeddingCluster) -> _P
     return _Processes(number, num_threads, int(has_gpus))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Work:
     """All parts have this in common."""
 

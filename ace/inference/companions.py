@@ -95,7 +95,11 @@ def write_companions(
     for number in chosen:
         own, name = rows[numbers == number], index.shards[number].name
         parts.append(
-            Part(name, ShardImages(reader, own.tolist(), index.keys(own), "sample key"), out.absolute() / name)
+            Part(
+                name,
+                ShardImages(reader=reader, rows=own.tolist(), keys=index.keys(own), key_kind="sample key"),
+                out.absolute() / name,
+            )
         )
     if cluster is not None:
         cluster.embed(model, parts, write, out.absolute() / DESCRIPTION)

@@ -45,7 +45,7 @@ class Embeddings:
     tokens: Float[Tensor, "*batch rows cols dim"] | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EmbeddingModel:
     """A trained encoder with the preprocessing it needs.
 
@@ -198,8 +198,15 @@ def load_model(
     elif normalisation is None and measured is not None and not encoder.is_imported:
         own = measured.normalisation(encoder.in_channels)
         preprocessing = preprocessing_of(encoder, (own.mean, own.std))
-        return EmbeddingModel(encoder, replace(preprocessing, normalisation=f"own of {batch}"), folder, which)
-    return EmbeddingModel(encoder, preprocessing_of(encoder, normalisation), folder, which)
+        return EmbeddingModel(
+            encoder=encoder,
+            preprocessing=replace(preprocessing, normalisation=f"own of {batch}"),
+            folder=folder,
+            which=which,
+        )
+    return EmbeddingModel(
+        encoder=encoder, preprocessing=preprocessing_of(encoder, normalisation), folder=folder, which=which
+    )
 
 
 def _is_one(images: object) -> TypeGuard[ImageInput]:

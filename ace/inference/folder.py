@@ -72,7 +72,19 @@ def read_record(folder: Path) -> ExportRecord | None:
     try:
         return ExportRecord.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise ConfigError(f"{path}: damaged ({error.errors()[0]['msg']}); export the model again") from None
+        raise ConfigError(
+            f"{path}: damaged ({_reason(error)}); expected a JSON object with "
+            f"{', '.join(ExportRecord.model_fields)}: export the model again"
+        ) from None
+
+
+def _reason(error: ValidationError) -> str:
+    """Say which field is wrong, what was found in it and why it is not as it should be."""
+    first = error.errors()[0]
+    field = ".".join(map(str, first["loc"]))
+    if not field or first["type"] == "missing":
+        return f"{field}: {first['msg']}" if field else first["msg"]
+    return f"{field} is {first['input']!r:.100}: {first['msg']}"
 
 
 def _record(model: "EmbeddingModel") -> ExportRecord:

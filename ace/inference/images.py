@@ -13,31 +13,34 @@ from shards.core.errors import UserError
 from shards.decode import UnreadableImageError, decode
 from shards.decode.grey import spread
 from shards.decode.raster import check_kind, eight_bit_pixels, is_deep, upright, values_of
-from shards.decode.reasons import TOO_LARGE
+from shards.decode.reasons import TooLargeError
 
 ImageInput = Image.Image | np.ndarray | Tensor | str | os.PathLike[str]
 
 MAX_SOURCE_PIXELS = 100e6
 _READ_AS_FILES = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "GIF")
 _PNG_HEADER_BYTES = 33
-_REASONS = {TOO_LARGE: "more pixels than the bound"}
-"""Reasons of `shards.decode` that speak of the bounds of shards, as said here."""
 
 
 class ImageInputError(UserError, ValueError):
     """An input cannot be taken as an image; the message names neither file nor content."""
 
 
-def decode_file(data: bytes, max_pixels: float) -> Pixels:
+def decode_file(data: bytes, max_pixels: float, *, option: str = "") -> Pixels:
     """Decode the pixels of an image file of any kind that shards are made of, told apart by content.
 
+    Args:
+        data: Content of the file.
+        max_pixels: Larger images are not decoded.
+        option: Whatever raises that bound, for the message; empty where nothing does.
+
     Raises:
-        UnreadableImageError: with a fixed reason.
+        UnreadableImageError: with a fixed reason, or the size of an image that is too large.
     """
     try:
         return decode(data, max_pixels=max_pixels).pixels
-    except UnreadableImageError as error:
-        raise UnreadableImageError(_REASONS.get(str(error), str(error))) from None
+    except TooLargeError as error:
+        raise UnreadableImageError(error.explain(max_pixels, option)) from None
 
 
 def to_pixels(image: ImageInput) -> Pixels:

@@ -63,7 +63,7 @@ class ImageSource(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FolderImages:
     """Files below a folder.
 
@@ -88,7 +88,7 @@ class FolderImages:
             data = (self.root / self.paths[position]).read_bytes()
         except OSError:
             raise UnreadableImageError("missing or not readable") from None
-        return decode_file(data, self.max_pixels)
+        return decode_file(data, self.max_pixels, option="--max-megapixels")
 
     def part(self, start: int, stop: int) -> Self:  # noqa: D102
         return replace(self, paths=self.paths[start:stop], keys=self.keys[start:stop])
@@ -107,7 +107,7 @@ class FolderImages:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ShardImages:
     """Canvases of a shard set.
 
@@ -171,12 +171,21 @@ def open_folder(root: Path, *, is_hashed: bool, max_pixels: float) -> FolderImag
     # Names that are not Unicode cannot stand in a table.
     keys = [path.encode("utf-8", "backslashreplace").decode() for path in paths]
     if not is_hashed:
-        return FolderImages(root, paths, keys, "relative path", max_pixels, left_out)
+        return FolderImages(
+            root=root, paths=paths, keys=keys, key_kind="relative path", max_pixels=max_pixels, left_out=left_out
+        )
     id_key = read_id_key()
     # In the order of the hashes: in that of the paths, a list of them would tell which hash is whose.
     hashed = sorted((id_key.pseudonym("source", key), path) for key, path in zip(keys, paths, strict=True))
     of_images, in_order = zip(*hashed, strict=True)
-    return FolderImages(root, in_order, of_images, "keyed hash of the relative path", max_pixels, left_out)
+    return FolderImages(
+        root=root,
+        paths=in_order,
+        keys=of_images,
+        key_kind="keyed hash of the relative path",
+        max_pixels=max_pixels,
+        left_out=left_out,
+    )
 
 
 def open_shards(index: ShardIndex, split: Split | Literal["all"]) -> ShardImages:
@@ -188,7 +197,7 @@ def open_shards(index: ShardIndex, split: Split | Literal["all"]) -> ShardImages
     rows = index.select(split)
     if not len(rows):
         raise SourceError(f"{index.store.location}: no samples of the split '{split}'")
-    return ShardImages(ShardReader(index), rows.tolist(), index.keys(rows), "sample key")
+    return ShardImages(reader=ShardReader(index), rows=rows.tolist(), keys=index.keys(rows), key_kind="sample key")
 
 
 def measured_of(index: ShardIndex, project: Path) -> MeasuredParams | None:

@@ -16,7 +16,7 @@ CHECKS = Actor("the checks", automatic=True)
 """Whoever decides about deliveries that no person decides about."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Decision:
     """A decision says whether a delivery is accepted or refused, and by whom.
 
@@ -95,7 +95,9 @@ class Attempts:
         line = next((line for line in reversed(self.read()) if "overruled" in line), None)
         if line is None:
             return None
-        return Decision(line["overruled"], Actor(line["who"], line["automatic"]), line["why"], line["at"])
+        return Decision(
+            verdict=line["overruled"], who=Actor(line["who"], line["automatic"]), why=line["why"], at=line["at"]
+        )
 
 
 def now() -> str:

@@ -33,7 +33,7 @@ _ENCRYPTED = ("SSEKMSKeyId", "SSECustomerAlgorithm")
 """An object with one of these has an ETag that is no md5."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StoredObject:
     """One object of a delivery.
 
@@ -65,7 +65,7 @@ class Seen:
     batch: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sent:
     """A delivery on S3 that was not taken yet.
 
@@ -129,7 +129,9 @@ class Bucket:
                 mark = f"{marker.etag} {marker.changed_s}" if marker else digest
                 earlier = before[-1].batch if before else None
                 is_complete, text = _progress(marker, objects, settle_s, now_s)
-                found.append(Sent(url, is_complete, text, mark, digest, earlier))
+                found.append(
+                    Sent(url=url, is_complete=is_complete, text=text, mark=mark, digest=digest, earlier=earlier)
+                )
         return found
 
     def objects(self, url: str) -> list[StoredObject]:
@@ -225,7 +227,7 @@ class Bucket:
         for page in self._pages(url, start + name):
             for item in page.get("Contents", ()):
                 key, changed = item["Key"].removeprefix(start), item["LastModified"].timestamp()
-                yield StoredObject(key, item["Size"], item["ETag"].strip('"'), changed)
+                yield StoredObject(name=key, num_bytes=item["Size"], etag=item["ETag"].strip('"'), changed_s=changed)
 
     def _check(self, objects: Sequence[StoredObject]) -> None:
         """Refuse a delivery that is too large, or whose names cannot all be names of files in one folder."""

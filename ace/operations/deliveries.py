@@ -26,7 +26,7 @@ from ace.operations.due import DELIVERIES, INCOMING, QUARANTINE
 from ace.operations.errors import BusyError, HeldDeliveryError
 from ace.operations.events import Actor
 from ace.operations.incoming import Arriving, arriving, check_tree, shown
-from ace.operations.judge import Finding, judge
+from ace.operations.judge import CheckResult, judge
 from ace.operations.params import DeliveriesParams, read_operations
 from ace.operations.patients import batches_of, find_marked, identity_key
 from ace.operations.repro import repro
@@ -141,7 +141,7 @@ class Deliveries:
                     state = "built"
                 elif name in named:
                     state = "registered"
-                found.append(Delivery(name, folder, state, events.get(name)))
+                found.append(Delivery(name=name, folder=folder, state=state, event=events.get(name)))
         return sorted(found, key=lambda delivery: delivery.name)
 
     def arriving(self, now_s: float) -> list[Arriving]:
@@ -364,7 +364,7 @@ class Deliveries:
 
     def _prepare(self, delivery: Delivery) -> None:
         """Bring, check, register, build and judge a delivery; the report of its judge is written last."""
-        attempts, findings = delivery.attempts, []
+        attempts, results = delivery.attempts, []
         try:
             self._move(delivery)
             with attempts.step("check"):
@@ -377,14 +377,14 @@ class Deliveries:
                 self._build(delivery)
                 outputs["shards"] = SHARDS + delivery.name
             with attempts.step("judge") as outputs:
-                findings = judge(delivery.name, self.params, self.settings.judge)
-                outputs["findings"] = {item.check: [item.measured, item.bound, item.passed] for item in findings}
-            cause = "\n".join(f"{item.check}: {item.text}" for item in findings if not item.passed)
+                results = judge(delivery.name, self.params, self.settings.judge)
+                outputs["findings"] = {item.check: [item.measured, item.bound, item.passed] for item in results}
+            cause = "\n".join(f"{item.check}: {item.text}" for item in results if not item.passed)
         except SourceError as error:  # the images are at fault, and nobody can overrule that
-            cause = str(error)
+            cause = self._as_in_quarantine(str(error), delivery)
             if delivery.verdict == "accepted":
                 attempts.overrule("refused", CHECKS, cause)
-        self._write_report(delivery, cause or None, findings)
+        self._write_report(delivery, cause or None, results)
 
     def _register(self, delivery: Delivery) -> None:
         # Nothing depends on what a killed call left: params.yaml, which names the batch, is written last.
@@ -400,7 +400,7 @@ class Deliveries:
             weight=0,
             site=settings.site,
             modality=settings.modality,
-            names_patients=False,
+            unattended=True,
             project=self.project,
         )
 
@@ -449,14 +449,22 @@ class Deliveries:
             f"{name}` gives up. {log} has what dvc said, at its end:\n{said}"
         )
 
-    def _write_report(self, delivery: Delivery, cause: str | None, findings: list[Finding]) -> None:
+    def _as_in_quarantine(self, said: str, delivery: Delivery) -> str:
+        """Name in a cause of refusal the places of the files as they will be once the delivery is refused."""
+        target = self.folder / QUARANTINE / delivery.name
+        said = said.replace(f"{delivery.folder}/", f"{target}/")
+        for manifests in (self.clone.root / MANIFESTS, MANIFESTS):  # a stage names them relative to the project
+            said = said.replace(f"{manifests / delivery.name}.", f"{target / delivery.name}.")
+        return said
+
+    def _write_report(self, delivery: Delivery, cause: str | None, results: list[CheckResult]) -> None:
         report = Report(
             batch=delivery.name,
             delivery=shown(delivery.sent_as),
             judged=now(),
             verdict="refused" if cause else "accepted",
             cause=cause,
-            findings=findings,
+            findings=results,
         )
         write_private_text(delivery.folder / REPORT_TEXT, report.to_text())
         # Last, for this one is the verdict.

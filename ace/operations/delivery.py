@@ -8,7 +8,7 @@ from typing import Any, Literal
 from ace.operations.attempts import CHECKS, Attempts, Decision, Verdict
 from ace.operations.events import Event
 from ace.operations.history import kind_of_delivery
-from ace.operations.judge import Finding, format_findings
+from ace.operations.judge import CheckResult, format_results
 
 IMAGES, ATTEMPTS, REPORT, REPORT_TEXT, BUILD_LOG = "images", "attempts.jsonl", "report.json", "report.txt", "build.log"
 FETCHING = "fetching"
@@ -26,7 +26,8 @@ class Report:
         judged: Time at which it was judged.
         verdict: The judge's; a person may overrule it.
         cause: Why it is refused; None of one that is accepted.
-        findings: What the checks found; none where it was refused before its shards were built.
+        findings: Results of the checks, under the name that reports have had from the first; none where it was refused
+            before its shards were built.
     """
 
     batch: str
@@ -34,16 +35,16 @@ class Report:
     judged: str
     verdict: Verdict
     cause: str | None
-    findings: list[Finding]
+    findings: list[CheckResult]
 
     def to_text(self) -> str:
         """Write the report for people."""
         head = f"{self.batch}, delivered as {self.delivery}: {self.verdict} by the checks at {self.judged}"
-        parts = [head, self.cause, format_findings(self.findings) if self.findings else None]
+        parts = [head, self.cause, format_results(self.findings) if self.findings else None]
         return "\n\n".join(filter(None, parts)) + "\n"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Delivery:
     """A delivery on the disk.
 
@@ -92,7 +93,7 @@ class Delivery:
         overruled, report = self.attempts.overruled(), self.report
         if overruled is not None or report is None:
             return overruled
-        return Decision(report["verdict"], CHECKS, None, report["judged"])
+        return Decision(verdict=report["verdict"], who=CHECKS, why=None, at=report["judged"])
 
     @property
     def verdict(self) -> Verdict | None:

@@ -17,7 +17,7 @@ CLOCK_S = 60
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Arriving:
     """A folder in incoming/.
 
@@ -52,12 +52,19 @@ def arriving(
         if path.name.startswith("."):
             continue
         if path.is_symlink() or not path.is_dir():
-            found.append(Arriving(path, False, "no folder: not taken"))
+            found.append(Arriving(path=path, is_complete=False, text="no folder: not taken"))
         elif (path / MARKER).is_file():
-            found.append(Arriving(path, True, f"complete, it has {MARKER}"))
+            found.append(Arriving(path=path, is_complete=True, text=f"complete, it has {MARKER}"))
         elif now_s < settling.get(path.name, 0) <= now_s + settle_s + CLOCK_S:
             settles_s = settling[path.name]
-            found.append(Arriving(path, False, f"complete in {settles_s - now_s:.0f} s at the earliest", settles_s))
+            found.append(
+                Arriving(
+                    path=path,
+                    is_complete=False,
+                    text=f"complete in {settles_s - now_s:.0f} s at the earliest",
+                    settles_s=settles_s,
+                )
+            )
         else:
             found.append(_settling(path, settle_s, now_s))
     return found
@@ -102,13 +109,15 @@ def _settling(path: Path, settle_s: float, now_s: float) -> Arriving:
     try:
         num, changed_s = _last_change(path)
     except OSError as error:  # files come and go, or it is closed to the service
-        return Arriving(path, False, f"cannot be looked through ({error.strerror})")
+        return Arriving(path=path, is_complete=False, text=f"cannot be looked through ({error.strerror})")
     quiet_s = now_s - changed_s
     text = f"unchanged for {max(quiet_s, 0):.0f} of {settle_s:.0f} s, without {MARKER}"
     if quiet_s < -CLOCK_S:
         text = f"changed at a time that is {-quiet_s:.0f} s ahead of the clock, without {MARKER}"
     is_complete = num > 0 and quiet_s >= settle_s
-    return Arriving(path, is_complete, text if num else "empty", changed_s + settle_s if num else 0)
+    return Arriving(
+        path=path, is_complete=is_complete, text=text if num else "empty", settles_s=changed_s + settle_s if num else 0
+    )
 
 
 def _entries(folder: Path) -> Iterator["os.DirEntry[str]"]:

@@ -29,8 +29,8 @@ _COLUMNS = ["key", "patient", "split", "view", "verdict", "reason"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
-    """What one check found.
+class CheckResult:
+    """The result of one check.
 
     Attributes:
         check: Name of the check, which is the bound's in params.yaml without `min_` or `max_`.
@@ -47,7 +47,7 @@ class Finding:
     text: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Set:
     """A built batch.
 
@@ -67,7 +67,9 @@ class _Set:
     def read(cls, name: str, batch: BatchParams, project: Path) -> "_Set":
         report = project / SHARDS / name / QUALITY
         table_ = pq.read_table(report, columns=_COLUMNS)
-        return cls(name, batch, report, {column: table_[column].to_numpy() for column in _COLUMNS})
+        return cls(
+            name=name, batch=batch, report=report, rows={column: table_[column].to_numpy() for column in _COLUMNS}
+        )
 
     @property
     def is_kept(self) -> np.ndarray:
@@ -95,7 +97,7 @@ class _Set:
         return mean
 
 
-def judge(name: str, params: Path, bounds: JudgeParams) -> list[Finding]:
+def judge(name: str, params: Path, bounds: JudgeParams) -> list[CheckResult]:
     """Compare a built batch with the accepted ones.
 
     Args:
@@ -104,7 +106,7 @@ def judge(name: str, params: Path, bounds: JudgeParams) -> list[Finding]:
         bounds: Bounds of the checks.
 
     Returns:
-        A finding for each check.
+        A result for each check.
 
     Raises:
         ConfigError: a file of the project is not as expected, or the measured set is not here.
@@ -129,14 +131,14 @@ def judge(name: str, params: Path, bounds: JudgeParams) -> list[Finding]:
     ]
 
 
-def format_findings(findings: Sequence[Finding]) -> str:
-    """Write the findings as a table, a line each."""
+def format_results(results: Sequence[CheckResult]) -> str:
+    """Write the results as a table, a line each."""
     rows = [("check", "measured", "bound", "verdict")]
     rows += [
         (item.check, _as_text(item.measured), _as_text(item.bound), "passed" if item.passed else "FAILED")
-        for item in findings
+        for item in results
     ]
-    return "\n".join([table(rows), "", *(f"{item.check}: {item.text}" for item in findings)])
+    return "\n".join([table(rows), "", *(f"{item.check}: {item.text}" for item in results)])
 
 
 def _as_text(value: float | str | None) -> str:
@@ -147,7 +149,7 @@ def _has_shards(name: str, project: Path) -> bool:
     return (project / SHARDS / name / QUALITY).is_file()
 
 
-def _pictures(new: _Set, mixed: Mapping[str, BatchParams], values: Mapping[str, Any]) -> Finding:
+def _pictures(new: _Set, mixed: Mapping[str, BatchParams], values: Mapping[str, Any]) -> CheckResult:
     """Check that training takes these pictures beside those of the mix."""
     known = {other: pictures_of(batch.source) for other, batch in mixed.items()}
     own = pictures_of(new.batch.source)
@@ -158,23 +160,25 @@ def _pictures(new: _Set, mixed: Mapping[str, BatchParams], values: Mapping[str, 
     except ConfigError as error:
         passed, text = False, str(error)
     bound = "; ".join(sorted(set(map(str, known.values()))))
-    return Finding(check="pictures", measured=str(own), bound=bound, passed=passed, text=text)
+    return CheckResult(check="pictures", measured=str(own), bound=bound, passed=passed, text=text)
 
 
-def _images(new: _Set, bounds: JudgeParams) -> Finding:
+def _images(new: _Set, bounds: JudgeParams) -> CheckResult:
     num, total = len(new.keys), len(new.rows["key"])
     text = f"{num:,} of {count_of(total, 'image')} are in the shards"
-    return Finding(check="images", measured=num, bound=bounds.min_images, passed=num >= bounds.min_images, text=text)
+    return CheckResult(
+        check="images", measured=num, bound=bounds.min_images, passed=num >= bounds.min_images, text=text
+    )
 
 
-def _quarantined(new: _Set, bounds: JudgeParams) -> Finding:
+def _quarantined(new: _Set, bounds: JudgeParams) -> CheckResult:
     reasons = new.rows["reason"][~new.is_kept]
     faults = Counter(reason for reason in reasons if reason not in COPIES)
     said = "".join(f"; {number} × {reason}" for reason, number in faults.most_common())
     return _share("quarantined", faults.total(), len(new.rows["key"]), bounds.max_quarantined, f"images{said}")
 
 
-def _copies(new: _Set, project: Path, bounds: JudgeParams) -> Finding:
+def _copies(new: _Set, project: Path, bounds: JudgeParams) -> CheckResult:
     """Count the files that `register` left out because an earlier batch has them."""
     listed, num = project / MANIFESTS / f"{new.name}.left_out.csv", 0
     if listed.is_file():
@@ -184,7 +188,7 @@ def _copies(new: _Set, project: Path, bounds: JudgeParams) -> Finding:
     return _share("copies", num, num + len(new.rows["key"]), bounds.max_copies, what)
 
 
-def _near_copies(new: _Set, others: Sequence[_Set], absent: Sequence[str], bounds: JudgeParams) -> Finding:
+def _near_copies(new: _Set, others: Sequence[_Set], absent: Sequence[str], bounds: JudgeParams) -> CheckResult:
     found = near_copies_of(new.report, new.keys, {item.report: item.keys for item in others}) if others else []
     num = len({pair.first.key for pair in found})
     what = "images show the same picture as one of an earlier batch"
@@ -192,7 +196,7 @@ def _near_copies(new: _Set, others: Sequence[_Set], absent: Sequence[str], bound
     return _share("near_copies", num, len(new.keys), bounds.max_near_copies, what)
 
 
-def _drift(new: _Set, accepted: Sequence[_Set], bounds: JudgeParams) -> Iterator[Finding]:
+def _drift(new: _Set, accepted: Sequence[_Set], bounds: JudgeParams) -> Iterator[CheckResult]:
     """Compare views, brightness and mean picture with those of the accepted batches, all their images alike."""
     weights = [len(item.keys) for item in accepted]
     reason = ""
@@ -201,14 +205,14 @@ def _drift(new: _Set, accepted: Sequence[_Set], bounds: JudgeParams) -> Iterator
     elif not sum(weights):
         reason = "no accepted batch has its shards here to compare with"
 
-    def finding(
+    def result(
         check: str, bound: float, compare: Callable[[], tuple[float, str]], *, is_floor: bool = False
-    ) -> Finding:
+    ) -> CheckResult:
         if reason:
-            return Finding(check=check, measured=None, bound=bound, passed=True, text=reason)
+            return CheckResult(check=check, measured=None, bound=bound, passed=True, text=reason)
         value, text = compare()
         passed = value >= bound if is_floor else value <= bound
-        return Finding(check=check, measured=value, bound=bound, passed=passed, text=text)
+        return CheckResult(check=check, measured=value, bound=bound, passed=passed, text=text)
 
     def views() -> tuple[float, str]:
         here, there = new.views(), sum((item.views() for item in accepted), Counter[str]())
@@ -226,13 +230,15 @@ def _drift(new: _Set, accepted: Sequence[_Set], bounds: JudgeParams) -> Iterator
         value = float(np.corrcoef(new.mean_picture(), rest)[0, 1])
         return value, f"the mean picture here and that of the accepted batches correlate by {value:.3f}"
 
-    yield finding("view_drift", bounds.max_view_drift, views)
-    yield finding("mean_drift", bounds.max_mean_drift, lambda: levels(0))
-    yield finding("std_drift", bounds.max_std_drift, lambda: levels(1))
-    yield finding("likeness", bounds.min_likeness, likeness, is_floor=True)
+    yield result("view_drift", bounds.max_view_drift, views)
+    yield result("mean_drift", bounds.max_mean_drift, lambda: levels(0))
+    yield result("std_drift", bounds.max_std_drift, lambda: levels(1))
+    yield result("likeness", bounds.min_likeness, likeness, is_floor=True)
 
 
-def _measured_patients(new: _Set, others: Sequence[_Set], values: Mapping[str, Any], bounds: JudgeParams) -> Finding:
+def _measured_patients(
+    new: _Set, others: Sequence[_Set], values: Mapping[str, Any], bounds: JudgeParams
+) -> CheckResult:
     """Count the patients whom the delivery would train on and the evaluation measures.
 
     Raises:
@@ -249,12 +255,16 @@ def _measured_patients(new: _Set, others: Sequence[_Set], values: Mapping[str, A
         )
     shared = new.patients("train") & measured.patients(split)
     text = f"{count_of(len(shared), 'patient')} of the {split} split of {name} would be trained on"
-    return Finding(check="measured_patients", measured=len(shared), bound=bound, passed=len(shared) <= bound, text=text)
+    return CheckResult(
+        check="measured_patients", measured=len(shared), bound=bound, passed=len(shared) <= bound, text=text
+    )
 
 
-def _share(check: str, num: int, total: int, bound: float, what: str) -> Finding:
+def _share(check: str, num: int, total: int, bound: float, what: str) -> CheckResult:
     share = num / total if total else 0.0
-    return Finding(check=check, measured=share, bound=bound, passed=share <= bound, text=f"{num:,} of {total:,} {what}")
+    return CheckResult(
+        check=check, measured=share, bound=bound, passed=share <= bound, text=f"{num:,} of {total:,} {what}"
+    )
 
 
 def _shares(views: Counter[str]) -> str:

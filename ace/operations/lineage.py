@@ -93,7 +93,10 @@ def trace_folder(root: Path, folder: Path) -> dict[str, Any]:
             return {"origin": origin} | _trace_version(root, events, version, _environment_of(root, version))
         earlier = next((path for path in _model_folders(root) if _is_source(path, sha256)), None)
         if earlier is None:
-            origin.append(f"{how} a model that is not here: its weights have the sha256 {sha256}")
+            origin.append(
+                f"{how} a model that is not here: no registered version, no folder in {MODELS} of the clone and no "
+                f"shipped model has weights with the sha256 {sha256}; to trace it further, bring its folder to {MODELS}"
+            )
             break
         origin.append(f"{how} {earlier.name}")
         at = earlier
@@ -133,10 +136,12 @@ def _model_folders(root: Path) -> list[Path]:
     return [path.parent for folder in (root / MODELS, ZOO) for path in sorted(folder.glob(f"*/{CONFIG}"))]
 
 
-def _version_with(events: Sequence[Event], sha256s: Collection[str]) -> Version | None:
-    """Return the last version that has a file with one of some sums."""
+def _version_with(
+    events: Sequence[Event], sha256s: Collection[str], files: Mapping[str, str] | None = None
+) -> Version | None:
+    """Return the last version that has a file with one of some sums, but rather one with just these files."""
     found = (version for version in history.versions(events).values() if set(version.files.values()) & set(sha256s))
-    return max(found, key=lambda version: version.number, default=None)
+    return max(found, key=lambda version: (version.files == files, version.number), default=None)
 
 
 def _trace_version(
@@ -159,7 +164,8 @@ def _trace_version(
 def _trace_model(root: Path, events: Sequence[Event], folder: Path, origin: list[str]) -> dict[str, Any]:
     """Trace a folder of a model by its own bytes; `origin` gets how it was found."""
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    environment, version = _environment(files), _version_with(events, weights_of(folder))
+    sha256 = {name: sha256_of(path) for name, path in files.items()}
+    environment, version = _environment(files), _version_with(events, weights_of(folder), sha256)
     if version is not None:
         difference = first_difference(folder, version.files)
         origin.append(f"the weights of {version.name}{'' if difference is None else f', but {difference}'}")
@@ -170,7 +176,6 @@ def _trace_model(root: Path, events: Sequence[Event], folder: Path, origin: list
         return _trace_unknown(events, environment)
     commit, model = recorded
     origin.append(f"{model.path}, which is no version; commit {commit} recorded it first")
-    sha256 = {name: sha256_of(path) for name, path in files.items()}
     return {
         **_trace_unknown(events, environment),
         "commit": commit,

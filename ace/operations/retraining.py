@@ -17,8 +17,9 @@ from typing import Any
 
 from ace.evaluation.params import EvaluateParams
 from ace.gate.decide import check_frozen
+from ace.gate.figures import check_figures
 from ace.gate.params import MODEL, GateParams
-from ace.gate.rules import check_figures, hash_of_gate
+from ace.gate.rules import hash_of_gate
 from ace.operations import history
 from ace.operations.clone import git
 from ace.operations.deliveries import Deliveries

@@ -19,7 +19,7 @@ _FORMAT = "%(refname:strip=2)%00%(*objectname)%00%(taggerdate:unix)%00%(contents
 _HEAD = re.compile(r"^event (\d+)\nsha256 ([0-9a-f]{64})$", re.M)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RegistryTag:
     """A tag of the registry.
 
@@ -53,7 +53,7 @@ def read_tags(root: Path) -> dict[str, RegistryTag]:
         if date:
             head = _HEAD.search(message)
             sequence, sha256 = (int(head[1]), head[2]) if head else (0, "")
-            tags[name] = RegistryTag(name, commit, int(date), sequence, sha256)
+            tags[name] = RegistryTag(name=name, commit=commit, date=int(date), sequence=sequence, sha256=sha256)
     return tags
 
 
@@ -95,7 +95,7 @@ def write_missing_tags(root: Path, events: tuple[Event, ...]) -> None:
         commit = find_version(events, int(event.facts["version"])).commit
         text = f"v{event.facts['version']} {event.kind}\n\nevent {event.sequence}\nsha256 {event.sha256}"
         git(root, "tag", "--annotate", "-m", text, name, commit, environment={"GIT_COMMITTER_DATE": f"@{date} +0000"})
-        tags[name] = RegistryTag(name, commit, date, event.sequence, event.sha256)
+        tags[name] = RegistryTag(name=name, commit=commit, date=date, sequence=event.sequence, sha256=event.sha256)
         if read_tags(root).get(name) != tags[name]:
             raise OperationsError(f"{root}: the tag {name} was written, and git reads it otherwise: git show '{name}'")
     newest = acceptances(events)[-1:]

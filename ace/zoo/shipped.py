@@ -36,8 +36,8 @@ def find_model(model: str | Path) -> Path:
         names = shipped_names()
         if str(model) not in names:
             raise ConfigError(
-                f"model '{model}': there is no such folder, and no shipped model of that name. Shipped models: "
-                f"{', '.join(names) or 'none in this installation'}. The folder of a model holds {CONFIG} and "
+                f"model '{model}': there is no folder {folder.absolute()}, and no model of that name in {ZOO}. Shipped "
+                f"models: {', '.join(names) or 'none in this installation'}. The folder of a model holds {CONFIG} and "
                 "teacher_backbone.safetensors, as `python -m ace pretrain` leaves them in models/ace"
             )
         folder = ZOO / str(model)

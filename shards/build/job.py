@@ -143,4 +143,4 @@ class BuildJob:
 
     def builder(self, plan: BatchPlan, scratch: Path) -> TarBuilder:
         """Return what builds the planned tars into the scratch folder."""
-        return TarBuilder(plan.manifest, plan.header, self.encoder, scratch)
+        return TarBuilder(manifest=plan.manifest, header=plan.header, encoder=self.encoder, scratch=scratch)

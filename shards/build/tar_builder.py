@@ -24,7 +24,7 @@ _MAX_NAMED = 10
 _CRASHED = "ends the process that reads it (out of memory, or a fault in a decoder)"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TarBuilder:
     """Builds tars into a scratch folder, in any process of any machine that sees the folder and the raw files.
 

@@ -26,7 +26,7 @@ _COLUMNS = ("key", "split", "view", "verdict", "reason", "group")
 _JPEG_QUALITY = 80
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Card:
     """One image of the gallery: nothing in it names a patient or a file.
 
@@ -117,15 +117,15 @@ def _summary(rows: Sequence[dict[str, Any]], chosen: Sequence[dict[str, Any]]) -
 def _card(row: dict[str, Any], sample: Sample | None) -> Card:
     flags = () if row["verdict"] == "kept" and not row["reason"] else (f"{row['verdict']}: {row['reason']}",)
     if sample is None:
-        return Card(row["key"], row["split"], row["view"], flags=flags)
+        return Card(key=row["key"], split=row["split"], view=row["view"], flags=flags)
     plain = Image.fromarray(sample.image).resize((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
     lost = tuple(f"lost: {loss['name']}: {loss['reason']}" for loss in sample.meta.get("lost", []))
     structures = tuple(_structures(sample))
     marks = {1: "{}", -1: "{}?"}
     return Card(
-        row["key"],
-        row["split"],
-        row["view"],
+        key=row["key"],
+        split=row["split"],
+        view=row["view"],
         picture=_address_of(plain, "JPEG"),
         outlines=_outlines(sample) if structures else "",
         labels=tuple(marks[value].format(name) for name, value in sample.meta["labels"].items() if value in marks),

@@ -23,7 +23,7 @@ _MAX_OVERHANG = 0.01
 Inside = Bool[np.ndarray, "height width"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Loss:
     """A mask, box or landmark that the sample does not have, or not all of.
 
@@ -44,7 +44,7 @@ class Loss:
         return asdict(self)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Annotations:
     """The annotations of an image, on its canvas.
 
@@ -82,12 +82,12 @@ def place_annotations(
         _place_landmark(found, name, point, placement, misfit)
     for structure, mask in sorted(record.masks.items()):
         if misfit and isinstance(mask, MaskPolygons) and mask.rings:
-            found.losses.append(Loss(f"mask {structure}", misfit))
+            found.losses.append(Loss(name=f"mask {structure}", reason=misfit))
             continue
         try:
             drawn = draw(mask, (placement.source_height, placement.source_width), read, max_pixels)
         except UnreadableImageError as error:
-            found.losses.append(Loss(f"mask {structure}", str(error)))
+            found.losses.append(Loss(name=f"mask {structure}", reason=str(error)))
         else:
             _place_mask(found, structure, drawn, placement)
     return found
@@ -133,15 +133,15 @@ def _points_of(record: Record) -> Iterator[Point]:
 def _place_box(found: Annotations, box: Box, placement: Placement, misfit: str | None) -> None:
     name = f"box {box.label}"
     if misfit:
-        found.losses.append(Loss(name, misfit))
+        found.losses.append(Loss(name=name, reason=misfit))
         return
     whole = _clipped(box, (0, 0, placement.source_height, placement.source_width))
     kept = _clipped(box, placement.box)
     if _is_empty(kept):
-        found.losses.append(Loss(name, OUTSIDE if _is_empty(whole) else CUT_OFF))
+        found.losses.append(Loss(name=name, reason=OUTSIDE if _is_empty(whole) else CUT_OFF))
         return
     if kept != whole:
-        found.losses.append(Loss(name, PARTLY_CUT_OFF))
+        found.losses.append(Loss(name=name, reason=PARTLY_CUT_OFF))
     (row0, col0), (row1, col1) = map(placement.place_point, ((kept.row0, kept.col0), (kept.row1, kept.col1)))
     found.boxes.append(Box(box.label, row0, col0, row1, col1))
 
@@ -161,7 +161,7 @@ def _place_landmark(found: Annotations, landmark: str, point: Point, placement: 
     row, col = min(max(point[0], 0), placement.source_height), min(max(point[1], 0), placement.source_width)
     is_placed = row0 <= row <= row1 and col0 <= col <= col1
     if misfit or not is_placed:
-        found.losses.append(Loss(f"landmark {landmark}", misfit or CUT_OFF))
+        found.losses.append(Loss(name=f"landmark {landmark}", reason=misfit or CUT_OFF))
     else:
         found.landmarks[landmark] = placement.place_point((row, col))
 
@@ -175,7 +175,9 @@ def _place_mask(found: Annotations, structure: str, drawn: Inside, placement: Pl
         num_parts, parts = connected_parts(drawn)
         num_left = int(np.count_nonzero(np.unique(parts[row0:row1, col0:col1])))
         reason = PARTLY_CUT_OFF if num_left else CUT_OFF
-        found.losses.append(Loss(f"mask {structure}", reason, num_pixels, num_parts - num_left))
+        found.losses.append(
+            Loss(name=f"mask {structure}", reason=reason, num_pixels=num_pixels, num_parts=num_parts - num_left)
+        )
         if not num_left:
             return  # an empty mask would say that the structure is known to be absent
     found.masks[structure] = placement.place_mask(drawn)

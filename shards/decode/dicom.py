@@ -20,7 +20,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from shards.core.errors import UserError
 from shards.core.records import Sex
-from shards.decode.reasons import DAMAGED, NO_PIXEL_DATA, NOT_DICOM, TOO_LARGE, TRUNCATED, UnreadableImageError
+from shards.decode.reasons import DAMAGED, NO_PIXEL_DATA, NOT_DICOM, TRUNCATED, TooLargeError, UnreadableImageError
 from shards.decode.signature import DICOM_MAGIC, PREAMBLE_BYTES, is_dicom
 
 # pydicom's log lines quote values, as its warnings do; they must not reach the handlers of the root logger.
@@ -76,7 +76,7 @@ Keyword = str | tuple[int, int]
 """An element by its keyword; by its group and number where it is one of many of a kind."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DicomHeader:
     """The header of a DICOM file, as far as sorting a tree of files needs it; ids are raw and must not be written.
 
@@ -369,7 +369,7 @@ def _inflated(data: bytes, max_bytes: int, *, must_end: bool) -> bytes:
     except zlib.error:
         raise UnreadableImageError(DAMAGED) from None
     if must_end and not stream.eof:
-        raise UnreadableImageError(TOO_LARGE if stream.unconsumed_tail else TRUNCATED)
+        raise TooLargeError if stream.unconsumed_tail else UnreadableImageError(TRUNCATED)
     length = meta.syntax.stop - meta.syntax.start
     syntax = ExplicitVRLittleEndian.encode().ljust(length, b"\0")
     return b"".join([data[: meta.syntax.start], syntax, data[meta.syntax.stop : meta.end], inflated])

@@ -53,10 +53,10 @@ from shards.decode.reasons import (
     NOT_DICOM,
     OTHER_DEPTH,
     OTHER_SIZE,
-    TOO_LARGE,
     TRUNCATED,
     UNKNOWN_SYNTAX,
     UNSAID_SYNTAX,
+    TooLargeError,
     UnreadableImageError,
 )
 from shards.decode.result import (
@@ -191,7 +191,7 @@ def _layout(dataset: Dataset, max_pixels: float) -> _Layout:
     if (number_of(dataset, "NumberOfFrames") or 1) > 1:
         raise UnreadableImageError(MULTI_FRAME)
     if height * width > max_pixels:
-        raise UnreadableImageError(TOO_LARGE)
+        raise TooLargeError(height * width, max_pixels)
     if "PixelData" not in dataset:
         raise UnreadableImageError(NO_PIXEL_DATA)
     photometric = text_of(dataset, "PhotometricInterpretation") or ""
@@ -417,8 +417,8 @@ def _look(dataset: FileDataset, layout: _Layout) -> tuple[Look, list[str]]:
         ODD_WINDOW: is_window_odd and table is None,
     }
     look = Look(
-        modality or (slope, intercept),
-        table or window,
+        modality=modality or (slope, intercept),
+        voi=table or window,
         is_eight_bit=layout.bits_stored == 8,
         is_inverted=layout.photometric == "MONOCHROME1",
     )

@@ -79,7 +79,7 @@ class VoiWindow:
                 return (values > self.center - 0.5).astype(np.float64)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Look:
     """The way in which a file wants its grey values seen.
 

@@ -141,7 +141,7 @@ class _Complaints:
         return b"".join(parts)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Child:
     """The process that decodes, and the one that started it, for a fork must not share it."""
 
@@ -161,7 +161,7 @@ class _Child:
         )
         assert process.stdin is not None
         assert process.stdout is not None
-        child = cls(process, process.stdin, process.stdout, os.getpid())
+        child = cls(process=process, questions=process.stdin, answers=process.stdout, parent=os.getpid())
         if child.answers.readline() != _READY:
             child.end()
             raise DecoderError(

@@ -7,6 +7,7 @@ decodes grey PNG some 15 % faster, but prints its complaints.
 
 import io
 import logging
+import math
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -25,10 +26,10 @@ from shards.decode.reasons import (
     DAMAGED,
     DEEP_COLOUR,
     MULTI_FRAME,
-    TOO_LARGE,
     UNREAD_JPEG,
     UNREAD_TIFF,
     UNREAD_VARIANT,
+    TooLargeError,
     UnreadableImageError,
 )
 from shards.decode.result import Decoded, Facts
@@ -82,9 +83,11 @@ def decode_raster(data: bytes, kind: RasterKind, *, max_pixels: float) -> Decode
     image = load(data, kind, max_pixels=max_pixels)
     bits = _bits(image, data)
     if not is_deep(image):
-        return Decoded(eight_bit_pixels(image), Facts(bits, window=(0.0, 1.0 if image.mode == "1" else 255.0)))
+        return Decoded(
+            eight_bit_pixels(image), Facts(bits_stored=bits, window=(0.0, 1.0 if image.mode == "1" else 255.0))
+        )
     pixels, window = spread(values_of(image))
-    return Decoded(pixels, Facts(bits, window=(window.low, window.high), window_rule=window.rule))
+    return Decoded(pixels, Facts(bits_stored=bits, window=(window.low, window.high), window_rule=window.rule))
 
 
 def load(data: bytes, kind: RasterKind, *, max_pixels: float) -> Image.Image:
@@ -111,7 +114,7 @@ def load(data: bytes, kind: RasterKind, *, max_pixels: float) -> Image.Image:
                 _check_rows(loaded, data)
             return upright(loaded, image)
     except Image.DecompressionBombError:
-        raise UnreadableImageError(TOO_LARGE) from None
+        raise TooLargeError(max_pixels=min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or math.inf))) from None
     except UnidentifiedImageError:
         raise UnreadableImageError(UNREAD_VARIANT if kind in ("TIFF", "BMP") else DAMAGED) from None
     except (UnreadableImageError, UserError):
@@ -274,15 +277,14 @@ def _check_jpeg(data: bytes) -> None:
 
 def _check(image: Image.Image, data: bytes, max_pixels: float) -> None:
     if image.width * image.height > max_pixels:
-        raise UnreadableImageError(TOO_LARGE)
+        raise TooLargeError(image.width * image.height, max_pixels)
     if image.format in ("TIFF", "GIF") and getattr(image, "n_frames", 1) > 1:
         raise UnreadableImageError(MULTI_FRAME)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         # A tile is decoded whole, whatever part of it the image needs.
-        if (_tag(image, TiffImagePlugin.TILEWIDTH) or 0) * (_tag(image, TiffImagePlugin.TILELENGTH) or 0) > max(
-            max_pixels, _MIN_TILE_PIXELS
-        ):
-            raise UnreadableImageError(TOO_LARGE)
+        tile = (_tag(image, TiffImagePlugin.TILEWIDTH) or 0) * (_tag(image, TiffImagePlugin.TILELENGTH) or 0)
+        if tile > max(max_pixels, _MIN_TILE_PIXELS):
+            raise TooLargeError(tile, max(max_pixels, _MIN_TILE_PIXELS))
         check_kind(image, data)
         _check_strips(image, data, max_pixels)
     else:
@@ -317,7 +319,7 @@ def _check_jpegs_of_strips(image: TiffImagePlugin.TiffImageFile, data: bytes, ma
         if frame is None or frame.height < rows_left:
             raise UnreadableImageError(DAMAGED)
         if frame.height * frame.width > max(max_pixels, _MIN_TILE_PIXELS):
-            raise UnreadableImageError(TOO_LARGE)
+            raise TooLargeError(frame.height * frame.width, max(max_pixels, _MIN_TILE_PIXELS))
         decode_sound_jpeg(stream, "GRAY")
 
 

@@ -39,3 +39,32 @@ DICOM_MASK = "a DICOM file where a mask was expected"
 
 class UnreadableImageError(Exception):
     """The image goes to quarantine; the message is the reason, and holds no name and no value of the file."""
+
+
+class TooLargeError(UnreadableImageError):
+    """The image has more pixels than are read; the numbers are for whoever holds it, and the message has neither.
+
+    Attributes:
+        num_pixels: Pixels of the image; None where they were not counted.
+        max_pixels: The bound; None where it was one of bytes.
+    """
+
+    def __init__(self, num_pixels: int | None = None, max_pixels: float | None = None) -> None:
+        super().__init__(num_pixels, max_pixels)
+        self.num_pixels, self.max_pixels = num_pixels, max_pixels
+
+    def __str__(self) -> str:
+        return TOO_LARGE
+
+    def explain(self, max_pixels: float, option: str) -> str:
+        """Say what was found, what was expected and what to do.
+
+        Args:
+            max_pixels: The bound that was asked for.
+            option: Whatever raises it; empty where nothing does.
+        """
+        bound = max_pixels if self.max_pixels is None else self.max_pixels
+        found = f"more than {bound:,.0f}" if self.num_pixels is None else f"{self.num_pixels:,}"
+        # Pillow has a bound of its own, which no option raises.
+        remedy = f", or raise {option}" if option and bound >= max_pixels else ""
+        return f"{found} pixels, and at most {bound:,.0f} are read: make it smaller{remedy}"

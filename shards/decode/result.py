@@ -22,7 +22,7 @@ ODD_PADDING = "padding that is the whole picture, passed over"
 MISSING_ELEMENTS = "elements of the pixels missing, their defaults taken"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Facts:
     """Facts of a decoded file: every text is one of a fixed vocabulary, none is the file's own.
 

@@ -61,7 +61,7 @@ class Known:
         return kind == self.kind or self.patient != record.patient or kind in OWN_KINDS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settled:
     """The images and the patients' splits of other batches.
 

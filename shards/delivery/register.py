@@ -96,7 +96,7 @@ def register_batch(
     only: bool = False,
     normalize: Normalize = "shared",
     select: Mapping[str, Any] | None = None,
-    names_patients: bool = True,
+    unattended: bool = False,
     project: Project | None = None,
 ) -> None:
     """Add images to the project; `dvc repro` then does the rest.
@@ -125,7 +125,8 @@ def register_batch(
             that one model has one normalisation for all of them; `own`: those of the batch's own images.
         select: Which images of the folder the batch takes (`shards.delivery.selection.parse_select`); None: as the
             batch's file says, or of a new batch of chest radiographs the frontal views.
-        names_patients: Print the pseudonyms of patients who are excluded of other batches; False where others read it.
+        unattended: A service registers, which takes the next step by itself and has settings instead of options. Others
+            read what is printed, so that has no pseudonyms either.
         project: The project's params.yaml and dvc.yaml; None: those of the working directory.
 
     Raises:
@@ -149,7 +150,7 @@ def register_batch(
         only=only,
         normalize=normalize,
         select=select,
-        names_patients=names_patients,
+        unattended=unattended,
     )
     _check_request(request)
     with project.editing():
@@ -177,7 +178,7 @@ class _Request:
     only: bool
     normalize: Normalize
     select: Mapping[str, Any] | None
-    names_patients: bool
+    unattended: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -504,14 +505,14 @@ def _report(
     for warning in listing.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     warn_of_published_key(before.key.fingerprint)
-    report_selection(listing.records, taken.rules, taken.selection, taken.kind)
+    report_selection(listing.records, taken.rules, taken.selection, taken.kind, unattended=request.unattended)
     if change.left_out:
         report_left_out(taken.growth, len(change.left_out), _left_out_path(name, project))
     namesakes = {}
     if request.site is None:
         namesakes = _namesakes(listing, taken.site, before.kept, taken.settled, before.key)
-    report_patients(name, listing, taken.growth, taken.kind, namesakes)
-    report_excluded_patients(name, taken.delivery, before.batches, project, names_patients=request.names_patients)
+    report_patients(name, listing, taken.growth, taken.kind, namesakes, unattended=request.unattended)
+    report_excluded_patients(name, taken.delivery, before.batches, project, unattended=request.unattended)
     grouping = f"patient_grouping: {listing.patient_grouping}"
     if taken.site and listing.patient_grouping == "patient":
         grouping += f", site: {taken.site}"
@@ -524,12 +525,13 @@ def _report(
         mix=change.mix,
         shared=change.shared,
         takes_grey=takes_grey(before.values),
+        unattended=request.unattended,
     )
     if change.mix is not None:
         report_mixture({**before.kept, name: change.item}, before.values, name)
     if request.only:
         report_only(name, sorted(set(before.batches) - {name}), copies)
-    else:
+    elif not request.unattended:
         print("now run `dvc repro`", file=sys.stderr)
 
 

@@ -23,12 +23,14 @@ from shards.sources.base import Listing
 from shards.sources.patients import OPTION as PATIENT_OPTION
 
 
-def report_selection(records: Sequence[Record], rules: SelectParams, selection: Selection, kind: str) -> None:
+def report_selection(
+    records: Sequence[Record], rules: SelectParams, selection: Selection, kind: str, *, unattended: bool
+) -> None:
     """Say which images were taken, or that a rule would tell several kinds of them apart."""
     if rules != SelectParams():
         num_taken = len(records) - len(selection.left_out)
         print(f"selected: {num_taken:,} of {len(records):,} images{describe(selection, rules)}", file=sys.stderr)
-        if "view" in selection.counts.left_out:
+        if "view" in selection.counts.left_out and not unattended:
             print(f"to take images of every view: {SELECT_OPTION} view=any", file=sys.stderr)
     elif mixture := describe_mixture(records, kind):
         print(f"warning: {mixture}", file=sys.stderr)
@@ -50,7 +52,7 @@ def report_left_out(growth: Growth, num_left_out: int, listed: Path) -> None:
 
 
 def report_excluded_patients(
-    name: str, delivery: Delivery, batches: Iterable[str], project: Project, *, names_patients: bool
+    name: str, delivery: Delivery, batches: Iterable[str], project: Project, *, unattended: bool
 ) -> None:
     """Warn of new images of patients who are excluded of other batches, as after a withdrawal of their consent.
 
@@ -60,7 +62,7 @@ def report_excluded_patients(
     excluded -= read_exclusion(name, project.root).patients
     found = sorted({entry.record.patient for entry in delivery.entries} & excluded)
     if found:
-        command = " ".join(f"--patient {patient if names_patients else 'PSEUDONYM'}" for patient in found)
+        command = " ".join(f"--patient {'PSEUDONYM' if unattended else patient}" for patient in found)
         print(
             f"warning: {name} has images of {count_of(len(found), 'patient')} excluded from other batches; "
             f"`python -m shards exclude {name} {command}` excludes them here too",
@@ -68,10 +70,13 @@ def report_excluded_patients(
         )
 
 
-def report_patients(name: str, listing: Listing, growth: Growth, kind: str, namesakes: Mapping[str, int]) -> None:
+def report_patients(
+    name: str, listing: Listing, growth: Growth, kind: str, namesakes: Mapping[str, int], *, unattended: bool
+) -> None:
     """Say how far patients are known, and which of them other batches have."""
     if listing.patient_grouping == "image":
-        remedy = f"; give them in the column patient of a CSV (--labels) or by {PATIENT_OPTION}"
+        column, rule = ("operations.deliveries.labels", "patient_from") if unattended else ("--labels", PATIENT_OPTION)
+        remedy = f"; give them in the column patient of a CSV ({column}) or by {rule}"
         print(
             "warning: patients are unknown, so each image is put into a split by itself, and images of one patient may "
             "be both in train and in test; the index records this as patient_grouping: image"
@@ -83,12 +88,16 @@ def report_patients(name: str, listing: Listing, growth: Growth, kind: str, name
             f"warning: some images may be in {other} too, and nothing in the folder tells which (docs/register.md)",
             file=sys.stderr,
         )
+    if unattended:
+        undo, again, option = f"ace deliveries refuse {name}", "have it sent again", "operations.deliveries.site:"
+    else:
+        undo, again, option = f"shards remove {name}", "delete its manifest, and register it", SITE_OPTION
     for site, number in namesakes.items():
         print(
             f"warning: {count_of(number, 'patient')} with the same ids as patients of "
             f"{f'the site {site}' if site else 'batches without a site'} are taken for other people. If they are the "
-            "same people, they may be both in train and in test: take the batch out (`python -m shards remove "
-            f"{name}`), delete its manifest, and register it with {SITE_OPTION} {site or repr('')}",
+            f"same people, they may be both in train and in test: take the batch out (`python -m {undo}`), {again} "
+            f"with {option} {site or repr('')}",
             file=sys.stderr,
         )
     if growth.num_old:
@@ -114,6 +123,7 @@ def report_batch(
     mix: Mapping[str, Any] | None,
     shared: str | None,
     takes_grey: bool,
+    unattended: bool,
 ) -> None:
     """Say what was registered, how it is normalised, and what may be wrong with it."""
     if survey.unread:
@@ -135,10 +145,11 @@ def report_batch(
         file=sys.stderr,
     )
     if mix is None:
-        print(
-            f"{name} is not trained on (weight 0); `python -m ace evaluate --batch {name}` measures on it",
-            file=sys.stderr,
-        )
+        if not unattended:
+            print(
+                f"{name} is not trained on (weight 0); `python -m ace evaluate --batch {name}` measures on it",
+                file=sys.stderr,
+            )
         return
     if shared is not None:
         print(

@@ -19,6 +19,7 @@ from shards.core.records import Record
 from shards.decode import UnreadableImageError, decode
 from shards.decode.annotations import OTHER_SIZE, has_coordinates, misfit_of
 from shards.decode.patience import read_patiently
+from shards.decode.reasons import TooLargeError
 from shards.runtime.progress import progress
 
 _MAX_SAMPLED = 256
@@ -68,6 +69,7 @@ def survey_images(root: Path, records: Sequence[Record], grid: GridParams, shard
     over_channels, of_channels, in_grey = _Sums(1), _Sums(3), _Sums(1)
     unread = Counter[str]()
     has_colour = False
+    too_large: list[TooLargeError] = []
     for record in progress(chosen, total=len(chosen), description="look", unit="image"):
         if record.known_defect is not None:
             unread[record.known_defect] += 1
@@ -77,6 +79,9 @@ def survey_images(root: Path, records: Sequence[Record], grid: GridParams, shard
             image = decode(data, max_pixels=max_pixels, raw=record.raw).pixels
         except OSError as error:  # whose own text names the file
             unread[error.strerror or "not readable"] += 1
+            continue
+        except TooLargeError as error:
+            too_large.append(error)
             continue
         except UnreadableImageError as error:
             unread[str(error)] += 1
@@ -89,6 +94,10 @@ def survey_images(root: Path, records: Sequence[Record], grid: GridParams, shard
         of_channels.add(foreground_sums(canvas, cells.foreground, grid.spec), num_pixels)
         in_grey.add(foreground_sums(with_channels(canvas, 1), cells.foreground, grid.spec), num_pixels)
         has_colour = has_colour or is_coloured(image)
+    if too_large:
+        largest = max(too_large, key=lambda error: error.num_pixels or 0)
+        found = largest.explain(max_pixels, "shard.max_source_megapixels")
+        unread[f"too large: the largest has {found}"] = len(too_large)
     num_unread = unread.total()
     if num_unread == len(chosen):
         raise SourceError(f"{root}: looked at {len(chosen)} images, none can be read:{list_reasons(unread)}")

@@ -32,7 +32,7 @@ _TRUNK = ("ABDOMEN", "CSPINE", "HEAD", "LSPINE", "NECK", "PELVIS", "SKULL", "SPI
 """Words of Body Part Examined (PS3.16 L), with and without a left and a right; other words may be anybody's."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DicomFacts:
     """Facts of a header; None where it says nothing, or nothing that can be.
 
@@ -63,7 +63,12 @@ def read_facts(path: Path) -> DicomFacts:
         header = read_header(path)
     except (OSError, UnreadableImageError):
         return DicomFacts()
-    return DicomFacts(parse_view(header.view_position or ""), header.sex, header.age_years, header.spacing)
+    return DicomFacts(
+        view=parse_view(header.view_position or ""),
+        sex=header.sex,
+        age_years=header.age_years,
+        spacing_mm=header.spacing,
+    )
 
 
 def view_of(header: DicomHeader) -> str | None:

@@ -24,7 +24,7 @@ _KINDS = (MASK, BOX, LANDMARK)
 _STRUCTURE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Drawn:
     """The masks, boxes and landmarks of a row, as a record has them."""
 
@@ -107,7 +107,7 @@ def parse_drawn(row: Mapping[str, str], where: str) -> Drawn:
         raise SourceError(
             f"{where}: boxes or landmarks, and no {' and '.join(SIZE)} of the image that they were given for"
         )
-    return Drawn(masks, tuple(boxes), landmarks, size)
+    return Drawn(masks=masks, boxes=tuple(boxes), landmarks=landmarks, size=size)
 
 
 def _shown(column: str) -> str:

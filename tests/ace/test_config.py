@@ -492,3 +492,16 @@ def test_training_on_several_kinds_of_pictures_needs_an_explicit_yes(
     values["pretrain"]["accept_mixed_images"] = False
     values["mix"][f"{list(sets)[1]}-b000"]["weight"] = 0.0
     check(values, **sources)
+
+
+def test_the_typed_tree_is_read_without_timm_and_the_command_line_without_torch() -> None:
+    """Every command reads the tree; whoever checks a backbone's name asks timm, and imports it then."""
+    program = (
+        "import sys\n"
+        "import ace.__main__\n"
+        "print([name for name in ('torch', 'timm', 'torchvision') if name in sys.modules])\n"
+        "import ace.config\n"  # beside the sections of encoders and properties lies code that needs torch
+        "print([name for name in ('timm', 'torchvision') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "[]"]

@@ -77,7 +77,7 @@ def test_a_damaged_tar_fails_the_check_alone(with_shards: Path, instance: Dagste
     (check,) = result.get_asset_check_evaluations()
     assert not check.passed
     assert f"`python -m shards verify {SET}`" in str(check.description)
-    assert f"{tar.name}: checksum mismatch" in str(check.metadata["findings"].value)
+    assert f"{tar.name}: checksum mismatch" in str(check.metadata["problems"].value)
 
 
 def test_one_step_checks_all_sets_and_one_that_cannot_be_read_keeps_no_other_from_its_check(

@@ -62,7 +62,7 @@ PARTS: tuple[tuple[Split, str, str], ...] = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Annotation:
     """The annotations of an image in the lists.
 

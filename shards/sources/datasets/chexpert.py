@@ -82,7 +82,7 @@ _VIEWS = ("AP", "PA", "LL", "RL")
 _SEXES: dict[str, Sex | None] = {"Female": "F", "Male": "M", "Unknown": None, "": None}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ChexpertRow:
     """A row of a table; the fields are those of a record."""
 

@@ -48,7 +48,7 @@ _SHARED = (*FAMILY, "padchest")
 _FIRST_GOES_BEFORE: tuple[Split, ...] = ("test", "val", "train")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Found:
     """An image as one tree or both have it.
 
@@ -130,7 +130,9 @@ def _read_tree(root: Path, paths: Iterable[str]) -> tuple[dict[str, Found], int]
         elif name in images:
             raise SourceError(f"{root}: {images[name].path} and {path} have one name; expected every name once")
         else:
-            images[name] = Found(path, group, {SPLITS[split]}, masks.setdefault((split, group, name), {}))
+            images[name] = Found(
+                path=path, group=group, splits={SPLITS[split]}, masks=masks.setdefault((split, group, name), {})
+            )
     num_used = sum(len(found.masks) for found in images.values())
     return images, sum(map(len, masks.values())) - num_used
 

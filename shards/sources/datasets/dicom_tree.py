@@ -153,7 +153,7 @@ class DicomTreeSource:
 SOURCE = DicomTreeSource()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Image:
     """An image that may be kept.
 

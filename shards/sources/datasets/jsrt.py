@@ -75,7 +75,7 @@ _NO_NODULE = re.compile(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Clinical:
     """A case in the clinical tables; None where they say nothing.
 
@@ -180,7 +180,7 @@ def parse_clinical(text: str) -> dict[str, Clinical]:
         for match in _NODULE.finditer(text)
     }
     without = {
-        match["name"].upper(): Clinical(_sex(match["sex"]), _age(match["age"]), is_malignant=False)
+        match["name"].upper(): Clinical(sex=_sex(match["sex"]), age_years=_age(match["age"]), is_malignant=False)
         for match in _NO_NODULE.finditer(text)
     }
     return {**with_nodule, **without}

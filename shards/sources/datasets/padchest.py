@@ -143,7 +143,7 @@ _SEXES: dict[str, Sex | None] = {"F": "F", "M": "M", "O": "O", "nan": None, "": 
 _NO_LABELS = ("", "nan")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PadchestRow:
     """A row of the table; the fields are those of a record."""
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ace.evaluation.params import EvaluateParams
+from ace.gate.figures import ERRORS
 from ace.gate.params import GateParams
 from ace.gate.rules import (
-    ERRORS,
     Comparison,
     Decision,
     Readings,

@@ -89,7 +89,7 @@ class Sent(EmbeddingCluster):
     written: list[str] = field(default_factory=list)
 
     def embed(self, model: EmbeddingModel, parts: Sequence[Part], write: WritePart, marker: Path) -> None:
-        work = pickle.dumps(_Work(model, write, marker, _Processes(1, 1, 0), {}))
+        work = pickle.dumps(_Work(model=model, write=write, marker=marker, processes=_Processes(1, 1, 0), versions={}))
         for part in parts:
             if not part.path.is_file():
                 if len(self.written) == self.stop_after:
@@ -178,8 +178,12 @@ def test_the_parts_of_a_shard_set_may_be_sent(shard_set: Path, model: EmbeddingM
     assert images.part(0, 3).fingerprint() != images.part(0, 4).fingerprint() == images.part(0, 4).fingerprint()
 
 
+def work_of(model: EmbeddingModel, marker: Path, processes: _Processes, **versions: str) -> _Work:
+    return _Work(model=model, write=write_part, marker=marker, processes=processes, versions=versions)
+
+
 def sent_work(model: EmbeddingModel, marker: Path, **versions: str) -> _Embedder:
-    return _Embedder(pickle.dumps(_Work(model, write_part, marker, _Processes(1, 1, 0), versions)))
+    return _Embedder(pickle.dumps(work_of(model, marker, _Processes(1, 1, 0), **versions)))
 
 
 def test_a_machine_that_is_not_as_expected_is_named_with_the_part_and_writes_nothing(
@@ -212,7 +216,7 @@ def test_a_machine_that_is_not_as_expected_is_named_with_the_part_and_writes_not
     )
     assert refused(sent_work(model, marker), sent).startswith(f"{host}{moved}")
     if not torch.cuda.is_available():
-        blind = _Embedder(pickle.dumps(_Work(model, write_part, marker, _Processes(1, 1, 1), {})))
+        blind = _Embedder(pickle.dumps(work_of(model, marker, _Processes(1, 1, 1))))
         assert refused(blind, pickle.dumps(part)).startswith(f"{host}device 'cuda': ")
     assert [path.name for path in out.iterdir()] == ["marker"]
     assert "the same command goes on" in other
@@ -220,7 +224,11 @@ def test_a_machine_that_is_not_as_expected_is_named_with_the_part_and_writes_not
 
 def test_an_error_of_the_program_names_the_part(model: EmbeddingModel, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "marker").touch()
-    part = Part("images 1 to 2 of 2", FolderImages(folder, ["000.png"], ["000.png"], "relative path", 1e6), tmp_path)
+    part = Part(
+        "images 1 to 2 of 2",
+        FolderImages(root=folder, paths=["000.png"], keys=["000.png"], key_kind="relative path", max_pixels=1e6),
+        tmp_path,
+    )
     with pytest.raises(IsADirectoryError) as found:  # the part's path is a folder
         sent_work(model, tmp_path / "marker").embed(part.name, pickle.dumps(part))
     assert found.value.__notes__ == [f"while it embedded images 1 to 2 of 2, on {platform.node()}"]
@@ -232,7 +240,7 @@ def test_a_process_computes_with_its_own_cores_alone(model: EmbeddingModel, tmp_
     try:
         for number in (3, 2):
             (tmp_path / "marker").touch()
-            _Work(model, write_part, tmp_path / "marker", _Processes(1, number, 0), {}).opened()
+            work_of(model, tmp_path / "marker", _Processes(1, number, 0)).opened()
             assert torch.get_num_threads() == number
     finally:
         torch.set_num_threads(before)
@@ -244,7 +252,7 @@ def test_an_encoder_that_was_sent_to_a_gpu_is_the_one_that_is_loaded_there(tmp_p
     for precision in ("fp32", "bf16"):
         folder = write_model(tmp_path / precision, "convnext", precision=precision)
         sent = load_model(folder, which="teacher", device="cpu", normalisation=None)
-        there = _Work(sent, write_part, tmp_path / "marker", _Processes(1, 1, 1), {}).opened().model
+        there = work_of(sent, tmp_path / "marker", _Processes(1, 1, 1)).opened().model
         here = load_model(folder, which="teacher", device="cuda", normalisation=None)
         assert (there.encoder.device, there.encoder.precision) == (here.encoder.device, here.encoder.precision)
         canvases = [np.full((here.preprocessing.crop_px,) * 2, level, np.uint8) for level in (3, 90)]

@@ -13,7 +13,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
-from ace.inference.images import ImageInputError, to_pixels
+from ace.inference.images import ImageInputError, decode_file, to_pixels
+from shards.decode import UnreadableImageError
 from tests.shards.decode.dicom_files import data_of, dataset_of
 from tests.shards.decode.files import png, strip_tags, tiff
 from tests.support.datasets import smooth_image
@@ -154,6 +155,24 @@ def test_a_damaged_opened_file_is_refused_as_its_path_is(tmp_path: Path) -> None
                 to_pixels(image)
     with pytest.raises(ImageInputError, match=r"Pillow cannot decode the L image \(.*\): it is damaged or closed"):
         to_pixels(opened)
+
+
+def test_a_file_of_too_many_pixels_is_refused_with_their_number_and_the_bound(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    Image.new("1", (10001, 10000)).save(path)
+    with pytest.raises(ImageInputError) as error:
+        to_pixels(path)
+    assert str(error.value) == (
+        "the file cannot be read: 100,010,000 pixels, and at most 100,000,000 are read: make it smaller"
+    )
+
+
+def test_a_file_beyond_the_bound_of_pillow_is_refused_with_that_bound() -> None:
+    file = io.BytesIO()
+    Image.new("1", (20000, 10000)).save(file, "PNG")
+    with pytest.raises(UnreadableImageError) as error:
+        decode_file(file.getvalue(), 300e6, option="--max-megapixels")
+    assert str(error.value) == "more than 178,956,970 pixels, and at most 178,956,970 are read: make it smaller"
 
 
 def black_on_white(tmp_path: Path) -> Path:

@@ -21,6 +21,7 @@ from ace.inference.sources import open_folder
 from shards.build.stage import build_shards
 from shards.cli import run_command
 from shards.core.identity import KEY_FILE_VARIABLE, create_key, read_id_key
+from shards.decode import UnreadableImageError
 from shards.reading.reader import ShardIndex, ShardReader
 from shards.sources.datasets.folder import find_images
 from shards.sources.images import OTHER_FILE, UNLISTED, UNREAD_FORMAT
@@ -101,6 +102,18 @@ def test_a_folder_becomes_one_row_an_image(
     assert "2 images could not be read" in printed.out
     assert "8/8" in printed.err
     assert sorted(path.name for path in out.parent.iterdir()) == ["embeddings.errors.csv", "embeddings.parquet"]
+
+
+def test_of_an_image_that_is_too_large_its_size_and_the_bound_are_said(folder: Path) -> None:
+    images = open_folder(folder, is_hashed=False, max_pixels=1200)
+    assert images.read(images.keys.index("a/2.png")).shape == (40, 30)
+    for name in ("a/10.jpg", "b/deep/er/1.TIFF", "x.dcm"):
+        with pytest.raises(UnreadableImageError) as error:
+            images.read(images.keys.index(name))
+        found = 40 * (30 + IMAGES.index(name))
+        assert str(error.value) == (
+            f"{found:,} pixels, and at most 1,200 are read: make it smaller, or raise --max-megapixels"
+        )
 
 
 def test_a_folder_has_the_images_that_register_finds_in_it_and_the_others_are_counted(

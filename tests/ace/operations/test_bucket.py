@@ -168,7 +168,7 @@ def test_an_etag_that_is_no_md5_is_believed(hospital: Hospital, tmp_path: Path) 
 
     bucket._system.call_s3 = encrypted
     (tmp_path / "b.png").write_bytes(b"whole")
-    item = StoredObject("b.png", 5, "0" * 32, 0)
+    item = StoredObject(name="b.png", num_bytes=5, etag="0" * 32, changed_s=0)
     hospital.put("March", {"b.png": b"other"})
     assert bucket._is_whole(tmp_path / "b.png", url, item)
     bucket._system.call_s3 = original
@@ -176,7 +176,7 @@ def test_an_etag_that_is_no_md5_is_believed(hospital: Hospital, tmp_path: Path) 
 
 
 def listed(*names: str) -> list[StoredObject]:
-    return [StoredObject(name, 1, "0", 0) for name in names]
+    return [StoredObject(name=name, num_bytes=1, etag="0", changed_s=0) for name in names]
 
 
 @pytest.mark.parametrize(

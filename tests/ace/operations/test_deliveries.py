@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import ace.operations.deliveries as module
 from ace.__main__ import build_parser
@@ -37,8 +38,10 @@ from tests.ace.operations.delivered import (
 )
 from tests.ace.operations.service import ANNA
 from tests.support.checkout import ROOT, copy_project, git
+from tests.support.datasets import write_csv
 
-NEW = range(100, 130)
+NEW, YET_NEWER = range(100, 130), range(200, 230)
+QUARANTINED = "clinic-b001.quarantine.csv"
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +78,7 @@ def report(project: Path, name: str = "clinic-b001") -> dict[str, Any]:
 
 
 def failed(project: Path) -> list[str]:
-    return [finding["check"] for finding in report(project)["findings"] if not finding["passed"]]
+    return [item["check"] for item in report(project)["findings"] if not item["passed"]]
 
 
 def assert_as_committed(project: Path) -> None:
@@ -103,6 +106,29 @@ def test_a_complete_folder_becomes_an_accepted_batch_in_one_commit(project: Path
     assert run(project) == []
 
 
+def test_a_run_tells_nobody_to_take_the_next_step(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    deliver(project / "incoming" / "March", NEW)
+    run(project)
+    said = capfd.readouterr().err
+    assert "registered: clinic-b001, 30 images" in said
+    assert re.findall(r"`.*?`|now run", said) == []
+
+
+def test_a_warning_of_a_run_names_settings_instead_of_options(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    params = project / "params.yaml"
+    params.write_text(params.read_text("utf-8").replace("name: clinic", "name: north"), encoding="utf-8")
+    git(project, "commit", "--quiet", "--all", "--message", "another name")
+    march, may = (deliver(project / "incoming" / name, seeds) for name, seeds in (("March", NEW), ("May", YET_NEWER)))
+    write_csv(march / "labels.csv", ("path", "patient"), [(f"{seed:04}.png", f"patient {seed - 100}") for seed in NEW])
+    write_csv(may / "labels.csv", ("path",), [(f"{seed:04}.png",) for seed in YET_NEWER])
+    run(project)
+    said = capfd.readouterr().err
+    assert "take the batch out (`python -m ace deliveries refuse north-b000`), have it sent again with " in said
+    assert "operations.deliveries.site: clinic\n" in said
+    assert "in the column patient of a CSV (operations.deliveries.labels) or by patient_from" in said
+    assert not re.search(r" --\w", said)
+
+
 def test_the_log_names_the_commit_and_the_bytes_that_show_a_decision(project: Path) -> None:
     deliver(project / "incoming" / "March", NEW)
     run(project)
@@ -127,7 +153,7 @@ def test_a_delivery_keeps_the_legal_basis_that_was_stated_when_it_came(project: 
     git(project, "commit", "--quiet", "--all", "--message", "from now on form 4")
     overrule(project, "clinic-b001", "accepted")
     assert [event.facts["legal_basis"] for event in read_events(project)] == ["research consent, form 3"] * 2
-    deliver(project / "incoming" / "April", range(200, 230))
+    deliver(project / "incoming" / "April", YET_NEWER)
     run(project)
     assert read_events(project)[-1].facts["legal_basis"] == "research consent, form 4"
 
@@ -209,6 +235,22 @@ def no_labels(folder: Path) -> None:
     (folder / "labels.csv").unlink()
 
 
+def damage(folder: Path) -> None:
+    for image in folder.glob("*.png"):
+        image.write_bytes(b"no image")
+
+
+def blank(folder: Path) -> None:
+    for number, path in enumerate(folder.glob("*.png")):
+        Image.new("L", (64, 64), 250 + number % 4).save(path)
+
+
+def misplace_labels(folder: Path) -> None:
+    (folder / "more").mkdir()
+    for image in folder.glob("*.png"):
+        image.rename(folder / "more" / image.name)
+
+
 def test_a_dvc_lock_that_was_half_written_is_that_of_the_last_commit(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,8 +318,6 @@ def test_a_delivery_of_copies_alone_is_refused(project: Path) -> None:
 
 
 def test_images_that_were_stored_again_are_refused(project: Path) -> None:
-    from PIL import Image
-
     folder = deliver(project / "incoming" / "March", NEW)
     for seed in range(30):
         Image.fromarray(chest(seed, size=64)).resize((60, 60)).save(folder / f"{100 + seed:04}.png")
@@ -287,11 +327,7 @@ def test_images_that_were_stored_again_are_refused(project: Path) -> None:
 
 
 def test_a_delivery_without_anything_to_see_is_refused(project: Path) -> None:
-    from PIL import Image
-
-    folder = deliver(project / "incoming" / "March", NEW[:8])
-    for number, path in enumerate(folder.glob("*.png")):
-        Image.new("L", (64, 64), 250 + number % 4).save(path)
+    blank(deliver(project / "incoming" / "March", NEW[:8]))
     assert "images cannot be used" in run(project)[-1]
     assert_as_committed(project)
 
@@ -351,9 +387,22 @@ def test_no_name_is_given_again_of_which_a_batch_file_is_left(project: Path) -> 
 
 
 def test_a_refusal_is_told_in_a_line_with_its_reason(project: Path) -> None:
-    for image in deliver(project / "incoming" / "March", NEW[:3]).glob("*.png"):
-        image.write_bytes(b"no image")
+    damage(deliver(project / "incoming" / "March", NEW[:3]))
     assert "/images: looked at 3 images, none can be read: 3 none of the kinds of image" in run(project)[-1]
+
+
+@pytest.mark.parametrize(
+    ("fault", "places"),
+    [(damage, ["images"]), (misplace_labels, ["images/labels.csv", "images/more", "images"]), (blank, [QUARANTINED])],
+)
+def test_a_refusal_names_places_that_are_there_once_the_delivery_is_refused(
+    fault: Callable[[Path], None], places: list[str], project: Path
+) -> None:
+    fault(deliver(project / "incoming" / "March", NEW[:8]))
+    run(project)
+    named = re.findall(rf"{project}/[^\s:;,]+", report(project)["cause"])
+    assert named == [str(project / "quarantine" / "clinic-b001" / place) for place in places]
+    assert all(Path(path).exists() for path in named)
 
 
 def test_a_decision_whose_line_was_not_written_is_in_the_log_before_a_person_decides_otherwise(

@@ -86,8 +86,7 @@ def test_radiographs_of_the_same_hospital_are_accepted_and_nothing_else(
     assert mixed(project) == [MEASURED, "clinic-b001", "clinic-b002"]
     reports = {name: item.report or {} for name, item in found.items()}
     failed = {
-        name: {finding["check"] for finding in report["findings"] if not finding["passed"]}
-        for name, report in reports.items()
+        name: {item["check"] for item in report["findings"] if not item["passed"]} for name, report in reports.items()
     }
     assert "nothing to add" in reports["3 copies"]["cause"]
     assert {"pictures", "view_drift", "mean_drift", "likeness"} <= failed["4 fundus"]

@@ -180,6 +180,21 @@ def test_a_folder_of_a_version_is_told_by_its_weights_and_what_differs_is_said(
     assert project.lineage(project.root / "models/continued", capsys)["continues"] == "v1"
 
 
+def test_of_versions_with_the_same_weights_the_one_with_the_same_files_is_meant_and_else_the_newest(
+    project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, first = project.root / "models/ace", project.root.parent / "served/v1"
+    out = export(model, tmp_path / "timm")
+    change(model, commit="beef" * 10)  # as of a training that came to the same weights with other code
+    subprocess.run([sys.executable, "-m", "dvc", "commit", "--force", "pretrain"], cwd=project.root, check=True)
+    git(project.root, "commit", "--quiet", "--all", "-m", "trained again")
+    assert project.registry.promote(ANNA).name == "v2"
+    assert project.lineage(model, capsys)["origin"] == ["the weights of v2"]
+    assert project.lineage(out, capsys)["origin"] == ["exported from the teacher of v2"]
+    assert project.lineage(project.root / "models/continued", capsys)["continues"] == "v2"
+    assert project.lineage(first, capsys)["origin"] == ["the weights of v1"]
+
+
 def test_an_export_leads_back_to_its_version_also_when_that_is_retired(
     project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,8 +260,11 @@ def test_a_model_that_is_not_here_is_told_by_what_its_record_says(
     sha256 = sha256_of(project.root / "models/gentle" / WEIGHTS["teacher"])
     shutil.rmtree(project.root / "models/gentle")
     traced = project.lineage(out, capsys)
-    missing = f"a model that is not here: its weights have the sha256 {sha256}"
-    assert traced["origin"] == [f"exported from the teacher of {missing}"]
+    assert traced["origin"] == [
+        "exported from the teacher of a model that is not here: no registered version, no folder in models/ of the "
+        f"clone and no shipped model has weights with the sha256 {sha256}; to trace it further, bring its folder to "
+        "models/"
+    ]
     assert traced["environment"] == {"commit": "c0de" * 10}
     (first, *_) = project.lineage("cxr-small", capsys)["origin"]
     assert first.startswith("published from the teacher of a model that is not here: ")
@@ -256,9 +274,17 @@ def test_what_is_neither_a_model_nor_an_export_is_refused(
     project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = export(project.root / "models/ace", tmp_path / "timm")
-    (out / RECORD).write_text("{}")
-    assert main("models", "lineage", str(out), "--repo", str(project.root)) == 2
-    assert f"{out / RECORD}: damaged" in capsys.readouterr().err
+    record = json.loads((out / RECORD).read_text())
+    for text, fault in (
+        ("{}", "model_sha256: Field required"),
+        (json.dumps({**record, "commit": 7}), "commit is 7: Input should be a valid string"),
+        ("{", "Invalid JSON: EOF while parsing an object at line 1 column 1"),
+    ):
+        (out / RECORD).write_text(text)
+        assert main("models", "lineage", str(out), "--repo", str(project.root)) == 2
+        assert (
+            f"{out / RECORD}: damaged ({fault}); expected a JSON object with model_sha256, " in capsys.readouterr().err
+        )
     (out / RECORD).unlink()
     assert main("models", "lineage", str(out), "--repo", str(project.root)) == 2
     assert "of a model nor ace_model.json of an export" in capsys.readouterr().err

@@ -139,9 +139,8 @@ def test_a_folder_that_exists_wins(zoo: Path, tmp_path: Path, monkeypatch: pytes
 
 
 def test_an_unknown_name_lists_those_there_are_and_says_what_a_folder_looks_like(zoo: Path) -> None:
-    with pytest.raises(
-        ConfigError, match=r"model 'cxr-huge': .* Shipped models: cxr-tiny\. .* config\.json and teacher"
-    ):
+    places = f"there is no folder {Path('cxr-huge').absolute()}, and no model of that name in {zoo}"
+    with pytest.raises(ConfigError, match=rf"{places}\. Shipped models: cxr-tiny\. .* config\.json and teacher"):
         ace.load("cxr-huge")
     shutil.rmtree(zoo)
     with pytest.raises(ConfigError, match="Shipped models: none in this installation"):

@@ -90,8 +90,8 @@ def test_a_mask_in_the_part_that_is_cut_off_is_unknown_rather_than_absent_and_co
     assert sorted(found.masks) == ["absent", "empty", "half"]
     assert found.areas["gone"] == 110 / 100**2
     assert found.losses == [
-        Loss("mask gone", CUT_OFF, num_pixels=110, num_parts=2),
-        Loss("mask half", PARTLY_CUT_OFF, num_pixels=225, num_parts=1),
+        Loss(name="mask gone", reason=CUT_OFF, num_pixels=110, num_parts=2),
+        Loss(name="mask half", reason=PARTLY_CUT_OFF, num_pixels=225, num_parts=1),
     ]
 
 
@@ -99,9 +99,9 @@ def test_boxes_and_landmarks_in_the_part_that_is_cut_off_are_counted_and_others_
     boxes = (Box("Mass", 0, 0, 20, 100), Box("Nodule", 10, 5, 50, 40), Box("Nodule", 30, 30, 40, 40))
     found = place(TRIMMED, boxes=boxes, landmarks={"fovea": (50.0, 75.0), "disc": (50.0, 40.0)})
     assert found.losses == [
-        Loss("box Mass", CUT_OFF),
-        Loss("box Nodule", PARTLY_CUT_OFF),
-        Loss("landmark fovea", CUT_OFF),
+        Loss(name="box Mass", reason=CUT_OFF),
+        Loss(name="box Nodule", reason=PARTLY_CUT_OFF),
+        Loss(name="landmark fovea", reason=CUT_OFF),
     ]
     assert found.boxes[0] == Box("Nodule", 0, 0, pytest.approx(24), pytest.approx(24))
     assert len(found.boxes) == 2
@@ -109,7 +109,7 @@ def test_boxes_and_landmarks_in_the_part_that_is_cut_off_are_counted_and_others_
 
 
 def test_a_box_wholly_beyond_the_border_is_outside_and_not_cut_off() -> None:
-    assert place(WHOLE, boxes=(Box("Mass", 50, 100.2, 60, 100.8),)).losses == [Loss("box Mass", OUTSIDE)]
+    assert place(WHOLE, boxes=(Box("Mass", 50, 100.2, 60, 100.8),)).losses == [Loss(name="box Mass", reason=OUTSIDE)]
 
 
 def test_a_box_drawn_a_little_over_the_border_ends_there() -> None:
@@ -150,7 +150,7 @@ def test_one_coordinate_outside_shows_that_all_are_of_another_image() -> None:
     boxes = (Box("Mass", 10, 10, 20, 20), Box("Mass", 10, 10, 300, 20))
     found = place(WHOLE, boxes=boxes)
     assert found.boxes == []
-    assert found.losses == 2 * [Loss("box Mass", OUTSIDE)]
+    assert found.losses == 2 * [Loss(name="box Mass", reason=OUTSIDE)]
 
 
 def build(records: list[Record], root: Path, **grid: Any) -> ShardReader:
@@ -196,7 +196,7 @@ def test_a_mask_that_cannot_be_used_is_left_out_and_counted_and_its_image_stays(
     reader = build([Record("a", File("a.png"), "a", masks=masks)], root)
     sample = reader.read(0)
     assert list(sample.masks()) == ["good"]
-    assert sample.meta["lost"] == [Loss("mask bad", reason).to_json()]
+    assert sample.meta["lost"] == [Loss(name="mask bad", reason=reason).to_json()]
     counts = reader.index.description.counts
     assert counts.lost_annotations == {f"mask bad: {reason}": LostAnnotations(images=1, parts=0, pixels=0)}
     assert reader.index.description.quarantined.count == 0

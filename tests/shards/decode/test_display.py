@@ -75,7 +75,7 @@ def test_a_table_gives_its_ends_to_values_beyond_it(first: int, entries: list[in
     table = Lookup(first, np.array(entries), 10)
     expected = [entries[min(max(value - first, 0), len(entries) - 1)] for value in values]
     assert table(np.array(values, float)).tolist() == expected
-    look = Look(table, table, is_eight_bit=False, is_inverted=False)
+    look = Look(modality=table, voi=table, is_eight_bit=False, is_inverted=False)
     shown = show(np.array(values), np.ones(len(values), int), np.zeros(len(values), bool), look)
     through = [entries[min(max(entry - first, 0), len(entries) - 1)] / 1023 * 255 for entry in expected]
     assert np.abs(shown.levels - np.array(through)).max() <= 0.5
@@ -109,7 +109,7 @@ def test_padding_takes_no_part_in_the_window_and_is_black() -> None:
     stored = np.arange(6)
     counts = np.array([10**6, 1, 1, 1, 1, 10**6])
     is_padding = np.array([True, False, False, False, False, True])
-    look = Look((1.0, 0.0), None, is_eight_bit=False, is_inverted=True)
+    look = Look(modality=(1.0, 0.0), voi=None, is_eight_bit=False, is_inverted=True)
     shown = show(stored, counts, is_padding, look)
     assert shown.levels[[0, 5]].tolist() == [0, 0]
     assert shown.levels[[1, 4]].tolist() == [255, 0]
@@ -117,5 +117,10 @@ def test_padding_takes_no_part_in_the_window_and_is_black() -> None:
 
 
 def test_nothing_but_padding_is_black() -> None:
-    shown = show(np.arange(3), np.array([0, 9, 0]), np.array([False, True, False]), Look((1.0, 0.0), None, False, True))
+    shown = show(
+        np.arange(3),
+        np.array([0, 9, 0]),
+        np.array([False, True, False]),
+        Look(modality=(1.0, 0.0), voi=None, is_eight_bit=False, is_inverted=True),
+    )
     assert shown.levels[1] == 0

@@ -715,6 +715,23 @@ def test_where_no_image_can_be_read_the_reasons_are_counted(project: Path, root:
     assert not (project / "data").exists()
 
 
+def test_of_images_that_are_too_large_the_largest_and_the_bound_are_said(
+    project: Path, root: Path, id_key: str
+) -> None:
+    params = project / "params.yaml"
+    text = params.read_text(encoding="utf-8")
+    params.write_text(set_value(text, "shard", "max_source_megapixels", "0.01"), encoding="utf-8")
+    for number, name in enumerate(NAMES):
+        Image.new("L", (100, 101 + number)).save(root / name)
+    with pytest.raises(SourceError) as error:
+        register(project, root)
+    assert str(error.value) == (
+        f"{root}: looked at 12 images, none can be read:\n"
+        "    12  too large: the largest has 11,200 pixels, and at most 10,000 are read: make it smaller, or raise "
+        "shard.max_source_megapixels"
+    )
+
+
 def test_where_some_images_cannot_be_read_it_is_said_before_the_stage_fails(
     project: Path, root: Path, id_key: str, capsys: pytest.CaptureFixture
 ) -> None:

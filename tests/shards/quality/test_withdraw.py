@@ -19,7 +19,7 @@ TALLIED = Tallied(
     foreground=(3, 5, 2),
     num_values=4,
     lost_colour=True,
-    losses=(Loss("mask lung", "outside", 3, 1),),
+    losses=(Loss(name="mask lung", reason="outside", num_pixels=3, num_parts=1),),
     areas={"lung": 0.1},
 )
 SAMPLES = st.lists(st.lists(st.binary(max_size=1500), min_size=2, max_size=4), min_size=1, max_size=5)

@@ -52,7 +52,7 @@ def built(source: PhantomSourceParams, scratch: Path, execution: Execution, **dy
     dying["tests_pid"] = os.getpid()
     encoder = DyingEncoder(**vars(job.encoder), **dying)
     plan = job.plan(scratch)
-    builder = TarBuilder(plan.manifest, plan.header, encoder, scratch)
+    builder = TarBuilder(manifest=plan.manifest, header=plan.header, encoder=encoder, scratch=scratch)
     build_tars(plan, builder, execution, scratch / "out")
     summaries = {shard.name: builder.files(shard).read_summary(check_tar=True) for shard in plan.shards}
     assert None not in summaries.values()
@@ -110,7 +110,7 @@ def test_processes_that_cannot_start_end_the_build_and_blame_no_image(
     scratch.mkdir()
     job = job_of(source)
     plan, encoder = job.plan(scratch), StillbornEncoder(**vars(job.encoder))
-    builder = TarBuilder(plan.manifest, plan.header, encoder, scratch)
+    builder = TarBuilder(manifest=plan.manifest, header=plan.header, encoder=encoder, scratch=scratch)
     with pytest.raises(WorkerError, match="ended before they read an image; expected free memory"):
         build_tars(plan, builder, Processes(num_workers), tmp_path / "out")
     assert not list(scratch.rglob("*.crashes"))

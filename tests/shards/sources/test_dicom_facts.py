@@ -14,7 +14,7 @@ def test_a_header_says_view_sex_age_and_spacing_at_the_detector(tmp_path: Path) 
     path = tmp_path / "one.dcm"
     tags = {"ViewPosition": "AP", "PatientSex": "F", "PatientAge": "043Y"}
     write_dicom(path, **tags, PixelSpacing=[0.2, 0.3], ImagerPixelSpacing=[0.1, 0.15])
-    assert read_facts(path) == DicomFacts("AP", "F", 43.0, (0.1, 0.15))
+    assert read_facts(path) == DicomFacts(view="AP", sex="F", age_years=43.0, spacing_mm=(0.1, 0.15))
     write_dicom(path, **tags, PixelSpacing=[0.2, 0.3])
     assert read_facts(path).spacing_mm == (0.2, 0.3)
     write_dicom(path, ViewPosition="", PatientAge="")

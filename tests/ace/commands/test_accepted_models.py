@@ -1,40 +1,20 @@
-"""The commands, on fake models in this process, and once in others on a real model that a real dvc made."""
+"""`python -m ace models`, on fake models in this process, and once in others on a real model that a real dvc made."""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 import ace
-from ace.__main__ import build_parser
-from ace.operations.retraining import Due, Retraining
-from ace.operations.retraining_state import ABANDONED, ACCEPTED, BEGAN, REJECTED, running
+from ace.operations.retraining_state import ABANDONED, ACCEPTED, BEGAN, REJECTED
 from ace.zoo.shipped import find_model
-from shards.cli import run_command
+from tests.ace.commands.given import main
 from tests.ace.operations.service import ANNA, Service, config_text, init_clone, write_lock
 from tests.support.checkout import ROOT, git
-
-
-def main(arguments: list[str]) -> int:
-    return run_command(build_parser(), arguments)
-
-
-@pytest.fixture
-def accepted(service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Service:
-    """Two versions, of which the second is accepted, and the service's clone as the working directory."""
-    monkeypatch.chdir(service.root)
-    monkeypatch.setenv("ACE_MODELS", str(service.models))
-    for text in ("one", "two"):
-        service.train(text)
-        assert main(["models", "promote"]) == 0
-    capsys.readouterr()
-    return service
 
 
 def test_a_list_says_which_version_is_accepted_and_which_one_serves(
@@ -212,41 +192,6 @@ def test_a_config_that_this_release_does_not_read_is_told_and_the_rest_of_the_li
     config = accepted.models / "v2/config.json"
     assert traced["environment"]["not_read"].startswith(f"{config}: format_version None, this release reads ")
     assert [stage["stage"] for stage in traced["stages"]] == ["pretrain"]
-
-
-def test_a_retraining_that_meets_another_call_ends_with_75_to_be_tried_again(
-    accepted: Service, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with running(accepted.root):
-        assert main(["retrain", "run", "--automatic"]) == 75
-    assert capsys.readouterr().err == "a retraining is at work\n"
-    (accepted.root / "params.yaml").write_text("mix: {}\n")
-    assert main(["ops", "stop", "--why", "holidays"]) == 0
-    git(accepted.root, "add", "params.yaml")
-    git(accepted.root, "commit", "--quiet", "-m", "params")
-    assert main(["retrain", "run", "--automatic"]) == 0
-
-
-def test_one_decision_is_no_decisions(
-    accepted: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    frozen = SimpleNamespace(batch="frozen-b000", fingerprint="abc")
-    monkeypatch.setattr(Retraining, "settings", lambda _: SimpleNamespace(gate=SimpleNamespace(frozen=frozen)))
-    monkeypatch.setattr(Retraining, "due", lambda _: Due(False, "held", ""))
-    facts = {"frozen": "abc", "sentence": "worse"}
-    accepted.registry.log.append(REJECTED, facts, actor=ANNA, now=datetime.now(UTC))
-    assert main(["retrain", "due"]) == 0
-    assert "frozen-b000 was used for 1 decision\n" in capsys.readouterr().out
-
-
-def test_a_clone_on_another_branch_is_named_by_its_whole_path(
-    service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(service.root)
-    (service.root / "params.yaml").write_text("operations: {deliveries: {name: clinic}}\n")
-    git(service.root, "switch", "--quiet", "--create", "mine")
-    assert main(["deliveries", "run"]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {service.root} is on the branch 'mine'; ")
 
 
 def test_models_alone_lists_the_shipped_ones(capsys: pytest.CaptureFixture[str]) -> None:
