@@ -5,7 +5,8 @@ A clone of this repository in a temporary folder gets batches of one small file 
 not measured. Seconds of the processor (user and system) are with children. A tick is the second one of a sensor in a
 process, at which nothing has changed since the first. `repro` is without what the import of dvc takes, which is
 `import_dvc`. Memory is what the processes of `dagster dev` hold after so many ticks of the sensor `dvc_lock`, with the
-most batches; what each tick adds is a straight line through the later two thirds of them.
+most batches; what each tick adds is a straight line through the later two thirds of them. The processes warm up for
+some 150 ticks, so that fewer do not tell whether memory is flat.
 
 Last line: one JSON object with the seconds for each number of batches; `ratio_*`, those of the most batches over those
 of the fewest; `s_per_batch`, what one batch more costs from each number of batches to the next, the same wherever the
