@@ -88,8 +88,8 @@ def _tasks_of_two(arguments: argparse.Namespace, first: str, second: str) -> "li
     if first not in (values.get("encoders") or {}):
         if arguments.task:
             raise ConfigError(
-                f"--task {arguments.task[0]}: found two files of metrics to compare, of which the page shows every task "
-                "that lies beside both, in a folder `finetune`; leave --task out"
+                f"--task {arguments.task[0]}: found two files of metrics to compare, of which the page shows every "
+                "task that lies beside both, in a folder `finetune`; leave --task out"
             )
         return read_tasks_apart(first, second)
     paths = {name: figures_path(name, arguments.params.parent) for name in values.get("finetune") or {}}
