@@ -82,9 +82,15 @@ def _tasks_of_two(arguments: argparse.Namespace, first: str, second: str) -> "li
     """Read the figures of tasks of two encoders that `_compared` has found; of params.yaml its tasks that have run."""
     from ace.report.tasks import figures_path, read_task, task_of_two
     from ace.report.two_encoders import read_tasks_apart
+    from shards.core.errors import ConfigError
 
     values = values_of(arguments) if arguments.params.is_file() else {}
     if first not in (values.get("encoders") or {}):
+        if arguments.task:
+            raise ConfigError(
+                f"--task {arguments.task[0]}: found two files of metrics to compare, of which the page shows every "
+                "task that lies beside both, in a folder `finetune`; leave --task out"
+            )
         return read_tasks_apart(first, second)
     paths = {name: figures_path(name, arguments.params.parent) for name in values.get("finetune") or {}}
     paths = {name: path for name, path in paths.items() if path.is_file()}

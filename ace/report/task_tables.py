@@ -155,7 +155,8 @@ class TaskTable:
         methods: What each method is called, and what it does.
         told: What each figure is called, and what it is.
         every: All figures of all uses: the use, and its rows for the page.
-        measured: Whose images: encoders, and what is known of them; one pair where all are of the same.
+        measured: Whose images: encoders, and what is known of them; one pair where that is the same of all.
+        is_apart: Whether the encoders are of two files.
         pictures: Figures with their intervals, and the width of each in px.
     """
 
@@ -171,6 +172,7 @@ class TaskTable:
     told: Sequence[tuple[str, str]]
     every: Sequence[tuple[str, list[dict[str, Any]]]]
     measured: Sequence[tuple[tuple[str, ...], TaskMeasured]]
+    is_apart: bool
     pictures: Sequence[tuple[str, int]]
 
     @property
@@ -180,8 +182,8 @@ class TaskTable:
 
     @property
     def is_of_same_images(self) -> bool:
-        """Tell whether all encoders were measured on the same images."""
-        return len(self.measured) == 1
+        """Tell whether all encoders were measured on the same images: not of two files, though both may say alike."""
+        return len(self.measured) == 1 and not self.is_apart
 
     @property
     def is_of_one_use(self) -> bool:
@@ -234,6 +236,7 @@ def task_table(task: TaskFigures, encoders: Sequence[str], number: int = 0, *, i
             (tuple(name for name in task.measured if task.measured[name] == facts), facts)
             for facts in dict.fromkeys(task.measured.values())
         ],
+        is_apart=task.is_apart,
         pictures=_pictures(task, encoders, columns, anchor) if is_drawn else (),
     )
 

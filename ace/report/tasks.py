@@ -54,6 +54,7 @@ class TaskFigures:
         uses: Encoder → use → name → figure.
         differences: Encoder → use → name → figure of the first encoder minus that of this one, over the same patients.
         measured: Encoder → whose images its figures are of.
+        is_apart: Whether the encoders are of two files, so that nobody says that their images are the same.
     """
 
     name: str
@@ -62,6 +63,7 @@ class TaskFigures:
     uses: Mapping[str, Uses]
     differences: Mapping[str, Uses]
     measured: Mapping[str, TaskMeasured]
+    is_apart: bool = False
 
 
 def figures_path(task: str, root: Path) -> Path:
@@ -100,7 +102,7 @@ def read_task(path: Path) -> TaskFigures:
             differences=differences,
             measured=dict.fromkeys(uses, measured),
         )
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{path}: found no figures of a task ({type(error).__name__}: {error}); expected encoders with their "
             f"figures, and '{MEASURED}', as `python -m ace finetune {task}` writes them; {remedy} anew"
@@ -150,7 +152,7 @@ def tasks_apart(first: Place, second: Place) -> list[TaskFigures]:
         own = {place.given: task.uses[place.encoder] for place, task in pair if place.encoder in task.uses}
         measured = {place.given: task.measured[place.encoder] for place, task in pair if place.given in own}
         if own and len({task.headline for _, task in pair}) == 1:
-            found.append(replace(pair[0][1], first=None, uses=own, differences={}, measured=measured))
+            found.append(replace(pair[0][1], first=None, uses=own, differences={}, measured=measured, is_apart=True))
     return found
 
 

@@ -19,6 +19,7 @@ PHANTOM, PHANTOM_STAGE = "data/phantom", "phantom"
 TEMPLATES = (SHARDS + "${evaluate.batch}", SHARDS + "${item}")
 """Shards that are measured, and those of a task."""
 _SCALAR = re.compile(r"""\"[^"]*\"|'[^']*'|[^\s#,}\]]+""")
+_COMMENT = re.compile(r"(?<=\s)#.*")
 _WIDTH = 120
 _BATCH = re.compile(r"data/shards/[A-Za-z0-9_-]+")
 
@@ -242,6 +243,7 @@ def set_deps(text: str, stage: str, prefixes: tuple[str, ...], paths: Sequence[s
         stage: Name of the stage; one that is not there depends on nothing.
         prefixes: How the paths begin, each with one of these.
         paths: All of them, maybe none. Where the stage has depended on none so far, they become the first of its deps.
+            A comment behind earlier ones comes to stand above them.
 
     Raises:
         ConfigError: they share lines with other deps, or the deps are not written as a list of lines in brackets.
@@ -259,9 +261,10 @@ def set_deps(text: str, stage: str, prefixes: tuple[str, ...], paths: Sequence[s
         margin = lines[row][: len(lines[row]) - len(lines[row].lstrip())]
         listed = ", ".join(paths) + "," if paths else ""
         wrapped = textwrap.wrap(listed, _WIDTH - len(margin), break_on_hyphens=False)
+        comments = [comment[0] for earlier in rows if (comment := _COMMENT.search(lines[earlier]))]
         for earlier in reversed(rows):
             del lines[earlier]
-        lines[row:row] = [margin + line for line in wrapped]
+        lines[row:row] = [margin + line for line in (*comments, *wrapped)]
     wanted = [dep for dep in deps if dep not in found]
     after = _loaded(_joined(lines))
     if after is None or sorted(_deps(after["stages"][stage])) != sorted([*wanted, *paths]):

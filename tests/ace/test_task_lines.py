@@ -185,6 +185,16 @@ def test_the_first_deps_of_one_beginning_stand_first_and_the_last_ones_go() -> N
     assert set_deps(text, "report", ("metrics/",), []) == DEPS
 
 
+def test_a_comment_behind_paths_that_are_written_anew_stands_above_them() -> None:
+    text = DEPS.replace(
+        "      ace/data", "      # of mine\n      metrics/a,  # the first: ask Anna\n      metrics/b,\n      ace/data"
+    )
+    kept = "      # of mine\n      # the first: ask Anna\n"
+    more = set_deps(text, "report", ("metrics/",), ["metrics/a", "metrics/b", "metrics/c"])
+    assert more == DEPS.replace("      ace/data", f"{kept}      metrics/a, metrics/b, metrics/c,\n      ace/data")
+    assert set_deps(more, "report", ("metrics/",), []) == DEPS.replace("      ace/data", f"{kept}      ace/data")
+
+
 @pytest.mark.parametrize(
     "text",
     [

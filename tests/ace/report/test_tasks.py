@@ -282,6 +282,11 @@ def test_methods_are_told_as_the_kind_of_task_has_them(tmp_path: Path) -> None:
     assert methods("auroc").endswith("new: .")
 
 
+def test_a_method_without_a_name_is_shown(project: Path) -> None:
+    write(project, "a", {"trained": {"": {"": {"auroc": figure(0.5, 0.4, 0.6)}}}, "measured": MEASURED})
+    assert "0.500 [0.400, 0.600]" in text_of(page_of(project, "a"))
+
+
 def test_a_task_of_one_use_shows_all_its_means_and_one_of_one_encoder_no_difference(project: Path) -> None:
     figures = ("dice", "iou", "hd95_px_at_1024", "dice/heart")
     told = {"trained": {"full": {"100pct": {name: figure(0.8, 0.7, 0.9, num_structures=2) for name in figures}}}}
@@ -401,7 +406,11 @@ def test_the_page_with_tasks_has_no_fault_in_a_browser(whole: str, tmp_path: Pat
 def test_figures_that_are_not_there_or_are_none_say_what_to_run(project: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"metrics/finetune/nih.json: not found; `dvc repro finetune@nih` writes it"):
         page_of(project, "nih")
-    for broken in ("", "[]", "{}", '{"trained": 3}', '{"trained": {"full": {}}, "measured": {}}', '{"measured": {}}'):
+    told = {"trained": {"full": {"100pct": {"auroc": figure(0.5, 0.4, 0.6)}}}, "measured": MEASURED}
+    endless = json.dumps(told | {"measured": MEASURED | {"num_images": float("inf")}})
+    huge = json.dumps(told | {"other": {"full": {"100pct": {"auroc": figure(10**400, 0, 1)}}}})
+    objects = "", "[]", "{}", '{"trained": 3}', '{"trained": {"full": {}}, "measured": {}}', '{"measured": {}}'
+    for broken in (*objects, endless, huge, "[" * 100_000):
         (tmp_path / "nih.json").write_text(broken, encoding="utf-8")
         with pytest.raises(ConfigError, match=r"nih.json: found no figures of a task .*`dvc repro finetune@nih`"):
             read_task(tmp_path / "nih.json")
@@ -520,3 +529,22 @@ def test_two_studies_have_the_tasks_that_both_have_without_a_difference(
     assert "Within a task, all of them were measured on the same images" not in words
     assert "of_one_study" not in words
     assert "not_run" not in words
+
+
+def test_files_that_say_alike_whose_images_are_measured_are_not_told_as_of_the_same_images(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two hospitals may call their first batch alike; and what two files do not say nobody has looked for."""
+    write(project, "phantom", planted())
+    for name in ("one", "two"):
+        shutil.copytree(project / "metrics", project / "studies" / name)
+    monkeypatch.chdir(project)
+    words = text_of(compared(project, "studies/one", "studies/two"))
+    assert "99 test images of 66 patients of phantom-b000 , measured once." in words
+    assert "measured on the same images" not in words
+    assert "Figures of two files, side by side without a difference." in words
+    words = text_of(compared(project, "studies/one", "studies/one:untrained"))
+    assert "No paired difference of these encoders was taken" not in words, "the file has it"
+    arguments = ["report", "--compare", "studies/one", "studies/two", "--task", "phantom"]
+    assert run_command(build_parser(), arguments) == 2
+    assert "--task phantom: found two files of metrics to compare" in capsys.readouterr().err
