@@ -71,7 +71,7 @@ study: $(STAMP) ## train, measure and record the encoders of a study: make study
 	    $${PATIENT_FROM:+--patient-from "$$PATIENT_FROM"} $${SITE+--site "$$SITE"} --only; } && \
 	  python -m ace config check && dvc repro --keep-going && python -m ace summary && \
 	  if [ -n "$$TASKS" ]; then shown=; while read -r task || [ -n "$$task" ]; do \
-	    python -m ace finetune $$task </dev/null || exit 1; shown="$$shown --task $${task%% *}"; done <"$$TASKS"; python -m ace report $$shown; fi
+	    python -m ace finetune $$task </dev/null || exit 1; set -- $$task; shown="$$shown --task $$1"; done <"$$TASKS"; python -m ace report $$shown; fi
 	@python -m ace study record "$$NAME" --run "$$RUN"
 
 study-full: ## a study with every seed (studies/NAME/*.yaml) and task (tasks.txt): make study-full [NAME=… as for study]

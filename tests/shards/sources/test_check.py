@@ -106,6 +106,18 @@ class Careless(Source):
         return self.listing
 
 
+def test_a_few_images_of_one_patient_are_known_where_patients_are_not(root: Path) -> None:
+    """Two images of one patient are less than half of five, and no less than half of four."""
+    write_files(root, [f"{number}.png" for number in range(3)])
+    pair = (ONE, replace(TWO, patient=ONE.patient, split=None))
+    others = [
+        Record(str(number), File(f"{number}.png"), f"zoo/alone {number}", labels={"ill": 0}) for number in range(3)
+    ]
+    check_source(source(*pair, *others, patient_grouping="image"), root)
+    with pytest.raises(ContractError, match="most images share their patient"):
+        check_source(source(*pair, *others[:2], patient_grouping="image"), root)
+
+
 def test_a_fault_of_the_listing_is_named(root: Path) -> None:
     with pytest.raises(ContractError, match="no records"):
         check_source(source(), root)

@@ -248,6 +248,14 @@ def test_what_does_not_fit_is_counted(root: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("folder", ["mask", "masks"])
+def test_only_pictures_with_an_image_s_name_count_as_masks_of_no_structure(tmp_path: Path, folder: str) -> None:
+    write_files(tmp_path, ["JPCLN001.png", f"{folder}/JPCLN001.png", f"{folder}/readme.txt", f"{folder}/overview.png"])
+    listing = SOURCE.read(tmp_path)
+    assert [record.image.path for record in listing.records] == ["JPCLN001.png"]
+    assert "jsrt: 1 masks that name no structure were left" in listing.warnings
+
+
 def test_the_files_of_scr_s_later_release_are_neither_masks_nor_radiographs_without_a_word(tmp_path: Path) -> None:
     """SCR at Zenodo: one mask of no stated structure a case, and pictures with the outlines drawn into them."""
     write_files(tmp_path, ["masks/JPCLN001.tif", "jpg/JPCLN001.jpg", "points/JPCLN001.pfs"])

@@ -137,3 +137,16 @@ def test_a_folder_without_images_names_the_layout(tmp_path: Path) -> None:
     write_files(tmp_path, ["CHNCXR_0001_0.png"])
     with pytest.raises(SourceError, match=r"(?s)no image of shenzhen found; expected below it.*CXR_png/CHNCXR_0001_0"):
         SOURCE.read(tmp_path)
+
+
+def test_a_reading_without_an_age_is_counted_and_its_sex_is_known(tmp_path: Path) -> None:
+    write_files(tmp_path, ["CXR_png/CHNCXR_0018_0.png", "CXR_png/CHNCXR_0019_0.png"])
+    write_files(tmp_path, ["ClinicalReadings/CHNCXR_0018_0.txt", "ClinicalReadings/CHNCXR_0019_0.txt"])
+    (tmp_path / "ClinicalReadings/CHNCXR_0018_0.txt").write_text("male 42\nnormal\n")
+    (tmp_path / "ClinicalReadings/CHNCXR_0019_0.txt").write_text("male 42yrs\nnormal\n")
+    listing = SOURCE.read(tmp_path)
+    assert [(record.sex, record.age_years) for record in listing.records] == [("M", None), ("M", 42)]
+    assert (
+        "shenzhen: 1 clinical readings whose first line is not sex and age: what is missing stays unknown"
+        in listing.warnings
+    )
