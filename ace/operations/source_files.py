@@ -65,7 +65,7 @@ def source_files(root: Path, traced: Mapping[str, Any], folder: Path | None = No
         folder: Folder of the model; None for a version.
 
     Raises:
-        OperationsError: no list of training images is known.
+        OperationsError: no list of training images is known, or it is damaged.
         SourceError: a manifest is missing or damaged.
     """
     images = list(_read_images(_find_list(root, traced, folder)))
@@ -105,7 +105,13 @@ def _find_list(root: Path, traced: Mapping[str, Any], folder: Path | None) -> Pa
 
 def _read_images(path: Path) -> Iterator[tuple[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
+        rows = csv.DictReader(file)
+        if not {"batch", "key"} <= {*(rows.fieldnames or ())}:
+            raise OperationsError(
+                f"{path}: damaged; expected a list of training images that begins with a line that names the columns "
+                "batch and key, as a training writes it"
+            )
+        for row in rows:
             yield row["batch"], row["key"]
 
 

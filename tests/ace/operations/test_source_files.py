@@ -72,6 +72,13 @@ def test_a_folder_elsewhere_is_listed_as_its_version_is(
     assert list_files(elsewhere, capsys) == (rows, "")
 
 
+def test_a_list_without_its_columns_is_refused(clinic: Clinic, capsys: pytest.CaptureFixture[str]) -> None:
+    (clinic.root / "models/ace/training_images.csv").write_text("a,b\n1,2\n")
+    rows, said = list_files(clinic.root / "models/ace", capsys, code=2)
+    assert rows == []
+    assert "training_images.csv: damaged; expected a list of training images that begins with a line" in said
+
+
 def test_an_image_that_was_erased_is_listed_without_a_file_and_it_is_said_why(
     clinic: Clinic, capsys: pytest.CaptureFixture[str]
 ) -> None:
