@@ -270,6 +270,15 @@ def test_what_is_said_of_images_patients_seeds_and_looks_is_the_files(project: P
     assert "by now" not in words
 
 
+def test_what_is_not_the_same_for_all_encoders_does_not_stand_above_all(tmp_path: Path) -> None:
+    told = planted()
+    same = task_table(read_task(write(tmp_path, "phantom", told)), ENCODERS, is_drawn=False)
+    assert {column.protocol for column in same.columns} == {"66 patients, mean of 5 labels, chance 0.500"}
+    told["untrained"]["full"]["100pct"]["auroc"]["n"] = 65
+    other = task_table(read_task(write(tmp_path, "phantom", told)), ENCODERS, is_drawn=False)
+    assert [column.protocol for column in other.columns] == ["", *(column.protocol for column in same.columns[1:])]
+
+
 def test_methods_are_told_as_the_kind_of_task_has_them(tmp_path: Path) -> None:
     def methods(headline: str) -> str:
         told = {"one": {name: {"100pct": {headline: figure(0.5, 0.4, 0.6)}} for name in ("full", "linear", "new")}}
