@@ -45,10 +45,13 @@ def training_keys(clinic: Clinic) -> set[tuple[str, str]]:
 
 def change_manifest(clinic: Clinic, name: str, key: str) -> None:
     """Take an image out of a manifest, as an erasure does."""
-    path = clinic.root / f"data/manifests/{name}.jsonl"
+    path, batch = clinic.root / f"data/manifests/{name}.jsonl", clinic.root / f"batches/{name}.yaml"
+    before = sha256_of(path)
     header, lines = iterate_manifest(path)
     entries = [entry for _, entry in lines if entry.record.source_id != key]
     path.write_text("".join(format_manifest(Delivery(replace(header, num_images=len(entries)), entries))))
+    assert before in batch.read_text()
+    batch.write_text(batch.read_text().replace(before, sha256_of(path)))
 
 
 def test_each_training_image_of_a_version_leads_to_a_file_with_the_bytes_that_were_registered(
