@@ -106,6 +106,17 @@ def test_a_batch_that_is_not_here_leaves_its_files_empty(clinic: Clinic, capsys:
     assert notes == "note: other-b000: no file for 1 of 1 image: the batch is not in this clone\n"
 
 
+def test_a_key_is_looked_up_in_the_manifest_of_its_own_batch(
+    clinic: Clinic, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = clinic.root / "models/ace/training_images.csv"
+    key = next(key for batch, key in training_keys(clinic) if batch == FIRST)
+    listed.write_text(f"batch,key,patient\n{FIRST},{key},a\n{SECOND},{key},a\n")
+    rows, notes = list_files(clinic.root / "models/ace", capsys)
+    assert [bool(row["file"]) for row in rows] == [True, False]
+    assert notes == f"note: {SECOND}: no file for 1 of 1 image: its manifest does not name them, as after an erasure\n"
+
+
 @pytest.mark.usefixtures("clinic")
 def test_a_model_without_a_list_of_its_images_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     rows, said = list_files("cxr-small", capsys, code=2)
