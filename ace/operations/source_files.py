@@ -25,7 +25,7 @@ class SourceFile:
     """A training image, and the file that it was decoded from.
 
     Attributes:
-        batch: Its batch.
+        batch: Name of the batch that the image came with.
         key: Key of its sample in the tars.
         file: The file, relative to the folder that was registered; empty where it is not known.
         sha256: The file's hash when it was registered; empty likewise.

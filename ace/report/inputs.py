@@ -76,7 +76,7 @@ class ReportInputs:
 
     @cached_property
     def task_figures(self) -> list[TaskFigures]:
-        """What each task came to.
+        """The figures of each task, in the order of the tasks.
 
         Raises:
             ConfigError: its figures are not there or damaged.

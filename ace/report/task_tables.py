@@ -27,7 +27,7 @@ class FigureWords:
     """Says what the page calls a figure of tasks.
 
     Attributes:
-        title: Its name.
+        title: Name of the figure in headings and tables.
         number: Format of its numbers.
         is_error: Whether less is better; None where this page does not know.
         text: What it is, as the end of a sentence.
@@ -144,8 +144,8 @@ class TaskTable:
     """Hold what the page shows of a task.
 
     Attributes:
-        name: Of the task.
-        anchor: Its id on the page.
+        name: The task, as its file in configs/tasks is named.
+        anchor: The `id` of its section, which links of the page lead to.
         first: The encoder whose differences from the others stand in the cells; None where there are none.
         headline: What the page calls the figure of which there are differences.
         groups: Words above the columns, and how many columns each is above.
@@ -195,7 +195,7 @@ def task_table(task: TaskFigures, encoders: Sequence[str], number: int = 0, *, i
     """Arrange a task.
 
     Args:
-        task: Its figures.
+        task: Figures of the task.
         encoders: Names of the page's encoders, in its order; others that the task has come behind them.
         number: Position of the task on the page.
         is_drawn: Whether intervals are drawn too.

@@ -16,7 +16,7 @@ MEASURED, DIFFERENCE = "measured", "gain_over_"
 ENDS = ("low", "high")
 NUMBERS = ("value", *ENDS, "chance")
 Use = tuple[str, str]
-"""How an encoder is used (`full`, `linear`, `knn`), and how much is trained on (`25pct`, `5shot`)."""
+"""Method by which an encoder is used (`full`, `linear`, `knn`), and how much is trained on (`25pct`, `5shot`)."""
 Figure = Mapping[str, Any]
 Uses = Mapping[Use, Mapping[str, Figure]]
 """Use → name → figure."""
@@ -48,7 +48,7 @@ class TaskFigures:
     """Holds the figures of a task.
 
     Attributes:
-        name: Of the task.
+        name: The task, as its file in configs/tasks is named.
         headline: Name of the figure of which there are differences; of one encoder, of its first figure.
         first: The encoder whose differences from the others there are; None where nobody took any.
         uses: Encoder → use → name → figure.

@@ -17,15 +17,7 @@ from shards.cli import run_command
 from shards.core.config import read_params
 from shards.core.errors import ConfigError
 from shards.delivery.yaml_lines import enter_item, set_deps
-from tests.support.checkout import ROOT, copy_project, git
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    copy_project(tmp_path)
-    shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+from tests.support.checkout import ROOT, git
 
 
 def encoder(*arguments: str) -> int:

@@ -18,17 +18,9 @@ from shards.cli import run_command
 from shards.core.config import read_params
 from shards.core.errors import ConfigError
 from shards.delivery.yaml_lines import set_deps
-from tests.support.checkout import ROOT, copy_project, git
+from tests.support.checkout import ROOT, git
 
 FIGURES = "metrics/finetune/{}.json"
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    copy_project(tmp_path)
-    shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def set_tasks(project: Path, *names: str) -> None:

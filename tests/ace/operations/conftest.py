@@ -1,4 +1,4 @@
-"""A new service for each test, and a bucket on a server that all tests of a file share."""
+"""A new service or clinic for each test, and a bucket on a server that all tests of a file share."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,12 +7,27 @@ import pytest
 
 from tests.ace.operations.hospital import Hospital
 from tests.ace.operations.service import Service, make_service
+from tests.ace.operations.withdrawn import Clinic, copy_clinic, make_clinic
 from tests.support.servers import s3_server
 
 
 @pytest.fixture
 def service(tmp_path: Path) -> Service:
     return make_service(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def clinic_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("template") / "clinic"
+    with pytest.MonkeyPatch.context() as patch:
+        make_clinic(folder, patch)
+    return folder
+
+
+@pytest.fixture
+def clinic(clinic_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clinic:
+    """Version 1 is accepted; both batches are in it."""
+    return copy_clinic(clinic_template, tmp_path / "clinic", monkeypatch)
 
 
 @pytest.fixture(scope="module")

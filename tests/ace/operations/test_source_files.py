@@ -12,20 +12,7 @@ from ace.__main__ import build_parser
 from shards.cli import run_command
 from shards.delivery.manifest import Delivery, format_manifest, iterate_manifest
 from shards.format.layout import sha256_of
-from tests.ace.operations.withdrawn import FIRST, SECOND, Clinic, copy_clinic, make_clinic
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("template") / "clinic"
-    with pytest.MonkeyPatch.context() as patch:
-        make_clinic(folder, patch)
-    return folder
-
-
-@pytest.fixture
-def clinic(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clinic:
-    return copy_clinic(template, tmp_path / "clinic", monkeypatch)
+from tests.ace.operations.withdrawn import FIRST, SECOND, Clinic
 
 
 def list_files(

@@ -40,9 +40,7 @@ from tests.ace.operations.withdrawn import (
     KEY,
     SECOND,
     Clinic,
-    copy_clinic,
     id_of,
-    make_clinic,
     stale,
 )
 from tests.support.checkout import git
@@ -50,20 +48,6 @@ from tests.support.datasets import write_csv
 
 RECEIVED = datetime(2026, 11, 1, tzinfo=UTC)
 WHOLE = ["withdrawal_received", "withdrawal_excluded", "withdrawal_settled", "withdrawal_completed"]
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("template") / "clinic"
-    with pytest.MonkeyPatch.context() as patch:
-        make_clinic(folder, patch)
-    return folder
-
-
-@pytest.fixture
-def clinic(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clinic:
-    """Version 1 is accepted; both batches are in it."""
-    return copy_clinic(template, tmp_path / "clinic", monkeypatch)
 
 
 def main(*arguments: str) -> int:
