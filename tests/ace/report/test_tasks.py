@@ -527,6 +527,9 @@ def test_two_studies_have_the_tasks_that_both_have_without_a_difference(
         (study / "finetune").mkdir()
         (study / "finetune/phantom.json").write_text(json.dumps(figures), encoding="utf-8")
     (project / "studies/one/finetune/of_one_study.json").write_text(json.dumps(told), encoding="utf-8")
+    for name, headline in (("one", "auroc"), ("two", "kappa")):
+        unlike = planted(figures=(headline, "accuracy"))
+        (project / f"studies/{name}/finetune/of_two_figures.json").write_text(json.dumps(unlike), encoding="utf-8")
     monkeypatch.chdir(project)
     page = compared(project, "studies/one", "studies/two")
     (table, _) = Tables(section_of(page)).tables
@@ -537,6 +540,7 @@ def test_two_studies_have_the_tasks_that_both_have_without_a_difference(
     assert "studies/two: 7 test images of 66 patients of clinic-b000" in words
     assert "Within a task, all of them were measured on the same images" not in words
     assert "of_one_study" not in words
+    assert "of_two_figures" not in words
     assert "not_run" not in words
 
 
