@@ -149,8 +149,16 @@ def deliver(
         (root / path).write_bytes(data)
         file = File(path.as_posix(), len(data), sha256(data).hexdigest())
         labels = {f"finding-{finding}": (number >> finding) & 1 for finding in range(NUM_FINDINGS)}
-        records.append(Record(path.as_posix(), file, f"patient-{number // 2}", view="PA", labels=labels))
-    delivery = identify(Listing(tuple(records), "patient", ()), "folder", KEY, split_rule="official", with_sex=False)
+        records.append(
+            Record(source_id=path.as_posix(), image=file, patient=f"patient-{number // 2}", view="PA", labels=labels)
+        )
+    delivery = identify(
+        Listing(records=tuple(records), patient_grouping="patient", warnings=()),
+        "folder",
+        KEY,
+        split_rule="official",
+        with_sex=False,
+    )
     manifest = "".join(format_manifest(delivery)).encode()
     (root / "manifest.jsonl").write_bytes(manifest)
     return RegisteredSourceParams(

@@ -38,7 +38,9 @@ MODEL, BATCH = "cxr-small", "noise"
 def open_embedder(images_per_forward: int) -> Embedder:
     encoder = load_encoder(find_model(MODEL), which="teacher")
     levels = Normalisation.of(0.5, 0.25).per_channel(encoder.in_channels, BATCH)
-    return Embedder(replace(encoder, given={BATCH: levels}), BATCH, images_per_forward, MODEL)
+    return Embedder(
+        encoder=replace(encoder, given={BATCH: levels}), batch=BATCH, images_per_forward=images_per_forward, name=MODEL
+    )
 
 
 def ask(embedder: Embedder, num_patients: int, regions_per_patient: int) -> int:

@@ -51,12 +51,16 @@ def random_batch(encoder: Encoder, num_images: int, num_labels: int) -> Labelled
     targets = torch.randint(0, 2, (num_images, num_labels)).float()
     keys = [f"noise-{number}" for number in range(num_images)]
     known = torch.ones_like(targets, dtype=torch.bool)
-    return LabelledBatch(torch.randint(0, 256, shape, dtype=torch.uint8), targets, known, keys).to(encoder.device)
+    return LabelledBatch(
+        images=torch.randint(0, 256, shape, dtype=torch.uint8), targets=targets, known=known, keys=keys
+    ).to(encoder.device)
 
 
 def our_step(task: Any, encoder: Encoder, network: nn.Module, batch: LabelledBatch) -> Callable[[], object]:
     state = FinetuneState(
-        network, build_optimizer(network, task.params.training), GradScaler(encoder.device.type, enabled=False)
+        network=network,
+        optimizer=build_optimizer(network, task.params.training),
+        scaler=GradScaler(encoder.device.type, enabled=False),
     )
     # What the step asks of the images that it is given a batch of.
     part = SimpleNamespace(index=SimpleNamespace(name=BATCH))

@@ -133,13 +133,32 @@ def random_batch(config: Config, rng: np.random.Generator) -> PairBatch:
         shown = [shown_share(erasure, size_px=spec.crop_px, t=spec.t) for erasure in drawn]
         levels = Normalisation.of(0.5, 0.25).per_channel(channels, "random")
         left = [Augmentation(erased=erasure) for erasure in drawn]
-        items.append(CropPairItem(coarse, fine, pair, levels, f"random-{number}", shown[0], shown[1], *left))
+        items.append(
+            CropPairItem(
+                coarse=coarse,
+                fine=fine,
+                pair=pair,
+                normalisation=levels,
+                key=f"random-{number}",
+                coarse_shown=shown[0],
+                fine_shown=shown[1],
+                coarse_augmentation=left[0],
+                fine_augmentation=left[1],
+            )
+        )
     return collate(items).augmented(config.pretrain.augment)
 
 
 def full_step(state: TrainState, device: torch.device, params: PretrainParams, t: int) -> PretrainStep:
     """The step of training, which calls it with `is_logged=False` between two logged ones."""
-    return PretrainStep(state, state.student, params, Objective.of(params, t), STEPS_PER_EPOCH, Ranks(0, 1, device))
+    return PretrainStep(
+        state=state,
+        learner=state.student,
+        params=params,
+        objective=Objective.of(params, t),
+        steps_per_epoch=STEPS_PER_EPOCH,
+        ranks=Ranks(0, 1, device),
+    )
 
 
 class BackboneAlone:
@@ -202,8 +221,8 @@ def check_equal_loss(config: Config, batch: PairBatch) -> None:
         objective = Objective.of(params, t)
         taught = objective.teach(state.teacher, batch)
         context = StepContext(
-            state.center,
-            params.global_loss.teacher_temperature,
+            center=state.center,
+            teacher_temperature=params.global_loss.teacher_temperature,
             scales=state.student,
             totals=objective.totals(batch, [taught], 1),
         )

@@ -20,7 +20,7 @@ class BrightnessContrast(NamedTuple):
     shift: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Augmentation:
     """Drawn for one crop; a step that is None is left out, so that the record of nothing leaves the crop as it is."""
 
@@ -55,7 +55,13 @@ def draw_augmentation(params: AugmentParams, rng: np.random.Generator, *, size_p
     if rng.random() < params.clahe.probability:
         clip_limit = rng.uniform(1.0, params.clahe.max_clip_limit)
     erased = draw_erasure(params.erase, rng, size_px=size_px)
-    return Augmentation(brightness_contrast, blur_sigma_px, sharpen_amount, clip_limit, erased)
+    return Augmentation(
+        brightness_contrast=brightness_contrast,
+        blur_sigma_px=blur_sigma_px,
+        sharpen_amount=sharpen_amount,
+        clip_limit=clip_limit,
+        erased=erased,
+    )
 
 
 @dataclass(frozen=True)

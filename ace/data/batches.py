@@ -24,7 +24,7 @@ Shown = Float[np.ndarray, "t t"]
 AnyBatch = TypeVar("AnyBatch", bound="CropBatch")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CropPairItem:
     """One sample's two crops as the loader's processes make them, and how each is still to be augmented."""
 
@@ -39,7 +39,7 @@ class CropPairItem:
     fine_augmentation: Augmentation = AS_IT_IS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ViewItem:
     """Hold one sample's views as the loader's processes make them, those of the teacher first.
 
@@ -54,7 +54,7 @@ class ViewItem:
     key: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CropBatch(ABC):
     """Holds the crops of one training step and what belongs to them, whatever the crops show.
 
@@ -176,7 +176,7 @@ class CropBatch(ABC):
         return replace(self, **changed)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PairBatch(CropBatch):
     """One step's crop pairs and what the geometry needs of them.
 

@@ -28,7 +28,7 @@ Plane = Int32[Tensor, "images height width"]
 Table = Int32[Tensor, " _"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tables:
     """Tables hold the parts of the colour conversion that are not linear, on one device.
 

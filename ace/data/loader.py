@@ -122,13 +122,28 @@ class CropDataset(Dataset[CropPairItem | ViewItem]):
             windows, num_teacher_views = self._view_windows(rng)
             crops = resample_all(sample, windows, self.spec.crop_px)
             views, shown, left = zip(*[self._finish(crop, rng) for crop in crops], strict=True)
-            records = list(views), list(shown), list(left)
-            return ViewItem(*records, num_teacher_views, normalisation, sample.key)
+            return ViewItem(
+                views=list(views),
+                shown=list(shown),
+                augmentations=list(left),
+                num_teacher_views=num_teacher_views,
+                normalisation=normalisation,
+                key=sample.key,
+            )
         pair = self._pair(sample, spec, step, rng)
         crops = resample_all(sample, [pair.window("coarse", spec), pair.window("fine", spec)], spec.crop_px)
         (coarse, coarse_shown, coarse_left), (fine, fine_shown, fine_left) = [self._finish(c, rng) for c in crops]
-        both = coarse_shown, fine_shown, coarse_left, fine_left
-        return CropPairItem(coarse, fine, pair, normalisation, sample.key, *both)
+        return CropPairItem(
+            coarse=coarse,
+            fine=fine,
+            pair=pair,
+            normalisation=normalisation,
+            key=sample.key,
+            coarse_shown=coarse_shown,
+            fine_shown=fine_shown,
+            coarse_augmentation=coarse_left,
+            fine_augmentation=fine_left,
+        )
 
     def __getitems__(self, requests: Sequence[Request]) -> "list[CropPairItem | ViewItem] | UserError":
         """Read the items of one step.

@@ -13,7 +13,7 @@ from shards.core.canvas import Canvas
 PICTURE_PX = 256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Example:
     """Shows an image beside what is true of it and what was answered.
 

@@ -84,7 +84,7 @@ NOT_OF_A_RUN = {"seeds", "fractions", "shots", "methods", "bootstrap", "num_exam
 a part has, which a run's identity names."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """Names one use of an encoder.
 
@@ -106,7 +106,7 @@ class Run:
         return f"{self.encoder}/{self.method}/{self.amount.name}-seed{self.seed}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Bench:
     """Holds everything that the runs of one encoder share.
 
@@ -190,7 +190,7 @@ def finetune(
     answers: dict[Run, Arrays] = {}
     num_reads = 1
     for encoder, section in encoders.items():
-        bench = Bench(task, parts, truths, section, measured, options)
+        bench = Bench(task=task, parts=parts, truths=truths, encoder=section, measured=measured, options=options)
         for run in _runs(encoder, task):
             if request.reason is not None:
                 raise StoppedError(f"{request.reason}: before {run.name}; the same command goes on from there")
@@ -220,7 +220,7 @@ def finetune(
 
 def _runs(encoder: str, task: Task[TaskParams]) -> list[Run]:
     return [
-        Run(encoder, method, amount, seed)
+        Run(encoder=encoder, method=method, amount=amount, seed=seed)
         for method in task.methods
         for amount in amounts_of(task.params)
         for seed in task.params.seeds
@@ -291,7 +291,7 @@ def _carried_out(
         own = {**truths, "train": {key: values[is_drawn] for key, values in truths["train"].items()}}
         return task.answer_frozen(run.method, {**features, "train": features["train"][is_drawn]}, own), {}
     encoder = with_drop_path(bench.open(run.seed), task.params.training.drop_path)
-    images, val = TrainingImages(task, drawn, encoder, run.seed), bench.shown(parts.val, encoder)
+    images, val = TrainingImages(task=task, part=drawn, encoder=encoder, seed=run.seed), bench.shown(parts.val, encoder)
     trained = train(task, images, val, truths["val"], identity, opened, request, bench.options.loggers)
     with accelerator_settings(task.params.training.precision, encoder.device):
         answers = ask(task, trained.network, bench.shown(parts.test, encoder), is_final=True)
@@ -316,7 +316,7 @@ def _identity(run: Run, bench: Bench, drawn: Part) -> RunIdentity:
         "code": code_sha256((*CODE, *bench.task.code)),
         "versions": recorded_versions() | _versions(bench.task.libraries),
     }
-    return RunIdentity("finetune", values, section="training")
+    return RunIdentity(stage="finetune", values=values, section="training")
 
 
 def _versions(libraries: Sequence[str]) -> dict[str, str]:
@@ -372,7 +372,9 @@ def _without_those_seen(
 def _features(encoder: Encoder, part: Part) -> Float[np.ndarray, "images dim"]:
     """Compute E(x) of whole images, as the evaluation does."""
     crops = whole_images(part.index, part.rows)
-    embedder = Embedder(encoder, part.index.name, IMAGES_PER_FORWARD, "frozen encoder")
+    embedder = Embedder(
+        encoder=encoder, batch=part.index.name, images_per_forward=IMAGES_PER_FORWARD, name="frozen encoder"
+    )
     with accelerator_settings(encoder.precision, encoder.device):
         return unit(embedder.pooled(crops, total=len(part), task="E(x)"))
 
@@ -382,7 +384,9 @@ def _examples(task: Task[TaskParams], part: Part, truth: Arrays, answers: Arrays
     reader, chosen = ShardReader(part.index), choose_examples(task.losses(truth, answers), task.params.num_examples)
     canvases = [reader.read(int(part.rows[image])).image for _, image in chosen]
     examples = [
-        Example(title, part.keys[image], canvas, task.shown_answer(truth, answers, image, canvas))
+        Example(
+            title=title, key=part.keys[image], image=canvas, answer=task.shown_answer(truth, answers, image, canvas)
+        )
         for (title, image), canvas in zip(chosen, canvases, strict=True)
     ]
     return examples + task.further_examples(answers, part)

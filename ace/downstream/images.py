@@ -29,7 +29,7 @@ POLL_S = 1.0
 """Seconds between two looks around while an image is waited for."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LabelledBatch:
     """Holds the images of one step with what is to be answered.
 
@@ -58,11 +58,14 @@ class LabelledBatch:
         """Divide the batch into at most so many parts of nearly equal size."""
         tensors = [torch.tensor_split(tensor, num_parts) for tensor in (self.images, self.targets, self.known)]
         keys = [list(part) for part in np.array_split(self.keys, num_parts)]
-        parts = [LabelledBatch(*values) for values in zip(*tensors, keys, strict=True)]
-        return [part for part in parts if len(part)]
+        return [
+            LabelledBatch(images=images, targets=targets, known=known, keys=own)
+            for images, targets, known, own in zip(*tensors, keys, strict=True)
+            if own
+        ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingImages:
     """Reads the images that are trained on, step by step; each step follows from the seed and its number alone.
 

@@ -125,7 +125,11 @@ def located_examples(
         hot = np.concatenate([hottest(heat, threshold).numpy() for threshold in thresholds])
         pixels = resample(canvas, WHOLE.window(len(canvas)), PICTURE_PX)
         overlay = outlined(pixels, shown_masks(region[None], WHOLE, PICTURE_PX), hot, zoom=1)
-        examples.append(Example(f"{title} Grad-CAM of {labels[column]}", sample.key, canvas, {"overlay": overlay}))
+        examples.append(
+            Example(
+                title=f"{title} Grad-CAM of {labels[column]}", key=sample.key, image=canvas, answer={"overlay": overlay}
+            )
+        )
     return examples
 
 

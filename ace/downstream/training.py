@@ -55,7 +55,7 @@ def with_drop_path(encoder: Encoder, drop_path: float) -> Encoder:
     return replace(encoder, backbone=placed(backbone, encoder.precision, encoder.device).eval())
 
 
-@dataclass
+@dataclass(kw_only=True)
 class FinetuneState:
     """Holds network, optimiser, loss scale and the number of finished steps; all else follows from the seed."""
 
@@ -141,7 +141,13 @@ class FinetuneStep:
             state.scaler.update()
         state.step += 1
         values = {"loss": loss, "lr": lr, "weight_decay": weight_decay, "grad_norm": grad_norm}
-        return StepOutcome(values, torch.tensor(loss), is_finite, is_overflow, is_stop_wanted)
+        return StepOutcome(
+            values=values,
+            local_loss=torch.tensor(loss),
+            is_finite=is_finite,
+            is_overflow=is_overflow,
+            is_stop_wanted=is_stop_wanted,
+        )
 
 
 class Validation(Hooks):
@@ -192,7 +198,7 @@ class Validation(Hooks):
         return self._looks_since >= self._task.params.training.patience
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Trained:
     """Holds a trained network at its best step.
 
@@ -241,7 +247,7 @@ def train(
     torch.manual_seed(images.seed)
     network = task.network(encoder).train()
     scaler = GradScaler(encoder.device.type, enabled=params.precision == "fp16")
-    state = FinetuneState(network, build_optimizer(network, params), scaler)
+    state = FinetuneState(network=network, optimizer=build_optimizer(network, params), scaler=scaler)
     with accelerator_settings(params.precision, encoder.device, has_one_shape=True):
         if (saved := load_newest(run, params, ranks)) is not None:
             state.load_dict(saved)
@@ -260,7 +266,7 @@ def train(
     if best is None or best.score is None:
         raise ConfigError(f"{run.path}: no checkpoint with a score is whole; delete the folder to begin at step 0")
     network.load_state_dict(checkpoints.load(best)["network"])
-    return Trained(network, best.step, best.score, state.step)
+    return Trained(network=network, step=best.step, score=best.score, num_steps=state.step)
 
 
 def ask(task: Task[TaskParams], network: nn.Module, shown: ShownPart, *, is_final: bool) -> Arrays:

@@ -15,7 +15,7 @@ from shards.core.grid import Window
 from shards.reading.reader import Sample
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class View:
     """Describes a square crop of a canvas and the changes made to it afterwards, in this order.
 
@@ -43,13 +43,19 @@ class View:
 
 def center_view(side: float) -> View:
     """Return the crop in the middle."""
-    return View((1 - side) / 2, (1 - side) / 2, side)
+    return View(row=(1 - side) / 2, col=(1 - side) / 2, side=side)
 
 
 def ten_views(side: float) -> tuple[View, ...]:
     """Return the crops in the four corners and the middle, and the same ones mirrored."""
     far = 1 - side
-    five = [View(0, 0, side), View(0, far, side), View(far, 0, side), View(far, far, side), center_view(side)]
+    five = [
+        View(row=0, col=0, side=side),
+        View(row=0, col=far, side=side),
+        View(row=far, col=0, side=side),
+        View(row=far, col=far, side=side),
+        center_view(side),
+    ]
     return (*five, *(replace(view, is_mirrored=True) for view in five))
 
 

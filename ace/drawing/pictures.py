@@ -22,7 +22,7 @@ SCALE_PERCENTILE = 99
 far more than the rest do not darken them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DrawnBox:
     """Describes a rectangle to draw by its corner and its size."""
 
@@ -34,7 +34,7 @@ class DrawnBox:
 
 def square(row: float, col: float, side: float) -> DrawnBox:
     """Make a square box."""
-    return DrawnBox(row, col, side, side)
+    return DrawnBox(row=row, col=col, height=side, width=side)
 
 
 def data_uri(pixels: np.ndarray, *, kind: str = "png", max_px: int | None = None) -> str:

@@ -20,7 +20,7 @@ from shards.runtime.progress import progress_bar
 Image = Pixels
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Embedder:
     """An encoder applied to crops of one batch of shards.
 

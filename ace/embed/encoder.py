@@ -21,7 +21,7 @@ from shards.core.normalisation import Normalisation
 from shards.core.params import MixParams
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Encoder:
     """A backbone in evaluation mode with what its input must look like.
 
@@ -164,4 +164,10 @@ def _finished(backbone: Backbone, config: ModelConfig, device: torch.device) -> 
     """Place the encoder on its device; it computes as it was trained if the device can, else in fp32."""
     precision = finished_precision(config.params.pretrain.precision, device)
     network = placed(backbone, precision, device).eval()
-    return Encoder(network, config.params.grid, config.backbone.in_channels, precision, config)
+    return Encoder(
+        backbone=network,
+        spec=config.params.grid,
+        in_channels=config.backbone.in_channels,
+        precision=precision,
+        config=config,
+    )

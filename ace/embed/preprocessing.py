@@ -20,7 +20,7 @@ Choice = str | tuple[Given, Given] | None
 """A batch's name; (mean, std), each one number or one for each channel; or None for what the batches have in common."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """Preprocessing is all that an image passes before the encoder sees it.
 
@@ -97,7 +97,14 @@ def preprocessing_of(encoder: Encoder, normalisation: Choice) -> Preprocessing:
             f"normalisation: mean {text_of(found.mean)}, std {text_of(found.std)}; expected a mean in [0, 1] and a std "
             "above 0"
         )
-    return Preprocessing(encoder.input_px, encoder.in_channels, encoder.spec.trim_level, *found, name)
+    return Preprocessing(
+        crop_px=encoder.input_px,
+        channels=encoder.in_channels,
+        trim_level=encoder.spec.trim_level,
+        mean=found.mean,
+        std=found.std,
+        normalisation=name,
+    )
 
 
 def _normalisation(encoder: Encoder, choice: Choice) -> tuple[Normalisation, str]:

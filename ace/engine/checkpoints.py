@@ -15,7 +15,7 @@ from shards.format.layout import sha256_of
 from shards.runtime.atomic import atomic_path, write_text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A checkpoint is told by the note that lies beside its file.
 
@@ -68,7 +68,10 @@ class CheckpointFolder:
                 with temporary.open("wb") as file:  # of Python: torch's own does not say that a disk is full
                     torch.save(values, file)
                 sha256 = sha256_of(temporary)
-            write_text(self._note(step), json.dumps(asdict(Checkpoint(step, sha256, fingerprint, score))) + "\n")
+            write_text(
+                self._note(step),
+                json.dumps(asdict(Checkpoint(step=step, sha256=sha256, fingerprint=fingerprint, score=score))) + "\n",
+            )
         except (OSError, RuntimeError) as error:
             raise ConfigError(
                 f"{path}: could not be written: {error}; make the folder writable, then start the same "

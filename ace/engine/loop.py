@@ -117,10 +117,12 @@ def finish_training(
             return log
 
         log = ranks.together(open_for_first)
-        TrainingLoop(training, params, identity, run, ranks, log, checkpoints).finish(request)
+        TrainingLoop(
+            training=training, params=params, identity=identity, run=run, ranks=ranks, log=log, checkpoints=checkpoints
+        ).finish(request)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TrainingLoop(Generic[Samples]):
     """One rank's part of a run.
 

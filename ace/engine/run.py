@@ -28,7 +28,7 @@ MADE_OF = ("code", "versions")
 """Parts of the identity that `--accept-changed-code` lets change."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """Options of carrying a run out; none of them changes what it ends with.
 
@@ -49,7 +49,7 @@ AS_USUAL = RunOptions()
 """In scratch, with the loggers that every run has, on the section's device."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunIdentity:
     """Everything the finished weights depend on, but for the number of processes, which moves only their last bits.
 

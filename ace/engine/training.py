@@ -48,7 +48,7 @@ Samples = TypeVar("Samples", bound=Minibatch)
 _Taken = TypeVar("_Taken", bound=Minibatch, contravariant=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StepOutcome:
     """An outcome tells what one step did.
 
@@ -106,7 +106,7 @@ class Hooks:
         return []
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Training(Generic[Samples]):
     """A training as the engine sees it.
 

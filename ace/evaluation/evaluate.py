@@ -123,7 +123,12 @@ def figure(reading: Reading, params: EvaluateParams) -> Figures:
 
 def _gain(first: Reading, other: Reading) -> Reading:
     better, worse = (other, first) if first.is_error else (first, other)
-    return Reading(difference(better.measure, worse.measure), first.num_patients, None, facts=first.facts)
+    return Reading(
+        measure=difference(better.measure, worse.measure),
+        num_patients=first.num_patients,
+        chance=None,
+        facts=first.facts,
+    )
 
 
 def _not_measured(reason: str) -> Figures:

@@ -47,7 +47,9 @@ def measure(
     setting = read_setting(params, paths)
     plans = plan_all(params, setting)
     encoder = open_encoder(encoder_params, params.seed, setting.cohort.batch, setting.cohort.spec, measured)
-    embedder = Embedder(encoder, setting.cohort.batch, params.images_per_forward, name)
+    embedder = Embedder(
+        encoder=encoder, batch=setting.cohort.batch, images_per_forward=params.images_per_forward, name=name
+    )
     measurements = {key: plan for key, plan in plans.items() if isinstance(plan, Measurement)}
     with atomic_directory(paths.answers / name) as fresh, accelerator_settings(encoder.precision, encoder.device):
         features = _write_features(fresh, embedder, setting, measurements)

@@ -12,7 +12,7 @@ from shards.reading.reader import ShardIndex
 from shards.store.location import Location, location_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StagePaths:
     """Paths say where the stages of the evaluation read and write.
 
@@ -54,7 +54,14 @@ def read_setting(params: EvaluateParams, paths: StagePaths) -> Setting:
             f"{paths.cohort}: {len(chosen['keys'])} {chosen['split']} patients of {chosen['batch']}, and params.yaml "
             f"and the shards now give {len(found['keys'])} {params.split} patients of {index.name}, or others; {advice}"
         )
-    return Setting(cohort, index, params.dense, params.seed, params.max_patients, params.num_examples)
+    return Setting(
+        cohort=cohort,
+        index=index,
+        dense=params.dense,
+        seed=params.seed,
+        max_patients=params.max_patients,
+        num_examples=params.num_examples,
+    )
 
 
 def open_set(params: EvaluateParams, paths: StagePaths) -> ShardIndex:

@@ -42,7 +42,7 @@ BESIDE_TOKENS = 3_000_000
 """Bytes of a page that are kept for pictures, landmarks, and what is told of each encoder."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Shown:
     """Shown are the patients of the page, and the squares at which every encoder was run on a picture without them.
 
@@ -72,7 +72,7 @@ class Shown:
         removals = None
         if isinstance(decomposition, DecompositionParams):
             removals = Decomposition().plan(setting, decomposition)
-        return cls(setting, own, Explorer().plan(setting, own), removals)
+        return cls(setting=setting, params=own, plan=Explorer().plan(setting, own), removals=removals)
 
     @property
     def in_cohort(self) -> list[int]:
@@ -161,7 +161,7 @@ def _encoder(
         own, at = read_arrays(answers / f"{Decomposition.name}.npz"), shown.in_cohort
         # Of a square by its number among a patient's, and so each cosine is with one square of each patient.
         cosines = np.einsum("ikd,jkd->ikj", own["queries_black"][at], own["candidates"][at])
-        removal = Removal(own["whole"], own["without"], own["change"], own["erased"])
+        removal = Removal(whole=own["whole"], without=own["without"], change=own["change"], erased=own["erased"])
         facts |= {
             "removed": cosines.round(4).tolist(),
             "changed": removal.relative_change[at].round(2).tolist(),

@@ -245,7 +245,7 @@ def _within(reading: Reading, is_member: Bool[np.ndarray, " patients"]) -> Readi
         everybody[:, is_member] = weights
         return reading.measure(everybody)
 
-    return Reading(measure, int(is_member.sum()), reading.chance, is_error=reading.is_error)
+    return Reading(measure=measure, num_patients=int(is_member.sum()), chance=reading.chance, is_error=reading.is_error)
 
 
 def _number(names: Sequence[str] | None) -> int | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ace.geometry.visibility import VISIBLE_ABOVE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RemovalSums:
     """The sums whose ratios the term's monitors are, taken over the crops with something erased.
 
@@ -38,6 +38,11 @@ class RemovalSums:
     def stacked(self) -> Float[Tensor, " sums"]:
         """Return all sums in one tensor, in the order of the fields, to be added up over micro-batches and ranks."""
         return torch.stack([getattr(self, item.name) for item in fields(self)])
+
+    @classmethod
+    def of(cls, stacked: Float[Tensor, " sums"]) -> "RemovalSums":
+        """Return the sums that `stacked` has put into one tensor."""
+        return cls(**dict(zip((item.name for item in fields(cls)), stacked, strict=True)))
 
     @property
     def ratios(self) -> dict[str, Float[Tensor, ""]]:
@@ -102,10 +107,10 @@ def removal_sums(
     lengths = student.float().norm(dim=-1)
     change = (student.float() - teacher.float()).square().sum(-1)
     return RemovalSums(
-        torch.where(is_erased, lengths, 0.0).sum(),
-        is_erased.sum().float(),
-        torch.where(is_visible, lengths, 0.0).sum(),
-        is_visible.sum().float(),
-        torch.where(is_taken & (shown == 1), change, 0.0).sum(),
-        torch.where(is_taken, change, 0.0).sum(),
+        erased_length=torch.where(is_erased, lengths, 0.0).sum(),
+        num_erased=is_erased.sum().float(),
+        visible_length=torch.where(is_visible, lengths, 0.0).sum(),
+        num_visible=is_visible.sum().float(),
+        change_outside=torch.where(is_taken & (shown == 1), change, 0.0).sum(),
+        change=torch.where(is_taken, change, 0.0).sum(),
     )

@@ -15,7 +15,7 @@ from ace.models.params import GlobalHeadParams, LocalHeadParams, LogitParams, Pa
 from ace.models.precision import full_precision
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Branches:
     """Branches say which losses are on; networks build and compute only what these need."""
 
@@ -25,7 +25,7 @@ class Branches:
     removal: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StudentOutputs:
     """Student outputs are what the losses compare with the teacher; None where no loss needs it.
 
@@ -44,7 +44,7 @@ class StudentOutputs:
     tokens: Float[Tensor, "crops batch tokens width"] | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TeacherOutputs:
     """Teacher outputs are what the losses learn from; None where no loss needs it.
 
@@ -129,13 +129,15 @@ class Student(nn.Module):
             assert logits is not None, "views have the global term alone"
             in_use = (self.backbone, self.global_head)
             logits = _with_idle(logits, [m for m in self.children() if m not in in_use])
-            return StudentOutputs(None, None, logits, _stacked(tokens, branches))
+            return StudentOutputs(decomposed=None, composed=None, logits=logits, tokens=_stacked(tokens, branches))
         decomposed = composed = None
         if self.local_head is not None and branches.decomposition:
             decomposed = _at_scale(self.decomposers, self.local_head(tokens[0]), *scale)
         if self.local_head is not None and branches.composition:
             composed = _at_scale(self.composers, self.local_head(tokens[1]), *scale)
-        return StudentOutputs(decomposed, composed, logits, _stacked(tokens, branches))
+        return StudentOutputs(
+            decomposed=decomposed, composed=composed, logits=logits, tokens=_stacked(tokens, branches)
+        )
 
 
 class Teacher(nn.Module):
@@ -186,7 +188,13 @@ class Teacher(nn.Module):
             local_coarse = self.local_head(tokens[0]).flatten(1, 2)
         features = mean_token(torch.cat([seen for seen in tokens if seen is not None]))
         logits = _global_logits(self.global_head, tokens, pooled)
-        return TeacherOutputs(local_fine, local_coarse, logits, features, _stacked(tokens, branches))
+        return TeacherOutputs(
+            fine_tokens=local_fine,
+            coarse_tokens=local_coarse,
+            logits=logits,
+            features=features,
+            tokens=_stacked(tokens, branches),
+        )
 
     @torch.no_grad()
     def update(self, student: Student, momentum: float) -> None:

@@ -27,7 +27,7 @@ WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt")
 Converter = Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Transfer:
     """One tensor of the backbone and where it came from.
 
@@ -50,7 +50,7 @@ class Transfer:
         return f"{self.origin or '(made by timm)'}{renamed}: {self.found} → {self.needed}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WeightsReport:
     """A report tells what became of every tensor of the weights and of the backbone.
 
@@ -228,10 +228,10 @@ def transfer(model: nn.Module, state: StateDict, *, source: str, sha256: str) ->
         before = tensor if origin is None else state.tensors[origin]
         value = _with_channels(tensor, needed[key].shape[1]) if key == first_conv and tensor.ndim == 4 else tensor
         entry = Transfer(
-            key,
-            origin,
-            tuple(before.shape),
-            tuple(needed[key].shape),
+            key=key,
+            origin=origin,
+            found=tuple(before.shape),
+            needed=tuple(needed[key].shape),
             is_adapted=value.data_ptr() != before.data_ptr(),
         )
         if value.shape == needed[key].shape:

@@ -68,7 +68,7 @@ def identity_of(
         "code": code_sha256(CODE),
         "versions": recorded_versions(),
     }
-    return RunIdentity("pretrain", values, NEARLY_DECISIVE, NEUTRAL)
+    return RunIdentity(stage="pretrain", values=values, nearly_decisive=NEARLY_DECISIVE, neutral=NEUTRAL)
 
 
 def _window(mix: Mapping[str, MixParams], indexes: Mapping[str, ShardIndex]) -> TarWindow | None:

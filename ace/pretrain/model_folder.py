@@ -15,7 +15,7 @@ from ace.models.tensors import write_tensors
 from shards.runtime.atomic import write_text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BestTeacher:
     """The teacher at the step at which the probe scored it highest.
 

@@ -48,7 +48,7 @@ def center_norm(center: Float[Tensor, " out"]) -> Float[Tensor, ""]:
     return length
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CollapseBound:
     """One monitor's bound.
 
@@ -118,23 +118,23 @@ def collapse_bounds(params: CollapseParams, *, out_dim: int | None) -> list[Coll
     """Return the bounds in the monitors' own units; arguments as for `CollapseWatch`."""
     bounds = [
         CollapseBound(
-            "feature_std",
-            params.min_feature_std,
-            True,
-            f"min_feature_std {params.min_feature_std:g}",
-            "The teacher gives nearly the same features for every image (complete collapse), or the images themselves "
-            "are nearly equal.",
-            "Look at the crops first (black, inverted or cut-off images); then lower base_lr or lengthen "
+            monitor="feature_std",
+            threshold=params.min_feature_std,
+            is_minimum=True,
+            setting=f"min_feature_std {params.min_feature_std:g}",
+            meaning="The teacher gives nearly the same features for every image (complete collapse), or the images "
+            "themselves are nearly equal.",
+            remedy="Look at the crops first (black, inverted or cut-off images); then lower base_lr or lengthen "
             "warmup_epochs, raise momentum, and raise the weights of the local terms against the global one.",
         ),
         CollapseBound(
-            "rank_fraction",
-            params.min_rank_fraction,
-            True,
-            f"min_rank_fraction {params.min_rank_fraction:g}",
-            "The features of different images lie along few directions (dimensional collapse).",
-            "Lower base_lr or weight_decay_end, raise momentum, enlarge batch_size, or give more weight to the terms "
-            "that compare places; with very few or very similar images it may be all there is to learn.",
+            monitor="rank_fraction",
+            threshold=params.min_rank_fraction,
+            is_minimum=True,
+            setting=f"min_rank_fraction {params.min_rank_fraction:g}",
+            meaning="The features of different images lie along few directions (dimensional collapse).",
+            remedy="Lower base_lr or weight_decay_end, raise momentum, enlarge batch_size, or give more weight to the "
+            "terms that compare places; with very few or very similar images it may be all there is to learn.",
         ),
     ]
     if out_dim is None:
@@ -143,22 +143,22 @@ def collapse_bounds(params: CollapseParams, *, out_dim: int | None) -> list[Coll
     return [
         *bounds,
         CollapseBound(
-            "teacher_entropy",
-            params.min_entropy_fraction * uniform,
-            True,
-            f"min_entropy_fraction {params.min_entropy_fraction:g} of log({out_dim})",
-            "The teacher puts every image on one output with certainty: sharpening outruns centring.",
-            "Raise global_loss.teacher_temperature, lower global_loss.center_momentum so that the centre follows "
-            "faster, lengthen frozen_last_layer_epochs, or lower base_lr.",
+            monitor="teacher_entropy",
+            threshold=params.min_entropy_fraction * uniform,
+            is_minimum=True,
+            setting=f"min_entropy_fraction {params.min_entropy_fraction:g} of log({out_dim})",
+            meaning="The teacher puts every image on one output with certainty: sharpening outruns centring.",
+            remedy="Raise global_loss.teacher_temperature, lower global_loss.center_momentum so that the centre "
+            "follows faster, lengthen frozen_last_layer_epochs, or lower base_lr.",
         ),
         CollapseBound(
-            "teacher_entropy",
-            params.max_entropy_fraction * uniform,
-            False,
-            f"max_entropy_fraction {params.max_entropy_fraction:g} of log({out_dim})",
-            "The teacher's targets are nearly uniform, and the global term then teaches nothing: centring outruns "
-            "sharpening.",
-            "Lower global_loss.teacher_temperature (or start lower), raise global_loss.center_momentum, lower "
+            monitor="teacher_entropy",
+            threshold=params.max_entropy_fraction * uniform,
+            is_minimum=False,
+            setting=f"max_entropy_fraction {params.max_entropy_fraction:g} of log({out_dim})",
+            meaning="The teacher's targets are nearly uniform, and the global term then teaches nothing: centring "
+            "outruns sharpening.",
+            remedy="Lower global_loss.teacher_temperature (or start lower), raise global_loss.center_momentum, lower "
             "base_lr, or choose a smaller global_head.out_dim.",
         ),
     ]

@@ -39,7 +39,7 @@ class BatchTotals:
     teacher_energy: Float[Tensor, ""]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StepResult:
     """Loss of one micro-batch with its parts.
 
@@ -56,7 +56,7 @@ class StepResult:
     removal_sums: Float[Tensor, " sums"] | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StepContext:
     """A step context holds what the losses of one step share beside the networks' outputs.
 
@@ -81,11 +81,16 @@ def branches_of(params: PretrainParams) -> Branches:
     """Return the branches with a weight above 0; `dino`, which has no pairs, has the global one and removal alone."""
     weights = params.loss_weights
     if params.objective == "dino":
-        return Branches(True, False, False, weights.removal > 0)
-    return Branches(weights.global_ > 0, weights.decomposition > 0, weights.composition > 0, weights.removal > 0)
+        return Branches(global_=True, decomposition=False, composition=False, removal=weights.removal > 0)
+    return Branches(
+        global_=weights.global_ > 0,
+        decomposition=weights.decomposition > 0,
+        composition=weights.composition > 0,
+        removal=weights.removal > 0,
+    )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Objective:
     """The total loss of a training; built once a run.
 
@@ -107,7 +112,9 @@ class Objective:
     def of(cls, params: PretrainParams, t: int) -> "Objective":
         """Make the objective of the section `pretrain`, for crops of t tokens a side."""
         local = LocalObjective(params.loss_weights, params.matching_loss, t)
-        return cls(params.loss_weights, params.global_loss, local, params.precision, t)
+        return cls(
+            weights=params.loss_weights, global_loss=params.global_loss, local=local, precision=params.precision, t=t
+        )
 
     @property
     def is_whole(self) -> bool:
@@ -193,7 +200,9 @@ class Objective:
                 sums = removal_sums(student_tokens, teacher_tokens, torch.maximum(shown, is_filled)).stacked()
         loss = torch.stack(parts).sum()
         detached = {name: value.detach() for name, value in terms.items()}
-        return StepResult(loss, {"loss": loss.detach(), **detached}, center_sums, sums)
+        return StepResult(
+            loss=loss, terms={"loss": loss.detach(), **detached}, center_sum=center_sums, removal_sums=sums
+        )
 
 
 def _not_zero(total: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from ace.models.networks import Student, StudentOutputs, TeacherOutputs
 from ace.pretrain.params import LossWeights, MatchingLossParams
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MatchingTerm:
     """One matching term on one micro-batch.
 

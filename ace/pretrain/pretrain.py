@@ -162,16 +162,16 @@ def build_state(params: PretrainParams, grid: GridParams, device: torch.device) 
         student.backbone.compile()
         teacher.backbone.compile()
     return TrainState(
-        student,
-        teacher,
-        build_optimizer(student, params),
-        torch.amp.GradScaler(device.type, enabled=params.precision == "fp16"),
-        torch.zeros(params.global_head.out_dim, device=device),
+        student=student,
+        teacher=teacher,
+        optimizer=build_optimizer(student, params),
+        scaler=torch.amp.GradScaler(device.type, enabled=params.precision == "fp16"),
+        center=torch.zeros(params.global_head.out_dim, device=device),
         step=0,
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PretrainHooks(Hooks):
     """The probe and the watch for collapse.
 
@@ -232,7 +232,14 @@ def _training(
     objective = Objective.of(params, grid.t)
     return Training(
         state=state,
-        step=PretrainStep(state, learner, params, objective, sampler.steps_per_epoch, ranks),
+        step=PretrainStep(
+            state=state,
+            learner=learner,
+            params=params,
+            objective=objective,
+            steps_per_epoch=sampler.steps_per_epoch,
+            ranks=ranks,
+        ),
         batches=lambda while_waiting: iter(
             build_loader(
                 sampler,
@@ -375,7 +382,7 @@ def _best_teacher(checkpoints: CheckpointFolder) -> BestTeacher | None:
     best = checkpoints.find_best()
     if best is None or best.score is None:
         return None
-    return BestTeacher(best.step, best.score, SCORE, checkpoints.load(best)["teacher"])
+    return BestTeacher(step=best.step, score=best.score, metric=SCORE, state=checkpoints.load(best)["teacher"])
 
 
 def _whitening(

@@ -42,7 +42,7 @@ class LabelledImages:
     labels: Int[np.ndarray, "images labels"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ProbePlan:
     """A probe plan names the images and labels that a run's probes look at, the same at every epoch.
 
@@ -88,10 +88,10 @@ def plan_probe(members: Members, params: ProbeParams, *, seed: int) -> ProbePlan
             "probe.max_val_images or the number of labelled images, or switch the probe off (probe.every_epochs 0)"
         )
     return ProbePlan(
-        members,
-        tuple(np.array(names, dtype=object)[is_scored]),
-        LabelledImages(train.places, train.labels[:, is_scored]),
-        LabelledImages(val.places, val.labels[:, is_scored]),
+        members=members,
+        labels=tuple(np.array(names, dtype=object)[is_scored]),
+        train=LabelledImages(train.places, train.labels[:, is_scored]),
+        val=LabelledImages(val.places, val.labels[:, is_scored]),
     )
 
 
@@ -158,8 +158,10 @@ def _features(
     for number, (index, mix) in enumerate(members):
         rows = np.array([row for member, row in places if member == number], dtype=np.int64)
         own = {index.name: mix.normalisation(in_channels, index.name)}
-        teacher = Encoder(backbone, index.spec, in_channels, precision, given=own)
-        embedder = Embedder(teacher, index.name, params.images_per_forward, "teacher")
+        teacher = Encoder(backbone=backbone, spec=index.spec, in_channels=in_channels, precision=precision, given=own)
+        embedder = Embedder(
+            encoder=teacher, batch=index.name, images_per_forward=params.images_per_forward, name="teacher"
+        )
         pooled += [pool(tokens) for tokens in embedder.tokens(whole_images(index, rows))]
     return unit(np.concatenate(pooled))
 

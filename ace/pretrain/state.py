@@ -13,7 +13,7 @@ from ace.models.networks import Student, Teacher
 from shards.core.errors import ConfigError
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TrainState:
     """Networks, optimiser, loss scale, centre and the number of finished steps.
 

@@ -24,7 +24,7 @@ from ace.pretrain.params import PretrainParams
 from ace.pretrain.state import TrainState
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Schedule:
     """The values of one step.
 
@@ -59,7 +59,7 @@ class Schedule:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PretrainStep:
     """Takes one optimiser step on the student and one average step of the teacher; built once a run.
 
@@ -144,7 +144,13 @@ class PretrainStep:
         if is_logged and state.scaler.is_enabled():
             values["loss_scale"] = state.scaler.get_scale()
         local_loss = torch.stack([result.loss for result in results]).sum()
-        return StepOutcome(values, local_loss, is_finite, is_overflow, num_stops > 0)
+        return StepOutcome(
+            values=values,
+            local_loss=local_loss,
+            is_finite=is_finite,
+            is_overflow=is_overflow,
+            is_stop_wanted=num_stops > 0,
+        )
 
     def _forward_backward(
         self, micro_batches: Sequence[PairBatch | ViewBatch], taught: deque[TeacherOutputs], context: StepContext
@@ -192,7 +198,7 @@ def _added_up(
         parts.append(torch.stack(removals).sum(0))
     added = list(torch.split(ranks.sum(torch.cat(parts)), [len(part) for part in parts]))
     terms = dict(zip(names, added.pop(0) / ranks.world_size, strict=True))
-    removal = RemovalSums(*added.pop()) if removals else None
+    removal = RemovalSums.of(added.pop()) if removals else None
     return (added[1], added[0][0]) if centers else None, terms, removal
 
 

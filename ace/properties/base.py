@@ -28,7 +28,7 @@ STREAMS = {"composition": 0, "decomposition": 1, "same_position": 2, "correspond
 """Random streams that were numbered before there was a registry; every other one is numbered by its name."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reading:
     """One figure before its interval.
 
@@ -54,7 +54,7 @@ class NotMeasured:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Setting:
     """Holds what properties plan from.
 
@@ -125,7 +125,7 @@ class Measurement(ABC):
         return {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Figure:
     """Says how one figure is told.
 
@@ -142,7 +142,7 @@ class Figure:
     summary: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evidence:
     """Holds what a property's part of the report is made of.
 

@@ -208,7 +208,7 @@ def composition_auc(plan: CompositionPlan, cosines: CompositionCosines, num_pati
     return per_pair(true_of.T @ wins @ mismatched_of, np.outer(true_of.sum(0), mismatched_of.sum(0)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CompositionMeasurement(Measurement):
     """Regions and mismatches of one cohort.
 
@@ -244,16 +244,18 @@ class CompositionMeasurement(Measurement):
         mean = compositionality(self.plan, cosines, num_patients)
         auc = composition_auc(self.plan, cosines, num_patients)
         readings = {
-            "compositionality": Reading(mean, num_patients, 0.0, facts=facts),
-            "compositionality_auc": Reading(auc, num_patients, 0.5, facts=facts),
+            "compositionality": Reading(measure=mean, num_patients=num_patients, chance=0.0, facts=facts),
+            "compositionality_auc": Reading(measure=auc, num_patients=num_patients, chance=0.5, facts=facts),
         }
         for cut in self.tilings:
             own = CompositionCosines(answers[f"true_{cut}"], answers[f"mismatched_{cut}"])
             measure = compositionality(further, own, num_patients)
-            readings[figure_of(cut)] = Reading(measure, num_patients, 0.0, facts=_counts(further))
+            readings[figure_of(cut)] = Reading(
+                measure=measure, num_patients=num_patients, chance=0.0, facts=_counts(further)
+            )
         unmatched = true_cosine(self.plan, cosines, num_patients)
         others = estimate(mismatched_cosine(self.plan, cosines, num_patients), num_patients)
-        return readings | {UNMATCHED: Reading(unmatched, num_patients, others, facts=facts)}
+        return readings | {UNMATCHED: Reading(measure=unmatched, num_patients=num_patients, chance=others, facts=facts)}
 
     def pictures(self, answers: Mapping[str, Answers], features: Mapping[str, Features]) -> Answers:
         """Keep all cosines, and the first mismatched region with its own and the other parts.
@@ -303,15 +305,22 @@ class Composition(Property):
     has_card = True
     figures: ClassVar[Mapping[str, Figure]] = {
         "compositionality": Figure(
-            "Compositionality: cosine, true minus mismatched", "{:.3f}", "compositionality", "cosine, true − mismatched"
+            title="Compositionality: cosine, true minus mismatched",
+            number="{:.3f}",
+            group="compositionality",
+            summary="cosine, true − mismatched",
         ),
-        "compositionality_auc": Figure("Compositionality: AUC, true against mismatched", "{:.3f}", summary="AUC"),
-        "compositionality_3x3": Figure("Compositionality: true minus mismatched, 3 × 3 parts", "{:.3f}"),
-        "compositionality_random": Figure("Compositionality: true minus mismatched, parts cut at random", "{:.3f}"),
+        "compositionality_auc": Figure(
+            title="Compositionality: AUC, true against mismatched", number="{:.3f}", summary="AUC"
+        ),
+        "compositionality_3x3": Figure(title="Compositionality: true minus mismatched, 3 × 3 parts", number="{:.3f}"),
+        "compositionality_random": Figure(
+            title="Compositionality: true minus mismatched, parts cut at random", number="{:.3f}"
+        ),
         UNMATCHED: Figure(
-            "Unmatched cosine of the whole with its parts, as others publish it; 1 for a collapsed encoder, and chance "
-            "is the cosine with another's parts",
-            "{:.3f}",
+            title="Unmatched cosine of the whole with its parts, as others publish it; 1 for a collapsed encoder, and "
+            "chance is the cosine with another's parts",
+            number="{:.3f}",
             summary="cosine with its own parts alone",
         ),
     }
@@ -327,7 +336,7 @@ class Composition(Property):
         is_further = np.arange(len(plan.regions)) % params.regions_per_patient < params.further_regions_per_patient
         rng, num = setting.generator("composition_random"), int(is_further.sum())
         tilings = {cut: tuple(_tiling(cut, rng) for _ in range(num)) for cut in params.cuts[1:]}
-        return CompositionMeasurement(setting, plan, is_further, tilings)
+        return CompositionMeasurement(setting=setting, plan=plan, is_further=is_further, tilings=tilings)
 
     def shown(self, evidence: Evidence) -> dict[str, Any]:
         """Show a region, its parts, another region's parts, and the densities of all cosines."""
@@ -357,7 +366,7 @@ def cut_examples(evidence: Evidence) -> list[dict[str, Any]]:
             "whole": data_uri(evidence.arrays["cut_whole"]),
             "size_px": size_px,
             "boxes": [
-                DrawnBox(top, left, bottom - top, right - left)
+                DrawnBox(row=top, col=left, height=bottom - top, width=right - left)
                 for top, left, bottom, right in (evidence.arrays[f"{cut}_parts"] * size_px).tolist()
             ],
             "cosine": {name: float(evidence.arrays[f"{name}_{cut}_example"]) for name in evidence.encoders},

@@ -146,7 +146,7 @@ def affine_oracle(source: Points, target: Points) -> Points:
     return mapped
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Guesses:
     """Holds what a random guess in the foreground gives for each landmark of each pair.
 
@@ -165,7 +165,7 @@ class Guesses:
     median: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CorrespondenceMeasurement(Measurement):
     """Pairs of patients and the landmarks that are looked for."""
 
@@ -194,7 +194,9 @@ class CorrespondenceMeasurement(Measurement):
         mutual_facts = facts | {"num_matches": sum(int(own.sum()) for own in is_mutual)}
 
         def share(found: ManyErrors, guessed: ManyErrors) -> Reading:
-            return Reading(self._mean(found), num, estimate(self._mean(guessed), num), facts=facts)
+            return Reading(
+                measure=self._mean(found), num_patients=num, chance=estimate(self._mean(guessed), num), facts=facts
+            )
 
         mean_guess = estimate(self._mean(guesses.error), num)
         median = pair_median(
@@ -204,12 +206,18 @@ class CorrespondenceMeasurement(Measurement):
         )
         mutual_errors = [error[own] for error, own in zip(errors, is_mutual, strict=True)]
         return {
-            ERROR: Reading(self._mean(errors), num, mean_guess, is_error=True, facts=facts),
+            ERROR: Reading(measure=self._mean(errors), num_patients=num, chance=mean_guess, is_error=True, facts=facts),
             f"correspondence_within_{success_px:g}px": share(_within(errors, success_px), guesses.within_success),
-            MEDIAN: Reading(median, num, guesses.median, is_error=True, facts=facts),
+            MEDIAN: Reading(measure=median, num_patients=num, chance=guesses.median, is_error=True, facts=facts),
             WITHIN_CELL: share(_within(errors, self._cell_px_at_reference), guesses.within_cell),
             MUTUAL_SHARE: share([own.astype(float) for own in is_mutual], guesses.back_within_cell),
-            MUTUAL_ERROR: Reading(self._mean(mutual_errors), num, mean_guess, is_error=True, facts=mutual_facts),
+            MUTUAL_ERROR: Reading(
+                measure=self._mean(mutual_errors),
+                num_patients=num,
+                chance=mean_guess,
+                is_error=True,
+                facts=mutual_facts,
+            ),
         }
 
     def details(self, answers: Answers) -> Mapping[str, Reading]:
@@ -225,14 +233,21 @@ class CorrespondenceMeasurement(Measurement):
 
             facts = {"num_landmarks": sum(int(own.sum()) for own in is_own)}
             chance = estimate(mean(self._guesses.error), num)
-            readings[structure] = Reading(mean(errors), num, chance, is_error=True, facts=facts)
+            readings[structure] = Reading(
+                measure=mean(errors), num_patients=num, chance=chance, is_error=True, facts=facts
+            )
         return readings
 
     def baselines(self) -> Mapping[str, Mapping[str, Reading]]:
         """Measure guesses that need no encoder."""
         num = len(self.subjects)
         guesses = self._without_encoder()
-        return {ERROR: {name: Reading(self._mean(found), num, None, is_error=True) for name, found in guesses.items()}}
+        return {
+            ERROR: {
+                name: Reading(measure=self._mean(found), num_patients=num, chance=None, is_error=True)
+                for name, found in guesses.items()
+            }
+        }
 
     def pictures(self, answers: Mapping[str, Answers], features: Mapping[str, Features]) -> Answers:
         """Keep where the landmarks of the first pairs were found.
@@ -341,17 +356,23 @@ class Correspondence(Property):
     has_card = True
     figures: ClassVar[Mapping[str, Figure]] = {
         ERROR: Figure(
-            "Correspondence: mean error, px at 1024; less is better",
-            "{:.1f}",
-            "correspondence",
-            "error in px of 1024, less is better",
+            title="Correspondence: mean error, px at 1024; less is better",
+            number="{:.1f}",
+            group="correspondence",
+            summary="error in px of 1024, less is better",
         ),
         MEDIAN: Figure(
-            "Correspondence: median error, px at 1024; less is better", "{:.1f}", summary="median, less is better"
+            title="Correspondence: median error, px at 1024; less is better",
+            number="{:.1f}",
+            summary="median, less is better",
         ),
-        WITHIN_CELL: Figure("Correspondence: within one cell", "{:.1%}", summary="within one cell"),
-        MUTUAL_SHARE: Figure("Mutual matches: share of landmarks whose match leads back to within one cell", "{:.1%}"),
-        MUTUAL_ERROR: Figure("Mutual matches: mean error of these alone, px at 1024; less is better", "{:.1f}"),
+        WITHIN_CELL: Figure(title="Correspondence: within one cell", number="{:.1%}", summary="within one cell"),
+        MUTUAL_SHARE: Figure(
+            title="Mutual matches: share of landmarks whose match leads back to within one cell", number="{:.1%}"
+        ),
+        MUTUAL_ERROR: Figure(
+            title="Mutual matches: mean error of these alone, px at 1024; less is better", number="{:.1f}"
+        ),
     }
     template = "correspondence.html"
 
@@ -362,7 +383,7 @@ class Correspondence(Property):
             return NotMeasured(f"fewer than two {setting.cohort.split} patients of this batch have landmarks")
         rng = setting.generator("correspondence")
         pairs = draw_pairs(subjects, params.keys_per_query, params.max_landmarks, rng)
-        return CorrespondenceMeasurement(setting, params, subjects, tuple(pairs))
+        return CorrespondenceMeasurement(setting=setting, params=params, subjects=subjects, pairs=tuple(pairs))
 
     def shown(self, evidence: Evidence) -> dict[str, Any]:
         """Show the errors of all landmarks as curves, and the first pairs."""

@@ -103,7 +103,7 @@ def shuffled(clusters: Clusters, rng: np.random.Generator) -> Clusters:
     return rng.permuted(clusters.reshape(len(clusters), -1), axis=1).reshape(clusters.shape)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CosegmentationMeasurement(Measurement):
     """Patients with masks.
 
@@ -139,8 +139,12 @@ class CosegmentationMeasurement(Measurement):
         iou = mean([per_patient(*column) for column in zip(found.shared.T, unions.T, strict=True)])
         dice = mean([per_patient(2 * own, sizes) for own, sizes in zip(found.shared.T, found.sizes.T, strict=True)])
         return {
-            IOU: Reading(iou, num, float(np.mean([chance.iou for chance in chances])), facts=facts),
-            DICE: Reading(dice, num, float(np.mean([chance.dice for chance in chances])), facts=facts),
+            IOU: Reading(
+                measure=iou, num_patients=num, chance=float(np.mean([chance.iou for chance in chances])), facts=facts
+            ),
+            DICE: Reading(
+                measure=dice, num_patients=num, chance=float(np.mean([chance.dice for chance in chances])), facts=facts
+            ),
         }
 
     def details(self, answers: Answers) -> Mapping[str, Reading]:
@@ -149,7 +153,9 @@ class CosegmentationMeasurement(Measurement):
         unions = found.sizes - found.shared
         return {
             structure: Reading(
-                per_patient(found.shared[:, column], unions[:, column]), len(self.subjects), float(chances[column])
+                measure=per_patient(found.shared[:, column], unions[:, column]),
+                num_patients=len(self.subjects),
+                chance=float(chances[column]),
             )
             for column, structure in enumerate(self.structures)
         }
@@ -203,9 +209,12 @@ class Cosegmentation(Property):
     unit = "mean best IoU of a cluster with a structure"
     figures: ClassVar[Mapping[str, Figure]] = {
         IOU: Figure(
-            "Cosegmentation: best IoU of a cluster, mean over structures", "{:.3f}", "cosegmentation", "best IoU"
+            title="Cosegmentation: best IoU of a cluster, mean over structures",
+            number="{:.3f}",
+            group="cosegmentation",
+            summary="best IoU",
         ),
-        DICE: Figure("Cosegmentation: Dice of the same clusters", "{:.3f}", summary="Dice"),
+        DICE: Figure(title="Cosegmentation: Dice of the same clusters", number="{:.3f}", summary="Dice"),
     }
     text = (
         "The tokens of several {many}' images are clustered together by k-means, without any mask. Each structure is "
@@ -224,7 +233,13 @@ class Cosegmentation(Property):
                 "marked in all who have some"
             )
         masks = np.array([[own[name] for name in names] for _, own in found])
-        return CosegmentationMeasurement(setting, params, tuple(subject for subject, _ in found), tuple(names), masks)
+        return CosegmentationMeasurement(
+            setting=setting,
+            params=params,
+            subjects=tuple(subject for subject, _ in found),
+            structures=tuple(names),
+            masks=masks,
+        )
 
     def shown(self, evidence: Evidence) -> dict[str, Any]:
         """Show masks beside the clusters of every encoder."""

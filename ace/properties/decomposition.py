@@ -275,7 +275,7 @@ def figure_among(num_candidates: int) -> str:
     return f"decompositionality_among_{num_candidates}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DecompositionMeasurement(Measurement):
     """Regions and draws of one cohort, and what fills the regions.
 
@@ -320,7 +320,12 @@ class DecompositionMeasurement(Measurement):
             embeddings = DecompositionEmbeddings(answers[queries], answers[candidates])
             num_draws, num_candidates = plan.patients.shape
             draws = {"num_candidates": num_candidates, "num_draws": num_draws}
-            return Reading(decompositionality(plan, embeddings), num_patients, 1 / num_candidates, facts=draws)
+            return Reading(
+                measure=decompositionality(plan, embeddings),
+                num_patients=num_patients,
+                chance=1 / num_candidates,
+                facts=draws,
+            )
 
         by_fill = {
             figure_of(fill): found_by(self.anywhere, f"queries_{fill}", "candidates") for fill in self.params.fills
@@ -337,8 +342,12 @@ class DecompositionMeasurement(Measurement):
                 figure_among(number): found_by(plan, "queries_black", "candidates")
                 for number, plan in self.further.items()
             },
-            ERASED_LENGTH: Reading(erased_length(removal), num_patients, None, is_error=True, facts=crops),
-            CHANGE_OUTSIDE: Reading(change_outside(removal), num_patients, None, is_error=True, facts=crops),
+            ERASED_LENGTH: Reading(
+                measure=erased_length(removal), num_patients=num_patients, chance=None, is_error=True, facts=crops
+            ),
+            CHANGE_OUTSIDE: Reading(
+                measure=change_outside(removal), num_patients=num_patients, chance=None, is_error=True, facts=crops
+            ),
         }
 
     def left_out(self) -> Mapping[str, NotMeasured]:
@@ -430,39 +439,41 @@ class Decomposition(Property):
     has_card = True
     figures: ClassVar[Mapping[str, Figure]] = {
         "decompositionality": Figure(
-            "Decompositionality: top-1",
-            "{:.1%}",
-            "decompositionality",
-            "top-1 of {num_candidates}, region set to black",
+            title="Decompositionality: top-1",
+            number="{:.1%}",
+            group="decompositionality",
+            summary="top-1 of {num_candidates}, region set to black",
         ),
         "decompositionality_same_position": Figure(
-            "Decompositionality: top-1, all regions at the same position", "{:.1%}", summary="  black, same position"
+            title="Decompositionality: top-1, all regions at the same position",
+            number="{:.1%}",
+            summary="  black, same position",
         ),
         "decompositionality_mean": Figure(
-            "Decompositionality: top-1, filled with the image's mean level",
-            "{:.1%}",
+            title="Decompositionality: top-1, filled with the image's mean level",
+            number="{:.1%}",
             summary="  set to the image's mean level",
         ),
         "decompositionality_white": Figure(
-            "Decompositionality: top-1, filled with white", "{:.1%}", summary="  set to white"
+            title="Decompositionality: top-1, filled with white", number="{:.1%}", summary="  set to white"
         ),
         "decompositionality_noise": Figure(
-            "Decompositionality: top-1, filled with noise", "{:.1%}", summary="  set to noise"
+            title="Decompositionality: top-1, filled with noise", number="{:.1%}", summary="  set to noise"
         ),
         "decompositionality_tissue": Figure(
-            "Decompositionality: top-1, filled with another {one}'s tissue",
-            "{:.1%}",
+            title="Decompositionality: top-1, filled with another {one}'s tissue",
+            number="{:.1%}",
             summary="  set to another {one}'s tissue",
         ),
         ERASED_LENGTH: Figure(
-            "Removal: length of erased tokens over that of the others; less is better",
-            "{:.3f}",
-            "removal",
-            "length of erased tokens over others, less is better",
+            title="Removal: length of erased tokens over that of the others; less is better",
+            number="{:.3f}",
+            group="removal",
+            summary="length of erased tokens over others, less is better",
         ),
         CHANGE_OUTSIDE: Figure(
-            "Removal: share of the change that falls outside; less is better",
-            "{:.1%}",
+            title="Removal: share of the change that falls outside; less is better",
+            number="{:.1%}",
             summary="share of the change outside, less is better",
         ),
     }
@@ -504,7 +515,9 @@ class Decomposition(Property):
             for number in params.further_candidates
             if number <= len(cohort.subjects)
         }
-        return DecompositionMeasurement(setting, params, anywhere, same_position, further, fills)
+        return DecompositionMeasurement(
+            setting=setting, params=params, anywhere=anywhere, same_position=same_position, further=further, fills=fills
+        )
 
     def shown(self, evidence: Evidence) -> dict[str, Any]:
         """Show the first queries, every fill's accuracy, and what tokens change."""
@@ -602,4 +615,6 @@ def removal_pictures(evidence: Evidence) -> dict[str, Any]:
 
 
 def _removal(answers: Answers) -> Removal:
-    return Removal(answers["whole"], answers["without"], answers["change"], answers["erased"])
+    return Removal(
+        whole=answers["whole"], without=answers["without"], change=answers["change"], erased=answers["erased"]
+    )

@@ -74,7 +74,7 @@ def draw_questions(num_per_row: int) -> dict[str, Questions]:
     }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class InterpolationMeasurement(Measurement):
     """A lattice over several patients, and in whom each patient's questions are answered.
 
@@ -109,7 +109,9 @@ class InterpolationMeasurement(Measurement):
                 sums[query, key] = top_credit(similarities, is_candidate, is_right, 1).sum()
                 counts[query, key] = len(questions.wanted)
             facts = {"num_questions": int(counts.sum()), "num_candidates": len(self.regions) - 2}
-            readings[figure] = Reading(per_pair(sums, counts), num, 1 / (len(self.regions) - 2), facts=facts)
+            readings[figure] = Reading(
+                measure=per_pair(sums, counts), num_patients=num, chance=1 / (len(self.regions) - 2), facts=facts
+            )
         return readings
 
     def pictures(self, answers: Mapping[str, Answers], features: Mapping[str, Features]) -> Answers:
@@ -196,14 +198,14 @@ class Interpolation(Property):
     unit = "top-1 accuracy for the region between two others"
     figures: ClassVar[Mapping[str, Figure]] = {
         "interpolation": Figure(
-            "Interpolation: the region between two others found in another {one}",
-            "{:.1%}",
-            "interpolation",
-            "region between two others, in another {one}",
+            title="Interpolation: the region between two others found in another {one}",
+            number="{:.1%}",
+            group="interpolation",
+            summary="region between two others, in another {one}",
         ),
         "extrapolation": Figure(
-            "Extrapolation: the region beyond two others found in another {one}",
-            "{:.1%}",
+            title="Extrapolation: the region beyond two others found in another {one}",
+            number="{:.1%}",
             summary="region beyond two others",
         ),
     }
@@ -227,7 +229,9 @@ class Interpolation(Property):
             for key in rng.permutation(np.delete(np.arange(num), query))[: params.keys_per_query]
         )
         regions, num_per_row = lattice(params.side)
-        return InterpolationMeasurement(setting, regions, draw_questions(num_per_row), num, pairs)
+        return InterpolationMeasurement(
+            setting=setting, regions=regions, questions=draw_questions(num_per_row), num_patients=num, pairs=pairs
+        )
 
     def shown(self, evidence: Evidence) -> dict[str, Any]:
         """Show a question of each kind for the first patients with each encoder's nearest candidates."""

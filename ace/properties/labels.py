@@ -57,7 +57,7 @@ class ProbedImages:
         return int(self.patients.max()) + 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LabelPlan:
     """Name the images that probes are fitted, chosen and scored on, the same for every encoder.
 
@@ -106,7 +106,7 @@ def plan_probe(index: ShardIndex, split: Split, max_patients: int, seed: int) ->
     if not len(kept["val"].rows):
         return "no validation patient has a label, and they choose the probe's penalty"
     scored = tuple(name for name, is_kept in zip(names, is_scored, strict=True) if is_kept)
-    return LabelPlan(index, scored, kept["train"], kept["val"], kept["measured"])
+    return LabelPlan(index=index, labels=scored, train=kept["train"], val=kept["val"], measured=kept["measured"])
 
 
 def probe_scores(embedder: Embedder, plan: LabelPlan) -> Float[np.ndarray, "images labels"]:
@@ -203,16 +203,16 @@ class LabelsMeasurement(Measurement):
         """Average the labels' AUROCs."""
         by_label = [reading.measure for reading in self.details(answers).values()]
         num_patients, facts = self.plan.measured.num_patients, {"num_labels": len(by_label)}
-        return {PROBE: Reading(mean(by_label), num_patients, 0.5, facts=facts)}
+        return {PROBE: Reading(measure=mean(by_label), num_patients=num_patients, chance=0.5, facts=facts)}
 
     def details(self, answers: Answers) -> Mapping[str, Reading]:
         """Score each label, beside the images with and without it."""
         measured = self.plan.measured
         return {
             label: Reading(
-                label_auroc(measured, answers["scores"], column),
-                measured.num_patients,
-                0.5,
+                measure=label_auroc(measured, answers["scores"], column),
+                num_patients=measured.num_patients,
+                chance=0.5,
                 facts=num_images(measured, column),
             )
             for column, label in enumerate(self.plan.labels)
@@ -230,7 +230,10 @@ class Labels(Property):
     unit = "mean AUROC of a linear probe"
     figures: ClassVar[Mapping[str, Figure]] = {
         PROBE: Figure(
-            "Labels: AUROC of a linear probe, mean over labels", "{:.3f}", "linear probe", "AUROC, mean over labels"
+            title="Labels: AUROC of a linear probe, mean over labels",
+            number="{:.3f}",
+            group="linear probe",
+            summary="AUROC, mean over labels",
         ),
     }
     template = "labels.html"

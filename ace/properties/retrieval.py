@@ -50,7 +50,7 @@ class RetrievalParams(Section):
         return self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RegionSet:
     """Regions of one size, and which of them show the same anatomy.
 
@@ -100,7 +100,9 @@ class RetrievalMeasurement(Measurement):
                 credit = top_credit(similarities, own.is_candidate, own.is_right, rank)
                 guess = top_credit(None, own.is_candidate, own.is_right, rank)
                 measure = per_patient(np.bincount(own.patient, credit, num), counts)
-                readings[f"retrieval_top{rank}{suffix}"] = Reading(measure, num, float(guess.mean()), facts=facts)
+                readings[f"retrieval_top{rank}{suffix}"] = Reading(
+                    measure=measure, num_patients=num, chance=float(guess.mean()), facts=facts
+                )
         return readings
 
     def pictures(self, answers: Mapping[str, Answers], features: Mapping[str, Features]) -> Answers:
@@ -138,8 +140,10 @@ class Retrieval(Property):
     headline = "retrieval_top1"
     unit = "top-1 accuracy among the regions of all other {many}"
     figures: ClassVar[Mapping[str, Figure]] = {
-        "retrieval_top1": Figure("Retrieval: top-1", "{:.1%}", "retrieval", "top-1, centre within one cell"),
-        "retrieval_top5": Figure("Retrieval: top-5", "{:.1%}", summary="top-5"),
+        "retrieval_top1": Figure(
+            title="Retrieval: top-1", number="{:.1%}", group="retrieval", summary="top-1, centre within one cell"
+        ),
+        "retrieval_top5": Figure(title="Retrieval: top-5", number="{:.1%}", summary="top-5"),
     }
     text = (
         "Squares are centred on landmarks that all {many} have. The embedding of one square is compared with those of "
@@ -193,7 +197,9 @@ def region_set(points: Float[np.ndarray, "patients landmarks 2"], side: float, s
     is_candidate = patient[:, None] != patient
     # In the candidate's patient: from the candidate's centre to where the query's landmark lies.
     distances = np.linalg.norm(points[patient, landmark] - points[patient][:, landmark].swapaxes(0, 1), axis=2)
-    return RegionSet(regions, patient, is_candidate, is_candidate & (distances <= spec.cell_px))
+    return RegionSet(
+        regions=regions, patient=patient, is_candidate=is_candidate, is_right=is_candidate & (distances <= spec.cell_px)
+    )
 
 
 def _percent(side: float) -> int:

@@ -94,7 +94,7 @@ class SeparationMeasurement(Measurement):
         found = silhouettes(answers["tokens"])
         num, facts = len(self.subjects), {"num_landmarks": len(self.names)}
         measure = per_patient(found.sum(axis=1), np.full(num, len(self.names)))
-        return {"separation": Reading(measure, num, 0.0, facts=facts)}
+        return {"separation": Reading(measure=measure, num_patients=num, chance=0.0, facts=facts)}
 
     def pictures(self, answers: Mapping[str, Answers], features: Mapping[str, Features]) -> Answers:
         """Keep each encoder's tokens on a plane, patient by patient, and where the landmarks lie on average, 0 to 1."""
@@ -115,7 +115,9 @@ class Separation(Property):
     headline = "separation"
     unit = "mean silhouette of landmark tokens"
     figures: ClassVar[Mapping[str, Figure]] = {
-        "separation": Figure("Separation: silhouette of landmark tokens", "{:.3f}", "separation", "silhouette"),
+        "separation": Figure(
+            title="Separation: silhouette of landmark tokens", number="{:.3f}", group="separation", summary="silhouette"
+        ),
     }
     text = (
         "The token at each of some landmarks is taken from every {one}. Its silhouette compares its mean distance to "

@@ -93,7 +93,9 @@ class SymmetryMeasurement(Measurement):
         distances: Float[np.ndarray, " points"] = np.linalg.norm(found - np.concatenate(self._targets()), axis=1)
         is_found = distances <= self.setting.cohort.spec.cell_px
         measure = per_patient(np.bincount(patient, is_found, len(self.subjects)), np.bincount(patient))
-        return Reading(measure, len(self.subjects), chance, facts={"num_landmarks": len(patient)})
+        return Reading(
+            measure=measure, num_patients=len(self.subjects), chance=chance, facts={"num_landmarks": len(patient)}
+        )
 
 
 class Symmetry(Property):
@@ -112,7 +114,10 @@ class Symmetry(Property):
     unit = "share within one cell of the counterpart"
     figures: ClassVar[Mapping[str, Figure]] = {
         "symmetry": Figure(
-            "Symmetry: mirrored landmark found at its counterpart", "{:.1%}", "symmetry", "counterpart within one cell"
+            title="Symmetry: mirrored landmark found at its counterpart",
+            number="{:.1%}",
+            group="symmetry",
+            summary="counterpart within one cell",
         )
     }
     text = (

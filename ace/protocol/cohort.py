@@ -12,7 +12,7 @@ from shards.core.records import Split
 from shards.reading.reader import ShardIndex, ShardReader
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Subject:
     """A patient's canvas, its landmarks in canvas pixels, and which of its cells show the patient."""
 
@@ -22,7 +22,7 @@ class Subject:
     foreground: Bool[np.ndarray, "n n"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cohort:
     """Patients of one split in random order, so that the first few are a fair sample.
 
@@ -47,7 +47,12 @@ class Cohort:
 def read_cohort(index: ShardIndex, split: Split, max_patients: int, seed: int) -> Cohort:
     """Choose patients of one split of a shard set, one image of each, by seed."""
     reader, chosen = ShardReader(index), choose_rows(index, split, max_patients, seed)
-    return Cohort(index.name, split, index.spec, tuple(_read_subject(reader, int(row)) for row in chosen))
+    return Cohort(
+        batch=index.name,
+        split=split,
+        spec=index.spec,
+        subjects=tuple(_read_subject(reader, int(row)) for row in chosen),
+    )
 
 
 def choose_rows(index: ShardIndex, split: Split, max_patients: int, seed: int) -> Int[np.ndarray, " patients"]:
@@ -61,4 +66,4 @@ def choose_rows(index: ShardIndex, split: Split, max_patients: int, seed: int) -
 def _read_subject(reader: ShardReader, row: int) -> Subject:
     sample = reader.read(row)
     foreground = np.array(sample.meta["grid"]["foreground"], dtype=bool)
-    return Subject(sample.key, sample.image, sample.landmarks, foreground)
+    return Subject(key=sample.key, canvas=sample.image, landmarks=sample.landmarks, foreground=foreground)

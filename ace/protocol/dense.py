@@ -19,7 +19,7 @@ DirectionMap = Float[np.ndarray, "locations locations dim"]
 """The direction of the token at each location of a canvas."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LocationAxis:
     """An axis lists locations along one side of the canvas, and the window that each one is read from.
 

@@ -17,7 +17,7 @@ Fill = Literal["black", "mean", "white", "noise", "tissue"]
 """Names of the fills that take the place of a region removed from an image."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FillPlan:
     """The plan says what fills each patient's regions, for every fill; it is the same for every encoder.
 

@@ -19,7 +19,7 @@ MODERATE_SIDES = (0.4, 0.6)
 Lengths = Float[np.ndarray, "patients regions t t"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Removal:
     """A removal holds the lengths of tokens before and after each region is removed.
 
@@ -74,7 +74,7 @@ class RemovalTally:
 
     def result(self) -> Removal:
         """Return the lengths of all crops taken."""
-        return Removal(self._whole, self._without, self._change, self._erased)
+        return Removal(whole=self._whole, without=self._without, change=self._change, erased=self._erased)
 
 
 def erased_share(region: Region, size_px: int, t: int) -> Float[np.ndarray, "t t"]:

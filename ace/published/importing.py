@@ -60,7 +60,7 @@ code. Normalisation and input size were given at the import; the file does not s
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Architecture:
     """A backbone as the authors published it, and the input it is for.
 
@@ -79,13 +79,13 @@ class Architecture:
 
 def _grid(cell_px: int) -> GridSpec:
     """Return the paper's grid: 14×14 tokens, half the overlap, jitter to 85 % of the area."""
-    return GridSpec(32, cell_px, 14, (Scale(2, 2, 1.0),), 0.5, 0.85)
+    return GridSpec(n=32, cell_px=cell_px, t=14, scales=(Scale(2, 2, 1.0),), min_overlap=0.5, min_jitter_area=0.85)
 
 
 ARCHITECTURES = {
-    "swin_b": Architecture("swin", "swin_base_patch4_window7_224", _grid(32)),
-    "vit_b": Architecture("vit", "vit_base_patch32_224", _grid(32)),
-    "vit_b16": Architecture("vit", "vit_base_patch16_224", _grid(16)),
+    "swin_b": Architecture(family="swin", name="swin_base_patch4_window7_224", spec=_grid(32)),
+    "vit_b": Architecture(family="vit", name="vit_base_patch32_224", spec=_grid(32)),
+    "vit_b16": Architecture(family="vit", name="vit_base_patch16_224", spec=_grid(16)),
 }
 
 
@@ -232,7 +232,14 @@ def check_import(params: ImportParams, t: int, *, where: str) -> GridSpec:
             weights are missing or others.
     """
     try:
-        spec = GridSpec(2 * t, stride_of(params.backbone), t, (Scale(1, 1, 1.0),), 0.5, 0.85)
+        spec = GridSpec(
+            n=2 * t,
+            cell_px=stride_of(params.backbone),
+            t=t,
+            scales=(Scale(1, 1, 1.0),),
+            min_overlap=0.5,
+            min_jitter_area=0.85,
+        )
         check_backbone(params.backbone, spec)
         check_weights(params.backbone)
     except (ConfigError, GridError) as error:

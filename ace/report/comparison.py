@@ -10,7 +10,7 @@ from ace.properties.registry import PROPERTIES
 from ace.report.tables import FIGURES, facts_of, verdict_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Column:
     """Describe a headline figure and how it was measured.
 
@@ -31,7 +31,7 @@ class Column:
     is_error: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cell:
     """Hold one encoder's figure.
 
@@ -108,11 +108,11 @@ def _cell(properties: Mapping[str, Any], encoders: Sequence[str], name: str, col
     top = max((properties[other][column.key]["value"] or 0.0) for other in encoders)
     bar = round(100 * max(figure["value"] or 0.0, 0.0) / top, 1) if top > 0 else 0.0
     if name == encoders[0] or figure["value"] is None:
-        return Cell(with_interval(figure, number), bar, None, None)
+        return Cell(text=with_interval(figure, number), bar=bar, gain=None, verdict=None)
     gain = properties.get(gain_key(name), {}).get(column.key, {"value": None})
     if gain["value"] is None:
-        return Cell(with_interval(figure, number), bar, None, None)
-    return Cell(with_interval(figure, number), bar, with_interval(gain, number), verdict_of(gain))
+        return Cell(text=with_interval(figure, number), bar=bar, gain=None, verdict=None)
+    return Cell(text=with_interval(figure, number), bar=bar, gain=with_interval(gain, number), verdict=verdict_of(gain))
 
 
 def _protocol(figure: Mapping[str, Any], number: str, words: Words) -> str:

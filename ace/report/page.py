@@ -133,7 +133,13 @@ def _section(
     if section["card"] is not None and "reason" in section["card"]:
         return section
     own = project.protocol["properties"][item.name]
-    evidence = Evidence(context["encoders"], project.properties, own, project.evidence(item.name), words)
+    evidence = Evidence(
+        encoders=context["encoders"],
+        figures=project.properties,
+        params=own,
+        arrays=project.evidence(item.name),
+        words=words,
+    )
     template = environment.get_template(item.template or "property.html")
     shown = {"params": own, "own": item.shown(evidence), "text": words.fill(item.text)}
     return section | {"html": template.render({**context, **shown})}

@@ -8,7 +8,7 @@ from shards.core.grid import CropPair, GridSpec, Rectangle, crop_bank
 from shards.reading.reader import Sample
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PairDrawing:
     """A crop pair as it lies on the canvas and as the model sees it."""
 
@@ -54,13 +54,20 @@ def draw_pair(sample: Sample, spec: GridSpec, seed: int) -> PairDrawing:
         fine=data_uri(resample(sample.image, windows["fine"], 2 * spec.crop_px), kind="jpeg"),
         crop_px=spec.crop_px,
         cell_px=crop_cell_px,
-        grid=DrawnBox(pair.jitter[0], pair.jitter[1], pair.jitter[2], pair.jitter[2]),
+        grid=DrawnBox(row=pair.jitter[0], col=pair.jitter[1], height=pair.jitter[2], width=pair.jitter[2]),
         lines=[place * cell_px for place in range(spec.n + 1)],
-        boxes={name: DrawnBox(w[0], w[1], w[2] - w[0], w[3] - w[1]) for name, w in windows.items()},
+        boxes={
+            name: DrawnBox(row=w[0], col=w[1], height=w[2] - w[0], width=w[3] - w[1]) for name, w in windows.items()
+        },
         overlaps={name: _scaled(rectangle, crop_cell_px) for name, rectangle in overlap.items()},
-        whole=DrawnBox(row * crop_cell_px, col * crop_cell_px, crop_cell_px, crop_cell_px),
+        whole=DrawnBox(row=row * crop_cell_px, col=col * crop_cell_px, height=crop_cell_px, width=crop_cell_px),
         parts=[
-            DrawnBox((fine_row + i) * crop_cell_px, (fine_col + j) * crop_cell_px, crop_cell_px, crop_cell_px)
+            DrawnBox(
+                row=(fine_row + i) * crop_cell_px,
+                col=(fine_col + j) * crop_cell_px,
+                height=crop_cell_px,
+                width=crop_cell_px,
+            )
             for i in range(pair.k)
             for j in range(pair.l)
         ],
@@ -75,4 +82,9 @@ def draw_pair(sample: Sample, spec: GridSpec, seed: int) -> PairDrawing:
 
 def _scaled(rectangle: Rectangle, cell_px: float) -> DrawnBox:
     row0, col0, row1, col1 = rectangle
-    return DrawnBox(row0 * cell_px, col0 * cell_px, max(row1 - row0, 0) * cell_px, max(col1 - col0, 0) * cell_px)
+    return DrawnBox(
+        row=row0 * cell_px,
+        col=col0 * cell_px,
+        height=max(row1 - row0, 0) * cell_px,
+        width=max(col1 - col0, 0) * cell_px,
+    )

@@ -123,5 +123,5 @@ def _over_chance(figure: Mapping[str, Any], *, is_error: bool) -> str:
 def _name_and_number(key: str, words: Words) -> tuple[str, str]:
     """Return what a figure is called, and how its numbers are written."""
     name = key.replace("_", " ").replace(" ", ": ", 1).capitalize()
-    figure = FIGURES.get(key, Figure(name, "{:.1%}"))
+    figure = FIGURES.get(key, Figure(title=name, number="{:.1%}"))
     return words.fill(figure.title), figure.number

@@ -22,7 +22,7 @@ PANEL_PX, MARGIN_PX = 165, 130
 """Width of a panel, and of the names beside the first one, at which a picture is as large as the page's small text."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FigureWords:
     """Says what the page calls a figure of tasks.
 
@@ -41,49 +41,58 @@ class FigureWords:
 
 WORDS = {
     "auroc": FigureWords(
-        "AUROC", text="how often an image with the label is given more than one without it; guessing gives 0.5"
+        title="AUROC", text="how often an image with the label is given more than one without it; guessing gives 0.5"
     ),
-    "auprc": FigureWords("average precision", text="the area under precision over recall"),
+    "auprc": FigureWords(title="average precision", text="the area under precision over recall"),
     "calibration_error": FigureWords(
-        "calibration error",
+        title="calibration error",
         is_error=True,
         text="how far the given probabilities are from the share that is true; resampling makes such gaps larger, so "
         "that its interval may lie above it",
     ),
-    "accuracy": FigureWords("accuracy", "{:.1%}", text="the share of images that are given the right class"),
+    "accuracy": FigureWords(
+        title="accuracy", number="{:.1%}", text="the share of images that are given the right class"
+    ),
     "kappa": FigureWords(
-        "quadratic kappa", text="agreement of grades beyond chance, where a miss counts by its square; 1 is the most"
+        title="quadratic kappa",
+        text="agreement of grades beyond chance, where a miss counts by its square; 1 is the most",
     ),
     "pointing_game": FigureWords(
-        "pointing game", "{:.1%}", text="how often the hottest pixel of the network's map (Grad-CAM) lies in the truth"
+        title="pointing game",
+        number="{:.1%}",
+        text="how often the hottest pixel of the network's map (Grad-CAM) lies in the truth",
     ),
-    "dice": FigureWords("Dice", text="twice the overlap with the truth over the sum of both areas; 1 is the most"),
-    "dice_where_present": FigureWords("Dice where present", text="Dice over the images that have the structure"),
-    "dice_over_set": FigureWords("Dice over the set", text="Dice of all pixels of all images together"),
-    "iou": FigureWords("IoU", text="the overlap with the truth over the union; 1 is the most"),
-    "iou_over_set": FigureWords("IoU over the set", text="IoU of all pixels of all images together"),
+    "dice": FigureWords(
+        title="Dice", text="twice the overlap with the truth over the sum of both areas; 1 is the most"
+    ),
+    "dice_where_present": FigureWords(title="Dice where present", text="Dice over the images that have the structure"),
+    "dice_over_set": FigureWords(title="Dice over the set", text="Dice of all pixels of all images together"),
+    "iou": FigureWords(title="IoU", text="the overlap with the truth over the union; 1 is the most"),
+    "iou_over_set": FigureWords(title="IoU over the set", text="IoU of all pixels of all images together"),
     "hd95_px_at_1024": FigureWords(
-        "HD95, px",
-        "{:.1f}",
+        title="HD95, px",
+        number="{:.1f}",
         is_error=True,
         text="the distance of the outlines (95th percentile), in px of a 1024-px canvas",
     ),
     "hd95_mm": FigureWords(
-        "HD95, mm",
-        "{:.2f}",
+        title="HD95, mm",
+        number="{:.2f}",
         is_error=True,
         text="the distance of the outlines (95th percentile), in mm at the detector",
     ),
-    "found": FigureWords("landmarks found", "{:.1%}", text="the share that is found within the task’s radius"),
+    "found": FigureWords(
+        title="landmarks found", number="{:.1%}", text="the share that is found within the task’s radius"
+    ),
     "error_px_at_1024": FigureWords(
-        "landmark error, px",
-        "{:.1f}",
+        title="landmark error, px",
+        number="{:.1f}",
         is_error=True,
         text="the mean distance of a landmark from the truth, in px of a 1024-px canvas",
     ),
     "error_mm": FigureWords(
-        "landmark error, mm",
-        "{:.2f}",
+        title="landmark error, mm",
+        number="{:.2f}",
         is_error=True,
         text="the mean distance of a landmark from the truth, in mm at the detector",
     ),
@@ -111,7 +120,7 @@ FULL_OF = {
 SINGULAR = {"labels": "label", "structures": "structure", "images": "image", "outlines": "outline"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TaskColumn:
     """Describe a column: one figure of one use.
 
@@ -139,7 +148,7 @@ class TaskColumn:
         return "" if self.words.is_error is None else f"{'less' if self.words.is_error else 'more'} is better"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TaskTable:
     """Hold what the page shows of a task.
 
@@ -209,7 +218,9 @@ def task_table(task: TaskFigures, encoders: Sequence[str], number: int = 0, *, i
     )
     shown = [task.headline, *(name for name in means if name != task.headline)] if len(uses) == 1 else [task.headline]
     columns = tuple(
-        TaskColumn(use, name, words_of(name), _protocol_of_all(task, use, name)) for use in uses for name in shown
+        TaskColumn(use=use, figure=name, words=words_of(name), protocol=_protocol_of_all(task, use, name))
+        for use in uses
+        for name in shown
     )
     rows = {
         name: tuple(_cell(task, name, column) for column in columns) if name in task.uses else None for name in names
@@ -246,10 +257,14 @@ def words_of(figure: str) -> FigureWords:
     name, _, of = figure.partition("/")
     if found := OVERLAP_OF_MAP.fullmatch(name):
         title, text = MAPS[found[1]]
-        words = FigureWords(f"{title} of the map at {found[2].replace('_', '.')} %", text=text)
+        words = FigureWords(title=f"{title} of the map at {found[2].replace('_', '.')} %", text=text)
     else:
-        words = WORDS.get(name, FigureWords(name.replace("_", " "), is_error=None))
-    return FigureWords(f"{words.title}: {of}", words.number, words.is_error, words.text) if of else words
+        words = WORDS.get(name, FigureWords(title=name.replace("_", " "), is_error=None))
+    return (
+        FigureWords(title=f"{words.title}: {of}", number=words.number, is_error=words.is_error, text=words.text)
+        if of
+        else words
+    )
 
 
 def amount_words(amount: str) -> str:
@@ -278,10 +293,10 @@ def _cell(task: TaskFigures, name: str, column: TaskColumn) -> Cell:
     top = max(others)
     bar = round(100 * max(figure["value"] or 0.0, 0.0) / top, 1) if top > 0 else 0.0
     if figure["value"] is None:
-        return Cell((NOTHING[0], str(figure["reason"])), 0.0, None, None)
+        return Cell(text=(NOTHING[0], str(figure["reason"])), bar=0.0, gain=None, verdict=None)
     difference = _find(task.differences.get(name, {}), column)
     gain = None if difference["value"] is None else with_interval(difference, words.number)
-    return Cell(with_interval(figure, words.number), bar, gain, _verdict(difference, words))
+    return Cell(text=with_interval(figure, words.number), bar=bar, gain=gain, verdict=_verdict(difference, words))
 
 
 def _find(uses: Mapping[Use, Mapping[str, Figure]], column: TaskColumn) -> Figure:

@@ -22,7 +22,7 @@ Uses = Mapping[Use, Mapping[str, Figure]]
 """Use → name → figure."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TaskMeasured:
     """Says whose images the figures of a task are of.
 
@@ -43,7 +43,7 @@ class TaskMeasured:
     num_reads: int | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TaskFigures:
     """Holds the figures of a task.
 

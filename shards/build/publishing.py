@@ -166,7 +166,12 @@ def _write_set(
         samples=_rows_description(finished / ROWS),
         reports=(),
     )
-    index = ShardIndex(LocalStore(finished), description, np.load(finished / ROWS, mmap_mode="r"), fingerprint="")
+    index = ShardIndex(
+        store=LocalStore(finished),
+        description=description,
+        rows=np.load(finished / ROWS, mmap_mode="r"),
+        fingerprint="",
+    )
     draw_contact_sheet(index).save(finished / CONTACT_SHEET, compress_level=4)
     reports = tuple(_report_description(finished / name) for name in REPORTS)
     description = description.model_copy(update={"reports": reports})

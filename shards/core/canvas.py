@@ -118,7 +118,7 @@ def _summed(values: Bool[np.ndarray, "of num"] | Int[np.ndarray, "of num"], to: 
     return to * sums + np.diff(before, axis=0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Placement:
     """A placement says where an image lies on the canvas: scaled to fit, its aspect kept, centred, the rest 0.
 
@@ -139,7 +139,12 @@ class Placement:
         """Place this image; with a `trim_level` its dark edges are left out (`bright_box`)."""
         height, width = image.shape[:2]
         whole = 0, 0, height, width
-        return cls(canvas_px, height, width, whole if trim_level is None else bright_box(image, trim_level))
+        return cls(
+            canvas_px=canvas_px,
+            source_height=height,
+            source_width=width,
+            box=whole if trim_level is None else bright_box(image, trim_level),
+        )
 
     @property
     def size(self) -> tuple[int, int]:

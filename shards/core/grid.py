@@ -32,7 +32,7 @@ class Scale:
     weight: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GridSpec:
     """The grid of one shard set.
 
@@ -128,7 +128,7 @@ Grid = Annotated[GridSpec, PlainValidator(_grid_of), PlainSerializer(GridSpec.to
 """The type of a field that holds a grid, in a file that is validated."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CropPair:
     """A coarse and a fine crop on one grid.
 
@@ -190,7 +190,13 @@ class CropPair:
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Read the pair that `to_json` wrote; further keys (stored overlap rectangles) are derived and ignored."""
         row, col, side = values["jitter"]
-        return cls((row, col, side), tuple(values["coarse"]), tuple(values["fine"]), values["k"], values["l"])
+        return cls(
+            jitter=(row, col, side),
+            coarse=tuple(values["coarse"]),
+            fine=tuple(values["fine"]),
+            k=values["k"],
+            l=values["l"],
+        )
 
 
 def draw_crop_pair(spec: GridSpec, scale: Scale, rng: np.random.Generator) -> CropPair:
@@ -214,7 +220,13 @@ def _pair(spec: GridSpec, scale: Scale, table: "_PairTable", rank: int, jitter: 
     area, row, col = jitter
     side = spec.canvas_px * math.sqrt(spec.min_jitter_area + (1.0 - spec.min_jitter_area) * area)
     room = spec.canvas_px - side
-    return CropPair((room * row, room * col, side), (row_coarse, col_coarse), (row_fine, col_fine), scale.k, scale.l)
+    return CropPair(
+        jitter=(room * row, room * col, side),
+        coarse=(row_coarse, col_coarse),
+        fine=(row_fine, col_fine),
+        k=scale.k,
+        l=scale.l,
+    )
 
 
 def crop_bank(spec: GridSpec, key: str, seed: int, num_pairs: int) -> list[CropPair]:
@@ -238,7 +250,7 @@ def scale_of_step(spec: GridSpec, seed: int, step: int) -> Scale:
     return spec.scales[int(np.searchsorted(weights.cumsum(), draw, side="right"))]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _PairTable:
     """All allowed origin pairs of one (k, l), grouped by their overlap along each axis.
 
@@ -270,7 +282,7 @@ def _pair_table(n: int, t: int, k: int, l: int, min_overlap: float) -> _PairTabl
     bounds = [0]
     for row, col in groups:
         bounds.append(bounds[-1] + len(rows[row]) * len(cols[col]))
-    return _PairTable(rows, cols, groups, bounds)
+    return _PairTable(rows=rows, cols=cols, groups=groups, bounds=bounds)
 
 
 def _axis_pairs(n: int, t: int, factor: int) -> dict[int, list[tuple[int, int]]]:

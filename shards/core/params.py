@@ -54,7 +54,15 @@ class GridParams(Section):
     def spec(self) -> GridSpec:
         """The grid that these numbers describe."""
         scales = tuple(Scale(scale.k, scale.l, scale.weight) for scale in self.scales)
-        return GridSpec(self.n, self.cell_px, self.t, scales, self.min_overlap, self.min_jitter_area, self.trim_level)
+        return GridSpec(
+            n=self.n,
+            cell_px=self.cell_px,
+            t=self.t,
+            scales=scales,
+            min_overlap=self.min_overlap,
+            min_jitter_area=self.min_jitter_area,
+            trim_level=self.trim_level,
+        )
 
     @model_validator(mode="after")
     def _grid_exists(self) -> Self:

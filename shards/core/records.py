@@ -37,7 +37,7 @@ class File:
     sha256: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RawLayout:
     """The layout of grey values in a headerless file, row by row, as in JSRT's .IMG files.
 
@@ -61,7 +61,7 @@ class RawLayout:
         return self.height * self.width * np.dtype(self.dtype).itemsize
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MaskFiles:
     """A structure drawn in one or more image files; inside where any has low <= grey <= high.
 
@@ -116,7 +116,7 @@ def is_drawn(mask: Mask) -> bool:
             return bool(mask.rings)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Box:
     """A finding's rectangle: continuous source pixels, half open."""
 
@@ -127,7 +127,7 @@ class Box:
     col1: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """One image of a dataset, before it is read.
 

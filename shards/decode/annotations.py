@@ -143,12 +143,18 @@ def _place_box(found: Annotations, box: Box, placement: Placement, misfit: str |
     if kept != whole:
         found.losses.append(Loss(name=name, reason=PARTLY_CUT_OFF))
     (row0, col0), (row1, col1) = map(placement.place_point, ((kept.row0, kept.col0), (kept.row1, kept.col1)))
-    found.boxes.append(Box(box.label, row0, col0, row1, col1))
+    found.boxes.append(Box(label=box.label, row0=row0, col0=col0, row1=row1, col1=col1))
 
 
 def _clipped(box: Box, part: tuple[int, int, int, int]) -> Box:
     row0, col0, row1, col1 = part
-    return Box(box.label, max(box.row0, row0), max(box.col0, col0), min(box.row1, row1), min(box.col1, col1))
+    return Box(
+        label=box.label,
+        row0=max(box.row0, row0),
+        col0=max(box.col0, col0),
+        row1=min(box.row1, row1),
+        col1=min(box.col1, col1),
+    )
 
 
 def _is_empty(box: Box) -> bool:

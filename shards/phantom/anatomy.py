@@ -40,7 +40,7 @@ def code_to_hu() -> npt.NDArray[np.float32]:
     return np.interp(np.arange(256), CODE_KNOTS, HU_KNOTS).astype(np.float32)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Anatomy:
     """One chest on a raster with axes up, front, left, as `grid_sample` wants; places are (left, front, up) in mm."""
 

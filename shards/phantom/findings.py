@@ -64,7 +64,7 @@ def lay(finding: LungFinding, rays: Rays) -> tuple[Float[Tensor, "depth row col"
     return density, inside & lung
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Nodule:
     """A lobulated ball of soft tissue."""
 
@@ -106,7 +106,7 @@ class Effusion:
         return density + share * (1.02 - density).clamp(min=0), depth > 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pneumothorax:
     """Air above and beside a lung that has shrunk towards its hilum, with the line of the pleura.
 
@@ -171,11 +171,15 @@ def draw_lung_finding(kind: Kind, anatomy: Anatomy, params: FindingParams, rng: 
         case "nodule":
             radius = float(rng.uniform(*params.nodule_radius_mm))
             center = _draw_place(anatomy, side, 0.9 * radius, rng)
-            return Nodule(side, center, radius, _draw_waves(rng, 5, 3.0))
+            return Nodule(side=side, center_mm=center, radius_mm=radius, waves=_draw_waves(rng, 5, 3.0))
         case "pleural_effusion":
             return Effusion(side, float(anatomy.origin_mm[2] + rng.uniform(*params.effusion_level_mm)))
         case "pneumothorax":
-            return Pneumothorax(side, float(rng.uniform(*params.pneumothorax_mm)), *_silhouette(anatomy, side))
+            thickness_mm = float(rng.uniform(*params.pneumothorax_mm))
+            silhouette, middle_mm, half_mm = _silhouette(anatomy, side)
+            return Pneumothorax(
+                side=side, thickness_mm=thickness_mm, silhouette=silhouette, middle_mm=middle_mm, half_mm=half_mm
+            )
         case "consolidation":
             size = float(rng.uniform(*params.consolidation_mm))
             center = _draw_place(anatomy, side, 0.4 * size, rng)

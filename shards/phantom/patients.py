@@ -16,7 +16,7 @@ MAX_SD = 2.0
 View = Literal["PA", "AP"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Patient:
     """Shape and tissue of one virtual patient: the same in all of its images."""
 
@@ -36,7 +36,7 @@ class Patient:
     breast_mm: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Exposure:
     """Pose, beam and film of one image."""
 

@@ -112,7 +112,7 @@ def _values(row: ReportRow) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReportedImage:
     """An image of a shard set.
 
@@ -186,7 +186,7 @@ def near_copies_of(report: Path, keys: Collection[str], others: Mapping[Path, Co
     return images.named(find_copies_of(chosen, rest, images.hashes, images.patient_numbers, images.read, bounds))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Images:
     """The images of several sets, one behind the other."""
 
@@ -200,7 +200,10 @@ class _Images:
     @classmethod
     def of(cls, reports: "Sequence[_OpenReport]") -> "_Images":
         names = ("keys", "patients", "splits", "hashes", "numbers")
-        return cls(reports, *(np.concatenate([getattr(report, name) for report in reports]) for name in names))
+        return cls(
+            reports=reports,
+            **{name: np.concatenate([getattr(report, name) for report in reports]) for name in names},
+        )
 
     @property
     def patient_numbers(self) -> Int64[np.ndarray, "num_images"]:
@@ -226,10 +229,12 @@ class _Images:
 
     def _image(self, row: int) -> ReportedImage:
         report = self.reports[self.numbers[row]].path
-        return ReportedImage(report, str(self.keys[row]), str(self.splits[row]), str(self.patients[row]))
+        return ReportedImage(
+            report=report, key=str(self.keys[row]), split=str(self.splits[row]), patient=str(self.patients[row])
+        )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _OpenReport:
     """The images of one set that are in its shards."""
 
@@ -257,7 +262,16 @@ class _OpenReport:
         kept = table.take(rows)
         hashes = np.array(kept["hashes"].to_pylist(), np.uint64).reshape(-1, NUM_HASHES)
         keys, patients, splits = (kept[name].to_numpy().astype(str) for name in ("key", "patient", "split"))
-        return cls(path, bounds, keys, patients, splits, hashes, np.full(len(rows), number), rows)
+        return cls(
+            path=path,
+            bounds=bounds,
+            keys=keys,
+            patients=patients,
+            splits=splits,
+            hashes=hashes,
+            numbers=np.full(len(rows), number),
+            rows=rows,
+        )
 
     def thumbnails(self, rows: Int64[np.ndarray, "num"]) -> Thumbnails:
         """Read the thumbnails of some of the set's images, row group by row group."""

@@ -41,7 +41,7 @@ Reduction = Literal[1, 2]
 """Pixels of the canvas, along a side, to one of what is asked for."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ShardIndex:
     """The index of a shard set. Sent to another process it takes a description along, not a million rows.
 
@@ -84,7 +84,12 @@ class ShardIndex:
                 f"{store.location}: no shard set: {INDEX} is missing or no JSON; build it with `dvc repro shard@{name}`"
             ) from None
         stored = _stored_rows(description)
-        index = cls(store, description, _read_rows(store, stored), hashlib.sha256(content).hexdigest())
+        index = cls(
+            store=store,
+            description=description,
+            rows=_read_rows(store, stored),
+            fingerprint=hashlib.sha256(content).hexdigest(),
+        )
         if index.rows.shape != (description.num_samples,):
             raise IndexFormatError(
                 f"{store.location}: {len(index.rows)} rows, and its tars hold {description.num_samples} samples; build "

@@ -15,7 +15,7 @@ _INDEX_NAME = re.compile(r"Unnamed: \d+")
 _LABEL_NAME = re.compile(r"[A-Za-z0-9 _()/+-]{1,64}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SourceInfo:
     """A dataset's description, as `python -m shards sources` prints it.
 
@@ -48,7 +48,7 @@ class SourceInfo:
     shares_images_with: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Listing:
     """The images that a source finds in a folder.
 

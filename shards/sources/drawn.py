@@ -90,10 +90,10 @@ def parse_drawn(row: Mapping[str, str], where: str) -> Drawn:
     """
     given = {name: row[name] for name in drawn_columns(row) if row[name]}
     size = _size({name: given[name] for name in SIZE if name in given}, where)
-    masks: dict[str, Mask] = {_shown(name): MaskFiles(()) for name in given if name.startswith(MASK)}
+    masks: dict[str, Mask] = {_shown(name): MaskFiles(files=()) for name in given if name.startswith(MASK)}
     for name, path in mask_paths(row).items():
         check_inside(path, f"{where}: column '{name}'")
-        masks[_shown(name)] = MaskFiles((File(path),))
+        masks[_shown(name)] = MaskFiles(files=(File(path),))
     boxes: list[Box] = []
     landmarks: dict[str, Point] = {}
     for name, value in given.items():
@@ -119,7 +119,7 @@ def _box(label: str, text: str, where: str) -> Box:
     row0, col0, row1, col1 = _numbers(text, 4, expected)
     if row0 >= row1 or col0 >= col1:
         raise SourceError(expected)
-    return Box(label, row0, col0, row1, col1)
+    return Box(label=label, row0=row0, col0=col0, row1=row1, col1=col1)
 
 
 def _numbers(text: str, count: int, expected: str) -> list[float]:

@@ -86,7 +86,9 @@ def build_listing(
         f"{info.name}: {num_files - len(found):,} of {num_files:,} image files are in no table; left out": num_files,
     }
     absent = tuple(text for text, number in counts.items() if number > len(found))
-    return Listing(found, "patient", (*absent, *warnings, *count_warnings(info, found)))
+    return Listing(
+        records=found, patient_grouping="patient", warnings=(*absent, *warnings, *count_warnings(info, found))
+    )
 
 
 def check_split(info: SourceInfo, records: Iterable[Record]) -> None:

@@ -28,7 +28,7 @@ _MAX_RETRY_AFTER_S = 600.0
 _TOLD_FROM_S = 2.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Retry:
     """The patience with errors that can pass.
 

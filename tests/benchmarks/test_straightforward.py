@@ -38,7 +38,17 @@ def random_batch(spec: GridSpec, size: int, rng: np.random.Generator) -> PairBat
     for number in range(size):
         coarse, fine = (rng.integers(0, 256, (spec.crop_px, spec.crop_px), dtype=np.uint8) for _ in range(2))
         pair = draw_crop_pair(spec, spec.scales[0], rng)
-        items.append(CropPairItem(coarse, fine, pair, Normalisation.of(0.5, 0.25), str(number), shown, shown))
+        items.append(
+            CropPairItem(
+                coarse=coarse,
+                fine=fine,
+                pair=pair,
+                normalisation=Normalisation.of(0.5, 0.25),
+                key=str(number),
+                coarse_shown=shown,
+                fine_shown=shown,
+            )
+        )
     return collate(items)
 
 

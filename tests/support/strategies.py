@@ -15,7 +15,14 @@ def specs(draw: st.DrawFn, max_t: int = 8) -> GridSpec:
     n = draw(st.integers(2 * t, 2 * t + 5))
     pairs = draw(st.lists(st.sampled_from(SCALES), min_size=1, max_size=4, unique=True))
     scales = tuple(Scale(k, l, draw(st.floats(0.1, 3))) for k, l in pairs)
-    return GridSpec(n, draw(st.integers(1, 20)), t, scales, draw(st.floats(0, 1)), draw(st.floats(0.3, 1)))
+    return GridSpec(
+        n=n,
+        cell_px=draw(st.integers(1, 20)),
+        t=t,
+        scales=scales,
+        min_overlap=draw(st.floats(0, 1)),
+        min_jitter_area=draw(st.floats(0.3, 1)),
+    )
 
 
 @st.composite

@@ -157,7 +157,7 @@ def _parse(item: Mapping[str, Any], where: str) -> Annotation:
     unknown = {name for name, _, _ in instances} - set(FINDINGS)
     if unknown:
         raise SourceError(f"{where}: {sorted(unknown)[0]!r} is none of ChestX-Det's findings: {', '.join(FINDINGS)}")
-    boxes = [Box(name, *_corners(corners)) for name, corners, _ in instances]
+    boxes = [_box(name, corners) for name, corners, _ in instances]
     kept = [box for box in boxes if 0 <= box.row0 < box.row1 and 0 <= box.col0 < box.col1]
     rings: dict[str, list[tuple[Point, ...]]] = {}
     num_rings = 0
@@ -174,9 +174,9 @@ def _parse(item: Mapping[str, Any], where: str) -> Annotation:
     )
 
 
-def _corners(values: Iterable[Any]) -> tuple[float, float, float, float]:
-    col0, row0, col1, row1 = map(_finite, values)
-    return row0, col0, row1, col1
+def _box(label: str, corners: Iterable[Any]) -> Box:
+    col0, row0, col1, row1 = map(_finite, corners)
+    return Box(label=label, row0=row0, col0=col0, row1=row1, col1=col1)
 
 
 def _ring(points: Iterable[Iterable[Any]]) -> tuple[Point, ...]:

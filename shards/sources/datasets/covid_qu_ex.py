@@ -110,7 +110,10 @@ class CovidQuExSource:
             "masks have no image of their name in their tree, split and class, and were left out": num_masks,
         }
         return Listing(
-            records, "image", (*count_warnings(self.info, records), *number_warnings(self.info, counts)), _SHARED
+            records=records,
+            patient_grouping="image",
+            warnings=(*count_warnings(self.info, records), *number_warnings(self.info, counts)),
+            shares_images_with=_SHARED,
         )
 
 
@@ -153,7 +156,7 @@ def _merge(root: Path, images: dict[str, Found], others: dict[str, Found]) -> No
 
 
 def _record(name: str, found: Found) -> Record:
-    masks: dict[str, Mask] = {key: MaskFiles((File(path),)) for key, path in sorted(found.masks.items())}
+    masks: dict[str, Mask] = {key: MaskFiles(files=(File(path),)) for key, path in sorted(found.masks.items())}
     return Record(
         source_id=name,
         image=File(found.path),

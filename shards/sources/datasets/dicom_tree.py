@@ -147,7 +147,12 @@ class DicomTreeSource:
         records = tuple(_record(image, labels) for image in sorted(images.kept, key=lambda image: image.path))
         said = tuple(f"dicom: left out {number:,} {reason}" for reason, number in counts)
         doubts = (*_doubts(images.kept), *(() if self.patient_from else _doubts_of_ids(images.kept)))
-        return Listing(records, "patient", (*said, *doubts, *_unmatched(records, labels)), left_out=left_out)
+        return Listing(
+            records=records,
+            patient_grouping="patient",
+            warnings=(*said, *doubts, *_unmatched(records, labels)),
+            left_out=left_out,
+        )
 
 
 SOURCE = DicomTreeSource()

@@ -113,7 +113,9 @@ class DrishtiGsSource:
             ),
         }
         warnings += [*count_warnings(self.info, records), *number_warnings(self.info, counts)]
-        return Listing(records, "patient" if has_patients else "image", tuple(warnings))
+        return Listing(
+            records=records, patient_grouping="patient" if has_patients else "image", warnings=tuple(warnings)
+        )
 
 
 def _masks(root: Path, paths: list[str], folder: str) -> dict[str, dict[str, Mask]]:
@@ -122,7 +124,7 @@ def _masks(root: Path, paths: list[str], folder: str) -> dict[str, dict[str, Mas
     for structure, suffix in _STRUCTURES.items():
         found = index_files(root, paths, rf"{folder}/[^/]+/SoftMap/{_NAME}_{suffix}\.png")
         for name, path in found.items():
-            masks.setdefault(name, {})[structure] = MaskFiles((File(path),), low=MAJORITY_LEVEL)
+            masks.setdefault(name, {})[structure] = MaskFiles(files=(File(path),), low=MAJORITY_LEVEL)
     return masks
 
 

@@ -94,11 +94,15 @@ class DriveSource:
                 len(found.keys() - images[part].keys()) for part in PARTS for found in masks[part].values()
             )
         }
-        return Listing(records, "patient", count_warnings(self.info, records) + number_warnings(self.info, counts))
+        return Listing(
+            records=records,
+            patient_grouping="patient",
+            warnings=count_warnings(self.info, records) + number_warnings(self.info, counts),
+        )
 
 
 def _masks(found: dict[str, dict[str, str]], name: str) -> dict[str, Mask]:
-    return {structure: MaskFiles((File(paths[name]),)) for structure, paths in found.items() if name in paths}
+    return {structure: MaskFiles(files=(File(paths[name]),)) for structure, paths in found.items() if name in paths}
 
 
 SOURCE = DriveSource()

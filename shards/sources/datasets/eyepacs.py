@@ -82,7 +82,11 @@ class EyepacsSource:
             counts[f"images of {part} without a row of {name}: their grade is unknown"] = len(
                 images[part].keys() - grades[part].keys()
             )
-        return Listing(records, "patient", count_warnings(self.info, records) + number_warnings(self.info, counts))
+        return Listing(
+            records=records,
+            patient_grouping="patient",
+            warnings=count_warnings(self.info, records) + number_warnings(self.info, counts),
+        )
 
 
 def patient_of(name: str) -> int:

@@ -103,7 +103,9 @@ class FolderSource:
                 "them",
             )
         is_grouped = all("patient" in row for row in rows.values())
-        return Listing(records, "patient" if is_grouped else "image", warnings, left_out=left_out)
+        return Listing(
+            records=records, patient_grouping="patient" if is_grouped else "image", warnings=warnings, left_out=left_out
+        )
 
 
 SOURCE = FolderSource()

@@ -116,7 +116,9 @@ class IdridSource:
             len({record.split for record in group}) > 1 for group in groups
         )
         records = tuple(_merge(group) for group in groups)
-        return Listing(records, "image", (*warnings, *number_warnings(self.info, counts)))
+        return Listing(
+            records=records, patient_grouping="image", warnings=(*warnings, *number_warnings(self.info, counts))
+        )
 
 
 def parse_grades(row: Mapping[str, str], where: str) -> dict[str, Label]:
@@ -177,7 +179,7 @@ def _segmentation(root: Path, paths: list[str], counts: defaultdict[str, int]) -
         counts["images of segmentation without an optic disc"] += len(images.keys() - masks["optic_disc"].keys())
         for name, path in images.items():
             drawn: dict[str, Mask] = {
-                structure: MaskFiles((File(found[name]),) if name in found else ())
+                structure: MaskFiles(files=(File(found[name]),) if name in found else ())
                 for structure, found in masks.items()
                 if name in found or (found and structure in LESIONS)
             }

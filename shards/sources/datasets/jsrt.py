@@ -140,7 +140,12 @@ class JsrtSource:
         if mini:
             counts = {"images of segmentation02, whose masks are left": sum(not record.masks for record in mini)}
             warnings = count_warnings(self.info, mini) + number_warnings(self.info, counts)
-            return Listing(mini, "image", warnings, self.info.shares_images_with)
+            return Listing(
+                records=mini,
+                patient_grouping="image",
+                warnings=warnings,
+                shares_images_with=self.info.shares_images_with,
+            )
         masks, folds = _index_masks(mask_files)
         clinical = parse_clinical(_texts(root, paths))
         images = {**converted, **raw}
@@ -160,7 +165,11 @@ class JsrtSource:
             "SCR masks without an image": sum(len(found) for name, found in masks.items() if name not in images),
             "images of which the clinical tables say nothing": len(images.keys() - clinical.keys()),
         }
-        return Listing(records, "patient", count_warnings(self.info, records) + number_warnings(self.info, counts))
+        return Listing(
+            records=records,
+            patient_grouping="patient",
+            warnings=count_warnings(self.info, records) + number_warnings(self.info, counts),
+        )
 
 
 def _index_images(root: Path, paths: list[str], suffix: str) -> dict[str, str]:
@@ -197,7 +206,7 @@ def _age(word: str) -> float | None:
 def _square(row: float, col: float, side_px: float) -> Box | None:
     half = side_px / 2
     box = Box(
-        "Nodule",
+        label="Nodule",
         row0=max(row - half, 0.0),
         col0=max(col - half, 0.0),
         row1=min(row + half, float(RAW.height)),
@@ -234,10 +243,10 @@ def _index_masks(
 
 def _masks(paths: Mapping[str, str]) -> dict[str, Mask]:
     masks: dict[str, Mask] = {
-        name: MaskFiles((File(paths[name]),), is_scaled=True) for name in STRUCTURES if name in paths
+        name: MaskFiles(files=(File(paths[name]),), is_scaled=True) for name in STRUCTURES if name in paths
     }
     if {"left_lung", "right_lung"} <= paths.keys():
-        masks["lungs"] = MaskFiles((File(paths["left_lung"]), File(paths["right_lung"])), is_scaled=True)
+        masks["lungs"] = MaskFiles(files=(File(paths["left_lung"]), File(paths["right_lung"])), is_scaled=True)
     return masks
 
 
@@ -279,7 +288,7 @@ def _read_mini(paths: list[str]) -> tuple[Record, ...]:
             patient=f"jsrt/{archive}/{match['part'].lower()}/{match['name']}",
             view="PA",
             labels={"Nodule": None, "Malignant nodule": None},
-            masks={"lungs": MaskFiles((File(label),))} if label is not None else {},
+            masks={"lungs": MaskFiles(files=(File(label),))} if label is not None else {},
             split=splits[match["part"].lower()],
         )
         for archive, found in (("segmentation01", first), ("segmentation02", second))

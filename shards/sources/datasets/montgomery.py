@@ -101,7 +101,11 @@ class MontgomerySource:
                 None in demographics[name] for name in demographics.keys() & images.keys()
             ),
         }
-        return Listing(records, "image", count_warnings(self.info, records) + number_warnings(self.info, counts))
+        return Listing(
+            records=records,
+            patient_grouping="image",
+            warnings=count_warnings(self.info, records) + number_warnings(self.info, counts),
+        )
 
 
 def parse_demographics(lines: list[str]) -> tuple[Sex | None, float | None]:
@@ -120,11 +124,11 @@ def _first_lines(path: Path) -> list[str]:
 def _masks(left: str | None, right: str | None, merged: str | None) -> dict[str, MaskFiles]:
     if left is not None and right is not None:
         return {
-            "left_lung": MaskFiles((File(left),)),
-            "right_lung": MaskFiles((File(right),)),
-            "lungs": MaskFiles((File(left), File(right))),
+            "left_lung": MaskFiles(files=(File(left),)),
+            "right_lung": MaskFiles(files=(File(right),)),
+            "lungs": MaskFiles(files=(File(left), File(right))),
         }
-    return {"lungs": MaskFiles((File(merged),))} if merged is not None else {}
+    return {"lungs": MaskFiles(files=(File(merged),))} if merged is not None else {}
 
 
 SOURCE = MontgomerySource()

@@ -202,7 +202,7 @@ def read_boxes(table: Path) -> dict[str, tuple[Box, ...]]:
             col, row, width, height = map(float, corner_and_size)
         except ValueError:
             raise SourceError(f"{where}: expected numbers for x, y, w and h") from None
-        box = Box(_BOX_LABELS[finding], row, col, row + height, col + width)
+        box = Box(label=_BOX_LABELS[finding], row0=row, col0=col, row1=row + height, col1=col + width)
         boxes[name] = (*boxes.get(name, ()), box)
     return boxes
 

@@ -127,7 +127,9 @@ def list_nih_images(
         SourceError: the mapping or the lists are not NIH's.
     """
     if images is None:
-        return Listing(records, "image", warnings, relatives(info.name))
+        return Listing(
+            records=records, patient_grouping="image", warnings=warnings, shares_images_with=relatives(info.name)
+        )
     splits = find_nih_splits(root, paths)
     mapped = tuple(_as_nih(record, images.get(record.source_id), splits) for record in records)
     num_unmapped = sum(record.source_id not in images for record in records)
@@ -139,7 +141,12 @@ def list_nih_images(
         f"NIH's {' and '.join(SPLIT_FILES)} beside the mapping to use NIH's split": num_moved,
     }
     shared = relatives(info.name) if num_unmapped else ()
-    return Listing(mapped, "patient", (*warnings, *number_warnings(info, counts)), shared)
+    return Listing(
+        records=mapped,
+        patient_grouping="patient",
+        warnings=(*warnings, *number_warnings(info, counts)),
+        shares_images_with=shared,
+    )
 
 
 def _as_nih(record: Record, image: str | None, splits: Mapping[str, Split]) -> Record:

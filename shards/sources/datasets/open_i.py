@@ -147,7 +147,11 @@ class OpenISource:
             "images that reports name are not there": len(reports) - len(names),
             "images that no report names were left out": len(index) - len(names),
         }
-        return Listing(records, "patient", (*count_warnings(self.info, records), *number_warnings(self.info, counts)))
+        return Listing(
+            records=records,
+            patient_grouping="patient",
+            warnings=(*count_warnings(self.info, records), *number_warnings(self.info, counts)),
+        )
 
 
 def read_reports(root: Path, paths: Iterable[str]) -> dict[str, Report]:

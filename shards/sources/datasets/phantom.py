@@ -43,7 +43,7 @@ class PhantomSource:
             SourceError: a file of the layout is missing, images and rows are not the same set, or a value is none that
                 its column may have.
         """
-        return Listing(_PhantomFolder(root).records(), "patient")
+        return Listing(records=_PhantomFolder(root).records(), patient_grouping="patient")
 
 
 SOURCE = PhantomSource()
@@ -114,7 +114,7 @@ class _PhantomFolder:
         masks: dict[str, dict[str, MaskFiles]] = {}
         for path in sorted((self._root / "masks").glob("*/*.png")):
             file = File(path.relative_to(self._root).as_posix())
-            masks.setdefault(path.stem, {})[path.parent.name] = MaskFiles((file,))
+            masks.setdefault(path.stem, {})[path.parent.name] = MaskFiles(files=(file,))
         return masks
 
 

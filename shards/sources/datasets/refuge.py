@@ -123,7 +123,7 @@ class RefugeSource:
             "images of which nothing says whether they show glaucoma": sum(not labels for labels in known.values()),
         }
         warnings += [*count_warnings(self.info, records), *number_warnings(self.info, counts)]
-        return Listing(records, "image", tuple(warnings))
+        return Listing(records=records, patient_grouping="image", warnings=tuple(warnings))
 
 
 def _folder_label(path: str) -> Label:
@@ -132,7 +132,10 @@ def _folder_label(path: str) -> Label:
 
 def _masks(path: str) -> dict[str, MaskFiles]:
     file = (File(path),)
-    return {"optic_disc": MaskFiles(file, 0, MAX_DISC_LEVEL), "optic_cup": MaskFiles(file, 0, MAX_CUP_LEVEL)}
+    return {
+        "optic_disc": MaskFiles(files=file, low=0, high=MAX_DISC_LEVEL),
+        "optic_cup": MaskFiles(files=file, low=0, high=MAX_CUP_LEVEL),
+    }
 
 
 def _rows(root: Path, paths: Iterable[str], warnings: list[str]) -> dict[str, RefugeRow]:

@@ -145,7 +145,7 @@ def _box(numbers: list[str], where: str) -> Box:
         raise SourceError(f"{where}: x, y, width, height must be numbers") from None
     if not (row >= 0 and col >= 0 and width > 0 and height > 0):
         raise SourceError(f"{where}: expected a box inside the image, with width and height above 0")
-    return Box(OPACITY, row, col, row + height, col + width)
+    return Box(label=OPACITY, row0=row, col0=col, row1=row + height, col1=col + width)
 
 
 def read_classes(path: Path) -> dict[str, str]:

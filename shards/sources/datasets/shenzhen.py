@@ -79,7 +79,7 @@ class ShenzhenSource:
                 patient=f"shenzhen/{name}",
                 view="PA",
                 labels={"Tuberculosis": int(name[-1])},
-                masks={"lungs": MaskFiles((File(masks[name]),))} if name in masks else {},
+                masks={"lungs": MaskFiles(files=(File(masks[name]),))} if name in masks else {},
                 sex=demographics.get(name, (None, None))[0],
                 age_years=demographics.get(name, (None, None))[1],
             )
@@ -91,7 +91,11 @@ class ShenzhenSource:
                 None in demographics[name] for name in demographics.keys() & images.keys()
             ),
         }
-        return Listing(records, "image", count_warnings(self.info, records) + number_warnings(self.info, counts))
+        return Listing(
+            records=records,
+            patient_grouping="image",
+            warnings=count_warnings(self.info, records) + number_warnings(self.info, counts),
+        )
 
 
 def parse_demographics(line: str) -> tuple[Sex | None, float | None]:

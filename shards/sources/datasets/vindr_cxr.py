@@ -161,7 +161,11 @@ class VindrCxrSource:
             "images without labels were left out": len(others) - len(unlabelled),
             "boxes without an area, or of a finding or image that the labels lack, were left out": num_skipped,
         }
-        return Listing(records, "image", (*count_warnings(self.info, records), *number_warnings(self.info, counts)))
+        return Listing(
+            records=records,
+            patient_grouping="image",
+            warnings=(*count_warnings(self.info, records), *number_warnings(self.info, counts)),
+        )
 
 
 def vote(num_positive: int, num_readers: int) -> Label:
@@ -278,7 +282,9 @@ def parse_boxes(
         if name is None or not is_finite or not (max(row0, 0) < row1 and max(col0, 0) < col1):
             num_skipped += 1
             continue
-        boxes.setdefault(row["image_id"], []).append(Box(name, max(row0, 0.0), max(col0, 0.0), row1, col1))
+        boxes.setdefault(row["image_id"], []).append(
+            Box(label=name, row0=max(row0, 0.0), col0=max(col0, 0.0), row1=row1, col1=col1)
+        )
     return {name: tuple(found) for name, found in boxes.items()}, num_skipped
 
 

@@ -31,7 +31,7 @@ def smooth_canvas(seed: int) -> np.ndarray:
 def test_a_crop_equals_resampling_the_jitter_square_and_then_cropping(
     seed: int, factors: tuple[int, int], area: float
 ) -> None:
-    spec = GridSpec(N, CELL_PX, T, (Scale(*factors, 1.0),), 0.5, area)
+    spec = GridSpec(n=N, cell_px=CELL_PX, t=T, scales=(Scale(*factors, 1.0),), min_overlap=0.5, min_jitter_area=area)
     pair = draw_crop_pair(spec, spec.scales[0], np.random.default_rng(seed))
     canvas = smooth_canvas(seed)
     row, col, side = pair.jitter

@@ -179,7 +179,9 @@ def test_ace_shows_pairs_and_dino_views_in_every_epoch(index: ShardIndex) -> Non
 
 def test_the_scales_of_the_third_phase_keep_the_grids_weights() -> None:
     scales = (Scale(1, 1, 5.0), Scale(2, 2, 3.0), Scale(1, 2, 1.0))
-    spec = spec_of_epoch("ace_v2", GridSpec(9, 8, 4, scales, 0.5, 0.85), epoch=5)
+    spec = spec_of_epoch(
+        "ace_v2", GridSpec(n=9, cell_px=8, t=4, scales=scales, min_overlap=0.5, min_jitter_area=0.85), epoch=5
+    )
     assert spec is not None
     drawn = [scale_of_step(spec, 0, step) for step in range(2000)]
     assert np.mean([(scale.k, scale.l) == (2, 2) for scale in drawn]) == pytest.approx(0.75, abs=0.04)
@@ -188,7 +190,7 @@ def test_the_scales_of_the_third_phase_keep_the_grids_weights() -> None:
 
 @pytest.mark.parametrize("scales", [(Scale(1, 1, 1.0),), (Scale(1, 1, 1.0), Scale(2, 2, 0.0))])
 def test_ace_v2_without_a_scale_to_compose_at_is_refused_from_the_start(scales: tuple[Scale, ...]) -> None:
-    spec = GridSpec(9, 8, 4, scales, 0.5, 0.85)
+    spec = GridSpec(n=9, cell_px=8, t=4, scales=scales, min_overlap=0.5, min_jitter_area=0.85)
     for epoch in range(3):
         with pytest.raises(
             ConfigError, match=r"ace_v2 needs a scale .*grid\.scales has only 1x1 \(weight 1\).*add one"

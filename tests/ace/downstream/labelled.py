@@ -96,7 +96,13 @@ class KnownBackbone(FromCellMeans):
 
 def encoder(code: Callable[[Tensor], Tensor]) -> Encoder:
     """An encoder of cell means that takes pixels in [0, 1] as they are."""
-    return Encoder(KnownBackbone(code), GRID.spec, 3, "fp32", given={BATCH: Normalisation.of(0.0, 1.0)})
+    return Encoder(
+        backbone=KnownBackbone(code),
+        spec=GRID.spec,
+        in_channels=3,
+        precision="fp32",
+        given={BATCH: Normalisation.of(0.0, 1.0)},
+    )
 
 
 def sees(means: Tensor) -> Tensor:

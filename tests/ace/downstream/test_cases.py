@@ -16,7 +16,7 @@ def test_a_mean_counts_patients_as_often_as_they_are_drawn_and_leaves_out_what_i
 
 def test_a_pixel_of_a_resized_canvas_has_the_millimetres_of_the_source_pixels_that_it_covers() -> None:
     # JSRT: 2048 pixels of .175 mm, 358.4 mm, on 288 and then on 128 pixels.
-    placement = Placement(288, 2048, 2048, (0, 0, 2048, 2048))
+    placement = Placement(canvas_px=288, source_height=2048, source_width=2048, box=(0, 0, 2048, 2048))
     meta = {"original": {"spacing_mm": [0.175, 0.175]}, "grid": {"affine": placement.affine}}
     assert pixel_mm(meta, shown_px=288, side=128) == pytest.approx((2.8, 2.8))
     meta["original"]["spacing_mm"] = None

@@ -43,7 +43,7 @@ def test_targets_move_as_the_view_says_and_unknown_structures_are_marked(index: 
     reader = ShardReader(index)
     samples = [reader.read(int(row)) for row in index.select("all")]
     rng = np.random.default_rng(0)
-    mirrored = View(0, 0, 1, is_mirrored=True)
+    mirrored = View(row=0, col=0, side=1, is_mirrored=True)
     for sample in samples[:6]:
         target = task("segmentation").target(sample, mirrored, rng)
         masks = sample.masks()
@@ -160,7 +160,7 @@ def test_few_shots_are_so_many_images_of_those_that_know_something(part: Part) -
     for kind in ("segmentation", "landmarks"):
         own = task(kind)
         assert own.classes(own.truth(part, is_training=False)).tolist() == [[True]] * len(part)
-    assert center_view(1.0) == View(0, 0, 1.0)
+    assert center_view(1.0) == View(row=0, col=0, side=1.0)
 
 
 def test_images_do_not_stay_in_memory_while_landmarks_are_read(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:

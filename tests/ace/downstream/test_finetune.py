@@ -290,7 +290,14 @@ def test_a_frozen_encoder_is_run_once_and_an_untrained_one_once_for_each_seed(
     own = task(methods=["knn"])
     for network in ("untrained", "teacher"):
         params = EncoderParams(model=str(project / "models/seeing"), network=network)
-        bench = Bench(own, divide(index, own.params), {}, params, None, RunOptions(device="cpu"))
+        bench = Bench(
+            task=own,
+            parts=divide(index, own.params),
+            truths={},
+            encoder=params,
+            measured=None,
+            options=RunOptions(device="cpu"),
+        )
         for seed in (3, 5, 3):
             bench.features(seed)
     assert opened == [("untrained", 3), ("untrained", 5), ("teacher", 0)]

@@ -86,7 +86,7 @@ def test_points_lie_in_the_masks_that_they_lie_in(view: View) -> None:
 def test_the_whole_canvas_keeps_masks_to_the_bit_and_points_where_they_are() -> None:
     masks = np.random.default_rng(0).random((2, SIDE, SIDE)) > 0.5
     points = np.array([[10.0, 20.0], [math.nan, math.nan], [0.0, 96.0]])
-    whole = View(0, 0, 1)
+    whole = View(row=0, col=0, side=1)
     assert np.array_equal(shown_masks(masks, whole, SIDE), masks)
     np.testing.assert_array_equal(shown_points(points, whole, SIDE, SIDE), points)
     mirrored = replace(whole, is_mirrored=True)
@@ -99,7 +99,7 @@ def test_the_whole_canvas_keeps_masks_to_the_bit_and_points_where_they_are() -> 
 
 def test_what_is_cut_off_or_turned_in_as_black_is_not_there() -> None:
     masks = np.ones((1, SIDE, SIDE), bool)
-    turned = View(0.25, 0.25, 0.5, angle_deg=45.0)
+    turned = View(row=0.25, col=0.25, side=0.5, angle_deg=45.0)
     (found,) = shown_masks(masks, turned, 48)
     assert found[24, 24]
     assert not found[0, 0]

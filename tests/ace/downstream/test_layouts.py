@@ -59,21 +59,28 @@ def encoder(channels: int) -> Encoder:
     model_args = {"depths": [1, 1, 1, 1], "dims": [8, 16, 16, 16], "output_stride": 16, "ls_init_value": 1.0}
     values: dict[str, Any] = {"name": "convnext_atto", "model_args": model_args, "in_channels": channels}
     values |= {"token_activation": "relu", "drop_path": 0.0, "weights": None}
-    spec = GridSpec(2 * SIZE_PX // 16, 16, SIZE_PX // 16, (Scale(2, 2, 1.0),), 0.5, 0.85)
+    spec = GridSpec(
+        n=2 * SIZE_PX // 16,
+        cell_px=16,
+        t=SIZE_PX // 16,
+        scales=(Scale(2, 2, 1.0),),
+        min_overlap=0.5,
+        min_jitter_area=0.85,
+    )
     torch.manual_seed(0)
     backbone = build_backbone(BackboneParams.from_params(values, "backbone"), spec)
     return Encoder(
-        backbone,
-        spec,
-        channels,
-        "fp32",
+        backbone=backbone,
+        spec=spec,
+        in_channels=channels,
+        precision="fp32",
         given={name: Normalisation((0.5,), (0.25,)) for name in ("own-b000", "phantom-b000")},
     )
 
 
 def fine_tuned(own: Task[TaskParams], parts: Parts, shown_by: Encoder, num_steps: int) -> tuple[list[float], Arrays]:
     """Losses of some steps, and what the network then answers about the test images."""
-    images = TrainingImages(own, parts.train, shown_by, seed=0)
+    images = TrainingImages(task=own, part=parts.train, encoder=shown_by, seed=0)
     network = own.network(shown_by).train()
     optimizer, losses = torch.optim.AdamW(network.parameters(), 3e-3), []
     for batch in images.batches(0, num_steps, lambda: None):

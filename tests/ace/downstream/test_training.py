@@ -38,14 +38,19 @@ def weights_after(num_micro_batches: int, known: list[list[bool]] = KNOWN) -> tu
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     state = FinetuneState(
-        network, build_optimizer(network, own.params.training), torch.amp.GradScaler("cpu", enabled=False)
+        network=network,
+        optimizer=build_optimizer(network, own.params.training),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
     )
     encoder = SimpleNamespace(device=torch.device("cpu"), normalisation=lambda batch: Normalisation((0.5,), (0.25,)))
     images = StandIn(encoder=encoder, part=SimpleNamespace(index=SimpleNamespace(name="b")))
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randint(0, 256, (4, 1, 4, 4), generator=generator, dtype=torch.uint8)
     batch = LabelledBatch(
-        pixels, torch.tensor([[1.0, 0, 1]] * 2 + [[0.0, 1, 0]] * 2), torch.tensor(known), list("abcd")
+        images=pixels,
+        targets=torch.tensor([[1.0, 0, 1]] * 2 + [[0.0, 1, 0]] * 2),
+        known=torch.tensor(known),
+        keys=list("abcd"),
     )
     outcome = FinetuneStep(state, own, images)(batch, is_logged=True, is_stop_wanted=False)
     gradient = torch.cat([weight.grad.flatten() for weight in network.parameters() if weight.grad is not None])

@@ -20,7 +20,7 @@ def params(name: str, **model_args: object) -> BackboneParams:
 
 
 def grid(t: int, cell_px: int) -> GridSpec:
-    return GridSpec(2 * t, cell_px, t, (Scale(2, 2, 1.0),), 0.5, 0.85)
+    return GridSpec(n=2 * t, cell_px=cell_px, t=t, scales=(Scale(2, 2, 1.0),), min_overlap=0.5, min_jitter_area=0.85)
 
 
 SWIN = params("swin_tiny_patch4_window7_224", embed_dim=8, depths=[1, 1, 1], num_heads=[1, 2, 4])

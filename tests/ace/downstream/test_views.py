@@ -31,7 +31,7 @@ def test_views_of_their_own_size_are_parts_of_the_canvas(sample: Sample) -> None
 
 def test_a_view_is_turned_about_its_middle_counter_clockwise(sample: Sample) -> None:
     px = len(sample.image)
-    (turned,) = show(sample, [View(0, 0, 1, angle_deg=90)], px, 1, px)
+    (turned,) = show(sample, [View(row=0, col=0, side=1, angle_deg=90)], px, 1, px)
     assert np.array_equal(turned, np.rot90(sample.image))
 
 

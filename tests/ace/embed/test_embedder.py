@@ -29,8 +29,8 @@ def noise(num_crops: int, *shape: int) -> np.ndarray:
 def test_pixels_are_normalised_by_the_batch_they_come_from() -> None:
     crops = noise(3, 3)
     encoder = Normalising(FromCellMeans(SPEC, colour))
-    first = Embedder(encoder, "first", 2, "e").pooled(crops, total=3, task="t")
-    second = Embedder(encoder, "second", 2, "e").pooled(crops, total=3, task="t")
+    first = Embedder(encoder=encoder, batch="first", images_per_forward=2, name="e").pooled(crops, total=3, task="t")
+    second = Embedder(encoder=encoder, batch="second", images_per_forward=2, name="e").pooled(crops, total=3, task="t")
     np.testing.assert_allclose(second, crops.mean(axis=(1, 2)) / 255, rtol=1e-5)
     np.testing.assert_allclose(first, (second - 0.5) / 0.25, rtol=1e-4)
 
@@ -38,7 +38,9 @@ def test_pixels_are_normalised_by_the_batch_they_come_from() -> None:
 @pytest.mark.parametrize("shape", [(), (3,)])
 def test_a_level_for_each_channel_is_taken_from_that_channel(shape: tuple[int, ...]) -> None:
     crops = noise(3, *shape)
-    found = Embedder(Normalising(FromCellMeans(SPEC, colour)), "channels", 2, "e").pooled(crops, total=3, task="t")
+    found = Embedder(
+        encoder=Normalising(FromCellMeans(SPEC, colour)), batch="channels", images_per_forward=2, name="e"
+    ).pooled(crops, total=3, task="t")
     mean, std = map(np.array, PER_CHANNEL)
     expected = (crops.reshape(3, -1, *(shape or (1,))).mean(axis=1) / 255 - mean) / std
     np.testing.assert_allclose(found, expected, rtol=1e-4)
@@ -60,7 +62,9 @@ def test_grey_crops_are_repeated_for_a_colour_encoder() -> None:
 def test_colour_crops_become_luma_for_a_grey_encoder() -> None:
     encoder = ConstructedEncoder(FromCellMeans(SPEC, colour), in_channels=1)
     crops = noise(2, 3)
-    found = Embedder(encoder, "constructed", 8, "e").pooled(crops, total=2, task="t")
+    found = Embedder(encoder=encoder, batch="constructed", images_per_forward=8, name="e").pooled(
+        crops, total=2, task="t"
+    )
     expected = crops.mean(axis=(1, 2)) @ np.array([0.299, 0.587, 0.114]) / 255
     np.testing.assert_allclose(found[:, 0], expected, atol=1 / 255)  # whole grey levels, as in training
 
@@ -84,7 +88,10 @@ def test_the_backbone_alone_is_in_the_encoders_precision_and_what_is_made_of_its
         return layer(means)
 
     crops, fp32 = noise(3, 3), ConstructedEncoder(FromCellMeans(SPEC, code))
-    embedders = [Embedder(encoder, "constructed", 2, "e") for encoder in (fp32, replace(fp32, precision="bf16"))]
+    embedders = [
+        Embedder(encoder=encoder, batch="constructed", images_per_forward=2, name="e")
+        for encoder in (fp32, replace(fp32, precision="bf16"))
+    ]
     full, half = (list(each.tokens(crops)) for each in embedders)
     assert seen == [torch.float32, torch.float32, torch.bfloat16, torch.bfloat16]
     assert {tokens.dtype for tokens in full + half} == {torch.float32}
@@ -111,7 +118,7 @@ def test_the_two_forms_of_an_embedding_are_one() -> None:
 
 
 def test_a_trained_encoder_takes_crops_of_its_own_grid_alone() -> None:
-    encoder = Encoder(torch.nn.Identity(), SPEC, 3, "fp32")
+    encoder = Encoder(backbone=torch.nn.Identity(), spec=SPEC, in_channels=3, precision="fp32")
     assert encoder.on_grid(SPEC, "a-b000") is encoder
     other = replace(SPEC, cell_px=SPEC.cell_px * 2)
     with pytest.raises(ConfigError, match=r"\(n, cell_px, t\) = \(6, 8, 4\), but a-b000 has \(6, 16, 4\)"):

@@ -51,7 +51,7 @@ def grey(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
 
 def survey(index: ShardIndex, grid: GridParams = GRID) -> Survey:
     raw = Path(str(index.store.location)).parent / "raw"
-    records = [Record(path.stem, File(path.name), path.stem) for path in sorted(raw.iterdir())]
+    records = [Record(source_id=path.stem, image=File(path.name), patient=path.stem) for path in sorted(raw.iterdir())]
     return survey_images(raw, records, grid, shard_params(foreground=FOREGROUND))
 
 
@@ -110,7 +110,14 @@ def test_training_evaluation_and_inference_normalise_the_same_pixels_alike(
     np.testing.assert_allclose(trained.permute(0, 2, 3, 1).numpy(), expected, atol=1e-5)
 
     normalisation = mix.normalisation(3, "a")
-    preprocessing = Preprocessing(GRID.spec.crop_px, 3, None, *normalisation, "a")
+    preprocessing = Preprocessing(
+        crop_px=GRID.spec.crop_px,
+        channels=3,
+        trim_level=None,
+        mean=normalisation.mean,
+        std=normalisation.std,
+        normalisation="a",
+    )
     assert torch.equal(preprocessing.normalize(crops, CPU), trained)
 
     class Showing(ConstructedEncoder):
@@ -118,7 +125,9 @@ def test_training_evaluation_and_inference_normalise_the_same_pixels_alike(
             return normalisation
 
     encoder = Showing(nn.Identity(), GRID.spec)
-    assert torch.equal(torch.cat(list(Embedder(encoder, "a", 2, "e").tokens(crops))), trained)
+    assert torch.equal(
+        torch.cat(list(Embedder(encoder=encoder, batch="a", images_per_forward=2, name="e").tokens(crops))), trained
+    )
 
 
 def test_one_number_gives_the_bits_that_it_gave_before_lists() -> None:

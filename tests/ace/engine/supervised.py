@@ -93,7 +93,13 @@ class SupervisedStep:
             state.optimizer.step()
         state.step += 1
         values = {"loss": mean, "lr": lr, "grad_norm": norm}
-        return StepOutcome(values, loss.detach(), is_finite, False, bool(num_stops > 0))
+        return StepOutcome(
+            values=values,
+            local_loss=loss.detach(),
+            is_finite=is_finite,
+            is_overflow=False,
+            is_stop_wanted=bool(num_stops > 0),
+        )
 
 
 @dataclass(frozen=True)
@@ -142,7 +148,9 @@ def main(folder: Path, options: dict[str, Any]) -> None:
     with ExitStack() as stack:
         request = stack.enter_context(stop_requests(None))
         ranks = stack.enter_context(open_ranks("cpu"))
-        identity = RunIdentity("supervised", {"params": params.model_dump(mode="json"), "code": "1"}).agreed(ranks)
+        identity = RunIdentity(
+            stage="supervised", values={"params": params.model_dump(mode="json"), "code": "1"}
+        ).agreed(ranks)
         run = ranks.from_first(
             lambda: stack.enter_context(open_run(identity, folder / "run", accepts_changed_code=False))
         )

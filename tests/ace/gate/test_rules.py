@@ -51,7 +51,9 @@ def gate_of(**bounds: Any) -> GateParams:
 
 
 def reading(values: np.ndarray, *, is_error: bool = False) -> Reading:
-    return Reading(per_patient(values, np.ones(len(values))), len(values), None, is_error=is_error)
+    return Reading(
+        measure=per_patient(values, np.ones(len(values))), num_patients=len(values), chance=None, is_error=is_error
+    )
 
 
 def low_of(gains: np.ndarray) -> float:
@@ -178,7 +180,9 @@ def test_without_an_incumbent_the_candidate_is_held_to_floors_and_to_the_untrain
 
 
 def test_a_figure_that_was_not_measured_breaks_its_rules() -> None:
-    nothing = Reading(per_patient(np.zeros(NUM_PATIENTS), np.zeros(NUM_PATIENTS)), NUM_PATIENTS, None)
+    nothing = Reading(
+        measure=per_patient(np.zeros(NUM_PATIENTS), np.zeros(NUM_PATIENTS)), num_patients=NUM_PATIENTS, chance=None
+    )
     found = decision_of(*rules_of(replace(drawn(0, 0.0)[0], candidate=nothing, groups={}), gate_of()).values())
     assert {item["rule"] for item in found["rules"] if not item["passed"]} == {
         "enough_patients",

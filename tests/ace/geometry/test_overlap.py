@@ -39,7 +39,7 @@ def test_overlap_masks_select_the_same_cells_in_both_crops(pair) -> None:
 @given(aligned_pairs())
 def test_masks_agree_with_the_rectangles_that_shards_store(pair) -> None:
     coarse, fine, t, k, l = pair
-    stored = CropPair((0.0, 0.0, 1.0), coarse, fine, k, l)
+    stored = CropPair(jitter=(0.0, 0.0, 1.0), coarse=coarse, fine=fine, k=k, l=l)
     masks = overlap_masks(torch.tensor([coarse]), torch.tensor([fine]), t=t, k=k, l=l)
     for mask, (row0, col0, row1, col1) in zip(masks, (stored.overlap_fine(t), stored.overlap_coarse(t)), strict=True):
         expected = np.zeros((t, t), dtype=bool)

@@ -20,7 +20,9 @@ def batches(draw) -> tuple[torch.Tensor, torch.Tensor, int, int, int]:
     # Every even t that k and l divide.
     t = draw(st.sampled_from([6, 12] if 3 in (k, l) else [4, 8] if 4 in (k, l) else [2, 4, 6, 8, 10]))
     n = draw(st.integers(max(k, l) * t, max(k, l) * t + 5))
-    spec = GridSpec(n, 4, t, (Scale(k, l, 1.0),), draw(st.floats(0, 1)), 0.85)
+    spec = GridSpec(
+        n=n, cell_px=4, t=t, scales=(Scale(k, l, 1.0),), min_overlap=draw(st.floats(0, 1)), min_jitter_area=0.85
+    )
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     pairs = [draw_crop_pair(spec, spec.scales[0], rng) for _ in range(3)]
     coarse, fine = torch.tensor([p.coarse for p in pairs]), torch.tensor([p.fine for p in pairs])

@@ -15,7 +15,11 @@ T = 4
 
 
 def pair(k: int, l: int, rng: np.random.Generator) -> tuple[tuple[int, int], tuple[int, int]]:
-    drawn = draw_crop_pair(GridSpec(9, 4, T, (Scale(k, l, 1.0),), 0.25, 0.85), Scale(k, l, 1.0), rng)
+    drawn = draw_crop_pair(
+        GridSpec(n=9, cell_px=4, t=T, scales=(Scale(k, l, 1.0),), min_overlap=0.25, min_jitter_area=0.85),
+        Scale(k, l, 1.0),
+        rng,
+    )
     return drawn.coarse, drawn.fine
 
 

@@ -54,11 +54,13 @@ def write_model(
         "in_channels": in_channels,
         "token_activation": token_activation,
     }
-    spec = GridSpec(2 * t, CROP_PX // t, t, (Scale(2, 2, 1.0),), 0.5, 0.85)
+    spec = GridSpec(
+        n=2 * t, cell_px=CROP_PX // t, t=t, scales=(Scale(2, 2, 1.0),), min_overlap=0.5, min_jitter_area=0.85
+    )
     torch.manual_seed(1)
     student = Student(
         build_backbone(BackboneParams.from_params(backbone, "backbone"), spec),
-        branches=Branches(False, True, False),
+        branches=Branches(global_=False, decomposition=True, composition=False),
         scales=[(2, 2)],
         global_head=GlobalHeadParams.from_params(demo["global_head"], "global_head"),
         local_head=LocalHeadParams.from_params(demo["local_head"], "local_head"),

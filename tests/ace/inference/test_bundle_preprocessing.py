@@ -38,7 +38,9 @@ def saved(image: Image.Image, folder: Path, ending: str = "png", **options: obje
 
 def assert_same_pixels(path: Path) -> None:
     for side, channels, trim_level in SETTINGS:
-        preprocessing = Preprocessing(side, channels, trim_level, (0.5,), (0.25,), "custom")
+        preprocessing = Preprocessing(
+            crop_px=side, channels=channels, trim_level=trim_level, mean=(0.5,), std=(0.25,), normalisation="custom"
+        )
         with Image.open(path) as image:
             found = place(image, side=side, channels=channels, trim_level=trim_level)
         np.testing.assert_array_equal(np.asarray(found), preprocessing.place(to_pixels(path)))

@@ -73,7 +73,7 @@ def test_the_embedding_is_what_evaluation_measures(kind: str, in_channels: int, 
     """On squares of crop size both see the same pixels; E is E0's direction there."""
     folder = write_model(tmp_path / "ace", kind, in_channels=in_channels)
     crops = pictures(5, CROP_PX, CROP_PX)
-    embedder = Embedder(load_encoder(folder, device="cpu"), "a-b000", images_per_forward=2, name="test")
+    embedder = Embedder(encoder=load_encoder(folder, device="cpu"), batch="a-b000", images_per_forward=2, name="test")
     out = ace.load(folder, device="cpu").embed(crops)
     expected = embedder.pooled(crops, total=5, task="test")
     assert np.abs(out.embedding.numpy() - unit(expected)).max() < 1e-5
@@ -88,7 +88,7 @@ def test_a_model_of_coloured_images_normalises_each_channel_and_says_how(tmp_pat
     about = model.describe()
     assert (about["mean"], about["std"]) == (mean, std)
     crops = [np.random.default_rng(0).integers(0, 256, (CROP_PX, CROP_PX, 3), dtype=np.uint8)]
-    embedder = Embedder(load_encoder(folder, device="cpu"), "a-b000", images_per_forward=2, name="test")
+    embedder = Embedder(encoder=load_encoder(folder, device="cpu"), batch="a-b000", images_per_forward=2, name="test")
     expected = embedder.pooled(crops, total=1, task="test")
     assert np.abs(model.embed(crops).tokens.mean((1, 2)).numpy() - expected).max() < 1e-5
     swapped = ace.load(folder, normalisation=([0.31, 0.62, 0.1], std))

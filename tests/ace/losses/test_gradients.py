@@ -46,7 +46,7 @@ class Pairs:
 
 def draw_pairs(k: int, l: int, share_erased: float, rng: np.random.Generator, num_pairs: int = 2) -> Pairs:
     scale = Scale(k, l, 1.0)
-    spec = GridSpec(10, 4, T, (scale,), 0.3, 0.85)
+    spec = GridSpec(n=10, cell_px=4, t=T, scales=(scale,), min_overlap=0.3, min_jitter_area=0.85)
     pairs = [draw_crop_pair(spec, scale, rng) for _ in range(num_pairs)]
     erased = rng.random((2, num_pairs, T * T)) < share_erased
     return Pairs([pair.coarse for pair in pairs], [pair.fine for pair in pairs], *erased)

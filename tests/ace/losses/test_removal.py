@@ -78,7 +78,7 @@ def test_the_monitors_agree_with_the_oracle_and_add_up_over_parts(seed: int) -> 
     expected = oracle.removal_monitors(student.numpy(), teacher.numpy(), shown.numpy())
     whole = removal_sums(*tokens)
     parts = [removal_sums(*part) for part in zip(*(tensor.split(2) for tensor in tokens), strict=True)]
-    added = RemovalSums(*torch.stack([part.stacked() for part in parts]).sum(0))
+    added = RemovalSums.of(torch.stack([part.stacked() for part in parts]).sum(0))
     for sums in (whole, added):
         assert list(sums.ratios) == ["removal_erased_length", "removal_change_outside"]
         assert [value.item() for value in sums.ratios.values()] == pytest.approx(expected, rel=1e-5)

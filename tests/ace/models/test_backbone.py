@@ -13,7 +13,7 @@ def params(name: str, in_channels: int = 3, **model_args: object) -> BackbonePar
 
 
 def grid(t: int, cell_px: int) -> GridSpec:
-    return GridSpec(2 * t, cell_px, t, (Scale(2, 2, 1.0),), 0.5, 0.85)
+    return GridSpec(n=2 * t, cell_px=cell_px, t=t, scales=(Scale(2, 2, 1.0),), min_overlap=0.5, min_jitter_area=0.85)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import fields
 
 import pytest
 import torch
@@ -10,8 +11,15 @@ from ace.models.params import BackboneParams, GlobalHeadParams, LocalHeadParams,
 from shards.core.grid import GridSpec, Scale
 
 T, CELL_PX, WIDTH = 4, 16, 24
-SPEC = GridSpec(8, CELL_PX, T, (Scale(2, 2, 1.0), Scale(1, 2, 1.0), Scale(1, 1, 1.0)), 0.0, 0.85)
-ALL = Branches(True, True, True, True)
+SPEC = GridSpec(
+    n=8,
+    cell_px=CELL_PX,
+    t=T,
+    scales=(Scale(2, 2, 1.0), Scale(1, 2, 1.0), Scale(1, 1, 1.0)),
+    min_overlap=0.0,
+    min_jitter_area=0.85,
+)
+ALL = Branches(global_=True, decomposition=True, composition=True, removal=True)
 VIT = {"embed_dim": WIDTH, "depth": 2, "num_heads": 2, "class_token": False}
 SWIN = {"embed_dim": 6, "depths": [1, 1, 1], "num_heads": [1, 2, 4], "window_size": 4}
 
@@ -76,7 +84,13 @@ def test_every_parameter_gets_a_gradient_in_a_step_of_any_scale(k: int, l: int, 
 
 
 @pytest.mark.parametrize(
-    "branches", [ALL, Branches(True, True, True), Branches(True, False, True), Branches(True, False, False)]
+    "branches",
+    [
+        ALL,
+        Branches(global_=True, decomposition=True, composition=True),
+        Branches(global_=True, decomposition=False, composition=True),
+        Branches(global_=True, decomposition=False, composition=False),
+    ],
 )
 def test_every_parameter_gets_a_gradient_in_a_step_of_views(branches: Branches) -> None:
     net = student(branches)
@@ -102,7 +116,7 @@ def test_student_and_teacher_see_a_view_as_they_see_a_crop() -> None:
 
 @pytest.mark.parametrize("flags", [f for f in itertools.product([True, False], repeat=4) if any(f[:3])])
 def test_only_what_a_branch_needs_is_built_and_encoded(flags: tuple[bool, bool, bool, bool]) -> None:
-    branches = Branches(*flags)
+    branches = Branches(**dict(zip((item.name for item in fields(Branches)), flags, strict=True)))
     net = student(branches)
     teacher = Teacher(net)
     seen: dict[str, int] = {}

@@ -33,7 +33,7 @@ PALACE, DAISY = 698, 985
 
 
 def spec(t: int, cell_px: int) -> GridSpec:
-    return GridSpec(2 * t, cell_px, t, (Scale(2, 2, 1.0),), 0.5, 0.85)
+    return GridSpec(n=2 * t, cell_px=cell_px, t=t, scales=(Scale(2, 2, 1.0),), min_overlap=0.5, min_jitter_area=0.85)
 
 
 def reference(**changes: Any) -> ImportParams:

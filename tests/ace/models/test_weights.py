@@ -49,7 +49,7 @@ each_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 def spec(t: int) -> GridSpec:
-    return GridSpec(2 * t, 16, t, (Scale(2, 2, 1.0),), 0.5, 0.85)
+    return GridSpec(n=2 * t, cell_px=16, t=t, scales=(Scale(2, 2, 1.0),), min_overlap=0.5, min_jitter_area=0.85)
 
 
 def params(family: dict[str, Any], weights: dict[str, Any] | None = None, in_channels: int = 1) -> BackboneParams:

@@ -117,7 +117,7 @@ def test_a_mask_that_is_another_patients_too_is_not_the_patients_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def entry(patient: str, image: str, mask: str) -> tuple[int, SimpleNamespace]:
-        masks = {"lung": MaskFiles((File("lungs.png"), File(mask)))}
+        masks = {"lung": MaskFiles(files=(File("lungs.png"), File(mask)))}
         return 0, SimpleNamespace(record=SimpleNamespace(patient=patient, image=File(image), masks=masks))
 
     entries = [entry("one", "1.png", "heart_1.png"), entry("two", "2.png", "heart_2.png")]

@@ -61,7 +61,17 @@ def _batch(shares_erased: list[float]) -> PairBatch:
         crops = rng.integers(0, 256, (2, spec.crop_px, spec.crop_px), dtype=np.uint8)
         shown = draw_shown(rng, 2, spec.t, share_erased)
         pair = draw_crop_pair(spec, spec.scales[0], rng)
-        items.append(CropPairItem(*crops, pair, Normalisation.of(0.5, 0.25), f"noise-{number}", *shown))
+        items.append(
+            CropPairItem(
+                coarse=crops[0],
+                fine=crops[1],
+                pair=pair,
+                normalisation=Normalisation.of(0.5, 0.25),
+                key=f"noise-{number}",
+                coarse_shown=shown[0],
+                fine_shown=shown[1],
+            )
+        )
     return with_blackened(collate(items))
 
 

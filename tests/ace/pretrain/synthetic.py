@@ -30,7 +30,17 @@ def pair_batch(
         crops = rng.integers(0, 256, (2, spec.crop_px, spec.crop_px), dtype=np.uint8)
         shown = draw_shown(rng, 2, spec.t, share_erased)
         pair = draw_crop_pair(spec, scale, rng)
-        items.append(CropPairItem(*crops, pair, Normalisation.of(0.5, 0.25), f"noise-{number}", *shown))
+        items.append(
+            CropPairItem(
+                coarse=crops[0],
+                fine=crops[1],
+                pair=pair,
+                normalisation=Normalisation.of(0.5, 0.25),
+                key=f"noise-{number}",
+                coarse_shown=shown[0],
+                fine_shown=shown[1],
+            )
+        )
     return with_blackened(collate(items)).to(default_device())
 
 
@@ -48,9 +58,16 @@ def view_batch(
     for number in range(size):
         views = rng.integers(0, 256, (num_views, spec.crop_px, spec.crop_px), dtype=np.uint8)
         shown = draw_shown(rng, num_views, spec.t, share_erased)
-        augmentations = [AS_IT_IS] * num_views
-        values = (num_teacher_views, Normalisation.of(0.5, 0.25), f"noise-{number}")
-        items.append(ViewItem(list(views), list(shown), augmentations, *values))
+        items.append(
+            ViewItem(
+                views=list(views),
+                shown=list(shown),
+                augmentations=[AS_IT_IS] * num_views,
+                num_teacher_views=num_teacher_views,
+                normalisation=Normalisation.of(0.5, 0.25),
+                key=f"noise-{number}",
+            )
+        )
     return with_blackened(collate(items)).to(default_device())
 
 
@@ -105,7 +122,9 @@ def loss_on(
 ) -> StepResult:
     """`Objective.loss` of the plain student, or of its wrapper, with the whole batch as default."""
     objective, totals = Objective.of(params, t), totals or totals_on(state, batch, params, t)
-    context = StepContext(state.center, 0.04, scales=state.student, totals=totals, share=share)
+    context = StepContext(
+        center=state.center, teacher_temperature=0.04, scales=state.student, totals=totals, share=share
+    )
     return objective.loss(student or state.student, batch, objective.teach(state.teacher, batch), context)
 
 
@@ -119,4 +138,11 @@ def step_of(
     ranks: Ranks = ALONE,
 ) -> PretrainStep:
     """The step of the plain student, or of its wrapper."""
-    return PretrainStep(state, learner or state.student, params, Objective.of(params, t), steps_per_epoch, ranks)
+    return PretrainStep(
+        state=state,
+        learner=learner or state.student,
+        params=params,
+        objective=Objective.of(params, t),
+        steps_per_epoch=steps_per_epoch,
+        ranks=ranks,
+    )

@@ -35,8 +35,18 @@ def batch_of_equal_crops() -> PairBatch:
     items = []
     for number in range(NUM_SAMPLES):
         crop = rng.integers(0, 256, (spec.crop_px, spec.crop_px), dtype=np.uint8)
-        pair = CropPair((0.0, 0.0, 1.0), (2, 3), (2, 3), 1, 1)
-        items.append(CropPairItem(crop, crop, pair, Normalisation.of(0.5, 0.25), str(number), shown, shown))
+        pair = CropPair(jitter=(0.0, 0.0, 1.0), coarse=(2, 3), fine=(2, 3), k=1, l=1)
+        items.append(
+            CropPairItem(
+                coarse=crop,
+                fine=crop,
+                pair=pair,
+                normalisation=Normalisation.of(0.5, 0.25),
+                key=str(number),
+                coarse_shown=shown,
+                fine_shown=shown,
+            )
+        )
     return collate(items)
 
 

@@ -52,7 +52,7 @@ class ConstructedEncoder:
 
 def embedder(code: Callable[[Tensor], Tensor], spec: GridSpec = SPEC, images_per_forward: int = 7) -> Embedder:
     encoder = ConstructedEncoder(FromCellMeans(spec, code), spec)
-    return Embedder(encoder, "constructed", images_per_forward, "constructed")
+    return Embedder(encoder=encoder, batch="constructed", images_per_forward=images_per_forward, name="constructed")
 
 
 def colour(means: Tensor) -> Tensor:
@@ -89,7 +89,12 @@ def map_subject(row_shift_px: float, col_shift_px: float, num_landmarks: int, se
     atlas = np.random.default_rng(seed).uniform(0.5 * size_px, 0.85 * size_px, size=(num_landmarks, 2))
     shift = np.array([row_shift_px, col_shift_px])
     landmarks = {f"mark{number}": tuple(point - shift) for number, point in enumerate(atlas)}
-    return Subject(f"subject-{row_shift_px}", canvas, landmarks, np.ones((SPEC.n, SPEC.n), dtype=bool))
+    return Subject(
+        key=f"subject-{row_shift_px}",
+        canvas=canvas,
+        landmarks=landmarks,
+        foreground=np.ones((SPEC.n, SPEC.n), dtype=bool),
+    )
 
 
 def dense(own: Embedder, subjects: Sequence[Subject], axis: LocationAxis, folder: Path) -> Features:
@@ -100,4 +105,4 @@ def dense(own: Embedder, subjects: Sequence[Subject], axis: LocationAxis, folder
 def map_cohort(num_patients: int, seed: int = 0) -> Cohort:
     shifts = np.random.default_rng(seed).uniform(0, 16, size=(num_patients, 2))
     subjects = [map_subject(float(row), float(col), num_landmarks=9, seed=3) for row, col in shifts]
-    return Cohort("constructed", "test", SPEC, tuple(subjects))
+    return Cohort(batch="constructed", split="test", spec=SPEC, subjects=tuple(subjects))

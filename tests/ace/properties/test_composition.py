@@ -111,14 +111,17 @@ def plain_cohort() -> Cohort:
     """Patients of one colour each."""
     foreground = np.ones((SPEC.n, SPEC.n), bool)
     canvases = plain_canvases(random_colours(NUM_PATIENTS, seed=1))
-    subjects = tuple(Subject(f"s{number}", canvas, {}, foreground) for number, canvas in enumerate(canvases))
-    return Cohort("constructed", "test", SPEC, subjects)
+    subjects = tuple(
+        Subject(key=f"s{number}", canvas=canvas, landmarks={}, foreground=foreground)
+        for number, canvas in enumerate(canvases)
+    )
+    return Cohort(batch="constructed", split="test", spec=SPEC, subjects=subjects)
 
 
 def figures(code: object, params: CompositionParams = PARAMS) -> dict[str, tuple[float, float | None]]:
     """Value and chance of every figure of an encoder."""
     dense = DenseParams(locations_per_cell=2, window_step_cells=1)
-    setting = Setting(plain_cohort(), None, dense, seed=0, max_patients=NUM_PATIENTS, num_examples=1)
+    setting = Setting(cohort=plain_cohort(), index=None, dense=dense, seed=0, max_patients=NUM_PATIENTS, num_examples=1)
     measurement = Composition().plan(setting, params)
     readings = measurement.read(measurement.ask(embedder(code), Features(Path(), {})))
     return {name: (estimate(own.measure, own.num_patients), own.chance) for name, own in readings.items()}

@@ -93,7 +93,14 @@ def test_the_mean_over_pairs_weighs_every_landmark_alike() -> None:
 
 def planned(num_patients: int = 6) -> CorrespondenceMeasurement:
     dense_params = DenseParams(locations_per_cell=4, window_step_cells=1)
-    setting = Setting(map_cohort(num_patients), None, dense_params, seed=0, max_patients=num_patients, num_examples=2)
+    setting = Setting(
+        cohort=map_cohort(num_patients),
+        index=None,
+        dense=dense_params,
+        seed=0,
+        max_patients=num_patients,
+        num_examples=2,
+    )
     params = CorrespondenceParams(num_patients=num_patients, keys_per_query=3, max_landmarks=9, success_px=64.0)
     found = Correspondence().plan(setting, params)
     assert isinstance(found, CorrespondenceMeasurement), found
@@ -164,13 +171,13 @@ def test_the_errors_by_structure_make_up_the_error_of_all() -> None:
     measurement = planned()
     subjects = [
         Subject(
-            own.key,
-            own.canvas,
-            {
+            key=own.key,
+            canvas=own.canvas,
+            landmarks={
                 f"{'rib' if number < 4 else 'lung'}_left_{number:02d}": at
                 for number, at in enumerate(own.landmarks.values())
             },
-            own.foreground,
+            foreground=own.foreground,
         )
         for own in measurement.subjects
     ]

@@ -30,7 +30,9 @@ NAMES = ("lower", "upper_left")
 
 def setting(num_patients: int = 4, index: ShardIndex | None = None) -> Setting:
     dense_params = DenseParams(locations_per_cell=2, window_step_cells=1)
-    return Setting(map_cohort(num_patients), index, dense_params, seed=0, max_patients=9, num_examples=2)
+    return Setting(
+        cohort=map_cohort(num_patients), index=index, dense=dense_params, seed=0, max_patients=9, num_examples=2
+    )
 
 
 def drawn() -> CosegmentationMeasurement:
@@ -41,7 +43,9 @@ def drawn() -> CosegmentationMeasurement:
     masks[:, 0, num // 2 :] = True
     for patient in range(4):
         masks[patient, 1, : num // 2 - patient, : num // 2] = True
-    return CosegmentationMeasurement(own, PARAMS, own.cohort.subjects, NAMES, masks)
+    return CosegmentationMeasurement(
+        setting=own, params=PARAMS, subjects=own.cohort.subjects, structures=NAMES, masks=masks
+    )
 
 
 def figures(measurement: CosegmentationMeasurement, clusters: np.ndarray) -> dict[str, tuple[float, float]]:
@@ -131,7 +135,9 @@ def test_pictures_hold_the_structures_and_the_clusters_in_their_colours() -> Non
     np.testing.assert_array_equal(arrays["masks"][0] == 1, measurement.masks[0, 1])
     np.testing.assert_array_equal(arrays["one_clusters"][0] == 0, measurement.masks[0, 0])
     assert (arrays["one_clusters"][0][arrays["masks"][0] == -1] >= len(NAMES)).all()
-    shown = Cosegmentation().shown(Evidence(["one"], {}, {}, arrays, Words(one="patient")))
+    shown = Cosegmentation().shown(
+        Evidence(encoders=["one"], figures={}, params={}, arrays=arrays, words=Words(one="patient"))
+    )
     legend, *rows = shown["pictures"]
     assert "upper left" in legend
     assert [row.count("<img ") for row in rows] == [3, 3]

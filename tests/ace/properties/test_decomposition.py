@@ -87,10 +87,13 @@ def test_the_image_is_resampled_to_crop_size() -> None:
 def planned(num_patients: int, further: tuple[int, ...]) -> DecompositionMeasurement:
     foreground = np.ones((SPEC.n, SPEC.n), bool)
     canvases = plain_canvases(random_colours(num_patients, seed=2))
-    subjects = tuple(Subject(f"s{number}", canvas, {}, foreground) for number, canvas in enumerate(canvases))
+    subjects = tuple(
+        Subject(key=f"s{number}", canvas=canvas, landmarks={}, foreground=foreground)
+        for number, canvas in enumerate(canvases)
+    )
     dense = DenseParams(locations_per_cell=2, window_step_cells=1)
-    cohort = Cohort("constructed", "test", SPEC, subjects)
-    setting = Setting(cohort, None, dense, seed=0, max_patients=num_patients, num_examples=1)
+    cohort = Cohort(batch="constructed", split="test", spec=SPEC, subjects=subjects)
+    setting = Setting(cohort=cohort, index=None, dense=dense, seed=0, max_patients=num_patients, num_examples=1)
     return Decomposition().plan(setting, PARAMS.model_copy(update={"further_candidates": further}))
 
 

@@ -30,8 +30,10 @@ def planned(params: InterpolationParams = PARAMS) -> InterpolationMeasurement:
     """Patients who lie in the canvas almost alike."""
     subjects = tuple(map_subject(0.2 * number, 0.1 * number, num_landmarks=1, seed=0) for number in range(5))
     dense = DenseParams(locations_per_cell=2, window_step_cells=1)
-    cohort = Cohort("constructed", "test", SPEC, subjects)
-    return Interpolation().plan(Setting(cohort, None, dense, seed=0, max_patients=5, num_examples=2), params)
+    cohort = Cohort(batch="constructed", split="test", spec=SPEC, subjects=subjects)
+    return Interpolation().plan(
+        Setting(cohort=cohort, index=None, dense=dense, seed=0, max_patients=5, num_examples=2), params
+    )
 
 
 def figures(code: object, measurement: InterpolationMeasurement) -> dict[str, float]:
@@ -122,6 +124,8 @@ def test_every_example_shows_three_neighbours_and_each_encoders_nearest_candidat
         assert arrays[f"{figure}_given"].shape[:2] == (2, 2)
         assert arrays[f"one_{figure}_is_right"][:, 0].all()
         assert not arrays[f"one_{figure}_is_right"][:, 1:].any()
-    shown = Interpolation().shown(Evidence(["one", "other"], {}, {}, arrays, Words(one="patient")))
+    shown = Interpolation().shown(
+        Evidence(encoders=["one", "other"], figures={}, params={}, arrays=arrays, words=Words(one="patient"))
+    )
     assert len(shown["pictures"]) == 2 * 2
     assert shown["pictures"][0].count('class="candidate right') == 2

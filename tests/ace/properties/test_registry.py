@@ -12,7 +12,9 @@ from tests.ace.properties.constructed import map_cohort
 
 def generator(stream: str, seed: int = 0) -> np.random.Generator:
     dense = DenseParams(locations_per_cell=2, window_step_cells=1)
-    return Setting(map_cohort(2), None, dense, seed=seed, max_patients=2, num_examples=1).generator(stream)
+    return Setting(cohort=map_cohort(2), index=None, dense=dense, seed=seed, max_patients=2, num_examples=1).generator(
+        stream
+    )
 
 
 def test_names_and_figures_are_unique_and_told() -> None:

@@ -21,7 +21,7 @@ NOTHING = Features(Path(), {})
 
 def planned(params: RetrievalParams = PARAMS, seed: int = 0) -> RetrievalMeasurement:
     dense = DenseParams(locations_per_cell=2, window_step_cells=1)
-    setting = Setting(map_cohort(8), None, dense, seed=seed, max_patients=8, num_examples=3)
+    setting = Setting(cohort=map_cohort(8), index=None, dense=dense, seed=seed, max_patients=8, num_examples=3)
     found = Retrieval().plan(setting, params)
     assert isinstance(found, RetrievalMeasurement), found
     return found
@@ -87,7 +87,7 @@ def test_an_encoder_that_reads_places_of_the_atlas_retrieves_them_and_a_collapse
 
 def test_a_side_that_leaves_every_canvas_is_told() -> None:
     dense = DenseParams(locations_per_cell=2, window_step_cells=1)
-    setting = Setting(map_cohort(8), None, dense, seed=0, max_patients=8, num_examples=3)
+    setting = Setting(cohort=map_cohort(8), index=None, dense=dense, seed=0, max_patients=8, num_examples=3)
     found = Retrieval().plan(setting, PARAMS.model_copy(update={"side": 0.99, "further_sides": ()}))
     assert isinstance(found, NotMeasured)
     assert "leave the canvas" in found.reason

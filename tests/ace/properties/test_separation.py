@@ -18,7 +18,14 @@ PARAMS = SeparationParams(num_patients=6, num_landmarks=4)
 
 def planned(num_patients: int = 6) -> SeparationMeasurement | NotMeasured:
     dense_params = DenseParams(locations_per_cell=4, window_step_cells=1)
-    setting = Setting(map_cohort(num_patients), None, dense_params, seed=0, max_patients=num_patients, num_examples=2)
+    setting = Setting(
+        cohort=map_cohort(num_patients),
+        index=None,
+        dense=dense_params,
+        seed=0,
+        max_patients=num_patients,
+        num_examples=2,
+    )
     return Separation().plan(setting, PARAMS)
 
 
@@ -74,6 +81,8 @@ def test_every_encoder_has_a_plane_with_a_dot_for_every_token() -> None:
     arrays = measurement.pictures({"one": {"tokens": tokens}, "other": {"tokens": tokens}}, {})
     assert arrays["one_plane"].shape == (24, 2)
     np.testing.assert_array_equal(arrays["one_plane"], arrays["other_plane"])
-    shown = Separation().shown(Evidence(["one", "other"], {}, {}, arrays, Words(one="patient")))
+    shown = Separation().shown(
+        Evidence(encoders=["one", "other"], figures={}, params={}, arrays=arrays, words=Words(one="patient"))
+    )
     (picture,) = shown["pictures"]
     assert picture.count("<use ") == 2 * 24

@@ -27,13 +27,20 @@ def subject(number: int, shift_px: float) -> Subject:
     landmarks = {"heart": (24.0, midline)}
     for name, (row, apart) in {"apex": (12.0, 10.0), "dome_01": (36.0, 14.0)}.items():
         landmarks[f"{name}_left"], landmarks[f"{name}_right"] = (row, midline + apart), (row, midline - apart)
-    return Subject(f"s{number}", painted.clip(0, 255).astype(np.uint8), landmarks, np.ones((SPEC.n, SPEC.n), bool))
+    return Subject(
+        key=f"s{number}",
+        canvas=painted.clip(0, 255).astype(np.uint8),
+        landmarks=landmarks,
+        foreground=np.ones((SPEC.n, SPEC.n), bool),
+    )
 
 
 def planned(subjects: tuple[Subject, ...]) -> SymmetryMeasurement | NotMeasured:
     dense = DenseParams(locations_per_cell=4, window_step_cells=1)
-    cohort = Cohort("constructed", "test", SPEC, subjects)
-    return Symmetry().plan(Setting(cohort, None, dense, seed=0, max_patients=9, num_examples=2), PARAMS)
+    cohort = Cohort(batch="constructed", split="test", spec=SPEC, subjects=subjects)
+    return Symmetry().plan(
+        Setting(cohort=cohort, index=None, dense=dense, seed=0, max_patients=9, num_examples=2), PARAMS
+    )
 
 
 def found_by(own: Embedder, measurement: SymmetryMeasurement, folder: Path) -> float:
@@ -63,7 +70,10 @@ def test_landmarks_without_a_side_or_without_their_counterpart_take_no_part() ->
     whole = subject(0, 0)
     assert paired_names(whole) == ["apex_left", "apex_right", "dome_01_left", "dome_01_right"]
     some = {name: point for name, point in whole.landmarks.items() if name != "apex_right"}
-    assert paired_names(Subject("s", whole.canvas, some, whole.foreground)) == ["dome_01_left", "dome_01_right"]
+    assert paired_names(Subject(key="s", canvas=whole.canvas, landmarks=some, foreground=whole.foreground)) == [
+        "dome_01_left",
+        "dome_01_right",
+    ]
     told = planned(map_cohort(3).subjects)
     assert isinstance(told, NotMeasured)
     assert "differ in left and right alone" in told.reason
@@ -114,7 +124,7 @@ def test_the_first_patients_are_shown_with_what_every_encoder_found(tmp_path: Pa
     expected = [measurement.subjects[1].landmarks[counterpart(name)] for name in measurement.names[1]]
     np.testing.assert_array_equal(arrays["targets_1"], expected)
     words = Words(one="patient")
-    shown = Symmetry().shown(Evidence(["one", "other"], {}, {}, arrays, words))
+    shown = Symmetry().shown(Evidence(encoders=["one", "other"], figures={}, params={}, arrays=arrays, words=words))
     assert len(shown["pictures"]) == 2
     assert shown["pictures"][0].count("<svg") == 2
     assert shown["pictures"][0].count("<circle") == 2 * 2 * 4

@@ -13,7 +13,14 @@ from tests.ace.properties.constructed import SPEC, colour, embedder
 def axes(draw: st.DrawFn) -> tuple[GridSpec, int, LocationAxis]:
     t = 2 * draw(st.integers(1, 7))
     n = t + draw(st.integers(1, 20))
-    spec = GridSpec(n, draw(st.sampled_from([8, 16, 32])), t, (Scale(1, 1, 1.0),), 0.0, 1.0)
+    spec = GridSpec(
+        n=n,
+        cell_px=draw(st.sampled_from([8, 16, 32])),
+        t=t,
+        scales=(Scale(1, 1, 1.0),),
+        min_overlap=0.0,
+        min_jitter_area=1.0,
+    )
     per_cell = draw(st.integers(2, 4))
     return spec, per_cell, location_axis(spec, per_cell, draw(st.integers(1, t)))
 
@@ -42,7 +49,7 @@ def test_no_other_window_has_the_location_more_central(drawn: tuple[GridSpec, in
 
 
 def test_the_demo_grid_reads_35_locations_a_side_from_8_windows() -> None:
-    spec = GridSpec(18, 16, 8, (Scale(2, 2, 1.0),), 0.5, 0.85)
+    spec = GridSpec(n=18, cell_px=16, t=8, scales=(Scale(2, 2, 1.0),), min_overlap=0.5, min_jitter_area=0.85)
     axis = location_axis(spec, 2, 4)
     assert len(axis.positions_px) == 35
     np.testing.assert_array_equal(axis.origins_px / 16, [0, 0.5, 4, 4.5, 8, 8.5, 9.5, 10])
@@ -50,7 +57,9 @@ def test_the_demo_grid_reads_35_locations_a_side_from_8_windows() -> None:
 
 def test_windows_that_cannot_be_shifted_are_an_error() -> None:
     with pytest.raises(ConfigError, match="t 4 equals n 4"):
-        location_axis(GridSpec(4, 8, 4, (Scale(1, 1, 1.0),), 0.5, 1.0), 2, 1)
+        location_axis(
+            GridSpec(n=4, cell_px=8, t=4, scales=(Scale(1, 1, 1.0),), min_overlap=0.5, min_jitter_area=1.0), 2, 1
+        )
 
 
 def test_windows_that_would_leave_gaps_are_an_error() -> None:

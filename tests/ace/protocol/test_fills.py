@@ -144,7 +144,9 @@ def test_an_additive_encoder_to_which_the_fill_is_nothing_finds_every_region(nam
     if name == "mean":
         for canvas in canvases:  # one half the complement of the other: the mean of every image is 128
             canvas[:, SPEC.crop_px // 2 :] = 256 - canvas[:, : SPEC.crop_px // 2].astype(int)
-    additive = Embedder(ConstructedEncoder(Additive(nothing)), "constructed", 7, "additive")
+    additive = Embedder(
+        encoder=ConstructedEncoder(Additive(nothing)), batch="constructed", images_per_forward=7, name="additive"
+    )
     found = remove_regions(additive, canvases, plan(), fills_of()).by_fill[name]
     assert estimate(decompositionality(plan(), found), NUM) == 1
 

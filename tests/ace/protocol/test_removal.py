@@ -121,10 +121,15 @@ def test_a_picture_shows_the_first_region_of_moderate_size_or_the_nearest(sides:
 
 
 def test_the_picture_holds_the_square_and_the_change_beside_the_figures() -> None:
-    subjects = [Subject(key, canvas, {}, np.ones((2, 2), bool)) for key, canvas in zip(KEYS, CANVASES, strict=True)]
-    cohort = Cohort("constructed", "test", SPEC, tuple(subjects))
-    setting = Setting(cohort, None, None, seed=0, max_patients=NUM, num_examples=3)
-    measurement = DecompositionMeasurement(setting, PARAMS, PLAN, PLAN, {}, FILLS)
+    subjects = [
+        Subject(key=key, canvas=canvas, landmarks={}, foreground=np.ones((2, 2), bool))
+        for key, canvas in zip(KEYS, CANVASES, strict=True)
+    ]
+    cohort = Cohort(batch="constructed", split="test", spec=SPEC, subjects=tuple(subjects))
+    setting = Setting(cohort=cohort, index=None, dense=None, seed=0, max_patients=NUM, num_examples=3)
+    measurement = DecompositionMeasurement(
+        setting=setting, params=PARAMS, anywhere=PLAN, same_position=PLAN, further={}, fills=FILLS
+    )
     answers = measurement.ask(embedder(colour), Features(Path(), {}))
     found = removal()
     arrays = measurement.pictures({"trained": answers, "imagenet": answers}, {})

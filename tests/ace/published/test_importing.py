@@ -26,17 +26,22 @@ from tests.oracles.original_vit import OriginalViT
 
 
 def spec(t: int, cell_px: int) -> GridSpec:
-    return GridSpec(2 * t, cell_px, t, (Scale(2, 2, 1.0),), 0.5, 0.85)
+    return GridSpec(n=2 * t, cell_px=cell_px, t=t, scales=(Scale(2, 2, 1.0),), min_overlap=0.5, min_jitter_area=0.85)
 
 
 # Three stages, so that the middle one has a stage before and one after it; the last one's window fills its map.
 SMALL_SWIN = Architecture(
-    "swin",
-    "swin_base_patch4_window7_224",
-    spec(4, 16),
-    {"embed_dim": 8, "depths": (2, 2, 1), "num_heads": (1, 2, 4), "window_size": 4},
+    family="swin",
+    name="swin_base_patch4_window7_224",
+    spec=spec(4, 16),
+    model_args={"embed_dim": 8, "depths": (2, 2, 1), "num_heads": (1, 2, 4), "window_size": 4},
 )
-SMALL_VIT = Architecture("vit", "vit_base_patch16_224", spec(4, 16), {"embed_dim": 16, "depth": 2, "num_heads": 2})
+SMALL_VIT = Architecture(
+    family="vit",
+    name="vit_base_patch16_224",
+    spec=spec(4, 16),
+    model_args={"embed_dim": 16, "depth": 2, "num_heads": 2},
+)
 
 
 def original(architecture: Architecture, channels: int) -> nn.Module:

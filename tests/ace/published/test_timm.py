@@ -132,12 +132,12 @@ def test_crops_of_any_grid_are_resampled_to_the_stride_and_give_a_token_for_each
     cell_px: int, files: dict[str, Path], tmp_path: Path
 ) -> None:
     name = "resnet18"
-    grid = GridSpec(2 * T, cell_px, T, (Scale(2, 2, 1.0),), 0.5, 0.85)
+    grid = GridSpec(n=2 * T, cell_px=cell_px, t=T, scales=(Scale(2, 2, 1.0),), min_overlap=0.5, min_jitter_area=0.85)
     own = load_encoder(imported(files[name], name, tmp_path / "model"), device="cpu")
     encoder = own.on_grid(grid, "a-b000")
     assert (encoder.spec, encoder.input_px) == (grid, T * 32)
     crops = np.random.default_rng(0).integers(0, 256, (2, grid.crop_px, grid.crop_px, 3), dtype=np.uint8)
-    (tokens,) = Embedder(encoder, "a-b000", 2, "test").tokens(crops)
+    (tokens,) = Embedder(encoder=encoder, batch="a-b000", images_per_forward=2, name="test").tokens(crops)
     planes = normalized(crops, Normalisation(*own.normalisation("any")), own.device).numpy()
     size = (own.input_px, own.input_px)
     # Pillow resamples floats as it does the crops that training sees: bilinear, antialiased where they shrink.
@@ -153,7 +153,7 @@ def test_crops_of_any_grid_are_resampled_to_the_stride_and_give_a_token_for_each
 
 def test_another_number_of_tokens_than_the_grids_is_refused(files: dict[str, Path], tmp_path: Path) -> None:
     encoder = load_encoder(imported(files["resnet18"], "resnet18", tmp_path / "model"), device="cpu")
-    grid = GridSpec(12, 16, 6, (Scale(2, 2, 1.0),), 0.5, 0.85)
+    grid = GridSpec(n=12, cell_px=16, t=6, scales=(Scale(2, 2, 1.0),), min_overlap=0.5, min_jitter_area=0.85)
     with pytest.raises(ConfigError, match="gives 4×4 tokens, and crops of a-b000 have 6×6 cells; import"):
         encoder.on_grid(grid, "a-b000")
 
@@ -167,16 +167,26 @@ def test_the_projects_imagenet_encoder_has_the_bits_that_the_evaluation_has_alwa
     before = torch.random.get_rng_state()
     import_timm(ImportParams.from_params(section, "imports.imagenet"), T, tmp_path / "imagenet", where="imports")
     assert torch.equal(before, torch.random.get_rng_state())
-    grid = GridSpec(2 * T, output_stride, T, (Scale(2, 2, 1.0),), 0.5, 0.85)
+    grid = GridSpec(
+        n=2 * T, cell_px=output_stride, t=T, scales=(Scale(2, 2, 1.0),), min_overlap=0.5, min_jitter_area=0.85
+    )
     crops = np.random.default_rng(0).integers(0, 256, (3, grid.crop_px, grid.crop_px), dtype=np.uint8)
     params = ImportParams.from_params(section, "imports.imagenet")
     backbone = build_backbone(params.backbone, grid)
     load_initial_weights(backbone, params.backbone)
     given = {"a-b000": Normalisation(params.mean, params.std)}
-    expected = Encoder(backbone.eval(), grid, params.in_channels, "fp32", given=given)
+    expected = Encoder(
+        backbone=backbone.eval(), spec=grid, in_channels=params.in_channels, precision="fp32", given=given
+    )
     found = load_encoder(tmp_path / "imagenet").on_grid(grid, "a-b000")
     assert found.precision == expected.precision
-    for one, other in zip(*(Embedder(each, "a-b000", 2, "e").tokens(crops) for each in (expected, found)), strict=True):
+    for one, other in zip(
+        *(
+            Embedder(encoder=each, batch="a-b000", images_per_forward=2, name="e").tokens(crops)
+            for each in (expected, found)
+        ),
+        strict=True,
+    ):
         assert torch.equal(one, other)
 
 

@@ -25,7 +25,7 @@ from tests.shards.decode.files import decoded, encoded
 from tests.support.datasets import smooth_image
 from tests.support.strategies import grey_images
 
-SPEC = GridSpec(6, 8, 2, (Scale(2, 2, 1.0),), 0.5, 0.85)
+SPEC = GridSpec(n=6, cell_px=8, t=2, scales=(Scale(2, 2, 1.0),), min_overlap=0.5, min_jitter_area=0.85)
 FOREGROUND = ForegroundParams(min_mean=8.0, min_std=4.0)
 
 
@@ -63,7 +63,7 @@ def test_an_image_of_the_canvas_size_is_not_touched(pixels: np.ndarray) -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(96, 60), (30, 48), (17, 90), (48, 48), (100, 99)])
 def test_affine_points_and_masks_agree_on_where_a_spot_lies(height: int, width: int) -> None:
-    placement = Placement(96, height, width, (0, 0, height, width))
+    placement = Placement(canvas_px=96, source_height=height, source_width=width, box=(0, 0, height, width))
     mask = np.zeros((height, width), bool)
     mask[height // 3 : height // 3 + 6, width // 2 : width // 2 + 6] = True
     rows, cols = np.nonzero(placement.place_mask(mask))
@@ -110,7 +110,7 @@ def test_small_lesions_of_a_large_photograph_stay_and_large_ones_keep_their_area
     for row, col in corners:
         lesions[row : row + 2, col : col + 3] = True
     disc[(np.arange(2848)[:, None] - 1400) ** 2 + (np.arange(4288) - 2000) ** 2 < 300**2] = True
-    placement = Placement(288, 2848, 4288, (0, 0, 2848, 4288))
+    placement = Placement(canvas_px=288, source_height=2848, source_width=4288, box=(0, 0, 2848, 4288))
     assert connected_parts(placement.place_mask(lesions))[0] == len(corners) == placement.place_mask(lesions).sum()
     (down, _, _), (_, right, _) = placement.affine
     assert placement.place_mask(disc).sum() == pytest.approx(disc.sum() * down * right, rel=0.01)
@@ -121,12 +121,12 @@ def test_vessels_thinner_than_a_pixel_of_the_canvas_keep_their_area() -> None:
     for offset in (100, 333, 571, 804):
         cols = (offset + 90 * np.sin(np.arange(1000) / 57 + offset)).astype(int)
         vessels[np.arange(1000), cols] = vessels[np.arange(1000), cols + 1] = True
-    placed = Placement(300, 1000, 1000, (0, 0, 1000, 1000)).place_mask(vessels)
+    placed = Placement(canvas_px=300, source_height=1000, source_width=1000, box=(0, 0, 1000, 1000)).place_mask(vessels)
     assert placed.sum() == pytest.approx(vessels.sum() * 0.09, rel=0.1)
 
 
 def test_the_corners_of_the_image_map_onto_the_corners_of_its_place() -> None:
-    placement = Placement(96, 50, 30, (0, 0, 50, 30))
+    placement = Placement(canvas_px=96, source_height=50, source_width=30, box=(0, 0, 50, 30))
     (height, width), (row, col) = placement.size, placement.offset
     assert placement.place_point((0, 0)) == (row, col)
     assert placement.place_point((50, 30)) == pytest.approx((row + height, col + width))

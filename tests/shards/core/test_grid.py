@@ -13,8 +13,8 @@ from tests.oracles.crops import allowed_pairs, shared_cells
 from tests.support.examples import examples
 from tests.support.strategies import SCALES, specs, specs_and_pairs
 
-NANO = GridSpec(18, 16, 8, (Scale(2, 2, 1.0),), 0.5, 0.85)
-PAPER = GridSpec(32, 32, 14, (Scale(2, 2, 1.0),), 0.5, 0.85)
+NANO = GridSpec(n=18, cell_px=16, t=8, scales=(Scale(2, 2, 1.0),), min_overlap=0.5, min_jitter_area=0.85)
+PAPER = GridSpec(n=32, cell_px=32, t=14, scales=(Scale(2, 2, 1.0),), min_overlap=0.5, min_jitter_area=0.85)
 
 
 def area(rectangle: tuple[int, int, int, int]) -> int:
@@ -26,7 +26,7 @@ def area(rectangle: tuple[int, int, int, int]) -> int:
 @pytest.mark.parametrize("min_overlap", [0.0, 0.5, 0.7, 1.0])
 def test_pairs_are_uniform_over_exactly_the_allowed_ones(k: int, l: int, min_overlap: float) -> None:
     scale = Scale(k, l, 1.0)
-    spec = GridSpec(9, 1, 4, (scale,), min_overlap, 0.85)
+    spec = GridSpec(n=9, cell_px=1, t=4, scales=(scale,), min_overlap=min_overlap, min_jitter_area=0.85)
     allowed = allowed_pairs(9, 4, k, l, min_overlap)
     rng = np.random.default_rng(7)
     num_draws = 10 * len(allowed)
@@ -58,7 +58,7 @@ def test_each_integer_below_the_number_of_allowed_pairs_is_another_of_them(data:
     t, (k, l) = data.draw(st.sampled_from([2, 4])), data.draw(st.sampled_from(SCALES))
     n = data.draw(st.integers(max(k, l) * t, 8))
     scale, min_overlap = Scale(k, l, 1.0), data.draw(st.integers(0, 100)) / 100
-    spec = GridSpec(n, 1, t, (scale,), min_overlap, 0.85)
+    spec = GridSpec(n=n, cell_px=1, t=t, scales=(scale,), min_overlap=min_overlap, min_jitter_area=0.85)
     first = Unranked(0)
     draw_crop_pair(spec, scale, first)
     pairs = [draw_crop_pair(spec, scale, Unranked(rank)) for rank in range(first.bound)]
@@ -105,7 +105,7 @@ def test_both_overlap_rectangles_cover_the_cells_that_the_crops_share(drawn: tup
 def test_crops_that_share_nothing_have_empty_rectangles_inside_the_crop(
     coarse: tuple[int, int], fine: tuple[int, int]
 ) -> None:
-    pair = CropPair((0.0, 0.0, 288.0), coarse, fine, 1, 1)
+    pair = CropPair(jitter=(0.0, 0.0, 288.0), coarse=coarse, fine=fine, k=1, l=1)
     for rectangle in (pair.overlap_fine(4), pair.overlap_coarse(4)):
         assert area(rectangle) == 0
         assert all(0 <= edge <= 4 for edge in rectangle)
@@ -127,7 +127,7 @@ def test_the_jitter_square_and_both_windows_lie_on_the_canvas(drawn: tuple[GridS
 
 
 def test_windows_without_jitter_are_the_crops_cells_in_pixels() -> None:
-    pair = CropPair((0.0, 0.0, 288.0), (2, 0), (4, 6), 2, 2)
+    pair = CropPair(jitter=(0.0, 0.0, 288.0), coarse=(2, 0), fine=(4, 6), k=2, l=2)
     assert pair.window("coarse", NANO) == (32.0, 0.0, 288.0, 256.0)
     assert pair.window("fine", NANO) == (64.0, 96.0, 192.0, 224.0)
 

@@ -36,9 +36,9 @@ from shards.sources.base import Listing
 from tests.shards.decode.dicom_files import data_of, dataset_of
 from tests.support.datasets import NO_CHECKS, Here, delivered, grid_params, shard_params, smooth_image
 
-TRIMMED = Placement(48, 100, 100, (20, 10, 80, 70))
+TRIMMED = Placement(canvas_px=48, source_height=100, source_width=100, box=(20, 10, 80, 70))
 """Of an image of 100 × 100 pixels, the rows 20 to 80 and the columns 10 to 70 on a canvas of 48."""
-WHOLE = Placement(48, 100, 100, (0, 0, 100, 100))
+WHOLE = Placement(canvas_px=48, source_height=100, source_width=100, box=(0, 0, 100, 100))
 
 
 def place(placement: Placement, files: dict[str, np.ndarray] | None = None, **parts: Any) -> Annotations:
@@ -49,8 +49,10 @@ def place(placement: Placement, files: dict[str, np.ndarray] | None = None, **pa
         Image.fromarray((files or {})[file.path]).save(data, "PNG")
         return data.getvalue()
 
-    masks = {name: MaskFiles((File(name),)) for name in files or {}} | parts.pop("masks", {})
-    return place_annotations(Record("1", File("1.png"), "1", masks=masks, **parts), placement, read, 1e6)
+    masks = {name: MaskFiles(files=(File(name),)) for name in files or {}} | parts.pop("masks", {})
+    return place_annotations(
+        Record(source_id="1", image=File("1.png"), patient="1", masks=masks, **parts), placement, read, 1e6
+    )
 
 
 def drawn(*corners: tuple[int, int, int, int]) -> np.ndarray:
@@ -64,12 +66,12 @@ def test_what_lies_inside_the_placed_part_is_placed_and_nothing_is_lost() -> Non
     found = place(
         TRIMMED,
         {"lesion": drawn((30, 20, 40, 40))},
-        boxes=(Box("Mass", 20, 10, 50, 40),),
+        boxes=(Box(label="Mass", row0=20, col0=10, row1=50, col1=40),),
         landmarks={"fovea": (80.0, 70.0)},
         size=(100, 100),
     )
     assert found.losses == []
-    assert found.boxes == [Box("Mass", 0, 0, pytest.approx(24), pytest.approx(24))]
+    assert found.boxes == [Box(label="Mass", row0=0, col0=0, row1=pytest.approx(24), col1=pytest.approx(24))]
     assert found.landmarks == {"fovea": pytest.approx((48, 48))}
     assert found.areas == {"lesion": 200 / 100**2}
     expected = np.zeros((48, 48), bool)
@@ -85,7 +87,7 @@ def test_a_mask_in_the_part_that_is_cut_off_is_unknown_rather_than_absent_and_co
             "half": drawn((30, 60, 40, 90), (0, 50, 5, 55), (50, 20, 60, 30)),
             "empty": drawn(),
         },
-        masks={"absent": MaskFiles(())},
+        masks={"absent": MaskFiles(files=())},
     )
     assert sorted(found.masks) == ["absent", "empty", "half"]
     assert found.areas["gone"] == 110 / 100**2
@@ -96,26 +98,34 @@ def test_a_mask_in_the_part_that_is_cut_off_is_unknown_rather_than_absent_and_co
 
 
 def test_boxes_and_landmarks_in_the_part_that_is_cut_off_are_counted_and_others_end_at_its_edge() -> None:
-    boxes = (Box("Mass", 0, 0, 20, 100), Box("Nodule", 10, 5, 50, 40), Box("Nodule", 30, 30, 40, 40))
+    boxes = (
+        Box(label="Mass", row0=0, col0=0, row1=20, col1=100),
+        Box(label="Nodule", row0=10, col0=5, row1=50, col1=40),
+        Box(label="Nodule", row0=30, col0=30, row1=40, col1=40),
+    )
     found = place(TRIMMED, boxes=boxes, landmarks={"fovea": (50.0, 75.0), "disc": (50.0, 40.0)})
     assert found.losses == [
         Loss(name="box Mass", reason=CUT_OFF),
         Loss(name="box Nodule", reason=PARTLY_CUT_OFF),
         Loss(name="landmark fovea", reason=CUT_OFF),
     ]
-    assert found.boxes[0] == Box("Nodule", 0, 0, pytest.approx(24), pytest.approx(24))
+    assert found.boxes[0] == Box(label="Nodule", row0=0, col0=0, row1=pytest.approx(24), col1=pytest.approx(24))
     assert len(found.boxes) == 2
     assert list(found.landmarks) == ["disc"]
 
 
 def test_a_box_wholly_beyond_the_border_is_outside_and_not_cut_off() -> None:
-    assert place(WHOLE, boxes=(Box("Mass", 50, 100.2, 60, 100.8),)).losses == [Loss(name="box Mass", reason=OUTSIDE)]
+    assert place(WHOLE, boxes=(Box(label="Mass", row0=50, col0=100.2, row1=60, col1=100.8),)).losses == [
+        Loss(name="box Mass", reason=OUTSIDE)
+    ]
 
 
 def test_a_box_drawn_a_little_over_the_border_ends_there() -> None:
-    found = place(WHOLE, boxes=(Box("Mass", 50, 50, 100.9, 99),), landmarks={"fovea": (-0.5, 50.0)})
+    found = place(
+        WHOLE, boxes=(Box(label="Mass", row0=50, col0=50, row1=100.9, col1=99),), landmarks={"fovea": (-0.5, 50.0)}
+    )
     assert found.losses == []
-    assert found.boxes == [Box("Mass", 24, 24, 48, pytest.approx(47.52))]
+    assert found.boxes == [Box(label="Mass", row0=24, col0=24, row1=48, col1=pytest.approx(47.52))]
     assert found.landmarks == {"fovea": (0, 24)}
 
 
@@ -125,13 +135,13 @@ SQUARE = ((10.0, 10.0), (10.0, 20.0), (20.0, 20.0), (20.0, 10.0))
 @pytest.mark.parametrize(
     "parts",
     [
-        {"boxes": (Box("Mass", 10, 10, 20, 20),)},
+        {"boxes": (Box(label="Mass", row0=10, col0=10, row1=20, col1=20),)},
         {"landmarks": {"fovea": (10.0, 10.0)}},
         {"masks": {"Mass": MaskPolygons((SQUARE,))}},
     ],
 )
 def test_coordinates_that_were_given_for_another_size_are_not_used(parts: dict[str, Any]) -> None:
-    record = Record("1", File("1.png"), "1", **parts)
+    record = Record(source_id="1", image=File("1.png"), patient="1", **parts)
     assert misfit_of(record, (100, 100)) is None
     assert misfit_of(replace(record, size=(100, 100)), (100, 100)) is None
     assert misfit_of(replace(record, size=(1024, 1024)), (100, 100)) == OTHER_SIZE
@@ -147,14 +157,17 @@ def test_masks_in_files_are_no_coordinates_and_stay() -> None:
 
 
 def test_one_coordinate_outside_shows_that_all_are_of_another_image() -> None:
-    boxes = (Box("Mass", 10, 10, 20, 20), Box("Mass", 10, 10, 300, 20))
+    boxes = (
+        Box(label="Mass", row0=10, col0=10, row1=20, col1=20),
+        Box(label="Mass", row0=10, col0=10, row1=300, col1=20),
+    )
     found = place(WHOLE, boxes=boxes)
     assert found.boxes == []
     assert found.losses == 2 * [Loss(name="box Mass", reason=OUTSIDE)]
 
 
 def build(records: list[Record], root: Path, **grid: Any) -> ShardReader:
-    listing = Listing(tuple(records), "image")
+    listing = Listing(records=tuple(records), patient_grouping="image")
     source = delivered(listing, root, root.parent / "manifests" / f"{root.name}.jsonl")
     params = shard_params(splits={"train": 1.0, "val": 0.0, "test": 0.0}, quality=NO_CHECKS)
     out = root.parent / "out"
@@ -192,8 +205,8 @@ def test_a_mask_that_cannot_be_used_is_left_out_and_counted_and_its_image_stays(
     write_image(root, "a.png")
     file, other = (save_mask(root / name, smooth_image(60, 60, 2) > 128) for name in ("mask.png", "other.png"))
     spoil(root / file.path)
-    masks: dict[str, Mask] = {"bad": MaskFiles((file,)), "good": MaskFiles((other,))}
-    reader = build([Record("a", File("a.png"), "a", masks=masks)], root)
+    masks: dict[str, Mask] = {"bad": MaskFiles(files=(file,)), "good": MaskFiles(files=(other,))}
+    reader = build([Record(source_id="a", image=File("a.png"), patient="a", masks=masks)], root)
     sample = reader.read(0)
     assert list(sample.masks()) == ["good"]
     assert sample.meta["lost"] == [Loss(name="mask bad", reason=reason).to_json()]
@@ -214,9 +227,13 @@ def test_what_the_cut_takes_away_is_added_up_over_the_images(tmp_path: Path, id_
         root.mkdir(exist_ok=True)
         Image.fromarray(image).save(root / f"{number}.png")
         runs = MaskRuns((((0, 5), (60 * 20 + 10, 3)),), 60, 60)  # five pixels in the edge, three in the image
-        box = Box("Mass", 0, 0, 5, 5)
+        box = Box(label="Mass", row0=0, col0=0, row1=5, col1=5)
         masks: dict[str, Mask] = {"lesion": runs} if number else {}
-        records.append(Record(str(number), File(f"{number}.png"), str(number), masks=masks, boxes=(box, box)))
+        records.append(
+            Record(
+                source_id=str(number), image=File(f"{number}.png"), patient=str(number), masks=masks, boxes=(box, box)
+            )
+        )
     reader = build(records, root, trim_level=25)
     assert reader.index.description.counts.lost_annotations == {
         f"box Mass: {CUT_OFF}": LostAnnotations(images=3, parts=0, pixels=0),
@@ -229,7 +246,16 @@ def test_a_set_of_which_nothing_is_lost_says_nothing_of_it(tmp_path: Path, id_ke
     root = tmp_path / "own"
     write_image(root, "a.png")
     reader = build(
-        [Record("a", File("a.png"), "a", boxes=(Box("Mass", 1, 1, 9, 9),), masks={"m": MaskFiles(())})], root
+        [
+            Record(
+                source_id="a",
+                image=File("a.png"),
+                patient="a",
+                boxes=(Box(label="Mass", row0=1, col0=1, row1=9, col1=9),),
+                masks={"m": MaskFiles(files=())},
+            )
+        ],
+        root,
     )
     assert "lost" not in reader.read(0).meta
     assert not {"lost_annotations", "suspect_masks"} & set(reader.index.description.counts.to_json())
@@ -251,10 +277,16 @@ def test_masks_that_are_empty_or_the_whole_image_everywhere_are_a_warning(
             "now_and_then": some & bool(number),
         }
         masks: dict[str, Mask] = {
-            name: MaskFiles((save_mask(root / f"{name}{number}.png", mask),)) for name, mask in drawn_masks.items()
+            name: MaskFiles(files=(save_mask(root / f"{name}{number}.png", mask),))
+            for name, mask in drawn_masks.items()
         }
         records.append(
-            Record(str(number), File(f"{number}.png"), str(number), masks={**masks, "absent": MaskFiles(())})
+            Record(
+                source_id=str(number),
+                image=File(f"{number}.png"),
+                patient=str(number),
+                masks={**masks, "absent": MaskFiles(files=())},
+            )
         )
     reader = build(records, root)
     assert reader.index.description.counts.suspect_masks == {
@@ -270,7 +302,7 @@ def test_a_mask_is_compared_with_the_label_of_its_name_where_that_has_spaces(tmp
     labels = {"Pleural Thickening": 1, "Diffuse Nodule": 0, "Mass": 1}
     polygon = MaskPolygons((SQUARE,))
     masks: dict[str, Mask] = {"Pleural_Thickening": MaskPolygons(()), "Diffuse_Nodule": polygon, "Mass": polygon}
-    reader = build([Record("a", File("a.png"), "a", labels=labels, masks=masks)], root)
+    reader = build([Record(source_id="a", image=File("a.png"), patient="a", labels=labels, masks=masks)], root)
     (row,) = pq.read_table(reader.index.root / "quality.parquet").to_pylist()
     assert row["contradictions"] == ["Diffuse_Nodule", "Pleural_Thickening"]
 
@@ -293,7 +325,7 @@ def test_a_spacing_that_must_not_be_used_does_not_come_back_from_the_header(
     root.mkdir()
     dataset = dataset_of(smooth_image(60, 60, 1), PixelSpacing=[0.1, 0.2], Modality="DX")
     (root / "a.dcm").write_bytes(data_of(dataset))
-    reader = build([Record("a", File("a.dcm"), "a", **record)], root)
+    reader = build([Record(source_id="a", image=File("a.dcm"), patient="a", **record)], root)
     assert reader.read(0).meta["original"]["spacing_mm"] == expected
 
 
@@ -304,8 +336,10 @@ def survey(root: Path, records: list[Record]) -> None:
 def test_a_delivery_of_resized_copies_is_refused_where_it_is_registered(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    box = Box("Mass", 10, 10, 30, 30)
-    records = [Record(str(n), File(f"{n}.png"), str(n), boxes=(box,), size=(60, 60)) for n in range(4)]
+    box = Box(label="Mass", row0=10, col0=10, row1=30, col1=30)
+    records = [
+        Record(source_id=str(n), image=File(f"{n}.png"), patient=str(n), boxes=(box,), size=(60, 60)) for n in range(4)
+    ]
     for number in range(4):
         write_image(tmp_path, f"{number}.png", (60, 60) if number < 3 else (30, 30))
     survey(tmp_path, records)
@@ -316,5 +350,11 @@ def test_a_delivery_of_resized_copies_is_refused_where_it_is_registered(
     with pytest.raises(SourceError, match=r"do not fit 4 of the 4 images.*expected the published images"):
         survey(tmp_path, records)
     with pytest.raises(SourceError, match=rf"coordinates {OUTSIDE}; expected"):
-        survey(tmp_path, [replace(record, size=None, boxes=(Box("Mass", 10, 10, 50, 30),)) for record in records])
+        survey(
+            tmp_path,
+            [
+                replace(record, size=None, boxes=(Box(label="Mass", row0=10, col0=10, row1=50, col1=30),))
+                for record in records
+            ],
+        )
     survey(tmp_path, [replace(record, boxes=()) for record in records])

@@ -122,7 +122,7 @@ def test_a_polygon_needs_numbers() -> None:
     assert refusal(MaskPolygons((((0.0, 0.0), (float("inf"), 1.0), (2.0, 2.0)),)), (3, 3)) == MASK_POINTS
 
 
-@pytest.mark.parametrize("mask", [MaskFiles(()), MaskRuns((), 4, 5), MaskPolygons(())])
+@pytest.mark.parametrize("mask", [MaskFiles(files=()), MaskRuns((), 4, 5), MaskPolygons(())])
 def test_a_structure_known_to_be_absent_is_nowhere(mask: Mask) -> None:
     drawn = draw(mask, (4, 5))
     assert (drawn.shape, drawn.dtype, drawn.any()) == ((4, 5), bool, False)
@@ -138,7 +138,7 @@ def test_files_are_ored_and_inside_is_between_low_and_high(tmp_path: Path) -> No
         (127, 128): [[0, 0, 1], [1, 0, 0]],
     }
     for (low, high), values in expected.items():
-        drawn = draw(MaskFiles((one, two), low, high), (2, 3), tmp_path)
+        drawn = draw(MaskFiles(files=(one, two), low=low, high=high), (2, 3), tmp_path)
         np.testing.assert_array_equal(drawn, np.array(values, bool), err_msg=f"{low}..{high}")
 
 
@@ -163,7 +163,7 @@ def test_a_file_of_two_levels_is_inside_where_it_is_brighter_than_half_of_its_ra
     greys: tuple[int, ...], inside: tuple[int, ...], tmp_path: Path
 ) -> None:
     file = save(tmp_path / "mask.gif", Image.fromarray(np.array([greys], np.uint8)))
-    drawn = draw(MaskFiles((file,)), (1, len(greys)), tmp_path)
+    drawn = draw(MaskFiles(files=(file,)), (1, len(greys)), tmp_path)
     np.testing.assert_array_equal(drawn, np.array([inside], bool))
 
 
@@ -181,7 +181,7 @@ def test_every_form_of_file_is_read_as_grey(kind: str, tmp_path: Path) -> None:
         "alpha": (grey.convert("RGBA"), "png"),
     }[kind]
     file = save(tmp_path / f"mask.{suffix}", image)
-    np.testing.assert_array_equal(draw(MaskFiles((file,)), (2, 3), tmp_path), inside)
+    np.testing.assert_array_equal(draw(MaskFiles(files=(file,)), (2, 3), tmp_path), inside)
 
 
 @given(*[st.integers(1, 9)] * 4, st.integers(0, 2**32 - 1))
@@ -191,14 +191,14 @@ def test_a_scaled_mask_takes_the_nearest_pixel(
     grey = np.random.default_rng(seed).integers(0, 2, (from_height, from_width), dtype=np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         file = save(Path(folder) / "mask.png", Image.fromarray(grey))
-        drawn = draw(MaskFiles((file,), low=1, is_scaled=True), (height, width), Path(folder))
+        drawn = draw(MaskFiles(files=(file,), low=1, is_scaled=True), (height, width), Path(folder))
     np.testing.assert_array_equal(drawn, oracle.nearest(grey, height, width) == 1)
 
 
 def test_a_file_of_another_size_is_refused_unless_scaled(tmp_path: Path) -> None:
     file = save(tmp_path / "mask.png", Image.new("L", (4, 3), 255))
-    assert refusal(MaskFiles((file,)), (4, 3), tmp_path) == MASK_SIZE
-    assert draw(MaskFiles((file,), is_scaled=True), (4, 3), tmp_path).all()
+    assert refusal(MaskFiles(files=(file,)), (4, 3), tmp_path) == MASK_SIZE
+    assert draw(MaskFiles(files=(file,), is_scaled=True), (4, 3), tmp_path).all()
 
 
 def test_a_damaged_file_is_refused_whatever_is_wrong_with_it(tmp_path: Path) -> None:
@@ -208,14 +208,14 @@ def test_a_damaged_file_is_refused_whatever_is_wrong_with_it(tmp_path: Path) -> 
     cases = {"empty": b"", "text": b"<html>", "half": whole[: len(whole) // 2], "head": whole[:20]}
     for name, data in cases.items():
         (tmp_path / name).write_bytes(data)
-        assert refusal(MaskFiles((File(name),)), (40, 40), tmp_path).startswith("a mask: "), name
+        assert refusal(MaskFiles(files=(File(name),)), (40, 40), tmp_path).startswith("a mask: "), name
 
 
 def test_grey_deeper_than_8_bits_is_refused_rather_than_saturated(tmp_path: Path) -> None:
     file = save(tmp_path / "deep.png", Image.fromarray(np.full((3, 4), 256, np.uint16)))
-    assert refusal(MaskFiles((file,)), (3, 4), tmp_path).startswith("a mask: ")
+    assert refusal(MaskFiles(files=(file,)), (3, 4), tmp_path).startswith("a mask: ")
 
 
 def test_a_file_of_too_many_pixels_is_not_decoded(tmp_path: Path) -> None:
     file = save(tmp_path / "large.png", Image.new("L", (1001, 1000), 255))
-    assert "more pixels than" in refusal(MaskFiles((file,), is_scaled=True), (3, 4), tmp_path)
+    assert "more pixels than" in refusal(MaskFiles(files=(file,), is_scaled=True), (3, 4), tmp_path)

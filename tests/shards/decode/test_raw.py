@@ -8,8 +8,8 @@ from hypothesis.extra import numpy as hnp
 from shards.decode import RawLayout, UnreadableImageError, decode
 from shards.decode.reasons import EMPTY, LFS_POINTER, RAW_SIZE, TOO_LARGE
 
-JSRT = RawLayout(2048, 2048, ">u2", 4095, is_inverted=True)
-SMALL = RawLayout(6, 8, ">u2", 4095, is_inverted=True)
+JSRT = RawLayout(height=2048, width=2048, dtype=">u2", max_value=4095, is_inverted=True)
+SMALL = RawLayout(height=6, width=8, dtype=">u2", max_value=4095, is_inverted=True)
 
 
 @given(hnp.arrays(np.uint16, (6, 8)))
@@ -23,7 +23,7 @@ def test_values_are_big_endian_cut_to_twelve_bits_and_inverted(values: np.ndarra
 
 def test_a_layout_in_bytes_that_is_not_inverted_is_the_file() -> None:
     pixels = np.arange(48, dtype=np.uint8).reshape(6, 8)
-    layout = RawLayout(6, 8, "u1", 255, is_inverted=False)
+    layout = RawLayout(height=6, width=8, dtype="u1", max_value=255, is_inverted=False)
     assert np.array_equal(decode(pixels.tobytes(), max_pixels=48, raw=layout).pixels, pixels)
 
 

@@ -10,7 +10,10 @@ from shards.delivery.survey import survey_images
 from tests.support.datasets import grid_params, shard_params, write_folder
 
 NUM_IMAGES = 6
-INSIDE, OUTSIDE = Box("nodule", 5.0, 5.0, 20.0, 20.0), Box("nodule", 5.0, 5.0, 900.0, 900.0)
+INSIDE, OUTSIDE = (
+    Box(label="nodule", row0=5.0, col0=5.0, row1=20.0, col1=20.0),
+    Box(label="nodule", row0=5.0, col0=5.0, row1=900.0, col1=900.0),
+)
 
 
 def records(root: Path, num_misfits: int) -> list[Record]:
@@ -18,7 +21,10 @@ def records(root: Path, num_misfits: int) -> list[Record]:
     names = [f"{number}.png" for number in range(NUM_IMAGES)]
     write_folder(root, names)
     boxes = [OUTSIDE] * num_misfits + [INSIDE] * (NUM_IMAGES - num_misfits)
-    return [Record(name, File(name), name, boxes=(box,)) for name, box in zip(names, boxes, strict=True)]
+    return [
+        Record(source_id=name, image=File(name), patient=name, boxes=(box,))
+        for name, box in zip(names, boxes, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("num_misfits", [1, NUM_IMAGES // 2])

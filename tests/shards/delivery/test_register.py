@@ -48,7 +48,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def test_a_file_that_cannot_be_hashed_is_an_error_that_does_not_name_it(tmp_path: Path) -> None:
-    record = Record("1", File("Doe^Jane/1.png"), "1")
+    record = Record(source_id="1", image=File("Doe^Jane/1.png"), patient="1")
     with pytest.raises(SourceError, match="No such file or directory") as error:
         list(hashed([record], tmp_path))
     assert "Doe" not in "".join(traceback.format_exception(error.value))
@@ -582,14 +582,20 @@ def test_a_copy_of_a_known_image_under_another_name_is_known_too(project: Path, 
 
 
 def test_two_images_with_one_id_are_refused(tmp_path: Path) -> None:
-    records = [Record("a", File("1.png"), "p"), Record("a", File("2.png"), "p")]
+    records = [
+        Record(source_id="a", image=File("1.png"), patient="p"),
+        Record(source_id="a", image=File("2.png"), patient="p"),
+    ]
     with pytest.raises(SourceError, match="image 2: an earlier one has the same id"):
         check_records(records, "there")
 
 
 def test_a_file_that_is_gone_when_it_is_hashed_is_an_error_with_a_place(tmp_path: Path) -> None:
     write_folder(tmp_path / "own", ["a.png"])
-    records = [Record("a", File("a.png"), "p"), Record("b", File("Doe.png"), "p")]
+    records = [
+        Record(source_id="a", image=File("a.png"), patient="p"),
+        Record(source_id="b", image=File("Doe.png"), patient="p"),
+    ]
     with pytest.raises(SourceError, match="own image 2 of the delivery: No such file") as error:
         list(hashed(records, tmp_path / "own"))
     assert "Doe" not in str(error.value)

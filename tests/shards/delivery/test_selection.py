@@ -210,7 +210,7 @@ def test_of_public_datasets_chest_radiographs_alone_are_frontal_by_default(kind:
 
 
 def record(view: str | None, body_part: str | None = None) -> Record:
-    return Record("1", File("1.png"), "1", view=view, body_part=body_part)
+    return Record(source_id="1", image=File("1.png"), patient="1", view=view, body_part=body_part)
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_a_tree_of_dicom_files_is_selected_by_what_its_headers_say(
 
 
 def test_the_side_of_an_eye_is_no_lateral_view() -> None:
-    left = Record("1", File("1.dcm"), "1", view="L", body_part="EYE")
+    left = Record(source_id="1", image=File("1.dcm"), patient="1", view="L", body_part="EYE")
     with pytest.raises(SourceError, match="none of its 1 images is selected"):
         select_images([left], select_of({"view": ("lateral",)}, "dicom", [left]), ("view",), "dicom", "archive")
     of_left = select_of({"view": ("L",)}, "dicom", [left])

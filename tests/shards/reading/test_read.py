@@ -382,7 +382,9 @@ def test_a_sample_in_the_place_of_another_is_noticed(copy: Path) -> None:
     swapped = rows[[1, 0, *range(2, len(rows))]]
     swapped["key"] = rows["key"]
     with pytest.raises(IndexFormatError, match="in the place of"):
-        ShardReader(ShardIndex(index.store, index.description, swapped, index.fingerprint)).read(0)
+        ShardReader(
+            ShardIndex(store=index.store, description=index.description, rows=swapped, fingerprint=index.fingerprint)
+        ).read(0)
 
 
 def test_another_member_in_the_place_of_the_image_is_noticed(built: Path) -> None:
@@ -391,7 +393,9 @@ def test_another_member_in_the_place_of_the_image_is_noticed(built: Path) -> Non
         rows = np.array(index.rows)
         rows[field] += np.array(shift).astype(rows.dtype[field])
         with pytest.raises(IndexFormatError, match="in the place of"):
-            ShardReader(ShardIndex(index.store, index.description, rows, index.fingerprint)).read(3)
+            ShardReader(
+                ShardIndex(store=index.store, description=index.description, rows=rows, fingerprint=index.fingerprint)
+            ).read(3)
 
 
 def test_a_size_that_does_not_fit_a_row_is_an_error_and_never_another_size() -> None:

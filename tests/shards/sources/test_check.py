@@ -28,8 +28,14 @@ INFO = SourceInfo(
     layout="*.png",
     shares_images_with=("farm",),
 )
-ONE = Record("one", File("a/b/one.png"), "zoo/1", labels={"ill": 1}, masks={"heart": MaskFiles((File("m.png"),))})
-TWO = Record("two", File("two.png"), "farm/2", labels={"ill": None}, split="train")
+ONE = Record(
+    source_id="one",
+    image=File("a/b/one.png"),
+    patient="zoo/1",
+    labels={"ill": 1},
+    masks={"heart": MaskFiles(files=(File("m.png"),))},
+)
+TWO = Record(source_id="two", image=File("two.png"), patient="farm/2", labels={"ill": None}, split="train")
 RING_TO_NOWHERE = ((0.0, 0.0), (1.0, math.nan), (1.0, 0.0))
 
 
@@ -52,7 +58,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def source(*records: Record, **facts: object) -> Source:
-    return Source(replace(Listing(records, "patient"), **facts))
+    return Source(replace(Listing(records=records, patient_grouping="patient"), **facts))
 
 
 def test_a_source_without_fault_passes(root: Path) -> None:
@@ -69,7 +75,7 @@ def test_a_source_without_fault_passes(root: Path) -> None:
         (lambda one: replace(one, source_id="a\nb"), "must be printable"),
         (lambda one: replace(one, image=File("none.png")), "no file none.png"),
         (lambda one: replace(one, image=File("a/b")), "no file a/b"),
-        (lambda one: replace(one, masks={"heart": MaskFiles((File("none.png"),))}), "no file none.png"),
+        (lambda one: replace(one, masks={"heart": MaskFiles(files=(File("none.png"),))}), "no file none.png"),
         (lambda one: replace(one, image=File("a/../two.png")), "the path leaves the folder"),
         (lambda one: replace(one, image=File("/etc/hostname"), known_defect="x"), "the path leaves the folder"),
         (lambda one: replace(one, image=File("two.png", 3)), "hashes are made by `register`"),
@@ -84,13 +90,13 @@ def test_a_source_without_fault_passes(root: Path) -> None:
         (lambda one: replace(one, sex="m"), "sex is F, M, O or None"),
         (lambda one: replace(one, age_years=411.0), "an age that cannot be"),
         (lambda one: replace(one, masks={"left lung": MaskPolygons(())}), "structures have no dot"),
-        (lambda one: replace(one, masks={"heart": MaskFiles((), 9, 3)}), "0 <= low <= high"),
+        (lambda one: replace(one, masks={"heart": MaskFiles(files=(), low=9, high=3)}), "0 <= low <= high"),
         (lambda one: replace(one, masks={"heart": MaskRuns((((12, 5),),), 4, 4)}), "ends outside"),
         (lambda one: replace(one, masks={"heart": MaskPolygons((((0.0, 0.0), (1.0, 1.0)),))}), "has 3 points"),
         (lambda one: replace(one, masks={"heart": MaskPolygons((RING_TO_NOWHERE,))}), "points that are no numbers"),
-        (lambda one: replace(one, boxes=(Box("ill", 1, 1, 1, 5),)), "has no area"),
-        (lambda one: replace(one, boxes=(Box("ill", 1, 1, 2, math.inf),)), "has no area"),
-        (lambda one: replace(one, boxes=(Box("well", 1, 1, 2, 5),)), "none of the labels"),
+        (lambda one: replace(one, boxes=(Box(label="ill", row0=1, col0=1, row1=1, col1=5),)), "has no area"),
+        (lambda one: replace(one, boxes=(Box(label="ill", row0=1, col0=1, row1=2, col1=math.inf),)), "has no area"),
+        (lambda one: replace(one, boxes=(Box(label="well", row0=1, col0=1, row1=2, col1=5),)), "none of the labels"),
         (lambda one: replace(one, landmarks={"tip": (math.nan, 1.0)}), "landmark tip is nowhere"),
         (lambda one: replace(one, landmarks={"a.tip": (0.0, 1.0)}), "landmarks have no dot"),
         (lambda one: replace(one, spacing_mm=(0.0, 0.1)), "a spacing is above 0 mm"),
@@ -111,7 +117,8 @@ def test_a_few_images_of_one_patient_are_known_where_patients_are_not(root: Path
     write_files(root, [f"{number}.png" for number in range(3)])
     pair = (ONE, replace(TWO, patient=ONE.patient, split=None))
     others = [
-        Record(str(number), File(f"{number}.png"), f"zoo/alone {number}", labels={"ill": 0}) for number in range(3)
+        Record(source_id=str(number), image=File(f"{number}.png"), patient=f"zoo/alone {number}", labels={"ill": 0})
+        for number in range(3)
     ]
     check_source(source(*pair, *others, patient_grouping="image"), root)
     with pytest.raises(ContractError, match="most images share their patient"):
@@ -122,7 +129,7 @@ def test_a_fault_of_the_listing_is_named(root: Path) -> None:
     with pytest.raises(ContractError, match="no records"):
         check_source(source(), root)
     with pytest.raises(ContractError, match="a folder without images must raise SourceError"):
-        check_source(Careless(Listing((ONE,), "patient")), root)
+        check_source(Careless(Listing(records=(ONE,), patient_grouping="patient")), root)
     with pytest.raises(ContractError, match="most images share their patient"):
         check_source(source(ONE, replace(TWO, patient=ONE.patient, split=None), patient_grouping="image"), root)
     with pytest.raises(ContractError, match="shares images with a dataset that info does not name"):
@@ -130,7 +137,7 @@ def test_a_fault_of_the_listing_is_named(root: Path) -> None:
     with pytest.raises(ContractError, match="a label needs a plain name"):
         check_source(source(replace(ONE, labels={"ill;": 1})), root)
     with pytest.raises(ContractError, match=r"info\.licence is empty"):
-        check_source(Source(Listing((ONE,), "patient"), replace(INFO, licence="")), root)
+        check_source(Source(Listing(records=(ONE,), patient_grouping="patient"), replace(INFO, licence="")), root)
 
 
 def test_two_readings_that_differ_are_noticed(root: Path) -> None:
@@ -141,7 +148,7 @@ def test_two_readings_that_differ_are_noticed(root: Path) -> None:
             return found
 
     with pytest.raises(ContractError, match="two readings of one folder differ"):
-        check_source(Forgetful(Listing((ONE,), "patient")), root)
+        check_source(Forgetful(Listing(records=(ONE,), patient_grouping="patient")), root)
 
 
 @pytest.mark.parametrize("place", ["a", "a/b", "a/b/one.png"])

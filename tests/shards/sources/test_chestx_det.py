@@ -58,9 +58,9 @@ def test_records_hold_what_the_lists_say(root: Path) -> None:
     assert sick.labels == {name: int(name in ("Diffuse Nodule", "Effusion", "Mass")) for name in FINDINGS}
     # (x, y) became (row, col); the repeated corner is left out, and so is the box without width.
     assert sick.boxes == (
-        Box("Diffuse Nodule", 1, 2, 5, 8),
-        Box("Effusion", 6, 0, 10, 4),
-        Box("Effusion", 1, 2, 5, 8),
+        Box(label="Diffuse Nodule", row0=1, col0=2, row1=5, col1=8),
+        Box(label="Effusion", row0=6, col0=0, row1=10, col1=4),
+        Box(label="Effusion", row0=1, col0=2, row1=5, col1=8),
     )
     square = ((1.0, 2.0), (1.0, 8.0), (5.0, 8.0), (5.0, 2.0))
     assert sick.masks["Diffuse_Nodule"] == MaskPolygons((square,))
@@ -94,7 +94,7 @@ def test_entries_as_published_are_read(tmp_path: Path) -> None:
         "39468": {"Effusion"},
         "41850": {"Nodule", "Pleural Thickening"},
     }
-    assert records["39468"].boxes == (Box("Effusion", 878, 868, 930, 901),)
+    assert records["39468"].boxes == (Box(label="Effusion", row0=878, col0=868, row1=930, col1=901),)
     # The closing point changes nothing of what is drawn.
     closed = records["39468"].masks["Effusion"]
     opened = MaskPolygons((tuple((float(y), float(x)) for x, y in effusion[:-1]),))

@@ -72,8 +72,8 @@ def test_records_hold_what_the_folders_say(tmp_path: Path) -> None:
     folder = "Segmentation Data/Train/COVID-19"
     assert sick.image.path == f"Lung {folder}/images/covid_1601.png"
     assert sick.masks == {
-        "lungs": MaskFiles((File(f"Lung {folder}/lung masks/covid_1601.png"),)),
-        "infection": MaskFiles((File(f"Infection {folder}/infection masks/covid_1601.png"),)),
+        "lungs": MaskFiles(files=(File(f"Lung {folder}/lung masks/covid_1601.png"),)),
+        "infection": MaskFiles(files=(File(f"Infection {folder}/infection masks/covid_1601.png"),)),
     }
     assert list(records["non_COVID (3265)"].masks) == ["lungs"], "nobody looked for infection: unknown, not absent"
     assert records["Normal (7)"].masks == {}

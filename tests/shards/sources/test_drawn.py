@@ -62,8 +62,11 @@ def test_a_csv_gives_masks_boxes_and_landmarks_with_the_size_they_were_given_for
     check_source(source, root)
     listing = source.read(root)
     a, b, c = (by_id(listing)[row[0]] for row in ROWS)
-    assert a.masks == {"lungs": MaskFiles((File("masks/a.png"),)), "heart": MaskFiles(())}
-    assert a.boxes == (Box("nodule", 1, 2, 3.5, 4), Box("nodule", 10, 11, 20, 21))
+    assert a.masks == {"lungs": MaskFiles(files=(File("masks/a.png"),)), "heart": MaskFiles(files=())}
+    assert a.boxes == (
+        Box(label="nodule", row0=1, col0=2, row1=3.5, col1=4),
+        Box(label="nodule", row0=10, col0=11, row1=20, col1=21),
+    )
     assert (a.landmarks, a.size) == ({"carina": (12.5, 8)}, (HEIGHT, WIDTH))
     assert (mask_paths(b, "lungs"), b.boxes, b.landmarks, b.size) == (["masks/b.png"], (), {}, None)
     assert (c.masks, c.landmarks) == ({}, {"carina": (0, 30)})

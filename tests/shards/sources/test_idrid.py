@@ -102,7 +102,7 @@ def test_names_of_two_and_of_three_digits_and_of_both_parts_are_different_images
 def test_a_lesion_without_a_file_is_absent_and_one_without_a_folder_unknown(root: Path) -> None:
     records = by_id(SOURCE.read(root))
     first, second, third = (records[f"segmentation/IDRiD_{number}"] for number in ("01", "02", "55"))
-    assert first.masks["soft_exudates"] == MaskFiles(())
+    assert first.masks["soft_exudates"] == MaskFiles(files=())
     assert mask_paths(second, "soft_exudates") == [f"{A}/{TRUTHS}/{TRAIN}/4. Soft Exudates/IDRiD_02_SE.tif"]
     assert mask_paths(second, "microaneurysms") == [f"{A}/{TRUTHS}/{TRAIN}/1. Microaneurysms/IDRiD_02_MA.tif"]
     assert set(first.masks) == {*LESIONS, "optic_disc"}
@@ -186,7 +186,7 @@ def test_the_wrapped_folders_of_the_kaggle_copy_are_found(tmp_path: Path) -> Non
     write_segmentation(tmp_path, f"A.%20Segmentation/{A}")
     records = by_id(SOURCE.read(tmp_path))
     assert set(records) == {"segmentation/IDRiD_01", "segmentation/IDRiD_02", "segmentation/IDRiD_55"}
-    assert records["segmentation/IDRiD_01"].masks["soft_exudates"] == MaskFiles(())
+    assert records["segmentation/IDRiD_01"].masks["soft_exudates"] == MaskFiles(files=())
 
 
 def test_rows_and_images_that_do_not_fit_are_counted(root: Path) -> None:

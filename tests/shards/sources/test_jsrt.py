@@ -196,7 +196,7 @@ def test_scr_s_gif_masks_are_inside_where_they_are_brighter_whatever_their_palet
         image = Image.fromarray(np.array([[0, 1], [1, 0]], np.uint8), mode="P")
         image.putpalette([0, 0, 0, high, high, high] + [0] * 762)
         image.save(tmp_path / f"{name}.gif")
-        mask = MaskFiles((File(f"{name}.gif"),), is_scaled=True)
+        mask = MaskFiles(files=(File(f"{name}.gif"),), is_scaled=True)
         assert drawn(mask, tmp_path, (2, 2)).tolist() == [[False, True], [True, False]]
 
 

@@ -79,7 +79,10 @@ def test_records_hold_what_the_files_say(tmp_path: Path) -> None:
     assert [record.view for record in listing.records] == ["PA", "PA", "AP", "PA"]
     assert [record.sex for record in listing.records] == ["M", "M", "F", "F"]
     assert [record.age_years for record in listing.records] == [57, 58, 0, 95]
-    assert third.boxes == (Box("Infiltration", 200.25, 100.5, 260.75, 150.5), Box("Mass", 2, 1, 6, 4))
+    assert third.boxes == (
+        Box(label="Infiltration", row0=200.25, col0=100.5, row1=260.75, col1=150.5),
+        Box(label="Mass", row0=2, col0=1, row1=6, col1=4),
+    )
     assert first.boxes == fourth.boxes == ()
 
 

@@ -15,7 +15,7 @@ KIND = "chestx-det"
 
 
 def record(name: str, split: Split | None = None) -> Record:
-    return Record(name, File(f"{name}.png"), f"{KIND}/{name}", split=split)
+    return Record(source_id=name, image=File(f"{name}.png"), patient=f"{KIND}/{name}", split=split)
 
 
 def splits_in(root: Path) -> dict[str, Split]:

@@ -71,7 +71,10 @@ def test_records_hold_what_the_files_say(root: Path) -> None:
         UNLABELLED: [None] * 3,
     }
     # (x, y, width, height) became (row0, col0, row1, col1).
-    assert records[SICK].boxes == (Box(OPACITY, 152, 264, 531, 477), Box(OPACITY, 152, 562, 605, 818))
+    assert records[SICK].boxes == (
+        Box(label=OPACITY, row0=152, col0=264, row1=531, col1=477),
+        Box(label=OPACITY, row0=152, col0=562, row1=605, col1=818),
+    )
     assert [records[NORMAL].view, records[NORMAL].sex, records[NORMAL].age_years] == ["PA", "F", 51.0]
     assert [records[ABNORMAL].view, records[ABNORMAL].sex, records[ABNORMAL].age_years] == ["AP", "M", None]
     # The header's spacing is that of the image before it was resized.

@@ -115,10 +115,10 @@ def test_kaggles_records_hold_what_the_list_says(kaggle: Path) -> None:
     assert set(records[THREE].labels.values()) == {None}
     # (x, y) became (row, col); every reader's boxes.
     assert records[ONE].boxes == (
-        Box("Cardiomegaly", 1375, 691, 1831, 1653),
-        Box("Cardiomegaly", 1380, 700, 1830, 1650),
-        Box("Nodule/Mass", 20, 10, 40, 30),
-        Box("Nodule/Mass", 120, 110, 140, 130),
+        Box(label="Cardiomegaly", row0=1375, col0=691, row1=1831, col1=1653),
+        Box(label="Cardiomegaly", row0=1380, col0=700, row1=1830, col1=1650),
+        Box(label="Nodule/Mass", row0=20, col0=10, row1=40, col1=30),
+        Box(label="Nodule/Mass", row0=120, col0=110, row1=140, col1=130),
     )
     assert [record.split for record in records.values()] == ["train", "train", "test"]
     one = records[ONE]
@@ -138,8 +138,11 @@ def test_physionets_records_hold_what_the_lists_say(physionet: Path) -> None:
     assert {name for name, value in records[THREE].labels.items() if value == 1} == {"COPD", "Other diseases"}
     assert -1 not in records[THREE].labels.values(), "a consensus is never uncertain"
     assert all(tuple(record.labels) == FINDINGS for record in records.values())
-    assert records[ONE].boxes == (Box("Cardiomegaly", 1375, 691, 1831, 1653), Box("Nodule/Mass", 20, 0, 40, 30))
-    assert records[THREE].boxes == (Box("Other diseases", 2, 1, 4, 3),)
+    assert records[ONE].boxes == (
+        Box(label="Cardiomegaly", row0=1375, col0=691, row1=1831, col1=1653),
+        Box(label="Nodule/Mass", row0=20, col0=0, row1=40, col1=30),
+    )
+    assert records[THREE].boxes == (Box(label="Other diseases", row0=2, col0=1, row1=4, col1=3),)
     assert [record.split for record in records.values()] == ["train", "train", "test"]
 
 

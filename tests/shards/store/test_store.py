@@ -305,7 +305,7 @@ def test_refusals_are_told_at_once(fault: str, message: str, flaky: FlakyServer,
         flaky.always[TAR] = "403"
     else:
         store = open_store(f"{flaky.url}/elsewhere", cache=cache, retry=QUICK)
-        index = ShardIndex(store, index.description, index.rows, "")
+        index = ShardIndex(store=store, description=index.description, rows=index.rows, fingerprint="")
     with pytest.raises(StoreError, match=message):
         ShardReader(index).read(0)
     assert flaky.num_requests(TAR) == 1
