@@ -60,12 +60,15 @@ class Config(Section):
     phantom: PhantomParams | None = None
     """The built-in dataset; a project without a batch of it needs no such section."""
     grid: GridParams
+    """The one grid that shards, training and evaluation share."""
     shard: ShardParams
+    """How images become shards; a batch may have settings of its own in batches/NAME.yaml."""
     batches: dict[str, str] = Field(min_length=1)
     """Name → the path that its shards are made from, and that DVC tracks; the rest is in batches/NAME.yaml."""
     mix: dict[str, MixParams] = Field(min_length=1)
     """Name → its part in training."""
     pretrain: PretrainParams
+    """The training of the first model, models/ace."""
     variants: dict[ModelName, dict[str, Any]]
     """Name → what differs from `pretrain` in another training, whose model becomes the folder models/NAME."""
     imports: dict[ModelName, ImportParams]
@@ -73,11 +76,13 @@ class Config(Section):
     encoders: Encoders
     """Name → a network that is measured. Gains are those of the first one over each of the others."""
     evaluate: EvaluateParams
+    """Patients and properties that every encoder is measured on."""
     finetune: dict[str, str]
     """Name of a task in configs/tasks → the shard set that the stage `finetune` trains and measures it on."""
     decide: list[str] = Field(default=[], max_length=1)
     """The first encoder, if the stage `decide` is to say whether its model is accepted (`operations.gate`)."""
     report: ReportParams
+    """Wording and drawing of the page reports/report.html."""
     operations: OperationsParams = OperationsParams()
     """The service's settings: how it takes new images in and trains again. A project without a service needs no such
     section."""

@@ -43,3 +43,22 @@ def test_records_of_many_fields_take_them_by_keyword() -> None:
         for path, node, keywords in found
         if num_fields(node) >= MANY_FIELDS and "kw_only" not in keywords
     ] == []
+
+
+def test_every_parameter_of_a_section_has_a_text() -> None:
+    fields = [
+        (path, node, item, after)
+        for path in CODE
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+        and any(ast.unparse(base).endswith(("Section", "Params")) for base in node.bases)
+        for item, after in zip(node.body, [*node.body[1:], None], strict=True)
+        if isinstance(item, ast.AnnAssign) and "ClassVar" not in ast.unparse(item.annotation)
+    ]
+    assert len(fields) > 300
+    assert [
+        f"{path.relative_to(ROOT)}: {node.name}.{ast.unparse(item.target)}"
+        for path, node, item, after in fields
+        if not (isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant))
+        and f"{ast.unparse(item.target)}:" not in (ast.get_docstring(node) or "")
+    ] == []

@@ -110,10 +110,15 @@ class AugmentParams(Section):
     """`device` augments whole batches where the networks are; `host` each crop in the loader's processes. What is drawn
     is the same, and so are the crops but for single grey levels. Rectangles are erased on the batch either way."""
     brightness_contrast: BrightnessContrastParams
+    """Factor on the deviations from the mean, and an offset."""
     blur: BlurParams
+    """A Gaussian blur."""
     sharpen: SharpenParams
+    """The image beyond its own blur."""
     clahe: ClaheParams
+    """Contrast-limited adaptive histogram equalisation."""
     erase: EraseParams
+    """Rectangles of a crop that are filled; not of the paper."""
 
 
 class RandomViewsParams(Section):
@@ -152,4 +157,6 @@ class ViewsParams(Section):
     """Views without a grid; the objective `ace` has none."""
 
     random: RandomViewsParams
+    """Two views at independent places, for `dino`."""
     centred: CentredViewsParams
+    """Views with one centre, for the epochs of uniqueness of `ace_v2`."""

@@ -67,6 +67,7 @@ class ClassificationParams(TaskParams):
     """Shares of the largest value of Grad-CAM, of the network that `full` trained. The pixels that reach a share are
     compared with boxes or masks of the label, where these are known: a figure for each share."""
     knn: KnnParams
+    """Neighbours that the method `knn` asks."""
 
     @property
     def policies(self) -> list[Policy]:

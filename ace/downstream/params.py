@@ -24,6 +24,7 @@ class ShownParams(Section):
     mirror_probability: Probability
     """Share of the training images that are mirrored left to right; 0 where sides mean something, as in a chest."""
     brightness_contrast: BrightnessContrastParams
+    """Change of grey levels in training; images that are measured keep theirs."""
 
 
 class FinetuneParams(TrainingParams):
@@ -57,8 +58,11 @@ class TaskParams(Section):
     seeds: tuple[Seed, ...] = Field(min_length=1)
     """Each training is repeated with these seeds, of the patients drawn, their order, and first weights of the head."""
     shown: ShownParams
+    """The part of an image that a network sees, and its changes in training."""
     training: FinetuneParams
+    """Optimiser, schedule and early stopping, the same for every encoder."""
     bootstrap: BootstrapParams
+    """How the intervals of the figures are drawn."""
     num_examples: int = Field(ge=1)
     """Images of each kind (best, median, worst) that the page shows of an encoder."""
 

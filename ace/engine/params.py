@@ -16,6 +16,7 @@ class OptimizerParams(Section):
     min_lr: float = Field(ge=0)
     """Learning rate at the last step."""
     warmup_epochs: float = Field(ge=0)
+    """Epochs in which the learning rate rises linearly from 0 to its peak; fractions count."""
     weight_decay: float = Field(ge=0)
     """Weight decay at step 0, of matrices and kernels (`ace.engine.optimizer`); a cosine takes it to
     `weight_decay_end`."""
@@ -24,13 +25,16 @@ class OptimizerParams(Section):
     clip_norm: float = Field(gt=0)
     """Largest global gradient norm."""
     beta1: float = Field(ge=0, lt=1)
+    """AdamW's decay of the running mean of the gradient."""
     beta2: float = Field(ge=0, lt=1)
+    """AdamW's decay of the running mean of the squared gradient."""
 
 
 class TrainingParams(OptimizerParams):
     """The part of a training's section that the engine reads."""
 
     epochs: int = Field(ge=1)
+    """Passes over the training images; all schedules end with the last one."""
     batch_size: int = Field(ge=2)
     """Images per optimiser step, over all ranks."""
     precision: Precision
@@ -50,6 +54,7 @@ class TrainingParams(OptimizerParams):
     num_workers: int = Field(ge=0)
     """Loader processes of each training process; 0 loads in the training process."""
     log_every_steps: int = Field(ge=1)
+    """Optimiser steps between two lines of the log."""
     checkpoint_every_s: float = Field(ge=0)
     """Seconds between resumable checkpoints; 0 writes one after every step."""
     keep_checkpoints: int = Field(ge=1)

@@ -37,6 +37,7 @@ Encoders = Annotated[dict[EncoderName, EncoderParams], Field(min_length=1), Afte
 
 class _EncodersSection(Section):
     encoders: Encoders
+    """Name → a network that is measured."""
 
 
 def parse_encoders(values: Any, where: str) -> dict[str, EncoderParams]:
@@ -65,9 +66,11 @@ class EvaluateParams(Section):
     images_per_forward: int = Field(ge=1)
     """Images in one forward pass; speed and memory only."""
     dense: DenseParams
+    """Locations of the canvas at which tokens are kept."""
     properties: PropertiesParams
     """Properties that are measured, each by the section of its name; one that has none is left out."""
     bootstrap: BootstrapParams
+    """How the intervals over patients are drawn."""
     num_examples: int = Field(ge=1)
     """Examples of each property kept for the report's pictures."""
     checks: dict[str, Bound]

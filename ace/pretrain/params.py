@@ -47,12 +47,15 @@ class GlobalLossParams(Section):
     """Global consistency: cross-entropy between sharpened, centred teacher and student distributions."""
 
     student_temperature: float = Field(gt=0)
+    """The student's logits are divided by it before the softmax."""
     teacher_temperature: float = Field(gt=0)
     """Temperature at the end of its warm-up."""
     teacher_temperature_start: float = Field(gt=0)
     """Temperature at step 0; equal to `teacher_temperature` for no warm-up."""
     teacher_temperature_warmup_epochs: float = Field(ge=0)
+    """Epochs in which the teacher's temperature goes linearly from its start to its end."""
     center_momentum: float = Field(ge=0, le=1)
+    """Part of the teacher's centre that stays at a step; the rest is the minibatch's mean."""
     frozen_last_layer_epochs: float = Field(ge=0)
     """Epochs in which the last layer of the global head gets no gradient."""
 
@@ -61,8 +64,11 @@ class MatchingLossParams(Section):
     """Balanced binary cross-entropy between matching matrices and their Gaussian targets."""
 
     alpha_decomposition: float = Field(gt=0, lt=1)
+    """Weight of matching pairs in the decomposition term; pairs that do not match have 1 − this."""
     alpha_composition: float = Field(gt=0, lt=1)
+    """Weight of matching pairs in the composition term; pairs that do not match have 1 − this."""
     logits: LogitParams
+    """How similarities of tokens become logits."""
 
 
 class WhiteningParams(Section):
@@ -79,12 +85,17 @@ class PretrainParams(TrainingParams):
     """Section `pretrain` of params.yaml."""
 
     seed: int = Field(ge=0)
+    """Seed of the first weights, the order of the images, their crops and their augmentation."""
     momentum: float = Field(ge=0, le=1)
     """Teacher momentum at step 0; a cosine takes it to `momentum_end`."""
     momentum_end: float = Field(ge=0, le=1)
+    """Teacher momentum at the last step."""
     backbone: BackboneParams
+    """The network that turns a crop into tokens, and its first weights."""
     global_head: GlobalHeadParams
+    """The head that the global term is computed behind."""
     local_head: LocalHeadParams
+    """The head that the matching terms are computed behind."""
     composer: WholeForm
     """Composer: makes one coarse token of k*l fine ones."""
     decomposer: PartForm
@@ -94,14 +105,21 @@ class PretrainParams(TrainingParams):
     epoch through uniqueness (views with one centre), consistency (pairs of (k, l) = (1, 1)) and composition and
     decomposition (pairs of the grid's other scales)."""
     views: ViewsParams
+    """Crops of the objectives that do without the grid."""
     loss_weights: LossWeights
+    """Weight of each term of the loss; 0 leaves it out."""
     global_loss: GlobalLossParams
+    """Temperatures and centre of the global term."""
     matching_loss: MatchingLossParams
+    """Balance and logits of the composition and the decomposition term."""
     crops: Literal["fresh", "bank"]
     """`fresh` draws new crop pairs every epoch; `bank` uses the pairs stored with each sample."""
     augment: AugmentParams
+    """Changes of grey levels, and erased rectangles."""
     probe: ProbeParams
+    """Measurements during training on images that nothing is trained on."""
     collapse: CollapseParams
+    """Bounds at which a collapsing training is named, or ended."""
     whitening: WhiteningParams | None = None
     """A linear map of tokens, fitted after the last step and part of the finished encoder; null for none, as the paper
     has it (docs/method.md)."""

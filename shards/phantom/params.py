@@ -35,7 +35,9 @@ class AnatomyParams(RangesSection):
     taper_sd: NotNegative
     """Standard deviation of the relative widening from the middle of the chest to its top."""
     kyphosis_sd_mm: NotNegative
+    """Standard deviation of the bend to the front: how much further it lies 120 mm above or below the middle."""
     scoliosis_sd_mm: NotNegative
+    """Standard deviation of the bend to the side: the amplitude of a sine along the height."""
     diaphragm_sd_mm: NotNegative
     """Height of both domes."""
     diaphragm_side_sd_mm: NotNegative
@@ -49,9 +51,11 @@ class AnatomyParams(RangesSection):
     lung_density: Range
     """Factor on the attenuation of lung tissue (the breath held)."""
     fat_mm: Range
+    """Thickness of fat that the rays pass besides."""
     breast_fraction: Fraction
     """Share of patients with a breast shadow."""
     breast_mm: Range
+    """Greatest thickness of a breast shadow, counted as water."""
 
 
 class ExposureParams(RangesSection):
@@ -60,7 +64,9 @@ class ExposureParams(RangesSection):
     ap_fraction: Fraction
     """Share of anterior-posterior exposures; the others are posterior-anterior."""
     source_distance_pa_mm: Positive
+    """Distance of the X-ray source from the detector in posterior-anterior exposures."""
     source_distance_ap_mm: Positive
+    """Distance of the X-ray source from the detector in anterior-posterior exposures."""
     rotation_sd_deg: tuple[NotNegative, NotNegative, NotNegative]
     """Standard deviations of pitch, roll and yaw."""
     field_of_view_mm: Range
@@ -72,6 +78,7 @@ class ExposureParams(RangesSection):
     noise: Range
     """Standard deviation of the noise where nothing absorbs, as its share, for pixels of 0.25 mm."""
     gamma: Range
+    """Exponent on the grey levels of the developed image."""
 
 
 class FindingParams(RangesSection):
@@ -80,11 +87,13 @@ class FindingParams(RangesSection):
     fraction: Fraction
     """Share of studies with a finding; the kinds are equally frequent."""
     nodule_radius_mm: Range
+    """Radius of a nodule."""
     effusion_level_mm: Range
     """Height of the fluid level above the lower end of the scan."""
     pneumothorax_mm: Range
     """Thickness of the air at the apex."""
     consolidation_mm: Range
+    """Size of a consolidation."""
     cardiomegaly_heart: Range
     """Relative growth of an enlarged heart."""
     min_visible: Fraction
@@ -95,16 +104,22 @@ class PhantomParams(Section):
     """Section `phantom` of params.yaml."""
 
     num_patients: Count
+    """Virtual patients that are rendered."""
     images_per_patient: Count
     """At most so many images of a patient; each patient has between one and this number."""
     size_px: Annotated[int, Field(ge=32, le=MAX_SIZE_PX)]
     """Height and width of an image."""
     num_ray_rows: Annotated[int, Field(ge=16, le=MAX_SIZE_PX)]
+    """Rows of the raster on which rays are cast."""
     num_ray_cols: Annotated[int, Field(ge=16, le=MAX_SIZE_PX)]
     """Rays are cast on this raster and upsampled to `size_px`."""
     num_depth_planes: Annotated[int, Field(ge=8, le=1024)]
     """Samples along a ray."""
     seed: Annotated[int, Field(ge=0)]
+    """Seed of all patients, exposures and findings."""
     anatomy: AnatomyParams
+    """Differences between patients."""
     exposure: ExposureParams
+    """Differences between images of a patient."""
     findings: FindingParams
+    """Simulated findings and their sizes."""
