@@ -188,6 +188,7 @@ def finetune(
     parts, truths = _read(task, index)
     task.check(truths)
     answers: dict[Run, Arrays] = {}
+    num_trained: dict[str, set[int]] = {}
     num_reads = 1
     for encoder, section in encoders.items():
         bench = Bench(task=task, parts=parts, truths=truths, encoder=section, measured=measured, options=options)
@@ -196,6 +197,7 @@ def finetune(
                 raise StoppedError(f"{request.reason}: before {run.name}; the same command goes on from there")
             told = _finished(run, bench, out / run.name, request)
             num_reads = max(num_reads, told["num_reads"][params.split])
+            num_trained.setdefault(run.amount.name, set()).add(told["num_training_images"])
             answers[run] = _read_answers(out / run.name)
     if num_reads > 1 and params.split == "test":
         print(
@@ -209,6 +211,9 @@ def finetune(
     table = tabulate(task, parts.test, truths["test"], by_use)
     facts = {"batch": index.name, "split": params.split, "num_images": len(parts.test)}
     facts |= {"num_patients": parts.test.num_patients, "num_seeds": len(params.seeds), "num_reads": num_reads}
+    # Seeds draw as many patients, whose images are not as many.
+    facts["num_training_images"] = {amount: [min(nums), max(nums)] for amount, nums in num_trained.items()}
+    facts["accept_shared_images"] = params.accept_shared_images
     examples = {
         run.encoder: _examples(task, parts.test, truths["test"], own)
         for run, own in answers.items()

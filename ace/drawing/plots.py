@@ -1,6 +1,7 @@
 """Plots as inline SVG that takes its colours and its font from the page, so that it fits light and dark."""
 
 import io
+import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -119,6 +120,37 @@ def error_curves(errors: Mapping[str, Values], baselines: Mapping[str, Values], 
         axes.set(xlim=(0, limit), ylim=(0, 1), xlabel="radius in px of a 1024-px canvas", ylabel="share found within")
         figure.legend(loc="outside upper left", ncols=LEGEND_COLUMNS, columnspacing=1.4, handlelength=1.6)
         return _svg(figure, "errors")
+
+
+def roc_panels(curves: Mapping[str, Mapping[str, tuple[Values, Values]]]) -> str:
+    """Draw the share of the images with a label that is found against the share of the others that is taken for it.
+
+    Args:
+        curves: Label → encoder → false and true positive rates, ascending; a panel a label, four in a row.
+    """
+    num_cols = min(4, len(curves))
+    num_rows = math.ceil(len(curves) / num_cols)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(2.4 * num_cols, 0.4 + 2.3 * num_rows), layout="constrained")
+        panels = figure.subplots(num_rows, num_cols, squeeze=False, sharex=True, sharey=True).ravel()
+        for axes, (label, own) in zip(panels, curves.items(), strict=False):
+            axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.6)
+            for number, (name, (false, true)) in enumerate(own.items()):
+                axes.plot(
+                    false,
+                    true,
+                    color=encoder_colour(number),
+                    linewidth=1.6,
+                    label=encoder_name(name) * (axes is panels[0]),
+                )
+            axes.set_title("\n".join(textwrap.wrap(label, TITLE_CHARACTERS // 2)))
+            axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        for axes in panels[len(curves) :]:
+            axes.remove()
+        figure.supxlabel("share of the images without it", fontsize=9)
+        figure.supylabel("share of the images with it", fontsize=9)
+        figure.legend(loc="outside upper left", ncols=LEGEND_COLUMNS, columnspacing=1.4, handlelength=1.6)
+        return _svg(figure, "roc")
 
 
 def scatter_panels(points: Mapping[str, Float[np.ndarray, "points 2"]], colours: Sequence[str]) -> str:

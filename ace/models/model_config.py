@@ -353,4 +353,6 @@ def _reason(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return f"{type(error).__name__}: {error}"
     first = error.errors()[0]
+    if first["type"] == "missing":
+        return f"{'.'.join(map(str, first['loc']))} is missing"
     return f"{'.'.join(map(str, first['loc']))} is {first['input']!r:.100}: {first['msg']}"

@@ -218,6 +218,18 @@ class LabelsMeasurement(Measurement):
             for column, label in enumerate(self.plan.labels)
         }
 
+    def pictures(self, answers: Mapping[str, Answers], features: Mapping[str, Features]) -> Answers:
+        """Keep the ROC curve of each label and encoder: `<encoder>_roc<column>` has false and true positive rates."""
+        from sklearn.metrics import roc_curve
+
+        curves = {}
+        for name, own in answers.items():
+            for column, said in enumerate(self.plan.measured.labels.T):
+                is_known = said != NOT_KNOWN
+                false, true, _ = roc_curve(said[is_known] == 1, own["scores"][is_known, column])
+                curves[f"{name}_roc{column}"] = np.stack([false, true])
+        return {"labels": np.array(self.plan.labels), **curves}
+
 
 class Labels(Property):
     """Reads labels off embeddings."""
@@ -244,7 +256,7 @@ class Labels(Property):
         return NotMeasured(found) if isinstance(found, str) else LabelsMeasurement(found)
 
     def shown(self, evidence: Evidence) -> dict[str, Any]:
-        """Show the figure of every label and encoder, what was gained, and images with and without the label."""
+        """Show each label: every encoder's figure, what was gained, images with and without it, and ROC curves."""
         columns = [*evidence.encoders, *(gain_key(name) for name in evidence.encoders[1:])]
         number, rows = self.figures[PROBE].number, []
         for label, figures in evidence.figures[self.name].items():
@@ -256,4 +268,12 @@ class Labels(Property):
                     "images": f"{own['num_with']} of {own['num_with'] + own['num_without']}",
                 }
             )
-        return {"rows": rows}
+        from ace.drawing.plots import roc_panels
+
+        curves = {
+            str(label).replace("_", " "): {
+                name: tuple(evidence.arrays[f"{name}_roc{column}"]) for name in evidence.encoders
+            }
+            for column, label in enumerate(evidence.arrays["labels"])
+        }
+        return {"rows": rows, "curves": roc_panels(curves)}

@@ -20,7 +20,7 @@ from ace.report.inputs import ReportInputs
 from ace.report.pair import draw_pair
 from ace.report.params import ReportParams
 from ace.report.tables import ALIKE, BETTER, WORSE, figure_rows, headline_card
-from ace.report.task_tables import task_table
+from ace.report.task_tables import amount_words, task_table
 from shards.core.records import Split
 from shards.reading.reader import ShardIndex, ShardReader
 from shards.runtime.atomic import write_text
@@ -100,6 +100,7 @@ def environment_of(encoders: Sequence[str]) -> jinja2.Environment:
     marks = {name: encoder_mark(number) for number, name in enumerate(encoders)}
     environment.filters["thousands"] = lambda number: f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
     environment.filters["encoder"] = encoder_name
+    environment.filters["amount"] = amount_words
     environment.filters["mark"] = lambda name: marks.get(name, "reference")
     environment.filters["size"] = lambda number: (
         f"{number / 1e6:,.1f} MB" if number >= MEGABYTES_FROM else f"{number / 1e3:,.1f} kB"

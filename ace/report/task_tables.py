@@ -195,6 +195,11 @@ class TaskTable:
         return len(self.measured) == 1 and not self.is_apart
 
     @property
+    def is_recorded(self) -> bool:
+        """Tell whether the figures say on how many images the encoders were trained, and on whose they may be."""
+        return all(facts.accept_shared_images is not None for _, facts in self.measured)
+
+    @property
     def is_of_one_use(self) -> bool:
         """Tell whether all columns are of one use."""
         return len({column.use for column in self.columns}) == 1

@@ -33,6 +33,10 @@ class TaskMeasured:
         num_patients: Their patients.
         num_seeds: Seeds that figures are means over.
         num_reads: How often the images were measured, with other settings each time; None where that is not recorded.
+        num_training_images: Amount, and the least and the largest number of images that a seed draws for it; empty
+            where that is not recorded.
+        accept_shared_images: Whether encoders that were pretrained on measured images may take part; None where that
+            is not recorded.
     """
 
     batch: str
@@ -41,6 +45,8 @@ class TaskMeasured:
     num_patients: int
     num_seeds: int
     num_reads: int | None
+    num_training_images: tuple[tuple[str, int, int], ...]
+    accept_shared_images: bool | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +202,8 @@ def _negated(figure: Figure) -> Figure:
 
 
 def _measured(told: Mapping[str, Any]) -> TaskMeasured:
-    reads = told.get("num_reads")
+    reads, shared = told.get("num_reads"), told.get("accept_shared_images")
+    drawn = dict(told.get("num_training_images", {}))
     return TaskMeasured(
         batch=str(told["batch"]),
         split=str(told["split"]),
@@ -204,4 +211,6 @@ def _measured(told: Mapping[str, Any]) -> TaskMeasured:
         num_patients=int(told["num_patients"]),
         num_seeds=int(told["num_seeds"]),
         num_reads=None if reads is None else int(reads),
+        num_training_images=tuple((str(amount), int(least), int(most)) for amount, (least, most) in drawn.items()),
+        accept_shared_images=None if shared is None else bool(shared),
     )

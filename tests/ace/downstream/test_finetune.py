@@ -199,6 +199,9 @@ def test_results_that_hold_are_kept_and_another_reading_of_the_test_images_is_co
     assert path.stat().st_mtime_ns == before, "another encoder, method or seed repeats nothing"
     assert table["measured"]["num_reads"] == 1
     assert table["measured"]["num_seeds"] == 2
+    least, most = table["measured"]["num_training_images"]["100pct"]
+    assert least == most == result(tmp_path, "blind/knn/100pct-seed1")["num_training_images"]
+    assert table["measured"]["accept_shared_images"] is False
     assert "were measured" not in capfd.readouterr().err
     choosing = task(methods=["linear"], split="val", val_share=0.2, blank="zeros")
     table = run_stage(project, tmp_path, choosing, ("seeing",))

@@ -85,6 +85,18 @@ def test_a_label_that_shows_is_found_and_one_that_a_coin_decided_is_not(plan: La
     assert 0.3 < values["coin"] < 0.7
 
 
+def test_the_area_below_the_curve_that_is_drawn_is_the_figure(plan: LabelPlan) -> None:
+    measurement, features = LabelsMeasurement(plan), Features(Path(), {})
+    answers = measurement.ask(embedder(place, plan.index.spec), features)
+    inverted = {"scores": -answers["scores"]}
+    drawn = measurement.pictures({"e": answers, "inverted": inverted}, {"e": features, "inverted": features})
+    assert drawn["labels"].tolist() == list(plan.labels)
+    for name, own in (("e", answers), ("inverted", inverted)):
+        for column, reading in enumerate(measurement.details(own).values()):
+            false, true = drawn[f"{name}_roc{column}"]
+            assert np.trapezoid(true, false) == pytest.approx(estimate(reading.measure, reading.num_patients))
+
+
 def test_each_part_has_all_labelled_images_of_patients_of_its_own_split(index: ShardIndex, plan: LabelPlan) -> None:
     for part, split in ((plan.train, "train"), (plan.val, "val"), (plan.measured, "test")):
         assert np.array_equal(part.rows, index.select(split)), "a coin was thrown for every image"

@@ -24,7 +24,8 @@ from tests.support.checkout import ROOT
 
 ENCODERS = ("trained", "untrained", "imagenet")
 MEASURED = {"batch": "phantom-b000", "split": "test", "num_images": 99, "num_patients": 66, "num_seeds": 3}
-MEASURED |= {"num_reads": 1}
+MEASURED |= {"num_reads": 1, "accept_shared_images": False}
+MEASURED |= {"num_training_images": {"100pct": [141, 141], "2_5pct": [3, 5], "5shot": [27, 27]}}
 USES = [("full", "100pct"), ("linear", "100pct"), ("linear", "2_5pct"), ("knn", "5shot")]
 NOT_MEASURED = {"value": None, "low": None, "high": None, "n": 0, "reason": "nothing to divide by"}
 Told = dict[str, Any]
@@ -255,17 +256,26 @@ def test_what_is_said_of_images_patients_seeds_and_looks_is_the_files(project: P
     words = text_of(page_of(project, "phantom"))
     assert "99 test images of 66 patients of phantom-b000 , measured once. Figures are means over 3 seeds." in words
     assert "measured once" in words
+    drawn = "141 images (100 % of the training patients), 3 to 5 images (2.5 % of the training patients)"
+    assert f"Trained on {drawn}, 27 images (5 training images a class)." in words
     assert "these are not results" not in words
+    assert "pretrained on some of these images" not in words
+    assert "an earlier release" not in words
     told["measured"] |= {"num_seeds": 1, "num_reads": 3, "num_images": 1, "num_patients": 1}
     write(project, "phantom", told)
     words = text_of(page_of(project, "phantom"))
     assert "1 test image of 1 patient of phantom-b000 . One seed. These images were measured 3 times by now" in words
     assert "measured once" not in words
-    told["measured"] |= {"split": "val"}
-    del told["measured"]["num_reads"]
+    told["measured"] |= {"split": "val", "accept_shared_images": True}
+    write(project, "phantom", told)
+    assert "Encoders that were pretrained on some of these images are accepted." in text_of(page_of(project, "phantom"))
+    for name in ("num_reads", "num_training_images", "accept_shared_images"):
+        del told["measured"][name]
     write(project, "phantom", told)
     words = text_of(page_of(project, "phantom"))
     assert "1 validation image of 1 patient" in words
+    assert "Trained on" not in words
+    assert "Figures of an earlier release do not record whether it does" in words
     assert "Settings may have been chosen on these patients, so these are not results." in words
     assert "by now" not in words
 
