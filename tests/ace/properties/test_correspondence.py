@@ -69,7 +69,7 @@ def test_a_random_guess_expects_the_mean_distance_over_the_foreground() -> None:
     foreground = np.zeros((SPEC.n, SPEC.n), bool)
     foreground[2, 3] = True
     axis = location_axis(SPEC, 2, 1)
-    only_cell = type(subject)(subject.key, subject.canvas, subject.landmarks, foreground)
+    only_cell = replace(subject, foreground=foreground)
     true = np.array([[20.0, 28.0]])
     # Locations at rows 16 and 20 and columns 24 and 28 lie in cell (2, 3): 8-px cells, half-open.
     expected = np.array([[4.0, 4.0], [4.0, 0.0], [0.0, 4.0], [0.0, 0.0]])
