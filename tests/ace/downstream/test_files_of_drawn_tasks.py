@@ -30,7 +30,7 @@ def test_structures_are_those_of_the_datasets() -> None:
 
 
 def test_left_and_right_are_not_exchanged_where_they_mean_something() -> None:
-    for name in ("jsrt", "montgomery", "siim", "chest_det", "phantom_masks", "phantom_landmarks"):
+    for name in ("jsrt", "montgomery", "siim", "chest_det", "phantom_masks", "phantom_masks_few", "phantom_landmarks"):
         assert task(name).params.shown.mirror_probability == 0
 
 
