@@ -38,6 +38,7 @@ tags: [medical-imaging, self-supervised, ACE]
 | started from | {start} |
 | training | {epochs} epochs, {steps} steps of {batch_size} images |
 | computed | in {precision}, by {num_processes} process(es) on {device} |
+| hardware | {hardware} |
 | erased | {erased} |
 | loss weights | global {w_global:g}, decomposition {w_decomposition:g}, composition {w_composition:g}, \
 removal {w_removal:g} |
@@ -105,6 +106,7 @@ def model_card(config: TrainedConfig) -> str:
         precision=pretrain.precision,
         num_processes=config.num_processes,
         device=config.device,
+        hardware=config.hardware.text if config.hardware else "not recorded",
         epochs=pretrain.epochs,
         steps=config.steps,
         batch_size=pretrain.batch_size,

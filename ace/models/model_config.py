@@ -1,6 +1,7 @@
 """config.json of a model folder: its types, and the one place where it is written, read and validated."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -202,6 +203,29 @@ class BestStep(_Described):
     metric: str
 
 
+class Hardware(_Described):
+    """A machine, as the record of a training needs it: its products, and nothing that tells it from an equal one.
+
+    Attributes:
+        processor: Model of the processor.
+        cores: Logical cores of the machine; None where it does not tell.
+        memory_gb: Main memory of the machine, in 10^9 bytes.
+        accelerators: Model of each accelerator.
+    """
+
+    processor: str
+    cores: int | None
+    memory_gb: float
+    accelerators: Texts
+
+    @property
+    def text(self) -> str:
+        """The machine in words, accelerators first."""
+        counted = [f"{number} × {name}" for name, number in Counter(self.accelerators).items()]
+        cores = "number of cores unknown" if self.cores is None else f"{self.cores} cores"
+        return "; ".join([*counted, f"{self.processor}, {cores}, {self.memory_gb:g} GB of memory"])
+
+
 class PublishedSection(_Described):
     """A published section holds what a published model says of itself.
 
@@ -292,6 +316,8 @@ class TrainedConfig(_ModelConfig):
         best: The step at which the probe scored the teacher highest; None without a probe.
         num_processes: Processes that trained together.
         device: Kind of device that they computed on.
+        hardware: The machine of the process that finished the training: of several processes the first's, and of a
+            run that was resumed the last one. Its accelerators need not all have been used. None in older models.
         start_from: File of weights of the model that it started with → sha256; empty for none.
         code: Digest of the code that decides the result; None in older and in published models.
         commit: The git commit of the code; None likewise, and outside of a checkout.
@@ -304,6 +330,7 @@ class TrainedConfig(_ModelConfig):
     best: BestStep | None = None
     num_processes: int
     device: str
+    hardware: Hardware | None = None
     start_from: dict[str, str] = Field(default_factory=dict)
     code: str | None = None
     commit: str | None = None

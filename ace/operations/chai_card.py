@@ -164,7 +164,7 @@ def _trust(config: TrainedConfig, batches: Mapping[str, Mapping[str, Any]], stat
             "AISystemFacts",
             [
                 ("OutcomesAndOutputs", "An embedding of an image, and one token for each cell of a grid over it."),
-                ("ModelType", f"Deep neural network ({config.params.pretrain.backbone.name}), trained without labels"),
+                ("ModelType", _kind(config)),
                 ("FoundationModels", f"Started from {start_text(config)}."),
                 ("InputDataSource", f"Kinds of source (docs/register.md): {', '.join(sources) or 'not known'}"),
                 ("OutputAndInputDataTypes", _input(config)),
@@ -299,6 +299,11 @@ def _single(label: str, rule: Mapping[str, Any]) -> _Node:
 
 def _consent(batches: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(f"{name}: {batch['legal_basis'] or NOT_STATED}" for name, batch in batches.items()) or NOT_STATED
+
+
+def _kind(config: TrainedConfig) -> str:
+    kind = f"Deep neural network ({config.params.pretrain.backbone.name}), trained without labels"
+    return kind if config.hardware is None else f"{kind}\n\nTraining was finished on: {config.hardware.text}"
 
 
 def _input(config: TrainedConfig) -> str:

@@ -34,8 +34,11 @@ from shards.format.layout import BATCHES, sha256_of
 _ENVIRONMENT = ("versions", "device", "num_processes", "steps", "start_from", "commit", "code", "source")
 """What a model's config.json says of how it was made."""
 _SHARDS = "shards"
+_HARDWARE = "hardware"
 NOT_RECORDED = "not recorded"
-"""Stands for the machine of a training that nobody wrote down, as of one that a person began."""
+"""Stands for the machine of a training that nobody wrote down, as of a model of an earlier release."""
+NOT_TRAINED_HERE = "not trained here"
+"""Stands for the machine of an imported model."""
 
 
 def trace(registry: Registry, version: Version) -> dict[str, Any]:
@@ -50,8 +53,9 @@ def trace(registry: Registry, version: Version) -> dict[str, Any]:
         to the one that made the model, each with its params and the md5 of each input, `batches` with the hashes of
         their files and manifests and the legal basis that their delivery came with, `shards`: each shard set that it
         saw, with the sha256 of each tar of training images, `environment`, `continues`: the version that it started
-        from, None if it is none, and `hardware`: the machine on which its retraining began, `NOT_RECORDED` for a model
-        that a person trained and until the retraining has ended.
+        from, None if it is none, and `hardware`: the machine of its training, as `TrainedConfig` has it. For a model of
+        an earlier release it is the machine on which its retraining began, and `NOT_RECORDED` if a person trained it or
+        until the retraining has ended; for an imported model it is `NOT_TRAINED_HERE`.
 
     Raises:
         OperationsError: the commit or the model's bytes are not there.
@@ -157,7 +161,7 @@ def _trace_version(
         "model": {"path": version.model.path, "md5": version.model.md5, "sha256": dict(version.files)},
         **_made_from(root, version.commit, version.model.path, before),
         **_surroundings(environment, before),
-        "hardware": NOT_RECORDED if began is None else began.facts.get("hardware", NOT_RECORDED),
+        "hardware": _hardware(environment, began),
     }
 
 
@@ -194,7 +198,7 @@ def _trace_unknown(events: Sequence[Event], environment: Mapping[str, Any]) -> d
         "stages": [],
         "batches": {},
         **_surroundings(environment, events),
-        "hardware": NOT_RECORDED,
+        "hardware": _hardware(environment, None),
     }
 
 
@@ -217,11 +221,23 @@ def _made_from(root: Path, commit: str, path: str, events: Sequence[Event]) -> d
     }
 
 
+def _hardware(environment: Mapping[str, Any], began: Event | None) -> Any:
+    """Return the machine that a model itself names, else the one on which its retraining began, or why there is none.
+
+    Args:
+        environment: What its config.json says of how it was made.
+        began: The event by which its retraining began; None for none.
+    """
+    if "source" in environment:
+        return NOT_TRAINED_HERE
+    return environment.get(_HARDWARE) or (began and began.facts.get("hardware")) or NOT_RECORDED
+
+
 def _surroundings(environment: Mapping[str, Any], events: Sequence[Event]) -> dict[str, Any]:
     started = _version_with(events, (environment.get("start_from") or {}).values())
     return {
         "shards": environment.get(_SHARDS, []),
-        "environment": {name: value for name, value in environment.items() if name != _SHARDS},
+        "environment": {name: value for name, value in environment.items() if name not in (_SHARDS, _HARDWARE)},
         "continues": None if started is None else started.name,
     }
 
@@ -256,7 +272,7 @@ def _environment(files: Mapping[str, Path]) -> dict[str, Any]:
         config = read_config_of(files).to_json()
     except ConfigError as error:
         return {"not_read": str(error)}
-    return {name: config[name] for name in (*_ENVIRONMENT, _SHARDS) if name in config}
+    return {name: config[name] for name in (*_ENVIRONMENT, _SHARDS, _HARDWARE) if name in config}
 
 
 def _environment_of(root: Path, version: Version) -> dict[str, Any]:
@@ -338,8 +354,8 @@ def trace_text(traced: Mapping[str, Any]) -> str:
     lines += [f"  {name} = {json.dumps(value)}" for name, value in traced["environment"].items()]
     hardware = traced["hardware"]
     lines += ["", "hardware"]
-    if hardware == NOT_RECORDED:
-        lines.append(f"  {NOT_RECORDED}")
+    if isinstance(hardware, str):
+        lines.append(f"  {hardware}")
     else:
         lines += [f"  {name} = {json.dumps(value)}" for name, value in hardware.items()]
     if model is not None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ace.engine.hardware import hardware
 from ace.evaluation.params import EvaluateParams
 from ace.gate.decide import check_frozen
 from ace.gate.figures import check_figures
@@ -25,7 +26,6 @@ from ace.operations.clone import git
 from ace.operations.deliveries import Deliveries
 from ace.operations.errors import BusyError, OperationsError
 from ace.operations.events import LOG, Actor, Event, EventLog
-from ace.operations.hardware import hardware
 from ace.operations.history import Version
 from ace.operations.incumbent import FOLDER, Incumbent, committed_texts, without_pin
 from ace.operations.model_files import recorded_model
@@ -305,7 +305,7 @@ class Retraining:
             "frozen": settings.gate.frozen.fingerprint,
             "incumbent": None if version is None else version.number,
             "batches": {name: sha256_of(self._files_of(name)[0]) for name in settings.trained_batches},
-            "hardware": hardware(),
+            "hardware": hardware().model_dump(mode="json"),
         }
         return self.registry.log.append(BEGAN, facts, actor=actor, now=self.registry.clock())
 

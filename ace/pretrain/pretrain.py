@@ -17,6 +17,7 @@ from ace.data.batches import PairBatch, ViewBatch
 from ace.data.division import check_division
 from ace.data.loader import CropDataset, StepSampler, build_loader
 from ace.engine.checkpoints import CheckpointFolder
+from ace.engine.hardware import hardware
 from ace.engine.loop import CHECKPOINTS, ROWS, Journal, finish_training, load_newest
 from ace.engine.optimizer import build_optimizer
 from ace.engine.ranks import Ranks, open_ranks
@@ -461,6 +462,7 @@ def _resolved_config(
         best=None if best is None else BestStep(step=best.step, score=best.score, metric=best.metric),
         num_processes=ranks.world_size,
         device=ranks.device.type,
+        hardware=hardware(),
         versions=recorded_versions(),
         **origin,
     )

@@ -40,8 +40,19 @@ ENCODERS = ("trained", "untrained", "imagenet", "gain")
 _SPLITS = {"test": "test patients", "val": "validation patients, on whom settings may have been chosen,"}
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _NUM_COMPARED = 16
-_KEPT = ("best", "device", "format_version", "num_processes", "params", "shards", "start_from", "steps", "versions")
-"""Keys of a training's config.json that are kept; all others may speak of the machine."""
+_KEPT = (
+    "best",
+    "device",
+    "format_version",
+    "hardware",
+    "num_processes",
+    "params",
+    "shards",
+    "start_from",
+    "steps",
+    "versions",
+)
+"""Keys of a training's config.json that are kept; all others may name the machine, its users or its paths."""
 
 _CARD = """\
 ---
@@ -327,7 +338,7 @@ def _write_weights(source: Path, target: Path, *, half: bool) -> None:
 
 
 def _public_config(config: TrainedConfig, about: PublishedSection) -> TrainedConfig:
-    """Return the configuration of the published model: nothing of it speaks of this machine or of single shards."""
+    """Return the configuration of the published model: nothing of it names this machine or single shards."""
     shards = tuple(item.model_copy(update={"shards": ()}) for item in config.shards)
     kept = config.model_copy(update={"best": None, "shards": shards})
     values = {key: value for key, value in kept.to_json().items() if key in _KEPT}

@@ -184,6 +184,23 @@ def test_a_model_that_a_person_brings_during_a_retraining_has_not_its_hardware(
     assert "\nhardware\n  not recorded\n" in capsys.readouterr().out
 
 
+def test_the_machine_that_a_model_names_is_told_and_not_the_one_on_which_its_retraining_began(
+    accepted: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine = {"processor": "another", "cores": 4, "memory_gb": 33.6, "accelerators": ["H200"]}
+    entries = [{"md5": accepted.cache(config_text(hardware=machine)), "relpath": "config.json"}]
+    model = {"path": "models/ace", "md5": accepted.cache(json.dumps(entries), suffix=".dir")}
+    write_lock(accepted.root, {"pretrain": {"outs": [model]}})
+    git(accepted.root, "commit", "--quiet", "--all", "-m", "three")
+    log, clock = accepted.registry.log, accepted.clock
+    log.append(BEGAN, {"hardware": {"processor": "a fast one", "cores": 8}}, actor=ANNA, now=clock())
+    assert main(["models", "promote"]) == 0
+    log.append(ACCEPTED, {"version": 3}, actor=ANNA, now=clock())
+    capsys.readouterr()
+    assert main(["models", "lineage", "v3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["hardware"] == machine
+
+
 def test_a_config_that_this_release_does_not_read_is_told_and_the_rest_of_the_lineage_is_there(
     accepted: Service, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -54,6 +54,10 @@ def test_objective_and_conditions_of_the_training_are_named() -> None:
     assert row(card, "objective") == "`dino`"
     assert row(card, "training") == "6 epochs, 18 steps of 8 images"
     assert row(card, "computed") == "in bf16, by 2 process(es) on cuda"
+    assert row(card, "hardware") == "not recorded"
+    machine = {"processor": "a fast one", "cores": 8, "memory_gb": 33.6, "accelerators": ["H200", "H200"]}
+    card = card_of({**config_of(), "hardware": machine})
+    assert row(card, "hardware") == "2 × H200; a fast one, 8 cores, 33.6 GB of memory"
 
 
 def augment_with(**erase: Any) -> dict[str, Any]:

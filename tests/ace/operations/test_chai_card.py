@@ -204,16 +204,20 @@ def test_what_is_not_known_of_the_measured_patients_is_not_told_as_known(
     )
 
 
-def test_what_the_model_started_from_and_unknown_patients_are_told(
+def test_what_the_model_started_from_its_hardware_and_unknown_patients_are_told(
     empty: Service, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = json.loads((ROOT / "ace/zoo/cxr-small" / CONFIG).read_text())
     config["params"]["pretrain"]["start_from"] = "registry/incumbent"
     config["start_from"] = {WEIGHTS["teacher"]: "f" * 64}
     config["shards"][0] |= {"batch": "own-b000", "num_images": 7, "patient_grouping": "image"}
+    config["hardware"] = {"processor": "a fast one", "cores": 8, "memory_gb": 33.6, "accelerators": ["H200"]}
     train(empty, WEIGHTS_BYTES, config=config)
     facts = card(capsys).find(f"{{{NAMESPACE}}}TrustIngredients/{{{NAMESPACE}}}AISystemFacts")
     assert facts is not None
+    assert (text_of(facts, "ModelType") or "").endswith(
+        ", trained without labels\n\nTraining was finished on: 1 × H200; a fast one, 8 cores, 33.6 GB of memory"
+    )
     assert "registry/incumbent" in (text_of(facts, "FoundationModels") or "")
     assert "f" * 64 in (text_of(facts, "FoundationModels") or "")
     assert text_of(facts, "DevelopmentDataCharacterization") == (

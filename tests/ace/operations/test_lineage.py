@@ -17,7 +17,7 @@ from ace.__main__ import build_parser
 from ace.inference.folder import RECORD
 from ace.models.folder import CONFIG, WEIGHTS
 from ace.operations.clone import Clone
-from ace.operations.lineage import NOT_RECORDED
+from ace.operations.lineage import NOT_RECORDED, NOT_TRAINED_HERE
 from ace.operations.registry import Registry
 from ace.operations.withdrawal_state import RECEIVED, SETTLED
 from ace.published.importing import import_timm, one_import
@@ -56,6 +56,7 @@ PARAMS = """\
 variants: {gentle: {epochs: 3}, continued: {epochs: 4}}
 imports: {imagenet: {architecture: vit_tiny_patch16_224}}
 """
+MACHINE = {"processor": "a fast one", "cores": 8, "memory_gb": 33.6, "accelerators": ["H200"]}
 BATCH = "source: {kind: folder, dep: data/manifests/own.jsonl, dep_sha256: abc}\n"
 
 
@@ -104,7 +105,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "batches").mkdir(parents=True)
     for kind, name in (("vit", "ace"), ("swin", "gentle"), ("convnext", "continued")):
         write_model(made / name, kind)
-    change(made / "gentle", commit="c0de" * 10)
+    change(made / "gentle", commit="c0de" * 10, hardware=MACHINE)
     change(made / "continued", start_from={WEIGHTS["teacher"]: sha256_of(made / "ace" / WEIGHTS["teacher"])})
     make_imported(made / "imagenet", folder / "others.safetensors")
     for name, text in (("dvc.yaml", DVC), ("params.yaml", PARAMS), ("batches/own.yaml", BATCH)):
@@ -143,7 +144,8 @@ def test_a_variant_is_traced_to_its_stage_wherever_its_folder_lies(
         assert (traced["version"], traced["registered"], traced["commit"]) == (None, None, head)
         assert traced["environment"]["commit"] == "c0de" * 10
         assert traced["model"]["sha256"][CONFIG] == sha256_of(folder / CONFIG)
-        assert (traced["hardware"], traced["continues"]) == (NOT_RECORDED, None)
+        assert (traced["hardware"], traced["continues"]) == (MACHINE, None)
+        assert "hardware" not in traced["environment"]
     (elsewhere / "README.md").write_text("changed")
     traced = project.lineage(elsewhere, capsys)
     assert (traced["origin"], traced["commit"]) == (["no version and no commit's dvc.lock has these files"], None)
@@ -153,7 +155,7 @@ def test_a_variant_is_traced_to_its_stage_wherever_its_folder_lies(
     assert said.startswith(
         "no version and no commit's dvc.lock has these files\n\nshards that it saw\n  a-b000  7 images"
     )
-    assert "hardware\n  not recorded" in said
+    assert '\nhardware\n  processor = "a fast one"\n  cores = 8\n' in said
 
 
 def test_an_imported_encoder_is_traced_to_its_stage_and_the_file_of_its_weights(
@@ -165,6 +167,9 @@ def test_an_imported_encoder_is_traced_to_its_stage_and_the_file_of_its_weights(
     source = traced["environment"]["source"]
     assert source["sha256"] == sha256_of(project.root.parent / "others.safetensors")
     assert (traced["shards"], traced["batches"]) == ([], {})
+    assert traced["hardware"] == NOT_TRAINED_HERE
+    assert main("models", "lineage", str(project.root / "models/imagenet"), "--repo", str(project.root)) == 0
+    assert "\nhardware\n  not trained here\n" in capsys.readouterr().out
 
 
 def test_a_folder_of_a_version_is_told_by_its_weights_and_what_differs_is_said(
@@ -174,6 +179,7 @@ def test_a_folder_of_a_version_is_told_by_its_weights_and_what_differs_is_said(
         traced = project.lineage(folder, capsys)
         assert (traced["origin"], traced["version"]) == (["the weights of v1"], "v1")
         assert [stage["stage"] for stage in traced["stages"]] == ["shard", "pretrain"]
+        assert traced["hardware"] == NOT_RECORDED, "as a model of an earlier release"
     mine = shutil.copytree(project.root / "models/ace", tmp_path / "mine")
     (mine / "note.txt").touch()
     assert project.lineage(mine, capsys)["origin"] == ["the weights of v1, but note.txt was added"]

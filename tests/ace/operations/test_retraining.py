@@ -14,12 +14,12 @@ from filelock import FileLock, Timeout
 
 import ace.operations.incumbent as incumbent_module
 import ace.operations.retraining as module
+from ace.engine.hardware import hardware
 from ace.operations.audit import first_problem
 from ace.operations.clone import SCHEDULE, Clone
 from ace.operations.deliveries import Deliveries
 from ace.operations.errors import BusyError, OperationsError, StoppedError
 from ace.operations.events import EventLog
-from ace.operations.hardware import hardware
 from ace.operations.registry import Registry
 from ace.operations.retraining import Retraining, num_uses
 from ace.operations.retraining_state import open_retraining
@@ -205,7 +205,7 @@ def test_the_whole_way_pins_the_incumbent_and_leaves_a_clean_clone_whose_log_hol
     assert settings is not None
     assert began.facts["gate_sha256"] == settings.gate_sha256
     assert (began.who, began.automatic, began.facts["incumbent"]) == ("schedule", True, 1)
-    assert began.facts["hardware"] == hardware()
+    assert began.facts["hardware"] == hardware().model_dump(mode="json")
 
 
 def test_promoting_changes_no_file_that_a_stage_depends_on(service: Trained, monkeypatch: pytest.MonkeyPatch) -> None:

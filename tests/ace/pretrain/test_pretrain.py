@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 import ace
 from ace.embed.encoder import load_encoder, untrained_encoder
+from ace.engine.hardware import hardware
 from ace.engine.stop import StopRequest
 from ace.journal.log import open_log
 from ace.models.folder import WHITENING
@@ -55,6 +56,7 @@ def test_a_finished_run_leaves_model_metrics_and_no_scratch(finished: Path) -> N
     git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
     assert config["commit"].removesuffix("-dirty") == subprocess.run(git, capture_output=True, text=True).stdout.strip()
     assert len(config["code"]) == 64
+    assert config["hardware"] == hardware().model_dump(mode="json")
     assert config["shards"][0]["batch"] == BATCH
     assert all(len(shard["sha256"]) == 64 for shard in config["shards"][0]["shards"])
     assert json.loads((finished / "metrics/metrics.json").read_text())["step"] == rows[-1]["step"]

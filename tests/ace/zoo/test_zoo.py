@@ -60,6 +60,9 @@ def figures(model: Path, **measured: Any) -> dict[str, Any]:
     return {"trained": row, "untrained": row, "gain": row, "measured": section | measured}
 
 
+MACHINE = {"processor": "a fast one", "cores": 8, "memory_gb": 33.6, "accelerators": ["H200"]}
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished training whose config.json speaks of the machine, with its lists and its metrics beside it."""
@@ -69,6 +72,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config["params"]["batches"]["a-b000"]["source"] = {"root": "/home/somebody/Doe^Jane", "dep_sha256": "1" * 64}
     config["params"]["pretrain"]["start_from"] = "/home/somebody/models/before"
     config["start_from"] = {"teacher_backbone.safetensors": "2" * 64}
+    config["hardware"] = MACHINE
     config["run_dir"] = "/home/somebody/runs/1"
     config["shards"][0]["shards"] = [{"name": "train-000000.tar", "sha256": "3" * 64}]
     (folder / "config.json").write_text(json.dumps(config))
@@ -218,6 +222,7 @@ def test_a_published_folder_holds_nothing_private(zoo: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     assert config["params"]["pretrain"]["start_from"] == "before"
     assert config["params"]["batches"] == {"a-b000": mix(1.0, 0.4, 0.2)}
+    assert config["hardware"] == MACHINE
     assert (folder / "images.txt").read_text().split() == NAMES
     assert [path.name for path in zoo.iterdir()] == ["cxr-tiny"]
 
