@@ -242,8 +242,8 @@ def set_deps(text: str, stage: str, prefixes: tuple[str, ...], paths: Sequence[s
         text: The file.
         stage: Name of the stage; one that is not there depends on nothing.
         prefixes: How the paths begin, each with one of these.
-        paths: All of them, maybe none. Where the stage has depended on none so far, they become the first of its deps.
-            A comment behind earlier ones comes to stand above them.
+        paths: All of them, maybe none. Where the stage has depended on none so far, they become the first
+            that begin a line. A comment behind earlier ones comes to stand above them.
 
     Raises:
         ConfigError: they share lines with other deps, or the deps are not written as a list of lines in brackets.
@@ -257,7 +257,7 @@ def set_deps(text: str, stage: str, prefixes: tuple[str, ...], paths: Sequence[s
     own = [int(deps.lc.item(number)[0]) for number in range(len(deps))]
     rows = sorted({row for row, dep in zip(own, deps, strict=True) if dep in found})
     if own:
-        row = rows[0] if rows else own[0]
+        row = rows[0] if rows else next((row for row in own if "[" not in lines[row]), own[0])
         margin = lines[row][: len(lines[row]) - len(lines[row].lstrip())]
         listed = ", ".join(paths) + "," if paths else ""
         wrapped = textwrap.wrap(listed, _WIDTH - len(margin), break_on_hyphens=False)

@@ -175,6 +175,9 @@ def test_the_first_deps_of_one_beginning_stand_first_and_the_last_ones_go() -> N
     text = set_deps(DEPS, "report", ("metrics/",), many)
     assert max(map(len, text.splitlines())) <= 120
     assert set_deps(text, "report", ("metrics/",), []) == DEPS
+    beside_the_bracket = DEPS.replace("[\n      ace/data,", "[ace/data, ace/models,\n      data/a,")
+    one = set_deps(beside_the_bracket, "report", ("metrics/",), ["metrics/a"])
+    assert one == beside_the_bracket.replace("      data/a", "      metrics/a,\n      data/a")
 
 
 def test_a_comment_behind_paths_that_are_written_anew_stands_above_them() -> None:
