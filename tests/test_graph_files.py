@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 
 from ace.config import Config, check_graph, resolve
 from ace.embed.opening import EncoderParams
+from ace.encoder_lines import with_encoders, with_tasks
 from ace.evaluation.params import EvaluateParams
 from ace.pretrain.identity import CODE
 from ace.published.importing import import_timm
@@ -18,9 +19,12 @@ from shards.build.plan import VERSION
 from shards.core.config import read_params
 from shards.core.errors import ConfigError
 from shards.delivery.batches import read_batch, settings_of
+from shards.delivery.yaml_lines import SHARDS, TEMPLATES, add_deps, drop_deps, set_dep
+from shards.format.exclusion import exclusion_dep
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("ace", "shards", "pipelines")
+PHANTOM_SET = f"{SHARDS}phantom-b000"
 ENTRY = {
     "phantom": "shards.phantom.dataset",
     "pretrain": "ace.pretrain.pretrain",
@@ -213,6 +217,41 @@ def test_the_stages_that_read_every_encoder_depend_on_those_of_params_yaml_and_n
         text.replace("data/answers/imagenet", "data/answers/imagenet, data/answers/student")
     )
     check_graph(config.model_copy(update={"encoders": {**config.encoders, **student}}), tmp_path / "dvc.yaml")
+
+
+def test_commands_find_the_lines_of_dvc_yaml_that_they_edit() -> None:
+    text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
+    encoders = Config.from_params(read_params(ROOT / "params.yaml"), "params.yaml").encoders
+    student = {"student": EncoderParams(model="models/other", network="student")}
+    batch, excluded = f"{SHARDS}other-b000", exclusion_dep("phantom-b000")
+    with_batch = add_deps(text, "other-b000")
+    with_exclusion = set_dep(text, excluded, "phantom-b000", wanted=True)
+    with_encoder, _ = with_encoders(text, {**encoders, **student})
+    with_task, _ = with_tasks(text, ["phantom"])
+    deps = {
+        one: {path: [stage for stage, paths in deps_of(edited).items() if path in paths] for path in paths}
+        for one, edited, paths in (
+            ("batch", with_batch, (batch,)),
+            ("exclusion", with_exclusion, (excluded,)),
+            ("encoder", with_encoder, ("models/other", "data/answers/student")),
+            ("task", with_task, ("metrics/finetune/phantom.json",)),
+        )
+    }
+    assert deps == {
+        "batch": {batch: ["pretrain", "variant", "report"]},
+        "exclusion": {excluded: [name for name, paths in deps_of(text).items() if {*TEMPLATES, PHANTOM_SET} & paths]},
+        "encoder": {"models/other": ["cohort", "finetune"], "data/answers/student": ["evaluate", "decide", "explore"]},
+        "task": {"metrics/finetune/phantom.json": ["report"]},
+    }
+    assert drop_deps(with_batch, {batch}) == text
+    assert set_dep(with_exclusion, excluded, "phantom-b000", wanted=False) == text
+    assert deps_of(with_encoders(with_encoder, encoders)[0]) == deps_of(text)
+    assert with_tasks(with_task, [])[0] == text
+
+
+def deps_of(text: str) -> dict[str, set[str]]:
+    stages = YAML(typ="safe", pure=True).load(text)["stages"]
+    return {name: set(stage.get("do", stage)["deps"]) for name, stage in stages.items()}
 
 
 def test_a_model_that_was_imported_for_another_grid_is_refused_before_any_work(tmp_path: Path) -> None:
