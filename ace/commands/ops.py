@@ -1,4 +1,4 @@
-"""`ops`: look at the service, stop it, start it, publish what it has committed, make room, and try its alerts."""
+"""`ops`: look at the service, stop it, start it, publish its commits, make room, try alerts, compare weights."""
 
 import argparse
 import json
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ace.commands.accepted_models import MODELS_VARIABLE, add_json
 from ace.commands.ops_alert import add_alert_command
 from ace.commands.ops_clean import add_clean_command
+from ace.commands.ops_equal_weights import add_equal_weights_command
 from ace.commands.ops_publish import add_publish_command
 from ace.commands.options import add_branch_option, add_why_option
 from shards.core.config import DEFAULT_PARAMS
@@ -21,7 +22,8 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     """Add `ops` to the command line."""
     ops = commands.add_parser(
         "ops",
-        help="look at the service, stop it, start it, publish what it has committed, make room, try its alerts",
+        help="look at the service, stop it, start it, publish what it has committed, make room, try its alerts, and "
+        "show that an upgrade leaves the weights as they are",
     ).add_subparsers(required=True, metavar="COMMAND")
     for word, function, text in (
         ("status", status, "say what runs, waits, is held, refused or rejected, and why"),
@@ -41,6 +43,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add_publish_command(ops)
     add_clean_command(ops)
     add_alert_command(ops)
+    add_equal_weights_command(ops)
 
 
 def status(arguments: argparse.Namespace) -> None:

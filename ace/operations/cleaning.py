@@ -22,6 +22,7 @@ from ace.operations.deliveries import Deliveries
 from ace.operations.delivery import BUILD_LOG, FETCHING, IMAGES
 from ace.operations.due import DELIVERIES, QUARANTINE
 from ace.operations.durable import sync_folder
+from ace.operations.equal_weights import TEMPORARY
 from ace.operations.erasure_plan import Plan as ErasurePlan
 from ace.operations.errors import BusyError, OperationsError
 from ace.operations.events import LOG, Actor, Event, EventLog
@@ -52,7 +53,7 @@ _WORDS = {
 _OF = {OBJECTS: " in the cache", WORK: " of unfinished work", REFUSED: " of refused images"}
 _GOING = ".going"
 """Name of a folder of refused images from the moment on at which it goes."""
-_TEMPORARY = ("answers-*", "compared-*")
+_TEMPORARY = ("answers-*", "compared-*", f"{TEMPORARY}*")
 """Folders in scratch that a killed command left, and that no lock belongs to."""
 
 
