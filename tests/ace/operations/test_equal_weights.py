@@ -87,7 +87,7 @@ def test_a_commit_is_equal_to_itself_and_the_checkout_stays_as_it_is(
 def test_one_other_number_gives_other_weights_although_the_checkouts_code_comes_first_on_the_path(
     clone: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    edit(clone / STEP, "round(params.warmup_epochs *", "round(0.9 * params.warmup_epochs *")
+    edit(clone / STEP, "lr=warmup_cosine(params.lr,", "lr=warmup_cosine(0.999 * params.lr,")
     commit(clone)
     assert equal_weights("v0.1.0") == 1
     said = capsys.readouterr().out
