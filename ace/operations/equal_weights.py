@@ -45,7 +45,7 @@ _NUM_NAMED = 5
 _POLL_S = 0.25
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """What two commits made of the smallest configuration.
 
@@ -130,7 +130,7 @@ def compare(root: Path, old: str, new: str = HEAD, say: Callable[[str], None] = 
                 say(f"{len(_STEPS) * number + step + 1}/{2 * len(_STEPS)} {name}: {_command(arguments)}")
                 _run(arguments, clone, environment, request, name)
             sums.append(_sums(clone, name))
-    return Comparison(names[0], names[1], sums[0], sums[1])
+    return Comparison(old=names[0], new=names[1], old_sums=sums[0], new_sums=sums[1])
 
 
 def _check_committed(root: Path) -> None:
