@@ -82,7 +82,10 @@ def test_what_older_models_lack_is_what_they_were_trained_with(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("damage", "field"),
     [
-        (lambda config: operator.delitem(config["params"]["pretrain"], "backbone"), "params.pretrain.backbone is missing"),
+        (
+            lambda config: operator.delitem(config["params"]["pretrain"], "backbone"),
+            "params.pretrain.backbone is missing",
+        ),
         (lambda config: config["params"]["pretrain"]["backbone"].update(in_channels=2), "backbone.in_channels is 2"),
         (lambda config: config["params"]["grid"].update(t=3), "params.grid is .* t is 3"),
         (lambda config: config.update(steps="many"), "steps is 'many'"),

@@ -19,6 +19,8 @@ from ace.models.folder import CONFIG, WEIGHTS
 from ace.operations.clone import Clone
 from ace.operations.lineage import NOT_RECORDED, NOT_TRAINED_HERE
 from ace.operations.registry import Registry
+from ace.operations.retraining_state import ACCEPTED as RETRAINED
+from ace.operations.retraining_state import BEGAN
 from ace.operations.withdrawal_state import RECEIVED, SETTLED
 from ace.published.importing import import_timm, one_import
 from ace.zoo.shipped import find_model
@@ -199,6 +201,22 @@ def test_of_versions_with_the_same_weights_the_one_with_the_same_files_is_meant_
     assert project.lineage(out, capsys)["origin"] == ["exported from the teacher of v2"]
     assert project.lineage(project.root / "models/continued", capsys)["continues"] == "v2"
     assert project.lineage(first, capsys)["origin"] == ["the weights of v1"]
+
+
+@pytest.mark.parametrize(("own", "expected"), [({}, "the event's"), ({"hardware": MACHINE}, MACHINE)])
+def test_the_machine_that_a_retrained_model_names_itself_is_told_and_else_that_of_the_event(
+    own: dict[str, Any], expected: object, project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, log = project.root / "models/ace", project.registry.log
+    log.append(BEGAN, {"hardware": "the event's"}, actor=ANNA, now=Clock()())
+    change(model, commit="beef" * 10, **own)
+    subprocess.run([sys.executable, "-m", "dvc", "commit", "--force", "pretrain"], cwd=project.root, check=True)
+    git(project.root, "commit", "--quiet", "--all", "-m", "trained again")
+    version = project.registry.promote(ANNA)
+    machine = own.get("hardware", NOT_RECORDED)
+    assert project.lineage(model, capsys)["hardware"] == machine, "until the retraining has ended"
+    log.append(RETRAINED, {"version": version.number}, actor=ANNA, now=Clock()())
+    assert project.lineage(model, capsys)["hardware"] == expected
 
 
 def test_an_export_leads_back_to_its_version_also_when_that_is_retired(
