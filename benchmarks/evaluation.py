@@ -27,7 +27,7 @@ import torch
 from ace.config import Config, resolve
 from ace.embed.embedder import Embedder, tokens_of
 from ace.embed.encoder import load_encoder
-from ace.properties.composition import CompositionParams, composition_cosines, plan_composition
+from ace.properties.composition import CompositionParams, compare, embed_quadrants, plan_composition
 from ace.zoo.shipped import find_model
 from shards.core.normalisation import Normalisation
 
@@ -50,7 +50,7 @@ def ask(embedder: Embedder, num_patients: int, regions_per_patient: int) -> int:
     rng, spec = np.random.default_rng(0), embedder.encoder.spec
     canvases = [rng.integers(0, 256, (spec.canvas_px, spec.canvas_px), dtype=np.uint8) for _ in range(num_patients)]
     plan = plan_composition(num_patients, params, rng)
-    composition_cosines(embedder, canvases, plan)
+    compare(plan, *embed_quadrants(embedder, canvases, plan))
     return 5 * len(plan.regions)
 
 

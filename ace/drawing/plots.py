@@ -49,6 +49,7 @@ STYLE: dict[Any, Any] = {
 TITLE_CHARACTERS = 40
 """Longest line of a curve's title; a longer title is broken."""
 LEGEND_COLUMNS = 3
+ROC_COLUMNS = 4
 COUNTERS = {"step", "epoch", "images"}
 SCHEDULES = {"lr", "weight_decay", "momentum"}
 Values = Float[np.ndarray, " values"]
@@ -126,13 +127,13 @@ def roc_panels(curves: Mapping[str, Mapping[str, tuple[Values, Values]]]) -> str
     """Draw the share of the images with a label that is found against the share of the others that is taken for it.
 
     Args:
-        curves: Label → encoder → false and true positive rates, ascending; a panel a label, four in a row.
+        curves: Label → encoder → false and true positive rates, ascending; a panel a label, `ROC_COLUMNS` in a row.
     """
-    num_cols = min(4, len(curves))
-    num_rows = math.ceil(len(curves) / num_cols)
+    num_rows = math.ceil(len(curves) / ROC_COLUMNS)
+    num_names = math.ceil(max(map(len, curves.values())) / LEGEND_COLUMNS)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(2.4 * num_cols, 0.4 + 2.3 * num_rows), layout="constrained")
-        panels = figure.subplots(num_rows, num_cols, squeeze=False, sharex=True, sharey=True).ravel()
+        figure = Figure(figsize=(2.4 * ROC_COLUMNS, 0.2 + 0.2 * num_names + 2.3 * num_rows), layout="constrained")
+        panels = figure.subplots(num_rows, ROC_COLUMNS, squeeze=False, sharex=True, sharey=True).ravel()
         for axes, (label, own) in zip(panels, curves.items(), strict=False):
             axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.6)
             for number, (name, (false, true)) in enumerate(own.items()):
@@ -143,11 +144,14 @@ def roc_panels(curves: Mapping[str, Mapping[str, tuple[Values, Values]]]) -> str
                     linewidth=1.6,
                     label=encoder_name(name) * (axes is panels[0]),
                 )
-            axes.set_title("\n".join(textwrap.wrap(label, TITLE_CHARACTERS // 2)))
+            axes.set_title("\n".join(textwrap.wrap(label, TITLE_CHARACTERS // 2)), parse_math=False)
             axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        for axes in panels[max(len(curves) - ROC_COLUMNS, 0) : len(curves)]:
+            axes.tick_params(labelbottom=True)  # no panel below it has the numbers
         for axes in panels[len(curves) :]:
             axes.remove()
-        figure.supxlabel("share of the images without it", fontsize=9)
+        middle = min(len(curves), ROC_COLUMNS) / ROC_COLUMNS / 2
+        figure.supxlabel("share of the images without it", x=middle, fontsize=9)
         figure.supylabel("share of the images with it", fontsize=9)
         figure.legend(loc="outside upper left", ncols=LEGEND_COLUMNS, columnspacing=1.4, handlelength=1.6)
         return _svg(figure, "roc")

@@ -1,5 +1,7 @@
 """The model card: what the encoder is, what it saw, what it may be used for."""
 
+from html import escape
+
 from ace.journal.erased import erased_parts
 from ace.models.folder import WEIGHTS
 from ace.models.model_config import TrainedConfig, WhiteningSection
@@ -106,7 +108,7 @@ def model_card(config: TrainedConfig) -> str:
         precision=pretrain.precision,
         num_processes=config.num_processes,
         device=config.device,
-        hardware=config.hardware.text if config.hardware else "not recorded",
+        hardware=_cell(config.hardware.text) if config.hardware else "not recorded",
         epochs=pretrain.epochs,
         steps=config.steps,
         batch_size=pretrain.batch_size,
@@ -119,6 +121,11 @@ def model_card(config: TrainedConfig) -> str:
         data="\n".join(table),
         unknown=UNKNOWN.format(batches=", ".join(unknown)) if unknown else "",
     )
+
+
+def _cell(text: str) -> str:
+    """Return a text that others chose as a cell of a table: on one line, and without markup."""
+    return escape(" ".join(text.split()), quote=False).replace("|", r"\|")
 
 
 def _whitening(whitening: WhiteningSection | None) -> str:

@@ -203,14 +203,29 @@ def _negated(figure: Figure) -> Figure:
 
 def _measured(told: Mapping[str, Any]) -> TaskMeasured:
     reads, shared = told.get("num_reads"), told.get("accept_shared_images")
+    if shared is not None and not isinstance(shared, bool):
+        raise ValueError(f"accept_shared_images is {shared!r:.40}, and not true or false")
     drawn = dict(told.get("num_training_images", {}))
     return TaskMeasured(
         batch=str(told["batch"]),
         split=str(told["split"]),
-        num_images=int(told["num_images"]),
-        num_patients=int(told["num_patients"]),
-        num_seeds=int(told["num_seeds"]),
-        num_reads=None if reads is None else int(reads),
-        num_training_images=tuple((str(amount), int(least), int(most)) for amount, (least, most) in drawn.items()),
-        accept_shared_images=None if shared is None else bool(shared),
+        num_images=_count(told["num_images"]),
+        num_patients=_count(told["num_patients"]),
+        num_seeds=_count(told["num_seeds"]),
+        num_reads=None if reads is None else _count(reads),
+        num_training_images=tuple(
+            (str(amount), _count(least), _count(most)) for amount, (least, most) in drawn.items()
+        ),
+        accept_shared_images=shared,
     )
+
+
+def _count(found: Any) -> int:
+    """Return a count as it is told; a text or a part of one would be shown as another number.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(found, bool) or not isinstance(found, int) or found < 0:
+        raise ValueError(f"{found!r:.40} is no count")
+    return found

@@ -1,3 +1,6 @@
+import re
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +12,7 @@ from ace.drawing.plots import (
     density_plot,
     error_curves,
     kernel_density,
+    roc_panels,
     running_mean,
     scatter_panels,
 )
@@ -82,6 +86,36 @@ def test_every_encoder_has_its_own_colour_in_the_plots() -> None:
     assert "var(--encoder-3)" not in curves, "a baseline has no encoder's colour"
     assert "ImageNet" in densities
     assert "ImageNet" in curves
+
+
+def rocs(labels: Sequence[str], names: Sequence[str] = ("trained", "untrained", "imagenet")) -> str:
+    ends = np.array([0.0, 1.0])
+    return roc_panels({label: dict.fromkeys(names, (ends, ends)) for label in labels})
+
+
+def view_box(svg: str) -> list[float]:
+    found = re.search(r'viewBox="([^"]*)"', svg)
+    assert found is not None
+    return [float(number) for number in found[1].split()]
+
+
+def test_rocs_of_one_label_are_as_large_as_those_of_many_and_have_a_legend_that_fits() -> None:
+    """The page stretches a picture to its width: a narrow one would come out large, its legend beside the page."""
+    one, many = rocs(["effusion"]), rocs([f"label {number}" for number in range(14)])
+    assert view_box(one)[2] == view_box(many)[2]
+    assert one.count("untrained<") == many.count("untrained<") == 1
+    names = [f"an_encoder_{number}" for number in range(9)]
+    assert view_box(rocs(["effusion"], names))[3] > view_box(one)[3]
+
+
+@pytest.mark.parametrize(("num_labels", "num_rows"), [(1, 1), (3, 1), (4, 1), (5, 2), (7, 2), (14, 4)])
+def test_every_column_of_rocs_has_numbers_below_and_every_row_beside(num_labels: int, num_rows: int) -> None:
+    svg = rocs([f"label {number}" for number in range(num_labels)])
+    assert svg.count(">0.6</text>") == min(num_labels, 4) + num_rows
+
+
+def test_a_label_with_dollars_is_no_formula() -> None:
+    assert ">$^$ or $x$</text>" in rocs(["$^$ or $x$"])
 
 
 def test_named_numbers_have_a_colour_each_and_others_are_grey() -> None:

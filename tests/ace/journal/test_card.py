@@ -60,6 +60,12 @@ def test_objective_and_conditions_of_the_training_are_named() -> None:
     assert row(card, "hardware") == "2 × H200; a fast one, 8 cores, 33.6 GB of memory"
 
 
+def test_the_name_of_a_processor_stays_in_its_cell() -> None:
+    machine = {"processor": "a|b  <i>&\nc", "cores": 8, "memory_gb": 33.6, "accelerators": []}
+    card = card_of({**config_of(), "hardware": machine})
+    assert "\n| hardware | a\\|b &lt;i&gt;&amp; c, 8 cores, 33.6 GB of memory |\n" in card
+
+
 def augment_with(**erase: Any) -> dict[str, Any]:
     augment = tiny_params().augment.model_dump(mode="json")
     return {"augment": {**augment, "erase": {**augment["erase"], **erase}}}

@@ -82,13 +82,13 @@ def test_what_older_models_lack_is_what_they_were_trained_with(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("damage", "field"),
     [
-        (lambda config: operator.delitem(config["params"]["pretrain"], "backbone"), "params.pretrain.backbone is"),
+        (lambda config: operator.delitem(config["params"]["pretrain"], "backbone"), "params.pretrain.backbone is missing"),
         (lambda config: config["params"]["pretrain"]["backbone"].update(in_channels=2), "backbone.in_channels is 2"),
         (lambda config: config["params"]["grid"].update(t=3), "params.grid is .* t is 3"),
         (lambda config: config.update(steps="many"), "steps is 'many'"),
         (lambda config: config.update(hardware={**HARDWARE, "cores": "many"}), "hardware.cores is 'many'"),
         (lambda config: config["params"]["batches"]["noise-b000"]["mix"].update(std=0), "mix.std.0 is 0"),
-        (lambda config: config.update(origin="imported"), "source is"),
+        (lambda config: config.update(origin="imported"), "source is missing"),
     ],
 )
 def test_a_damaged_file_is_refused_by_the_field_that_is_wrong(

@@ -435,6 +435,30 @@ def test_figures_that_are_not_there_or_are_none_say_what_to_run(project: Path, t
             read_task(tmp_path / "nih.json")
 
 
+@pytest.mark.parametrize(
+    "facts",
+    [
+        *(
+            {"num_training_images": {"100pct": nums}}
+            for nums in ("12", 12, [12], [-1, 2], ["1", 2], [1.5, 2], [None, 2])
+        ),
+        {"num_training_images": None},
+        {"num_training_images": [12, 24]},
+        {"accept_shared_images": "false"},
+        {"accept_shared_images": 0},
+        {"num_images": "99"},
+        {"num_patients": True},
+        {"num_reads": -1},
+    ],
+    ids=str,
+)
+def test_facts_that_are_no_counts_are_refused_and_not_shown_as_others(facts: Told, tmp_path: Path) -> None:
+    told = planted()
+    told["measured"] |= facts
+    with pytest.raises(ConfigError, match=r"phantom.json: found no figures of a task .*`dvc repro finetune@phantom`"):
+        read_task(write(tmp_path, "phantom", told))
+
+
 def test_the_data_of_a_task_are_not_told_as_never_trained_on(project: Path) -> None:
     write(project, "phantom", planted())
     without, with_task = text_of(page_of(project)), text_of(page_of(project, "phantom"))
