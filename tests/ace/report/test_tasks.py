@@ -590,6 +590,12 @@ def test_files_that_say_alike_whose_images_are_measured_are_not_told_as_of_the_s
     assert "99 test images of 66 patients of phantom-b000 , measured once." in words
     assert "measured on the same images" not in words
     assert "Figures of two files, side by side without a difference." in words
+    older = planted()
+    del older["measured"]["num_training_images"], older["measured"]["accept_shared_images"]
+    (project / "studies/two/finetune/phantom.json").write_text(json.dumps(older), encoding="utf-8")
+    words = text_of(compared(project, "studies/one", "studies/two"))
+    assert words.count("Trained on 141 images") == 1
+    assert "Figures of an earlier release do not record" in words, "as those of one of them"
     words = text_of(compared(project, "studies/one", "studies/one:untrained"))
     assert "No paired difference of these encoders was taken" not in words, "the file has it"
     arguments = ["report", "--compare", "studies/one", "studies/two", "--task", "phantom"]
