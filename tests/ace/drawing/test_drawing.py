@@ -114,6 +114,26 @@ def test_every_column_of_rocs_has_numbers_below_and_every_row_beside(num_labels:
     assert svg.count(">0.6</text>") == min(num_labels, 4) + num_rows
 
 
+def test_a_roc_that_finds_all_first_rises_before_it_goes_to_the_right_in_the_colour_of_its_encoder() -> None:
+    zero, one = np.array([0.0, 0.0, 1.0]), np.array([0.0, 1.0, 1.0])
+    svg = roc_panels({"effusion": {"best": (zero, one), "worst": (one, zero)}})
+    paths = {
+        number: re.search(rf'd="([^"]*)" [^>]*style="[^"]*stroke: var\(--encoder-{number}\)', svg) for number in (0, 1)
+    }
+    best, worst = (
+        np.array(re.findall(r"[\d.]+", path[1]), float).reshape(-1, 2)[:2] for path in paths.values() if path
+    )
+    assert (best[1, 0], worst[1, 1]) == (best[0, 0], worst[0, 1])
+    assert best[1, 1] < best[0, 1], "pixels are counted downwards"
+    assert worst[1, 0] > worst[0, 0]
+
+
+def test_long_labels_are_broken() -> None:
+    svg = rocs(["a cardiomediastinum that is enlarged"])
+    assert ">a cardiomediastinum<" in svg
+    assert ">that is enlarged<" in svg
+
+
 def test_a_label_with_dollars_is_no_formula() -> None:
     assert ">$^$ or $x$</text>" in rocs(["$^$ or $x$"])
 
