@@ -247,5 +247,6 @@ def test_a_comparison_names_what_differs_and_what_only_one_has() -> None:
     assert found.different == [tar.format(0), tar.format(1)]
     assert "  weights: all equal\n" in found.to_text()
     assert f"  shards: {tar.format(0)}, {tar.format(1)}\n" in found.to_text()
+    assert Comparison(old="old", new="new", old_sums=new, new_sums=old).different == found.different
     same = Comparison(old="old", new="new", old_sums=new, new_sums=new)
     assert same.to_text().startswith("equal: old and new give the same 1 file of weights")

@@ -1,5 +1,7 @@
 """The linear probe of labels: whom it is fitted and scored on, and its AUROC against a loop over pairs."""
 
+import itertools
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from ace.drawing import plots
+from ace.drawing.words import Words
 from ace.embed.probe_scores import NOT_KNOWN
+from ace.properties.base import Evidence, gain_key
 from ace.properties.labels import (
     LEAST_PATIENTS,
     LabelPlan,
+    Labels,
     LabelsMeasurement,
     ProbedImages,
     cross_entropy,
@@ -95,6 +101,28 @@ def test_the_area_below_the_curve_that_is_drawn_is_the_figure(plan: LabelPlan) -
         for column, reading in enumerate(measurement.details(own).values()):
             false, true = drawn[f"{name}_roc{column}"]
             assert np.trapezoid(true, false) == pytest.approx(estimate(reading.measure, reading.num_patients))
+
+
+def test_every_label_and_encoder_has_its_own_curve_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    curve = {
+        f"{name}_roc{column}": np.full((2, 2), value)
+        for value, (name, column) in enumerate(itertools.product(("one", "other"), (0, 1)))
+    }
+    number = {"value": 0.7, "low": 0.6, "high": 0.8, "num_with": 5, "num_without": 6}
+    figures = dict.fromkeys(("one", "other", gain_key("other")), number)
+    drawn: list[Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]] = []
+    monkeypatch.setattr(plots, "roc_panels", lambda curves: drawn.append(curves) or "")
+    Labels().shown(
+        Evidence(
+            encoders=["one", "other"],
+            figures={"labels": {"No_Finding": figures, "Edema": figures}},
+            params={},
+            arrays={"labels": np.array(["No_Finding", "Edema"]), **curve},
+            words=Words(one="patient"),
+        )
+    )
+    found = {label: {name: rates[0][0] for name, rates in own.items()} for label, own in drawn[0].items()}
+    assert found == {"No Finding": {"one": 0, "other": 2}, "Edema": {"one": 1, "other": 3}}
 
 
 def test_each_part_has_all_labelled_images_of_patients_of_its_own_split(index: ShardIndex, plan: LabelPlan) -> None:
