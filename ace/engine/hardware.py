@@ -31,8 +31,8 @@ def hardware() -> Hardware:
 def _processor() -> str:
     """Name the processor; Python itself knows no more than its kind on Linux."""
     if _CPU_INFO.is_file():
-        for line in _CPU_INFO.read_text(encoding="utf-8").splitlines():
+        for line in _CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines():
             name, _, value = line.partition(":")
-            if name.strip() == "model name":
+            if name.strip() == "model name" and value.strip():
                 return value.strip()
     return platform.processor() or platform.machine()

@@ -27,7 +27,7 @@ def test_the_machine_is_told_by_what_the_kernel_and_torch_say(tmp_path: Path, mo
     }
 
 
-@pytest.mark.parametrize("text", [None, "processor\t: 0\nBogoMIPS\t: 50.00\n"])
+@pytest.mark.parametrize("text", [None, "processor\t: 0\nBogoMIPS\t: 50.00\n", "model name\t:\n"])
 def test_where_the_kernel_names_no_processor_python_does(
     text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -37,6 +37,14 @@ def test_where_the_kernel_names_no_processor_python_does(
     monkeypatch.setattr("platform.processor", lambda: "")
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert hardware().processor == "aarch64"
+
+
+def test_a_name_that_is_no_utf8_does_not_keep_a_training_from_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_bytes(b"model name\t: A Fast\xae One\n")
+    monkeypatch.setattr(module, "_CPU_INFO", tmp_path / "cpuinfo")
+    assert hardware().processor == "A Fast\N{REPLACEMENT CHARACTER} One"
 
 
 def test_devices_of_a_driver_that_torch_cannot_use_are_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
