@@ -62,7 +62,7 @@ class Config(Section):
     grid: GridParams
     """The one grid that shards, training and evaluation share."""
     shard: ShardParams
-    """How images become shards; a batch may have settings of its own in batches/NAME.yaml."""
+    """Settings of the stage `shard`; a batch may have its own in batches/NAME.yaml."""
     batches: dict[str, str] = Field(min_length=1)
     """Name → the path that its shards are made from, and that DVC tracks; the rest is in batches/NAME.yaml."""
     mix: dict[str, MixParams] = Field(min_length=1)

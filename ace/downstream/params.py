@@ -62,7 +62,7 @@ class TaskParams(Section):
     training: FinetuneParams
     """Optimiser, schedule and early stopping, the same for every encoder."""
     bootstrap: BootstrapParams
-    """How the intervals of the figures are drawn."""
+    """Number of resamples and level of the figures' intervals."""
     num_examples: int = Field(ge=1)
     """Images of each kind (best, median, worst) that the page shows of an encoder."""
 

@@ -29,7 +29,7 @@ TEMPORARY = "equal-"
 """Beginning of the name of the temporary folder, which a killed call leaves in scratch."""
 WEIGHTS, TARS = "models/ace/*.safetensors", f"{SHARDS}*/*.tar"
 COMPARED = ("ace", "shards", "configs", "batches", "params.yaml", "dvc.yaml", "versions.yaml")
-"""What of a checkout decides the answer, and therefore has to be committed."""
+"""Paths of a checkout that decide the answer, and therefore have to be committed."""
 _STEPS = (("-m", "ace", "config", "use", "smoke"), ("-m", "dvc", "repro", "pretrain"))
 _BASE = "configs/demo.yaml"
 _BATCH = "phantom-b000"
@@ -47,7 +47,7 @@ _POLL_S = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What two commits made of the smallest configuration.
+    """Compares the files that two commits made of the smallest configuration.
 
     Attributes:
         old: Name of the one commit.

@@ -12,15 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ace.data.batches import CropPairItem, PairBatch, collate
+from ace.data.batches import PairBatch, collate
 from ace.engine.ranks import ALONE, Ranks, open_ranks
 from ace.engine.training import StepOutcome
 from ace.pretrain.pretrain import build_state
 from ace.pretrain.state import TrainState
 from shards.core.grid import draw_crop_pair
-from shards.core.normalisation import Normalisation
 from tests.ace.pretrain.conftest import tiny_grid, tiny_params
-from tests.ace.pretrain.synthetic import draw_shown, step_of, with_blackened, with_tissue
+from tests.ace.pretrain.synthetic import draw_shown, noise_item, step_of, with_blackened, with_tissue
 
 GRID = tiny_grid(n=10, t=4)
 NUM_SAMPLES = 8
@@ -61,17 +60,7 @@ def _batch(shares_erased: list[float]) -> PairBatch:
         crops = rng.integers(0, 256, (2, spec.crop_px, spec.crop_px), dtype=np.uint8)
         shown = draw_shown(rng, 2, spec.t, share_erased)
         pair = draw_crop_pair(spec, spec.scales[0], rng)
-        items.append(
-            CropPairItem(
-                coarse=crops[0],
-                fine=crops[1],
-                pair=pair,
-                normalisation=Normalisation.of(0.5, 0.25),
-                key=f"noise-{number}",
-                coarse_shown=shown[0],
-                fine_shown=shown[1],
-            )
-        )
+        items.append(noise_item(number, crops, pair, shown))
     return with_blackened(collate(items))
 
 

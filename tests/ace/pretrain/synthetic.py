@@ -15,7 +15,7 @@ from ace.pretrain.objective import BatchTotals, Objective, StepContext, StepResu
 from ace.pretrain.params import PretrainParams
 from ace.pretrain.state import TrainState
 from ace.pretrain.step import PretrainStep
-from shards.core.grid import GridSpec, Scale, draw_crop_pair
+from shards.core.grid import CropPair, GridSpec, Scale, draw_crop_pair
 from shards.core.normalisation import Normalisation
 
 AnyBatch = TypeVar("AnyBatch", PairBatch, ViewBatch)
@@ -30,18 +30,21 @@ def pair_batch(
         crops = rng.integers(0, 256, (2, spec.crop_px, spec.crop_px), dtype=np.uint8)
         shown = draw_shown(rng, 2, spec.t, share_erased)
         pair = draw_crop_pair(spec, scale, rng)
-        items.append(
-            CropPairItem(
-                coarse=crops[0],
-                fine=crops[1],
-                pair=pair,
-                normalisation=Normalisation.of(0.5, 0.25),
-                key=f"noise-{number}",
-                coarse_shown=shown[0],
-                fine_shown=shown[1],
-            )
-        )
+        items.append(noise_item(number, crops, pair, shown))
     return with_blackened(collate(items)).to(default_device())
+
+
+def noise_item(number: int, crops: np.ndarray, pair: CropPair, shown: np.ndarray) -> CropPairItem:
+    """Make the item of two crops, coarse and fine, and of the shares of their tokens that are shown."""
+    return CropPairItem(
+        coarse=crops[0],
+        fine=crops[1],
+        pair=pair,
+        normalisation=Normalisation.of(0.5, 0.25),
+        key=f"noise-{number}",
+        coarse_shown=shown[0],
+        fine_shown=shown[1],
+    )
 
 
 def view_batch(
